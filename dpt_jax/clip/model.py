@@ -1,0 +1,349 @@
+"""CLIP's two transformers as Flax modules that accept prompt tokens at every layer.
+
+A prompt is a *memory* of a block: tokens that are looked at (keys and values)
+but neither look nor survive (no queries, no MLP, no output). Appending tokens
+to a block's input and dropping their outputs again computes the same thing and
+costs more.
+
+Shapes: B images, C texts, T tokens, M memory tokens, D width, E joint embedding.
+Parameters are float32 or the compute dtype; layer norm and softmax always run
+in float32.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of one tower."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Sizes of a CLIP with a ViT image tower (image_size and patch_size in pixels)."""
+
+    embed_dim: int
+    image_size: int
+    patch_size: int
+    vision: TransformerConfig
+    text: TransformerConfig
+    vocab_size: int = 49408
+    context_length: int = 77
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+
+class TextLayout(NamedTuple):
+    """C texts, split into the tokens they all begin with and their own tokens.
+
+    Attention is causal, so the shared beginning is the same for every text and
+    is encoded once (P tokens); the own tokens (T of them, padded after the
+    end-of-text token) look at it as a memory. A position holds either a token
+    id or, where `*_context` is not negative, that row of the learned context.
+    """
+
+    prefix_tokens: np.ndarray | Array  # (P,) int32
+    prefix_context: np.ndarray | Array  # (P,) int32, -1: no context here
+    tokens: np.ndarray | Array  # (C, T) int32
+    context: np.ndarray | Array  # (C, T) int32, -1: no context here
+    end: np.ndarray | Array  # (C,) int32, index of the end-of-text token in `tokens`
+
+
+class LayerPrompts(NamedTuple):
+    """Prompt tokens for the next `layers` blocks of the vision tower.
+
+    `make(inputs, x)` returns (memory (B or 1, M, D) or None, named outputs) for
+    the tokens x (B, T, D) entering a block; `inputs` is that block's slice of
+    `per_layer`, a tree of arrays with a leading axis of `layers`.
+    """
+
+    layers: int
+    make: Callable[[Any, Array], tuple[Array | None, Any]]
+    per_layer: Any = None
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm computed in float32, returned in the dtype of its input."""
+
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    use_fast_variance: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return super().__call__(x).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """One pre-LN transformer block."""
+
+    config: TransformerConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        memory: Array | None = None,
+        *,
+        causal: bool = False,
+        query: Array | int | None = None,
+    ) -> Array:
+        """Updates the tokens of x, which attend to themselves and to the memory.
+
+        x: (B, T, D). memory: (B or 1, M, D), seen by every token. causal: a
+        token of x sees the tokens of x up to itself. query: index, one or (B,),
+        of the only token whose output is wanted; the result is then (B, 1, D).
+        """
+        config = self.config
+        norm_1, norm_2 = (LayerNorm(config.layer_norm_eps, name=f"ln_{i}") for i in (1, 2))
+        heads = (config.heads, config.width // config.heads)
+        to_query, to_key, to_value = (
+            nn.DenseGeneral(heads, dtype=self.dtype, name=name) for name in ("query", "key", "value")
+        )
+        batch, length, _ = x.shape
+        asked = None if query is None else jnp.broadcast_to(jnp.asarray(query), (batch,))
+
+        normed = norm_1(x)
+        keys, values = to_key(normed), to_value(normed)
+        mask = None
+        if causal:
+            last_seen = jnp.arange(length)[None] if asked is None else asked[:, None]
+            mask = jnp.arange(length) <= last_seen[:, None, :, None]  # (1 or B, 1, queries, T)
+        if memory is not None:
+            seen = norm_1(memory)
+            shape = (batch, memory.shape[1], *heads)
+            keys = jnp.concatenate([keys, jnp.broadcast_to(to_key(seen), shape)], axis=1)
+            values = jnp.concatenate([values, jnp.broadcast_to(to_value(seen), shape)], axis=1)
+            if mask is not None:
+                mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, memory.shape[1])), constant_values=True)
+        if asked is not None:
+            x, normed = (jnp.take_along_axis(t, asked[:, None, None], axis=1) for t in (x, normed))
+
+        attended = jax.nn.dot_product_attention(to_query(normed), keys, values, mask=mask)
+        x = x + nn.DenseGeneral(config.width, axis=(-2, -1), dtype=self.dtype, name="out")(attended)
+        hidden = nn.Dense(config.mlp_width, dtype=self.dtype, name="mlp_in")(norm_2(x))
+        return x + nn.Dense(config.width, dtype=self.dtype, name="mlp_out")(ACTIVATIONS[config.activation](hidden))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks whose weights carry a leading layer axis, so that layers scan."""
+
+    config: TransformerConfig
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self._block = Block(self.config, self.dtype, parent=None)
+        self.blocks = self.param("blocks", self._init_blocks)
+
+    def _init_blocks(self, key: Array) -> Any:
+        tokens = jnp.zeros((1, 1, self.config.width))
+        keys = jax.random.split(key, self.config.layers)
+        return jax.vmap(lambda k: self._block.init(k, tokens)["params"])(keys)
+
+    def block(self, layer: int) -> Callable[..., Array]:
+        """The block of one layer (0-based), as a function with Block's arguments."""
+        weights = jax.tree.map(lambda w: w[layer], self.blocks)
+        return lambda *args, **kwargs: self._block.apply({"params": weights}, *args, **kwargs)
+
+    def scan(
+        self,
+        step: Callable[[Callable[..., Array], Any, Any], tuple[Any, Any]],
+        carry: Any,
+        start: int,
+        stop: int,
+        per_layer: Any = None,
+    ) -> tuple[Any, Any]:
+        """Runs layers start..stop-1 (0-based) as one compiled loop.
+
+        step(block, carry, inputs) -> (carry, output), where inputs is the
+        layer's slice of per_layer; returns the last carry and stacked outputs.
+        """
+
+        def body(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
+            weights, own = inputs
+            return step(lambda *a, **k: self._block.apply({"params": weights}, *a, **k), carry, own)
+
+        weights = jax.tree.map(lambda w: w[start:stop], self.blocks)
+        return jax.lax.scan(body, carry, (weights, per_layer))
+
+
+class VisionTower(nn.Module):
+    """Image tower (ViT): patches, class token first, pre-LN blocks, projection."""
+
+    config: CLIPConfig
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        config, width = self.config, self.config.vision.width
+        normal = nn.initializers.normal(width**-0.5)
+        patch_values = 3 * config.patch_size**2
+        self.patch_embedding = self.param("patch_embedding", normal, (patch_values, width))
+        self.class_embedding = self.param("class_embedding", normal, (width,))
+        self.position_embedding = self.param("position_embedding", normal, (config.grid**2 + 1, width))
+        self.ln_pre = LayerNorm(config.vision.layer_norm_eps)
+        self.transformer = Transformer(config.vision, self.dtype)
+        self.ln_post = LayerNorm(config.vision.layer_norm_eps)
+        self.projection = self.param("projection", normal, (width, config.embed_dim))
+
+    def embed(self, images: Array) -> Array:
+        """Normalised images (B, H, W, 3) -> tokens entering the first block (B, 1 + patches, D)."""
+        batch, grid, patch = images.shape[0], self.config.grid, self.config.patch_size
+        images = images[:, : grid * patch, : grid * patch].astype(self.dtype)
+        patches = images.reshape(batch, grid, patch, grid, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = patches.reshape(batch, grid**2, -1) @ self.patch_embedding.astype(self.dtype)
+        first = jnp.broadcast_to(self.class_embedding.astype(self.dtype), (batch, 1, x.shape[-1]))
+        x = jnp.concatenate([first, x], axis=1) + self.position_embedding.astype(self.dtype)
+        return self.ln_pre(x)
+
+    def __call__(self, images: Array, prompts: Sequence[LayerPrompts] = ()) -> tuple[Array, list[Any]]:
+        """Image features (B, E) in float32 and, per element of prompts, what its `make` returned.
+
+        images: normalised, (B, H, W, 3). prompts: from the first layer on;
+        layers after the last of them see no prompt.
+        """
+        layers = self.config.vision.layers
+        x, start, outputs = self.embed(images), 0, []
+        for prompt in prompts:
+            x, output = self._run(x, start, prompt)
+            start += prompt.layers
+            outputs.append(output)
+        if start < layers:
+            x, _ = self._run(x, start, LayerPrompts(layers - start, lambda _, x: (None, None)))
+        features = self.ln_post(x[:, 0]) @ self.projection.astype(self.dtype)
+        return features.astype(jnp.float32), outputs
+
+    def _run(self, x: Array, start: int, prompt: LayerPrompts) -> tuple[Array, Any]:
+        """Tokens x through the blocks from `start` on that this prompt is for."""
+
+        def step(block: Callable[..., Array], x: Array, inputs: Any) -> tuple[Array, Any]:
+            memory, output = prompt.make(inputs, x)
+            return block(x, memory), output
+
+        ends = start + prompt.layers == self.config.vision.layers
+        scanned = prompt.layers - ends
+        output = None
+        if scanned:
+            inputs = jax.tree.map(lambda a: a[:scanned], prompt.per_layer)
+            x, output = self.transformer.scan(step, x, start, start + scanned, inputs)
+        if ends:
+            # Only the class token leaves the last block, so only its query is computed.
+            memory, final = prompt.make(jax.tree.map(lambda a: a[-1], prompt.per_layer), x)
+            x = self.transformer.block(start + scanned)(x, memory, query=0)
+            final = jax.tree.map(lambda a: a[None], final)
+            output = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), output, final) if scanned else final
+        return x, output
+
+
+class TextTower(nn.Module):
+    """Text tower: token and position embeddings, causal blocks, projection at the end of text."""
+
+    config: CLIPConfig
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        config, width = self.config, self.config.text.width
+        normal = nn.initializers.normal(0.02)
+        self.token_embedding = self.param("token_embedding", normal, (config.vocab_size, width))
+        self.position_embedding = self.param("position_embedding", normal, (config.context_length, width))
+        self.transformer = Transformer(config.text, self.dtype)
+        self.ln_final = LayerNorm(config.text.layer_norm_eps)
+        self.projection = self.param("projection", normal, (width, config.embed_dim))
+
+    def __call__(self, layout: TextLayout, context: Array | None = None) -> Array:
+        """Text features (C, E), float32, not normalised.
+
+        context: learned tokens, (depth, n, D), or (depth, C, n, D) where each
+        text has its own. context[0] enters with the token embeddings;
+        context[l] replaces what the context positions hold before layer l.
+        """
+        blocks, last = self.transformer, self.config.text.layers - 1
+        shared = layout.prefix_tokens.shape[0]
+
+        def place(x: Array, rows: Array, index: Array) -> Array:
+            """x (N, T, D) with rows (n, D) or (N, n, D) where index (N, T) is not negative."""
+            rows = rows if rows.ndim == 3 else rows[None]
+            found = jnp.take_along_axis(rows, jnp.maximum(index, 0)[..., None], axis=1)
+            return jnp.where(index[..., None] >= 0, found.astype(x.dtype), x)
+
+        def place_both(carry: tuple[Array, Array], rows: Array) -> tuple[Array, Array]:
+            # The prefix is one row for all texts: it holds context only where they share it.
+            prefix_rows = rows if rows.ndim == 2 else rows[0]
+            prefix, own = carry
+            return place(prefix, prefix_rows, layout.prefix_context[None]), place(own, rows, layout.context)
+
+        def step(block: Callable[..., Array], carry: Any, rows: Array | None) -> tuple[Any, None]:
+            prefix, own = carry if rows is None else place_both(carry, rows)
+            return (block(prefix, causal=True), block(own, prefix, causal=True)), None
+
+        tokens = layout.prefix_tokens[None], layout.tokens
+        carry = tuple(self.token_embedding[jnp.asarray(t)].astype(self.dtype) for t in tokens)
+        if context is not None:
+            carry = place_both(carry, context[0])
+        positions = jnp.split(self.position_embedding[: shared + layout.tokens.shape[1]].astype(self.dtype), [shared])
+        carry = tuple(x + position for x, position in zip(carry, positions, strict=True))
+
+        depth = 1 if context is None else min(context.shape[0], last)
+        start = 0
+        if depth > 1:
+            carry, _ = blocks.scan(step, carry, 0, 1)
+            carry, _ = blocks.scan(step, carry, 1, depth, context[1:depth])
+            start = depth
+        carry, _ = blocks.scan(step, carry, start, last)
+        if context is not None and context.shape[0] > last > 0:
+            carry = place_both(carry, context[last])
+        prefix, own = carry
+        x = blocks.block(last)(own, prefix, causal=True, query=layout.end)[:, 0]
+        return (self.ln_final(x) @ self.projection.astype(self.dtype)).astype(jnp.float32)
+
+
+class CLIP(nn.Module):
+    """Both towers and the temperature."""
+
+    config: CLIPConfig
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        self.vision = VisionTower(self.config, self.dtype)
+        self.text = TextTower(self.config, self.dtype)
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
+
+    def __call__(self, images: Array, layout: TextLayout) -> tuple[Array, Array]:
+        """Plain features: images (B, H, W, 3), normalised -> (B, E); texts -> (C, E)."""
+        return self.vision(images)[0], self.text(layout)
+
+
+def normalize(features: Array) -> Array:
+    """Rows of unit Euclidean length, in float32."""
+    features = features.astype(jnp.float32)
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def param_shapes(config: CLIPConfig) -> Any:
+    """The tree of jax.ShapeDtypeStruct that CLIP(config) expects, without computing anything."""
+    layout = TextLayout(*(np.zeros(s, np.int32) for s in ((1,), (1,), (1, 1), (1, 1), (1,))))
+    images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    return jax.eval_shape(lambda key, x: CLIP(config).init(key, x, layout)["params"], jax.random.key(0), images)
