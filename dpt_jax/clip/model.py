@@ -300,7 +300,7 @@ class TextTower(nn.Module):
             return (block(prefix, causal=True), block(own, prefix, causal=True)), None
 
         tokens = layout.prefix_tokens[None], layout.tokens
-        carry = tuple(self.token_embedding[jnp.asarray(t)].astype(self.dtype) for t in tokens)
+        carry = tuple(jnp.take(self.token_embedding, t, axis=0).astype(self.dtype) for t in tokens)
         if context is not None:
             carry = place_both(carry, context[0])
         positions = jnp.split(self.position_embedding[: shared + layout.tokens.shape[1]].astype(self.dtype), [shared])

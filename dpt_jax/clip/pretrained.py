@@ -295,9 +295,7 @@ def _read_tensors(file: epath.Path) -> Tensors:
     readers: dict[str, Callable[[epath.Path], Tensors]] = {
         ".safetensors": _read_safetensors,
         ".msgpack": _read_msgpack,
-        ".bin": read_torch,
-        ".pt": read_torch,
-        ".pth": read_torch,
+        **dict.fromkeys((".bin", ".pt", ".pth"), lambda file: read_torch_file(file).tensors),
     }
     if file.suffix not in readers:
         raise UserError(f"{file} is not a weight file: its name should end in {', '.join(readers)}.")
@@ -328,25 +326,37 @@ def _read_msgpack(file: epath.Path) -> Tensors:
     return tensors
 
 
-def read_torch(file: epath.Path | pathlib.Path) -> Tensors:
-    """A PyTorch state dict, read with weights_only.
+class TorchFile(NamedTuple):
+    """The state dict of a PyTorch file, and the epoch written beside it."""
+
+    tensors: Tensors
+    epoch: int | None
+
+
+def read_torch_file(file: epath.Path | pathlib.Path) -> TorchFile:
+    """A PyTorch state dict, bare or under "state_dict", read with weights_only.
 
     Also OpenAI's .pt archives, which are TorchScript programs: only their
     tensors are read, nothing of the program is run.
-    Raises UserError where torch is not installed or the file holds other things.
+    Raises UserError where torch is not installed, the file is damaged, or it
+    holds other things than tensors.
     """
     torch = import_torch(str(file))
     data = file.read_bytes()
     try:
         if _is_torchscript(data):
-            return _read_torchscript(data, torch)
+            return TorchFile(_read_torchscript(data, torch), None)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as reason:
-        raise UserError(f"{file} holds more than tensors and is not read, since that could run code.") from reason
+        raise UserError(f"{file} is damaged, or holds more than tensors and is not read, since that could run code.") from reason
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as reason:
+        raise UserError(f"{file} cannot be read ({reason}); it is damaged or not what its name says.") from reason
+    epoch = state.get("epoch") if isinstance(state, dict) else None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{file} is not a PyTorch state dict (names and tensors).")
-    return {name: _to_numpy(value, torch) for name, value in state.items()}
+    tensors = {name: _to_numpy(value, torch) for name, value in state.items()}
+    return TorchFile(tensors, epoch if isinstance(epoch, int) else None)
 
 
 def import_torch(file: str) -> Any:

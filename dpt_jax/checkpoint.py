@@ -1,0 +1,102 @@
+"""Checkpoints of a run: prompts, optimizer, loader position; never CLIP's weights."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import grain
+import grain.checkpoint
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from dpt_jax.errors import UserError
+
+FOLDER = "checkpoints"
+
+
+class Saved(NamedTuple):
+    """What evaluation and `init_from` need of a checkpoint. meta: classnames and method of its training."""
+
+    step: int
+    prompts: Any
+    meta: dict[str, Any]
+
+
+class Checkpoints:
+    """The newest few checkpoints of a workdir, written in the background.
+
+    Each holds the items `prompts` and `meta`; those of a training run also
+    `training` (optimizer state and running totals) and `loader`.
+    """
+
+    def __init__(self, workdir: pathlib.Path, keep: int = 2, create: bool = False) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, enable_async_checkpointing=create)
+        self.directory = workdir.absolute() / FOLDER
+        handlers = {
+            "prompts": ocp.StandardCheckpointHandler(),
+            "training": ocp.StandardCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+            "loader": grain.checkpoint.CheckpointHandler(),
+        }
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        saves = {"prompts": ocp.args.StandardSave, "training": ocp.args.StandardSave, "meta": ocp.args.JsonSave}
+        restores = {"prompts": ocp.args.StandardRestore, "training": ocp.args.StandardRestore, "meta": ocp.args.JsonRestore}
+        for item, handler in handlers.items():
+            registry.add(item, saves.get(item, grain.checkpoint.CheckpointSave), handler)
+            registry.add(item, restores.get(item, grain.checkpoint.CheckpointRestore), handler)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=registry)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any = None, loader: Any = None) -> None:
+        """Starts writing; the trees are of host arrays that nobody changes any more."""
+        items = {"prompts": ocp.args.StandardSave(prompts), "meta": ocp.args.JsonSave(meta)}
+        if training is not None:
+            items["training"] = ocp.args.StandardSave(training)
+            items["loader"] = grain.checkpoint.CheckpointSave(loader)
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def load_prompts(self, step: int) -> Saved:
+        """Prompts (host arrays) and metadata of a step."""
+        there = self._manager.item_metadata(step)["prompts"]
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), getattr(there, "tree", there))
+        items = ocp.args.Composite(prompts=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        return Saved(step, jax.tree.map(np.asarray, restored["prompts"]), restored["meta"])
+
+    def load_training(self, step: int, training: Any, loader: grain.DatasetIterator) -> Any:
+        """The training item of a step, in the structure of `training`; moves the loader to where it was.
+
+        Raises UserError where the checkpoint is one of prompts alone.
+        """
+        if "training" not in self._manager.item_metadata(step):
+            raise UserError(
+                f"{self.directory} holds prompts without a training state, so there is no run to go on with: "
+                "start one from them with --config.init_from and another --workdir."
+            )
+        wanted = jax.tree.map(np.asarray, training)
+        items = ocp.args.Composite(
+            training=ocp.args.StandardRestore(wanted), loader=grain.checkpoint.CheckpointRestore(loader)
+        )
+        return self._manager.restore(step, args=items)["training"]
+
+
+def load_newest(workdir: pathlib.Path) -> Saved:
+    """The newest prompts of a workdir.  Raises UserError where there are none."""
+    if (workdir / FOLDER).is_dir():
+        with Checkpoints(workdir) as checkpoints:
+            if (step := checkpoints.newest()) is not None:
+                return checkpoints.load_prompts(step)
+    raise UserError(f"{workdir} holds no checkpoint: train there first, or name another --workdir.")

@@ -1,0 +1,49 @@
+"""What main.py and `python -m dpt_jax.convert` share: flags, and one-sentence errors."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from dpt_jax.errors import UserError
+
+
+def define_flags() -> None:
+    """--config, --workdir."""
+    config_flags.DEFINE_config_file("config", "configs/dpt.py", "configs/METHOD.py or configs/METHOD.py:DATASET.")
+    flags.DEFINE_string("workdir", None, "Where the run is kept; default runs/METHOD/DATASET/SHOTSshot/seedN.")
+
+
+def run(main: Callable[[Sequence[str]], Any]) -> None:
+    """absl's app.run, where wrong input ends in one sentence and exit code 2."""
+
+    def parse(argv: Sequence[str]) -> Sequence[str]:
+        try:
+            return flags.FLAGS(argv)
+        except (flags.Error, UserError, KeyError, AttributeError, TypeError, ValueError, FileNotFoundError) as reason:
+            _stop(reason.args[0] if isinstance(reason, KeyError) and reason.args else reason)
+            raise AssertionError from reason
+
+    def guarded(argv: Sequence[str]) -> Any:
+        try:
+            return main(argv)
+        except UserError as reason:
+            _stop(reason)
+
+    logging.set_verbosity(logging.WARNING)
+    app.run(guarded, flags_parser=parse)
+
+
+def flag_config() -> tuple[ConfigDict, dict[str, Any], bool]:
+    """(the configuration of the flags, what the command line sets in it, whether it names a dataset)."""
+    flag = flags.FLAGS["config"]
+    named = ":" in os.path.basename(config_flags.get_config_filename(flag))
+    return flags.FLAGS.config, config_flags.get_override_values(flag), named
+
+
+def _stop(reason: object) -> None:
+    print(f"error: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -1,0 +1,161 @@
+"""From flags and saved files to the one configuration of a run."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dpt_jax.errors import UserError
+from dpt_jax.model import PromptConfig
+
+CONFIG_FILE = "config.json"
+# What a prompt is made for: a run that starts from another's prompts takes these from it.
+PROMPT_SECTIONS = ("clip", "text_prompt", "visual_prompt", "cavpt")
+SWITCHES = {"text_prompt": "length", "visual_prompt": "length", "cavpt": "top_k"}
+# Keys that may change when a run is resumed, since its result does not depend on them.
+FREE_ON_RESUME = ("dataset.root", "dataset.workers", "eval.", "checkpoint.", "clip.weights")
+MINIMA = {
+    "text_prompt.length": 0,
+    "text_prompt.depth": 1,
+    "visual_prompt.length": 0,
+    "cavpt.top_k": 0,
+    "loss.alpha": 0,
+    "loss.guidance_epochs": 0,
+    "train.batch_size": 1,
+    "train.epochs": 1,
+    "train.visual_lr": 0,
+    "train.text_lr": 0,
+    "train.warmup_epochs": 0,
+    "eval.batch_size": 1,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep": 1,
+    "dataset.workers": 0,
+    "seed": 0,
+}
+
+
+def method(config: ConfigDict) -> str:
+    """zeroshot, coop, vpt, vlp or dpt, from the parts that are on."""
+    return prompt_config(config, classes=1, layers=1).method
+
+
+def prompt_config(config: ConfigDict, classes: int, layers: int) -> PromptConfig:
+    """The prompts a configuration asks for, on a vision tower of `layers` layers."""
+    text, cavpt = config.text_prompt, config.cavpt
+    words = text.init.replace("_", " ").split() if text.length else []
+    first = cavpt.first_layer + layers + 1 if cavpt.first_layer < 0 else cavpt.first_layer
+    return PromptConfig(
+        classes=classes,
+        text_length=len(words) or text.length,
+        text_depth=text.depth,
+        class_specific=text.class_specific,
+        visual_length=config.visual_prompt.length,
+        top_k=cavpt.top_k,
+        first_layer=first if cavpt.top_k else 0,
+    )
+
+
+def default_workdir(config: ConfigDict) -> pathlib.Path:
+    """runs/METHOD/DATASET/SHOTSshot/seedN"""
+    shots = "all" if config.dataset.shots < 0 else config.dataset.shots
+    return pathlib.Path("runs") / method(config) / config.dataset.name / f"{shots}shot" / f"seed{config.seed}"
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for a value no run can have."""
+    for key, minimum in MINIMA.items():
+        section, _, name = key.rpartition(".")
+        value = (config[section] if section else config)[name]
+        if not value >= minimum:
+            raise UserError(f"{key} is {value}: it must be at least {minimum}.")
+    if config.train.schedule_epochs is not None and config.train.schedule_epochs < 1:
+        raise UserError(f"train.schedule_epochs is {config.train.schedule_epochs}: it must be at least 1.")
+    if config.dtype not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"dtype: {config.dtype!r} is not one of auto, float32, bfloat16.")
+    if "{}" not in config.dataset.template:
+        raise UserError(f"dataset.template: {config.dataset.template!r} has no {{}} for the class name.")
+
+
+def save(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes config.json."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def load(workdir: pathlib.Path, defaults: ConfigDict) -> ConfigDict:
+    """The configuration saved in a workdir, on top of defaults for keys it does not have."""
+    file = workdir / CONFIG_FILE
+    try:
+        saved = json.loads(file.read_text())
+    except FileNotFoundError as reason:
+        raise UserError(f"{workdir} is no workdir of a run: it has no {CONFIG_FILE}.") from reason
+    except ValueError as reason:
+        raise UserError(f"{file} is not valid JSON ({reason}).") from reason
+    config = defaults.copy_and_resolve_references()
+    for key, value in flat(saved).items():
+        try:
+            set_key(config, key, value)
+        except (KeyError, AttributeError, TypeError, ValueError) as reason:
+            raise UserError(f"{file}: key {key} is not one of this version's configuration.") from reason
+    return config
+
+
+def resolve(
+    config: ConfigDict, overrides: Mapping[str, Any], dataset_named: bool, workdir: pathlib.Path, evaluate: bool
+) -> ConfigDict:
+    """The configuration a run goes by.
+
+    config: as the config file and the command line make it. overrides: what the
+    command line says, {key: value}. dataset_named: whether the config file was
+    given a dataset (`configs/dpt.py:NAME`). Evaluating goes by the saved
+    configuration of the workdir, or of the one that `init_from` names on the
+    command line; a training run that starts from another's prompts takes their
+    sizes from there. What the command line says wins over both.
+    """
+    started = (workdir / CONFIG_FILE).exists()
+    if evaluate and (overrides.get("init_from") or started):
+        saved = load(pathlib.Path(overrides.get("init_from") or workdir), config)
+        if dataset_named and config.dataset.name != saved.dataset.name:
+            saved.dataset = config.dataset
+        config = saved
+    elif config.init_from:
+        # A run that has started has these in its own file; the other may be gone by now.
+        source = load(workdir if started else pathlib.Path(config.init_from), config)
+        config = config.copy_and_resolve_references()
+        for section in PROMPT_SECTIONS:
+            switch = SWITCHES.get(section)
+            # A part that is off in either stays as the method has it: off, or new.
+            if switch is None or (config[section][switch] and source[section][switch]):
+                config[section] = source[section]
+    for key, value in overrides.items():
+        set_key(config, key, value)
+    check(config)
+    return config
+
+
+def check_resumable(config: ConfigDict, saved: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raises UserError where a started run would go on with other settings."""
+    old, new = flat(saved.to_dict()), flat(config.to_dict())
+    changed = [k for k in new if old.get(k) != new[k] and not k.startswith(FREE_ON_RESUME)]
+    if changed:
+        shown = ", ".join(f"{key} ({old.get(key)!r} there, {new[key]!r} now)" for key in changed)
+        raise UserError(f"{workdir} holds a run with other settings: {shown}; use them, or another --workdir.")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
+    return result
+
+
+def set_key(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets "section.name".  Raises KeyError for an unknown key, TypeError for a value of another type."""
+    section, _, name = key.rpartition(".")
+    part = config[section] if section else config
+    if name not in part:
+        raise KeyError(key)
+    part[name] = value

@@ -1,0 +1,145 @@
+"""Converts weights and prompts.
+
+    python -m dpt_jax.convert clip SRC DST
+    python -m dpt_jax.convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
+
+`clip` turns any CLIP that `clip.weights` takes into an Orbax directory (local
+or gs://). `reference` turns a checkpoint folder of the published PyTorch code
+into a workdir that --mode=eval and init_from take; what a checkpoint does not
+hold (backbone, dataset, class position, top_k) comes from the flags.
+"""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from dpt_jax import cli
+from dpt_jax import config as configs
+from dpt_jax.checkpoint import FOLDER, Checkpoints
+from dpt_jax.clip.model import CLIPConfig
+from dpt_jax.clip.pretrained import Tensors, load_clip, read_torch_file, save_orbax
+from dpt_jax.errors import UserError
+from dpt_jax.metrics import say
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.published import CAVPT, MODULES, TEXT, VISUAL, prompts_from_published
+
+USAGE = "use `convert clip SRC DST` or `convert reference CHECKPOINT_DIR --workdir=W`"
+
+
+def main(argv: list[str]) -> None:
+    match argv[1:]:
+        case ["clip", source, target]:
+            save_orbax(load_clip(source), target)
+            say(f"wrote {target}")
+        case ["reference", directory]:
+            if not flags.FLAGS.workdir:
+                raise UserError("convert reference: --workdir is not given; it says where the converted prompts go.")
+            config, overrides, _ = cli.flag_config()
+            convert_reference(pathlib.Path(directory), pathlib.Path(flags.FLAGS.workdir), config, overrides)
+        case _:
+            raise UserError(f"convert: unknown arguments {argv[1:]}; {USAGE}.")
+
+
+def convert_reference(
+    directory: pathlib.Path, workdir: pathlib.Path, config: ConfigDict, overrides: Mapping[str, Any]
+) -> None:
+    """Writes a workdir with the prompts of a checkpoint folder of the published code.
+
+    The sizes come from the checkpoint; a size in `overrides` that contradicts
+    it, or prompts that do not fit the backbone, raise UserError.
+    """
+    if (workdir / FOLDER).exists() or (workdir / configs.CONFIG_FILE).exists():
+        raise UserError(f"{workdir} already holds a run: name a new --workdir.")
+    epoch, modules = read_published(directory)
+    clip = load_clip(config.clip.weights).config
+    try:
+        prompts = prompts_from_published(modules)
+    except KeyError as reason:
+        raise UserError(f"{directory}: tensor {reason.args[0]} is missing.") from reason
+    for key, value in sizes(prompts, clip).items():
+        if overrides.get(key, value) != value and not (key == "cavpt.first_layer" and overrides[key] == value - clip.vision.layers - 1):
+            raise UserError(f"{directory}: {key} is {value} in the checkpoint, but the command line says {overrides[key]}.")
+        configs.set_key(config, key, value)
+    if "cavpt" in prompts and not config.cavpt.top_k:
+        raise UserError(f"{directory} holds a CAVPT, so cavpt.top_k must not be 0: give the one it was trained with.")
+    configs.check(config)
+    check_fit(prompts, config, clip, directory)
+    configs.save(config, workdir)
+    meta = {"method": configs.method(config), "classnames": None, "source": "published PyTorch code"}
+    with Checkpoints(workdir, create=True) as checkpoints:
+        checkpoints.save(epoch, jax.tree.map(np.ascontiguousarray, prompts), meta)
+        checkpoints.wait()
+    say(f"wrote {workdir}: {meta['method']} prompts of epoch {epoch}")
+
+
+def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
+    """(epoch, state dict of each module) of the last epoch that all modules have, else of the best model."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a folder; it should hold {', '.join(MODULES)}.")
+    folders = [directory / name for name in MODULES if (directory / name).is_dir()]
+    if not folders:
+        raise UserError(f"{directory} holds none of {', '.join(MODULES)}: it is no checkpoint of the published code.")
+    epochs = set.intersection(*({_epoch(file.name) for file in folder.iterdir()} for folder in folders)) - {None}
+    name = f"model.pth.tar-{max(epochs)}" if epochs else "model-best.pth.tar"
+    modules = {}
+    for folder in folders:
+        if not (folder / name).exists():
+            raise UserError(f"{folder} has no {name}, and no epoch that the folders beside it have too.")
+        contents = read_torch_file(folder / name)
+        modules[folder.name] = contents.tensors
+        epoch = contents.epoch
+    return (max(epochs) if epochs else epoch or 0), modules
+
+
+def _epoch(name: str) -> int | None:
+    found = re.fullmatch(r"model\.pth\.tar-(\d+)", name)
+    return int(found[1]) if found else None
+
+
+def sizes(prompts: Any, clip: CLIPConfig) -> dict[str, Any]:
+    """The configuration keys that the shapes of the prompts decide."""
+    text = prompts["text"]["context"].shape if "text" in prompts else ()
+    keys: dict[str, Any] = {
+        "text_prompt.length": text[-2] if text else 0,
+        "text_prompt.depth": 1,
+        "text_prompt.class_specific": len(text) == 4,
+        "text_prompt.init": "",
+        "visual_prompt.length": prompts["visual"]["tokens"].shape[1] if "visual" in prompts else 0,
+    }
+    if "cavpt" in prompts:
+        keys["cavpt.first_layer"] = clip.vision.layers + 1 - len(prompts["cavpt"]["global_tokens"])
+    else:
+        keys["cavpt.top_k"] = 0
+    return keys
+
+
+def check_fit(prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pathlib.Path) -> None:
+    """Raises UserError naming a tensor whose shape is not the one this backbone needs."""
+    classes = 1
+    if "cavpt" in prompts:
+        classes = prompts["cavpt"]["classifier"]["kernel"].shape[-1]
+    elif config.text_prompt.class_specific:
+        classes = prompts["text"]["context"].shape[1]
+    model = PromptedCLIP(clip, configs.prompt_config(config, classes, clip.vision.layers))
+    wanted = jax.eval_shape(model.init, jax.random.key(0))
+    there, here = (
+        configs.flat(jax.tree.map(lambda x: tuple(x.shape), tree)) for tree in (prompts, wanted)
+    )
+    module = {"text": TEXT, "visual": VISUAL, "cavpt": CAVPT}
+    for name in sorted({*there, *here}):
+        if there.get(name) != here.get(name):
+            raise UserError(
+                f"{directory / module[name.partition('.')[0]]}: {name} has shape {there.get(name)}, "
+                f"but the backbone {config.clip.weights} needs {here.get(name)}."
+            )
+
+
+if __name__ == "__main__":
+    cli.define_flags()
+    cli.run(main)

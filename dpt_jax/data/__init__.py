@@ -1,0 +1,1 @@
+"""Datasets, few-shot samples, image transforms and the loader."""

@@ -1,0 +1,66 @@
+"""From an image file to the uint8 square that goes to the device.
+
+The published pipeline on PIL images, bicubic throughout. Scaling to floats and
+CLIP's mean and deviation are left to the device.
+"""
+
+import math
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from dpt_jax.errors import UserError
+
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+ATTEMPTS = 10
+
+
+def read_image(path: pathlib.Path) -> Image.Image:
+    """The image as RGB.  Raises UserError naming a file that is none."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as reason:
+        raise UserError(f"{path} cannot be read as an image ({reason}); repair or remove it.") from reason
+
+
+def test_transform(image: Image.Image, size: int) -> np.ndarray:
+    """Shorter side to `size` pixels, then the centre square: (size, size, 3) uint8."""
+    width, height = image.size
+    if width <= height:
+        width, height = size, int(size * height / width)
+    else:
+        width, height = int(size * width / height), size
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def train_transform(image: Image.Image, size: int, generator: np.random.Generator) -> np.ndarray:
+    """A random part of the image at `size` pixels, half the time mirrored: (size, size, 3) uint8."""
+    image = image.crop(random_box(*image.size, generator)).resize((size, size), Image.Resampling.BICUBIC)
+    if generator.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(image)
+
+
+def random_box(width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a part with 8 to 100 % of the area and a side ratio of 3/4 to 4/3.
+
+    Ratios are drawn evenly in their logarithm. Where ten draws do not fit the
+    image, it is the centre, cut to the nearest allowed ratio.
+    """
+    for _ in range(ATTEMPTS):
+        area = width * height * generator.uniform(*AREA)
+        ratio = math.exp(generator.uniform(*map(math.log, RATIO)))
+        part = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < part[0] <= width and 0 < part[1] <= height:
+            left = int(generator.integers(width - part[0] + 1))
+            top = int(generator.integers(height - part[1] + 1))
+            return left, top, left + part[0], top + part[1]
+    ratio = min(max(width / height, RATIO[0]), RATIO[1])
+    part = min(width, round(height * ratio)), min(height, round(width / ratio))
+    left, top = (width - part[0]) // 2, (height - part[1]) // 2
+    return left, top, left + part[0], top + part[1]

@@ -1,0 +1,143 @@
+"""What training and evaluation both start from: data, backbone, model, class texts."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import jax_utils
+from ml_collections import ConfigDict
+
+from dpt_jax import config as configs
+from dpt_jax.checkpoint import Saved, load_newest
+from dpt_jax.clip.model import TextLayout
+from dpt_jax.clip.pretrained import Pretrained, load_clip
+from dpt_jax.data.dataset import Dataset, load_dataset
+from dpt_jax.errors import UserError
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts.text import context_from_words, plain_layout, prompt_layout
+
+
+class Frozen(NamedTuple):
+    """What every step reads and none changes; replicated over the devices once."""
+
+    clip: Any
+    layout: TextLayout  # the learned prompt's texts
+    texts: jax.Array  # (C, E) un-normalised features of the templates
+
+
+class Experiment(NamedTuple):
+    """One configuration, ready to run. frozen has a leading device axis."""
+
+    config: ConfigDict
+    dataset: Dataset
+    model: PromptedCLIP
+    pretrained: Pretrained
+    frozen: Frozen
+
+
+def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experiment:
+    """Loads data and backbone and encodes the frozen class texts.
+
+    pretrained: the backbone, where it is loaded already.
+    """
+    dataset = load_dataset(config.dataset, config.seed)
+    dtype = compute_dtype(config)
+    pretrained = pretrained or load_clip(config.clip.weights, dtype)
+    clip, tokenizer = pretrained.config, pretrained.tokenizer
+    prompts = configs.prompt_config(config, len(dataset.classnames), clip.vision.layers)
+    model = PromptedCLIP(clip, prompts, dtype)
+    template = config.dataset.template
+    plain = plain_layout([template.format(name) for name in dataset.classnames], tokenizer, clip.context_length)
+    layout = plain
+    if prompts.text_length:
+        layout = prompt_layout(
+            dataset.classnames,
+            tokenizer,
+            prompts.text_length,
+            config.text_prompt.class_position,
+            prompts.class_specific,
+            clip.context_length,
+        )
+    clip_params = jax.tree.map(jnp.asarray, pretrained.params)
+    texts = jax.jit(model.encode_plain)({"clip": clip_params}, plain)
+    return Experiment(config, dataset, model, pretrained, jax_utils.replicate(Frozen(clip_params, layout, texts)))
+
+
+def compute_dtype(config: ConfigDict) -> Any:
+    """float32 or bfloat16; "auto" is float32 on CPU and bfloat16 elsewhere."""
+    name = config.dtype
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def initial_prompts(experiment: Experiment) -> Any:
+    """New prompts from the seed, those parts that `init_from` has taken from there."""
+    config, model, pretrained = experiment.config, experiment.model, experiment.pretrained
+    words = config.text_prompt.init if model.prompts.text_length else ""
+    start = None
+    if words:
+        start = context_from_words(words, pretrained.params["text"]["token_embedding"], pretrained.tokenizer)
+    fresh = jax.tree.map(np.asarray, model.init(jax.random.key(config.seed), start))
+    if not config.init_from:
+        return fresh
+    return _adopt(fresh, load_newest(pathlib.Path(config.init_from)), experiment, config.init_from)
+
+
+def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Any:
+    """The newest prompts of a workdir, checked against what the experiment expects."""
+    if experiment.model.prompts.method == "zeroshot":
+        return {}
+    fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    return _adopt(fresh, load_newest(workdir), experiment, str(workdir), evaluate=True)
+
+
+def _adopt(fresh: Any, saved: Saved, experiment: Experiment, source: str, evaluate: bool = False) -> Any:
+    """`fresh` with the parts that `saved` has; to evaluate, it must have them all.
+
+    What is bound to the classes of the training: the auxiliary classifier,
+    which is started anew for other classes (and not used to evaluate), and a
+    class-specific context, which is refused.
+    """
+    classnames = list(experiment.dataset.classnames)
+    same_classes = saved.meta.get("classnames") in (None, classnames)
+    if experiment.model.prompts.class_specific and not same_classes and "text" in saved.prompts:
+        raise UserError(
+            f"{source} has a context for each of its own classes (text_prompt.class_specific), "
+            "which means nothing for other classes: train one on these, or use a shared context."
+        )
+    adopted = dict(fresh)
+    for part in fresh:
+        if part not in saved.prompts:
+            if evaluate:
+                raise UserError(f"{source} has no {part} prompt, but the configuration switches it on.")
+            continue
+        theirs = dict(saved.prompts[part])
+        if part == "cavpt":
+            shape = fresh[part]["classifier"]["kernel"].shape
+            if not same_classes or theirs["classifier"]["kernel"].shape != shape:
+                if not evaluate:
+                    logging.info("init_from: other classes than there, so the auxiliary classifier starts anew.")
+                    theirs["classifier"] = fresh[part]["classifier"]
+                    _check_shapes(theirs, fresh[part], part, source)
+                else:
+                    _check_shapes({**theirs, "classifier": None}, {**fresh[part], "classifier": None}, part, source)
+                adopted[part] = theirs
+                continue
+        _check_shapes(theirs, fresh[part], part, source)
+        adopted[part] = theirs
+    return adopted
+
+
+def _check_shapes(theirs: Any, wanted: Any, part: str, source: str) -> None:
+    there, here = (jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (theirs, wanted))
+    if there != here:
+        flat_there, flat_here = configs.flat(there), configs.flat(here)
+        name = next(n for n in [*flat_here, *flat_there] if flat_there.get(n) != flat_here.get(n))
+        raise UserError(
+            f"{source}: prompt {part}.{name} has shape {flat_there.get(name)}, but this backbone and configuration "
+            f"ask for {flat_here.get(name)}."
+        )

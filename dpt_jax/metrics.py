@@ -1,0 +1,100 @@
+"""What a run tells: metrics.jsonl, TensorBoard events, and lines or a progress bar on the console."""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+SECONDS_BETWEEN_LINES = 30
+
+
+class MetricWriter:
+    """Appends one record a step to metrics.jsonl and TensorBoard.
+
+    A resumed run goes on behind `start`: records of later steps, written
+    before it was stopped, are dropped, so that no step stands there twice.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start: int) -> None:
+        import tensorboardX
+
+        file = workdir / METRICS_FILE
+        kept = []
+        if file.exists():
+            for line in file.read_text().splitlines():
+                try:
+                    kept += [line] if json.loads(line)["step"] <= start else []
+                except (ValueError, KeyError):
+                    continue  # a line the stop cut in half
+        file.write_text("".join(f"{line}\n" for line in kept))
+        self._file = file.open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=start + 1)
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._board.close()
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Records scalars under names such as "loss"."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+
+class Progress:
+    """A bar with the time left on a terminal; otherwise plain lines, now and then."""
+
+    def __init__(self, title: str, total: int, start: int = 0) -> None:
+        self._title, self._total, self._start, self._done = title, total, start, start
+        self._began = self._spoke = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm.tqdm(
+            total=total, initial=start, desc=title, disable=not self._terminal, dynamic_ncols=True, unit="step"
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self) -> None:
+        """One step done."""
+        self._bar.update()
+        self._done += 1
+        now = time.monotonic()
+        if not self._terminal and now - self._spoke > SECONDS_BETWEEN_LINES:
+            left = (now - self._began) / (self._done - self._start) * (self._total - self._done)
+            self._say(f"{self._title}: {self._done} of {self._total} steps, about {left:.0f} s left")
+
+    def report(self, line: str, status: str) -> None:
+        """`line` on its own, or, beside the bar, the shorter `status`."""
+        if self._terminal:
+            self._bar.set_postfix_str(status)
+        else:
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._spoke = time.monotonic()
+        say(line)
+
+
+def say(self, line: str, status: str) -> None:
+        """`line` on its own, or, beside the bar, the shorter `status`."""
+        if self._terminal:
+            self._bar.set_postfix_str(status)
+        else:
+            say(line)
+
+
+def say(line: str) -> None:
+    """A line on standard output, at once."""
+    print(line, flush=True)

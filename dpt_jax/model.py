@@ -1,0 +1,175 @@
+"""PromptedCLIP: one frozen CLIP and the prompts that are switched on.
+
+Zero-shot, CoOp, VPT, VLP and DPT are this model with parts on or off.
+Symbols as in the paper: t̂ and Z learned and frozen text features, z and f̂
+image features of the plain and the prompted tower, s the temperature.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpt_jax.clip.model import CLIP, CLIPConfig, LayerPrompts, TextLayout, normalize
+from dpt_jax.errors import UserError
+from dpt_jax.prompts.cavpt import ClassAwarePrompt
+from dpt_jax.prompts.text import TextPrompt, initializer
+from dpt_jax.prompts.visual import VisualPrompt
+
+Array = jax.Array
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """Which prompts are learned, and how many tokens of each; 0 turns a part off."""
+
+    classes: int
+    text_length: int = 0
+    text_depth: int = 1
+    class_specific: bool = False
+    visual_length: int = 0
+    top_k: int = 0
+    first_layer: int = 0  # F, the first CAVPT layer, 1-based
+
+    @property
+    def method(self) -> str:
+        """The name the paper has for this combination of parts."""
+        if self.top_k:
+            return "dpt"
+        return {(0, 0): "zeroshot", (1, 0): "coop", (0, 1): "vpt", (1, 1): "vlp"}[
+            bool(self.text_length), bool(self.visual_length)
+        ]
+
+
+class Texts(NamedTuple):
+    """Text features (C, E) of the classes: Z normalised, and t (learned where it is) un-normalised."""
+
+    frozen: Array
+    learned: Array
+
+
+class Outputs(NamedTuple):
+    """Everything the losses and the evaluation read, float32.  Unused entries cost nothing under jit."""
+
+    logits: Array  # (B, C), the method's prediction
+    zero_shot_logits: Array  # (B, C), s z Zᵀ
+    text_logits: Array  # (B, C), s z t̂ᵀ
+    image_logits: Array  # (B, C), s f̂ Zᵀ
+    auxiliary_logits: Array | None  # (B, CAVPT layers, K, C)
+    indices: Array | None  # (B, K), the classes CAVPT looks at, best first
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptedCLIP:
+    """Pure functions of params = {"clip": frozen tree, "prompts": what is learned}."""
+
+    clip: CLIPConfig
+    prompts: PromptConfig
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        layers, text_layers = self.clip.vision.layers, self.clip.text.layers
+        if self.prompts.top_k and not 1 <= self.prompts.first_layer <= layers:
+            raise UserError(
+                f"cavpt.first_layer is {self.prompts.first_layer}, but this CLIP's vision tower has layers 1 to {layers}."
+            )
+        if self.prompts.text_length and not 1 <= self.prompts.text_depth <= text_layers:
+            raise UserError(
+                f"text_prompt.depth is {self.prompts.text_depth}, but this CLIP's text tower has layers 1 to {text_layers}."
+            )
+
+    @property
+    def visual_layers(self) -> int:
+        """How many layers, from the first on, see P_l: those before CAVPT, or all."""
+        return self.prompts.first_layer - 1 if self.prompts.top_k else self.clip.vision.layers
+
+    def init(self, key: Array, context_start: np.ndarray | None = None) -> Any:
+        """Fresh prompts, float32. context_start: (n, D_t), see context_from_words."""
+        text_key, visual_key, cavpt_key = jax.random.split(key, 3)
+        prompts: dict[str, Any] = {}
+        config = self.prompts
+        if config.text_length:
+            prompts["text"] = self._text_prompt(initializer(context_start)).init(text_key)["params"]
+        if config.visual_length and self.visual_layers:
+            module = VisualPrompt(self.visual_layers, config.visual_length, self.clip.vision.width)
+            prompts["visual"] = module.init(visual_key)["params"]
+        if config.top_k:
+            x = jnp.zeros((1, 1, self.clip.vision.width))
+            t = jnp.zeros((1, 1, self.clip.embed_dim))
+            keys = jax.random.split(cavpt_key, self.clip.vision.layers - self.visual_layers)
+            one_layer = ClassAwarePrompt(config.classes)
+            prompts["cavpt"] = jax.vmap(lambda k: one_layer.init(k, x, t)["params"])(keys)
+        return prompts
+
+    def encode_texts(self, params: Any, layout: TextLayout, frozen: Array) -> Texts:
+        """Text features of the classes.
+
+        layout: the learned prompt's (ignored where there is no text prompt);
+        frozen: (C, E) un-normalised features of the templates, see encode_plain.
+        """
+        if not self.prompts.text_length:
+            return Texts(normalize(frozen), frozen)
+        context = self._text_prompt().apply({"params": params["prompts"]["text"]})
+        learned = self._clip(params, lambda clip: clip.text(layout, context))
+        return Texts(normalize(frozen), learned)
+
+    def encode_plain(self, params: Any, layout: TextLayout) -> Array:
+        """Un-normalised text features (C, E) of the frozen CLIP."""
+        return self._clip(params, lambda clip: clip.text(layout))
+
+    def __call__(self, params: Any, images: Array, texts: Texts) -> Outputs:
+        """Outputs for images (B, H, W, 3): uint8, or float already normalised."""
+        config = self.prompts
+        x = preprocess(images)
+        scale = jnp.exp(params["clip"]["logit_scale"].astype(jnp.float32))
+        plain = normalize(self._clip(params, lambda clip: clip.vision(x)[0]))
+        zero_shot_logits = scale * plain @ texts.frozen.T
+
+        prompted, indices, auxiliary = plain, None, None
+        memories: list[LayerPrompts] = []
+        if config.visual_length and self.visual_layers:
+            tokens = params["prompts"]["visual"]["tokens"].astype(self.dtype)
+            memories.append(LayerPrompts(self.visual_layers, lambda p, x: (p[None], None), tokens))
+        elif config.top_k and self.visual_layers:
+            memories.append(LayerPrompts(self.visual_layers, lambda _, x: (None, None)))
+        if config.top_k:
+            k = min(config.top_k, texts.frozen.shape[0])
+            indices = jax.lax.top_k(zero_shot_logits, k)[1]
+            looked_at = texts.learned[indices]
+            attention = jax.jit(ClassAwarePrompt(config.classes, self.dtype).apply)
+            layers = self.clip.vision.layers - self.visual_layers
+            cavpt = params["prompts"]["cavpt"]
+            memories.append(LayerPrompts(layers, lambda p, x: attention({"params": p}, x, looked_at), cavpt))
+        if memories:
+            features, made = self._clip(params, lambda clip: clip.vision(x, memories))
+            prompted = normalize(features)
+            auxiliary = jnp.moveaxis(made[-1], 0, 1) if config.top_k else None
+        learned = normalize(texts.learned)
+        return Outputs(
+            logits=scale * prompted @ (learned if config.text_length else texts.frozen).T,
+            zero_shot_logits=zero_shot_logits,
+            text_logits=scale * plain @ learned.T,
+            image_logits=scale * prompted @ texts.frozen.T,
+            auxiliary_logits=auxiliary,
+            indices=indices,
+        )
+
+    def _text_prompt(self, init: Any = None) -> TextPrompt:
+        config = self.prompts
+        classes = config.classes if config.class_specific else None
+        extra = {} if init is None else {"context_init": init}
+        return TextPrompt(config.text_length, config.text_depth, self.clip.text.width, classes, **extra)
+
+    def _clip(self, params: Any, function: Any) -> Any:
+        return CLIP(self.clip, self.dtype).apply({"params": params["clip"]}, method=function)
+
+
+def preprocess(images: Array) -> Array:
+    """uint8 images (B, H, W, 3) to float32, CLIP's mean and deviation; float images pass as they are."""
+    if images.dtype != jnp.uint8:
+        return images
+    return (images.astype(jnp.float32) / 255 - jnp.asarray(MEAN)) / jnp.asarray(STD)

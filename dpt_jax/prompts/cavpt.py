@@ -1,0 +1,60 @@
+"""The class-aware visual prompt (CAVPT): tokens made for each image from its likeliest classes.
+
+Symbols of the paper: B images, K classes looked at, T tokens, C classes,
+D_v width of the vision tower, E joint embedding.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dpt_jax.clip.model import LayerNorm
+
+Array = jax.Array
+GLOBAL_TOKENS = 10  # G_l: 10 whatever K is, as published
+ATTENTION_WIDTH = 32
+
+
+def torch_uniform(fan_in: int) -> Any:
+    """U(±1/√fan_in), what PyTorch starts the weight and bias of a linear layer with."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def linear(features: int, fan_in: int, name: str, dtype: Any, bias: bool = False) -> nn.Dense:
+    """A linear layer that starts as PyTorch's does."""
+    init = torch_uniform(fan_in)
+    return nn.Dense(features, use_bias=bias, kernel_init=init, bias_init=init, dtype=dtype, name=name)
+
+
+class ClassAwarePrompt(nn.Module):
+    """Class prompts of one layer, by cross-attention from text features to image tokens."""
+
+    classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, text_features: Array) -> tuple[Array, Array]:
+        """x: (B, T, D_v) tokens entering the block; text_features: (B, K, E), those of
+        the K likeliest classes, un-normalised.
+
+        Returns the class prompts (B, K, D_v) and the auxiliary logits (B, K, C),
+        float32.  No gradient flows into x; it flows through text_features into
+        the text prompt.
+        """
+        width, embed = x.shape[-1], text_features.shape[-1]
+        tokens = self.param("global_tokens", nn.initializers.normal(0.02), (GLOBAL_TOKENS, width))
+        shared = jnp.broadcast_to(tokens.astype(self.dtype), (x.shape[0], *tokens.shape))
+        m = jnp.concatenate([jax.lax.stop_gradient(x), shared], axis=1)
+
+        c = linear(width, embed, "class_projection", self.dtype, bias=True)(text_features.astype(self.dtype))
+        query = linear(ATTENTION_WIDTH, width, "query", self.dtype)(c)
+        key = linear(ATTENTION_WIDTH, width, "key", self.dtype)(m)
+        scores = jnp.einsum("bka,bta->bkt", query, key, preferred_element_type=jnp.float32)
+        a = jax.nn.softmax(scores * ATTENTION_WIDTH**-0.5).astype(self.dtype)
+        o = linear(width, width, "value", self.dtype)(a @ m)
+
+        auxiliary = linear(self.classes, width, "classifier", self.dtype)(LayerNorm(name="ln_classifier")(o))
+        return LayerNorm(name="ln_prompt")(o + c), auxiliary.astype(jnp.float32)

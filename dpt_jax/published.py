@@ -1,0 +1,49 @@
+"""The published PyTorch code's names for the prompts, and ours.
+
+A checkpoint of that code is up to three state dicts, one a module: the text
+prompt, the visual prompt and CAVPT (its "extractor").
+"""
+
+from typing import Any
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+TEXT = "prompt_learner"
+VISUAL = "image_encoder.transformer.ctx_learner"
+CAVPT = "image_encoder.transformer.extractor"
+MODULES = (TEXT, VISUAL, CAVPT)
+# One CAVPT layer: our parameter and whether it is stored transposed, by their name.
+_LAYER = {
+    "meta_nets.{}.weight": ("class_projection/kernel", True),
+    "meta_nets.{}.bias": ("class_projection/bias", False),
+    "attns.{}.qmlp.weight": ("query/kernel", True),
+    "attns.{}.kmlp.weight": ("key/kernel", True),
+    "attns.{}.vmlp.weight": ("value/kernel", True),
+    "lns.{}.weight": ("ln_classifier/scale", False),
+    "lns.{}.bias": ("ln_classifier/bias", False),
+    "classfiers.{}.weight": ("classifier/kernel", True),
+    "lns2.{}.weight": ("ln_prompt/scale", False),
+    "lns2.{}.bias": ("ln_prompt/bias", False),
+}
+
+
+def prompts_from_published(modules: dict[str, Tensors]) -> Any:
+    """The tree of prompts from the state dicts of the modules that are there.
+
+    Raises KeyError with the name of a tensor that is missing.
+    """
+    prompts: dict[str, Any] = {}
+    if TEXT in modules:
+        prompts["text"] = {"context": modules[TEXT]["ctx"][None]}
+    if VISUAL in modules:
+        prompts["visual"] = {"tokens": modules[VISUAL]["ctx"]}
+    if CAVPT in modules:
+        tensors = modules[CAVPT]
+        cavpt: dict[str, Any] = {"global_tokens": tensors["ctx"]}
+        for theirs, (ours, transposed) in _LAYER.items():
+            layers = [tensors[theirs.format(i)] for i in range(len(tensors["ctx"]))]
+            module, _, leaf = ours.partition("/")
+            cavpt.setdefault(module, {})[leaf] = np.stack([w.T if transposed else w for w in layers])
+        prompts["cavpt"] = cavpt
+    return prompts

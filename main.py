@@ -1,0 +1,49 @@
+"""Trains and evaluates prompts for CLIP.
+
+    python main.py --config=configs/dpt.py
+    python main.py --config=configs/dpt.py:folder --config.dataset.root=DIR --workdir=W
+    python main.py --config=configs/dpt.py --mode=eval --workdir=W
+"""
+
+import pathlib
+
+from absl import flags
+
+from dpt_jax import cli
+
+FLAGS = flags.FLAGS
+cli.define_flags()
+flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or evaluate the newest checkpoint.")
+
+
+def main(argv: list[str]) -> None:
+    from dpt_jax import config as configs
+    from dpt_jax import experiment as experiments
+    from dpt_jax.errors import UserError
+    from dpt_jax.evaluate import evaluate, summary
+    from dpt_jax.metrics import say
+    from dpt_jax.train import check_workdir, train
+
+    if len(argv) > 1:
+        raise UserError(f"unknown argument {argv[1]!r}: settings are given as --config.KEY=VALUE.")
+    config, overrides, dataset_named = cli.flag_config()
+    workdir = pathlib.Path(FLAGS.workdir or configs.default_workdir(config))
+    evaluating = FLAGS.mode == "eval"
+    config = configs.resolve(config, overrides, dataset_named, workdir, evaluating)
+    if not evaluating:
+        check_workdir(config, workdir)
+    experiment = experiments.prepare(config)
+    if not (workdir / configs.CONFIG_FILE).exists():
+        configs.save(config, workdir)
+    if evaluating or experiment.model.prompts.method == "zeroshot":
+        elsewhere = "init_from" in overrides or not (workdir / "checkpoints").exists()
+        source = pathlib.Path(config.init_from) if config.init_from and elsewhere else workdir
+        prompts = experiments.saved_prompts(experiment, source)
+    else:
+        prompts = train(experiment, workdir)
+    say(summary(evaluate(experiment, prompts, workdir)))
+    say(f"results: {workdir / 'results.json'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
