@@ -1,11 +1,12 @@
 """Trains and evaluates prompts for CLIP.
 
-    python main.py --config=configs/dpt.py
-    python main.py --config=configs/dpt.py:folder --config.dataset.root=DIR --workdir=W
-    python main.py --config=configs/dpt.py --mode=eval --workdir=W
+python main.py --config=configs/dpt.py
+python main.py --config=configs/dpt.py:folder --config.dataset.root=DIR --workdir=W
+python main.py --config=configs/dpt.py --mode=eval --workdir=W
 """
 
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -16,7 +17,7 @@ cli.define_flags()
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or evaluate the newest checkpoint.")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     from dpt_jax import config as configs
     from dpt_jax import experiment as experiments
     from dpt_jax.errors import UserError

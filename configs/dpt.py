@@ -64,5 +64,7 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
         config.dataset.template = "a drawing of a {}."
         config.dataset.shots = 8
     elif dataset != "folder":
-        raise UserError(f"configs: no dataset {dataset!r}; choose 'emoji' (embedded) or 'folder' (with --config.dataset.root=DIR).")
+        raise UserError(
+            f"configs: no dataset {dataset!r}; choose 'emoji' (embedded) or 'folder' (with --config.dataset.root=DIR)."
+        )
     return config

@@ -40,7 +40,11 @@ class Checkpoints:
         }
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         saves = {"prompts": ocp.args.StandardSave, "training": ocp.args.StandardSave, "meta": ocp.args.JsonSave}
-        restores = {"prompts": ocp.args.StandardRestore, "training": ocp.args.StandardRestore, "meta": ocp.args.JsonRestore}
+        restores = {
+            "prompts": ocp.args.StandardRestore,
+            "training": ocp.args.StandardRestore,
+            "meta": ocp.args.JsonRestore,
+        }
         for item, handler in handlers.items():
             registry.add(item, saves.get(item, grain.checkpoint.CheckpointSave), handler)
             registry.add(item, restores.get(item, grain.checkpoint.CheckpointRestore), handler)

@@ -11,7 +11,7 @@ hold (backbone, dataset, class position, top_k) comes from the flags.
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,8 +32,8 @@ from dpt_jax.published import CAVPT, MODULES, TEXT, VISUAL, prompts_from_publish
 USAGE = "use `convert clip SRC DST` or `convert reference CHECKPOINT_DIR --workdir=W`"
 
 
-def main(argv: list[str]) -> None:
-    match argv[1:]:
+def main(argv: Sequence[str]) -> None:
+    match list(argv[1:]):
         case ["clip", source, target]:
             save_orbax(load_clip(source), target)
             say(f"wrote {target}")
@@ -63,8 +63,10 @@ def convert_reference(
     except KeyError as reason:
         raise UserError(f"{directory}: tensor {reason.args[0]} is missing.") from reason
     for key, value in sizes(prompts, clip).items():
-        if overrides.get(key, value) != value and not (key == "cavpt.first_layer" and overrides[key] == value - clip.vision.layers - 1):
-            raise UserError(f"{directory}: {key} is {value} in the checkpoint, but the command line says {overrides[key]}.")
+        said = overrides.get(key, value)
+        from_the_end = key == "cavpt.first_layer" and said == value - clip.vision.layers - 1
+        if said != value and not from_the_end:
+            raise UserError(f"{directory}: {key} is {value} in the checkpoint, but the command line says {said}.")
         configs.set_key(config, key, value)
     if "cavpt" in prompts and not config.cavpt.top_k:
         raise UserError(f"{directory} holds a CAVPT, so cavpt.top_k must not be 0: give the one it was trained with.")
@@ -85,9 +87,9 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
     folders = [directory / name for name in MODULES if (directory / name).is_dir()]
     if not folders:
         raise UserError(f"{directory} holds none of {', '.join(MODULES)}: it is no checkpoint of the published code.")
-    epochs = set.intersection(*({_epoch(file.name) for file in folder.iterdir()} for folder in folders)) - {None}
+    epochs = set.intersection(*(_epochs(folder) for folder in folders))
     name = f"model.pth.tar-{max(epochs)}" if epochs else "model-best.pth.tar"
-    modules = {}
+    modules, epoch = {}, None
     for folder in folders:
         if not (folder / name).exists():
             raise UserError(f"{folder} has no {name}, and no epoch that the folders beside it have too.")
@@ -97,9 +99,9 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
     return (max(epochs) if epochs else epoch or 0), modules
 
 
-def _epoch(name: str) -> int | None:
-    found = re.fullmatch(r"model\.pth\.tar-(\d+)", name)
-    return int(found[1]) if found else None
+def _epochs(folder: pathlib.Path) -> set[int]:
+    names = (re.fullmatch(r"model\.pth\.tar-(\d+)", file.name) for file in folder.iterdir())
+    return {int(found[1]) for found in names if found}
 
 
 def sizes(prompts: Any, clip: CLIPConfig) -> dict[str, Any]:
@@ -128,9 +130,7 @@ def check_fit(prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pat
         classes = prompts["text"]["context"].shape[1]
     model = PromptedCLIP(clip, configs.prompt_config(config, classes, clip.vision.layers))
     wanted = jax.eval_shape(model.init, jax.random.key(0))
-    there, here = (
-        configs.flat(jax.tree.map(lambda x: tuple(x.shape), tree)) for tree in (prompts, wanted)
-    )
+    there, here = (configs.flat(jax.tree.map(lambda x: tuple(x.shape), tree)) for tree in (prompts, wanted))
     module = {"text": TEXT, "visual": VISUAL, "cavpt": CAVPT}
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):

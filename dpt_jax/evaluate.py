@@ -99,7 +99,11 @@ def class_scores(predicted: np.ndarray, label: np.ndarray, classes: int) -> list
     for c in range(classes):
         hits, n, named = ((predicted == c) & (label == c)).sum(), (label == c).sum(), (predicted == c).sum()
         scores.append(
-            {"n": int(n), "accuracy": float(hits / n) if n else None, "f1": float(2 * hits / (n + named)) if n + named else 0.0}
+            {
+                "n": int(n),
+                "accuracy": float(hits / n) if n else None,
+                "f1": float(2 * hits / (n + named)) if n + named else 0.0,
+            }
         )
     return scores
 
@@ -107,7 +111,8 @@ def class_scores(predicted: np.ndarray, label: np.ndarray, classes: int) -> list
 def summary(results: dict[str, Any]) -> str:
     """Two lines for the person who ran it."""
     accuracy, zero_shot = 100 * results["accuracy"], 100 * results["zero_shot_accuracy"]
-    line = f"{results['method']}: {accuracy:.1f} % of {results['n']} test images right, macro F1 {results['macro_f1']:.3f}"
-    if results["method"] == "zeroshot":
+    method, n, macro_f1 = results["method"], results["n"], results["macro_f1"]
+    line = f"{method}: {accuracy:.1f} % of {n} test images right, macro F1 {macro_f1:.3f}"
+    if method == "zeroshot":
         return line
-    return f"{line}\nzero-shot: {zero_shot:.1f} %, so {results['method']} gained {accuracy - zero_shot:+.1f} points"
+    return f"{line}\nzero-shot: {zero_shot:.1f} %, so {method} gained {accuracy - zero_shot:+.1f} points"

@@ -17,11 +17,11 @@ DUAL_WEIGHT_UNDER_GUIDANCE = 0.1
 
 
 class Term(NamedTuple):
-    """weight · total / count is this term's share of the loss, all scalars."""
+    """weight · total / rows is this term's share of the loss, all scalars."""
 
     weight: Array | float
     total: Array
-    count: Array
+    rows: Array
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:

@@ -87,14 +87,6 @@ class Progress:
         say(line)
 
 
-def say(self, line: str, status: str) -> None:
-        """`line` on its own, or, beside the bar, the shorter `status`."""
-        if self._terminal:
-            self._bar.set_postfix_str(status)
-        else:
-            say(line)
-
-
 def say(line: str) -> None:
     """A line on standard output, at once."""
     print(line, flush=True)

@@ -75,11 +75,13 @@ class PromptedCLIP:
         layers, text_layers = self.clip.vision.layers, self.clip.text.layers
         if self.prompts.top_k and not 1 <= self.prompts.first_layer <= layers:
             raise UserError(
-                f"cavpt.first_layer is {self.prompts.first_layer}, but this CLIP's vision tower has layers 1 to {layers}."
+                f"cavpt.first_layer is {self.prompts.first_layer}, "
+                f"but this CLIP's vision tower has layers 1 to {layers}."
             )
         if self.prompts.text_length and not 1 <= self.prompts.text_depth <= text_layers:
             raise UserError(
-                f"text_prompt.depth is {self.prompts.text_depth}, but this CLIP's text tower has layers 1 to {text_layers}."
+                f"text_prompt.depth is {self.prompts.text_depth}, "
+                f"but this CLIP's text tower has layers 1 to {text_layers}."
             )
 
     @property

@@ -62,6 +62,6 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     }
 
     def labels(prompts: Any) -> Any:
-        return {part: jax.tree.map(lambda _: "text" if part == "text" else "visual", prompts[part]) for part in prompts}
+        return {part: "text" if part == "text" else "visual" for part in prompts}
 
     return optax.partition(groups, labels)

@@ -28,10 +28,10 @@ TRAIN_FILES = "train_files.txt"
 class TrainState(NamedTuple):
     """Everything a step changes. totals: this epoch's sums of loss·rows, hits and rows."""
 
-    step: jax.Array
+    step: Any
     prompts: Any
     opt_state: Any
-    totals: jax.Array
+    totals: Any
 
 
 class StepConfig(NamedTuple):
@@ -64,7 +64,7 @@ def make_step(
             terms = loss_terms(model.prompts, outputs, batch["label"], rows, guided, settings.alpha)
             # Counts do not depend on the prompts, so only local sums are differentiated
             # and the gradients, summed over the devices, are those of the global loss.
-            loss = sum(t.weight * t.total / jnp.maximum(jax.lax.psum(t.count, AXIS), 1) for t in terms.values())
+            loss = sum(t.weight * t.total / jnp.maximum(jax.lax.psum(t.rows, AXIS), 1) for t in terms.values())
             hits = ((outputs.logits.argmax(-1) == batch["label"]) * rows).sum()
             return jnp.asarray(loss), hits
 
@@ -92,7 +92,9 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
     without = sorted(set(range(len(dataset.classnames))) - {e.label for e in dataset.train})
     if without:
         folder = dataset.root / "train"
-        raise UserError(f"{folder} has no images of class {dataset.classnames[without[0]]!r}, so it cannot be trained on.")
+        raise UserError(
+            f"{folder} has no images of class {dataset.classnames[without[0]]!r}, so it cannot be trained on."
+        )
     devices = jax.local_device_count()
     rows = min(config.train.batch_size, len(dataset.train))
     per_epoch = loader.steps_per_epoch(len(dataset.train), config.train.batch_size)

@@ -93,8 +93,8 @@ class LayerNorm(nn.LayerNorm):
     use_fast_variance: bool = False
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return super().__call__(x).astype(x.dtype)
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return super().__call__(x, mask=mask).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -166,8 +166,13 @@ class Transformer(nn.Module):
 
     def block(self, layer: int) -> Callable[..., Array]:
         """The block of one layer (0-based), as a function with Block's arguments."""
-        weights = jax.tree.map(lambda w: w[layer], self.blocks)
-        return lambda *args, **kwargs: self._block.apply({"params": weights}, *args, **kwargs)
+        return self._bind(jax.tree.map(lambda w: w[layer], self.blocks))
+
+    def _bind(self, weights: Any) -> Callable[..., Array]:
+        def block(*args: Any, **kwargs: Any) -> Any:
+            return self._block.apply({"params": weights}, *args, **kwargs)
+
+        return block
 
     def scan(
         self,
@@ -185,7 +190,7 @@ class Transformer(nn.Module):
 
         def body(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
             weights, own = inputs
-            return step(lambda *a, **k: self._block.apply({"params": weights}, *a, **k), carry, own)
+            return step(self._bind(weights), carry, own)
 
         weights = jax.tree.map(lambda w: w[start:stop], self.blocks)
         return jax.lax.scan(body, carry, (weights, per_layer))
@@ -283,13 +288,13 @@ class TextTower(nn.Module):
         blocks, last = self.transformer, self.config.text.layers - 1
         shared = layout.prefix_tokens.shape[0]
 
-        def place(x: Array, rows: Array, index: Array) -> Array:
+        def place(x: Array, rows: Array, index: Any) -> Array:
             """x (N, T, D) with rows (n, D) or (N, n, D) where index (N, T) is not negative."""
             rows = rows if rows.ndim == 3 else rows[None]
             found = jnp.take_along_axis(rows, jnp.maximum(index, 0)[..., None], axis=1)
             return jnp.where(index[..., None] >= 0, found.astype(x.dtype), x)
 
-        def place_both(carry: tuple[Array, Array], rows: Array) -> tuple[Array, Array]:
+        def place_both(carry: tuple[Array, ...], rows: Array) -> tuple[Array, ...]:
             # The prefix is one row for all texts: it holds context only where they share it.
             prefix_rows = rows if rows.ndim == 2 else rows[0]
             prefix, own = carry
@@ -308,7 +313,7 @@ class TextTower(nn.Module):
 
         depth = 1 if context is None else min(context.shape[0], last)
         start = 0
-        if depth > 1:
+        if context is not None and depth > 1:
             carry, _ = blocks.scan(step, carry, 0, 1)
             carry, _ = blocks.scan(step, carry, 1, depth, context[1:depth])
             start = depth

@@ -172,7 +172,11 @@ def _table(config: CLIPConfig) -> Iterator[tuple[str, _Entry]]:
     yield "text_model.embeddings.position_embedding.weight", entry("text/position_embedding", places)
 
     # transformers' CLIP spells the first layer norm of the vision tower this way.
-    norms = (("vision", "pre_layrnorm", "ln_pre"), ("vision", "post_layernorm", "ln_post"), ("text", "final_layer_norm", "ln_final"))
+    norms = (
+        ("vision", "pre_layrnorm", "ln_pre"),
+        ("vision", "post_layernorm", "ln_post"),
+        ("text", "final_layer_norm", "ln_final"),
+    )
     for tower, theirs, ours in norms:
         for kind, name in (("weight", "scale"), ("bias", "bias")):
             yield f"{tower}_model.{theirs}.{kind}", entry(f"{tower}/{ours}/{name}", (getattr(config, tower).width,))
@@ -221,7 +225,9 @@ def _to_tree(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Any:
     left = dict(tensors)
     for name, entry in _table(config):
         if name not in left:
-            raise UserError(f"{file}: tensor {name} is missing; the file is incomplete or not a CLIP ViT of these sizes.")
+            raise UserError(
+                f"{file}: tensor {name} is missing; the file is incomplete or not a CLIP ViT of these sizes."
+            )
         value = left.pop(name)
         if value.shape != entry.shape and not (entry.shape == () and value.shape == (1,)):
             raise UserError(
@@ -236,7 +242,9 @@ def _to_tree(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Any:
         else:
             flat.setdefault(entry.path, []).append(value)
     if left:
-        raise UserError(f"{file}: tensor {sorted(left)[0]} is not part of a CLIP ViT of these sizes ({len(left)} such).")
+        raise UserError(
+            f"{file}: tensor {sorted(left)[0]} is not part of a CLIP ViT of these sizes ({len(left)} such)."
+        )
     flat = {path: np.stack(value) if isinstance(value, list) else value for path, value in flat.items()}
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
@@ -348,7 +356,9 @@ def read_torch_file(file: epath.Path | pathlib.Path) -> TorchFile:
             return TorchFile(_read_torchscript(data, torch), None)
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as reason:
-        raise UserError(f"{file} is damaged, or holds more than tensors and is not read, since that could run code.") from reason
+        raise UserError(
+            f"{file} is damaged, or holds more than tensors and is not read, since that could run code."
+        ) from reason
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as reason:
         raise UserError(f"{file} cannot be read ({reason}); it is damaged or not what its name says.") from reason
     epoch = state.get("epoch") if isinstance(state, dict) else None
@@ -364,7 +374,9 @@ def import_torch(file: str) -> Any:
     try:
         import torch
     except ImportError as reason:
-        raise UserError(f"{file} is a PyTorch file: reading it takes `pip install torch` (a CPU build will do).") from reason
+        raise UserError(
+            f"{file} is a PyTorch file: reading it takes `pip install torch` (a CPU build will do)."
+        ) from reason
     return torch
 
 
@@ -434,7 +446,9 @@ def _check_same_tree(there: Any, wanted: Any, directory: epath.Path) -> None:
     for name in sorted({*there, *wanted}):
         shapes = [tuple(t[name].shape) if name in t else None for t in (there, wanted)]
         if shapes[0] != shapes[1]:
-            raise UserError(f"{directory}: tensor {name} has shape {shapes[0]}, but its config.json asks for {shapes[1]}.")
+            raise UserError(
+                f"{directory}: tensor {name} has shape {shapes[0]}, but its config.json asks for {shapes[1]}."
+            )
 
 
 def _config_from_file(file: epath.Path) -> CLIPConfig:
@@ -450,7 +464,7 @@ def _config_from_file(file: epath.Path) -> CLIPConfig:
         raise UserError(f"{file} describes a model of type {kind!r}; only CLIP with a ViT image tower is supported.")
     import transformers
 
-    full = transformers.CLIPConfig.from_dict(raw)
+    full: Any = transformers.CLIPConfig.from_dict(raw)
 
     def tower(part: Any) -> TransformerConfig:
         if part.hidden_act not in ACTIVATIONS:

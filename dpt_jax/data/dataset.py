@@ -35,7 +35,9 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
     if config.shots == 0 or config.shots < -1:
         raise UserError(f"dataset.shots is {config.shots}: give a positive number, or -1 for all images.")
     if not config.root and config.name != "emoji":
-        raise UserError("dataset.root is not set: give the folder that holds train/ and test/, --config.dataset.root=DIR.")
+        raise UserError(
+            "dataset.root is not set: give the folder that holds train/ and test/, --config.dataset.root=DIR."
+        )
     whole = read_folder(pathlib.Path(config.root) if config.root else BUNDLED / "emoji")
     # The shots are drawn before the classes are split, so that both halves are of one sample.
     train, _ = sampling.few_shot(whole.train, [], config.shots, seed)
@@ -61,7 +63,9 @@ def read_folder(root: pathlib.Path) -> Dataset:
     if not root.is_dir():
         raise UserError(f"dataset.root: {root} is not a folder; it should hold train/CLASS/ and test/CLASS/ folders.")
     if not (root / "test").is_dir():
-        raise UserError(f"dataset.root: {root} has no test/ folder; it should hold train/CLASS/ and test/CLASS/ folders.")
+        raise UserError(
+            f"dataset.root: {root} has no test/ folder; it should hold train/CLASS/ and test/CLASS/ folders."
+        )
     splits = [root / split for split in ("train", "test") if (root / split).is_dir()]
     folders = sorted({f.name for split in splits for f in split.iterdir() if f.is_dir() and not f.name.startswith(".")})
     if not folders:
@@ -73,7 +77,9 @@ def read_folder(root: pathlib.Path) -> Dataset:
             return []
         found = sorted(f.name for f in directory.iterdir() if f.suffix.lower() in EXTENSIONS and f.is_file())
         if not found:
-            raise UserError(f"{directory} holds no images ({', '.join(sorted(EXTENSIONS))}); add some or remove the folder.")
+            raise UserError(
+                f"{directory} holds no images ({', '.join(sorted(EXTENSIONS))}); add some or remove the folder."
+            )
         return [Example(f"{split}/{folder}/{name}", label) for name in found]
 
     train, test = (

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from dpt_jax.data.sampling import Example
 from dpt_jax.data.transforms import read_image, test_transform, train_transform
 
-Batch = dict[str, np.ndarray]  # image (B, H, W, 3) uint8, label (B,) int32
+Batch = dict[str, Any]  # host arrays: image (B, H, W, 3) uint8, label (B,) int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,9 @@ def train_batches(
     return iter(_read(data, workers))
 
 
-def test_batches(root: pathlib.Path, examples: Sequence[Example], size: int, batch_size: int, workers: int = 0) -> grain.DatasetIterator:
+def test_batches(
+    root: pathlib.Path, examples: Sequence[Example], size: int, batch_size: int, workers: int = 0
+) -> grain.DatasetIterator:
     """The examples in their order, the last batch as small as it comes."""
     data = grain.MapDataset.source(list(examples)).map(_Load(root, size)).batch(batch_size, drop_remainder=False)
     return iter(_read(data, workers))

@@ -15,7 +15,9 @@ class Example(NamedTuple):
 VALIDATION_SHOTS = 4
 
 
-def few_shot(train: Sequence[Example], val: Sequence[Example], shots: int, seed: int) -> tuple[list[Example], list[Example]]:
+def few_shot(
+    train: Sequence[Example], val: Sequence[Example], shots: int, seed: int
+) -> tuple[list[Example], list[Example]]:
     """`shots` examples a class of train and min(shots, 4) of val, as published splits are drawn.
 
     One generator seeded with `seed` draws, for train and then for val, class by

@@ -54,7 +54,7 @@ def random_box(width: int, height: int, generator: np.random.Generator) -> tuple
     """
     for _ in range(ATTEMPTS):
         area = width * height * generator.uniform(*AREA)
-        ratio = math.exp(generator.uniform(*map(math.log, RATIO)))
+        ratio = math.exp(generator.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         part = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < part[0] <= width and 0 < part[1] <= height:
             left = int(generator.integers(width - part[0] + 1))

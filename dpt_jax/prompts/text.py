@@ -88,9 +88,8 @@ def prompt_layout(
         tokens = [(t, -1) for t in tokenizer.encode(name + ".")]
         # "end" puts no context behind the name, so where the name stops does not matter there.
         stop = len(tokenizer.encode(name)) if before < length else 0
-        rows.append(
-            [(tokenizer.start, -1), *context[:before], *tokens[:stop], *context[before:], *tokens[stop:], (tokenizer.end, -1)]
-        )
+        words = [*context[:before], *tokens[:stop], *context[before:], *tokens[stop:]]
+        rows.append([(tokenizer.start, -1), *words, (tokenizer.end, -1)])
     return _layout(rows, classnames, context_length, class_specific)
 
 
@@ -114,7 +113,7 @@ def _layout(rows: list[Row], names: Sequence[str], context_length: int, class_sp
             break
         shared += 1
     own = max(map(len, rows)) - shared
-    table = np.tile(np.int32([0, -1]), (len(rows), own, 1))
+    table = np.tile(np.array([0, -1], np.int32), (len(rows), own, 1))
     for i, row in enumerate(rows):
         table[i, : len(row) - shared] = row[shared:]
     prefix = np.asarray(rows[0][:shared], np.int32).reshape(shared, 2)
