@@ -22,8 +22,9 @@ from ml_collections import ConfigDict
 from dpt_jax import cli
 from dpt_jax import config as configs
 from dpt_jax.checkpoint import FOLDER, Checkpoints
+from dpt_jax.clip.files import Tensors, read_torch_file
 from dpt_jax.clip.model import CLIPConfig
-from dpt_jax.clip.pretrained import Tensors, load_clip, read_torch_file, save_orbax
+from dpt_jax.clip.pretrained import load_clip, save_orbax
 from dpt_jax.errors import UserError
 from dpt_jax.metrics import say
 from dpt_jax.model import PromptedCLIP

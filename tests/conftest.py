@@ -1,0 +1,68 @@
+"""Small models and runs that many tests share."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+
+from dpt_jax.clip.pretrained import Pretrained, load_clip
+from tests import make_clip
+
+ROOT = pathlib.Path(__file__).parent.parent
+DATA = pathlib.Path(__file__).parent / "data"
+SMALL = DATA / "dpt_small"
+
+# Grain reads its own flags, which only a command parses.
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def clip_dir(tmp_path_factory) -> pathlib.Path:
+    """The small random CLIP that the golden arrays were computed with."""
+    directory = tmp_path_factory.mktemp("clip")
+    make_clip.write(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def clip(clip_dir) -> Pretrained:
+    return load_clip(str(clip_dir))
+
+
+class Golden:
+    """One file of golden arrays and what its `meta` says."""
+
+    def __init__(self, name: str) -> None:
+        self.arrays = np.load(DATA / f"{name}.npz")
+        self.meta = json.loads(str(self.arrays["meta"]))
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def tensors(self, prefix: str) -> dict[str, np.ndarray]:
+        return {k.removeprefix(f"{prefix}/"): self.arrays[k] for k in self.arrays.files if k.startswith(f"{prefix}/")}
+
+
+@pytest.fixture(params=["dpt_last_layer", "coop_end"])
+def golden(request) -> Golden:
+    return Golden(request.param)
+
+
+def command(*arguments: str, devices: int = 1, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """`python ARGUMENTS…` from the root of the repository, on simulated CPU devices."""
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    env |= {"HF_HUB_OFFLINE": "1", **environment}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference over the largest expected value."""
+    return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())

@@ -1,0 +1,122 @@
+"""The method against arrays computed by the published code (float32, CPU)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dpt_jax.losses import loss_terms
+from dpt_jax.model import PromptConfig, PromptedCLIP
+from dpt_jax.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from dpt_jax.prompts.text import plain_layout, prompt_layout
+from dpt_jax.published import MODULES, prompts_from_published
+from tests.conftest import relative_error
+
+LOGITS = 1e-4  # of the largest logit
+GRADIENTS = 1e-3  # of the norm
+TEMPLATE = "a photo of a {}."
+
+
+def published_tree(tensors):
+    modules = {}
+    for name, value in tensors.items():
+        module = next(m for m in MODULES if name.startswith(f"{m}."))
+        modules.setdefault(module, {})[name.removeprefix(f"{module}.")] = value
+    return prompts_from_published(modules)
+
+
+class Case:
+    """One golden file, set up in this package."""
+
+    def __init__(self, golden, clip) -> None:
+        meta = golden.meta
+        dpt = meta["kind"] == "DPT"
+        self.golden, self.meta = golden, meta
+        self.config = PromptConfig(
+            classes=meta["C"],
+            text_length=meta["n_ctx_text"],
+            class_specific=meta["csc"],
+            visual_length=meta["n_ctx_visual"] if dpt else 0,
+            top_k=meta["cpn"] if dpt else 0,
+            first_layer=meta["bottom_limit"] if dpt else 0,
+        )
+        self.model = PromptedCLIP(clip.config, self.config)
+        self.clip, self.layout = (
+            clip.params,
+            prompt_layout(meta["classnames"], clip.tokenizer, meta["n_ctx_text"], meta["position"], meta["csc"]),
+        )
+        plain = plain_layout([TEMPLATE.format(name) for name in meta["classnames"]], clip.tokenizer)
+        self.frozen = self.model.encode_plain({"clip": clip.params}, plain)
+        self.prompts = published_tree(golden.tensors("param"))
+        self.images = golden["image"].transpose(0, 2, 3, 1)
+        self.labels = golden["label"]
+
+    def outputs(self, prompts):
+        params = {"clip": self.clip, "prompts": prompts}
+        return self.model(params, self.images, self.model.encode_texts(params, self.layout, self.frozen))
+
+    def loss(self, prompts, guided):
+        rows = jnp.ones(len(self.labels))
+        terms = loss_terms(self.config, self.outputs(prompts), self.labels, rows, guided, self.meta["alpha"])
+        return sum(t.weight * t.total / jnp.maximum(t.rows, 1) for t in terms.values())
+
+
+@pytest.fixture
+def case(golden, clip) -> Case:
+    return Case(golden, clip)
+
+
+def test_tokens(case, clip):
+    """Prefix, context places and own tokens put together are the published token ids."""
+    placeholder = clip.tokenizer.encode("X")[0]
+    for c, expected in enumerate(case.golden["tokens"]):
+        ids = np.concatenate([case.layout.prefix_tokens, case.layout.tokens[c]])
+        context = np.concatenate([case.layout.prefix_context, case.layout.context[c]])
+        ids = np.where(context >= 0, placeholder, ids)
+        length = len(case.layout.prefix_tokens) + case.layout.end[c] + 1
+        np.testing.assert_array_equal(ids[:length], expected[:length])
+        assert not expected[length:].any()
+
+
+def test_logits(case):
+    outputs = jax.jit(case.outputs)(case.prompts)
+    assert relative_error(outputs.logits, case.golden["logits"]) < LOGITS
+    if case.meta["kind"] == "DPT":
+        assert relative_error(outputs.text_logits, case.golden["logits_text"]) < LOGITS
+        assert relative_error(outputs.image_logits, case.golden["logits_image"]) < LOGITS
+        assert relative_error(outputs.auxiliary_logits, case.golden["layer_logits"]) < LOGITS
+        np.testing.assert_array_equal(outputs.indices, case.golden["indices"])
+
+
+@pytest.mark.parametrize("phase", ["early", "late"])
+def test_loss_and_gradients(case, phase):
+    loss, gradient = jax.jit(jax.value_and_grad(case.loss))(case.prompts, phase == "early")
+    assert loss == pytest.approx(float(case.golden[f"loss_{phase}"]), rel=1e-5)
+    expected = published_tree(case.golden.tensors(f"grad_{phase}"))
+    assert jax.tree.structure(gradient) == jax.tree.structure(expected)
+    errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), gradient, expected)
+    assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
+
+
+def test_training_trajectory(case):
+    """One full batch an epoch: learning rates, losses, final prompts and logits."""
+    epochs, meta = case.meta["max_epoch"], case.meta
+    config = OptimizerConfig(meta["lr"], 0.002, meta["warmup"], epochs, steps_per_epoch=1)
+    rates = learning_rates(config)
+    optimizer = make_optimizer(config)
+    prompts, state = case.prompts, optimizer.init(case.prompts)
+    step = jax.jit(jax.value_and_grad(case.loss))
+    guidance = epochs // 2
+    for epoch in range(epochs):
+        published_rates = case.golden["train_lrs"][epoch]
+        expected = [rates["visual"](epoch)] * (len(published_rates) - 1) + [rates["text"](epoch)]
+        np.testing.assert_allclose(expected, published_rates, rtol=1e-6)
+        loss, gradient = step(prompts, epoch < guidance)
+        assert loss == pytest.approx(float(case.golden["train_losses"][epoch]), rel=1e-4)
+        updates, state = optimizer.update(gradient, state, prompts)
+        prompts = optax.apply_updates(prompts, updates)
+    final = published_tree(case.golden.tensors("final"))
+    errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), prompts, final)
+    assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
+    assert relative_error(jax.jit(case.outputs)(prompts).logits, case.golden["final_logits"]) < LOGITS

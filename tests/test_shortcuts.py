@@ -1,0 +1,207 @@
+"""Every shortcut of the hot path against the plain computation that it stands for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpt_jax.clip.model import CLIP, Block, LayerPrompts, TransformerConfig, normalize
+from dpt_jax.model import PromptConfig, PromptedCLIP
+from dpt_jax.prompts.cavpt import ClassAwarePrompt
+from dpt_jax.prompts.text import plain_layout, prompt_layout
+
+NAMES = ["airplane", "sea_horse", "water lilly", "a rather long name", "dog"]
+CONFIG = TransformerConfig(width=64, layers=1, heads=2, mlp_width=128)
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def normal(seed, *shape, scale=1.0):
+    return scale * jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.fixture(scope="module")
+def block():
+    module = Block(CONFIG)
+    params = module.init(jax.random.key(0), jnp.zeros((1, 1, 64)))
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    return lambda *args, **kwargs: module.apply(params, *args, **kwargs)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_memory_is_appended_tokens_whose_outputs_are_dropped(block, shared):
+    x, memory = normal(1, 3, 7, 64), normal(2, 1 if shared else 3, 4, 64)
+    appended = jnp.concatenate([x, jnp.broadcast_to(memory, (3, 4, 64))], axis=1)
+    np.testing.assert_allclose(block(x, memory), block(appended)[:, :7], **CLOSE)
+
+
+def test_causal_memory_is_a_prefix(block):
+    whole = normal(3, 2, 9, 64)
+    plain = block(whole, causal=True)
+    np.testing.assert_allclose(block(whole[:, 4:], whole[:, :4], causal=True), plain[:, 4:], **CLOSE)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_single_query(block, causal):
+    x, memory, asked = normal(4, 3, 7, 64), normal(5, 3, 2, 64), jnp.array([0, 6, 3])
+    every = block(x, memory, causal=causal)
+    one = block(x, memory, causal=causal, query=asked)
+    np.testing.assert_allclose(one[:, 0], every[jnp.arange(3), asked], **CLOSE)
+
+
+def plain_text_features(clip, rows, context):
+    """The text tower without any shortcut: whole sequences, unscanned blocks, every position.
+
+    rows: a text each as (token id, context row or -1); context: (depth, C, n, D_t).
+    """
+    weights = clip.params["text"]
+    block = Block(clip.config.text)
+    features = []
+    for c, row in enumerate(rows):
+        ids, places = map(np.array, zip(*row, strict=True))
+        x = jnp.where((places >= 0)[:, None], context[0, c][places], weights["token_embedding"][ids])
+        x = (x + weights["position_embedding"][: len(row)])[None]
+        for layer in range(clip.config.text.layers):
+            if 0 < layer < len(context):
+                x = jnp.where((places >= 0)[None, :, None], context[layer, c][places], x)
+            layer_weights = jax.tree.map(lambda w, layer=layer: w[layer], weights["transformer"]["blocks"])
+            x = block.apply({"params": layer_weights}, x, causal=True)
+        x = x[0, -1]
+        x = (x - x.mean()) / jnp.sqrt(x.var() + 1e-5) * weights["ln_final"]["scale"] + weights["ln_final"]["bias"]
+        features.append(x @ weights["projection"])
+    return np.stack(features)
+
+
+def plain_rows(clip, names, length, position):
+    """The sequences of the specification, written out."""
+    rows = []
+    for name in names:
+        name = name.replace("_", " ")
+        own, dot = clip.tokenizer.encode(name), clip.tokenizer.encode(".")
+        context, own = [(0, i) for i in range(length)], [(t, -1) for t in own]
+        half = length // 2
+        body = {
+            "end": context + own,
+            "middle": context[:half] + own + context[half:],
+            "front": own + context,
+        }[position]
+        rows.append([(clip.tokenizer.start, -1), *body, *((t, -1) for t in dot), (clip.tokenizer.end, -1)])
+    return rows
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_shared_text_prefix(clip, position, class_specific, depth):
+    length, width = 5, clip.config.text.width
+    own = (len(NAMES),) if class_specific else ()
+    context = normal(6, depth, *own, length, width, scale=0.3)
+    each = context if class_specific else jnp.broadcast_to(context[:, None], (depth, len(NAMES), length, width))
+    layout = prompt_layout(NAMES, clip.tokenizer, length, position, class_specific)
+    model = CLIP(clip.config)
+    actual = model.apply({"params": clip.params}, method=lambda m: m.text(layout, context))
+    expected = plain_text_features(clip, plain_rows(clip, NAMES, length, position), each)
+    np.testing.assert_allclose(actual, expected, **CLOSE)
+
+
+def test_prefix_is_as_long_as_it_can_be(clip):
+    """The whole shared context is encoded once, and only where it is the same for all."""
+    assert len(prompt_layout(NAMES, clip.tokenizer, 16, "end").prefix_tokens) == 17
+    assert len(prompt_layout(NAMES, clip.tokenizer, 16, "middle").prefix_tokens) == 9
+    assert len(prompt_layout(NAMES, clip.tokenizer, 16, "end", class_specific=True).prefix_tokens) == 1
+    assert len(plain_layout([f"a photo of a {n}." for n in NAMES], clip.tokenizer).prefix_tokens) == 5
+    assert prompt_layout(["dog"], clip.tokenizer, 4).tokens.shape == (1, 1)
+
+
+def plain_prompted_tower(clip, model, params, images, texts):
+    """The prompted image tower as the specification writes it: prompts appended, outputs dropped."""
+    config, weights = model.prompts, clip.params["vision"]
+    module = CLIP(clip.config)
+    x = module.apply({"params": clip.params}, method=lambda m: m.vision.embed(images))
+    z = normalize(module.apply({"params": clip.params}, method=lambda m: m.vision(images)[0]))
+    k = min(config.top_k, len(texts.frozen))
+    idx = jnp.argsort(-(z @ texts.frozen.T), axis=1)[:, :k]
+    block, auxiliary = Block(clip.config.vision), []
+    tokens = x.shape[1]
+    for layer in range(clip.config.vision.layers):
+        if layer < model.visual_layers:
+            prompts = params["visual"]["tokens"][layer] if config.visual_length else jnp.zeros((0, x.shape[-1]))
+            prompts = jnp.broadcast_to(prompts, (len(x), *prompts.shape))
+        else:
+            own = jax.tree.map(lambda w, i=layer - model.visual_layers: w[i], params["cavpt"])
+            c = texts.learned[idx] @ own["class_projection"]["kernel"] + own["class_projection"]["bias"]
+            shared = jnp.broadcast_to(own["global_tokens"], (len(x), *own["global_tokens"].shape))
+            m = jnp.concatenate([x, shared], axis=1)
+            scores = (c @ own["query"]["kernel"]) @ (m @ own["key"]["kernel"]).transpose(0, 2, 1) / np.sqrt(32)
+            o = jax.nn.softmax(scores) @ m @ own["value"]["kernel"]
+
+            def norm(x, p):
+                return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+            auxiliary.append(norm(o, own["ln_classifier"]) @ own["classifier"]["kernel"])
+            prompts = norm(o + c, own["ln_prompt"])
+        layer_weights = jax.tree.map(lambda w, layer=layer: w[layer], weights["transformer"]["blocks"])
+        x = block.apply({"params": layer_weights}, jnp.concatenate([x, prompts], axis=1))[:, :tokens]
+    x, p = x[:, 0], weights["ln_post"]
+    x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+    features = normalize(x @ weights["projection"])
+    return features, idx, jnp.stack(auxiliary, 1) if auxiliary else None
+
+
+@pytest.mark.parametrize(
+    ("visual_length", "top_k", "first_layer"), [(3, 0, 0), (3, 2, 4), (3, 2, 3), (2, 9, 2), (4, 3, 1), (0, 3, 3)]
+)
+def test_prompted_vision_tower(clip, visual_length, top_k, first_layer):
+    """VPT and CAVPT from any first layer on, scanned and as memory, against the written-out tower."""
+    config = PromptConfig(len(NAMES), 4, visual_length=visual_length, top_k=top_k, first_layer=first_layer)
+    model = PromptedCLIP(clip.config, config)
+    prompts = jax.tree.map(lambda x: x * 5, model.init(jax.random.key(7)))
+    params = {"clip": clip.params, "prompts": prompts}
+    frozen = model.encode_plain(params, plain_layout(NAMES, clip.tokenizer))
+    texts = model.encode_texts(params, prompt_layout(NAMES, clip.tokenizer, 4), frozen)
+    images = normal(8, 3, 32, 32, 3)
+    outputs = jax.jit(model)(params, images, texts)
+    features, idx, auxiliary = plain_prompted_tower(clip, model, prompts, images, texts)
+    scale = np.exp(clip.params["logit_scale"])
+    np.testing.assert_allclose(outputs.logits, scale * features @ normalize(texts.learned).T, rtol=1e-4, atol=2e-3)
+    if top_k:
+        np.testing.assert_array_equal(outputs.indices, idx)
+        np.testing.assert_allclose(outputs.auxiliary_logits, auxiliary, rtol=1e-3, atol=1e-4)
+
+
+def test_cavpt_sends_no_gradient_into_the_image_but_some_into_the_text():
+    module = ClassAwarePrompt(classes=4)
+    x, t = normal(9, 2, 5, 64), normal(10, 2, 3, 32)
+    params = module.init(jax.random.key(0), x, t)
+    to_x, to_t = jax.grad(lambda x, t: sum(y.sum() ** 2 for y in module.apply(params, x, t)), argnums=(0, 1))(x, t)
+    assert not np.any(to_x)
+    assert np.all(np.isfinite(to_t))
+    assert np.any(to_t)
+
+
+def test_layer_prompts_cover_any_split(clip):
+    """Prompts given for some layers leave the layers behind them as they are."""
+    images = normal(11, 2, 32, 32, 3)
+    model = CLIP(clip.config)
+
+    def run(prompts):
+        return model.apply({"params": clip.params}, method=lambda m: m.vision(images, prompts)[0])
+
+    def silent(layers):
+        return LayerPrompts(layers, lambda _, x: (None, None))
+
+    np.testing.assert_allclose(run([silent(1), silent(2)]), run([]), **CLOSE)
+
+
+def test_bfloat16_stays_near_float32(clip):
+    config = PromptConfig(len(NAMES), 4, visual_length=3, top_k=3, first_layer=4)
+    images, logits = normal(12, 4, 32, 32, 3), []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = PromptedCLIP(clip.config, config, dtype)
+        params = {"clip": clip.params, "prompts": model.init(jax.random.key(1))}
+        frozen = model.encode_plain(params, plain_layout(NAMES, clip.tokenizer))
+        texts = model.encode_texts(params, prompt_layout(NAMES, clip.tokenizer, 4), frozen)
+        logits.append(np.asarray(model(params, images, texts).logits))
+        assert logits[-1].dtype == np.float32
+    # Logits are cosines times 100: 2 is a cosine off by 0.02.
+    np.testing.assert_allclose(logits[1], logits[0], atol=2.0)
+    assert np.abs(logits[1] - logits[0]).max() > 0
