@@ -48,11 +48,6 @@ class Golden:
         return {k.removeprefix(f"{prefix}/"): self.arrays[k] for k in self.arrays.files if k.startswith(f"{prefix}/")}
 
 
-@pytest.fixture(params=["dpt_last_layer", "coop_end"])
-def golden(request) -> Golden:
-    return Golden(request.param)
-
-
 def command(*arguments: str, devices: int = 1, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
     """`python ARGUMENTS…` from the root of the repository, on simulated CPU devices."""
     env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}

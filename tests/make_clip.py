@@ -7,6 +7,7 @@ real CLIP vocabulary (vocab.json, merges.txt). The weights are those that the
 golden arrays beside this file were computed with: each array's `meta` names
 the sizes and the seed (`wseed`). Needs numpy and safetensors only.
 """
+
 import argparse
 import gzip
 import json
@@ -22,19 +23,35 @@ VOCAB_SIZE, CONTEXT = 49408, 77
 
 def openai_shapes(embed, res, vl, vw, patch, tw, tl):
     """Shapes of every weight, under the names of OpenAI's CLIP state dict."""
-    s = {"logit_scale": (), "positional_embedding": (CONTEXT, tw), "text_projection": (tw, embed),
-         "token_embedding.weight": (VOCAB_SIZE, tw), "ln_final.weight": (tw,), "ln_final.bias": (tw,),
-         "visual.class_embedding": (vw,), "visual.positional_embedding": ((res // patch) ** 2 + 1, vw),
-         "visual.proj": (vw, embed), "visual.conv1.weight": (vw, 3, patch, patch)}
+    s = {
+        "logit_scale": (),
+        "positional_embedding": (CONTEXT, tw),
+        "text_projection": (tw, embed),
+        "token_embedding.weight": (VOCAB_SIZE, tw),
+        "ln_final.weight": (tw,),
+        "ln_final.bias": (tw,),
+        "visual.class_embedding": (vw,),
+        "visual.positional_embedding": ((res // patch) ** 2 + 1, vw),
+        "visual.proj": (vw, embed),
+        "visual.conv1.weight": (vw, 3, patch, patch),
+    }
     for n in ("ln_pre", "ln_post"):
         s[f"visual.{n}.weight"] = s[f"visual.{n}.bias"] = (vw,)
     for prefix, layers, w in (("transformer", tl, tw), ("visual.transformer", vl, vw)):
         for i in range(layers):
             b = f"{prefix}.resblocks.{i}."
-            s.update({b + "attn.in_proj_weight": (3 * w, w), b + "attn.in_proj_bias": (3 * w,),
-                      b + "attn.out_proj.weight": (w, w), b + "attn.out_proj.bias": (w,),
-                      b + "mlp.c_fc.weight": (4 * w, w), b + "mlp.c_fc.bias": (4 * w,),
-                      b + "mlp.c_proj.weight": (w, 4 * w), b + "mlp.c_proj.bias": (w,)})
+            s.update(
+                {
+                    b + "attn.in_proj_weight": (3 * w, w),
+                    b + "attn.in_proj_bias": (3 * w,),
+                    b + "attn.out_proj.weight": (w, w),
+                    b + "attn.out_proj.bias": (w,),
+                    b + "mlp.c_fc.weight": (4 * w, w),
+                    b + "mlp.c_fc.bias": (4 * w,),
+                    b + "mlp.c_proj.weight": (w, 4 * w),
+                    b + "mlp.c_proj.bias": (w,),
+                }
+            )
             for n in ("ln_1", "ln_2"):
                 s[b + n + ".weight"] = s[b + n + ".bias"] = (w,)
     return s
@@ -77,8 +94,13 @@ def to_huggingface(w):
             for kind in ("weight", "bias"):
                 for name, part in zip("qkv", np.split(w[s + f"attn.in_proj_{kind}"], 3)):
                     o[t + f"self_attn.{name}_proj.{kind}"] = part
-                for a, b in (("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"),
-                             ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")):
+                for a, b in (
+                    ("attn.out_proj", "self_attn.out_proj"),
+                    ("ln_1", "layer_norm1"),
+                    ("ln_2", "layer_norm2"),
+                    ("mlp.c_fc", "mlp.fc1"),
+                    ("mlp.c_proj", "mlp.fc2"),
+                ):
                     o[t + f"{b}.{kind}"] = w[s + f"{a}.{kind}"]
     for kind in ("weight", "bias"):
         o[f"vision_model.pre_layrnorm.{kind}"] = w[f"visual.ln_pre.{kind}"]
@@ -96,20 +118,45 @@ def to_huggingface(w):
 
 def config(embed, res, vl, vw, patch, tw, th, tl):
     common = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": embed}
-    return {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": embed, "logit_scale_init_value": 2.6592,
-            "text_config": {"model_type": "clip_text_model", "hidden_size": tw, "intermediate_size": 4 * tw,
-                            "num_attention_heads": th, "num_hidden_layers": tl, "vocab_size": VOCAB_SIZE,
-                            "max_position_embeddings": CONTEXT, "bos_token_id": 49406, "eos_token_id": 49407,
-                            "pad_token_id": 49407, **common},
-            "vision_config": {"model_type": "clip_vision_model", "hidden_size": vw, "intermediate_size": 4 * vw,
-                              "num_attention_heads": vw // 64, "num_hidden_layers": vl, "image_size": res,
-                              "patch_size": patch, **common}}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": embed,
+        "logit_scale_init_value": 2.6592,
+        "text_config": {
+            "model_type": "clip_text_model",
+            "hidden_size": tw,
+            "intermediate_size": 4 * tw,
+            "num_attention_heads": th,
+            "num_hidden_layers": tl,
+            "vocab_size": VOCAB_SIZE,
+            "max_position_embeddings": CONTEXT,
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+            "pad_token_id": 49407,
+            **common,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": vw,
+            "intermediate_size": 4 * vw,
+            "num_attention_heads": vw // 64,
+            "num_hidden_layers": vl,
+            "image_size": res,
+            "patch_size": patch,
+            **common,
+        },
+    }
 
 
 def vocabulary():
     """CLIP's byte-level BPE as (vocab, merges): 256 byte symbols, the same with </w>, the merges, two specials."""
-    merges = gzip.open(VOCAB).read().decode("utf-8").split("\n")[1:VOCAB_SIZE - 256 - 2 - 256 + 1]
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), ord("\u00ff") + 1)]
+    merges = gzip.open(VOCAB).read().decode("utf-8").split("\n")[1 : VOCAB_SIZE - 256 - 2 - 256 + 1]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("\u00a1"), ord("\u00ac") + 1),
+        *range(ord("\u00ae"), ord("\u00ff") + 1),
+    ]
     byte_symbols = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     tokens = byte_symbols + [b + "</w>" for b in byte_symbols] + ["".join(m.split()) for m in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -121,17 +168,41 @@ def write(out, seed=0, embed=64, res=32, vl=4, vw=128, patch=8, tw=128, th=2, tl
     out.mkdir(parents=True, exist_ok=True)
     save_file(to_huggingface(seeded(openai_shapes(embed, res, vl, vw, patch, tw, tl), seed)), out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(config(embed, res, vl, vw, patch, tw, th, tl), indent=2))
-    (out / "preprocessor_config.json").write_text(json.dumps({
-        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": res}, "resample": 3,
-        "do_center_crop": True, "crop_size": {"height": res, "width": res}, "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711], "do_convert_rgb": True}, indent=2))
+    (out / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_processor_type": "CLIPImageProcessor",
+                "do_resize": True,
+                "size": {"shortest_edge": res},
+                "resample": 3,
+                "do_center_crop": True,
+                "crop_size": {"height": res, "width": res},
+                "do_rescale": True,
+                "rescale_factor": 1 / 255,
+                "do_normalize": True,
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "do_convert_rgb": True,
+            },
+            indent=2,
+        )
+    )
     vocab, merges = vocabulary()
     (out / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
     (out / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    (out / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT, "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}, indent=2))
+    (out / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "CLIPTokenizer",
+                "model_max_length": CONTEXT,
+                "bos_token": "<|startoftext|>",
+                "eos_token": "<|endoftext|>",
+                "unk_token": "<|endoftext|>",
+                "pad_token": "<|endoftext|>",
+            },
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dpt_jax.model import PromptConfig, PromptedCLIP
 from dpt_jax.optimizer import OptimizerConfig, learning_rates, make_optimizer
 from dpt_jax.prompts.text import plain_layout, prompt_layout
 from dpt_jax.published import MODULES, prompts_from_published
-from tests.conftest import relative_error
+from tests.conftest import Golden, relative_error
 
 LOGITS = 1e-4  # of the largest logit
 GRADIENTS = 1e-3  # of the norm
@@ -42,12 +42,12 @@ class Case:
             first_layer=meta["bottom_limit"] if dpt else 0,
         )
         self.model = PromptedCLIP(clip.config, self.config)
-        self.clip, self.layout = (
-            clip.params,
-            prompt_layout(meta["classnames"], clip.tokenizer, meta["n_ctx_text"], meta["position"], meta["csc"]),
+        self.clip = clip.params
+        self.layout = prompt_layout(
+            meta["classnames"], clip.tokenizer, meta["n_ctx_text"], meta["position"], meta["csc"]
         )
         plain = plain_layout([TEMPLATE.format(name) for name in meta["classnames"]], clip.tokenizer)
-        self.frozen = self.model.encode_plain({"clip": clip.params}, plain)
+        self.frozen = jax.jit(self.model.encode_plain)({"clip": clip.params}, plain)
         self.prompts = published_tree(golden.tensors("param"))
         self.images = golden["image"].transpose(0, 2, 3, 1)
         self.labels = golden["label"]
@@ -62,9 +62,9 @@ class Case:
         return sum(t.weight * t.total / jnp.maximum(t.rows, 1) for t in terms.values())
 
 
-@pytest.fixture
-def case(golden, clip) -> Case:
-    return Case(golden, clip)
+@pytest.fixture(scope="module", params=["dpt_last_layer", "coop_end"])
+def case(request, clip) -> Case:
+    return Case(Golden(request.param), clip)
 
 
 def test_tokens(case, clip):

@@ -22,9 +22,9 @@ def normal(seed, *shape, scale=1.0):
 @pytest.fixture(scope="module")
 def block():
     module = Block(CONFIG)
-    params = module.init(jax.random.key(0), jnp.zeros((1, 1, 64)))
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 1, 64)))
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
-    return lambda *args, **kwargs: module.apply(params, *args, **kwargs)
+    return jax.jit(lambda *args, **kwargs: module.apply(params, *args, **kwargs), static_argnames="causal")
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -48,27 +48,39 @@ def test_single_query(block, causal):
     np.testing.assert_allclose(one[:, 0], every[jnp.arange(3), asked], **CLOSE)
 
 
+def layer_norm(x, p):
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+
+def layer_of(tree, layer):
+    return jax.tree.map(lambda w: w[layer], tree)
+
+
 def plain_text_features(clip, rows, context):
     """The text tower without any shortcut: whole sequences, unscanned blocks, every position.
 
     rows: a text each as (token id, context row or -1); context: (depth, C, n, D_t).
     """
-    weights = clip.params["text"]
-    block = Block(clip.config.text)
-    features = []
-    for c, row in enumerate(rows):
-        ids, places = map(np.array, zip(*row, strict=True))
-        x = jnp.where((places >= 0)[:, None], context[0, c][places], weights["token_embedding"][ids])
-        x = (x + weights["position_embedding"][: len(row)])[None]
+    length = max(map(len, rows))
+    padded = np.array([row + [(0, -1)] * (length - len(row)) for row in rows])
+    ids, places = padded[..., 0], padded[..., 1]
+    ends = np.array([len(row) - 1 for row in rows])
+
+    @jax.jit
+    def features(weights, context):
+        block = Block(clip.config.text)
+        each = jnp.arange(len(rows))
+        placed = [own[each[:, None], places] for own in context]
+        inside = (places >= 0)[..., None]
+        x = jnp.where(inside, placed[0], jnp.asarray(weights["token_embedding"])[ids])
+        x = x + weights["position_embedding"][:length]
         for layer in range(clip.config.text.layers):
-            if 0 < layer < len(context):
-                x = jnp.where((places >= 0)[None, :, None], context[layer, c][places], x)
-            layer_weights = jax.tree.map(lambda w, layer=layer: w[layer], weights["transformer"]["blocks"])
-            x = block.apply({"params": layer_weights}, x, causal=True)
-        x = x[0, -1]
-        x = (x - x.mean()) / jnp.sqrt(x.var() + 1e-5) * weights["ln_final"]["scale"] + weights["ln_final"]["bias"]
-        features.append(x @ weights["projection"])
-    return np.stack(features)
+            if 0 < layer < len(placed):
+                x = jnp.where(inside, placed[layer], x)
+            x = block.apply({"params": layer_of(weights["transformer"]["blocks"], layer)}, x, causal=True)
+        return layer_norm(x[each, ends], weights["ln_final"]) @ weights["projection"]
+
+    return features(clip.params["text"], context)
 
 
 def plain_rows(clip, names, length, position):
@@ -98,7 +110,7 @@ def test_shared_text_prefix(clip, position, class_specific, depth):
     each = context if class_specific else jnp.broadcast_to(context[:, None], (depth, len(NAMES), length, width))
     layout = prompt_layout(NAMES, clip.tokenizer, length, position, class_specific)
     model = CLIP(clip.config)
-    actual = model.apply({"params": clip.params}, method=lambda m: m.text(layout, context))
+    actual = jax.jit(lambda p: model.apply({"params": p}, method=lambda m: m.text(layout, context)))(clip.params)
     expected = plain_text_features(clip, plain_rows(clip, NAMES, length, position), each)
     np.testing.assert_allclose(actual, expected, **CLOSE)
 
@@ -114,37 +126,42 @@ def test_prefix_is_as_long_as_it_can_be(clip):
 
 def plain_prompted_tower(clip, model, params, images, texts):
     """The prompted image tower as the specification writes it: prompts appended, outputs dropped."""
-    config, weights = model.prompts, clip.params["vision"]
-    module = CLIP(clip.config)
-    x = module.apply({"params": clip.params}, method=lambda m: m.vision.embed(images))
-    z = normalize(module.apply({"params": clip.params}, method=lambda m: m.vision(images)[0]))
-    k = min(config.top_k, len(texts.frozen))
-    idx = jnp.argsort(-(z @ texts.frozen.T), axis=1)[:, :k]
-    block, auxiliary = Block(clip.config.vision), []
-    tokens = x.shape[1]
+    config, weights, prompts = model.prompts, params["clip"]["vision"], params["prompts"]
+    module, block = CLIP(clip.config), Block(clip.config.vision)
+    x = module.apply({"params": params["clip"]}, method=lambda m: m.vision.embed(images))
+    z = normalize(module.apply({"params": params["clip"]}, method=lambda m: m.vision(images)[0]))
+    idx = jnp.argsort(-(z @ texts.frozen.T), axis=1)[:, : min(config.top_k, len(texts.frozen))]
+    auxiliary, tokens = [], x.shape[1]
     for layer in range(clip.config.vision.layers):
         if layer < model.visual_layers:
-            prompts = params["visual"]["tokens"][layer] if config.visual_length else jnp.zeros((0, x.shape[-1]))
-            prompts = jnp.broadcast_to(prompts, (len(x), *prompts.shape))
+            added = prompts["visual"]["tokens"][layer] if config.visual_length else jnp.zeros((0, x.shape[-1]))
+            added = jnp.broadcast_to(added, (len(x), *added.shape))
         else:
-            own = jax.tree.map(lambda w, i=layer - model.visual_layers: w[i], params["cavpt"])
+            own = layer_of(prompts["cavpt"], layer - model.visual_layers)
             c = texts.learned[idx] @ own["class_projection"]["kernel"] + own["class_projection"]["bias"]
             shared = jnp.broadcast_to(own["global_tokens"], (len(x), *own["global_tokens"].shape))
             m = jnp.concatenate([x, shared], axis=1)
             scores = (c @ own["query"]["kernel"]) @ (m @ own["key"]["kernel"]).transpose(0, 2, 1) / np.sqrt(32)
             o = jax.nn.softmax(scores) @ m @ own["value"]["kernel"]
+            auxiliary.append(layer_norm(o, own["ln_classifier"]) @ own["classifier"]["kernel"])
+            added = layer_norm(o + c, own["ln_prompt"])
+        own = layer_of(weights["transformer"]["blocks"], layer)
+        x = block.apply({"params": own}, jnp.concatenate([x, added], axis=1))[:, :tokens]
+    features = normalize(layer_norm(x[:, 0], weights["ln_post"]) @ weights["projection"])
+    logits = jnp.exp(params["clip"]["logit_scale"]) * features @ normalize(texts.learned).T
+    return logits, idx, jnp.stack(auxiliary, 1) if auxiliary else None
 
-            def norm(x, p):
-                return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
 
-            auxiliary.append(norm(o, own["ln_classifier"]) @ own["classifier"]["kernel"])
-            prompts = norm(o + c, own["ln_prompt"])
-        layer_weights = jax.tree.map(lambda w, layer=layer: w[layer], weights["transformer"]["blocks"])
-        x = block.apply({"params": layer_weights}, jnp.concatenate([x, prompts], axis=1))[:, :tokens]
-    x, p = x[:, 0], weights["ln_post"]
-    x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
-    features = normalize(x @ weights["projection"])
-    return features, idx, jnp.stack(auxiliary, 1) if auxiliary else None
+def forward(model, clip, params, images):
+    """Outputs and texts of a prompted model, jitted."""
+    plain, layout = plain_layout(NAMES, clip.tokenizer), prompt_layout(NAMES, clip.tokenizer, 4)
+
+    @jax.jit
+    def run(params):
+        texts = model.encode_texts(params, layout, model.encode_plain(params, plain))
+        return model(params, images, texts), texts
+
+    return run(params)
 
 
 @pytest.mark.parametrize(
@@ -154,15 +171,12 @@ def test_prompted_vision_tower(clip, visual_length, top_k, first_layer):
     """VPT and CAVPT from any first layer on, scanned and as memory, against the written-out tower."""
     config = PromptConfig(len(NAMES), 4, visual_length=visual_length, top_k=top_k, first_layer=first_layer)
     model = PromptedCLIP(clip.config, config)
-    prompts = jax.tree.map(lambda x: x * 5, model.init(jax.random.key(7)))
-    params = {"clip": clip.params, "prompts": prompts}
-    frozen = model.encode_plain(params, plain_layout(NAMES, clip.tokenizer))
-    texts = model.encode_texts(params, prompt_layout(NAMES, clip.tokenizer, 4), frozen)
-    images = normal(8, 3, 32, 32, 3)
-    outputs = jax.jit(model)(params, images, texts)
-    features, idx, auxiliary = plain_prompted_tower(clip, model, prompts, images, texts)
-    scale = np.exp(clip.params["logit_scale"])
-    np.testing.assert_allclose(outputs.logits, scale * features @ normalize(texts.learned).T, rtol=1e-4, atol=2e-3)
+    prompts = jax.tree.map(lambda x: x * 5, jax.jit(model.init)(jax.random.key(7)))
+    params, images = {"clip": clip.params, "prompts": prompts}, normal(8, 3, 32, 32, 3)
+    outputs, texts = forward(model, clip, params, images)
+    plain = jax.jit(lambda params, texts: plain_prompted_tower(clip, model, params, images, texts))
+    logits, idx, auxiliary = plain(params, texts)
+    np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=2e-3)
     if top_k:
         np.testing.assert_array_equal(outputs.indices, idx)
         np.testing.assert_allclose(outputs.auxiliary_logits, auxiliary, rtol=1e-3, atol=1e-4)
@@ -184,7 +198,7 @@ def test_layer_prompts_cover_any_split(clip):
     model = CLIP(clip.config)
 
     def run(prompts):
-        return model.apply({"params": clip.params}, method=lambda m: m.vision(images, prompts)[0])
+        return jax.jit(lambda p: model.apply({"params": p}, method=lambda m: m.vision(images, prompts)[0]))(clip.params)
 
     def silent(layers):
         return LayerPrompts(layers, lambda _, x: (None, None))
@@ -197,10 +211,8 @@ def test_bfloat16_stays_near_float32(clip):
     images, logits = normal(12, 4, 32, 32, 3), []
     for dtype in (jnp.float32, jnp.bfloat16):
         model = PromptedCLIP(clip.config, config, dtype)
-        params = {"clip": clip.params, "prompts": model.init(jax.random.key(1))}
-        frozen = model.encode_plain(params, plain_layout(NAMES, clip.tokenizer))
-        texts = model.encode_texts(params, prompt_layout(NAMES, clip.tokenizer, 4), frozen)
-        logits.append(np.asarray(model(params, images, texts).logits))
+        params = {"clip": clip.params, "prompts": jax.jit(model.init)(jax.random.key(1))}
+        logits.append(np.asarray(forward(model, clip, params, images)[0].logits))
         assert logits[-1].dtype == np.float32
     # Logits are cosines times 100: 2 is a cosine off by 0.02.
     np.testing.assert_allclose(logits[1], logits[0], atol=2.0)
