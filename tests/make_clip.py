@@ -92,7 +92,7 @@ def to_huggingface(w):
         for i in layers:
             s, t = f"{src}.resblocks.{i}.", f"{dst}.encoder.layers.{i}."
             for kind in ("weight", "bias"):
-                for name, part in zip("qkv", np.split(w[s + f"attn.in_proj_{kind}"], 3)):
+                for name, part in zip("qkv", np.split(w[s + f"attn.in_proj_{kind}"], 3), strict=True):
                     o[t + f"self_attn.{name}_proj.{kind}"] = part
                 for a, b in (
                     ("attn.out_proj", "self_attn.out_proj"),
@@ -151,7 +151,7 @@ def config(embed, res, vl, vw, patch, tw, th, tl):
 
 def vocabulary():
     """CLIP's byte-level BPE as (vocab, merges): 256 byte symbols, the same with </w>, the merges, two specials."""
-    merges = gzip.open(VOCAB).read().decode("utf-8").split("\n")[1 : VOCAB_SIZE - 256 - 2 - 256 + 1]
+    merges = gzip.decompress(VOCAB.read_bytes()).decode("utf-8").split("\n")[1 : VOCAB_SIZE - 256 - 2 - 256 + 1]
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("\u00a1"), ord("\u00ac") + 1),

@@ -18,9 +18,7 @@ from dpt_jax.clip.model import CLIPConfig, TransformerConfig
 from dpt_jax.errors import UserError
 
 
-def from_transformers(
-    tensors: Tensors, config: CLIPConfig, file: epath.Path, spell: Callable[[str], str] = str
-) -> Any:
+def from_transformers(tensors: Tensors, config: CLIPConfig, file: epath.Path, spell: Callable[[str], str] = str) -> Any:
     """The parameter tree, once every tensor is there, of the right shape, and none is left over.
 
     spell: what the file calls a tensor of transformers' CLIPModel, for the
