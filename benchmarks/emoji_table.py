@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from configs import coop, dpt, vlp, vpt
 from dpt_jax import experiment as experiments
@@ -29,6 +29,7 @@ SHOTS = flags.DEFINE_list("shots", ["1", "2", "4", "8"], "Images a class.")
 
 def main(_: list[str]) -> None:
     """Runs what is missing and prints the table as Markdown."""
+    logging.set_verbosity(logging.WARNING)  # JAX tells of every backend that is not there
     results: dict[tuple[str, str], list[dict]] = {}
     pretrained = None
     for shots in SHOTS.value:

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -76,7 +75,7 @@ def convert_reference(
     configs.save(config, workdir)
     meta = {"method": configs.method(config), "classnames": None, "source": "published PyTorch code"}
     with Checkpoints(workdir, create=True) as checkpoints:
-        checkpoints.save(epoch, jax.tree.map(np.ascontiguousarray, prompts), meta)
+        checkpoints.save(epoch, prompts, meta)
         checkpoints.wait()
     say(f"wrote {workdir}: {meta['method']} prompts of epoch {epoch}")
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import jax_utils
 from ml_collections import ConfigDict
 
@@ -16,6 +15,7 @@ from dpt_jax.clip.model import TextLayout
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.errors import UserError
+from dpt_jax.metrics import say
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_from_words, plain_layout, prompt_layout
 
@@ -110,34 +110,31 @@ def _adopt(fresh: Any, saved: Saved, experiment: Experiment, source: str, evalua
             "which means nothing for other classes: train one on these, or use a shared context."
         )
     adopted = dict(fresh)
-    for part in fresh:
+    for part, wanted in fresh.items():
         if part not in saved.prompts:
             if evaluate:
                 raise UserError(f"{source} has no {part} prompt, but the configuration switches it on.")
             continue
-        theirs = dict(saved.prompts[part])
-        if part == "cavpt":
-            shape = fresh[part]["classifier"]["kernel"].shape
-            if not same_classes or theirs["classifier"]["kernel"].shape != shape:
-                if not evaluate:
-                    logging.info("init_from: other classes than there, so the auxiliary classifier starts anew.")
-                    theirs["classifier"] = fresh[part]["classifier"]
-                    _check_shapes(theirs, fresh[part], part, source)
-                else:
-                    _check_shapes({**theirs, "classifier": None}, {**fresh[part], "classifier": None}, part, source)
-                adopted[part] = theirs
-                continue
-        _check_shapes(theirs, fresh[part], part, source)
+        theirs = saved.prompts[part]
+        if part == "cavpt" and evaluate:
+            wanted = {**wanted, "classifier": theirs["classifier"]}
+        elif part == "cavpt" and not (same_classes and _shapes(theirs["classifier"]) == _shapes(wanted["classifier"])):
+            say(f"{source} was trained on other classes, so the auxiliary classifier starts anew.")
+            theirs = {**theirs, "classifier": wanted["classifier"]}
+        _check_shapes(theirs, wanted, part, source)
         adopted[part] = theirs
     return adopted
 
 
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return configs.flat(jax.tree.map(lambda x: tuple(x.shape), tree))
+
+
 def _check_shapes(theirs: Any, wanted: Any, part: str, source: str) -> None:
-    there, here = (jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (theirs, wanted))
-    if there != here:
-        flat_there, flat_here = configs.flat(there), configs.flat(here)
-        name = next(n for n in [*flat_here, *flat_there] if flat_there.get(n) != flat_here.get(n))
-        raise UserError(
-            f"{source}: prompt {part}.{name} has shape {flat_there.get(name)}, but this backbone and configuration "
-            f"ask for {flat_here.get(name)}."
-        )
+    there, here = _shapes(theirs), _shapes(wanted)
+    for name in [*here, *there]:
+        if there.get(name) != here.get(name):
+            raise UserError(
+                f"{source}: prompt {part}.{name} has shape {there.get(name)}, but this backbone and configuration "
+                f"ask for {here.get(name)}."
+            )

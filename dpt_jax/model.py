@@ -142,9 +142,11 @@ class PromptedCLIP:
             k = min(config.top_k, texts.frozen.shape[0])
             indices = jax.lax.top_k(zero_shot_logits, k)[1]
             looked_at = texts.learned[indices]
-            attention = jax.jit(ClassAwarePrompt(config.classes, self.dtype).apply)
-            layers = self.clip.vision.layers - self.visual_layers
             cavpt = params["prompts"]["cavpt"]
+            # Those of the training, which need not be the classes of this evaluation.
+            classes = cavpt["classifier"]["kernel"].shape[-1]
+            attention = jax.jit(ClassAwarePrompt(classes, self.dtype).apply)
+            layers = self.clip.vision.layers - self.visual_layers
             memories.append(LayerPrompts(layers, lambda p, x: attention({"params": p}, x, looked_at), cavpt))
         if memories:
             features, made = self._clip(params, lambda clip: clip.vision(x, memories))

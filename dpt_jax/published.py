@@ -6,9 +6,11 @@ prompt, the visual prompt and CAVPT (its "extractor").
 
 from typing import Any
 
+import jax
 import numpy as np
 
-Tensors = dict[str, np.ndarray]
+from dpt_jax.clip.files import Tensors
+
 TEXT = "prompt_learner"
 VISUAL = "image_encoder.transformer.ctx_learner"
 CAVPT = "image_encoder.transformer.extractor"
@@ -29,14 +31,15 @@ _LAYER = {
 
 
 def prompts_from_published(modules: dict[str, Tensors]) -> Any:
-    """The tree of prompts from the state dicts of the modules that are there.
+    """The tree of prompts, float32, from the state dicts of the modules that are there.
 
     Raises KeyError with the name of a tensor that is missing.
     """
     prompts: dict[str, Any] = {}
     if TEXT in modules:
         prompts["text"] = {"context": modules[TEXT]["ctx"][None]}
-    if VISUAL in modules:
+    # Where CAVPT begins at the first layer, the published visual prompt has no layers.
+    if VISUAL in modules and len(modules[VISUAL]["ctx"]):
         prompts["visual"] = {"tokens": modules[VISUAL]["ctx"]}
     if CAVPT in modules:
         tensors = modules[CAVPT]
@@ -46,4 +49,4 @@ def prompts_from_published(modules: dict[str, Tensors]) -> Any:
             module, _, leaf = ours.partition("/")
             cavpt.setdefault(module, {})[leaf] = np.stack([w.T if transposed else w for w in layers])
         prompts["cavpt"] = cavpt
-    return prompts
+    return jax.tree.map(lambda x: np.asarray(x, np.float32, order="C"), prompts)

@@ -58,7 +58,7 @@ def to_transformers(params: Any, config: CLIPConfig) -> Tensors:
     tensors = {}
     for name, entry in _table(config):
         value = flat[entry.path] if entry.layer is None else flat[entry.path][entry.layer]
-        tensors[name] = np.ascontiguousarray(entry.inverse(value))
+        tensors[name] = np.asarray(entry.inverse(value), order="C")
     return tensors
 
 

@@ -110,9 +110,12 @@ def config_to_dict(config: CLIPConfig) -> dict[str, Any]:
 
 
 def _cast(params: Any, dtype: Any) -> Any:
-    # The temperature stays float32: exp() of a rounded logarithm is off by percents.
-    cast = jax.tree.map(lambda x: np.asarray(x, dtype), params)
-    return {**cast, "logit_scale": np.asarray(params["logit_scale"], np.float32)}
+    """The parameters in `dtype`, but those of layer norm, which computes in float32, and the temperature,
+    since exp() of a rounded logarithm is off by percents."""
+    kept = re.compile(r"(.*/ln_\w+/\w+|logit_scale)$")
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    cast = {name: np.asarray(x, np.float32 if kept.match(name) else dtype) for name, x in flat.items()}
+    return flax.traverse_util.unflatten_dict(cast, sep="/")
 
 
 def _locate(weights: str) -> epath.Path:
