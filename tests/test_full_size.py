@@ -1,0 +1,33 @@
+"""ViT-B/32 and ViT-B/16 at full size against transformers' CLIPModel, on random weights."""
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from dpt_jax.clip.model import CLIP, CLIPConfig, TextLayout, TransformerConfig, normalize
+from dpt_jax.clip.names import from_transformers
+from tests.conftest import DATA, relative_error
+from tests.make_clip_golden import MODELS, inputs, weights
+
+
+def layout_of(texts):
+    """Whole texts but for the start-of-text token, padded."""
+    own = np.zeros((len(texts), max(map(len, texts)) - 1), np.int32)
+    for row, text in zip(own, texts, strict=True):
+        row[: len(text) - 1] = text[1:]
+    end = np.array([len(text) - 2 for text in texts], np.int32)
+    return TextLayout(np.array([texts[0][0]], np.int32), np.array([-1], np.int32), own, np.full_like(own, -1), end)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_and_logits(name):
+    sizes, golden, (images, texts) = MODELS[name], np.load(DATA / f"{name}.npz"), inputs()
+    towers = [TransformerConfig(sizes[w], 12, sizes[w] // 64, 4 * sizes[w]) for w in ("vw", "tw")]
+    config = CLIPConfig(sizes["embed"], sizes["res"], sizes["patch"], *towers)
+    params = from_transformers(weights(sizes), config, epath.Path(name))
+    image, text = jax.jit(CLIP(config).apply)({"params": params}, images, layout_of(texts))
+    assert relative_error(image, golden["image_features"]) < 1e-4
+    assert relative_error(text, golden["text_features"]) < 1e-4
+    logits = np.exp(params["logit_scale"]) * normalize(image) @ normalize(text).T
+    assert relative_error(logits, golden["logits"]) < 1e-4
