@@ -5,7 +5,9 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -19,6 +21,12 @@ SMALL = DATA / "dpt_small"
 
 # Grain reads its own flags, which only a command parses.
 flags.FLAGS.mark_as_parsed()
+
+# Programs compiled by one test serve the others, also those that run commands.
+COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+COMPILATION = {"jax_compilation_cache_dir": COMPILED.name, "jax_persistent_cache_min_compile_time_secs": 0.1}
+for option, value in COMPILATION.items():
+    jax.config.update(option, value)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +59,7 @@ class Golden:
 def command(*arguments: str, devices: int = 1, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
     """`python ARGUMENTS…` from the root of the repository, on simulated CPU devices."""
     env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    env |= {name.upper(): str(value) for name, value in COMPILATION.items()}
     env |= {"HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if check and done.returncode:

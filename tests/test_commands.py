@@ -13,13 +13,6 @@ LOGITS = 1e-4
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Compiled programs, shared by the runs of this file."""
-    directory = str(tmp_path_factory.mktemp("cache"))
-    return {"JAX_COMPILATION_CACHE_DIR": directory, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-
-
-@pytest.fixture(scope="module")
 def flags(clip_dir):
     return [
         "--config=configs/dpt.py:folder",
@@ -39,9 +32,9 @@ def flags(clip_dir):
 
 
 @pytest.fixture(scope="module")
-def converted(flags, cache, tmp_path_factory):
+def converted(flags, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "converted"
-    command("-m", "dpt_jax.convert", "reference", str(SMALL / "checkpoint"), f"--workdir={workdir}", *flags, **cache)
+    command("-m", "dpt_jax.convert", "reference", str(SMALL / "checkpoint"), f"--workdir={workdir}", *flags)
     return workdir
 
 
@@ -61,8 +54,8 @@ def leaves(tree):
     return jax.tree.leaves(tree)
 
 
-def test_published_checkpoint_evaluates(converted, cache):
-    command("main.py", "--config=configs/dpt.py:folder", "--mode=eval", f"--workdir={converted}", **cache)
+def test_published_checkpoint_evaluates(converted):
+    command("main.py", "--config=configs/dpt.py:folder", "--mode=eval", f"--workdir={converted}")
     expected, found = np.load(SMALL / "expected.npz"), predictions(converted)
     assert relative_error(found["logits"], expected["initial_test_logits"]) < LOGITS
     np.testing.assert_array_equal(found["path"], expected["paths"])
@@ -75,59 +68,59 @@ def test_published_checkpoint_evaluates(converted, cache):
     )
 
 
-def test_zero_shot(flags, cache, tmp_path):
+def test_zero_shot(flags, tmp_path):
     command("main.py", *flags, "--config.text_prompt.length=0", "--config.visual_prompt.length=0",
-            "--config.cavpt.top_k=0", f"--workdir={tmp_path / 'run'}", **cache)  # fmt: skip
+            "--config.cavpt.top_k=0", f"--workdir={tmp_path / 'run'}")  # fmt: skip
     expected = np.load(SMALL / "expected.npz")["zeroshot_test_logits"]
     assert relative_error(predictions(tmp_path / "run")["logits"], expected) < LOGITS
 
 
-def test_training_from_published_checkpoint(converted, flags, cache, tmp_path):
+def test_training_from_published_checkpoint(converted, flags, tmp_path):
     """One batch an epoch, no augmentation: the losses and final logits of the published code.
 
     Stopped half-way (as a run with fewer epochs) and on two devices it is the same run.
     """
     expected = np.load(SMALL / "expected.npz")
     run = tmp_path / "run"
-    command("main.py", *flags, f"--config.init_from={converted}", f"--workdir={run}", **cache)
+    command("main.py", *flags, f"--config.init_from={converted}", f"--workdir={run}")
     assert relative_error(predictions(run)["logits"], expected["final_test_logits"]) < LOGITS
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(losses, expected["losses"], rtol=1e-4)
     assert len((run / "train_files.txt").read_text().splitlines()) == 12
 
 
-def test_any_number_of_devices_trains_to_the_same_prompts(flags, cache, tmp_path):
+def test_any_number_of_devices_trains_to_the_same_prompts(flags, tmp_path):
     """Also with 5 rows a batch, which neither 2 nor 4 devices divide."""
     found = {}
     for devices in (1, 2, 4):
         workdir = tmp_path / str(devices)
         command("main.py", *flags, "--config.train.batch_size=5", "--config.train.epochs=2",
-                "--config.train.warmup_epochs=0", f"--workdir={workdir}", devices=devices, **cache)  # fmt: skip
+                "--config.train.warmup_epochs=0", f"--workdir={workdir}", devices=devices)  # fmt: skip
         found[devices] = leaves(prompts_of(workdir))
     for devices in (2, 4):
         for a, b in zip(found[devices], found[1], strict=True):
             assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
-def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, cache, tmp_path):
+def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):
     """Six steps of two an epoch, with augmentation; every checkpoint is gone on from."""
     options = [*flags, "--config.train.batch_size=6", "--config.train.epochs=3", "--config.train.augment=True",
                "--config.checkpoint.every_steps=1", "--config.checkpoint.keep=9"]  # fmt: skip
     whole = tmp_path / "whole"
-    command("main.py", *options, f"--workdir={whole}", **cache)
+    command("main.py", *options, f"--workdir={whole}")
     expected, metrics = leaves(prompts_of(whole)), (whole / "metrics.jsonl").read_text().splitlines()
     for step in (1, 2, 3, 5):
         stopped = tmp_path / f"stopped{step}"
         shutil.copytree(whole, stopped)
         for later in range(step + 1, 7):
             shutil.rmtree(stopped / "checkpoints" / str(later))
-        done = command("main.py", *options, f"--workdir={stopped}", **cache)
+        done = command("main.py", *options, f"--workdir={stopped}")
         assert f"going on at step {step} of 6" in done.stdout
         for a, b in zip(leaves(prompts_of(stopped)), expected, strict=True):
             np.testing.assert_array_equal(a, b)
         again = [json.loads(line)["loss"] for line in (stopped / "metrics.jsonl").read_text().splitlines()]
         assert again == [json.loads(line)["loss"] for line in metrics]
-    assert "training is finished" in command("main.py", *options, f"--workdir={whole}", **cache).stdout
+    assert "training is finished" in command("main.py", *options, f"--workdir={whole}").stdout
 
 
 @pytest.mark.parametrize(
@@ -141,15 +134,15 @@ def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, cache, tmp_pa
         (["--mode=eval", "--workdir=/tmp/no-such-run"], "no-such-run"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_exit_code_2(flags, cache, tmp_path, arguments, says):
-    done = command("main.py", *flags, f"--workdir={tmp_path / 'run'}", *arguments, check=False, **cache)
+def test_wrong_input_is_one_sentence_and_exit_code_2(flags, tmp_path, arguments, says):
+    done = command("main.py", *flags, f"--workdir={tmp_path / 'run'}", *arguments, check=False)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_unknown_dataset_of_a_config(cache):
-    done = command("main.py", "--config=configs/dpt.py:nothing", check=False, **cache)
+def test_unknown_dataset_of_a_config():
+    done = command("main.py", "--config=configs/dpt.py:nothing", check=False)
     assert done.returncode == 2
     assert "nothing" in done.stderr
     assert "Traceback" not in done.stderr
