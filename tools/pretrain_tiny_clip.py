@@ -30,10 +30,10 @@ from dpt_jax.clip.model import CLIP, CLIPConfig, TextLayout, TransformerConfig, 
 from dpt_jax.clip.names import to_transformers
 from dpt_jax.clip.pretrained import config_to_dict
 from dpt_jax.clip.tokenizer import END, START, Tokenizer, load_tokenizer, openai_vocabulary, vocabulary_files
+from dpt_jax.model import MEAN, STD
 
 IMAGE_SIZE = 64
 MERGES = 4000
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # as every CLIP
 TEMPLATES = (
     "a drawing of a {}.",
     "a drawing of the {}.",

@@ -72,7 +72,7 @@ def save_orbax(clip: Pretrained, directory: str) -> None:
     import orbax.checkpoint as ocp
 
     target = epath.Path(os.path.abspath(directory) if "://" not in directory else directory)
-    if target.exists():
+    if _exists(target):
         raise UserError(f"{target} already exists: choose a new directory, or delete it first.")
     target.mkdir(parents=True)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -126,12 +126,19 @@ def _locate(weights: str) -> epath.Path:
     if re.fullmatch(r"[\w-]+", weights) and (bundled / "config.json").exists():
         return epath.Path(bundled)
     path = epath.Path(weights)
-    if path.exists():
+    if _exists(path):
         return path
     looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", weights) and not weights.endswith((".pt", ".bin", ".safetensors"))
     if not looks_like_id or weights.startswith("."):
         raise UserError(f"clip.weights: {weights} is no file or directory here, and not an id on the Hugging Face hub.")
     return epath.Path(_from_hub(weights))
+
+
+def _exists(path: epath.Path) -> bool:
+    try:
+        return path.exists()
+    except Exception as reason:  # each remote file system has its own types
+        raise UserError(f"{path} cannot be reached ({reason}).") from reason
 
 
 def _from_hub(repo_id: str) -> str:
