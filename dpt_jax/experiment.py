@@ -81,7 +81,7 @@ def initial_prompts(experiment: Experiment) -> Any:
     start = None
     if words:
         start = context_from_words(words, pretrained.params["text"]["token_embedding"], pretrained.tokenizer)
-    fresh = jax.tree.map(np.asarray, model.init(jax.random.key(config.seed), start))
+    fresh = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(config.seed), start))
     if not config.init_from:
         return fresh
     return _adopt(fresh, load_newest(pathlib.Path(config.init_from)), experiment, config.init_from)
