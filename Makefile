@@ -11,9 +11,9 @@ test: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
-# Zero-shot, CoOp, VPT, VLP and DPT at 1, 2, 4 and 8 shots from three seeds: the table of the README.
-table: .venv/installed
-	$(BIN)/python benchmarks/emoji_table.py
+# Zero-shot, CoOp, VPT, VLP and DPT at 1, 2, 4 and 8 shots from three seeds: table and figure of the README.
+table: .venv/installed-dev
+	$(BIN)/python benchmarks/emoji_table.py --figure=docs/emoji.png
 
 .venv/installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

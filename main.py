@@ -18,6 +18,7 @@ flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or ev
 
 
 def main(argv: Sequence[str]) -> None:
+    # Importing JAX takes seconds that --help and a mistyped flag need not wait for.
     from dpt_jax import config as configs
     from dpt_jax import experiment as experiments
     from dpt_jax.errors import UserError
@@ -34,13 +35,13 @@ def main(argv: Sequence[str]) -> None:
     if not evaluating:
         check_workdir(config, workdir)
     experiment = experiments.prepare(config)
-    if not (workdir / configs.CONFIG_FILE).exists():
-        configs.save(config, workdir)
     if evaluating or experiment.model.prompts.method == "zeroshot":
         elsewhere = "init_from" in overrides or not (workdir / "checkpoints").exists()
         source = pathlib.Path(config.init_from) if config.init_from and elsewhere else workdir
         prompts = experiments.saved_prompts(experiment, source)
+        configs.save_once(config, workdir)
     else:
+        configs.save_once(config, workdir)
         prompts = train(experiment, workdir)
     say(summary(evaluate(experiment, prompts, workdir)))
     say(f"results: {workdir / 'results.json'}")

@@ -40,8 +40,13 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
 def flag_config() -> tuple[ConfigDict, dict[str, Any], bool]:
     """(the configuration of the flags, what the command line sets in it, whether it names a dataset)."""
     flag = flags.FLAGS["config"]
-    named = ":" in os.path.basename(config_flags.get_config_filename(flag))
-    return flags.FLAGS.config, config_flags.get_override_values(flag), named
+    name = config_flags.get_config_filename(flag)
+    folder, (file, colon, _) = os.path.dirname(name), os.path.basename(name).partition(":")
+    if not os.path.isfile(os.path.join(folder, file)):
+        raise UserError(
+            f"--config: there is no file {os.path.join(folder, file)}; those of the methods are in configs/."
+        )
+    return flags.FLAGS.config, config_flags.get_override_values(flag), bool(colon)
 
 
 def _stop(reason: object) -> None:

@@ -79,9 +79,18 @@ def check(config: ConfigDict) -> None:
 
 
 def save(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    """Writes config.json.  Raises UserError where the workdir cannot be made."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    except OSError as reason:
+        raise UserError(f"--workdir: {workdir} cannot be written to ({reason}).") from reason
+
+
+def save_once(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes config.json unless the workdir has one, from when its run was started."""
+    if not (workdir / CONFIG_FILE).exists():
+        save(config, workdir)
 
 
 def load(workdir: pathlib.Path, defaults: ConfigDict) -> ConfigDict:

@@ -111,7 +111,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
     batches = loader.train_batches(
         dataset.root,
         dataset.train,
-        experiment.model.clip.image_size,
+        model.clip.image_size,
         config.train.batch_size,
         config.train.epochs,
         config.seed,

@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
+from dpt_jax.checkpoint import load_newest
 from tests.conftest import SMALL, command, relative_error
 
 CASE = json.loads((SMALL / "case.json").read_text())
@@ -43,15 +45,7 @@ def predictions(workdir):
 
 
 def prompts_of(workdir):
-    from dpt_jax.checkpoint import load_newest
-
-    return load_newest(workdir).prompts
-
-
-def leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
+    return jax.tree.leaves(load_newest(workdir).prompts)
 
 
 def test_published_checkpoint_evaluates(converted):
@@ -96,7 +90,7 @@ def test_any_number_of_devices_trains_to_the_same_prompts(flags, tmp_path):
         workdir = tmp_path / str(devices)
         command("main.py", *flags, "--config.train.batch_size=5", "--config.train.epochs=2",
                 "--config.train.warmup_epochs=0", f"--workdir={workdir}", devices=devices)  # fmt: skip
-        found[devices] = leaves(prompts_of(workdir))
+        found[devices] = prompts_of(workdir)
     for devices in (2, 4):
         for a, b in zip(found[devices], found[1], strict=True):
             assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
@@ -108,7 +102,7 @@ def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):
                "--config.checkpoint.every_steps=1", "--config.checkpoint.keep=9"]  # fmt: skip
     whole = tmp_path / "whole"
     command("main.py", *options, f"--workdir={whole}")
-    expected, metrics = leaves(prompts_of(whole)), (whole / "metrics.jsonl").read_text().splitlines()
+    expected, metrics = prompts_of(whole), (whole / "metrics.jsonl").read_text().splitlines()
     for step in (1, 2, 3, 5):
         stopped = tmp_path / f"stopped{step}"
         shutil.copytree(whole, stopped)
@@ -116,7 +110,7 @@ def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):
             shutil.rmtree(stopped / "checkpoints" / str(later))
         done = command("main.py", *options, f"--workdir={stopped}")
         assert f"going on at step {step} of 6" in done.stdout
-        for a, b in zip(leaves(prompts_of(stopped)), expected, strict=True):
+        for a, b in zip(prompts_of(stopped), expected, strict=True):
             np.testing.assert_array_equal(a, b)
         again = [json.loads(line)["loss"] for line in (stopped / "metrics.jsonl").read_text().splitlines()]
         assert again == [json.loads(line)["loss"] for line in metrics]
@@ -131,7 +125,7 @@ def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):
         (["--config.train.epoch=3"], "epoch"),
         (["--config.train.epochs=0"], "train.epochs"),
         (["--config.cavpt.first_layer=9"], "cavpt.first_layer"),
-        (["--mode=eval", "--workdir=/tmp/no-such-run"], "no-such-run"),
+        (["--workdir=main.py"], "--workdir: main.py cannot be written to"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(flags, tmp_path, arguments, says):
@@ -139,6 +133,18 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(flags, tmp_path, arguments,
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_evaluating_a_workdir_that_is_not_there_leaves_nothing_behind(tmp_path):
+    done = command("main.py", "--config=configs/dpt.py", "--mode=eval", f"--workdir={tmp_path / 'no'}", check=False)
+    assert done.returncode == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_unknown_config_file():
+    done = command("main.py", "--config=configs/nothing.py:emoji", check=False)
+    assert done.returncode == 2
+    assert "there is no file configs/nothing.py" in done.stderr
 
 
 def test_unknown_dataset_of_a_config():

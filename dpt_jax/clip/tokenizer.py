@@ -2,12 +2,14 @@
 
 import dataclasses
 import gzip
+import html
 import importlib.resources
 import json
 import pathlib
 import tempfile
 from typing import Any
 
+import ftfy
 from etils import epath
 
 from dpt_jax.errors import UserError
@@ -29,8 +31,13 @@ class Tokenizer:
     files: dict[str, str]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the text, without start-of-text and end-of-text."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        """Token ids of the text, without start-of-text and end-of-text.
+
+        Mended as OpenAI's tokenizer does it, where transformers' does not: broken
+        Unicode, typographic quotes and ligatures, HTML entities.
+        """
+        mended = html.unescape(html.unescape(ftfy.fix_text(text)))
+        return self.tokenizer.encode(mended, add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
         """The text of some token ids."""
