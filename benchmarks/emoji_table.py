@@ -14,6 +14,7 @@ from collections.abc import Mapping
 # Started as a script, whose import path begins in this folder and not at the root of the repository.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import jax
 import numpy as np
 from absl import app, flags, logging
 from PIL import Image
@@ -46,6 +47,8 @@ def main(_: list[str]) -> None:
                     experiment = experiments.prepare(config, pretrained)
                     pretrained = experiment.pretrained
                     evaluate(experiment, train(experiment, workdir), workdir)
+                    # Every compiled program keeps memory maps, of which Linux grants a process 65,530.
+                    jax.clear_caches()
                 results.setdefault((name, shots), []).append(json.loads((workdir / RESULTS_FILE).read_text()))
     zero_shot = 100 * next(iter(results.values()))[0]["zero_shot_accuracy"]
     accuracy = {key: 100 * np.array([r["accuracy"] for r in runs]) for key, runs in results.items()}
