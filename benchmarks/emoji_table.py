@@ -72,14 +72,14 @@ def draw(accuracy: Mapping[tuple[str, str], np.ndarray], zero_shot: float, file:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=(1.1, 1), layout="constrained")
     dataset = load_dataset(dpt.get_config().dataset, seed=1)
     columns, rows = 5, 9
-    sheet = Image.new("RGB", (2 * (columns * 66 + 170), rows * 66), "white")
+    sheet = Image.new("RGB", (2 * (columns * 66 + 240), rows * 66), "white")
     for label, classname in enumerate(dataset.classnames[: 2 * rows]):
-        x, y = label // rows * (columns * 66 + 170), label % rows * 66
+        x, y = label // rows * (columns * 66 + 240), label % rows * 66
         own = [example for example in dataset.train if example.label == label][:columns]
         for i, example in enumerate(own):
             with Image.open(dataset.root / example.path) as image:
-                sheet.paste(image, (x + 160 + i * 66, y))
-        left.text(x + 150, y + 33, classname, ha="right", va="center", fontsize=8)
+                sheet.paste(image, (x + 230 + i * 66, y))
+        left.text(x + 220, y + 33, classname, ha="right", va="center", fontsize=8)
     left.imshow(sheet)
     left.set_axis_off()
     left.set_title("The task: 18 kinds of Twemoji, a few drawings of each", fontsize=10)
