@@ -77,8 +77,7 @@ def draw(accuracy: Mapping[tuple[str, str], np.ndarray], zero_shot: float, file:
         x, y = label // rows * (columns * 66 + 240), label % rows * 66
         own = [example for example in dataset.train if example.label == label][:columns]
         for i, example in enumerate(own):
-            with Image.open(dataset.root / example.path) as image:
-                sheet.paste(image, (x + 230 + i * 66, y))
+            sheet.paste(dataset.read(example.path), (x + 230 + i * 66, y))
         left.text(x + 220, y + 33, classname, ha="right", va="center", fontsize=8)
     left.imshow(sheet)
     left.set_axis_off()

@@ -2,11 +2,12 @@
 
 from ml_collections import ConfigDict, config_dict
 
+from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.errors import UserError
 
 
 def get_config(dataset: str = "emoji") -> ConfigDict:
-    """The published settings on a dataset: "emoji" (embedded, offline) or "folder" (your own)."""
+    """The published settings on a dataset: "emoji" (embedded), "folder" (your own) or one of the paper's."""
     config = ConfigDict()
     config.seed = 1
     config.dtype = "auto"  # float32 on CPU, bfloat16 on GPU and TPU
@@ -17,11 +18,12 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
 
     config.dataset = ConfigDict()
     config.dataset.name = dataset
-    config.dataset.source = "folder"
+    config.dataset.source = "folder"  # of the paper's datasets: "coop" (its directory layout) or "tfds"
     config.dataset.root = ""
     config.dataset.shots = 16  # images a class, -1 for all
     config.dataset.classes = "all"  # or "base", "new": a half of them
-    config.dataset.template = "a photo of a {}."
+    config.dataset.template = "a photo of a {}."  # several, between "|", are averaged
+    config.dataset.on_error = "raise"  # or "skip": leave out images that cannot be read
     config.dataset.workers = 0  # loader processes; 0: threads of this one
 
     config.text_prompt = ConfigDict()
@@ -67,8 +69,16 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
         # them to learn from, and a random context is not worth the words in eight examples a class.
         config.text_prompt.init = "a drawing of a"
         config.train.augment = False
+    elif dataset in CATALOGUE:
+        benchmark = CATALOGUE[dataset]
+        config.dataset.source = "coop"
+        config.dataset.template = benchmark.template
+        config.train.epochs = benchmark.epochs
+        config.train.warmup_epochs = benchmark.warmup_epochs
+        config.loss.guidance_epochs = benchmark.guidance_epochs
     elif dataset != "folder":
         raise UserError(
-            f"configs: no dataset {dataset!r}; choose 'emoji' (embedded) or 'folder' (with --config.dataset.root=DIR)."
+            f"configs: no dataset {dataset!r}; choose 'emoji' (embedded), 'folder' (your own, with "
+            f"--config.dataset.root=DIR) or one of {', '.join(CATALOGUE)}."
         )
     return config

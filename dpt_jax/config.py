@@ -57,6 +57,11 @@ def prompt_config(config: ConfigDict, classes: int, layers: int) -> PromptConfig
     )
 
 
+def templates(config: ConfigDict) -> list[str]:
+    """The texts for a class, whose features are averaged where there are several."""
+    return [template.strip() for template in config.dataset.template.split("|")]
+
+
 def default_workdir(config: ConfigDict) -> pathlib.Path:
     """runs/METHOD/DATASET/SHOTSshot/seedN"""
     shots = "all" if config.dataset.shots < 0 else config.dataset.shots
@@ -74,8 +79,11 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"train.schedule_epochs is {config.train.schedule_epochs}: it must be at least 1.")
     if config.dtype not in ("auto", "float32", "bfloat16"):
         raise UserError(f"dtype: {config.dtype!r} is not one of auto, float32, bfloat16.")
-    if "{}" not in config.dataset.template:
-        raise UserError(f"dataset.template: {config.dataset.template!r} has no {{}} for the class name.")
+    for template in templates(config):
+        if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
+            raise UserError(f"dataset.template: {template!r} should have one {{}}, for the class name.")
+    if config.dataset.on_error not in ("raise", "skip"):
+        raise UserError(f"dataset.on_error: {config.dataset.on_error!r} is neither 'raise' nor 'skip'.")
 
 
 def save(config: ConfigDict, workdir: pathlib.Path) -> None:

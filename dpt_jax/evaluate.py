@@ -9,6 +9,7 @@ import numpy as np
 from flax import jax_utils
 
 from dpt_jax.data import loader
+from dpt_jax.errors import UserError
 from dpt_jax.experiment import Experiment, Frozen
 from dpt_jax.metrics import Progress
 from dpt_jax.model import Texts
@@ -18,11 +19,15 @@ PREDICTIONS_FILE = "predictions.npz"
 
 
 class Predictions(NamedTuple):
-    """N test images in the dataset's order: logits (N, C) float32, label (N,)."""
+    """The N test images that could be read, in the dataset's order.
+
+    logits: (N, C) float32; label: (N,); row: (N,) index into the dataset's test examples.
+    """
 
     logits: np.ndarray
     zero_shot_logits: np.ndarray
     label: np.ndarray
+    row: np.ndarray
 
 
 def predict(experiment: Experiment, prompts: Any) -> Predictions:
@@ -46,20 +51,28 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
     prompts = jax_utils.replicate(prompts)
     texts = encode(experiment.frozen, prompts)
     batches = loader.test_batches(
-        dataset.root, dataset.test, model.clip.image_size, config.eval.batch_size, config.dataset.workers
+        dataset.read,
+        dataset.test,
+        model.clip.image_size,
+        config.eval.batch_size,
+        config.dataset.workers,
+        skip_unreadable=config.dataset.on_error == "skip",
     )
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    parts: list[tuple[np.ndarray, ...]] = []
     with Progress("evaluate", -(-len(dataset.test) // config.eval.batch_size)) as progress:
         for batch in batches:
             images = loader.shard(batch, rows, devices)["image"]
-            own = len(batch["label"])
+            readable = np.flatnonzero(batch["weight"])
             logits, zero_shot = (
-                np.asarray(x).reshape(-1, x.shape[-1])[:own]
+                np.asarray(x).reshape(-1, x.shape[-1])[readable]
                 for x in classify(experiment.frozen, prompts, texts, images)
             )
-            parts.append((logits, zero_shot, batch["label"]))
+            parts.append((logits, zero_shot, batch["label"][readable], batch["index"][readable]))
             progress.advance()
-    return Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    found = Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    if not len(found.label):
+        raise UserError(f"{config.dataset.name}: none of its {len(dataset.test)} test images could be read.")
+    return found
 
 
 def evaluate(experiment: Experiment, prompts: Any, workdir: pathlib.Path) -> dict[str, Any]:
@@ -75,6 +88,7 @@ def evaluate(experiment: Experiment, prompts: Any, workdir: pathlib.Path) -> dic
         "split": "test",
         "classes": config.dataset.classes,
         "n": len(found.label),
+        "unreadable": len(dataset.test) - len(found.label),
         "accuracy": float((found.logits.argmax(-1) == found.label).mean()),
         "macro_f1": float(np.mean([s["f1"] for s in scores if s["n"]])),
         "zero_shot_accuracy": float((found.zero_shot_logits.argmax(-1) == found.label).mean()),
@@ -87,7 +101,7 @@ def evaluate(experiment: Experiment, prompts: Any, workdir: pathlib.Path) -> dic
             workdir / PREDICTIONS_FILE,
             logits=found.logits.astype(np.float32),
             label=found.label,
-            path=np.array([example.path for example in dataset.test]),
+            path=np.array([dataset.test[i].path for i in found.row]),
             classnames=np.array(dataset.classnames),
         )
     return results
@@ -109,10 +123,12 @@ def class_scores(predicted: np.ndarray, label: np.ndarray, classes: int) -> list
 
 
 def summary(results: dict[str, Any]) -> str:
-    """Two lines for the person who ran it."""
+    """One or two lines for the person who ran it."""
     accuracy, zero_shot = 100 * results["accuracy"], 100 * results["zero_shot_accuracy"]
     method, n, macro_f1 = results["method"], results["n"], results["macro_f1"]
     line = f"{method}: {accuracy:.1f} % of {n} test images right, macro F1 {macro_f1:.3f}"
+    if results["unreadable"]:
+        line += f" ({results['unreadable']} more could not be read and were left out)"
     if method == "zeroshot":
         return line
     return f"{line}\nzero-shot: {zero_shot:.1f} %, so {method} gained {accuracy - zero_shot:+.1f} points"

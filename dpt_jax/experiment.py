@@ -1,6 +1,7 @@
 """What training and evaluation both start from: data, backbone, model, class texts."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ class Frozen(NamedTuple):
 
     clip: Any
     layout: TextLayout  # the learned prompt's texts
-    texts: jax.Array  # (C, E) un-normalised features of the templates
+    texts: jax.Array  # (C, E) features of the templates, not necessarily normalised
 
 
 class Experiment(NamedTuple):
@@ -49,9 +50,11 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
     clip, tokenizer = pretrained.config, pretrained.tokenizer
     prompts = configs.prompt_config(config, len(dataset.classnames), clip.vision.layers)
     model = PromptedCLIP(clip, prompts, dtype)
-    template = config.dataset.template
-    plain = plain_layout([template.format(name) for name in dataset.classnames], tokenizer, clip.context_length)
-    layout = plain
+    plain = [
+        plain_layout([template.format(name) for name in dataset.classnames], tokenizer, clip.context_length)
+        for template in configs.templates(config)
+    ]
+    layout = plain[0]
     if prompts.text_length:
         layout = prompt_layout(
             dataset.classnames,
@@ -62,8 +65,16 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
             clip.context_length,
         )
     clip_params = jax.tree.map(jnp.asarray, pretrained.params)
-    texts = jax.jit(model.encode_plain)({"clip": clip_params}, plain)
+    encode = jax.jit(model.encode_plain)
+    texts = ensemble([encode({"clip": clip_params}, texts) for texts in plain])
     return Experiment(config, dataset, model, pretrained, jax_utils.replicate(Frozen(clip_params, layout, texts)))
+
+
+def ensemble(features: Sequence[jax.Array]) -> jax.Array:
+    """CLIP's prompt ensemble: of several templates' (C, E) features the mean, each normalised before."""
+    if len(features) == 1:
+        return features[0]
+    return jnp.stack([f / jnp.linalg.norm(f, axis=-1, keepdims=True) for f in features]).mean(0)
 
 
 def compute_dtype(config: ConfigDict) -> Any:

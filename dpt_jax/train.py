@@ -89,12 +89,16 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
     Raises UserError where there is nothing to train on.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
+    name = config.dataset.name
+    if not dataset.train:
+        raise UserError(
+            f"{name} has test images only: train on another dataset, and test its prompts here with "
+            f"--config=configs/METHOD.py:{name} --mode=eval --config.init_from=WORKDIR."
+        )
     without = sorted(set(range(len(dataset.classnames))) - {e.label for e in dataset.train})
     if without:
-        folder = dataset.root / "train"
-        raise UserError(
-            f"{folder} has no images of class {dataset.classnames[without[0]]!r}, so it cannot be trained on."
-        )
+        missing = dataset.classnames[without[0]]
+        raise UserError(f"{name} has no training images of class {missing!r}, so it cannot be trained on.")
     devices = jax.local_device_count()
     rows = min(config.train.batch_size, len(dataset.train))
     per_epoch = loader.steps_per_epoch(len(dataset.train), config.train.batch_size)
@@ -109,7 +113,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
     optimizer = make_optimizer(schedule)
     step = make_step(model, optimizer, StepConfig(config.loss.alpha, config.loss.guidance_epochs, per_epoch))
     batches = loader.train_batches(
-        dataset.root,
+        dataset.read,
         dataset.train,
         model.clip.image_size,
         config.train.batch_size,
@@ -117,7 +121,9 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
         config.seed,
         config.train.augment,
         config.dataset.workers,
+        skip_unreadable=config.dataset.on_error == "skip",
     )
+    unreadable: set[int] = set()
     meta = {"method": model.prompts.method, "classnames": list(dataset.classnames)}
 
     workdir.mkdir(parents=True, exist_ok=True)
@@ -146,6 +152,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
             for now in range((start or 0) + 1, total + 1):
                 batch = next(batches)
                 images += len(batch["label"])
+                unreadable.update(batch["index"][batch["weight"] == 0].tolist())
                 replicated = step(replicated, experiment.frozen, loader.shard(batch, rows, devices))
                 progress.advance()
                 if now % per_epoch == 0:
@@ -159,6 +166,8 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
                     training = {"opt_state": host.opt_state, "totals": host.totals}
                     checkpoints.save(now, host.prompts, meta, training, batches)
         checkpoints.wait()
+        if unreadable:
+            say(f"{len(unreadable)} of {len(dataset.train)} training images could not be read and were left out.")
         return _to_host(replicated).prompts
 
 

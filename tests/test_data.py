@@ -1,6 +1,5 @@
 """What is drawn, how images become pixels, and in which order they come."""
 
-import pathlib
 import random
 
 import numpy as np
@@ -11,9 +10,11 @@ from PIL import Image
 
 from configs import dpt
 from dpt_jax.data import loader, transforms
-from dpt_jax.data.dataset import load_dataset, read_folder
-from dpt_jax.data.sampling import Example, few_shot, half_of_classes
-from dpt_jax.data.transforms import AREA, RATIO, random_box, read_image, train_transform
+from dpt_jax.data.dataset import load_dataset
+from dpt_jax.data.folder import read_folder
+from dpt_jax.data.records import Example, Files, read_image
+from dpt_jax.data.sampling import few_shot, half_of_classes
+from dpt_jax.data.transforms import AREA, RATIO, random_box, train_transform
 from dpt_jax.errors import UserError
 from tests.conftest import SMALL
 
@@ -94,7 +95,8 @@ def test_folder_dataset(tmp_path):
         ({"root": ""}, r"--config\.dataset\.root=DIR"),
         ({"shots": 0}, "dataset.shots is 0"),
         ({"classes": "old"}, "'old' is not one of all, base, new"),
-        ({"source": "tape"}, "'tape'"),
+        ({"source": "tape"}, "'tape' is not one of folder, coop, tfds"),
+        ({"source": "coop"}, "not 'folder'"),
     ],
 )
 def test_wrong_dataset_settings_are_named(settings, says):
@@ -168,7 +170,7 @@ def test_train_transform_mirrors_half_the_time():
 
 def batches_of(seed=0, augment=True, workers=0, batch_size=5, epochs=3):
     train = load_dataset(config_of(shots=-1), seed=1).train
-    return loader.train_batches(IMAGES, train, 32, batch_size, epochs, seed, augment, workers)
+    return loader.train_batches(Files(IMAGES), train, 32, batch_size, epochs, seed, augment, workers)
 
 
 def test_batches_depend_on_the_seed_alone():
@@ -210,7 +212,7 @@ def test_loader_goes_on_where_its_state_says(workers):
 
 def test_test_batches_keep_the_order_and_the_last_images():
     dataset = load_dataset(config_of(), seed=1)
-    batches = list(loader.test_batches(IMAGES, dataset.test, 32, batch_size=7))
+    batches = list(loader.test_batches(dataset.read, dataset.test, 32, batch_size=7))
     assert [len(batch["label"]) for batch in batches] == [7, 7, 4]
     assert np.concatenate([b["label"] for b in batches]).tolist() == [e.label for e in dataset.test]
 
@@ -220,6 +222,8 @@ def test_shard_pads_with_rows_of_no_weight(own, devices):
     batch = {
         "image": np.arange(own * 12, dtype=np.uint8).reshape(own, 2, 2, 3),
         "label": np.arange(own, dtype=np.int32),
+        "weight": np.ones(own, np.float32),
+        "index": np.arange(own, dtype=np.int32),
     }
     split = loader.shard(batch, 9, devices)
     assert split["image"].shape[:2] == (devices, -(-9 // devices))
@@ -233,6 +237,7 @@ def test_the_bundled_images_are_a_few_shot_task():
     dataset = load_dataset(dpt.get_config().dataset, seed=1)
     assert len(dataset.classnames) >= 12
     assert len(dataset.train) == 8 * len(dataset.classnames)
-    drawings = [(dataset.root / e.path).read_bytes() for e in read_folder(dataset.root).train + dataset.test]
+    root = dataset.read.root
+    drawings = [(root / e.path).read_bytes() for e in read_folder(root).train + dataset.test]
     assert len(set(drawings)) == len(drawings)  # nothing is trained on and tested on
-    assert pathlib.Path(dataset.root / "NOTICE.md").exists()
+    assert (root / "NOTICE.md").exists()

@@ -1,30 +1,46 @@
 """Batches of uint8 images by Grain: the same for the same seed, with any number of workers, resumable."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import grain
 import numpy as np
+from PIL import Image
 
-from dpt_jax.data.sampling import Example
-from dpt_jax.data.transforms import read_image, test_transform, train_transform
+from dpt_jax.data.records import Example, Reader, UnreadableImageError
+from dpt_jax.data.transforms import test_transform, train_transform
 
-Batch = dict[str, Any]  # host arrays: image (B, H, W, 3) uint8, label (B,) int32
+# Host arrays: image (B, H, W, 3) uint8, label (B,) int32, index (B,) int32 into the examples,
+# weight (B,) float32, 0 for an image that could not be read and is black.
+Batch = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Load:
-    """Example -> its image and label; with a generator, the augmented image."""
+    """(index, example) -> its image and label; with a generator, the augmented image."""
 
-    root: pathlib.Path
+    read: Reader
     size: int
+    skip_unreadable: bool
 
-    def __call__(self, example: Example, generator: np.random.Generator | None = None) -> Batch:
-        image = read_image(self.root / example.path)
+    def __call__(self, numbered: tuple[int, Example], generator: np.random.Generator | None = None) -> Batch:
+        index, example = numbered
+        weight = 1.0
+        try:
+            image = self.read(example.path)
+        except UnreadableImageError:
+            if not self.skip_unreadable:
+                raise
+            # Batches keep their size and order, so that a run can be resumed; the row counts for nothing.
+            image, weight = Image.new("RGB", (self.size, self.size)), 0.0
         pixels = test_transform(image, self.size) if generator is None else train_transform(image, self.size, generator)
-        return {"image": pixels, "label": np.int32(example.label)}
+        return {
+            "image": pixels,
+            "label": np.int32(example.label),
+            "index": np.int32(index),
+            "weight": np.float32(weight),
+        }
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -33,7 +49,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 
 def train_batches(
-    root: pathlib.Path,
+    read: Reader,
     examples: Sequence[Example],
     size: int,
     batch_size: int,
@@ -41,24 +57,31 @@ def train_batches(
     seed: int,
     augment: bool,
     workers: int = 0,
+    skip_unreadable: bool = False,
 ) -> grain.DatasetIterator:
     """All batches of a training run, newly shuffled and augmented every epoch.
 
     Fewer examples than batch_size make one smaller batch an epoch. The
     iterator's state is a position, so a run can be resumed within an epoch.
     """
-    load = _Load(root, size)
-    data = grain.MapDataset.source(list(examples)).seed(seed).shuffle()
+    load = _Load(read, size, skip_unreadable)
+    data = grain.MapDataset.source(list(enumerate(examples))).seed(seed).shuffle()
     data = data.random_map(load) if augment else data.map(load)
     data = data.batch(batch_size, drop_remainder=len(examples) >= batch_size).repeat(epochs)
     return iter(_read(data, workers))
 
 
 def test_batches(
-    root: pathlib.Path, examples: Sequence[Example], size: int, batch_size: int, workers: int = 0
+    read: Reader,
+    examples: Sequence[Example],
+    size: int,
+    batch_size: int,
+    workers: int = 0,
+    skip_unreadable: bool = False,
 ) -> grain.DatasetIterator:
     """The examples in their order, the last batch as small as it comes."""
-    data = grain.MapDataset.source(list(examples)).map(_Load(root, size)).batch(batch_size, drop_remainder=False)
+    load = _Load(read, size, skip_unreadable)
+    data = grain.MapDataset.source(list(enumerate(examples))).map(load).batch(batch_size, drop_remainder=False)
     return iter(_read(data, workers))
 
 
@@ -70,7 +93,7 @@ def _read(data: grain.MapDataset, workers: int) -> grain.IterDataset:
 def shard(batch: Batch, rows: int, devices: int) -> Batch:
     """The batch padded to `rows` (rounded up to the devices) and split over them: (devices, b, …).
 
-    Adds `weight`, float32: 1 for the batch's own rows, 0 for the padding.
+    The padding is zeros, its `weight` too. The index stays on the host.
     """
     rows = -(-rows // devices) * devices
     own = len(batch["label"])
@@ -79,4 +102,4 @@ def shard(batch: Batch, rows: int, devices: int) -> Batch:
         padded = np.concatenate([x, np.zeros((rows - own, *x.shape[1:]), x.dtype)])
         return padded.reshape(devices, rows // devices, *x.shape[1:])
 
-    return {name: split(x) for name, x in {**batch, "weight": np.ones(own, np.float32)}.items()}
+    return {name: split(x) for name, x in batch.items() if name != "index"}

@@ -2,15 +2,8 @@
 
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
 
-
-class Example(NamedTuple):
-    """One image: its path relative to the dataset's root, and its class index."""
-
-    path: str
-    label: int
-
+from dpt_jax.data.records import Example
 
 VALIDATION_SHOTS = 4
 

@@ -1,29 +1,17 @@
-"""From an image file to the uint8 square that goes to the device.
+"""From an image to the uint8 square that goes to the device.
 
 The published pipeline on PIL images, bicubic throughout. Scaling to floats and
 CLIP's mean and deviation are left to the device.
 """
 
 import math
-import pathlib
 
 import numpy as np
 from PIL import Image
 
-from dpt_jax.errors import UserError
-
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
-
-
-def read_image(path: pathlib.Path) -> Image.Image:
-    """The image as RGB.  Raises UserError naming a file that is none."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as reason:
-        raise UserError(f"{path} cannot be read as an image ({reason}); repair or remove it.") from reason
 
 
 def test_transform(image: Image.Image, size: int) -> np.ndarray:

@@ -1,0 +1,51 @@
+"""Your own images: a folder of class folders."""
+
+import pathlib
+
+from dpt_jax.data.records import Example, Files, Splits
+from dpt_jax.errors import UserError
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+def read_folder(root: pathlib.Path) -> Splits:
+    """train/CLASS/IMAGE and test/CLASS/IMAGE; class order is that of the sorted folder names.
+
+    train/ may be missing, for a dataset that is only evaluated on.
+    """
+    if not root.is_dir():
+        raise UserError(f"dataset.root: {root} is not a folder; it should hold train/CLASS/ and test/CLASS/ folders.")
+    if not (root / "test").is_dir():
+        raise UserError(
+            f"dataset.root: {root} has no test/ folder; it should hold train/CLASS/ and test/CLASS/ folders."
+        )
+    splits = [root / split for split in ("train", "test") if (root / split).is_dir()]
+    folders = sorted({f.name for split in splits for f in split.iterdir() if f.is_dir() and not f.name.startswith(".")})
+    if not folders:
+        raise UserError(f"dataset.root: {root} has no class folders in train/ or test/.")
+
+    def images(split: str, label: int, folder: str) -> list[Example]:
+        directory = root / split / folder
+        if not directory.is_dir():
+            return []
+        return [Example(f"{split}/{folder}/{name}", label) for name in image_names(directory)]
+
+    train, test = (
+        [example for label, folder in enumerate(folders) for example in images(split, label, folder)]
+        for split in ("train", "test")
+    )
+    if not test:
+        raise UserError(f"{root / 'test'} holds no class folders with images.")
+    return Splits(Files(root), tuple(folder.replace("_", " ") for folder in folders), train, [], test)
+
+
+def image_names(directory: pathlib.Path) -> list[str]:
+    """The names of the images in a folder, sorted.  Raises UserError where there are none."""
+    found = directory.is_dir() and sorted(
+        f.name for f in directory.iterdir() if f.suffix.lower() in EXTENSIONS and f.is_file()
+    )
+    if not found:
+        raise UserError(
+            f"{directory} holds no images ({', '.join(sorted(EXTENSIONS))}); add some or remove the folder."
+        )
+    return found

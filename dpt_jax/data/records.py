@@ -1,0 +1,66 @@
+"""What every source of images gives: examples, their splits, and a way to read an image."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from PIL import Image
+
+from dpt_jax.errors import UserError
+
+# An example's path to its image as RGB. Picklable, since loader processes get it.
+Reader = Callable[[str], Image.Image]
+
+
+class Example(NamedTuple):
+    """One image: its path relative to the dataset's root, and its class index."""
+
+    path: str
+    label: int
+
+
+class Splits(NamedTuple):
+    """A whole dataset of C classes, before a few-shot sample is drawn."""
+
+    read: Reader
+    classnames: tuple[str, ...]
+    train: list[Example]
+    val: list[Example]
+    test: list[Example]
+
+
+class UnreadableImageError(UserError):
+    """An image file that is missing or is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Reads image files below a folder."""
+
+    root: pathlib.Path
+
+    def __call__(self, path: str) -> Image.Image:
+        """Raises UnreadableImageError."""
+        return read_image(self.root / path)
+
+
+def read_image(file: pathlib.Path) -> Image.Image:
+    """The image as RGB.  Raises UnreadableImageError naming a file that is none.
+
+    As in the published pipeline a camera's orientation tag is not followed and
+    transparency is dropped. Sixteen bits a pixel, which PIL would cut off at
+    255, are scaled to eight.
+    """
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith("I"):
+                return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
+            return image.convert("RGB")
+    except FileNotFoundError as reason:
+        raise UnreadableImageError(f"{file} is not there, though the dataset's lists name it.") from reason
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as reason:
+        raise UnreadableImageError(
+            f"{file} cannot be read as an image ({reason}); repair or remove it, or leave such images out with "
+            "--config.dataset.on_error=skip."
+        ) from reason
