@@ -220,7 +220,7 @@ def test_initial_words(clip_dir, clip):
 def test_class_without_training_images_is_named(clip_dir, clip, three_classes, tmp_path):
     shutil.rmtree(three_classes / "train" / "sea_horse")
     experiment = experiments.prepare(make_config(clip_dir, dataset__root=str(three_classes)), clip)
-    with pytest.raises(UserError, match="no images of class 'sea horse'"):
+    with pytest.raises(UserError, match="no training images of class 'sea horse'"):
         train(experiment, tmp_path / "run")
 
 

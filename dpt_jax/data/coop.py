@@ -114,10 +114,10 @@ def _check_files(images: pathlib.Path, records: Sequence[Record]) -> None:
         if file.name not in there[file.parent]:
             missing.append(file)
     if missing:
-        others = f" and {len(missing) - 1} more images are" if len(missing) > 1 else " is"
+        others = f", nor are {len(missing) - 1} more images that the dataset's lists name" if len(missing) > 1 else ""
         raise UserError(
-            f"{missing[0]}{others} not there, though the dataset's lists name them: complete the download, or leave "
-            "missing images out with --config.dataset.on_error=skip."
+            f"{missing[0]} is not there{others}: complete the download, or leave missing images out with "
+            "--config.dataset.on_error=skip."
         )
 
 
