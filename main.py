@@ -32,18 +32,20 @@ def main(argv: Sequence[str]) -> None:
     workdir = pathlib.Path(FLAGS.workdir or configs.default_workdir(config))
     evaluating = FLAGS.mode == "eval"
     config = configs.resolve(config, overrides, dataset_named, workdir, evaluating)
+    if evaluating and "init_from" in overrides and not FLAGS.workdir:
+        workdir = configs.evaluation_dir(pathlib.Path(config.init_from), config)
     if not evaluating:
         check_workdir(config, workdir)
     experiment = experiments.prepare(config)
     if evaluating or experiment.model.prompts.method == "zeroshot":
         elsewhere = "init_from" in overrides or not (workdir / "checkpoints").exists()
         source = pathlib.Path(config.init_from) if config.init_from and elsewhere else workdir
-        prompts = experiments.saved_prompts(experiment, source)
+        _, prompts, meta = experiments.saved_prompts(experiment, source)
         configs.save_once(config, workdir)
     else:
         configs.save_once(config, workdir)
-        prompts = train(experiment, workdir)
-    say(summary(evaluate(experiment, prompts, workdir)))
+        prompts, meta = train(experiment, workdir), None
+    say(summary(evaluate(experiment, prompts, workdir, meta)))
     say(f"results: {workdir / 'results.json'}")
 
 

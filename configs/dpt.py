@@ -3,11 +3,13 @@
 from ml_collections import ConfigDict, config_dict
 
 from dpt_jax.data.catalogue import CATALOGUE
+from dpt_jax.data.dataset import EMBEDDED
 from dpt_jax.errors import UserError
 
 
 def get_config(dataset: str = "emoji") -> ConfigDict:
-    """The published settings on a dataset: "emoji" (embedded), "folder" (your own) or one of the paper's."""
+    """The published settings on a dataset: "emoji" and "emoji_noto" (embedded), "folder" (your own) or one of
+    the paper's."""
     config = ConfigDict()
     config.seed = 1
     config.dtype = "auto"  # float32 on CPU, bfloat16 on GPU and TPU
@@ -61,7 +63,7 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
     config.checkpoint.every_steps = 100
     config.checkpoint.keep = 2
 
-    if dataset == "emoji":
+    if dataset in EMBEDDED:
         config.clip.weights = "tiny-clip"
         config.dataset.template = "a drawing of a {}."
         config.dataset.shots = 8
@@ -78,7 +80,7 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
         config.loss.guidance_epochs = benchmark.guidance_epochs
     elif dataset != "folder":
         raise UserError(
-            f"configs: no dataset {dataset!r}; choose 'emoji' (embedded), 'folder' (your own, with "
+            f"configs: no dataset {dataset!r}; choose {' or '.join(EMBEDDED)} (embedded), folder (your own, with "
             f"--config.dataset.root=DIR) or one of {', '.join(CATALOGUE)}."
         )
     return config

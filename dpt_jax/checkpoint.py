@@ -15,7 +15,8 @@ FOLDER = "checkpoints"
 
 
 class Saved(NamedTuple):
-    """What evaluation and `init_from` need of a checkpoint. meta: classnames and method of its training."""
+    """What evaluation and `init_from` need of a checkpoint. meta: method, classnames, dataset and classes of
+    its training, as far as they are known."""
 
     step: int
     prompts: Any

@@ -63,9 +63,22 @@ def templates(config: ConfigDict) -> list[str]:
 
 
 def default_workdir(config: ConfigDict) -> pathlib.Path:
-    """runs/METHOD/DATASET/SHOTSshot/seedN"""
-    shots = "all" if config.dataset.shots < 0 else config.dataset.shots
-    return pathlib.Path("runs") / method(config) / config.dataset.name / f"{shots}shot" / f"seed{config.seed}"
+    """runs/METHOD/DATASET/SHOTSshot/seedN, below it base or new where these are the classes."""
+    return run_dir(pathlib.Path("runs"), config)
+
+
+def run_dir(runs: pathlib.Path, config: ConfigDict) -> pathlib.Path:
+    """Where below `runs` a run is kept, see default_workdir."""
+    dataset = config.dataset
+    shots = "all" if dataset.shots < 0 else dataset.shots
+    run = runs / method(config) / dataset.name / f"{shots}shot" / f"seed{config.seed}"
+    return run if dataset.classes == "all" else run / dataset.classes
+
+
+def evaluation_dir(run: pathlib.Path, config: ConfigDict) -> pathlib.Path:
+    """RUN/on/DATASET[-CLASSES], where a run's prompts are evaluated on another dataset or other classes."""
+    dataset = config.dataset
+    return run / "on" / (dataset.name if dataset.classes == "all" else f"{dataset.name}-{dataset.classes}")
 
 
 def check(config: ConfigDict) -> None:
@@ -135,7 +148,9 @@ def resolve(
     if evaluate and (overrides.get("init_from") or started):
         saved = load(pathlib.Path(overrides.get("init_from") or workdir), config)
         if dataset_named and config.dataset.name != saved.dataset.name:
-            saved.dataset = config.dataset
+            shots = saved.dataset.shots  # those that the prompts were trained with
+            saved.dataset = config.dataset.copy_and_resolve_references()
+            saved.dataset.shots = shots
         config = saved
     elif config.init_from:
         # A run that has started has these in its own file; the other may be gone by now.

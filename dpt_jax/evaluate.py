@@ -1,7 +1,9 @@
 """Evaluation: predictions on the whole test split, and the files that hold them."""
 
+import collections
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +12,7 @@ from flax import jax_utils
 
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
-from dpt_jax.experiment import Experiment, Frozen
+from dpt_jax.experiment import Experiment, Frozen, training_meta
 from dpt_jax.metrics import Progress
 from dpt_jax.model import Texts
 
@@ -75,11 +77,19 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
     return found
 
 
-def evaluate(experiment: Experiment, prompts: Any, workdir: pathlib.Path) -> dict[str, Any]:
-    """Predicts, writes results.json (and predictions.npz with eval.save_logits); the results."""
+def evaluate(
+    experiment: Experiment, prompts: Any, workdir: pathlib.Path, meta: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Predicts, writes results.json (and predictions.npz with eval.save_logits); the results.
+
+    meta: what the checkpoint says of the prompts' training; None where that was
+    this experiment.
+    """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
     found = predict(experiment, prompts)
-    scores = class_scores(found.logits.argmax(-1), found.label, len(dataset.classnames))
+    names = distinct(dataset.classnames)
+    scores = class_scores(found.logits.argmax(-1), found.label, names)
+    meta = training_meta(experiment) if meta is None else meta
     results = {
         "method": model.prompts.method,
         "dataset": config.dataset.name,
@@ -87,15 +97,15 @@ def evaluate(experiment: Experiment, prompts: Any, workdir: pathlib.Path) -> dic
         "seed": config.seed,
         "split": "test",
         "classes": config.dataset.classes,
+        "trained_on": {key: meta[key] for key in ("dataset", "classes")} if meta.get("dataset") else None,
         "n": len(found.label),
         "unreadable": len(dataset.test) - len(found.label),
         "accuracy": float((found.logits.argmax(-1) == found.label).mean()),
-        "macro_f1": float(np.mean([s["f1"] for s in scores if s["n"]])),
+        "macro_f1": float(np.mean([s["f1"] for s in scores.values() if s["n"]])),
         "zero_shot_accuracy": float((found.zero_shot_logits.argmax(-1) == found.label).mean()),
-        "per_class": dict(zip(dataset.classnames, scores, strict=True)),
+        "per_class": scores,
     }
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / RESULTS_FILE).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     if config.eval.save_logits:
         np.savez(
             workdir / PREDICTIONS_FILE,
@@ -104,22 +114,33 @@ def evaluate(experiment: Experiment, prompts: Any, workdir: pathlib.Path) -> dic
             path=np.array([dataset.test[i].path for i in found.row]),
             classnames=np.array(dataset.classnames),
         )
+    # Last and in one piece: where results.json is, the evaluation is whole, and a sweep does not repeat it.
+    written = workdir / f"{RESULTS_FILE}.tmp"
+    written.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    written.replace(workdir / RESULTS_FILE)
     return results
 
 
-def class_scores(predicted: np.ndarray, label: np.ndarray, classes: int) -> list[dict[str, Any]]:
-    """A class: its images n, the part of them that is recognised, and F1 (0 where it is undefined)."""
-    scores = []
-    for c in range(classes):
+def class_scores(predicted: np.ndarray, label: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """For each class its images n, the part of them that is recognised, F1 (0 where it is undefined), and
+    what its images were taken for, {class: images}, most first."""
+    scores = {}
+    for c, name in enumerate(names):
         hits, n, named = ((predicted == c) & (label == c)).sum(), (label == c).sum(), (predicted == c).sum()
-        scores.append(
-            {
-                "n": int(n),
-                "accuracy": float(hits / n) if n else None,
-                "f1": float(2 * hits / (n + named)) if n + named else 0.0,
-            }
-        )
+        taken_for = collections.Counter(predicted[label == c].tolist())
+        scores[name] = {
+            "n": int(n),
+            "accuracy": float(hits / n) if n else None,
+            "f1": float(2 * hits / (n + named)) if n + named else 0.0,
+            "predicted": {names[other]: count for other, count in taken_for.most_common()},
+        }
     return scores
+
+
+def distinct(classnames: Sequence[str]) -> list[str]:
+    """The names, those that several classes have (ImageNet's "missile") with the class's number."""
+    times = collections.Counter(classnames)
+    return [name if times[name] == 1 else f"{name} (class {i})" for i, name in enumerate(classnames)]
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -98,12 +98,21 @@ def initial_prompts(experiment: Experiment) -> Any:
     return _adopt(fresh, load_newest(pathlib.Path(config.init_from)), experiment, config.init_from)
 
 
-def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Any:
+def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Saved:
     """The newest prompts of a workdir, checked against what the experiment expects."""
     if experiment.model.prompts.method == "zeroshot":
-        return {}
+        return Saved(0, {}, {})
     fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    return _adopt(fresh, load_newest(workdir), experiment, str(workdir), evaluate=True)
+    saved = load_newest(workdir)
+    return saved._replace(prompts=_adopt(fresh, saved, experiment, str(workdir), evaluate=True))
+
+
+def training_meta(experiment: Experiment) -> dict[str, Any]:
+    """What a checkpoint says of the training that made its prompts."""
+    dataset = experiment.config.dataset
+    method = experiment.model.prompts.method
+    meta = {"method": method, "classnames": list(experiment.dataset.classnames)}
+    return meta if method == "zeroshot" else {**meta, "dataset": dataset.name, "classes": dataset.classes}
 
 
 def _adopt(fresh: Any, saved: Saved, experiment: Experiment, source: str, evaluate: bool = False) -> Any:

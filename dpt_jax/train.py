@@ -15,7 +15,7 @@ from dpt_jax import config as configs
 from dpt_jax.checkpoint import Checkpoints
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
-from dpt_jax.experiment import Experiment, Frozen, initial_prompts
+from dpt_jax.experiment import Experiment, Frozen, initial_prompts, training_meta
 from dpt_jax.losses import loss_terms
 from dpt_jax.metrics import MetricWriter, Progress, say
 from dpt_jax.model import PromptedCLIP
@@ -124,7 +124,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
         skip_unreadable=config.dataset.on_error == "skip",
     )
     unreadable: set[int] = set()
-    meta = {"method": model.prompts.method, "classnames": list(dataset.classnames)}
+    meta = training_meta(experiment)
 
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / TRAIN_FILES).write_text("".join(f"{example.path}\n" for example in dataset.train))

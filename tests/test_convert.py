@@ -69,7 +69,7 @@ def converted(directory, workdir, config, clip, **overrides):
     convert.convert_reference(directory, workdir, config, overrides)
     saved = configs.resolve(config, {}, False, workdir, evaluate=True)
     experiment = experiments.prepare(saved, clip)
-    prompts = experiments.saved_prompts(experiment, workdir)
+    prompts = experiments.saved_prompts(experiment, workdir).prompts
     assert {x.dtype for x in jax.tree.leaves(prompts)} == {np.dtype(np.float32)}
     found = predict(experiment, prompts)
     assert np.isfinite(found.logits).all()

@@ -15,7 +15,7 @@ from dpt_jax import config as configs
 from dpt_jax import experiment as experiments
 from dpt_jax.checkpoint import Checkpoints, load_newest
 from dpt_jax.errors import UserError
-from dpt_jax.evaluate import class_scores, evaluate
+from dpt_jax.evaluate import class_scores, distinct, evaluate
 from dpt_jax.losses import loss_terms
 from dpt_jax.metrics import MetricWriter
 from dpt_jax.model import Outputs, PromptConfig
@@ -165,7 +165,7 @@ def three_classes(tmp_path):
 def test_evaluation_on_other_classes(trained, clip, three_classes, tmp_path):
     config = configs.resolve(dpt.get_config(), {"dataset.root": str(three_classes)}, False, trained, evaluate=True)
     experiment = experiments.prepare(config, clip)
-    results = evaluate(experiment, experiments.saved_prompts(experiment, trained), tmp_path)
+    results = evaluate(experiment, experiments.saved_prompts(experiment, trained).prompts, tmp_path)
     assert list(results["per_class"]) == ["airplane", "sea horse", "yin yang"]
     assert results["n"] == 9
 
@@ -251,7 +251,14 @@ def test_metrics_of_a_resumed_run_have_every_step_once(tmp_path):
 
 
 def test_class_scores():
-    scores = class_scores(np.array([0, 0, 1, 0]), np.array([0, 1, 1, 1]), classes=3)
-    assert scores[0] == {"n": 1, "accuracy": 1.0, "f1": 0.5}
-    assert scores[1] == {"n": 3, "accuracy": pytest.approx(1 / 3), "f1": 0.5}
-    assert scores[2] == {"n": 0, "accuracy": None, "f1": 0.0}
+    scores = class_scores(np.array([0, 0, 1, 0]), np.array([0, 1, 1, 1]), ["a", "b", "c"])
+    assert scores == {
+        "a": {"n": 1, "accuracy": 1.0, "f1": 0.5, "predicted": {"a": 1}},
+        "b": {"n": 3, "accuracy": pytest.approx(1 / 3), "f1": 0.5, "predicted": {"a": 2, "b": 1}},
+        "c": {"n": 0, "accuracy": None, "f1": 0.0, "predicted": {}},
+    }
+
+
+def test_classes_of_one_name_are_told_apart():
+    """ImageNet has two missiles and two sunglasses."""
+    assert distinct(["missile", "tench", "missile"]) == ["missile (class 0)", "tench", "missile (class 2)"]

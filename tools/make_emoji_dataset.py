@@ -1,8 +1,10 @@
-"""Writes the bundled few-shot data set: Twemoji drawings, sorted into subcategories.
+"""Writes the bundled few-shot data sets: emoji drawings, sorted into subcategories.
 
     python tools/make_emoji_dataset.py node_modules/emoji-datasource-twitter dpt_jax/assets/emoji
+    python tools/make_emoji_dataset.py node_modules/emoji-datasource-google dpt_jax/assets/emoji_noto
 
 The result is a folder data set, {train,test}/CLASS/NAME.png, and its NOTICE.md.
+Google's drawings are of the same emoji as Twitter's test drawings, to test on alone.
 """
 
 import argparse
@@ -15,16 +17,27 @@ from emoji_names import DATASET_CLASSES, Emoji, UserError, read_emoji
 from PIL import Image
 
 MOST_TEST_IMAGES, LEAST_TRAIN_IMAGES, MOST_TRAIN_IMAGES = 25, 8, 16
-NOTICE = """\
-# Emoji drawings
-
+RIGHTS = {
+    "twitter": """\
 The images in `train/` and `test/` are Twemoji graphics, Copyright Twitter, Inc and
 other contributors, licensed under CC BY 4.0
 (https://creativecommons.org/licenses/by/4.0/).
 
 Source: the 64-pixel PNG files of the npm package emoji-datasource-twitter 16.0.0
 (https://github.com/iamcal/emoji-data), which were made from Twemoji 16.0.1
-(https://github.com/jdecked/twemoji). Names and subcategories come from that
+(https://github.com/jdecked/twemoji).""",
+    "google": """\
+The images in `test/` are Noto Emoji graphics, Copyright Google LLC, licensed under
+the Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0).
+
+Source: the 64-pixel PNG files of the npm package emoji-datasource-google 16.0.0
+(https://github.com/iamcal/emoji-data), which were made from Noto Emoji
+(https://github.com/googlefonts/noto-emoji).""",
+}
+NOTICE = """\
+# Emoji drawings
+
+{rights} Names and subcategories come from that
 package's emoji.json (MIT licence, Copyright (c) 2013 Cal Henderson).
 
 Changes: rasterised to 64 x 64 pixels, transparency composited on white and stored
@@ -36,7 +49,7 @@ divided at random into train and test. `tools/make_emoji_dataset.py` made them.
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", help="the unpacked npm package emoji-datasource-twitter")
+    parser.add_argument("package", help="the unpacked npm package emoji-datasource-twitter or -google")
     parser.add_argument("target", help="the folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the division into train and test")
     options = parser.parse_args(arguments)
@@ -56,7 +69,8 @@ def make_dataset(package: str, target: pathlib.Path, seed: int) -> dict[str, tup
     for split in ("train", "test"):
         if (target / split).exists():
             raise UserError(f"{target / split} already exists: delete it first, or choose a new folder.")
-    emoji = read_emoji(package, "twitter")
+    image_set = "google" if pathlib.Path(package).name.endswith("google") else "twitter"
+    emoji = read_emoji(package, image_set)
     generator = np.random.default_rng(seed)
     counts = {}
     for subcategory, words in sorted(DATASET_CLASSES.items(), key=lambda item: item[1]):
@@ -67,11 +81,14 @@ def make_dataset(package: str, target: pathlib.Path, seed: int) -> dict[str, tup
         splits = {"train": members[:train], "test": members[train : train + MOST_TEST_IMAGES]}
         if not splits["test"]:
             raise UserError(f"{package} has only {len(members)} images of {subcategory}; {train + 1} are needed.")
+        if image_set == "google":
+            splits["train"] = []
         folder = words.replace(" ", "_")
         for split, chosen in splits.items():
-            write_images(chosen, target / split / folder)
+            if chosen:
+                write_images(chosen, target / split / folder)
         counts[folder] = (len(splits["train"]), len(splits["test"]))
-    (target / "NOTICE.md").write_text(NOTICE, encoding="utf-8")
+    (target / "NOTICE.md").write_text(NOTICE.format(rights=RIGHTS[image_set]), encoding="utf-8")
     return counts
 
 

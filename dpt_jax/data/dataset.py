@@ -14,6 +14,7 @@ from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
+EMBEDDED = ("emoji", "emoji_noto")
 CLASS_CHOICES = ("all", "base", "new")
 SOURCES = ("folder", "coop", "tfds")
 
@@ -71,8 +72,8 @@ def read_splits(config: ConfigDict) -> Splits:
                 "as CoOp's DATASETS.md says, --config.dataset.root=DIR."
             )
         return read_coop(config.name, pathlib.Path(config.root), skip_missing=config.on_error == "skip")
-    if config.name != "emoji" and not config.root:
+    if config.name not in EMBEDDED and not config.root:
         raise UserError(
             "dataset.root is not set: give the folder that holds train/ and test/, --config.dataset.root=DIR."
         )
-    return read_folder(pathlib.Path(config.root) if config.root else BUNDLED / "emoji")
+    return read_folder(pathlib.Path(config.root) if config.root else BUNDLED / config.name)

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
@@ -45,22 +45,23 @@ class Files:
         return read_image(self.root / path)
 
 
-def read_image(file: pathlib.Path) -> Image.Image:
+def read_image(file: pathlib.Path | BinaryIO, name: str = "") -> Image.Image:
     """The image as RGB.  Raises UnreadableImageError naming a file that is none.
 
-    As in the published pipeline a camera's orientation tag is not followed and
-    transparency is dropped. Sixteen bits a pixel, which PIL would cut off at
-    255, are scaled to eight.
+    name: what to call an open file. As in the published pipeline a camera's
+    orientation tag is not followed and transparency is dropped. Sixteen bits a
+    pixel, which PIL would cut off at 255, are scaled to eight.
     """
+    name = name or str(file)
     try:
         with Image.open(file) as image:
             if image.mode.startswith("I"):
                 return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
             return image.convert("RGB")
     except FileNotFoundError as reason:
-        raise UnreadableImageError(f"{file} is not there, though the dataset's lists name it.") from reason
+        raise UnreadableImageError(f"{name} is not there, though the dataset's lists name it.") from reason
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as reason:
         raise UnreadableImageError(
-            f"{file} cannot be read as an image ({reason}); repair or remove it, or leave such images out with "
+            f"{name} cannot be read as an image ({reason}); repair or remove it, or leave such images out with "
             "--config.dataset.on_error=skip."
         ) from reason

@@ -1,9 +1,150 @@
-"""The datasets of the paper from tensorflow-datasets."""
+"""The datasets of the paper from tensorflow-datasets, prepared on first use and read by position.
 
-from dpt_jax.data.records import Splits
+Its splits are not the published ones: results compare with each other, not with
+the paper. Which split is used as what stands in the catalogue.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from dpt_jax.data import classnames as names
+from dpt_jax.data.catalogue import CATALOGUE
+from dpt_jax.data.coop import Lists, Record, split_all
+from dpt_jax.data.records import Example, Splits, read_image
 from dpt_jax.errors import UserError
+from dpt_jax.metrics import Progress
+
+# These have the labels of all of ImageNet, but images of two hundred of its classes.
+IMAGENET_SUBSETS = ("imagenet_a", "imagenet_r")
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Reads images of a prepared dataset; the path of one is SPLIT/NUMBER.
+
+    sources: for each split its serialised records. features: finds the encoded
+    image, or the encoded frames of a video, in one.
+    """
+
+    directory: str
+    sources: Mapping[str, Sequence[bytes]]
+    features: Any
+
+    def __call__(self, path: str) -> Image.Image:
+        """The image, or the middle frame.  Raises UnreadableImageError."""
+        split, _, number = path.partition("/")
+        (encoded,) = self.features.deserialize_example_np(self.sources[split][int(number)]).values()
+        if not isinstance(encoded, bytes):
+            encoded = encoded[len(encoded) // 2]
+        return read_image(io.BytesIO(encoded), f"{self.directory}, image {path},")
 
 
 def read_tfds(name: str, root: str) -> Splits:
-    """Not there yet."""
-    raise UserError(f"dataset.source=tfds is not there yet: use dataset.source=coop for {name}.")
+    """The dataset `name`; root: TFDS's data directory, "" for its own default.
+
+    Raises UserError where TFDS does not have it, or it cannot be prepared.
+    """
+    use = CATALOGUE[name].tfds
+    if use is None:
+        raise UserError(f"tensorflow-datasets has no {name}: use --config.dataset.source=coop.")
+    import tensorflow_datasets as tfds
+
+    builder = _prepared(use.builder, root)
+    features = builder.info.features
+    splits = [split for split in (use.train, use.val, use.test) if split]
+    sources = {split: _records(builder, split) for split in splits}
+    labels = {split: _labels(builder, split, sources[split]) for split in splits}
+
+    label_names = features["label"].names
+    classname_of = names.from_tfds(name, label_names)
+    if name in IMAGENET_SUBSETS:
+        present = {label_names[label] for label in labels[use.test]}
+        classname_of = {label: classname for label, classname in classname_of.items() if label in present}
+    order = {label_names.index(label): i for i, label in enumerate(classname_of)}
+    classnames = tuple(classname_of.values())
+
+    def records(split: str) -> list[Record]:
+        numbered = enumerate(labels[split].tolist()) if split else ()
+        return [Record(f"{split}/{i}", order[x], classnames[order[x]]) for i, x in numbered if x in order]
+
+    if use.test:
+        lists = Lists(records(use.train), records(use.val), records(use.test))
+    else:
+        lists = split_all(records(use.train))
+    # Images and frames are stored as bytes, which Text hands over undecoded: they are left to PIL.
+    encoded = tfds.features.Text()
+    parse = {"video": tfds.features.Sequence(encoded)} if "video" in features else {"image": encoded}
+    train, val, test = ([Example(r.path, r.label) for r in part] for part in lists)
+    read = Records(str(builder.data_dir), sources, tfds.features.FeaturesDict(parse))
+    return Splits(read, classnames, train, val, test)
+
+
+def _prepared(name: str, root: str) -> Any:
+    """The builder, its data downloaded and written if they were not yet."""
+    import tensorflow_datasets as tfds
+
+    if name.startswith("ucf101"):
+        importlib.import_module("tensorflow_datasets.video.ucf101")  # TFDS does not find videos by name
+    try:
+        builder = tfds.builder(name, data_dir=root or None)
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as reason:  # no network, no manual download, no tensorflow, a moved page: many types
+        first_line = str(reason).strip().split("\n")[0]
+        place = root or "~/tensorflow_datasets"
+        advice = (
+            "preparing needs `pip install tensorflow` and the network, or the archives below downloads/manual there"
+        )
+        raise UserError(
+            f"tensorflow-datasets cannot prepare {name} in {place} ({type(reason).__name__}: {first_line}); "
+            f"{advice}. --config.dataset.source=coop takes files that you have."
+        ) from reason
+    return builder
+
+
+def _records(builder: Any, split: str) -> Sequence[bytes]:
+    import tensorflow_datasets as tfds
+
+    try:
+        return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except NotImplementedError as reason:
+        raise UserError(
+            f"{builder.data_dir} is prepared as {builder.info.file_format.value} files, which cannot be read by "
+            "position: delete it, or give another directory, --config.dataset.root=DIR, and it is prepared again."
+        ) from reason
+    except ValueError as reason:
+        there = ", ".join(builder.info.splits)
+        raise UserError(f"{builder.data_dir} has no split {split!r}, only {there}: prepare it again.") from reason
+
+
+def _labels(builder: Any, split: str, records: Sequence[bytes]) -> np.ndarray:
+    """TFDS's label of every record, (N,) int32.
+
+    Labels stand inside the records, so all of the data are read once; they are
+    kept beside the data then, where that can be written to.
+    """
+    import tensorflow_datasets as tfds
+
+    file = epath.Path(builder.data_dir) / f"labels-{split}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        kept = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        if kept.shape == (len(records),):
+            return kept
+    only_label = tfds.features.FeaturesDict({"label": builder.info.features["label"]})
+    labels = np.zeros(len(records), np.int32)
+    with Progress(f"labels of {builder.name}, {split}", len(records)) as progress:
+        for i in range(len(records)):
+            labels[i] = only_label.deserialize_example_np(records[i])["label"]
+            progress.advance()
+    buffer = io.BytesIO()
+    np.save(buffer, labels)
+    with contextlib.suppress(OSError):
+        file.write_bytes(buffer.getvalue())
+    return labels
