@@ -1,0 +1,350 @@
+"""Tables and figures of finished runs.
+
+    python -m dpt_jax.report RUNS_DIR     over all runs below a folder
+    python -m dpt_jax.report WORKDIR      over the classes of one run
+
+Over a folder: mean ± standard deviation of the seeds for each method and
+dataset, as Markdown (printed, and report.md) and CSV (report.csv), and accuracy
+against shots (report.png). Over one run: accuracy of each class (report.md,
+report.csv) and the confusion matrix (report.png). All are written there.
+"""
+
+import collections
+import csv
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpt_jax import cli, plots
+from dpt_jax.errors import UserError
+from dpt_jax.evaluate import RESULTS_FILE
+from dpt_jax.metrics import say
+
+TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
+CONFUSIONS_LISTED = 10
+
+
+class Cell(NamedTuple):
+    """Runs that differ in their seed only. trained_on and trained_classes are "" for zero-shot."""
+
+    method: str
+    trained_on: str
+    trained_classes: str
+    shots: int
+    dataset: str
+    classes: str
+
+
+class Score(NamedTuple):
+    """Accuracy and macro F1 of a cell in percent: one number a seed; and the test images of a run."""
+
+    accuracy: np.ndarray
+    macro_f1: np.ndarray
+    images: int
+
+    def __str__(self) -> str:
+        """The mean, and of several seeds their standard deviation (of the population, as published tables have it)."""
+        deviation = f" ± {self.accuracy.std():.1f}" if len(self.accuracy) > 1 else ""
+        return f"{self.accuracy.mean():.1f}{deviation}"
+
+
+Scores = Mapping[Cell, Score]
+
+
+def read_results(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Every results.json below a folder, in the order of their paths.  Raises UserError where there is none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the one that holds the runs, such as runs/.")
+    files = sorted(folder.rglob(RESULTS_FILE))
+    if not files:
+        raise UserError(f"{folder} holds no finished run (no {RESULTS_FILE} in it or below): train first.")
+    return [read_result(file) for file in files]
+
+
+def read_result(file: pathlib.Path) -> dict[str, Any]:
+    """One results.json.  Raises UserError where it is damaged or of an older version."""
+    needed = {"method", "dataset", "classes", "shots", "seed", "n", "accuracy", "macro_f1", "per_class", "trained_on"}
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        missing = sorted(needed.difference(results))
+    except (ValueError, TypeError) as reason:
+        raise UserError(f"{file} is not the results of a run ({reason}): delete it and evaluate again.") from reason
+    if missing:
+        raise UserError(f"{file} does not say {missing[0]!r}: evaluate that run again, with --mode=eval.")
+    return results
+
+
+def scores_of(results: Iterable[Mapping[str, Any]]) -> dict[Cell, Score]:
+    """The results with seeds put together; the same seed counts once, however often it was evaluated."""
+    by_cell: dict[Cell, dict[int, Mapping[str, Any]]] = {}
+    for one in results:
+        trained = one["trained_on"] or {"dataset": "", "classes": ""}
+        # Zero-shot has no sample and no seed.
+        shots, seed = (0, 0) if one["method"] == "zeroshot" else (one["shots"], one["seed"])
+        cell = Cell(one["method"], trained["dataset"], trained["classes"], shots, one["dataset"], one["classes"])
+        by_cell.setdefault(cell, {})[seed] = one
+    scores = {}
+    for cell, runs in by_cell.items():
+        ordered = [runs[seed] for seed in sorted(runs)]
+        accuracy, macro_f1 = (100 * np.array([run[key] for run in ordered]) for key in ("accuracy", "macro_f1"))
+        scores[cell] = Score(accuracy, macro_f1, ordered[0]["n"])
+    return scores
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in escaped]
+    return "\n".join([lines[0], "| --- " * len(header) + "|", *lines[1:]])
+
+
+def in_domain(scores: Scores) -> dict[Cell, Score]:
+    """The cells tested on all classes of what they were trained on, and zero-shot."""
+    return {
+        cell: score
+        for cell, score in scores.items()
+        if cell.classes == "all" and (cell.trained_on, cell.trained_classes) in (("", ""), (cell.dataset, "all"))
+    }
+
+
+def few_shot_tables(scores: Scores) -> list[str]:
+    """For each dataset, and on average over them where there are several: methods × shots."""
+    cells = in_domain(scores)
+    trained = [cell for cell in cells if cell.method != "zeroshot"]
+    # What is only tested on, with prompts of another dataset, stands in the table of that.
+    datasets = _in_order(cell.dataset for cell in trained or cells)
+    shots = sorted({cell.shots for cell in trained}, key=lambda s: (s < 0, s)) or [0]
+    tables = []
+    for dataset in datasets:
+        own = {cell: score for cell, score in cells.items() if cell.dataset == dataset}
+        rows = []
+        for method in _methods(own):
+            score_at = {cell.shots: score for cell, score in own.items() if cell.method == method}
+            if method == "zeroshot":
+                score_at = dict.fromkeys(shots, score_at[0])
+            rows.append([plots.LABELS[method], *(str(score_at.get(s, "")) for s in shots)])
+        images = next(iter(own.values())).images
+        title = f"### {dataset}\n\nAccuracy (%) on {images:,} test images, {_seeds(own.values())}.\n\n"
+        tables.append(title + table(["method", *map(_shots_label, shots)], rows))
+    if len(datasets) > 1:
+        average = average_over_datasets(cells, datasets)
+        rows = [
+            [plots.LABELS[method], *(f"{average[method, s]:.1f}" if (method, s) in average else "" for s in shots)]
+            for method in _methods(cells)
+        ]
+        title = f"### Average over {len(datasets)} datasets\n\nMean of their accuracies (%), where all have run.\n\n"
+        tables.append(title + table(["method", *map(_shots_label, shots)], rows))
+    return tables
+
+
+def average_over_datasets(cells: Scores, datasets: Sequence[str]) -> dict[tuple[str, int], float]:
+    """{(method, shots): mean accuracy}, where the method has run with these shots on every one of the datasets."""
+    means: dict[tuple[str, int], dict[str, float]] = {}
+    shots = {cell.shots for cell in cells if cell.method != "zeroshot"}
+    for cell, score in cells.items():
+        for s in shots if cell.method == "zeroshot" else [cell.shots]:
+            means.setdefault((cell.method, s), {})[cell.dataset] = float(score.accuracy.mean())
+    return {
+        key: float(np.mean([own[d] for d in datasets])) for key, own in means.items() if own.keys() >= set(datasets)
+    }
+
+
+def base_to_new_tables(scores: Scores) -> list[str]:
+    """For each dataset: prompts trained on the base classes, on base and on new ones, and the harmonic mean."""
+    tables = []
+    for dataset in _in_order(cell.dataset for cell in scores if cell.classes == "base"):
+        rows = []
+        halves: dict[tuple[str, int], dict[str, Score]] = {}
+        for cell, score in scores.items():
+            if cell.dataset == dataset and cell.classes != "all" and cell.trained_classes in ("", "base"):
+                halves.setdefault((cell.method, cell.shots), {})[cell.classes] = score
+        for (method, shots), own in sorted(halves.items(), key=lambda item: (_rank(item[0][0]), item[0][1])):
+            if own.keys() != {"base", "new"}:
+                continue
+            base, new = own["base"].accuracy.mean(), own["new"].accuracy.mean()
+            texts = [str(shots or ""), str(own["base"]), str(own["new"]), f"{harmonic_mean(base, new):.1f}"]
+            rows.append([plots.LABELS[method], *texts])
+        if rows:
+            all_halves = [score for own in halves.values() for score in own.values()]
+            title = f"### {dataset}: base to new classes\n\n"
+            title += f"Trained on the base half of the classes, accuracy (%), {_seeds(all_halves)}.\n\n"
+            tables.append(title + table(["method", "shots", "base", "new", "harmonic mean"], rows))
+    return tables
+
+
+def transfer_tables(scores: Scores) -> list[str]:
+    """For each dataset that prompts were taken from: what they reach there and on each other dataset."""
+    tables = []
+    away = [cell for cell in scores if cell.trained_on and cell.classes == "all" and cell.trained_on != cell.dataset]
+    for source in _in_order(cell.trained_on for cell in away):
+        targets = _in_order(cell.dataset for cell in away if cell.trained_on == source)
+        rows, shown = [], []
+        for method in _methods(scores):
+            trained = ("", "") if method == "zeroshot" else (source, "all")
+            for shots in sorted({cell.shots for cell in scores if cell.method == method}):
+                found = [scores.get(Cell(method, *trained, shots, name, "all")) for name in (source, *targets)]
+                on_targets = [score.accuracy.mean() for score in found[1:] if score]
+                if not on_targets:
+                    continue
+                average = f"{np.mean(on_targets):.1f}" if len(on_targets) == len(targets) else ""
+                shown += [score for score in found if score]
+                rows.append([plots.LABELS[method], str(shots or ""), *(str(score or "") for score in found), average])
+        header = ["method", "shots", f"{source} (source)", *targets, "average of targets"]
+        if len(targets) == 1:
+            header, rows = header[:-1], [row[:-1] for row in rows]
+        title = (
+            f"### From {source} to other datasets\n\nPrompts trained on {source}, accuracy (%), {_seeds(shown)}.\n\n"
+        )
+        tables.append(title + table(header, rows))
+    return tables
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """2·base·new / (base + new) of two mean accuracies, as base-to-new results are published; 0 for two zeros."""
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def _methods(scores: Iterable[Cell]) -> list[str]:
+    return sorted({cell.method for cell in scores}, key=_rank)
+
+
+def _rank(method: str) -> int:
+    return list(plots.LABELS).index(method)
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _shots_label(shots: int) -> str:
+    return {-1: "all images", 0: "no training", 1: "1 shot"}.get(shots, f"{shots} shots")
+
+
+def _seeds(scores: Iterable[Score]) -> str:
+    """ "mean ± standard deviation of 3 seeds" """
+    counts = sorted({len(score.accuracy) for score in scores})
+    if not counts or counts == [1]:
+        return "one seed"
+    # Zero-shot, which needs no seeds, is of one.
+    counts = [count for count in counts if count > 1]
+    return f"mean ± standard deviation of {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} seeds"
+
+
+def write_csv(scores: Scores, file: pathlib.Path) -> None:
+    """One line a cell."""
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(
+            [*Cell._fields, "images", "seeds", "accuracy_mean", "accuracy_std", "macro_f1_mean", "macro_f1_std"]
+        )
+        for cell, score in scores.items():
+            numbers = [score.accuracy.mean(), score.accuracy.std(), score.macro_f1.mean(), score.macro_f1.std()]
+            writer.writerow([*cell, score.images, len(score.accuracy), *(f"{number:.3f}" for number in numbers)])
+
+
+def curves_of(scores: Scores) -> dict[str, plots.Curves]:
+    """What the paper's figure shows, {panel: {method: points}}: the average and each dataset; {} without a training."""
+    cells = in_domain(scores)
+    datasets = _in_order(cell.dataset for cell in cells if cell.shots > 0)
+    panels: dict[str, plots.Curves] = {}
+    if len(datasets) > 1:
+        average = average_over_datasets(cells, datasets)
+        panels[f"average over {len(datasets)} datasets"] = {
+            method: [
+                plots.Point(s, mean, 0.0) for (name, s), mean in sorted(average.items()) if name == method and s > 0
+            ]
+            for method in _methods(cells)
+        }
+    for dataset in datasets:
+        own = {cell: score for cell, score in cells.items() if cell.dataset == dataset and cell.shots >= 0}
+        panels[dataset] = {
+            method: sorted(
+                plots.Point(cell.shots, score.accuracy.mean(), score.accuracy.std())
+                for cell, score in own.items()
+                if cell.method == method
+            )
+            for method in _methods(own)
+        }
+    return panels
+
+
+def report_folder(folder: pathlib.Path) -> str:
+    """Writes the report over all runs below a folder; its Markdown."""
+    scores = scores_of(read_results(folder))
+    tables = [*few_shot_tables(scores), *base_to_new_tables(scores), *transfer_tables(scores)]
+    text = "\n\n".join(tables) + "\n"
+    (folder / TABLE_FILE).write_text(text, encoding="utf-8")
+    write_csv(scores, folder / CSV_FILE)
+    if curves := curves_of(scores):
+        plots.draw_curves(curves, folder / FIGURE_FILE)
+    return text
+
+
+def report_run(workdir: pathlib.Path) -> str:
+    """Writes the report over the classes of one run; its Markdown."""
+    results = read_result(workdir / RESULTS_FILE)
+    classes: dict[str, Any] = results["per_class"]
+    trained = results["trained_on"]
+    made = (
+        f"trained on {trained['dataset']}, {_shots_label(results['shots'])}, seed {results['seed']}; "
+        if trained
+        else ""
+    )
+    rows = [
+        [name, f"{one['n']:,}", "" if one["accuracy"] is None else f"{100 * one['accuracy']:.1f}", f"{one['f1']:.3f}"]
+        for name, one in classes.items()
+    ]
+    wrong = collections.Counter(
+        {(name, other): c for name, one in classes.items() for other, c in one["predicted"].items() if other != name}
+    )
+    confused = [
+        [name, other, f"{count} of {classes[name]['n']}"]
+        for (name, other), count in wrong.most_common(CONFUSIONS_LISTED)
+    ]
+    text = (
+        f"### {plots.LABELS[results['method']]} on {results['dataset']}\n\n"
+        f"{made}{100 * results['accuracy']:.1f} % of {results['n']:,} test images right, "
+        f"macro F1 {results['macro_f1']:.3f}.\n\n"
+        f"{table(['class', 'images', 'accuracy (%)', 'F1'], rows)}\n"
+    )
+    if confused:
+        text += f"\nMost often confused:\n\n{table(['images of', 'taken for', 'times'], confused)}\n"
+    (workdir / TABLE_FILE).write_text(text, encoding="utf-8")
+    with (workdir / CSV_FILE).open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow(["class", "images", "accuracy", "f1"])
+        writer.writerows([name, one["n"], one["accuracy"], one["f1"]] for name, one in classes.items())
+    plots.draw_confusion(
+        confusion_matrix(classes),
+        list(classes),
+        f"{plots.LABELS[results['method']]} on {results['dataset']}",
+        workdir / FIGURE_FILE,
+    )
+    return text
+
+
+def confusion_matrix(classes: Mapping[str, Any]) -> np.ndarray:
+    """(C, C): the part of the images of class i, in percent, that is taken for class j."""
+    names = {name: i for i, name in enumerate(classes)}
+    matrix = np.zeros((len(names), len(names)))
+    for name, one in classes.items():
+        for other, count in one["predicted"].items():
+            matrix[names[name], names[other]] = 100 * count / one["n"]
+    return matrix
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) != 2:
+        raise UserError("give one folder: python -m dpt_jax.report RUNS_DIR.")
+    folder = pathlib.Path(argv[1])
+    single = (folder / RESULTS_FILE).exists()
+    say((report_run if single else report_folder)(folder))
+    written = [name for name in (TABLE_FILE, CSV_FILE, FIGURE_FILE) if (folder / name).exists()]
+    say(f"written to {folder}: {', '.join(written)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
