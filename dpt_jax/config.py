@@ -16,6 +16,12 @@ PROMPT_SECTIONS = ("clip", "text_prompt", "visual_prompt", "cavpt")
 SWITCHES = {"text_prompt": "length", "visual_prompt": "length", "cavpt": "top_k"}
 # Keys that may change when a run is resumed, since its result does not depend on them.
 FREE_ON_RESUME = ("dataset.root", "dataset.workers", "eval.", "checkpoint.", "clip.weights")
+CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16"),
+    "dataset.source": ("folder", "coop", "tfds"),
+    "dataset.classes": ("all", "base", "new"),
+    "dataset.on_error": ("raise", "skip"),
+}
 MINIMA = {
     "text_prompt.length": 0,
     "text_prompt.depth": 1,
@@ -83,20 +89,20 @@ def evaluation_dir(run: pathlib.Path, config: ConfigDict) -> pathlib.Path:
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for a value no run can have."""
+    values = flat(config.to_dict())
     for key, minimum in MINIMA.items():
-        section, _, name = key.rpartition(".")
-        value = (config[section] if section else config)[name]
-        if not value >= minimum:
-            raise UserError(f"{key} is {value}: it must be at least {minimum}.")
+        if not values[key] >= minimum:
+            raise UserError(f"{key} is {values[key]}: it must be at least {minimum}.")
+    for key, choices in CHOICES.items():
+        if values[key] not in choices:
+            raise UserError(f"{key}: {values[key]!r} is not one of {', '.join(choices)}.")
+    if config.dataset.shots == 0 or config.dataset.shots < -1:
+        raise UserError(f"dataset.shots is {config.dataset.shots}: give a positive number, or -1 for all images.")
     if config.train.schedule_epochs is not None and config.train.schedule_epochs < 1:
         raise UserError(f"train.schedule_epochs is {config.train.schedule_epochs}: it must be at least 1.")
-    if config.dtype not in ("auto", "float32", "bfloat16"):
-        raise UserError(f"dtype: {config.dtype!r} is not one of auto, float32, bfloat16.")
     for template in templates(config):
         if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
             raise UserError(f"dataset.template: {template!r} should have one {{}}, for the class name.")
-    if config.dataset.on_error not in ("raise", "skip"):
-        raise UserError(f"dataset.on_error: {config.dataset.on_error!r} is neither 'raise' nor 'skip'.")
 
 
 def save(config: ConfigDict, workdir: pathlib.Path) -> None:

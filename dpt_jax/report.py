@@ -165,7 +165,7 @@ def base_to_new_tables(scores: Scores) -> list[str]:
             if own.keys() != {"base", "new"}:
                 continue
             base, new = own["base"].accuracy.mean(), own["new"].accuracy.mean()
-            texts = [str(shots or ""), str(own["base"]), str(own["new"]), f"{harmonic_mean(base, new):.1f}"]
+            texts = [_shots(shots), str(own["base"]), str(own["new"]), f"{harmonic_mean(base, new):.1f}"]
             rows.append([plots.LABELS[method], *texts])
         if rows:
             all_halves = [score for own in halves.values() for score in own.values()]
@@ -191,7 +191,7 @@ def transfer_tables(scores: Scores) -> list[str]:
                     continue
                 average = f"{np.mean(on_targets):.1f}" if len(on_targets) == len(targets) else ""
                 shown += [score for score in found if score]
-                rows.append([plots.LABELS[method], str(shots or ""), *(str(score or "") for score in found), average])
+                rows.append([plots.LABELS[method], _shots(shots), *(str(score or "") for score in found), average])
         header = ["method", "shots", f"{source} (source)", *targets, "average of targets"]
         if len(targets) == 1:
             header, rows = header[:-1], [row[:-1] for row in rows]
@@ -223,6 +223,10 @@ def _shots_label(shots: int) -> str:
     return {-1: "all images", 0: "no training", 1: "1 shot"}.get(shots, f"{shots} shots")
 
 
+def _shots(shots: int) -> str:
+    return {-1: "all", 0: ""}.get(shots, str(shots))
+
+
 def _seeds(scores: Iterable[Score]) -> str:
     """ "mean ± standard deviation of 3 seeds" """
     counts = sorted({len(score.accuracy) for score in scores})
@@ -245,7 +249,19 @@ def write_csv(scores: Scores, file: pathlib.Path) -> None:
             writer.writerow([*cell, score.images, len(score.accuracy), *(f"{number:.3f}" for number in numbers)])
 
 
-def curves_of(scores: Scores) -> dict[str, plots.Curves]:
+def curves(cells: Scores) -> plots.Curves:
+    """Accuracy against shots, of cells that differ in method and shots only; runs on all images have no place."""
+    return {
+        method: sorted(
+            plots.Point(cell.shots, score.accuracy.mean(), score.accuracy.std())
+            for cell, score in cells.items()
+            if cell.method == method and cell.shots >= 0
+        )
+        for method in _methods(cell for cell in cells if cell.shots >= 0)
+    }
+
+
+def report_panels(scores: Scores) -> dict[str, plots.Curves]:
     """What the paper's figure shows, {panel: {method: points}}: the average and each dataset; {} without a training."""
     cells = in_domain(scores)
     datasets = _in_order(cell.dataset for cell in cells if cell.shots > 0)
@@ -259,15 +275,7 @@ def curves_of(scores: Scores) -> dict[str, plots.Curves]:
             for method in _methods(cells)
         }
     for dataset in datasets:
-        own = {cell: score for cell, score in cells.items() if cell.dataset == dataset and cell.shots >= 0}
-        panels[dataset] = {
-            method: sorted(
-                plots.Point(cell.shots, score.accuracy.mean(), score.accuracy.std())
-                for cell, score in own.items()
-                if cell.method == method
-            )
-            for method in _methods(own)
-        }
+        panels[dataset] = curves({cell: score for cell, score in cells.items() if cell.dataset == dataset})
     return panels
 
 
@@ -278,8 +286,8 @@ def report_folder(folder: pathlib.Path) -> str:
     text = "\n\n".join(tables) + "\n"
     (folder / TABLE_FILE).write_text(text, encoding="utf-8")
     write_csv(scores, folder / CSV_FILE)
-    if curves := curves_of(scores):
-        plots.draw_curves(curves, folder / FIGURE_FILE)
+    if panels := report_panels(scores):
+        plots.draw_curves(panels, folder / FIGURE_FILE)
     return text
 
 

@@ -226,11 +226,14 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--targets: base-to-new tests on the other half of the classes, and on no other dataset.")
     datasets = values.datasets or datasets
     targets = targets if values.targets is None else values.targets
-    for method, dataset in itertools.product(values.methods, [*datasets, *targets]):
-        _method_config(method, dataset, overrides)  # an unknown dataset ends the sweep before it begins
     planned = plan(values.protocol, values.methods, datasets, targets, numbers("shots"), numbers("seeds"))
     if not planned:
         raise UserError("there is nothing to run: --methods, --datasets, --shots and --seeds need a value each.")
+    # An unknown dataset or a value no run can have ends the sweep before it begins.
+    for run in planned:
+        run_config(run, overrides)
+        for target in run.targets:
+            _method_config(run.method, target.dataset, overrides)
     runs = pathlib.Path(values.runs)
     _keep_compiled(runs)
     failed = sweep(planned, Runner(runs, overrides))

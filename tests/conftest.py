@@ -13,6 +13,7 @@ import pytest
 from absl import flags
 
 from dpt_jax.clip.pretrained import Pretrained, load_clip
+from dpt_jax.data.catalogue import CATALOGUE
 from tests import make_clip
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -65,6 +66,18 @@ def command(*arguments: str, devices: int = 1, check: bool = True, **environment
     if check and done.returncode:
         raise AssertionError(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
+
+
+def run_dataset(name: str, source: str, root: pathlib.Path, weights: pathlib.Path, workdir: pathlib.Path) -> dict:
+    """main.py on a dataset of the paper: trains CoOp for an epoch, or zero-shot where there is nothing to train on."""
+    train = ["--config.text_prompt.length=2", "--config.train.epochs=1", "--config.dataset.shots=2"]
+    method, options = ("coop", train) if CATALOGUE[name].trainable else ("zeroshot", [])
+    command("main.py", f"--config=configs/{method}.py:{name}", f"--config.dataset.source={source}",
+            f"--config.dataset.root={root}", f"--config.clip.weights={weights}", f"--workdir={workdir}",
+            *options)  # fmt: skip
+    results = json.loads((workdir / "results.json").read_text())
+    assert (results["dataset"], results["method"]) == (name, method)
+    return results
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:

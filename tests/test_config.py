@@ -25,6 +25,19 @@ def test_each_config_is_its_method(name):
     assert str(configs.default_workdir(config)) == f"runs/{name}/folder/16shot/seed1"
 
 
+def test_runs_on_half_of_the_classes_have_a_workdir_of_their_own():
+    config = dpt.get_config("dtd")
+    config.dataset.classes = "base"
+    assert str(configs.default_workdir(config)) == "runs/dpt/dtd/16shot/seed1/base"
+
+
+def test_published_settings_of_imagenet():
+    """One epoch of warm-up, where the other datasets have ten."""
+    config = dpt.get_config("imagenet")
+    assert (config.train.warmup_epochs, config.train.epochs, config.loss.guidance_epochs) == (1, 60, 30)
+    assert config.dataset.template == "a photo of a {}."
+
+
 def test_published_settings():
     config = dpt.get_config("folder")
     prompts = configs.prompt_config(config, classes=100, layers=12)
@@ -47,6 +60,8 @@ def test_initial_words_set_the_length():
     ("key", "value"),
     [(key, minimum - 1) for key, minimum in configs.MINIMA.items()]
     + [("train.schedule_epochs", 0), ("dtype", "float16"), ("dataset.template", "a photo")]
+    + [("dataset.shots", 0), ("dataset.shots", -2), ("dataset.classes", "old"), ("dataset.source", "tape")]
+    + [("dataset.on_error", "ignore")]
     + [("train.visual_lr", float("nan"))],
 )
 def test_impossible_value_is_named(key, value):

@@ -14,7 +14,7 @@ from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.records import read_image
 from dpt_jax.errors import UserError
 from tests import coop_trees
-from tests.conftest import command
+from tests.conftest import command, run_dataset
 
 CLASSNAMES = {
     "imagenet": ("tench", "goldfish", "great white shark"),
@@ -59,12 +59,8 @@ def test_every_dataset_reads_from_its_raw_download(name, tmp_path):
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_dataset_runs_to_its_results(name, tmp_path, clip_dir):
     coop_trees.make(name, tmp_path / "data")
-    method = "coop" if CATALOGUE[name].trainable else "zeroshot"
-    command("main.py", f"--config=configs/{method}.py:{name}", f"--config.dataset.root={tmp_path / 'data'}",
-            f"--config.clip.weights={clip_dir}", "--config.train.epochs=1", "--config.text_prompt.length=2",
-            "--config.dataset.shots=2", f"--workdir={tmp_path / 'run'}")  # fmt: skip
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert (results["dataset"], tuple(results["per_class"])) == (name, CLASSNAMES[name])
+    results = run_dataset(name, "coop", tmp_path / "data", clip_dir, tmp_path / "run")
+    assert tuple(results["per_class"]) == CLASSNAMES[name]
     assert results["n"] == len(read_coop(name, tmp_path / "data").test)
 
 

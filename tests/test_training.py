@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import coop, dpt, vlp
+from configs import coop, dpt, vlp, zeroshot
 from dpt_jax import config as configs
 from dpt_jax import experiment as experiments
 from dpt_jax.checkpoint import Checkpoints, load_newest
@@ -215,6 +215,18 @@ def test_initial_words(clip_dir, clip):
         experiments.initial_prompts(
             experiments.prepare(make_config(clip_dir, text_prompt__init="a xylophonists"), clip)
         )
+
+
+def test_several_templates_are_averaged_as_clip_does_it(clip_dir, clip):
+    """The mean of the normalised features; zero-shot normalises it again."""
+
+    def texts(template):
+        experiment = experiments.prepare(make_config(clip_dir, zeroshot, dataset__template=template), clip)
+        return np.asarray(experiment.frozen.texts[0])
+
+    one, other = texts("a photo of a {}."), texts("{} texture.")
+    expected = (one / np.linalg.norm(one, axis=1)[:, None] + other / np.linalg.norm(other, axis=1)[:, None]) / 2
+    np.testing.assert_allclose(texts("a photo of a {}.| {} texture."), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_class_without_training_images_is_named(clip_dir, clip, three_classes, tmp_path):

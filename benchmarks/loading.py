@@ -1,0 +1,152 @@
+"""How fast images are loaded, beside how fast the model takes them.
+
+    python benchmarks/loading.py [--images=512] [--pixels=500] [--workers=0,1,2] [--classes=100] [--batch=32]
+
+Writes JPEG photographs of random content, 500 pixels wide, and loads them with the
+train and the test transform: by the threads of this process (workers 0) and by
+that many worker processes. Then DPT on a ViT-B/32 of random weights takes
+batches that are in memory already. Images/s, as Markdown.
+"""
+
+import functools
+import os
+import pathlib
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# Started as a script, whose import path begins in this folder and not at the root of the repository.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from etils import epath
+from flax import jax_utils
+from PIL import Image
+
+from configs import dpt
+from dpt_jax import experiment as experiments
+from dpt_jax.clip.model import CLIPConfig, TransformerConfig, param_shapes
+from dpt_jax.clip.pretrained import Pretrained
+from dpt_jax.clip.tokenizer import load_tokenizer
+from dpt_jax.data import classnames, loader
+from dpt_jax.optimizer import OptimizerConfig, make_optimizer
+from dpt_jax.train import StepConfig, TrainState, make_step
+
+IMAGES = flags.DEFINE_integer("images", 512, "JPEG files to load.", lower_bound=1)
+PIXELS = flags.DEFINE_integer("pixels", 500, "Their width; the height is three quarters of it.", lower_bound=16)
+WORKERS = flags.DEFINE_list("workers", ["0", "1", "2"], "Loader processes, 0 for the threads of this one.")
+CLASSES = flags.DEFINE_integer("classes", 100, "ImageNet's first so many class names.", lower_bound=1, upper_bound=1000)
+BATCH = flags.DEFINE_integer("batch", 32, "Images a batch.", lower_bound=1)
+VIT_B32 = CLIPConfig(512, 224, 32, TransformerConfig(768, 12, 12, 3072), TransformerConfig(512, 12, 8, 2048))
+STEPS = 5
+PASSES = 3
+LOADED_AHEAD = 12  # batches; the loader keeps eight ready
+
+
+def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        size = write_images(root)
+        experiment = make_experiment(root)
+        print(
+            f"{IMAGES.value} JPEG files of {PIXELS.value} x {PIXELS.value * 3 // 4} pixels, {size / 1000:.0f} kB each; "
+            f"{os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}, "
+            f"{jax.default_backend()}.\n\n| | train (images/s) | test (images/s) |\n| --- | --- | --- |"
+        )
+        for workers in map(int, WORKERS.value):
+            rates = [rate(functools.partial(batches, experiment, train, workers)) for train in (True, False)]
+            name = f"loader, {workers} processes" if workers else "loader, threads"
+            print(f"| {name} | {rates[0]:.0f} | {rates[1]:.0f} |", flush=True)
+        batch = next(batches(experiment, train=False, workers=0))
+        print(f"| DPT, ViT-B/32 | {training_rate(experiment, batch):.1f} | {testing_rate(experiment, batch):.1f} |")
+
+
+def write_images(root: pathlib.Path) -> float:
+    """Smooth random colours with some noise, which compress about as photographs do; their mean size in bytes."""
+    generator = np.random.default_rng(0)
+    width, height = PIXELS.value, PIXELS.value * 3 // 4
+    folders = classnames.imagenet()[: CLASSES.value]
+    bytes_written = 0
+    for i in range(max(IMAGES.value, len(folders))):
+        colours = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))
+        smooth = np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        noisy = smooth + generator.integers(-12, 13, smooth.shape)
+        for split in ("train", "test"):
+            file = root / split / f"{i % len(folders):03d}_{folders[i % len(folders)]}" / f"{i:06d}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, quality=90)
+            bytes_written += file.stat().st_size
+    return bytes_written / (2 * max(IMAGES.value, len(folders)))
+
+
+def make_experiment(root: pathlib.Path) -> experiments.Experiment:
+    """DPT on the images, on a backbone of random weights."""
+    generator = np.random.default_rng(0)
+    draw = lambda shape: generator.standard_normal(shape.shape, np.float32) * 0.02  # noqa: E731
+    params = jax.tree.map(draw, param_shapes(VIT_B32))
+    config = dpt.get_config("folder")
+    config.dataset.root, config.dataset.shots, config.train.batch_size = str(root), -1, BATCH.value
+    return experiments.prepare(config, Pretrained(VIT_B32, params, load_tokenizer(epath.Path(root))))
+
+
+def batches(experiment: experiments.Experiment, train: bool, workers: int) -> Iterator[Any]:
+    """Several passes over the images."""
+    dataset, size = experiment.dataset, experiment.model.clip.image_size
+    if train:
+        return loader.train_batches(dataset.read, dataset.train, size, BATCH.value, PASSES, 0, True, workers)
+    return loader.test_batches(dataset.read, dataset.test * PASSES, size, BATCH.value, workers)
+
+
+def rate(make: Callable[[], Iterator[Any]]) -> float:
+    """Images/s once processes have started and what was loaded ahead is used up."""
+    iterator = make()
+    for _ in range(LOADED_AHEAD):
+        next(iterator)
+    began, images = time.perf_counter(), 0
+    for batch in iterator:
+        images += len(batch["label"])
+    return images / (time.perf_counter() - began)
+
+
+def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
+    """Images/s of the training step."""
+    prompts = experiments.initial_prompts(experiment)
+    optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
+    step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1))
+    state = TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32))
+    state = jax_utils.replicate(state)
+    shards = loader.shard(batch, BATCH.value, jax.local_device_count())
+    state = jax.block_until_ready(step(state, experiment.frozen, shards))
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        state = jax.block_until_ready(step(state, experiment.frozen, shards))
+    return STEPS * len(batch["label"]) / (time.perf_counter() - began)
+
+
+def testing_rate(experiment: experiments.Experiment, batch: Any) -> float:
+    """Images/s of the prompted model, text features given."""
+    model, frozen = experiment.model, experiment.frozen
+    prompts = jax_utils.replicate(experiments.initial_prompts(experiment))
+
+    @jax.pmap
+    def classify(frozen: Any, prompts: Any, texts: Any, images: Any) -> jax.Array:
+        return model({"clip": frozen.clip, "prompts": prompts}, images, texts).logits
+
+    encode = jax.pmap(lambda f, p: model.encode_texts({"clip": f.clip, "prompts": p}, f.layout, f.texts))
+    texts = encode(frozen, prompts)
+    images = loader.shard(batch, BATCH.value, jax.local_device_count())["image"]
+    jax.block_until_ready(classify(frozen, prompts, texts, images))
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        jax.block_until_ready(classify(frozen, prompts, texts, images))
+    return STEPS * len(batch["label"]) / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    app.run(main)

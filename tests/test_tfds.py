@@ -1,0 +1,172 @@
+"""The paper's datasets from tensorflow-datasets: its labels, its splits, its records."""
+
+import dataclasses
+import json
+import random
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from configs import dpt
+from dpt_jax.data import classnames, loader
+from dpt_jax.data.catalogue import CATALOGUE
+from dpt_jax.data.dataset import load_dataset
+from dpt_jax.data.records import UnreadableImageError
+from dpt_jax.data.tfds import read_tfds
+from dpt_jax.errors import UserError
+from tests import tfds_trees
+from tests.conftest import DATA, run_dataset
+
+GOLDEN = json.loads((DATA / "classnames.json").read_text())
+THERE = [name for name, benchmark in CATALOGUE.items() if benchmark.tfds]
+TWO_CLASSES = ["n01443537", "n01484850"]  # what stands for the two hundred of ImageNet-A and -R
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """TFDS's data directory with a tiny copy of every dataset."""
+    directory = tmp_path_factory.mktemp("tfds")
+    for name in THERE:
+        tfds_trees.make(name, directory, TWO_CLASSES if name in ("imagenet_a", "imagenet_r") else None)
+    return directory
+
+
+def labels_of(name, root):
+    return tfds.builder(CATALOGUE[name].tfds.builder, data_dir=root).info.features["label"].names
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_labels_become_the_published_class_names(name, root):
+    found, published = list(classnames.from_tfds(name, labels_of(name, root)).values()), GOLDEN[name]["classnames"]
+    if not GOLDEN[name]["ordered"]:
+        found, published = sorted(found), sorted(published)
+    assert found == published
+
+
+def test_the_cars_stand_in_the_order_of_their_own_list(root):
+    """The year first, and the list's odd names as they are."""
+    found = list(classnames.from_tfds("stanford_cars", labels_of("stanford_cars", root)).values())
+    assert found[:3] == ["2000 AM General Hummer SUV", "2012 Acura RL Sedan", "2012 Acura TL Sedan"]
+    assert found[-1] == "2012 smart fortwo Convertible"
+
+
+def test_imagenet_names_go_with_their_wordnet_ids(root):
+    found = classnames.from_tfds("imagenet", labels_of("imagenet", root))
+    assert len(found) == 1000
+    expected = {"n01440764": "tench", "n02012849": "crane bird", "n03126707": "construction crane",
+                "n03710637": "tights", "n15075141": "toilet paper"}  # fmt: skip
+    for wordnet, name in expected.items():
+        assert found[wordnet] == name
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_every_dataset_is_read_by_position(name, root):
+    found, use = read_tfds(name, str(root)), CATALOGUE[name].tfds
+    per_class = {split: tfds_trees.PER_CLASS * (split.count("+") + 1) for split in (use.train, use.val, use.test)}
+    whole = [(found.train, use.train), (found.val, use.val), (found.test, use.test)] if use.test else []
+    for examples, split in whole:
+        assert len(examples) == (per_class[split] * len(found.classnames) if split else 0)
+    by_tfds = {c: label for label, c in classnames.from_tfds(name, labels_of(name, root)).items()}
+    for example in found.test[:5]:
+        # Each label has its own greys, see tfds_trees.
+        label = by_tfds[found.classnames[example.label]]
+        names = TWO_CLASSES if name in ("imagenet_a", "imagenet_r") else labels_of(name, root)
+        shades = {(7 * names.index(label) + i) % 250 for i in range(tfds_trees.PER_CLASS)}
+        middle_frame = 1 if name == "ucf101" else 0
+        grey = int(np.asarray(found.read(example.path)).mean().round()) - middle_frame
+        assert grey in shades
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_every_dataset_runs_to_its_results(name, root, clip_dir, tmp_path):
+    results = run_dataset(name, "tfds", root, clip_dir, tmp_path / "run")
+    found = read_tfds(name, str(root))
+    assert results["n"] == len(found.test)
+    assert len(results["per_class"]) == len(found.classnames)
+
+
+def test_subsets_of_imagenet_are_the_classes_that_have_images(root):
+    assert read_tfds("imagenet_r", str(root)).classnames == ("goldfish", "great white shark")
+
+
+def test_a_dataset_of_one_split_is_divided_by_the_published_rule(root):
+    found = read_tfds("eurosat", str(root))
+    labels = np.load(next((root / "eurosat").rglob("labels-train.npy"))).tolist()
+    random.seed(1)
+    expected = [], [], []
+    for label in dict.fromkeys(labels):
+        own = [f"train/{i}" for i, x in enumerate(labels) if x == label]
+        random.shuffle(own)
+        for part, chosen in zip(expected, (own[:2], own[2:3], own[3:]), strict=True):
+            part += [(path, label) for path in chosen]
+    assert tuple([tuple(e) for e in part] for part in (found.train, found.val, found.test)) == expected
+
+
+def test_few_shot_sample_is_that_of_the_published_rule(root):
+    config = dpt.get_config("dtd").dataset
+    config.source, config.root, config.shots = "tfds", str(root), 2
+    whole = read_tfds("dtd", str(root))
+    random.seed(3)
+    by_label = {}
+    for example in whole.train:
+        by_label.setdefault(example.label, []).append(example)
+    assert load_dataset(config, seed=3).train == [e for own in by_label.values() for e in random.sample(own, 2)]
+
+
+def test_labels_are_read_once_and_a_damaged_list_of_them_again(root):
+    first = read_tfds("food101", str(root))
+    file = next((root / "food101").rglob("labels-train.npy"))
+    whole = file.read_bytes()
+    np.save(file, np.zeros(len(first.train), np.int32))
+    assert {example.label for example in read_tfds("food101", str(root)).train} == {0}
+    for damaged in (whole[:-3], b"", b"not numpy"):
+        file.write_bytes(damaged)
+        assert read_tfds("food101", str(root))[1:] == first[1:]
+        assert file.read_bytes() == whole
+
+
+def test_loader_processes_read_records(root):
+    found = read_tfds("eurosat", str(root))
+    expected = list(loader.test_batches(found.read, found.test, 16, 4))
+    for a, b in zip(loader.test_batches(found.read, found.test, 16, 4, workers=2), expected, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+
+
+def test_an_unreadable_record_is_named(root):
+    class Broken:
+        def deserialize_example_np(self, record):
+            return {"image": b"no picture"}
+
+    broken = dataclasses.replace(read_tfds("dtd", str(root)).read, features=Broken())
+    with pytest.raises(UnreadableImageError, match=r"dtd/3.*, image test/2, cannot be read as an image"):
+        broken("test/2")
+
+
+def test_what_tfds_does_not_have_is_said(root):
+    with pytest.raises(UserError, match=r"no fgvc_aircraft: use --config\.dataset\.source=coop"):
+        read_tfds("fgvc_aircraft", str(root))
+
+
+def test_a_dataset_that_cannot_be_prepared_is_one_sentence(tmp_path):
+    """ImageNet has to be put there by hand."""
+    with pytest.raises(UserError, match=rf"cannot prepare imagenet2012 in {tmp_path}.*source=coop"):
+        read_tfds("imagenet", str(tmp_path))
+
+
+def test_files_that_cannot_be_read_by_position_are_named(root, tmp_path, monkeypatch):
+    def as_data_source(*_, **__):
+        raise NotImplementedError("tfrecord")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", as_data_source)
+    with pytest.raises(UserError, match=r"dtd/3.* cannot be read by position: delete it"):
+        read_tfds("dtd", str(root))
+
+
+def test_a_split_that_was_not_prepared_is_named(tmp_path):
+    builder = tfds.builder("imagenet2012", data_dir=tmp_path)
+    examples = tfds_trees.examples(builder.info.features, TWO_CLASSES, "validation")
+    builder._split_generators = lambda _: {"validation": examples}
+    builder.download_and_prepare(file_format="array_record")
+    with pytest.raises(UserError, match="has no split 'train', only validation"):
+        read_tfds("imagenet", str(tmp_path))
