@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     from dpt_jax.errors import UserError
     from dpt_jax.evaluate import evaluate, summary
     from dpt_jax.metrics import say
-    from dpt_jax.train import check_workdir, train
+    from dpt_jax.train import train
 
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]!r}: settings are given as --config.KEY=VALUE.")
@@ -35,13 +35,14 @@ def main(argv: Sequence[str]) -> None:
     if evaluating and "init_from" in overrides and not FLAGS.workdir:
         workdir = configs.evaluation_dir(pathlib.Path(config.init_from), config)
     if not evaluating:
-        check_workdir(config, workdir)
+        configs.check_workdir(config, workdir)
     experiment = experiments.prepare(config)
     if evaluating or experiment.model.prompts.method == "zeroshot":
         elsewhere = "init_from" in overrides or not (workdir / "checkpoints").exists()
         source = pathlib.Path(config.init_from) if config.init_from and elsewhere else workdir
         _, prompts, meta = experiments.saved_prompts(experiment, source)
-        configs.save_once(config, workdir)
+        # A run keeps the settings that it was trained with; elsewhere, they are those of the results.
+        (configs.save_once if (workdir / "checkpoints").exists() else configs.save)(config, workdir)
     else:
         configs.save_once(config, workdir)
         prompts, meta = train(experiment, workdir), None

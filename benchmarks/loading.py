@@ -50,12 +50,15 @@ LOADED_AHEAD = 12  # batches; the loader keeps eight ready
 
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
+    files = max(IMAGES.value, CLASSES.value)
+    if PASSES * files <= (LOADED_AHEAD + 1) * BATCH.value:
+        sys.exit(f"--images={files} is too few: give more than {(LOADED_AHEAD + 1) * BATCH.value // PASSES}.")
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
-        size = write_images(root)
+        size = write_images(root, files)
         experiment = make_experiment(root)
         print(
-            f"{IMAGES.value} JPEG files of {PIXELS.value} x {PIXELS.value * 3 // 4} pixels, {size / 1000:.0f} kB each; "
+            f"{files} JPEG files of {PIXELS.value} x {PIXELS.value * 3 // 4} pixels, {size / 1000:.0f} kB each; "
             f"{os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}, "
             f"{jax.default_backend()}.\n\n| | train (images/s) | test (images/s) |\n| --- | --- | --- |"
         )
@@ -67,13 +70,13 @@ def main(_: list[str]) -> None:
         print(f"| DPT, ViT-B/32 | {training_rate(experiment, batch):.1f} | {testing_rate(experiment, batch):.1f} |")
 
 
-def write_images(root: pathlib.Path) -> float:
+def write_images(root: pathlib.Path, files: int) -> float:
     """Smooth random colours with some noise, which compress about as photographs do; their mean size in bytes."""
     generator = np.random.default_rng(0)
     width, height = PIXELS.value, PIXELS.value * 3 // 4
     folders = classnames.imagenet()[: CLASSES.value]
     bytes_written = 0
-    for i in range(max(IMAGES.value, len(folders))):
+    for i in range(files):
         colours = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))
         smooth = np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC), np.int16)
         noisy = smooth + generator.integers(-12, 13, smooth.shape)
@@ -82,7 +85,7 @@ def write_images(root: pathlib.Path) -> float:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, quality=90)
             bytes_written += file.stat().st_size
-    return bytes_written / (2 * max(IMAGES.value, len(folders)))
+    return bytes_written / (2 * files)
 
 
 def make_experiment(root: pathlib.Path) -> experiments.Experiment:

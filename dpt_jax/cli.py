@@ -1,4 +1,4 @@
-"""What main.py and `python -m dpt_jax.convert` share: flags, and one-sentence errors."""
+"""What main.py and the modules run with `python -m` share: flags, and one-sentence errors."""
 
 import os
 import sys
@@ -14,7 +14,12 @@ from dpt_jax.errors import UserError
 def define_flags() -> None:
     """--config, --workdir."""
     config_flags.DEFINE_config_file("config", "configs/dpt.py", "configs/METHOD.py or configs/METHOD.py:DATASET.")
-    flags.DEFINE_string("workdir", None, "Where the run is kept; default runs/METHOD/DATASET/SHOTSshot/seedN.")
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Where the run is kept; default runs/METHOD/DATASET/SHOTSshot/seedN, then base or new where these are the "
+        "classes, and WORKDIR/on/DATASET for --mode=eval --config.init_from=WORKDIR.",
+    )
 
 
 def run(main: Callable[[Sequence[str]], Any]) -> None:

@@ -15,7 +15,7 @@ CONFIG_FILE = "config.json"
 PROMPT_SECTIONS = ("clip", "text_prompt", "visual_prompt", "cavpt")
 SWITCHES = {"text_prompt": "length", "visual_prompt": "length", "cavpt": "top_k"}
 # Keys that may change when a run is resumed, since its result does not depend on them.
-FREE_ON_RESUME = ("dataset.root", "dataset.workers", "eval.", "checkpoint.", "clip.weights")
+FREE_ON_RESUME = ("dataset.root", "dataset.workers", "dataset.on_error", "eval.", "checkpoint.", "clip.weights")
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "dataset.source": ("folder", "coop", "tfds"),
@@ -173,10 +173,18 @@ def resolve(
     return config
 
 
-def check_resumable(config: ConfigDict, saved: ConfigDict, workdir: pathlib.Path) -> None:
-    """Raises UserError where a started run would go on with other settings."""
+def check_workdir(config: ConfigDict, workdir: pathlib.Path, free: tuple[str, ...] = FREE_ON_RESUME) -> None:
+    """Raises UserError where the workdir holds a run with other settings than those of `config`."""
+    if (workdir / CONFIG_FILE).exists():
+        check_resumable(config, load(workdir, config), workdir, free)
+
+
+def check_resumable(
+    config: ConfigDict, saved: ConfigDict, workdir: pathlib.Path, free: tuple[str, ...] = FREE_ON_RESUME
+) -> None:
+    """Raises UserError where a started run would go on with other settings. free: what may differ, by its beginning."""
     old, new = flat(saved.to_dict()), flat(config.to_dict())
-    changed = [k for k in new if old.get(k) != new[k] and not k.startswith(FREE_ON_RESUME)]
+    changed = [k for k in new if old.get(k) != new[k] and not k.startswith(free)]
     if changed:
         shown = ", ".join(f"{key} ({old.get(key)!r} there, {new[key]!r} now)" for key in changed)
         raise UserError(f"{workdir} holds a run with other settings: {shown}; use them, or another --workdir.")

@@ -74,6 +74,8 @@ def convert_reference(
     check_fit(prompts, config, clip, directory)
     configs.save(config, workdir)
     meta = {"method": configs.method(config), "classnames": None, "source": "published PyTorch code"}
+    # A checkpoint does not say what it was trained on; the flags do.
+    meta |= {"dataset": config.dataset.name, "classes": config.dataset.classes}
     with Checkpoints(workdir, create=True) as checkpoints:
         checkpoints.save(epoch, prompts, meta)
         checkpoints.wait()

@@ -14,7 +14,7 @@ import csv
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,11 +24,13 @@ from dpt_jax.evaluate import RESULTS_FILE
 from dpt_jax.metrics import say
 
 TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
+UNKNOWN = "unknown"
 CONFUSIONS_LISTED = 10
 
 
 class Cell(NamedTuple):
-    """Runs that differ in their seed only. trained_on and trained_classes are "" for zero-shot."""
+    """Runs that differ in their seed only. trained_on and trained_classes are "" for zero-shot, and UNKNOWN where
+    a checkpoint does not say it."""
 
     method: str
     trained_on: str
@@ -52,6 +54,7 @@ class Score(NamedTuple):
 
 
 Scores = Mapping[Cell, Score]
+T = TypeVar("T")
 
 
 def read_results(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -81,7 +84,8 @@ def scores_of(results: Iterable[Mapping[str, Any]]) -> dict[Cell, Score]:
     """The results with seeds put together; the same seed counts once, however often it was evaluated."""
     by_cell: dict[Cell, dict[int, Mapping[str, Any]]] = {}
     for one in results:
-        trained = one["trained_on"] or {"dataset": "", "classes": ""}
+        nothing = "" if one["method"] == "zeroshot" else UNKNOWN
+        trained = one["trained_on"] or {"dataset": nothing, "classes": nothing}
         # Zero-shot has no sample and no seed.
         shots, seed = (0, 0) if one["method"] == "zeroshot" else (one["shots"], one["seed"])
         cell = Cell(one["method"], trained["dataset"], trained["classes"], shots, one["dataset"], one["classes"])
@@ -113,9 +117,10 @@ def in_domain(scores: Scores) -> dict[Cell, Score]:
 def few_shot_tables(scores: Scores) -> list[str]:
     """For each dataset, and on average over them where there are several: methods × shots."""
     cells = in_domain(scores)
-    trained = [cell for cell in cells if cell.method != "zeroshot"]
-    # What is only tested on, with prompts of another dataset, stands in the table of that.
-    datasets = _in_order(cell.dataset for cell in trained or cells)
+    trained = [cell for cell in cells if cell.trained_on]
+    # What is only tested on, with prompts of another dataset, stands in the table of that, also zero-shot.
+    shown_elsewhere = {cell.dataset for cell in _away(scores)}.difference(cell.dataset for cell in trained)
+    datasets = _in_order(cell.dataset for cell in cells if cell.dataset not in shown_elsewhere)
     shots = sorted({cell.shots for cell in trained}, key=lambda s: (s < 0, s)) or [0]
     tables = []
     for dataset in datasets:
@@ -129,8 +134,8 @@ def few_shot_tables(scores: Scores) -> list[str]:
         images = next(iter(own.values())).images
         title = f"### {dataset}\n\nAccuracy (%) on {images:,} test images, {_seeds(own.values())}.\n\n"
         tables.append(title + table(["method", *map(_shots_label, shots)], rows))
-    if len(datasets) > 1:
-        average = average_over_datasets(cells, datasets)
+    average = average_over_datasets(cells, datasets)
+    if len(datasets) > 1 and average:
         rows = [
             [plots.LABELS[method], *(f"{average[method, s]:.1f}" if (method, s) in average else "" for s in shots)]
             for method in _methods(cells)
@@ -143,13 +148,12 @@ def few_shot_tables(scores: Scores) -> list[str]:
 def average_over_datasets(cells: Scores, datasets: Sequence[str]) -> dict[tuple[str, int], float]:
     """{(method, shots): mean accuracy}, where the method has run with these shots on every one of the datasets."""
     means: dict[tuple[str, int], dict[str, float]] = {}
-    shots = {cell.shots for cell in cells if cell.method != "zeroshot"}
+    shots = {cell.shots for cell in cells if cell.trained_on} or {0}
     for cell, score in cells.items():
         for s in shots if cell.method == "zeroshot" else [cell.shots]:
             means.setdefault((cell.method, s), {})[cell.dataset] = float(score.accuracy.mean())
-    return {
-        key: float(np.mean([own[d] for d in datasets])) for key, own in means.items() if own.keys() >= set(datasets)
-    }
+    everywhere = {key: own for key, own in means.items() if datasets and own.keys() >= set(datasets)}
+    return {key: float(np.mean([own[dataset] for dataset in datasets])) for key, own in everywhere.items()}
 
 
 def base_to_new_tables(scores: Scores) -> list[str]:
@@ -159,7 +163,8 @@ def base_to_new_tables(scores: Scores) -> list[str]:
         rows = []
         halves: dict[tuple[str, int], dict[str, Score]] = {}
         for cell, score in scores.items():
-            if cell.dataset == dataset and cell.classes != "all" and cell.trained_classes in ("", "base"):
+            trained_here = (cell.trained_on, cell.trained_classes) in (("", ""), (dataset, "base"))
+            if cell.dataset == dataset and cell.classes != "all" and trained_here:
                 halves.setdefault((cell.method, cell.shots), {})[cell.classes] = score
         for (method, shots), own in sorted(halves.items(), key=lambda item: (_rank(item[0][0]), item[0][1])):
             if own.keys() != {"base", "new"}:
@@ -178,12 +183,12 @@ def base_to_new_tables(scores: Scores) -> list[str]:
 def transfer_tables(scores: Scores) -> list[str]:
     """For each dataset that prompts were taken from: what they reach there and on each other dataset."""
     tables = []
-    away = [cell for cell in scores if cell.trained_on and cell.classes == "all" and cell.trained_on != cell.dataset]
-    for source in _in_order(cell.trained_on for cell in away):
-        targets = _in_order(cell.dataset for cell in away if cell.trained_on == source)
+    away = _away(scores)
+    for source, half in _in_order((cell.trained_on, cell.trained_classes) for cell in away):
+        targets = _in_order(c.dataset for c in away if (c.trained_on, c.trained_classes) == (source, half))
         rows, shown = [], []
         for method in _methods(scores):
-            trained = ("", "") if method == "zeroshot" else (source, "all")
+            trained = ("", "") if method == "zeroshot" else (source, half)
             for shots in sorted({cell.shots for cell in scores if cell.method == method}):
                 found = [scores.get(Cell(method, *trained, shots, name, "all")) for name in (source, *targets)]
                 on_targets = [score.accuracy.mean() for score in found[1:] if score]
@@ -195,11 +200,15 @@ def transfer_tables(scores: Scores) -> list[str]:
         header = ["method", "shots", f"{source} (source)", *targets, "average of targets"]
         if len(targets) == 1:
             header, rows = header[:-1], [row[:-1] for row in rows]
-        title = (
-            f"### From {source} to other datasets\n\nPrompts trained on {source}, accuracy (%), {_seeds(shown)}.\n\n"
-        )
+        name = f"{source} ({half} classes)" if half in ("base", "new") else source
+        title = f"### From {name} to other datasets\n\nPrompts trained on {name}, accuracy (%), {_seeds(shown)}.\n\n"
         tables.append(title + table(header, rows))
     return tables
+
+
+def _away(scores: Iterable[Cell]) -> list[Cell]:
+    """The cells of prompts that are tested on another dataset than their own."""
+    return [cell for cell in scores if cell.trained_on and cell.classes == "all" and cell.trained_on != cell.dataset]
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -208,14 +217,18 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def _methods(scores: Iterable[Cell]) -> list[str]:
-    return sorted({cell.method for cell in scores}, key=_rank)
+    return _in_rank({cell.method for cell in scores})
+
+
+def _in_rank(methods: Iterable[str]) -> list[str]:
+    return sorted(methods, key=_rank)
 
 
 def _rank(method: str) -> int:
     return list(plots.LABELS).index(method)
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
+def _in_order(names: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(names))
 
 
@@ -262,18 +275,16 @@ def curves(cells: Scores) -> plots.Curves:
 
 
 def report_panels(scores: Scores) -> dict[str, plots.Curves]:
-    """What the paper's figure shows, {panel: {method: points}}: the average and each dataset; {} without a training."""
+    """What the paper's figure shows, {title: {method: points}}: the average and each dataset; {} without a training."""
     cells = in_domain(scores)
     datasets = _in_order(cell.dataset for cell in cells if cell.shots > 0)
     panels: dict[str, plots.Curves] = {}
-    if len(datasets) > 1:
-        average = average_over_datasets(cells, datasets)
-        panels[f"average over {len(datasets)} datasets"] = {
-            method: [
-                plots.Point(s, mean, 0.0) for (name, s), mean in sorted(average.items()) if name == method and s > 0
-            ]
-            for method in _methods(cells)
-        }
+    average: dict[str, list[plots.Point]] = {}
+    for (method, shots), mean in sorted(average_over_datasets(cells, datasets).items()):
+        if shots > 0:
+            average.setdefault(method, []).append(plots.Point(shots, mean, 0.0))
+    if len(datasets) > 1 and set(average) - {"zeroshot"}:
+        panels[f"average over {len(datasets)} datasets"] = {method: average[method] for method in _in_rank(average)}
     for dataset in datasets:
         panels[dataset] = curves({cell: score for cell, score in cells.items() if cell.dataset == dataset})
     return panels
@@ -283,6 +294,8 @@ def report_folder(folder: pathlib.Path) -> str:
     """Writes the report over all runs below a folder; its Markdown."""
     scores = scores_of(read_results(folder))
     tables = [*few_shot_tables(scores), *base_to_new_tables(scores), *transfer_tables(scores)]
+    if not tables:
+        tables = [f"No run here has a counterpart to stand beside in a table; each is a line of {CSV_FILE}."]
     text = "\n\n".join(tables) + "\n"
     (folder / TABLE_FILE).write_text(text, encoding="utf-8")
     write_csv(scores, folder / CSV_FILE)

@@ -17,6 +17,7 @@ fails is reported at the end, with exit code 1, and the others go on.
 
 import importlib
 import itertools
+import json
 import os
 import pathlib
 import sys
@@ -43,7 +44,13 @@ PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "domain-generalization": (("imagenet",), SHIFTED_IMAGENETS),
 }
 # Keys that the sweep varies itself, and the flag that says how.
-SWEPT = {"dataset.shots": "--shots", "dataset.classes": "--protocol", "seed": "--seeds", "dataset.name": "--datasets"}
+SWEPT = {
+    "dataset.name": "--datasets",
+    "dataset.shots": "--shots",
+    "dataset.classes": "--protocol",
+    "seed": "--seeds",
+    "init_from": "--protocol",
+}
 
 
 class Target(NamedTuple):
@@ -97,14 +104,22 @@ def target_config(run: Run, target: Target, overrides: Mapping[str, Any], workdi
     """The configuration that tests the prompts of `workdir` on a target."""
     named = _method_config(run.method, target.dataset, overrides)
     source = {"init_from": str(workdir), "dataset.classes": target.classes}
-    return configs.resolve(named, {**overrides, **source}, True, workdir, evaluate=True)
+    return configs.resolve(named, {**_meant_for(named, overrides), **source}, True, workdir, evaluate=True)
 
 
 def _method_config(method: str, dataset: str, overrides: Mapping[str, Any]) -> ConfigDict:
     config = importlib.import_module(f"configs.{method}").get_config(dataset)
-    for key, value in overrides.items():
+    for key, value in _meant_for(config, overrides).items():
         configs.set_key(config, key, value)
+    if configs.method(config) != method:
+        raise UserError(f"the settings given with --config make {configs.method(config)} of {method}.")
     return config
+
+
+def _meant_for(config: ConfigDict, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides but for sizes of parts that the method does not have, which would make another method of it."""
+    absent = {f"{section}.{key}" for section, key in configs.SWITCHES.items() if not config[section][key]}
+    return {key: value for key, value in overrides.items() if key not in absent}
 
 
 class Runner:
@@ -116,31 +131,46 @@ class Runner:
 
     def __call__(self, run: Run) -> int:
         """Does what is missing of a run; how many results were. Raises UserError as main.py ends with one."""
-        from dpt_jax.evaluate import RESULTS_FILE, evaluate
-        from dpt_jax.experiment import saved_prompts
-        from dpt_jax.train import check_workdir, train
+        from dpt_jax.evaluate import evaluate
+        from dpt_jax.train import train
 
         config = run_config(run, self.overrides)
         workdir = configs.run_dir(self.runs, config)
-        # Also of a finished run: one of other settings is not what this sweep is about.
-        check_workdir(config, workdir)
+        # Also of a finished run: one of another backbone, or on another folder, is not of this sweep.
+        fixed = ("clip.weights", "dataset.root") if config.dataset.source == "folder" else ("clip.weights",)
+        free = tuple(key for key in configs.FREE_ON_RESUME if key not in fixed)
+        configs.check_workdir(config, workdir, free)
         made = 0
-        if not (workdir / RESULTS_FILE).exists():
+        if not _finished(workdir, config):
             experiment = self._prepare(config)
             configs.save_once(config, workdir)
             prompts = {} if run.method == "zeroshot" else train(experiment, workdir)
             _say_result(evaluate(experiment, prompts, workdir))
             made += 1
+        failed = []
         for target in run.targets:
-            elsewhere = target_config(run, target, self.overrides, workdir)
-            target_dir = configs.evaluation_dir(workdir, elsewhere)
-            if not (target_dir / RESULTS_FILE).exists():
-                experiment = self._prepare(elsewhere)
-                saved = saved_prompts(experiment, workdir)
-                configs.save(elsewhere, target_dir)
-                _say_result(evaluate(experiment, saved.prompts, target_dir, saved.meta))
-                made += 1
+            try:
+                made += self._test(run, target, workdir)
+            except UserError as reason:  # the other targets go on
+                failed.append(f"on {target.dataset}: {reason}")
+        if failed:
+            raise UserError(" ".join(failed))
         return made
+
+    def _test(self, run: Run, target: Target, workdir: pathlib.Path) -> bool:
+        """Tests the prompts of `workdir` on a target, unless that was done."""
+        from dpt_jax.evaluate import evaluate
+        from dpt_jax.experiment import saved_prompts
+
+        config = target_config(run, target, self.overrides, workdir)
+        target_dir = configs.evaluation_dir(workdir, config)
+        if _finished(target_dir, config):
+            return False
+        experiment = self._prepare(config)
+        saved = saved_prompts(experiment, workdir)
+        configs.save(config, target_dir)
+        _say_result(evaluate(experiment, saved.prompts, target_dir, saved.meta))
+        return True
 
     def _prepare(self, config: ConfigDict) -> Any:
         from dpt_jax.experiment import prepare
@@ -149,6 +179,20 @@ class Runner:
         experiment = prepare(config, self._backbones.get(which))
         self._backbones[which] = experiment.pretrained
         return experiment
+
+
+def _finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
+    """Whether a workdir has the results that the configuration asks for."""
+    from dpt_jax.evaluate import PREDICTIONS_FILE, RESULTS_FILE
+
+    try:
+        results = json.loads((workdir / RESULTS_FILE).read_text(encoding="utf-8"))
+        tested_on = results["dataset"], results["classes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    # A workdir can have been evaluated by hand on something else.
+    wanted = config.dataset.name, config.dataset.classes
+    return tested_on == wanted and (not config.eval.save_logits or (workdir / PREDICTIONS_FILE).exists())
 
 
 def _say_result(results: Mapping[str, Any]) -> None:
@@ -181,7 +225,8 @@ def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> list[tuple[R
 
 def describe(run: Run) -> str:
     """A run in words."""
-    sample = "" if run.method == "zeroshot" else f", {run.shots} shots, seed {run.seed}"
+    shots = f"{run.shots} shot{'' if run.shots == 1 else 's'}" if run.shots > 0 else "all images"
+    sample = "" if run.method == "zeroshot" else f", {shots}, seed {run.seed}"
     return f"{run.method} on {run.dataset}{'' if run.classes == 'all' else f' ({run.classes} classes)'}{sample}"
 
 
@@ -209,11 +254,11 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]!r}: see `python -m dpt_jax.sweep --help`.")
-    _, overrides, dataset_named = cli.flag_config()
-    if dataset_named or values.workdir:
+    _, overrides, _ = cli.flag_config()
+    if not values["config"].using_default_value or values.workdir:
         raise UserError(
             "the sweep makes its runs from --methods and --datasets, in --runs: --workdir and "
-            "--config=FILE:DATASET are for main.py."
+            "--config=FILE are for main.py."
         )
     for key, flag in SWEPT.items():
         if key in overrides:

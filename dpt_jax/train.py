@@ -11,7 +11,6 @@ import numpy as np
 import optax
 from flax import jax_utils
 
-from dpt_jax import config as configs
 from dpt_jax.checkpoint import Checkpoints
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
@@ -179,6 +178,8 @@ def _to_host(replicated: TrainState) -> TrainState:
 def _epoch_values(replicated: TrainState, schedule: OptimizerConfig, now: int) -> dict[str, float]:
     """Means over the epoch that ends with step `now`, and its learning rates."""
     loss, hits, count = map(float, np.asarray(replicated.totals[0]))
+    if not count:
+        raise UserError("none of the training images could be read: check dataset.root, and where the images are.")
     epoch = now // schedule.steps_per_epoch
     rates = {f"{name}_lr": float(rate(now - 1)) for name, rate in learning_rates(schedule).items()}
     return {"epoch": epoch, "loss": loss / count, "accuracy": hits / count, **rates}
@@ -189,9 +190,3 @@ def _line(values: dict[str, float], epochs: int) -> str:
         f"epoch {values['epoch']:.0f}/{epochs}  loss {values['loss']:.4f}  accuracy {values['accuracy']:.3f}  "
         f"lr visual {values['visual_lr']:.2e} text {values['text_lr']:.2e}  {values['images_per_s']:.0f} images/s"
     )
-
-
-def check_workdir(config: Any, workdir: pathlib.Path) -> None:
-    """Raises UserError where the workdir holds a run with other settings."""
-    if (workdir / configs.CONFIG_FILE).exists():
-        configs.check_resumable(config, configs.load(workdir, config), workdir)

@@ -23,9 +23,14 @@ SMALL = DATA / "dpt_small"
 # Grain reads its own flags, which only a command parses.
 flags.FLAGS.mark_as_parsed()
 
-# Programs compiled by one test serve the others, also those that run commands.
-COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
-COMPILATION = {"jax_compilation_cache_dir": COMPILED.name, "jax_persistent_cache_min_compile_time_secs": 0.1}
+# Programs compiled by one test serve the others, also those that run commands and those of other test processes.
+if "TEST_COMPILATION_CACHE" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["TEST_COMPILATION_CACHE"] = COMPILED.name
+COMPILATION = {
+    "jax_compilation_cache_dir": os.environ["TEST_COMPILATION_CACHE"],
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+}
 for option, value in COMPILATION.items():
     jax.config.update(option, value)
 

@@ -187,6 +187,16 @@ def test_wrong_split_is_named(split, says, tmp_path):
         read_coop("eurosat", tmp_path)
 
 
+def test_a_folder_that_one_split_lacks_does_not_shift_the_labels(tmp_path):
+    directory = coop_trees.make("imagenet", tmp_path)
+    remove(directory / "images" / "train" / "n01440764")
+    with pytest.raises(UserError, match=r"train/n01440764 holds no images"):
+        read_coop("imagenet", tmp_path)
+    remove(directory / "images" / "train")
+    found = read_coop("imagenet", tmp_path)  # without train it can be tested on
+    assert (found.classnames, found.train) == (CLASSNAMES["imagenet"], [])
+
+
 def test_empty_class_is_named(tmp_path):
     directory = coop_trees.make("food101", tmp_path)
     (directory / "images" / "zabaglione").mkdir()
@@ -229,12 +239,13 @@ def test_unreadable_images_end_the_run_or_are_left_out_and_counted(tmp_path, cli
     assert "1000000.jpg cannot be read as an image" in done.stderr
     assert "Traceback" not in done.stderr
     (directory / "images" / "3000000.jpg").unlink()
+    # As the message says: the same command with on_error=skip.
     done = command(*options, "--config.dataset.on_error=skip", "--config.eval.save_logits=True",
-                   f"--workdir={tmp_path / 'three'}")  # fmt: skip
+                   f"--workdir={tmp_path / 'two'}")  # fmt: skip
     assert "1 of 12 training images could not be read and were left out" in done.stdout
     assert "(1 more could not be read and were left out)" in done.stdout
-    results = json.loads((tmp_path / "three" / "results.json").read_text())
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
     assert (results["n"], results["unreadable"]) == (11, 1)
-    paths = np.load(tmp_path / "three" / "predictions.npz")["path"]
+    paths = np.load(tmp_path / "two" / "predictions.npz")["path"]
     assert len(paths) == 11
     assert "fgvc_aircraft/images/3000000.jpg" not in paths

@@ -63,11 +63,36 @@ def test_average_is_over_datasets_that_have_all_run(tmp_path):
     assert panels["average over 2 datasets"]["coop"] == [plots.Point(1, 60.0, 0.0)]
 
 
+def test_half_a_sweep_has_its_tables_and_figure(tmp_path):
+    """Zero-shot on one of two datasets, no number of shots on both: no average, and nothing is left out."""
+    write(tmp_path / "z", "zeroshot", 40)
+    write(tmp_path / "a", "coop", 50)
+    write(tmp_path / "b", "coop", 60, dataset="eurosat", trained=("eurosat", "all"), shots=2)
+    write(tmp_path / "c", "zeroshot", 30, dataset="food101")
+    text = report.report_folder(tmp_path)
+    assert [line for line in text.splitlines() if line.startswith("###")] == ["### dtd", "### eurosat", "### food101"]
+    assert list(report.report_panels(report.scores_of(report.read_results(tmp_path)))) == ["dtd", "eurosat"]
+    assert (tmp_path / "report.png").exists()
+
+
+def test_prompts_of_unknown_training_do_not_count_as_trained_here(tmp_path):
+    write(tmp_path / "a", "dpt", 50)
+    write(tmp_path / "b", "dpt", 90)
+    (tmp_path / "b" / "results.json").write_text(
+        (tmp_path / "b" / "results.json").read_text().replace('{"dataset": "dtd", "classes": "all"}', "null")
+    )
+    text = report.report_folder(tmp_path)
+    assert rows_of(text)[2] == ["DPT", "50.0"]
+    assert ["DPT", "1", "", "90.0"] in rows_of(text.partition("From unknown")[2])
+
+
 def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
     for method, base, new in (("zeroshot", 60, 40), ("dpt", 80, 20)):
         write(tmp_path / method, method, base, classes="base", trained=("dtd", "base"), shots=16)
         write(tmp_path / method / "on", method, new, classes="new", trained=("dtd", "base"), shots=16)
     write(tmp_path / "unfinished", "coop", 70, classes="base", trained=("dtd", "base"))
+    for half in ("base", "new"):  # prompts of another dataset are not in this table
+        write(tmp_path / half, "vpt", 99, classes=half, trained=("eurosat", "base"))
     text = report.report_folder(tmp_path)
     assert rows_of(text)[2:] == [["zero-shot", "", "60.0", "40.0", "48.0"], ["DPT", "16", "80.0", "20.0", "32.0"]]
 

@@ -1,7 +1,6 @@
 """Sweeps and their protocols, on the small images and a small CLIP."""
 
 import json
-import shutil
 
 import pytest
 
@@ -49,7 +48,6 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(overrides, tm
     load = experiments.load_clip
     monkeypatch.setattr(experiments, "load_clip", lambda *arguments: loads.append(arguments) or load(*arguments))
     planned = plan("few-shot", ["zeroshot", "coop"], ["folder"], [], [1, 2], [1])
-    del overrides["text_prompt.length"]  # which would make CoOp of zero-shot
     assert sweep.sweep(planned, Runner(tmp_path, overrides)) == []
     assert len(loads) == 1
     found = sorted(file.parent.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("results.json"))
@@ -66,8 +64,6 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(overrides, tm
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(overrides, tmp_path, capsys):
-    broken = tmp_path / "broken"
-    shutil.copytree(SMALL / "images", broken)
     planned = plan("few-shot", ["coop"], ["folder"], [], [1], [1, 2, 3])
     bad = configs.run_dir(tmp_path / "runs", sweep.run_config(planned[1], overrides))
     bad.mkdir(parents=True)
@@ -90,10 +86,41 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(overrides, tmp_path, 
 
 
 def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(overrides, tmp_path):
-    (run,) = plan("few-shot", ["coop"], ["folder"], [], [1], [1])
+    """Also not one of another backbone or folder, which a resumed run of main.py may have."""
+    (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
     Runner(tmp_path, overrides)(run)
-    with pytest.raises(UserError, match=r"train\.epochs \(1 there, 2 now\)"):
-        Runner(tmp_path, {**overrides, "train.epochs": 2})(run)
+    for key, value, says in (
+        ("train.epochs", 2, r"train\.epochs \(1 there, 2 now\)"),
+        ("clip.weights", "tiny-clip", r"clip\.weights \(.* there, 'tiny-clip' now\)"),
+        ("dataset.root", "/nowhere", r"dataset\.root \(.* there, '/nowhere' now\)"),
+    ):
+        with pytest.raises(UserError, match=says):
+            Runner(tmp_path, {**overrides, key: value})(run)
+
+
+def test_what_is_missing_of_a_finished_run_is_made(overrides, tmp_path):
+    """Logits that are asked for later, and results that somebody overwrote by testing the workdir elsewhere."""
+    (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
+    assert Runner(tmp_path, overrides)(run) == 1
+    assert Runner(tmp_path, {**overrides, "eval.save_logits": True})(run) == 1
+    workdir = configs.run_dir(tmp_path, sweep.run_config(run, overrides))
+    assert (workdir / "predictions.npz").exists()
+    file = workdir / "results.json"
+    file.write_text(json.dumps({**results(workdir), "dataset": "emoji"}))
+    assert Runner(tmp_path, overrides)(run) == 1
+    assert results(workdir)["dataset"] == "folder"
+    assert Runner(tmp_path, overrides)(run) == 0
+
+
+def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
+    """A text prompt of two tokens does not make CoOp of zero-shot; a part that is switched off is an error."""
+    for method in sweep.METHODS:
+        (run,) = plan("few-shot", [method], ["folder"], [], [1], [1])
+        config = sweep.run_config(run, {**overrides, "visual_prompt.length": 3, "cavpt.top_k": 2})
+        assert configs.method(config) == method
+        assert config.text_prompt.length == (2 if method in ("coop", "vlp", "dpt") else 0)
+    with pytest.raises(UserError, match="make vlp of dpt"):
+        sweep.run_config(run, {**overrides, "cavpt.top_k": 0})
 
 
 def test_base_to_new(overrides, tmp_path):
@@ -116,6 +143,15 @@ def test_class_specific_context_cannot_go_to_new_classes(overrides, tmp_path):
     assert (tmp_path / "coop" / "folder" / "1shot" / "seed1" / "base" / "results.json").exists()
 
 
+def test_a_target_that_fails_leaves_the_others_alone(overrides, tmp_path):
+    (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
+    run = run._replace(targets=(Target("fgvc_aircraft", "all"), Target("folder", "new")))
+    with pytest.raises(UserError, match=r"on fgvc_aircraft: .*/fgvc_aircraft is not there"):
+        Runner(tmp_path, overrides)(run)
+    workdir = configs.run_dir(tmp_path, sweep.run_config(run, overrides))
+    assert results(workdir / "on" / "folder-new")["n"] == 9
+
+
 @pytest.mark.parametrize("method", ["zeroshot", "dpt"])
 def test_prompts_of_one_dataset_on_others(method, overrides, clip_dir, tmp_path):
     """Trained on the tiny ImageNet; tested on another dataset, with its own template, and on a shifted ImageNet."""
@@ -123,8 +159,6 @@ def test_prompts_of_one_dataset_on_others(method, overrides, clip_dir, tmp_path)
     for name in ("imagenet", "dtd", "imagenet_r"):
         coop_trees.make(name, data)
     overrides["dataset.root"] = str(data)
-    if method == "zeroshot":
-        del overrides["text_prompt.length"]
     (run,) = plan("cross-dataset", [method], ["imagenet"], ["imagenet", "dtd", "imagenet_r"], [1], [1])
     assert Runner(tmp_path / "runs", overrides)(run) == 3
     workdir = tmp_path / "runs" / method / "imagenet" / "1shot" / "seed1"
@@ -157,7 +191,10 @@ def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp
         (["--shots=1,two"], "--shots=1,two: give whole numbers"),
         (["--shots=0"], "dataset.shots is 0"),
         (["--config.seed=3"], "--config.seed: the sweep varies it, use --seeds"),
-        (["--workdir=somewhere"], "--workdir and --config=FILE:DATASET are for main.py"),
+        (["--config.init_from=somewhere"], "--config.init_from: the sweep varies it, use --protocol"),
+        (["--config=configs/vpt.py"], "--workdir and --config=FILE are for main.py"),
+        (["--config.cavpt.top_k=0"], "make vlp of dpt"),
+        (["--workdir=somewhere"], "--workdir and --config=FILE are for main.py"),
         (["--protocol=base-to-new", "--targets=dtd"], "--targets: base-to-new tests on the other half"),
         (["--methods="], "there is nothing to run"),
         (["emoji"], "unknown argument 'emoji'"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -152,6 +153,12 @@ def test_a_dataset_that_cannot_be_prepared_is_one_sentence(tmp_path):
     """ImageNet has to be put there by hand."""
     with pytest.raises(UserError, match=rf"cannot prepare imagenet2012 in {tmp_path}.*source=coop"):
         read_tfds("imagenet", str(tmp_path))
+
+
+def test_what_is_not_installed_is_said_before_the_download(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(UserError, match="needs the module tensorflow for dtd: `pip install tensorflow"):
+        read_tfds("dtd", str(tmp_path))
 
 
 def test_files_that_cannot_be_read_by_position_are_named(root, tmp_path, monkeypatch):

@@ -236,6 +236,14 @@ def test_class_without_training_images_is_named(clip_dir, clip, three_classes, t
         train(experiment, tmp_path / "run")
 
 
+def test_no_readable_training_image_is_said(clip_dir, clip, three_classes, tmp_path):
+    for file in (three_classes / "train").rglob("*.png"):
+        file.write_bytes(b"not a picture")
+    config = make_config(clip_dir, coop, dataset__root=str(three_classes), dataset__on_error="skip")
+    with pytest.raises(UserError, match="none of the training images could be read"):
+        train(experiments.prepare(config, clip), tmp_path / "run")
+
+
 def test_prompts_without_training_state_cannot_be_gone_on_with(trained, clip_dir, clip, tmp_path):
     saved = load_newest(trained)
     with Checkpoints(tmp_path, create=True) as checkpoints:

@@ -91,14 +91,14 @@ def _read_split(file: pathlib.Path) -> Lists:
 
 
 def _class_names(lists: Lists, directory: pathlib.Path) -> tuple[str, ...]:
-    """Names in label order; every label up to the last must be there, also among the training images if any are."""
-    name_of = {r.label: r.classname for records in lists for r in records}
-    if not name_of:
+    """Names in label order, as the training images have them, if there are any; each class must have one."""
+    named = {r.label: r.classname for records in lists for r in records}
+    if not named:
         raise UserError(f"{directory} lists no images at all; download it again.")
-    labels = {r.label for r in lists.train or lists.test}
-    for label in range(max(name_of) + 1):
-        if label not in labels:
-            name, split = name_of.get(label, f"number {label}"), "training" if lists.train else "test"
+    name_of = {r.label: r.classname for r in lists.train or lists.test}
+    for label in range(min(0, *named), max(named) + 1):
+        if label not in name_of or label < 0:
+            name, split = named.get(label, f"number {label}"), "training" if lists.train else "test"
             raise UserError(f"{directory}: class {name!r} has no {split} images; repair the split or the folder.")
     return tuple(name_of[label].replace("_", " ") for label in range(len(name_of)))
 
@@ -313,23 +313,29 @@ def _imagenet_names(directory: pathlib.Path) -> dict[str, str]:
     return {folder: name for folder, name in _fields(directory / "classnames.txt", 2)}
 
 
-def _wordnet_folders(directory: pathlib.Path, images: pathlib.Path) -> list[Record]:
-    """Folders named by WordNet ids, numbered in their order, whichever of the 1,000 there are."""
-    name_of, folders = _imagenet_names(directory), _folders(images)
+def _wordnet_folders(directory: pathlib.Path, images: pathlib.Path, folders: Sequence[str]) -> list[Record]:
+    name_of = _imagenet_names(directory)
     return _class_folders(images, folders, [_known(f, name_of, images) for f in folders])
 
 
 def _imagenet(directory: pathlib.Path, images: pathlib.Path) -> Lists:
-    def read(split: str) -> list[Record]:
-        records = _wordnet_folders(directory, images / split)
-        return [r._replace(path=f"{split}/{r.path}") for r in records]
-
     # Tested on the images of `val`, as is usual; without `train` it can still be evaluated on.
-    return Lists(read("train") if (images / "train").is_dir() else [], [], read("val"))
+    splits = [split for split in ("train", "val") if split == "val" or (images / split).is_dir()]
+    # One numbering for both, or a folder that one of them lacks would shift the labels.
+    folders = sorted(set().union(*(_folders(images / split) for split in splits)))
+    train, val = (
+        [
+            r._replace(path=f"{split}/{r.path}")
+            for r in (_wordnet_folders(directory, images / split, folders) if split in splits else [])
+        ]
+        for split in ("train", "val")
+    )
+    return Lists(train, [], val)
 
 
 def _wordnet_test(directory: pathlib.Path, images: pathlib.Path) -> Lists:
-    return Lists([], [], _wordnet_folders(directory, images))
+    """Folders named by WordNet ids, numbered in their order, whichever of the 1,000 there are."""
+    return Lists([], [], _wordnet_folders(directory, images, _folders(images)))
 
 
 def _imagenetv2(directory: pathlib.Path, images: pathlib.Path) -> Lists:

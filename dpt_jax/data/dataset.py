@@ -56,17 +56,18 @@ def read_splits(config: ConfigDict) -> Splits:
             f"dataset.source={config.source} knows {', '.join(CATALOGUE)}, not {config.name!r}: name one of them in "
             "--config=configs/METHOD.py:NAME, or use dataset.source=folder."
         )
+    root = pathlib.Path(config.root).expanduser()
     if config.source == "tfds":
-        return read_tfds(config.name, config.root)
+        return read_tfds(config.name, str(root) if config.root else "")
     if config.source == "coop":
         if not config.root:
             raise UserError(
                 f"dataset.root is not set: give the folder that holds {CATALOGUE[config.name].directory}/, laid out "
                 "as CoOp's DATASETS.md says, --config.dataset.root=DIR."
             )
-        return read_coop(config.name, pathlib.Path(config.root), skip_missing=config.on_error == "skip")
+        return read_coop(config.name, root, skip_missing=config.on_error == "skip")
     if config.name not in EMBEDDED and not config.root:
         raise UserError(
             "dataset.root is not set: give the folder that holds train/ and test/, --config.dataset.root=DIR."
         )
-    return read_folder(pathlib.Path(config.root) if config.root else BUNDLED / config.name)
+    return read_folder(root if config.root else BUNDLED / config.name)

@@ -20,7 +20,7 @@ from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.coop import Lists, Record, split_all
 from dpt_jax.data.records import Example, Splits, read_image
 from dpt_jax.errors import UserError
-from dpt_jax.metrics import Progress
+from dpt_jax.metrics import Progress, say
 
 # These have the labels of all of ImageNet, but images of two hundred of its classes.
 IMAGENET_SUBSETS = ("imagenet_a", "imagenet_r")
@@ -95,16 +95,21 @@ def _prepared(name: str, root: str) -> Any:
         importlib.import_module("tensorflow_datasets.video.ucf101")  # TFDS does not find videos by name
     try:
         builder = tfds.builder(name, data_dir=root or None)
+        if not builder.is_prepared():
+            importlib.import_module("tensorflow")  # which TFDS would miss only after the download
+            say(f"tensorflow-datasets downloads and prepares {name}.")
         builder.download_and_prepare(file_format="array_record")
-    except Exception as reason:  # no network, no manual download, no tensorflow, a moved page: many types
-        first_line = str(reason).strip().split("\n")[0]
-        place = root or "~/tensorflow_datasets"
-        advice = (
-            "preparing needs `pip install tensorflow` and the network, or the archives below downloads/manual there"
-        )
+    except ModuleNotFoundError as reason:
         raise UserError(
-            f"tensorflow-datasets cannot prepare {name} in {place} ({type(reason).__name__}: {first_line}); "
-            f"{advice}. --config.dataset.source=coop takes files that you have."
+            f"tensorflow-datasets needs the module {reason.name} for {name}: `pip install tensorflow opencv-python` "
+            "brings what its builders use."
+        ) from reason
+    except Exception as reason:  # no network, no manual download, a moved page, a full disk: many types
+        first_line = str(reason).strip().split("\n")[0][:200]
+        raise UserError(
+            f"tensorflow-datasets cannot prepare {name} in {root or '~/tensorflow_datasets'} "
+            f"({type(reason).__name__}: {first_line}): it needs the network, and for some datasets archives that you "
+            "put into downloads/manual there; --config.dataset.source=coop takes a download that you have."
         ) from reason
     return builder
 
