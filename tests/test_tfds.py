@@ -17,7 +17,7 @@ from dpt_jax.data.records import UnreadableImageError
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
 from tests import tfds_trees
-from tests.conftest import DATA, run_dataset
+from tests.conftest import DATA, command, run_dataset
 
 GOLDEN = json.loads((DATA / "classnames.json").read_text())
 THERE = [name for name, benchmark in CATALOGUE.items() if benchmark.tfds]
@@ -161,13 +161,18 @@ def test_what_is_not_installed_is_said_before_the_download(tmp_path, monkeypatch
         read_tfds("dtd", str(tmp_path))
 
 
-def test_files_that_cannot_be_read_by_position_are_named(root, tmp_path, monkeypatch):
-    def as_data_source(*_, **__):
-        raise NotImplementedError("tfrecord")
+def test_ucf101_without_tensorflow_is_one_sentence(root):
+    """The only one that needs it also to be read; in a process that has not imported it yet."""
+    code = "import sys; sys.modules['tensorflow'] = None; from dpt_jax.data.tfds import read_tfds; read_tfds('ucf101', "
+    done = command("-c", f"{code}{str(root)!r})", check=False)
+    assert "UserError: tensorflow-datasets needs the module tensorflow for ucf101" in done.stderr
 
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", as_data_source)
-    with pytest.raises(UserError, match=r"dtd/3.* cannot be read by position: delete it"):
-        read_tfds("dtd", str(root))
+
+def test_files_that_cannot_be_read_by_position_are_named(tmp_path):
+    """TFDS's own default format."""
+    tfds_trees.make("dtd", tmp_path, file_format="tfrecord")
+    with pytest.raises(UserError, match=r"dtd/3.* tfrecord files, which cannot be read by position: give another"):
+        read_tfds("dtd", str(tmp_path))
 
 
 def test_a_split_that_was_not_prepared_is_named(tmp_path):

@@ -45,7 +45,7 @@ def examples(features: tfds.features.FeaturesDict, labels: list[str], split: str
             yield name, record
 
 
-def make(name: str, root: pathlib.Path, labels: list[str] | None = None) -> None:
+def make(name: str, root: pathlib.Path, labels: list[str] | None = None, file_format: str = "array_record") -> None:
     """Prepares the TFDS dataset of `name` in `root`, with images of some labels or of all."""
     use = CATALOGUE[name].tfds
     if name == "ucf101":
@@ -55,4 +55,4 @@ def make(name: str, root: pathlib.Path, labels: list[str] | None = None) -> None
     labels = labels or features["label"].names
     splits = [part for split in (use.train, use.val, use.test) if split for part in split.split("+")]
     builder._split_generators = lambda _: {split: examples(features, labels, split) for split in splits}
-    builder.download_and_prepare(file_format="array_record")
+    builder.download_and_prepare(file_format=file_format)

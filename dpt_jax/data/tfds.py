@@ -91,9 +91,9 @@ def _prepared(name: str, root: str) -> Any:
     """The builder, its data downloaded and written if they were not yet."""
     import tensorflow_datasets as tfds
 
-    if name.startswith("ucf101"):
-        importlib.import_module("tensorflow_datasets.video.ucf101")  # TFDS does not find videos by name
     try:
+        if name.startswith("ucf101"):
+            importlib.import_module("tensorflow_datasets.video.ucf101")  # TFDS does not find videos by name
         builder = tfds.builder(name, data_dir=root or None)
         if not builder.is_prepared():
             importlib.import_module("tensorflow")  # which TFDS would miss only after the download
@@ -101,8 +101,8 @@ def _prepared(name: str, root: str) -> Any:
         builder.download_and_prepare(file_format="array_record")
     except ModuleNotFoundError as reason:
         raise UserError(
-            f"tensorflow-datasets needs the module {reason.name} for {name}: `pip install tensorflow opencv-python` "
-            "brings what its builders use."
+            f"tensorflow-datasets needs the module {reason.name or 'tensorflow'} for {name}: "
+            "`pip install tensorflow opencv-python` brings what its builders use."
         ) from reason
     except Exception as reason:  # no network, no manual download, a moved page, a full disk: many types
         first_line = str(reason).strip().split("\n")[0][:200]
@@ -122,7 +122,7 @@ def _records(builder: Any, split: str) -> Sequence[bytes]:
     except NotImplementedError as reason:
         raise UserError(
             f"{builder.data_dir} is prepared as {builder.info.file_format.value} files, which cannot be read by "
-            "position: delete it, or give another directory, --config.dataset.root=DIR, and it is prepared again."
+            "position: give another directory, --config.dataset.root=DIR, and it is prepared again there."
         ) from reason
     except ValueError as reason:
         there = ", ".join(builder.info.splits)
