@@ -79,7 +79,8 @@ QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expens
 
 def run_dataset(name: str, source: str, root: pathlib.Path, weights: pathlib.Path, workdir: pathlib.Path) -> dict:
     """main.py on a dataset of the paper: trains CoOp for an epoch, or zero-shot where there is nothing to train on."""
-    train = ["--config.text_prompt.length=2", "--config.train.epochs=1", "--config.dataset.shots=2"]
+    train = ["--config.text_prompt.length=2", "--config.train.epochs=1", "--config.dataset.shots=1"]
+    train += ["--config.train.batch_size=1000"]  # one step, also on ImageNet's classes
     method, options = ("coop", train) if CATALOGUE[name].trainable else ("zeroshot", [])
     command("main.py", f"--config=configs/{method}.py:{name}", f"--config.dataset.source={source}",
             f"--config.dataset.root={root}", f"--config.clip.weights={weights}", f"--workdir={workdir}",

@@ -1,8 +1,15 @@
-"""Tiny prepared copies of TFDS's datasets, with the builders' own features, labels and files."""
+"""Tiny prepared copies of TFDS's datasets, with the builders' own features, labels and files.
+
+    python -m tests.tfds_trees ROOT [NAME FORMAT]
+
+A process of its own, since preparing some of them imports TensorFlow, which
+does not go well with PyTorch in one process.
+"""
 
 import importlib
 import io
 import pathlib
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +19,7 @@ from PIL import Image
 from dpt_jax.data.catalogue import CATALOGUE
 
 PER_CLASS = 4
+TWO_CLASSES = ["n01443537", "n01484850"]  # what stands for the two hundred of ImageNet-A and -R
 
 
 def jpeg(shade: int) -> io.BytesIO:
@@ -56,3 +64,13 @@ def make(name: str, root: pathlib.Path, labels: list[str] | None = None, file_fo
     splits = [part for split in (use.train, use.val, use.test) if split for part in split.split("+")]
     builder._split_generators = lambda _: {split: examples(features, labels, split) for split in splits}
     builder.download_and_prepare(file_format=file_format)
+
+
+def main(root: str, name: str = "", file_format: str = "array_record") -> None:
+    """All datasets, or one of them as files of another format."""
+    for one in [name] if name else [known for known, benchmark in CATALOGUE.items() if benchmark.tfds]:
+        make(one, pathlib.Path(root), TWO_CLASSES if one in ("imagenet_a", "imagenet_r") else None, file_format)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

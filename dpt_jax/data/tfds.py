@@ -7,8 +7,12 @@ the paper. Which split is used as what stands in the catalogue.
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import io
+import multiprocessing
+import os
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -91,27 +95,44 @@ def _prepared(name: str, root: str) -> Any:
     """The builder, its data downloaded and written if they were not yet."""
     import tensorflow_datasets as tfds
 
+    if name.startswith("ucf101"):
+        _need_tensorflow(name)  # also to read: TFDS asks it for the type of a video's pixels
+        importlib.import_module("tensorflow").config.set_visible_devices([], "GPU")  # they are JAX's
+        importlib.import_module("tensorflow_datasets.video.ucf101")  # TFDS does not find videos by name
     try:
-        if name.startswith("ucf101"):
-            importlib.import_module("tensorflow_datasets.video.ucf101")  # TFDS does not find videos by name
         builder = tfds.builder(name, data_dir=root or None)
-        if not builder.is_prepared():
-            importlib.import_module("tensorflow")  # which TFDS would miss only after the download
-            say(f"tensorflow-datasets downloads and prepares {name}.")
-        builder.download_and_prepare(file_format="array_record")
-    except ModuleNotFoundError as reason:
-        raise UserError(
-            f"tensorflow-datasets needs the module {reason.name or 'tensorflow'} for {name}: "
-            "`pip install tensorflow opencv-python` brings what its builders use."
-        ) from reason
+        if builder.is_prepared():
+            return builder
+        _need_tensorflow(name)  # which TFDS would miss only after the download
+        say(f"tensorflow-datasets downloads and prepares {name}.")
+        # In another process, since TensorFlow takes accelerators for itself and can crash beside PyTorch.
+        with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            process.submit(_prepare, name, root).result()
+        return tfds.builder(name, data_dir=root or None)
+    except UserError:
+        raise
     except Exception as reason:  # no network, no manual download, a moved page, a full disk: many types
         first_line = str(reason).strip().split("\n")[0][:200]
         raise UserError(
             f"tensorflow-datasets cannot prepare {name} in {root or '~/tensorflow_datasets'} "
-            f"({type(reason).__name__}: {first_line}): it needs the network, and for some datasets archives that you "
-            "put into downloads/manual there; --config.dataset.source=coop takes a download that you have."
+            f"({type(reason).__name__}: {first_line}): it needs the network, for some datasets opencv-python, and for "
+            "some archives that you put into downloads/manual there; --config.dataset.source=coop takes a download "
+            "that you have."
         ) from reason
-    return builder
+
+
+def _prepare(name: str, root: str) -> None:
+    import tensorflow_datasets as tfds
+
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if name.startswith("ucf101"):
+        importlib.import_module("tensorflow_datasets.video.ucf101")
+    tfds.builder(name, data_dir=root or None).download_and_prepare(file_format="array_record")
+
+
+def _need_tensorflow(name: str) -> None:
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(f"tensorflow-datasets needs tensorflow for {name}: `pip install tensorflow`.")
 
 
 def _records(builder: Any, split: str) -> Sequence[bytes]:
