@@ -1,5 +1,6 @@
 """Your own images: a folder of class folders."""
 
+import os
 import pathlib
 
 from dpt_jax.data.records import Example, Files, Splits
@@ -41,8 +42,9 @@ def read_folder(root: pathlib.Path) -> Splits:
 
 def image_names(directory: pathlib.Path) -> list[str]:
     """The names of the images in a folder, sorted.  Raises UserError where there are none."""
+    # scandir knows from the listing what is a file, without a look at each of ImageNet's 1.3 million.
     found = directory.is_dir() and sorted(
-        f.name for f in directory.iterdir() if f.suffix.lower() in EXTENSIONS and f.is_file()
+        f.name for f in os.scandir(directory) if os.path.splitext(f.name)[1].lower() in EXTENSIONS and f.is_file()
     )
     if not found:
         raise UserError(
