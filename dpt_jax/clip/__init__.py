@@ -1,5 +1,11 @@
 """The frozen CLIP backbone. Knows nothing of prompts or training."""
 
+import os
+
 from dpt_jax.clip.model import CLIP, CLIPConfig, TextLayout, TransformerConfig
 
 __all__ = ["CLIP", "CLIPConfig", "TextLayout", "TransformerConfig"]
+
+# Without PyTorch, transformers says at its import that models are missing; its tokenizer and configuration, which
+# are all that is used here, are not.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
