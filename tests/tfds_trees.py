@@ -2,8 +2,8 @@
 
     python -m tests.tfds_trees ROOT [NAME FORMAT]
 
-A process of its own, since preparing some of them imports TensorFlow, which
-does not go well with PyTorch in one process.
+A process of its own keeps TensorFlow, which preparing some of them imports, out
+of the tests'.
 """
 
 import importlib

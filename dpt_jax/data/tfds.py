@@ -105,7 +105,7 @@ def _prepared(name: str, root: str) -> Any:
             return builder
         _need_tensorflow(name)  # which TFDS would miss only after the download
         say(f"tensorflow-datasets downloads and prepares {name}.")
-        # In another process, since TensorFlow takes accelerators for itself and can crash beside PyTorch.
+        # In another process, since TensorFlow takes the memory of accelerators for itself.
         with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             process.submit(_prepare, name, root).result()
         return tfds.builder(name, data_dir=root or None)
