@@ -21,6 +21,7 @@ def main(argv: Sequence[str]) -> None:
     # Importing JAX takes seconds that --help and a mistyped flag need not wait for.
     from dpt_jax import config as configs
     from dpt_jax import experiment as experiments
+    from dpt_jax.checkpoint import FOLDER
     from dpt_jax.errors import UserError
     from dpt_jax.evaluate import evaluate, summary
     from dpt_jax.metrics import say
@@ -38,11 +39,12 @@ def main(argv: Sequence[str]) -> None:
         configs.check_workdir(config, workdir)
     experiment = experiments.prepare(config)
     if evaluating or experiment.model.prompts.method == "zeroshot":
-        elsewhere = "init_from" in overrides or not (workdir / "checkpoints").exists()
+        trained_here = (workdir / FOLDER).exists()
+        elsewhere = "init_from" in overrides or not trained_here
         source = pathlib.Path(config.init_from) if config.init_from and elsewhere else workdir
         _, prompts, meta = experiments.saved_prompts(experiment, source)
         # A run keeps the settings that it was trained with; elsewhere, they are those of the results.
-        (configs.save_once if (workdir / "checkpoints").exists() else configs.save)(config, workdir)
+        (configs.save_once if trained_here else configs.save)(config, workdir)
     else:
         configs.save_once(config, workdir)
         prompts, meta = train(experiment, workdir), None

@@ -91,8 +91,7 @@ def write_images(root: pathlib.Path, files: int) -> float:
 def make_experiment(root: pathlib.Path) -> experiments.Experiment:
     """DPT on the images, on a backbone of random weights."""
     generator = np.random.default_rng(0)
-    draw = lambda shape: generator.standard_normal(shape.shape, np.float32) * 0.02  # noqa: E731
-    params = jax.tree.map(draw, param_shapes(VIT_B32))
+    params = jax.tree.map(lambda x: generator.standard_normal(x.shape, np.float32) * 0.02, param_shapes(VIT_B32))
     config = dpt.get_config("folder")
     config.dataset.root, config.dataset.shots, config.train.batch_size = str(root), -1, BATCH.value
     return experiments.prepare(config, Pretrained(VIT_B32, params, load_tokenizer(epath.Path(root))))

@@ -2,8 +2,7 @@
 
 from ml_collections import ConfigDict, config_dict
 
-from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.dataset import EMBEDDED
+from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.errors import UserError
 
 

@@ -81,6 +81,11 @@ def run_dir(runs: pathlib.Path, config: ConfigDict) -> pathlib.Path:
     return run if dataset.classes == "all" else run / dataset.classes
 
 
+def shots_in_words(shots: int) -> str:
+    """ "1 shot", "8 shots", "all images"; of zero-shot, 0, "no training" """
+    return {-1: "all images", 0: "no training", 1: "1 shot"}.get(shots, f"{shots} shots")
+
+
 def evaluation_dir(run: pathlib.Path, config: ConfigDict) -> pathlib.Path:
     """RUN/on/DATASET[-CLASSES], where a run's prompts are evaluated on another dataset or other classes."""
     dataset = config.dataset

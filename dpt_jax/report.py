@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from dpt_jax import cli, plots
+from dpt_jax.config import shots_in_words
 from dpt_jax.errors import UserError
 from dpt_jax.evaluate import RESULTS_FILE
 from dpt_jax.metrics import say
@@ -133,7 +134,7 @@ def few_shot_tables(scores: Scores) -> list[str]:
             rows.append([plots.LABELS[method], *(str(score_at.get(s, "")) for s in shots)])
         images = next(iter(own.values())).images
         title = f"### {dataset}\n\nAccuracy (%) on {images:,} test images, {_seeds(own.values())}.\n\n"
-        tables.append(title + table(["method", *map(_shots_label, shots)], rows))
+        tables.append(title + table(["method", *map(shots_in_words, shots)], rows))
     average = average_over_datasets(cells, datasets)
     if len(datasets) > 1 and average:
         rows = [
@@ -141,7 +142,7 @@ def few_shot_tables(scores: Scores) -> list[str]:
             for method in _methods(cells)
         ]
         title = f"### Average over {len(datasets)} datasets\n\nMean of their accuracies (%), where all have run.\n\n"
-        tables.append(title + table(["method", *map(_shots_label, shots)], rows))
+        tables.append(title + table(["method", *map(shots_in_words, shots)], rows))
     return tables
 
 
@@ -232,10 +233,6 @@ def _in_order(names: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(names))
 
 
-def _shots_label(shots: int) -> str:
-    return {-1: "all images", 0: "no training", 1: "1 shot"}.get(shots, f"{shots} shots")
-
-
 def _shots(shots: int) -> str:
     return {-1: "all", 0: ""}.get(shots, str(shots))
 
@@ -310,7 +307,7 @@ def report_run(workdir: pathlib.Path) -> str:
     classes: dict[str, Any] = results["per_class"]
     trained = results["trained_on"]
     made = (
-        f"trained on {trained['dataset']}, {_shots_label(results['shots'])}, seed {results['seed']}; "
+        f"trained on {trained['dataset']}, {shots_in_words(results['shots'])}, seed {results['seed']}; "
         if trained
         else ""
     )
@@ -325,8 +322,9 @@ def report_run(workdir: pathlib.Path) -> str:
         [name, other, f"{count} of {classes[name]['n']}"]
         for (name, other), count in wrong.most_common(CONFUSIONS_LISTED)
     ]
+    title = f"{plots.LABELS[results['method']]} on {results['dataset']}"
     text = (
-        f"### {plots.LABELS[results['method']]} on {results['dataset']}\n\n"
+        f"### {title}\n\n"
         f"{made}{100 * results['accuracy']:.1f} % of {results['n']:,} test images right, "
         f"macro F1 {results['macro_f1']:.3f}.\n\n"
         f"{table(['class', 'images', 'accuracy (%)', 'F1'], rows)}\n"
@@ -338,12 +336,7 @@ def report_run(workdir: pathlib.Path) -> str:
         writer = csv.writer(out)
         writer.writerow(["class", "images", "accuracy", "f1"])
         writer.writerows([name, one["n"], one["accuracy"], one["f1"]] for name, one in classes.items())
-    plots.draw_confusion(
-        confusion_matrix(classes),
-        list(classes),
-        f"{plots.LABELS[results['method']]} on {results['dataset']}",
-        workdir / FIGURE_FILE,
-    )
+    plots.draw_confusion(confusion_matrix(classes), list(classes), title, workdir / FIGURE_FILE)
     return text
 
 

@@ -26,16 +26,21 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from dpt_jax import cli
+from dpt_jax import cli, plots
 from dpt_jax import config as configs
+from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
+from dpt_jax.evaluate import PREDICTIONS_FILE, RESULTS_FILE, evaluate
+from dpt_jax.experiment import Experiment, prepare, saved_prompts
 from dpt_jax.metrics import say
+from dpt_jax.train import train
 
-METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
+METHODS = tuple(plots.LABELS)
 # What --datasets and --targets are where they are not given.
 PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "few-shot": (("emoji",), ()),
@@ -82,10 +87,10 @@ def plan(
     """The runs of a sweep, all methods of a dataset together. Zero-shot needs one, whatever shots and seeds."""
     runs = []
     for dataset, method in itertools.product(datasets, methods):
-        classes = "base" if protocol == "base-to-new" else "all"
-        others = [Target(target, "all") for target in targets if target != dataset]
         if protocol == "base-to-new":
-            others = [Target(dataset, "new")]
+            classes, others = "base", [Target(dataset, "new")]
+        else:
+            classes, others = "all", [Target(target, "all") for target in targets if target != dataset]
         once = method == "zeroshot"
         samples = itertools.product(shots[:1] if once else shots, seeds[:1] if once else seeds)
         runs += [Run(method, dataset, s, seed, classes, tuple(others)) for s, seed in samples]
@@ -127,13 +132,10 @@ class Runner:
 
     def __init__(self, runs: pathlib.Path, overrides: Mapping[str, Any]) -> None:
         self.runs, self.overrides = runs, overrides
-        self._backbones: dict[tuple[str, str], Any] = {}
+        self._backbones: dict[tuple[str, str], Pretrained] = {}
 
     def __call__(self, run: Run) -> int:
         """Does what is missing of a run; how many results were. Raises UserError as main.py ends with one."""
-        from dpt_jax.evaluate import evaluate
-        from dpt_jax.train import train
-
         config = run_config(run, self.overrides)
         workdir = configs.run_dir(self.runs, config)
         # Also of a finished run: one of another backbone, or on another folder, is not of this sweep.
@@ -159,9 +161,6 @@ class Runner:
 
     def _test(self, run: Run, target: Target, workdir: pathlib.Path) -> bool:
         """Tests the prompts of `workdir` on a target, unless that was done."""
-        from dpt_jax.evaluate import evaluate
-        from dpt_jax.experiment import saved_prompts
-
         config = target_config(run, target, self.overrides, workdir)
         target_dir = configs.evaluation_dir(workdir, config)
         if _finished(target_dir, config):
@@ -172,9 +171,7 @@ class Runner:
         _say_result(evaluate(experiment, saved.prompts, target_dir, saved.meta))
         return True
 
-    def _prepare(self, config: ConfigDict) -> Any:
-        from dpt_jax.experiment import prepare
-
+    def _prepare(self, config: ConfigDict) -> Experiment:
         which = (config.clip.weights, config.dtype)
         experiment = prepare(config, self._backbones.get(which))
         self._backbones[which] = experiment.pretrained
@@ -183,8 +180,6 @@ class Runner:
 
 def _finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
     """Whether a workdir has the results that the configuration asks for."""
-    from dpt_jax.evaluate import PREDICTIONS_FILE, RESULTS_FILE
-
     try:
         results = json.loads((workdir / RESULTS_FILE).read_text(encoding="utf-8"))
         tested_on = results["dataset"], results["classes"]
@@ -202,8 +197,6 @@ def _say_result(results: Mapping[str, Any]) -> None:
 
 def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> list[tuple[Run, str]]:
     """Executes the runs in order; those that failed, and why."""
-    import jax
-
     failed = []
     began = time.monotonic()
     for number, run in enumerate(planned, 1):
@@ -225,8 +218,7 @@ def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> list[tuple[R
 
 def describe(run: Run) -> str:
     """A run in words."""
-    shots = f"{run.shots} shot{'' if run.shots == 1 else 's'}" if run.shots > 0 else "all images"
-    sample = "" if run.method == "zeroshot" else f", {shots}, seed {run.seed}"
+    sample = "" if run.method == "zeroshot" else f", {configs.shots_in_words(run.shots)}, seed {run.seed}"
     return f"{run.method} on {run.dataset}{'' if run.classes == 'all' else f' ({run.classes} classes)'}{sample}"
 
 
@@ -291,8 +283,6 @@ def main(argv: Sequence[str]) -> None:
 
 def _keep_compiled(runs: pathlib.Path) -> None:
     """Programs compiled for one seed serve the others, unless JAX is told of another place for them."""
-    import jax
-
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str((runs / ".compiled").absolute()))
 

@@ -134,6 +134,9 @@ CATALOGUE: dict[str, Benchmark] = {
     ),
 }
 
+# Part of the repository, to try everything without a download.
+EMBEDDED = ("emoji", "emoji_noto")
+
 # Averages of the paper are over these; the shifted ImageNets are tested on with ImageNet's prompts.
 PAPER_DATASETS = tuple(name for name, benchmark in CATALOGUE.items() if benchmark.trainable)
 SHIFTED_IMAGENETS = tuple(name for name, benchmark in CATALOGUE.items() if not benchmark.trainable)

@@ -7,6 +7,7 @@ the sample is drawn again, by the same rule.
 """
 
 import json
+import os
 import pathlib
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -105,14 +106,14 @@ def _class_names(lists: Lists, directory: pathlib.Path) -> tuple[str, ...]:
 
 def _check_files(images: pathlib.Path, records: Sequence[Record]) -> None:
     """Raises UserError where a listed image is not there; one directory listing a folder, not one look a file."""
-    there: dict[pathlib.Path, set[str]] = {}
+    there: dict[str, set[str]] = {}
     missing = []
     for record in records:
-        file = images / record.path
-        if file.parent not in there:
-            there[file.parent] = {f.name for f in file.parent.iterdir()} if file.parent.is_dir() else set()
-        if file.name not in there[file.parent]:
-            missing.append(file)
+        folder, _, name = record.path.rpartition("/")
+        if folder not in there:
+            there[folder] = set(os.listdir(images / folder)) if (images / folder).is_dir() else set()
+        if name not in there[folder]:
+            missing.append(images / record.path)
     if missing:
         others = f", nor are {len(missing) - 1} more images that the dataset's lists name" if len(missing) > 1 else ""
         raise UserError(
@@ -320,17 +321,15 @@ def _wordnet_folders(directory: pathlib.Path, images: pathlib.Path, folders: Seq
 
 def _imagenet(directory: pathlib.Path, images: pathlib.Path) -> Lists:
     # Tested on the images of `val`, as is usual; without `train` it can still be evaluated on.
-    splits = [split for split in ("train", "val") if split == "val" or (images / split).is_dir()]
+    splits = ["train", "val"] if (images / "train").is_dir() else ["val"]
     # One numbering for both, or a folder that one of them lacks would shift the labels.
-    folders = sorted(set().union(*(_folders(images / split) for split in splits)))
-    train, val = (
-        [
-            r._replace(path=f"{split}/{r.path}")
-            for r in (_wordnet_folders(directory, images / split, folders) if split in splits else [])
-        ]
-        for split in ("train", "val")
-    )
-    return Lists(train, [], val)
+    folders = sorted({folder for split in splits for folder in _folders(images / split)})
+
+    def read(split: str) -> list[Record]:
+        records = _wordnet_folders(directory, images / split, folders)
+        return [r._replace(path=f"{split}/{r.path}") for r in records]
+
+    return Lists(read("train") if "train" in splits else [], [], read("val"))
 
 
 def _wordnet_test(directory: pathlib.Path, images: pathlib.Path) -> Lists:

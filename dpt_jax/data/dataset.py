@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from dpt_jax.data import sampling
-from dpt_jax.data.catalogue import CATALOGUE
+from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Example, Reader, Splits
@@ -14,7 +14,6 @@ from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
-EMBEDDED = ("emoji", "emoji_noto")
 
 
 class Dataset(NamedTuple):

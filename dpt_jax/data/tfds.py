@@ -93,14 +93,11 @@ def read_tfds(name: str, root: str) -> Splits:
 
 def _prepared(name: str, root: str) -> Any:
     """The builder, its data downloaded and written if they were not yet."""
-    import tensorflow_datasets as tfds
-
     if name.startswith("ucf101"):
         _need_tensorflow(name)  # also to read: TFDS asks it for the type of a video's pixels
         importlib.import_module("tensorflow").config.set_visible_devices([], "GPU")  # they are JAX's
-        importlib.import_module("tensorflow_datasets.video.ucf101")  # TFDS does not find videos by name
     try:
-        builder = tfds.builder(name, data_dir=root or None)
+        builder = _builder(name, root)
         if builder.is_prepared():
             return builder
         _need_tensorflow(name)  # which TFDS would miss only after the download
@@ -108,7 +105,7 @@ def _prepared(name: str, root: str) -> Any:
         # In another process, since TensorFlow takes the memory of accelerators for itself.
         with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             process.submit(_prepare, name, root).result()
-        return tfds.builder(name, data_dir=root or None)
+        return _builder(name, root)
     except UserError:
         raise
     except Exception as reason:  # no network, no manual download, a moved page, a full disk: many types
@@ -122,12 +119,16 @@ def _prepared(name: str, root: str) -> Any:
 
 
 def _prepare(name: str, root: str) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    _builder(name, root).download_and_prepare(file_format="array_record")
+
+
+def _builder(name: str, root: str) -> Any:
     import tensorflow_datasets as tfds
 
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if name.startswith("ucf101"):
-        importlib.import_module("tensorflow_datasets.video.ucf101")
-    tfds.builder(name, data_dir=root or None).download_and_prepare(file_format="array_record")
+        importlib.import_module("tensorflow_datasets.video.ucf101")  # TFDS does not find videos by name
+    return tfds.builder(name, data_dir=root or None)
 
 
 def _need_tensorflow(name: str) -> None:
