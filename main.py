@@ -14,6 +14,7 @@ from dpt_jax import cli
 
 FLAGS = flags.FLAGS
 cli.define_flags()
+cli.define_host_flags()
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or evaluate the newest checkpoint.")
 
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
 
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]!r}: settings are given as --config.KEY=VALUE.")
+    cli.start()
     config, overrides, dataset_named = cli.flag_config()
     workdir = pathlib.Path(FLAGS.workdir or configs.default_workdir(config))
     evaluating = FLAGS.mode == "eval"

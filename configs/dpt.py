@@ -53,6 +53,10 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
     config.train.text_lr = 0.002
     config.train.warmup_epochs = 10
     config.train.schedule_epochs = config_dict.placeholder(int)  # None: epochs
+    config.train.microbatch = 0  # images a device takes at a time, 0 for all: less memory, the same result
+    config.train.remat = (
+        "auto"  # what the backward pass keeps: "none" computes nothing twice, "matmuls", "blocks" least
+    )
 
     config.eval = ConfigDict()
     config.eval.batch_size = 100

@@ -1,10 +1,8 @@
-"""Checkpoints of a run: prompts, optimizer, loader position; never CLIP's weights."""
+"""Checkpoints of a run: prompts and optimizer by step; never CLIP's weights."""
 
 import pathlib
 from typing import Any, NamedTuple
 
-import grain
-import grain.checkpoint
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -27,7 +25,9 @@ class Checkpoints:
     """The newest few checkpoints of a workdir, written in the background.
 
     Each holds the items `prompts` and `meta`; those of a training run also
-    `training` (optimizer state and running totals) and `loader`.
+    `training` (optimizer state and running totals). The step is all that the
+    loader needs to go on. Several hosts save and restore together, on a file
+    system that they share; the first of them writes.
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int = 2, create: bool = False) -> None:
@@ -37,7 +37,6 @@ class Checkpoints:
             "prompts": ocp.StandardCheckpointHandler(),
             "training": ocp.StandardCheckpointHandler(),
             "meta": ocp.JsonCheckpointHandler(),
-            "loader": grain.checkpoint.CheckpointHandler(),
         }
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         saves = {"prompts": ocp.args.StandardSave, "training": ocp.args.StandardSave, "meta": ocp.args.JsonSave}
@@ -47,8 +46,8 @@ class Checkpoints:
             "meta": ocp.args.JsonRestore,
         }
         for item, handler in handlers.items():
-            registry.add(item, saves.get(item, grain.checkpoint.CheckpointSave), handler)
-            registry.add(item, restores.get(item, grain.checkpoint.CheckpointRestore), handler)
+            registry.add(item, saves[item], handler)
+            registry.add(item, restores[item], handler)
         self._manager = ocp.CheckpointManager(self.directory, options=options, handler_registry=registry)
 
     def __enter__(self) -> "Checkpoints":
@@ -61,12 +60,11 @@ class Checkpoints:
         """The step of the newest checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any = None, loader: Any = None) -> None:
+    def save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any = None) -> None:
         """Starts writing; the trees are of host arrays that nobody changes any more."""
         items = {"prompts": ocp.args.StandardSave(prompts), "meta": ocp.args.JsonSave(meta)}
         if training is not None:
             items["training"] = ocp.args.StandardSave(training)
-            items["loader"] = grain.checkpoint.CheckpointSave(loader)
         self._manager.save(step, args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
@@ -81,8 +79,8 @@ class Checkpoints:
         restored = self._manager.restore(step, args=items)
         return Saved(step, jax.tree.map(np.asarray, restored["prompts"]), restored["meta"])
 
-    def load_training(self, step: int, training: Any, loader: grain.DatasetIterator) -> Any:
-        """The training item of a step, in the structure of `training`; moves the loader to where it was.
+    def load_training(self, step: int, training: Any) -> Any:
+        """The training item of a step, in the structure of `training`.
 
         Raises UserError where the checkpoint is one of prompts alone.
         """
@@ -92,9 +90,7 @@ class Checkpoints:
                 "start one from them with --config.init_from and another --workdir."
             )
         wanted = jax.tree.map(np.asarray, training)
-        items = ocp.args.Composite(
-            training=ocp.args.StandardRestore(wanted), loader=grain.checkpoint.CheckpointRestore(loader)
-        )
+        items = ocp.args.Composite(training=ocp.args.StandardRestore(wanted))
         return self._manager.restore(step, args=items)["training"]
 
 

@@ -22,13 +22,32 @@ def define_flags() -> None:
     )
 
 
+def define_host_flags() -> None:
+    """--coordinator, --processes, --process, --cluster: one process a host, of one run."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where the run has several.")
+    flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.", lower_bound=0)
+    flags.DEFINE_bool(
+        "cluster", False, "Take these three from the environment: a TPU pod slice (srun and mpirun need no flag)."
+    )
+
+
+def start() -> None:
+    """Joins the hosts that the flags or the environment name, and keeps what is compiled for later runs."""
+    from dpt_jax import devices
+
+    values = flags.FLAGS
+    devices.connect(devices.Hosts(values.coordinator, values.processes, values.process, values.cluster))
+    devices.keep_compiled()
+
+
 def run(main: Callable[[Sequence[str]], Any]) -> None:
     """absl's app.run, where wrong input ends in one sentence and exit code 2."""
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
         try:
             return flags.FLAGS(argv)
-        except (flags.Error, UserError, KeyError, AttributeError, TypeError, ValueError, FileNotFoundError) as reason:
+        except (flags.Error, UserError, KeyError, AttributeError, TypeError, ValueError, OSError) as reason:
             _stop(reason.args[0] if isinstance(reason, KeyError) and reason.args else reason)
             raise AssertionError from reason
 

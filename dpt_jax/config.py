@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dpt_jax.devices import is_first
 from dpt_jax.errors import UserError
 from dpt_jax.model import PromptConfig
 
@@ -15,12 +16,16 @@ CONFIG_FILE = "config.json"
 PROMPT_SECTIONS = ("clip", "text_prompt", "visual_prompt", "cavpt")
 SWITCHES = {"text_prompt": "length", "visual_prompt": "length", "cavpt": "top_k"}
 # Keys that may change when a run is resumed, since its result does not depend on them.
-FREE_ON_RESUME = ("dataset.root", "dataset.workers", "dataset.on_error", "eval.", "checkpoint.", "clip.weights")
+FREE_ON_RESUME = (
+    *("dataset.root", "dataset.workers", "dataset.on_error", "eval.", "checkpoint.", "clip.weights"),
+    *("train.microbatch", "train.remat"),
+)
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "dataset.source": ("folder", "coop", "tfds"),
     "dataset.classes": ("all", "base", "new"),
     "dataset.on_error": ("raise", "skip"),
+    "train.remat": ("auto", "none", "matmuls", "blocks"),
 }
 MINIMA = {
     "text_prompt.length": 0,
@@ -34,6 +39,7 @@ MINIMA = {
     "train.visual_lr": 0,
     "train.text_lr": 0,
     "train.warmup_epochs": 0,
+    "train.microbatch": 0,
     "eval.batch_size": 1,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 1,
@@ -111,7 +117,9 @@ def check(config: ConfigDict) -> None:
 
 
 def save(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json.  Raises UserError where the workdir cannot be made."""
+    """Writes config.json, on the first host.  Raises UserError where the workdir cannot be made."""
+    if not is_first():
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")

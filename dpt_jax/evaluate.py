@@ -3,18 +3,18 @@
 import collections
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import jax_utils
 
+from dpt_jax import devices
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.experiment import Experiment, Frozen, training_meta
 from dpt_jax.metrics import Progress
-from dpt_jax.model import Texts
+from dpt_jax.model import PromptedCLIP, Texts
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
@@ -32,46 +32,74 @@ class Predictions(NamedTuple):
     row: np.ndarray
 
 
-def predict(experiment: Experiment, prompts: Any) -> Predictions:
-    """Logits of the method and of zero-shot CLIP for the test split.
+class Classifier(NamedTuple):
+    """Evaluation, pmapped: every argument and result has a leading device axis.
 
-    Text features are computed once; the batch is shared by the local devices.
+    encode(frozen, prompts) -> the text features, once for all images;
+    classify(frozen, prompts, texts, images (devices, b, H, W, 3)) -> logits of
+    the method and of zero-shot CLIP, (devices, b, C) each.
     """
-    config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    devices = jax.local_device_count()
-    rows = min(config.eval.batch_size, len(dataset.test))
 
-    @jax.pmap
+    encode: Callable[[Frozen, Any], Texts]
+    classify: Callable[[Frozen, Any, Texts, Any], tuple[jax.Array, jax.Array]]
+
+
+def make_classifier(model: PromptedCLIP) -> Classifier:
+    """The two programs that an evaluation runs."""
+
     def encode(frozen: Frozen, prompts: Any) -> Texts:
         return model.encode_texts({"clip": frozen.clip, "prompts": prompts}, frozen.layout, frozen.texts)
 
-    @jax.pmap
     def classify(frozen: Frozen, prompts: Any, texts: Texts, images: Any) -> tuple[jax.Array, jax.Array]:
         outputs = model({"clip": frozen.clip, "prompts": prompts}, images, texts)
         return outputs.logits, outputs.zero_shot_logits
 
-    prompts = jax_utils.replicate(prompts)
-    texts = encode(experiment.frozen, prompts)
+    return Classifier(jax.pmap(encode, axis_name=devices.AXIS), jax.pmap(classify, axis_name=devices.AXIS))
+
+
+def predict(experiment: Experiment, prompts: Any) -> Predictions:
+    """Logits of the method and of zero-shot CLIP for the test split.
+
+    The batch is shared by all devices: each host takes every so-many-th image,
+    and all of them have the whole result.
+    """
+    config, dataset, model = experiment.config, experiment.dataset, experiment.model
+    hosts, local = jax.process_count(), jax.local_device_count()
+    rows = -(-min(config.eval.batch_size, len(dataset.test)) // hosts)
+    steps = -(-len(dataset.test) // (rows * hosts))
+    classifier = make_classifier(model)
+    prompts = devices.replicate(prompts)
+    texts = classifier.encode(experiment.frozen, prompts)
     batches = loader.test_batches(
         dataset.read,
         dataset.test,
         model.clip.image_size,
-        config.eval.batch_size,
+        rows,
         config.dataset.workers,
         skip_unreadable=config.dataset.on_error == "skip",
+        host=jax.process_index(),
+        hosts=hosts,
     )
+    # Every host runs the same number of steps, with the last images missing on some.
+    nothing: loader.Batch = {
+        "image": np.zeros((0, *[model.clip.image_size] * 2, 3), np.uint8),
+        "label": np.zeros(0, np.int32),
+        "index": np.zeros(0, np.int32),
+        "weight": np.zeros(0, np.float32),
+    }
     parts: list[tuple[np.ndarray, ...]] = []
-    with Progress("evaluate", -(-len(dataset.test) // config.eval.batch_size)) as progress:
-        for batch in batches:
-            images = loader.shard(batch, rows, devices)["image"]
-            readable = np.flatnonzero(batch["weight"])
-            logits, zero_shot = (
-                np.asarray(x).reshape(-1, x.shape[-1])[readable]
-                for x in classify(experiment.frozen, prompts, texts, images)
-            )
-            parts.append((logits, zero_shot, batch["label"][readable], batch["index"][readable]))
+    with Progress("evaluate", steps) as progress:
+        for _ in range(steps):
+            batch = next(batches, nothing)
+            images = loader.shard(batch, rows, local)["image"]
+            logits = classifier.classify(experiment.frozen, prompts, texts, images)
+            own = [np.asarray(x).reshape(-1, x.shape[-1])[:rows] for x in logits]
+            own += [np.pad(batch[name], (0, rows - len(batch[name]))) for name in ("label", "index", "weight")]
+            parts.append(tuple(own))
             progress.advance()
-    found = Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    *columns, weight = (devices.rows_of_all_hosts(np.concatenate(column)) for column in zip(*parts, strict=True))
+    readable = np.flatnonzero(weight)
+    found = Predictions(*(column[readable] for column in columns))
     if not len(found.label):
         raise UserError(f"{config.dataset.name}: none of its {len(dataset.test)} test images could be read.")
     return found
@@ -105,6 +133,8 @@ def evaluate(
         "zero_shot_accuracy": float((found.zero_shot_logits.argmax(-1) == found.label).mean()),
         "per_class": scores,
     }
+    if not devices.is_first():
+        return results
     workdir.mkdir(parents=True, exist_ok=True)
     if config.eval.save_logits:
         np.savez(

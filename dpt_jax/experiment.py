@@ -1,5 +1,6 @@
 """What training and evaluation both start from: data, backbone, model, class texts."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import jax_utils
 from ml_collections import ConfigDict
 
 from dpt_jax import config as configs
+from dpt_jax import devices
 from dpt_jax.checkpoint import Saved, load_newest
 from dpt_jax.clip.model import TextLayout
 from dpt_jax.clip.pretrained import Pretrained, load_clip
@@ -30,7 +31,11 @@ class Frozen(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """One configuration, ready to run. frozen has a leading device axis."""
+    """One configuration, ready to run.
+
+    frozen has a leading device axis, and so have the parameters of pretrained,
+    which are the same arrays: the host keeps no copy.
+    """
 
     config: ConfigDict
     dataset: Dataset
@@ -47,34 +52,64 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
     dataset = load_dataset(config.dataset, config.seed)
     dtype = compute_dtype(config)
     pretrained = pretrained or load_clip(config.clip.weights, dtype)
-    clip, tokenizer = pretrained.config, pretrained.tokenizer
-    prompts = configs.prompt_config(config, len(dataset.classnames), clip.vision.layers)
-    model = PromptedCLIP(clip, prompts, dtype)
+    prompts = configs.prompt_config(config, len(dataset.classnames), pretrained.config.vision.layers)
+    model = PromptedCLIP(pretrained.config, prompts, dtype)
+    frozen = freeze(model, pretrained, dataset.classnames, configs.templates(config), config.text_prompt.class_position)
+    remat = config.train.remat
+    if remat == "auto":
+        rows = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
+        remat = choose_remat(model, frozen.layout.tokens[0].size + frozen.layout.prefix_tokens[0].size, rows)
+    model = dataclasses.replace(model, remat=remat)
+    return Experiment(config, dataset, model, pretrained._replace(params=frozen.clip), frozen)
+
+
+def freeze(
+    model: PromptedCLIP,
+    pretrained: Pretrained,
+    classnames: Sequence[str],
+    templates: Sequence[str],
+    class_position: str = "end",
+) -> Frozen:
+    """What training and evaluation read of a backbone and the classes, on every local device."""
+    tokenizer, prompts = pretrained.tokenizer, model.prompts
     plain = [
-        plain_layout([template.format(name) for name in dataset.classnames], tokenizer, clip.context_length)
-        for template in configs.templates(config)
+        plain_layout([template.format(name) for name in classnames], tokenizer, model.clip.context_length)
+        for template in templates
     ]
     layout = plain[0]
     if prompts.text_length:
         layout = prompt_layout(
-            dataset.classnames,
+            classnames,
             tokenizer,
             prompts.text_length,
-            config.text_prompt.class_position,
+            class_position,
             prompts.class_specific,
-            clip.context_length,
+            model.clip.context_length,
         )
-    clip_params = jax.tree.map(jnp.asarray, pretrained.params)
-    encode = jax.jit(model.encode_plain)
-    texts = ensemble([encode({"clip": clip_params}, texts) for texts in plain])
-    return Experiment(config, dataset, model, pretrained, jax_utils.replicate(Frozen(clip_params, layout, texts)))
+    clip = devices.replicate(pretrained.params)
+    encode = jax.pmap(lambda clip, texts: model.encode_plain({"clip": clip}, texts), axis_name=devices.AXIS)
+    texts = ensemble([encode(clip, devices.replicate(texts)) for texts in plain])
+    return Frozen(clip, devices.replicate(layout), texts)
+
+
+def choose_remat(model: PromptedCLIP, text_tokens: int, images: int) -> str:
+    """ "matmuls", or "blocks" where what the matrix products give would take more than a third of a device.
+
+    text_tokens: those of all class texts; images: those that a device takes at a time.
+    """
+    clip = model.clip
+    towers = ((clip.text, text_tokens), (clip.vision, images * (clip.grid**2 + 1)))
+    kept = (
+        sum(t.layers * tokens * (5 * t.width + t.mlp_width) for t, tokens in towers) * jnp.dtype(model.dtype).itemsize
+    )
+    return "blocks" if 3 * kept > devices.memory() else "matmuls"
 
 
 def ensemble(features: Sequence[jax.Array]) -> jax.Array:
-    """CLIP's prompt ensemble: of several templates' (C, E) features the mean, each normalised before."""
+    """CLIP's prompt ensemble: of several templates' (…, E) features the mean, each normalised before."""
     if len(features) == 1:
         return features[0]
-    return jnp.stack([f / jnp.linalg.norm(f, axis=-1, keepdims=True) for f in features]).mean(0)
+    return sum(f / jnp.linalg.norm(f, axis=-1, keepdims=True) for f in features) / len(features)
 
 
 def compute_dtype(config: ConfigDict) -> Any:
@@ -91,7 +126,8 @@ def initial_prompts(experiment: Experiment) -> Any:
     words = config.text_prompt.init if model.prompts.text_length else ""
     start = None
     if words:
-        start = context_from_words(words, pretrained.params["text"]["token_embedding"], pretrained.tokenizer)
+        embedding = devices.to_host(pretrained.params["text"]["token_embedding"])
+        start = context_from_words(words, embedding, pretrained.tokenizer)
     fresh = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(config.seed), start))
     if not config.init_from:
         return fresh

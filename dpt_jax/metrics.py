@@ -1,4 +1,7 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, and lines or a progress bar on the console."""
+"""What a run tells: metrics.jsonl, TensorBoard events, and lines or a progress bar on the console.
+
+Of several hosts, the first one tells; on the others everything here is silent.
+"""
 
 import json
 import pathlib
@@ -7,6 +10,8 @@ import time
 from typing import Any
 
 import tqdm
+
+from dpt_jax.devices import is_first
 
 METRICS_FILE = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 30
@@ -20,6 +25,8 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, start: int) -> None:
+        if not is_first():
+            return
         import tensorboardX
 
         file = workdir / METRICS_FILE
@@ -38,11 +45,14 @@ class MetricWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._board.close()
+        if is_first():
+            self._file.close()
+            self._board.close()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Records scalars under names such as "loss"."""
+        if not is_first():
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -55,7 +65,7 @@ class Progress:
     def __init__(self, title: str, total: int, start: int = 0) -> None:
         self._title, self._total, self._start, self._done = title, total, start, start
         self._began = self._spoke = time.monotonic()
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and is_first()
         self._bar = tqdm.tqdm(
             total=total, initial=start, desc=title, disable=not self._terminal, dynamic_ncols=True, unit="step"
         )
@@ -89,4 +99,5 @@ class Progress:
 
 def say(line: str) -> None:
     """A line on standard output, at once."""
-    print(line, flush=True)
+    if is_first():
+        print(line, flush=True)

@@ -52,6 +52,14 @@ class Texts(NamedTuple):
     learned: Array
 
 
+class Plain(NamedTuple):
+    """What plain CLIP sees in B images.  Nothing here depends on the prompts."""
+
+    features: Array  # (B, E), z, float32
+    logits: Array  # (B, C), s z Zᵀ
+    indices: Array | None  # (B, K), the classes CAVPT looks at, best first
+
+
 class Outputs(NamedTuple):
     """Everything the losses and the evaluation read, float32.  Unused entries cost nothing under jit."""
 
@@ -70,6 +78,7 @@ class PromptedCLIP:
     clip: CLIPConfig
     prompts: PromptConfig
     dtype: Any = jnp.float32
+    remat: str = "matmuls"  # what the backward pass keeps, see clip.model.KEPT
 
     def __post_init__(self) -> None:
         layers, text_layers = self.clip.vision.layers, self.clip.text.layers
@@ -89,6 +98,11 @@ class PromptedCLIP:
         """How many layers, from the first on, see P_l: those before CAVPT, or all."""
         return self.prompts.first_layer - 1 if self.prompts.top_k else self.clip.vision.layers
 
+    @property
+    def cavpt_layers(self) -> int:
+        """How many layers, up to the last one, see class-aware prompts."""
+        return self.clip.vision.layers - self.visual_layers
+
     def init(self, key: Array, context_start: np.ndarray | None = None) -> Any:
         """Fresh prompts, float32. context_start: (n, D_t), see context_from_words."""
         text_key, visual_key, cavpt_key = jax.random.split(key, 3)
@@ -102,7 +116,7 @@ class PromptedCLIP:
         if config.top_k:
             x = jnp.zeros((1, 1, self.clip.vision.width))
             t = jnp.zeros((1, 1, self.clip.embed_dim))
-            keys = jax.random.split(cavpt_key, self.clip.vision.layers - self.visual_layers)
+            keys = jax.random.split(cavpt_key, self.cavpt_layers)
             one_layer = ClassAwarePrompt(config.classes)
             prompts["cavpt"] = jax.vmap(lambda k: one_layer.init(k, x, t)["params"])(keys)
         return prompts
@@ -123,15 +137,19 @@ class PromptedCLIP:
         """Un-normalised text features (C, E) of the frozen CLIP."""
         return self._clip(params, lambda clip: clip.text(layout))
 
-    def __call__(self, params: Any, images: Array, texts: Texts) -> Outputs:
-        """Outputs for images (B, H, W, 3): uint8, or float already normalised."""
-        config = self.prompts
-        x = preprocess(images)
-        scale = jnp.exp(params["clip"]["logit_scale"].astype(jnp.float32))
-        plain = normalize(self._clip(params, lambda clip: clip.vision(x)[0]))
-        zero_shot_logits = scale * plain @ texts.frozen.T
+    def plain(self, params: Any, images: Array, texts: Texts) -> Plain:
+        """What plain CLIP sees in images (B, H, W, 3): uint8, or float already normalised."""
+        features = normalize(self._clip(params, lambda clip: clip.vision(preprocess(images))[0]))
+        logits = _scale(params) * features @ texts.frozen.T
+        k = min(self.prompts.top_k, texts.frozen.shape[0])
+        return Plain(features, logits, jax.lax.top_k(logits, k)[1] if k else None)
 
-        prompted, indices, auxiliary = plain, None, None
+    def __call__(self, params: Any, images: Array, texts: Texts, plain: Plain | None = None) -> Outputs:
+        """Outputs for images (B, H, W, 3), and for what plain CLIP sees in them, where that is known already."""
+        config = self.prompts
+        plain = plain or self.plain(params, images, texts)
+        x, scale = preprocess(images), _scale(params)
+        prompted, auxiliary = plain.features, None
         memories: list[LayerPrompts] = []
         if config.visual_length and self.visual_layers:
             tokens = params["prompts"]["visual"]["tokens"].astype(self.dtype)
@@ -139,15 +157,12 @@ class PromptedCLIP:
         elif config.top_k and self.visual_layers:
             memories.append(LayerPrompts(self.visual_layers, lambda _, x: (None, None)))
         if config.top_k:
-            k = min(config.top_k, texts.frozen.shape[0])
-            indices = jax.lax.top_k(zero_shot_logits, k)[1]
-            looked_at = texts.learned[indices]
+            looked_at = texts.learned[plain.indices]
             cavpt = params["prompts"]["cavpt"]
             # Those of the training, which need not be the classes of this evaluation.
             classes = cavpt["classifier"]["kernel"].shape[-1]
             attention = jax.jit(ClassAwarePrompt(classes, self.dtype).apply)
-            layers = self.clip.vision.layers - self.visual_layers
-            memories.append(LayerPrompts(layers, lambda p, x: attention({"params": p}, x, looked_at), cavpt))
+            memories.append(LayerPrompts(self.cavpt_layers, lambda p, x: attention({"params": p}, x, looked_at), cavpt))
         if memories:
             features, made = self._clip(params, lambda clip: clip.vision(x, memories))
             prompted = normalize(features)
@@ -155,11 +170,11 @@ class PromptedCLIP:
         learned = normalize(texts.learned)
         return Outputs(
             logits=scale * prompted @ (learned if config.text_length else texts.frozen).T,
-            zero_shot_logits=zero_shot_logits,
-            text_logits=scale * plain @ learned.T,
+            zero_shot_logits=plain.logits,
+            text_logits=scale * plain.features @ learned.T,
             image_logits=scale * prompted @ texts.frozen.T,
             auxiliary_logits=auxiliary,
-            indices=indices,
+            indices=plain.indices,
         )
 
     def _text_prompt(self, init: Any = None) -> TextPrompt:
@@ -169,7 +184,11 @@ class PromptedCLIP:
         return TextPrompt(config.text_length, config.text_depth, self.clip.text.width, classes, **extra)
 
     def _clip(self, params: Any, function: Any) -> Any:
-        return CLIP(self.clip, self.dtype).apply({"params": params["clip"]}, method=function)
+        return CLIP(self.clip, self.dtype, self.remat).apply({"params": params["clip"]}, method=function)
+
+
+def _scale(params: Any) -> Array:
+    return jnp.exp(params["clip"]["logit_scale"].astype(jnp.float32))
 
 
 def preprocess(images: Array) -> Array:

@@ -18,7 +18,6 @@ fails is reported at the end, with exit code 1, and the others go on.
 import importlib
 import itertools
 import json
-import os
 import pathlib
 import sys
 import time
@@ -271,8 +270,8 @@ def main(argv: Sequence[str]) -> None:
         run_config(run, overrides)
         for target in run.targets:
             _method_config(run.method, target.dataset, overrides)
+    cli.start()
     runs = pathlib.Path(values.runs)
-    _keep_compiled(runs)
     failed = sweep(planned, Runner(runs, overrides))
     say(f"{len(planned) - len(failed)} of {len(planned)} runs are finished; tables: python -m dpt_jax.report {runs}")
     for run, why in failed:
@@ -281,13 +280,8 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def _keep_compiled(runs: pathlib.Path) -> None:
-    """Programs compiled for one seed serve the others, unless JAX is told of another place for them."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str((runs / ".compiled").absolute()))
-
-
 if __name__ == "__main__":
     cli.define_flags()
+    cli.define_host_flags()
     define_flags()
     cli.run(main)

@@ -1,5 +1,6 @@
 """Training: one per-device step under pmap, and the loop around it."""
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -9,18 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import jax_utils
 
+from dpt_jax import devices
 from dpt_jax.checkpoint import Checkpoints
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.experiment import Experiment, Frozen, initial_prompts, training_meta
-from dpt_jax.losses import loss_terms
+from dpt_jax.losses import count, loss
 from dpt_jax.metrics import MetricWriter, Progress, say
-from dpt_jax.model import PromptedCLIP
+from dpt_jax.model import Plain, PromptedCLIP, Texts
 from dpt_jax.optimizer import OptimizerConfig, learning_rates, make_optimizer
 
-AXIS = "batch"
 TRAIN_FILES = "train_files.txt"
 
 
@@ -34,11 +34,12 @@ class TrainState(NamedTuple):
 
 
 class StepConfig(NamedTuple):
-    """The numbers of the loss and of the epochs that a step goes by."""
+    """The numbers that a step goes by. microbatch: the rows that a device takes at a time, 0 for all of its rows."""
 
     alpha: float
     guidance_epochs: int
     steps_per_epoch: int
+    microbatch: int = 0
 
 
 def make_step(
@@ -48,37 +49,58 @@ def make_step(
 
     Every argument has a leading device axis; the batch is what loader.shard
     makes. Loss, gradient and totals are global sums over global counts, so the
-    result does not depend on how many devices share the batch.
+    result depends neither on how many devices and hosts share the batch, nor on
+    the parts in which a device takes its rows.
     """
 
     def step(state: TrainState, frozen: Frozen, batch: Any) -> TrainState:
-        epoch = state.step // settings.steps_per_epoch
+        guided = state.step // settings.steps_per_epoch < settings.guidance_epochs
         rows = batch["weight"]
 
-        def objective(prompts: Any) -> tuple[jax.Array, jax.Array]:
-            params = {"clip": frozen.clip, "prompts": prompts}
-            texts = model.encode_texts(params, frozen.layout, frozen.texts)
-            outputs = model(params, batch["image"], texts)
-            guided = epoch < settings.guidance_epochs
-            terms = loss_terms(model.prompts, outputs, batch["label"], rows, guided, settings.alpha)
-            # Counts do not depend on the prompts, so only local sums are differentiated
-            # and the gradients, summed over the devices, are those of the global loss.
-            loss = sum(t.weight * t.total / jnp.maximum(jax.lax.psum(t.rows, AXIS), 1) for t in terms.values())
-            hits = ((outputs.logits.argmax(-1) == batch["label"]) * rows).sum()
-            return jnp.asarray(loss), hits
+        def params(prompts: Any) -> Any:
+            return {"clip": frozen.clip, "prompts": prompts}
 
-        (loss, hits), gradient = jax.value_and_grad(objective, has_aux=True)(state.prompts)
-        loss, hits, count, gradient = jax.lax.psum((loss, hits, rows.sum(), gradient), AXIS)
+        def encode(prompts: Any) -> tuple[jax.Array, Texts]:
+            texts = model.encode_texts(params(prompts), frozen.layout, frozen.texts)
+            return texts.learned, texts
+
+        # Encoded once a step, whatever the parts: `pull` takes their gradients back into the text prompt together.
+        learned, pull, texts = jax.vjp(encode, state.prompts, has_aux=True)
+        plain = model.plain(params(state.prompts), batch["image"], texts)
+        counts = jax.lax.psum(count(plain.indices, batch["label"], rows, model.cavpt_layers), devices.AXIS)
+
+        def objective(trained: Any, part: dict[str, Any], plain: Plain) -> tuple[jax.Array, jax.Array]:
+            prompts, learned = trained
+            outputs = model(params(prompts), part["image"], texts._replace(learned=learned), plain)
+            # The counts are global, so only these rows' share is differentiated, and the gradients, summed over
+            # parts and devices, are those of the global loss.
+            share = loss(model.prompts, outputs, part["label"], part["weight"], counts, guided, settings.alpha)
+            return share, ((outputs.logits.argmax(-1) == part["label"]) * part["weight"]).sum()
+
+        differentiate = jax.value_and_grad(objective, has_aux=True)
+        trained = (state.prompts, learned)
+        if settings.microbatch in (0, len(rows)):
+            (share, hits), (gradient, to_texts) = differentiate(trained, batch, plain)
+        else:
+            parts = jax.tree.map(lambda x: x.reshape(-1, settings.microbatch, *x.shape[1:]), (batch, plain))
+            none = jax.tree.map(jnp.zeros_like, ((rows[0], rows[0]), trained))
+
+            def add(sums: Any, part: Any) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, sums, differentiate(trained, *part)), None
+
+            ((share, hits), (gradient, to_texts)), _ = jax.lax.scan(add, none, parts)
+        gradient = jax.tree.map(jnp.add, gradient, pull(to_texts)[0])
+        total, hits, gradient = jax.lax.psum((share, hits, gradient), devices.AXIS)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.prompts)
         totals = jnp.where(state.step % settings.steps_per_epoch == 0, 0.0, state.totals)
         return TrainState(
             step=state.step + 1,
             prompts=optax.apply_updates(state.prompts, updates),
             opt_state=opt_state,
-            totals=totals + jnp.stack([loss * count, hits, count]),
+            totals=totals + jnp.stack([total * counts.images, hits, counts.images]),
         )
 
-    return jax.pmap(step, axis_name=AXIS, donate_argnums=0)
+    return jax.pmap(step, axis_name=devices.AXIS, donate_argnums=0)
 
 
 def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
@@ -98,8 +120,9 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
     if without:
         missing = dataset.classnames[without[0]]
         raise UserError(f"{name} has no training images of class {missing!r}, so it cannot be trained on.")
-    devices = jax.local_device_count()
-    rows = min(config.train.batch_size, len(dataset.train))
+    hosts, local = jax.process_count(), jax.local_device_count()
+    rows = -(-min(config.train.batch_size, len(dataset.train)) // hosts)
+    microbatch = min(config.train.microbatch, -(-rows // local))
     per_epoch = loader.steps_per_epoch(len(dataset.train), config.train.batch_size)
     total = per_epoch * config.train.epochs
     schedule = OptimizerConfig(
@@ -110,8 +133,10 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
         steps_per_epoch=per_epoch,
     )
     optimizer = make_optimizer(schedule)
-    step = make_step(model, optimizer, StepConfig(config.loss.alpha, config.loss.guidance_epochs, per_epoch))
-    batches = loader.train_batches(
+    settings = StepConfig(config.loss.alpha, config.loss.guidance_epochs, per_epoch, microbatch)
+    step = make_step(model, optimizer, settings)
+    make_batches = functools.partial(
+        loader.train_batches,
         dataset.read,
         dataset.train,
         model.clip.image_size,
@@ -121,12 +146,15 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
         config.train.augment,
         config.dataset.workers,
         skip_unreadable=config.dataset.on_error == "skip",
+        host=jax.process_index(),
+        hosts=hosts,
     )
     unreadable: set[int] = set()
     meta = training_meta(experiment)
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / TRAIN_FILES).write_text("".join(f"{example.path}\n" for example in dataset.train))
+    if devices.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / TRAIN_FILES).write_text("".join(f"{example.path}\n" for example in dataset.train))
     with Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints:
         start = checkpoints.newest()
         if start == total:
@@ -136,23 +164,24 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
         state = TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32))
         if start is not None:
             training = {"opt_state": state.opt_state, "totals": state.totals}
-            training = checkpoints.load_training(start, training, batches)
+            training = checkpoints.load_training(start, training)
             state = TrainState(np.int32(start), checkpoints.load_prompts(start).prompts, **training)
             say(f"{workdir}: going on at step {start} of {total}.")
         learned = sum(x.size for x in jax.tree.leaves(prompts))
         say(
             f"Training {model.prompts.method} on {len(dataset.train)} images of {len(dataset.classnames)} classes: "
             f"{config.train.epochs} epochs of {per_epoch} steps, {learned:,} learned numbers, "
-            f"{devices} {jax.default_backend()} device{'s' if devices > 1 else ''}, {jnp.dtype(model.dtype).name}."
+            f"{_devices_in_words()}, {jnp.dtype(model.dtype).name}."
         )
-        replicated = jax_utils.replicate(state)
+        batches = make_batches(start=start or 0)
+        replicated = devices.replicate(state)
         with MetricWriter(workdir, start or 0) as writer, Progress("train", total, start or 0) as progress:
             since, images = time.perf_counter(), 0
             for now in range((start or 0) + 1, total + 1):
                 batch = next(batches)
-                images += len(batch["label"])
+                images += len(batch["label"]) * hosts
                 unreadable.update(batch["index"][batch["weight"] == 0].tolist())
-                replicated = step(replicated, experiment.frozen, loader.shard(batch, rows, devices))
+                replicated = step(replicated, experiment.frozen, loader.shard(batch, rows, local, microbatch or 1))
                 progress.advance()
                 if now % per_epoch == 0:
                     values = _epoch_values(replicated, schedule, now)
@@ -161,28 +190,28 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
                     writer.write(now, values)
                     progress.report(_line(values, config.train.epochs), f"loss {values['loss']:.3f}")
                 if now % config.checkpoint.every_steps == 0 or now == total:
-                    host = _to_host(replicated)
-                    training = {"opt_state": host.opt_state, "totals": host.totals}
-                    checkpoints.save(now, host.prompts, meta, training, batches)
+                    host = devices.to_host(replicated)
+                    checkpoints.save(now, host.prompts, meta, {"opt_state": host.opt_state, "totals": host.totals})
         checkpoints.wait()
-        if unreadable:
-            say(f"{len(unreadable)} of {len(dataset.train)} training images could not be read and were left out.")
-        return _to_host(replicated).prompts
+        if left_out := devices.sum_over_hosts(len(unreadable)):
+            say(f"{left_out} of {len(dataset.train)} training images could not be read and were left out.")
+        return devices.to_host(replicated).prompts
 
 
-def _to_host(replicated: TrainState) -> TrainState:
-    # A copy: the next step donates the device's buffers.
-    return jax.tree.map(np.array, jax_utils.unreplicate(replicated))
+def _devices_in_words() -> str:
+    count, hosts = jax.device_count(), jax.process_count()
+    words = f"{count} {jax.default_backend()} device{'s' if count > 1 else ''}"
+    return f"{words} of {hosts} hosts" if hosts > 1 else words
 
 
 def _epoch_values(replicated: TrainState, schedule: OptimizerConfig, now: int) -> dict[str, float]:
     """Means over the epoch that ends with step `now`, and its learning rates."""
-    loss, hits, count = map(float, np.asarray(replicated.totals[0]))
-    if not count:
+    total, hits, images = map(float, devices.to_host(replicated.totals))
+    if not images:
         raise UserError("none of the training images could be read: check dataset.root, and where the images are.")
     epoch = now // schedule.steps_per_epoch
     rates = {f"{name}_lr": float(rate(now - 1)) for name, rate in learning_rates(schedule).items()}
-    return {"epoch": epoch, "loss": loss / count, "accuracy": hits / count, **rates}
+    return {"epoch": epoch, "loss": total / images, "accuracy": hits / images, **rates}
 
 
 def _line(values: dict[str, float], epochs: int) -> str:

@@ -165,9 +165,9 @@ def test_train_transform_mirrors_half_the_time():
     assert len({x.tobytes() for x in drawn}) > 150
 
 
-def batches_of(seed=0, augment=True, workers=0, batch_size=5, epochs=3):
+def batches_of(seed=0, augment=True, workers=0, batch_size=5, epochs=3, **place):
     train = load_dataset(config_of(shots=-1), seed=1).train
-    return loader.train_batches(Files(IMAGES), train, 32, batch_size, epochs, seed, augment, workers)
+    return loader.train_batches(Files(IMAGES), train, 32, batch_size, epochs, seed, augment, workers, **place)
 
 
 def test_batches_depend_on_the_seed_alone():
@@ -193,18 +193,33 @@ def test_fewer_images_than_a_batch_are_one_smaller_batch():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loader_goes_on_where_its_state_says(workers):
-    whole = list(batches_of())
-    first = batches_of(workers=workers)
-    for expected in whole[:3]:
-        np.testing.assert_array_equal(next(first)["image"], expected["image"])
-    second = batches_of(workers=workers)
-    second.set_state(first.get_state())
-    rest = list(second)
-    assert len(rest) == 3
-    for a, b in zip(rest, whole[3:], strict=True):
+@pytest.mark.parametrize("start", [1, 3])
+def test_loader_goes_on_from_any_step(start, workers):
+    """In the middle of an epoch too, and with another number of workers than before."""
+    rest, whole = list(batches_of(workers=workers, start=start)), list(batches_of())
+    assert len(rest) == 6 - start
+    for a, b in zip(rest, whole[start:], strict=True):
         np.testing.assert_array_equal(a["image"], b["image"])
         np.testing.assert_array_equal(a["label"], b["label"])
+
+
+@pytest.mark.parametrize(("batch_size", "hosts"), [(5, 5), (4, 2), (32, 5)])
+def test_hosts_share_the_rows_of_every_batch(batch_size, hosts):
+    """Together they have what one host has, augmented alike, whether or not the rows can be shared equally."""
+    alone = list(batches_of(batch_size=batch_size))
+    shares = [list(batches_of(batch_size=batch_size, host=h, hosts=hosts)) for h in range(hosts)]
+    assert {len(share) for share in shares} == {len(alone)}
+    for step, whole in enumerate(alone):
+        for host, share in enumerate(shares):
+            for name, rows in share[step].items():
+                np.testing.assert_array_equal(rows, whole[name][host::hosts])
+
+
+def test_hosts_that_cannot_share_a_batch_are_told_so():
+    with pytest.raises(UserError, match=r"train\.batch_size is 5: it must be a multiple of the 2 hosts"):
+        batches_of(batch_size=5, hosts=2)
+    with pytest.raises(UserError, match="12 training images cannot be shared by 16 hosts"):
+        batches_of(batch_size=32, hosts=16)
 
 
 def test_test_batches_keep_the_order_and_the_last_images():

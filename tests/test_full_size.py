@@ -12,12 +12,15 @@ from tests.make_clip_golden import MODELS, inputs, weights
 
 
 def layout_of(texts):
-    """Whole texts but for the start-of-text token, padded."""
+    """Whole texts but for the start-of-text token, a row each."""
     own = np.zeros((len(texts), max(map(len, texts)) - 1), np.int32)
-    for row, text in zip(own, texts, strict=True):
-        row[: len(text) - 1] = text[1:]
-    end = np.array([len(text) - 2 for text in texts], np.int32)
-    return TextLayout(np.array([texts[0][0]], np.int32), np.array([-1], np.int32), own, np.full_like(own, -1), end)
+    text, position = np.full_like(own, -1), np.zeros_like(own)
+    for c, tokens in enumerate(texts):
+        length = len(tokens) - 1
+        own[c, :length], text[c, :length], position[c, :length] = tokens[1:], c, range(1, length + 1)
+    ends = np.array([[len(tokens) - 2] for tokens in texts], np.int32)
+    start = np.array([texts[0][0]], np.int32), np.array([-1], np.int32)
+    return TextLayout(*start, own, np.full_like(own, -1), text, position, ends, np.arange(len(texts), dtype=np.int32))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dpt_jax.losses import loss_terms
+from dpt_jax.losses import count, loss
 from dpt_jax.model import PromptConfig, PromptedCLIP
 from dpt_jax.optimizer import OptimizerConfig, learning_rates, make_optimizer
 from dpt_jax.prompts.text import plain_layout, prompt_layout
@@ -57,9 +57,9 @@ class Case:
         return self.model(params, self.images, self.model.encode_texts(params, self.layout, self.frozen))
 
     def loss(self, prompts, guided):
-        rows = jnp.ones(len(self.labels))
-        terms = loss_terms(self.config, self.outputs(prompts), self.labels, rows, guided, self.meta["alpha"])
-        return sum(t.weight * t.total / jnp.maximum(t.rows, 1) for t in terms.values())
+        rows, outputs = jnp.ones(len(self.labels)), self.outputs(prompts)
+        counts = count(outputs.indices, self.labels, rows, self.model.cavpt_layers)
+        return loss(self.config, outputs, self.labels, rows, counts, guided, self.meta["alpha"])
 
 
 @pytest.fixture(scope="module", params=["dpt_last_layer", "coop_end"])
@@ -69,14 +69,17 @@ def case(request, clip) -> Case:
 
 def test_tokens(case, clip):
     """Prefix, context places and own tokens put together are the published token ids."""
-    placeholder = clip.tokenizer.encode("X")[0]
+    placeholder, layout = clip.tokenizer.encode("X")[0], case.layout
     for c, expected in enumerate(case.golden["tokens"]):
-        ids = np.concatenate([case.layout.prefix_tokens, case.layout.tokens[c]])
-        context = np.concatenate([case.layout.prefix_context, case.layout.context[c]])
+        own = layout.text == c
+        ids = np.concatenate([layout.prefix_tokens, layout.tokens[own]])
+        context = np.concatenate([layout.prefix_context, layout.context[own]])
         ids = np.where(context >= 0, placeholder, ids)
-        length = len(case.layout.prefix_tokens) + case.layout.end[c] + 1
-        np.testing.assert_array_equal(ids[:length], expected[:length])
-        assert not expected[length:].any()
+        np.testing.assert_array_equal(ids, expected[: len(ids)])
+        assert not expected[len(ids) :].any()
+        np.testing.assert_array_equal(layout.position[own], np.arange(len(layout.prefix_tokens), len(ids)))
+        row, place = np.divmod(layout.order[c], layout.ends.shape[1])
+        assert layout.tokens[row, layout.ends[row, place]] == clip.tokenizer.end
 
 
 def test_logits(case):

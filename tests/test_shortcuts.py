@@ -4,9 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dpt_jax.clip.model import CLIP, Block, LayerPrompts, TransformerConfig, normalize
+from dpt_jax.clip.model import CLIP, KEPT, Block, LayerPrompts, TransformerConfig, causal, normalize
+from dpt_jax.data.classnames import imagenet
 from dpt_jax.model import PromptConfig, PromptedCLIP
+from dpt_jax.prompts import text
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
 from dpt_jax.prompts.text import plain_layout, prompt_layout
 
@@ -24,7 +28,11 @@ def block():
     module = Block(CONFIG)
     params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 1, 64)))
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
-    return jax.jit(lambda *args, **kwargs: module.apply(params, *args, **kwargs), static_argnames="causal")
+    return jax.jit(lambda *args, **kwargs: module.apply(params, *args, **kwargs))
+
+
+def triangle(length):
+    return causal(jnp.zeros((1, length), jnp.int32))
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -36,16 +44,27 @@ def test_memory_is_appended_tokens_whose_outputs_are_dropped(block, shared):
 
 def test_causal_memory_is_a_prefix(block):
     whole = normal(3, 2, 9, 64)
-    plain = block(whole, causal=True)
-    np.testing.assert_allclose(block(whole[:, 4:], whole[:, :4], causal=True), plain[:, 4:], **CLOSE)
+    plain = block(whole, mask=triangle(9))
+    np.testing.assert_allclose(block(whole[:, 4:], whole[:, :4], mask=triangle(5)), plain[:, 4:], **CLOSE)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_single_query(block, causal):
-    x, memory, asked = normal(4, 3, 7, 64), normal(5, 3, 2, 64), jnp.array([0, 6, 3])
-    every = block(x, memory, causal=causal)
-    one = block(x, memory, causal=causal, query=asked)
-    np.testing.assert_allclose(one[:, 0], every[jnp.arange(3), asked], **CLOSE)
+@pytest.mark.parametrize("masked", [True, False])
+def test_only_the_asked_tokens(block, masked):
+    x, memory, asked = normal(4, 3, 7, 64), normal(5, 3, 2, 64), jnp.array([[0, 1], [6, 2], [3, 3]])
+    mask = triangle(7) if masked else None
+    every = block(x, memory, mask=mask)
+    some = block(x, memory, mask=mask, query=asked)
+    np.testing.assert_allclose(some, every[jnp.arange(3)[:, None], asked], **CLOSE)
+
+
+def test_texts_in_one_row_do_not_see_each_other(block):
+    """Packed rows against a row a text, padding and memory included."""
+    x, memory = normal(3, 2, 9, 64), normal(5, 1, 2, 64)
+    owners = jnp.array([[0, 0, 0, 1, 1, 2, 2, 2, 2], [3, 3, 4, 4, 4, 4, 4, -1, -1]])
+    packed = block(x, memory, mask=causal(owners))
+    for row, start, stop in [(0, 0, 3), (0, 3, 5), (0, 5, 9), (1, 0, 2), (1, 2, 7)]:
+        alone = block(x[row : row + 1, start:stop], memory, mask=triangle(stop - start))
+        np.testing.assert_allclose(packed[row, start:stop], alone[0], **CLOSE)
 
 
 def layer_norm(x, p):
@@ -77,7 +96,8 @@ def plain_text_features(clip, rows, context):
         for layer in range(clip.config.text.layers):
             if 0 < layer < len(placed):
                 x = jnp.where(inside, placed[layer], x)
-            x = block.apply({"params": layer_of(weights["transformer"]["blocks"], layer)}, x, causal=True)
+            own = layer_of(weights["transformer"]["blocks"], layer)
+            x = block.apply({"params": own}, x, mask=triangle(length))
         return layer_norm(x[each, ends], weights["ln_final"]) @ weights["projection"]
 
     return features(clip.params["text"], context)
@@ -100,10 +120,12 @@ def plain_rows(clip, names, length, position):
     return rows
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize(("depth", "row"), [(1, 64), (2, 12), (3, 30)])
 @pytest.mark.parametrize("class_specific", [False, True])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
-def test_shared_text_prefix(clip, position, class_specific, depth):
+def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
+    """The shared beginning encoded once and the own tokens packed into rows, against the written-out tower."""
+    monkeypatch.setattr(text, "ROW", row)
     length, width = 5, clip.config.text.width
     own = (len(NAMES),) if class_specific else ()
     context = normal(6, depth, *own, length, width, scale=0.3)
@@ -122,6 +144,48 @@ def test_prefix_is_as_long_as_it_can_be(clip):
     assert len(prompt_layout(NAMES, clip.tokenizer, 16, "end", class_specific=True).prefix_tokens) == 1
     assert len(plain_layout([f"a photo of a {n}." for n in NAMES], clip.tokenizer).prefix_tokens) == 5
     assert prompt_layout(["dog"], clip.tokenizer, 4).tokens.shape == (1, 1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=200))
+def test_packing_keeps_every_text_once_in_rows_with_little_padding(lengths):
+    rows = text.pack(lengths)
+    assert sorted(c for row in rows for c in row) == list(range(len(lengths)))
+    widest = max(sum(lengths[c] for c in row) for row in rows)
+    assert widest <= max(text.ROW, *lengths)
+    # Two rows that are half empty would have been one.
+    assert sum(2 * sum(lengths[c] for c in row) <= max(text.ROW, *lengths) for row in rows) <= 1
+
+
+def test_a_thousand_names_cost_what_their_tokens_cost(clip):
+    """Of the places of ImageNet's packed names, few are padding; of the published 77 a class, nearly all are."""
+    layout = prompt_layout(imagenet(), clip.tokenizer, 16)
+    assert (layout.text >= 0).mean() > 0.95
+    assert layout.tokens.size < 0.1 * 77 * len(layout.order)
+
+
+@pytest.mark.parametrize("remat", KEPT)
+def test_what_the_backward_pass_keeps_changes_no_gradient(clip, remat):
+    """Of every prompt, against the blocks differentiated as they are."""
+    config = PromptConfig(len(NAMES), 4, text_depth=2, visual_length=3, top_k=2, first_layer=3)
+    plain, layout = plain_layout(NAMES, clip.tokenizer), prompt_layout(NAMES, clip.tokenizer, 4)
+    images = normal(13, 2, 32, 32, 3)
+    prompts = jax.jit(PromptedCLIP(clip.config, config).init)(jax.random.key(7))
+
+    def gradient(model):
+        def loss(prompts):
+            params = {"clip": clip.params, "prompts": prompts}
+            outputs = model(params, images, model.encode_texts(params, layout, model.encode_plain(params, plain)))
+            return jnp.square(outputs.logits).mean() + jnp.square(outputs.auxiliary_logits).mean()
+
+        return jax.jit(jax.grad(loss))(prompts)
+
+    found = gradient(PromptedCLIP(clip.config, config, remat=remat))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "checkpoint", lambda function, **_: function)
+        expected = gradient(PromptedCLIP(clip.config, config))
+    errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), found, expected)
+    assert max(jax.tree.leaves(errors)) < 1e-5, errors
 
 
 def plain_prompted_tower(clip, model, params, images, texts):

@@ -5,9 +5,9 @@ but neither look nor survive (no queries, no MLP, no output). Appending tokens
 to a block's input and dropping their outputs again computes the same thing and
 costs more.
 
-Shapes: B images, C texts, T tokens, M memory tokens, D width, E joint embedding.
-Parameters are float32 or the compute dtype; layer norm and softmax always run
-in float32.
+Shapes: B images, C texts, R rows of packed texts, T tokens, M memory tokens,
+D width, E joint embedding. Parameters are float32 or the compute dtype; layer
+norm and softmax always run in float32.
 """
 
 import dataclasses
@@ -18,11 +18,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+WEIGHTS = "weights"
+# What a block keeps for its backward pass besides its input, by the name of the choice.
+KEPT = {
+    "none": jax.checkpoint_policies.save_anything_except_these_names(WEIGHTS),
+    "matmuls": jax.checkpoint_policies.save_only_these_names("query", "key", "value", "attended", "hidden"),
+    "blocks": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -60,16 +70,23 @@ class TextLayout(NamedTuple):
     """C texts, split into the tokens they all begin with and their own tokens.
 
     Attention is causal, so the shared beginning is the same for every text and
-    is encoded once (P tokens); the own tokens (T of them, padded after the
-    end-of-text token) look at it as a memory. A position holds either a token
-    id or, where `*_context` is not negative, that row of the learned context.
+    is encoded once (P tokens); the own tokens look at it as a memory. Several
+    texts share a row of T tokens, where each sees itself only, so that the cost
+    goes with the tokens there are and not with the longest text.
+
+    A place holds either a token id or, where `*context` is not negative, that
+    row of the learned context (of all classes' rows, one class after the other,
+    where each has its own).
     """
 
     prefix_tokens: np.ndarray | Array  # (P,) int32
     prefix_context: np.ndarray | Array  # (P,) int32, -1: no context here
-    tokens: np.ndarray | Array  # (C, T) int32
-    context: np.ndarray | Array  # (C, T) int32, -1: no context here
-    end: np.ndarray | Array  # (C,) int32, index of the end-of-text token in `tokens`
+    tokens: np.ndarray | Array  # (R, T) int32
+    context: np.ndarray | Array  # (R, T) int32, -1: no context here
+    text: np.ndarray | Array  # (R, T) int32, the text a place belongs to, -1: padding
+    position: np.ndarray | Array  # (R, T) int32, where it stands in its text, the prefix counted
+    ends: np.ndarray | Array  # (R, Q) int32, places of the row's end-of-text tokens, padded with 0
+    order: np.ndarray | Array  # (C,) int32, where each text's end is in the flattened `ends`
 
 
 class LayerPrompts(NamedTuple):
@@ -109,14 +126,15 @@ class Block(nn.Module):
         x: Array,
         memory: Array | None = None,
         *,
-        causal: bool = False,
-        query: Array | int | None = None,
+        mask: Array | None = None,
+        query: Array | None = None,
     ) -> Array:
         """Updates the tokens of x, which attend to themselves and to the memory.
 
-        x: (B, T, D). memory: (B or 1, M, D), seen by every token. causal: a
-        token of x sees the tokens of x up to itself. query: index, one or (B,),
-        of the only token whose output is wanted; the result is then (B, 1, D).
+        x: (B, T, D). memory: (B or 1, M, D), seen by every token. mask: (B or 1,
+        T, T) bool, which tokens of x each token of x sees; all, where None.
+        query: (B or 1, Q) int32, the only tokens whose outputs are wanted; the
+        result is then (B, Q, D).
         """
         config = self.config
         norm_1, norm_2 = (LayerNorm(config.layer_norm_eps, name=f"ln_{i}") for i in (1, 2))
@@ -124,28 +142,26 @@ class Block(nn.Module):
         to_query, to_key, to_value = (
             nn.DenseGeneral(heads, dtype=self.dtype, name=name) for name in ("query", "key", "value")
         )
-        batch, length, _ = x.shape
-        asked = None if query is None else jnp.broadcast_to(jnp.asarray(query), (batch,))
 
         normed = norm_1(x)
-        keys, values = to_key(normed), to_value(normed)
-        mask = None
-        if causal:
-            last_seen = jnp.arange(length)[None] if asked is None else asked[:, None]
-            mask = jnp.arange(length) <= last_seen[:, None, :, None]  # (1 or B, 1, queries, T)
+        keys, values = checkpoint_name(to_key(normed), "key"), checkpoint_name(to_value(normed), "value")
+        if query is not None:
+            places = query[..., None]
+            x, normed = (jnp.take_along_axis(t, places, axis=1) for t in (x, normed))
+            mask = None if mask is None else jnp.take_along_axis(mask, places, axis=1)
         if memory is not None:
             seen = norm_1(memory)
-            shape = (batch, memory.shape[1], *heads)
+            shape = (x.shape[0], memory.shape[1], *heads)
             keys = jnp.concatenate([keys, jnp.broadcast_to(to_key(seen), shape)], axis=1)
             values = jnp.concatenate([values, jnp.broadcast_to(to_value(seen), shape)], axis=1)
             if mask is not None:
-                mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, memory.shape[1])), constant_values=True)
-        if asked is not None:
-            x, normed = (jnp.take_along_axis(t, asked[:, None, None], axis=1) for t in (x, normed))
+                mask = jnp.pad(mask, ((0, 0), (0, 0), (0, memory.shape[1])), constant_values=True)
+        queries = checkpoint_name(to_query(normed), "query")
 
-        attended = jax.nn.dot_product_attention(to_query(normed), keys, values, mask=mask)
+        attended = jax.nn.dot_product_attention(queries, keys, values, mask=None if mask is None else mask[:, None])
         x = x + nn.DenseGeneral(config.width, axis=(-2, -1), dtype=self.dtype, name="out")(attended)
-        hidden = nn.Dense(config.mlp_width, dtype=self.dtype, name="mlp_in")(norm_2(x))
+        x = checkpoint_name(x, "attended")
+        hidden = checkpoint_name(nn.Dense(config.mlp_width, dtype=self.dtype, name="mlp_in")(norm_2(x)), "hidden")
         return x + nn.Dense(config.width, dtype=self.dtype, name="mlp_out")(ACTIVATIONS[config.activation](hidden))
 
 
@@ -154,6 +170,7 @@ class Transformer(nn.Module):
 
     config: TransformerConfig
     dtype: Any = jnp.float32
+    remat: str = "matmuls"
 
     def setup(self) -> None:
         self._block = Block(self.config, self.dtype, parent=None)
@@ -164,11 +181,12 @@ class Transformer(nn.Module):
         keys = jax.random.split(key, self.config.layers)
         return jax.vmap(lambda k: self._block.init(k, tokens)["params"])(keys)
 
-    def block(self, layer: int) -> Callable[..., Array]:
+    def block(self, layer: int | Array) -> Callable[..., Array]:
         """The block of one layer (0-based), as a function with Block's arguments."""
-        return self._bind(jax.tree.map(lambda w: w[layer], self.blocks))
+        weights = jax.tree.map(
+            lambda w: checkpoint_name(jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), WEIGHTS), self.blocks
+        )
 
-    def _bind(self, weights: Any) -> Callable[..., Array]:
         def block(*args: Any, **kwargs: Any) -> Any:
             return self._block.apply({"params": weights}, *args, **kwargs)
 
@@ -189,11 +207,13 @@ class Transformer(nn.Module):
         """
 
         def body(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
-            weights, own = inputs
-            return step(self._bind(weights), carry, own)
+            layer, own = inputs
+            return step(self.block(layer), carry, own)
 
-        weights = jax.tree.map(lambda w: w[start:stop], self.blocks)
-        return jax.lax.scan(body, carry, (weights, per_layer))
+        # The loop counts layers and takes each one's weights where they are: scanned over, those of
+        # start..stop-1 would be copied first, and kept a second time for the backward pass.
+        body = jax.checkpoint(body, policy=KEPT[self.remat], prevent_cse=False)
+        return jax.lax.scan(body, carry, (jnp.arange(start, stop), per_layer))
 
 
 class VisionTower(nn.Module):
@@ -201,6 +221,7 @@ class VisionTower(nn.Module):
 
     config: CLIPConfig
     dtype: Any = jnp.float32
+    remat: str = "matmuls"
 
     def setup(self) -> None:
         config, width = self.config, self.config.vision.width
@@ -210,7 +231,7 @@ class VisionTower(nn.Module):
         self.class_embedding = self.param("class_embedding", normal, (width,))
         self.position_embedding = self.param("position_embedding", normal, (config.grid**2 + 1, width))
         self.ln_pre = LayerNorm(config.vision.layer_norm_eps)
-        self.transformer = Transformer(config.vision, self.dtype)
+        self.transformer = Transformer(config.vision, self.dtype, self.remat)
         self.ln_post = LayerNorm(config.vision.layer_norm_eps)
         self.projection = self.param("projection", normal, (width, config.embed_dim))
 
@@ -257,7 +278,7 @@ class VisionTower(nn.Module):
         if ends:
             # Only the class token leaves the last block, so only its query is computed.
             memory, final = prompt.make(jax.tree.map(lambda a: a[-1], prompt.per_layer), x)
-            x = self.transformer.block(start + scanned)(x, memory, query=0)
+            x = self.transformer.block(start + scanned)(x, memory, query=jnp.zeros((1, 1), jnp.int32))
             final = jax.tree.map(lambda a: a[None], final)
             output = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), output, final) if scanned else final
         return x, output
@@ -268,13 +289,14 @@ class TextTower(nn.Module):
 
     config: CLIPConfig
     dtype: Any = jnp.float32
+    remat: str = "matmuls"
 
     def setup(self) -> None:
         config, width = self.config, self.config.text.width
         normal = nn.initializers.normal(0.02)
         self.token_embedding = self.param("token_embedding", normal, (config.vocab_size, width))
         self.position_embedding = self.param("position_embedding", normal, (config.context_length, width))
-        self.transformer = Transformer(config.text, self.dtype)
+        self.transformer = Transformer(config.text, self.dtype, self.remat)
         self.ln_final = LayerNorm(config.text.layer_norm_eps)
         self.projection = self.param("projection", normal, (width, config.embed_dim))
 
@@ -283,33 +305,34 @@ class TextTower(nn.Module):
 
         context: learned tokens, (depth, n, D), or (depth, C, n, D) where each
         text has its own. context[0] enters with the token embeddings;
-        context[l] replaces what the context positions hold before layer l.
+        context[l] replaces what the context places hold before layer l.
         """
         blocks, last = self.transformer, self.config.text.layers - 1
-        shared = layout.prefix_tokens.shape[0]
+        own_text = jnp.asarray(layout.text)
+        masks = causal(jnp.zeros_like(layout.prefix_tokens)[None]), causal(own_text)
+        places = jnp.asarray(layout.prefix_context)[None], jnp.asarray(layout.context)
 
-        def place(x: Array, rows: Array, index: Any) -> Array:
-            """x (N, T, D) with rows (n, D) or (N, n, D) where index (N, T) is not negative."""
-            rows = rows if rows.ndim == 3 else rows[None]
-            found = jnp.take_along_axis(rows, jnp.maximum(index, 0)[..., None], axis=1)
-            return jnp.where(index[..., None] >= 0, found.astype(x.dtype), x)
-
-        def place_both(carry: tuple[Array, ...], rows: Array) -> tuple[Array, ...]:
-            # The prefix is one row for all texts: it holds context only where they share it.
-            prefix_rows = rows if rows.ndim == 2 else rows[0]
-            prefix, own = carry
-            return place(prefix, prefix_rows, layout.prefix_context[None]), place(own, rows, layout.context)
+        def place(carry: tuple[Array, ...], rows: Array) -> tuple[Array, ...]:
+            """Puts the rows (n, D) or (C, n, D) of the context where the layout has them."""
+            rows = rows.reshape(-1, rows.shape[-1])
+            return tuple(
+                jnp.where(index[..., None] >= 0, rows[jnp.maximum(index, 0)].astype(x.dtype), x)
+                for x, index in zip(carry, places, strict=True)
+            )
 
         def step(block: Callable[..., Array], carry: Any, rows: Array | None) -> tuple[Any, None]:
-            prefix, own = carry if rows is None else place_both(carry, rows)
-            return (block(prefix, causal=True), block(own, prefix, causal=True)), None
+            prefix, own = carry if rows is None else place(carry, rows)
+            return (block(prefix, mask=masks[0]), block(own, prefix, mask=masks[1])), None
 
         tokens = layout.prefix_tokens[None], layout.tokens
+        positions = jnp.arange(len(layout.prefix_tokens))[None], layout.position
         carry = tuple(jnp.take(self.token_embedding, t, axis=0).astype(self.dtype) for t in tokens)
         if context is not None:
-            carry = place_both(carry, context[0])
-        positions = jnp.split(self.position_embedding[: shared + layout.tokens.shape[1]].astype(self.dtype), [shared])
-        carry = tuple(x + position for x, position in zip(carry, positions, strict=True))
+            carry = place(carry, context[0])
+        carry = tuple(
+            x + jnp.take(self.position_embedding, position, axis=0).astype(self.dtype)
+            for x, position in zip(carry, positions, strict=True)
+        )
 
         depth = 1 if context is None else min(context.shape[0], last)
         start = 0
@@ -319,10 +342,17 @@ class TextTower(nn.Module):
             start = depth
         carry, _ = blocks.scan(step, carry, start, last)
         if context is not None and context.shape[0] > last > 0:
-            carry = place_both(carry, context[last])
+            carry = place(carry, context[last])
         prefix, own = carry
-        x = blocks.block(last)(own, prefix, causal=True, query=layout.end)[:, 0]
-        return (self.ln_final(x) @ self.projection.astype(self.dtype)).astype(jnp.float32)
+        ends = blocks.block(last)(own, prefix, mask=masks[1], query=jnp.asarray(layout.ends))
+        x = self.ln_final(ends.reshape(-1, ends.shape[-1])[jnp.asarray(layout.order)])
+        return (x @ self.projection.astype(self.dtype)).astype(jnp.float32)
+
+
+def causal(text: Array) -> Array:
+    """The mask (R, T, T) of rows whose places belong to the texts (R, T): each sees its text up to itself."""
+    length = text.shape[1]
+    return (text[:, :, None] == text[:, None, :]) & jnp.tri(length, dtype=bool)
 
 
 class CLIP(nn.Module):
@@ -330,10 +360,11 @@ class CLIP(nn.Module):
 
     config: CLIPConfig
     dtype: Any = jnp.float32
+    remat: str = "matmuls"
 
     def setup(self) -> None:
-        self.vision = VisionTower(self.config, self.dtype)
-        self.text = TextTower(self.config, self.dtype)
+        self.vision = VisionTower(self.config, self.dtype, self.remat)
+        self.text = TextTower(self.config, self.dtype, self.remat)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
 
     def __call__(self, images: Array, layout: TextLayout) -> tuple[Array, Array]:
@@ -349,6 +380,6 @@ def normalize(features: Array) -> Array:
 
 def param_shapes(config: CLIPConfig) -> Any:
     """The tree of jax.ShapeDtypeStruct that CLIP(config) expects, without computing anything."""
-    layout = TextLayout(*(np.zeros(s, np.int32) for s in ((1,), (1,), (1, 1), (1, 1), (1,))))
+    layout = TextLayout(*(np.zeros(shape, np.int32) for shape in (*[(1,)] * 2, *[(1, 1)] * 5, (1,))))
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     return jax.eval_shape(lambda key, x: CLIP(config).init(key, x, layout)["params"], jax.random.key(0), images)

@@ -20,6 +20,20 @@ from dpt_jax.errors import UserError
 
 WEIGHT_FILES = ("model.safetensors", "flax_model.msgpack", "pytorch_model.bin")
 ORBAX_FOLDER = "params"
+# Those of transformers' CLIPConfig, whose import takes PyTorch with it where that is installed.
+COMMON = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "text_config": {
+        **COMMON,
+        **{"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
+        **{"vocab_size": 49408, "max_position_embeddings": 77},
+    },
+    "vision_config": {
+        **COMMON,
+        **{"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+        **{"image_size": 224, "patch_size": 32},
+    },
+}
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 # Not weights: index buffers of older transformers, sizes that OpenAI's archives repeat.
 IGNORED = re.compile(r"(.*\.position_ids|input_resolution|context_length|vocab_size)$")
@@ -193,7 +207,7 @@ def _check_same_tree(there: Any, wanted: Any, directory: epath.Path) -> None:
 
 
 def _config_from_file(file: epath.Path) -> CLIPConfig:
-    """Sizes from a config.json of transformers, missing keys as its CLIPConfig defaults."""
+    """Sizes from a config.json of transformers, missing keys as in its CLIPConfig."""
     try:
         raw = json.loads(file.read_text())
     except FileNotFoundError as reason:
@@ -203,30 +217,33 @@ def _config_from_file(file: epath.Path) -> CLIPConfig:
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind != "clip":
         raise UserError(f"{file} describes a model of type {kind!r}; only CLIP with a ViT image tower is supported.")
-    import transformers
 
-    full: Any = transformers.CLIPConfig.from_dict(raw)
+    def tower(part: str) -> dict[str, Any]:
+        # Older files have a second copy of the part, which transformers lets win.
+        sizes = {**DEFAULTS[part], **(raw.get(part) or {}), **(raw.get(f"{part}_dict") or {})}
+        if sizes["hidden_act"] not in ACTIVATIONS:
+            raise UserError(f"{file}: activation {sizes['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}.")
+        return sizes
 
-    def tower(part: Any) -> TransformerConfig:
-        if part.hidden_act not in ACTIVATIONS:
-            raise UserError(f"{file}: activation {part.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}.")
+    def transformer(sizes: dict[str, Any]) -> TransformerConfig:
         return TransformerConfig(
-            width=part.hidden_size,
-            layers=part.num_hidden_layers,
-            heads=part.num_attention_heads,
-            mlp_width=part.intermediate_size,
-            activation=part.hidden_act,
-            layer_norm_eps=part.layer_norm_eps,
+            width=sizes["hidden_size"],
+            layers=sizes["num_hidden_layers"],
+            heads=sizes["num_attention_heads"],
+            mlp_width=sizes["intermediate_size"],
+            activation=sizes["hidden_act"],
+            layer_norm_eps=sizes["layer_norm_eps"],
         )
 
+    vision, text = tower("vision_config"), tower("text_config")
     return CLIPConfig(
-        embed_dim=full.projection_dim,
-        image_size=full.vision_config.image_size,
-        patch_size=full.vision_config.patch_size,
-        vision=tower(full.vision_config),
-        text=tower(full.text_config),
-        vocab_size=full.text_config.vocab_size,
-        context_length=full.text_config.max_position_embeddings,
+        embed_dim=raw.get("projection_dim", 512),
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        vision=transformer(vision),
+        text=transformer(text),
+        vocab_size=text["vocab_size"],
+        context_length=text["max_position_embeddings"],
     )
 
 

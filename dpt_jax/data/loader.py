@@ -1,4 +1,4 @@
-"""Batches of uint8 images by Grain: the same for the same seed, with any number of workers, resumable."""
+"""Batches of uint8 images by Grain: the same for the same seed, with any number of workers and hosts, from any step."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from PIL import Image
 
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
 from dpt_jax.data.transforms import test_transform, train_transform
+from dpt_jax.errors import UserError
 
 # Host arrays: image (B, H, W, 3) uint8, label (B,) int32, index (B,) int32 into the examples,
 # weight (B,) float32, 0 for an image that could not be read and is black.
@@ -58,17 +59,28 @@ def train_batches(
     augment: bool,
     workers: int = 0,
     skip_unreadable: bool = False,
+    start: int = 0,
+    host: int = 0,
+    hosts: int = 1,
 ) -> grain.DatasetIterator:
-    """All batches of a training run, newly shuffled and augmented every epoch.
+    """The batches of a training run from number `start` on, newly shuffled and augmented every epoch.
 
-    Fewer examples than batch_size make one smaller batch an epoch. The
-    iterator's state is a position, so a run can be resumed within an epoch.
+    Fewer examples than batch_size make one smaller batch an epoch. Of every
+    batch this host gets each `hosts`-th row, from row `host` on; together they
+    have the rows that one host would have. Raises UserError where the rows of a
+    batch cannot be shared equally.
     """
+    rows = min(batch_size, len(examples))
+    if rows % hosts and rows == batch_size:
+        raise UserError(f"train.batch_size is {batch_size}: it must be a multiple of the {hosts} hosts.")
+    if rows < hosts:
+        raise UserError(f"{len(examples)} training images cannot be shared by {hosts} hosts.")
     load = _Load(read, size, skip_unreadable)
     data = grain.MapDataset.source(list(enumerate(examples))).seed(seed).shuffle()
     data = data.random_map(load) if augment else data.map(load)
-    data = data.batch(batch_size, drop_remainder=len(examples) >= batch_size).repeat(epochs)
-    return iter(_read(data, workers))
+    data = data[: rows * steps_per_epoch(len(examples), batch_size)][host::hosts]
+    data = data.batch(-(-rows // hosts)).repeat(epochs)
+    return iter(_read(data[start:], workers))
 
 
 def test_batches(
@@ -78,11 +90,13 @@ def test_batches(
     batch_size: int,
     workers: int = 0,
     skip_unreadable: bool = False,
+    host: int = 0,
+    hosts: int = 1,
 ) -> grain.DatasetIterator:
-    """The examples in their order, the last batch as small as it comes."""
+    """The examples in their order, or each `hosts`-th of them from `host` on; the last batch as small as it comes."""
     load = _Load(read, size, skip_unreadable)
-    data = grain.MapDataset.source(list(enumerate(examples))).map(load).batch(batch_size, drop_remainder=False)
-    return iter(_read(data, workers))
+    data = grain.MapDataset.source(list(enumerate(examples))).map(load)[host::hosts]
+    return iter(_read(data.batch(batch_size, drop_remainder=False), workers))
 
 
 def _read(data: grain.MapDataset, workers: int) -> grain.IterDataset:
@@ -90,12 +104,12 @@ def _read(data: grain.MapDataset, workers: int) -> grain.IterDataset:
     return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)) if workers else batches
 
 
-def shard(batch: Batch, rows: int, devices: int) -> Batch:
-    """The batch padded to `rows` (rounded up to the devices) and split over them: (devices, b, …).
+def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:
+    """The batch padded to `rows` and split over the devices: (devices, b, …), b rounded up to a multiple.
 
     The padding is zeros, its `weight` too. The index stays on the host.
     """
-    rows = -(-rows // devices) * devices
+    rows = -(-rows // (devices * multiple)) * devices * multiple
     own = len(batch["label"])
 
     def split(x: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from dpt_jax.errors import UserError
 
 POSITIONS = ("end", "middle", "front")
 Row = list[tuple[int, int]]  # one text as (token id, context row or -1) a position
+ROW = 64  # tokens of packed texts a row: enough to leave little padding, few enough that attention stays cheap
 
 
 class TextPrompt(nn.Module):
@@ -81,25 +82,26 @@ def prompt_layout(
     if position not in POSITIONS:
         raise UserError(f"text_prompt.class_position: {position!r} is not one of {', '.join(POSITIONS)}.")
     before = {"end": length, "middle": length // 2, "front": 0}[position]
-    context = [(0, i) for i in range(length)]
     rows = []
-    for name in classnames:
+    for c, name in enumerate(classnames):
+        first = c * length if class_specific else 0
+        context = [(0, first + i) for i in range(length)]
         name = name.replace("_", " ")
         tokens = [(t, -1) for t in tokenizer.encode(name + ".")]
         # "end" puts no context behind the name, so where the name stops does not matter there.
         stop = len(tokenizer.encode(name)) if before < length else 0
         words = [*context[:before], *tokens[:stop], *context[before:], *tokens[stop:]]
         rows.append([(tokenizer.start, -1), *words, (tokenizer.end, -1)])
-    return _layout(rows, classnames, context_length, class_specific)
+    return _layout(rows, classnames, context_length)
 
 
 def plain_layout(texts: Sequence[str], tokenizer: Tokenizer, context_length: int = 77) -> TextLayout:
     """Ordinary texts, without context.  Raises UserError for one over context_length."""
     rows = [[(t, -1) for t in (tokenizer.start, *tokenizer.encode(text), tokenizer.end)] for text in texts]
-    return _layout(rows, texts, context_length, class_specific=False)
+    return _layout(rows, texts, context_length)
 
 
-def _layout(rows: list[Row], names: Sequence[str], context_length: int, class_specific: bool) -> TextLayout:
+def _layout(rows: list[Row], names: Sequence[str], context_length: int) -> TextLayout:
     for name, row in zip(names, rows, strict=True):
         if len(row) > context_length:
             raise UserError(
@@ -109,13 +111,49 @@ def _layout(rows: list[Row], names: Sequence[str], context_length: int, class_sp
     # What all texts begin with is encoded once; each keeps at least its end-of-text token.
     shared, shortest = 0, min(map(len, rows))
     for column in zip(*rows, strict=False):
-        if shared == shortest - 1 or len(set(column)) > 1 or (class_specific and column[0][1] >= 0):
+        if shared == shortest - 1 or len(set(column)) > 1:
             break
         shared += 1
-    own = max(map(len, rows)) - shared
-    table = np.tile(np.array([0, -1], np.int32), (len(rows), own, 1))
-    for i, row in enumerate(rows):
-        table[i, : len(row) - shared] = row[shared:]
     prefix = np.asarray(rows[0][:shared], np.int32).reshape(shared, 2)
-    end = np.asarray([len(row) - shared - 1 for row in rows], np.int32)
-    return TextLayout(prefix[:, 0], prefix[:, 1], table[..., 0], table[..., 1], end)
+    own = [row[shared:] for row in rows]
+    packed = pack([len(row) for row in own])
+    width = max(sum(len(own[c]) for c in members) for members in packed)
+    table = np.tile(np.array([0, -1, -1, 0], np.int32), (len(packed), width, 1))
+    ends = np.zeros((len(packed), max(map(len, packed))), np.int32)
+    order = np.zeros(len(rows), np.int32)
+    for r, members in enumerate(packed):
+        start = 0
+        for i, c in enumerate(members):
+            stop = start + len(own[c])
+            table[r, start:stop, :2] = own[c]
+            table[r, start:stop, 2] = c
+            table[r, start:stop, 3] = range(shared, len(rows[c]))
+            ends[r, i], order[c], start = stop - 1, r * ends.shape[1] + i, stop
+    tokens, context, text, position = np.moveaxis(table, -1, 0)
+    return TextLayout(prefix[:, 0], prefix[:, 1], tokens, context, text, position, ends, order)
+
+
+def pack(lengths: Sequence[int]) -> list[list[int]]:
+    """The texts of these lengths by rows of at most ROW tokens (or of the longest text): the fewest rows that their
+    sum asks for, and the narrowest that hold them."""
+    widest = max(ROW, *lengths)
+    rows = -(-sum(lengths) // widest)
+    for room in range(max(-(-sum(lengths) // rows), *lengths), widest + 1):
+        packed = _first_fit(lengths, room)
+        if len(packed) <= rows:
+            break
+    return packed
+
+
+def _first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """The longest first, each into the first row that has room."""
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for c in sorted(range(len(lengths)), key=lambda c: -lengths[c]):
+        r = next((r for r, left in enumerate(free) if left >= lengths[c]), len(rows))
+        if r == len(rows):
+            rows.append([])
+            free.append(room)
+        rows[r].append(c)
+        free[r] -= lengths[c]
+    return rows
