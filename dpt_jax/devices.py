@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from dpt_jax.errors import UserError
 
 AXIS = "batch"  # the axis of pmap: every device of every host
+HEARTBEAT_SECONDS = 30  # a host that is silent for so long has died, and the others end too: start them all again
 # In which variable the schedulers whose processes JAX can connect by itself say how many there are.
 CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -46,7 +47,7 @@ def connect(hosts: Hosts) -> None:
     if not (all(named) or hosts.cluster or scheduled):
         return
     try:
-        jax.distributed.initialize(*given) if all(named) else jax.distributed.initialize()
+        jax.distributed.initialize(*(given if all(named) else ()), heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (ValueError, RuntimeError) as reason:
         raise UserError(f"the processes of this run could not be connected: {reason}") from reason
 

@@ -50,46 +50,38 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
     pretrained: the backbone, where it is loaded already.
     """
     dataset = load_dataset(config.dataset, config.seed)
-    dtype = compute_dtype(config)
-    pretrained = pretrained or load_clip(config.clip.weights, dtype)
-    prompts = configs.prompt_config(config, len(dataset.classnames), pretrained.config.vision.layers)
-    model = PromptedCLIP(pretrained.config, prompts, dtype)
-    frozen = freeze(model, pretrained, dataset.classnames, configs.templates(config), config.text_prompt.class_position)
-    remat = config.train.remat
-    if remat == "auto":
-        rows = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
-        remat = choose_remat(model, frozen.layout.tokens[0].size + frozen.layout.prefix_tokens[0].size, rows)
-    model = dataclasses.replace(model, remat=remat)
-    return Experiment(config, dataset, model, pretrained._replace(params=frozen.clip), frozen)
+    return assemble(config, dataset, pretrained or load_clip(config.clip.weights, compute_dtype(config)))
 
 
-def freeze(
-    model: PromptedCLIP,
-    pretrained: Pretrained,
-    classnames: Sequence[str],
-    templates: Sequence[str],
-    class_position: str = "end",
-) -> Frozen:
-    """What training and evaluation read of a backbone and the classes, on every local device."""
-    tokenizer, prompts = pretrained.tokenizer, model.prompts
+def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:
+    """The experiment of a dataset and a backbone that are loaded."""
+    clip = pretrained.config
+    prompts = configs.prompt_config(config, len(dataset.classnames), clip.vision.layers)
+    model = PromptedCLIP(clip, prompts, compute_dtype(config))
     plain = [
-        plain_layout([template.format(name) for name in classnames], tokenizer, model.clip.context_length)
-        for template in templates
+        plain_layout([template.format(name) for name in dataset.classnames], pretrained.tokenizer, clip.context_length)
+        for template in configs.templates(config)
     ]
     layout = plain[0]
     if prompts.text_length:
         layout = prompt_layout(
-            classnames,
-            tokenizer,
+            dataset.classnames,
+            pretrained.tokenizer,
             prompts.text_length,
-            class_position,
+            config.text_prompt.class_position,
             prompts.class_specific,
-            model.clip.context_length,
+            clip.context_length,
         )
-    clip = devices.replicate(pretrained.params)
+    remat = config.train.remat
+    if remat == "auto":
+        images = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
+        remat = choose_remat(model, layout.tokens.size, images)
+    model = dataclasses.replace(model, remat=remat)
+    params = devices.replicate(pretrained.params)
     encode = jax.pmap(lambda clip, texts: model.encode_plain({"clip": clip}, texts), axis_name=devices.AXIS)
-    texts = ensemble([encode(clip, devices.replicate(texts)) for texts in plain])
-    return Frozen(clip, devices.replicate(layout), texts)
+    texts = ensemble([encode(params, devices.replicate(texts)) for texts in plain])
+    frozen = Frozen(params, devices.replicate(layout), texts)
+    return Experiment(config, dataset, model, pretrained._replace(params=params), frozen)
 
 
 def choose_remat(model: PromptedCLIP, text_tokens: int, images: int) -> str:
@@ -99,10 +91,8 @@ def choose_remat(model: PromptedCLIP, text_tokens: int, images: int) -> str:
     """
     clip = model.clip
     towers = ((clip.text, text_tokens), (clip.vision, images * (clip.grid**2 + 1)))
-    kept = (
-        sum(t.layers * tokens * (5 * t.width + t.mlp_width) for t, tokens in towers) * jnp.dtype(model.dtype).itemsize
-    )
-    return "blocks" if 3 * kept > devices.memory() else "matmuls"
+    kept = sum(tower.layers * tokens * (5 * tower.width + tower.mlp_width) for tower, tokens in towers)
+    return "blocks" if 3 * kept * jnp.dtype(model.dtype).itemsize > devices.memory() else "matmuls"
 
 
 def ensemble(features: Sequence[jax.Array]) -> jax.Array:

@@ -1,0 +1,199 @@
+"""How long a step takes, beside what its mathematics needs and what the machine can do.
+
+    python benchmarks/train_step.py [--clip=vit-b-32] [--classes=100] [--batch=32] [--method=dpt] [--dtype=float32]
+        [--mode=train] [--devices=N] [--steps=5] [--microbatch=0] [--remat=auto] [--memory]
+
+Random weights of a published size and ImageNet's first so many class names.
+Prints one JSON line:
+    step_s             median of the steps; with --mode=eval of a batch, the text features given
+    text_s             with --mode=eval: encoding the class texts, once for all batches
+    compile_s          what the first step takes longer
+    model_gflop        what a step's mathematics needs, see flops.py
+    gemm_gflops_per_s  of a large matrix product in the same process and dtype; gemm_ratio is the step's part of it
+    peak_memory_gb     of the process; device_peak_memory_gb of an accelerator
+    compiled_gb        with --memory: the compiler's own account of the step (arguments are mostly CLIP's weights);
+                       --steps=0 compiles the step for this machine's memory and runs nothing
+"""
+
+import datetime
+import importlib
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Started as a script, whose import path begins in this folder and not at the root of the repository.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from absl import app, flags, logging
+
+CLIP = flags.DEFINE_enum("clip", "vit-b-32", ["vit-b-32", "vit-b-16", "vit-l-14"], "The size of the backbone.")
+CLASSES = flags.DEFINE_integer("classes", 100, "ImageNet's first so many names.", lower_bound=1, upper_bound=1000)
+BATCH = flags.DEFINE_integer("batch", 32, "Images a step, of all devices together.", lower_bound=1)
+METHOD = flags.DEFINE_enum("method", "dpt", ["coop", "vpt", "vlp", "dpt"], "What is trained.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is computed in.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "A training step, or a batch of an evaluation.")
+DEVICES = flags.DEFINE_integer("devices", None, "On CPU: simulated devices.  Otherwise all that there are.")
+STEPS = flags.DEFINE_integer("steps", 5, "How many are timed.", lower_bound=0)
+MICROBATCH = flags.DEFINE_integer("microbatch", 0, "train.microbatch.", lower_bound=0)
+REMAT = flags.DEFINE_enum("remat", "auto", ["auto", "none", "matmuls", "blocks"], "train.remat.")
+MEMORY = flags.DEFINE_bool("memory", False, "Compile once more, for the compiler's account of the memory.")
+GEMM = 4096
+GB = 1e9
+
+
+def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    if DEVICES.value:
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES.value}"
+        )
+    # JAX reads the number of devices when it starts.
+    import jax
+    import numpy as np
+
+    from benchmarks import flops
+    from benchmarks.random_clip import random_clip
+    from dpt_jax import devices
+    from dpt_jax import experiment as experiments
+    from dpt_jax.data import classnames
+    from dpt_jax.data.dataset import Dataset
+
+    config = importlib.import_module(f"configs.{METHOD.value}").get_config("imagenet")
+    config.dtype, config.train.batch_size = DTYPE.value, BATCH.value
+    config.train.microbatch, config.train.remat = MICROBATCH.value, REMAT.value
+    dtype = experiments.compute_dtype(config)
+    names = classnames.imagenet()[: CLASSES.value]
+    dataset = Dataset(classnames=names, train=[], test=[], read=None)
+    experiment = experiments.assemble(config, dataset, random_clip(CLIP.value, dtype))
+    generator, local = np.random.default_rng(0), jax.local_device_count()
+    rows, size = -(-BATCH.value // local), experiment.model.clip.image_size
+    batch = {
+        "image": generator.integers(0, 256, (local, rows, size, size, 3), np.uint8),
+        "label": generator.integers(0, len(names), (local, rows), np.int32),
+        "weight": np.ones((local, rows), np.float32),
+    }
+    layout = devices.to_host(experiment.frozen.layout)
+    needed = flops.count(experiment.model, layout, local * rows, train=MODE.value == "train") / 1e9
+    result = {
+        "clip": CLIP.value,
+        "classes": len(names),
+        "batch": local * rows,
+        "method": METHOD.value,
+        "dtype": DTYPE.value,
+        "mode": MODE.value,
+        "remat": experiment.model.remat,
+        "microbatch": MICROBATCH.value,
+        "model_gflop": round(needed, 1),
+    }
+    result |= (training if MODE.value == "train" else evaluating)(experiment, batch)
+    if STEPS.value:
+        result["images_per_s"] = round(local * rows / result["step_s"], 2)
+        result["gflops_per_s"] = round(needed / result["step_s"], 1)
+        result["gemm_gflops_per_s"] = round(gemm(dtype), 1)
+        result["gemm_ratio"] = round(result["gflops_per_s"] / result["gemm_gflops_per_s"], 3)
+    result["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB, 2)
+    if stats := jax.local_devices()[0].memory_stats():
+        result["device_peak_memory_gb"] = round(stats["peak_bytes_in_use"] / GB, 2)
+    result |= {
+        "device": f"{local} x {jax.local_devices()[0].device_kind}",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+    print(json.dumps(result))
+
+
+def training(experiment: Any, batch: Any) -> dict[str, Any]:
+    """step_s, compile_s and compiled_gb of the training step."""
+    import numpy as np
+
+    from dpt_jax import devices
+    from dpt_jax.experiment import initial_prompts
+    from dpt_jax.optimizer import OptimizerConfig, make_optimizer
+    from dpt_jax.train import StepConfig, TrainState, make_step
+
+    prompts = initial_prompts(experiment)
+    optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
+    step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1, MICROBATCH.value))
+    state = devices.replicate(TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32)))
+    compiled = account(step, state, experiment.frozen, batch) if MEMORY.value else {}
+
+    def run() -> Any:
+        nonlocal state
+        state = step(state, experiment.frozen, batch)
+        return state
+
+    return timed(run) | compiled
+
+
+def evaluating(experiment: Any, batch: Any) -> dict[str, Any]:
+    """step_s, text_s, compile_s and compiled_gb of the evaluation."""
+    from dpt_jax import devices
+    from dpt_jax.evaluate import make_classifier
+    from dpt_jax.experiment import initial_prompts
+
+    classifier, frozen = make_classifier(experiment.model), experiment.frozen
+    prompts = devices.replicate(initial_prompts(experiment))
+    texts = classifier.encode(frozen, prompts)
+    arguments = frozen, prompts, texts, batch["image"]
+    compiled = account(classifier.classify, *arguments) if MEMORY.value else {}
+    encoding = timed(lambda: classifier.encode(frozen, prompts))
+    result = timed(lambda: classifier.classify(*arguments)) | compiled
+    return result | {"text_s": encoding["step_s"]} if STEPS.value else result
+
+
+def timed(run: Callable[[], Any]) -> dict[str, float]:
+    """The median of STEPS calls, and what the first one took longer, for it compiles."""
+    import jax
+
+    if not STEPS.value:
+        return {}
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        return time.perf_counter() - began
+
+    first, *times = (seconds() for _ in range(STEPS.value + 1))
+    step = statistics.median(times)
+    return {"step_s": round(step, 4), "compile_s": round(first - step, 2)}
+
+
+def account(function: Any, *arguments: Any) -> dict[str, Any]:
+    """The compiler's own account of the memory of one device."""
+    began = time.perf_counter()
+    analysis = function.lower(*arguments).compile().memory_analysis()
+    seconds = time.perf_counter() - began
+    sizes = {name: getattr(analysis, f"{name}_size_in_bytes") for name in ("argument", "output", "alias", "temp")}
+    sizes["together"] = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]
+    # In the process that asks for the account, the first step finds the program compiled.
+    return {"compile_s": round(seconds, 2), "compiled_gb": {name: round(size / GB, 2) for name, size in sizes.items()}}
+
+
+def gemm(dtype: Any) -> float:
+    """Gflop/s of the product of two square matrices, on all devices at once."""
+    import jax
+    import jax.numpy as jnp
+
+    local = jax.local_device_count()
+    product = jax.pmap(jnp.matmul)
+    a = jax.pmap(lambda x: jnp.full((GEMM, GEMM), x, dtype))(jnp.full(local, 0.01))
+    jax.block_until_ready(product(a, a))
+    times = []
+    for _ in range(max(STEPS.value, 5)):
+        began = time.perf_counter()
+        jax.block_until_ready(product(a, a))
+        times.append(time.perf_counter() - began)
+    return 2 * local * GEMM**3 / statistics.median(times) / 1e9
+
+
+if __name__ == "__main__":
+    app.run(main)
