@@ -39,15 +39,17 @@ def connect(hosts: Hosts) -> None:
     for it (a TPU pod slice), and under srun and mpirun with several processes.
     Raises UserError where the two contradict each other or nobody answers.
     """
-    given = (hosts.coordinator, hosts.processes, hosts.process)
-    named = [value is not None for value in given]
+    named = [value is not None for value in (hosts.coordinator, hosts.processes, hosts.process)]
     if any(named) and (not all(named) or hosts.cluster):
         raise UserError("give --coordinator, --processes and --process together, or --cluster alone.")
     scheduled = any(int(os.environ.get(name, "1")) > 1 for name in CLUSTERS)
     if not (all(named) or hosts.cluster or scheduled):
         return
     try:
-        jax.distributed.initialize(*(given if all(named) else ()), heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        # What is None, JAX takes from the environment.
+        jax.distributed.initialize(
+            hosts.coordinator, hosts.processes, hosts.process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
     except (ValueError, RuntimeError) as reason:
         raise UserError(f"the processes of this run could not be connected: {reason}") from reason
 
@@ -96,7 +98,7 @@ def replicate(tree: Any) -> Any:
     def place(x: Any) -> jax.Array:
         if isinstance(x, jax.Array) and x.sharding == sharding:
             return x
-        x = x if isinstance(x, jax.Array) else np.asarray(x)
+        x = np.asarray(x)
         copies = [jax.device_put(x[None], device) for device in devices]
         return jax.make_array_from_single_device_arrays((len(devices), *x.shape), sharding, copies)
 
@@ -105,7 +107,7 @@ def replicate(tree: Any) -> Any:
 
 def to_host(tree: Any) -> Any:
     """One of the copies of every array, on the host, where no later step can change it."""
-    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data[0]), tree)
+    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
 
 
 def sum_over_hosts(number: int) -> int:

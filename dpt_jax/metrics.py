@@ -27,8 +27,6 @@ class MetricWriter:
     def __init__(self, workdir: pathlib.Path, start: int) -> None:
         if not is_first():
             return
-        import tensorboardX
-
         file = workdir / METRICS_FILE
         kept = []
         if file.exists():
@@ -39,7 +37,7 @@ class MetricWriter:
                     continue  # a line the stop cut in half
         file.write_text("".join(f"{line}\n" for line in kept))
         self._file = file.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir), purge_step=start + 1)
+        self._board = _tensorboard().SummaryWriter(str(workdir), purge_step=start + 1)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -57,6 +55,19 @@ class MetricWriter:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+
+def _tensorboard() -> Any:
+    """tensorboardX, which would import PyTorch where that is installed, for seconds and to no use here."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tensorboardX
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return tensorboardX
 
 
 class Progress:

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -62,11 +63,17 @@ class Golden:
         return {k.removeprefix(f"{prefix}/"): self.arrays[k] for k in self.arrays.files if k.startswith(f"{prefix}/")}
 
 
-def command(*arguments: str, devices: int = 1, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """`python ARGUMENTS…` from the root of the repository, on simulated CPU devices."""
+def command(
+    *arguments: str, devices: int = 1, check: bool = True, without: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess:
+    """`python ARGUMENTS…` from the root of the repository, on simulated CPU devices.
+
+    without: variables that it does not get.
+    """
     env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     env |= {name.upper(): str(value) for name, value in COMPILATION.items()}
     env |= {"HF_HUB_OFFLINE": "1", **environment}
+    env = {name: value for name, value in env.items() if name not in without}
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise AssertionError(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")

@@ -152,6 +152,24 @@ def test_same_seed_same_prompts_other_seed_others(trained, clip_dir, clip, tmp_p
     assert (other["text"]["context"] != expected["text"]["context"]).any()
 
 
+@pytest.mark.parametrize("microbatch", [1, 4])
+def test_gradient_accumulation_trains_to_the_same(microbatch, trained, clip_dir, clip, tmp_path):
+    """Also where the rows of a device are no multiple of what it takes at a time: 6 in parts of 4."""
+    found, results = run(make_config(clip_dir, train__microbatch=microbatch), clip, tmp_path)
+    expected = load_newest(trained).prompts
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+    assert results["accuracy"] == json.loads((trained / "results.json").read_text())["accuracy"]
+
+
+def test_what_is_kept_for_the_backward_pass_goes_by_the_memory(monkeypatch, clip_dir, clip):
+    config = make_config(clip_dir)
+    assert experiments.prepare(config, clip).model.remat == "matmuls"
+    monkeypatch.setattr("dpt_jax.devices.memory", lambda: 100_000)
+    assert experiments.prepare(config, clip).model.remat == "blocks"
+    config.train.remat = "none"
+    assert experiments.prepare(config, clip).model.remat == "none"
+
+
 def test_bfloat16_trains_to_nearly_the_same(trained, clip_dir, clip, tmp_path):
     expected = load_newest(trained).prompts
     found, results = run(make_config(clip_dir, dtype="bfloat16"), clip, tmp_path)
