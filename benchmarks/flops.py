@@ -18,7 +18,7 @@ def count(model: PromptedCLIP, layout: TextLayout, images: int, train: bool) -> 
     prompted = bool(model.prompts.visual_length or model.prompts.top_k)
     total = _embed(model, images) + _vision(model, images, prompted=False)
     if prompted:
-        total += _vision(model, images, prompted=True) * 1.0
+        total += _vision(model, images, prompted=True)
         if train:
             total += _vision(model, images, prompted=True, backward=True)
     if model.prompts.top_k:

@@ -24,16 +24,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 from absl import app, flags, logging
-from etils import epath
-from flax import jax_utils
 from PIL import Image
 
+from benchmarks.random_clip import random_clip
 from configs import dpt
+from dpt_jax import devices
 from dpt_jax import experiment as experiments
-from dpt_jax.clip.model import CLIPConfig, TransformerConfig, param_shapes
-from dpt_jax.clip.pretrained import Pretrained
-from dpt_jax.clip.tokenizer import load_tokenizer
 from dpt_jax.data import classnames, loader
+from dpt_jax.evaluate import make_classifier
 from dpt_jax.optimizer import OptimizerConfig, make_optimizer
 from dpt_jax.train import StepConfig, TrainState, make_step
 
@@ -42,7 +40,6 @@ PIXELS = flags.DEFINE_integer("pixels", 500, "Their width; the height is three q
 WORKERS = flags.DEFINE_list("workers", ["0", "1", "2"], "Loader processes, 0 for the threads of this one.")
 CLASSES = flags.DEFINE_integer("classes", 100, "ImageNet's first so many class names.", lower_bound=1, upper_bound=1000)
 BATCH = flags.DEFINE_integer("batch", 32, "Images a batch.", lower_bound=1)
-VIT_B32 = CLIPConfig(512, 224, 32, TransformerConfig(768, 12, 12, 3072), TransformerConfig(512, 12, 8, 2048))
 STEPS = 5
 PASSES = 3
 LOADED_AHEAD = 12  # batches; the loader keeps eight ready
@@ -90,11 +87,9 @@ def write_images(root: pathlib.Path, files: int) -> float:
 
 def make_experiment(root: pathlib.Path) -> experiments.Experiment:
     """DPT on the images, on a backbone of random weights."""
-    generator = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: generator.standard_normal(x.shape, np.float32) * 0.02, param_shapes(VIT_B32))
     config = dpt.get_config("folder")
     config.dataset.root, config.dataset.shots, config.train.batch_size = str(root), -1, BATCH.value
-    return experiments.prepare(config, Pretrained(VIT_B32, params, load_tokenizer(epath.Path(root))))
+    return experiments.prepare(config, random_clip("vit-b-32", experiments.compute_dtype(config)))
 
 
 def batches(experiment: experiments.Experiment, train: bool, workers: int) -> Iterator[Any]:
@@ -122,7 +117,7 @@ def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1))
     state = TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32))
-    state = jax_utils.replicate(state)
+    state = devices.replicate(state)
     shards = loader.shard(batch, BATCH.value, jax.local_device_count())
     state = jax.block_until_ready(step(state, experiment.frozen, shards))
     began = time.perf_counter()
@@ -133,20 +128,14 @@ def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
 
 def testing_rate(experiment: experiments.Experiment, batch: Any) -> float:
     """Images/s of the prompted model, text features given."""
-    model, frozen = experiment.model, experiment.frozen
-    prompts = jax_utils.replicate(experiments.initial_prompts(experiment))
-
-    @jax.pmap
-    def classify(frozen: Any, prompts: Any, texts: Any, images: Any) -> jax.Array:
-        return model({"clip": frozen.clip, "prompts": prompts}, images, texts).logits
-
-    encode = jax.pmap(lambda f, p: model.encode_texts({"clip": f.clip, "prompts": p}, f.layout, f.texts))
-    texts = encode(frozen, prompts)
+    classifier, frozen = make_classifier(experiment.model), experiment.frozen
+    prompts = devices.replicate(experiments.initial_prompts(experiment))
+    texts = classifier.encode(frozen, prompts)
     images = loader.shard(batch, BATCH.value, jax.local_device_count())["image"]
-    jax.block_until_ready(classify(frozen, prompts, texts, images))
+    jax.block_until_ready(classifier.classify(frozen, prompts, texts, images))
     began = time.perf_counter()
     for _ in range(STEPS):
-        jax.block_until_ready(classify(frozen, prompts, texts, images))
+        jax.block_until_ready(classifier.classify(frozen, prompts, texts, images))
     return STEPS * len(batch["label"]) / (time.perf_counter() - began)
 
 

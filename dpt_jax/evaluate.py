@@ -48,7 +48,8 @@ def make_classifier(model: PromptedCLIP) -> Classifier:
     """The two programs that an evaluation runs."""
 
     def encode(frozen: Frozen, prompts: Any) -> Texts:
-        return model.encode_texts({"clip": frozen.clip, "prompts": prompts}, frozen.layout, frozen.texts)
+        params = {"clip": frozen.clip, "prompts": prompts}
+        return model.encode_texts(params, frozen.layout, frozen.texts, devices.AXIS)
 
     def classify(frozen: Frozen, prompts: Any, texts: Texts, images: Any) -> tuple[jax.Array, jax.Array]:
         outputs = model({"clip": frozen.clip, "prompts": prompts}, images, texts)

@@ -75,10 +75,10 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     remat = config.train.remat
     if remat == "auto":
         images = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
-        remat = choose_remat(model, layout.tokens.size, images)
+        remat = choose_remat(model, layout.tokens.size // jax.device_count(), images)
     model = dataclasses.replace(model, remat=remat)
     params = devices.replicate(pretrained.params)
-    encode = jax.pmap(lambda clip, texts: model.encode_plain({"clip": clip}, texts), axis_name=devices.AXIS)
+    encode = jax.pmap(lambda clip, texts: model.encode_plain({"clip": clip}, texts, devices.AXIS), devices.AXIS)
     texts = ensemble([encode(params, devices.replicate(texts)) for texts in plain])
     frozen = Frozen(params, devices.replicate(layout), texts)
     return Experiment(config, dataset, model, pretrained._replace(params=params), frozen)
@@ -87,7 +87,7 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
 def choose_remat(model: PromptedCLIP, text_tokens: int, images: int) -> str:
     """ "matmuls", or "blocks" where what the matrix products give would take more than a third of a device.
 
-    text_tokens: those of all class texts; images: those that a device takes at a time.
+    text_tokens, images: those that a device takes at a time.
     """
     clip = model.clip
     towers = ((clip.text, text_tokens), (clip.vision, images * (clip.grid**2 + 1)))

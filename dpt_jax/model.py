@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpt_jax.clip.model import CLIP, CLIPConfig, LayerPrompts, TextLayout, normalize
+from dpt_jax.clip.model import CLIP, CLIPConfig, LayerPrompts, TextLayout, normalize, share
 from dpt_jax.errors import UserError
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
 from dpt_jax.prompts.text import TextPrompt, initializer
@@ -121,21 +121,21 @@ class PromptedCLIP:
             prompts["cavpt"] = jax.vmap(lambda k: one_layer.init(k, x, t)["params"])(keys)
         return prompts
 
-    def encode_texts(self, params: Any, layout: TextLayout, frozen: Array) -> Texts:
+    def encode_texts(self, params: Any, layout: TextLayout, frozen: Array, axis: str | None = None) -> Texts:
         """Text features of the classes.
 
         layout: the learned prompt's (ignored where there is no text prompt);
         frozen: (C, E) un-normalised features of the templates, see encode_plain.
+        axis: the mapped axis of the devices that share the work.
         """
         if not self.prompts.text_length:
             return Texts(normalize(frozen), frozen)
         context = self._text_prompt().apply({"params": params["prompts"]["text"]})
-        learned = self._clip(params, lambda clip: clip.text(layout, context))
-        return Texts(normalize(frozen), learned)
+        return Texts(normalize(frozen), self._encode(params, layout, context, axis))
 
-    def encode_plain(self, params: Any, layout: TextLayout) -> Array:
-        """Un-normalised text features (C, E) of the frozen CLIP."""
-        return self._clip(params, lambda clip: clip.text(layout))
+    def encode_plain(self, params: Any, layout: TextLayout, axis: str | None = None) -> Array:
+        """Un-normalised text features (C, E) of the frozen CLIP.  axis: as for encode_texts."""
+        return self._encode(params, layout, None, axis)
 
     def plain(self, params: Any, images: Array, texts: Texts) -> Plain:
         """What plain CLIP sees in images (B, H, W, 3): uint8, or float already normalised."""
@@ -176,6 +176,14 @@ class PromptedCLIP:
             auxiliary_logits=auxiliary,
             indices=plain.indices,
         )
+
+    def _encode(self, params: Any, layout: TextLayout, context: Any, axis: str | None) -> Array:
+        if axis is None:
+            return self._clip(params, lambda clip: clip.text(layout, context))
+        # Each device encodes some of the rows: with many classes and few images a device, texts are most of a step.
+        own = self._clip(params, lambda clip: clip.text.rows(share(layout, axis), context))
+        ends = jax.lax.all_gather(own, axis, tiled=True)
+        return ends.reshape(-1, ends.shape[-1])[jnp.asarray(layout.order)]
 
     def _text_prompt(self, init: Any = None) -> TextPrompt:
         config = self.prompts

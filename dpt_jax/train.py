@@ -61,7 +61,7 @@ def make_step(
             return {"clip": frozen.clip, "prompts": prompts}
 
         def encode(prompts: Any) -> tuple[jax.Array, Texts]:
-            texts = model.encode_texts(params(prompts), frozen.layout, frozen.texts)
+            texts = model.encode_texts(params(prompts), frozen.layout, frozen.texts, devices.AXIS)
             return texts.learned, texts
 
         # Encoded once a step, whatever the parts: `pull` takes their gradients back into the text prompt together.

@@ -13,6 +13,7 @@ from dpt_jax.model import PromptConfig, PromptedCLIP
 from dpt_jax.prompts import text
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
 from dpt_jax.prompts.text import plain_layout, prompt_layout
+from tests.conftest import command
 
 NAMES = ["airplane", "sea_horse", "water lilly", "a rather long name", "dog"]
 CONFIG = TransformerConfig(width=64, layers=1, heads=2, mlp_width=128)
@@ -162,6 +163,43 @@ def test_a_thousand_names_cost_what_their_tokens_cost(clip):
     layout = prompt_layout(imagenet(), clip.tokenizer, 16)
     assert (layout.text >= 0).mean() > 0.95
     assert layout.tokens.size < 0.1 * 77 * len(layout.order)
+
+
+SHARED = """
+import jax, jax.numpy as jnp, numpy as np, sys
+from dpt_jax import devices
+from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.model import PromptConfig, PromptedCLIP
+from dpt_jax.prompts import text
+text.ROW = 12
+clip = load_clip(sys.argv[1])
+names = [f"{colour} {thing}" for colour in ("red", "green", "dark blue") for thing in ("fish", "old car", "dog")]
+names += ["boat", "a long boat"]
+model = PromptedCLIP(clip.config, PromptConfig(len(names), 4))
+layout = text.prompt_layout(names, clip.tokenizer, 4)
+prompts = jax.jit(model.init)(jax.random.key(0))
+weight = jax.random.normal(jax.random.key(1), (4, len(names), clip.config.embed_dim))
+
+def run(axis, weight, prompts):
+    def features(prompts):
+        params = {"clip": clip.params, "prompts": prompts}
+        return model.encode_texts(params, layout, jnp.ones(weight.shape), axis).learned
+    found, pull = jax.vjp(features, prompts)
+    gradient = pull(weight)[0]["text"]["context"]
+    return found, jax.lax.psum(gradient, axis) if axis else gradient
+
+shared = jax.pmap(lambda w: run("batch", w, prompts), "batch")(weight)
+alone = jax.jit(lambda w: run(None, w, prompts))(weight.sum(0))
+assert jax.device_count() == 4 and layout.tokens.shape[0] % 4, layout.tokens.shape
+for name, found, expected in zip(("features", "gradient"), shared, alone):
+    for device in found:
+        np.testing.assert_allclose(device, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+"""
+
+
+def test_texts_shared_by_devices(clip_dir):
+    """Rows that four devices cannot share equally: features and gradients of one device that has all of them."""
+    command("-c", SHARED, str(clip_dir), devices=4, PYTHONPATH=".")
 
 
 @pytest.mark.parametrize("remat", KEPT)

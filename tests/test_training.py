@@ -157,7 +157,7 @@ def test_gradient_accumulation_trains_to_the_same(microbatch, trained, clip_dir,
     """Also where the rows of a device are no multiple of what it takes at a time: 6 in parts of 4."""
     found, results = run(make_config(clip_dir, train__microbatch=microbatch), clip, tmp_path)
     expected = load_newest(trained).prompts
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
     assert results["accuracy"] == json.loads((trained / "results.json").read_text())["accuracy"]
 
 

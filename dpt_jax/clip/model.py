@@ -301,7 +301,12 @@ class TextTower(nn.Module):
         self.projection = self.param("projection", normal, (width, config.embed_dim))
 
     def __call__(self, layout: TextLayout, context: Array | None = None) -> Array:
-        """Text features (C, E), float32, not normalised.
+        """Text features (C, E), float32, not normalised.  context: see `rows`."""
+        ends = self.rows(layout, context)
+        return ends.reshape(-1, ends.shape[-1])[jnp.asarray(layout.order)]
+
+    def rows(self, layout: TextLayout, context: Array | None = None) -> Array:
+        """Features (R, Q, E) at the `ends` of every row, float32, not normalised.
 
         context: learned tokens, (depth, n, D), or (depth, C, n, D) where each
         text has its own. context[0] enters with the token embeddings;
@@ -345,8 +350,25 @@ class TextTower(nn.Module):
             carry = place(carry, context[last])
         prefix, own = carry
         ends = blocks.block(last)(own, prefix, mask=masks[1], query=jnp.asarray(layout.ends))
-        x = self.ln_final(ends.reshape(-1, ends.shape[-1])[jnp.asarray(layout.order)])
-        return (x @ self.projection.astype(self.dtype)).astype(jnp.float32)
+        return (self.ln_final(ends) @ self.projection.astype(self.dtype)).astype(jnp.float32)
+
+
+def share(layout: TextLayout, axis: str) -> TextLayout:
+    """The rows of a layout that are this device's, of the devices along a mapped axis; `order` stays that of all."""
+    devices, device = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+    rows = -(-layout.tokens.shape[0] // devices)
+
+    def own(x: Any, padding: int) -> Array:
+        padded = jnp.pad(x, ((0, rows * devices - x.shape[0]), (0, 0)), constant_values=padding)
+        return jax.lax.dynamic_slice_in_dim(padded, device * rows, rows)
+
+    return layout._replace(
+        tokens=own(layout.tokens, 0),
+        context=own(layout.context, -1),
+        text=own(layout.text, -1),
+        position=own(layout.position, 0),
+        ends=own(layout.ends, 0),
+    )
 
 
 def causal(text: Array) -> Array:
