@@ -73,7 +73,8 @@ def main(_: list[str]) -> None:
     dataset = Dataset(classnames=names, train=[], test=[], read=None)
     experiment = experiments.assemble(config, dataset, random_clip(CLIP.value, dtype))
     generator, local = np.random.default_rng(0), jax.local_device_count()
-    rows, size = -(-BATCH.value // local), experiment.model.clip.image_size
+    part = local * max(MICROBATCH.value, 1)
+    rows, size = -(-BATCH.value // part) * part // local, experiment.model.clip.image_size
     batch = {
         "image": generator.integers(0, 256, (local, rows, size, size, 3), np.uint8),
         "label": generator.integers(0, len(names), (local, rows), np.int32),

@@ -147,7 +147,8 @@ class PromptedCLIP:
     def __call__(self, params: Any, images: Array, texts: Texts, plain: Plain | None = None) -> Outputs:
         """Outputs for images (B, H, W, 3), and for what plain CLIP sees in them, where that is known already."""
         config = self.prompts
-        plain = plain or self.plain(params, images, texts)
+        if plain is None:
+            plain = self.plain(params, images, texts)
         x, scale = preprocess(images), _scale(params)
         prompted, auxiliary = plain.features, None
         memories: list[LayerPrompts] = []

@@ -22,8 +22,8 @@ SETTINGS += ["--config.text_prompt.length=4", "--config.train.batch_size=6", "--
 SETTINGS += ["--config.eval.batch_size=8", "--config.eval.save_logits=True"]
 
 
-def start_hosts(clip_dir, workdir, *arguments):
-    """Two processes of one run."""
+def start_hosts(clip_dir, workdir, *arguments, slurm=False):
+    """Two processes of one run, which the command line tells of each other, or what srun sets."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -114,11 +114,12 @@ def test_a_host_that_dies_ends_the_run_which_then_goes_on_to_the_same_bits(two_h
     np.testing.assert_array_equal(predictions(tmp_path / "run")["logits"], predictions(two_hosts[0])["logits"])
 
 
-def test_evaluation_on_two_hosts(two_hosts, clip_dir, tmp_path):
+@pytest.mark.parametrize("slurm", [False, True])
+def test_evaluation_on_two_hosts(slurm, two_hosts, clip_dir):
     workdir, _ = two_hosts
     expected = predictions(workdir)
     (workdir / "predictions.npz").unlink()
-    finish(start_hosts(clip_dir, workdir, "--mode=eval"))
+    finish(start_hosts(clip_dir, workdir, "--mode=eval", slurm=slurm))
     np.testing.assert_array_equal(predictions(workdir)["logits"], expected["logits"])
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from dpt_jax.clip import pretrained
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.names import to_transformers
 from dpt_jax.clip.pretrained import BUNDLED, load_clip, save_orbax
@@ -281,6 +282,30 @@ def test_directory_without_weights_or_sizes(copy, source, tmp_path):
     shutil.copy(source / "model.safetensors", tmp_path)
     with pytest.raises(UserError, match=r"config\.json is missing"):
         load_clip(str(tmp_path))
+
+
+CONFIGS = [
+    {},
+    {"text_config": {"hidden_size": 64, "vocab_size": 100}, "vision_config": {"patch_size": 16, "hidden_act": "gelu"}},
+    {"text_config": {"hidden_size": 64}, "text_config_dict": {"num_hidden_layers": 3}, "projection_dim": 32},
+    {"vision_config": {"image_size": 96}, "vision_config_dict": None},
+]
+
+
+def test_sizes_that_a_config_leaves_out_are_those_of_transformers(tmp_path):
+    """In a process of its own: the configuration of transformers imports PyTorch."""
+    code = (
+        "import json, sys, transformers; "
+        "print(json.dumps([transformers.CLIPConfig.from_dict(raw).to_dict() for raw in json.loads(sys.argv[1])]))"
+    )
+    read = json.loads(command("-c", code, json.dumps(CONFIGS)).stdout.splitlines()[-1])
+    for raw, whole in zip(CONFIGS, read, strict=True):
+        sizes = []
+        for name, config in (("raw", raw), ("whole", whole)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / "config.json").write_text(json.dumps({**config, "model_type": "clip"}))
+            sizes.append(pretrained._config_from_file(tmp_path / name / "config.json"))
+        assert sizes[0] == sizes[1]
 
 
 def test_bundled_model_loads_in_transformers_too(tmp_path):

@@ -313,8 +313,7 @@ class TextTower(nn.Module):
         context[l] replaces what the context places hold before layer l.
         """
         blocks, last = self.transformer, self.config.text.layers - 1
-        own_text = jnp.asarray(layout.text)
-        masks = causal(jnp.zeros_like(layout.prefix_tokens)[None]), causal(own_text)
+        masks = causal(jnp.zeros_like(layout.prefix_tokens)[None]), causal(jnp.asarray(layout.text))
         places = jnp.asarray(layout.prefix_context)[None], jnp.asarray(layout.context)
 
         def place(carry: tuple[Array, ...], rows: Array) -> tuple[Array, ...]:

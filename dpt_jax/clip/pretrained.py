@@ -220,7 +220,8 @@ def _config_from_file(file: epath.Path) -> CLIPConfig:
 
     def tower(part: str) -> dict[str, Any]:
         # Older files have a second copy of the part, which transformers lets win.
-        sizes = {**DEFAULTS[part], **(raw.get(part) or {}), **(raw.get(f"{part}_dict") or {})}
+        own = raw.get(part) if raw.get(f"{part}_dict") is None else raw[f"{part}_dict"]
+        sizes = {**DEFAULTS[part], **(own or {})}
         if sizes["hidden_act"] not in ACTIVATIONS:
             raise UserError(f"{file}: activation {sizes['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}.")
         return sizes
