@@ -54,9 +54,7 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
     config.train.warmup_epochs = 10
     config.train.schedule_epochs = config_dict.placeholder(int)  # None: epochs
     config.train.microbatch = 0  # images a device takes at a time, 0 for all: less memory, the same result
-    config.train.remat = (
-        "auto"  # what the backward pass keeps: "none" computes nothing twice, "matmuls", "blocks" least
-    )
+    config.train.remat = "auto"  # what the backward pass keeps: "none" (all of it), "matmuls" or "blocks" (least)
 
     config.eval = ConfigDict()
     config.eval.batch_size = 100

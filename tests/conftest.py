@@ -63,6 +63,12 @@ class Golden:
         return {k.removeprefix(f"{prefix}/"): self.arrays[k] for k in self.arrays.files if k.startswith(f"{prefix}/")}
 
 
+def simulated(devices: int) -> dict[str, str]:
+    """The environment of a process with so many CPU devices."""
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    return env | {name.upper(): str(value) for name, value in COMPILATION.items()} | {"HF_HUB_OFFLINE": "1"}
+
+
 def command(
     *arguments: str, devices: int = 1, check: bool = True, without: Sequence[str] = (), **environment: str
 ) -> subprocess.CompletedProcess:
@@ -70,9 +76,7 @@ def command(
 
     without: variables that it does not get.
     """
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    env |= {name.upper(): str(value) for name, value in COMPILATION.items()}
-    env |= {"HF_HUB_OFFLINE": "1", **environment}
+    env = {**simulated(devices), **environment}
     env = {name: value for name, value in env.items() if name not in without}
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if check and done.returncode:

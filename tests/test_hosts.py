@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from dpt_jax import devices
 from dpt_jax.checkpoint import load_newest
 from dpt_jax.errors import UserError
-from tests.conftest import COMPILATION, ROOT, SMALL, command
+from tests.conftest import ROOT, SMALL, command, simulated
 
 SETTINGS = ["--config=configs/dpt.py:folder", f"--config.dataset.root={SMALL / 'images'}", "--config.train.epochs=30"]
 SETTINGS += ["--config.text_prompt.length=4", "--config.train.batch_size=6", "--config.checkpoint.every_steps=4"]
@@ -27,27 +26,24 @@ def start_hosts(clip_dir, workdir, *arguments, slurm=False):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    environment |= {name.upper(): str(value) for name, value in COMPILATION.items()}
     settings = [*SETTINGS, f"--config.clip.weights={clip_dir}", f"--workdir={workdir}", *arguments]
-    return [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "main.py",
-                *settings,
-                f"--coordinator=localhost:{port}",
-                "--processes=2",
-                f"--process={i}",
-            ],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+    job = {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
+    job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    processes = []
+    for i in (0, 1):
+        named = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}"]
+        scheduled = {**job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "main.py", *settings, *([] if slurm else named)],
+                cwd=ROOT,
+                env={**simulated(devices=2), **(scheduled if slurm else {})},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         )
-        for i in (0, 1)
-    ]
+    return processes
 
 
 def finish(processes):
@@ -119,7 +115,9 @@ def test_evaluation_on_two_hosts(slurm, two_hosts, clip_dir):
     workdir, _ = two_hosts
     expected = predictions(workdir)
     (workdir / "predictions.npz").unlink()
-    finish(start_hosts(clip_dir, workdir, "--mode=eval", slurm=slurm))
+    outputs = finish(start_hosts(clip_dir, workdir, "--mode=eval", slurm=slurm))
+    # They have found each other: only one of them tells.
+    assert ["test images right" in output for output in outputs] == [True, False]
     np.testing.assert_array_equal(predictions(workdir)["logits"], expected["logits"])
 
 
