@@ -21,6 +21,7 @@ flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or ev
 def main(argv: Sequence[str]) -> None:
     # Importing JAX takes seconds that --help and a mistyped flag need not wait for.
     from dpt_jax import config as configs
+    from dpt_jax import prompt_file
     from dpt_jax import experiment as experiments
     from dpt_jax.checkpoint import FOLDER
     from dpt_jax.errors import UserError
@@ -34,16 +35,22 @@ def main(argv: Sequence[str]) -> None:
     config, overrides, dataset_named = cli.flag_config()
     workdir = pathlib.Path(FLAGS.workdir or configs.default_workdir(config))
     evaluating = FLAGS.mode == "eval"
+    elsewhere = "init_from" in overrides and not FLAGS.workdir
+    if prompt_file.is_prompt_file(workdir):
+        if not evaluating:
+            raise UserError(f"--workdir: {workdir} is a file of prompts: evaluate it with --mode=eval, or start from "
+                            "it with --config.init_from and a folder as --workdir.")  # fmt: skip
+        overrides, elsewhere = {**overrides, "init_from": str(workdir)}, True
     config = configs.resolve(config, overrides, dataset_named, workdir, evaluating)
-    if evaluating and "init_from" in overrides and not FLAGS.workdir:
+    if evaluating and elsewhere:
         workdir = configs.evaluation_dir(pathlib.Path(config.init_from), config)
     if not evaluating:
         configs.check_workdir(config, workdir)
     experiment = experiments.prepare(config)
     if evaluating or experiment.model.prompts.method == "zeroshot":
         trained_here = (workdir / FOLDER).exists()
-        elsewhere = "init_from" in overrides or not trained_here
-        source = pathlib.Path(config.init_from) if config.init_from and elsewhere else workdir
+        named = "init_from" in overrides or not trained_here
+        source = pathlib.Path(config.init_from) if config.init_from and named else workdir
         _, prompts, meta = experiments.saved_prompts(experiment, source)
         # A run keeps the settings that it was trained with; elsewhere, they are those of the results.
         (configs.save_once if trained_here else configs.save)(config, workdir)

@@ -7,14 +7,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dpt_jax import prompt_file
 from dpt_jax.errors import UserError
 
 FOLDER = "checkpoints"
 
 
 class Saved(NamedTuple):
-    """What evaluation and `init_from` need of a checkpoint. meta: method, classnames, dataset and classes of
-    its training, as far as they are known."""
+    """What evaluation and `init_from` need of a checkpoint. meta: method, backbone, classnames, dataset and
+    classes of its training, as far as they are known."""
 
     step: int
     prompts: Any
@@ -95,7 +96,9 @@ class Checkpoints:
 
 
 def load_newest(workdir: pathlib.Path) -> Saved:
-    """The newest prompts of a workdir.  Raises UserError where there are none."""
+    """The newest prompts of a workdir, or those of a prompt file.  Raises UserError where there are none."""
+    if prompt_file.is_prompt_file(workdir):
+        return Saved(*prompt_file.read(workdir))
     if (workdir / FOLDER).is_dir():
         with Checkpoints(workdir) as checkpoints:
             if (step := checkpoints.newest()) is not None:

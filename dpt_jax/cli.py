@@ -1,14 +1,19 @@
 """What main.py and the modules run with `python -m` share: flags, and one-sentence errors."""
 
+import io
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dpt_jax.predictor import Predictor
 
 
 def define_flags() -> None:
@@ -30,6 +35,30 @@ def define_host_flags() -> None:
     flags.DEFINE_bool(
         "cluster", False, "Take these three from the environment: a TPU pod slice (srun and mpirun need no flag)."
     )
+
+
+def define_predictor_flags() -> None:
+    """--workdir, --clip: a trained prompt and its backbone."""
+    flags.DEFINE_string("workdir", None, "The workdir of a run, or a file of `python -m dpt_jax.convert export`.")
+    flags.DEFINE_string("clip", "", "Where CLIP's weights are, if not where the training had them.")
+
+
+def load_predictor(batch_size: int, classnames: Sequence[str] | None = None) -> "Predictor":
+    """The predictor of these flags.  batch_size: images at a time, at most what the run's evaluation takes."""
+    from dpt_jax.predictor import load
+
+    if not flags.FLAGS.workdir:
+        raise UserError("--workdir is not given: the workdir of a run, or a file of `python -m dpt_jax.convert export`.")
+    return load(flags.FLAGS.workdir, classnames, flags.FLAGS.clip, batch_size)
+
+
+def make_folder(folder: pathlib.Path, flag: str) -> pathlib.Path:
+    """The folder, which is there now.  Raises UserError naming the flag where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise UserError(f"{flag}: {folder} cannot be made ({reason}).") from reason
+    return folder
 
 
 def start() -> None:
@@ -56,7 +85,13 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
             return main(argv)
         except UserError as reason:
             _stop(reason)
+        except BrokenPipeError:  # whoever reads, such as `head`, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be Unicode
     logging.set_verbosity(logging.WARNING)
     app.run(guarded, flags_parser=parse)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dpt_jax import prompt_file
 from dpt_jax.devices import is_first
 from dpt_jax.errors import UserError
 from dpt_jax.model import PromptConfig
@@ -93,9 +94,12 @@ def shots_in_words(shots: int) -> str:
 
 
 def evaluation_dir(run: pathlib.Path, config: ConfigDict) -> pathlib.Path:
-    """RUN/on/DATASET[-CLASSES], where a run's prompts are evaluated on another dataset or other classes."""
+    """RUN/on/DATASET[-CLASSES], where a run's prompts are evaluated on another dataset or other classes.
+
+    Of a prompt file, RUN is its name without .safetensors.
+    """
     dataset = config.dataset
-    return run / "on" / (dataset.name if dataset.classes == "all" else f"{dataset.name}-{dataset.classes}")
+    return prompt_file.folder_of(run) / "on" / (dataset.name if dataset.classes == "all" else f"{dataset.name}-{dataset.classes}")
 
 
 def check(config: ConfigDict) -> None:
@@ -134,14 +138,12 @@ def save_once(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def load(workdir: pathlib.Path, defaults: ConfigDict) -> ConfigDict:
-    """The configuration saved in a workdir, on top of defaults for keys it does not have."""
-    file = workdir / CONFIG_FILE
-    try:
-        saved = json.loads(file.read_text())
-    except FileNotFoundError as reason:
-        raise UserError(f"{workdir} is no workdir of a run: it has no {CONFIG_FILE}.") from reason
-    except ValueError as reason:
-        raise UserError(f"{file} is not valid JSON ({reason}).") from reason
+    """The configuration saved in a workdir or prompt file, on top of defaults for keys it does not have."""
+    if prompt_file.is_prompt_file(workdir):
+        file, saved = workdir, prompt_file.read_header(workdir).get("settings", {})
+    else:
+        file = workdir / CONFIG_FILE
+        saved = _read_json(file)
     config = defaults.copy_and_resolve_references()
     for key, value in flat(saved).items():
         try:
@@ -149,6 +151,15 @@ def load(workdir: pathlib.Path, defaults: ConfigDict) -> ConfigDict:
         except (KeyError, AttributeError, TypeError, ValueError) as reason:
             raise UserError(f"{file}: key {key} is not one of this version's configuration.") from reason
     return config
+
+
+def _read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError) as reason:
+        raise UserError(f"{file.parent} is no workdir of a run: it has no {CONFIG_FILE}.") from reason
+    except ValueError as reason:
+        raise UserError(f"{file} is not valid JSON ({reason}).") from reason
 
 
 def resolve(

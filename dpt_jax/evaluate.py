@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import scipy.special
 
 from dpt_jax import devices
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.experiment import Experiment, Frozen, training_meta
 from dpt_jax.metrics import Progress
-from dpt_jax.model import PromptedCLIP, Texts
+from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts
 
+CALIBRATION_BINS = 15
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
 
@@ -36,12 +38,12 @@ class Classifier(NamedTuple):
     """Evaluation, pmapped: every argument and result has a leading device axis.
 
     encode(frozen, prompts) -> the text features, once for all images;
-    classify(frozen, prompts, texts, images (devices, b, H, W, 3)) -> logits of
-    the method and of zero-shot CLIP, (devices, b, C) each.
+    classify(frozen, prompts, texts, images (devices, b, H, W, 3)) -> what the
+    method and plain CLIP make of the images, without the auxiliary logits.
     """
 
     encode: Callable[[Frozen, Any], Texts]
-    classify: Callable[[Frozen, Any, Texts, Any], tuple[jax.Array, jax.Array]]
+    classify: Callable[[Frozen, Any, Texts, Any], tuple[Outputs, Plain]]
 
 
 def make_classifier(model: PromptedCLIP) -> Classifier:
@@ -51,9 +53,10 @@ def make_classifier(model: PromptedCLIP) -> Classifier:
         params = {"clip": frozen.clip, "prompts": prompts}
         return model.encode_texts(params, frozen.layout, frozen.texts, devices.AXIS)
 
-    def classify(frozen: Frozen, prompts: Any, texts: Texts, images: Any) -> tuple[jax.Array, jax.Array]:
-        outputs = model({"clip": frozen.clip, "prompts": prompts}, images, texts)
-        return outputs.logits, outputs.zero_shot_logits
+    def classify(frozen: Frozen, prompts: Any, texts: Texts, images: Any) -> tuple[Outputs, Plain]:
+        params = {"clip": frozen.clip, "prompts": prompts}
+        plain = model.plain(params, images, texts)
+        return model(params, images, texts, plain)._replace(auxiliary_logits=None), plain
 
     return Classifier(jax.pmap(encode, axis_name=devices.AXIS), jax.pmap(classify, axis_name=devices.AXIS))
 
@@ -93,8 +96,8 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
         for _ in range(steps):
             batch = next(batches, nothing)
             images = loader.shard(batch, rows, local)["image"]
-            logits = classifier.classify(experiment.frozen, prompts, texts, images)
-            own = [np.asarray(x).reshape(-1, x.shape[-1])[:rows] for x in logits]
+            outputs, plain = classifier.classify(experiment.frozen, prompts, texts, images)
+            own = [np.asarray(x).reshape(-1, x.shape[-1])[:rows] for x in (outputs.logits, plain.logits)]
             own += [np.pad(batch[name], (0, rows - len(batch[name]))) for name in ("label", "index", "weight")]
             parts.append(tuple(own))
             progress.advance()
@@ -132,6 +135,8 @@ def evaluate(
         "accuracy": float((found.logits.argmax(-1) == found.label).mean()),
         "macro_f1": float(np.mean([s["f1"] for s in scores.values() if s["n"]])),
         "zero_shot_accuracy": float((found.zero_shot_logits.argmax(-1) == found.label).mean()),
+        "calibration": calibration(found.logits, found.label),
+        "zero_shot_calibration": calibration(found.zero_shot_logits, found.label),
         "per_class": scores,
     }
     if not devices.is_first():
@@ -166,6 +171,23 @@ def class_scores(predicted: np.ndarray, label: np.ndarray, names: Sequence[str])
             "predicted": {names[other]: count for other, count in taken_for.most_common()},
         }
     return scores
+
+
+def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
+    """How far the probability of the first answer is from how often it is right (Guo et al. 2017, equation 5).
+
+    {"ece": expected calibration error, from 0 to 1, "bins": for each fifteenth of the probabilities that has images
+    {"images", "confidence" (their mean probability), "accuracy"}}.
+    """
+    probabilities = scipy.special.softmax(logits.astype(np.float64), axis=-1)
+    confidence, right = probabilities.max(-1), probabilities.argmax(-1) == label
+    numbers = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins = [
+        {"images": int(own.sum()), "confidence": float(confidence[own].mean()), "accuracy": float(right[own].mean())}
+        for own in (numbers == number for number in np.unique(numbers))
+    ]
+    gaps = [one["images"] * abs(one["accuracy"] - one["confidence"]) for one in bins]
+    return {"ece": sum(gaps) / len(label), "bins": bins}
 
 
 def distinct(classnames: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What training and evaluation both start from: data, backbone, model, class texts."""
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -125,19 +126,35 @@ def initial_prompts(experiment: Experiment) -> Any:
 
 
 def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Saved:
-    """The newest prompts of a workdir, checked against what the experiment expects."""
+    """The newest prompts of a workdir or prompt file, checked against what the experiment expects."""
     if experiment.model.prompts.method == "zeroshot":
         return Saved(0, {}, {})
+    return fit(experiment, load_newest(workdir), str(workdir))
+
+
+def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
+    """The saved prompts that the experiment evaluates.  Raises UserError naming the source where they do not fit."""
     fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    saved = load_newest(workdir)
-    return saved._replace(prompts=_adopt(fresh, saved, experiment, str(workdir), evaluate=True))
+    return saved._replace(prompts=_adopt(fresh, saved, experiment, source, evaluate=True))
+
+
+def backbone_id(pretrained: Pretrained) -> str:
+    """Tells one CLIP from another of the same sizes, whatever type its (replicated) parameters are loaded in."""
+    vision = pretrained.params["vision"]
+    some = devices.to_host([vision["class_embedding"], vision["ln_post"], pretrained.params["logit_scale"]])
+    rounded = [np.asarray(x).astype(jnp.bfloat16).tobytes() for x in jax.tree.leaves(some)]
+    return hashlib.sha256(b"".join(rounded)).hexdigest()[:16]
 
 
 def training_meta(experiment: Experiment) -> dict[str, Any]:
     """What a checkpoint says of the training that made its prompts."""
     dataset = experiment.config.dataset
     method = experiment.model.prompts.method
-    meta = {"method": method, "classnames": list(experiment.dataset.classnames)}
+    meta = {
+        "method": method,
+        "backbone": backbone_id(experiment.pretrained),
+        "classnames": list(experiment.dataset.classnames),
+    }
     return meta if method == "zeroshot" else {**meta, "dataset": dataset.name, "classes": dataset.classes}
 
 
@@ -149,6 +166,11 @@ def _adopt(fresh: Any, saved: Saved, experiment: Experiment, source: str, evalua
     class-specific context, which is refused.
     """
     classnames = list(experiment.dataset.classnames)
+    if saved.meta.get("backbone") not in (None, backbone_id(experiment.pretrained)):
+        other = f"{source} was trained on another CLIP than {experiment.config.clip.weights}"
+        if evaluate:
+            raise UserError(f"{other}, where its prompts mean nothing: give the one that it was trained on.")
+        say(f"{other}: its prompts are a start like any other there.")
     same_classes = saved.meta.get("classnames") in (None, classnames)
     if experiment.model.prompts.class_specific and not same_classes and "text" in saved.prompts:
         raise UserError(

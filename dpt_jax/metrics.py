@@ -7,7 +7,7 @@ import json
 import pathlib
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import tqdm
 
@@ -71,9 +71,10 @@ def _tensorboard() -> Any:
 
 
 class Progress:
-    """A bar with the time left on a terminal; otherwise plain lines, now and then."""
+    """A bar with the time left on a terminal; otherwise plain lines in `file`, now and then."""
 
-    def __init__(self, title: str, total: int, start: int = 0) -> None:
+    def __init__(self, title: str, total: int, start: int = 0, file: TextIO | None = None) -> None:
+        self._file = file
         self._title, self._total, self._start, self._done = title, total, start, start
         self._began = self._spoke = time.monotonic()
         self._terminal = sys.stderr.isatty() and is_first()
@@ -105,10 +106,10 @@ class Progress:
 
     def _say(self, line: str) -> None:
         self._spoke = time.monotonic()
-        say(line)
+        say(line, self._file)
 
 
-def say(line: str) -> None:
-    """A line on standard output, at once."""
+def say(line: str, file: TextIO | None = None) -> None:
+    """A line on standard output, or in `file`, at once."""
     if is_first():
-        print(line, flush=True)
+        print(line, file=file, flush=True)

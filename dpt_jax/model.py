@@ -58,10 +58,11 @@ class Plain(NamedTuple):
     features: Array  # (B, E), z, float32
     logits: Array  # (B, C), s z Zᵀ
     indices: Array | None  # (B, K), the classes CAVPT looks at, best first
+    attention: Array | None  # (B, heads, 1 + patches), the class token's in the last block; for pictures alone
 
 
 class Outputs(NamedTuple):
-    """Everything the losses and the evaluation read, float32.  Unused entries cost nothing under jit."""
+    """Everything that losses, evaluation and pictures read, float32.  Unused entries cost nothing under jit."""
 
     logits: Array  # (B, C), the method's prediction
     zero_shot_logits: Array  # (B, C), s z Zᵀ
@@ -69,6 +70,9 @@ class Outputs(NamedTuple):
     image_logits: Array  # (B, C), s f̂ Zᵀ
     auxiliary_logits: Array | None  # (B, CAVPT layers, K, C)
     indices: Array | None  # (B, K), the classes CAVPT looks at, best first
+    features: Array  # (B, E), f̂
+    attention: Array | None  # (B, heads, 1 + patches + M), as Plain's, here with the prompts behind the patches
+    class_attention: Array | None  # (B, CAVPT layers, K, 1 + patches + G), what each class prompt is made of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,10 +143,11 @@ class PromptedCLIP:
 
     def plain(self, params: Any, images: Array, texts: Texts) -> Plain:
         """What plain CLIP sees in images (B, H, W, 3): uint8, or float already normalised."""
-        features = normalize(self._clip(params, lambda clip: clip.vision(preprocess(images))[0]))
+        seen = self._clip(params, lambda clip: clip.vision(preprocess(images)))
+        features = normalize(seen.features)
         logits = _scale(params) * features @ texts.frozen.T
         k = min(self.prompts.top_k, texts.frozen.shape[0])
-        return Plain(features, logits, jax.lax.top_k(logits, k)[1] if k else None)
+        return Plain(features, logits, jax.lax.top_k(logits, k)[1] if k else None, seen.attention)
 
     def __call__(self, params: Any, images: Array, texts: Texts, plain: Plain | None = None) -> Outputs:
         """Outputs for images (B, H, W, 3), and for what plain CLIP sees in them, where that is known already."""
@@ -150,7 +155,7 @@ class PromptedCLIP:
         if plain is None:
             plain = self.plain(params, images, texts)
         x, scale = preprocess(images), _scale(params)
-        prompted, auxiliary = plain.features, None
+        prompted, attention, auxiliary, class_attention = plain.features, plain.attention, None, None
         memories: list[LayerPrompts] = []
         if config.visual_length and self.visual_layers:
             tokens = params["prompts"]["visual"]["tokens"].astype(self.dtype)
@@ -165,9 +170,10 @@ class PromptedCLIP:
             attention = jax.jit(ClassAwarePrompt(classes, self.dtype).apply)
             memories.append(LayerPrompts(self.cavpt_layers, lambda p, x: attention({"params": p}, x, looked_at), cavpt))
         if memories:
-            features, made = self._clip(params, lambda clip: clip.vision(x, memories))
-            prompted = normalize(features)
-            auxiliary = jnp.moveaxis(made[-1], 0, 1) if config.top_k else None
+            seen = self._clip(params, lambda clip: clip.vision(x, memories))
+            prompted, attention = normalize(seen.features), seen.attention
+            if config.top_k:
+                auxiliary, class_attention = (jnp.moveaxis(made, 0, 1) for made in seen.made[-1])
         learned = normalize(texts.learned)
         return Outputs(
             logits=scale * prompted @ (learned if config.text_length else texts.frozen).T,
@@ -176,6 +182,9 @@ class PromptedCLIP:
             image_logits=scale * prompted @ texts.frozen.T,
             auxiliary_logits=auxiliary,
             indices=plain.indices,
+            features=prompted,
+            attention=attention,
+            class_attention=class_attention,
         )
 
     def _encode(self, params: Any, layout: TextLayout, context: Any, axis: str | None) -> Array:

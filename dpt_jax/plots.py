@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -106,3 +106,97 @@ def draw_confusion(matrix: np.ndarray, classnames: Sequence[str], title: str, fi
     axes.set_title(title, fontsize=10)
     figure.savefig(file, dpi=120)
     plt.close(figure)
+
+
+class Sight(NamedTuple):
+    """What a prompted CLIP sees in one image: its likeliest classes, best first, and attention over the patches.
+
+    Maps are (grid, grid), parts of 1; what they lack to 1 in sum goes to other tokens than patches.
+    """
+
+    image: np.ndarray  # (size, size, 3) uint8
+    classes: Sequence[str]
+    probability: np.ndarray  # of these classes
+    zero_shot: np.ndarray  # of these classes, by plain CLIP
+    plain: np.ndarray  # the class token's in the last block, without prompts
+    prompted: np.ndarray | None  # the same with prompts; None where the images see none
+    class_maps: Mapping[str, np.ndarray | None]  # CAVPT's by class; None for a class that it did not look at
+
+
+def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | BinaryIO) -> None:
+    """The image, its classes with bars, and the maps over it."""
+    plt = pyplot()
+    columns = max(4, len(sight.class_maps))
+    rows = 2 if sight.class_maps else 1
+    figure = plt.figure(figsize=(2.7 * columns, 3.1 * rows + 0.4), layout="constrained")
+    figure.suptitle(_shortened(title, 30 * columns), fontsize=10, x=0.01, ha="left")
+    grid = figure.add_gridspec(rows, columns)
+    axes = figure.add_subplot(grid[0, 0])
+    axes.imshow(sight.image)
+    axes.set_title("image", fontsize=9)
+    axes.set_axis_off()
+    draw_classes(figure.add_subplot(grid[0, 1]), sight, method)
+    looked = {"plain CLIP": sight.plain}
+    if sight.prompted is not None:
+        looked[f"with {LABELS[method]}"] = sight.prompted
+    _draw_maps(
+        figure,
+        [grid[0, 2 + i] for i in range(len(looked))],
+        sight.image,
+        looked,
+        "class token's attention\na patch (%)",
+    )
+    if sight.class_maps:
+        places = [grid[1, i] for i in range(len(sight.class_maps))]
+        maps = {f"prompt of “{_shortened(name, 16)}”": one for name, one in sight.class_maps.items()}
+        _draw_maps(figure, places, sight.image, maps, "CAVPT's attention\na patch (%)")
+    figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+
+
+def draw_classes(axes: Any, sight: Sight, method: str) -> None:
+    """The probability of each class by the method, as a bar, and by plain CLIP, as a mark."""
+    at = np.arange(len(sight.classes))
+    axes.barh(at, 100 * sight.probability, color=STYLES["vpt"][0], height=0.55, label=LABELS[method])
+    if method != "zeroshot":
+        axes.plot(100 * sight.zero_shot, at, "kD", markersize=4, label=LABELS["zeroshot"])
+    for y, name, probability in zip(at, sight.classes, sight.probability, strict=True):
+        axes.text(0, y - 0.36, f"{_shortened(name, 24)}  {100 * probability:.1f} %", fontsize=8, va="bottom")
+    axes.set_ylim(len(at) - 0.5, -0.9)
+    axes.set_yticks([])
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("probability (%)", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, loc="lower right")
+
+
+def _draw_maps(
+    figure: Any, places: Sequence[Any], image: np.ndarray, maps: Mapping[str, np.ndarray | None], label: str
+) -> None:
+    """Maps over the greyed image, with one scale for all of them."""
+    shown = [one for one in maps.values() if one is not None]
+    most = 100 * max((float(one.max()) for one in shown), default=1.0)
+    grey = np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
+    all_axes, drawn = [], None
+    for place, (name, one) in zip(places, maps.items(), strict=True):
+        axes = figure.add_subplot(place)
+        all_axes.append(axes)
+        axes.set_axis_off()
+        axes.imshow(grey, alpha=1.0 if one is not None else 0.3)
+        if one is None:
+            axes.set_title(name, fontsize=9)
+            axes.text(0.5, 0.5, "not among the classes\nthat CAVPT looked at", transform=axes.transAxes, fontsize=8,
+                      ha="center", va="center")  # fmt: skip
+            continue
+        axes.set_title(f"{name}\n{100 * one.sum():.0f} % on patches", fontsize=9)
+        box = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
+        drawn = axes.imshow(100 * one, cmap="inferno", vmin=0, vmax=most, alpha=0.72, extent=box)
+    if drawn is not None:
+        bar = figure.colorbar(drawn, ax=all_axes, shrink=0.75, aspect=15, pad=0.02)
+        bar.set_label(label, fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"…{text[1 - most:]}"

@@ -10,7 +10,6 @@ report.csv) and the confusion matrix (report.png). All are written there.
 """
 
 import collections
-import csv
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from dpt_jax.config import shots_in_words
 from dpt_jax.errors import UserError
 from dpt_jax.evaluate import RESULTS_FILE
 from dpt_jax.metrics import say
+from dpt_jax.tables import CSVWriter, markdown
 
 TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
 UNKNOWN = "unknown"
@@ -99,13 +99,6 @@ def scores_of(results: Iterable[Mapping[str, Any]]) -> dict[Cell, Score]:
     return scores
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    lines = [f"| {' | '.join(row)} |" for row in escaped]
-    return "\n".join([lines[0], "| --- " * len(header) + "|", *lines[1:]])
-
-
 def in_domain(scores: Scores) -> dict[Cell, Score]:
     """The cells tested on all classes of what they were trained on, and zero-shot."""
     return {
@@ -134,7 +127,7 @@ def few_shot_tables(scores: Scores) -> list[str]:
             rows.append([plots.LABELS[method], *(str(score_at.get(s, "")) for s in shots)])
         images = next(iter(own.values())).images
         title = f"### {dataset}\n\nAccuracy (%) on {images:,} test images, {_seeds(own.values())}.\n\n"
-        tables.append(title + table(["method", *map(shots_in_words, shots)], rows))
+        tables.append(title + markdown(["method", *map(shots_in_words, shots)], rows))
     average = average_over_datasets(cells, datasets)
     if len(datasets) > 1 and average:
         rows = [
@@ -142,7 +135,7 @@ def few_shot_tables(scores: Scores) -> list[str]:
             for method in _methods(cells)
         ]
         title = f"### Average over {len(datasets)} datasets\n\nMean of their accuracies (%), where all have run.\n\n"
-        tables.append(title + table(["method", *map(shots_in_words, shots)], rows))
+        tables.append(title + markdown(["method", *map(shots_in_words, shots)], rows))
     return tables
 
 
@@ -177,7 +170,7 @@ def base_to_new_tables(scores: Scores) -> list[str]:
             all_halves = [score for own in halves.values() for score in own.values()]
             title = f"### {dataset}: base to new classes\n\n"
             title += f"Trained on the base half of the classes, accuracy (%), {_seeds(all_halves)}.\n\n"
-            tables.append(title + table(["method", "shots", "base", "new", "harmonic mean"], rows))
+            tables.append(title + markdown(["method", "shots", "base", "new", "harmonic mean"], rows))
     return tables
 
 
@@ -203,7 +196,7 @@ def transfer_tables(scores: Scores) -> list[str]:
             header, rows = header[:-1], [row[:-1] for row in rows]
         name = f"{source} ({half} classes)" if half in ("base", "new") else source
         title = f"### From {name} to other datasets\n\nPrompts trained on {name}, accuracy (%), {_seeds(shown)}.\n\n"
-        tables.append(title + table(header, rows))
+        tables.append(title + markdown(header, rows))
     return tables
 
 
@@ -250,13 +243,11 @@ def _seeds(scores: Iterable[Score]) -> str:
 def write_csv(scores: Scores, file: pathlib.Path) -> None:
     """One line a cell."""
     with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(
-            [*Cell._fields, "images", "seeds", "accuracy_mean", "accuracy_std", "macro_f1_mean", "macro_f1_std"]
-        )
+        header = [*Cell._fields, "images", "seeds", "accuracy_mean", "accuracy_std", "macro_f1_mean", "macro_f1_std"]
+        writer = CSVWriter(out, header)
         for cell, score in scores.items():
             numbers = [score.accuracy.mean(), score.accuracy.std(), score.macro_f1.mean(), score.macro_f1.std()]
-            writer.writerow([*cell, score.images, len(score.accuracy), *(f"{number:.3f}" for number in numbers)])
+            writer.write([*cell, score.images, len(score.accuracy), *(f"{number:.3f}" for number in numbers)])
 
 
 def curves(cells: Scores) -> plots.Curves:
@@ -327,15 +318,15 @@ def report_run(workdir: pathlib.Path) -> str:
         f"### {title}\n\n"
         f"{made}{100 * results['accuracy']:.1f} % of {results['n']:,} test images right, "
         f"macro F1 {results['macro_f1']:.3f}.\n\n"
-        f"{table(['class', 'images', 'accuracy (%)', 'F1'], rows)}\n"
+        f"{markdown(['class', 'images', 'accuracy (%)', 'F1'], rows)}\n"
     )
     if confused:
-        text += f"\nMost often confused:\n\n{table(['images of', 'taken for', 'times'], confused)}\n"
+        text += f"\nMost often confused:\n\n{markdown(['images of', 'taken for', 'times'], confused)}\n"
     (workdir / TABLE_FILE).write_text(text, encoding="utf-8")
     with (workdir / CSV_FILE).open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(["class", "images", "accuracy", "f1"])
-        writer.writerows([name, one["n"], one["accuracy"], one["f1"]] for name, one in classes.items())
+        writer = CSVWriter(out, ["class", "images", "accuracy", "f1"])
+        for name, one in classes.items():
+            writer.write([name, one["n"], one["accuracy"], one["f1"]])
     plots.draw_confusion(confusion_matrix(classes), list(classes), title, workdir / FIGURE_FILE)
     return text
 

@@ -66,7 +66,8 @@ def make_step(
 
         # Encoded once a step, whatever the parts: `pull` takes their gradients back into the text prompt together.
         learned, pull, texts = jax.vjp(encode, state.prompts, has_aux=True)
-        plain = model.plain(params(state.prompts), batch["image"], texts)
+        # Without what is for pictures alone, which the parts of a batch would carry along.
+        plain = model.plain(params(state.prompts), batch["image"], texts)._replace(attention=None)
         counts = jax.lax.psum(count(plain.indices, batch["label"], rows, model.cavpt_layers), devices.AXIS)
 
         def objective(trained: Any, part: dict[str, Any], plain: Plain) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpt_jax.clip.model import CLIP, KEPT, Block, LayerPrompts, TransformerConfig, causal, normalize
+from dpt_jax.clip.model import CLIP, KEPT, Block, LayerPrompts, TransformerConfig, attention_weights, causal, normalize
 from dpt_jax.data.classnames import imagenet
 from dpt_jax.model import PromptConfig, PromptedCLIP
 from dpt_jax.prompts import text
@@ -29,7 +29,7 @@ def block():
     module = Block(CONFIG)
     params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 1, 64)))
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
-    return jax.jit(lambda *args, **kwargs: module.apply(params, *args, **kwargs))
+    return jax.jit(lambda *args, **kwargs: module.apply(params, *args, **kwargs), static_argnames="attention")
 
 
 def triangle(length):
@@ -66,6 +66,21 @@ def test_texts_in_one_row_do_not_see_each_other(block):
     for row, start, stop in [(0, 0, 3), (0, 3, 5), (0, 5, 9), (1, 0, 2), (1, 2, 7)]:
         alone = block(x[row : row + 1, start:stop], memory, mask=triangle(stop - start))
         np.testing.assert_allclose(packed[row, start:stop], alone[0], **CLOSE)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
+    """The weights beside the fused attention: applied to values, they give its result, and asking changes nothing."""
+    query, key, value = normal(6, 2, 5, 2, 32), normal(7, 2, 5, 2, 32), normal(8, 2, 5, 2, 32)
+    mask = triangle(5) if masked else None
+    fused = jax.nn.dot_product_attention(query, key, value, mask=None if mask is None else mask[:, None])
+    weights = attention_weights(query, key, mask)
+    np.testing.assert_allclose(jnp.einsum("bhqk,bkhd->bqhd", weights, value), fused, **CLOSE)
+    x, memory = normal(1, 2, 5, 64), normal(2, 1, 3, 64)
+    result, shown = block(x, memory, mask=mask, query=jnp.array([[4]]), attention=True)
+    np.testing.assert_array_equal(result, block(x, memory, mask=mask, query=jnp.array([[4]])))
+    assert shown.shape == (2, 2, 1, 8)
+    np.testing.assert_allclose(shown.sum(-1), 1, rtol=1e-5)
 
 
 def layer_norm(x, p):
@@ -231,9 +246,9 @@ def plain_prompted_tower(clip, model, params, images, texts):
     config, weights, prompts = model.prompts, params["clip"]["vision"], params["prompts"]
     module, block = CLIP(clip.config), Block(clip.config.vision)
     x = module.apply({"params": params["clip"]}, method=lambda m: m.vision.embed(images))
-    z = normalize(module.apply({"params": params["clip"]}, method=lambda m: m.vision(images)[0]))
+    z = normalize(module.apply({"params": params["clip"]}, method=lambda m: m.vision(images).features))
     idx = jnp.argsort(-(z @ texts.frozen.T), axis=1)[:, : min(config.top_k, len(texts.frozen))]
-    auxiliary, tokens = [], x.shape[1]
+    auxiliary, made_of, tokens = [], [], x.shape[1]
     for layer in range(clip.config.vision.layers):
         if layer < model.visual_layers:
             added = prompts["visual"]["tokens"][layer] if config.visual_length else jnp.zeros((0, x.shape[-1]))
@@ -244,14 +259,16 @@ def plain_prompted_tower(clip, model, params, images, texts):
             shared = jnp.broadcast_to(own["global_tokens"], (len(x), *own["global_tokens"].shape))
             m = jnp.concatenate([x, shared], axis=1)
             scores = (c @ own["query"]["kernel"]) @ (m @ own["key"]["kernel"]).transpose(0, 2, 1) / np.sqrt(32)
-            o = jax.nn.softmax(scores) @ m @ own["value"]["kernel"]
+            made_of.append(jax.nn.softmax(scores))
+            o = made_of[-1] @ m @ own["value"]["kernel"]
             auxiliary.append(layer_norm(o, own["ln_classifier"]) @ own["classifier"]["kernel"])
             added = layer_norm(o + c, own["ln_prompt"])
         own = layer_of(weights["transformer"]["blocks"], layer)
-        x = block.apply({"params": own}, jnp.concatenate([x, added], axis=1))[:, :tokens]
+        x, attention = block.apply({"params": own}, jnp.concatenate([x, added], axis=1), attention=True)
+        x = x[:, :tokens]
     features = normalize(layer_norm(x[:, 0], weights["ln_post"]) @ weights["projection"])
     logits = jnp.exp(params["clip"]["logit_scale"]) * features @ normalize(texts.learned).T
-    return logits, idx, jnp.stack(auxiliary, 1) if auxiliary else None
+    return logits, idx, features, attention[:, :, 0], [jnp.stack(a, 1) for a in (auxiliary, made_of) if a]
 
 
 def forward(model, clip, params, images):
@@ -277,18 +294,25 @@ def test_prompted_vision_tower(clip, visual_length, top_k, first_layer):
     params, images = {"clip": clip.params, "prompts": prompts}, normal(8, 3, 32, 32, 3)
     outputs, texts = forward(model, clip, params, images)
     plain = jax.jit(lambda params, texts: plain_prompted_tower(clip, model, params, images, texts))
-    logits, idx, auxiliary = plain(params, texts)
+    logits, idx, features, attention, of_classes = plain(params, texts)
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(outputs.features, features, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(outputs.attention, attention, rtol=1e-3, atol=1e-5)
     if top_k:
         np.testing.assert_array_equal(outputs.indices, idx)
-        np.testing.assert_allclose(outputs.auxiliary_logits, auxiliary, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(outputs.auxiliary_logits, of_classes[0], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(outputs.class_attention, of_classes[1], rtol=1e-3, atol=1e-5)
 
 
 def test_cavpt_sends_no_gradient_into_the_image_but_some_into_the_text():
     module = ClassAwarePrompt(classes=4)
     x, t = normal(9, 2, 5, 64), normal(10, 2, 3, 32)
     params = module.init(jax.random.key(0), x, t)
-    to_x, to_t = jax.grad(lambda x, t: sum(y.sum() ** 2 for y in module.apply(params, x, t)), argnums=(0, 1))(x, t)
+
+    def of_all(x, t):
+        return sum(y.sum() ** 2 for y in jax.tree.leaves(module.apply(params, x, t)))
+
+    to_x, to_t = jax.grad(of_all, argnums=(0, 1))(x, t)
     assert not np.any(to_x)
     assert np.all(np.isfinite(to_t))
     assert np.any(to_t)
@@ -300,7 +324,7 @@ def test_layer_prompts_cover_any_split(clip):
     model = CLIP(clip.config)
 
     def run(prompts):
-        return jax.jit(lambda p: model.apply({"params": p}, method=lambda m: m.vision(images, prompts)[0]))(clip.params)
+        return jax.jit(lambda p: model.apply({"params": p}, method=lambda m: m.vision(images, prompts).features))(clip.params)
 
     def silent(layers):
         return LayerPrompts(layers, lambda _, x: (None, None))

@@ -102,6 +102,14 @@ class LayerPrompts(NamedTuple):
     per_layer: Any = None
 
 
+class Seen(NamedTuple):
+    """What the vision tower makes of B images.  Unused entries cost nothing under jit."""
+
+    features: Array  # (B, E), float32
+    attention: Array  # (B, heads, 1 + patches + M), float32: what the class token of the last block looks at
+    made: list[Any]  # per element of the prompts, the named outputs of its `make`
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer norm computed in float32, returned in the dtype of its input."""
 
@@ -128,13 +136,15 @@ class Block(nn.Module):
         *,
         mask: Array | None = None,
         query: Array | None = None,
-    ) -> Array:
+        attention: bool = False,
+    ) -> Any:
         """Updates the tokens of x, which attend to themselves and to the memory.
 
         x: (B, T, D). memory: (B or 1, M, D), seen by every token. mask: (B or 1,
         T, T) bool, which tokens of x each token of x sees; all, where None.
         query: (B or 1, Q) int32, the only tokens whose outputs are wanted; the
-        result is then (B, Q, D).
+        result is then (B, Q, D). attention: asks for (result, what each of its
+        tokens looks at: (B, heads, Q or T, T + M), see `attention_weights`).
         """
         config = self.config
         norm_1, norm_2 = (LayerNorm(config.layer_norm_eps, name=f"ln_{i}") for i in (1, 2))
@@ -162,7 +172,15 @@ class Block(nn.Module):
         x = x + nn.DenseGeneral(config.width, axis=(-2, -1), dtype=self.dtype, name="out")(attended)
         x = checkpoint_name(x, "attended")
         hidden = checkpoint_name(nn.Dense(config.mlp_width, dtype=self.dtype, name="mlp_in")(norm_2(x)), "hidden")
-        return x + nn.Dense(config.width, dtype=self.dtype, name="mlp_out")(ACTIVATIONS[config.activation](hidden))
+        x = x + nn.Dense(config.width, dtype=self.dtype, name="mlp_out")(ACTIVATIONS[config.activation](hidden))
+        return (x, attention_weights(queries, keys, mask)) if attention else x
+
+
+def attention_weights(queries: Array, keys: Array, mask: Array | None = None) -> Array:
+    """softmax(q kᵀ/√d) of (B, Q, heads, d) and (B, K, heads, d): (B, heads, Q, K), float32.  mask: (B or 1, Q, K)."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", queries, keys, preferred_element_type=jnp.float32)
+    scores = scores * queries.shape[-1] ** -0.5
+    return jax.nn.softmax(scores, where=None if mask is None else mask[:, None])
 
 
 class Transformer(nn.Module):
@@ -245,25 +263,26 @@ class VisionTower(nn.Module):
         x = jnp.concatenate([first, x], axis=1) + self.position_embedding.astype(self.dtype)
         return self.ln_pre(x)
 
-    def __call__(self, images: Array, prompts: Sequence[LayerPrompts] = ()) -> tuple[Array, list[Any]]:
-        """Image features (B, E) in float32 and, per element of prompts, what its `make` returned.
+    def __call__(self, images: Array, prompts: Sequence[LayerPrompts] = ()) -> Seen:
+        """What the tower makes of the images.
 
         images: normalised, (B, H, W, 3). prompts: from the first layer on;
         layers after the last of them see no prompt.
         """
         layers = self.config.vision.layers
-        x, start, outputs = self.embed(images), 0, []
+        x, start, made = self.embed(images), 0, []
         for prompt in prompts:
-            x, output = self._run(x, start, prompt)
+            x, attention, output = self._run(x, start, prompt)
             start += prompt.layers
-            outputs.append(output)
+            made.append(output)
         if start < layers:
-            x, _ = self._run(x, start, LayerPrompts(layers - start, lambda _, x: (None, None)))
+            x, attention, _ = self._run(x, start, LayerPrompts(layers - start, lambda _, x: (None, None)))
         features = self.ln_post(x[:, 0]) @ self.projection.astype(self.dtype)
-        return features.astype(jnp.float32), outputs
+        return Seen(features.astype(jnp.float32), attention, made)
 
-    def _run(self, x: Array, start: int, prompt: LayerPrompts) -> tuple[Array, Any]:
-        """Tokens x through the blocks from `start` on that this prompt is for."""
+    def _run(self, x: Array, start: int, prompt: LayerPrompts) -> tuple[Array, Any, Any]:
+        """Tokens x through the blocks from `start` on that this prompt is for: (tokens, the class token's attention
+        where the last block is among them, what the prompt made)."""
 
         def step(block: Callable[..., Array], x: Array, inputs: Any) -> tuple[Array, Any]:
             memory, output = prompt.make(inputs, x)
@@ -271,17 +290,19 @@ class VisionTower(nn.Module):
 
         ends = start + prompt.layers == self.config.vision.layers
         scanned = prompt.layers - ends
-        output = None
+        attention = output = None
         if scanned:
             inputs = jax.tree.map(lambda a: a[:scanned], prompt.per_layer)
             x, output = self.transformer.scan(step, x, start, start + scanned, inputs)
         if ends:
             # Only the class token leaves the last block, so only its query is computed.
             memory, final = prompt.make(jax.tree.map(lambda a: a[-1], prompt.per_layer), x)
-            x = self.transformer.block(start + scanned)(x, memory, query=jnp.zeros((1, 1), jnp.int32))
+            first = jnp.zeros((1, 1), jnp.int32)
+            x, looked = self.transformer.block(start + scanned)(x, memory, query=first, attention=True)
+            attention = looked[:, :, 0]
             final = jax.tree.map(lambda a: a[None], final)
             output = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), output, final) if scanned else final
-        return x, output
+        return x, attention, output
 
 
 class TextTower(nn.Module):
@@ -390,7 +411,7 @@ class CLIP(nn.Module):
 
     def __call__(self, images: Array, layout: TextLayout) -> tuple[Array, Array]:
         """Plain features: images (B, H, W, 3), normalised -> (B, E); texts -> (C, E)."""
-        return self.vision(images)[0], self.text(layout)
+        return self.vision(images).features, self.text(layout)
 
 
 def normalize(features: Array) -> Array:

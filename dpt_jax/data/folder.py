@@ -1,7 +1,9 @@
 """Your own images: a folder of class folders."""
 
+import glob
 import os
 import pathlib
+from collections.abc import Iterator, Sequence
 
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.errors import UserError
@@ -51,3 +53,29 @@ def image_names(directory: pathlib.Path) -> list[str]:
             f"{directory} holds no images ({', '.join(sorted(EXTENSIONS))}); add some or remove the folder."
         )
     return found
+
+
+def find_images(paths: Sequence[str]) -> list[str]:
+    """The images that paths, folders and patterns name, each once, in the order of the paths and sorted below them.
+
+    A file that is named is taken whatever its name ends in. Raises UserError
+    for a path that is not there and where there are no images at all.
+    """
+    found: dict[str, None] = {}
+    for path in paths:
+        named = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        if not named:
+            raise UserError(f"{path} is not there: give an image, a folder of images or a pattern in quotes.")
+        for one in named:
+            found.update(dict.fromkeys(_below(one) if os.path.isdir(one) else [one]))
+    if not found:
+        raise UserError(f"{', '.join(paths)}: no images there ({', '.join(sorted(EXTENSIONS))}).")
+    return list(found)
+
+
+def _below(folder: str) -> Iterator[str]:
+    for directory, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):
+                yield os.path.join(directory, name)

@@ -30,9 +30,12 @@ class _Load:
         weight = 1.0
         try:
             image = self.read(example.path)
-        except UnreadableImageError:
+        except UnreadableImageError as reason:
             if not self.skip_unreadable:
-                raise
+                raise UnreadableImageError(
+                    f"{str(reason).removesuffix('.')}, though the dataset has it: repair or remove it, or leave such "
+                    "images out with --config.dataset.on_error=skip."
+                ) from reason
             # Batches keep their size and order, so that a run can be resumed; the row counts for nothing.
             image, weight = Image.new("RGB", (self.size, self.size)), 0.0
         pixels = test_transform(image, self.size) if generator is None else train_transform(image, self.size, generator)

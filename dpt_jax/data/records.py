@@ -59,9 +59,6 @@ def read_image(file: pathlib.Path | BinaryIO, name: str = "") -> Image.Image:
                 return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
             return image.convert("RGB")
     except FileNotFoundError as reason:
-        raise UnreadableImageError(f"{name} is not there, though the dataset's lists name it.") from reason
+        raise UnreadableImageError(f"{name} is not there.") from reason
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as reason:
-        raise UnreadableImageError(
-            f"{name} cannot be read as an image ({reason}); repair or remove it, or leave such images out with "
-            "--config.dataset.on_error=skip."
-        ) from reason
+        raise UnreadableImageError(f"{name} cannot be read as an image ({reason}).") from reason

@@ -4,7 +4,7 @@ Symbols of the paper: B images, K classes looked at, T tokens, C classes,
 D_v width of the vision tower, E joint embedding.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,13 @@ from dpt_jax.clip.model import LayerNorm
 Array = jax.Array
 GLOBAL_TOKENS = 10  # G_l: 10 whatever K is, as published
 ATTENTION_WIDTH = 32
+
+
+class Made(NamedTuple):
+    """What the losses and pictures read of the class prompts of one layer, float32."""
+
+    auxiliary: Array  # (B, K, C), logits
+    attention: Array  # (B, K, T + GLOBAL_TOKENS), what each class prompt is made of: image tokens, then global ones
 
 
 def torch_uniform(fan_in: int) -> Any:
@@ -36,12 +43,12 @@ class ClassAwarePrompt(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, text_features: Array) -> tuple[Array, Array]:
+    def __call__(self, x: Array, text_features: Array) -> tuple[Array, Made]:
         """x: (B, T, D_v) tokens entering the block; text_features: (B, K, E), those of
         the K likeliest classes, un-normalised.
 
-        Returns the class prompts (B, K, D_v) and the auxiliary logits (B, K, C),
-        float32.  No gradient flows into x; it flows through text_features into
+        Returns the class prompts (B, K, D_v) and what else there is to see of them.
+        No gradient flows into x; it flows through text_features into
         the text prompt.
         """
         width, embed = x.shape[-1], text_features.shape[-1]
@@ -53,8 +60,8 @@ class ClassAwarePrompt(nn.Module):
         query = linear(ATTENTION_WIDTH, width, "query", self.dtype)(c)
         key = linear(ATTENTION_WIDTH, width, "key", self.dtype)(m)
         scores = jnp.einsum("bka,bta->bkt", query, key, preferred_element_type=jnp.float32)
-        a = jax.nn.softmax(scores * ATTENTION_WIDTH**-0.5).astype(self.dtype)
-        o = linear(width, width, "value", self.dtype)(a @ m)
+        a = jax.nn.softmax(scores * ATTENTION_WIDTH**-0.5)
+        o = linear(width, width, "value", self.dtype)(a.astype(self.dtype) @ m)
 
         auxiliary = linear(self.classes, width, "classifier", self.dtype)(LayerNorm(name="ln_classifier")(o))
-        return LayerNorm(name="ln_prompt")(o + c), auxiliary.astype(jnp.float32)
+        return LayerNorm(name="ln_prompt")(o + c), Made(auxiliary.astype(jnp.float32), a)

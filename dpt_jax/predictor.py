@@ -1,0 +1,206 @@
+"""A trained prompt on its CLIP, ready to classify: what predict, visualize, report and convert all start from."""
+
+import concurrent.futures
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.special
+from ml_collections import ConfigDict
+from PIL import Image
+
+from dpt_jax import config as configs
+from dpt_jax import devices, experiment
+from dpt_jax.checkpoint import Saved, load_newest
+from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.data.dataset import Dataset, load_dataset
+from dpt_jax.data.records import Files, read_image
+from dpt_jax.data.transforms import test_transform
+from dpt_jax.errors import UserError
+from dpt_jax.evaluate import make_classifier
+from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts, normalize
+
+# One image, or a batch of them, in any of the forms that images come in.
+Images = Any
+
+
+class Predictor:
+    """Classifies images with a trained prompt.
+
+    Batches of any size are classified `batch_size` images a device at a time,
+    padded, by a program that is compiled once. `classnames` are in the order of
+    the probabilities.
+    """
+
+    def __init__(self, prepared: experiment.Experiment, saved: Saved, batch_size: int) -> None:
+        """prepared, saved: a backbone with classes, and the prompts that belong to it."""
+        self.classnames = prepared.dataset.classnames
+        self.config: ConfigDict = prepared.config
+        self.model: PromptedCLIP = prepared.model
+        self.batch_size = batch_size
+        self.prompts = saved.prompts
+        self.training = saved.meta
+        self._prepared = prepared
+        self._prompts = devices.replicate(saved.prompts)
+        self._classifier = make_classifier(prepared.model)
+        self._texts = self._classifier.encode(prepared.frozen, self._prompts)
+
+    def predict(self, images: Images) -> np.ndarray:
+        """The probability of each class for N images: (N, C) float32.
+
+        images: paths, PIL images or uint8 arrays (H, W) or (H, W, 3), one or a
+        sequence of them; also an array (N, H, W, 3). Raises UserError for one
+        that is no image.
+        """
+        outputs, _ = self.see(self.pixels(images))
+        return scipy.special.softmax(outputs.logits, axis=-1)
+
+    def encode_image(self, images: Images) -> np.ndarray:
+        """Features of N images as the prompted tower makes them: (N, E) float32 of unit length."""
+        return self.see(self.pixels(images))[0].features
+
+    def encode_text(self, classnames: Sequence[str] | None = None) -> np.ndarray:
+        """Features of C class names (its own, where none are given) in the learned context, or in the template where
+        no context was learned: (C, E) float32 of unit length.
+
+        The logits of `predict` are those of its own classes with the images' features, times the temperature.
+        """
+        if classnames is None:
+            learned = self._texts.learned
+        else:
+            check_classnames(classnames, "encode_text")
+            other = with_classes(self._prepared, classnames, self.training)
+            learned = self._classifier.encode(other.frozen, self._prompts).learned
+        return np.asarray(normalize(devices.to_host(learned)))
+
+    def pixels(self, images: Images) -> np.ndarray:
+        """N images as the model takes them, (N, size, size, 3) uint8: shorter side to size, then the centre square."""
+        several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
+        sequence = list(images) if several else [images]
+        size = self.model.clip.image_size
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            made = list(pool.map(lambda image: test_transform(_as_pil(image), size), sequence))
+        return np.stack(made) if made else np.zeros((0, size, size, 3), np.uint8)
+
+    def see(self, pixels: np.ndarray) -> tuple[Outputs, Plain]:
+        """What the method and plain CLIP make of images, for pictures too; host arrays, N rows each.
+
+        pixels: (N, size, size, 3) uint8.
+        """
+        local = jax.local_device_count()
+        rows = self.batch_size * local
+        parts = []
+        # At least once, so that no image gives empty arrays of the right shapes.
+        for start in range(0, max(len(pixels), 1), rows):
+            own = pixels[start : start + rows]
+            padded = np.concatenate([own, np.zeros((rows - len(own), *own.shape[1:]), np.uint8)])
+            images = padded.reshape(local, self.batch_size, *own.shape[1:])
+            seen = self._classifier.classify(self._prepared.frozen, self._prompts, self._texts, images)
+            parts.append(jax.tree.map(lambda x, n=len(own): np.asarray(x).reshape(rows, *x.shape[2:])[:n], seen))
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+    @property
+    def texts(self) -> Texts:
+        """Text features (C, E) of the classes, before and after training, on the host."""
+        return devices.to_host(self._texts)
+
+    @property
+    def pretrained(self) -> Any:
+        """The backbone, whose parameters have a leading device axis."""
+        return self._prepared.pretrained
+
+    @property
+    def frozen(self) -> experiment.Frozen:
+        """What does not change, with a leading device axis."""
+        return self._prepared.frozen
+
+
+def load(
+    workdir: str | os.PathLike[str],
+    classnames: Sequence[str] | None = None,
+    clip: str = "",
+    batch_size: int = 0,
+) -> Predictor:
+    """The prompts of a workdir, or of a file of `convert export`, on their CLIP.
+
+    classnames: other classes than those of the training, for prompts that are
+    not bound to them. clip: where the weights are, if not where the training
+    had them. batch_size: images that a device takes at a time; 0 for 8 on a CPU
+    and 64 on other devices.
+
+    Raises UserError naming what is missing or does not fit.
+    """
+    # configs/ stands beside the package and imports from it.
+    from configs.dpt import get_config
+
+    source = pathlib.Path(workdir).expanduser()
+    config = configs.load(source, get_config())
+    if clip:
+        config.clip.weights = clip
+    devices.keep_compiled()
+    trained = Saved(0, {}, {}) if configs.method(config) == "zeroshot" else load_newest(source)
+    names = list(classnames) if classnames is not None else trained.meta.get("classnames")
+    if names is None:
+        # Zero-shot, and checkpoints of the published code: only the dataset knows its classes.
+        names = load_dataset(config.dataset, config.seed).classnames
+    if classnames is not None:
+        check_classnames(names, "classnames")
+    pretrained = load_clip(config.clip.weights, experiment.compute_dtype(config))
+    prepared = experiment.assemble(config, _classes_alone(names), pretrained)
+    saved = experiment.fit(prepared, trained, str(source))
+    return Predictor(prepared, saved, batch_size or (8 if jax.default_backend() == "cpu" else 64))
+
+
+def with_classes(
+    prepared: experiment.Experiment, classnames: Sequence[str], training: dict[str, Any]
+) -> experiment.Experiment:
+    """The same backbone and prompts with other classes.  Raises UserError where the context is bound to its own."""
+    if prepared.model.prompts.class_specific and list(classnames) != training.get("classnames"):
+        raise UserError("this context is one for each class of its training, and means nothing for others.")
+    return experiment.assemble(prepared.config, _classes_alone(classnames), prepared.pretrained)
+
+
+def check_classnames(classnames: Sequence[str], source: str) -> None:
+    """Raises UserError for a list of class names that names nothing, or a class twice."""
+    if not classnames:
+        raise UserError(f"{source} names no class: give one name a line.")
+    seen: set[str] = set()
+    for name in classnames:
+        if not name.strip():
+            raise UserError(f"{source} has an empty class name.")
+        if name in seen:
+            raise UserError(f"{source} names {name!r} twice: remove one, or tell the two apart.")
+        seen.add(name)
+
+
+def read_classnames(file: pathlib.Path) -> list[str]:
+    """The class names of a text file, one a line.  Raises UserError, see check_classnames."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as reason:
+        raise UserError(f"--classes: {file} cannot be read as text ({reason}).") from reason
+    names = [line.strip() for line in lines if line.strip()]
+    check_classnames(names, str(file))
+    return names
+
+
+def _classes_alone(classnames: Sequence[str]) -> Dataset:
+    return Dataset(Files(pathlib.Path()), tuple(classnames), [], [])
+
+
+def _as_pil(image: Any) -> Image.Image:
+    """Raises UserError for what is no image."""
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, str | os.PathLike):
+        return read_image(pathlib.Path(image))
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise UserError(
+            f"an image is a path, a PIL image or a uint8 array (H, W) or (H, W, 3), not an array of {array.dtype} "
+            f"with shape {array.shape}."
+        )
+    return Image.fromarray(array).convert("RGB")
