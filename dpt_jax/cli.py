@@ -48,7 +48,9 @@ def load_predictor(batch_size: int, classnames: Sequence[str] | None = None) -> 
     from dpt_jax.predictor import load
 
     if not flags.FLAGS.workdir:
-        raise UserError("--workdir is not given: the workdir of a run, or a file of `python -m dpt_jax.convert export`.")
+        raise UserError(
+            "--workdir is not given: the workdir of a run, or a file of `python -m dpt_jax.convert export`."
+        )
     return load(flags.FLAGS.workdir, classnames, flags.FLAGS.clip, batch_size)
 
 

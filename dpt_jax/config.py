@@ -99,7 +99,11 @@ def evaluation_dir(run: pathlib.Path, config: ConfigDict) -> pathlib.Path:
     Of a prompt file, RUN is its name without .safetensors.
     """
     dataset = config.dataset
-    return prompt_file.folder_of(run) / "on" / (dataset.name if dataset.classes == "all" else f"{dataset.name}-{dataset.classes}")
+    return (
+        prompt_file.folder_of(run)
+        / "on"
+        / (dataset.name if dataset.classes == "all" else f"{dataset.name}-{dataset.classes}")
+    )
 
 
 def check(config: ConfigDict) -> None:

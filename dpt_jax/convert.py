@@ -1,12 +1,19 @@
 """Converts weights and prompts.
 
     python -m dpt_jax.convert clip SRC DST
+    python -m dpt_jax.convert export W FILE.safetensors
+    python -m dpt_jax.convert serve W DIR [--clip=WEIGHTS]
     python -m dpt_jax.convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
+    python -m dpt_jax.convert reference --reverse W CHECKPOINT_DIR
 
 `clip` turns any CLIP that `clip.weights` takes into an Orbax directory (local
-or gs://). `reference` turns a checkpoint folder of the published PyTorch code
+or gs://). `export` writes the prompts of a workdir to one small file that
+stands wherever a workdir does that is only read: predict, --mode=eval,
+init_from, and here. `serve` compiles the classifier into a file that runs
+without this package. `reference` turns a checkpoint folder of the published PyTorch code
 into a workdir that --mode=eval and init_from take; what a checkpoint does not
-hold (backbone, dataset, class position, top_k) comes from the flags.
+hold (backbone, dataset, class position, top_k) comes from the flags. With
+--reverse it goes the other way.
 """
 
 import pathlib
@@ -20,16 +27,21 @@ from ml_collections import ConfigDict
 
 from dpt_jax import cli
 from dpt_jax import config as configs
-from dpt_jax.checkpoint import FOLDER, Checkpoints
-from dpt_jax.clip.files import Tensors, read_torch_file
+from dpt_jax import prompt_file
+from dpt_jax.checkpoint import FOLDER, Checkpoints, Saved, load_newest
+from dpt_jax.clip.files import Tensors, read_torch_file, write_torch_file
 from dpt_jax.clip.model import CLIPConfig
 from dpt_jax.clip.pretrained import load_clip, save_orbax
 from dpt_jax.errors import UserError
+from dpt_jax.evaluate import RESULTS_FILE, read_result
 from dpt_jax.metrics import say
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.published import CAVPT, MODULES, TEXT, VISUAL, prompts_from_published
+from dpt_jax.published import CAVPT, MODULES, TEXT, VISUAL, prompts_from_published, published_from_prompts
 
-USAGE = "use `convert clip SRC DST` or `convert reference CHECKPOINT_DIR --workdir=W`"
+USAGE = (
+    "use `convert clip SRC DST`, `export W FILE.safetensors`, `serve W DIR`, `reference CHECKPOINT_DIR --workdir=W` "
+    "or `reference --reverse W CHECKPOINT_DIR`"
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,13 +49,77 @@ def main(argv: Sequence[str]) -> None:
         case ["clip", source, target]:
             save_orbax(load_clip(source), target)
             say(f"wrote {target}")
-        case ["reference", directory]:
+        case ["export", source, target]:
+            export(pathlib.Path(source), pathlib.Path(target))
+        case ["serve", source, target]:
+            serve(pathlib.Path(source), pathlib.Path(target))
+        case ["reference", source, target] if flags.FLAGS.reverse:
+            reverse_reference(pathlib.Path(source), pathlib.Path(target))
+        case ["reference", directory] if not flags.FLAGS.reverse:
             if not flags.FLAGS.workdir:
                 raise UserError("convert reference: --workdir is not given; it says where the converted prompts go.")
             config, overrides, _ = cli.flag_config()
             convert_reference(pathlib.Path(directory), pathlib.Path(flags.FLAGS.workdir), config, overrides)
         case _:
             raise UserError(f"convert: unknown arguments {argv[1:]}; {USAGE}.")
+
+
+def export(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Writes the prompts of a workdir to a prompt file.  Raises UserError where there are none, or no such name."""
+    if target.suffix != prompt_file.SUFFIX:
+        raise UserError(f"convert export: {target} should end in {prompt_file.SUFFIX}.")
+    config, saved = read_run(source)
+    results = source / RESULTS_FILE
+    prompt_file.write(
+        target,
+        saved.step,
+        saved.prompts,
+        saved.meta,
+        config.to_dict(),
+        read_result(results) if results.is_file() else None,
+    )
+    say(f"wrote {target}: {configs.method(config)} prompts, {target.stat().st_size / 1024:.0f} kB")
+
+
+def serve(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Writes the classifier of a workdir as a program.  Raises UserError where it cannot be loaded."""
+    from dpt_jax import serve as programs
+    from dpt_jax.predictor import load
+
+    predictor = load(source, clip=flags.FLAGS.clip)
+    for file in programs.write(predictor, cli.make_folder(target, "convert serve")):
+        say(f"wrote {file} ({file.stat().st_size / 1024:,.0f} kB)")
+
+
+def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
+    """Settings and newest prompts of a workdir or prompt file.  Raises UserError where there are none."""
+    config = configs.load(source, flags.FLAGS.config)
+    if configs.method(config) == "zeroshot":
+        raise UserError(f"{source} is zero-shot, so it has no prompts to convert.")
+    return config, load_newest(source)
+
+
+def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
+    """Writes the prompts of a workdir as a checkpoint folder that the published code loads, epoch and all.
+
+    Raises UserError where that code has no place for them.
+    """
+    config, saved = read_run(source)
+    if config.text_prompt.depth > 1:
+        raise UserError(
+            f"{source} has a context of {config.text_prompt.depth} layers; the published code has one of the first."
+        )
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} is not empty: name a new folder.")
+    modules = published_from_prompts(saved.prompts, config.visual_prompt.length)
+    epoch = saved.meta.get("epoch", saved.step)
+    for name, tensors in modules.items():
+        folder = cli.make_folder(directory / name, "convert reference --reverse")
+        write_torch_file(folder / f"model.pth.tar-{epoch}", tensors, epoch)
+        (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
+    say(
+        f"wrote {directory}: {', '.join(modules)}; the published code loads it with --model-dir and --load-epoch {epoch}"
+    )
 
 
 def convert_reference(
@@ -73,7 +149,7 @@ def convert_reference(
     configs.check(config)
     check_fit(prompts, config, clip, directory)
     configs.save(config, workdir)
-    meta = {"method": configs.method(config), "classnames": None, "source": "published PyTorch code"}
+    meta = {"method": configs.method(config), "classnames": None, "epoch": epoch, "source": "published PyTorch code"}
     # A checkpoint does not say what it was trained on; the flags do.
     meta |= {"dataset": config.dataset.name, "classes": config.dataset.classes}
     with Checkpoints(workdir, create=True) as checkpoints:
@@ -144,4 +220,6 @@ def check_fit(prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pat
 
 if __name__ == "__main__":
     cli.define_flags()
+    flags.DEFINE_bool("reverse", False, "From a workdir to a checkpoint of the published code.")
+    flags.DEFINE_string("clip", "", "Where CLIP's weights are, if not where the training had them.")
     cli.run(main)

@@ -157,6 +157,19 @@ def evaluate(
     return results
 
 
+def read_result(file: pathlib.Path) -> dict[str, Any]:
+    """One results.json.  Raises UserError where it is damaged or of an older version."""
+    needed = {"method", "dataset", "classes", "shots", "seed", "n", "accuracy", "macro_f1", "per_class", "trained_on"}
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        missing = sorted(needed.difference(results))
+    except (ValueError, TypeError) as reason:
+        raise UserError(f"{file} is not the results of a run ({reason}): delete it and evaluate again.") from reason
+    if missing:
+        raise UserError(f"{file} does not say {missing[0]!r}: evaluate that run again, with --mode=eval.")
+    return results
+
+
 def class_scores(predicted: np.ndarray, label: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """For each class its images n, the part of them that is recognised, F1 (0 where it is undefined), and
     what its images were taken for, {class: images}, most first."""

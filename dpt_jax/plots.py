@@ -90,7 +90,7 @@ def draw_panel(axes: Any, title: str, curves: Curves) -> None:
     axes.grid(alpha=0.3)
 
 
-def draw_confusion(matrix: np.ndarray, classnames: Sequence[str], title: str, file: pathlib.Path) -> None:
+def draw_confusion(matrix: np.ndarray, classnames: Sequence[str], title: str, file: pathlib.Path | BinaryIO) -> None:
     """(C, C) in percent of the true class, a row each; names stand beside it where there is room for them."""
     plt = pyplot()
     side = min(max(0.28 * len(classnames) + 2.5, 4.5), 16)
@@ -104,7 +104,110 @@ def draw_confusion(matrix: np.ndarray, classnames: Sequence[str], title: str, fi
     axes.set_xlabel(f"predicted class{' (number)' if numbered else ''}")
     axes.set_ylabel(f"true class{' (number)' if numbered else ''}")
     axes.set_title(title, fontsize=10)
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=120, format="png")
+    plt.close(figure)
+
+
+def draw_training(records: Sequence[Mapping[str, float]], guidance_epochs: int, file: pathlib.Path | BinaryIO) -> None:
+    """Loss, training accuracy and learning rates by epoch.
+
+    records: those of metrics.jsonl, one an epoch. guidance_epochs: where the loss changes its form, 0 if it does not.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3), layout="constrained")
+    epochs = [record["epoch"] for record in records]
+    blue, orange = STYLES["vpt"][0], STYLES["dpt"][0]
+    axes[0].plot(epochs, [record["loss"] for record in records], color=orange)
+    axes[0].set_ylabel("training loss (nats)")
+    axes[1].plot(epochs, [100 * record["accuracy"] for record in records], color=orange)
+    axes[1].set_ylabel("training accuracy (%)")
+    for name, colour, dashes in (("visual", blue, "-"), ("text", "#000000", "--")):
+        rates = [record[f"{name}_lr"] for record in records]
+        axes[2].plot(epochs, rates, color=colour, linestyle=dashes, label=f"{name} prompt")
+    axes[2].set_yscale("log")
+    axes[2].set_ylabel("learning rate")
+    axes[2].legend(fontsize=8)
+    for one in axes:
+        one.set_xlabel("epoch")
+        one.grid(alpha=0.3)
+    if 0 < guidance_epochs < epochs[-1]:
+        for one in axes[:2]:
+            one.axvline(guidance_epochs, color="#000000", linestyle=":", linewidth=1)
+        axes[0].annotate("guidance ends", (guidance_epochs, axes[0].get_ylim()[1]), xytext=(4, -4),
+                         textcoords="offset points", fontsize=8, va="top")  # fmt: skip
+    figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+
+
+def draw_reliability(calibrations: Mapping[str, Mapping[str, Any]], file: pathlib.Path | BinaryIO) -> None:
+    """For each method, how often its answers are right against how sure it is, and how many answers are so sure.
+
+    calibrations: {method: what evaluate.calibration gives}.
+    """
+    plt = pyplot()
+    size = (4.2 * len(calibrations), 4.6)
+    ratios = {"height_ratios": [3, 1]}
+    figure, grid = plt.subplots(
+        2, len(calibrations), figsize=size, squeeze=False, sharex=True, sharey="row", layout="constrained",
+        gridspec_kw=ratios,
+    )  # fmt: skip
+    for (above, below), (method, found) in zip(grid.T, calibrations.items(), strict=True):
+        colour = STYLES[method][0] if method != "zeroshot" else "#777777"
+        confidence = [100 * one["confidence"] for one in found["bins"]]
+        accuracy = [100 * one["accuracy"] for one in found["bins"]]
+        above.plot([0, 100], [0, 100], color="#000000", linestyle="--", linewidth=1, label="as sure as right")
+        above.vlines(confidence, confidence, accuracy, color=colour, alpha=0.5)
+        above.plot(confidence, accuracy, color=colour, marker="o", label=LABELS[method], clip_on=False)
+        above.set_title(f"{LABELS[method]}: expected calibration error {100 * found['ece']:.1f} %", fontsize=10)
+        above.grid(alpha=0.3)
+        above.legend(fontsize=8, loc="upper left")
+        below.bar(confidence, [one["images"] for one in found["bins"]], width=4, color=colour)
+        below.set_xlabel("probability of the answer (%)")
+        below.grid(alpha=0.3)
+    grid[0, 0].set_ylabel("answers that are right (%)")
+    grid[0, 0].set_xlim(0, 100)
+    grid[0, 0].set_ylim(0, 100)
+    grid[1, 0].set_ylabel("images")
+    figure.savefig(file, dpi=110, format="png")
+    plt.close(figure)
+
+
+class Cloud(NamedTuple):
+    """Image features (N, 2) and text features (C, 2) on two axes, and what part of the variance of the images each
+    axis has."""
+
+    images: np.ndarray
+    texts: np.ndarray
+    variance: np.ndarray
+
+
+def draw_clouds(
+    clouds: Mapping[str, Cloud], label: np.ndarray, classnames: Sequence[str], file: pathlib.Path | BinaryIO
+) -> None:
+    """Images (points) and class texts (stars) beside each other before and after; of the classes with most images as
+    many as can be told apart, the others grey.  label: (N,)."""
+    plt = pyplot()
+    colours = [colour for colour, _ in STYLES.values()] + ["#0072B2", "#CC79A7", "#F0E442"]
+    counts = np.bincount(label, minlength=len(classnames))
+    shown = np.argsort(-counts, kind="stable")[: len(colours)]
+    figure, grid = plt.subplots(
+        1, len(clouds), figsize=(5.2 * len(clouds) + 1.6, 4.6), squeeze=False, layout="constrained"
+    )
+    for axes, (title, cloud) in zip(grid.flat, clouds.items(), strict=True):
+        rest = ~np.isin(label, shown)
+        axes.scatter(*cloud.images[rest].T, s=8, color="#CCCCCC", label="images of other classes" if rest.any() else "")
+        for c, colour, marker in zip(shown, colours, "osv^DPX<", strict=False):
+            axes.scatter(*cloud.images[label == c].T, s=18, color=colour, marker=marker, label=classnames[c])
+        for c, colour in zip(shown, colours, strict=False):
+            axes.scatter(*cloud.texts[c], s=220, color=colour, marker="*", edgecolors="#000000", linewidths=1)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(f"first axis ({100 * cloud.variance[0]:.0f} % of the images' variance)")
+        axes.set_ylabel(f"second axis ({100 * cloud.variance[1]:.0f} %)")
+        axes.set_xticks([])
+        axes.set_yticks([])
+    grid.flat[-1].scatter([], [], s=120, color="#FFFFFF", marker="*", edgecolors="#000000", label="text of a class")
+    grid.flat[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -128,7 +231,7 @@ def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | Binar
     plt = pyplot()
     columns = max(4, len(sight.class_maps))
     rows = 2 if sight.class_maps else 1
-    figure = plt.figure(figsize=(2.7 * columns, 3.1 * rows + 0.4), layout="constrained")
+    figure = plt.figure(figsize=(2.8 * columns, 3.1 * rows + 0.4), layout="constrained")
     figure.suptitle(_shortened(title, 30 * columns), fontsize=10, x=0.01, ha="left")
     grid = figure.add_gridspec(rows, columns)
     axes = figure.add_subplot(grid[0, 0])
@@ -144,12 +247,12 @@ def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | Binar
         [grid[0, 2 + i] for i in range(len(looked))],
         sight.image,
         looked,
-        "class token's attention\na patch (%)",
+        "class token's attention to a patch\n(% of the largest)",
     )
     if sight.class_maps:
         places = [grid[1, i] for i in range(len(sight.class_maps))]
         maps = {f"prompt of “{_shortened(name, 16)}”": one for name, one in sight.class_maps.items()}
-        _draw_maps(figure, places, sight.image, maps, "CAVPT's attention\na patch (%)")
+        _draw_maps(figure, places, sight.image, maps, "CAVPT's attention to a patch\n(% of the largest)")
     figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
 
@@ -161,7 +264,7 @@ def draw_classes(axes: Any, sight: Sight, method: str) -> None:
     if method != "zeroshot":
         axes.plot(100 * sight.zero_shot, at, "kD", markersize=4, label=LABELS["zeroshot"])
     for y, name, probability in zip(at, sight.classes, sight.probability, strict=True):
-        axes.text(0, y - 0.36, f"{_shortened(name, 24)}  {100 * probability:.1f} %", fontsize=8, va="bottom")
+        axes.text(1, y - 0.36, f"{_shortened(name, 24)}  {100 * probability:.1f} %", fontsize=8, va="bottom")
     axes.set_ylim(len(at) - 0.5, -0.9)
     axes.set_yticks([])
     axes.set_xlim(0, 100)
@@ -174,9 +277,8 @@ def draw_classes(axes: Any, sight: Sight, method: str) -> None:
 def _draw_maps(
     figure: Any, places: Sequence[Any], image: np.ndarray, maps: Mapping[str, np.ndarray | None], label: str
 ) -> None:
-    """Maps over the greyed image, with one scale for all of them."""
-    shown = [one for one in maps.values() if one is not None]
-    most = 100 * max((float(one.max()) for one in shown), default=1.0)
+    """Maps over the greyed image. Each is scaled to its own largest patch, which its title tells: what one map is
+    spread over and another gathers in a patch would leave the first one black on a scale for both."""
     grey = np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
     all_axes, drawn = [], None
     for place, (name, one) in zip(places, maps.items(), strict=True):
@@ -189,9 +291,10 @@ def _draw_maps(
             axes.text(0.5, 0.5, "not among the classes\nthat CAVPT looked at", transform=axes.transAxes, fontsize=8,
                       ha="center", va="center")  # fmt: skip
             continue
-        axes.set_title(f"{name}\n{100 * one.sum():.0f} % on patches", fontsize=9)
+        most = float(one.max()) or 1.0
+        axes.set_title(f"{name}\n{100 * one.sum():.0f} % on patches, up to {100 * most:.0f} % on one", fontsize=8.5)
         box = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-        drawn = axes.imshow(100 * one, cmap="inferno", vmin=0, vmax=most, alpha=0.72, extent=box)
+        drawn = axes.imshow(100 * one / most, cmap="inferno", vmin=0, vmax=100, alpha=0.72, extent=box)
     if drawn is not None:
         bar = figure.colorbar(drawn, ax=all_axes, shrink=0.75, aspect=15, pad=0.02)
         bar.set_label(label, fontsize=8)
@@ -199,4 +302,4 @@ def _draw_maps(
 
 
 def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else f"…{text[1 - most:]}"
+    return text if len(text) <= most else f"…{text[1 - most :]}"

@@ -25,7 +25,6 @@ from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Readable:
     """Reads images, and remembers why it could not: {path: reason}."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dpt_jax import config as configs
 from dpt_jax import devices, experiment
-from dpt_jax.checkpoint import Saved, load_newest
+from dpt_jax.checkpoint import FOLDER, Saved, load_newest
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.data.records import Files, read_image
@@ -133,25 +133,41 @@ def load(
 
     Raises UserError naming what is missing or does not fit.
     """
-    # configs/ stands beside the package and imports from it.
-    from configs.dpt import get_config
-
     source = pathlib.Path(workdir).expanduser()
-    config = configs.load(source, get_config())
+    config = settings(source)
     if clip:
         config.clip.weights = clip
+    if classnames is not None:
+        check_classnames(classnames, "classnames")
     devices.keep_compiled()
-    trained = Saved(0, {}, {}) if configs.method(config) == "zeroshot" else load_newest(source)
-    names = list(classnames) if classnames is not None else trained.meta.get("classnames")
+    trained = Saved(0, {}, {}) if configs.method(config) == "zeroshot" else load_newest(_holder(config, source))
+    names = trained.meta.get("classnames") if classnames is None else classnames
     if names is None:
         # Zero-shot, and checkpoints of the published code: only the dataset knows its classes.
         names = load_dataset(config.dataset, config.seed).classnames
-    if classnames is not None:
-        check_classnames(names, "classnames")
     pretrained = load_clip(config.clip.weights, experiment.compute_dtype(config))
     prepared = experiment.assemble(config, _classes_alone(names), pretrained)
-    saved = experiment.fit(prepared, trained, str(source))
+    saved = trained if prepared.model.prompts.method == "zeroshot" else experiment.fit(prepared, trained, str(source))
     return Predictor(prepared, saved, batch_size or (8 if jax.default_backend() == "cpu" else 64))
+
+
+def settings(source: pathlib.Path) -> ConfigDict:
+    """The configuration of a workdir or prompt file.  Raises UserError where it is neither."""
+    # configs/ stands beside the package and imports from it.
+    from configs.dpt import get_config
+
+    return configs.load(source, get_config())
+
+
+def prompts_of(prepared: experiment.Experiment, source: pathlib.Path) -> Saved:
+    """The prompts that a workdir's results are of: its own, or those it was to evaluate elsewhere."""
+    return experiment.saved_prompts(prepared, _holder(prepared.config, source))
+
+
+def _holder(config: ConfigDict, source: pathlib.Path) -> pathlib.Path:
+    if config.init_from and source.is_dir() and not (source / FOLDER).exists():
+        return pathlib.Path(config.init_from)
+    return source
 
 
 def with_classes(

@@ -50,3 +50,28 @@ def prompts_from_published(modules: dict[str, Tensors]) -> Any:
             cavpt.setdefault(module, {})[leaf] = np.stack([w.T if transposed else w for w in layers])
         prompts["cavpt"] = cavpt
     return jax.tree.map(lambda x: np.asarray(x, np.float32, order="C"), prompts)
+
+
+def published_from_prompts(prompts: Any, visual_length: int) -> dict[str, Tensors]:
+    """The state dict of each module, from a tree of prompts: prompts_from_published the other way round.
+
+    visual_length: tokens a layer, also where CAVPT leaves no layer to them.
+    """
+    modules: dict[str, Tensors] = {}
+    if "text" in prompts:
+        modules[TEXT] = {"ctx": prompts["text"]["context"][0]}
+    if "visual" in prompts:
+        modules[VISUAL] = {"ctx": prompts["visual"]["tokens"]}
+    if "cavpt" in prompts:
+        cavpt = prompts["cavpt"]
+        tokens = cavpt["global_tokens"]
+        # That code makes all its modules, and looks for a file of each.
+        layers = len(prompts["visual"]["tokens"]) if "visual" in prompts else 0
+        modules.setdefault(VISUAL, {"ctx": np.zeros((layers, visual_length, tokens.shape[-1]), np.float32)})
+        modules[CAVPT] = {"ctx": tokens}
+        for i in range(len(tokens)):
+            for theirs, (ours, transposed) in _LAYER.items():
+                module, _, leaf = ours.partition("/")
+                weight = cavpt[module][leaf][i]
+                modules[CAVPT][theirs.format(i)] = weight.T if transposed else weight
+    return jax.tree.map(np.ascontiguousarray, modules)

@@ -1,32 +1,34 @@
 """Tables and figures of finished runs.
 
-    python -m dpt_jax.report RUNS_DIR     over all runs below a folder
-    python -m dpt_jax.report WORKDIR      over the classes of one run
+    python -m dpt_jax.report RUNS_DIR           over all runs below a folder
+    python -m dpt_jax.report WORKDIR            over the classes of one run
+    python -m dpt_jax.report --html WORKDIR     one page with all there is to see of a run
 
 Over a folder: mean ± standard deviation of the seeds for each method and
 dataset, as Markdown (printed, and report.md) and CSV (report.csv), and accuracy
 against shots (report.png). Over one run: accuracy of each class (report.md,
-report.csv) and the confusion matrix (report.png). All are written there.
+report.csv), the confusion matrix (report.png), the training (training.png) and
+how sure the answers are (reliability.png). The page (report.html) has these,
+the settings, the features before and after, and answers with heat maps. All
+are written there.
 """
 
-import collections
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from absl import flags
 
 from dpt_jax import cli, plots
 from dpt_jax.config import shots_in_words
 from dpt_jax.errors import UserError
-from dpt_jax.evaluate import RESULTS_FILE
+from dpt_jax.evaluate import RESULTS_FILE, read_result
 from dpt_jax.metrics import say
+from dpt_jax.run_report import CSV_FILE, FIGURE_FILE, TABLE_FILE, report_run
 from dpt_jax.tables import CSVWriter, markdown
 
-TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
 UNKNOWN = "unknown"
-CONFUSIONS_LISTED = 10
 
 
 class Cell(NamedTuple):
@@ -66,19 +68,6 @@ def read_results(folder: pathlib.Path) -> list[dict[str, Any]]:
     if not files:
         raise UserError(f"{folder} holds no finished run (no {RESULTS_FILE} in it or below): train first.")
     return [read_result(file) for file in files]
-
-
-def read_result(file: pathlib.Path) -> dict[str, Any]:
-    """One results.json.  Raises UserError where it is damaged or of an older version."""
-    needed = {"method", "dataset", "classes", "shots", "seed", "n", "accuracy", "macro_f1", "per_class", "trained_on"}
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        missing = sorted(needed.difference(results))
-    except (ValueError, TypeError) as reason:
-        raise UserError(f"{file} is not the results of a run ({reason}): delete it and evaluate again.") from reason
-    if missing:
-        raise UserError(f"{file} does not say {missing[0]!r}: evaluate that run again, with --mode=eval.")
-    return results
 
 
 def scores_of(results: Iterable[Mapping[str, Any]]) -> dict[Cell, Score]:
@@ -278,8 +267,8 @@ def report_panels(scores: Scores) -> dict[str, plots.Curves]:
     return panels
 
 
-def report_folder(folder: pathlib.Path) -> str:
-    """Writes the report over all runs below a folder; its Markdown."""
+def report_folder(folder: pathlib.Path) -> tuple[str, list[str]]:
+    """Writes the report over all runs below a folder: its Markdown, and the names of the files."""
     scores = scores_of(read_results(folder))
     tables = [*few_shot_tables(scores), *base_to_new_tables(scores), *transfer_tables(scores)]
     if not tables:
@@ -289,67 +278,26 @@ def report_folder(folder: pathlib.Path) -> str:
     write_csv(scores, folder / CSV_FILE)
     if panels := report_panels(scores):
         plots.draw_curves(panels, folder / FIGURE_FILE)
-    return text
-
-
-def report_run(workdir: pathlib.Path) -> str:
-    """Writes the report over the classes of one run; its Markdown."""
-    results = read_result(workdir / RESULTS_FILE)
-    classes: dict[str, Any] = results["per_class"]
-    trained = results["trained_on"]
-    made = (
-        f"trained on {trained['dataset']}, {shots_in_words(results['shots'])}, seed {results['seed']}; "
-        if trained
-        else ""
-    )
-    rows = [
-        [name, f"{one['n']:,}", "" if one["accuracy"] is None else f"{100 * one['accuracy']:.1f}", f"{one['f1']:.3f}"]
-        for name, one in classes.items()
-    ]
-    wrong = collections.Counter(
-        {(name, other): c for name, one in classes.items() for other, c in one["predicted"].items() if other != name}
-    )
-    confused = [
-        [name, other, f"{count} of {classes[name]['n']}"]
-        for (name, other), count in wrong.most_common(CONFUSIONS_LISTED)
-    ]
-    title = f"{plots.LABELS[results['method']]} on {results['dataset']}"
-    text = (
-        f"### {title}\n\n"
-        f"{made}{100 * results['accuracy']:.1f} % of {results['n']:,} test images right, "
-        f"macro F1 {results['macro_f1']:.3f}.\n\n"
-        f"{markdown(['class', 'images', 'accuracy (%)', 'F1'], rows)}\n"
-    )
-    if confused:
-        text += f"\nMost often confused:\n\n{markdown(['images of', 'taken for', 'times'], confused)}\n"
-    (workdir / TABLE_FILE).write_text(text, encoding="utf-8")
-    with (workdir / CSV_FILE).open("w", newline="", encoding="utf-8") as out:
-        writer = CSVWriter(out, ["class", "images", "accuracy", "f1"])
-        for name, one in classes.items():
-            writer.write([name, one["n"], one["accuracy"], one["f1"]])
-    plots.draw_confusion(confusion_matrix(classes), list(classes), title, workdir / FIGURE_FILE)
-    return text
-
-
-def confusion_matrix(classes: Mapping[str, Any]) -> np.ndarray:
-    """(C, C): the part of the images of class i, in percent, that is taken for class j."""
-    names = {name: i for i, name in enumerate(classes)}
-    matrix = np.zeros((len(names), len(names)))
-    for name, one in classes.items():
-        for other, count in one["predicted"].items():
-            matrix[names[name], names[other]] = 100 * count / one["n"]
-    return matrix
+    return text, [TABLE_FILE, CSV_FILE, *([FIGURE_FILE] if panels else [])]
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
         raise UserError("give one folder: python -m dpt_jax.report RUNS_DIR.")
     folder = pathlib.Path(argv[1])
-    single = (folder / RESULTS_FILE).exists()
-    say((report_run if single else report_folder)(folder))
-    written = [name for name in (TABLE_FILE, CSV_FILE, FIGURE_FILE) if (folder / name).exists()]
+    if flags.FLAGS.html:
+        from dpt_jax.page import write_page
+
+        say(f"written: {write_page(folder)}")
+        return
+    if (folder / RESULTS_FILE).exists():
+        text, written = report_run(folder)
+    else:
+        text, written = report_folder(folder)
+    say(text)
     say(f"written to {folder}: {', '.join(written)}")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_bool("html", False, "One page with all there is to see of one run.")
     cli.run(main)

@@ -192,7 +192,8 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
                     progress.report(_line(values, config.train.epochs), f"loss {values['loss']:.3f}")
                 if now % config.checkpoint.every_steps == 0 or now == total:
                     host = devices.to_host(replicated)
-                    checkpoints.save(now, host.prompts, meta, {"opt_state": host.opt_state, "totals": host.totals})
+                    training = {"opt_state": host.opt_state, "totals": host.totals}
+                    checkpoints.save(now, host.prompts, meta | {"epoch": now // per_epoch}, training)
         checkpoints.wait()
         if left_out := devices.sum_over_hosts(len(unreadable)):
             say(f"{left_out} of {len(dataset.train)} training images could not be read and were left out.")

@@ -324,7 +324,9 @@ def test_layer_prompts_cover_any_split(clip):
     model = CLIP(clip.config)
 
     def run(prompts):
-        return jax.jit(lambda p: model.apply({"params": p}, method=lambda m: m.vision(images, prompts).features))(clip.params)
+        return jax.jit(lambda p: model.apply({"params": p}, method=lambda m: m.vision(images, prompts).features))(
+            clip.params
+        )
 
     def silent(layers):
         return LayerPrompts(layers, lambda _, x: (None, None))

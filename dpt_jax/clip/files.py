@@ -92,14 +92,20 @@ def read_torch_file(file: epath.Path | pathlib.Path) -> TorchFile:
     return TorchFile(tensors, epoch if isinstance(epoch, int) else None)
 
 
+def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:
+    """A state dict as the published code's framework saves it.  Raises UserError where torch is not installed."""
+    torch = _import_torch(str(file))
+    state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+    rest = dict.fromkeys(("optimizer", "scheduler", "val_result"))
+    torch.save({"state_dict": state, "epoch": epoch, **rest}, file)
+
+
 def _import_torch(file: str) -> Any:
     """The torch module, or a UserError that says which file asks for it."""
     try:
         import torch
     except ImportError as reason:
-        raise UserError(
-            f"{file} is a PyTorch file: reading it takes `pip install torch` (a CPU build will do)."
-        ) from reason
+        raise UserError(f"{file} is a PyTorch file, which takes `pip install torch` (a CPU build will do).") from reason
     return torch
 
 
