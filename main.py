@@ -21,8 +21,8 @@ flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or ev
 def main(argv: Sequence[str]) -> None:
     # Importing JAX takes seconds that --help and a mistyped flag need not wait for.
     from dpt_jax import config as configs
-    from dpt_jax import prompt_file
     from dpt_jax import experiment as experiments
+    from dpt_jax import prompt_file
     from dpt_jax.checkpoint import FOLDER
     from dpt_jax.errors import UserError
     from dpt_jax.evaluate import evaluate, summary

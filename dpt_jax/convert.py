@@ -25,9 +25,8 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from dpt_jax import cli
+from dpt_jax import cli, prompt_file
 from dpt_jax import config as configs
-from dpt_jax import prompt_file
 from dpt_jax.checkpoint import FOLDER, Checkpoints, Saved, load_newest
 from dpt_jax.clip.files import Tensors, read_torch_file, write_torch_file
 from dpt_jax.clip.model import CLIPConfig
@@ -117,9 +116,7 @@ def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
         folder = cli.make_folder(directory / name, "convert reference --reverse")
         write_torch_file(folder / f"model.pth.tar-{epoch}", tensors, epoch)
         (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
-    say(
-        f"wrote {directory}: {', '.join(modules)}; the published code loads it with --model-dir and --load-epoch {epoch}"
-    )
+    say(f"wrote {directory}, which the published code loads with --model-dir and --load-epoch {epoch}")
 
 
 def convert_reference(

@@ -167,8 +167,8 @@ class PromptedCLIP:
             cavpt = params["prompts"]["cavpt"]
             # Those of the training, which need not be the classes of this evaluation.
             classes = cavpt["classifier"]["kernel"].shape[-1]
-            attention = jax.jit(ClassAwarePrompt(classes, self.dtype).apply)
-            memories.append(LayerPrompts(self.cavpt_layers, lambda p, x: attention({"params": p}, x, looked_at), cavpt))
+            make = jax.jit(ClassAwarePrompt(classes, self.dtype).apply)
+            memories.append(LayerPrompts(self.cavpt_layers, lambda p, x: make({"params": p}, x, looked_at), cavpt))
         if memories:
             seen = self._clip(params, lambda clip: clip.vision(x, memories))
             prompted, attention = normalize(seen.features), seen.attention

@@ -119,8 +119,9 @@ def pictures(predictor: Predictor, dataset: Dataset, answers: Answers) -> Iterab
         for i, path, sight in zip(rows, paths, describe(predictor, pixels), strict=True):
             truth = predictor.classnames[answers.label[i]]
             caption = f"{path}: {truth}" if wanted else f"{path}: {truth}, taken for {sight.classes[0]}"
-            method = predictor.model.prompts.method
-            yield _drawn(lambda file, s=sight, p=path, m=method: plots.draw_sight(s, p, m, file), caption)
+            buffer = io.BytesIO()
+            plots.draw_sight(sight, path, predictor.model.prompts.method, buffer)
+            yield _image(buffer, caption)
 
 
 def surest(answers: Answers, among: np.ndarray) -> list[int]:

@@ -50,7 +50,8 @@ class Output:
             from dpt_jax.tables import CSVWriter
 
             try:
-                out = stack.enter_context(open(flags.FLAGS.csv, "w", newline="", encoding="utf-8"))
+                file = pathlib.Path(flags.FLAGS.csv)
+                out = stack.enter_context(file.open("w", newline="", encoding="utf-8", errors="backslashreplace"))
             except OSError as reason:
                 raise UserError(f"--csv: {flags.FLAGS.csv} cannot be written ({reason}).") from reason
             numbered = [f"{column}_{i + 1}" for i in range(flags.FLAGS.top) for column in ("class", "probability")]

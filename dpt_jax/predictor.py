@@ -1,6 +1,7 @@
 """A trained prompt on its CLIP, ready to classify: what predict, visualize, report and convert all start from."""
 
 import concurrent.futures
+import operator
 import os
 import pathlib
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from dpt_jax.data.records import Files, read_image
 from dpt_jax.data.transforms import test_transform
 from dpt_jax.errors import UserError
 from dpt_jax.evaluate import make_classifier
-from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts, normalize
+from dpt_jax.model import PromptedCLIP, normalize
 
 # One image, or a batch of them, in any of the forms that images come in.
 Images = Any
@@ -85,8 +86,8 @@ class Predictor:
             made = list(pool.map(lambda image: test_transform(_as_pil(image), size), sequence))
         return np.stack(made) if made else np.zeros((0, size, size, 3), np.uint8)
 
-    def see(self, pixels: np.ndarray) -> tuple[Outputs, Plain]:
-        """What the method and plain CLIP make of images, for pictures too; host arrays, N rows each.
+    def see(self, pixels: np.ndarray) -> tuple[Any, Any]:
+        """What the method and plain CLIP make of images, for pictures too: (model.Outputs, model.Plain) of host arrays.
 
         pixels: (N, size, size, 3) uint8.
         """
@@ -99,12 +100,13 @@ class Predictor:
             padded = np.concatenate([own, np.zeros((rows - len(own), *own.shape[1:]), np.uint8)])
             images = padded.reshape(local, self.batch_size, *own.shape[1:])
             seen = self._classifier.classify(self._prepared.frozen, self._prompts, self._texts, images)
-            parts.append(jax.tree.map(lambda x, n=len(own): np.asarray(x).reshape(rows, *x.shape[2:])[:n], seen))
+            whole = jax.tree.map(lambda x: np.asarray(x).reshape(rows, *x.shape[2:]), seen)
+            parts.append(jax.tree.map(operator.itemgetter(slice(len(own))), whole))
         return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
     @property
-    def texts(self) -> Texts:
-        """Text features (C, E) of the classes, before and after training, on the host."""
+    def texts(self) -> Any:
+        """model.Texts of the classes, host arrays."""
         return devices.to_host(self._texts)
 
     @property

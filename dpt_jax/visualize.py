@@ -17,8 +17,8 @@ import scipy.special
 from absl import flags
 
 from dpt_jax import cli, plots
-from dpt_jax.errors import UserError
 from dpt_jax.data.folder import find_images
+from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from dpt_jax.predictor import Predictor

@@ -31,7 +31,8 @@ def load_image(file: str, size: int) -> np.ndarray:
 
 def main(files: list[str]) -> None:
     """Prints the three likeliest classes of each image."""
-    classify = jax.jit(jax.export.deserialize((FOLDER / "classifier.jax").read_bytes()).call)
+    program = bytearray((FOLDER / "classifier.jax").read_bytes())
+    classify = jax.jit(jax.export.deserialize(program).call)
     images = np.stack([load_image(file, ABOUT["image_size"]) for file in files])
     for file, probabilities in zip(files, np.asarray(classify(images)), strict=True):
         best = np.argsort(-probabilities, kind="stable")[:3]
