@@ -44,7 +44,7 @@ def define_predictor_flags() -> None:
 
 
 def load_predictor(batch_size: int, classnames: Sequence[str] | None = None) -> "Predictor":
-    """The predictor of these flags.  batch_size: images at a time, at most what the run's evaluation takes."""
+    """The predictor of these flags.  batch_size: images that a device takes at a time."""
     from dpt_jax.predictor import load
 
     if not flags.FLAGS.workdir:

@@ -144,7 +144,7 @@ def save_once(config: ConfigDict, workdir: pathlib.Path) -> None:
 def load(workdir: pathlib.Path, defaults: ConfigDict) -> ConfigDict:
     """The configuration saved in a workdir or prompt file, on top of defaults for keys it does not have."""
     if prompt_file.is_prompt_file(workdir):
-        file, saved = workdir, prompt_file.read_header(workdir).get("settings", {})
+        file, saved = workdir, prompt_file.read_header(workdir)["settings"]
     else:
         file = workdir / CONFIG_FILE
         saved = _read_json(file)

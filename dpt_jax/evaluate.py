@@ -158,11 +158,13 @@ def evaluate(
 
 
 def read_result(file: pathlib.Path) -> dict[str, Any]:
-    """One results.json.  Raises UserError where it is damaged or of an older version."""
+    """One results.json.  Raises UserError where it is missing, damaged or of an older version."""
     needed = {"method", "dataset", "classes", "shots", "seed", "n", "accuracy", "macro_f1", "per_class", "trained_on"}
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         missing = sorted(needed.difference(results))
+    except (FileNotFoundError, NotADirectoryError) as reason:
+        raise UserError(f"{file} is not there: give the workdir of a finished run, or evaluate this one.") from reason
     except (ValueError, TypeError) as reason:
         raise UserError(f"{file} is not the results of a run ({reason}): delete it and evaluate again.") from reason
     if missing:

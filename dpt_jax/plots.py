@@ -223,7 +223,7 @@ class Sight(NamedTuple):
     zero_shot: np.ndarray  # of these classes, by plain CLIP
     plain: np.ndarray  # the class token's in the last block, without prompts
     prompted: np.ndarray | None  # the same with prompts; None where the images see none
-    class_maps: Mapping[str, np.ndarray | None]  # CAVPT's by class; None for a class that it did not look at
+    class_maps: Sequence[np.ndarray | None]  # CAVPT's of these classes, if any; None for one that it did not look at
 
 
 def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | BinaryIO) -> None:
@@ -232,26 +232,23 @@ def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | Binar
     columns = max(4, len(sight.class_maps))
     rows = 2 if sight.class_maps else 1
     figure = plt.figure(figsize=(2.8 * columns, 3.1 * rows + 0.4), layout="constrained")
-    figure.suptitle(_shortened(title, 30 * columns), fontsize=10, x=0.01, ha="left")
+    room = 30 * columns
+    figure.suptitle(title if len(title) <= room else f"…{title[1 - room :]}", fontsize=10, x=0.01, ha="left")
     grid = figure.add_gridspec(rows, columns)
     axes = figure.add_subplot(grid[0, 0])
     axes.imshow(sight.image)
     axes.set_title("image", fontsize=9)
     axes.set_axis_off()
     draw_classes(figure.add_subplot(grid[0, 1]), sight, method)
-    looked = {"plain CLIP": sight.plain}
+    looked: list[tuple[str, np.ndarray | None]] = [("plain CLIP", sight.plain)]
     if sight.prompted is not None:
-        looked[f"with {LABELS[method]}"] = sight.prompted
-    _draw_maps(
-        figure,
-        [grid[0, 2 + i] for i in range(len(looked))],
-        sight.image,
-        looked,
-        "class token's attention to a patch\n(% of the largest)",
-    )
+        looked.append((f"with {LABELS[method]}", sight.prompted))
+    places = [grid[0, 2 + i] for i in range(len(looked))]
+    _draw_maps(figure, places, sight.image, looked, "class token's attention to a patch\n(% of the largest)")
     if sight.class_maps:
         places = [grid[1, i] for i in range(len(sight.class_maps))]
-        maps = {f"prompt of “{_shortened(name, 16)}”": one for name, one in sight.class_maps.items()}
+        names = [f"prompt of “{_shortened(name, 18)}”" for name in sight.classes]
+        maps = list(zip(names, sight.class_maps, strict=True))
         _draw_maps(figure, places, sight.image, maps, "CAVPT's attention to a patch\n(% of the largest)")
     figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
@@ -275,13 +272,20 @@ def draw_classes(axes: Any, sight: Sight, method: str) -> None:
 
 
 def _draw_maps(
-    figure: Any, places: Sequence[Any], image: np.ndarray, maps: Mapping[str, np.ndarray | None], label: str
+    figure: Any,
+    places: Sequence[Any],
+    image: np.ndarray,
+    maps: Sequence[tuple[str, np.ndarray | None]],
+    label: str,
 ) -> None:
-    """Maps over the greyed image. Each is scaled to its own largest patch, which its title tells: what one map is
-    spread over and another gathers in a patch would leave the first one black on a scale for both."""
+    """Maps with their names over the greyed image.
+
+    Each is scaled to its own largest patch, which its title tells: on one scale, a map that gathers in a patch would
+    leave those that are spread out black.
+    """
     grey = np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
     all_axes, drawn = [], None
-    for place, (name, one) in zip(places, maps.items(), strict=True):
+    for place, (name, one) in zip(places, maps, strict=True):
         axes = figure.add_subplot(place)
         all_axes.append(axes)
         axes.set_axis_off()
@@ -302,4 +306,4 @@ def _draw_maps(
 
 
 def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else f"…{text[1 - most :]}"
+    return text if len(text) <= most else f"{text[: most - 1]}…"

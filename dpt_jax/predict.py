@@ -24,6 +24,8 @@ from dpt_jax import cli
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 
+BATCH = 128  # images that a device takes at a time, at most
+
 
 @dataclasses.dataclass(frozen=True)
 class Readable:
@@ -58,7 +60,6 @@ class Output:
             self._csv = CSVWriter(out, ["path", "error", *numbered])
         elif flags.FLAGS.json:
             self._json = "["
-            stack.callback(lambda: print("[]" if self._json == "[" else "\n]", flush=True))
 
     def write(self, path: str, top: Sequence[tuple[str, float]], error: str = "") -> None:
         """The likeliest classes of an image with their probabilities, or why it has none."""
@@ -74,6 +75,11 @@ class Output:
         if error:
             print(error, file=sys.stderr, flush=True)
 
+    def finish(self) -> None:
+        """Behind the last image."""
+        if self._json:
+            print("\n]", flush=True)
+
 
 def main(argv: Sequence[str]) -> None:
     if flags.FLAGS.json and flags.FLAGS.csv:
@@ -88,16 +94,15 @@ def main(argv: Sequence[str]) -> None:
     from dpt_jax.predictor import read_classnames
 
     classnames = read_classnames(pathlib.Path(flags.FLAGS.classes)) if flags.FLAGS.classes else None
-    # The next power of two, so that few images wait for few, and one program serves many calls.
-    predictor = cli.load_predictor(1 << (len(paths) - 1).bit_length(), classnames)
-    read = Readable({})
-    examples = [Example(path, 0) for path in paths]
-    size, batch = predictor.model.clip.image_size, predictor.batch_size
-    batches = loader.test_batches(read, examples, size, batch, skip_unreadable=True)
-    steps = -(-len(paths) // batch)
     with contextlib.ExitStack() as stack:
         output = Output(stack)
-        progress = stack.enter_context(Progress("predict", steps, file=sys.stderr))
+        # The next power of two, so that few images wait for few, and one program serves many calls.
+        predictor = cli.load_predictor(min(1 << (len(paths) - 1).bit_length(), BATCH), classnames)
+        read = Readable({})
+        examples = [Example(path, 0) for path in paths]
+        size, batch = predictor.model.clip.image_size, predictor.batch_size
+        batches = loader.test_batches(read, examples, size, batch, skip_unreadable=True)
+        progress = stack.enter_context(Progress("predict", -(-len(paths) // batch), file=sys.stderr))
         for rows in batches:
             outputs, _ = predictor.see(rows["image"])
             probabilities = scipy.special.softmax(outputs.logits, axis=-1)
@@ -107,6 +112,7 @@ def main(argv: Sequence[str]) -> None:
                 error = read.failed.get(paths[index], "")
                 output.write(paths[index], [] if error else top, error)
             progress.advance()
+        output.finish()
     if flags.FLAGS.csv:
         print(f"written to {flags.FLAGS.csv}: {len(paths) - len(read.failed)} images")
     if len(read.failed) == len(paths):

@@ -63,7 +63,7 @@ def write(
     # In one piece: a file that is there is whole.
     written = file.with_name(f"{file.name}.tmp")
     try:
-        safetensors.numpy.save_file(jax.tree.map(np.ascontiguousarray, tensors), written, header)
+        written.write_bytes(safetensors.numpy.save(jax.tree.map(np.ascontiguousarray, tensors), header))
         written.replace(file)
     except OSError as reason:
         raise UserError(f"{file} cannot be written ({reason}).") from reason
@@ -86,9 +86,12 @@ def read_header(file: pathlib.Path) -> dict[str, Any]:
             "write one with `python -m dpt_jax.convert export WORKDIR FILE`."
         )
     try:
-        return {key: json.loads(value) for key, value in header.items() if key != "format"}
+        entries = {key: json.loads(value) for key, value in header.items() if key != "format"}
     except ValueError as reason:
         raise UserError(f"{file}: its header is damaged ({reason}).") from reason
+    if missing := [key for key in ("settings", "step", "training") if key not in entries]:
+        raise UserError(f"{file}: its header lacks {missing[0]}.")
+    return entries
 
 
 def read(file: pathlib.Path) -> tuple[int, Any, dict[str, Any]]:
@@ -96,7 +99,5 @@ def read(file: pathlib.Path) -> tuple[int, Any, dict[str, Any]]:
     import safetensors.numpy
 
     header = read_header(file)
-    if not {"step", "training"} <= header.keys():
-        raise UserError(f"{file}: its header lacks the step or the training.")
     tensors = safetensors.numpy.load_file(file)
     return header["step"], flax.traverse_util.unflatten_dict(tensors, sep="."), header["training"]

@@ -43,11 +43,11 @@ def describe(predictor: "Predictor", pixels: np.ndarray, top: int = TOP) -> list
     sights = []
     for i, image in enumerate(pixels):
         best = np.argsort(-probability[i], kind="stable")[:top]
-        maps: dict[str, np.ndarray | None] = {}
+        maps: list[np.ndarray | None] = []
         if outputs.class_attention is not None:
             looked_at = {int(c): k for k, c in enumerate(outputs.indices[i])}
             last = patches(outputs.class_attention[i, -1])
-            maps = {predictor.classnames[c]: last[looked_at[c]] if c in looked_at else None for c in best}
+            maps = [last[looked_at[c]] if c in looked_at else None for c in best]
         visual = predictor.model.prompts.visual_length or predictor.model.prompts.top_k
         sights.append(
             plots.Sight(

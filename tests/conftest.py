@@ -49,6 +49,17 @@ def clip(clip_dir) -> Pretrained:
     return load_clip(str(clip_dir))
 
 
+@pytest.fixture(scope="session")
+def trained(clip_dir, tmp_path_factory) -> pathlib.Path:
+    """The workdir of a short training of DPT on the small images, with its results."""
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    command("main.py", "--config=configs/dpt.py:folder", f"--config.clip.weights={clip_dir}",
+            f"--config.dataset.root={SMALL / 'images'}", "--config.dataset.shots=-1", "--config.train.epochs=2",
+            "--config.text_prompt.length=4", "--config.visual_prompt.length=3", "--config.cavpt.top_k=3",
+            "--config.eval.save_logits=True", f"--workdir={workdir}", XLA_FLAGS=QUICKLY_COMPILED)  # fmt: skip
+    return workdir
+
+
 class Golden:
     """One file of golden arrays and what its `meta` says."""
 
@@ -70,15 +81,20 @@ def simulated(devices: int) -> dict[str, str]:
 
 
 def command(
-    *arguments: str, devices: int = 1, check: bool = True, without: Sequence[str] = (), **environment: str
+    *arguments: str,
+    devices: int = 1,
+    check: bool = True,
+    without: Sequence[str] = (),
+    cwd: pathlib.Path = ROOT,
+    **environment: str,
 ) -> subprocess.CompletedProcess:
-    """`python ARGUMENTS…` from the root of the repository, on simulated CPU devices.
+    """`python ARGUMENTS…` on simulated CPU devices, from the root of the repository or with it on the path.
 
     without: variables that it does not get.
     """
-    env = {**simulated(devices), **environment}
+    env = {**simulated(devices), "PYTHONPATH": str(ROOT), **environment}
     env = {name: value for name, value in env.items() if name not in without}
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise AssertionError(f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done

@@ -33,7 +33,7 @@ def test_few_shot_table_is_mean_and_deviation_of_the_seeds(tmp_path):
         write(tmp_path / f"c{seed}", "coop", accuracy, seed=seed)
     write(tmp_path / "again", "coop", 58, seed=3)  # evaluated twice, one run
     write(tmp_path / "d", "dpt", 70, shots=16)
-    text = report.report_folder(tmp_path)
+    text = report.report_folder(tmp_path)[0]
     assert "Accuracy (%) on 50 test images, mean ± standard deviation of 3 seeds" in text
     deviation = np.std([50, 54, 58])
     assert rows_of(text)[0] == ["method", "1 shot", "16 shots"]
@@ -55,7 +55,7 @@ def test_average_is_over_datasets_that_have_all_run(tmp_path):
         write(tmp_path / f"z{dataset}", "zeroshot", accuracy - 10, dataset=dataset)
         write(tmp_path / f"c{dataset}", "coop", accuracy, dataset=dataset, trained=(dataset, "all"))
     write(tmp_path / "half", "vpt", 90, dataset="dtd")
-    text = report.report_folder(tmp_path)
+    text = report.report_folder(tmp_path)[0]
     average = rows_of(text.partition("Average over 2 datasets")[2])
     assert average[2:] == [["zero-shot", "50.0"], ["CoOp", "60.0"], ["VPT", ""]]
     panels = report.report_panels(report.scores_of(report.read_results(tmp_path)))
@@ -69,7 +69,7 @@ def test_half_a_sweep_has_its_tables_and_figure(tmp_path):
     write(tmp_path / "a", "coop", 50)
     write(tmp_path / "b", "coop", 60, dataset="eurosat", trained=("eurosat", "all"), shots=2)
     write(tmp_path / "c", "zeroshot", 30, dataset="food101")
-    text = report.report_folder(tmp_path)
+    text = report.report_folder(tmp_path)[0]
     assert [line for line in text.splitlines() if line.startswith("###")] == ["### dtd", "### eurosat", "### food101"]
     assert list(report.report_panels(report.scores_of(report.read_results(tmp_path)))) == ["dtd", "eurosat"]
     assert (tmp_path / "report.png").exists()
@@ -81,7 +81,7 @@ def test_prompts_of_unknown_training_do_not_count_as_trained_here(tmp_path):
     (tmp_path / "b" / "results.json").write_text(
         (tmp_path / "b" / "results.json").read_text().replace('{"dataset": "dtd", "classes": "all"}', "null")
     )
-    text = report.report_folder(tmp_path)
+    text = report.report_folder(tmp_path)[0]
     assert rows_of(text)[2] == ["DPT", "50.0"]
     assert ["DPT", "1", "", "90.0"] in rows_of(text.partition("From unknown")[2])
 
@@ -93,7 +93,7 @@ def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
     write(tmp_path / "unfinished", "coop", 70, classes="base", trained=("dtd", "base"))
     for half in ("base", "new"):  # prompts of another dataset are not in this table
         write(tmp_path / half, "vpt", 99, classes=half, trained=("eurosat", "base"))
-    text = report.report_folder(tmp_path)
+    text = report.report_folder(tmp_path)[0]
     assert rows_of(text)[2:] == [["zero-shot", "", "60.0", "40.0", "48.0"], ["DPT", "16", "80.0", "20.0", "32.0"]]
 
 
@@ -102,7 +102,7 @@ def test_transfer_table_has_source_targets_and_their_average(tmp_path):
         write(tmp_path / f"z{dataset}", "zeroshot", zero_shot, dataset=dataset)
         write(tmp_path / f"d{dataset}", "dpt", tuned, dataset=dataset, shots=16, trained=("imagenet", "all"))
     write(tmp_path / "c", "coop", 99, dataset="dtd")  # trained on dtd itself, so not in this table
-    text = report.report_folder(tmp_path).partition("From imagenet to other datasets")[2]
+    text = report.report_folder(tmp_path)[0].partition("From imagenet to other datasets")[2]
     assert rows_of(text) == [
         ["method", "shots", "imagenet (source)", "dtd", "eurosat", "average of targets"],
         ["---"] * 6,
@@ -125,8 +125,8 @@ CLASSES = {
 
 def test_one_run_is_reported_by_class(tmp_path):
     write(tmp_path, "dpt", 50, n=6, per_class=CLASSES)
-    text = report.report_run(tmp_path)
-    assert "trained on dtd, 1 shot, seed 1; 50.0 % of 6 test images right" in text
+    text = report.report_run(tmp_path)[0]
+    assert "Trained on dtd, 1 shot, seed 1: 50.0 % of 6 test images right" in text
     assert "| cat | 4 | 75.0 | 0.800 |" in text
     assert "| unseen | 0 |  | 0.000 |" in text
     assert "| dog\\|wolf | cat | 2 of 2 |" in text  # a bar in a name does not end the cell
@@ -152,7 +152,7 @@ def test_figures_are_drawn(tmp_path):
 
 def test_runs_without_training_have_a_table_and_no_figure(tmp_path):
     write(tmp_path / "z", "zeroshot", 40)
-    assert rows_of(report.report_folder(tmp_path))[2] == ["zero-shot", "40.0"]
+    assert rows_of(report.report_folder(tmp_path)[0])[2] == ["zero-shot", "40.0"]
     assert not (tmp_path / "report.png").exists()
 
 
