@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt_jax import plots, report
+from dpt_jax import plots, report, run_report
 from dpt_jax.errors import UserError
 from tests.conftest import command
 
@@ -125,12 +125,12 @@ CLASSES = {
 
 def test_one_run_is_reported_by_class(tmp_path):
     write(tmp_path, "dpt", 50, n=6, per_class=CLASSES)
-    text = report.report_run(tmp_path)[0]
+    text = run_report.report_run(tmp_path)[0]
     assert "Trained on dtd, 1 shot, seed 1: 50.0 % of 6 test images right" in text
     assert "| cat | 4 | 75.0 | 0.800 |" in text
     assert "| unseen | 0 |  | 0.000 |" in text
     assert "| dog\\|wolf | cat | 2 of 2 |" in text  # a bar in a name does not end the cell
-    np.testing.assert_array_equal(report.confusion_matrix(CLASSES), [[75, 25, 0], [100, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(run_report.confusion_matrix(CLASSES), [[75, 25, 0], [100, 0, 0], [0, 0, 0]])
     with (tmp_path / "report.csv").open(encoding="utf-8") as file:
         assert [line["class"] for line in csv.DictReader(file)] == list(CLASSES)
 
@@ -144,7 +144,7 @@ def test_figures_are_drawn(tmp_path):
     many = {f"class {i}": {"n": 1, "accuracy": 1.0, "f1": 1.0, "predicted": {f"class {i}": 1}} for i in range(70)}
     for name, classes in (("few", CLASSES), ("many", many)):
         write(tmp_path / name, "dpt", 50, per_class=classes)
-        report.report_run(tmp_path / name)
+        run_report.report_run(tmp_path / name)
     for name in ("all", "few", "many"):
         with Image.open(tmp_path / name / "report.png") as image:
             assert len(image.convert("RGB").getcolors(1 << 24)) > 10
