@@ -147,7 +147,9 @@ def features(predictor: Predictor, answers: Answers) -> str:
         "The two principal components of the image features of each side; texts and images are centred apart, "
         "since CLIP keeps the two in different places."
     )
-    drawn = _drawn(lambda file: plots.draw_clouds(clouds, answers.label, predictor.classnames, file), "principal components")
+    drawn = _drawn(
+        lambda file: plots.draw_clouds(clouds, answers.label, predictor.classnames, file), "principal components"
+    )
     return f"<p>{note}</p>{drawn}"
 
 
