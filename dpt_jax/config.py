@@ -148,12 +148,27 @@ def load(workdir: pathlib.Path, defaults: ConfigDict) -> ConfigDict:
     else:
         file = workdir / CONFIG_FILE
         saved = _read_json(file)
+    if not isinstance(saved, Mapping):
+        raise UserError(f"{file} does not hold settings, but {saved!r:.80}.")
     config = defaults.copy_and_resolve_references()
     for key, value in flat(saved).items():
         try:
             set_key(config, key, value)
         except (KeyError, AttributeError, TypeError, ValueError) as reason:
             raise UserError(f"{file}: key {key} is not one of this version's configuration.") from reason
+    return config
+
+
+def load_saved(workdir: pathlib.Path) -> ConfigDict:
+    """The configuration of a workdir or prompt file, checked.  Raises UserError where it is neither."""
+    # configs/ stands beside the package and imports from it.
+    from configs.dpt import get_config
+
+    config = load(workdir, get_config())
+    try:
+        check(config)
+    except UserError as reason:
+        raise UserError(f"{workdir}: {reason}") from reason
     return config
 
 

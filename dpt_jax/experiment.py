@@ -138,10 +138,13 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
     return saved._replace(prompts=_adopt(fresh, saved, experiment, source, evaluate=True))
 
 
-def backbone_id(pretrained: Pretrained) -> str:
-    """Tells one CLIP from another of the same sizes, whatever type its (replicated) parameters are loaded in."""
-    vision = pretrained.params["vision"]
-    some = devices.to_host([vision["class_embedding"], vision["ln_post"], pretrained.params["logit_scale"]])
+def backbone_id(params: Any, replicated: bool = True) -> str:
+    """Tells one CLIP from another of the same sizes, whatever type its parameters are loaded in.
+
+    replicated: whether they have a leading device axis.
+    """
+    some = [params["vision"]["class_embedding"], params["vision"]["ln_post"], params["logit_scale"]]
+    some = devices.to_host(some) if replicated else some
     rounded = [np.asarray(x).astype(jnp.bfloat16).tobytes() for x in jax.tree.leaves(some)]
     return hashlib.sha256(b"".join(rounded)).hexdigest()[:16]
 
@@ -152,7 +155,7 @@ def training_meta(experiment: Experiment) -> dict[str, Any]:
     method = experiment.model.prompts.method
     meta = {
         "method": method,
-        "backbone": backbone_id(experiment.pretrained),
+        "backbone": backbone_id(experiment.frozen.clip),
         "classnames": list(experiment.dataset.classnames),
     }
     return meta if method == "zeroshot" else {**meta, "dataset": dataset.name, "classes": dataset.classes}
@@ -166,7 +169,7 @@ def _adopt(fresh: Any, saved: Saved, experiment: Experiment, source: str, evalua
     class-specific context, which is refused.
     """
     classnames = list(experiment.dataset.classnames)
-    if saved.meta.get("backbone") not in (None, backbone_id(experiment.pretrained)):
+    if saved.meta.get("backbone") not in (None, backbone_id(experiment.frozen.clip)):
         other = f"{source} was trained on another CLIP than {experiment.config.clip.weights}"
         if evaluate:
             raise UserError(f"{other}, where its prompts mean nothing: give the one that it was trained on.")
@@ -184,25 +187,34 @@ def _adopt(fresh: Any, saved: Saved, experiment: Experiment, source: str, evalua
                 raise UserError(f"{source} has no {part} prompt, but the configuration switches it on.")
             continue
         theirs = saved.prompts[part]
-        if part == "cavpt" and evaluate:
-            wanted = {**wanted, "classifier": theirs["classifier"]}
-        elif part == "cavpt" and not (same_classes and _shapes(theirs["classifier"]) == _shapes(wanted["classifier"])):
-            say(f"{source} was trained on other classes, so the auxiliary classifier starts anew.")
-            theirs = {**theirs, "classifier": wanted["classifier"]}
         _check_shapes(theirs, wanted, part, source)
+        if part == "cavpt" and not evaluate:
+            shapes = [prompt["classifier"]["kernel"].shape for prompt in (theirs, wanted)]
+            if not same_classes or shapes[0] != shapes[1]:
+                say(f"{source} was trained on other classes, so the auxiliary classifier starts anew.")
+                theirs = {**theirs, "classifier": wanted["classifier"]}
         adopted[part] = theirs
     return adopted
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return configs.flat(jax.tree.map(lambda x: tuple(x.shape), tree))
+def _shapes(tree: Any, part: str) -> dict[str, tuple[Any, ...]]:
+    """The shapes by name; the number of classes of cavpt's classifier, which is bound to none here, as "classes"."""
+    found = {name: tuple(x.shape) for name, x in configs.flat({part: tree}).items()}
+    kernel = "cavpt.classifier.kernel"
+    if len(found.get(kernel, ())) == 3:
+        found[kernel] = (*found[kernel][:-1], "classes")
+    return found
 
 
 def _check_shapes(theirs: Any, wanted: Any, part: str, source: str) -> None:
-    there, here = _shapes(theirs), _shapes(wanted)
+    """Raises UserError naming a prompt that is missing, left over, or of another shape or kind of number."""
+    there, here = _shapes(theirs, part), _shapes(wanted, part)
     for name in [*here, *there]:
         if there.get(name) != here.get(name):
             raise UserError(
-                f"{source}: prompt {part}.{name} has shape {there.get(name)}, but this backbone and configuration "
+                f"{source}: prompt {name} has shape {there.get(name)}, but this backbone and configuration "
                 f"ask for {here.get(name)}."
             )
+    for name, value in configs.flat({part: theirs}).items():
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise UserError(f"{source}: prompt {name} is {value.dtype}, not floating point.")

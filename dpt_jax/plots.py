@@ -18,6 +18,7 @@ STYLES = {
 }
 COLUMNS = 4
 MOST_NAMED_CLASSES = 60
+MOST_LETTERS = 30  # of a class's name
 
 
 class Point(NamedTuple):
@@ -38,6 +39,8 @@ def pyplot() -> Any:
 
     matplotlib.use("agg")
     import matplotlib.pyplot
+
+    matplotlib.rcParams["text.parse_math"] = False  # names are no formulas, whatever is in them
 
     return matplotlib.pyplot
 
@@ -99,8 +102,9 @@ def draw_confusion(matrix: np.ndarray, classnames: Sequence[str], title: str, fi
     figure.colorbar(image, ax=axes, label="images of the true class (%)", shrink=0.8)
     numbered = len(classnames) > MOST_NAMED_CLASSES
     if not numbered:
-        axes.set_xticks(range(len(classnames)), classnames, rotation=90, fontsize=8)
-        axes.set_yticks(range(len(classnames)), classnames, fontsize=8)
+        names = [_shortened(name, MOST_LETTERS) for name in classnames]
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel(f"predicted class{' (number)' if numbered else ''}")
     axes.set_ylabel(f"true class{' (number)' if numbered else ''}")
     axes.set_title(title, fontsize=10)
@@ -197,7 +201,7 @@ def draw_clouds(
         rest = ~np.isin(label, shown)
         axes.scatter(*cloud.images[rest].T, s=8, color="#CCCCCC", label="images of other classes" if rest.any() else "")
         for c, colour, marker in zip(shown, colours, "osv^DPX<", strict=False):
-            axes.scatter(*cloud.images[label == c].T, s=18, color=colour, marker=marker, label=classnames[c])
+            axes.scatter(*cloud.images[label == c].T, s=18, color=colour, marker=marker, label=_shortened(classnames[c], MOST_LETTERS))
         for c, colour in zip(shown, colours, strict=False):
             axes.scatter(*cloud.texts[c], s=220, color=colour, marker="*", edgecolors="#000000", linewidths=1)
         axes.set_title(title, fontsize=10)
@@ -233,6 +237,7 @@ def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | Binar
     rows = 2 if sight.class_maps else 1
     figure = plt.figure(figsize=(2.8 * columns, 3.1 * rows + 0.4), layout="constrained")
     room = 30 * columns
+    title = printable(title)
     figure.suptitle(title if len(title) <= room else f"…{title[1 - room :]}", fontsize=10, x=0.01, ha="left")
     grid = figure.add_gridspec(rows, columns)
     axes = figure.add_subplot(grid[0, 0])
@@ -305,5 +310,11 @@ def _draw_maps(
         bar.ax.tick_params(labelsize=7)
 
 
+def printable(text: str) -> str:
+    """The text as it can be drawn: on one line, and names of files that are not Unicode with their bytes written out."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+
+
 def _shortened(text: str, most: int) -> str:
+    text = printable(text)
     return text if len(text) <= most else f"{text[: most - 1]}…"

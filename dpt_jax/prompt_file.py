@@ -43,17 +43,17 @@ def write(
     """Writes prompts (a tree of host arrays) with all that is known of them.
 
     training: what their checkpoint says of it. settings: the configuration of the run. results: its results.json.
-    The folder of the data stays out: it is a path on this machine.
+    Folders of data and of other runs stay out; where CLIP's weights are stays in, since they must be found again.
     """
     import safetensors.numpy
 
-    settings = {**settings, "dataset": {**settings["dataset"], "root": ""}}
+    settings = {**settings, "init_from": "", "dataset": {**settings["dataset"], "root": ""}}
     entries = {
         "method": training["method"],
         "backbone": settings["clip"]["weights"],
         "template": settings["dataset"]["template"],
         "classnames": training.get("classnames"),
-        "results": results and {key: results[key] for key in RESULTS},
+        "results": results and {key: results.get(key) for key in RESULTS},
         "settings": settings,
         "training": dict(training),
         "step": step,
@@ -87,11 +87,27 @@ def read_header(file: pathlib.Path) -> dict[str, Any]:
         )
     try:
         entries = {key: json.loads(value) for key, value in header.items() if key != "format"}
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise UserError(f"{file}: its header is damaged ({reason}).") from reason
+    _check(entries, file)
+    return entries
+
+
+def _check(entries: Mapping[str, Any], file: pathlib.Path) -> None:
+    """Raises UserError where an entry that is read is missing or of another type."""
     if missing := [key for key in ("settings", "step", "training") if key not in entries]:
         raise UserError(f"{file}: its header lacks {missing[0]}.")
-    return entries
+    training = entries["training"]
+    types = {"settings": Mapping, "training": Mapping, "step": int, "results": Mapping | None}
+    wrong = [key for key, kind in types.items() if not isinstance(entries.get(key), kind)]
+    if not wrong:
+        types = {"method": str, "backbone": str | None, "classnames": list | None, "epoch": int | None}
+        wrong = [f"training.{key}" for key, kind in types.items() if not isinstance(training.get(key), kind)]
+    names = [] if wrong else training.get("classnames")
+    if names is not None and not wrong and not (names and all(isinstance(name, str) and name for name in names)):
+        wrong = ["training.classnames"]
+    if wrong:
+        raise UserError(f"{file}: {wrong[0]} in its header is not what `convert export` writes.")
 
 
 def read(file: pathlib.Path) -> tuple[int, Any, dict[str, Any]]:
@@ -99,5 +115,8 @@ def read(file: pathlib.Path) -> tuple[int, Any, dict[str, Any]]:
     import safetensors.numpy
 
     header = read_header(file)
-    tensors = safetensors.numpy.load_file(file)
-    return header["step"], flax.traverse_util.unflatten_dict(tensors, sep="."), header["training"]
+    try:
+        tensors = flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(file), sep=".")
+    except Exception as reason:  # names and types of tensors can be anything in a file from elsewhere
+        raise UserError(f"{file}: its tensors are not those of prompts ({reason}).") from reason
+    return header["step"], tensors, header["training"]

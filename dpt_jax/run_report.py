@@ -30,8 +30,8 @@ def report_run(workdir: pathlib.Path) -> tuple[str, list[str]]:
     text = f"### {title(results)}\n\n{in_words(results)}\n\n{markdown(CLASS_HEADER, class_rows(results))}\n"
     if confused := confused_rows(results):
         text += f"\nMost often confused:\n\n{markdown(CONFUSED_HEADER, confused)}\n"
-    (workdir / TABLE_FILE).write_text(text, encoding="utf-8")
-    with (workdir / CSV_FILE).open("w", newline="", encoding="utf-8") as out:
+    (workdir / TABLE_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
+    with (workdir / CSV_FILE).open("w", newline="", encoding="utf-8", errors="backslashreplace") as out:
         writer = CSVWriter(out, ["class", "images", "accuracy", "f1"])
         for name, one in classes.items():
             writer.write([name, one["n"], one["accuracy"], one["f1"]])

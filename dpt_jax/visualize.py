@@ -7,6 +7,7 @@ what the class token of CLIP's last block looks at without the prompts and with
 them, and what CAVPT made the prompt of each of these classes of.
 """
 
+import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -71,9 +72,9 @@ def main(argv: Sequence[str]) -> None:
     from dpt_jax.metrics import Progress, say
 
     predictor = cli.load_predictor(batch_size=1)
-    default = prompt_file.folder_of(pathlib.Path(flags.FLAGS.workdir)) / FOLDER
+    default = prompt_file.folder_of(cli.workdir()) / FOLDER
     folder = cli.make_folder(pathlib.Path(flags.FLAGS.out or default), "--out")
-    written: dict[str, int] = {}
+    taken = {pathlib.Path(path).resolve() for path in paths}  # no image is overwritten by its picture
     unreadable = 0
     with Progress("visualize", len(paths)) as progress:
         for path in paths:
@@ -85,8 +86,9 @@ def main(argv: Sequence[str]) -> None:
                 say(str(reason), file=sys.stderr)
                 continue
             name = pathlib.Path(path).stem
-            written[name] = written.get(name, 0) + 1
-            file = folder / f"{name}{f'-{written[name]}' if written[name] > 1 else ''}.png"
+            files = (folder / f"{name}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
+            file = next(file for file in files if file.resolve() not in taken)
+            taken.add(file.resolve())
             (sight,) = describe(predictor, pixels, flags.FLAGS.top)
             plots.draw_sight(sight, path, predictor.model.prompts.method, file)
             say(str(file))

@@ -32,7 +32,7 @@ def outputs_of(seed, rows):
     draw = [generator.standard_normal((rows, 5), dtype=np.float32) for _ in range(4)]
     auxiliary = generator.standard_normal((rows, 2, 3, 5), dtype=np.float32)
     indices = np.stack([generator.permutation(5)[:3] for _ in range(rows)])
-    return Outputs(*draw, auxiliary, indices), generator.integers(0, 5, rows)
+    return Outputs(*draw, auxiliary, indices, None, None, None), generator.integers(0, 5, rows)
 
 
 def total(outputs, labels, rows, guided):

@@ -55,10 +55,15 @@ def read_image(file: pathlib.Path | BinaryIO, name: str = "") -> Image.Image:
     name = name or str(file)
     try:
         with Image.open(file) as image:
-            if image.mode.startswith("I"):
-                return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
-            return image.convert("RGB")
+            return to_rgb(image)
     except FileNotFoundError as reason:
         raise UnreadableImageError(f"{name} is not there.") from reason
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as reason:
+    except Exception as reason:  # PIL's decoders raise what they like
         raise UnreadableImageError(f"{name} cannot be read as an image ({reason}).") from reason
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, see read_image."""
+    if image.mode.startswith("I"):
+        return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
+    return image.convert("RGB")
