@@ -33,7 +33,7 @@ from dpt_jax import experiment as experiments
 from dpt_jax.data import classnames, loader
 from dpt_jax.evaluate import make_classifier
 from dpt_jax.optimizer import OptimizerConfig, make_optimizer
-from dpt_jax.train import StepConfig, TrainState, make_step
+from dpt_jax.step import StepConfig, TrainState, make_step
 
 IMAGES = flags.DEFINE_integer("images", 512, "JPEG files to load.", lower_bound=1)
 PIXELS = flags.DEFINE_integer("pixels", 500, "Their width; the height is three quarters of it.", lower_bound=16)
@@ -116,7 +116,7 @@ def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
     prompts = experiments.initial_prompts(experiment)
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1))
-    state = TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32))
+    state = TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32), np.zeros(2, np.int32))
     state = devices.replicate(state)
     shards = loader.shard(batch, BATCH.value, jax.local_device_count())
     state = jax.block_until_ready(step(state, experiment.frozen, shards))

@@ -119,12 +119,12 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
     from dpt_jax import devices
     from dpt_jax.experiment import initial_prompts
     from dpt_jax.optimizer import OptimizerConfig, make_optimizer
-    from dpt_jax.train import StepConfig, TrainState, make_step
+    from dpt_jax.step import StepConfig, TrainState, make_step
 
     prompts = initial_prompts(experiment)
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1, MICROBATCH.value))
-    state = devices.replicate(TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32)))
+    state = devices.replicate(TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32), np.zeros(2, np.int32)))
     compiled = account(step, state, experiment.frozen, batch) if MEMORY.value else {}
 
     def run() -> Any:

@@ -56,12 +56,15 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
     config.train.microbatch = 0  # images a device takes at a time, 0 for all: less memory, the same result
     config.train.remat = "auto"  # what the backward pass keeps: "none" (all of it), "matmuls" or "blocks" (least)
 
+    config.train.skip_nonfinite = False  # leave out steps whose loss or gradient is not finite, instead of stopping
+
     config.eval = ConfigDict()
     config.eval.batch_size = 100
     config.eval.save_logits = False
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 100
+    config.checkpoint.every_minutes = 10.0  # and after so many minutes; 0: by steps alone
     config.checkpoint.keep = 2
 
     if dataset in EMBEDDED:

@@ -1,11 +1,12 @@
 """What main.py and the modules run with `python -m` share: flags, and one-sentence errors."""
 
+import errno
 import io
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -16,9 +17,17 @@ if TYPE_CHECKING:
     from dpt_jax.predictor import Predictor
 
 
+INTERRUPTED = 130  # Ctrl-C while there is nothing to save
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def define_flags() -> None:
     """--config, --workdir."""
-    config_flags.DEFINE_config_file("config", "configs/dpt.py", "configs/METHOD.py or configs/METHOD.py:DATASET.")
+    try:
+        config_flags.DEFINE_config_file("config", "configs/dpt.py", "configs/METHOD.py or configs/METHOD.py:DATASET.")
+    except (KeyError, AttributeError, TypeError, ValueError) as reason:
+        # A --config.KEY=VALUE in front of, or without, --config=FILE is looked at here already.
+        _stop(_about_config(sys.argv[1:]) or reason)
     flags.DEFINE_string(
         "workdir",
         None,
@@ -79,17 +88,27 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
         try:
             return flags.FLAGS(argv)
         except (flags.Error, UserError, KeyError, AttributeError, TypeError, ValueError, OSError) as reason:
-            _stop(reason.args[0] if isinstance(reason, KeyError) and reason.args else reason)
-            raise AssertionError from reason
+            _stop(_about_config(argv) or (reason.args[0] if isinstance(reason, KeyError) else reason))
 
     def guarded(argv: Sequence[str]) -> Any:
         try:
             return main(argv)
         except UserError as reason:
+            if flags.FLAGS.debug:
+                raise
             _stop(reason)
         except BrokenPipeError:  # whoever reads, such as `head`, has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except KeyboardInterrupt:
+            print("stopped.", file=sys.stderr, flush=True)
+            sys.exit(INTERRUPTED)
+        except OSError as reason:
+            if reason.errno not in NO_ROOM or flags.FLAGS.debug:
+                raise
+            _stop(f"{reason.filename or 'a file'} cannot be written ({reason.strerror}): make room, and try again.")
+
+    flags.DEFINE_bool("debug", False, "Show where in the program wrong input was noticed.")
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -110,6 +129,32 @@ def flag_config() -> tuple[ConfigDict, dict[str, Any], bool]:
     return flags.FLAGS.config, config_flags.get_override_values(flag), bool(colon)
 
 
-def _stop(reason: object) -> None:
+def _about_config(argv: Sequence[str]) -> str:
+    """What is wrong with the first --config.KEY=VALUE that no configuration can have; "" if there is none."""
+    from configs.dpt import get_config
+    from dpt_jax.config import flat, nearest
+
+    config = get_config()
+    known = list(flat(config.to_dict()))
+    for argument in argv:
+        name, given, value = argument.lstrip("-").partition("=")
+        key = name.removeprefix("config.")
+        if key == name or not argument.startswith("-"):
+            continue
+        if key not in known:
+            return f"--config.{key}: there is no such key{nearest(key, known)}"
+        section, _, last = key.rpartition(".")
+        wanted = (config[section] if section else config).get_type(last)
+        try:
+            if given and wanted in (int, float):
+                wanted(value)
+        except ValueError:
+            return f"--config.{key}={value}: give a {'whole ' if wanted is int else ''}number."
+        if given and wanted is bool and value.lower() not in ("true", "false", "t", "f", "1", "0"):
+            return f"--config.{key}={value}: give true or false."
+    return ""
+
+
+def _stop(reason: object) -> NoReturn:
     print(f"error: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
     sys.exit(2)

@@ -1,8 +1,10 @@
 """From flags and saved files to the one configuration of a run."""
 
+import difflib
 import json
+import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,6 +13,7 @@ from dpt_jax import prompt_file
 from dpt_jax.devices import is_first
 from dpt_jax.errors import UserError
 from dpt_jax.model import PromptConfig
+from dpt_jax.prompts.text import POSITIONS
 
 CONFIG_FILE = "config.json"
 # What a prompt is made for: a run that starts from another's prompts takes these from it.
@@ -19,13 +22,14 @@ SWITCHES = {"text_prompt": "length", "visual_prompt": "length", "cavpt": "top_k"
 # Keys that may change when a run is resumed, since its result does not depend on them.
 FREE_ON_RESUME = (
     *("dataset.root", "dataset.workers", "dataset.on_error", "eval.", "checkpoint.", "clip.weights"),
-    *("train.microbatch", "train.remat"),
+    *("train.microbatch", "train.remat", "train.skip_nonfinite"),
 )
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "dataset.source": ("folder", "coop", "tfds"),
     "dataset.classes": ("all", "base", "new"),
     "dataset.on_error": ("raise", "skip"),
+    "text_prompt.class_position": POSITIONS,
     "train.remat": ("auto", "none", "matmuls", "blocks"),
 }
 MINIMA = {
@@ -43,6 +47,7 @@ MINIMA = {
     "train.microbatch": 0,
     "eval.batch_size": 1,
     "checkpoint.every_steps": 1,
+    "checkpoint.every_minutes": 0,
     "checkpoint.keep": 1,
     "dataset.workers": 0,
     "seed": 0,
@@ -109,6 +114,13 @@ def evaluation_dir(run: pathlib.Path, config: ConfigDict) -> pathlib.Path:
 def check(config: ConfigDict) -> None:
     """Raises UserError for a value no run can have."""
     values = flat(config.to_dict())
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} is {value}: give a number.")
+        if isinstance(value, int) and abs(value) >= 2**31:
+            raise UserError(f"{key} is {value}: it must be below 2³¹.")
+        if isinstance(value, str) and not value.isprintable():
+            raise UserError(f"{key}: {value!r} has a character that cannot be shown.")
     for key, minimum in MINIMA.items():
         if not values[key] >= minimum:
             raise UserError(f"{key} is {values[key]}: it must be at least {minimum}.")
@@ -154,8 +166,11 @@ def load(workdir: pathlib.Path, defaults: ConfigDict) -> ConfigDict:
     for key, value in flat(saved).items():
         try:
             set_key(config, key, value)
-        except (KeyError, AttributeError, TypeError, ValueError) as reason:
-            raise UserError(f"{file}: key {key} is not one of this version's configuration.") from reason
+        except TypeError as reason:
+            raise UserError(f"{file}: {key} cannot be {value!r} ({reason}).") from reason
+        except (KeyError, AttributeError, ValueError) as reason:
+            known = nearest(key, list(flat(defaults.to_dict())))
+            raise UserError(f"{file}: key {key} is not one of this version's configuration{known}") from reason
     return config
 
 
@@ -239,6 +254,16 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         result.update(flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
     return result
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """ "; did you mean KEY?", or "." where nothing is near"""
+    # By the whole key, and by its last part under whatever section.
+    last = {name.rpartition(".")[2]: name for name in reversed(known)}
+    found = difflib.get_close_matches(key, known, 1, 0.7) or [
+        last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last), 1, 0.7)
+    ]
+    return f"; did you mean {found[0]}?" if found else "."
 
 
 def set_key(config: ConfigDict, key: str, value: Any) -> None:

@@ -110,6 +110,16 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
 
 
+def on_all_hosts(here: bool) -> bool:
+    """Whether it is so on every host, each of which asks."""
+    return sum_over_hosts(int(here)) == jax.process_count()
+
+
+def first_says(here: bool) -> bool:
+    """What the first host says, for all of them."""
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(here))) if jax.process_count() > 1 else here
+
+
 def sum_over_hosts(number: int) -> int:
     """The sum of every host's number."""
     return int(np.sum(multihost_utils.process_allgather(np.asarray(number))))

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dpt_jax import config as configs
 from dpt_jax import devices
 from dpt_jax.checkpoint import Saved, load_newest
-from dpt_jax.clip.model import TextLayout
+from dpt_jax.clip.model import CLIPConfig, TextLayout
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.errors import UserError
@@ -51,7 +51,12 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
     pretrained: the backbone, where it is loaded already.
     """
     dataset = load_dataset(config.dataset, config.seed)
-    return assemble(config, dataset, pretrained or load_clip(config.clip.weights, compute_dtype(config)))
+
+    def accept(clip: CLIPConfig) -> None:
+        """Raises UserError where a tower has no such layers, before its weights are read."""
+        PromptedCLIP(clip, configs.prompt_config(config, len(dataset.classnames), clip.vision.layers))
+
+    return assemble(config, dataset, pretrained or load_clip(config.clip.weights, compute_dtype(config), accept))
 
 
 def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:

@@ -93,8 +93,11 @@ class Progress:
         self._bar.update()
         self._done += 1
         now = time.monotonic()
-        if not self._terminal and now - self._spoke > SECONDS_BETWEEN_LINES:
-            left = (now - self._began) / (self._done - self._start) * (self._total - self._done)
+        steps = self._done - self._start - 1
+        if not steps:
+            self._began = now  # the first step compiles, and says nothing of the others
+        elif not self._terminal and now - self._spoke > SECONDS_BETWEEN_LINES:
+            left = (now - self._began) / steps * (self._total - self._done)
             self._say(f"{self._title}: {self._done} of {self._total} steps, about {left:.0f} s left")
 
     def report(self, line: str, status: str) -> None:

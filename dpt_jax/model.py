@@ -19,6 +19,7 @@ from dpt_jax.prompts.text import TextPrompt, initializer
 from dpt_jax.prompts.visual import VisualPrompt
 
 Array = jax.Array
+OTHER_TOKENS = 4  # of a text with a learned context: its start, a name, the full stop, its end
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -95,6 +96,11 @@ class PromptedCLIP:
             raise UserError(
                 f"text_prompt.depth is {self.prompts.text_depth}, "
                 f"but this CLIP's text tower has layers 1 to {text_layers}."
+            )
+        if self.prompts.text_length > self.clip.context_length - OTHER_TOKENS:
+            raise UserError(
+                f"text_prompt.length is {self.prompts.text_length}, but this CLIP's text tower takes "
+                f"{self.clip.context_length} tokens, of which at least {OTHER_TOKENS} are not the prompt's."
             )
 
     @property

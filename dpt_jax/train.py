@@ -1,131 +1,51 @@
-"""Training: one per-device step under pmap, and the loop around it."""
+"""Training: the loop around the step, what it keeps, and how it stops."""
 
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from dpt_jax import devices
-from dpt_jax.checkpoint import Checkpoints
+from dpt_jax.checkpoint import Checkpoints, locked
 from dpt_jax.data import loader
+from dpt_jax.data.dataset import Dataset
 from dpt_jax.errors import UserError
-from dpt_jax.experiment import Experiment, Frozen, initial_prompts, training_meta
-from dpt_jax.losses import count, loss
+from dpt_jax.experiment import Experiment, initial_prompts, training_meta
 from dpt_jax.metrics import MetricWriter, Progress, say
-from dpt_jax.model import Plain, PromptedCLIP, Texts
 from dpt_jax.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from dpt_jax.step import StepConfig, TrainState, make_step
+from dpt_jax.stopping import Stopped, StopRequest
 
 TRAIN_FILES = "train_files.txt"
+STEPS_BETWEEN_CLOCKS = 20  # of several hosts, for which a look at the first one's clock is a message
 
 
-class TrainState(NamedTuple):
-    """Everything a step changes. totals: this epoch's sums of loss·rows, hits and rows."""
+class Plan(NamedTuple):
+    """The numbers of a training. rows: of a batch on this host."""
 
-    step: Any
-    prompts: Any
-    opt_state: Any
-    totals: Any
+    rows: int
+    total: int
+    schedule: OptimizerConfig
+    step: StepConfig
 
-
-class StepConfig(NamedTuple):
-    """The numbers that a step goes by. microbatch: the rows that a device takes at a time, 0 for all of its rows."""
-
-    alpha: float
-    guidance_epochs: int
-    steps_per_epoch: int
-    microbatch: int = 0
+    @property
+    def per_epoch(self) -> int:
+        """Steps."""
+        return self.step.steps_per_epoch
 
 
-def make_step(
-    model: PromptedCLIP, optimizer: optax.GradientTransformation, settings: StepConfig
-) -> Callable[[TrainState, Frozen, Any], TrainState]:
-    """The training step, pmapped over the local devices.
-
-    Every argument has a leading device axis; the batch is what loader.shard
-    makes. Loss, gradient and totals are global sums over global counts, so the
-    result depends neither on how many devices and hosts share the batch, nor on
-    the parts in which a device takes its rows.
-    """
-
-    def step(state: TrainState, frozen: Frozen, batch: Any) -> TrainState:
-        guided = state.step // settings.steps_per_epoch < settings.guidance_epochs
-        rows = batch["weight"]
-
-        def params(prompts: Any) -> Any:
-            return {"clip": frozen.clip, "prompts": prompts}
-
-        def encode(prompts: Any) -> tuple[jax.Array, Texts]:
-            texts = model.encode_texts(params(prompts), frozen.layout, frozen.texts, devices.AXIS)
-            return texts.learned, texts
-
-        # Encoded once a step, whatever the parts: `pull` takes their gradients back into the text prompt together.
-        learned, pull, texts = jax.vjp(encode, state.prompts, has_aux=True)
-        # Without what is for pictures alone, which the parts of a batch would carry along.
-        plain = model.plain(params(state.prompts), batch["image"], texts)._replace(attention=None)
-        counts = jax.lax.psum(count(plain.indices, batch["label"], rows, model.cavpt_layers), devices.AXIS)
-
-        def objective(trained: Any, part: dict[str, Any], plain: Plain) -> tuple[jax.Array, jax.Array]:
-            prompts, learned = trained
-            outputs = model(params(prompts), part["image"], texts._replace(learned=learned), plain)
-            # The counts are global, so only these rows' share is differentiated, and the gradients, summed over
-            # parts and devices, are those of the global loss.
-            share = loss(model.prompts, outputs, part["label"], part["weight"], counts, guided, settings.alpha)
-            return share, ((outputs.logits.argmax(-1) == part["label"]) * part["weight"]).sum()
-
-        differentiate = jax.value_and_grad(objective, has_aux=True)
-        trained = (state.prompts, learned)
-        if settings.microbatch in (0, len(rows)):
-            (share, hits), (gradient, to_texts) = differentiate(trained, batch, plain)
-        else:
-            parts = jax.tree.map(lambda x: x.reshape(-1, settings.microbatch, *x.shape[1:]), (batch, plain))
-            none = jax.tree.map(jnp.zeros_like, ((rows[0], rows[0]), trained))
-
-            def add(sums: Any, part: Any) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, sums, differentiate(trained, *part)), None
-
-            ((share, hits), (gradient, to_texts)), _ = jax.lax.scan(add, none, parts)
-        gradient = jax.tree.map(jnp.add, gradient, pull(to_texts)[0])
-        total, hits, gradient = jax.lax.psum((share, hits, gradient), devices.AXIS)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.prompts)
-        totals = jnp.where(state.step % settings.steps_per_epoch == 0, 0.0, state.totals)
-        return TrainState(
-            step=state.step + 1,
-            prompts=optax.apply_updates(state.prompts, updates),
-            opt_state=opt_state,
-            totals=totals + jnp.stack([total * counts.images, hits, counts.images]),
-        )
-
-    return jax.pmap(step, axis_name=devices.AXIS, donate_argnums=0)
-
-
-def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
-    """Trains to the last epoch, from the newest checkpoint where there is one; the prompts, on the host.
-
-    Writes checkpoints, metrics and the list of training images to the workdir.
-    Raises UserError where there is nothing to train on.
-    """
-    config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    name = config.dataset.name
-    if not dataset.train:
-        raise UserError(
-            f"{name} has test images only: train on another dataset, and test its prompts here with "
-            f"--config=configs/METHOD.py:{name} --mode=eval --config.init_from=WORKDIR."
-        )
-    without = sorted(set(range(len(dataset.classnames))) - {e.label for e in dataset.train})
-    if without:
-        missing = dataset.classnames[without[0]]
-        raise UserError(f"{name} has no training images of class {missing!r}, so it cannot be trained on.")
-    hosts, local = jax.process_count(), jax.local_device_count()
-    rows = -(-min(config.train.batch_size, len(dataset.train)) // hosts)
-    microbatch = min(config.train.microbatch, -(-rows // local))
-    per_epoch = loader.steps_per_epoch(len(dataset.train), config.train.batch_size)
-    total = per_epoch * config.train.epochs
+def plan(config: ConfigDict, images: int) -> Plan:
+    """How a configuration trains on so many images."""
+    rows = -(-min(config.train.batch_size, images) // jax.process_count())
+    per_epoch = loader.steps_per_epoch(images, config.train.batch_size)
     schedule = OptimizerConfig(
         visual_lr=config.train.visual_lr,
         text_lr=config.train.text_lr,
@@ -133,9 +53,82 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
         schedule_epochs=config.train.schedule_epochs or config.train.epochs,
         steps_per_epoch=per_epoch,
     )
-    optimizer = make_optimizer(schedule)
-    settings = StepConfig(config.loss.alpha, config.loss.guidance_epochs, per_epoch, microbatch)
-    step = make_step(model, optimizer, settings)
+    step = StepConfig(
+        alpha=config.loss.alpha,
+        guidance_epochs=config.loss.guidance_epochs,
+        steps_per_epoch=per_epoch,
+        microbatch=min(config.train.microbatch, -(-rows // jax.local_device_count())),
+        skip=config.train.skip_nonfinite,
+    )
+    return Plan(rows, per_epoch * config.train.epochs, schedule, step)
+
+
+class Keeper:
+    """Saves a run when it is due, and stops it behind a step that is not finite."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        about: dict[str, Any],
+        plan: Plan,
+        config: ConfigDict,
+        images_of: Callable[[int], list[str]],
+    ) -> None:
+        """about: what is saved with the prompts, whenever. config: config.checkpoint. images_of: the paths of a step's
+        images."""
+        self._checkpoints, self._about, self._plan, self._images_of = checkpoints, about, plan, images_of
+        self._steps, self._minutes = config.every_steps, config.every_minutes
+        self._saved = time.monotonic()
+
+    def due(self, now: int) -> bool:
+        """Whether to save behind step `now`: every so many steps and minutes, and at the end.
+
+        The hosts ask together, and the first one's clock goes.
+        """
+        if now % self._steps == 0 or now == self._plan.total:
+            return True
+        if not self._minutes or (jax.process_count() > 1 and now % STEPS_BETWEEN_CLOCKS):
+            return False
+        return devices.first_says(time.monotonic() - self._saved > 60 * self._minutes)
+
+    def save(self, now: int, replicated: TrainState) -> None:
+        """Starts to save the state behind step `now`.  Raises UserError, see `check`."""
+        self.check(replicated)
+        host = devices.to_host(replicated)
+        about = self._about | {"epoch": now // self._plan.per_epoch, "bad": host.bad.tolist()}
+        self._checkpoints.save(now, host.prompts, about, {"opt_state": host.opt_state, "totals": host.totals})
+        self._saved = time.monotonic()
+
+    def check(self, replicated: TrainState) -> None:
+        """Raises UserError naming the first step that was not finite, unless such steps are left out."""
+        bad, first = devices.to_host(replicated.bad).tolist()
+        if not bad or self._plan.step.skip:
+            return
+        self._checkpoints.wait()
+        good = self._checkpoints.steps()
+        last = f"the last good checkpoint is of step {good[0]}" if good else "there is no checkpoint before it"
+        raise UserError(
+            f"the loss or its gradient is not finite at step {first}; {last} ({self._checkpoints.directory}). The "
+            f"images of the step: {', '.join(self._images_of(first))}. Look at these, try a smaller train.visual_lr "
+            "or dtype=float32, or leave such steps out with --config.train.skip_nonfinite=True."
+        )
+
+
+def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
+    """Trains to the last epoch, from the newest checkpoint where there is one; the prompts, on the host.
+
+    Writes checkpoints, metrics and the list of training images to the workdir.
+    Raises UserError where there is nothing to train on, another process trains
+    in the workdir, a checkpoint cannot be written or a step is not finite, and
+    Stopped when a signal asks for it.
+    """
+    config, dataset, model = experiment.config, experiment.dataset, experiment.model
+    check_trainable(dataset, config.dataset.name)
+    hosts, local = jax.process_count(), jax.local_device_count()
+    numbers = plan(config, len(dataset.train))
+    total, microbatch = numbers.total, numbers.step.microbatch or 1
+    optimizer = make_optimizer(numbers.schedule)
+    step = make_step(model, optimizer, numbers.step)
     make_batches = functools.partial(
         loader.train_batches,
         dataset.read,
@@ -150,54 +143,99 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
         host=jax.process_index(),
         hosts=hosts,
     )
-    unreadable: set[int] = set()
-    meta = training_meta(experiment)
+
+    def images_of(step: int) -> list[str]:
+        return [dataset.train[i].path for i in next(make_batches(start=step - 1))["index"]]
 
     if devices.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / TRAIN_FILES).write_text("".join(f"{example.path}\n" for example in dataset.train))
-    with Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints:
-        start = checkpoints.newest()
+    with (
+        locked(workdir),
+        StopRequest() as stop,
+        Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints,
+    ):
+        if devices.is_first():
+            paths = "".join(f"{example.path}\n" for example in dataset.train)
+            (workdir / TRAIN_FILES).write_text(paths, encoding="utf-8", errors="surrogateescape")
+        state = begin(experiment, checkpoints, optimizer)
+        start, learned = int(state.step), sum(x.size for x in jax.tree.leaves(state.prompts))
         if start == total:
             say(f"{workdir}: training is finished (step {total}); evaluating only.")
-            return checkpoints.load_prompts(total).prompts
-        prompts = initial_prompts(experiment)
-        state = TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32))
-        if start is not None:
-            training = {"opt_state": state.opt_state, "totals": state.totals}
-            training = checkpoints.load_training(start, training)
-            state = TrainState(np.int32(start), checkpoints.load_prompts(start).prompts, **training)
+            return state.prompts
+        if start:
             say(f"{workdir}: going on at step {start} of {total}.")
-        learned = sum(x.size for x in jax.tree.leaves(prompts))
         say(
             f"Training {model.prompts.method} on {len(dataset.train)} images of {len(dataset.classnames)} classes: "
-            f"{config.train.epochs} epochs of {per_epoch} steps, {learned:,} learned numbers, "
+            f"{config.train.epochs} epochs of {numbers.per_epoch} steps, {learned:,} learned numbers, "
             f"{_devices_in_words()}, {jnp.dtype(model.dtype).name}."
         )
-        batches = make_batches(start=start or 0)
-        replicated = devices.replicate(state)
-        with MetricWriter(workdir, start or 0) as writer, Progress("train", total, start or 0) as progress:
+        keeper = Keeper(checkpoints, training_meta(experiment), numbers, config.checkpoint, images_of)
+        batches, replicated = make_batches(start=start), devices.replicate(state)
+        unreadable: set[int] = set()
+        with MetricWriter(workdir, start) as writer, Progress("train", total, start) as progress:
             since, images = time.perf_counter(), 0
-            for now in range((start or 0) + 1, total + 1):
-                batch = next(batches)
+            for now in range(start + 1, total + 1):
+                try:
+                    batch = next(batches)
+                except Exception:
+                    # Ctrl-C ends the loader's processes too; what they had is loaded again when the run goes on.
+                    if not stop or hosts > 1:
+                        raise
+                    _stop(keeper, checkpoints, now - 1, replicated, total)
                 images += len(batch["label"]) * hosts
                 unreadable.update(batch["index"][batch["weight"] == 0].tolist())
-                replicated = step(replicated, experiment.frozen, loader.shard(batch, rows, local, microbatch or 1))
+                replicated = step(replicated, experiment.frozen, loader.shard(batch, numbers.rows, local, microbatch))
                 progress.advance()
-                if now % per_epoch == 0:
-                    values = _epoch_values(replicated, schedule, now)
+                if now % numbers.per_epoch == 0:
+                    keeper.check(replicated)
+                    values = _epoch_values(replicated, numbers.schedule, now)
                     values["images_per_s"] = images / (time.perf_counter() - since)
                     since, images = time.perf_counter(), 0
                     writer.write(now, values)
                     progress.report(_line(values, config.train.epochs), f"loss {values['loss']:.3f}")
-                if now % config.checkpoint.every_steps == 0 or now == total:
-                    host = devices.to_host(replicated)
-                    training = {"opt_state": host.opt_state, "totals": host.totals}
-                    checkpoints.save(now, host.prompts, meta | {"epoch": now // per_epoch}, training)
+                if stop.after(now) and now < total:
+                    _stop(keeper, checkpoints, now, replicated, total)
+                if keeper.due(now):
+                    keeper.save(now, replicated)
         checkpoints.wait()
         if left_out := devices.sum_over_hosts(len(unreadable)):
             say(f"{left_out} of {len(dataset.train)} training images could not be read and were left out.")
-        return devices.to_host(replicated).prompts
+        host = devices.to_host(replicated)
+        if host.bad[0]:
+            say(f"{host.bad[0]} of {total} steps were not finite and were left out, the first is step {host.bad[1]}.")
+        return host.prompts
+
+
+def check_trainable(dataset: Dataset, name: str) -> None:
+    """Raises UserError where a class has no image to train on."""
+    if not dataset.train:
+        raise UserError(
+            f"{name} has test images only: train on another dataset, and test its prompts here with "
+            f"--config=configs/METHOD.py:{name} --mode=eval --config.init_from=WORKDIR."
+        )
+    without = sorted(set(range(len(dataset.classnames))) - {e.label for e in dataset.train})
+    if without:
+        missing = dataset.classnames[without[0]]
+        raise UserError(f"{name} has no training images of class {missing!r}, so it cannot be trained on.")
+
+
+def begin(experiment: Experiment, checkpoints: Checkpoints, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state that a run goes on with, on the host: of the newest whole checkpoint, or a new one."""
+    prompts = initial_prompts(experiment)
+    fresh = TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32), np.zeros(2, np.int32))
+    found = checkpoints.resume(prompts, {"opt_state": fresh.opt_state, "totals": fresh.totals})
+    if found is None:
+        return fresh
+    saved, training = found
+    bad = np.array(saved.meta.get("bad", (0, 0)), np.int32)
+    return TrainState(np.int32(saved.step), saved.prompts, **training, bad=bad)
+
+
+def _stop(keeper: Keeper, checkpoints: Checkpoints, now: int, replicated: TrainState, total: int) -> NoReturn:
+    keeper.save(now, replicated)
+    checkpoints.wait()
+    say(f"stopped at step {now} of {total} and saved: the same command goes on there.")
+    raise Stopped
 
 
 def _devices_in_words() -> str:
@@ -209,10 +247,11 @@ def _devices_in_words() -> str:
 def _epoch_values(replicated: TrainState, schedule: OptimizerConfig, now: int) -> dict[str, float]:
     """Means over the epoch that ends with step `now`, and its learning rates."""
     total, hits, images = map(float, devices.to_host(replicated.totals))
-    if not images:
+    if not images and not devices.to_host(replicated.bad)[0]:
         raise UserError("none of the training images could be read: check dataset.root, and where the images are.")
     epoch = now // schedule.steps_per_epoch
     rates = {f"{name}_lr": float(rate(now - 1)) for name, rate in learning_rates(schedule).items()}
+    images = images or math.nan  # of an epoch whose steps were all left out
     return {"epoch": epoch, "loss": total / images, "accuracy": hits / images, **rates}
 
 

@@ -47,25 +47,33 @@ class Pretrained(NamedTuple):
     tokenizer: Tokenizer
 
 
-def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
+def load_clip(
+    weights: str, dtype: Any = np.float32, accept: Callable[[CLIPConfig], object] = lambda config: None
+) -> Pretrained:
     """Loads a CLIP ViT.
 
     weights: the name of a bundled model; a directory with config.json and
     model.safetensors, flax_model.msgpack or pytorch_model.bin; one of these
     files; one of OpenAI's .pt files; an Orbax directory written by
     `python -m dpt_jax.convert clip` (local or gs://); or an id on the Hugging
-    Face hub. dtype: what the parameters are cast to.
+    Face hub. dtype: what the parameters are cast to. accept: is shown the sizes
+    before the weights are read (after, where only they tell), to raise where
+    these are no use.
 
     Raises UserError naming the file and tensor where something does not fit.
     """
     path = _locate(weights)
     if path.is_dir() and (path / ORBAX_FOLDER).exists():
         config = _config_from_file(path / "config.json")
+        accept(config)
         params = _read_orbax(path / ORBAX_FOLDER, config)
+        _check_finite(params, path / ORBAX_FOLDER)
         return Pretrained(config, _cast(params, dtype), load_tokenizer(path))
     file = _weight_file(path) if path.is_dir() else path
-    tensors = {k: v for k, v in read_tensors(file).items() if not IGNORED.match(k)}
     config_file = file.parent / "config.json"
+    if path.is_dir() and config_file.exists():
+        accept(_config_from_file(config_file))
+    tensors = {k: v for k, v in read_tensors(file).items() if not IGNORED.match(k)}
     spell: Callable[[str], str] = str
     if any(name.startswith("visual.") for name in tensors):
         tensors, spell = openai_to_transformers(tensors, file), openai_name
@@ -74,7 +82,9 @@ def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
         config = _config_from_file(config_file)
     else:
         raise UserError(f"{config_file} is missing: it holds the sizes of the model in {file.name}; put it beside it.")
+    accept(config)
     params = from_transformers(tensors, config, file, spell)
+    _check_finite(params, file)
     return Pretrained(config, _cast(params, dtype), load_tokenizer(file.parent))
 
 
@@ -194,6 +204,13 @@ def _read_orbax(directory: epath.Path, config: CLIPConfig) -> Any:
             return jax.tree.map(np.asarray, checkpointer.restore(directory, wanted))
         except (OSError, ValueError, KeyError) as reason:
             raise UserError(f"{directory} is not a readable Orbax checkpoint of a CLIP ({reason}).") from reason
+
+
+def _check_finite(params: Any, file: epath.Path) -> None:
+    """Raises UserError naming a parameter that has NaN or infinity in it."""
+    for name, value in flax.traverse_util.flatten_dict(params, sep=".").items():
+        if not np.isfinite(np.asarray(value, np.float32)).all():
+            raise UserError(f"{file}: {name} has values that are not finite: the file is damaged; get it again.")
 
 
 def _check_same_tree(there: Any, wanted: Any, directory: epath.Path) -> None:

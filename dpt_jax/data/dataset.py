@@ -1,5 +1,6 @@
 """A dataset as lists of examples and labels, whatever it came from."""
 
+import collections
 import pathlib
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Example, Reader, Splits
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
+from dpt_jax.metrics import say
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 
@@ -34,6 +36,9 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
     whole = read_splits(config)
     # The shots are drawn before the classes are split, so that both halves are of one sample.
     train, _ = sampling.few_shot(whole.train, whole.val, config.shots, seed)
+    most = max(collections.Counter(example.label for example in whole.train).values(), default=0)
+    if config.shots > most > 0:
+        say(f"dataset.shots is {config.shots}, but no class has more than {most} training images: all are taken.")
     if config.classes == "all":
         return Dataset(whole.read, whole.classnames, train, whole.test)
     labels = list(sampling.half_of_classes(len(whole.classnames), config.classes))
