@@ -33,13 +33,15 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"unknown argument {argv[1]!r}: settings are given as --config.KEY=VALUE.")
     cli.start()
     config, overrides, dataset_named = cli.flag_config()
-    workdir = pathlib.Path(FLAGS.workdir or configs.default_workdir(config))
+    workdir = pathlib.Path(FLAGS.workdir or configs.default_workdir(config)).expanduser()
     evaluating = FLAGS.mode == "eval"
     elsewhere = "init_from" in overrides and not FLAGS.workdir
     if prompt_file.is_prompt_file(workdir):
         if not evaluating:
             raise UserError(f"--workdir: {workdir} is a file of prompts: evaluate it with --mode=eval, or start from "
                             "it with --config.init_from and a folder as --workdir.")  # fmt: skip
+        if "init_from" in overrides:
+            raise UserError("--workdir is a file of prompts and --config.init_from names others: give one of the two.")
         overrides, elsewhere = {**overrides, "init_from": str(workdir)}, True
     config = configs.resolve(config, overrides, dataset_named, workdir, evaluating)
     if evaluating and elsewhere:

@@ -124,7 +124,9 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
     prompts = initial_prompts(experiment)
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1, MICROBATCH.value))
-    state = devices.replicate(TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32), np.zeros(2, np.int32)))
+    state = devices.replicate(
+        TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32), np.zeros(2, np.int32))
+    )
     compiled = account(step, state, experiment.frozen, batch) if MEMORY.value else {}
 
     def run() -> Any:

@@ -56,11 +56,16 @@ def load_predictor(batch_size: int, classnames: Sequence[str] | None = None) -> 
     """The predictor of these flags.  batch_size: images that a device takes at a time."""
     from dpt_jax.predictor import load
 
+    return load(workdir(), classnames, flags.FLAGS.clip, batch_size)
+
+
+def workdir() -> pathlib.Path:
+    """--workdir, where it must be given.  Raises UserError."""
     if not flags.FLAGS.workdir:
         raise UserError(
             "--workdir is not given: the workdir of a run, or a file of `python -m dpt_jax.convert export`."
         )
-    return load(flags.FLAGS.workdir, classnames, flags.FLAGS.clip, batch_size)
+    return pathlib.Path(flags.FLAGS.workdir).expanduser()
 
 
 def make_folder(folder: pathlib.Path, flag: str) -> pathlib.Path:

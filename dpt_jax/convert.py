@@ -33,6 +33,7 @@ from dpt_jax.clip.model import CLIPConfig
 from dpt_jax.clip.pretrained import load_clip, save_orbax
 from dpt_jax.errors import UserError
 from dpt_jax.evaluate import RESULTS_FILE, read_result
+from dpt_jax.experiment import backbone_id
 from dpt_jax.metrics import say
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.published import CAVPT, MODULES, TEXT, VISUAL, prompts_from_published, published_from_prompts
@@ -49,18 +50,22 @@ def main(argv: Sequence[str]) -> None:
             save_orbax(load_clip(source), target)
             say(f"wrote {target}")
         case ["export", source, target]:
-            export(pathlib.Path(source), pathlib.Path(target))
+            export(_path(source), _path(target))
         case ["serve", source, target]:
-            serve(pathlib.Path(source), pathlib.Path(target))
+            serve(_path(source), _path(target))
         case ["reference", source, target] if flags.FLAGS.reverse:
-            reverse_reference(pathlib.Path(source), pathlib.Path(target))
+            reverse_reference(_path(source), _path(target))
         case ["reference", directory] if not flags.FLAGS.reverse:
             if not flags.FLAGS.workdir:
                 raise UserError("convert reference: --workdir is not given; it says where the converted prompts go.")
             config, overrides, _ = cli.flag_config()
-            convert_reference(pathlib.Path(directory), pathlib.Path(flags.FLAGS.workdir), config, overrides)
+            convert_reference(_path(directory), _path(flags.FLAGS.workdir), config, overrides)
         case _:
             raise UserError(f"convert: unknown arguments {argv[1:]}; {USAGE}.")
+
+
+def _path(argument: str) -> pathlib.Path:
+    return pathlib.Path(argument).expanduser()
 
 
 def export(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -68,15 +73,11 @@ def export(source: pathlib.Path, target: pathlib.Path) -> None:
     if target.suffix != prompt_file.SUFFIX:
         raise UserError(f"convert export: {target} should end in {prompt_file.SUFFIX}.")
     config, saved = read_run(source)
-    results = source / RESULTS_FILE
-    prompt_file.write(
-        target,
-        saved.step,
-        saved.prompts,
-        saved.meta,
-        config.to_dict(),
-        read_result(results) if results.is_file() else None,
-    )
+    if prompt_file.is_prompt_file(source):
+        results = prompt_file.read_header(source).get("results")
+    else:
+        results = read_result(source / RESULTS_FILE) if (source / RESULTS_FILE).is_file() else None
+    prompt_file.write(target, saved.step, saved.prompts, saved.meta, config.to_dict(), results)
     say(f"wrote {target}: {configs.method(config)} prompts, {target.stat().st_size / 1024:.0f} kB")
 
 
@@ -92,7 +93,7 @@ def serve(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
     """Settings and newest prompts of a workdir or prompt file.  Raises UserError where there are none."""
-    config = configs.load(source, flags.FLAGS.config)
+    config = configs.load_saved(source)
     if configs.method(config) == "zeroshot":
         raise UserError(f"{source} is zero-shot, so it has no prompts to convert.")
     return config, load_newest(source)
@@ -108,8 +109,8 @@ def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
         raise UserError(
             f"{source} has a context of {config.text_prompt.depth} layers; the published code has one of the first."
         )
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"{directory} is not empty: name a new folder.")
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise UserError(f"{directory} is there already: name a new folder.")
     modules = published_from_prompts(saved.prompts, config.visual_prompt.length)
     epoch = saved.meta.get("epoch", saved.step)
     for name, tensors in modules.items():
@@ -130,7 +131,8 @@ def convert_reference(
     if (workdir / FOLDER).exists() or (workdir / configs.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: name a new --workdir.")
     epoch, modules = read_published(directory)
-    clip = load_clip(config.clip.weights).config
+    pretrained = load_clip(config.clip.weights)
+    clip = pretrained.config
     try:
         prompts = prompts_from_published(modules)
     except KeyError as reason:
@@ -149,6 +151,7 @@ def convert_reference(
     meta = {"method": configs.method(config), "classnames": None, "epoch": epoch, "source": "published PyTorch code"}
     # A checkpoint does not say what it was trained on; the flags do.
     meta |= {"dataset": config.dataset.name, "classes": config.dataset.classes}
+    meta |= {"backbone": backbone_id(pretrained.params, replicated=False)}
     with Checkpoints(workdir, create=True) as checkpoints:
         checkpoints.save(epoch, prompts, meta)
         checkpoints.wait()

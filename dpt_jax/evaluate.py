@@ -18,6 +18,7 @@ from dpt_jax.metrics import Progress
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts
 
 CALIBRATION_BINS = 15
+METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
 
@@ -163,6 +164,8 @@ def read_result(file: pathlib.Path) -> dict[str, Any]:
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         missing = sorted(needed.difference(results))
+        if not missing and not (results["method"] in METHODS and 0 <= results["accuracy"] <= 1):
+            raise ValueError("its method or accuracy is none")
     except (FileNotFoundError, NotADirectoryError) as reason:
         raise UserError(f"{file} is not there: give the workdir of a finished run, or evaluate this one.") from reason
     except (ValueError, TypeError) as reason:

@@ -28,14 +28,8 @@ class MetricWriter:
         if not is_first():
             return
         file = workdir / METRICS_FILE
-        kept = []
-        if file.exists():
-            for line in file.read_text().splitlines():
-                try:
-                    kept += [line] if json.loads(line)["step"] <= start else []
-                except (ValueError, KeyError):
-                    continue  # a line the stop cut in half
-        file.write_text("".join(f"{line}\n" for line in kept))
+        kept = [record for record in read_metrics(workdir) if record["step"] <= start]
+        file.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
         self._file = file.open("a")
         self._board = _tensorboard().SummaryWriter(str(workdir), purge_step=start + 1)
 
@@ -55,6 +49,18 @@ class MetricWriter:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl, but for a line that a stop cut in half."""
+    file, records = workdir / METRICS_FILE, []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            record = json.loads(line)
+            records += [record] if "step" in record else []
+        except (ValueError, TypeError):
+            continue
+    return records
 
 
 def _tensorboard() -> Any:

@@ -4,12 +4,14 @@ It is self-contained: pictures are part of it, and it asks for nothing from the 
 """
 
 import base64
+import functools
 import html
 import io
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple
 
+import jax
 import numpy as np
 import scipy.special
 
@@ -20,7 +22,7 @@ from dpt_jax.data.dataset import Dataset
 from dpt_jax.evaluate import RESULTS_FILE, read_result
 from dpt_jax.experiment import prepare
 from dpt_jax.metrics import Progress
-from dpt_jax.predictor import Predictor, prompts_of, settings
+from dpt_jax.predictor import Predictor, prompts_of
 from dpt_jax.visualize import describe
 
 PAGE_FILE = "report.html"
@@ -57,17 +59,17 @@ def write_page(workdir: pathlib.Path) -> pathlib.Path:
     Raises UserError where the run has no results, or its data or backbone cannot be loaded.
     """
     results = read_result(workdir / RESULTS_FILE)
-    config = settings(workdir)
+    config = configs.load_saved(workdir)
     experiment = prepare(config)
-    predictor = Predictor(experiment, prompts_of(experiment, workdir), config.eval.batch_size)
+    rows = -(-min(config.eval.batch_size, len(experiment.dataset.test)) // jax.local_device_count())
+    predictor = Predictor(experiment, prompts_of(experiment, workdir), rows)
     answers = answer(predictor, experiment.dataset)
     parts = [
         f"<h1>{html.escape(run_report.title(results))}</h1>",
         f"<p>{html.escape(run_report.in_words(results))}</p>",
     ]
-    training = io.BytesIO()
-    if run_report.draw_training(workdir, training):
-        parts.append(f"<h2>Training</h2>{_image(training, 'loss, accuracy and learning rates by epoch')}")
+    if drawn := _drawn(lambda file: run_report.draw_training(workdir, file), "loss, accuracy and learning rates"):
+        parts.append(f"<h2>Training</h2>{drawn}")
     parts += ["<h2>Answers</h2>", *pictures(predictor, experiment.dataset, answers)]
     parts.append('<h2>Classes</h2><div class="columns">')
     parts.append(_table(run_report.CLASS_HEADER, run_report.class_rows(results)))
@@ -75,9 +77,8 @@ def write_page(workdir: pathlib.Path) -> pathlib.Path:
         parts.append(f"<div><p>Most often confused:</p>{_table(run_report.CONFUSED_HEADER, confused)}</div>")
     parts.append("</div>")
     parts.append(_drawn(lambda file: run_report.draw_confusion(results, file), "confusion matrix"))
-    reliability = io.BytesIO()
-    if run_report.draw_reliability(results, reliability):
-        parts.append(f"<h2>How sure the answers are</h2>{_image(reliability, 'reliability diagram')}")
+    if drawn := _drawn(lambda file: run_report.draw_reliability(results, file), "reliability diagram"):
+        parts.append(f"<h2>How sure the answers are</h2>{drawn}")
     parts += ["<h2>Features before and after</h2>", features(predictor, answers)]
     if "text" in predictor.prompts:
         parts += ["<h2>What the context is near to</h2>", words(predictor)]
@@ -86,23 +87,23 @@ def write_page(workdir: pathlib.Path) -> pathlib.Path:
     file = workdir / PAGE_FILE
     head = f'<meta charset="utf-8"><title>{html.escape(run_report.title(results))}</title><style>{STYLE}</style>'
     body = "\n".join(parts)
-    file.write_text(f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n',
-                    encoding="utf-8")  # fmt: skip
+    page = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+    file.write_text(page, encoding="utf-8", errors="backslashreplace")
     return file
 
 
 def answer(predictor: Predictor, dataset: Dataset) -> Answers:
     """The answers to the test images that can be read."""
-    size, batch = predictor.model.clip.image_size, predictor.batch_size
+    size, batch = predictor.model.clip.image_size, predictor.rows
     parts = []
     with Progress("report", -(-len(dataset.test) // batch)) as progress:
         for rows in loader.test_batches(dataset.read, dataset.test, size, batch, skip_unreadable=True):
             outputs, plain = predictor.see(rows["image"])
-            found = Answers(outputs.logits, rows["label"], rows["index"], plain.features, outputs.features)
+            probability = scipy.special.softmax(outputs.logits, axis=-1)
+            found = Answers(probability, rows["label"], rows["index"], plain.features, outputs.features)
             parts.append(Answers(*(column[rows["weight"] > 0] for column in found)))
             progress.advance()
-    whole = Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    return whole._replace(probability=scipy.special.softmax(whole.probability, axis=-1))
+    return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def pictures(predictor: Predictor, dataset: Dataset, answers: Answers) -> Iterable[str]:
@@ -119,9 +120,8 @@ def pictures(predictor: Predictor, dataset: Dataset, answers: Answers) -> Iterab
         for i, path, sight in zip(rows, paths, describe(predictor, pixels), strict=True):
             truth = predictor.classnames[answers.label[i]]
             caption = f"{path}: {truth}" if wanted else f"{path}: {truth}, taken for {sight.classes[0]}"
-            buffer = io.BytesIO()
-            plots.draw_sight(sight, path, predictor.model.prompts.method, buffer)
-            yield _image(buffer, caption)
+            draw = functools.partial(plots.draw_sight, sight, path, predictor.model.prompts.method)
+            yield _drawn(draw, caption)
 
 
 def surest(answers: Answers, among: np.ndarray) -> list[int]:
@@ -179,12 +179,11 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
 
 
-def _drawn(draw: Callable[[Any], None], caption: str) -> str:
+def _drawn(draw: Callable[[BinaryIO], object], caption: str) -> str:
+    """What `draw` writes to a file, as part of the page; "" where it writes nothing."""
     buffer = io.BytesIO()
     draw(buffer)
-    return _image(buffer, caption)
-
-
-def _image(png: io.BytesIO, caption: str) -> str:
-    data, text = base64.b64encode(png.getvalue()).decode(), html.escape(caption)
+    data, text = base64.b64encode(buffer.getvalue()).decode(), html.escape(caption)
+    if not data:
+        return ""
     return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'

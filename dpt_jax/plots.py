@@ -201,7 +201,13 @@ def draw_clouds(
         rest = ~np.isin(label, shown)
         axes.scatter(*cloud.images[rest].T, s=8, color="#CCCCCC", label="images of other classes" if rest.any() else "")
         for c, colour, marker in zip(shown, colours, "osv^DPX<", strict=False):
-            axes.scatter(*cloud.images[label == c].T, s=18, color=colour, marker=marker, label=_shortened(classnames[c], MOST_LETTERS))
+            axes.scatter(
+                *cloud.images[label == c].T,
+                s=18,
+                color=colour,
+                marker=marker,
+                label=_shortened(classnames[c], MOST_LETTERS),
+            )
         for c, colour in zip(shown, colours, strict=False):
             axes.scatter(*cloud.texts[c], s=220, color=colour, marker="*", edgecolors="#000000", linewidths=1)
         axes.set_title(title, fontsize=10)
@@ -311,7 +317,7 @@ def _draw_maps(
 
 
 def printable(text: str) -> str:
-    """The text as it can be drawn: on one line, and names of files that are not Unicode with their bytes written out."""
+    """The text as it can be drawn: on one line, bytes that are not Unicode written out."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
 
 

@@ -46,7 +46,8 @@ class Readable:
 class Output:
     """Where predictions go, image by image: lines for people, one JSON list, or a CSV file."""
 
-    def __init__(self, stack: contextlib.ExitStack) -> None:
+    def __init__(self, stack: contextlib.ExitStack, top: int) -> None:
+        """stack: closes what is opened. top: the classes told for an image."""
         self._csv = self._json = None
         if flags.FLAGS.csv:
             from dpt_jax.tables import CSVWriter
@@ -56,7 +57,7 @@ class Output:
                 out = stack.enter_context(file.open("w", newline="", encoding="utf-8", errors="backslashreplace"))
             except OSError as reason:
                 raise UserError(f"--csv: {flags.FLAGS.csv} cannot be written ({reason}).") from reason
-            numbered = [f"{column}_{i + 1}" for i in range(flags.FLAGS.top) for column in ("class", "probability")]
+            numbered = [f"{column}_{i + 1}" for i in range(top) for column in ("class", "probability")]
             self._csv = CSVWriter(out, ["path", "error", *numbered])
         elif flags.FLAGS.json:
             self._json = "["
@@ -94,19 +95,19 @@ def main(argv: Sequence[str]) -> None:
     from dpt_jax.predictor import read_classnames
 
     classnames = read_classnames(pathlib.Path(flags.FLAGS.classes)) if flags.FLAGS.classes else None
+    # The next power of two, so that few images wait for few, and one program serves many calls.
+    predictor = cli.load_predictor(min(1 << (len(paths) - 1).bit_length(), BATCH), classnames)
+    told = min(flags.FLAGS.top, len(predictor.classnames))
+    read = Readable({})
+    examples = [Example(path, 0) for path in paths]
+    batches = loader.test_batches(read, examples, predictor.model.clip.image_size, predictor.rows, skip_unreadable=True)
     with contextlib.ExitStack() as stack:
-        output = Output(stack)
-        # The next power of two, so that few images wait for few, and one program serves many calls.
-        predictor = cli.load_predictor(min(1 << (len(paths) - 1).bit_length(), BATCH), classnames)
-        read = Readable({})
-        examples = [Example(path, 0) for path in paths]
-        size, batch = predictor.model.clip.image_size, predictor.batch_size
-        batches = loader.test_batches(read, examples, size, batch, skip_unreadable=True)
-        progress = stack.enter_context(Progress("predict", -(-len(paths) // batch), file=sys.stderr))
+        output = Output(stack, told)
+        progress = stack.enter_context(Progress("predict", -(-len(paths) // predictor.rows), file=sys.stderr))
         for rows in batches:
             outputs, _ = predictor.see(rows["image"])
             probabilities = scipy.special.softmax(outputs.logits, axis=-1)
-            best = np.argsort(-probabilities, axis=-1, kind="stable")[:, : flags.FLAGS.top]
+            best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :told]
             for index, own, order in zip(rows["index"], probabilities, best, strict=True):
                 top = [(predictor.classnames[c], float(own[c])) for c in order]
                 error = read.failed.get(paths[index], "")

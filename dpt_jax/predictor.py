@@ -4,7 +4,7 @@ import concurrent.futures
 import operator
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +18,10 @@ from dpt_jax import devices, experiment
 from dpt_jax.checkpoint import FOLDER, Saved, load_newest
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import Dataset, load_dataset
-from dpt_jax.data.records import Files, read_image
+from dpt_jax.data.records import Files, read_image, to_rgb
 from dpt_jax.data.transforms import test_transform
 from dpt_jax.errors import UserError
-from dpt_jax.evaluate import make_classifier
+from dpt_jax.evaluate import RESULTS_FILE, make_classifier
 from dpt_jax.model import PromptedCLIP, normalize
 
 # One image, or a batch of them, in any of the forms that images come in.
@@ -67,19 +67,19 @@ class Predictor:
         """Features of C class names (its own, where none are given) in the learned context, or in the template where
         no context was learned: (C, E) float32 of unit length.
 
-        The logits of `predict` are those of its own classes with the images' features, times the temperature.
+        Their products with the images' features, times CLIP's logit scale, are the logits of `predict`.
         """
         if classnames is None:
             learned = self._texts.learned
         else:
-            check_classnames(classnames, "encode_text")
+            classnames = check_classnames(classnames, "encode_text")
             other = with_classes(self._prepared, classnames, self.training)
             learned = self._classifier.encode(other.frozen, self._prompts).learned
         return np.asarray(normalize(devices.to_host(learned)))
 
     def pixels(self, images: Images) -> np.ndarray:
         """N images as the model takes them, (N, size, size, 3) uint8: shorter side to size, then the centre square."""
-        several = isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4)
+        several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
         sequence = list(images) if several else [images]
         size = self.model.clip.image_size
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -91,18 +91,21 @@ class Predictor:
 
         pixels: (N, size, size, 3) uint8.
         """
-        local = jax.local_device_count()
-        rows = self.batch_size * local
-        parts = []
+        rows, parts = self.rows, []
         # At least once, so that no image gives empty arrays of the right shapes.
         for start in range(0, max(len(pixels), 1), rows):
             own = pixels[start : start + rows]
             padded = np.concatenate([own, np.zeros((rows - len(own), *own.shape[1:]), np.uint8)])
-            images = padded.reshape(local, self.batch_size, *own.shape[1:])
+            images = padded.reshape(-1, self.batch_size, *own.shape[1:])
             seen = self._classifier.classify(self._prepared.frozen, self._prompts, self._texts, images)
             whole = jax.tree.map(lambda x: np.asarray(x).reshape(rows, *x.shape[2:]), seen)
             parts.append(jax.tree.map(operator.itemgetter(slice(len(own))), whole))
         return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+    @property
+    def rows(self) -> int:
+        """Images that all devices take at a time."""
+        return self.batch_size * jax.local_device_count()
 
     @property
     def texts(self) -> Any:
@@ -113,11 +116,6 @@ class Predictor:
     def pretrained(self) -> Any:
         """The backbone, whose parameters have a leading device axis."""
         return self._prepared.pretrained
-
-    @property
-    def frozen(self) -> experiment.Frozen:
-        """What does not change, with a leading device axis."""
-        return self._prepared.frozen
 
 
 def load(
@@ -136,29 +134,26 @@ def load(
     Raises UserError naming what is missing or does not fit.
     """
     source = pathlib.Path(workdir).expanduser()
-    config = settings(source)
+    config = configs.load_saved(source)
     if clip:
         config.clip.weights = clip
     if classnames is not None:
-        check_classnames(classnames, "classnames")
+        classnames = check_classnames(classnames, "classnames")
+    if not isinstance(batch_size, int) or batch_size < 0:
+        raise UserError(f"batch_size is {batch_size!r}: give a whole number, 0 for the default.")
     devices.keep_compiled()
     trained = Saved(0, {}, {}) if configs.method(config) == "zeroshot" else load_newest(_holder(config, source))
     names = trained.meta.get("classnames") if classnames is None else classnames
     if names is None:
         # Zero-shot, and checkpoints of the published code: only the dataset knows its classes.
-        names = load_dataset(config.dataset, config.seed).classnames
+        try:
+            names = load_dataset(config.dataset, config.seed).classnames
+        except UserError as reason:
+            raise UserError(f"{source} does not say what its classes are: name them ({reason})") from reason
     pretrained = load_clip(config.clip.weights, experiment.compute_dtype(config))
     prepared = experiment.assemble(config, _classes_alone(names), pretrained)
     saved = trained if prepared.model.prompts.method == "zeroshot" else experiment.fit(prepared, trained, str(source))
     return Predictor(prepared, saved, batch_size or (8 if jax.default_backend() == "cpu" else 64))
-
-
-def settings(source: pathlib.Path) -> ConfigDict:
-    """The configuration of a workdir or prompt file.  Raises UserError where it is neither."""
-    # configs/ stands beside the package and imports from it.
-    from configs.dpt import get_config
-
-    return configs.load(source, get_config())
 
 
 def prompts_of(prepared: experiment.Experiment, source: pathlib.Path) -> Saved:
@@ -167,7 +162,7 @@ def prompts_of(prepared: experiment.Experiment, source: pathlib.Path) -> Saved:
 
 
 def _holder(config: ConfigDict, source: pathlib.Path) -> pathlib.Path:
-    if config.init_from and source.is_dir() and not (source / FOLDER).exists():
+    if config.init_from and not (source / FOLDER).exists() and (source / RESULTS_FILE).exists():
         return pathlib.Path(config.init_from)
     return source
 
@@ -181,17 +176,19 @@ def with_classes(
     return experiment.assemble(prepared.config, _classes_alone(classnames), prepared.pretrained)
 
 
-def check_classnames(classnames: Sequence[str], source: str) -> None:
-    """Raises UserError for a list of class names that names nothing, or a class twice."""
-    if not classnames:
-        raise UserError(f"{source} names no class: give one name a line.")
-    seen: set[str] = set()
-    for name in classnames:
-        if not name.strip():
-            raise UserError(f"{source} has an empty class name.")
-        if name in seen:
+def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
+    """The names as a list.  Raises UserError where they name nothing, or a class twice."""
+    if isinstance(classnames, str):
+        raise UserError(f"{source} is {classnames!r}: give a list of names.")
+    names = [str(name) if isinstance(name, str) else name for name in classnames]
+    if not names:
+        raise UserError(f"{source} names no class: give at least one.")
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise UserError(f"{source}: {name!r} is no name of a class.")
+        if names.count(name) > 1:
             raise UserError(f"{source} names {name!r} twice: remove one, or tell the two apart.")
-        seen.add(name)
+    return names
 
 
 def read_classnames(file: pathlib.Path) -> list[str]:
@@ -200,9 +197,7 @@ def read_classnames(file: pathlib.Path) -> list[str]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as reason:
         raise UserError(f"--classes: {file} cannot be read as text ({reason}).") from reason
-    names = [line.strip() for line in lines if line.strip()]
-    check_classnames(names, str(file))
-    return names
+    return check_classnames([line.strip() for line in lines if line.strip()], str(file))
 
 
 def _classes_alone(classnames: Sequence[str]) -> Dataset:
@@ -211,12 +206,16 @@ def _classes_alone(classnames: Sequence[str]) -> Dataset:
 
 def _as_pil(image: Any) -> Image.Image:
     """Raises UserError for what is no image."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
     if isinstance(image, str | os.PathLike):
         return read_image(pathlib.Path(image))
+    if isinstance(image, Image.Image):
+        try:
+            return to_rgb(image)
+        except Exception as reason:  # it is decoded only now
+            raise UserError(f"{image!r} cannot be read ({reason}).") from reason
     array = np.asarray(image)
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not shaped or not array.size:
         raise UserError(
             f"an image is a path, a PIL image or a uint8 array (H, W) or (H, W, 3), not an array of {array.dtype} "
             f"with shape {array.shape}."

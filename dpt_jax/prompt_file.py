@@ -98,7 +98,7 @@ def _check(entries: Mapping[str, Any], file: pathlib.Path) -> None:
     if missing := [key for key in ("settings", "step", "training") if key not in entries]:
         raise UserError(f"{file}: its header lacks {missing[0]}.")
     training = entries["training"]
-    types = {"settings": Mapping, "training": Mapping, "step": int, "results": Mapping | None}
+    types: dict[str, Any] = {"settings": Mapping, "training": Mapping, "step": int, "results": Mapping | None}
     wrong = [key for key, kind in types.items() if not isinstance(entries.get(key), kind)]
     if not wrong:
         types = {"method": str, "backbone": str | None, "classnames": list | None, "epoch": int | None}

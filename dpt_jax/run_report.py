@@ -1,7 +1,6 @@
 """The report over one run: its classes, its training, and how sure its answers are."""
 
 import collections
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO
@@ -9,9 +8,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dpt_jax import plots
-from dpt_jax.config import CONFIG_FILE, shots_in_words
+from dpt_jax.config import load_saved, shots_in_words
 from dpt_jax.evaluate import RESULTS_FILE, read_result
-from dpt_jax.metrics import METRICS_FILE
+from dpt_jax.metrics import read_metrics
 from dpt_jax.tables import CSVWriter, markdown
 
 TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
@@ -92,13 +91,12 @@ def draw_confusion(results: Results, file: pathlib.Path | BinaryIO) -> None:
 
 def draw_training(workdir: pathlib.Path, file: pathlib.Path | BinaryIO) -> bool:
     """The training's curves; False where nothing was trained there."""
-    metrics = workdir / METRICS_FILE
-    records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    records = read_metrics(workdir)
     if not records:
         return False
-    config = json.loads((workdir / CONFIG_FILE).read_text())
-    both = config["text_prompt"]["length"] and (config["visual_prompt"]["length"] or config["cavpt"]["top_k"])
-    plots.draw_training(records, config["loss"]["guidance_epochs"] if both else 0, file)
+    config = load_saved(workdir)
+    both = config.text_prompt.length and (config.visual_prompt.length or config.cavpt.top_k)
+    plots.draw_training(records, config.loss.guidance_epochs if both else 0, file)
     return True
 
 

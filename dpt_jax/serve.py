@@ -52,7 +52,9 @@ def write(predictor: "Predictor", folder: pathlib.Path) -> list[pathlib.Path]:
     }
     files = [folder / name for name in (PROGRAM, ABOUT, EXAMPLE)]
     files[0].write_bytes(export(predictor).serialize())
-    files[1].write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace")
+    files[1].write_text(
+        json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="backslashreplace"
+    )
     example = importlib.resources.files("dpt_jax") / "assets" / EXAMPLE
     files[2].write_text(example.read_text(encoding="utf-8"), encoding="utf-8")
     return files

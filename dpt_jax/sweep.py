@@ -29,17 +29,16 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from dpt_jax import cli, plots
+from dpt_jax import cli
 from dpt_jax import config as configs
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
-from dpt_jax.evaluate import PREDICTIONS_FILE, RESULTS_FILE, evaluate
+from dpt_jax.evaluate import METHODS, PREDICTIONS_FILE, RESULTS_FILE, evaluate
 from dpt_jax.experiment import Experiment, prepare, saved_prompts
 from dpt_jax.metrics import say
 from dpt_jax.train import train
 
-METHODS = tuple(plots.LABELS)
 # What --datasets and --targets are where they are not given.
 PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "few-shot": (("emoji",), ()),

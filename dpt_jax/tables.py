@@ -4,10 +4,13 @@ import csv
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+# What a cell begins with that spreadsheets take for a formula, the wide forms of it too.
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    escaped = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (header, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in escaped]
     return "\n".join([lines[0], "| --- " * len(header) + "|", *lines[1:]])
 
@@ -26,4 +29,4 @@ class CSVWriter:
 
 
 def _inert(cell: object) -> object:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import os
 import re
 import shutil
 
@@ -66,6 +67,26 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     name = files[0].rpartition("/")[2].removesuffix(".png")
     assert sorted(file.name for file in out.iterdir()) == [f"{name}-2.png", f"{name}.png"]
     assert Image.open(out / f"{name}.png").size[0] > 1000
+    # In the folder of the images themselves: none of them is overwritten.
+    before = (tmp_path / "other" / f"{name}.png").read_bytes()
+    shutil.copy(files[0], tmp_path / "other" / f"{name}-2.png")
+    command("-m", "dpt_jax.visualize", f"--workdir={trained}", f"--out={tmp_path / 'other'}", str(tmp_path / "other"))
+    assert (tmp_path / "other" / f"{name}.png").read_bytes() == before
+    assert len(list((tmp_path / "other").iterdir())) == 4
+
+
+def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
+    """What matplotlib would set as mathematics, and a name that no encoding gives."""
+    odd = [r"$\frac$.png", "$x_$.png", os.fsdecode(b"n\xff.png")]
+    for name in odd:
+        shutil.copy(files[0], tmp_path / name)
+    done = command("-m", "dpt_jax.visualize", f"--workdir={trained}", f"--out={tmp_path / 'out'}", str(tmp_path))
+    assert len(done.stdout.splitlines()) == 3
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(odd)
+    matrix, names = np.eye(2), [r"$\frac$", "a\nb\udcff"]
+    plots.draw_confusion(matrix, names, r"$\frac$", tmp_path / "confusion.png")
+    cloud = plots.Cloud(np.eye(2), np.eye(2), np.ones(2))
+    plots.draw_clouds({"before": cloud}, np.arange(2), names, tmp_path / "clouds.png")
 
 
 @pytest.mark.parametrize("classes", [1, 8])

@@ -1,5 +1,6 @@
 """Classifying images with a trained prompt, from Python and from the command line."""
 
+import contextlib
 import csv
 import json
 import pathlib
@@ -21,7 +22,7 @@ from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 from tests import make_clip
-from tests.conftest import SMALL, command, relative_error
+from tests.conftest import ROOT, SMALL, command, relative_error
 
 IMAGES = SMALL / "images"
 CASE = json.loads((SMALL / "case.json").read_text())
@@ -89,7 +90,7 @@ def test_any_number_of_images_is_one_program(predictor, files):
     assert compiled
 
 
-def test_every_form_of_an_image(predictor, files):
+def test_every_form_of_an_image(predictor, files, tmp_path):
     expected = predictor.predict(files[0])
     opened = Image.open(files[0]).convert("RGB")
     array = np.asarray(opened)
@@ -99,10 +100,22 @@ def test_every_form_of_an_image(predictor, files):
     grey = np.asarray(opened.convert("L"))
     np.testing.assert_array_equal(predictor.predict(grey), predictor.predict(np.stack([grey] * 3, -1)))
     np.testing.assert_array_equal(predictor.predict([opened, files[0]]), np.repeat(expected, 2, 0))
+    np.testing.assert_array_equal(predictor.predict(jax.numpy.asarray(array[None])), expected)
+    deep = np.random.default_rng(1).integers(0, 65536, (40, 40)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as image:
+        np.testing.assert_array_equal(predictor.predict(image), predictor.predict(tmp_path / "deep.png"))
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 7), np.uint8), np.uint8(3), "none.png"]
+    "wrong",
+    [
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8, 7), np.uint8),
+        np.uint8(3),
+        "none.png",
+        np.zeros((0, 0, 3), np.uint8),
+    ],
 )
 def test_what_is_no_image_is_said(predictor, wrong):
     with pytest.raises(UserError, match=r"an image is a path|none\.png is not there"):
@@ -150,7 +163,9 @@ def test_another_clip_is_refused(trained, tmp_path):
     [
         (["dog", "cat", "dog"], "classnames names 'dog' twice"),
         ([], "names no class"),
-        (["dog", " "], "empty class name"),
+        (["dog", " "], "' ' is no name of a class"),
+        (["dog", 3], "3 is no name of a class"),
+        ("dog", "classnames is 'dog': give a list"),
         (["dog " * 80], "makes a text of .* tokens, but CLIP's text tower takes 77"),
     ],
 )
@@ -226,6 +241,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
         (["--workdir=TRAINED", "README.md"], "none of the 1 images could be read"),
         (["--workdir=TRAINED", str(IMAGES), "--json", "--csv=out.csv"], "not both"),
         (["--workdir=TRAINED", str(IMAGES), "--csv=/nowhere/out.csv"], "--csv: /nowhere/out.csv cannot be written"),
+        (["--workdir=/nowhere", str(IMAGES), "--csv=README.md"], "/nowhere is no workdir of a run"),
         (["--workdir=TRAINED", str(IMAGES), "--classes=/nowhere.txt"], "--classes: /nowhere.txt cannot be read"),
         (["--workdir=TRAINED", str(IMAGES), "--top=0"], "top"),
     ],
@@ -236,6 +252,38 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(trained, arguments, says):
     assert done.returncode == 2, done.stderr
     assert says in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    assert (ROOT / "README.md").stat().st_size > 1000  # nothing is written before all else is known to be right
+
+
+def test_devices_share_what_is_read_at_a_time(trained, files):
+    """Two devices take two batches together, and give what one gives."""
+    script = """
+import sys
+import numpy as np
+import dpt_jax
+predictor = dpt_jax.load(sys.argv[1], batch_size=2)
+assert predictor.rows == 4
+np.save(sys.argv[2], predictor.predict(sys.argv[3:]))
+"""
+    command("-c", script, str(trained), str(trained / "two.npy"), *files, devices=2)
+    found, expected = np.load(trained / "two.npy"), dpt_jax.load(trained).predict(files)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_damaged_image_of_any_kind_is_only_unreadable(predictor, tmp_path):
+    """PIL's decoders raise more than OSError: those of AVIF a RuntimeError."""
+    opened = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    generator = np.random.default_rng(2)
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF"):
+        opened.save(tmp_path / kind, kind)
+        whole = (tmp_path / kind).read_bytes()
+        for _ in range(40):
+            damaged = bytearray(whole)
+            for place in generator.integers(0, len(whole), 3):
+                damaged[place] = generator.integers(256)
+            (tmp_path / "damaged").write_bytes(damaged[: generator.integers(1, len(whole) + 1)])
+            with contextlib.suppress(UserError):
+                predictor.pixels(tmp_path / "damaged")
 
 
 def test_a_reader_that_has_enough_is_no_error(trained):
@@ -244,6 +292,6 @@ import subprocess, sys
 predict = [sys.executable, "-m", "dpt_jax.predict", "--workdir={trained}", {str(IMAGES)!r}]
 running = subprocess.Popen(predict, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 running.stdout.close()
-print(running.stderr.read())
+print(running.stderr.read(), running.wait())
 """)  # fmt: skip
-    assert "Traceback" not in done.stdout
+    assert done.stdout.split() == ["1"]

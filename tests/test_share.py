@@ -9,7 +9,6 @@ import pytest
 import safetensors
 import safetensors.numpy
 import torch
-from absl import flags
 from PIL import Image
 
 import dpt_jax
@@ -31,14 +30,6 @@ def same_bytes(a, b):
         configs.flat(jax.tree.map(lambda x: (x.dtype, x.shape, np.ascontiguousarray(x).tobytes()), t)) for t in (a, b)
     )
     return a == b
-
-
-@pytest.fixture(scope="module", autouse=True)
-def defaults():
-    """The flag that convert takes a configuration's defaults from."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags.FLAGS.__class__, "config", dpt.get_config(), raising=False)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +65,7 @@ def test_a_file_stands_where_a_workdir_does(shared, trained, tmp_path):
     np.testing.assert_array_equal(dpt_jax.load(shared).predict(files), expected)
     convert.export(shared, tmp_path / "again.safetensors")
     assert same_bytes(load_newest(tmp_path / "again.safetensors").prompts, load_newest(shared).prompts)
+    assert (tmp_path / "again.safetensors").read_bytes() == shared.read_bytes()  # with its results
     root = f"--config.dataset.root={IMAGES}"
     command("main.py", "--config=configs/dpt.py", "--mode=eval", f"--workdir={shared}", root,
             "--config.eval.save_logits=True")  # fmt: skip
@@ -92,6 +84,9 @@ def test_a_file_is_not_trained_in(shared):
     done = command("main.py", f"--workdir={shared}", check=False)
     assert done.returncode == 2
     assert "is a file of prompts: evaluate it with --mode=eval" in done.stderr
+    done = command("main.py", "--mode=eval", f"--workdir={shared}", "--config.init_from=other", check=False)
+    assert done.returncode == 2
+    assert "--config.init_from names others" in done.stderr
 
 
 def test_files_that_are_no_prompts(shared, tmp_path):
@@ -119,6 +114,62 @@ def test_files_that_are_no_prompts(shared, tmp_path):
         if key != "classnames":
             with pytest.raises(UserError, match=rf"damaged\.safetensors: its header lacks {key}"):
                 dpt_jax.load(damaged)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [(entry, value) for entry in ("settings", "training") for value in (None, [], "x", 5)]
+    + [("step", "x"), ("results", "x"), ("training.classnames", 5), ("training.classnames", [])]
+    + [("training.classnames", [None]), ("training.classnames", ["dog", ""]), ("training.classnames", {"a": 1})]
+    + [("training.method", None), ("training.epoch", "/../../x"), ("settings.dtype", "int8")]
+    + [("settings.dataset.template", "{0.__class__}"), ("settings.train.remat", "all"), ("settings.cavpt.top_k", -1)]
+    + [("settings.cavpt", None), ("settings.no_such_key", 1)],
+)
+def test_a_header_that_says_something_else_is_refused(shared, tmp_path, entry, value):
+    """In one sentence that names the file, whatever is done with it."""
+    with safetensors.safe_open(shared, "numpy") as opened:
+        header = opened.metadata()
+    first, *rest = entry.split(".")
+    told = json.loads(header[first])
+    if rest:
+        part = told
+        for key in rest[:-1]:
+            part = part[key]
+        part[rest[-1]] = value
+    else:
+        told = value
+    header[first] = json.dumps(told)
+    file = tmp_path / "odd.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(shared), file, header)
+    for use in (dpt_jax.load, lambda file: convert.reverse_reference(file, tmp_path / "new")):
+        with pytest.raises(UserError, match="odd"):
+            use(file)
+
+
+def without_classifier(tensors):
+    return {name: x for name, x in tensors.items() if "classifier" not in name}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_classifier,
+        lambda tensors: {},
+        lambda tensors: {"cavpt": np.zeros(3, np.float32), "text": np.zeros(3, np.float32)},
+        lambda tensors: {**tensors, "cavpt": np.zeros(3, np.float32)},
+        lambda tensors: {**tensors, "cavpt.classifier.kernel": np.zeros(3, np.float32)},
+        lambda tensors: {**tensors, "text.more": np.zeros(3, np.float32)},
+        lambda tensors: {**tensors, "text.context": tensors["text.context"][:, :-1]},
+        lambda tensors: {**tensors, "text.context": tensors["text.context"].astype(np.int32)},
+    ],
+)
+def test_tensors_that_are_no_prompts_are_refused(shared, tmp_path, change):
+    with safetensors.safe_open(shared, "numpy") as opened:
+        header = opened.metadata()
+    file = tmp_path / "odd.safetensors"
+    safetensors.numpy.save_file(change(safetensors.numpy.load_file(shared)), file, header)
+    with pytest.raises(UserError, match=r"odd\.safetensors"):
+        dpt_jax.load(file)
 
 
 def test_export_says_what_it_cannot_do(trained, tmp_path):
@@ -189,7 +240,7 @@ def test_what_the_published_code_has_no_place_for(trained, tmp_path):
     with pytest.raises(UserError, match="context of 2 layers"):
         convert.reverse_reference(deep, tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="is there already"):
         convert.reverse_reference(trained, deep)
     for part in ("text_prompt", "visual_prompt"):
         config[part]["length"] = 0
@@ -232,9 +283,12 @@ def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
     about = json.loads((served / "classifier.json").read_text())
     assert (about["classnames"], about["image_size"]) == (list(predictor.classnames), 32)
     # The example: a file that is not square too, since it has a transform of its own.
+    # And one of 16 bits a pixel.
+    deep = np.random.default_rng(1).integers(0, 65536, (40, 40)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
     wide = np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8)
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    both = [str(tmp_path / "wide.png"), files[0]]
+    both = [str(tmp_path / "wide.png"), str(tmp_path / "deep.png"), files[0]]
     done = command(str(served / "classify.py"), *both, cwd=tmp_path, PYTHONPATH="")
     for line, own in zip(done.stdout.splitlines(), predictor.predict(both), strict=True):
         best = np.argsort(-own)[:3]

@@ -17,10 +17,10 @@ ABOUT = json.loads((FOLDER / "classifier.json").read_text(encoding="utf-8"))
 
 def load_image(file: str, size: int) -> np.ndarray:
     """The image as the classifier takes it, (size, size, 3) uint8: shorter side to `size`, then the centre square."""
-    with Image.open(file) as image:
-        if image.mode.startswith("I"):  # 16 bits a pixel
-            image = image.convert("I").point(lambda value: value / 257).convert("L")
-        image = image.convert("RGB")
+    with Image.open(file) as opened:
+        sixteen_bits = opened.mode.startswith("I")
+        image = opened.convert("I").point(lambda value: value / 257).convert("L") if sixteen_bits else opened.copy()
+    image = image.convert("RGB")
     width, height = image.size
     if width <= height:
         width, height = size, int(size * height / width)

@@ -24,6 +24,8 @@ def read_folder(root: pathlib.Path) -> Splits:
         )
     splits = [root / split for split in ("train", "test") if (root / split).is_dir()]
     folders = sorted({f.name for split in splits for f in split.iterdir() if f.is_dir() and not f.name.startswith(".")})
+    if unreadable := [name for name in folders if not name.isprintable()]:
+        raise UserError(f"dataset.root: the folder {unreadable[0]!r} in {root} is no name of a class: rename it.")
     if not folders:
         raise UserError(f"dataset.root: {root} has no class folders in train/ or test/.")
 
