@@ -211,6 +211,7 @@ def load_newest(workdir: pathlib.Path) -> Saved:
     none; damaged ones are told."""
     if prompt_file.is_prompt_file(workdir):
         return Saved(*prompt_file.read(workdir))
+    whole = ""
     if (workdir / FOLDER).is_dir():
         with Checkpoints(workdir) as checkpoints:
             for step in checkpoints.steps():
@@ -218,7 +219,8 @@ def load_newest(workdir: pathlib.Path) -> Saved:
                     return checkpoints.load(step)
                 except DamagedError as reason:
                     say(f"{reason}: trying the one before.")
-    raise UserError(f"{workdir} holds no whole checkpoint: train there first, or name another --workdir.")
+                    whole = " that is whole"
+    raise UserError(f"{workdir} holds no checkpoint{whole}: train there first, or name another --workdir.")
 
 
 def digest(tree: Any) -> str:

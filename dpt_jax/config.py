@@ -272,4 +272,6 @@ def set_key(config: ConfigDict, key: str, value: Any) -> None:
     part = config[section] if section else config
     if name not in part:
         raise KeyError(key)
+    if isinstance(part[name], ConfigDict):
+        raise TypeError("it is a section of keys")
     part[name] = value

@@ -85,7 +85,9 @@ def test_saved_and_loaded(tmp_path):
         (None, "no workdir of a run"),
         ("{", "not valid JSON"),
         ('{"train": {"speed": 1}}', "key train.speed"),
-        ('{"seed": "one"}', "key seed"),
+        ('{"seed": "one"}', "seed cannot be 'one'"),
+        ('{"cavpt": 3}', "cavpt cannot be 3"),
+        ("[]", "does not hold settings"),
     ],
 )
 def test_damaged_saved_config_is_named(tmp_path, content, says):

