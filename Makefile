@@ -11,6 +11,10 @@ test: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2
 
+# Minutes of what `make test` does for seconds: kills, damaged files, settings and folders, and a long run.
+soak: .venv/installed-dev
+	$(BIN)/python -m pytest -q -s -m slow
+
 # The tables and the figure of the README: five methods at 1, 2, 4 and 8 shots from three seeds, on the drawings of
 # the style that they learn from and of another, and from half of the classes to the other half.
 table: .venv/installed-dev
@@ -29,4 +33,4 @@ table: .venv/installed-dev
 	$(BIN)/pip install -q -r requirements-dev.txt
 	touch $@ .venv/installed
 
-.PHONY: demo test table
+.PHONY: demo test soak table

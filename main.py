@@ -17,6 +17,8 @@ cli.define_flags()
 cli.define_host_flags()
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or evaluate the newest checkpoint.")
 
+flags.DEFINE_bool("allow_changes", False, "Let a run go on with other settings than those that it was started with.")
+
 
 def main(argv: Sequence[str]) -> None:
     # Importing JAX takes seconds that --help and a mistyped flag need not wait for.
@@ -47,7 +49,10 @@ def main(argv: Sequence[str]) -> None:
     if evaluating and elsewhere:
         workdir = configs.evaluation_dir(pathlib.Path(config.init_from), config)
     if not evaluating:
-        configs.check_workdir(config, workdir)
+        free = tuple(key for key in configs.flat(config.to_dict()) if not key.startswith(configs.BOUND_ON_RESUME))
+        changed = configs.check_workdir(config, workdir, free if FLAGS.allow_changes else configs.FREE_ON_RESUME)
+        if changed:
+            say(f"{workdir}: going on with other settings than it was started with: {changed}.")
     experiment = experiments.prepare(config)
     if evaluating or experiment.model.prompts.method == "zeroshot":
         trained_here = (workdir / FOLDER).exists()
@@ -57,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
         # A run keeps the settings that it was trained with; elsewhere, they are those of the results.
         (configs.save_once if trained_here else configs.save)(config, workdir)
     else:
-        configs.save_once(config, workdir)
+        (configs.save if FLAGS.allow_changes else configs.save_once)(config, workdir)
         prompts, meta = train(experiment, workdir), None
     say(summary(evaluate(experiment, prompts, workdir, meta)))
     say(f"results: {workdir / 'results.json'}")

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -163,7 +164,8 @@ class Checkpoints:
                 aside = aside.with_name(f"{aside.name}.again")
             aside.parent.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(aside)
-            say(f"{reason or 'another host cannot read a checkpoint'}: moved to {aside}; going on from the one before.")
+            why = reason or "another host cannot read a checkpoint"
+            say(f"{why}: moved to {aside}; going on from the one before.", file=sys.stderr)
         devices.on_all_hosts(True)  # none looks again before it is moved
         self._manager.reload()
 
@@ -218,7 +220,7 @@ def load_newest(workdir: pathlib.Path) -> Saved:
                 try:
                     return checkpoints.load(step)
                 except DamagedError as reason:
-                    say(f"{reason}: trying the one before.")
+                    say(f"{reason}: trying the one before.", file=sys.stderr)
                     whole = " that is whole"
     raise UserError(f"{workdir} holds no checkpoint{whole}: train there first, or name another --workdir.")
 

@@ -24,6 +24,8 @@ FREE_ON_RESUME = (
     *("dataset.root", "dataset.workers", "dataset.on_error", "eval.", "checkpoint.", "clip.weights"),
     *("train.microbatch", "train.remat", "train.skip_nonfinite"),
 )
+# What the prompts of a run are bound to, so that it cannot go on with others at all.
+BOUND_ON_RESUME = ("text_prompt.", "visual_prompt.", "cavpt.", "dataset.name", "dataset.classes", "init_from")
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
     "dataset.source": ("folder", "coop", "tfds"),
@@ -115,6 +117,8 @@ def check(config: ConfigDict) -> None:
     """Raises UserError for a value no run can have."""
     values = flat(config.to_dict())
     for key, value in values.items():
+        if value is None and key != "train.schedule_epochs":
+            raise UserError(f"{key} is None: give a value.")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{key} is {value}: give a number.")
         if isinstance(value, int) and abs(value) >= 2**31:
@@ -225,27 +229,38 @@ def resolve(
             # A part that is off in either stays as the method has it: off, or new.
             if switch is None or (config[section][switch] and source[section][switch]):
                 config[section] = source[section]
+    before = config.dataset.name, config.dataset.classes
     for key, value in overrides.items():
         set_key(config, key, value)
     check(config)
+    other = evaluate and overrides.get("init_from") and (config.dataset.name, config.dataset.classes) != before
+    if other and config.text_prompt.class_specific and config.text_prompt.length:
+        raise UserError(
+            f"{config.init_from} has a context for each of its own classes (text_prompt.class_specific), which means "
+            f"nothing for those of {config.dataset.name} ({config.dataset.classes})."
+        )
     return config
 
 
-def check_workdir(config: ConfigDict, workdir: pathlib.Path, free: tuple[str, ...] = FREE_ON_RESUME) -> None:
-    """Raises UserError where the workdir holds a run with other settings than those of `config`."""
-    if (workdir / CONFIG_FILE).exists():
-        check_resumable(config, load(workdir, config), workdir, free)
+def check_workdir(config: ConfigDict, workdir: pathlib.Path, free: tuple[str, ...] = FREE_ON_RESUME) -> str:
+    """In words, which settings differ from those of the run that the workdir holds; "" where none does.
 
+    free: what may differ, by its beginning. Raises UserError where others do.
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        return ""
+    old, new = flat(load(workdir, config).to_dict()), flat(config.to_dict())
+    changed = [key for key in new if old.get(key) != new[key]]
+    refused = [key for key in changed if not key.startswith(free)]
 
-def check_resumable(
-    config: ConfigDict, saved: ConfigDict, workdir: pathlib.Path, free: tuple[str, ...] = FREE_ON_RESUME
-) -> None:
-    """Raises UserError where a started run would go on with other settings. free: what may differ, by its beginning."""
-    old, new = flat(saved.to_dict()), flat(config.to_dict())
-    changed = [k for k in new if old.get(k) != new[k] and not k.startswith(free)]
-    if changed:
-        shown = ", ".join(f"{key} ({old.get(key)!r} there, {new[key]!r} now)" for key in changed)
-        raise UserError(f"{workdir} holds a run with other settings: {shown}; use them, or another --workdir.")
+    def in_words(keys: Sequence[str]) -> str:
+        return ", ".join(f"{key} ({old.get(key)!r} there, {new[key]!r} now)" for key in keys)
+
+    if refused:
+        bound = any(key.startswith(BOUND_ON_RESUME) for key in refused)
+        other = "another --workdir" if bound else "another --workdir, or tell --allow_changes that you mean it"
+        raise UserError(f"{workdir} holds a run with other settings: {in_words(refused)}; use them, or {other}.")
+    return in_words(changed)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

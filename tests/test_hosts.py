@@ -14,6 +14,7 @@ import pytest
 from dpt_jax import devices
 from dpt_jax.checkpoint import load_newest
 from dpt_jax.errors import UserError
+from dpt_jax.stopping import EXIT_CODE
 from tests.conftest import ROOT, SMALL, command, simulated
 
 SETTINGS = ["--config=configs/dpt.py:folder", f"--config.dataset.root={SMALL / 'images'}", "--config.train.epochs=30"]
@@ -108,6 +109,26 @@ def test_a_host_that_dies_ends_the_run_which_then_goes_on_to_the_same_bits(two_h
         np.testing.assert_array_equal, load_newest(tmp_path / "run").prompts, load_newest(two_hosts[0]).prompts
     )
     np.testing.assert_array_equal(predictions(tmp_path / "run")["logits"], predictions(two_hosts[0])["logits"])
+
+
+def test_one_host_that_is_to_go_stops_all_of_them_and_they_go_on_to_the_same_bits(two_hosts, clip_dir, tmp_path):
+    """SIGTERM to the second host alone, as where one machine is preempted: both save the same step."""
+    first, second = processes = start_hosts(clip_dir, tmp_path / "run", "--config.checkpoint.every_steps=1000")
+    output = ""
+    for line in first.stdout:
+        output += line
+        if "epoch 2/" in line:
+            break
+    second.terminate()
+    rest = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], [output, *rest]
+    step = load_newest(tmp_path / "run").step
+    assert f"stopped at step {step} of 60 and saved" in rest[0]
+    output, _ = finish(start_hosts(clip_dir, tmp_path / "run", "--config.checkpoint.every_steps=1000"))
+    assert f"going on at step {step} of 60" in output
+    jax.tree.map(
+        np.testing.assert_array_equal, load_newest(tmp_path / "run").prompts, load_newest(two_hosts[0]).prompts
+    )
 
 
 @pytest.mark.parametrize("slurm", [False, True])

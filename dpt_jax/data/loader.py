@@ -1,6 +1,7 @@
 """Batches of uint8 images by Grain: the same for the same seed, with any number of workers and hosts, from any step."""
 
 import dataclasses
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,7 +84,7 @@ def train_batches(
     data = data.random_map(load) if augment else data.map(load)
     data = data[: rows * steps_per_epoch(len(examples), batch_size)][host::hosts]
     data = data.batch(-(-rows // hosts)).repeat(epochs)
-    return iter(_read(data[start:], workers))
+    return _read(data[start:], workers)
 
 
 def test_batches(
@@ -99,12 +100,19 @@ def test_batches(
     """The examples in their order, or each `hosts`-th of them from `host` on; the last batch as small as it comes."""
     load = _Load(read, size, skip_unreadable)
     data = grain.MapDataset.source(list(enumerate(examples))).map(load)[host::hosts]
-    return iter(_read(data.batch(batch_size, drop_remainder=False), workers))
+    return _read(data.batch(batch_size, drop_remainder=False), workers)
 
 
-def _read(data: grain.MapDataset, workers: int) -> grain.IterDataset:
+def _read(data: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
-    return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)) if workers else batches
+    if workers:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _leave_ctrl_c_to_the_run)
+    return iter(batches)
+
+
+def _leave_ctrl_c_to_the_run(worker: int, workers: int) -> None:
+    """Ctrl-C goes to the loader's processes too, but it is the run that stops, and ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:
