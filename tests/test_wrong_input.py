@@ -23,6 +23,7 @@ from dpt_jax.errors import UserError
 from tests.conftest import command
 from tests.faults import damaged, write
 
+TIMES = int(os.environ.get("EXAMPLES_TIMES", "1"))  # more of them in `make soak`
 KEYS = list(configs.flat(dpt.get_config().to_dict()))
 VALUES = st.one_of(
     st.integers(),
@@ -35,7 +36,7 @@ VALUES = st.one_of(
 
 
 @given(st.sampled_from([coop, dpt, vlp, vpt, zeroshot]), st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500 * TIMES, deadline=None)
 def test_any_setting_is_taken_or_refused(method, values):
     """Whatever the type; what is taken makes a model, or is refused by its sizes."""
     config = method.get_config()
@@ -123,7 +124,7 @@ def fill(folder, entries):
 
 
 @given(st.dictionaries(st.tuples(st.sampled_from(["train", "test", "other"]), NAMES, NAMES), KINDS, max_size=8))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150 * TIMES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_folder_is_a_dataset_or_is_refused(entries):
     """Names that are no Unicode, links in a circle, empty files: the images of what is taken are read or left out."""
     with tempfile.TemporaryDirectory() as folder:
