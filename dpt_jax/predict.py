@@ -103,7 +103,10 @@ def main(argv: Sequence[str]) -> None:
     batches = loader.test_batches(read, examples, predictor.model.clip.image_size, predictor.rows, skip_unreadable=True)
     with contextlib.ExitStack() as stack:
         output = Output(stack, told)
-        progress = stack.enter_context(Progress("predict", -(-len(paths) // predictor.rows), file=sys.stderr))
+        # On a terminal, lines of answers and a bar would run into each other, and the lines tell as much.
+        lines = sys.stdout.isatty() and not (flags.FLAGS.csv or flags.FLAGS.json)
+        steps = -(-len(paths) // predictor.rows)
+        bar = None if lines else stack.enter_context(Progress("predict", steps, file=sys.stderr))
         for rows in batches:
             outputs, _ = predictor.see(rows["image"])
             probabilities = scipy.special.softmax(outputs.logits, axis=-1)
@@ -112,7 +115,8 @@ def main(argv: Sequence[str]) -> None:
                 top = [(predictor.classnames[c], float(own[c])) for c in order]
                 error = read.failed.get(paths[index], "")
                 output.write(paths[index], [] if error else top, error)
-            progress.advance()
+            if bar:
+                bar.advance()
         output.finish()
     if flags.FLAGS.csv:
         print(f"written to {flags.FLAGS.csv}: {len(paths) - len(read.failed)} images")

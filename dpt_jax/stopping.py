@@ -2,13 +2,12 @@
 
 import os
 import signal
+import threading
 import types
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-
-from dpt_jax.metrics import say
 
 # EX_TEMPFAIL of sysexits.h: stopped and saved, and the same command goes on.
 EXIT_CODE = 75
@@ -35,7 +34,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
-        for number in signals:
+        # Elsewhere than in the main thread Python takes no signals, and whoever started the thread must.
+        for number in signals if threading.current_thread() is threading.main_thread() else ():
             self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -49,7 +49,8 @@ class StopRequest:
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
         self._asked = True
-        say(f"{signal.Signals(number).name}: stopping after this step (Ctrl-C again stops at once).")
+        # Not by print, which a signal may have come in the middle of.
+        os.write(2, f"{signal.Signals(number).name}: stopping after this step (Ctrl-C again stops at once).\n".encode())
 
     def __bool__(self) -> bool:
         """Whether this process was asked."""

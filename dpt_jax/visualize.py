@@ -69,29 +69,27 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("no image is named: python -m dpt_jax.visualize --workdir=W IMAGE…")
     paths = find_images(argv[1:])
     from dpt_jax import prompt_file
-    from dpt_jax.metrics import Progress, say
+    from dpt_jax.metrics import say
 
     predictor = cli.load_predictor(batch_size=1)
     default = prompt_file.folder_of(cli.workdir()) / FOLDER
     folder = cli.make_folder(pathlib.Path(flags.FLAGS.out or default), "--out")
     taken = {pathlib.Path(path).resolve() for path in paths}  # no image is overwritten by its picture
     unreadable = 0
-    with Progress("visualize", len(paths)) as progress:
-        for path in paths:
-            progress.advance()
-            try:
-                pixels = predictor.pixels(path)
-            except UserError as reason:
-                unreadable += 1
-                say(str(reason), file=sys.stderr)
-                continue
-            name = pathlib.Path(path).stem
-            files = (folder / f"{name}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
-            file = next(file for file in files if file.resolve() not in taken)
-            taken.add(file.resolve())
-            (sight,) = describe(predictor, pixels, flags.FLAGS.top)
-            plots.draw_sight(sight, path, predictor.model.prompts.method, file)
-            say(str(file))
+    for path in paths:
+        try:
+            pixels = predictor.pixels(path)
+        except UserError as reason:
+            unreadable += 1
+            say(str(reason), file=sys.stderr)
+            continue
+        name = pathlib.Path(path).stem
+        files = (folder / f"{name}{f'-{number}' if number > 1 else ''}.png" for number in itertools.count(1))
+        file = next(file for file in files if file.resolve() not in taken)
+        taken.add(file.resolve())
+        (sight,) = describe(predictor, pixels, flags.FLAGS.top)
+        plots.draw_sight(sight, path, predictor.model.prompts.method, file)
+        say(str(file))
     if unreadable == len(paths):
         raise UserError(f"none of the {len(paths)} images could be read.")
 
