@@ -13,7 +13,7 @@ test: .venv/installed-dev
 
 # Minutes of what `make test` does for seconds: kills, damaged files, settings and folders, and a long run.
 soak: .venv/installed-dev
-	$(BIN)/python -m pytest -q -s -m slow
+	$(BIN)/python -m pytest -q -m slow
 
 # The tables and the figure of the README: five methods at 1, 2, 4 and 8 shots from three seeds, on the drawings of
 # the style that they learn from and of another, and from half of the classes to the other half.

@@ -24,8 +24,19 @@ DAMAGES = 30  # rounds of five damages to each file
 STEPS = 40_000
 
 
+@pytest.fixture
+def tell(capsys):
+    """Prints a line past the capture, which keeps thousands of others."""
+
+    def tell(line):
+        with capsys.disabled():
+            print(f"\n{line}")
+
+    return tell
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kills_at_random_moments(clip_dir, tmp_path, workers):
+def test_kills_at_random_moments(clip_dir, tmp_path, workers, tell):
     """The run goes on from wherever it was, also with loader processes, and ends as one that nothing happened to."""
     weights = f"--config.clip.weights={clip_dir}"
     command("main.py", *SETTINGS, weights, *LONG, f"--workdir={tmp_path / 'whole'}")
@@ -36,10 +47,10 @@ def test_kills_at_random_moments(clip_dir, tmp_path, workers):
         command("main.py", *SETTINGS, *arguments)
         assert_same_end(tmp_path / f"run{rounds}", tmp_path / "whole")
         rounds += 1
-    print(f"\n{survived} kills in {rounds} runs with {workers} loader processes: every run ended to the same bits")
+    tell(f"{survived} kills in {rounds} runs with {workers} loader processes: every run ended to the same bits")
 
 
-def test_damaged_checkpoints(tmp_path):
+def test_damaged_checkpoints(tmp_path, tell):
     workdir = tmp_path / "whole"
     with Checkpoints(workdir, create=True) as checkpoints:
         for step in (1, 2):
@@ -64,12 +75,12 @@ def test_damaged_checkpoints(tmp_path):
                     shutil.move(workdir / "damaged" / "2", newest)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(whole)
-    print(f"\n{recognised + harmless} damages: {recognised} recognised, {harmless} to what is not read, 0 wrong")
+    tell(f"{recognised + harmless} damages: {recognised} recognised, {harmless} to what is not read, 0 wrong")
 
 
-def test_damaged_weights(clip_dir, tmp_path):
+def test_damaged_weights(clip_dir, tmp_path, tell):
     refused, read = test_wrong_input.fuzz_weights(clip_dir, tmp_path / "clip", rounds=60)
-    print(f"\n{refused + read} damaged models: {refused} refused with the file's name, {read} read, 0 other exceptions")
+    tell(f"{refused + read} damaged models: {refused} refused with the file's name, {read} read, 0 other exceptions")
 
 
 @pytest.mark.parametrize("test", ["test_any_setting_is_taken_or_refused", "test_any_folder_is_a_dataset_or_is_refused"])
@@ -85,7 +96,7 @@ def resources():
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd"))
 
 
-def test_a_long_run_keeps_its_memory_and_files(clip_dir, tmp_path, monkeypatch):
+def test_a_long_run_keeps_its_memory_and_files(clip_dir, tmp_path, monkeypatch, tell):
     """Short epochs with metrics and checkpoints, as many as eight hours of a usual training have."""
     from configs import dpt
 
@@ -107,6 +118,6 @@ def test_a_long_run_keeps_its_memory_and_files(clip_dir, tmp_path, monkeypatch):
     assert load_newest(tmp_path / "run").step == STEPS
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == STEPS
     memory, files = zip(*seen, strict=True)
-    print(f"\n{STEPS} epochs: {json.dumps([round(x) for x in memory])} MB, {json.dumps(files)} open files")
+    tell(f"{STEPS} epochs: {json.dumps([round(x) for x in memory])} MB, {json.dumps(files)} open files")
     assert max(memory[10:]) < 1.05 * max(memory[5:10])
     assert max(files[10:]) <= max(files[5:10])
