@@ -47,7 +47,7 @@ class Tokenizer:
 def load_tokenizer(directory: epath.Path) -> Tokenizer:
     """The tokenizer of a model directory that has vocab.json and merges.txt, else OpenAI's."""
     if all((directory / name).exists() for name in VOCABULARY_FILES):
-        files = {name: (directory / name).read_text(encoding="utf-8") for name in VOCABULARY_FILES}
+        files = {name: _read(directory / name) for name in VOCABULARY_FILES}
     else:
         files = vocabulary_files(*openai_vocabulary())
     from transformers import CLIPTokenizer  # seconds to import, so only where text is tokenised
@@ -61,6 +61,13 @@ def load_tokenizer(directory: epath.Path) -> Tokenizer:
             raise UserError(f"{directory}: {' and '.join(files)} are no CLIP vocabulary ({reason}).") from reason
     start, end = (tokenizer.convert_tokens_to_ids(t) for t in (START, END))
     return Tokenizer(tokenizer, start, end, files)
+
+
+def _read(file: epath.Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as reason:
+        raise UserError(f"{file} cannot be read as text ({reason}); it is damaged.") from reason
 
 
 def vocabulary_files(vocab: dict[str, int], merges: list[str]) -> dict[str, str]:
