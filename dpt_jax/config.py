@@ -237,7 +237,7 @@ def resolve(
     if other and config.text_prompt.class_specific and config.text_prompt.length:
         raise UserError(
             f"{config.init_from} has a context for each of its own classes (text_prompt.class_specific), which means "
-            f"nothing for those of {config.dataset.name} ({config.dataset.classes})."
+            f"nothing for other classes, those of {config.dataset.name} ({config.dataset.classes})."
         )
     return config
 
