@@ -120,4 +120,4 @@ def test_a_long_run_keeps_its_memory_and_files(clip_dir, tmp_path, monkeypatch, 
     memory, files = zip(*seen, strict=True)
     tell(f"{STEPS} epochs: {json.dumps([round(x) for x in memory])} MB, {json.dumps(files)} open files")
     assert max(memory[10:]) < 1.05 * max(memory[5:10])
-    assert max(files[10:]) <= max(files[5:10])
+    assert max(files[10:]) <= max(files[:10]) + 1  # a checkpoint may just be written
