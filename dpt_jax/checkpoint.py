@@ -101,11 +101,11 @@ class Checkpoints:
         """Prompts (host arrays) and metadata of a step.  Raises DamagedError."""
         return self._read(step)[0]
 
-    def resume(self, fresh_prompts: Any, fresh_training: Any) -> tuple[Saved, Any] | None:
+    def resume(self, like_prompts: Any, like_training: Any) -> tuple[Saved, Any] | None:
         """The newest checkpoint that is whole, and its training item; None where there is none to go on with.
 
-        fresh_prompts, fresh_training: those of the run at its start, whose
-        structure and shapes they have. Damaged checkpoints are told and moved
+        like_prompts, like_training: trees of host arrays, whose structure and
+        shapes they have. Damaged checkpoints are told and moved
         aside, so that the run can write theirs again. Raises UserError where a
         checkpoint is whole, but of prompts alone or of other shapes.
         """
@@ -113,8 +113,8 @@ class Checkpoints:
             damage = None
             try:
                 saved, digests = self._read(step)
-                self._check_fits(saved, fresh_prompts)
-                training = self._read_training(step, fresh_training, digests)
+                self._check_fits(saved, like_prompts)
+                training = self._read_training(step, like_training, digests)
             except DamagedError as reason:
                 damage = reason
             if devices.on_all_hosts(damage is None):
@@ -135,7 +135,7 @@ class Checkpoints:
             _compare(digests, "meta", _digest_of_json(meta))
         return Saved(step, prompts, meta), digests
 
-    def _read_training(self, step: int, fresh: Any, digests: dict[str, str]) -> Any:
+    def _read_training(self, step: int, like: Any, digests: dict[str, str]) -> Any:
         directory = self.directory / str(step)
         if not (directory / "training").is_dir() and "training" not in digests:
             raise UserError(
@@ -143,13 +143,13 @@ class Checkpoints:
                 "start one from them with --config.init_from and another --workdir."
             )
         with _reading(directory):
-            items = ocp.args.Composite(training=ocp.args.StandardRestore(jax.tree.map(np.asarray, fresh)))
+            items = ocp.args.Composite(training=ocp.args.StandardRestore(jax.tree.map(np.asarray, like)))
             training = jax.tree.map(np.asarray, self._manager.restore(step, args=items)["training"])
             _compare(digests, "training", digest(training))
         return training
 
-    def _check_fits(self, saved: Saved, fresh: Any) -> None:
-        there, here = (jax.tree.map(np.shape, tree) for tree in (saved.prompts, fresh))
+    def _check_fits(self, saved: Saved, like: Any) -> None:
+        there, here = (jax.tree.map(np.shape, tree) for tree in (saved.prompts, like))
         if there != here:
             raise UserError(
                 f"{self.directory / str(saved.step)} has prompts of other shapes than these settings ask for: "

@@ -49,6 +49,11 @@ def define_host_flags() -> None:
 def define_predictor_flags() -> None:
     """--workdir, --clip: a trained prompt and its backbone."""
     flags.DEFINE_string("workdir", None, "The workdir of a run, or a file of `python -m dpt_jax.convert export`.")
+    define_clip_flag()
+
+
+def define_clip_flag() -> None:
+    """--clip."""
     flags.DEFINE_string("clip", "", "Where CLIP's weights are, if not where the training had them.")
 
 

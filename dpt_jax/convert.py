@@ -221,5 +221,5 @@ def check_fit(prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pat
 if __name__ == "__main__":
     cli.define_flags()
     flags.DEFINE_bool("reverse", False, "From a workdir to a checkpoint of the published code.")
-    flags.DEFINE_string("clip", "", "Where CLIP's weights are, if not where the training had them.")
+    cli.define_clip_flag()
     cli.run(main)

@@ -180,15 +180,16 @@ def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
     """The names as a list.  Raises UserError where they name nothing, or a class twice."""
     if isinstance(classnames, str):
         raise UserError(f"{source} is {classnames!r}: give a list of names.")
-    names = [str(name) if isinstance(name, str) else name for name in classnames]
-    if not names:
-        raise UserError(f"{source} names no class: give at least one.")
-    for name in names:
+    names: dict[str, None] = {}
+    for name in classnames:
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
             raise UserError(f"{source}: {name!r} is no name of a class.")
-        if names.count(name) > 1:
+        if name in names:
             raise UserError(f"{source} names {name!r} twice: remove one, or tell the two apart.")
-    return names
+        names[str(name)] = None  # also one of NumPy's strings
+    if not names:
+        raise UserError(f"{source} names no class: give at least one.")
+    return list(names)
 
 
 def read_classnames(file: pathlib.Path) -> list[str]:

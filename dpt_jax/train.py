@@ -99,6 +99,13 @@ class Keeper:
         self._checkpoints.save(now, host.prompts, about, {"opt_state": host.opt_state, "totals": host.totals})
         self._saved = time.monotonic()
 
+    def stop(self, now: int, replicated: TrainState) -> NoReturn:
+        """Saves the state behind step `now` and raises Stopped."""
+        self.save(now, replicated)
+        self._checkpoints.wait()
+        say(f"stopped at step {now} of {self._plan.total} and saved: the same command goes on there.")
+        raise Stopped
+
     def check(self, replicated: TrainState) -> None:
         """Raises UserError naming the first step that was not finite, unless such steps are left out."""
         bad, first = devices.to_host(replicated.bad).tolist()
@@ -178,10 +185,10 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
                 try:
                     batch = next(batches)
                 except Exception:
-                    # Ctrl-C ends the loader's processes too; what they had is loaded again when the run goes on.
+                    # A SIGTERM to all processes ends the loader's; what they had is loaded again when the run goes on.
                     if not stop or hosts > 1:
                         raise
-                    _stop(keeper, checkpoints, now - 1, replicated, total)
+                    keeper.stop(now - 1, replicated)
                 images += len(batch["label"]) * hosts
                 unreadable.update(batch["index"][batch["weight"] == 0].tolist())
                 replicated = step(replicated, experiment.frozen, loader.shard(batch, numbers.rows, local, microbatch))
@@ -194,7 +201,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
                     writer.write(now, values)
                     progress.report(_line(values, config.train.epochs), f"loss {values['loss']:.3f}")
                 if stop.after(now) and now < total:
-                    _stop(keeper, checkpoints, now, replicated, total)
+                    keeper.stop(now, replicated)
                 if keeper.due(now):
                     keeper.save(now, replicated)
         checkpoints.wait()
@@ -220,22 +227,20 @@ def check_trainable(dataset: Dataset, name: str) -> None:
 
 
 def begin(experiment: Experiment, checkpoints: Checkpoints, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state that a run goes on with, on the host: of the newest whole checkpoint, or a new one."""
-    prompts = initial_prompts(experiment)
-    fresh = TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32), np.zeros(2, np.int32))
-    found = checkpoints.resume(prompts, {"opt_state": fresh.opt_state, "totals": fresh.totals})
+    """The state that a run goes on with, on the host: of the newest whole checkpoint, or a new one.
+
+    New prompts are made for a new run alone: one that has started does not need what `init_from` names any more.
+    """
+    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    totals = np.zeros(3, np.float32)
+    found = checkpoints.resume(like, {"opt_state": optimizer.init(like), "totals": totals})
     if found is None:
-        return fresh
+        prompts = initial_prompts(experiment)
+        return TrainState(np.int32(0), prompts, optimizer.init(prompts), totals, np.zeros(2, np.int32))
     saved, training = found
     bad = np.array(saved.meta.get("bad", (0, 0)), np.int32)
     return TrainState(np.int32(saved.step), saved.prompts, **training, bad=bad)
-
-
-def _stop(keeper: Keeper, checkpoints: Checkpoints, now: int, replicated: TrainState, total: int) -> NoReturn:
-    keeper.save(now, replicated)
-    checkpoints.wait()
-    say(f"stopped at step {now} of {total} and saved: the same command goes on there.")
-    raise Stopped
 
 
 def _devices_in_words() -> str:

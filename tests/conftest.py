@@ -100,6 +100,13 @@ def command(
     return done
 
 
+def assert_refused(done: subprocess.CompletedProcess, says: str) -> None:
+    """A command has ended with one sentence that says this, as for wrong input."""
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 # For runs whose numbers nobody looks at: most of their time is compilation.
 QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 

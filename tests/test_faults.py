@@ -247,6 +247,21 @@ def test_resuming_with_other_settings(weights, tmp_path):
     assert "cavpt.top_k (10 there, 2 now); use them, or another --workdir." in done.stderr
 
 
+def test_a_started_run_needs_no_longer_what_it_started_from(weights, tmp_path):
+    """Its own checkpoint has the prompts, in the middle of the training and at its end."""
+    first = [*SETTINGS, weights, "--config.train.epochs=1"]
+    command("main.py", *first, f"--workdir={tmp_path / 'first'}")
+    arguments = [*first, f"--config.init_from={tmp_path / 'first'}", f"--workdir={tmp_path / 'second'}",
+                 "--config.checkpoint.every_steps=1"]  # fmt: skip
+    command("main.py", *arguments)
+    shutil.rmtree(tmp_path / "first")
+    expected = load_newest(tmp_path / "second").prompts
+    assert "training is finished" in command("main.py", *arguments).stdout
+    shutil.rmtree(tmp_path / "second" / "checkpoints" / "2")
+    assert "going on at step 1 of 2" in command("main.py", *arguments).stdout
+    jax.tree.map(np.testing.assert_array_equal, load_newest(tmp_path / "second").prompts, expected)
+
+
 def test_debug_shows_where(tmp_path):
     done = command("main.py", "--config.train.epochs=0", f"--workdir={tmp_path}", "--debug", check=False)
     assert "Traceback" in done.stderr
