@@ -10,26 +10,32 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from dpt_jax import cli
+from dpt_jax.commands import flags as cli
 
 FLAGS = flags.FLAGS
 cli.define_flags()
 cli.define_host_flags()
-flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train and evaluate, or evaluate the newest checkpoint.")
+flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "Train and evaluate, or evaluate the newest checkpoint."
+)
 
-flags.DEFINE_bool("allow_changes", False, "Let a run go on with other settings than those that it was started with.")
+flags.DEFINE_bool(
+    "allow_changes",
+    False,
+    "Let a run go on with other settings than those that it was started with.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
     # Importing JAX takes seconds that --help and a mistyped flag need not wait for.
-    from dpt_jax import config as configs
-    from dpt_jax import experiment as experiments
-    from dpt_jax import prompt_file
-    from dpt_jax.checkpoint import FOLDER
     from dpt_jax.errors import UserError
-    from dpt_jax.evaluate import evaluate, summary
-    from dpt_jax.metrics import say
-    from dpt_jax.train import train
+    from dpt_jax.inference import experiment as experiments
+    from dpt_jax.inference.evaluation import evaluate, summary
+    from dpt_jax.runtime.console import say
+    from dpt_jax.settings import config as configs
+    from dpt_jax.storage import prompt_file
+    from dpt_jax.storage.checkpoints import FOLDER
+    from dpt_jax.training.loop import train
 
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]!r}: settings are given as --config.KEY=VALUE.")
@@ -43,14 +49,22 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--workdir: {workdir} is a file of prompts: evaluate it with --mode=eval, or start from "
                             "it with --config.init_from and a folder as --workdir.")  # fmt: skip
         if "init_from" in overrides:
-            raise UserError("--workdir is a file of prompts and --config.init_from names others: give one of the two.")
+            raise UserError(
+                "--workdir is a file of prompts and --config.init_from names others: give one of the two."
+            )
         overrides, elsewhere = {**overrides, "init_from": str(workdir)}, True
     config = configs.resolve(config, overrides, dataset_named, workdir, evaluating)
     if evaluating and elsewhere:
         workdir = configs.evaluation_dir(pathlib.Path(config.init_from), config)
     if not evaluating:
-        free = tuple(key for key in configs.flat(config.to_dict()) if not key.startswith(configs.BOUND_ON_RESUME))
-        changed = configs.check_workdir(config, workdir, free if FLAGS.allow_changes else configs.FREE_ON_RESUME)
+        free = tuple(
+            key
+            for key in configs.flat(config.to_dict())
+            if not key.startswith(configs.BOUND_ON_RESUME)
+        )
+        changed = configs.check_workdir(
+            config, workdir, free if FLAGS.allow_changes else configs.FREE_ON_RESUME
+        )
         if changed:
             say(f"{workdir}: going on with other settings than it was started with: {changed}.")
     experiment = experiments.prepare(config)

@@ -14,8 +14,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from PIL import Image
 
 from configs import dpt
-from dpt_jax import plots, report
 from dpt_jax.data.dataset import load_dataset
+from dpt_jax.report import plots
+from dpt_jax.report import runs as report
 
 SIDE, COLUMNS, LABEL = 66, 4, 170
 
@@ -23,7 +24,9 @@ SIDE, COLUMNS, LABEL = 66, 4, 170
 def main(runs: str, file: str) -> None:
     scores = report.scores_of(report.read_results(pathlib.Path(runs)))
     plt = plots.pyplot()
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), width_ratios=(1.15, 1, 1), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(13, 4), width_ratios=(1.15, 1, 1), layout="constrained"
+    )
     draw_task(left)
     for axes, name, title in (
         (middle, "emoji", "Twemoji, the style of the shots"),
@@ -32,7 +35,9 @@ def main(runs: str, file: str) -> None:
         own = {
             cell: score
             for cell, score in scores.items()
-            if cell.dataset == name and cell.classes == "all" and cell.trained_classes in ("", "all")
+            if cell.dataset == name
+            and cell.classes == "all"
+            and cell.trained_classes in ("", "all")
         }
         plots.draw_panel(axes, title, report.curves(own))
     middle.legend(fontsize=8)
@@ -41,7 +46,9 @@ def main(runs: str, file: str) -> None:
 
 def draw_task(axes: object) -> None:
     """Nine classes: drawings to train on, and two of the other style."""
-    twemoji, noto = (load_dataset(dpt.get_config(name).dataset, seed=1) for name in ("emoji", "emoji_noto"))
+    twemoji, noto = (
+        load_dataset(dpt.get_config(name).dataset, seed=1) for name in ("emoji", "emoji_noto")
+    )
     labels = range(0, len(twemoji.classnames), 2)
     sheet = Image.new("RGB", (LABEL + (COLUMNS + 2) * SIDE + 20, len(labels) * SIDE), "white")
     for row, label in enumerate(labels):
@@ -49,7 +56,14 @@ def draw_task(axes: object) -> None:
         other = [noto.read(e.path) for e in noto.test if e.label == label][:2]
         for i, drawing in enumerate([*own, *other]):
             sheet.paste(drawing, (LABEL + i * SIDE + 20 * (i >= COLUMNS), row * SIDE))
-        axes.text(LABEL - 8, (row + 0.5) * SIDE, twemoji.classnames[label], ha="right", va="center", fontsize=8)
+        axes.text(
+            LABEL - 8,
+            (row + 0.5) * SIDE,
+            twemoji.classnames[label],
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
     axes.imshow(sheet)
     axes.set_axis_off()
     axes.set_title("9 of the 18 kinds of emoji: Twemoji, and Noto on the right", fontsize=10)

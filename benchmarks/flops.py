@@ -32,9 +32,14 @@ def count(model: PromptedCLIP, layout: TextLayout, images: int, train: bool) -> 
 def text(model: PromptedCLIP, layout: TextLayout, backward: bool = False) -> float:
     """Of the text tower, once for all classes."""
     tower, layers = model.clip.text, model.clip.text.layers
-    prefix, lengths = len(layout.prefix_tokens), np.unique(layout.text[layout.text >= 0], return_counts=True)[1]
+    prefix, lengths = (
+        len(layout.prefix_tokens),
+        np.unique(layout.text[layout.text >= 0], return_counts=True)[1],
+    )
     own, texts = int(lengths.sum()), len(lengths)
-    pairs = prefix * (prefix + 1) / 2 + float((lengths * (lengths + 1) / 2 + lengths * prefix).sum())
+    pairs = prefix * (prefix + 1) / 2 + float(
+        (lengths * (lengths + 1) / 2 + lengths * prefix).sum()
+    )
     last_pairs = float((lengths + prefix).sum())
     whole = _block(tower, prefix + own, prefix + own, pairs, backward)
     last = _block(tower, prefix + own, texts, last_pairs, backward)
@@ -61,7 +66,9 @@ def _vision(model: PromptedCLIP, images: int, prompted: bool, backward: bool = F
     return total
 
 
-def _block(tower: TransformerConfig, tokens: int, asked: int, pairs: float, backward: bool) -> float:
+def _block(
+    tower: TransformerConfig, tokens: int, asked: int, pairs: float, backward: bool
+) -> float:
     """Of one block on `tokens` tokens, of which `asked` are wanted and look at `pairs` keys in all.
 
     Backward the same products are needed, transposed, and four instead of two for the attention.
@@ -76,9 +83,13 @@ def _cavpt(model: PromptedCLIP, images: int) -> float:
     width, k = model.clip.vision.width, model.prompts.top_k
     looked_at = model.clip.grid**2 + 1 + GLOBAL_TOKENS
     one = k * model.clip.embed_dim * width + (k + looked_at) * width * ATTENTION_WIDTH
-    one += k * looked_at * (ATTENTION_WIDTH + width) + k * width**2 + k * width * model.prompts.classes
+    one += (
+        k * looked_at * (ATTENTION_WIDTH + width) + k * width**2 + k * width * model.prompts.classes
+    )
     return 2.0 * images * one * model.cavpt_layers
 
 
 def _embed(model: PromptedCLIP, images: int) -> float:
-    return 2.0 * images * model.clip.grid**2 * 3 * model.clip.patch_size**2 * model.clip.vision.width
+    return (
+        2.0 * images * model.clip.grid**2 * 3 * model.clip.patch_size**2 * model.clip.vision.width
+    )

@@ -28,17 +28,23 @@ from PIL import Image
 
 from benchmarks.random_clip import random_clip
 from configs import dpt
-from dpt_jax import devices
-from dpt_jax import experiment as experiments
 from dpt_jax.data import classnames, loader
-from dpt_jax.evaluate import make_classifier
-from dpt_jax.optimizer import OptimizerConfig, make_optimizer
-from dpt_jax.step import StepConfig, TrainState, make_step
+from dpt_jax.inference import experiment as experiments
+from dpt_jax.inference.evaluation import make_classifier
+from dpt_jax.runtime import devices
+from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from dpt_jax.training.step import StepConfig, TrainState, make_step
 
 IMAGES = flags.DEFINE_integer("images", 512, "JPEG files to load.", lower_bound=1)
-PIXELS = flags.DEFINE_integer("pixels", 500, "Their width; the height is three quarters of it.", lower_bound=16)
-WORKERS = flags.DEFINE_list("workers", ["0", "1", "2"], "Loader processes, 0 for the threads of this one.")
-CLASSES = flags.DEFINE_integer("classes", 100, "ImageNet's first so many class names.", lower_bound=1, upper_bound=1000)
+PIXELS = flags.DEFINE_integer(
+    "pixels", 500, "Their width; the height is three quarters of it.", lower_bound=16
+)
+WORKERS = flags.DEFINE_list(
+    "workers", ["0", "1", "2"], "Loader processes, 0 for the threads of this one."
+)
+CLASSES = flags.DEFINE_integer(
+    "classes", 100, "ImageNet's first so many class names.", lower_bound=1, upper_bound=1000
+)
 BATCH = flags.DEFINE_integer("batch", 32, "Images a batch.", lower_bound=1)
 STEPS = 5
 PASSES = 3
@@ -49,7 +55,9 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     files = max(IMAGES.value, CLASSES.value)
     if PASSES * files <= (LOADED_AHEAD + 1) * BATCH.value:
-        sys.exit(f"--images={files} is too few: give more than {(LOADED_AHEAD + 1) * BATCH.value // PASSES}.")
+        sys.exit(
+            f"--images={files} is too few: give more than {(LOADED_AHEAD + 1) * BATCH.value // PASSES}."
+        )
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         size = write_images(root, files)
@@ -60,11 +68,16 @@ def main(_: list[str]) -> None:
             f"{jax.default_backend()}.\n\n| | train (images/s) | test (images/s) |\n| --- | --- | --- |"
         )
         for workers in map(int, WORKERS.value):
-            rates = [rate(functools.partial(batches, experiment, train, workers)) for train in (True, False)]
+            rates = [
+                rate(functools.partial(batches, experiment, train, workers))
+                for train in (True, False)
+            ]
             name = f"loader, {workers} processes" if workers else "loader, threads"
             print(f"| {name} | {rates[0]:.0f} | {rates[1]:.0f} |", flush=True)
         batch = next(batches(experiment, train=False, workers=0))
-        print(f"| DPT, ViT-B/32 | {training_rate(experiment, batch):.1f} | {testing_rate(experiment, batch):.1f} |")
+        print(
+            f"| DPT, ViT-B/32 | {training_rate(experiment, batch):.1f} | {testing_rate(experiment, batch):.1f} |"
+        )
 
 
 def write_images(root: pathlib.Path, files: int) -> float:
@@ -78,7 +91,12 @@ def write_images(root: pathlib.Path, files: int) -> float:
         smooth = np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC), np.int16)
         noisy = smooth + generator.integers(-12, 13, smooth.shape)
         for split in ("train", "test"):
-            file = root / split / f"{i % len(folders):03d}_{folders[i % len(folders)]}" / f"{i:06d}.jpg"
+            file = (
+                root
+                / split
+                / f"{i % len(folders):03d}_{folders[i % len(folders)]}"
+                / f"{i:06d}.jpg"
+            )
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, quality=90)
             bytes_written += file.stat().st_size
@@ -96,7 +114,9 @@ def batches(experiment: experiments.Experiment, train: bool, workers: int) -> It
     """Several passes over the images."""
     dataset, size = experiment.dataset, experiment.model.clip.image_size
     if train:
-        return loader.train_batches(dataset.read, dataset.train, size, BATCH.value, PASSES, 0, True, workers)
+        return loader.train_batches(
+            dataset.read, dataset.train, size, BATCH.value, PASSES, 0, True, workers
+        )
     return loader.test_batches(dataset.read, dataset.test * PASSES, size, BATCH.value, workers)
 
 
@@ -116,7 +136,13 @@ def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
     prompts = experiments.initial_prompts(experiment)
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1))
-    state = TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32), np.zeros(2, np.int32))
+    state = TrainState(
+        np.int32(0),
+        prompts,
+        optimizer.init(prompts),
+        np.zeros(3, np.float32),
+        np.zeros(2, np.int32),
+    )
     state = devices.replicate(state)
     shards = loader.shard(batch, BATCH.value, jax.local_device_count())
     state = jax.block_until_ready(step(state, experiment.frozen, shards))

@@ -13,7 +13,9 @@ from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.clip.tokenizer import load_tokenizer
 
 
-def _vit(embed_dim: int, patch: int, vision_width: int, vision_layers: int, text_width: int) -> CLIPConfig:
+def _vit(
+    embed_dim: int, patch: int, vision_width: int, vision_layers: int, text_width: int
+) -> CLIPConfig:
     vision = TransformerConfig(vision_width, vision_layers, vision_width // 64, 4 * vision_width)
     text = TransformerConfig(text_width, 12, text_width // 64, 4 * text_width)
     return CLIPConfig(embed_dim, 224, patch, vision, text)

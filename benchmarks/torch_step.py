@@ -20,13 +20,19 @@ import torch
 import transformers
 from absl import app, flags
 
-CLIP = flags.DEFINE_enum("clip", "vit-b-32", ["vit-b-32", "vit-b-16", "vit-l-14"], "The size of the backbone.")
+CLIP = flags.DEFINE_enum(
+    "clip", "vit-b-32", ["vit-b-32", "vit-b-16", "vit-l-14"], "The size of the backbone."
+)
 CLASSES = flags.DEFINE_integer("classes", 100, "Class texts.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 32, "Images a step.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is computed in.")
 STEPS = flags.DEFINE_integer("steps", 5, "How many are timed.", lower_bound=1)
 # patch, vision width, vision layers, text width, joint width
-SIZES = {"vit-b-32": (32, 768, 12, 512, 512), "vit-b-16": (16, 768, 12, 512, 512), "vit-l-14": (14, 1024, 24, 768, 768)}
+SIZES = {
+    "vit-b-32": (32, 768, 12, 512, 512),
+    "vit-b-16": (16, 768, 12, 512, 512),
+    "vit-l-14": (14, 1024, 24, 768, 768),
+}
 CONTEXT, VISUAL, LENGTH = 16, 10, 77
 
 
@@ -43,7 +49,11 @@ def make_clip() -> transformers.CLIPModel:
                 "num_attention_heads": vision // 64,
                 "patch_size": patch,
             },
-            text_config={"hidden_size": text, "intermediate_size": 4 * text, "num_attention_heads": text // 64},
+            text_config={
+                "hidden_size": text,
+                "intermediate_size": 4 * text,
+                "num_attention_heads": text // 64,
+            },
         )
     )
     return model.eval().requires_grad_(False)
@@ -58,8 +68,12 @@ def main(_: list[str]) -> None:
     images = torch.randn(BATCH.value, 3, 224, 224, device=device, dtype=dtype)
     labels = torch.randint(0, CLASSES.value, (BATCH.value,), device=device)
     names = text.embeddings(torch.randint(0, 49000, (CLASSES.value, LENGTH), device=device))
-    context = torch.nn.Parameter(0.02 * torch.randn(CONTEXT, names.shape[-1], device=device, dtype=dtype))
-    visual = torch.nn.Parameter(0.02 * torch.randn(VISUAL, vision.config.hidden_size, device=device, dtype=dtype))
+    context = torch.nn.Parameter(
+        0.02 * torch.randn(CONTEXT, names.shape[-1], device=device, dtype=dtype)
+    )
+    visual = torch.nn.Parameter(
+        0.02 * torch.randn(VISUAL, vision.config.hidden_size, device=device, dtype=dtype)
+    )
     optimizer = torch.optim.SGD([context, visual], lr=0.01, momentum=0.9)
 
     def image_features(prompts: torch.Tensor | None) -> torch.Tensor:
@@ -74,10 +88,16 @@ def main(_: list[str]) -> None:
             plain = image_features(None)
         shared = context.expand(CLASSES.value, -1, -1)
         x = torch.cat([names[:, :1], shared, names[:, 1 + CONTEXT :]], dim=1)
-        last = text.encoder(inputs_embeds=x, attention_mask=None, is_causal=True).last_hidden_state[:, -1]
-        texts = torch.nn.functional.normalize(model.text_projection(text.final_layer_norm(last)), dim=-1)
+        last = text.encoder(inputs_embeds=x, attention_mask=None, is_causal=True).last_hidden_state[
+            :, -1
+        ]
+        texts = torch.nn.functional.normalize(
+            model.text_projection(text.final_layer_norm(last)), dim=-1
+        )
         prompted = image_features(visual)
-        loss = sum(torch.nn.functional.cross_entropy(100 * f @ texts.T, labels) for f in (plain, prompted))
+        loss = sum(
+            torch.nn.functional.cross_entropy(100 * f @ texts.T, labels) for f in (plain, prompted)
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -98,7 +118,9 @@ def main(_: list[str]) -> None:
         "step_s": round(statistics.median(times), 4),
         "images_per_s": round(BATCH.value / statistics.median(times), 2),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),

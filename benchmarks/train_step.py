@@ -33,17 +33,27 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from absl import app, flags, logging
 
-CLIP = flags.DEFINE_enum("clip", "vit-b-32", ["vit-b-32", "vit-b-16", "vit-l-14"], "The size of the backbone.")
-CLASSES = flags.DEFINE_integer("classes", 100, "ImageNet's first so many names.", lower_bound=1, upper_bound=1000)
+CLIP = flags.DEFINE_enum(
+    "clip", "vit-b-32", ["vit-b-32", "vit-b-16", "vit-l-14"], "The size of the backbone."
+)
+CLASSES = flags.DEFINE_integer(
+    "classes", 100, "ImageNet's first so many names.", lower_bound=1, upper_bound=1000
+)
 BATCH = flags.DEFINE_integer("batch", 32, "Images a step, of all devices together.", lower_bound=1)
 METHOD = flags.DEFINE_enum("method", "dpt", ["coop", "vpt", "vlp", "dpt"], "What is trained.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is computed in.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "A training step, or a batch of an evaluation.")
-DEVICES = flags.DEFINE_integer("devices", None, "On CPU: simulated devices.  Otherwise all that there are.")
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "A training step, or a batch of an evaluation."
+)
+DEVICES = flags.DEFINE_integer(
+    "devices", None, "On CPU: simulated devices.  Otherwise all that there are."
+)
 STEPS = flags.DEFINE_integer("steps", 5, "How many are timed.", lower_bound=0)
 MICROBATCH = flags.DEFINE_integer("microbatch", 0, "train.microbatch.", lower_bound=0)
 REMAT = flags.DEFINE_enum("remat", "auto", ["auto", "none", "matmuls", "blocks"], "train.remat.")
-MEMORY = flags.DEFINE_bool("memory", False, "Compile once more, for the compiler's account of the memory.")
+MEMORY = flags.DEFINE_bool(
+    "memory", False, "Compile once more, for the compiler's account of the memory."
+)
 GEMM = 4096
 GB = 1e9
 
@@ -60,10 +70,10 @@ def main(_: list[str]) -> None:
 
     from benchmarks import flops
     from benchmarks.random_clip import random_clip
-    from dpt_jax import devices
-    from dpt_jax import experiment as experiments
     from dpt_jax.data import classnames
     from dpt_jax.data.dataset import Dataset
+    from dpt_jax.inference import experiment as experiments
+    from dpt_jax.runtime import devices
 
     config = importlib.import_module(f"configs.{METHOD.value}").get_config("imagenet")
     config.dtype, config.train.batch_size = DTYPE.value, BATCH.value
@@ -99,7 +109,9 @@ def main(_: list[str]) -> None:
         result["gflops_per_s"] = round(needed / result["step_s"], 1)
         result["gemm_gflops_per_s"] = round(gemm(dtype), 1)
         result["gemm_ratio"] = round(result["gflops_per_s"] / result["gemm_gflops_per_s"], 3)
-    result["peak_memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB, 2)
+    result["peak_memory_gb"] = round(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB, 2
+    )
     if stats := jax.local_devices()[0].memory_stats():
         result["device_peak_memory_gb"] = round(stats["peak_bytes_in_use"] / GB, 2)
     result |= {
@@ -116,16 +128,22 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
     """step_s, compile_s and compiled_gb of the training step."""
     import numpy as np
 
-    from dpt_jax import devices
-    from dpt_jax.experiment import initial_prompts
-    from dpt_jax.optimizer import OptimizerConfig, make_optimizer
-    from dpt_jax.step import StepConfig, TrainState, make_step
+    from dpt_jax.inference.experiment import initial_prompts
+    from dpt_jax.runtime import devices
+    from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
+    from dpt_jax.training.step import StepConfig, TrainState, make_step
 
     prompts = initial_prompts(experiment)
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1, MICROBATCH.value))
     state = devices.replicate(
-        TrainState(np.int32(0), prompts, optimizer.init(prompts), np.zeros(3, np.float32), np.zeros(2, np.int32))
+        TrainState(
+            np.int32(0),
+            prompts,
+            optimizer.init(prompts),
+            np.zeros(3, np.float32),
+            np.zeros(2, np.int32),
+        )
     )
     compiled = account(step, state, experiment.frozen, batch) if MEMORY.value else {}
 
@@ -139,9 +157,9 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
 
 def evaluating(experiment: Any, batch: Any) -> dict[str, Any]:
     """step_s, text_s, compile_s and compiled_gb of the evaluation."""
-    from dpt_jax import devices
-    from dpt_jax.evaluate import make_classifier
-    from dpt_jax.experiment import initial_prompts
+    from dpt_jax.inference.evaluation import make_classifier
+    from dpt_jax.inference.experiment import initial_prompts
+    from dpt_jax.runtime import devices
 
     classifier, frozen = make_classifier(experiment.model), experiment.frozen
     prompts = devices.replicate(initial_prompts(experiment))
@@ -175,10 +193,16 @@ def account(function: Any, *arguments: Any) -> dict[str, Any]:
     began = time.perf_counter()
     analysis = function.lower(*arguments).compile().memory_analysis()
     seconds = time.perf_counter() - began
-    sizes = {name: getattr(analysis, f"{name}_size_in_bytes") for name in ("argument", "output", "alias", "temp")}
+    sizes = {
+        name: getattr(analysis, f"{name}_size_in_bytes")
+        for name in ("argument", "output", "alias", "temp")
+    }
     sizes["together"] = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]
     # In the process that asks for the account, the first step finds the program compiled.
-    return {"compile_s": round(seconds, 2), "compiled_gb": {name: round(size / GB, 2) for name, size in sizes.items()}}
+    return {
+        "compile_s": round(seconds, 2),
+        "compiled_gb": {name: round(size / GB, 2) for name, size in sizes.items()},
+    }
 
 
 def gemm(dtype: Any) -> float:

@@ -19,7 +19,9 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
 
     config.dataset = ConfigDict()
     config.dataset.name = dataset
-    config.dataset.source = "folder"  # of the paper's datasets: "coop" (its directory layout) or "tfds"
+    config.dataset.source = (
+        "folder"  # of the paper's datasets: "coop" (its directory layout) or "tfds"
+    )
     config.dataset.root = ""
     config.dataset.shots = 16  # images a class, -1 for all
     config.dataset.classes = "all"  # or "base", "new": a half of them
@@ -53,10 +55,16 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
     config.train.text_lr = 0.002
     config.train.warmup_epochs = 10
     config.train.schedule_epochs = config_dict.placeholder(int)  # None: epochs
-    config.train.microbatch = 0  # images a device takes at a time, 0 for all: less memory, the same result
-    config.train.remat = "auto"  # what the backward pass keeps: "none" (all of it), "matmuls" or "blocks" (least)
+    config.train.microbatch = (
+        0  # images a device takes at a time, 0 for all: less memory, the same result
+    )
+    config.train.remat = (
+        "auto"  # what the backward pass keeps: "none" (all of it), "matmuls" or "blocks" (least)
+    )
 
-    config.train.skip_nonfinite = False  # leave out steps whose loss or gradient is not finite, instead of stopping
+    config.train.skip_nonfinite = (
+        False  # leave out steps whose loss or gradient is not finite, instead of stopping
+    )
 
     config.eval = ConfigDict()
     config.eval.batch_size = 100

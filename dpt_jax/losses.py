@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dpt_jax.model import Outputs, PromptConfig
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model import Outputs
 
 Array = jax.Array
 DUAL_WEIGHT_UNDER_GUIDANCE = 0.1
@@ -67,7 +68,9 @@ def loss(
         result = early * (mean(outputs.text_logits) + mean(outputs.image_logits))
         result += jnp.where(guided, DUAL_WEIGHT_UNDER_GUIDANCE, 1.0) * mean(outputs.logits)
     if outputs.auxiliary_logits is not None and outputs.indices is not None:
-        hits = _true_class(outputs.indices, labels, rows)[:, None]  # (B, 1, K), the same for every layer
+        hits = _true_class(outputs.indices, labels, rows)[
+            :, None
+        ]  # (B, 1, K), the same for every layer
         wanted = jnp.broadcast_to(labels[:, None, None], outputs.auxiliary_logits.shape[:-1])
         total = (cross_entropy(outputs.auxiliary_logits, wanted) * hits).sum()
         result += alpha * total / jnp.maximum(counts.class_prompts, 1)

@@ -14,6 +14,7 @@ import numpy as np
 
 from dpt_jax.clip.model import CLIP, CLIPConfig, LayerPrompts, TextLayout, normalize, share
 from dpt_jax.errors import UserError
+from dpt_jax.methods import PromptConfig
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
 from dpt_jax.prompts.text import TextPrompt, initializer
 from dpt_jax.prompts.visual import VisualPrompt
@@ -22,28 +23,6 @@ Array = jax.Array
 OTHER_TOKENS = 4  # of a text with a learned context: its start, a name, the full stop, its end
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptConfig:
-    """Which prompts are learned, and how many tokens of each; 0 turns a part off."""
-
-    classes: int
-    text_length: int = 0
-    text_depth: int = 1
-    class_specific: bool = False
-    visual_length: int = 0
-    top_k: int = 0
-    first_layer: int = 0  # F, the first CAVPT layer, 1-based
-
-    @property
-    def method(self) -> str:
-        """The name the paper has for this combination of parts."""
-        if self.top_k:
-            return "dpt"
-        return {(0, 0): "zeroshot", (1, 0): "coop", (0, 1): "vpt", (1, 1): "vlp"}[
-            bool(self.text_length), bool(self.visual_length)
-        ]
 
 
 class Texts(NamedTuple):
@@ -59,7 +38,9 @@ class Plain(NamedTuple):
     features: Array  # (B, E), z, float32
     logits: Array  # (B, C), s z Zᵀ
     indices: Array | None  # (B, K), the classes CAVPT looks at, best first
-    attention: Array | None  # (B, heads, 1 + patches), the class token's in the last block; for pictures alone
+    attention: (
+        Array | None
+    )  # (B, heads, 1 + patches), the class token's in the last block; for pictures alone
 
 
 class Outputs(NamedTuple):
@@ -72,8 +53,12 @@ class Outputs(NamedTuple):
     auxiliary_logits: Array | None  # (B, CAVPT layers, K, C)
     indices: Array | None  # (B, K), the classes CAVPT looks at, best first
     features: Array  # (B, E), f̂
-    attention: Array | None  # (B, heads, 1 + patches + M), as Plain's, here with the prompts behind the patches
-    class_attention: Array | None  # (B, CAVPT layers, K, 1 + patches + G), what each class prompt is made of
+    attention: (
+        Array | None
+    )  # (B, heads, 1 + patches + M), as Plain's, here with the prompts behind the patches
+    class_attention: (
+        Array | None
+    )  # (B, CAVPT layers, K, 1 + patches + G), what each class prompt is made of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +116,9 @@ class PromptedCLIP:
             prompts["cavpt"] = jax.vmap(lambda k: one_layer.init(k, x, t)["params"])(keys)
         return prompts
 
-    def encode_texts(self, params: Any, layout: TextLayout, frozen: Array, axis: str | None = None) -> Texts:
+    def encode_texts(
+        self, params: Any, layout: TextLayout, frozen: Array, axis: str | None = None
+    ) -> Texts:
         """Text features of the classes.
 
         layout: the learned prompt's (ignored where there is no text prompt);
@@ -155,13 +142,20 @@ class PromptedCLIP:
         k = min(self.prompts.top_k, texts.frozen.shape[0])
         return Plain(features, logits, jax.lax.top_k(logits, k)[1] if k else None, seen.attention)
 
-    def __call__(self, params: Any, images: Array, texts: Texts, plain: Plain | None = None) -> Outputs:
+    def __call__(
+        self, params: Any, images: Array, texts: Texts, plain: Plain | None = None
+    ) -> Outputs:
         """Outputs for images (B, H, W, 3), and for what plain CLIP sees in them, where that is known already."""
         config = self.prompts
         if plain is None:
             plain = self.plain(params, images, texts)
         x, scale = preprocess(images), _scale(params)
-        prompted, attention, auxiliary, class_attention = plain.features, plain.attention, None, None
+        prompted, attention, auxiliary, class_attention = (
+            plain.features,
+            plain.attention,
+            None,
+            None,
+        )
         memories: list[LayerPrompts] = []
         if config.visual_length and self.visual_layers:
             tokens = params["prompts"]["visual"]["tokens"].astype(self.dtype)
@@ -174,7 +168,11 @@ class PromptedCLIP:
             # Those of the training, which need not be the classes of this evaluation.
             classes = cavpt["classifier"]["kernel"].shape[-1]
             make = jax.jit(ClassAwarePrompt(classes, self.dtype).apply)
-            memories.append(LayerPrompts(self.cavpt_layers, lambda p, x: make({"params": p}, x, looked_at), cavpt))
+            memories.append(
+                LayerPrompts(
+                    self.cavpt_layers, lambda p, x: make({"params": p}, x, looked_at), cavpt
+                )
+            )
         if memories:
             seen = self._clip(params, lambda clip: clip.vision(x, memories))
             prompted, attention = normalize(seen.features), seen.attention
@@ -205,10 +203,14 @@ class PromptedCLIP:
         config = self.prompts
         classes = config.classes if config.class_specific else None
         extra = {} if init is None else {"context_init": init}
-        return TextPrompt(config.text_length, config.text_depth, self.clip.text.width, classes, **extra)
+        return TextPrompt(
+            config.text_length, config.text_depth, self.clip.text.width, classes, **extra
+        )
 
     def _clip(self, params: Any, function: Any) -> Any:
-        return CLIP(self.clip, self.dtype, self.remat).apply({"params": params["clip"]}, method=function)
+        return CLIP(self.clip, self.dtype, self.remat).apply(
+            {"params": params["clip"]}, method=function
+        )
 
 
 def _scale(params: Any) -> Array:

@@ -7,11 +7,12 @@ import optax
 import pytest
 
 from dpt_jax.losses import count, loss
-from dpt_jax.model import PromptConfig, PromptedCLIP
-from dpt_jax.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import plain_layout, prompt_layout
-from dpt_jax.published import MODULES, prompts_from_published
-from tests.conftest import Golden, relative_error
+from dpt_jax.storage.published import MODULES, prompts_from_published
+from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from tests.helpers.golden import Golden, relative_error
 
 LOGITS = 1e-4  # of the largest logit
 GRADIENTS = 1e-3  # of the norm
@@ -54,7 +55,9 @@ class Case:
 
     def outputs(self, prompts):
         params = {"clip": self.clip, "prompts": prompts}
-        return self.model(params, self.images, self.model.encode_texts(params, self.layout, self.frozen))
+        return self.model(
+            params, self.images, self.model.encode_texts(params, self.layout, self.frozen)
+        )
 
     def loss(self, prompts, guided):
         rows, outputs = jnp.ones(len(self.labels)), self.outputs(prompts)
@@ -77,7 +80,9 @@ def test_tokens(case, clip):
         ids = np.where(context >= 0, placeholder, ids)
         np.testing.assert_array_equal(ids, expected[: len(ids)])
         assert not expected[len(ids) :].any()
-        np.testing.assert_array_equal(layout.position[own], np.arange(len(layout.prefix_tokens), len(ids)))
+        np.testing.assert_array_equal(
+            layout.position[own], np.arange(len(layout.prefix_tokens), len(ids))
+        )
         row, place = np.divmod(layout.order[c], layout.ends.shape[1])
         assert layout.tokens[row, layout.ends[row, place]] == clip.tokenizer.end
 
@@ -98,7 +103,9 @@ def test_loss_and_gradients(case, phase):
     assert loss == pytest.approx(float(case.golden[f"loss_{phase}"]), rel=1e-5)
     expected = published_tree(case.golden.tensors(f"grad_{phase}"))
     assert jax.tree.structure(gradient) == jax.tree.structure(expected)
-    errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), gradient, expected)
+    errors = jax.tree.map(
+        lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), gradient, expected
+    )
     assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
 
 
@@ -122,4 +129,6 @@ def test_training_trajectory(case):
     final = published_tree(case.golden.tensors("final"))
     errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), prompts, final)
     assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
-    assert relative_error(jax.jit(case.outputs)(prompts).logits, case.golden["final_logits"]) < LOGITS
+    assert (
+        relative_error(jax.jit(case.outputs)(prompts).logits, case.golden["final_logits"]) < LOGITS
+    )

@@ -7,13 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpt_jax.clip.model import CLIP, KEPT, Block, LayerPrompts, TransformerConfig, attention_weights, causal, normalize
+from dpt_jax.clip.model import (
+    CLIP,
+    KEPT,
+    Block,
+    LayerPrompts,
+    TransformerConfig,
+    attention_weights,
+    causal,
+    normalize,
+)
 from dpt_jax.data.classnames import imagenet
-from dpt_jax.model import PromptConfig, PromptedCLIP
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import text
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
 from dpt_jax.prompts.text import plain_layout, prompt_layout
-from tests.conftest import command
+from tests.helpers.commands import command
 
 NAMES = ["airplane", "sea_horse", "water lilly", "a rather long name", "dog"]
 CONFIG = TransformerConfig(width=64, layers=1, heads=2, mlp_width=128)
@@ -28,8 +38,12 @@ def normal(seed, *shape, scale=1.0):
 def block():
     module = Block(CONFIG)
     params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 1, 64)))
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
-    return jax.jit(lambda *args, **kwargs: module.apply(params, *args, **kwargs), static_argnames="attention")
+    params = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params
+    )
+    return jax.jit(
+        lambda *args, **kwargs: module.apply(params, *args, **kwargs), static_argnames="attention"
+    )
 
 
 def triangle(length):
@@ -46,7 +60,9 @@ def test_memory_is_appended_tokens_whose_outputs_are_dropped(block, shared):
 def test_causal_memory_is_a_prefix(block):
     whole = normal(3, 2, 9, 64)
     plain = block(whole, mask=triangle(9))
-    np.testing.assert_allclose(block(whole[:, 4:], whole[:, :4], mask=triangle(5)), plain[:, 4:], **CLOSE)
+    np.testing.assert_allclose(
+        block(whole[:, 4:], whole[:, :4], mask=triangle(5)), plain[:, 4:], **CLOSE
+    )
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -73,7 +89,9 @@ def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
     """The weights beside the fused attention: applied to values, they give its result, and asking changes nothing."""
     query, key, value = normal(6, 2, 5, 2, 32), normal(7, 2, 5, 2, 32), normal(8, 2, 5, 2, 32)
     mask = triangle(5) if masked else None
-    fused = jax.nn.dot_product_attention(query, key, value, mask=None if mask is None else mask[:, None])
+    fused = jax.nn.dot_product_attention(
+        query, key, value, mask=None if mask is None else mask[:, None]
+    )
     weights = attention_weights(query, key, mask)
     np.testing.assert_allclose(jnp.einsum("bhqk,bkhd->bqhd", weights, value), fused, **CLOSE)
     x, memory = normal(1, 2, 5, 64), normal(2, 1, 3, 64)
@@ -84,7 +102,9 @@ def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
 
 
 def layer_norm(x, p):
-    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * p[
+        "scale"
+    ] + p["bias"]
 
 
 def layer_of(tree, layer):
@@ -132,7 +152,9 @@ def plain_rows(clip, names, length, position):
             "middle": context[:half] + own + context[half:],
             "front": own + context,
         }[position]
-        rows.append([(clip.tokenizer.start, -1), *body, *((t, -1) for t in dot), (clip.tokenizer.end, -1)])
+        rows.append(
+            [(clip.tokenizer.start, -1), *body, *((t, -1) for t in dot), (clip.tokenizer.end, -1)]
+        )
     return rows
 
 
@@ -145,10 +167,16 @@ def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
     length, width = 5, clip.config.text.width
     own = (len(NAMES),) if class_specific else ()
     context = normal(6, depth, *own, length, width, scale=0.3)
-    each = context if class_specific else jnp.broadcast_to(context[:, None], (depth, len(NAMES), length, width))
+    each = (
+        context
+        if class_specific
+        else jnp.broadcast_to(context[:, None], (depth, len(NAMES), length, width))
+    )
     layout = prompt_layout(NAMES, clip.tokenizer, length, position, class_specific)
     model = CLIP(clip.config)
-    actual = jax.jit(lambda p: model.apply({"params": p}, method=lambda m: m.text(layout, context)))(clip.params)
+    actual = jax.jit(
+        lambda p: model.apply({"params": p}, method=lambda m: m.text(layout, context))
+    )(clip.params)
     expected = plain_text_features(clip, plain_rows(clip, NAMES, length, position), each)
     np.testing.assert_allclose(actual, expected, **CLOSE)
 
@@ -157,8 +185,12 @@ def test_prefix_is_as_long_as_it_can_be(clip):
     """The whole shared context is encoded once, and only where it is the same for all."""
     assert len(prompt_layout(NAMES, clip.tokenizer, 16, "end").prefix_tokens) == 17
     assert len(prompt_layout(NAMES, clip.tokenizer, 16, "middle").prefix_tokens) == 9
-    assert len(prompt_layout(NAMES, clip.tokenizer, 16, "end", class_specific=True).prefix_tokens) == 1
-    assert len(plain_layout([f"a photo of a {n}." for n in NAMES], clip.tokenizer).prefix_tokens) == 5
+    assert (
+        len(prompt_layout(NAMES, clip.tokenizer, 16, "end", class_specific=True).prefix_tokens) == 1
+    )
+    assert (
+        len(plain_layout([f"a photo of a {n}." for n in NAMES], clip.tokenizer).prefix_tokens) == 5
+    )
     assert prompt_layout(["dog"], clip.tokenizer, 4).tokens.shape == (1, 1)
 
 
@@ -182,9 +214,10 @@ def test_a_thousand_names_cost_what_their_tokens_cost(clip):
 
 SHARED = """
 import jax, jax.numpy as jnp, numpy as np, sys
-from dpt_jax import devices
+from dpt_jax.runtime import devices
 from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.model import PromptConfig, PromptedCLIP
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import text
 text.ROW = 12
 clip = load_clip(sys.argv[1])
@@ -228,7 +261,11 @@ def test_what_the_backward_pass_keeps_changes_no_gradient(clip, remat):
     def gradient(model):
         def loss(prompts):
             params = {"clip": clip.params, "prompts": prompts}
-            outputs = model(params, images, model.encode_texts(params, layout, model.encode_plain(params, plain)))
+            outputs = model(
+                params,
+                images,
+                model.encode_texts(params, layout, model.encode_plain(params, plain)),
+            )
             return jnp.square(outputs.logits).mean() + jnp.square(outputs.auxiliary_logits).mean()
 
         return jax.jit(jax.grad(loss))(prompts)
@@ -246,29 +283,50 @@ def plain_prompted_tower(clip, model, params, images, texts):
     config, weights, prompts = model.prompts, params["clip"]["vision"], params["prompts"]
     module, block = CLIP(clip.config), Block(clip.config.vision)
     x = module.apply({"params": params["clip"]}, method=lambda m: m.vision.embed(images))
-    z = normalize(module.apply({"params": params["clip"]}, method=lambda m: m.vision(images).features))
+    z = normalize(
+        module.apply({"params": params["clip"]}, method=lambda m: m.vision(images).features)
+    )
     idx = jnp.argsort(-(z @ texts.frozen.T), axis=1)[:, : min(config.top_k, len(texts.frozen))]
     auxiliary, made_of, tokens = [], [], x.shape[1]
     for layer in range(clip.config.vision.layers):
         if layer < model.visual_layers:
-            added = prompts["visual"]["tokens"][layer] if config.visual_length else jnp.zeros((0, x.shape[-1]))
+            added = (
+                prompts["visual"]["tokens"][layer]
+                if config.visual_length
+                else jnp.zeros((0, x.shape[-1]))
+            )
             added = jnp.broadcast_to(added, (len(x), *added.shape))
         else:
             own = layer_of(prompts["cavpt"], layer - model.visual_layers)
-            c = texts.learned[idx] @ own["class_projection"]["kernel"] + own["class_projection"]["bias"]
+            c = (
+                texts.learned[idx] @ own["class_projection"]["kernel"]
+                + own["class_projection"]["bias"]
+            )
             shared = jnp.broadcast_to(own["global_tokens"], (len(x), *own["global_tokens"].shape))
             m = jnp.concatenate([x, shared], axis=1)
-            scores = (c @ own["query"]["kernel"]) @ (m @ own["key"]["kernel"]).transpose(0, 2, 1) / np.sqrt(32)
+            scores = (
+                (c @ own["query"]["kernel"])
+                @ (m @ own["key"]["kernel"]).transpose(0, 2, 1)
+                / np.sqrt(32)
+            )
             made_of.append(jax.nn.softmax(scores))
             o = made_of[-1] @ m @ own["value"]["kernel"]
             auxiliary.append(layer_norm(o, own["ln_classifier"]) @ own["classifier"]["kernel"])
             added = layer_norm(o + c, own["ln_prompt"])
         own = layer_of(weights["transformer"]["blocks"], layer)
-        x, attention = block.apply({"params": own}, jnp.concatenate([x, added], axis=1), attention=True)
+        x, attention = block.apply(
+            {"params": own}, jnp.concatenate([x, added], axis=1), attention=True
+        )
         x = x[:, :tokens]
     features = normalize(layer_norm(x[:, 0], weights["ln_post"]) @ weights["projection"])
     logits = jnp.exp(params["clip"]["logit_scale"]) * features @ normalize(texts.learned).T
-    return logits, idx, features, attention[:, :, 0], [jnp.stack(a, 1) for a in (auxiliary, made_of) if a]
+    return (
+        logits,
+        idx,
+        features,
+        attention[:, :, 0],
+        [jnp.stack(a, 1) for a in (auxiliary, made_of) if a],
+    )
 
 
 def forward(model, clip, params, images):
@@ -284,11 +342,14 @@ def forward(model, clip, params, images):
 
 
 @pytest.mark.parametrize(
-    ("visual_length", "top_k", "first_layer"), [(3, 0, 0), (3, 2, 4), (3, 2, 3), (2, 9, 2), (4, 3, 1), (0, 3, 3)]
+    ("visual_length", "top_k", "first_layer"),
+    [(3, 0, 0), (3, 2, 4), (3, 2, 3), (2, 9, 2), (4, 3, 1), (0, 3, 3)],
 )
 def test_prompted_vision_tower(clip, visual_length, top_k, first_layer):
     """VPT and CAVPT from any first layer on, scanned and as memory, against the written-out tower."""
-    config = PromptConfig(len(NAMES), 4, visual_length=visual_length, top_k=top_k, first_layer=first_layer)
+    config = PromptConfig(
+        len(NAMES), 4, visual_length=visual_length, top_k=top_k, first_layer=first_layer
+    )
     model = PromptedCLIP(clip.config, config)
     prompts = jax.tree.map(lambda x: x * 5, jax.jit(model.init)(jax.random.key(7)))
     params, images = {"clip": clip.params, "prompts": prompts}, normal(8, 3, 32, 32, 3)
@@ -324,9 +385,11 @@ def test_layer_prompts_cover_any_split(clip):
     model = CLIP(clip.config)
 
     def run(prompts):
-        return jax.jit(lambda p: model.apply({"params": p}, method=lambda m: m.vision(images, prompts).features))(
-            clip.params
-        )
+        return jax.jit(
+            lambda p: model.apply(
+                {"params": p}, method=lambda m: m.vision(images, prompts).features
+            )
+        )(clip.params)
 
     def silent(layers):
         return LayerPrompts(layers, lambda _, x: (None, None))

@@ -129,9 +129,13 @@ def read_emoji(package: str, image_set: str) -> list[Emoji]:
     try:
         entries = json.loads((root / "emoji.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as reason:
-        raise UserError(f"{package} is not the unpacked package emoji-datasource-{image_set} ({reason}).") from reason
+        raise UserError(
+            f"{package} is not the unpacked package emoji-datasource-{image_set} ({reason})."
+        ) from reason
     if not images.is_dir():
-        raise UserError(f"{package} has no folder img/{image_set}/64: it is not emoji-datasource-{image_set}.")
+        raise UserError(
+            f"{package} has no folder img/{image_set}/64: it is not emoji-datasource-{image_set}."
+        )
     return [
         Emoji(_names(e), e["short_name"], e["subcategory"], images / e["image"])
         for e in sorted(entries, key=lambda e: e["sort_order"])
@@ -142,6 +146,13 @@ def read_emoji(package: str, image_set: str) -> list[Emoji]:
 def _names(entry: dict) -> tuple[str, ...]:
     """The full name and the short names as words, without repetitions: "tiger2" -> "tiger"."""
     # A flag's short name is a country code, which says nothing in a caption.
-    short = [] if entry["subcategory"] == "country-flag" else [re.sub(r"\d+$", "", s) for s in entry["short_names"]]
-    plain = (re.sub(r"[^a-z0-9']+", " ", name.lower().replace("’", "'")).strip() for name in [entry["name"], *short])
+    short = (
+        []
+        if entry["subcategory"] == "country-flag"
+        else [re.sub(r"\d+$", "", s) for s in entry["short_names"]]
+    )
+    plain = (
+        re.sub(r"[^a-z0-9']+", " ", name.lower().replace("’", "'")).strip()
+        for name in [entry["name"], *short]
+    )
     return tuple(dict.fromkeys(name for name in plain if name))

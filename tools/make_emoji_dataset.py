@@ -48,8 +48,12 @@ divided at random into train and test. `tools/make_emoji_dataset.py` made them.
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", help="the unpacked npm package emoji-datasource-twitter or -google")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "package", help="the unpacked npm package emoji-datasource-twitter or -google"
+    )
     parser.add_argument("target", help="the folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the division into train and test")
     options = parser.parse_args(arguments)
@@ -68,7 +72,9 @@ def make_dataset(package: str, target: pathlib.Path, seed: int) -> dict[str, tup
     """Writes the folders and returns {class folder: (train images, test images)}."""
     for split in ("train", "test"):
         if (target / split).exists():
-            raise UserError(f"{target / split} already exists: delete it first, or choose a new folder.")
+            raise UserError(
+                f"{target / split} already exists: delete it first, or choose a new folder."
+            )
     image_set = "google" if pathlib.Path(package).name.endswith("google") else "twitter"
     emoji = read_emoji(package, image_set)
     generator = np.random.default_rng(seed)
@@ -80,7 +86,9 @@ def make_dataset(package: str, target: pathlib.Path, seed: int) -> dict[str, tup
         train = int(np.clip(len(members) - MOST_TEST_IMAGES, LEAST_TRAIN_IMAGES, MOST_TRAIN_IMAGES))
         splits = {"train": members[:train], "test": members[train : train + MOST_TEST_IMAGES]}
         if not splits["test"]:
-            raise UserError(f"{package} has only {len(members)} images of {subcategory}; {train + 1} are needed.")
+            raise UserError(
+                f"{package} has only {len(members)} images of {subcategory}; {train + 1} are needed."
+            )
         if image_set == "google":
             splits["train"] = []
         folder = words.replace(" ", "_")
@@ -97,7 +105,9 @@ def write_images(emoji: list[Emoji], folder: pathlib.Path) -> None:
     folder.mkdir(parents=True)
     for one in emoji:
         drawing = Image.open(one.image).convert("RGBA")
-        flat = Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert("RGB")
+        flat = Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert(
+            "RGB"
+        )
         name = re.sub(r"[^a-z0-9]+", "_", one.short_name.lower()).strip("_")
         file = folder / f"{name}.png"
         if file.exists():

@@ -29,7 +29,14 @@ from PIL import Image
 from dpt_jax.clip.model import CLIP, CLIPConfig, TextLayout, TransformerConfig, normalize
 from dpt_jax.clip.names import to_transformers
 from dpt_jax.clip.pretrained import config_to_dict
-from dpt_jax.clip.tokenizer import END, START, Tokenizer, load_tokenizer, openai_vocabulary, vocabulary_files
+from dpt_jax.clip.tokenizer import (
+    END,
+    START,
+    Tokenizer,
+    load_tokenizer,
+    openai_vocabulary,
+    vocabulary_files,
+)
 from dpt_jax.model import MEAN, STD
 
 IMAGE_SIZE = 64
@@ -79,7 +86,9 @@ class Batch(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("package", help="the unpacked npm package emoji-datasource-google")
     parser.add_argument("target", help="the model directory to write")
     parser.add_argument("--epochs", type=int, default=110)
@@ -100,7 +109,9 @@ def pretrain(options: argparse.Namespace) -> None:
         raise UserError("--epochs and --learning-rate must be positive.")
     emoji = read_emoji(options.package, "google")
     if not 2 <= options.batch_size <= len(emoji):
-        raise UserError(f"--batch-size must lie between 2 and the number of drawings, {len(emoji)}.")
+        raise UserError(
+            f"--batch-size must lie between 2 and the number of drawings, {len(emoji)}."
+        )
     target = pathlib.Path(options.target)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -126,7 +137,9 @@ def make_config(vocab_size: int) -> CLIPConfig:
     """The sizes of the tiny CLIP: heads are 64 wide as in every CLIP."""
     vision = TransformerConfig(width=128, layers=4, heads=2, mlp_width=512)
     text = TransformerConfig(width=128, layers=3, heads=2, mlp_width=512)
-    return CLIPConfig(128, IMAGE_SIZE, patch_size=8, vision=vision, text=text, vocab_size=vocab_size)
+    return CLIPConfig(
+        128, IMAGE_SIZE, patch_size=8, vision=vision, text=text, vocab_size=vocab_size
+    )
 
 
 def make_corpus(emoji: list[Emoji], tokenizer: Tokenizer) -> Corpus:
@@ -137,11 +150,18 @@ def make_corpus(emoji: list[Emoji], tokenizer: Tokenizer) -> Corpus:
     classes = [class_words(e.subcategory) for e in emoji]
     said = dict.fromkeys([*classes, *(name for e in emoji for name in e.names)])
 
-    encoded = {phrase: [[*tokenizer.encode(t.format(phrase)), tokenizer.end] for t in TEMPLATES] for phrase in said}
-    index = {p: i for i, p in enumerate(p for p in said if max(map(len, encoded[p])) <= LONGEST_CAPTION)}
+    encoded = {
+        phrase: [[*tokenizer.encode(t.format(phrase)), tokenizer.end] for t in TEMPLATES]
+        for phrase in said
+    }
+    index = {
+        p: i for i, p in enumerate(p for p in said if max(map(len, encoded[p])) <= LONGEST_CAPTION)
+    }
     missing = sorted(set(classes) - set(index))
     if missing:
-        raise UserError(f"the subcategory name {missing[0]!r} is longer than {LONGEST_CAPTION} tokens.")
+        raise UserError(
+            f"the subcategory name {missing[0]!r} is longer than {LONGEST_CAPTION} tokens."
+        )
     tokens = np.full((len(TEMPLATES), len(index), LONGEST_CAPTION), tokenizer.end, np.int32)
     for phrase, column in index.items():
         for row, ids in enumerate(encoded[phrase]):
@@ -150,7 +170,8 @@ def make_corpus(emoji: list[Emoji], tokenizer: Tokenizer) -> Corpus:
     class_phrase = np.array([index[c] for c in classes])
     # A name that is too long leaves the subcategory alone to say what the drawing shows.
     name_phrases = [
-        [index[n] for n in e.names if n in index] or [index[c]] for e, c in zip(emoji, classes, strict=True)
+        [index[n] for n in e.names if n in index] or [index[c]]
+        for e, c in zip(emoji, classes, strict=True)
     ]
     fits = np.zeros((len(emoji), len(index)), bool)
     fits[np.arange(len(emoji)), class_phrase] = True
@@ -168,7 +189,9 @@ def batches(corpus: Corpus, batch_size: int, generator: np.random.Generator) -> 
     for _ in range(round(len(corpus.images) / batch_size)):
         image = generator.choice(len(corpus.images), batch_size, replace=False, p=corpus.weights)
         names = np.array([generator.choice(corpus.name_phrases[i]) for i in image])
-        phrase = np.where(generator.random(batch_size) < CLASS_SHARE, corpus.class_phrase[image], names)
+        phrase = np.where(
+            generator.random(batch_size) < CLASS_SHARE, corpus.class_phrase[image], names
+        )
         yield Batch(image, phrase, generator.integers(len(TEMPLATES), size=batch_size))
 
 
@@ -181,12 +204,21 @@ def train(
 ) -> None:
     """Trains, calling write(parameters, epoch, mean loss of the epoch) now and then and at the end."""
     model = CLIP(config, jnp.bfloat16)
-    images, tokens, fits = (jnp.asarray(part) for part in (corpus.images, corpus.tokens, corpus.fits))
+    images, tokens, fits = (
+        jnp.asarray(part) for part in (corpus.images, corpus.tokens, corpus.fits)
+    )
     steps = options.epochs * round(len(corpus.images) / options.batch_size)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, options.learning_rate, max(1, steps // 20), steps)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, options.learning_rate, max(1, steps // 20), steps
+    )
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.98, weight_decay=0.1, mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)),
+        optax.adamw(
+            schedule,
+            b2=0.98,
+            weight_decay=0.1,
+            mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree),
+        ),
     )
 
     def layout(own: jax.Array) -> TextLayout:
@@ -195,20 +227,26 @@ def train(
         end = jnp.argmax(own == config.vocab_size - 1, axis=1)
         return TextLayout(jnp.array([start_token]), jnp.array([-1]), own, no_context, end)
 
-    def features(clip: CLIP, key: jax.Array, pixels: jax.Array, own: jax.Array, kept: int) -> tuple[Any, Any]:
+    def features(
+        clip: CLIP, key: jax.Array, pixels: jax.Array, own: jax.Array, kept: int
+    ) -> tuple[Any, Any]:
         return image_features(clip, key, pixels, kept), clip.text(layout(own))
 
     def loss_of(params: Any, key: jax.Array, batch: Batch, kept: int) -> jax.Array:
         augment_key, patch_key = jax.random.split(key)
         pixels = augment(augment_key, images[batch.image])
         own = tokens[batch.template, batch.phrase]
-        outputs: Any = model.apply({"params": params}, patch_key, pixels, own, kept, method=features)
+        outputs: Any = model.apply(
+            {"params": params}, patch_key, pixels, own, kept, method=features
+        )
         image, text = outputs
         logits = jnp.exp(params["logit_scale"]) * normalize(image) @ normalize(text).T
         return contrastive_loss(logits, fits[batch.image][:, batch.phrase])
 
     @functools.partial(jax.jit, static_argnames="kept")
-    def step(params: Any, state: Any, key: jax.Array, batch: Batch, kept: int) -> tuple[Any, Any, jax.Array]:
+    def step(
+        params: Any, state: Any, key: jax.Array, batch: Batch, kept: int
+    ) -> tuple[Any, Any, jax.Array]:
         loss, gradient = jax.value_and_grad(loss_of)(params, key, batch, kept)
         updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
@@ -226,7 +264,9 @@ def train(
         whole = epoch > options.epochs * (1 - WHOLE_IMAGE_SHARE)
         kept = config.grid**2 if whole else round(config.grid**2 * KEPT_PATCHES)
         for batch in batches(corpus, options.batch_size, generator):
-            params, state, loss = step(params, state, jax.random.fold_in(step_key, number), batch, kept)
+            params, state, loss = step(
+                params, state, jax.random.fold_in(step_key, number), batch, kept
+            )
             losses.append(loss)
             number += 1
         mean = float(np.mean(jax.device_get(losses)))
@@ -282,7 +322,9 @@ def augment(key: jax.Array, drawings: jax.Array) -> jax.Array:
 
     amount = jnp.maximum(jax.random.uniform(soften, (len(x), 1, 1, 1), minval=-1.0), 0.0)
     padded = jnp.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    blurred = jax.lax.reduce_window(padded, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID") / 9
+    blurred = (
+        jax.lax.reduce_window(padded, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "VALID") / 9
+    )
     pixels = pixels + amount * (blurred - pixels)
     return (pixels - jnp.array(MEAN)) / jnp.array(STD)
 
@@ -316,7 +358,9 @@ def random_placement(key: jax.Array, x: jax.Array) -> jax.Array:
 def bilinear(x: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
     """Values of x (H, W, C) at fractional positions (h, w), zero outside: (h, w, C)."""
     padded = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
-    row, column = (jnp.clip(p + 1, 0, n + 0.999) for p, n in ((row, x.shape[0]), (column, x.shape[1])))
+    row, column = (
+        jnp.clip(p + 1, 0, n + 0.999) for p, n in ((row, x.shape[0]), (column, x.shape[1]))
+    )
     top, left = (jnp.floor(p).astype(jnp.int32) for p in (row, column))
     y, z = (row - top)[..., None], (column - left)[..., None]
     upper = padded[top, left] * (1 - z) + padded[top, left + 1] * z
@@ -335,7 +379,9 @@ def random_colours(key: jax.Array, rgb: jax.Array, alpha: jax.Array) -> jax.Arra
     to_yiq = jnp.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     cos, sin = saturation * jnp.cos(angle), saturation * jnp.sin(angle)
     zero, one = jnp.zeros(count), jnp.ones(count)
-    change = jnp.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], axis=-1).reshape(count, 3, 3)
+    change = jnp.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], axis=-1).reshape(
+        count, 3, 3
+    )
     matrix = jnp.linalg.inv(to_yiq) @ change @ to_yiq
     gain = jax.random.uniform(contrast, (count, 1, 1, 1), minval=0.65, maxval=1.35)
     shift = jax.random.uniform(brightness, (count, 1, 1, 1), minval=-0.2, maxval=0.2)
@@ -343,12 +389,18 @@ def random_colours(key: jax.Array, rgb: jax.Array, alpha: jax.Array) -> jax.Arra
     return jnp.clip(gain * changed + (0.5 * (1 - gain) + shift) * alpha, 0.0, alpha)
 
 
-def write_model(target: pathlib.Path, params: Any, config: CLIPConfig, tokenizer: Tokenizer, card: str) -> None:
+def write_model(
+    target: pathlib.Path, params: Any, config: CLIPConfig, tokenizer: Tokenizer, card: str
+) -> None:
     """The model directory, float16 but for the temperature, that transformers' CLIPModel loads too."""
-    tensors = {name: tensor.astype(np.float16) for name, tensor in to_transformers(params, config).items()}
+    tensors = {
+        name: tensor.astype(np.float16) for name, tensor in to_transformers(params, config).items()
+    }
     # exp() of a rounded logarithm is off by percents.
     tensors["logit_scale"] = np.asarray(params["logit_scale"], np.float32)
-    (target / "model.safetensors").write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    (target / "model.safetensors").write_bytes(
+        safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    )
     preprocessing = {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,

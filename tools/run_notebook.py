@@ -28,7 +28,11 @@ def joined(outputs: list) -> list:
     """The outputs of a cell, where text that came in pieces is one piece."""
     result: list = []
     for output in outputs:
-        if result and output.output_type == result[-1].output_type == "stream" and output.name == result[-1].name:
+        if (
+            result
+            and output.output_type == result[-1].output_type == "stream"
+            and output.name == result[-1].name
+        ):
             result[-1].text += output.text
         else:
             result.append(output)

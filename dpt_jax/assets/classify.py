@@ -19,7 +19,11 @@ def load_image(file: str, size: int) -> np.ndarray:
     """The image as the classifier takes it, (size, size, 3) uint8: shorter side to `size`, then the centre square."""
     with Image.open(file) as opened:
         sixteen_bits = opened.mode.startswith("I")
-        image = opened.convert("I").point(lambda value: value / 257).convert("L") if sixteen_bits else opened.copy()
+        image = (
+            opened.convert("I").point(lambda value: value / 257).convert("L")
+            if sixteen_bits
+            else opened.copy()
+        )
     image = image.convert("RGB")
     width, height = image.size
     if width <= height:
@@ -38,7 +42,11 @@ def main(files: list[str]) -> None:
     images = np.stack([load_image(file, ABOUT["image_size"]) for file in files])
     for file, probabilities in zip(files, np.asarray(classify(images)), strict=True):
         best = np.argsort(-probabilities, kind="stable")[:3]
-        print(file, *(f"{ABOUT['classnames'][c]} {100 * probabilities[c]:.1f} %" for c in best), sep="  ")
+        print(
+            file,
+            *(f"{ABOUT['classnames'][c]} {100 * probabilities[c]:.1f} %" for c in best),
+            sep="  ",
+        )
 
 
 if __name__ == "__main__":

@@ -29,13 +29,17 @@ def read_tensors(file: epath.Path) -> Tensors:
         **dict.fromkeys((".bin", ".pt", ".pth"), lambda file: read_torch_file(file).tensors),
     }
     if file.suffix not in readers:
-        raise UserError(f"{file} is not a weight file: its name should end in {', '.join(readers)}.")
+        raise UserError(
+            f"{file} is not a weight file: its name should end in {', '.join(readers)}."
+        )
     try:
         return readers[file.suffix](file)
     except (UserError, MemoryError, ImportError):
         raise
     except Exception as reason:  # each format's library has its own types for a damaged file
-        raise UserError(f"{file} cannot be read ({reason}); it is damaged or not what its name says.") from reason
+        raise UserError(
+            f"{file} cannot be read ({reason}); it is damaged or not what its name says."
+        ) from reason
 
 
 def _read_safetensors(file: epath.Path) -> Tensors:
@@ -83,7 +87,9 @@ def read_torch_file(file: epath.Path | pathlib.Path) -> TorchFile:
             f"{file} is damaged, or holds more than tensors and is not read, since that could run code."
         ) from reason
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as reason:
-        raise UserError(f"{file} cannot be read ({reason}); it is damaged or not what its name says.") from reason
+        raise UserError(
+            f"{file} cannot be read ({reason}); it is damaged or not what its name says."
+        ) from reason
     epoch = state.get("epoch") if isinstance(state, dict) else None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
@@ -105,12 +111,18 @@ def _import_torch(file: str) -> Any:
     try:
         import torch
     except ImportError as reason:
-        raise UserError(f"{file} is a PyTorch file, which takes `pip install torch` (a CPU build will do).") from reason
+        raise UserError(
+            f"{file} is a PyTorch file, which takes `pip install torch` (a CPU build will do)."
+        ) from reason
     return torch
 
 
 def _to_numpy(tensor: Any, torch: Any) -> np.ndarray:
-    return tensor.detach().to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).numpy()
+    return (
+        tensor.detach()
+        .to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype)
+        .numpy()
+    )
 
 
 def _is_torchscript(data: bytes) -> bool:
@@ -132,14 +144,19 @@ def _read_torchscript(data: bytes, torch: Any) -> Tensors:
     each of the program's classes standing for an object without behaviour.
     """
     plain = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(plain, "w", zipfile.ZIP_STORED) as target:
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as source,
+        zipfile.ZipFile(plain, "w", zipfile.ZIP_STORED) as target,
+    ):
         for name in source.namelist():
             _, _, record = name.partition("/")
             if record in ("data.pkl", "version", "byteorder") or record.startswith("data/"):
                 target.writestr(f"archive/{record}", source.read(name))
     classes = [
         (type("Inert", (_Inert,), {}), name)
-        for name in torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(plain.getvalue()))
+        for name in torch.serialization.get_unsafe_globals_in_checkpoint(
+            io.BytesIO(plain.getvalue())
+        )
         if name.startswith("__torch__.")
     ]
     plain.seek(0)

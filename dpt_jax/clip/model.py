@@ -31,7 +31,9 @@ WEIGHTS = "weights"
 # What a block keeps for its backward pass besides its input, by the name of the choice.
 KEPT = {
     "none": jax.checkpoint_policies.save_anything_except_these_names(WEIGHTS),
-    "matmuls": jax.checkpoint_policies.save_only_these_names("query", "key", "value", "attended", "hidden"),
+    "matmuls": jax.checkpoint_policies.save_only_these_names(
+        "query", "key", "value", "attended", "hidden"
+    ),
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -150,11 +152,15 @@ class Block(nn.Module):
         norm_1, norm_2 = (LayerNorm(config.layer_norm_eps, name=f"ln_{i}") for i in (1, 2))
         heads = (config.heads, config.width // config.heads)
         to_query, to_key, to_value = (
-            nn.DenseGeneral(heads, dtype=self.dtype, name=name) for name in ("query", "key", "value")
+            nn.DenseGeneral(heads, dtype=self.dtype, name=name)
+            for name in ("query", "key", "value")
         )
 
         normed = norm_1(x)
-        keys, values = checkpoint_name(to_key(normed), "key"), checkpoint_name(to_value(normed), "value")
+        keys, values = (
+            checkpoint_name(to_key(normed), "key"),
+            checkpoint_name(to_value(normed), "value"),
+        )
         if query is not None:
             places = query[..., None]
             x, normed = (jnp.take_along_axis(t, places, axis=1) for t in (x, normed))
@@ -168,11 +174,17 @@ class Block(nn.Module):
                 mask = jnp.pad(mask, ((0, 0), (0, 0), (0, memory.shape[1])), constant_values=True)
         queries = checkpoint_name(to_query(normed), "query")
 
-        attended = jax.nn.dot_product_attention(queries, keys, values, mask=None if mask is None else mask[:, None])
+        attended = jax.nn.dot_product_attention(
+            queries, keys, values, mask=None if mask is None else mask[:, None]
+        )
         x = x + nn.DenseGeneral(config.width, axis=(-2, -1), dtype=self.dtype, name="out")(attended)
         x = checkpoint_name(x, "attended")
-        hidden = checkpoint_name(nn.Dense(config.mlp_width, dtype=self.dtype, name="mlp_in")(norm_2(x)), "hidden")
-        x = x + nn.Dense(config.width, dtype=self.dtype, name="mlp_out")(ACTIVATIONS[config.activation](hidden))
+        hidden = checkpoint_name(
+            nn.Dense(config.mlp_width, dtype=self.dtype, name="mlp_in")(norm_2(x)), "hidden"
+        )
+        x = x + nn.Dense(config.width, dtype=self.dtype, name="mlp_out")(
+            ACTIVATIONS[config.activation](hidden)
+        )
         return (x, attention_weights(queries, keys, mask)) if attention else x
 
 
@@ -202,7 +214,10 @@ class Transformer(nn.Module):
     def block(self, layer: int | Array) -> Callable[..., Array]:
         """The block of one layer (0-based), as a function with Block's arguments."""
         weights = jax.tree.map(
-            lambda w: checkpoint_name(jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), WEIGHTS), self.blocks
+            lambda w: checkpoint_name(
+                jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), WEIGHTS
+            ),
+            self.blocks,
         )
 
         def block(*args: Any, **kwargs: Any) -> Any:
@@ -247,7 +262,9 @@ class VisionTower(nn.Module):
         patch_values = 3 * config.patch_size**2
         self.patch_embedding = self.param("patch_embedding", normal, (patch_values, width))
         self.class_embedding = self.param("class_embedding", normal, (width,))
-        self.position_embedding = self.param("position_embedding", normal, (config.grid**2 + 1, width))
+        self.position_embedding = self.param(
+            "position_embedding", normal, (config.grid**2 + 1, width)
+        )
         self.ln_pre = LayerNorm(config.vision.layer_norm_eps)
         self.transformer = Transformer(config.vision, self.dtype, self.remat)
         self.ln_post = LayerNorm(config.vision.layer_norm_eps)
@@ -276,7 +293,9 @@ class VisionTower(nn.Module):
             start += prompt.layers
             made.append(output)
         if start < layers:
-            x, attention, _ = self._run(x, start, LayerPrompts(layers - start, lambda _, x: (None, None)))
+            x, attention, _ = self._run(
+                x, start, LayerPrompts(layers - start, lambda _, x: (None, None))
+            )
         features = self.ln_post(x[:, 0]) @ self.projection.astype(self.dtype)
         return Seen(features.astype(jnp.float32), attention, made)
 
@@ -298,10 +317,16 @@ class VisionTower(nn.Module):
             # Only the class token leaves the last block, so only its query is computed.
             memory, final = prompt.make(jax.tree.map(lambda a: a[-1], prompt.per_layer), x)
             first = jnp.zeros((1, 1), jnp.int32)
-            x, looked = self.transformer.block(start + scanned)(x, memory, query=first, attention=True)
+            x, looked = self.transformer.block(start + scanned)(
+                x, memory, query=first, attention=True
+            )
             attention = looked[:, :, 0]
             final = jax.tree.map(lambda a: a[None], final)
-            output = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), output, final) if scanned else final
+            output = (
+                jax.tree.map(lambda a, b: jnp.concatenate([a, b]), output, final)
+                if scanned
+                else final
+            )
         return x, attention, output
 
 
@@ -316,7 +341,9 @@ class TextTower(nn.Module):
         config, width = self.config, self.config.text.width
         normal = nn.initializers.normal(0.02)
         self.token_embedding = self.param("token_embedding", normal, (config.vocab_size, width))
-        self.position_embedding = self.param("position_embedding", normal, (config.context_length, width))
+        self.position_embedding = self.param(
+            "position_embedding", normal, (config.context_length, width)
+        )
         self.transformer = Transformer(config.text, self.dtype, self.remat)
         self.ln_final = LayerNorm(config.text.layer_norm_eps)
         self.projection = self.param("projection", normal, (width, config.embed_dim))
@@ -422,6 +449,10 @@ def normalize(features: Array) -> Array:
 
 def param_shapes(config: CLIPConfig) -> Any:
     """The tree of jax.ShapeDtypeStruct that CLIP(config) expects, without computing anything."""
-    layout = TextLayout(*(np.zeros(shape, np.int32) for shape in (*[(1,)] * 2, *[(1, 1)] * 5, (1,))))
+    layout = TextLayout(
+        *(np.zeros(shape, np.int32) for shape in (*[(1,)] * 2, *[(1, 1)] * 5, (1,)))
+    )
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    return jax.eval_shape(lambda key, x: CLIP(config).init(key, x, layout)["params"], jax.random.key(0), images)
+    return jax.eval_shape(
+        lambda key, x: CLIP(config).init(key, x, layout)["params"], jax.random.key(0), images
+    )

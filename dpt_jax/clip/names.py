@@ -18,7 +18,9 @@ from dpt_jax.clip.model import CLIPConfig, TransformerConfig
 from dpt_jax.errors import UserError
 
 
-def from_transformers(tensors: Tensors, config: CLIPConfig, file: epath.Path, spell: Callable[[str], str] = str) -> Any:
+def from_transformers(
+    tensors: Tensors, config: CLIPConfig, file: epath.Path, spell: Callable[[str], str] = str
+) -> Any:
     """The parameter tree, once every tensor is there, of the right shape, and none is left over.
 
     spell: what the file calls a tensor of transformers' CLIPModel, for the
@@ -37,7 +39,10 @@ def from_transformers(tensors: Tensors, config: CLIPConfig, file: epath.Path, sp
                 f"{file}: tensor {spell(name)} has shape {value.shape}, but the model's sizes ask for {entry.shape}; "
                 "the file and its config.json do not belong together."
             )
-        if not np.issubdtype(np.asarray(value).dtype, np.floating) and value.dtype.name != "bfloat16":
+        if (
+            not np.issubdtype(np.asarray(value).dtype, np.floating)
+            and value.dtype.name != "bfloat16"
+        ):
             raise UserError(f"{file}: tensor {spell(name)} is {value.dtype}, not floating point.")
         value = entry.forward(value.reshape(entry.shape))
         if entry.layer is None:
@@ -48,7 +53,9 @@ def from_transformers(tensors: Tensors, config: CLIPConfig, file: epath.Path, sp
         raise UserError(
             f"{file}: tensor {spell(min(left))} is not part of a CLIP ViT of these sizes ({len(left)} such)."
         )
-    flat = {path: np.stack(value) if isinstance(value, list) else value for path, value in flat.items()}
+    flat = {
+        path: np.stack(value) if isinstance(value, list) else value for path, value in flat.items()
+    }
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -80,13 +87,18 @@ _OPENAI_PARTS = (
     ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
     ("token_embedding.", "text_model.embeddings.token_embedding."),
 )
-_OPENAI_TRANSPOSED = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+_OPENAI_TRANSPOSED = {
+    "visual.proj": "visual_projection.weight",
+    "text_projection": "text_projection.weight",
+}
 
 
 def openai_to_transformers(tensors: Tensors, file: epath.Path) -> Tensors:
     """OpenAI's state dict under the names of transformers' CLIPModel."""
     if any(name.startswith("visual.layer1.") for name in tensors):
-        raise UserError(f"{file} is a CLIP with a ResNet image tower; only ViT image towers take prompts.")
+        raise UserError(
+            f"{file} is a CLIP with a ResNet image tower; only ViT image towers take prompts."
+        )
     renamed: Tensors = {}
     for name, value in tensors.items():
         if name in _OPENAI_TRANSPOSED:
@@ -155,10 +167,16 @@ def _table(config: CLIPConfig) -> Iterator[tuple[str, _Entry]]:
         ),
     )
     positions = (config.grid**2 + 1, width)
-    yield "vision_model.embeddings.position_embedding.weight", entry("vision/position_embedding", positions)
+    yield (
+        "vision_model.embeddings.position_embedding.weight",
+        entry("vision/position_embedding", positions),
+    )
     tokens, places = ((n, config.text.width) for n in (config.vocab_size, config.context_length))
     yield "text_model.embeddings.token_embedding.weight", entry("text/token_embedding", tokens)
-    yield "text_model.embeddings.position_embedding.weight", entry("text/position_embedding", places)
+    yield (
+        "text_model.embeddings.position_embedding.weight",
+        entry("text/position_embedding", places),
+    )
 
     # transformers' CLIP spells the first layer norm of the vision tower this way.
     norms = (
@@ -168,20 +186,32 @@ def _table(config: CLIPConfig) -> Iterator[tuple[str, _Entry]]:
     )
     for tower, theirs, ours in norms:
         for kind, name in (("weight", "scale"), ("bias", "bias")):
-            yield f"{tower}_model.{theirs}.{kind}", entry(f"{tower}/{ours}/{name}", (getattr(config, tower).width,))
+            yield (
+                f"{tower}_model.{theirs}.{kind}",
+                entry(f"{tower}/{ours}/{name}", (getattr(config, tower).width,)),
+            )
 
     for tower in ("vision", "text"):
         sizes: TransformerConfig = getattr(config, tower)
         for layer in range(sizes.layers):
             for theirs, leaf in _block_table(sizes):
                 path = f"{tower}/transformer/blocks/{leaf.path}"
-                yield f"{tower}_model.encoder.layers.{layer}.{theirs}", leaf._replace(path=path, layer=layer)
+                yield (
+                    f"{tower}_model.encoder.layers.{layer}.{theirs}",
+                    leaf._replace(path=path, layer=layer),
+                )
 
 
 def _block_table(sizes: TransformerConfig) -> Iterator[tuple[str, _Entry]]:
     width, mlp, heads = sizes.width, sizes.mlp_width, (sizes.heads, sizes.width // sizes.heads)
 
-    def linear(theirs: str, ours: str, shape: tuple[int, int], split_in: bool = False, split_out: bool = False) -> Any:
+    def linear(
+        theirs: str,
+        ours: str,
+        shape: tuple[int, int],
+        split_in: bool = False,
+        split_out: bool = False,
+    ) -> Any:
         inside = heads if split_in else (shape[1],)
         outside = heads if split_out else (shape[0],)
         flat_in_out = (shape[1], shape[0])
@@ -195,7 +225,9 @@ def _block_table(sizes: TransformerConfig) -> Iterator[tuple[str, _Entry]]:
                 lambda x: x.reshape(flat_in_out).T,
             ),
         )
-        bias = _Entry(f"{ours}/bias", None, shape[:1], lambda x: x.reshape(outside), lambda x: x.reshape(-1))
+        bias = _Entry(
+            f"{ours}/bias", None, shape[:1], lambda x: x.reshape(outside), lambda x: x.reshape(-1)
+        )
         yield f"{theirs}.bias", bias
 
     for letter, name in (("q", "query"), ("k", "key"), ("v", "value")):
@@ -205,4 +237,7 @@ def _block_table(sizes: TransformerConfig) -> Iterator[tuple[str, _Entry]]:
     yield from linear("mlp.fc2", "mlp_out", (width, mlp))
     for i in (1, 2):
         for kind, name in (("weight", "scale"), ("bias", "bias")):
-            yield f"layer_norm{i}.{kind}", _Entry(f"ln_{i}/{name}", None, (width,), lambda x: x, lambda x: x)
+            yield (
+                f"layer_norm{i}.{kind}",
+                _Entry(f"ln_{i}/{name}", None, (width,), lambda x: x, lambda x: x),
+            )

@@ -48,7 +48,9 @@ class Pretrained(NamedTuple):
 
 
 def load_clip(
-    weights: str, dtype: Any = np.float32, accept: Callable[[CLIPConfig], object] = lambda config: None
+    weights: str,
+    dtype: Any = np.float32,
+    accept: Callable[[CLIPConfig], object] = lambda config: None,
 ) -> Pretrained:
     """Loads a CLIP ViT.
 
@@ -81,7 +83,9 @@ def load_clip(
     elif config_file.exists():
         config = _config_from_file(config_file)
     else:
-        raise UserError(f"{config_file} is missing: it holds the sizes of the model in {file.name}; put it beside it.")
+        raise UserError(
+            f"{config_file} is missing: it holds the sizes of the model in {file.name}; put it beside it."
+        )
     accept(config)
     params = from_transformers(tensors, config, file, spell)
     _check_finite(params, file)
@@ -138,7 +142,9 @@ def _cast(params: Any, dtype: Any) -> Any:
     since exp() of a rounded logarithm is off by percents."""
     kept = re.compile(r"(.*/ln_\w+/\w+|logit_scale)$")
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    cast = {name: np.asarray(x, np.float32 if kept.match(name) else dtype) for name, x in flat.items()}
+    cast = {
+        name: np.asarray(x, np.float32 if kept.match(name) else dtype) for name, x in flat.items()
+    }
     return flax.traverse_util.unflatten_dict(cast, sep="/")
 
 
@@ -152,9 +158,13 @@ def _locate(weights: str) -> epath.Path:
     path = epath.Path(weights)
     if _exists(path):
         return path
-    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", weights) and not weights.endswith((".pt", ".bin", ".safetensors"))
+    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", weights) and not weights.endswith(
+        (".pt", ".bin", ".safetensors")
+    )
     if not looks_like_id or weights.startswith("."):
-        raise UserError(f"clip.weights: {weights} is no file or directory here, and not an id on the Hugging Face hub.")
+        raise UserError(
+            f"clip.weights: {weights} is no file or directory here, and not an id on the Hugging Face hub."
+        )
     return epath.Path(_from_hub(weights))
 
 
@@ -173,7 +183,9 @@ def _from_hub(repo_id: str) -> str:
     try:
         there = huggingface_hub.HfApi().list_repo_files(repo_id)
         weight = next((name for name in WEIGHT_FILES if name in there), None)
-        return huggingface_hub.snapshot_download(repo_id, allow_patterns=[*small, *([weight] if weight else [])])
+        return huggingface_hub.snapshot_download(
+            repo_id, allow_patterns=[*small, *([weight] if weight else [])]
+        )
     except Exception as reason:  # no network, no such repository, a proxy's answer: many types
         try:
             return huggingface_hub.snapshot_download(repo_id, local_files_only=True)
@@ -203,14 +215,18 @@ def _read_orbax(directory: epath.Path, config: CLIPConfig) -> Any:
             wanted = jax.tree.map(lambda s: np.empty(s.shape, s.dtype), there)
             return jax.tree.map(np.asarray, checkpointer.restore(directory, wanted))
         except (OSError, ValueError, KeyError) as reason:
-            raise UserError(f"{directory} is not a readable Orbax checkpoint of a CLIP ({reason}).") from reason
+            raise UserError(
+                f"{directory} is not a readable Orbax checkpoint of a CLIP ({reason})."
+            ) from reason
 
 
 def _check_finite(params: Any, file: epath.Path) -> None:
     """Raises UserError naming a parameter that has NaN or infinity in it."""
     for name, value in flax.traverse_util.flatten_dict(params, sep=".").items():
         if not np.isfinite(np.asarray(value, np.float32)).all():
-            raise UserError(f"{file}: {name} has values that are not finite: the file is damaged; get it again.")
+            raise UserError(
+                f"{file}: {name} has values that are not finite: the file is damaged; get it again."
+            )
 
 
 def _check_same_tree(there: Any, wanted: Any, directory: epath.Path) -> None:
@@ -233,14 +249,18 @@ def _config_from_file(file: epath.Path) -> CLIPConfig:
         raise UserError(f"{file} is not valid JSON ({reason}).") from reason
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind != "clip":
-        raise UserError(f"{file} describes a model of type {kind!r}; only CLIP with a ViT image tower is supported.")
+        raise UserError(
+            f"{file} describes a model of type {kind!r}; only CLIP with a ViT image tower is supported."
+        )
 
     def tower(part: str) -> dict[str, Any]:
         # Older files have a second copy of the part, which transformers lets win.
         own = raw.get(part) if raw.get(f"{part}_dict") is None else raw[f"{part}_dict"]
         sizes = {**DEFAULTS[part], **(own or {})}
         if sizes["hidden_act"] not in ACTIVATIONS:
-            raise UserError(f"{file}: activation {sizes['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}.")
+            raise UserError(
+                f"{file}: activation {sizes['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}."
+            )
         return sizes
 
     def transformer(sizes: dict[str, Any]) -> TransformerConfig:
@@ -270,13 +290,21 @@ def _config_from_shapes(tensors: Tensors, file: epath.Path) -> CLIPConfig:
 
     def shape(name: str, axes: int = 2) -> tuple[int, ...]:
         if name not in tensors:
-            raise UserError(f"{file}: tensor {openai_name(name)} is missing; the file is incomplete or not a CLIP ViT.")
+            raise UserError(
+                f"{file}: tensor {openai_name(name)} is missing; the file is incomplete or not a CLIP ViT."
+            )
         if tensors[name].ndim != axes:
-            raise UserError(f"{file}: tensor {openai_name(name)} has {tensors[name].ndim} axes instead of {axes}.")
+            raise UserError(
+                f"{file}: tensor {openai_name(name)} has {tensors[name].ndim} axes instead of {axes}."
+            )
         return tensors[name].shape
 
     def tower(name: str, width: int) -> TransformerConfig:
-        layers = {int(m[1]) for key in tensors if (m := re.match(rf"{name}_model\.encoder\.layers\.(\d+)\.", key))}
+        layers = {
+            int(m[1])
+            for key in tensors
+            if (m := re.match(rf"{name}_model\.encoder\.layers\.(\d+)\.", key))
+        }
         mlp = shape(f"{name}_model.encoder.layers.0.mlp.fc1.weight")[0]
         return TransformerConfig(width, max(layers) + 1, width // 64, mlp)
 

@@ -58,7 +58,9 @@ def load_tokenizer(directory: epath.Path) -> Tokenizer:
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder)
         except Exception as reason:  # the tokenizers library raises a bare Exception
-            raise UserError(f"{directory}: {' and '.join(files)} are no CLIP vocabulary ({reason}).") from reason
+            raise UserError(
+                f"{directory}: {' and '.join(files)} are no CLIP vocabulary ({reason})."
+            ) from reason
     start, end = (tokenizer.convert_tokens_to_ids(t) for t in (START, END))
     return Tokenizer(tokenizer, start, end, files)
 
@@ -87,7 +89,16 @@ def openai_vocabulary(merge_count: int = 48894) -> tuple[dict[str, int], list[st
     source = importlib.resources.files("dpt_jax") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")
     merges = lines[1 : 1 + merge_count]
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    visible = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     symbols = [chr(b) for b in visible] + [chr(256 + i) for i in range(256 - len(visible))]
-    tokens = symbols + [s + "</w>" for s in symbols] + ["".join(m.split()) for m in merges] + [START, END]
+    tokens = (
+        symbols
+        + [s + "</w>" for s in symbols]
+        + ["".join(m.split()) for m in merges]
+        + [START, END]
+    )
     return {token: i for i, token in enumerate(tokens)}, merges

@@ -124,13 +124,25 @@ CATALOGUE: dict[str, Benchmark] = {
         trainable=False,
     ),
     "imagenet_sketch": Benchmark(
-        PLAIN, "imagenet-sketch", "images", tfds=TfdsUse("imagenet_sketch", test="test"), trainable=False
+        PLAIN,
+        "imagenet-sketch",
+        "images",
+        tfds=TfdsUse("imagenet_sketch", test="test"),
+        trainable=False,
     ),
     "imagenet_a": Benchmark(
-        PLAIN, "imagenet-adversarial", "imagenet-a", tfds=TfdsUse("imagenet_a", test="test"), trainable=False
+        PLAIN,
+        "imagenet-adversarial",
+        "imagenet-a",
+        tfds=TfdsUse("imagenet_a", test="test"),
+        trainable=False,
     ),
     "imagenet_r": Benchmark(
-        PLAIN, "imagenet-rendition", "imagenet-r", tfds=TfdsUse("imagenet_r", test="test"), trainable=False
+        PLAIN,
+        "imagenet-rendition",
+        "imagenet-r",
+        tfds=TfdsUse("imagenet_r", test="test"),
+        trainable=False,
     ),
 }
 

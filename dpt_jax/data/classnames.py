@@ -9,7 +9,12 @@ import re
 from collections.abc import Sequence
 
 CALTECH101_IGNORED = ("BACKGROUND_Google", "Faces_easy")
-CALTECH101_RENAMED = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
+CALTECH101_RENAMED = {
+    "airplanes": "airplane",
+    "Faces": "face",
+    "Leopards": "leopard",
+    "Motorbikes": "motorbike",
+}
 
 # TFDS has all names in lower case, which hides that the published order puts upper-case letters first.
 CALTECH101_FOLDERS = {name.lower(): name for name in (*CALTECH101_IGNORED, *CALTECH101_RENAMED)}
@@ -56,8 +61,13 @@ def from_tfds(dataset: str, labels: Sequence[str]) -> dict[str, str]:
         return dict(zip(labels, imagenet(), strict=True))
     if dataset == "caltech101":
         folders = {label: CALTECH101_FOLDERS.get(label, label) for label in labels}
-        kept = sorted((label for label in labels if folders[label] not in CALTECH101_IGNORED), key=folders.__getitem__)
-        return {label: CALTECH101_RENAMED.get(folders[label], label).replace("_", " ") for label in kept}
+        kept = sorted(
+            (label for label in labels if folders[label] not in CALTECH101_IGNORED),
+            key=folders.__getitem__,
+        )
+        return {
+            label: CALTECH101_RENAMED.get(folders[label], label).replace("_", " ") for label in kept
+        }
     if dataset == "food101":
         labels = sorted(labels)
     name = {

@@ -18,9 +18,11 @@ from dpt_jax.data.catalogue import CATALOGUE, Benchmark
 from dpt_jax.data.folder import image_names
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.errors import UserError
-from dpt_jax.metrics import say
+from dpt_jax.runtime.console import say
 
-LAYOUT = "see CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) for where to get it and how to lay it out"
+LAYOUT = (
+    "see CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) for where to get it and how to lay it out"
+)
 # A split made here must not depend on the run's seed, or the seeds would be tested on different images.
 SPLIT_SEED = 1
 
@@ -57,7 +59,9 @@ def read_coop(name: str, root: pathlib.Path, skip_missing: bool = False) -> Spli
     if not skip_missing:
         _check_files(images, [*lists.train, *lists.test])
     prefix = images.relative_to(root).as_posix()
-    train, val, test = ([Example(f"{prefix}/{r.path}", r.label) for r in records] for records in lists)
+    train, val, test = (
+        [Example(f"{prefix}/{r.path}", r.label) for r in records] for records in lists
+    )
     return Splits(Files(root), _class_names(lists, directory), train, val, test)
 
 
@@ -70,15 +74,21 @@ def _lists(name: str, benchmark: Benchmark, directory: pathlib.Path, images: pat
     try:
         lists = RAW[name](directory, images)
     except UserError as reason:
-        raise UserError(f"{file} is not there, and no split can be made without it: {reason}") from reason
-    say(f"{file} is not there: going by a split made by the same rule, so not on the published images.")
+        raise UserError(
+            f"{file} is not there, and no split can be made without it: {reason}"
+        ) from reason
+    say(
+        f"{file} is not there: going by a split made by the same rule, so not on the published images."
+    )
     return lists
 
 
 def _read_split(file: pathlib.Path) -> Lists:
     try:
         content = json.loads(file.read_text())
-        lists = Lists(*([Record(str(p), int(c), str(n)) for p, c, n in content[s]] for s in Lists._fields))
+        lists = Lists(
+            *([Record(str(p), int(c), str(n)) for p, c, n in content[s]] for s in Lists._fields)
+        )
     except (ValueError, KeyError, TypeError) as reason:
         raise UserError(
             f"{file} is not a split: it should be JSON with train, val and test lists of [path, label, class name] "
@@ -87,7 +97,9 @@ def _read_split(file: pathlib.Path) -> Lists:
     for record in [r for records in lists for r in records]:
         path = pathlib.PurePosixPath(record.path)
         if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{file} names {record.path!r}, which is outside the dataset; download the split again.")
+            raise UserError(
+                f"{file} names {record.path!r}, which is outside the dataset; download the split again."
+            )
     return lists
 
 
@@ -100,7 +112,9 @@ def _class_names(lists: Lists, directory: pathlib.Path) -> tuple[str, ...]:
     for label in range(min(0, *named), max(named) + 1):
         if label not in name_of or label < 0:
             name, split = named.get(label, f"number {label}"), "training" if lists.train else "test"
-            raise UserError(f"{directory}: class {name!r} has no {split} images; repair the split or the folder.")
+            raise UserError(
+                f"{directory}: class {name!r} has no {split} images; repair the split or the folder."
+            )
     return tuple(name_of[label].replace("_", " ") for label in range(len(name_of)))
 
 
@@ -111,11 +125,17 @@ def _check_files(images: pathlib.Path, records: Sequence[Record]) -> None:
     for record in records:
         folder, _, name = record.path.rpartition("/")
         if folder not in there:
-            there[folder] = set(os.listdir(images / folder)) if (images / folder).is_dir() else set()
+            there[folder] = (
+                set(os.listdir(images / folder)) if (images / folder).is_dir() else set()
+            )
         if name not in there[folder]:
             missing.append(images / record.path)
     if missing:
-        others = f", nor are {len(missing) - 1} more images that the dataset's lists name" if len(missing) > 1 else ""
+        others = (
+            f", nor are {len(missing) - 1} more images that the dataset's lists name"
+            if len(missing) > 1
+            else ""
+        )
         raise UserError(
             f"{missing[0]} is not there{others}: complete the download, or leave missing images out with "
             "--config.dataset.on_error=skip."
@@ -134,7 +154,9 @@ def _fields(file: pathlib.Path, count: int) -> list[list[str]]:
     rows = [line.split(maxsplit=count - 1) for line in _lines(file)]
     for number, row in enumerate(rows, 1):
         if len(row) != count:
-            raise UserError(f"{file}, line {number}: {' '.join(row)!r} should have {count} fields; download it again.")
+            raise UserError(
+                f"{file}, line {number}: {' '.join(row)!r} should have {count} fields; download it again."
+            )
     return rows
 
 
@@ -156,7 +178,9 @@ def _known(label: Any, table: Any, file: pathlib.Path) -> Any:
     try:
         return table[label]
     except (KeyError, IndexError) as reason:
-        raise UserError(f"{file} names the class {label!r}, which the list of classes does not have.") from reason
+        raise UserError(
+            f"{file} names the class {label!r}, which the list of classes does not have."
+        ) from reason
 
 
 def _by_label(records: Iterable[Record]) -> dict[int, list[Record]]:
@@ -199,7 +223,9 @@ def split_train(records: Iterable[Record], test: list[Record]) -> Lists:
     return lists
 
 
-def _class_folders(images: pathlib.Path, folders: Sequence[str], classnames: Sequence[str]) -> list[Record]:
+def _class_folders(
+    images: pathlib.Path, folders: Sequence[str], classnames: Sequence[str]
+) -> list[Record]:
     return [
         Record(f"{folder}/{file}", label, classname)
         for label, (folder, classname) in enumerate(zip(folders, classnames, strict=True))
@@ -218,7 +244,9 @@ def _folders(directory: pathlib.Path, ignored: Iterable[str] = ()) -> list[str]:
 
 def _caltech101(directory: pathlib.Path, images: pathlib.Path) -> Lists:
     folders = _folders(images, ignored=names.CALTECH101_IGNORED)
-    return split_all(_class_folders(images, folders, [names.CALTECH101_RENAMED.get(f, f) for f in folders]))
+    return split_all(
+        _class_folders(images, folders, [names.CALTECH101_RENAMED.get(f, f) for f in folders])
+    )
 
 
 def _eurosat(directory: pathlib.Path, images: pathlib.Path) -> Lists:
@@ -239,7 +267,11 @@ def _oxford_flowers(directory: pathlib.Path, images: pathlib.Path) -> Lists:
         raise UserError(f"{file} is not valid JSON ({reason}); download it again.") from reason
     labels = _matlab(directory / "imagelabels.mat", "labels")
     return split_all(
-        Record(f"image_{i:05d}.jpg", int(label) - 1, _known(str(int(label)), name_of, directory / "imagelabels.mat"))
+        Record(
+            f"image_{i:05d}.jpg",
+            int(label) - 1,
+            _known(str(int(label)), name_of, directory / "imagelabels.mat"),
+        )
         for i, label in enumerate(labels, 1)
     )
 
@@ -248,19 +280,27 @@ def _oxford_pets(directory: pathlib.Path, images: pathlib.Path) -> Lists:
     def read(split: str) -> list[Record]:
         # "Abyssinian_100 1 1 1": image, class, species, breed within the species.
         rows = _fields(directory / "annotations" / f"{split}.txt", 4)
-        return [Record(f"{image}.jpg", int(label) - 1, image.rpartition("_")[0].lower()) for image, label, _, _ in rows]
+        return [
+            Record(f"{image}.jpg", int(label) - 1, image.rpartition("_")[0].lower())
+            for image, label, _, _ in rows
+        ]
 
     return split_train(read("trainval"), read("test"))
 
 
 def _stanford_cars(directory: pathlib.Path, images: pathlib.Path) -> Lists:
-    classes = [names.cars(str(c[0])) for c in _matlab(directory / "devkit" / "cars_meta.mat", "class_names")]
+    classes = [
+        names.cars(str(c[0]))
+        for c in _matlab(directory / "devkit" / "cars_meta.mat", "class_names")
+    ]
 
     def read(folder: str, file: pathlib.Path) -> list[Record]:
         records = []
         for row in _matlab(file, "annotations"):
             label = int(row["class"].item()) - 1
-            records.append(Record(f"{folder}/{row['fname'].item()}", label, _known(label, classes, file)))
+            records.append(
+                Record(f"{folder}/{row['fname'].item()}", label, _known(label, classes, file))
+            )
         return records
 
     trainval = read("cars_train", directory / "devkit" / "cars_train_annos.mat")
@@ -304,7 +344,10 @@ def _fgvc_aircraft(directory: pathlib.Path, images: pathlib.Path) -> Lists:
 
     def read(split: str) -> list[Record]:
         file = directory / f"images_variant_{split}.txt"
-        return [Record(f"{image}.jpg", _known(name, labels, file), name) for image, name in _fields(file, 2)]
+        return [
+            Record(f"{image}.jpg", _known(name, labels, file), name)
+            for image, name in _fields(file, 2)
+        ]
 
     return Lists(read("train"), read("val"), read("test"))
 
@@ -314,7 +357,9 @@ def _imagenet_names(directory: pathlib.Path) -> dict[str, str]:
     return {folder: name for folder, name in _fields(directory / "classnames.txt", 2)}
 
 
-def _wordnet_folders(directory: pathlib.Path, images: pathlib.Path, folders: Sequence[str]) -> list[Record]:
+def _wordnet_folders(
+    directory: pathlib.Path, images: pathlib.Path, folders: Sequence[str]
+) -> list[Record]:
     name_of = _imagenet_names(directory)
     return _class_folders(images, folders, [_known(f, name_of, images) for f in folders])
 
@@ -340,7 +385,9 @@ def _wordnet_test(directory: pathlib.Path, images: pathlib.Path) -> Lists:
 def _imagenetv2(directory: pathlib.Path, images: pathlib.Path) -> Lists:
     """Folders named by class numbers, 0 to 999."""
     classes = list(_imagenet_names(directory).values())
-    return Lists([], [], _class_folders(images, [str(label) for label in range(len(classes))], classes))
+    return Lists(
+        [], [], _class_folders(images, [str(label) for label in range(len(classes))], classes)
+    )
 
 
 RAW: dict[str, Callable[[pathlib.Path, pathlib.Path], Lists]] = {

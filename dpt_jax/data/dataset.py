@@ -13,7 +13,7 @@ from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Example, Reader, Splits
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
-from dpt_jax.metrics import say
+from dpt_jax.runtime.console import say
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 
@@ -38,12 +38,16 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
     train, _ = sampling.few_shot(whole.train, whole.val, config.shots, seed)
     most = max(collections.Counter(example.label for example in whole.train).values(), default=0)
     if config.shots > most > 0:
-        say(f"dataset.shots is {config.shots}, but no class has more than {most} training images: all are taken.")
+        say(
+            f"dataset.shots is {config.shots}, but no class has more than {most} training images: all are taken."
+        )
     if config.classes == "all":
         return Dataset(whole.read, whole.classnames, train, whole.test)
     labels = list(sampling.half_of_classes(len(whole.classnames), config.classes))
     if not labels:
-        raise UserError(f"{config.name} has one class, so there is no {config.classes!r} half of its classes.")
+        raise UserError(
+            f"{config.name} has one class, so there is no {config.classes!r} half of its classes."
+        )
     first = labels[0]
     return Dataset(
         read=whole.read,

@@ -26,7 +26,9 @@ class _Load:
     size: int
     skip_unreadable: bool
 
-    def __call__(self, numbered: tuple[int, Example], generator: np.random.Generator | None = None) -> Batch:
+    def __call__(
+        self, numbered: tuple[int, Example], generator: np.random.Generator | None = None
+    ) -> Batch:
         index, example = numbered
         weight = 1.0
         try:
@@ -39,7 +41,11 @@ class _Load:
                 ) from reason
             # Batches keep their size and order, so that a run can be resumed; the row counts for nothing.
             image, weight = Image.new("RGB", (self.size, self.size)), 0.0
-        pixels = test_transform(image, self.size) if generator is None else train_transform(image, self.size, generator)
+        pixels = (
+            test_transform(image, self.size)
+            if generator is None
+            else train_transform(image, self.size, generator)
+        )
         return {
             "image": pixels,
             "label": np.int32(example.label),
@@ -76,7 +82,9 @@ def train_batches(
     """
     rows = min(batch_size, len(examples))
     if rows % hosts and rows == batch_size:
-        raise UserError(f"train.batch_size is {batch_size}: it must be a multiple of the {hosts} hosts.")
+        raise UserError(
+            f"train.batch_size is {batch_size}: it must be a multiple of the {hosts} hosts."
+        )
     if rows < hosts:
         raise UserError(f"{len(examples)} training images cannot be shared by {hosts} hosts.")
     load = _Load(read, size, skip_unreadable)
@@ -106,7 +114,9 @@ def test_batches(
 def _read(data: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
     if workers:
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _leave_ctrl_c_to_the_run)
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), _leave_ctrl_c_to_the_run
+        )
     return iter(batches)
 
 

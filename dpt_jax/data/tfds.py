@@ -24,7 +24,7 @@ from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.coop import Lists, Record, split_all
 from dpt_jax.data.records import Example, Splits, read_image
 from dpt_jax.errors import UserError
-from dpt_jax.metrics import Progress, say
+from dpt_jax.runtime.console import Progress, say
 
 # These have the labels of all of ImageNet, but images of two hundred of its classes.
 IMAGENET_SUBSETS = ("imagenet_a", "imagenet_r")
@@ -71,13 +71,19 @@ def read_tfds(name: str, root: str) -> Splits:
     classname_of = names.from_tfds(name, label_names)
     if name in IMAGENET_SUBSETS:
         present = {label_names[label] for label in labels[use.test]}
-        classname_of = {label: classname for label, classname in classname_of.items() if label in present}
+        classname_of = {
+            label: classname for label, classname in classname_of.items() if label in present
+        }
     order = {label_names.index(label): i for i, label in enumerate(classname_of)}
     classnames = tuple(classname_of.values())
 
     def records(split: str) -> list[Record]:
         numbered = enumerate(labels[split].tolist()) if split else ()
-        return [Record(f"{split}/{i}", order[x], classnames[order[x]]) for i, x in numbered if x in order]
+        return [
+            Record(f"{split}/{i}", order[x], classnames[order[x]])
+            for i, x in numbered
+            if x in order
+        ]
 
     if use.test:
         lists = Lists(records(use.train), records(use.val), records(use.test))
@@ -85,7 +91,9 @@ def read_tfds(name: str, root: str) -> Splits:
         lists = split_all(records(use.train))
     # Images and frames are stored as bytes, which Text hands over undecoded: they are left to PIL.
     encoded = tfds.features.Text()
-    parse = {"video": tfds.features.Sequence(encoded)} if "video" in features else {"image": encoded}
+    parse = (
+        {"video": tfds.features.Sequence(encoded)} if "video" in features else {"image": encoded}
+    )
     train, val, test = ([Example(r.path, r.label) for r in part] for part in lists)
     read = Records(str(builder.data_dir), sources, tfds.features.FeaturesDict(parse))
     return Splits(read, classnames, train, val, test)
@@ -95,7 +103,9 @@ def _prepared(name: str, root: str) -> Any:
     """The builder, its data downloaded and written if they were not yet."""
     if name.startswith("ucf101"):
         _need_tensorflow(name)  # also to read: TFDS asks it for the type of a video's pixels
-        importlib.import_module("tensorflow").config.set_visible_devices([], "GPU")  # they are JAX's
+        importlib.import_module("tensorflow").config.set_visible_devices(
+            [], "GPU"
+        )  # they are JAX's
     try:
         builder = _builder(name, root)
         if builder.is_prepared():
@@ -108,7 +118,9 @@ def _prepared(name: str, root: str) -> Any:
         return _builder(name, root)
     except UserError:
         raise
-    except Exception as reason:  # no network, no manual download, a moved page, a full disk: many types
+    except (
+        Exception
+    ) as reason:  # no network, no manual download, a moved page, a full disk: many types
         first_line = str(reason).strip().split("\n")[0][:200]
         raise UserError(
             f"tensorflow-datasets cannot prepare {name} in {root or '~/tensorflow_datasets'} "
@@ -127,20 +139,26 @@ def _builder(name: str, root: str) -> Any:
     import tensorflow_datasets as tfds
 
     if name.startswith("ucf101"):
-        importlib.import_module("tensorflow_datasets.video.ucf101")  # TFDS does not find videos by name
+        importlib.import_module(
+            "tensorflow_datasets.video.ucf101"
+        )  # TFDS does not find videos by name
     return tfds.builder(name, data_dir=root or None)
 
 
 def _need_tensorflow(name: str) -> None:
     if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(f"tensorflow-datasets needs tensorflow for {name}: `pip install tensorflow`.")
+        raise UserError(
+            f"tensorflow-datasets needs tensorflow for {name}: `pip install tensorflow`."
+        )
 
 
 def _records(builder: Any, split: str) -> Sequence[bytes]:
     import tensorflow_datasets as tfds
 
     try:
-        return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        return builder.as_data_source(
+            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
     except NotImplementedError as reason:
         raise UserError(
             f"{builder.data_dir} is prepared as {builder.info.file_format.value} files, which cannot be read by "
@@ -148,7 +166,9 @@ def _records(builder: Any, split: str) -> Sequence[bytes]:
         ) from reason
     except ValueError as reason:
         there = ", ".join(builder.info.splits)
-        raise UserError(f"{builder.data_dir} has no split {split!r}, only {there}: prepare it again.") from reason
+        raise UserError(
+            f"{builder.data_dir} has no split {split!r}, only {there}: prepare it again."
+        ) from reason
 
 
 def _labels(builder: Any, split: str, records: Sequence[bytes]) -> np.ndarray:

@@ -28,13 +28,17 @@ def test_transform(image: Image.Image, size: int) -> np.ndarray:
 
 def train_transform(image: Image.Image, size: int, generator: np.random.Generator) -> np.ndarray:
     """A random part of the image at `size` pixels, half the time mirrored: (size, size, 3) uint8."""
-    image = image.crop(random_box(*image.size, generator)).resize((size, size), Image.Resampling.BICUBIC)
+    image = image.crop(random_box(*image.size, generator)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     if generator.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image)
 
 
-def random_box(width: int, height: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
+def random_box(
+    width: int, height: int, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of a part with 8 to 100 % of the area and a side ratio of 3/4 to 4/3.
 
     Ratios are drawn evenly in their logarithm. Where ten draws do not fit the

@@ -27,13 +27,17 @@ class Made(NamedTuple):
 def torch_uniform(fan_in: int) -> Any:
     """U(±1/√fan_in), what PyTorch starts the weight and bias of a linear layer with."""
     bound = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -bound, bound
+    )
 
 
 def linear(features: int, fan_in: int, name: str, dtype: Any, bias: bool = False) -> nn.Dense:
     """A linear layer that starts as PyTorch's does."""
     init = torch_uniform(fan_in)
-    return nn.Dense(features, use_bias=bias, kernel_init=init, bias_init=init, dtype=dtype, name=name)
+    return nn.Dense(
+        features, use_bias=bias, kernel_init=init, bias_init=init, dtype=dtype, name=name
+    )
 
 
 class ClassAwarePrompt(nn.Module):
@@ -56,12 +60,16 @@ class ClassAwarePrompt(nn.Module):
         shared = jnp.broadcast_to(tokens.astype(self.dtype), (x.shape[0], *tokens.shape))
         m = jnp.concatenate([jax.lax.stop_gradient(x), shared], axis=1)
 
-        c = linear(width, embed, "class_projection", self.dtype, bias=True)(text_features.astype(self.dtype))
+        c = linear(width, embed, "class_projection", self.dtype, bias=True)(
+            text_features.astype(self.dtype)
+        )
         query = linear(ATTENTION_WIDTH, width, "query", self.dtype)(c)
         key = linear(ATTENTION_WIDTH, width, "key", self.dtype)(m)
         scores = jnp.einsum("bka,bta->bkt", query, key, preferred_element_type=jnp.float32)
         a = jax.nn.softmax(scores * ATTENTION_WIDTH**-0.5)
         o = linear(width, width, "value", self.dtype)(a.astype(self.dtype) @ m)
 
-        auxiliary = linear(self.classes, width, "classifier", self.dtype)(LayerNorm(name="ln_classifier")(o))
+        auxiliary = linear(self.classes, width, "classifier", self.dtype)(
+            LayerNorm(name="ln_classifier")(o)
+        )
         return LayerNorm(name="ln_prompt")(o + c), Made(auxiliary.astype(jnp.float32), a)

@@ -48,7 +48,9 @@ def context_from_words(words: str, token_embedding: Any, tokenizer: Tokenizer) -
     for word in words.replace("_", " ").split():
         tokens = tokenizer.encode(word)
         if len(tokens) != 1:
-            raise UserError(f"text_prompt.init: {word!r} is {len(tokens)} tokens; use words that are one token each.")
+            raise UserError(
+                f"text_prompt.init: {word!r} is {len(tokens)} tokens; use words that are one token each."
+            )
         ids += tokens
     return np.asarray(token_embedding, np.float32)[ids]
 
@@ -80,7 +82,9 @@ def prompt_layout(
     Raises UserError for an unknown position or a text over context_length.
     """
     if position not in POSITIONS:
-        raise UserError(f"text_prompt.class_position: {position!r} is not one of {', '.join(POSITIONS)}.")
+        raise UserError(
+            f"text_prompt.class_position: {position!r} is not one of {', '.join(POSITIONS)}."
+        )
     before = {"end": length, "middle": length // 2, "front": 0}[position]
     rows = []
     for c, name in enumerate(classnames):
@@ -95,9 +99,14 @@ def prompt_layout(
     return _layout(rows, classnames, context_length)
 
 
-def plain_layout(texts: Sequence[str], tokenizer: Tokenizer, context_length: int = 77) -> TextLayout:
+def plain_layout(
+    texts: Sequence[str], tokenizer: Tokenizer, context_length: int = 77
+) -> TextLayout:
     """Ordinary texts, without context.  Raises UserError for one over context_length."""
-    rows = [[(t, -1) for t in (tokenizer.start, *tokenizer.encode(text), tokenizer.end)] for text in texts]
+    rows = [
+        [(t, -1) for t in (tokenizer.start, *tokenizer.encode(text), tokenizer.end)]
+        for text in texts
+    ]
     return _layout(rows, texts, context_length)
 
 

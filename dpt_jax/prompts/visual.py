@@ -13,4 +13,6 @@ class VisualPrompt(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        return self.param("tokens", nn.initializers.normal(0.02), (self.layers, self.length, self.width))
+        return self.param(
+            "tokens", nn.initializers.normal(0.02), (self.layers, self.length, self.width)
+        )

@@ -1,0 +1,249 @@
+"""What training and evaluation both start from: data, backbone, model, class texts."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dpt_jax.clip.model import CLIPConfig, TextLayout
+from dpt_jax.clip.pretrained import Pretrained, load_clip
+from dpt_jax.data.dataset import Dataset, load_dataset
+from dpt_jax.errors import UserError
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts.text import context_from_words, plain_layout, prompt_layout
+from dpt_jax.runtime import devices
+from dpt_jax.runtime.console import say
+from dpt_jax.settings import config as configs
+from dpt_jax.storage.checkpoints import Saved, load_newest
+
+
+class Frozen(NamedTuple):
+    """What every step reads and none changes; replicated over the devices once."""
+
+    clip: Any
+    layout: TextLayout  # the learned prompt's texts
+    texts: jax.Array  # (C, E) features of the templates, not necessarily normalised
+
+
+class Experiment(NamedTuple):
+    """One configuration, ready to run.
+
+    frozen has a leading device axis, and so have the parameters of pretrained,
+    which are the same arrays: the host keeps no copy.
+    """
+
+    config: ConfigDict
+    dataset: Dataset
+    model: PromptedCLIP
+    pretrained: Pretrained
+    frozen: Frozen
+
+
+def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experiment:
+    """Loads data and backbone and encodes the frozen class texts.
+
+    pretrained: the backbone, where it is loaded already.
+    """
+    dataset = load_dataset(config.dataset, config.seed)
+
+    def accept(clip: CLIPConfig) -> None:
+        """Raises UserError where a tower has no such layers, before its weights are read."""
+        PromptedCLIP(
+            clip, configs.prompt_config(config, len(dataset.classnames), clip.vision.layers)
+        )
+
+    return assemble(
+        config, dataset, pretrained or load_clip(config.clip.weights, compute_dtype(config), accept)
+    )
+
+
+def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:
+    """The experiment of a dataset and a backbone that are loaded."""
+    clip = pretrained.config
+    prompts = configs.prompt_config(config, len(dataset.classnames), clip.vision.layers)
+    model = PromptedCLIP(clip, prompts, compute_dtype(config))
+    plain = [
+        plain_layout(
+            [template.format(name) for name in dataset.classnames],
+            pretrained.tokenizer,
+            clip.context_length,
+        )
+        for template in configs.templates(config)
+    ]
+    layout = plain[0]
+    if prompts.text_length:
+        layout = prompt_layout(
+            dataset.classnames,
+            pretrained.tokenizer,
+            prompts.text_length,
+            config.text_prompt.class_position,
+            prompts.class_specific,
+            clip.context_length,
+        )
+    remat = config.train.remat
+    if remat == "auto":
+        images = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
+        remat = choose_remat(model, layout.tokens.size // jax.device_count(), images)
+    model = dataclasses.replace(model, remat=remat)
+    params = devices.replicate(pretrained.params)
+    encode = jax.pmap(
+        lambda clip, texts: model.encode_plain({"clip": clip}, texts, devices.AXIS), devices.AXIS
+    )
+    texts = ensemble([encode(params, devices.replicate(texts)) for texts in plain])
+    frozen = Frozen(params, devices.replicate(layout), texts)
+    return Experiment(config, dataset, model, pretrained._replace(params=params), frozen)
+
+
+def choose_remat(model: PromptedCLIP, text_tokens: int, images: int) -> str:
+    """ "matmuls", or "blocks" where what the matrix products give would take more than a third of a device.
+
+    text_tokens, images: those that a device takes at a time.
+    """
+    clip = model.clip
+    towers = ((clip.text, text_tokens), (clip.vision, images * (clip.grid**2 + 1)))
+    kept = sum(
+        tower.layers * tokens * (5 * tower.width + tower.mlp_width) for tower, tokens in towers
+    )
+    return "blocks" if 3 * kept * jnp.dtype(model.dtype).itemsize > devices.memory() else "matmuls"
+
+
+def ensemble(features: Sequence[jax.Array]) -> jax.Array:
+    """CLIP's prompt ensemble: of several templates' (…, E) features the mean, each normalised before."""
+    if len(features) == 1:
+        return features[0]
+    return sum(f / jnp.linalg.norm(f, axis=-1, keepdims=True) for f in features) / len(features)
+
+
+def compute_dtype(config: ConfigDict) -> Any:
+    """float32 or bfloat16; "auto" is float32 on CPU and bfloat16 elsewhere."""
+    name = config.dtype
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def initial_prompts(experiment: Experiment) -> Any:
+    """New prompts from the seed, those parts that `init_from` has taken from there."""
+    config, model, pretrained = experiment.config, experiment.model, experiment.pretrained
+    words = config.text_prompt.init if model.prompts.text_length else ""
+    start = None
+    if words:
+        embedding = devices.to_host(pretrained.params["text"]["token_embedding"])
+        start = context_from_words(words, embedding, pretrained.tokenizer)
+    fresh = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(config.seed), start))
+    if not config.init_from:
+        return fresh
+    return _adopt(fresh, load_newest(pathlib.Path(config.init_from)), experiment, config.init_from)
+
+
+def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Saved:
+    """The newest prompts of a workdir or prompt file, checked against what the experiment expects."""
+    if experiment.model.prompts.method == "zeroshot":
+        return Saved(0, {}, {})
+    return fit(experiment, load_newest(workdir), str(workdir))
+
+
+def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
+    """The saved prompts that the experiment evaluates.  Raises UserError naming the source where they do not fit."""
+    fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    return saved._replace(prompts=_adopt(fresh, saved, experiment, source, evaluate=True))
+
+
+def backbone_id(params: Any, replicated: bool = True) -> str:
+    """Tells one CLIP from another of the same sizes, whatever type its parameters are loaded in.
+
+    replicated: whether they have a leading device axis.
+    """
+    some = [params["vision"]["class_embedding"], params["vision"]["ln_post"], params["logit_scale"]]
+    some = devices.to_host(some) if replicated else some
+    rounded = [np.asarray(x).astype(jnp.bfloat16).tobytes() for x in jax.tree.leaves(some)]
+    return hashlib.sha256(b"".join(rounded)).hexdigest()[:16]
+
+
+def training_meta(experiment: Experiment) -> dict[str, Any]:
+    """What a checkpoint says of the training that made its prompts."""
+    dataset = experiment.config.dataset
+    method = experiment.model.prompts.method
+    meta = {
+        "method": method,
+        "backbone": backbone_id(experiment.frozen.clip),
+        "classnames": list(experiment.dataset.classnames),
+    }
+    return (
+        meta
+        if method == "zeroshot"
+        else {**meta, "dataset": dataset.name, "classes": dataset.classes}
+    )
+
+
+def _adopt(
+    fresh: Any, saved: Saved, experiment: Experiment, source: str, evaluate: bool = False
+) -> Any:
+    """`fresh` with the parts that `saved` has; to evaluate, it must have them all.
+
+    What is bound to the classes of the training: the auxiliary classifier,
+    which is started anew for other classes (and not used to evaluate), and a
+    class-specific context, which is refused.
+    """
+    classnames = list(experiment.dataset.classnames)
+    if saved.meta.get("backbone") not in (None, backbone_id(experiment.frozen.clip)):
+        other = f"{source} was trained on another CLIP than {experiment.config.clip.weights}"
+        if evaluate:
+            raise UserError(
+                f"{other}, where its prompts mean nothing: give the one that it was trained on."
+            )
+        say(f"{other}: its prompts are a start like any other there.")
+    same_classes = saved.meta.get("classnames") in (None, classnames)
+    if experiment.model.prompts.class_specific and not same_classes and "text" in saved.prompts:
+        raise UserError(
+            f"{source} has a context for each of its own classes (text_prompt.class_specific), "
+            "which means nothing for other classes: train one on these, or use a shared context."
+        )
+    adopted = dict(fresh)
+    for part, wanted in fresh.items():
+        if part not in saved.prompts:
+            if evaluate:
+                raise UserError(
+                    f"{source} has no {part} prompt, but the configuration switches it on."
+                )
+            continue
+        theirs = saved.prompts[part]
+        _check_shapes(theirs, wanted, part, source)
+        if part == "cavpt" and not evaluate:
+            shapes = [prompt["classifier"]["kernel"].shape for prompt in (theirs, wanted)]
+            if not same_classes or shapes[0] != shapes[1]:
+                say(
+                    f"{source} was trained on other classes, so the auxiliary classifier starts anew."
+                )
+                theirs = {**theirs, "classifier": wanted["classifier"]}
+        adopted[part] = theirs
+    return adopted
+
+
+def _shapes(tree: Any, part: str) -> dict[str, tuple[Any, ...]]:
+    """The shapes by name; the number of classes of cavpt's classifier, which is bound to none here, as "classes"."""
+    found = {name: tuple(x.shape) for name, x in configs.flat({part: tree}).items()}
+    kernel = "cavpt.classifier.kernel"
+    if len(found.get(kernel, ())) == 3:
+        found[kernel] = (*found[kernel][:-1], "classes")
+    return found
+
+
+def _check_shapes(theirs: Any, wanted: Any, part: str, source: str) -> None:
+    """Raises UserError naming a prompt that is missing, left over, or of another shape or kind of number."""
+    there, here = _shapes(theirs, part), _shapes(wanted, part)
+    for name in [*here, *there]:
+        if there.get(name) != here.get(name):
+            raise UserError(
+                f"{source}: prompt {name} has shape {there.get(name)}, but this backbone and configuration "
+                f"ask for {here.get(name)}."
+            )
+    for name, value in configs.flat({part: theirs}).items():
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise UserError(f"{source}: prompt {name} is {value.dtype}, not floating point.")

@@ -1,0 +1,62 @@
+"""A trained classifier as one compiled function in a file, to be run without this package."""
+
+import importlib.resources
+import json
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpt_jax.runtime import devices
+
+if TYPE_CHECKING:
+    from dpt_jax.inference.predictor import Predictor
+
+PROGRAM, ABOUT, EXAMPLE = "classifier.jax", "classifier.json", "classify.py"
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export(predictor: "Predictor") -> jax.export.Exported:
+    """images (b, size, size, 3) uint8 -> probabilities (b, C) float32, for any b, on any of PLATFORMS.
+
+    Image tower, prompts and text features are constants of the program; the
+    text tower is left behind.
+    """
+    model = predictor.model
+    clip = {name: predictor.pretrained.params[name] for name in ("vision", "logit_scale")}
+    params = {"clip": devices.to_host(clip), "prompts": predictor.prompts}
+    params, texts = jax.tree.map(jnp.asarray, (params, predictor.texts))
+
+    def probabilities(images: jax.Array) -> jax.Array:
+        return jax.nn.softmax(model(params, images, texts).logits)
+
+    size = model.clip.image_size
+    shape = jax.export.symbolic_shape(f"b, {size}, {size}, 3")
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    return jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(images)
+
+
+def write(predictor: "Predictor", folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes the program, what there is to know of it, and an example that runs it; the files."""
+    about: dict[str, Any] = {
+        "classnames": list(predictor.classnames),
+        "image_size": predictor.model.clip.image_size,
+        "method": predictor.model.prompts.method,
+        "backbone": predictor.config.clip.weights,
+        "dtype": np.dtype(predictor.model.dtype).name,
+        "jax": jax.__version__,
+        "input": "uint8 (b, image_size, image_size, 3), RGB: shorter side to image_size (bicubic), centre square",
+        "output": "float32 (b, classes), probabilities in the order of classnames",
+    }
+    files = [folder / name for name in (PROGRAM, ABOUT, EXAMPLE)]
+    files[0].write_bytes(export(predictor).serialize())
+    files[1].write_text(
+        json.dumps(about, indent=2, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+        errors="backslashreplace",
+    )
+    example = importlib.resources.files("dpt_jax") / "assets" / EXAMPLE
+    files[2].write_text(example.read_text(encoding="utf-8"), encoding="utf-8")
+    return files

@@ -1,0 +1,134 @@
+"""The report over one run: its classes, its training, and how sure its answers are."""
+
+import collections
+import pathlib
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dpt_jax.inference.evaluation import RESULTS_FILE, read_result
+from dpt_jax.report import plots
+from dpt_jax.report.tables import CSVWriter, markdown
+from dpt_jax.runtime.metrics import read_metrics
+from dpt_jax.settings.config import load_saved, shots_in_words
+
+TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
+TRAINING_FILE, RELIABILITY_FILE = "training.png", "reliability.png"
+CONFUSIONS_LISTED = 10
+CLASS_HEADER = ["class", "images", "accuracy (%)", "F1"]
+CONFUSED_HEADER = ["images of", "taken for", "times"]
+
+Results = Mapping[str, Any]
+
+
+def report_run(workdir: pathlib.Path) -> tuple[str, list[str]]:
+    """Writes the report over one run: its Markdown, and the names of the files.  Raises UserError without results."""
+    results = read_result(workdir / RESULTS_FILE)
+    classes = results["per_class"]
+    text = f"### {title(results)}\n\n{in_words(results)}\n\n{markdown(CLASS_HEADER, class_rows(results))}\n"
+    if confused := confused_rows(results):
+        text += f"\nMost often confused:\n\n{markdown(CONFUSED_HEADER, confused)}\n"
+    (workdir / TABLE_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
+    with (workdir / CSV_FILE).open(
+        "w", newline="", encoding="utf-8", errors="backslashreplace"
+    ) as out:
+        writer = CSVWriter(out, ["class", "images", "accuracy", "f1"])
+        for name, one in classes.items():
+            writer.write([name, one["n"], one["accuracy"], one["f1"]])
+    written = [TABLE_FILE, CSV_FILE, FIGURE_FILE]
+    draw_confusion(results, workdir / FIGURE_FILE)
+    if draw_training(workdir, workdir / TRAINING_FILE):
+        written.append(TRAINING_FILE)
+    if draw_reliability(results, workdir / RELIABILITY_FILE):
+        written.append(RELIABILITY_FILE)
+    return text, written
+
+
+def title(results: Results) -> str:
+    """ "DPT on emoji" """
+    return f"{plots.LABELS[results['method']]} on {results['dataset']}"
+
+
+def in_words(results: Results) -> str:
+    """What was trained on what, and how well it does."""
+    trained = results["trained_on"]
+    made = ""
+    if trained:
+        made = f"Trained on {trained['dataset']}, {shots_in_words(results['shots'])}, seed {results['seed']}: "
+    words = f"{100 * results['accuracy']:.1f} % of {results['n']:,} test images right"
+    if results["method"] != "zeroshot" and "zero_shot_accuracy" in results:
+        words += f" (zero-shot {100 * results['zero_shot_accuracy']:.1f} %)"
+    words += f", macro F1 {results['macro_f1']:.3f}"
+    if "calibration" in results:
+        words += f", expected calibration error {100 * results['calibration']['ece']:.1f} %"
+    return f"{made}{words}."
+
+
+def class_rows(results: Results) -> list[list[str]]:
+    """A row of CLASS_HEADER for each class."""
+    return [
+        [
+            name,
+            f"{one['n']:,}",
+            "" if one["accuracy"] is None else f"{100 * one['accuracy']:.1f}",
+            f"{one['f1']:.3f}",
+        ]
+        for name, one in results["per_class"].items()
+    ]
+
+
+def confused_rows(results: Results) -> list[list[str]]:
+    """A row of CONFUSED_HEADER for each of the most frequent mistakes."""
+    classes = results["per_class"]
+    wrong = collections.Counter(
+        {
+            (name, other): c
+            for name, one in classes.items()
+            for other, c in one["predicted"].items()
+            if other != name
+        }
+    )
+    return [
+        [name, other, f"{count} of {classes[name]['n']}"]
+        for (name, other), count in wrong.most_common(CONFUSIONS_LISTED)
+    ]
+
+
+def draw_confusion(results: Results, file: pathlib.Path | BinaryIO) -> None:
+    """The confusion matrix."""
+    classes = results["per_class"]
+    plots.draw_confusion(confusion_matrix(classes), list(classes), title(results), file)
+
+
+def draw_training(workdir: pathlib.Path, file: pathlib.Path | BinaryIO) -> bool:
+    """The training's curves; False where nothing was trained there."""
+    records = read_metrics(workdir)
+    if not records:
+        return False
+    config = load_saved(workdir)
+    both = config.text_prompt.length and (config.visual_prompt.length or config.cavpt.top_k)
+    plots.draw_training(records, config.loss.guidance_epochs if both else 0, file)
+    return True
+
+
+def draw_reliability(results: Results, file: pathlib.Path | BinaryIO) -> bool:
+    """How often answers are right against how sure they are; False for results of a version that did not note it."""
+    if "calibration" not in results:
+        return False
+    found = {
+        "zeroshot": results["zero_shot_calibration"],
+        results["method"]: results["calibration"],
+    }
+    plots.draw_reliability(found, file)
+    return True
+
+
+def confusion_matrix(classes: Mapping[str, Any]) -> np.ndarray:
+    """(C, C): the part of the images of class i, in percent, that is taken for class j."""
+    names = {name: i for i, name in enumerate(classes)}
+    matrix = np.zeros((len(names), len(names)))
+    for name, one in classes.items():
+        for other, count in one["predicted"].items():
+            matrix[names[name], names[other]] = 100 * count / one["n"]
+    return matrix

@@ -1,0 +1,207 @@
+"""One page with all there is to see of a run: settings, training, scores, features, answers with heat maps.
+
+It is self-contained: pictures are part of it, and it asks for nothing from the network.
+"""
+
+import base64
+import functools
+import html
+import io
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import BinaryIO, NamedTuple
+
+import jax
+import numpy as np
+import scipy.special
+
+from dpt_jax.data import loader
+from dpt_jax.data.dataset import Dataset
+from dpt_jax.inference import words as explain
+from dpt_jax.inference.attention import describe
+from dpt_jax.inference.evaluation import RESULTS_FILE, read_result
+from dpt_jax.inference.experiment import prepare
+from dpt_jax.inference.predictor import Predictor, prompts_of
+from dpt_jax.report import one_run as run_report
+from dpt_jax.report import plots
+from dpt_jax.runtime.console import Progress
+from dpt_jax.settings import config as configs
+
+PAGE_FILE = "report.html"
+ANSWERS = 4  # of the right ones and of the wrong ones
+NEAREST = 3
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem;
+       margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: left; }
+.scroll { overflow: auto; max-height: 42rem; }
+img { max-width: 100%; height: auto; }
+figure { margin: 1.5rem 0; } figcaption { color: #444; }
+.columns { display: flex; flex-wrap: wrap; gap: 2rem; align-items: flex-start; }
+"""
+
+
+class Answers(NamedTuple):
+    """Of N test images: probabilities (N, C), true class (N,), place in the dataset (N,), and features before and
+    after (N, E)."""
+
+    probability: np.ndarray
+    label: np.ndarray
+    row: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+def write_page(workdir: pathlib.Path) -> pathlib.Path:
+    """Writes report.html into a workdir; its path.
+
+    Raises UserError where the run has no results, or its data or backbone cannot be loaded.
+    """
+    results = read_result(workdir / RESULTS_FILE)
+    config = configs.load_saved(workdir)
+    experiment = prepare(config)
+    rows = -(-min(config.eval.batch_size, len(experiment.dataset.test)) // jax.local_device_count())
+    predictor = Predictor(experiment, prompts_of(experiment, workdir), rows)
+    answers = answer(predictor, experiment.dataset)
+    parts = [
+        f"<h1>{html.escape(run_report.title(results))}</h1>",
+        f"<p>{html.escape(run_report.in_words(results))}</p>",
+    ]
+    if drawn := _drawn(
+        lambda file: run_report.draw_training(workdir, file), "loss, accuracy and learning rates"
+    ):
+        parts.append(f"<h2>Training</h2>{drawn}")
+    parts += ["<h2>Answers</h2>", *pictures(predictor, experiment.dataset, answers)]
+    parts.append('<h2>Classes</h2><div class="columns">')
+    parts.append(_table(run_report.CLASS_HEADER, run_report.class_rows(results)))
+    if confused := run_report.confused_rows(results):
+        parts.append(
+            f"<div><p>Most often confused:</p>{_table(run_report.CONFUSED_HEADER, confused)}</div>"
+        )
+    parts.append("</div>")
+    parts.append(_drawn(lambda file: run_report.draw_confusion(results, file), "confusion matrix"))
+    if drawn := _drawn(
+        lambda file: run_report.draw_reliability(results, file), "reliability diagram"
+    ):
+        parts.append(f"<h2>How sure the answers are</h2>{drawn}")
+    parts += ["<h2>Features before and after</h2>", features(predictor, answers)]
+    if "text" in predictor.prompts:
+        parts += ["<h2>What the context is near to</h2>", words(predictor)]
+    flat = configs.flat(config.to_dict())
+    parts += [
+        "<h2>Settings</h2>",
+        _table(["key", "value"], [[key, str(value)] for key, value in flat.items()]),
+    ]
+    file = workdir / PAGE_FILE
+    head = f'<meta charset="utf-8"><title>{html.escape(run_report.title(results))}</title><style>{STYLE}</style>'
+    body = "\n".join(parts)
+    page = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+    file.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return file
+
+
+def answer(predictor: Predictor, dataset: Dataset) -> Answers:
+    """The answers to the test images that can be read."""
+    size, batch = predictor.model.clip.image_size, predictor.rows
+    parts = []
+    with Progress("report", -(-len(dataset.test) // batch)) as progress:
+        for rows in loader.test_batches(
+            dataset.read, dataset.test, size, batch, skip_unreadable=True
+        ):
+            outputs, plain = predictor.see(rows["image"])
+            probability = scipy.special.softmax(outputs.logits, axis=-1)
+            found = Answers(
+                probability, rows["label"], rows["index"], plain.features, outputs.features
+            )
+            parts.append(Answers(*(column[rows["weight"] > 0] for column in found)))
+            progress.advance()
+    return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def pictures(predictor: Predictor, dataset: Dataset, answers: Answers) -> Iterable[str]:
+    """The surest right and the surest wrong answers, each of another class, with heat maps."""
+    right = answers.probability.argmax(-1) == answers.label
+    for wanted, heading in ((True, "Right, and surest of it"), (False, "Wrong, and surest of it")):
+        yield f"<h3>{heading}</h3>"
+        rows = surest(answers, right == wanted)
+        if not rows:
+            yield "<p>None.</p>"
+            continue
+        paths = [dataset.test[answers.row[i]].path for i in rows]
+        pixels = predictor.pixels([dataset.read(path) for path in paths])
+        for i, path, sight in zip(rows, paths, describe(predictor, pixels), strict=True):
+            truth = predictor.classnames[answers.label[i]]
+            caption = (
+                f"{path}: {truth}" if wanted else f"{path}: {truth}, taken for {sight.classes[0]}"
+            )
+            draw = functools.partial(plots.draw_sight, sight, path, predictor.model.prompts.method)
+            yield _drawn(draw, caption)
+
+
+def surest(answers: Answers, among: np.ndarray) -> list[int]:
+    """Rows of the most probable answers among some (N,), one of a class before a second of any."""
+    confidence = answers.probability.max(-1)
+    rows = [int(i) for i in np.argsort(-confidence, kind="stable") if among[i]]
+    first: dict[int, int] = {}
+    for i in rows:
+        first.setdefault(int(answers.label[i]), i)
+    return [*first.values(), *(i for i in rows if i not in first.values())][:ANSWERS]
+
+
+def features(predictor: Predictor, answers: Answers) -> str:
+    """Principal components of the image features, before and after, with the texts on the same axes."""
+    texts = predictor.texts
+    clouds = {
+        "before: plain CLIP": principal_axes(answers.before, texts.frozen),
+        f"after: {plots.LABELS[predictor.model.prompts.method]}": principal_axes(
+            answers.after, predictor.encode_text()
+        ),
+    }
+    note = (
+        "The two principal components of the image features of each side; texts and images are centred apart, "
+        "since CLIP keeps the two in different places."
+    )
+    drawn = _drawn(
+        lambda file: plots.draw_clouds(clouds, answers.label, predictor.classnames, file),
+        "principal components",
+    )
+    return f"<p>{note}</p>{drawn}"
+
+
+def principal_axes(images: np.ndarray, texts: np.ndarray) -> plots.Cloud:
+    """Image features (N, E) on their first two principal components, and text features (C, E) beside them."""
+    centred = images - images.mean(0)
+    _, deviations, axes = np.linalg.svd(centred, full_matrices=False)
+    two = np.zeros((2, images.shape[1]), images.dtype)
+    two[: len(axes[:2])] = axes[:2]
+    total = float((deviations**2).sum()) or 1.0
+    variance = np.zeros(2)
+    variance[: len(deviations[:2])] = deviations[:2] ** 2 / total
+    return plots.Cloud(centred @ two.T, (texts - texts.mean(0)) @ two.T, variance)
+
+
+def words(predictor: Predictor) -> str:
+    """The table of `python -m dpt_jax.explain`."""
+    found = explain.neighbours(predictor, NEAREST)
+    return _table(explain.header(found), explain.rows(found))
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    body = "\n".join(line(row, "td") for row in rows)
+    return f'<div class="scroll"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _drawn(draw: Callable[[BinaryIO], object], caption: str) -> str:
+    """What `draw` writes to a file, as part of the page; "" where it writes nothing."""
+    buffer = io.BytesIO()
+    draw(buffer)
+    data, text = base64.b64encode(buffer.getvalue()).decode(), html.escape(caption)
+    if not data:
+        return ""
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'

@@ -1,0 +1,146 @@
+"""The hosts and devices of a run, what is placed on them, and the programs compiled for them.
+
+Arrays on devices have a leading axis of this host's devices, as jax.pmap takes and gives them.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dpt_jax.errors import UserError
+
+AXIS = "batch"  # the axis of pmap: every device of every host
+HEARTBEAT_SECONDS = (
+    30  # a host that is silent for so long has died, and the others end too: start them all again
+)
+# In which variable the schedulers whose processes JAX can connect by itself say how many there are.
+CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """The processes of a run as the command line names them. coordinator: HOST:PORT of process 0."""
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    cluster: bool = False
+
+
+def connect(hosts: Hosts) -> None:
+    """Joins the processes of a run, before anything else uses JAX.
+
+    By the command line, or by the environment of a cluster: where `hosts` asks
+    for it (a TPU pod slice), and under srun and mpirun with several processes.
+    Raises UserError where the two contradict each other or nobody answers.
+    """
+    named = [value is not None for value in (hosts.coordinator, hosts.processes, hosts.process)]
+    if any(named) and (not all(named) or hosts.cluster):
+        raise UserError(
+            "give --coordinator, --processes and --process together, or --cluster alone."
+        )
+    scheduled = any(int(os.environ.get(name, "1")) > 1 for name in CLUSTERS)
+    if not (all(named) or hosts.cluster or scheduled):
+        return
+    try:
+        # What is None, JAX takes from the environment.
+        jax.distributed.initialize(
+            hosts.coordinator,
+            hosts.processes,
+            hosts.process,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as reason:
+        raise UserError(f"the processes of this run could not be connected: {reason}") from reason
+
+
+def keep_compiled() -> None:
+    """Programs that have been compiled serve every later run on this machine, unless JAX is told otherwise."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update(
+            "jax_compilation_cache_dir", str(pathlib.Path(home) / "dpt_jax" / _processor())
+        )
+        # Small programs too: a start has dozens of them.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _processor() -> str:
+    """A name for this kind of processor: what is compiled for another may use instructions that it does not have."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        kind = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        kind = platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+
+
+def memory() -> int:
+    """Bytes that one device has, on a CPU its share of the machine's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return stats.get("bytes_limit", machine // jax.local_device_count())
+
+
+def is_first() -> bool:
+    """Whether this is the host that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def replicate(tree: Any) -> Any:
+    """A copy of every array on each of this host's devices; arrays that were replicated before stay as they are.
+
+    Placed as pmap places its results, so that a program compiled for the one
+    takes the other, and straight from the host, without a stacked copy there.
+    """
+    devices = jax.local_devices()
+    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+
+    def place(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
+        x = np.asarray(x)
+        copies = [jax.device_put(x[None], device) for device in devices]
+        return jax.make_array_from_single_device_arrays((len(devices), *x.shape), sharding, copies)
+
+    return jax.tree.map(place, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """One of the copies of every array, on the host, where no later step can change it."""
+    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
+
+
+def on_all_hosts(here: bool) -> bool:
+    """Whether it is so on every host, each of which asks."""
+    return sum_over_hosts(int(here)) == jax.process_count()
+
+
+def first_says(here: bool) -> bool:
+    """What the first host says, for all of them."""
+    return (
+        bool(multihost_utils.broadcast_one_to_all(np.int32(here)))
+        if jax.process_count() > 1
+        else here
+    )
+
+
+def sum_over_hosts(number: int) -> int:
+    """The sum of every host's number."""
+    return int(np.sum(multihost_utils.process_allgather(np.asarray(number))))
+
+
+def rows_of_all_hosts(own: np.ndarray) -> np.ndarray:
+    """(n, …) of every host, the same n on each -> (hosts · n, …): row 0 of each host, then row 1 of each, and so on."""
+    if jax.process_count() == 1:
+        return own
+    everywhere = multihost_utils.process_allgather(own)  # (hosts, n, …)
+    return np.swapaxes(everywhere, 0, 1).reshape(-1, *own.shape[1:])

@@ -1,0 +1,160 @@
+"""A trained prompt as one small file that can be handed on: safetensors with a header in JSON.
+
+The tensors are the prompts by their place in the tree ("cavpt.query.kernel"). The header's entries are method,
+backbone, template, classnames and results, for whoever opens the file, and settings, training and step, which make
+it a run again: it stands wherever a workdir does that is only read.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from dpt_jax.errors import UserError
+
+SUFFIX = ".safetensors"
+FORMAT = "dpt_jax prompts, version 1"
+# What the header says of a run's results; the rest of results.json is long and of the test images alone.
+RESULTS = (
+    "dataset",
+    "classes",
+    "shots",
+    "seed",
+    "split",
+    "n",
+    "accuracy",
+    "macro_f1",
+    "zero_shot_accuracy",
+)
+
+
+def is_prompt_file(source: pathlib.Path) -> bool:
+    """Whether a path is that of a prompt file, by its name, and not of a workdir."""
+    return source.suffix == SUFFIX and not source.is_dir()
+
+
+def folder_of(source: pathlib.Path) -> pathlib.Path:
+    """Where to write what is made of a workdir or prompt file: there, or in a folder of the file's name."""
+    return source.with_suffix("") if is_prompt_file(source) else source
+
+
+def write(
+    file: pathlib.Path,
+    step: int,
+    prompts: Any,
+    training: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
+) -> None:
+    """Writes prompts (a tree of host arrays) with all that is known of them.
+
+    training: what their checkpoint says of it. settings: the configuration of the run. results: its results.json.
+    Folders of data and of other runs stay out; where CLIP's weights are stays in, since they must be found again.
+    """
+    import safetensors.numpy
+
+    settings = {**settings, "init_from": "", "dataset": {**settings["dataset"], "root": ""}}
+    entries = {
+        "method": training["method"],
+        "backbone": settings["clip"]["weights"],
+        "template": settings["dataset"]["template"],
+        "classnames": training.get("classnames"),
+        "results": results and {key: results.get(key) for key in RESULTS},
+        "settings": settings,
+        "training": dict(training),
+        "step": step,
+    }
+    header = {"format": FORMAT} | {
+        key: json.dumps(value, ensure_ascii=False) for key, value in entries.items()
+    }
+    tensors = flax.traverse_util.flatten_dict(prompts, sep=".")
+    # In one piece: a file that is there is whole.
+    written = file.with_name(f"{file.name}.tmp")
+    try:
+        written.write_bytes(
+            safetensors.numpy.save(jax.tree.map(np.ascontiguousarray, tensors), header)
+        )
+        written.replace(file)
+    except OSError as reason:
+        raise UserError(f"{file} cannot be written ({reason}).") from reason
+
+
+def read_header(file: pathlib.Path) -> dict[str, Any]:
+    """The header's entries.  Raises UserError where the file is missing, damaged or not of prompts."""
+    import safetensors
+
+    if not file.is_file():
+        raise UserError(
+            f"{file} is not there: give a prompt file of `python -m dpt_jax.convert export`, or a workdir."
+        )
+    try:
+        with safetensors.safe_open(file, "numpy") as opened:
+            header = opened.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as reason:
+        raise UserError(
+            f"{file} cannot be read ({reason}); it is damaged or no safetensors file."
+        ) from reason
+    if header.get("format") != FORMAT:
+        raise UserError(
+            f"{file} is no file of prompts (its header says {header.get('format')!r}, not {FORMAT!r}): "
+            "write one with `python -m dpt_jax.convert export WORKDIR FILE`."
+        )
+    try:
+        entries = {key: json.loads(value) for key, value in header.items() if key != "format"}
+    except (ValueError, RecursionError) as reason:
+        raise UserError(f"{file}: its header is damaged ({reason}).") from reason
+    _check(entries, file)
+    return entries
+
+
+def _check(entries: Mapping[str, Any], file: pathlib.Path) -> None:
+    """Raises UserError where an entry that is read is missing or of another type."""
+    if missing := [key for key in ("settings", "step", "training") if key not in entries]:
+        raise UserError(f"{file}: its header lacks {missing[0]}.")
+    training = entries["training"]
+    types: dict[str, Any] = {
+        "settings": Mapping,
+        "training": Mapping,
+        "step": int,
+        "results": Mapping | None,
+    }
+    wrong = [key for key, kind in types.items() if not isinstance(entries.get(key), kind)]
+    if not wrong:
+        types = {
+            "method": str,
+            "backbone": str | None,
+            "classnames": list | None,
+            "epoch": int | None,
+        }
+        wrong = [
+            f"training.{key}"
+            for key, kind in types.items()
+            if not isinstance(training.get(key), kind)
+        ]
+    names = [] if wrong else training.get("classnames")
+    if (
+        names is not None
+        and not wrong
+        and not (names and all(isinstance(name, str) and name for name in names))
+    ):
+        wrong = ["training.classnames"]
+    if wrong:
+        raise UserError(f"{file}: {wrong[0]} in its header is not what `convert export` writes.")
+
+
+def read(file: pathlib.Path) -> tuple[int, Any, dict[str, Any]]:
+    """(step, prompts, training), see `write`.  Raises UserError, see `read_header`."""
+    import safetensors.numpy
+
+    header = read_header(file)
+    try:
+        tensors = flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(file), sep=".")
+    except (
+        Exception
+    ) as reason:  # names and types of tensors can be anything in a file from elsewhere
+        raise UserError(f"{file}: its tensors are not those of prompts ({reason}).") from reason
+    return header["step"], tensors, header["training"]

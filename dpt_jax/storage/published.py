@@ -1,0 +1,81 @@
+"""The published PyTorch code's names for the prompts, and ours.
+
+A checkpoint of that code is up to three state dicts, one a module: the text
+prompt, the visual prompt and CAVPT (its "extractor").
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from dpt_jax.clip.files import Tensors
+
+TEXT = "prompt_learner"
+VISUAL = "image_encoder.transformer.ctx_learner"
+CAVPT = "image_encoder.transformer.extractor"
+MODULES = (TEXT, VISUAL, CAVPT)
+# One CAVPT layer: our parameter and whether it is stored transposed, by their name.
+_LAYER = {
+    "meta_nets.{}.weight": ("class_projection/kernel", True),
+    "meta_nets.{}.bias": ("class_projection/bias", False),
+    "attns.{}.qmlp.weight": ("query/kernel", True),
+    "attns.{}.kmlp.weight": ("key/kernel", True),
+    "attns.{}.vmlp.weight": ("value/kernel", True),
+    "lns.{}.weight": ("ln_classifier/scale", False),
+    "lns.{}.bias": ("ln_classifier/bias", False),
+    "classfiers.{}.weight": ("classifier/kernel", True),
+    "lns2.{}.weight": ("ln_prompt/scale", False),
+    "lns2.{}.bias": ("ln_prompt/bias", False),
+}
+
+
+def prompts_from_published(modules: dict[str, Tensors]) -> Any:
+    """The tree of prompts, float32, from the state dicts of the modules that are there.
+
+    Raises KeyError with the name of a tensor that is missing.
+    """
+    prompts: dict[str, Any] = {}
+    if TEXT in modules:
+        prompts["text"] = {"context": modules[TEXT]["ctx"][None]}
+    # Where CAVPT begins at the first layer, the published visual prompt has no layers.
+    if VISUAL in modules and len(modules[VISUAL]["ctx"]):
+        prompts["visual"] = {"tokens": modules[VISUAL]["ctx"]}
+    if CAVPT in modules:
+        tensors = modules[CAVPT]
+        cavpt: dict[str, Any] = {"global_tokens": tensors["ctx"]}
+        for theirs, (ours, transposed) in _LAYER.items():
+            layers = [tensors[theirs.format(i)] for i in range(len(tensors["ctx"]))]
+            module, _, leaf = ours.partition("/")
+            cavpt.setdefault(module, {})[leaf] = np.stack(
+                [w.T if transposed else w for w in layers]
+            )
+        prompts["cavpt"] = cavpt
+    return jax.tree.map(lambda x: np.asarray(x, np.float32, order="C"), prompts)
+
+
+def published_from_prompts(prompts: Any, visual_length: int) -> dict[str, Tensors]:
+    """The state dict of each module, from a tree of prompts: prompts_from_published the other way round.
+
+    visual_length: tokens a layer, also where CAVPT leaves no layer to them.
+    """
+    modules: dict[str, Tensors] = {}
+    if "text" in prompts:
+        modules[TEXT] = {"ctx": prompts["text"]["context"][0]}
+    if "visual" in prompts:
+        modules[VISUAL] = {"ctx": prompts["visual"]["tokens"]}
+    if "cavpt" in prompts:
+        cavpt = prompts["cavpt"]
+        tokens = cavpt["global_tokens"]
+        # That code makes all its modules, and looks for a file of each.
+        layers = len(prompts["visual"]["tokens"]) if "visual" in prompts else 0
+        modules.setdefault(
+            VISUAL, {"ctx": np.zeros((layers, visual_length, tokens.shape[-1]), np.float32)}
+        )
+        modules[CAVPT] = {"ctx": tokens}
+        for i in range(len(tokens)):
+            for theirs, (ours, transposed) in _LAYER.items():
+                module, _, leaf = ours.partition("/")
+                weight = cavpt[module][leaf][i]
+                modules[CAVPT][theirs.format(i)] = weight.T if transposed else weight
+    return jax.tree.map(np.ascontiguousarray, modules)

@@ -1,0 +1,267 @@
+"""Settings, folders, images and weights of every kind: they are taken, or refused in one sentence."""
+
+import os
+import pathlib
+import shutil
+import tempfile
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from configs import coop, dpt, vlp, vpt, zeroshot
+from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.commands import flags as cli
+from dpt_jax.data import loader
+from dpt_jax.data.folder import find_images, read_folder
+from dpt_jax.data.records import UnreadableImageError, read_image
+from dpt_jax.errors import UserError
+from dpt_jax.settings import config as configs
+from tests.helpers.commands import command
+from tests.helpers.faults import damaged, write
+
+TIMES = int(os.environ.get("EXAMPLES_TIMES", "1"))  # more of them in `make soak`
+KEYS = list(configs.flat(dpt.get_config().to_dict()))
+VALUES = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=20),
+    st.sampled_from(["all", "auto", "{}", "a {}"]),
+)
+
+
+@given(
+    st.sampled_from([coop, dpt, vlp, vpt, zeroshot]),
+    st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=3),
+)
+@settings(max_examples=500 * TIMES, deadline=None)
+def test_any_setting_is_taken_or_refused(method, values):
+    """Whatever the type; what is taken makes a model, or is refused by its sizes."""
+    config = method.get_config()
+    try:
+        for key, value in values.items():
+            configs.set_key(config, key, value)
+    except (TypeError, ValueError):
+        return  # ml_collections refuses a value of another type, which the command line tells
+    try:
+        configs.check(config)
+        configs.prompt_config(config, classes=3, layers=4)
+    except UserError as reason:
+        assert any(key in str(reason) for key in KEYS)
+
+
+@given(st.sampled_from(KEYS), st.integers(0, 3), st.sampled_from("abcxyz_."))
+@settings(max_examples=200, deadline=None)
+def test_a_key_that_is_mistyped_is_told(key, place, letter):
+    """With the key that was meant, where only a letter is wrong."""
+    mistyped = f"{key[: -1 - place]}{letter}{key[len(key) - place :]}"
+    said = cli._about_config(["main.py", f"--config.{mistyped}=1"])
+    if mistyped in KEYS:
+        assert mistyped in said or not said
+    else:
+        assert f"--config.{mistyped}: there is no such key" in said
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        (
+            "--config.train.epoch=3",
+            "--config.train.epoch: there is no such key; did you mean train.epochs?",
+        ),
+        ("--config.trian.epochs=3", "did you mean train.epochs?"),
+        ("--config.epochs=3", "did you mean train.epochs?"),
+        ("--config.qqq.zzz=3", "--config.qqq.zzz: there is no such key."),
+        ("--config.train.epochs=many", "--config.train.epochs=many: give a whole number."),
+        ("--config.train.epochs=2.5", "give a whole number"),
+        ("--config.train.visual_lr=fast", "give a number"),
+        ("--config.train.visual_lr=inf", "train.visual_lr is inf: give a number."),
+        ("--config.train.augment=perhaps", "give true or false"),
+        ("--config.seed=99999999999", "must be below"),
+        ("--config.text_prompt.class_position=back", "not one of end, middle, front"),
+        ("--config.text_prompt.depth=9", "text tower has layers 1 to 3"),
+        ("--config.cavpt.first_layer=9", "vision tower has layers 1 to 4"),
+        ("--config.dataset.template={0.__class__}", "should have one {}"),
+        ("--config.checkpoint.every_minutes=-1", "must be at least 0"),
+    ],
+)
+def test_wrong_settings_on_the_command_line(argument, says, tmp_path):
+    """Nothing is written; the first two also behind --config=FILE, which is looked at by other code."""
+    behind = [["--config=configs/dpt.py", argument]] if "train.epochs?" in says else []
+    for arguments in ([argument], *behind):
+        done = command("main.py", *arguments, f"--workdir={tmp_path / 'run'}", check=False)
+        assert done.returncode == 2, done.stderr
+        assert says in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not (tmp_path / "run").exists()
+
+
+NAMES = st.one_of(
+    st.sampled_from(
+        [
+            "cat.png",
+            "dog",
+            "a b",
+            ".hidden",
+            "x.JPG",
+            "file.txt",
+            "Thumbs.db",
+            "\x07bell",
+            "ünï",
+            "=1+1",
+        ]
+    ),
+    st.text(
+        st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]),
+        min_size=1,
+        max_size=12,
+    ),
+    st.binary(min_size=1, max_size=8).map(os.fsdecode),
+)
+KINDS = st.sampled_from(["image", "empty", "text", "folder", "loop", "broken link"])
+
+
+def fill(folder, entries):
+    """Makes a tree of {(names…): kind}; what cannot be made, since a file is in the way, is left out."""
+    for names, kind in entries.items():
+        path = folder.joinpath(*names)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "folder":
+                path.mkdir()
+            elif kind == "loop":
+                path.symlink_to(path.parent)
+            elif kind == "broken link":
+                path.symlink_to(path.parent / "nowhere")
+            elif kind == "image":
+                Image.new("RGB", (4, 4)).save(path, "PNG")
+            else:
+                path.write_bytes(b"" if kind == "empty" else b"text")
+        except (OSError, ValueError):
+            continue
+
+
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from(["train", "test", "other"]), NAMES, NAMES), KINDS, max_size=8
+    )
+)
+@settings(max_examples=150 * TIMES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_folder_is_a_dataset_or_is_refused(entries):
+    """Names that are no Unicode, links in a circle, empty files: the images of what is taken are read or left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        fill(root, entries)
+        try:
+            splits = read_folder(root)
+        except UserError as reason:
+            assert folder in str(reason) or "dataset.root" in str(reason)
+            return
+        assert all(name.isprintable() for name in splits.classnames)
+        examples = [*splits.train, *splits.test]
+        rows = [row for batch in loader.test_batches(splits.read, examples, 8, 4, skip_unreadable=True)
+                for row in zip(batch["index"], batch["weight"], strict=True)]  # fmt: skip
+        assert [index for index, _ in rows] == list(range(len(examples)))
+        for (_, weight), example in zip(rows, examples, strict=True):
+            whole = (root / example.path).stat().st_size > 5
+            assert weight == whole, example.path
+        found = find_images([folder])
+        assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("zero.png", b""), ("text.jpg", b"hello"), ("cut.gif", b"GIF89a"), ("zip.png", b"PK\3\4")],
+)
+def test_no_image(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableImageError, match=f"{name} cannot be read as an image"):
+        read_image(tmp_path / name)
+
+
+def test_an_image_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    """One bit a pixel, 20,000 on a side: 50 kB of file."""
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000
+    with pytest.raises(
+        UnreadableImageError, match=r"bomb\.png cannot be read as an image \(Image size"
+    ):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_an_image_with_another_ending_is_an_image(tmp_path):
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "png.jpg", "PNG")
+    assert read_image(tmp_path / "png.jpg").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_named(clip_dir, tmp_path, value):
+    shutil.copytree(clip_dir, tmp_path / "clip")
+    tensors = load_file(clip_dir / "model.safetensors")
+    name = "vision_model.encoder.layers.2.mlp.fc1.weight"
+    tensors[name][3, 5] = value
+    save_file(tensors, tmp_path / "clip" / "model.safetensors")
+    with pytest.raises(
+        UserError, match=r"model\.safetensors: vision.transformer.blocks.* not finite"
+    ):
+        load_clip(str(tmp_path / "clip"))
+
+
+def test_weights_of_whole_numbers_are_refused(clip_dir, tmp_path):
+    shutil.copytree(clip_dir, tmp_path / "clip")
+    tensors = {
+        name: x.astype(np.int32) for name, x in load_file(clip_dir / "model.safetensors").items()
+    }
+    save_file(tensors, tmp_path / "clip" / "model.safetensors")
+    with pytest.raises(UserError, match="is int32, not floating point"):
+        load_clip(str(tmp_path / "clip"))
+
+
+def fuzz_weights(clip_dir, folder, rounds):
+    """Damages each file of a model again and again; how often it was recognised, and how often read all the same."""
+    generator, refused, read = np.random.default_rng(0), 0, 0
+    shutil.copytree(clip_dir, folder)
+    for name in ("model.safetensors", "config.json", "vocab.json", "merges.txt"):
+        whole = (folder / name).read_bytes()
+        header = (
+            8 + int.from_bytes(whole[:8], "little") if name == "model.safetensors" else len(whole)
+        )
+        for _ in range(rounds):
+            # Of the weights' file mostly its header, since a bit of a number changed is a number.
+            for kind, content in damaged(whole[:header], generator):
+                write(
+                    folder / name,
+                    None if content is None else content + whole[header:] * (kind != "cut"),
+                )
+                try:
+                    clip = load_clip(str(folder))
+                    clip.tokenizer.encode("a photo of a cat")
+                    read += 1
+                except UserError as reason:
+                    assert str(folder) in str(reason)
+                    refused += 1
+                (folder / name).write_bytes(whole)
+    return refused, read
+
+
+def test_damaged_weights_are_refused_or_read(clip_dir, tmp_path):
+    """And never end in another exception than the one that names the file."""
+    refused, read = fuzz_weights(clip_dir, tmp_path / "clip", rounds=2)
+    print(f"{refused} of {refused + read} damaged models refused")
+    assert refused > 5
+
+
+def test_a_context_of_each_class_with_other_classes_is_refused_before_weights_are_read(tmp_path):
+    """The runs' settings tell it."""
+    config = coop.get_config()
+    config.text_prompt.class_specific, config.dataset.classes = True, "base"
+    configs.save(config, tmp_path)
+    done = command("main.py", "--config=configs/coop.py", "--mode=eval", f"--config.init_from={tmp_path}",
+                   "--config.dataset.classes=new", "--config.clip.weights=/nowhere", check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert "has a context for each of its own classes" in done.stderr

@@ -1,0 +1,274 @@
+"""The paper's datasets in CoOp's directory layout, on tiny copies of the real trees."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import dpt
+from dpt_jax.data.catalogue import CATALOGUE
+from dpt_jax.data.coop import read_coop
+from dpt_jax.data.dataset import load_dataset
+from dpt_jax.data.records import read_image
+from dpt_jax.errors import UserError
+from tests.helpers import coop_trees
+from tests.helpers.commands import command
+from tests.helpers.datasets import run_dataset
+
+CLASSNAMES = {
+    "imagenet": ("tench", "goldfish", "great white shark"),
+    "caltech101": ("face", "accordion", "airplane", "crocodile head"),
+    "oxford_pets": ("abyssinian", "american bulldog", "russian blue"),
+    "stanford_cars": (
+        "2000 AM General Hummer SUV",
+        "2012 Acura RL Sedan",
+        "2012 Ram C/V Cargo Van Minivan",
+    ),
+    "oxford_flowers": ("pink primrose", "hard-leaved pocket orchid", "colt's foot"),
+    "food101": ("apple pie", "baby back ribs"),
+    "fgvc_aircraft": ("707-320", "A340-300", "F/A-18", "Gulfstream IV"),
+    "sun397": ("abbey", "outdoor apartment building", "indoor church"),
+    "dtd": ("banded", "blotchy"),
+    "eurosat": ("Annual Crop Land", "Forest", "Sea or Lake"),
+    "ucf101": ("Apply Eye Makeup", "Yo Yo", "Handstand Pushups"),
+    "imagenetv2": ("tench", "goldfish", "great white shark"),
+    "imagenet_sketch": ("tench", "goldfish", "great white shark"),
+    "imagenet_a": ("goldfish", "great white shark"),
+    "imagenet_r": ("goldfish", "great white shark"),
+}
+SPLIT = [name for name in CATALOGUE if CATALOGUE[name].split]
+
+
+def config_of(name, root, **settings):
+    config = dpt.get_config(name).dataset
+    config.root = str(root)
+    config.update(settings)
+    return config
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_dataset_reads_from_its_raw_download(name, tmp_path):
+    coop_trees.make(name, tmp_path)
+    found = read_coop(name, tmp_path)
+    assert found.classnames == CLASSNAMES[name]
+    paths = [e.path for part in (found.train, found.val, found.test) for e in part]
+    assert len(set(paths)) == len(paths)
+    for split in (found.train, found.test) if CATALOGUE[name].trainable else (found.test,):
+        assert {e.label for e in split} == set(range(len(found.classnames)))
+    for example in found.test:
+        assert found.read(example.path).size == (12, 9)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_dataset_runs_to_its_results(name, tmp_path, clip_dir):
+    coop_trees.make(name, tmp_path / "data")
+    results = run_dataset(name, "coop", tmp_path / "data", clip_dir, tmp_path / "run")
+    assert tuple(results["per_class"]) == CLASSNAMES[name]
+    assert results["n"] == len(read_coop(name, tmp_path / "data").test)
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_a_published_split_is_gone_by_and_the_raw_lists_are_not_read(name, tmp_path):
+    directory = coop_trees.make(name, tmp_path)
+    images = directory / CATALOGUE[name].images
+    files = [f.relative_to(images).as_posix() for f in sorted(images.rglob("*.jpg"))][:6]
+    split = {"train": [[files[0], 0, "one_name"], [files[1], 1, "two"]],
+             "val": [[files[2], 0, "one_name"], [files[3], 1, "two"]],
+             "test": [[files[5], 1, "two"], [files[4], 0, "one_name"]]}  # fmt: skip
+    (directory / CATALOGUE[name].split).write_text(json.dumps(split))
+    found = read_coop(name, tmp_path)
+    assert found.classnames == ("one name", "two")
+    prefix = images.relative_to(tmp_path).as_posix()
+    assert [(e.path, e.label) for e in found.test] == [
+        (f"{prefix}/{files[5]}", 1),
+        (f"{prefix}/{files[4]}", 0),
+    ]
+    assert [len(part) for part in (found.train, found.val, found.test)] == [2, 2, 2]
+
+
+def test_split_from_folders_is_that_of_the_published_rule(tmp_path):
+    """Per class in order, one stream of random numbers: shuffle; half, a fifth, the rest."""
+    coop_trees.make("eurosat", tmp_path)
+    found = read_coop("eurosat", tmp_path)
+    random.seed(1)
+    expected = ([], [], [])
+    for label, folder in enumerate(["AnnualCrop", "Forest", "SeaLake"]):
+        files = [f"eurosat/2750/{folder}/image_{i:04d}.jpg" for i in range(10)]
+        random.shuffle(files)
+        for own, part in zip(expected, (files[:5], files[5:7], files[7:]), strict=True):
+            own += [(file, label) for file in part]
+    assert (
+        tuple([tuple(e) for e in part] for part in (found.train, found.val, found.test)) == expected
+    )
+
+
+def test_validation_fifth_is_that_of_the_published_rule(tmp_path):
+    coop_trees.make("oxford_pets", tmp_path)
+    found = read_coop("oxford_pets", tmp_path)
+    random.seed(1)
+    train, val = [], []
+    for label, breed in enumerate(["Abyssinian", "american_bulldog", "Russian_Blue"]):
+        files = [f"oxford_pets/images/{breed}_{i + 1}.jpg" for i in range(5)]
+        random.shuffle(files)
+        val += [(files[0], label)]
+        train += [(file, label) for file in files[1:]]
+    assert [tuple(e) for e in found.train] == train
+    assert [tuple(e) for e in found.val] == val
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("shots", [1, 2, 8])
+def test_sample_is_that_of_the_published_rule(tmp_path, seed, shots):
+    """Also for the class order of the raw lists (flowers begin with label 3) and classes with too few images."""
+    coop_trees.make("oxford_flowers", tmp_path)
+    whole = read_coop("oxford_flowers", tmp_path)
+    by_label = {}
+    for example in whole.train:
+        by_label.setdefault(example.label, []).append(example)
+    assert list(by_label) == [2, 0, 1]
+    random.seed(seed)
+    expected = [
+        e
+        for own in by_label.values()
+        for e in (random.sample(own, shots) if len(own) >= shots else own)
+    ]
+    assert load_dataset(config_of("oxford_flowers", tmp_path, shots=shots), seed).train == expected
+
+
+def test_pickled_samples_are_not_opened(tmp_path):
+    directory = coop_trees.make("dtd", tmp_path)
+    expected = load_dataset(config_of("dtd", tmp_path, shots=1), seed=1)
+    (directory / "split_fewshot").mkdir()
+    (directory / "split_fewshot" / "shot_1-seed_1.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    assert load_dataset(config_of("dtd", tmp_path, shots=1), seed=1) == expected
+
+
+def remove(file):
+    if file.is_dir():
+        for inner in sorted(file.rglob("*"), reverse=True):
+            inner.rmdir() if inner.is_dir() else inner.unlink()
+        file.rmdir()
+    else:
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("eurosat", "."),
+        ("dtd", "images"),
+        ("oxford_pets", "annotations/test.txt"),
+        ("oxford_flowers", "imagelabels.mat"),
+        ("oxford_flowers", "cat_to_name.json"),
+        ("stanford_cars", "devkit/cars_meta.mat"),
+        ("stanford_cars", "cars_test_annos_withlabels.mat"),
+        ("fgvc_aircraft", "variants.txt"),
+        ("fgvc_aircraft", "images_variant_val.txt"),
+        ("sun397", "ClassName.txt"),
+        ("ucf101", "ucfTrainTestlist/classInd.txt"),
+        ("imagenet", "classnames.txt"),
+        ("imagenet", "images/val"),
+        ("imagenetv2", "classnames.txt"),
+        ("imagenetv2", "imagenetv2-matched-frequency-format-val/1"),
+        ("fgvc_aircraft", "images/1000000.jpg"),
+    ],
+)
+def test_what_is_missing_is_named(name, gone, tmp_path):
+    file = coop_trees.make(name, tmp_path) / gone
+    remove(file)
+    with pytest.raises(UserError) as error:
+        read_coop(name, tmp_path)
+    assert str(file.resolve()) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "says"),
+    [
+        ("{", "is not a split"),
+        ('{"train": []}', "is not a split"),
+        ({"train": [["AnnualCrop/none.jpg", 0, "a"]]}, r"2750/AnnualCrop/none\.jpg is not there"),
+        ({"train": [["../x.jpg", 0, "a"]]}, "outside the dataset"),
+        (
+            {"train": [["AnnualCrop/image_0000.jpg", 2, "a"]]},
+            "class 'number 0' has no training images",
+        ),
+    ],
+)
+def test_wrong_split_is_named(split, says, tmp_path):
+    directory = coop_trees.make("eurosat", tmp_path)
+    content = (
+        split
+        if isinstance(split, str)
+        else json.dumps({"val": [], "test": split["train"], **split})
+    )
+    (directory / "split_zhou_EuroSAT.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        read_coop("eurosat", tmp_path)
+
+
+def test_a_folder_that_one_split_lacks_does_not_shift_the_labels(tmp_path):
+    directory = coop_trees.make("imagenet", tmp_path)
+    remove(directory / "images" / "train" / "n01440764")
+    with pytest.raises(UserError, match=r"train/n01440764 holds no images"):
+        read_coop("imagenet", tmp_path)
+    remove(directory / "images" / "train")
+    found = read_coop("imagenet", tmp_path)  # without train it can be tested on
+    assert (found.classnames, found.train) == (CLASSNAMES["imagenet"], [])
+
+
+def test_empty_class_is_named(tmp_path):
+    directory = coop_trees.make("food101", tmp_path)
+    (directory / "images" / "zabaglione").mkdir()
+    with pytest.raises(UserError, match=r"images/zabaglione holds no images"):
+        read_coop("food101", tmp_path)
+
+
+def test_images_with_quirks_are_read(tmp_path):
+    """As PIL's convert("RGB") has them, save that 16 bits a pixel are scaled and not cut off."""
+    grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    np.testing.assert_allclose(
+        np.asarray(read_image(tmp_path / "deep.png"))[..., 0], grey / 257, atol=1
+    )
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "ink.jpg")
+    red, green, blue = read_image(tmp_path / "ink.jpg").getpixel((4, 4))
+    assert red > 200
+    assert green < 60
+    assert blue < 60
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 10, 200, 30])
+    palette.save(tmp_path / "palette.png", transparency=b"\xff\x10")
+    assert read_image(tmp_path / "palette.png").getpixel((0, 0)) == (10, 200, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera on its side
+    Image.new("RGB", (12, 8)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").size == (12, 8)
+
+
+def test_unreadable_images_end_the_run_or_are_left_out_and_counted(tmp_path, clip_dir):
+    directory = coop_trees.make("fgvc_aircraft", tmp_path / "data")
+    (directory / "images" / "1000000.jpg").write_bytes(b"not a picture")
+    (directory / "images" / "3000000.jpg").unlink()
+    options = ["main.py", "--config=configs/vlp.py:fgvc_aircraft", f"--config.dataset.root={tmp_path / 'data'}",
+               f"--config.clip.weights={clip_dir}", "--config.train.epochs=1", "--config.dataset.shots=-1"]  # fmt: skip
+    done = command(*options, f"--workdir={tmp_path / 'one'}", check=False)
+    assert done.returncode == 2
+    assert "3000000.jpg is not there" in done.stderr
+    coop_trees.picture(directory / "images" / "3000000.jpg", 1)
+    done = command(*options, f"--workdir={tmp_path / 'two'}", check=False)
+    assert done.returncode == 2, done.stderr
+    assert "1000000.jpg cannot be read as an image" in done.stderr
+    assert "Traceback" not in done.stderr
+    (directory / "images" / "3000000.jpg").unlink()
+    # As the message says: the same command with on_error=skip.
+    done = command(*options, "--config.dataset.on_error=skip", "--config.eval.save_logits=True",
+                   f"--workdir={tmp_path / 'two'}")  # fmt: skip
+    assert "1 of 12 training images could not be read and were left out" in done.stdout
+    assert "(1 more could not be read and were left out)" in done.stdout
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert (results["n"], results["unreadable"]) == (11, 1)
+    paths = np.load(tmp_path / "two" / "predictions.npz")["path"]
+    assert len(paths) == 11
+    assert "fgvc_aircraft/images/3000000.jpg" not in paths

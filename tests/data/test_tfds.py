@@ -1,0 +1,265 @@
+"""The paper's datasets from tensorflow-datasets: its labels, its splits, its records."""
+
+import dataclasses
+import io
+import json
+import random
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from configs import dpt
+from dpt_jax.data import classnames, loader
+from dpt_jax.data.catalogue import CATALOGUE
+from dpt_jax.data.dataset import load_dataset
+from dpt_jax.data.records import UnreadableImageError
+from dpt_jax.data.tfds import read_tfds
+from dpt_jax.errors import UserError
+from tests.helpers import tfds_trees
+from tests.helpers.commands import command
+from tests.helpers.datasets import run_dataset
+from tests.helpers.golden import DATA
+
+GOLDEN = json.loads((DATA / "classnames.json").read_text())
+THERE = [name for name, benchmark in CATALOGUE.items() if benchmark.tfds]
+TWO_CLASSES = tfds_trees.TWO_CLASSES
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """TFDS's data directory with a tiny copy of every dataset."""
+    directory = tmp_path_factory.mktemp("tfds")
+    command("-m", "tests.helpers.tfds_trees", str(directory))
+    return directory
+
+
+def labels_of(name, root):
+    """As TFDS wrote them beside the data."""
+    (file,) = (root / CATALOGUE[name].tfds.builder).rglob("label.labels.txt")
+    return file.read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_labels_become_the_published_class_names(name, root):
+    found, published = (
+        list(classnames.from_tfds(name, labels_of(name, root)).values()),
+        GOLDEN[name]["classnames"],
+    )
+    if not GOLDEN[name]["ordered"]:
+        found, published = sorted(found), sorted(published)
+    assert found == published
+
+
+def test_the_cars_stand_in_the_order_of_their_own_list(root):
+    """The year first, and the list's odd names as they are."""
+    found = list(classnames.from_tfds("stanford_cars", labels_of("stanford_cars", root)).values())
+    assert found[:3] == ["2000 AM General Hummer SUV", "2012 Acura RL Sedan", "2012 Acura TL Sedan"]
+    assert found[-1] == "2012 smart fortwo Convertible"
+
+
+def test_imagenet_names_go_with_their_wordnet_ids(root):
+    found = classnames.from_tfds("imagenet", labels_of("imagenet", root))
+    assert len(found) == 1000
+    expected = {"n01440764": "tench", "n02012849": "crane bird", "n03126707": "construction crane",
+                "n03710637": "tights", "n15075141": "toilet paper"}  # fmt: skip
+    for wordnet, name in expected.items():
+        assert found[wordnet] == name
+
+
+@pytest.mark.parametrize("name", [name for name in THERE if name != "ucf101"])
+def test_every_dataset_is_read_by_position(name, root):
+    found, use = read_tfds(name, str(root)), CATALOGUE[name].tfds
+    per_class = {
+        split: tfds_trees.PER_CLASS * (split.count("+") + 1)
+        for split in (use.train, use.val, use.test)
+    }
+    whole = (
+        [(found.train, use.train), (found.val, use.val), (found.test, use.test)] if use.test else []
+    )
+    for examples, split in whole:
+        assert len(examples) == (per_class[split] * len(found.classnames) if split else 0)
+    by_tfds = {c: label for label, c in classnames.from_tfds(name, labels_of(name, root)).items()}
+    for example in found.test[:5]:
+        # Each label has its own greys, see tfds_trees.
+        label = by_tfds[found.classnames[example.label]]
+        names = TWO_CLASSES if name in ("imagenet_a", "imagenet_r") else labels_of(name, root)
+        shades = {(7 * names.index(label) + i) % 250 for i in range(tfds_trees.PER_CLASS)}
+        assert int(np.asarray(found.read(example.path)).mean().round()) in shades
+
+
+def test_of_a_video_the_middle_frame_is_read(root):
+    """In a process of its own, since this dataset needs TensorFlow to be read."""
+    code = (
+        "import numpy as np; from dpt_jax.data.tfds import read_tfds; "
+        f"found = read_tfds('ucf101', {str(root)!r}); example = found.test[0]; "
+        "print('read', example.label, len(found.test), np.asarray(found.read(example.path)).mean())"
+    )
+    printed = command("-c", code).stdout.splitlines()
+    _, label, images, grey = next(line for line in printed if line.startswith("read")).split()
+    assert int(images) == tfds_trees.PER_CLASS * 101
+    shades = {
+        (7 * int(label) + i) % 250 + 1 for i in range(tfds_trees.PER_CLASS)
+    }  # frames 0, 1, 2 are s, s + 1, s + 2
+    assert round(float(grey)) in shades
+
+
+def test_reading_does_not_import_tensorflow(root):
+    """Which would take the accelerator's memory for itself."""
+    code = (
+        "import sys; from dpt_jax.data.tfds import read_tfds; "
+        f"found = read_tfds('dtd', {str(root)!r}); found.read(found.test[0].path); "
+        "assert 'tensorflow' not in sys.modules"
+    )
+    command("-c", code)
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_every_dataset_runs_to_its_results(name, root, clip_dir, tmp_path):
+    results = run_dataset(name, "tfds", root, clip_dir, tmp_path / "run")
+    classes = {"imagenet_a": 2, "imagenet_r": 2}.get(name) or len(
+        GOLDEN[name]["classnames"] if name in GOLDEN else range(1000)
+    )
+    assert len(results["per_class"]) == classes
+    # Of EuroSAT's four images a class, one is to test.
+    assert results["n"] == classes * (tfds_trees.PER_CLASS if CATALOGUE[name].tfds.test else 1)
+
+
+def test_subsets_of_imagenet_are_the_classes_that_have_images(root):
+    assert read_tfds("imagenet_r", str(root)).classnames == ("goldfish", "great white shark")
+
+
+def test_a_dataset_of_one_split_is_divided_by_the_published_rule(root):
+    found = read_tfds("eurosat", str(root))
+    labels = np.load(next((root / "eurosat").rglob("labels-train.npy"))).tolist()
+    random.seed(1)
+    expected = [], [], []
+    for label in dict.fromkeys(labels):
+        own = [f"train/{i}" for i, x in enumerate(labels) if x == label]
+        random.shuffle(own)
+        for part, chosen in zip(expected, (own[:2], own[2:3], own[3:]), strict=True):
+            part += [(path, label) for path in chosen]
+    assert (
+        tuple([tuple(e) for e in part] for part in (found.train, found.val, found.test)) == expected
+    )
+
+
+def test_few_shot_sample_is_that_of_the_published_rule(root):
+    config = dpt.get_config("dtd").dataset
+    config.source, config.root, config.shots = "tfds", str(root), 2
+    whole = read_tfds("dtd", str(root))
+    random.seed(3)
+    by_label = {}
+    for example in whole.train:
+        by_label.setdefault(example.label, []).append(example)
+    assert load_dataset(config, seed=3).train == [
+        e for own in by_label.values() for e in random.sample(own, 2)
+    ]
+
+
+def test_labels_are_read_once_and_a_damaged_list_of_them_again(root):
+    first = read_tfds("food101", str(root))
+    file = next((root / "food101").rglob("labels-train.npy"))
+    whole = file.read_bytes()
+    np.save(file, np.zeros(len(first.train), np.int32))
+    assert {example.label for example in read_tfds("food101", str(root)).train} == {0}
+    for damaged in (whole[:-3], b"", b"not numpy"):
+        file.write_bytes(damaged)
+        assert read_tfds("food101", str(root))[1:] == first[1:]
+        assert file.read_bytes() == whole
+
+
+def test_loader_processes_read_records(root):
+    found = read_tfds("eurosat", str(root))
+    expected = list(loader.test_batches(found.read, found.test, 16, 4))
+    for a, b in zip(
+        loader.test_batches(found.read, found.test, 16, 4, workers=2), expected, strict=True
+    ):
+        np.testing.assert_array_equal(a["image"], b["image"])
+
+
+def test_an_unreadable_record_is_named(root):
+    class Broken:
+        def deserialize_example_np(self, record):
+            return {"image": b"no picture"}
+
+    broken = dataclasses.replace(read_tfds("dtd", str(root)).read, features=Broken())
+    with pytest.raises(
+        UnreadableImageError, match=r"dtd/3.*, image test/2, cannot be read as an image"
+    ):
+        broken("test/2")
+
+
+def test_what_tfds_does_not_have_is_said(root):
+    with pytest.raises(UserError, match=r"no fgvc_aircraft: use --config\.dataset\.source=coop"):
+        read_tfds("fgvc_aircraft", str(root))
+
+
+def test_a_dataset_is_prepared_on_its_first_use(tmp_path, capfd):
+    """By TFDS's own code from archives as ImageNet has them, of two images to train on and one to test."""
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+
+    def archive(file, members):
+        with tarfile.open(file, "w") as tar:
+            for name, content in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+    inner = tmp_path / "n01443537.tar"
+    archive(inner, {f"n01443537_{i}.JPEG": tfds_trees.jpeg(100 * i).read() for i in (1, 2)})
+    archive(manual / "ILSVRC2012_img_train.tar", {inner.name: inner.read_bytes()})
+    archive(
+        manual / "ILSVRC2012_img_val.tar",
+        {"ILSVRC2012_val_00000001.JPEG": tfds_trees.jpeg(50).read()},
+    )
+    found = read_tfds("imagenet", str(tmp_path))
+    assert "downloads and prepares imagenet2012" in capfd.readouterr().out
+    assert [found.classnames[e.label] for e in found.train] == ["goldfish", "goldfish"]
+    assert sorted(found.read(e.path).getpixel((0, 0))[0] for e in found.train) == [100, 200]
+    assert [found.classnames[e.label] for e in found.test] == [
+        "sea snake"
+    ]  # as the validation labels have it
+    assert read_tfds("imagenet", str(tmp_path))[1:] == found[1:]
+
+
+def test_a_dataset_that_cannot_be_prepared_is_one_sentence(tmp_path):
+    """ImageNet has to be put there by hand; TFDS says so, in another process."""
+    with pytest.raises(
+        UserError, match=rf"cannot prepare imagenet2012 in {tmp_path} \(\w+: .*source=coop"
+    ):
+        read_tfds("imagenet", str(tmp_path))
+
+
+def test_what_is_not_installed_is_said_before_the_download(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(UserError, match="needs tensorflow for dtd: `pip install tensorflow`"):
+        read_tfds("dtd", str(tmp_path))
+
+
+def test_ucf101_without_tensorflow_is_one_sentence(root):
+    """The only one that needs it also to be read; in a process that has not imported it yet."""
+    code = "import sys; sys.modules['tensorflow'] = None; from dpt_jax.data.tfds import read_tfds; read_tfds('ucf101', "
+    done = command("-c", f"{code}{str(root)!r})", check=False)
+    assert "UserError: tensorflow-datasets needs tensorflow for ucf101" in done.stderr
+
+
+def test_files_that_cannot_be_read_by_position_are_named(tmp_path):
+    """TFDS's own default format."""
+    command("-m", "tests.helpers.tfds_trees", str(tmp_path), "dtd", "tfrecord")
+    with pytest.raises(
+        UserError, match=r"dtd/3.* tfrecord files, which cannot be read by position: give another"
+    ):
+        read_tfds("dtd", str(tmp_path))
+
+
+def test_a_split_that_was_not_prepared_is_named(tmp_path):
+    builder = tfds.builder("imagenet2012", data_dir=tmp_path)
+    examples = tfds_trees.examples(builder.info.features, TWO_CLASSES, "validation")
+    builder._split_generators = lambda _: {"validation": examples}
+    builder.download_and_prepare(file_format="array_record")
+    with pytest.raises(UserError, match="has no split 'train', only validation"):
+        read_tfds("imagenet", str(tmp_path))

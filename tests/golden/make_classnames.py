@@ -1,0 +1,43 @@
+"""Writes tests/data/classnames.json, the published class names that TFDS's labels are held to.
+
+    python tests/make_classnames_golden.py CAFO SPLIT_ZHOU_CALTECH101
+
+CAFO is a checkout of github.com/OpenGVLab/CaFo, which works on CoOp's splits and
+whose files gpt_file/*_prompt.json have their class names as keys;
+SPLIT_ZHOU_CALTECH101 is the published split file. Most of these keys stand in
+label order; of those that do not, the names are compared without their order.
+"""
+
+import json
+import pathlib
+import sys
+
+FILES = {
+    "oxford_pets": "oxford_pets",
+    "stanford_cars": "stanford_cars",
+    "oxford_flowers": "oxford_flowers",
+    "food101": "food101",
+    "sun397": "sun397",
+    "dtd": "dtd",
+    "eurosat": "eurosat",
+    "ucf101": "ucf101",
+}
+UNORDERED = ("stanford_cars", "oxford_flowers")
+
+
+def main(cafo: str, split: str) -> None:
+    golden = {}
+    for name, file in FILES.items():
+        keys = json.loads((pathlib.Path(cafo) / "gpt_file" / f"{file}_prompt.json").read_text())
+        classnames = [key.replace("_", " ") for key in keys]
+        golden[name] = {"ordered": name not in UNORDERED, "classnames": classnames}
+    lists = json.loads(pathlib.Path(split).read_text())
+    name_of = {label: classname for part in lists.values() for _, label, classname in part}
+    classnames = [name_of[label].replace("_", " ") for label in range(len(name_of))]
+    golden["caltech101"] = {"ordered": True, "classnames": classnames}
+    target = pathlib.Path(__file__).parent / "classnames.json"
+    target.write_text(json.dumps(golden, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,68 @@
+"""Commands as a user runs them, in processes of their own on simulated devices."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Programs compiled by one test serve the others, also those that run commands and those of other test processes.
+if "TEST_COMPILATION_CACHE" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["TEST_COMPILATION_CACHE"] = COMPILED.name
+COMPILATION = {
+    "jax_compilation_cache_dir": os.environ["TEST_COMPILATION_CACHE"],
+    "jax_persistent_cache_min_compile_time_secs": 0.1,
+}
+
+
+def simulated(devices: int) -> dict[str, str]:
+    """The environment of a process with so many CPU devices."""
+    env = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    return (
+        env
+        | {name.upper(): str(value) for name, value in COMPILATION.items()}
+        | {"HF_HUB_OFFLINE": "1"}
+    )
+
+
+def command(
+    *arguments: str,
+    devices: int = 1,
+    check: bool = True,
+    without: Sequence[str] = (),
+    cwd: pathlib.Path = ROOT,
+    **environment: str,
+) -> subprocess.CompletedProcess:
+    """`python ARGUMENTS…` on simulated CPU devices, from the root of the repository or with it on the path.
+
+    without: variables that it does not get.
+    """
+    env = {**simulated(devices), "PYTHONPATH": str(ROOT), **environment}
+    env = {name: value for name, value in env.items() if name not in without}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+    if check and done.returncode:
+        raise AssertionError(
+            f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        )
+    return done
+
+
+def assert_refused(done: subprocess.CompletedProcess, says: str) -> None:
+    """A command has ended with one sentence that says this, as for wrong input."""
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+# For runs whose numbers nobody looks at: most of their time is compilation.
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

@@ -1,0 +1,32 @@
+"""The golden arrays that the published code computed, and how far from them an array is."""
+
+import json
+import pathlib
+
+import numpy as np
+
+DATA = pathlib.Path(__file__).parents[1] / "golden"
+SMALL = DATA / "dpt_small"
+
+
+class Golden:
+    """One file of golden arrays and what its `meta` says."""
+
+    def __init__(self, name: str) -> None:
+        self.arrays = np.load(DATA / f"{name}.npz")
+        self.meta = json.loads(str(self.arrays["meta"]))
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self.arrays[key]
+
+    def tensors(self, prefix: str) -> dict[str, np.ndarray]:
+        return {
+            k.removeprefix(f"{prefix}/"): self.arrays[k]
+            for k in self.arrays.files
+            if k.startswith(f"{prefix}/")
+        }
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference over the largest expected value."""
+    return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())

@@ -1,0 +1,234 @@
+"""Writes a small CLIP with seeded random weights as a Hugging Face directory.
+
+    python make_clip.py OUT_DIR [--seed 0] [--embed 64 --res 32 --vl 4 --vw 128 --patch 8 --tw 128 --th 2 --tl 3]
+
+OUT_DIR gets config.json, model.safetensors, preprocessor_config.json and the
+real CLIP vocabulary (vocab.json, merges.txt). The weights are those that the
+golden arrays beside this file were computed with: each array's `meta` names
+the sizes and the seed (`wseed`). Needs numpy and safetensors only.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import pathlib
+
+import numpy as np
+from safetensors.numpy import save_file
+
+VOCAB = pathlib.Path(__file__).parents[2] / "dpt_jax" / "assets" / "bpe_simple_vocab_16e6.txt.gz"
+VOCAB_SIZE, CONTEXT = 49408, 77
+
+
+def openai_shapes(embed, res, vl, vw, patch, tw, tl):
+    """Shapes of every weight, under the names of OpenAI's CLIP state dict."""
+    s = {
+        "logit_scale": (),
+        "positional_embedding": (CONTEXT, tw),
+        "text_projection": (tw, embed),
+        "token_embedding.weight": (VOCAB_SIZE, tw),
+        "ln_final.weight": (tw,),
+        "ln_final.bias": (tw,),
+        "visual.class_embedding": (vw,),
+        "visual.positional_embedding": ((res // patch) ** 2 + 1, vw),
+        "visual.proj": (vw, embed),
+        "visual.conv1.weight": (vw, 3, patch, patch),
+    }
+    for n in ("ln_pre", "ln_post"):
+        s[f"visual.{n}.weight"] = s[f"visual.{n}.bias"] = (vw,)
+    for prefix, layers, w in (("transformer", tl, tw), ("visual.transformer", vl, vw)):
+        for i in range(layers):
+            b = f"{prefix}.resblocks.{i}."
+            s.update(
+                {
+                    b + "attn.in_proj_weight": (3 * w, w),
+                    b + "attn.in_proj_bias": (3 * w,),
+                    b + "attn.out_proj.weight": (w, w),
+                    b + "attn.out_proj.bias": (w,),
+                    b + "mlp.c_fc.weight": (4 * w, w),
+                    b + "mlp.c_fc.bias": (4 * w,),
+                    b + "mlp.c_proj.weight": (w, 4 * w),
+                    b + "mlp.c_proj.bias": (w,),
+                }
+            )
+            for n in ("ln_1", "ln_2"):
+                s[b + n + ".weight"] = s[b + n + ".bias"] = (w,)
+    return s
+
+
+def seeded(shapes, seed):
+    """Standard normals drawn in sorted-name order from PCG64(seed), scaled by kind."""
+    rng, out = np.random.default_rng(seed), {}
+    norms = ("ln_1.weight", "ln_2.weight", "ln_pre.weight", "ln_post.weight", "ln_final.weight")
+    for n in sorted(shapes):
+        s = shapes[n]
+        x = rng.standard_normal(s, dtype=np.float32)
+        if n.endswith(norms):
+            x = 1 + 0.1 * x
+        elif n.endswith("bias"):
+            x = 0.05 * x
+        elif n == "logit_scale":
+            x = np.float32(math.log(100.0)) + 0 * x
+        elif n == "token_embedding.weight":
+            x = 0.3 * x
+        elif n in ("positional_embedding", "visual.positional_embedding", "visual.class_embedding"):
+            x = 0.2 * x
+        elif n == "visual.conv1.weight":
+            x = x * (s[1] * s[2] * s[3]) ** -0.5
+        elif n in ("text_projection", "visual.proj"):
+            x = x * s[0] ** -0.5
+        else:
+            x = x * s[-1] ** -0.5
+        out[n] = x.astype(np.float32)
+    return out
+
+
+def to_huggingface(w):
+    """The same weights under the names of transformers' CLIPModel."""
+    o = {}
+    for src, dst in (("visual.transformer", "vision_model"), ("transformer", "text_model")):
+        layers = {
+            int(k.split(".resblocks.")[1].split(".")[0])
+            for k in w
+            if k.startswith(src + ".resblocks.")
+        }
+        for i in layers:
+            s, t = f"{src}.resblocks.{i}.", f"{dst}.encoder.layers.{i}."
+            for kind in ("weight", "bias"):
+                for name, part in zip(
+                    "qkv", np.split(w[s + f"attn.in_proj_{kind}"], 3), strict=True
+                ):
+                    o[t + f"self_attn.{name}_proj.{kind}"] = part
+                for a, b in (
+                    ("attn.out_proj", "self_attn.out_proj"),
+                    ("ln_1", "layer_norm1"),
+                    ("ln_2", "layer_norm2"),
+                    ("mlp.c_fc", "mlp.fc1"),
+                    ("mlp.c_proj", "mlp.fc2"),
+                ):
+                    o[t + f"{b}.{kind}"] = w[s + f"{a}.{kind}"]
+    for kind in ("weight", "bias"):
+        o[f"vision_model.pre_layrnorm.{kind}"] = w[f"visual.ln_pre.{kind}"]
+        o[f"vision_model.post_layernorm.{kind}"] = w[f"visual.ln_post.{kind}"]
+        o[f"text_model.final_layer_norm.{kind}"] = w[f"ln_final.{kind}"]
+    o["vision_model.embeddings.class_embedding"] = w["visual.class_embedding"]
+    o["vision_model.embeddings.patch_embedding.weight"] = w["visual.conv1.weight"]
+    o["vision_model.embeddings.position_embedding.weight"] = w["visual.positional_embedding"]
+    o["text_model.embeddings.token_embedding.weight"] = w["token_embedding.weight"]
+    o["text_model.embeddings.position_embedding.weight"] = w["positional_embedding"]
+    o["visual_projection.weight"], o["text_projection.weight"] = (
+        w["visual.proj"].T,
+        w["text_projection"].T,
+    )
+    o["logit_scale"] = w["logit_scale"]
+    return {k: np.array(v, order="C") for k, v in o.items()}
+
+
+def config(embed, res, vl, vw, patch, tw, th, tl):
+    common = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": embed}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": embed,
+        "logit_scale_init_value": 2.6592,
+        "text_config": {
+            "model_type": "clip_text_model",
+            "hidden_size": tw,
+            "intermediate_size": 4 * tw,
+            "num_attention_heads": th,
+            "num_hidden_layers": tl,
+            "vocab_size": VOCAB_SIZE,
+            "max_position_embeddings": CONTEXT,
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+            "pad_token_id": 49407,
+            **common,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": vw,
+            "intermediate_size": 4 * vw,
+            "num_attention_heads": vw // 64,
+            "num_hidden_layers": vl,
+            "image_size": res,
+            "patch_size": patch,
+            **common,
+        },
+    }
+
+
+def vocabulary():
+    """CLIP's byte-level BPE as (vocab, merges): 256 byte symbols, the same with </w>, the merges, two specials."""
+    merges = (
+        gzip.decompress(VOCAB.read_bytes())
+        .decode("utf-8")
+        .split("\n")[1 : VOCAB_SIZE - 256 - 2 - 256 + 1]
+    )
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("\u00a1"), ord("\u00ac") + 1),
+        *range(ord("\u00ae"), ord("\u00ff") + 1),
+    ]
+    byte_symbols = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    tokens = (
+        byte_symbols + [b + "</w>" for b in byte_symbols] + ["".join(m.split()) for m in merges]
+    )
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return {t: i for i, t in enumerate(tokens)}, merges
+
+
+def write(out, seed=0, embed=64, res=32, vl=4, vw=128, patch=8, tw=128, th=2, tl=3):
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(
+        to_huggingface(seeded(openai_shapes(embed, res, vl, vw, patch, tw, tl), seed)),
+        out / "model.safetensors",
+    )
+    (out / "config.json").write_text(
+        json.dumps(config(embed, res, vl, vw, patch, tw, th, tl), indent=2)
+    )
+    (out / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "image_processor_type": "CLIPImageProcessor",
+                "do_resize": True,
+                "size": {"shortest_edge": res},
+                "resample": 3,
+                "do_center_crop": True,
+                "crop_size": {"height": res, "width": res},
+                "do_rescale": True,
+                "rescale_factor": 1 / 255,
+                "do_normalize": True,
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "do_convert_rgb": True,
+            },
+            indent=2,
+        )
+    )
+    vocab, merges = vocabulary()
+    (out / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    (out / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    (out / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "CLIPTokenizer",
+                "model_max_length": CONTEXT,
+                "bos_token": "<|startoftext|>",
+                "eos_token": "<|endoftext|>",
+                "unk_token": "<|endoftext|>",
+                "pad_token": "<|endoftext|>",
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser()
+    p.add_argument("out")
+    for k, v in dict(seed=0, embed=64, res=32, vl=4, vw=128, patch=8, tw=128, th=2, tl=3).items():
+        p.add_argument(f"--{k}", type=int, default=v)
+    a = vars(p.parse_args())
+    write(a.pop("out"), **a)

@@ -1,0 +1,94 @@
+"""Tiny prepared copies of TFDS's datasets, with the builders' own features, labels and files.
+
+    python -m tests.helpers.tfds_trees ROOT [NAME FORMAT]
+
+A process of its own keeps TensorFlow, which preparing some of them imports, out
+of the tests'.
+"""
+
+import importlib
+import io
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from dpt_jax.data.catalogue import CATALOGUE
+
+PER_CLASS = 4
+TWO_CLASSES = ["n01443537", "n01484850"]  # what stands for the two hundred of ImageNet-A and -R
+
+
+def jpeg(shade: int) -> io.BytesIO:
+    """A small photograph of one grey."""
+    file = io.BytesIO()
+    Image.new("RGB", (12, 9), (shade,) * 3).save(file, "JPEG")
+    file.seek(0)
+    return file
+
+
+def examples(
+    features: tfds.features.FeaturesDict, labels: list[str], split: str
+) -> Iterator[tuple[str, dict]]:
+    """PER_CLASS records of each label, as the builder's own features want them."""
+    size = features["image"].shape if "image" in features else None
+    for c, label in enumerate(labels):
+        for i in range(PER_CLASS):
+            shade, name = (7 * c + i) % 250, f"{label}/{split}_{i}.jpg"
+            record = {"label": label}
+            if "video" in features:
+                record["video"] = [np.full((6, 8, 3), shade + t, np.uint8) for t in range(3)]
+            elif size[0]:  # EuroSAT fixes it
+                record["image"] = np.full(size, shade, np.uint8)
+            else:
+                record["image"] = jpeg(shade)
+            for text in {"file_name", "filename", "image/file_name", "id"} & set(features):
+                record[text] = name
+            if "bbox" in features:
+                record["bbox"] = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
+            if "head_bbox" in features:
+                record |= {"head_bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0), "species": 0}
+                record["segmentation_mask"] = np.zeros((9, 12, 1), np.uint8)
+            yield name, record
+
+
+def make(
+    name: str,
+    root: pathlib.Path,
+    labels: list[str] | None = None,
+    file_format: str = "array_record",
+) -> None:
+    """Prepares the TFDS dataset of `name` in `root`, with images of some labels or of all."""
+    use = CATALOGUE[name].tfds
+    if name == "ucf101":
+        importlib.import_module("tensorflow_datasets.video.ucf101")
+    builder = tfds.builder(use.builder, data_dir=root)
+    features = builder.info.features
+    labels = labels or features["label"].names
+    splits = [
+        part for split in (use.train, use.val, use.test) if split for part in split.split("+")
+    ]
+    builder._split_generators = lambda _: {
+        split: examples(features, labels, split) for split in splits
+    }
+    builder.download_and_prepare(file_format=file_format)
+
+
+def main(root: str, name: str = "", file_format: str = "array_record") -> None:
+    """All datasets, or one of them as files of another format."""
+    for one in (
+        [name] if name else [known for known, benchmark in CATALOGUE.items() if benchmark.tfds]
+    ):
+        make(
+            one,
+            pathlib.Path(root),
+            TWO_CLASSES if one in ("imagenet_a", "imagenet_r") else None,
+            file_format,
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

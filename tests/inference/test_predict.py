@@ -1,0 +1,325 @@
+"""Classifying images with a trained prompt, from Python and from the command line."""
+
+import contextlib
+import csv
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+from PIL import Image
+
+import dpt_jax
+from configs import coop, dpt, vpt, zeroshot
+from dpt_jax.clip.pretrained import Pretrained
+from dpt_jax.commands import convert
+from dpt_jax.data.folder import find_images
+from dpt_jax.errors import UserError
+from dpt_jax.inference import experiment as experiments
+from dpt_jax.settings import config as configs
+from dpt_jax.storage.checkpoints import Checkpoints
+from tests.helpers import make_clip
+from tests.helpers.commands import ROOT, assert_refused, command
+from tests.helpers.golden import SMALL, relative_error
+
+IMAGES = SMALL / "images"
+CASE = json.loads((SMALL / "case.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    return dpt_jax.load(trained, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def files():
+    return find_images([str(IMAGES / "test")])
+
+
+def run_of(workdir, method, clip: Pretrained, clip_dir, **settings) -> pathlib.Path:
+    """A workdir with fresh prompts of a method, as a training would leave it at its start."""
+    config = method.get_config("folder")
+    config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
+    for key, value in settings.items():
+        configs.set_key(config, key.replace("__", "."), value)
+    prepared = experiments.prepare(config, clip)
+    configs.save(config, workdir)
+    if configs.method(config) != "zeroshot":
+        with Checkpoints(workdir, create=True) as checkpoints:
+            prompts = experiments.initial_prompts(prepared)
+            checkpoints.save(1, prompts, {**experiments.training_meta(prepared), "epoch": 1})
+            checkpoints.wait()
+    return workdir
+
+
+def test_probabilities_are_those_of_the_evaluation(predictor, trained):
+    """predictions.npz of main.py, image by image."""
+    found = np.load(trained / "predictions.npz")
+    probabilities = predictor.predict([IMAGES / path for path in found["path"]])
+    np.testing.assert_allclose(
+        probabilities, scipy.special.softmax(found["logits"], -1), rtol=1e-4, atol=1e-6
+    )
+    assert predictor.classnames == tuple(found["classnames"])
+
+
+def test_published_prompts_give_the_published_logits(clip_dir, tmp_path):
+    """A converted checkpoint, which knows no class names: they are given."""
+    config = dpt.get_config("folder")
+    config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
+    config.dataset.template, config.cavpt.top_k = CASE["template"], CASE["top_k"]
+    convert.convert_reference(SMALL / "checkpoint", tmp_path / "w", config, {})
+    predictor = dpt_jax.load(tmp_path / "w", CASE["classnames"])
+    expected = np.load(SMALL / "expected.npz")
+    outputs, plain = predictor.see(predictor.pixels([IMAGES / path for path in expected["paths"]]))
+    assert relative_error(outputs.logits, expected["initial_test_logits"]) < 1e-4
+    assert relative_error(plain.logits, expected["zeroshot_test_logits"]) < 1e-4
+    assert dpt_jax.load(tmp_path / "w").classnames == tuple(CASE["classnames"])  # from the dataset
+
+
+def test_any_number_of_images_is_one_program(predictor, files):
+    whole = predictor.predict(files)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, _, **__: (
+            compiled.append(name) if name.endswith("backend_compile_duration") else None
+        )
+    )
+    for n in (1, 3, 4, 9):
+        np.testing.assert_allclose(predictor.predict(files[:n]), whole[:n], rtol=1e-5, atol=1e-7)
+    assert predictor.predict([]).shape == (0, len(predictor.classnames))
+    assert not compiled
+    predictor.encode_text(["of other", "shapes"])
+    assert compiled
+
+
+def test_every_form_of_an_image(predictor, files, tmp_path):
+    expected = predictor.predict(files[0])
+    opened = Image.open(files[0]).convert("RGB")
+    array = np.asarray(opened)
+    forms = [pathlib.Path(files[0]), opened, array, array[None], opened.convert("RGBA"), [files[0]]]
+    for form in forms:
+        np.testing.assert_array_equal(predictor.predict(form), expected)
+    grey = np.asarray(opened.convert("L"))
+    np.testing.assert_array_equal(
+        predictor.predict(grey), predictor.predict(np.stack([grey] * 3, -1))
+    )
+    np.testing.assert_array_equal(predictor.predict([opened, files[0]]), np.repeat(expected, 2, 0))
+    np.testing.assert_array_equal(predictor.predict(jax.numpy.asarray(array[None])), expected)
+    deep = np.random.default_rng(1).integers(0, 65536, (40, 40)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as image:
+        np.testing.assert_array_equal(
+            predictor.predict(image), predictor.predict(tmp_path / "deep.png")
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8, 7), np.uint8),
+        np.uint8(3),
+        "none.png",
+        np.zeros((0, 0, 3), np.uint8),
+    ],
+)
+def test_what_is_no_image_is_said(predictor, wrong):
+    with pytest.raises(UserError, match=r"an image is a path|none\.png is not there"):
+        predictor.predict([wrong])
+
+
+def test_logits_are_features_of_images_with_features_of_texts(predictor, files, clip):
+    logits = predictor.see(predictor.pixels(files))[0].logits
+    scale = np.exp(np.asarray(clip.params["logit_scale"]))
+    images, texts = predictor.encode_image(files), predictor.encode_text()
+    np.testing.assert_allclose(scale * images @ texts.T, logits, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(images, axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        predictor.encode_text(predictor.classnames[::-1]), texts[::-1], rtol=1e-3, atol=1e-5
+    )
+    assert predictor.encode_text(["a zebra"]).shape == (1, texts.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        (zeroshot, {}),
+        (coop, {"text_prompt__class_specific": True}),
+        (vpt, {"visual_prompt__length": 2}),
+    ],
+)
+def test_every_method(method, settings, clip, clip_dir, files, tmp_path):
+    predictor = dpt_jax.load(run_of(tmp_path / "run", method, clip, clip_dir, **settings))
+    np.testing.assert_allclose(predictor.predict(files).sum(-1), 1, rtol=1e-5)
+    assert predictor.classnames == tuple(CASE["classnames"])
+    images, texts = predictor.encode_image(files), predictor.encode_text()
+    np.testing.assert_array_equal(
+        (images @ texts.T).argmax(-1), predictor.predict(files).argmax(-1)
+    )
+    if method is coop:
+        with pytest.raises(UserError, match="means nothing for other"):
+            dpt_jax.load(tmp_path / "run", ["one", "two"])
+        with pytest.raises(UserError, match="means nothing for others"):
+            predictor.encode_text(["one", "two"])
+
+
+def test_another_clip_is_refused(trained, tmp_path):
+    """Of other sizes, and one that differs in nothing but its weights."""
+    make_clip.write(tmp_path / "seed", seed=1)
+    with pytest.raises(UserError, match=r"trained was trained on another CLIP than .*seed"):
+        dpt_jax.load(trained, clip=str(tmp_path / "seed"))
+    with pytest.raises(UserError, match="was trained on another CLIP than tiny-clip"):
+        dpt_jax.load(trained, clip="tiny-clip")
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["dog", "cat", "dog"], "classnames names 'dog' twice"),
+        ([], "names no class"),
+        (["dog", " "], "' ' is no name of a class"),
+        (["dog", 3], "3 is no name of a class"),
+        ("dog", "classnames is 'dog': give a list"),
+        (["dog " * 80], "makes a text of .* tokens, but CLIP's text tower takes 77"),
+    ],
+)
+def test_wrong_class_names(trained, names, says):
+    with pytest.raises(UserError, match=says):
+        dpt_jax.load(trained, names)
+
+
+def test_images_are_found_once_and_in_order(tmp_path):
+    for name in ("b/2.png", "b/1.JPG", "a.txt", "b/c/3.png", "b/.hidden/4.png", "b/notes.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    below = [str(tmp_path / name) for name in ("b/1.JPG", "b/2.png", "b/c/3.png")]
+    assert find_images([str(tmp_path / "b"), below[0]]) == below
+    assert find_images([str(tmp_path / "**" / "*.png"), str(tmp_path / "a.txt")]) == [
+        *below[1:],
+        str(tmp_path / "a.txt"),
+    ]
+    (tmp_path / "[odd].png").touch()
+    assert find_images([str(tmp_path / "[odd].png")]) == [str(tmp_path / "[odd].png")]
+    for wrong in ("none.png", "*.bmp", "b/c/*.jpg"):
+        with pytest.raises(UserError, match="is not there"):
+            find_images([str(tmp_path / wrong)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no images there"):
+        find_images([str(tmp_path / "empty")])
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, files):
+    """A folder with images, one that is none, and one whose name is a formula."""
+    folder = tmp_path_factory.mktemp("mixed")
+    shutil.copy(files[0], folder / "a.png")
+    shutil.copy(files[1], folder / "=1+1.png")
+    (folder / "broken.png").write_bytes(pathlib.Path(files[2]).read_bytes()[:60])
+    return folder
+
+
+def test_json(trained, predictor, mixed, files):
+    done = command("-m", "dpt_jax.predict", f"--workdir={trained}", "--top=2", "--json", str(mixed))
+    told = {pathlib.Path(one["path"]).name: one for one in json.loads(done.stdout)}
+    assert list(told) == ["=1+1.png", "a.png", "broken.png"]
+    assert "cannot be read as an image" in told["broken.png"]["error"]
+    assert "1 of 3 images could not be read" in done.stderr
+    for name, file in (("a.png", files[0]), ("=1+1.png", files[1])):
+        (own,) = predictor.predict(file)
+        best = np.argsort(-own)[:2]
+        assert [one["class"] for one in told[name]["predictions"]] == [
+            predictor.classnames[c] for c in best
+        ]
+        assert [one["probability"] for one in told[name]["predictions"]] == pytest.approx(
+            own[best].tolist(), rel=1e-4
+        )
+
+
+def test_csv_and_other_classes(trained, mixed, tmp_path):
+    (tmp_path / "names.txt").write_text("a zebra\n\n@handle\n", encoding="utf-8")
+    done = command("-m", "dpt_jax.predict", f"--workdir={trained}", f"--classes={tmp_path / 'names.txt'}",
+                   f"--csv={tmp_path / 'out.csv'}", "=1+1.png", "a.png", cwd=mixed)  # fmt: skip
+    assert "2 images" in done.stdout
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["path"] for line in lines] == ["'=1+1.png", "a.png"]  # text, not a formula
+    for line in lines:
+        assert {line["class_1"], line["class_2"]} == {"a zebra", "'@handle"}
+        assert float(line["probability_1"]) + float(line["probability_2"]) == pytest.approx(
+            1, abs=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([str(IMAGES)], "--workdir is not given"),
+        (["--workdir=/nowhere", str(IMAGES)], "/nowhere is no workdir of a run"),
+        (["--workdir=/nowhere/prompt.safetensors", str(IMAGES)], "prompt.safetensors is not there"),
+        (["--workdir=TRAINED"], "no image is named"),
+        (["--workdir=TRAINED", "/nowhere/a.png"], "/nowhere/a.png is not there"),
+        (["--workdir=TRAINED", "README.md"], "none of the 1 images could be read"),
+        (["--workdir=TRAINED", str(IMAGES), "--json", "--csv=out.csv"], "not both"),
+        (
+            ["--workdir=TRAINED", str(IMAGES), "--csv=/nowhere/out.csv"],
+            "--csv: /nowhere/out.csv cannot be written",
+        ),
+        (["--workdir=/nowhere", str(IMAGES), "--csv=README.md"], "/nowhere is no workdir of a run"),
+        (
+            ["--workdir=TRAINED", str(IMAGES), "--classes=/nowhere.txt"],
+            "--classes: /nowhere.txt cannot be read",
+        ),
+        (["--workdir=TRAINED", str(IMAGES), "--top=0"], "top"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(trained, arguments, says):
+    arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
+    assert_refused(command("-m", "dpt_jax.predict", *arguments, check=False), says)
+    assert (
+        ROOT / "README.md"
+    ).stat().st_size > 1000  # nothing is written before all else is known to be right
+
+
+def test_devices_share_what_is_read_at_a_time(trained, files):
+    """Two devices take two batches together, and give what one gives."""
+    script = """
+import sys
+import numpy as np
+import dpt_jax
+predictor = dpt_jax.load(sys.argv[1], batch_size=2)
+assert predictor.rows == 4
+np.save(sys.argv[2], predictor.predict(sys.argv[3:]))
+"""
+    command("-c", script, str(trained), str(trained / "two.npy"), *files, devices=2)
+    found, expected = np.load(trained / "two.npy"), dpt_jax.load(trained).predict(files)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_damaged_image_of_any_kind_is_only_unreadable(predictor, tmp_path):
+    """PIL's decoders raise more than OSError: those of AVIF a RuntimeError."""
+    opened = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    generator = np.random.default_rng(2)
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF"):
+        opened.save(tmp_path / kind, kind)
+        whole = (tmp_path / kind).read_bytes()
+        for _ in range(40):
+            damaged = bytearray(whole)
+            for place in generator.integers(0, len(whole), 3):
+                damaged[place] = generator.integers(256)
+            (tmp_path / "damaged").write_bytes(damaged[: generator.integers(1, len(whole) + 1)])
+            with contextlib.suppress(UserError):
+                predictor.pixels(tmp_path / "damaged")
+
+
+def test_a_reader_that_has_enough_is_no_error(trained):
+    done = command("-c", f"""
+import subprocess, sys
+predict = [sys.executable, "-m", "dpt_jax.predict", "--workdir={trained}", {str(IMAGES)!r}]
+running = subprocess.Popen(predict, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+running.stdout.close()
+print(running.stderr.read(), running.wait())
+""")  # fmt: skip
+    assert done.stdout.split() == ["1"]

@@ -1,0 +1,224 @@
+"""Tables and figures of runs."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpt_jax.errors import UserError
+from dpt_jax.report import one_run as run_report
+from dpt_jax.report import plots
+from dpt_jax.report import runs as report
+from tests.helpers.commands import command
+
+
+def write(
+    folder,
+    method,
+    accuracy,
+    *,
+    dataset="dtd",
+    shots=1,
+    seed=1,
+    classes="all",
+    trained=("dtd", "all"),
+    **more,
+):
+    """A results.json; accuracy in percent."""
+    trained_on = (
+        None if method == "zeroshot" else dict(zip(("dataset", "classes"), trained, strict=True))
+    )
+    results = {"method": method, "dataset": dataset, "classes": classes, "shots": shots, "seed": seed, "n": 50,
+               "accuracy": accuracy / 100, "macro_f1": accuracy / 200, "trained_on": trained_on, "per_class": {},
+               **more}  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def rows_of(text):
+    """The cells of every table row."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+
+
+def test_few_shot_table_is_mean_and_deviation_of_the_seeds(tmp_path):
+    write(tmp_path / "z", "zeroshot", 40)
+    for seed, accuracy in ((1, 50), (2, 54), (3, 58)):
+        write(tmp_path / f"c{seed}", "coop", accuracy, seed=seed)
+    write(tmp_path / "again", "coop", 58, seed=3)  # evaluated twice, one run
+    write(tmp_path / "d", "dpt", 70, shots=16)
+    text = report.report_folder(tmp_path)[0]
+    assert "Accuracy (%) on 50 test images, mean ± standard deviation of 3 seeds" in text
+    deviation = np.std([50, 54, 58])
+    assert rows_of(text)[0] == ["method", "1 shot", "16 shots"]
+    assert rows_of(text)[2:] == [
+        ["zero-shot", "40.0", "40.0"],
+        ["CoOp", f"54.0 ± {deviation:.1f}", ""],
+        ["DPT", "", "70.0"],
+    ]
+    with (tmp_path / "report.csv").open(encoding="utf-8") as file:
+        lines = {(line["method"], line["shots"]): line for line in csv.DictReader(file)}
+    assert float(lines["coop", "1"]["accuracy_mean"]) == 54
+    assert float(lines["coop", "1"]["accuracy_std"]) == pytest.approx(deviation, abs=1e-3)
+    assert (lines["coop", "1"]["seeds"], lines["dpt", "16"]["macro_f1_mean"]) == ("3", "35.000")
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
+
+
+def test_average_is_over_datasets_that_have_all_run(tmp_path):
+    for dataset, accuracy in (("dtd", 50), ("eurosat", 70)):
+        write(tmp_path / f"z{dataset}", "zeroshot", accuracy - 10, dataset=dataset)
+        write(tmp_path / f"c{dataset}", "coop", accuracy, dataset=dataset, trained=(dataset, "all"))
+    write(tmp_path / "half", "vpt", 90, dataset="dtd")
+    text = report.report_folder(tmp_path)[0]
+    average = rows_of(text.partition("Average over 2 datasets")[2])
+    assert average[2:] == [["zero-shot", "50.0"], ["CoOp", "60.0"], ["VPT", ""]]
+    panels = report.report_panels(report.scores_of(report.read_results(tmp_path)))
+    assert list(panels) == ["average over 2 datasets", "dtd", "eurosat"]
+    assert panels["average over 2 datasets"]["coop"] == [plots.Point(1, 60.0, 0.0)]
+
+
+def test_half_a_sweep_has_its_tables_and_figure(tmp_path):
+    """Zero-shot on one of two datasets, no number of shots on both: no average, and nothing is left out."""
+    write(tmp_path / "z", "zeroshot", 40)
+    write(tmp_path / "a", "coop", 50)
+    write(tmp_path / "b", "coop", 60, dataset="eurosat", trained=("eurosat", "all"), shots=2)
+    write(tmp_path / "c", "zeroshot", 30, dataset="food101")
+    text = report.report_folder(tmp_path)[0]
+    assert [line for line in text.splitlines() if line.startswith("###")] == [
+        "### dtd",
+        "### eurosat",
+        "### food101",
+    ]
+    assert list(report.report_panels(report.scores_of(report.read_results(tmp_path)))) == [
+        "dtd",
+        "eurosat",
+    ]
+    assert (tmp_path / "report.png").exists()
+
+
+def test_prompts_of_unknown_training_do_not_count_as_trained_here(tmp_path):
+    write(tmp_path / "a", "dpt", 50)
+    write(tmp_path / "b", "dpt", 90)
+    (tmp_path / "b" / "results.json").write_text(
+        (tmp_path / "b" / "results.json")
+        .read_text()
+        .replace('{"dataset": "dtd", "classes": "all"}', "null")
+    )
+    text = report.report_folder(tmp_path)[0]
+    assert rows_of(text)[2] == ["DPT", "50.0"]
+    assert ["DPT", "1", "", "90.0"] in rows_of(text.partition("From unknown")[2])
+
+
+def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
+    for method, base, new in (("zeroshot", 60, 40), ("dpt", 80, 20)):
+        write(tmp_path / method, method, base, classes="base", trained=("dtd", "base"), shots=16)
+        write(
+            tmp_path / method / "on", method, new, classes="new", trained=("dtd", "base"), shots=16
+        )
+    write(tmp_path / "unfinished", "coop", 70, classes="base", trained=("dtd", "base"))
+    for half in ("base", "new"):  # prompts of another dataset are not in this table
+        write(tmp_path / half, "vpt", 99, classes=half, trained=("eurosat", "base"))
+    text = report.report_folder(tmp_path)[0]
+    assert rows_of(text)[2:] == [
+        ["zero-shot", "", "60.0", "40.0", "48.0"],
+        ["DPT", "16", "80.0", "20.0", "32.0"],
+    ]
+
+
+def test_transfer_table_has_source_targets_and_their_average(tmp_path):
+    for dataset, zero_shot, tuned in (("imagenet", 60, 70), ("dtd", 40, 45), ("eurosat", 50, 65)):
+        write(tmp_path / f"z{dataset}", "zeroshot", zero_shot, dataset=dataset)
+        write(
+            tmp_path / f"d{dataset}",
+            "dpt",
+            tuned,
+            dataset=dataset,
+            shots=16,
+            trained=("imagenet", "all"),
+        )
+    write(tmp_path / "c", "coop", 99, dataset="dtd")  # trained on dtd itself, so not in this table
+    text = report.report_folder(tmp_path)[0].partition("From imagenet to other datasets")[2]
+    assert rows_of(text) == [
+        ["method", "shots", "imagenet (source)", "dtd", "eurosat", "average of targets"],
+        ["---"] * 6,
+        ["zero-shot", "", "60.0", "40.0", "50.0", "45.0"],
+        ["DPT", "16", "70.0", "45.0", "65.0", "55.0"],
+    ]
+
+
+def test_harmonic_mean():
+    assert report.harmonic_mean(80, 20) == 32
+    assert report.harmonic_mean(0, 0) == 0
+
+
+CLASSES = {
+    "cat": {"n": 4, "accuracy": 0.75, "f1": 0.8, "predicted": {"cat": 3, "dog|wolf": 1}},
+    "dog|wolf": {"n": 2, "accuracy": 0.0, "f1": 0.0, "predicted": {"cat": 2}},
+    "unseen": {"n": 0, "accuracy": None, "f1": 0.0, "predicted": {}},
+}
+
+
+def test_one_run_is_reported_by_class(tmp_path):
+    write(tmp_path, "dpt", 50, n=6, per_class=CLASSES)
+    text = run_report.report_run(tmp_path)[0]
+    assert "Trained on dtd, 1 shot, seed 1: 50.0 % of 6 test images right" in text
+    assert "| cat | 4 | 75.0 | 0.800 |" in text
+    assert "| unseen | 0 |  | 0.000 |" in text
+    assert "| dog\\|wolf | cat | 2 of 2 |" in text  # a bar in a name does not end the cell
+    np.testing.assert_array_equal(
+        run_report.confusion_matrix(CLASSES), [[75, 25, 0], [100, 0, 0], [0, 0, 0]]
+    )
+    with (tmp_path / "report.csv").open(encoding="utf-8") as file:
+        assert [line["class"] for line in csv.DictReader(file)] == list(CLASSES)
+
+
+def test_figures_are_drawn(tmp_path):
+    """Of both kinds, also with more classes than names have room for."""
+    for method in plots.LABELS:
+        for shots in (1, 2):
+            write(tmp_path / "all" / f"{method}{shots}", method, 50 + shots, shots=shots)
+    report.report_folder(tmp_path / "all")
+    many = {
+        f"class {i}": {"n": 1, "accuracy": 1.0, "f1": 1.0, "predicted": {f"class {i}": 1}}
+        for i in range(70)
+    }
+    for name, classes in (("few", CLASSES), ("many", many)):
+        write(tmp_path / name, "dpt", 50, per_class=classes)
+        run_report.report_run(tmp_path / name)
+    for name in ("all", "few", "many"):
+        with Image.open(tmp_path / name / "report.png") as image:
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+
+
+def test_runs_without_training_have_a_table_and_no_figure(tmp_path):
+    write(tmp_path / "z", "zeroshot", 40)
+    assert rows_of(report.report_folder(tmp_path)[0])[2] == ["zero-shot", "40.0"]
+    assert not (tmp_path / "report.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "holds no finished run"),
+        ("{", "is not the results of a run"),
+        ("3", "is not the results of a run"),
+        ('{"method": "dpt"}', "does not say 'accuracy'"),
+    ],
+)
+def test_damaged_results_are_named(content, says, tmp_path):
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        report.read_results(tmp_path)
+
+
+def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path):
+    for arguments, says in (([], "give one folder"), ([str(tmp_path / "no")], "is not a folder")):
+        done = command("-m", "dpt_jax.report", *arguments, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert says in done.stderr

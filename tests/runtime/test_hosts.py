@@ -1,0 +1,200 @@
+"""Runs of several processes on loopback, two simulated devices each, and the programs that starts share."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dpt_jax.errors import UserError
+from dpt_jax.runtime import devices
+from dpt_jax.runtime.signals import EXIT_CODE
+from dpt_jax.storage.checkpoints import load_newest
+from tests.helpers.commands import ROOT, command, simulated
+from tests.helpers.golden import SMALL
+
+SETTINGS = [
+    "--config=configs/dpt.py:folder",
+    f"--config.dataset.root={SMALL / 'images'}",
+    "--config.train.epochs=30",
+]
+SETTINGS += [
+    "--config.text_prompt.length=4",
+    "--config.train.batch_size=6",
+    "--config.checkpoint.every_steps=4",
+]
+SETTINGS += ["--config.eval.batch_size=8", "--config.eval.save_logits=True"]
+
+
+def start_hosts(clip_dir, workdir, *arguments, slurm=False):
+    """Two processes of one run, which the command line tells of each other, or what srun sets."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    settings = [*SETTINGS, f"--config.clip.weights={clip_dir}", f"--workdir={workdir}", *arguments]
+    job = {
+        "SLURM_JOB_ID": str(port),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+    }
+    job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    processes = []
+    for i in (0, 1):
+        named = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}"]
+        scheduled = {**job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "main.py", *settings, *([] if slurm else named)],
+                cwd=ROOT,
+                env={**simulated(devices=2), **(scheduled if slurm else {})},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return processes
+
+
+def finish(processes):
+    """The output of both, once they have ended well."""
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def two_hosts(clip_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("hosts") / "run"
+    return workdir, finish(start_hosts(clip_dir, workdir))
+
+
+def predictions(workdir):
+    return dict(np.load(workdir / "predictions.npz"))
+
+
+def test_two_hosts_compute_what_one_does(two_hosts, clip_dir, tmp_path):
+    """Training and evaluation; the 18 test images cannot be shared equally by batches of 8 on 4 devices."""
+    workdir, _ = two_hosts
+    command(
+        "main.py",
+        *SETTINGS,
+        f"--config.clip.weights={clip_dir}",
+        f"--workdir={tmp_path}",
+        devices=4,
+    )
+    one, two = load_newest(tmp_path).prompts, load_newest(workdir).prompts
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
+    expected, found = predictions(tmp_path), predictions(workdir)
+    for name in ("label", "path", "classnames"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-3)
+
+
+def test_the_first_host_tells_and_writes(two_hosts):
+    workdir, (first, second) = two_hosts
+    assert "4 cpu devices of 2 hosts" in first
+    assert "test images right" in first
+    assert "epoch" not in second
+    assert "results" not in second
+    records = [
+        json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert records == sorted(set(records))
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+
+
+def test_a_host_that_dies_ends_the_run_which_then_goes_on_to_the_same_bits(
+    two_hosts, clip_dir, tmp_path
+):
+    first, second = processes = start_hosts(clip_dir, tmp_path / "run")
+    try:
+        deadline = time.monotonic() + 120
+        # One that is whole: until then, its name goes on behind the number.
+        while not any(
+            folder.name.isdigit() for folder in (tmp_path / "run" / "checkpoints").glob("*")
+        ):
+            assert time.monotonic() < deadline, "no checkpoint was written"
+            time.sleep(0.02)
+        second.kill()
+        first.communicate(timeout=4 * devices.HEARTBEAT_SECONDS)
+        assert first.returncode != 0
+        assert not (tmp_path / "run" / "results.json").exists()
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    output, _ = finish(start_hosts(clip_dir, tmp_path / "run"))
+    assert "going on at step" in output
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_newest(tmp_path / "run").prompts,
+        load_newest(two_hosts[0]).prompts,
+    )
+    np.testing.assert_array_equal(
+        predictions(tmp_path / "run")["logits"], predictions(two_hosts[0])["logits"]
+    )
+
+
+def test_one_host_that_is_to_go_stops_all_of_them_and_they_go_on_to_the_same_bits(
+    two_hosts, clip_dir, tmp_path
+):
+    """SIGTERM to the second host alone, as where one machine is preempted: both save the same step."""
+    first, second = processes = start_hosts(
+        clip_dir, tmp_path / "run", "--config.checkpoint.every_steps=1000"
+    )
+    output = ""
+    for line in first.stdout:
+        output += line
+        if "epoch 2/" in line:
+            break
+    second.terminate()
+    rest = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], [output, *rest]
+    step = load_newest(tmp_path / "run").step
+    assert f"stopped at step {step} of 60 and saved" in rest[0]
+    output, _ = finish(
+        start_hosts(clip_dir, tmp_path / "run", "--config.checkpoint.every_steps=1000")
+    )
+    assert f"going on at step {step} of 60" in output
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_newest(tmp_path / "run").prompts,
+        load_newest(two_hosts[0]).prompts,
+    )
+
+
+@pytest.mark.parametrize("slurm", [False, True])
+def test_evaluation_on_two_hosts(slurm, two_hosts, clip_dir):
+    workdir, _ = two_hosts
+    expected = predictions(workdir)
+    (workdir / "predictions.npz").unlink()
+    outputs = finish(start_hosts(clip_dir, workdir, "--mode=eval", slurm=slurm))
+    # They have found each other: only one of them tells.
+    assert ["test images right" in output for output in outputs] == [True, False]
+    np.testing.assert_array_equal(predictions(workdir)["logits"], expected["logits"])
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        devices.Hosts(coordinator="localhost:1"),
+        devices.Hosts(processes=2, process=0),
+        devices.Hosts("localhost:1", 2, 0, cluster=True),
+    ],
+)
+def test_contradicting_hosts_are_refused(hosts):
+    with pytest.raises(
+        UserError, match="--coordinator, --processes and --process together, or --cluster alone"
+    ):
+        devices.connect(hosts)
+
+
+def test_a_cluster_that_is_none_is_told_so():
+    done = command("main.py", "--cluster", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the processes of this run could not be connected")

@@ -1,0 +1,96 @@
+"""The benchmarks: what they count, and that they run as their page says."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import flops
+from benchmarks.random_clip import SIZES
+from dpt_jax.clip.model import normalize, param_shapes
+from dpt_jax.clip.tokenizer import load_tokenizer
+from dpt_jax.data.classnames import imagenet
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model import PromptedCLIP, Texts
+from dpt_jax.prompts.text import prompt_layout
+from tests.helpers.commands import command
+
+
+def products(jaxpr) -> float:
+    """The operations of all matrix products in a program, those in loops as often as they run."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        times = equation.params.get("length", 1)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += (
+                2.0
+                * np.prod([left[i] for i in contracted])
+                * np.prod(equation.outvars[0].aval.shape)
+            )
+        for part in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                total += times * products(inner)
+    return total
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("classes", "images"), [(10, 8), (300, 2)])
+def test_what_a_step_needs_is_nearly_what_it_computes(train, classes, images, tmp_path):
+    """The count against the products in the program: padding, masked pairs and what is recomputed add a little."""
+    sizes = SIZES["vit-b-32"]
+    layout = prompt_layout(imagenet()[:classes], load_tokenizer(tmp_path), 16)
+    model = PromptedCLIP(
+        sizes, PromptConfig(classes, 16, visual_length=10, top_k=10, first_layer=12)
+    )
+    prompts = jax.eval_shape(model.init, jax.random.key(0))
+    clip, frozen = param_shapes(sizes), jax.ShapeDtypeStruct((classes, 512), jnp.float32)
+    pixels = jax.ShapeDtypeStruct((images, 224, 224, 3), jnp.float32)
+
+    def loss(prompts, clip, frozen, pixels):
+        params = {"clip": clip, "prompts": prompts}
+        outputs = model(params, pixels, model.encode_texts(params, layout, frozen))
+        logits = (
+            outputs.logits,
+            outputs.text_logits,
+            outputs.image_logits,
+            outputs.auxiliary_logits,
+        )
+        return sum(x.sum() for x in logits)
+
+    def evaluate(prompts, clip, learned, pixels):
+        return model(
+            {"clip": clip, "prompts": prompts}, pixels, Texts(normalize(learned), learned)
+        ).logits
+
+    program = jax.make_jaxpr(jax.grad(loss) if train else evaluate)(prompts, clip, frozen, pixels)
+    computed, needed = products(program.jaxpr), flops.count(model, layout, images, train)
+    assert needed <= computed < 1.1 * needed
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_benchmark_of_a_step(mode):
+    """As benchmarks/README.md runs it, but on two images."""
+    done = command(
+        "benchmarks/train_step.py",
+        "--classes=10",
+        "--batch=2",
+        "--steps=1",
+        f"--mode={mode}",
+        "--memory",
+    )
+    result = json.loads(done.stdout)
+    assert {"step_s", "compile_s", "gflops_per_s", "gemm_gflops_per_s", "peak_memory_gb"} <= set(
+        result
+    )
+    assert result["gemm_ratio"] == pytest.approx(
+        result["gflops_per_s"] / result["gemm_gflops_per_s"], abs=1e-3
+    )
+    assert 0.3 < result["compiled_gb"]["together"] < 2.5
+    assert ("text_s" in result) == (mode == "eval")
