@@ -30,7 +30,8 @@ def main(argv: Sequence[str]) -> None:
     # Importing JAX takes seconds that --help and a mistyped flag need not wait for.
     from dpt_jax.errors import UserError
     from dpt_jax.inference import experiment as experiments
-    from dpt_jax.inference.evaluation import evaluate, summary
+    from dpt_jax.inference.evaluation import evaluate
+    from dpt_jax.inference.results import summary
     from dpt_jax.runtime.console import say
     from dpt_jax.settings import config as configs
     from dpt_jax.storage import prompt_file

@@ -23,3 +23,26 @@ class PromptConfig:
         return {(0, 0): "zeroshot", (1, 0): "coop", (0, 1): "vpt", (1, 1): "vlp"}[
             bool(self.text_length), bool(self.visual_length)
         ]
+
+
+ZERO_SHOT = "zeroshot"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How a method is called and drawn. marker: of its points; "" draws a line without points."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+# In the order of tables and legends. Okabe and Ito's colours, which colour-blind readers can tell
+# apart; markers tell them apart in print.
+METHODS = {
+    ZERO_SHOT: Method("zero-shot", "#000000", ""),
+    "coop": Method("CoOp", "#E69F00", "o"),
+    "vpt": Method("VPT", "#56B4E9", "s"),
+    "vlp": Method("VLP", "#009E73", "^"),
+    "dpt": Method("DPT", "#D55E00", "D"),
+}

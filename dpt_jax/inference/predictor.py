@@ -19,7 +19,8 @@ from dpt_jax.data.records import Files, read_image, to_rgb
 from dpt_jax.data.transforms import test_transform
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment
-from dpt_jax.inference.evaluation import RESULTS_FILE, make_classifier
+from dpt_jax.inference.evaluation import make_classifier
+from dpt_jax.inference.results import RESULTS_FILE
 from dpt_jax.model import PromptedCLIP, normalize
 from dpt_jax.runtime import devices
 from dpt_jax.settings import config as configs

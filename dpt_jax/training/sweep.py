@@ -33,8 +33,10 @@ from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.commands import flags as cli
 from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
-from dpt_jax.inference.evaluation import METHODS, PREDICTIONS_FILE, RESULTS_FILE, evaluate
+from dpt_jax.inference.evaluation import evaluate
 from dpt_jax.inference.experiment import Experiment, prepare, saved_prompts
+from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
+from dpt_jax.methods import METHODS
 from dpt_jax.runtime.console import say
 from dpt_jax.settings import config as configs
 from dpt_jax.training.loop import train
