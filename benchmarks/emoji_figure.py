@@ -11,13 +11,13 @@ import sys
 # Started as a script, whose import path begins in this folder and not at the root of the repository.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from dpt_jax.curves import draw_panel
 from PIL import Image
 
 from configs import dpt
 from dpt_jax.data.dataset import load_dataset
-from dpt_jax.curves import draw_panel
-from dpt_jax.report.figures import pyplot
 from dpt_jax.report.cells import read_results, scores_of
+from dpt_jax.report.figures import pyplot
 from dpt_jax.report.runs import curves
 
 SIDE, COLUMNS, LABEL = 66, 4, 170

@@ -27,6 +27,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.inference.published import convert_reference, read_run, reverse_reference
 from dpt_jax.inference.results import RESULTS_FILE, read_result
 from dpt_jax.runtime.console import say
+from dpt_jax.runtime.files import make_folder
 from dpt_jax.settings import config as configs
 from dpt_jax.storage import prompt_file
 
@@ -81,7 +82,7 @@ def serve(source: pathlib.Path, target: pathlib.Path) -> None:
     from dpt_jax.inference.predictor import load
 
     predictor = load(source, clip=flags.FLAGS.clip)
-    for file in programs.write(predictor, cli.make_folder(target, "convert serve")):
+    for file in programs.write(predictor, make_folder(target, "convert serve")):
         say(f"wrote {file} ({file.stat().st_size / 1024:,.0f} kB)")
 
 

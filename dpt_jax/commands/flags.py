@@ -79,15 +79,6 @@ def workdir() -> pathlib.Path:
     return pathlib.Path(flags.FLAGS.workdir).expanduser()
 
 
-def make_folder(folder: pathlib.Path, flag: str) -> pathlib.Path:
-    """The folder, which is there now.  Raises UserError naming the flag where it cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as reason:
-        raise UserError(f"{flag}: {folder} cannot be made ({reason}).") from reason
-    return folder
-
-
 def start() -> None:
     """Joins the hosts that the flags or the environment name, and keeps what is compiled for later runs."""
     from dpt_jax.runtime import devices

@@ -17,6 +17,7 @@ from absl import flags
 from dpt_jax.commands import flags as cli
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
+from dpt_jax.runtime.files import make_folder
 
 FOLDER = "pictures"
 TOP = 4
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
 
     predictor = cli.load_predictor(batch_size=1)
     default = prompt_file.folder_of(cli.workdir()) / FOLDER
-    folder = cli.make_folder(pathlib.Path(flags.FLAGS.out or default), "--out")
+    folder = make_folder(pathlib.Path(flags.FLAGS.out or default), "--out")
     taken = {
         pathlib.Path(path).resolve() for path in paths
     }  # no image is overwritten by its picture

@@ -14,6 +14,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import backbone_id
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.runtime.console import say
+from dpt_jax.runtime.files import make_folder
 from dpt_jax.settings import config as configs
 from dpt_jax.storage.checkpoints import FOLDER, Checkpoints, Saved, load_newest
 from dpt_jax.storage.published import (
@@ -88,7 +89,7 @@ def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
     modules = published_from_prompts(saved.prompts, config.visual_prompt.length)
     epoch = saved.meta.get("epoch", saved.step)
     for name, tensors in modules.items():
-        folder = cli.make_folder(directory / name, "convert reference --reverse")
+        folder = make_folder(directory / name, "convert reference --reverse")
         write_torch_file(folder / f"model.pth.tar-{epoch}", tensors, epoch)
         (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
     say(

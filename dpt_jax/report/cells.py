@@ -126,10 +126,10 @@ def away(scores: Iterable[Cell]) -> list[Cell]:
 
 
 def methods_of(scores: Iterable[Cell]) -> list[str]:
-    return inrank({cell.method for cell in scores})
+    return in_rank({cell.method for cell in scores})
 
 
-def inrank(methods: Iterable[str]) -> list[str]:
+def in_rank(methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=rank)
 
 

@@ -44,7 +44,11 @@ def draw_panel(axes: Any, title: str, curves: Curves) -> None:
         style = METHODS[method]
         if method == ZERO_SHOT:
             axes.axhline(
-                points[0].mean, color=style.colour, linestyle="--", linewidth=1, label=METHODS[method].label
+                points[0].mean,
+                color=style.colour,
+                linestyle="--",
+                linewidth=1,
+                label=METHODS[method].label,
             )
             continue
         # A small shift keeps the bars of the methods apart.

@@ -54,7 +54,11 @@ def draw_classes(axes: Any, sight: Sight, method: str) -> None:
     """The probability of each class by the method, as a bar, and by plain CLIP, as a mark."""
     at = np.arange(len(sight.classes))
     axes.barh(
-        at, 100 * sight.probability, color=METHODS["vpt"].colour, height=0.55, label=METHODS[method].label
+        at,
+        100 * sight.probability,
+        color=METHODS["vpt"].colour,
+        height=0.55,
+        label=METHODS[method].label,
     )
     if method != ZERO_SHOT:
         axes.plot(100 * sight.zero_shot, at, "kD", markersize=4, label=METHODS[ZERO_SHOT].label)

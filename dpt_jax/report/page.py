@@ -19,13 +19,13 @@ from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset
 from dpt_jax.inference import words as explain
 from dpt_jax.inference.attention import describe
-from dpt_jax.inference.results import RESULTS_FILE, read_result
 from dpt_jax.inference.experiment import prepare
 from dpt_jax.inference.predictor import Predictor, prompts_of
+from dpt_jax.inference.results import RESULTS_FILE, read_result
+from dpt_jax.methods import METHODS
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report.clouds import Cloud, draw_clouds
 from dpt_jax.report.heat_maps import draw_sight
-from dpt_jax.methods import METHODS
 from dpt_jax.runtime.console import Progress
 from dpt_jax.settings import config as configs
 

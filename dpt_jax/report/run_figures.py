@@ -94,10 +94,16 @@ def draw_reliability(
         )
         above.vlines(confidence, confidence, accuracy, color=colour, alpha=0.5)
         above.plot(
-            confidence, accuracy, color=colour, marker="o", label=METHODS[method].label, clip_on=False
+            confidence,
+            accuracy,
+            color=colour,
+            marker="o",
+            label=METHODS[method].label,
+            clip_on=False,
         )
         above.set_title(
-            f"{METHODS[method].label}: expected calibration error {100 * found['ece']:.1f} %", fontsize=10
+            f"{METHODS[method].label}: expected calibration error {100 * found['ece']:.1f} %",
+            fontsize=10,
         )
         above.grid(alpha=0.3)
         above.legend(fontsize=8, loc="upper left")

@@ -103,10 +103,10 @@ def base_to_new_tables(scores: Scores) -> list[str]:
 def transfer_tables(scores: Scores) -> list[str]:
     """For each dataset that prompts were taken from: what they reach there and on each other dataset."""
     tables = []
-    away = away(scores)
-    for source, half in in_order((cell.trained_on, cell.trained_classes) for cell in away):
+    elsewhere = away(scores)
+    for source, half in in_order((cell.trained_on, cell.trained_classes) for cell in elsewhere):
         targets = in_order(
-            c.dataset for c in away if (c.trained_on, c.trained_classes) == (source, half)
+            c.dataset for c in elsewhere if (c.trained_on, c.trained_classes) == (source, half)
         )
         rows, shown = [], []
         for method in methods_of(scores):

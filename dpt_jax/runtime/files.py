@@ -1,6 +1,7 @@
 """Paths as people write them: local, below ~, or gs://."""
 
 import os
+import pathlib
 
 from etils import epath
 
@@ -19,3 +20,15 @@ def as_path(name: str | os.PathLike[str]) -> epath.Path:
     if found and scheme != "gs":
         raise UserError(f"{text}: paths are local or begin with gs://, not with {scheme}://.")
     return epath.Path(text if found else os.path.expanduser(text))
+
+
+def make_folder(folder: pathlib.Path, what: str) -> pathlib.Path:
+    """Make a folder unless it is there, and return it.
+
+    Raise UserError, which begins with `what`, where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise UserError(f"{what}: {folder} cannot be made ({reason}).") from reason
+    return folder
