@@ -242,5 +242,5 @@ def test_the_command_and_its_exit_code(tmp_path, clip_dir):
     assert done.returncode == 1
     assert "1 of 2 runs are finished" in done.stdout
     assert "failed: zeroshot on eurosat: dataset.root is not set" in done.stdout
-    done = command("-m", "dpt_jax.report", str(tmp_path))
+    done = command("-m", "dpt_jax.commands.report", str(tmp_path))
     assert "| zero-shot |" in done.stdout

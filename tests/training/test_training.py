@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from configs import coop, dpt, vlp, zeroshot
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
-from dpt_jax.inference.evaluation import class_scores, distinct, evaluate
+from dpt_jax.inference.evaluation import evaluate
+from dpt_jax.inference.scores import class_scores, distinct
 from dpt_jax.losses import count, loss
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import Outputs
