@@ -32,6 +32,7 @@ class Method:
         return {key: 0 for part, key in SWITCHES.items() if part not in self.parts}
 
 
+ZERO_SHOT = "zeroshot"
 GUIDED = "CE of the logits, and under guidance CE of each tower against the other's frozen one"
 
 # In the order of tables and legends. Okabe and Ito's colours, which colour-blind readers can tell
@@ -39,7 +40,7 @@ GUIDED = "CE of the logits, and under guidance CE of each tower against the othe
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("zeroshot", "zero-shot", (), "none", "#000000", ""),
+        Method(ZERO_SHOT, "zero-shot", (), "none", "#000000", ""),
         Method("coop", "CoOp", (TEXT,), "CE of the logits", "#E69F00", "o"),
         Method("vpt", "VPT", (VISUAL,), "CE of the logits", "#56B4E9", "s"),
         Method("vlp", "VLP", (TEXT, VISUAL), GUIDED, "#009E73", "^"),

@@ -92,9 +92,7 @@ def connect_hosts(flags: argparse.Namespace) -> None:
     from dpt_jax.runtime import devices
 
     start_libraries()
-    devices.connect(
-        devices.Hosts(flags.coordinator, flags.processes, flags.process, flags.cluster)
-    )
+    devices.connect(devices.Hosts(flags.coordinator, flags.processes, flags.process, flags.cluster))
     devices.keep_compiled()
 
 

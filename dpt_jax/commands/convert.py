@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="WHAT SRC DST", help="see above")
     parser.add_argument("--workdir", metavar="W", help="the run to read, or for reference to write")
     parser.add_argument(
-        "--reverse", action="store_true", help="from a workdir to a checkpoint of the published code"
+        "--reverse",
+        action="store_true",
+        help="from a workdir to a checkpoint of the published code",
     )
     parser.add_argument(
         "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"

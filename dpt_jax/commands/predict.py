@@ -60,7 +60,9 @@ class Output:
                                                     errors="backslashreplace"))  # fmt: skip
             except OSError as reason:
                 raise UserError(f"--csv: {file} cannot be written ({reason}).") from reason
-            numbered = [f"{column}_{i + 1}" for i in range(top) for column in ("class", "probability")]
+            numbered = [
+                f"{column}_{i + 1}" for i in range(top) for column in ("class", "probability")
+            ]
             self._csv = CSVWriter(out, ["path", "error", *numbered])
         elif flags.json:
             self._json = "["

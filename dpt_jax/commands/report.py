@@ -19,7 +19,9 @@ from dpt_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the folder, and whether to make a page."""
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="a workdir, or a folder of runs")
+    parser.add_argument(
+        "folders", nargs="*", metavar="FOLDER", help="a workdir, or a folder of runs"
+    )
     parser.add_argument("--workdir", metavar="W", help="the run, instead of the first argument")
     parser.add_argument("--html", action="store_true", help="make one page of one run")
 

@@ -1,6 +1,6 @@
 """Print every settings key with its default, range and help.
 
-    dpt-jax settings
+dpt-jax settings
 """
 
 import argparse

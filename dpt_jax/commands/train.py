@@ -96,9 +96,7 @@ def evaluate(given: "ConfigArguments", named: "epath.Path | None") -> None:
             )
         overrides["init_from"] = str(workdir)
         elsewhere = True
-    config = settings.settings_for_evaluation(
-        given.config, overrides, given.dataset_named, workdir
-    )
+    config = settings.settings_for_evaluation(given.config, overrides, given.dataset_named, workdir)
     if elsewhere:
         workdir = settings.evaluation_dir(as_path(config.init_from), config)
     evaluate_saved(config, workdir, "init_from" in overrides)

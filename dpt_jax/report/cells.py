@@ -8,7 +8,7 @@ import numpy as np
 
 from dpt_jax.errors import UserError
 from dpt_jax.inference.results import RESULTS_FILE, read_result
-from dpt_jax.methods import METHODS
+from dpt_jax.methods import METHODS, ZERO_SHOT
 
 UNKNOWN = "unknown"
 
@@ -62,10 +62,10 @@ def scores_of(results: Iterable[Mapping[str, Any]]) -> dict[Cell, Score]:
     """The results with seeds put together; the same seed counts once, however often it was evaluated."""
     by_cell: dict[Cell, dict[int, Mapping[str, Any]]] = {}
     for one in results:
-        nothing = "" if one["method"] == "zeroshot" else UNKNOWN
+        nothing = "" if one["method"] == ZERO_SHOT else UNKNOWN
         trained = one["trained_on"] or {"dataset": nothing, "classes": nothing}
         # Zero-shot has no sample and no seed.
-        shots, seed = (0, 0) if one["method"] == "zeroshot" else (one["shots"], one["seed"])
+        shots, seed = (0, 0) if one["method"] == ZERO_SHOT else (one["shots"], one["seed"])
         cell = Cell(
             one["method"],
             trained["dataset"],
@@ -100,7 +100,7 @@ def average_over_datasets(cells: Scores, datasets: Sequence[str]) -> dict[tuple[
     means: dict[tuple[str, int], dict[str, float]] = {}
     shots = {cell.shots for cell in cells if cell.trained_on} or {0}
     for cell, score in cells.items():
-        for s in shots if cell.method == "zeroshot" else [cell.shots]:
+        for s in shots if cell.method == ZERO_SHOT else [cell.shots]:
             means.setdefault((cell.method, s), {})[cell.dataset] = float(score.accuracy.mean())
     everywhere = {
         key: own for key, own in means.items() if datasets and own.keys() >= set(datasets)
@@ -126,15 +126,15 @@ def away(scores: Iterable[Cell]) -> list[Cell]:
 
 
 def methods_of(scores: Iterable[Cell]) -> list[str]:
-    return inrank({cell.method for cell in scores})
+    return in_rank({cell.method for cell in scores})
 
 
-def inrank(methods: Iterable[str]) -> list[str]:
+def in_rank(methods: Iterable[str]) -> list[str]:
     return sorted(methods, key=rank)
 
 
 def rank(method: str) -> int:
-    return list(plots.LABELS).index(method)
+    return list(METHODS).index(method)
 
 
 def in_order(names: Iterable[T]) -> list[T]:

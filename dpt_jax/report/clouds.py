@@ -28,7 +28,7 @@ def draw_clouds(
     """Images (points) and class texts (stars) beside each other before and after; of the classes with most images as
     many as can be told apart, the others grey.  label: (N,)."""
     plt = pyplot()
-    colours = [colour for colour, _ in STYLES.values()] + ["#0072B2", "#CC79A7", "#F0E442"]
+    colours = [method.colour for method in METHODS.values()] + ["#0072B2", "#CC79A7", "#F0E442"]
     counts = np.bincount(label, minlength=len(classnames))
     shown = np.argsort(-counts, kind="stable")[: len(colours)]
     figure, grid = plt.subplots(
@@ -48,7 +48,7 @@ def draw_clouds(
                 s=18,
                 color=colour,
                 marker=marker,
-                label=_shortened(classnames[c], MOST_LETTERS),
+                label=shortened(classnames[c], MOST_LETTERS),
             )
         for c, colour in zip(shown, colours, strict=False):
             axes.scatter(

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dpt_jax.methods import METHODS
+from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.report.figures import pyplot
 
 COLUMNS = 4
@@ -41,10 +41,14 @@ def draw_curves(panels: Mapping[str, Curves], file: pathlib.Path) -> None:
 def draw_panel(axes: Any, title: str, curves: Curves) -> None:
     """Accuracy against shots: a curve a method with bars of one standard deviation, a line for zero-shot."""
     for i, (method, points) in enumerate(curves.items()):
-        colour, marker = STYLES[method]
-        if method == "zeroshot":
+        style = METHODS[method]
+        if method == ZERO_SHOT:
             axes.axhline(
-                points[0].mean, color=colour, linestyle="--", linewidth=1, label=LABELS[method]
+                points[0].mean,
+                color=style.colour,
+                linestyle="--",
+                linewidth=1,
+                label=METHODS[method].label,
             )
             continue
         # A small shift keeps the bars of the methods apart.
@@ -54,12 +58,12 @@ def draw_panel(axes: Any, title: str, curves: Curves) -> None:
             at,
             means,
             deviations,
-            color=colour,
-            marker=marker,
+            color=style.colour,
+            marker=style.marker,
             markersize=4,
             capsize=2,
             linewidth=1.2,
-            label=LABELS[method],
+            label=METHODS[method].label,
         )
     ticks = sorted({point.shots for points in curves.values() for point in points if point.shots})
     axes.set_xscale("log", base=2)

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dpt_jax.inference.attention import Sight
-from dpt_jax.methods import METHODS
+from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.report.figures import printable, pyplot, shortened
 
 
@@ -30,7 +30,7 @@ def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | Binar
     draw_classes(figure.add_subplot(grid[0, 1]), sight, method)
     looked: list[tuple[str, np.ndarray | None]] = [("plain CLIP", sight.plain)]
     if sight.prompted is not None:
-        looked.append((f"with {LABELS[method]}", sight.prompted))
+        looked.append((f"with {METHODS[method].label}", sight.prompted))
     places = [grid[0, 2 + i] for i in range(len(looked))]
     _draw_maps(
         figure,
@@ -41,7 +41,7 @@ def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | Binar
     )
     if sight.class_maps:
         places = [grid[1, i] for i in range(len(sight.class_maps))]
-        names = [f"prompt of “{_shortened(name, 18)}”" for name in sight.classes]
+        names = [f"prompt of “{shortened(name, 18)}”" for name in sight.classes]
         maps = list(zip(names, sight.class_maps, strict=True))
         _draw_maps(
             figure, places, sight.image, maps, "CAVPT's attention to a patch\n(% of the largest)"
@@ -54,15 +54,19 @@ def draw_classes(axes: Any, sight: Sight, method: str) -> None:
     """The probability of each class by the method, as a bar, and by plain CLIP, as a mark."""
     at = np.arange(len(sight.classes))
     axes.barh(
-        at, 100 * sight.probability, color=STYLES["vpt"][0], height=0.55, label=LABELS[method]
+        at,
+        100 * sight.probability,
+        color=METHODS["vpt"].colour,
+        height=0.55,
+        label=METHODS[method].label,
     )
-    if method != "zeroshot":
-        axes.plot(100 * sight.zero_shot, at, "kD", markersize=4, label=LABELS["zeroshot"])
+    if method != ZERO_SHOT:
+        axes.plot(100 * sight.zero_shot, at, "kD", markersize=4, label=METHODS[ZERO_SHOT].label)
     for y, name, probability in zip(at, sight.classes, sight.probability, strict=True):
         axes.text(
             1,
             y - 0.36,
-            f"{_shortened(name, 24)}  {100 * probability:.1f} %",
+            f"{shortened(name, 24)}  {100 * probability:.1f} %",
             fontsize=8,
             va="bottom",
         )

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dpt_jax.methods import METHODS
+from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.report.figures import MOST_LETTERS, pyplot, shortened
 
 MOST_NAMED_CLASSES = 60
@@ -23,7 +23,7 @@ def draw_confusion(
     figure.colorbar(image, ax=axes, label="images of the true class (%)", shrink=0.8)
     numbered = len(classnames) > MOST_NAMED_CLASSES
     if not numbered:
-        names = [_shortened(name, MOST_LETTERS) for name in classnames]
+        names = [shortened(name, MOST_LETTERS) for name in classnames]
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel(f"predicted class{' (number)' if numbered else ''}")
@@ -43,7 +43,7 @@ def draw_training(
     plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3), layout="constrained")
     epochs = [record["epoch"] for record in records]
-    blue, orange = STYLES["vpt"][0], STYLES["dpt"][0]
+    blue, orange = METHODS["vpt"].colour, METHODS["dpt"].colour
     axes[0].plot(epochs, [record["loss"] for record in records], color=orange)
     axes[0].set_ylabel("training loss (nats)")
     axes[1].plot(epochs, [100 * record["accuracy"] for record in records], color=orange)
@@ -81,7 +81,7 @@ def draw_reliability(
         gridspec_kw=ratios,
     )  # fmt: skip
     for (above, below), (method, found) in zip(grid.T, calibrations.items(), strict=True):
-        colour = STYLES[method][0] if method != "zeroshot" else "#777777"
+        colour = METHODS[method].colour if method != ZERO_SHOT else "#777777"
         confidence = [100 * one["confidence"] for one in found["bins"]]
         accuracy = [100 * one["accuracy"] for one in found["bins"]]
         above.plot(
@@ -94,10 +94,16 @@ def draw_reliability(
         )
         above.vlines(confidence, confidence, accuracy, color=colour, alpha=0.5)
         above.plot(
-            confidence, accuracy, color=colour, marker="o", label=LABELS[method], clip_on=False
+            confidence,
+            accuracy,
+            color=colour,
+            marker="o",
+            label=METHODS[method].label,
+            clip_on=False,
         )
         above.set_title(
-            f"{LABELS[method]}: expected calibration error {100 * found['ece']:.1f} %", fontsize=10
+            f"{METHODS[method].label}: expected calibration error {100 * found['ece']:.1f} %",
+            fontsize=10,
         )
         above.grid(alpha=0.3)
         above.legend(fontsize=8, loc="upper left")

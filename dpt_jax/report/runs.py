@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dpt_jax.methods import METHODS
+from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.report.cells import (
     Cell,
     Score,
@@ -24,7 +24,7 @@ from dpt_jax.report.cells import (
 from dpt_jax.report.curves import Curves, Point, draw_curves
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
 from dpt_jax.report.tables import CSVWriter, markdown
-from dpt_jax.settings.config import shots_in_words
+from dpt_jax.settings import shots_in_words
 
 
 def few_shot_tables(scores: Scores) -> list[str]:
@@ -43,9 +43,9 @@ def few_shot_tables(scores: Scores) -> list[str]:
         rows = []
         for method in methods_of(own):
             score_at = {cell.shots: score for cell, score in own.items() if cell.method == method}
-            if method == "zeroshot":
+            if method == ZERO_SHOT:
                 score_at = dict.fromkeys(shots, score_at[0])
-            rows.append([LABELS[method], *(str(score_at.get(s, "")) for s in shots)])
+            rows.append([METHODS[method].label, *(str(score_at.get(s, "")) for s in shots)])
         images = next(iter(own.values())).images
         title = (
             f"### {dataset}\n\nAccuracy (%) on {images:,} test images, {_seeds(own.values())}.\n\n"
@@ -55,7 +55,7 @@ def few_shot_tables(scores: Scores) -> list[str]:
     if len(datasets) > 1 and average:
         rows = [
             [
-                LABELS[method],
+                METHODS[method].label,
                 *(f"{average[method, s]:.1f}" if (method, s) in average else "" for s in shots),
             ]
             for method in methods_of(cells)
@@ -87,7 +87,7 @@ def base_to_new_tables(scores: Scores) -> list[str]:
                 str(own["new"]),
                 f"{harmonic_mean(base, new):.1f}",
             ]
-            rows.append([LABELS[method], *texts])
+            rows.append([METHODS[method].label, *texts])
         if rows:
             all_halves = [score for own in halves.values() for score in own.values()]
             title = f"### {dataset}: base to new classes\n\n"
@@ -103,14 +103,14 @@ def base_to_new_tables(scores: Scores) -> list[str]:
 def transfer_tables(scores: Scores) -> list[str]:
     """For each dataset that prompts were taken from: what they reach there and on each other dataset."""
     tables = []
-    away = away(scores)
-    for source, half in in_order((cell.trained_on, cell.trained_classes) for cell in away):
+    elsewhere = away(scores)
+    for source, half in in_order((cell.trained_on, cell.trained_classes) for cell in elsewhere):
         targets = in_order(
-            c.dataset for c in away if (c.trained_on, c.trained_classes) == (source, half)
+            c.dataset for c in elsewhere if (c.trained_on, c.trained_classes) == (source, half)
         )
         rows, shown = [], []
         for method in methods_of(scores):
-            trained = ("", "") if method == "zeroshot" else (source, half)
+            trained = ("", "") if method == ZERO_SHOT else (source, half)
             for shots in sorted({cell.shots for cell in scores if cell.method == method}):
                 found = [
                     scores.get(Cell(method, *trained, shots, name, "all"))
@@ -123,7 +123,7 @@ def transfer_tables(scores: Scores) -> list[str]:
                 shown += [score for score in found if score]
                 rows.append(
                     [
-                        LABELS[method],
+                        METHODS[method].label,
                         _shots(shots),
                         *(str(score or "") for score in found),
                         average,
@@ -198,7 +198,7 @@ def report_panels(scores: Scores) -> dict[str, Curves]:
     for (method, shots), mean in sorted(average_over_datasets(cells, datasets).items()):
         if shots > 0:
             average.setdefault(method, []).append(Point(shots, mean, 0.0))
-    if len(datasets) > 1 and set(average) - {"zeroshot"}:
+    if len(datasets) > 1 and set(average) - {ZERO_SHOT}:
         panels[f"average over {len(datasets)} datasets"] = {
             method: average[method] for method in in_rank(average)
         }

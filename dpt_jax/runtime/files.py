@@ -19,3 +19,15 @@ def as_path(name: str | os.PathLike[str]) -> epath.Path:
     if found and scheme != "gs":
         raise UserError(f"{text}: paths are local or begin with gs://, not with {scheme}://.")
     return epath.Path(text if found else os.path.expanduser(text))
+
+
+def make_folder(folder: epath.Path, what: str) -> epath.Path:
+    """Make a folder unless it is there, and return it.
+
+    Raise UserError, which begins with `what`, where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise UserError(f"{what}: {folder} cannot be made ({reason}).") from reason
+    return folder

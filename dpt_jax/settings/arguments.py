@@ -45,9 +45,12 @@ def read_config_arguments(arguments: Sequence[str]) -> tuple[ConfigArguments, li
     return ConfigArguments(file, config, overrides, ":" in name), rest
 
 
-def _sort(arguments: Sequence[str]) -> tuple[str | None, dict[str, str | None], list[str]]:
-    """Return --config, the text of each key (None where a switch has none), and the rest."""
-    file, texts, rest, left = None, {}, [], list(arguments)
+def _sort(arguments: Sequence[str]) -> tuple[str | None, dict[str, str], list[str]]:
+    """Return --config, the text of each key, and the rest."""
+    file: str | None = None
+    texts: dict[str, str] = {}
+    rest: list[str] = []
+    left = list(arguments)
     while left:
         argument = left.pop(0)
         if argument == "--":

@@ -4,12 +4,15 @@ A checkpoint of that code is up to three state dicts, one a module: the text
 prompt, the visual prompt and CAVPT (its "extractor").
 """
 
+import pathlib
+import re
 from typing import Any
 
 import jax
 import numpy as np
 
-from dpt_jax.clip.files import Tensors
+from dpt_jax.clip.files import Tensors, read_torch_file
+from dpt_jax.errors import UserError
 
 TEXT = "prompt_learner"
 VISUAL = "image_encoder.transformer.ctx_learner"

@@ -4,8 +4,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import settings
-from dpt_jax.inference.evaluation import evaluate, summary
+from dpt_jax.inference.evaluation import evaluate
 from dpt_jax.inference.experiment import prepare, saved_prompts
+from dpt_jax.inference.results import summary
 from dpt_jax.runtime.console import say
 from dpt_jax.runtime.files import as_path
 from dpt_jax.storage.checkpoints import FOLDER
