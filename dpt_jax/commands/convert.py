@@ -99,6 +99,7 @@ def export(source: "epath.Path", target: "epath.Path") -> None:
     from dpt_jax.inference.published import read_run
     from dpt_jax.inference.results import RESULTS_FILE, read_result
     from dpt_jax.runtime.console import say
+    from dpt_jax.runtime.files import size_of
     from dpt_jax.storage import prompt_file
 
     if target.suffix != prompt_file.SUFFIX:
@@ -109,7 +110,7 @@ def export(source: "epath.Path", target: "epath.Path") -> None:
     else:
         results = read_result(source / RESULTS_FILE) if (source / RESULTS_FILE).is_file() else None
     prompt_file.write(target, saved.step, saved.prompts, saved.meta, config.to_dict(), results)
-    size = target.stat().length / 1024
+    size = size_of(target) / 1024
     say(f"wrote {target}: {settings.method(config)} prompts, {size:.0f} kB")
 
 
@@ -117,8 +118,8 @@ def serve(flags: argparse.Namespace, source: "epath.Path", target: "epath.Path")
     """Write the classifier of a run as a program.  Raise UserError where it cannot be loaded."""
     from dpt_jax.inference import program
     from dpt_jax.runtime.console import say
-    from dpt_jax.runtime.files import make_folder
+    from dpt_jax.runtime.files import make_folder, size_of
 
     predictor = shared.load_predictor(flags, source, batch_size=0)
     for file in program.write(predictor, make_folder(target, "convert serve")):
-        say(f"wrote {file} ({file.stat().length / 1024:,.0f} kB)")
+        say(f"wrote {file} ({size_of(file) / 1024:,.0f} kB)")

@@ -3,13 +3,14 @@
 from etils import epath
 from ml_collections import ConfigDict
 
+from dpt_jax.runtime.files import as_path
 from dpt_jax.settings.config import method
 from dpt_jax.storage import prompt_file
 
 
 def default_workdir(config: ConfigDict) -> epath.Path:
     """Return runs/METHOD/DATASET/SHOTSshot/seedN, and base or new below it for half the classes."""
-    return run_dir(epath.Path("runs"), config)
+    return run_dir(as_path("runs"), config)
 
 
 def run_dir(runs: epath.Path, config: ConfigDict) -> epath.Path:
