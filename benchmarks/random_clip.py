@@ -1,4 +1,4 @@
-"""CLIPs of the published sizes with random weights: a benchmark needs their shapes and no download."""
+"""CLIPs of the published sizes with random weights, for benchmarks that need no download."""
 
 import pathlib
 import tempfile
@@ -29,7 +29,7 @@ SIZES = {
 
 
 def random_clip(name: str, dtype: Any = np.float32) -> Pretrained:
-    """A CLIP of SIZES with weights as at the start of its training, nearly: N(0, 0.02²), layer norms neutral."""
+    """Return a CLIP of SIZES with weights N(0, 0.02²) and neutral layer norms."""
     generator = np.random.default_rng(0)
 
     def draw(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
