@@ -17,16 +17,18 @@ from PIL import Image
 
 from configs import dpt
 from dpt_jax.data.dataset import load_dataset
-from dpt_jax.report import plots
-from dpt_jax.report import runs as report
+from dpt_jax.report.cells import read_results, scores_of
+from dpt_jax.report.curves import draw_panel
+from dpt_jax.report.figures import pyplot
+from dpt_jax.report.runs import curves
 
 SIDE, COLUMNS, LABEL = 66, 4, 170
 
 
 def main(runs: str, file: str) -> None:
     """Draw the runs below the folder `runs` to `file`."""
-    scores = report.scores_of(report.read_results(pathlib.Path(runs)))
-    plt = plots.pyplot()
+    scores = scores_of(read_results(pathlib.Path(runs)))
+    plt = pyplot()
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(13, 4), width_ratios=(1.15, 1, 1), layout="constrained"
     )
@@ -42,7 +44,7 @@ def main(runs: str, file: str) -> None:
             and cell.classes == "all"
             and cell.trained_classes in ("", "all")
         }
-        plots.draw_panel(axes, title, report.curves(own))
+        draw_panel(axes, title, curves(own))
     middle.legend(fontsize=8)
     figure.savefig(file, dpi=110)
 

@@ -1,35 +1,34 @@
-"""Shows what a trained prompt sees in images.
+"""What a trained prompt looks at in images: attention over the patches, by class."""
 
-    python -m dpt_jax.visualize --workdir=W IMAGE… [--top=4] [--out=DIR] [--clip=WEIGHTS]
-
-Writes one PNG an image to DIR (W/pictures): the image and its likeliest classes,
-what the class token of CLIP's last block looks at without the prompts and with
-them, and what CAVPT made the prompt of each of these classes of.
-"""
-
-import itertools
-import pathlib
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 import scipy.special
-from absl import flags
 
-from dpt_jax.commands import flags as cli
-from dpt_jax.data.folder import find_images
-from dpt_jax.errors import UserError
-from dpt_jax.report import plots
+from dpt_jax.inference.predictor import Predictor
 
-if TYPE_CHECKING:
-    from dpt_jax.inference.predictor import Predictor
-
-FOLDER = "pictures"
 TOP = 4
 
 
-def describe(predictor: "Predictor", pixels: np.ndarray, top: int = TOP) -> list[plots.Sight]:
+class Sight(NamedTuple):
+    """What a prompted CLIP sees in one image: its likeliest classes, best first, and attention over the patches.
+
+    Maps are (grid, grid), parts of 1; what they lack to 1 in sum goes to other tokens than patches.
+    """
+
+    image: np.ndarray  # (size, size, 3) uint8
+    classes: Sequence[str]
+    probability: np.ndarray  # of these classes
+    zero_shot: np.ndarray  # of these classes, by plain CLIP
+    plain: np.ndarray  # the class token's in the last block, without prompts
+    prompted: np.ndarray | None  # the same with prompts; None where the images see none
+    class_maps: Sequence[
+        np.ndarray | None
+    ]  # CAVPT's of these classes, if any; None for one that it did not look at
+
+
+def describe(predictor: Predictor, pixels: np.ndarray, top: int = TOP) -> list[Sight]:
     """What there is to see of N images.
 
     pixels: (N, size, size, 3) uint8, see Predictor.pixels. top: how many of the likeliest classes.
@@ -52,7 +51,7 @@ def describe(predictor: "Predictor", pixels: np.ndarray, top: int = TOP) -> list
             maps = [last[looked_at[c]] if c in looked_at else None for c in best]
         visual = predictor.model.prompts.visual_length or predictor.model.prompts.top_k
         sights.append(
-            plots.Sight(
+            Sight(
                 image=image,
                 classes=[predictor.classnames[c] for c in best],
                 probability=probability[i, best],
@@ -63,47 +62,3 @@ def describe(predictor: "Predictor", pixels: np.ndarray, top: int = TOP) -> list
             )
         )
     return sights
-
-
-def main(argv: Sequence[str]) -> None:
-    if len(argv) < 2:
-        raise UserError("no image is named: python -m dpt_jax.visualize --workdir=W IMAGE…")
-    paths = find_images(argv[1:])
-    from dpt_jax.runtime.console import say
-    from dpt_jax.storage import prompt_file
-
-    predictor = cli.load_predictor(batch_size=1)
-    default = prompt_file.folder_of(cli.workdir()) / FOLDER
-    folder = cli.make_folder(pathlib.Path(flags.FLAGS.out or default), "--out")
-    taken = {
-        pathlib.Path(path).resolve() for path in paths
-    }  # no image is overwritten by its picture
-    unreadable = 0
-    for path in paths:
-        try:
-            pixels = predictor.pixels(path)
-        except UserError as reason:
-            unreadable += 1
-            say(str(reason), file=sys.stderr)
-            continue
-        name = pathlib.Path(path).stem
-        files = (
-            folder / f"{name}{f'-{number}' if number > 1 else ''}.png"
-            for number in itertools.count(1)
-        )
-        file = next(file for file in files if file.resolve() not in taken)
-        taken.add(file.resolve())
-        (sight,) = describe(predictor, pixels, flags.FLAGS.top)
-        plots.draw_sight(sight, path, predictor.model.prompts.method, file)
-        say(str(file))
-    if unreadable == len(paths):
-        raise UserError(f"none of the {len(paths)} images could be read.")
-
-
-if __name__ == "__main__":
-    cli.define_predictor_flags()
-    flags.DEFINE_integer(
-        "top", TOP, "How many of the likeliest classes are shown.", lower_bound=1, upper_bound=8
-    )
-    flags.DEFINE_string("out", None, "The folder to write to; W/pictures where it is not given.")
-    cli.run(main)

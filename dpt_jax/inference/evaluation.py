@@ -1,26 +1,21 @@
 """Evaluation: predictions on the whole test split, and the files that hold them."""
 
-import collections
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.special
 
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, Frozen, training_meta
+from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
+from dpt_jax.inference.scores import calibration, class_scores, distinct
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import Progress
-
-CALIBRATION_BINS = 15
-METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
-RESULTS_FILE = "results.json"
-PREDICTIONS_FILE = "predictions.npz"
 
 
 class Predictions(NamedTuple):
@@ -173,100 +168,3 @@ def evaluate(
     written.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     written.replace(workdir / RESULTS_FILE)
     return results
-
-
-def read_result(file: pathlib.Path) -> dict[str, Any]:
-    """One results.json.  Raises UserError where it is missing, damaged or of an older version."""
-    needed = {
-        "method",
-        "dataset",
-        "classes",
-        "shots",
-        "seed",
-        "n",
-        "accuracy",
-        "macro_f1",
-        "per_class",
-        "trained_on",
-    }
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        missing = sorted(needed.difference(results))
-        if not missing and not (results["method"] in METHODS and 0 <= results["accuracy"] <= 1):
-            raise ValueError("its method or accuracy is none")
-    except (FileNotFoundError, NotADirectoryError) as reason:
-        raise UserError(
-            f"{file} is not there: give the workdir of a finished run, or evaluate this one."
-        ) from reason
-    except (ValueError, TypeError) as reason:
-        raise UserError(
-            f"{file} is not the results of a run ({reason}): delete it and evaluate again."
-        ) from reason
-    if missing:
-        raise UserError(
-            f"{file} does not say {missing[0]!r}: evaluate that run again, with --mode=eval."
-        )
-    return results
-
-
-def class_scores(
-    predicted: np.ndarray, label: np.ndarray, names: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """For each class its images n, the part of them that is recognised, F1 (0 where it is undefined), and
-    what its images were taken for, {class: images}, most first."""
-    scores = {}
-    for c, name in enumerate(names):
-        hits, n, named = (
-            ((predicted == c) & (label == c)).sum(),
-            (label == c).sum(),
-            (predicted == c).sum(),
-        )
-        taken_for = collections.Counter(predicted[label == c].tolist())
-        scores[name] = {
-            "n": int(n),
-            "accuracy": float(hits / n) if n else None,
-            "f1": float(2 * hits / (n + named)) if n + named else 0.0,
-            "predicted": {names[other]: count for other, count in taken_for.most_common()},
-        }
-    return scores
-
-
-def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
-    """How far the probability of the first answer is from how often it is right (Guo et al. 2017, equation 5).
-
-    {"ece": expected calibration error, from 0 to 1, "bins": for each fifteenth of the probabilities that has images
-    {"images", "confidence" (their mean probability), "accuracy"}}.
-    """
-    probabilities = scipy.special.softmax(logits.astype(np.float64), axis=-1)
-    confidence, right = probabilities.max(-1), probabilities.argmax(-1) == label
-    numbers = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    bins = [
-        {
-            "images": int(own.sum()),
-            "confidence": float(confidence[own].mean()),
-            "accuracy": float(right[own].mean()),
-        }
-        for own in (numbers == number for number in np.unique(numbers))
-    ]
-    gaps = [one["images"] * abs(one["accuracy"] - one["confidence"]) for one in bins]
-    return {"ece": sum(gaps) / len(label), "bins": bins}
-
-
-def distinct(classnames: Sequence[str]) -> list[str]:
-    """The names, those that several classes have (ImageNet's "missile") with the class's number."""
-    times = collections.Counter(classnames)
-    return [
-        name if times[name] == 1 else f"{name} (class {i})" for i, name in enumerate(classnames)
-    ]
-
-
-def summary(results: dict[str, Any]) -> str:
-    """One or two lines for the person who ran it."""
-    accuracy, zero_shot = 100 * results["accuracy"], 100 * results["zero_shot_accuracy"]
-    method, n, macro_f1 = results["method"], results["n"], results["macro_f1"]
-    line = f"{method}: {accuracy:.1f} % of {n} test images right, macro F1 {macro_f1:.3f}"
-    if results["unreadable"]:
-        line += f" ({results['unreadable']} more could not be read and were left out)"
-    if method == "zeroshot":
-        return line
-    return f"{line}\nzero-shot: {zero_shot:.1f} %, so {method} gained {accuracy - zero_shot:+.1f} points"

@@ -1,26 +1,15 @@
-"""The words of the vocabulary that are nearest to each learned context vector.
-
-    python -m dpt_jax.explain --workdir=W [--top=3] [--clip=WEIGHTS]
-
-Distances are Euclidean, between embeddings as they enter the text tower. The
-last column is how far the vector is from what it was nearest to, in parts of
-the mean distance between two words: near 1, it is no word at all.
-"""
+"""The words of the vocabulary that are nearest to each learned context vector."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from absl import flags
 
-from dpt_jax.commands import flags as cli
 from dpt_jax.errors import UserError
-from dpt_jax.report.tables import markdown
+from dpt_jax.inference.predictor import Predictor
+from dpt_jax.runtime import devices
 
-if TYPE_CHECKING:
-    from dpt_jax.inference.predictor import Predictor
-
-PAIRS = 10_000
+PAIRS = 10_000  # of words, whose mean distance is the measure
 
 
 class Neighbours(NamedTuple):
@@ -33,13 +22,11 @@ class Neighbours(NamedTuple):
     in_word_distances: float  # the first of these, over the mean distance of two words
 
 
-def neighbours(predictor: "Predictor", top: int) -> list[Neighbours]:
+def neighbours(predictor: Predictor, top: int) -> list[Neighbours]:
     """The `top` nearest words of each context vector of the first layer.
 
     Raises UserError where no context was learned.
     """
-    from dpt_jax.runtime import devices
-
     if "text" not in predictor.prompts:
         raise UserError(
             f"{predictor.model.prompts.method} learns no context, so there are no words to explain."
@@ -93,16 +80,3 @@ def rows(found: Sequence[Neighbours]) -> list[list[str]]:
         ]
         for one in found
     ]
-
-
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(f"unknown argument {argv[1]!r}: python -m dpt_jax.explain --workdir=W.")
-    found = neighbours(cli.load_predictor(batch_size=1), flags.FLAGS.top)
-    print(markdown(header(found), rows(found)))
-
-
-if __name__ == "__main__":
-    cli.define_predictor_flags()
-    flags.DEFINE_integer("top", 3, "How many words are told for a vector.", lower_bound=1)
-    cli.run(main)

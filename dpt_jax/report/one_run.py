@@ -7,11 +7,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dpt_jax.inference.evaluation import RESULTS_FILE, read_result
-from dpt_jax.report import plots
+from dpt_jax.inference.results import RESULTS_FILE, read_result
+from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.report import run_figures
 from dpt_jax.report.tables import CSVWriter, markdown
 from dpt_jax.runtime.metrics import read_metrics
-from dpt_jax.settings.config import load_saved, shots_in_words
+from dpt_jax.settings import load_saved, shots_in_words
 
 TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
 TRAINING_FILE, RELIABILITY_FILE = "training.png", "reliability.png"
@@ -47,7 +48,7 @@ def report_run(workdir: pathlib.Path) -> tuple[str, list[str]]:
 
 def title(results: Results) -> str:
     """ "DPT on emoji" """
-    return f"{plots.LABELS[results['method']]} on {results['dataset']}"
+    return f"{METHODS[results['method']].label} on {results['dataset']}"
 
 
 def in_words(results: Results) -> str:
@@ -57,7 +58,7 @@ def in_words(results: Results) -> str:
     if trained:
         made = f"Trained on {trained['dataset']}, {shots_in_words(results['shots'])}, seed {results['seed']}: "
     words = f"{100 * results['accuracy']:.1f} % of {results['n']:,} test images right"
-    if results["method"] != "zeroshot" and "zero_shot_accuracy" in results:
+    if results["method"] != ZERO_SHOT and "zero_shot_accuracy" in results:
         words += f" (zero-shot {100 * results['zero_shot_accuracy']:.1f} %)"
     words += f", macro F1 {results['macro_f1']:.3f}"
     if "calibration" in results:
@@ -98,7 +99,7 @@ def confused_rows(results: Results) -> list[list[str]]:
 def draw_confusion(results: Results, file: pathlib.Path | BinaryIO) -> None:
     """The confusion matrix."""
     classes = results["per_class"]
-    plots.draw_confusion(confusion_matrix(classes), list(classes), title(results), file)
+    run_figures.draw_confusion(confusion_matrix(classes), list(classes), title(results), file)
 
 
 def draw_training(workdir: pathlib.Path, file: pathlib.Path | BinaryIO) -> bool:
@@ -108,7 +109,7 @@ def draw_training(workdir: pathlib.Path, file: pathlib.Path | BinaryIO) -> bool:
         return False
     config = load_saved(workdir)
     both = config.text_prompt.length and (config.visual_prompt.length or config.cavpt.top_k)
-    plots.draw_training(records, config.loss.guidance_epochs if both else 0, file)
+    run_figures.draw_training(records, config.loss.guidance_epochs if both else 0, file)
     return True
 
 
@@ -117,10 +118,10 @@ def draw_reliability(results: Results, file: pathlib.Path | BinaryIO) -> bool:
     if "calibration" not in results:
         return False
     found = {
-        "zeroshot": results["zero_shot_calibration"],
+        ZERO_SHOT: results["zero_shot_calibration"],
         results["method"]: results["calibration"],
     }
-    plots.draw_reliability(found, file)
+    run_figures.draw_reliability(found, file)
     return True
 
 

@@ -15,17 +15,19 @@ import jax
 import numpy as np
 import scipy.special
 
+from dpt_jax import settings
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset
 from dpt_jax.inference import words as explain
 from dpt_jax.inference.attention import describe
-from dpt_jax.inference.evaluation import RESULTS_FILE, read_result
 from dpt_jax.inference.experiment import prepare
 from dpt_jax.inference.predictor import Predictor, prompts_of
+from dpt_jax.inference.results import RESULTS_FILE, read_result
+from dpt_jax.methods import METHODS
 from dpt_jax.report import one_run as run_report
-from dpt_jax.report import plots
+from dpt_jax.report.clouds import Cloud, draw_clouds
+from dpt_jax.report.heat_maps import draw_sight
 from dpt_jax.runtime.console import Progress
-from dpt_jax.settings import config as configs
 
 PAGE_FILE = "report.html"
 ANSWERS = 4  # of the right ones and of the wrong ones
@@ -61,7 +63,7 @@ def write_page(workdir: pathlib.Path) -> pathlib.Path:
     Raises UserError where the run has no results, or its data or backbone cannot be loaded.
     """
     results = read_result(workdir / RESULTS_FILE)
-    config = configs.load_saved(workdir)
+    config = settings.load_saved(workdir)
     experiment = prepare(config)
     rows = -(-min(config.eval.batch_size, len(experiment.dataset.test)) // jax.local_device_count())
     predictor = Predictor(experiment, prompts_of(experiment, workdir), rows)
@@ -90,7 +92,7 @@ def write_page(workdir: pathlib.Path) -> pathlib.Path:
     parts += ["<h2>Features before and after</h2>", features(predictor, answers)]
     if "text" in predictor.prompts:
         parts += ["<h2>What the context is near to</h2>", words(predictor)]
-    flat = configs.flat(config.to_dict())
+    flat = settings.flat(config.to_dict())
     parts += [
         "<h2>Settings</h2>",
         _table(["key", "value"], [[key, str(value)] for key, value in flat.items()]),
@@ -137,7 +139,7 @@ def pictures(predictor: Predictor, dataset: Dataset, answers: Answers) -> Iterab
             caption = (
                 f"{path}: {truth}" if wanted else f"{path}: {truth}, taken for {sight.classes[0]}"
             )
-            draw = functools.partial(plots.draw_sight, sight, path, predictor.model.prompts.method)
+            draw = functools.partial(draw_sight, sight, path, predictor.model.prompts.method)
             yield _drawn(draw, caption)
 
 
@@ -156,7 +158,7 @@ def features(predictor: Predictor, answers: Answers) -> str:
     texts = predictor.texts
     clouds = {
         "before: plain CLIP": principal_axes(answers.before, texts.frozen),
-        f"after: {plots.LABELS[predictor.model.prompts.method]}": principal_axes(
+        f"after: {METHODS[predictor.model.prompts.method].label}": principal_axes(
             answers.after, predictor.encode_text()
         ),
     }
@@ -165,13 +167,13 @@ def features(predictor: Predictor, answers: Answers) -> str:
         "since CLIP keeps the two in different places."
     )
     drawn = _drawn(
-        lambda file: plots.draw_clouds(clouds, answers.label, predictor.classnames, file),
+        lambda file: draw_clouds(clouds, answers.label, predictor.classnames, file),
         "principal components",
     )
     return f"<p>{note}</p>{drawn}"
 
 
-def principal_axes(images: np.ndarray, texts: np.ndarray) -> plots.Cloud:
+def principal_axes(images: np.ndarray, texts: np.ndarray) -> Cloud:
     """Image features (N, E) on their first two principal components, and text features (C, E) beside them."""
     centred = images - images.mean(0)
     _, deviations, axes = np.linalg.svd(centred, full_matrices=False)
@@ -180,11 +182,11 @@ def principal_axes(images: np.ndarray, texts: np.ndarray) -> plots.Cloud:
     total = float((deviations**2).sum()) or 1.0
     variance = np.zeros(2)
     variance[: len(deviations[:2])] = deviations[:2] ** 2 / total
-    return plots.Cloud(centred @ two.T, (texts - texts.mean(0)) @ two.T, variance)
+    return Cloud(centred @ two.T, (texts - texts.mean(0)) @ two.T, variance)
 
 
 def words(predictor: Predictor) -> str:
-    """The table of `python -m dpt_jax.explain`."""
+    """The table of `dpt-jax explain`."""
     found = explain.neighbours(predictor, NEAREST)
     return _table(explain.header(found), explain.rows(found))
 

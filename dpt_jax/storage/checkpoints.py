@@ -214,7 +214,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     if not devices.is_first():
         yield
         return
-    with (workdir / LOCK_FILE).open("a+") as lock:
+    with open(workdir / LOCK_FILE, "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as reason:

@@ -4,12 +4,15 @@ A checkpoint of that code is up to three state dicts, one a module: the text
 prompt, the visual prompt and CAVPT (its "extractor").
 """
 
+import pathlib
+import re
 from typing import Any
 
 import jax
 import numpy as np
 
-from dpt_jax.clip.files import Tensors
+from dpt_jax.clip.files import Tensors, read_torch_file
+from dpt_jax.errors import UserError
 
 TEXT = "prompt_learner"
 VISUAL = "image_encoder.transformer.ctx_learner"
@@ -79,3 +82,31 @@ def published_from_prompts(prompts: Any, visual_length: int) -> dict[str, Tensor
                 weight = cavpt[module][leaf][i]
                 modules[CAVPT][theirs.format(i)] = weight.T if transposed else weight
     return jax.tree.map(np.ascontiguousarray, modules)
+
+
+def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
+    """(epoch, state dict of each module) of the last epoch that all modules have, else of the best model."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a folder; it should hold {', '.join(MODULES)}.")
+    folders = [directory / name for name in MODULES if (directory / name).is_dir()]
+    if not folders:
+        raise UserError(
+            f"{directory} holds none of {', '.join(MODULES)}: it is no checkpoint of the published code."
+        )
+    epochs = set.intersection(*(_epochs(folder) for folder in folders))
+    name = f"model.pth.tar-{max(epochs)}" if epochs else "model-best.pth.tar"
+    modules, epoch = {}, None
+    for folder in folders:
+        if not (folder / name).exists():
+            raise UserError(
+                f"{folder} has no {name}, and no epoch that the folders beside it have too."
+            )
+        contents = read_torch_file(folder / name)
+        modules[folder.name] = contents.tensors
+        epoch = contents.epoch
+    return (max(epochs) if epochs else epoch or 0), modules
+
+
+def _epochs(folder: pathlib.Path) -> set[int]:
+    names = (re.fullmatch(r"model\.pth\.tar-(\d+)", file.name) for file in folder.iterdir())
+    return {int(found[1]) for found in names if found}

@@ -162,7 +162,7 @@ def test_bfloat16_keeps_layer_norm_and_temperature_in_float32(source):
 
 def test_orbax_directory(source, expected, tmp_path):
     target = tmp_path / "orbax"
-    command("-m", "dpt_jax.convert", "clip", str(source), str(target))
+    command("-m", "dpt_jax.commands.convert", "clip", str(source), str(target))
     assert_same(load_clip(str(target)), expected)
     with pytest.raises(UserError, match="already exists"):
         save_orbax(expected, str(target))

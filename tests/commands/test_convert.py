@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from configs import coop, dpt, vpt
-from dpt_jax.commands import convert
+from dpt_jax import settings
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.evaluation import predict
-from dpt_jax.settings import config as configs
+from dpt_jax.inference.published import convert_reference
 from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.published import CAVPT, TEXT, VISUAL
 from tests.helpers.golden import SMALL
@@ -55,7 +55,7 @@ def config(clip_dir):
         config = method.get_config("folder")
         config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
         for key, value in overrides.items():
-            configs.set_key(config, key.replace("__", "."), value)
+            settings.set_key(config, key.replace("__", "."), value)
         return config
 
     return make
@@ -65,9 +65,9 @@ def converted(directory, workdir, config, clip, **overrides):
     """Converts, evaluates, and gives the configuration, prompts and predictions."""
     overrides = {key.replace("__", "."): value for key, value in overrides.items()}
     for key, value in overrides.items():
-        configs.set_key(config, key, value)
-    convert.convert_reference(directory, workdir, config, overrides)
-    saved = configs.resolve(config, {}, False, workdir, evaluate=True)
+        settings.set_key(config, key, value)
+    convert_reference(directory, workdir, config, overrides)
+    saved = settings.settings_for_evaluation(config, {}, False, workdir)
     experiment = experiments.prepare(saved, clip)
     prompts = experiments.saved_prompts(experiment, workdir).prompts
     assert {x.dtype for x in jax.tree.leaves(prompts)} == {np.dtype(np.float32)}
@@ -88,7 +88,7 @@ def test_class_specific_coop(tmp_path, config, clip, dtype):
     saved, checkpoint, found = converted(
         tmp_path, tmp_path / "w", config(coop), clip, text_prompt__class_position="middle"
     )
-    assert configs.method(saved) == checkpoint.meta["method"] == "coop"
+    assert settings.method(saved) == checkpoint.meta["method"] == "coop"
     assert (saved.text_prompt.length, saved.text_prompt.class_specific) == (5, True)
     assert checkpoint.step == 50
     np.testing.assert_array_equal(checkpoint.prompts["text"]["context"][0], ctx.float().numpy())
@@ -98,14 +98,14 @@ def test_class_specific_coop(tmp_path, config, clip, dtype):
 def test_coop_folder_under_the_dpt_config_is_coop(tmp_path, config, clip):
     save(tmp_path, TEXT, {"ctx": normal(4, WIDTH)})
     saved, _, _ = converted(tmp_path, tmp_path / "w", config(dpt), clip)
-    assert configs.method(saved) == "coop"
+    assert settings.method(saved) == "coop"
 
 
 def test_vpt(tmp_path, config, clip):
     ctx = normal(LAYERS, 3, WIDTH)
     save(tmp_path, VISUAL, {"ctx": ctx}, name="model-best.pth.tar", epoch=7)
     saved, checkpoint, found = converted(tmp_path, tmp_path / "w", config(vpt), clip)
-    assert (configs.method(saved), checkpoint.step) == ("vpt", 7)
+    assert (settings.method(saved), checkpoint.step) == ("vpt", 7)
     np.testing.assert_array_equal(checkpoint.prompts["visual"]["tokens"], ctx.numpy())
     assert (found.logits != found.zero_shot_logits).any()
 
@@ -146,26 +146,26 @@ def test_newest_epoch_that_all_modules_have(tmp_path, config, clip):
 def test_flags_that_contradict_the_checkpoint(tmp_path, config, overrides, says):
     wanted = config(**{key.replace(".", "__"): value for key, value in overrides.items()})
     with pytest.raises(UserError, match=says):
-        convert.convert_reference(CHECKPOINT, tmp_path / "w", wanted, overrides)
+        convert_reference(CHECKPOINT, tmp_path / "w", wanted, overrides)
     assert not (tmp_path / "w").exists()
 
 
 def test_last_layer_counted_from_the_end_is_no_contradiction(tmp_path, config):
-    convert.convert_reference(CHECKPOINT, tmp_path / "w", config(), {"cavpt.first_layer": -1})
+    convert_reference(CHECKPOINT, tmp_path / "w", config(), {"cavpt.first_layer": -1})
     with pytest.raises(UserError, match="already holds a run"):
-        convert.convert_reference(CHECKPOINT, tmp_path / "w", config(), {})
+        convert_reference(CHECKPOINT, tmp_path / "w", config(), {})
 
 
 def test_wrong_folders_are_named(tmp_path, config):
     with pytest.raises(UserError, match="nowhere is not a folder"):
-        convert.convert_reference(tmp_path / "nowhere", tmp_path / "w", config(), {})
+        convert_reference(tmp_path / "nowhere", tmp_path / "w", config(), {})
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds none of prompt_learner"):
-        convert.convert_reference(tmp_path / "empty", tmp_path / "w", config(), {})
+        convert_reference(tmp_path / "empty", tmp_path / "w", config(), {})
     save(tmp_path / "apart", TEXT, {"ctx": normal(4, WIDTH)}, name="model.pth.tar-1")
     save(tmp_path / "apart", VISUAL, {"ctx": normal(LAYERS, 3, WIDTH)}, name="model.pth.tar-2")
     with pytest.raises(UserError, match=r"has no model-best\.pth\.tar"):
-        convert.convert_reference(tmp_path / "apart", tmp_path / "w", config(), {})
+        convert_reference(tmp_path / "apart", tmp_path / "w", config(), {})
 
 
 def test_wrong_tensors_are_named(tmp_path, config):
@@ -173,15 +173,15 @@ def test_wrong_tensors_are_named(tmp_path, config):
     del tensors["attns.0.qmlp.weight"]
     save(tmp_path / "missing", CAVPT, tensors)
     with pytest.raises(UserError, match=r"tensor attns\.0\.qmlp\.weight is missing"):
-        convert.convert_reference(tmp_path / "missing", tmp_path / "w", config(), {})
+        convert_reference(tmp_path / "missing", tmp_path / "w", config(), {})
     save(tmp_path / "narrow", TEXT, {"ctx": normal(4, WIDTH // 2)})
     with pytest.raises(UserError, match=r"prompt_learner: text\.context has shape \(1, 4, 64\)"):
-        convert.convert_reference(tmp_path / "narrow", tmp_path / "w", config(), {})
+        convert_reference(tmp_path / "narrow", tmp_path / "w", config(), {})
     save(tmp_path / "short", VISUAL, {"ctx": normal(LAYERS + 1, 3, WIDTH)})
     with pytest.raises(UserError, match=r"visual\.tokens has shape \(5, 3, 128\)"):
-        convert.convert_reference(tmp_path / "short", tmp_path / "w", config(), {})
+        convert_reference(tmp_path / "short", tmp_path / "w", config(), {})
     (tmp_path / "cut" / TEXT).mkdir(parents=True)
     whole = (CHECKPOINT / TEXT / "model.pth.tar-1").read_bytes()
     (tmp_path / "cut" / TEXT / "model.pth.tar-1").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"model\.pth\.tar-1 cannot be read"):
-        convert.convert_reference(tmp_path / "cut", tmp_path / "w", config(), {})
+        convert_reference(tmp_path / "cut", tmp_path / "w", config(), {})

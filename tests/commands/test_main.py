@@ -39,7 +39,7 @@ def converted(flags, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "converted"
     command(
         "-m",
-        "dpt_jax.convert",
+        "dpt_jax.commands.convert",
         "reference",
         str(SMALL / "checkpoint"),
         f"--workdir={workdir}",

@@ -15,11 +15,10 @@ from PIL import Image
 import dpt_jax
 from configs import coop, dpt, vpt, zeroshot
 from dpt_jax.clip.pretrained import Pretrained
-from dpt_jax.commands import convert
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
-from dpt_jax.settings import config as configs
+from dpt_jax.inference.published import convert_reference
 from dpt_jax.storage.checkpoints import Checkpoints
 from tests.helpers import make_clip
 from tests.helpers.commands import ROOT, assert_refused, command
@@ -44,10 +43,10 @@ def run_of(workdir, method, clip: Pretrained, clip_dir, **settings) -> pathlib.P
     config = method.get_config("folder")
     config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
     for key, value in settings.items():
-        configs.set_key(config, key.replace("__", "."), value)
+        settings.set_key(config, key.replace("__", "."), value)
     prepared = experiments.prepare(config, clip)
-    configs.save(config, workdir)
-    if configs.method(config) != "zeroshot":
+    settings.save(config, workdir)
+    if settings.method(config) != "zeroshot":
         with Checkpoints(workdir, create=True) as checkpoints:
             prompts = experiments.initial_prompts(prepared)
             checkpoints.save(1, prompts, {**experiments.training_meta(prepared), "epoch": 1})
@@ -70,7 +69,7 @@ def test_published_prompts_give_the_published_logits(clip_dir, tmp_path):
     config = dpt.get_config("folder")
     config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
     config.dataset.template, config.cavpt.top_k = CASE["template"], CASE["top_k"]
-    convert.convert_reference(SMALL / "checkpoint", tmp_path / "w", config, {})
+    convert_reference(SMALL / "checkpoint", tmp_path / "w", config, {})
     predictor = dpt_jax.load(tmp_path / "w", CASE["classnames"])
     expected = np.load(SMALL / "expected.npz")
     outputs, plain = predictor.see(predictor.pixels([IMAGES / path for path in expected["paths"]]))
@@ -222,7 +221,9 @@ def mixed(tmp_path_factory, files):
 
 
 def test_json(trained, predictor, mixed, files):
-    done = command("-m", "dpt_jax.predict", f"--workdir={trained}", "--top=2", "--json", str(mixed))
+    done = command(
+        "-m", "dpt_jax.commands.predict", f"--workdir={trained}", "--top=2", "--json", str(mixed)
+    )
     told = {pathlib.Path(one["path"]).name: one for one in json.loads(done.stdout)}
     assert list(told) == ["=1+1.png", "a.png", "broken.png"]
     assert "cannot be read as an image" in told["broken.png"]["error"]
@@ -240,7 +241,7 @@ def test_json(trained, predictor, mixed, files):
 
 def test_csv_and_other_classes(trained, mixed, tmp_path):
     (tmp_path / "names.txt").write_text("a zebra\n\n@handle\n", encoding="utf-8")
-    done = command("-m", "dpt_jax.predict", f"--workdir={trained}", f"--classes={tmp_path / 'names.txt'}",
+    done = command("-m", "dpt_jax.commands.predict", f"--workdir={trained}", f"--classes={tmp_path / 'names.txt'}",
                    f"--csv={tmp_path / 'out.csv'}", "=1+1.png", "a.png", cwd=mixed)  # fmt: skip
     assert "2 images" in done.stdout
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
@@ -277,7 +278,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(trained, arguments, says):
     arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
-    assert_refused(command("-m", "dpt_jax.predict", *arguments, check=False), says)
+    assert_refused(command("-m", "dpt_jax.commands.predict", *arguments, check=False), says)
     assert (
         ROOT / "README.md"
     ).stat().st_size > 1000  # nothing is written before all else is known to be right
@@ -317,7 +318,7 @@ def test_a_damaged_image_of_any_kind_is_only_unreadable(predictor, tmp_path):
 def test_a_reader_that_has_enough_is_no_error(trained):
     done = command("-c", f"""
 import subprocess, sys
-predict = [sys.executable, "-m", "dpt_jax.predict", "--workdir={trained}", {str(IMAGES)!r}]
+predict = [sys.executable, "-m", "dpt_jax.commands.predict", "--workdir={trained}", {str(IMAGES)!r}]
 running = subprocess.Popen(predict, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 running.stdout.close()
 print(running.stderr.read(), running.wait())

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from dpt_jax.errors import UserError
+from dpt_jax.methods import METHODS
 from dpt_jax.report import one_run as run_report
-from dpt_jax.report import plots
 from dpt_jax.report import runs as report
+from dpt_jax.report.cells import harmonic_mean, read_results, scores_of
+from dpt_jax.report.curves import Point
 from tests.helpers.commands import command
 
 
@@ -77,9 +79,9 @@ def test_average_is_over_datasets_that_have_all_run(tmp_path):
     text = report.report_folder(tmp_path)[0]
     average = rows_of(text.partition("Average over 2 datasets")[2])
     assert average[2:] == [["zero-shot", "50.0"], ["CoOp", "60.0"], ["VPT", ""]]
-    panels = report.report_panels(report.scores_of(report.read_results(tmp_path)))
+    panels = report.report_panels(scores_of(read_results(tmp_path)))
     assert list(panels) == ["average over 2 datasets", "dtd", "eurosat"]
-    assert panels["average over 2 datasets"]["coop"] == [plots.Point(1, 60.0, 0.0)]
+    assert panels["average over 2 datasets"]["coop"] == [Point(1, 60.0, 0.0)]
 
 
 def test_half_a_sweep_has_its_tables_and_figure(tmp_path):
@@ -94,7 +96,7 @@ def test_half_a_sweep_has_its_tables_and_figure(tmp_path):
         "### eurosat",
         "### food101",
     ]
-    assert list(report.report_panels(report.scores_of(report.read_results(tmp_path)))) == [
+    assert list(report.report_panels(scores_of(read_results(tmp_path)))) == [
         "dtd",
         "eurosat",
     ]
@@ -152,8 +154,8 @@ def test_transfer_table_has_source_targets_and_their_average(tmp_path):
 
 
 def test_harmonic_mean():
-    assert report.harmonic_mean(80, 20) == 32
-    assert report.harmonic_mean(0, 0) == 0
+    assert harmonic_mean(80, 20) == 32
+    assert harmonic_mean(0, 0) == 0
 
 
 CLASSES = {
@@ -179,7 +181,7 @@ def test_one_run_is_reported_by_class(tmp_path):
 
 def test_figures_are_drawn(tmp_path):
     """Of both kinds, also with more classes than names have room for."""
-    for method in plots.LABELS:
+    for method in METHODS:
         for shots in (1, 2):
             write(tmp_path / "all" / f"{method}{shots}", method, 50 + shots, shots=shots)
     report.report_folder(tmp_path / "all")
@@ -214,11 +216,11 @@ def test_damaged_results_are_named(content, says, tmp_path):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError, match=says):
-        report.read_results(tmp_path)
+        read_results(tmp_path)
 
 
 def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path):
     for arguments, says in (([], "give one folder"), ([str(tmp_path / "no")], "is not a folder")):
-        done = command("-m", "dpt_jax.report", *arguments, check=False)
+        done = command("-m", "dpt_jax.commands.report", *arguments, check=False)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert says in done.stderr

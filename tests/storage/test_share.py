@@ -13,10 +13,11 @@ from PIL import Image
 
 import dpt_jax
 from configs import dpt
+from dpt_jax import settings
 from dpt_jax.commands import convert
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
-from dpt_jax.settings import config as configs
+from dpt_jax.inference.published import convert_reference, reverse_reference
 from dpt_jax.storage import prompt_file
 from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.published import (
@@ -35,7 +36,7 @@ IMAGES = SMALL / "images"
 
 def same_bytes(a, b):
     a, b = (
-        configs.flat(
+        settings.flat(
             jax.tree.map(lambda x: (x.dtype, x.shape, np.ascontiguousarray(x).tobytes()), t)
         )
         for t in (a, b)
@@ -46,7 +47,7 @@ def same_bytes(a, b):
 @pytest.fixture(scope="module")
 def shared(trained, tmp_path_factory):
     file = tmp_path_factory.mktemp("shared") / "prompts.safetensors"
-    done = command("-m", "dpt_jax.convert", "export", str(trained), str(file))
+    done = command("-m", "dpt_jax.commands.convert", "export", str(trained), str(file))
     assert f"wrote {file}: dpt prompts" in done.stdout
     return file
 
@@ -172,7 +173,7 @@ def test_a_header_that_says_something_else_is_refused(shared, tmp_path, entry, v
     header[first] = json.dumps(told)
     file = tmp_path / "odd.safetensors"
     safetensors.numpy.save_file(safetensors.numpy.load_file(shared), file, header)
-    for use in (dpt_jax.load, lambda file: convert.reverse_reference(file, tmp_path / "new")):
+    for use in (dpt_jax.load, lambda file: reverse_reference(file, tmp_path / "new")):
         with pytest.raises(UserError, match="odd"):
             use(file)
 
@@ -210,7 +211,7 @@ def test_export_says_what_it_cannot_do(trained, tmp_path):
         convert.export(trained, tmp_path / "nowhere" / "prompts.safetensors")
     with pytest.raises(UserError, match="is no workdir of a run"):
         convert.export(tmp_path, tmp_path / "prompts.safetensors")
-    done = command("-m", "dpt_jax.convert", "export", str(trained), check=False)
+    done = command("-m", "dpt_jax.commands.convert", "export", str(trained), check=False)
     assert done.returncode == 2
     assert "unknown arguments" in done.stderr
 
@@ -233,10 +234,10 @@ def published(directory):
 def test_published_checkpoint_there_and_back(clip_dir, tmp_path):
     config = dpt.get_config("folder")
     config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
-    convert.convert_reference(CHECKPOINT, tmp_path / "w", config, {})
+    convert_reference(CHECKPOINT, tmp_path / "w", config, {})
     command(
         "-m",
-        "dpt_jax.convert",
+        "dpt_jax.commands.convert",
         "reference",
         "--reverse",
         str(tmp_path / "w"),
@@ -251,9 +252,9 @@ def test_published_checkpoint_there_and_back(clip_dir, tmp_path):
 
 
 def test_prompts_trained_here_there_and_back(trained, tmp_path):
-    convert.reverse_reference(trained, tmp_path / "published")
-    config = configs.load(trained, dpt.get_config())
-    convert.convert_reference(tmp_path / "published", tmp_path / "back", config, {})
+    reverse_reference(trained, tmp_path / "published")
+    config = settings.load(trained, dpt.get_config())
+    convert_reference(tmp_path / "published", tmp_path / "back", config, {})
     back, own = load_newest(tmp_path / "back"), load_newest(trained)
     assert same_bytes(back.prompts, own.prompts)
     assert back.step == own.meta["epoch"] == 2
@@ -287,16 +288,16 @@ def test_what_the_published_code_has_no_place_for(trained, tmp_path):
     config["text_prompt"]["depth"] = 2
     (deep / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="context of 2 layers"):
-        convert.reverse_reference(deep, tmp_path / "new")
+        reverse_reference(deep, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="is there already"):
-        convert.reverse_reference(trained, deep)
+        reverse_reference(trained, deep)
     for part in ("text_prompt", "visual_prompt"):
         config[part]["length"] = 0
     config["cavpt"]["top_k"] = 0
     (deep / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="is zero-shot"):
-        convert.reverse_reference(deep, tmp_path / "new")
+        reverse_reference(deep, tmp_path / "new")
 
 
 # Loads the program without this package: it is neither in the working directory nor on the path.
@@ -317,7 +318,7 @@ except ImportError:
 
 def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
     served = tmp_path / "served"
-    done = command("-m", "dpt_jax.convert", "serve", str(trained), str(served))
+    done = command("-m", "dpt_jax.commands.convert", "serve", str(trained), str(served))
     assert all(
         f"wrote {served / name}" in done.stdout
         for name in ("classifier.jax", "classifier.json", "classify.py")

@@ -1,0 +1,61 @@
+"""Scores of predictions: accuracy and F1 by class, and calibration."""
+
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+CALIBRATION_BINS = 15
+
+
+def class_scores(
+    predicted: np.ndarray, label: np.ndarray, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """For each class its images n, the part of them that is recognised, F1 (0 where it is undefined), and
+    what its images were taken for, {class: images}, most first."""
+    scores = {}
+    for c, name in enumerate(names):
+        hits, n, named = (
+            ((predicted == c) & (label == c)).sum(),
+            (label == c).sum(),
+            (predicted == c).sum(),
+        )
+        taken_for = collections.Counter(predicted[label == c].tolist())
+        scores[name] = {
+            "n": int(n),
+            "accuracy": float(hits / n) if n else None,
+            "f1": float(2 * hits / (n + named)) if n + named else 0.0,
+            "predicted": {names[other]: count for other, count in taken_for.most_common()},
+        }
+    return scores
+
+
+def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
+    """How far the probability of the first answer is from how often it is right (Guo et al. 2017, equation 5).
+
+    {"ece": expected calibration error, from 0 to 1, "bins": for each fifteenth of the probabilities that has images
+    {"images", "confidence" (their mean probability), "accuracy"}}.
+    """
+    probabilities = scipy.special.softmax(logits.astype(np.float64), axis=-1)
+    confidence, right = probabilities.max(-1), probabilities.argmax(-1) == label
+    numbers = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins = [
+        {
+            "images": int(own.sum()),
+            "confidence": float(confidence[own].mean()),
+            "accuracy": float(right[own].mean()),
+        }
+        for own in (numbers == number for number in np.unique(numbers))
+    ]
+    gaps = [one["images"] * abs(one["accuracy"] - one["confidence"]) for one in bins]
+    return {"ece": sum(gaps) / len(label), "bins": bins}
+
+
+def distinct(classnames: Sequence[str]) -> list[str]:
+    """The names, those that several classes have (ImageNet's "missile") with the class's number."""
+    times = collections.Counter(classnames)
+    return [
+        name if times[name] == 1 else f"{name} (class {i})" for i, name in enumerate(classnames)
+    ]

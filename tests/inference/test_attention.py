@@ -1,0 +1,134 @@
+"""What a trained prompt looks at, and the pictures of it."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dpt_jax
+from dpt_jax.data.folder import find_images
+from dpt_jax.inference.attention import Sight, describe
+from dpt_jax.report.clouds import Cloud, draw_clouds
+from dpt_jax.report.heat_maps import draw_sight
+from dpt_jax.report.run_figures import draw_confusion
+from tests.helpers.commands import assert_refused, command
+from tests.helpers.golden import SMALL
+
+IMAGES = SMALL / "images"
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    return dpt_jax.load(trained)
+
+
+@pytest.fixture(scope="module")
+def files():
+    return find_images([str(IMAGES / "test")])
+
+
+def test_sights_are_what_the_model_computed(predictor, files):
+    """Each map is the attention of its own class, whatever place the class has among those that CAVPT looks at."""
+    pixels = predictor.pixels(files)
+    outputs, plain = predictor.see(pixels)
+    probability = predictor.predict(files)
+    unseen = 0
+    for i, sight in enumerate(describe(predictor, pixels, top=6)):
+        order = np.argsort(-probability[i])
+        assert list(sight.classes) == [predictor.classnames[c] for c in order]
+        np.testing.assert_allclose(sight.probability, probability[i, order], rtol=1e-6)
+        np.testing.assert_array_equal(sight.image, pixels[i])
+        np.testing.assert_allclose(sight.plain.ravel(), plain.attention[i].mean(0)[1:17], rtol=1e-6)
+        np.testing.assert_allclose(
+            sight.prompted.ravel(), outputs.attention[i].mean(0)[1:17], rtol=1e-6
+        )
+        assert sight.prompted.shape == (4, 4)
+        for c, own in zip(order, sight.class_maps, strict=True):
+            if c not in outputs.indices[i]:
+                assert own is None
+                unseen += 1
+                continue
+            place = list(outputs.indices[i]).index(c)
+            np.testing.assert_array_equal(own.ravel(), outputs.class_attention[i, -1, place, 1:17])
+    assert unseen == 3 * len(files)  # of six classes CAVPT looks at three
+
+
+def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
+    """Also where two images have one name, and one cannot be read."""
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "other").mkdir()
+    shutil.copy(files[0], tmp_path / "other")
+    out = tmp_path / "out"
+    done = command("-m", "dpt_jax.commands.visualize", f"--workdir={trained}", "--top=3", f"--out={out}",
+                   files[0], str(tmp_path / "broken.png"), str(tmp_path / "other"))  # fmt: skip
+    assert "broken.png cannot be read as an image" in done.stderr
+    name = files[0].rpartition("/")[2].removesuffix(".png")
+    assert sorted(file.name for file in out.iterdir()) == [f"{name}-2.png", f"{name}.png"]
+    assert Image.open(out / f"{name}.png").size[0] > 1000
+    # In the folder of the images themselves: none of them is overwritten.
+    before = (tmp_path / "other" / f"{name}.png").read_bytes()
+    shutil.copy(files[0], tmp_path / "other" / f"{name}-2.png")
+    command(
+        "-m",
+        "dpt_jax.commands.visualize",
+        f"--workdir={trained}",
+        f"--out={tmp_path / 'other'}",
+        str(tmp_path / "other"),
+    )
+    assert (tmp_path / "other" / f"{name}.png").read_bytes() == before
+    assert len(list((tmp_path / "other").iterdir())) == 4
+
+
+def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
+    """What matplotlib would set as mathematics, and a name that no encoding gives."""
+    odd = [r"$\frac$.png", "$x_$.png", os.fsdecode(b"n\xff.png")]
+    for name in odd:
+        shutil.copy(files[0], tmp_path / name)
+    done = command(
+        "-m",
+        "dpt_jax.commands.visualize",
+        f"--workdir={trained}",
+        f"--out={tmp_path / 'out'}",
+        str(tmp_path),
+    )
+    assert len(done.stdout.splitlines()) == 3
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(odd)
+    matrix, names = np.eye(2), [r"$\frac$", "a\nb\udcff"]
+    draw_confusion(matrix, names, r"$\frac$", tmp_path / "confusion.png")
+    cloud = Cloud(np.eye(2), np.eye(2), np.ones(2))
+    draw_clouds({"before": cloud}, np.arange(2), names, tmp_path / "clouds.png")
+
+
+@pytest.mark.parametrize("classes", [1, 8])
+def test_a_sight_of_any_number_of_classes_is_drawn(classes, tmp_path):
+    """Very long names, a class that was not looked at, a map without attention: nothing is clipped or divided by 0."""
+    names = [
+        f"{'one of' if i % 2 else 'another of'} the rather long names without room, {i}"
+        for i in range(classes)
+    ]
+    maps = [None if i == 1 else np.zeros((2, 2)) for i in range(classes)]
+    chances = np.full(classes, 1 / classes)
+    sight = Sight(
+        np.zeros((8, 8, 3), np.uint8), names, chances, chances, np.ones((2, 2)) / 5, None, maps
+    )
+    with np.errstate(all="raise"):
+        draw_sight(sight, "x" * 500, "dpt", tmp_path / "sight.png")
+    assert Image.open(tmp_path / "sight.png").size[0] > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--workdir=TRAINED"], "no image is named"),
+        (["--workdir=TRAINED", "/nowhere/a.png"], "/nowhere/a.png is not there"),
+        (["--workdir=TRAINED", "README.md"], "none of the 1 images could be read"),
+        (["--workdir=TRAINED", "--out=README.md", str(IMAGES)], "--out: README.md cannot be made"),
+        (["--workdir=/nowhere", str(IMAGES)], "/nowhere is no workdir of a run"),
+        ([str(IMAGES)], "--workdir is not given"),
+    ],
+)
+def test_wrong_input_to_visualize(trained, arguments, says):
+    arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
+    assert_refused(command("-m", "dpt_jax.commands.visualize", *arguments, check=False), says)

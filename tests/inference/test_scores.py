@@ -1,0 +1,23 @@
+"""Scores of predictions, by hand."""
+
+import numpy as np
+import pytest
+
+from dpt_jax.inference.scores import calibration
+
+
+def test_calibration_by_hand():
+    """Four answers: two sure at 90 % of which one is right, two at 60 % that are right."""
+
+    def logits(p):
+        return np.log([p, 1 - p])
+
+    found = calibration(
+        np.array([logits(0.9), logits(0.9), logits(0.6), logits(0.6)]), np.array([0, 1, 0, 0])
+    )
+    assert [one["images"] for one in found["bins"]] == [2, 2]
+    np.testing.assert_allclose([one["confidence"] for one in found["bins"]], [0.6, 0.9])
+    np.testing.assert_allclose([one["accuracy"] for one in found["bins"]], [1, 0.5])
+    assert found["ece"] == pytest.approx((2 * 0.4 + 2 * 0.4) / 4)
+    certain = calibration(np.array([[1000.0, 0.0]]), np.array([0]))
+    assert certain == {"ece": 0.0, "bins": [{"images": 1, "confidence": 1.0, "accuracy": 1.0}]}

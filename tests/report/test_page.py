@@ -1,0 +1,110 @@
+"""The page and the figures of one run."""
+
+import html.parser
+import json
+import shutil
+
+import jax
+import numpy as np
+
+import dpt_jax
+from dpt_jax.report import one_run as run_report
+from dpt_jax.report import page
+from tests.helpers.commands import command
+from tests.helpers.golden import SMALL
+
+IMAGES = SMALL / "images"
+
+
+def test_principal_axes_by_hand():
+    """Points on a line through six dimensions: all variance on one axis, and texts where they stand along it."""
+    direction = np.array([0, 3, 0, 0, 4, 0]) / 5
+    images = np.outer([-2.0, 0.0, 1.0, 5.0], direction) + 7
+    cloud = page.principal_axes(images, np.outer([1.0, 3.0], direction) - 9)
+    np.testing.assert_allclose(cloud.variance, [1, 0], atol=1e-12)
+    sign = np.sign(cloud.images[3, 0])
+    np.testing.assert_allclose(sign * cloud.images[:, 0], [-3, -1, 0, 4], atol=1e-9)
+    np.testing.assert_allclose(sign * cloud.texts[:, 0], [-1, 1], atol=1e-9)
+    single = page.principal_axes(np.ones((1, 6)), np.ones((2, 6)))
+    np.testing.assert_array_equal(single.variance, [0, 0])
+
+
+def test_surest_answers_are_of_different_classes():
+    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.05, 0.95]])
+    answers = page.Answers(
+        probability, np.array([0, 0, 1, 1, 0]), np.arange(5), probability, probability
+    )
+    right = probability.argmax(-1) == answers.label
+    assert page.surest(answers, right) == [0, 2, 1, 3]
+    assert page.surest(answers, ~right) == [4]
+
+
+class Page(html.parser.HTMLParser):
+    """The tags of a page, the addresses it asks for, its text and the cells of its tables."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.asked, self.text, self.cells = [], [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.asked += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+        if self.tags and self.tags[-1] in ("td", "th"):
+            self.cells.append(data)
+
+
+def test_one_page_a_run(trained, tmp_path):
+    """Self-contained, with class names that are markup shown as text."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    results = json.loads((workdir / "results.json").read_text())
+    old, evil = next(iter(results["per_class"])), "<script>x</script>"
+    text = json.dumps(results).replace(json.dumps(old), json.dumps(evil))
+    (workdir / "results.json").write_text(text)
+    done = command("-m", "dpt_jax.commands.report", "--html", str(workdir))
+    assert f"written: {workdir / 'report.html'}" in done.stdout
+    found = Page((workdir / "report.html").read_text(encoding="utf-8"))
+    assert "script" not in found.tags
+    assert evil in found.cells
+    assert all(address.startswith("data:image/png;base64,") for address in found.asked)
+    assert len(found.asked) >= 6
+    for heading in ("Training", "Right, and surest of it", "Wrong, and surest of it", "Features before and after",
+                    "What the context is near to", "How sure the answers are", "Settings"):  # fmt: skip
+        assert heading in found.text
+    assert "train.visual_lr" in found.cells
+
+
+def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
+    """WORKDIR/on/DATASET has no prompts of its own, and no training."""
+    workdir = tmp_path / "on"
+    command("main.py", "--config=configs/dpt.py:folder", "--mode=eval", f"--config.init_from={trained}",
+            f"--config.dataset.root={IMAGES}", f"--workdir={workdir}")  # fmt: skip
+    done = command("-m", "dpt_jax.commands.report", "--html", str(workdir))
+    assert "report.html" in done.stdout
+    assert "Training" not in Page((workdir / "report.html").read_text(encoding="utf-8")).text
+    assert dpt_jax.load(workdir).classnames == dpt_jax.load(trained).classnames
+
+
+def test_page_of_what_is_no_run(tmp_path):
+    done = command("-m", "dpt_jax.commands.report", "--html", str(tmp_path), check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_report_of_a_run_draws_training_and_reliability(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    text, written = run_report.report_run(tmp_path / "run")
+    assert written == ["report.md", "report.csv", "report.png", "training.png", "reliability.png"]
+    assert all((tmp_path / "run" / name).is_file() for name in written)
+    assert "expected calibration error" in text
+    # Results of a version that did not note how sure the answers were.
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    del results["calibration"], results["zero_shot_calibration"]
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert run_report.report_run(tmp_path / "run")[1] == ["report.md", "report.csv", "report.png"]
+    jax.clear_caches()
