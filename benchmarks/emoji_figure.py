@@ -1,4 +1,4 @@
-"""The figure of the README: the drawings of the emoji task, and accuracy against shots in both styles.
+"""Draws the emoji task, and accuracy against shots in both styles of drawings.
 
     python benchmarks/emoji_figure.py RUNS FILE.png
 
@@ -8,15 +8,17 @@ RUNS holds the runs of `make table`.
 import pathlib
 import sys
 
-# Started as a script, whose import path begins in this folder and not at the root of the repository.
+# Started as a script, whose import path begins in this folder and not at the repository's root.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from dpt_jax.curves import draw_panel
+from typing import Any
+
 from PIL import Image
 
 from configs import dpt
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.report.cells import read_results, scores_of
+from dpt_jax.report.curves import draw_panel
 from dpt_jax.report.figures import pyplot
 from dpt_jax.report.runs import curves
 
@@ -24,6 +26,7 @@ SIDE, COLUMNS, LABEL = 66, 4, 170
 
 
 def main(runs: str, file: str) -> None:
+    """Draw the runs below the folder `runs` to `file`."""
     scores = scores_of(read_results(pathlib.Path(runs)))
     plt = pyplot()
     figure, (left, middle, right) = plt.subplots(
@@ -46,8 +49,8 @@ def main(runs: str, file: str) -> None:
     figure.savefig(file, dpi=110)
 
 
-def draw_task(axes: object) -> None:
-    """Nine classes: drawings to train on, and two of the other style."""
+def draw_task(axes: Any) -> None:
+    """Draw nine classes: images to train on, and two of the other style."""
     twemoji, noto = (
         load_dataset(dpt.get_config(name).dataset, seed=1) for name in ("emoji", "emoji_noto")
     )

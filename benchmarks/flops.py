@@ -1,9 +1,8 @@
-"""How many floating-point operations a step's mathematics needs, counted from the shapes.
+"""The floating-point operations that a step's mathematics needs, counted from the shapes.
 
-Products of matrices only, two operations a multiplication with its addition;
-what is computed for nothing (padding, masked pairs, recomputed activations,
-gradients of frozen weights) is not counted. Symbols: D width, M width of the
-MLP, T tokens, Q tokens whose output is wanted.
+Only matrix products count, with two operations for a multiplication and its addition. Work that the
+result does not need is left out: padding, masked pairs, recomputed activations, gradients of frozen
+weights. Symbols: D width, M width of the MLP, T tokens, Q tokens whose output is wanted.
 """
 
 import numpy as np
@@ -14,7 +13,7 @@ from dpt_jax.prompts.cavpt import ATTENTION_WIDTH, GLOBAL_TOKENS
 
 
 def count(model: PromptedCLIP, layout: TextLayout, images: int, train: bool) -> float:
-    """Of one training step with `images` images, or of evaluating them with the text features given."""
+    """Return the operations of one training step, or of evaluating with the text features given."""
     prompted = bool(model.prompts.visual_length or model.prompts.top_k)
     total = _embed(model, images) + _vision(model, images, prompted=False)
     if prompted:
@@ -30,7 +29,7 @@ def count(model: PromptedCLIP, layout: TextLayout, images: int, train: bool) -> 
 
 
 def text(model: PromptedCLIP, layout: TextLayout, backward: bool = False) -> float:
-    """Of the text tower, once for all classes."""
+    """Return those of the text tower, once for all classes."""
     tower, layers = model.clip.text, model.clip.text.layers
     prefix, lengths = (
         len(layout.prefix_tokens),
@@ -49,7 +48,7 @@ def text(model: PromptedCLIP, layout: TextLayout, backward: bool = False) -> flo
 
 
 def _vision(model: PromptedCLIP, images: int, prompted: bool, backward: bool = False) -> float:
-    """Of the blocks of the image tower, CAVPT's own attention left out."""
+    """Return those of the image tower's blocks, without CAVPT's own attention."""
     tower, prompts = model.clip.vision, model.prompts
     tokens = model.clip.grid**2 + 1
     total = 2.0 * images * tower.width * model.clip.embed_dim
@@ -69,9 +68,9 @@ def _vision(model: PromptedCLIP, images: int, prompted: bool, backward: bool = F
 def _block(
     tower: TransformerConfig, tokens: int, asked: int, pairs: float, backward: bool
 ) -> float:
-    """Of one block on `tokens` tokens, of which `asked` are wanted and look at `pairs` keys in all.
+    """Return those of one block on `tokens` tokens, whose `asked` queries meet `pairs` keys in all.
 
-    Backward the same products are needed, transposed, and four instead of two for the attention.
+    The backward pass needs the same products, transposed, and four instead of two in attention.
     """
     keys_values = 4.0 * tower.width**2 * tokens
     rest = (4.0 * tower.width**2 + 4.0 * tower.width * tower.mlp_width) * asked
@@ -79,7 +78,7 @@ def _block(
 
 
 def _cavpt(model: PromptedCLIP, images: int) -> float:
-    """Of the cross-attention of the class-aware prompts, all their layers."""
+    """Return those of the class-aware prompts' cross-attention, in all their layers."""
     width, k = model.clip.vision.width, model.prompts.top_k
     looked_at = model.clip.grid**2 + 1 + GLOBAL_TOKENS
     one = k * model.clip.embed_dim * width + (k + looked_at) * width * ATTENTION_WIDTH

@@ -1,11 +1,11 @@
 """How fast images are loaded, beside how fast the model takes them.
 
-    python benchmarks/loading.py [--images=512] [--pixels=500] [--workers=0,1,2] [--classes=100] [--batch=32]
+    python benchmarks/loading.py [--images=512] [--pixels=500] [--workers=0,1,2]
+        [--classes=100] [--batch=32]
 
-Writes JPEG photographs of random content, 500 pixels wide, and loads them with the
-train and the test transform: by the threads of this process (workers 0) and by
-that many worker processes. Then DPT on a ViT-B/32 of random weights takes
-batches that are in memory already. Images/s, as Markdown.
+Writes JPEG files of random content, 500 pixels wide. Loads them with the train and the test
+transform, by the threads of this process (workers 0) and by worker processes. Then times DPT, on a
+ViT-B/32 of random weights, on a batch that is in memory already. Prints images/s as Markdown.
 """
 
 import functools
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# Started as a script, whose import path begins in this folder and not at the root of the repository.
+# Started as a script, whose import path begins in this folder and not at the repository's root.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
@@ -56,17 +56,19 @@ def main(_: list[str]) -> None:
     files = max(IMAGES.value, CLASSES.value)
     if PASSES * files <= (LOADED_AHEAD + 1) * BATCH.value:
         sys.exit(
-            f"--images={files} is too few: give more than {(LOADED_AHEAD + 1) * BATCH.value // PASSES}."
+            f"--images={files} is too few: "
+            f"give more than {(LOADED_AHEAD + 1) * BATCH.value // PASSES}."
         )
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         size = write_images(root, files)
         experiment = make_experiment(root)
         print(
-            f"{files} JPEG files of {PIXELS.value} x {PIXELS.value * 3 // 4} pixels, {size / 1000:.0f} kB each; "
-            f"{os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}, "
-            f"{jax.default_backend()}.\n\n| | train (images/s) | test (images/s) |\n| --- | --- | --- |"
+            f"{files} JPEG files of {PIXELS.value} x {PIXELS.value * 3 // 4} pixels, "
+            f"{size / 1000:.0f} kB each; {os.cpu_count()} cores, "
+            f"Python {platform.python_version()}, jax {jax.__version__}, {jax.default_backend()}.\n"
         )
+        print("| | train (images/s) | test (images/s) |\n| --- | --- | --- |")
         for workers in map(int, WORKERS.value):
             rates = [
                 rate(functools.partial(batches, experiment, train, workers))
@@ -75,13 +77,15 @@ def main(_: list[str]) -> None:
             name = f"loader, {workers} processes" if workers else "loader, threads"
             print(f"| {name} | {rates[0]:.0f} | {rates[1]:.0f} |", flush=True)
         batch = next(batches(experiment, train=False, workers=0))
-        print(
-            f"| DPT, ViT-B/32 | {training_rate(experiment, batch):.1f} | {testing_rate(experiment, batch):.1f} |"
-        )
+        trained, tested = training_rate(experiment, batch), testing_rate(experiment, batch)
+        print(f"| DPT, ViT-B/32 | {trained:.1f} | {tested:.1f} |")
 
 
 def write_images(root: pathlib.Path, files: int) -> float:
-    """Smooth random colours with some noise, which compress about as photographs do; their mean size in bytes."""
+    """Write images that compress about as photographs do; return their mean size in bytes.
+
+    They are smooth random colours with some noise.
+    """
     generator = np.random.default_rng(0)
     width, height = PIXELS.value, PIXELS.value * 3 // 4
     folders = classnames.imagenet()[: CLASSES.value]
@@ -104,14 +108,14 @@ def write_images(root: pathlib.Path, files: int) -> float:
 
 
 def make_experiment(root: pathlib.Path) -> experiments.Experiment:
-    """DPT on the images, on a backbone of random weights."""
+    """Return DPT on the images, on a backbone of random weights."""
     config = dpt.get_config("folder")
     config.dataset.root, config.dataset.shots, config.train.batch_size = str(root), -1, BATCH.value
     return experiments.prepare(config, random_clip("vit-b-32", experiments.compute_dtype(config)))
 
 
 def batches(experiment: experiments.Experiment, train: bool, workers: int) -> Iterator[Any]:
-    """Several passes over the images."""
+    """Return the batches of several passes over the images."""
     dataset, size = experiment.dataset, experiment.model.clip.image_size
     if train:
         return loader.train_batches(
@@ -121,7 +125,7 @@ def batches(experiment: experiments.Experiment, train: bool, workers: int) -> It
 
 
 def rate(make: Callable[[], Iterator[Any]]) -> float:
-    """Images/s once processes have started and what was loaded ahead is used up."""
+    """Return images/s, after the start of the processes and the batches loaded ahead."""
     iterator = make()
     for _ in range(LOADED_AHEAD):
         next(iterator)
@@ -132,7 +136,7 @@ def rate(make: Callable[[], Iterator[Any]]) -> float:
 
 
 def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
-    """Images/s of the training step."""
+    """Return images/s of the training step."""
     prompts = experiments.initial_prompts(experiment)
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1))
@@ -153,7 +157,7 @@ def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
 
 
 def testing_rate(experiment: experiments.Experiment, batch: Any) -> float:
-    """Images/s of the prompted model, text features given."""
+    """Return images/s of the prompted model with the text features given."""
     classifier, frozen = make_classifier(experiment.model), experiment.frozen
     prompts = devices.replicate(experiments.initial_prompts(experiment))
     texts = classifier.encode(frozen, prompts)

@@ -1,6 +1,5 @@
-"""CLIPs of the published sizes with random weights: a benchmark needs their shapes and no download."""
+"""CLIPs of the published sizes with random weights, for benchmarks that need no download."""
 
-import pathlib
 import tempfile
 from typing import Any
 
@@ -10,7 +9,7 @@ from etils import epath
 
 from dpt_jax.clip.model import CLIPConfig, TransformerConfig, param_shapes
 from dpt_jax.clip.pretrained import Pretrained
-from dpt_jax.clip.tokenizer import load_tokenizer
+from dpt_jax.clip.tokenizer import Tokenizer, load_tokenizer
 
 
 def _vit(
@@ -29,18 +28,34 @@ SIZES = {
 
 
 def random_clip(name: str, dtype: Any = np.float32) -> Pretrained:
-    """A CLIP of SIZES with weights as at the start of its training, nearly: N(0, 0.02²), layer norms neutral."""
+    """Return a CLIP of SIZES with weights N(0, 0.02²) and neutral layer norms."""
     generator = np.random.default_rng(0)
 
     def draw(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         kind = path[-1].key
         if kind in ("scale", "bias"):
-            return np.full(shape.shape, float(kind == "scale"), np.float32)
+            return np.full(shape.shape, float(kind == "scale"), shape.dtype)
         values = generator.standard_normal(shape.shape, np.float32)
         values *= np.float32(0.02)
-        return values.astype(dtype)
+        return values.astype(shape.dtype)
 
-    params = jax.tree_util.tree_map_with_path(draw, param_shapes(SIZES[name]))
+    params = jax.tree_util.tree_map_with_path(draw, clip_shapes(name, dtype))
     params["logit_scale"] = np.float32(np.log(100))
+    return Pretrained(SIZES[name], params, openai_tokenizer())
+
+
+def clip_shapes(name: str, dtype: Any) -> Any:
+    """Return the shapes of a CLIP of SIZES, in the types that `load_clip` gives its parameters."""
+
+    def cast(path: Any, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        keys = [part.key for part in path]
+        exact = keys[-1] == "logit_scale" or any(key.startswith("ln_") for key in keys)
+        return jax.ShapeDtypeStruct(shape.shape, np.float32 if exact else dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, param_shapes(SIZES[name]))
+
+
+def openai_tokenizer() -> Tokenizer:
+    """Return the tokenizer of OpenAI's CLIPs, which a directory without a vocabulary gets."""
     with tempfile.TemporaryDirectory() as empty:
-        return Pretrained(SIZES[name], params, load_tokenizer(epath.Path(pathlib.Path(empty))))
+        return load_tokenizer(epath.Path(empty))

@@ -1,12 +1,12 @@
-"""The same step as train_step.py the way it is written in PyTorch, to compare with on one machine.
+"""Times the step of train_step.py as it is usually written in PyTorch, on the same machine.
 
-    python benchmarks/torch_step.py [--clip=vit-b-32] [--classes=100] [--batch=32] [--dtype=float32] [--steps=5]
+    python benchmarks/torch_step.py [--clip=vit-b-32] [--classes=100] [--batch=32]
+        [--dtype=float32] [--steps=5]
 
-transformers' CLIPModel of random weights stands in for the towers: a plain pass
-without gradients, a pass with ten prompt tokens beside the patches, and all
-class texts of 77 tokens with a learned context; forward, backward, SGD. The
-class-aware attention is left out. Needs torch; runs on its GPU where it has one.
-Prints one JSON line.
+The towers are transformers' CLIPModel with random weights. A step is a plain pass without
+gradients, a pass with ten prompt tokens beside the patches, and all class texts of 77 tokens with a
+learned context; forward, backward, SGD. The class-aware attention is left out. It needs torch, and
+uses a GPU where torch finds one. Prints one JSON line.
 """
 
 import datetime
@@ -15,6 +15,7 @@ import platform
 import resource
 import statistics
 import time
+from typing import Any
 
 import torch
 import transformers
@@ -25,7 +26,7 @@ CLIP = flags.DEFINE_enum(
 )
 CLASSES = flags.DEFINE_integer("classes", 100, "Class texts.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 32, "Images a step.", lower_bound=1)
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is computed in.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 STEPS = flags.DEFINE_integer("steps", 5, "How many are timed.", lower_bound=1)
 # patch, vision width, vision layers, text width, joint width
 SIZES = {
@@ -37,7 +38,7 @@ CONTEXT, VISUAL, LENGTH = 16, 10, 77
 
 
 def make_clip() -> transformers.CLIPModel:
-    """A frozen CLIPModel."""
+    """Return a frozen CLIPModel."""
     patch, vision, layers, text, joint = SIZES[CLIP.value]
     model = transformers.CLIPModel(
         transformers.CLIPConfig(
@@ -60,10 +61,12 @@ def make_clip() -> transformers.CLIPModel:
 
 
 def main(_: list[str]) -> None:
+    """Time the step that the flags name and print the line."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, DTYPE.value)
     torch.manual_seed(0)
-    model = make_clip().to(device, dtype)
+    model: Any = make_clip()
+    model = model.to(device, dtype)
     vision, text = model.vision_model, model.text_model
     images = torch.randn(BATCH.value, 3, 224, 224, device=device, dtype=dtype)
     labels = torch.randint(0, CLASSES.value, (BATCH.value,), device=device)
@@ -95,22 +98,22 @@ def main(_: list[str]) -> None:
             model.text_projection(text.final_layer_norm(last)), dim=-1
         )
         prompted = image_features(visual)
-        loss = sum(
+        losses = [
             torch.nn.functional.cross_entropy(100 * f @ texts.T, labels) for f in (plain, prompted)
-        )
+        ]
         optimizer.zero_grad()
-        loss.backward()
+        torch.stack(losses).sum().backward()
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
     step()
     times = []
-    for _ in range(STEPS.value):
+    for _step in range(STEPS.value):
         began = time.perf_counter()
         step()
         times.append(time.perf_counter() - began)
-    result = {
+    result: dict[str, Any] = {
         "clip": CLIP.value,
         "classes": CLASSES.value,
         "batch": BATCH.value,

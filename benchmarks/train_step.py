@@ -1,18 +1,21 @@
-"""How long a step takes, beside what its mathematics needs and what the machine can do.
+"""Times a step, beside what its mathematics needs and what the machine can do.
 
-    python benchmarks/train_step.py [--clip=vit-b-32] [--classes=100] [--batch=32] [--method=dpt] [--dtype=float32]
-        [--mode=train] [--devices=N] [--steps=5] [--microbatch=0] [--remat=auto] [--memory]
+    python benchmarks/train_step.py [--clip=vit-b-32] [--classes=100] [--batch=32] [--method=dpt]
+        [--dtype=float32] [--mode=train] [--devices=N] [--steps=5] [--microbatch=0] [--remat=auto]
+        [--memory]
 
-Random weights of a published size and ImageNet's first so many class names.
+Takes random weights of a published size, and the first --classes of ImageNet's class names.
 Prints one JSON line:
-    step_s             median of the steps; with --mode=eval of a batch, the text features given
+    step_s             median of the steps; with --mode=eval, of a batch, text features given
     text_s             with --mode=eval: encoding the class texts, once for all batches
-    compile_s          what the first step takes longer
+    compile_s          how much longer the first step takes than the others
     model_gflop        what a step's mathematics needs, see flops.py
-    gemm_gflops_per_s  of a large matrix product in the same process and dtype; gemm_ratio is the step's part of it
-    peak_memory_gb     of the process; device_peak_memory_gb of an accelerator
-    compiled_gb        with --memory: the compiler's own account of the step (arguments are mostly CLIP's weights);
-                       --steps=0 compiles the step for this machine's memory and runs nothing
+    gemm_gflops_per_s  rate of a large matrix product in the same process and dtype
+    gemm_ratio         the step's rate divided by that
+    peak_memory_gb     of the process
+    device_peak_memory_gb  of an accelerator
+    compiled_gb        with --memory: the compiler's account of the step's memory, where the
+                       arguments are mostly CLIP's weights; with --steps=0 nothing is run
 """
 
 import datetime
@@ -28,7 +31,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Started as a script, whose import path begins in this folder and not at the root of the repository.
+# Started as a script, whose import path begins in this folder and not at the repository's root.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from absl import app, flags, logging
@@ -37,36 +40,41 @@ CLIP = flags.DEFINE_enum(
     "clip", "vit-b-32", ["vit-b-32", "vit-b-16", "vit-l-14"], "The size of the backbone."
 )
 CLASSES = flags.DEFINE_integer(
-    "classes", 100, "ImageNet's first so many names.", lower_bound=1, upper_bound=1000
+    "classes",
+    100,
+    "How many of ImageNet's class names, from the first on.",
+    lower_bound=1,
+    upper_bound=1000,
 )
-BATCH = flags.DEFINE_integer("batch", 32, "Images a step, of all devices together.", lower_bound=1)
+BATCH = flags.DEFINE_integer("batch", 32, "Images a step, on all devices together.", lower_bound=1)
 METHOD = flags.DEFINE_enum("method", "dpt", ["coop", "vpt", "vlp", "dpt"], "What is trained.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What is computed in.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "A training step, or a batch of an evaluation."
 )
 DEVICES = flags.DEFINE_integer(
-    "devices", None, "On CPU: simulated devices.  Otherwise all that there are."
+    "devices", None, "How many devices to simulate on a CPU; elsewhere all devices run."
 )
-STEPS = flags.DEFINE_integer("steps", 5, "How many are timed.", lower_bound=0)
+STEPS = flags.DEFINE_integer("steps", 5, "How many steps are timed.", lower_bound=0)
 MICROBATCH = flags.DEFINE_integer("microbatch", 0, "train.microbatch.", lower_bound=0)
 REMAT = flags.DEFINE_enum("remat", "auto", ["auto", "none", "matmuls", "blocks"], "train.remat.")
 MEMORY = flags.DEFINE_bool(
-    "memory", False, "Compile once more, for the compiler's account of the memory."
+    "memory", False, "Compile once more for the compiler's account of the memory."
 )
 GEMM = 4096
 GB = 1e9
 
 
 def main(_: list[str]) -> None:
+    """Time the step that the flags name and print the line."""
     logging.set_verbosity(logging.WARNING)
     if DEVICES.value:
-        os.environ["XLA_FLAGS"] = (
-            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES.value}"
-        )
+        count = f"--xla_force_host_platform_device_count={DEVICES.value}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
     # JAX reads the number of devices when it starts.
     import jax
     import numpy as np
+    from PIL import Image
 
     from benchmarks import flops
     from benchmarks.random_clip import random_clip
@@ -79,8 +87,8 @@ def main(_: list[str]) -> None:
     config.dtype, config.train.batch_size = DTYPE.value, BATCH.value
     config.train.microbatch, config.train.remat = MICROBATCH.value, REMAT.value
     dtype = experiments.compute_dtype(config)
-    names = classnames.imagenet()[: CLASSES.value]
-    dataset = Dataset(classnames=names, train=[], test=[], read=None)
+    names = tuple(classnames.imagenet()[: CLASSES.value])
+    dataset = Dataset(Image.open, names, train=[], test=[])
     experiment = experiments.assemble(config, dataset, random_clip(CLIP.value, dtype))
     generator, local = np.random.default_rng(0), jax.local_device_count()
     part = local * max(MICROBATCH.value, 1)
@@ -92,7 +100,7 @@ def main(_: list[str]) -> None:
     }
     layout = devices.to_host(experiment.frozen.layout)
     needed = flops.count(experiment.model, layout, local * rows, train=MODE.value == "train") / 1e9
-    result = {
+    result: dict[str, Any] = {
         "clip": CLIP.value,
         "classes": len(names),
         "batch": local * rows,
@@ -125,7 +133,7 @@ def main(_: list[str]) -> None:
 
 
 def training(experiment: Any, batch: Any) -> dict[str, Any]:
-    """step_s, compile_s and compiled_gb of the training step."""
+    """Return step_s, compile_s and compiled_gb of the training step."""
     import numpy as np
 
     from dpt_jax.inference.experiment import initial_prompts
@@ -156,7 +164,7 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
 
 
 def evaluating(experiment: Any, batch: Any) -> dict[str, Any]:
-    """step_s, text_s, compile_s and compiled_gb of the evaluation."""
+    """Return step_s, text_s, compile_s and compiled_gb of the evaluation."""
     from dpt_jax.inference.evaluation import make_classifier
     from dpt_jax.inference.experiment import initial_prompts
     from dpt_jax.runtime import devices
@@ -172,7 +180,7 @@ def evaluating(experiment: Any, batch: Any) -> dict[str, Any]:
 
 
 def timed(run: Callable[[], Any]) -> dict[str, float]:
-    """The median of STEPS calls, and what the first one took longer, for it compiles."""
+    """Return the median of STEPS calls, and how much longer the first took, since it compiles."""
     import jax
 
     if not STEPS.value:
@@ -189,7 +197,7 @@ def timed(run: Callable[[], Any]) -> dict[str, float]:
 
 
 def account(function: Any, *arguments: Any) -> dict[str, Any]:
-    """The compiler's own account of the memory of one device."""
+    """Return the compiler's account of the memory of one device."""
     began = time.perf_counter()
     analysis = function.lower(*arguments).compile().memory_analysis()
     seconds = time.perf_counter() - began
@@ -198,7 +206,7 @@ def account(function: Any, *arguments: Any) -> dict[str, Any]:
         for name in ("argument", "output", "alias", "temp")
     }
     sizes["together"] = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]
-    # In the process that asks for the account, the first step finds the program compiled.
+    # The first step of this process then finds the program compiled.
     return {
         "compile_s": round(seconds, 2),
         "compiled_gb": {name: round(size / GB, 2) for name, size in sizes.items()},
@@ -206,7 +214,7 @@ def account(function: Any, *arguments: Any) -> dict[str, Any]:
 
 
 def gemm(dtype: Any) -> float:
-    """Gflop/s of the product of two square matrices, on all devices at once."""
+    """Return Gflop/s of the product of two square matrices, on all devices at once."""
     import jax
     import jax.numpy as jnp
 

@@ -1,17 +1,13 @@
 """What the emoji of the npm packages emoji-datasource-* are called, shared by both recipes.
 
-The pre-training captions and the class folders of the data set take their words
-from one table, so that a class name means the same thing in both.
+The captions of the pre-training and the class folders of the data set take their words from one
+table, so that a class name means the same thing in both.
 """
 
 import json
 import pathlib
 import re
-import sys
-from typing import NamedTuple
-
-# The recipes run as scripts, whose import path starts here and not at the root of the repository.
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from typing import Any, NamedTuple
 
 from dpt_jax.errors import UserError
 
@@ -105,7 +101,7 @@ OTHER_WORDS = {
 
 
 class Emoji(NamedTuple):
-    """One drawing: its names in plain lower-case words, the first its full name, and its PNG file."""
+    """One drawing: its names in plain lower-case words, the full name first, and its PNG file."""
 
     names: tuple[str, ...]
     short_name: str
@@ -114,15 +110,16 @@ class Emoji(NamedTuple):
 
 
 def class_words(subcategory: str) -> str:
-    """A subcategory in plain words: "animal-mammal" -> "mammal"."""
+    """Return a subcategory in plain words: "animal-mammal" -> "mammal"."""
     words = {**DATASET_CLASSES, **OTHER_WORDS}
     return words.get(subcategory, re.sub(r"[^a-z]+", " ", subcategory.lower()).strip())
 
 
 def read_emoji(package: str, image_set: str) -> list[Emoji]:
-    """The emoji that both Noto ("google") and Twemoji ("twitter") have, in the standard's order.
+    """Return the emoji that both Noto ("google") and Twemoji ("twitter") have, in Unicode's order.
 
-    package: the unpacked npm package emoji-datasource-{image_set}.
+    package: the unpacked npm package emoji-datasource-{image_set}. Raises UserError where it is
+    not that.
     """
     root = pathlib.Path(package)
     images = root / "img" / image_set / "64"
@@ -143,8 +140,8 @@ def read_emoji(package: str, image_set: str) -> list[Emoji]:
     ]
 
 
-def _names(entry: dict) -> tuple[str, ...]:
-    """The full name and the short names as words, without repetitions: "tiger2" -> "tiger"."""
+def _names(entry: dict[str, Any]) -> tuple[str, ...]:
+    """Return the full name and the short names as words, each once: "tiger2" -> "tiger"."""
     # A flag's short name is a country code, which says nothing in a caption.
     short = (
         []

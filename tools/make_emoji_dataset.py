@@ -1,7 +1,7 @@
 """Writes the bundled few-shot data sets: emoji drawings, sorted into subcategories.
 
-    python tools/make_emoji_dataset.py node_modules/emoji-datasource-twitter dpt_jax/assets/emoji
-    python tools/make_emoji_dataset.py node_modules/emoji-datasource-google dpt_jax/assets/emoji_noto
+    python tools/make_emoji_dataset.py node_modules/emoji-datasource-twitter FOLDER
+    python tools/make_emoji_dataset.py node_modules/emoji-datasource-google FOLDER
 
 The result is a folder data set, {train,test}/CLASS/NAME.png, and its NOTICE.md.
 Google's drawings are of the same emoji as Twitter's test drawings, to test on alone.
@@ -12,9 +12,14 @@ import pathlib
 import re
 import sys
 
+# Started as a script, whose import path begins in this folder and not at the repository's root.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
 import numpy as np
-from emoji_names import DATASET_CLASSES, Emoji, UserError, read_emoji
 from PIL import Image
+
+from dpt_jax.errors import UserError
+from tools.emoji_names import DATASET_CLASSES, Emoji, read_emoji
 
 MOST_TEST_IMAGES, LEAST_TRAIN_IMAGES, MOST_TRAIN_IMAGES = 25, 8, 16
 RIGHTS = {
@@ -47,7 +52,7 @@ divided at random into train and test. `tools/make_emoji_dataset.py` made them.
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def make_dataset(package: str, target: pathlib.Path, seed: int) -> dict[str, tuple[int, int]]:
-    """Writes the folders and returns {class folder: (train images, test images)}."""
+    """Write the folders; return {class folder: (train images, test images)}."""
     for split in ("train", "test"):
         if (target / split).exists():
             raise UserError(
@@ -87,7 +92,8 @@ def make_dataset(package: str, target: pathlib.Path, seed: int) -> dict[str, tup
         splits = {"train": members[:train], "test": members[train : train + MOST_TEST_IMAGES]}
         if not splits["test"]:
             raise UserError(
-                f"{package} has only {len(members)} images of {subcategory}; {train + 1} are needed."
+                f"{package} has only {len(members)} images of {subcategory}; "
+                f"{train + 1} are needed."
             )
         if image_set == "google":
             splits["train"] = []
@@ -101,7 +107,7 @@ def make_dataset(package: str, target: pathlib.Path, seed: int) -> dict[str, tup
 
 
 def write_images(emoji: list[Emoji], folder: pathlib.Path) -> None:
-    """The drawings on white as RGB PNG files, named by their short names in lower-case ASCII."""
+    """Write the drawings on white as RGB PNG files, named by their short names in ASCII."""
     folder.mkdir(parents=True)
     for one in emoji:
         drawing = Image.open(one.image).convert("RGBA")

@@ -13,7 +13,10 @@ SECONDS_A_CELL = 600
 
 
 def main(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Runs `source` in its own folder, and writes it with its outputs to `target`.  A cell that fails is raised."""
+    """Run `source` in its own folder and write it with its outputs to `target`.
+
+    Raises what a cell raises.
+    """
     notebook = nbformat.read(source, as_version=4)
     where = {"metadata": {"path": str(source.parent)}}
     nbclient.NotebookClient(notebook, timeout=SECONDS_A_CELL, resources=where).execute()
@@ -25,7 +28,7 @@ def main(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def joined(outputs: list) -> list:
-    """The outputs of a cell, where text that came in pieces is one piece."""
+    """Return the outputs of a cell, with text that came in pieces joined."""
     result: list = []
     for output in outputs:
         if (

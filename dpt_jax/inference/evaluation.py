@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,8 +42,8 @@ class Classifier(NamedTuple):
     classify: Callable[[Frozen, Any, Texts, Any], tuple[Outputs, Plain]]
 
 
-def make_classifier(model: PromptedCLIP) -> Classifier:
-    """The two programs that an evaluation runs."""
+def make_classifier(model: PromptedCLIP, on: Sequence[jax.Device] | None = None) -> Classifier:
+    """The two programs that an evaluation runs.  on: the devices, None for the local ones."""
 
     def encode(frozen: Frozen, prompts: Any) -> Texts:
         params = {"clip": frozen.clip, "prompts": prompts}
@@ -55,7 +55,8 @@ def make_classifier(model: PromptedCLIP) -> Classifier:
         return model(params, images, texts, plain)._replace(auxiliary_logits=None), plain
 
     return Classifier(
-        jax.pmap(encode, axis_name=devices.AXIS), jax.pmap(classify, axis_name=devices.AXIS)
+        jax.pmap(encode, axis_name=devices.AXIS, devices=on),
+        jax.pmap(classify, axis_name=devices.AXIS, devices=on),
     )
 
 

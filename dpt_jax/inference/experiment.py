@@ -100,17 +100,21 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     return Experiment(config, dataset, model, pretrained._replace(params=params), frozen)
 
 
-def choose_remat(model: PromptedCLIP, text_tokens: int, images: int) -> str:
+def choose_remat(
+    model: PromptedCLIP, text_tokens: int, images: int, memory: float | None = None
+) -> str:
     """ "matmuls", or "blocks" where what the matrix products give would take more than a third of a device.
 
-    text_tokens, images: those that a device takes at a time.
+    text_tokens, images: those that a device takes at a time. memory: bytes of a device, None for
+    those of the local ones.
     """
     clip = model.clip
     towers = ((clip.text, text_tokens), (clip.vision, images * (clip.grid**2 + 1)))
     kept = sum(
         tower.layers * tokens * (5 * tower.width + tower.mlp_width) for tower, tokens in towers
     )
-    return "blocks" if 3 * kept * jnp.dtype(model.dtype).itemsize > devices.memory() else "matmuls"
+    needed = 3 * kept * jnp.dtype(model.dtype).itemsize
+    return "blocks" if needed > (memory or devices.memory()) else "matmuls"
 
 
 def ensemble(features: Sequence[jax.Array]) -> jax.Array:

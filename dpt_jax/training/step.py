@@ -1,6 +1,6 @@
 """The training step: one per-device function under pmap."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,14 +44,17 @@ class StepConfig(NamedTuple):
 
 
 def make_step(
-    model: PromptedCLIP, optimizer: optax.GradientTransformation, settings: StepConfig
+    model: PromptedCLIP,
+    optimizer: optax.GradientTransformation,
+    settings: StepConfig,
+    on: Sequence[jax.Device] | None = None,
 ) -> Callable[[TrainState, Frozen, Any], TrainState]:
     """The training step, pmapped over the local devices.
 
     Every argument has a leading device axis; the batch is what loader.shard
     makes. Loss, gradient and totals are global sums over global counts, so the
     result depends neither on how many devices and hosts share the batch, nor on
-    the parts in which a device takes its rows.
+    the parts in which a device takes its rows. on: the devices, None for the local ones.
     """
 
     def step(state: TrainState, frozen: Frozen, batch: Any) -> TrainState:
@@ -129,4 +132,4 @@ def make_step(
             state.step + 1, prompts, opt_state, totals + added, jnp.stack([count_bad, first])
         )
 
-    return jax.pmap(step, axis_name=devices.AXIS, donate_argnums=0)
+    return jax.pmap(step, axis_name=devices.AXIS, devices=on, donate_argnums=0)

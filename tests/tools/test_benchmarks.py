@@ -43,7 +43,7 @@ def products(jaxpr) -> float:
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(("classes", "images"), [(10, 8), (300, 2)])
 def test_what_a_step_needs_is_nearly_what_it_computes(train, classes, images, tmp_path):
-    """The count against the products in the program: padding, masked pairs and what is recomputed add a little."""
+    """The count against the program's products: padding, masked pairs, recomputing add a little."""
     sizes = SIZES["vit-b-32"]
     layout = prompt_layout(imagenet()[:classes], load_tokenizer(tmp_path), 16)
     model = PromptedCLIP(

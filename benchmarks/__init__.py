@@ -1,0 +1,1 @@
+"""Benchmarks: each script prints what it measures, with the machine and the versions."""

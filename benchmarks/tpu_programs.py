@@ -1,0 +1,93 @@
+"""The programs that main.py runs, lowered from shapes for devices that need not be here."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.chips import Chip
+from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
+from dpt_jax import settings
+from dpt_jax.clip.model import TextLayout
+from dpt_jax.data.classnames import imagenet
+from dpt_jax.inference.evaluation import make_classifier
+from dpt_jax.inference.experiment import Frozen, choose_remat
+from dpt_jax.model import PromptedCLIP, Texts
+from dpt_jax.prompts.text import plain_layout, prompt_layout
+from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from dpt_jax.training.step import StepConfig, TrainState, make_step
+
+
+class Case(NamedTuple):
+    """What is compiled.  Arrays are shapes with a leading axis of `chips`."""
+
+    model: PromptedCLIP
+    layout: TextLayout
+    frozen: Frozen
+    images: int  # of a chip
+    chips: int
+    train: bool
+
+
+def make_case(options: argparse.Namespace, chip: Chip, chips: int) -> Case:
+    """Return the case that the flags of compile_for_tpu.py name."""
+    config = settings.of_method(options.method, "imagenet")
+    sizes, tokenizer = SIZES[options.clip], openai_tokenizer()
+    names = imagenet()[: options.classes]
+    prompts = settings.prompt_config(config, len(names), sizes.vision.layers)
+    if prompts.text_length:
+        layout = prompt_layout(names, tokenizer, prompts.text_length)
+    else:
+        template = settings.templates(config)[0]
+        layout = plain_layout([template.format(name) for name in names], tokenizer)
+    dtype = jnp.dtype(options.dtype)
+    model = PromptedCLIP(sizes, prompts, dtype)
+    remat = options.remat
+    if remat == "auto":
+        tokens = layout.tokens.size // chips
+        remat = choose_remat(model, tokens, options.batch, chip.memory_bytes)
+    model = dataclasses.replace(model, remat=remat)
+    texts: Any = jax.ShapeDtypeStruct((len(names), sizes.embed_dim), jnp.float32)
+    frozen = Frozen(clip_shapes(options.clip, dtype), layout, texts)
+    return Case(
+        model, layout, stacked(frozen, chips), options.batch, chips, options.mode == "train"
+    )
+
+
+def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
+    """Return (name, lowered program): the training step, or the two of an evaluation."""
+    prompts = jax.eval_shape(case.model.init, jax.random.key(0))
+    side = case.model.clip.image_size
+    images = jax.ShapeDtypeStruct((case.images, side, side, 3), np.uint8)
+    if not case.train:
+        classifier = make_classifier(case.model, on)
+        given = (case.frozen, stacked(prompts, case.chips))
+        texts: Texts = jax.eval_shape(classifier.encode, *given)
+        classify: Any = classifier.classify
+        encode: Any = classifier.encode
+        lowered = classify.lower(*given, texts, stacked(images, case.chips))
+        return [("classify", lowered), ("texts", encode.lower(*given))]
+    batch = {
+        "image": images,
+        "label": jax.ShapeDtypeStruct((case.images,), np.int32),
+        "weight": jax.ShapeDtypeStruct((case.images,), np.float32),
+    }
+    optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
+    state = jax.eval_shape(
+        lambda p: TrainState(
+            jnp.int32(0), p, optimizer.init(p), jnp.zeros(3), jnp.zeros(2, jnp.int32)
+        ),
+        prompts,
+    )
+    step: Any = make_step(case.model, optimizer, StepConfig(0.3, 30, 1), on)
+    arguments = (stacked(state, case.chips), case.frozen, stacked(batch, case.chips))
+    return [("step", step.lower(*arguments))]
+
+
+def stacked(tree: Any, chips: int) -> Any:
+    """Return the shapes of a tree with a leading axis of one copy a chip."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((chips, *x.shape), x.dtype), tree)

@@ -1,0 +1,117 @@
+"""The recipes of the bundled assets, on a few drawings that the tests make."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpt_jax.clip.model import CLIP, CLIPConfig, TransformerConfig
+from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.prompts.text import plain_layout
+from tests.helpers import emoji_package
+from tools import make_emoji_dataset, pretrain_tiny_clip
+from tools.tiny_clip import corpus, training
+from tools.tiny_clip.augment import augment
+
+
+def smaller(vocab_size):
+    tower = TransformerConfig(width=64, layers=2, heads=2, mlp_width=64)
+    return CLIPConfig(32, corpus.IMAGE_SIZE, 8, tower, tower, vocab_size=vocab_size)
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    """(The model directory of a training of a few steps, what the training printed)."""
+    folder = tmp_path_factory.mktemp("recipe")
+    package = emoji_package.write(folder)
+    lines: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        # Towers that compile quickly, and one number of patches, so that there is one program.
+        patch.setattr(pretrain_tiny_clip, "tiny_config", smaller)
+        patch.setattr(training, "WHOLE_IMAGE_SHARE", 0.0)
+        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
+        flags = ["--epochs=8", "--batch-size=4", "--learning-rate=3e-3"]
+        pretrain_tiny_clip.main([str(package), str(folder / "tiny"), *flags])
+    return folder / "tiny", lines
+
+
+def test_the_pretraining_learns_and_writes_what_is_read_back(tiny_clip):
+    folder, lines = tiny_clip
+    losses = [float(m[1]) for line in lines if (m := re.search(r"loss (\d+\.\d+)", line))]
+    assert len(losses) == 8
+    # The first epoch warms up; a batch of four starts near log 4 and falls.
+    assert min(losses[-3:]) < losses[0] - 0.1
+    clip = load_clip(str(folder))
+    assert (clip.config.image_size, clip.config.embed_dim) == (64, 32)
+    assert clip.tokenizer.decode(clip.tokenizer.encode("a fruit")) == "a fruit"
+    assert f"{losses[-1]:.3f}" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_captions_have_the_features_of_ordinary_texts(tiny_clip):
+    """The rows that the recipe trains on against the packed rows of everything else."""
+    clip = load_clip(str(tiny_clip[0]))
+    phrases = ["fruit", "a green apple", "clock"]
+    tokens, index = corpus.encode_phrases(phrases, clip.tokenizer)
+    assert list(index) == phrases
+    packed = plain_layout([corpus.TEMPLATES[0].format(p) for p in phrases], clip.tokenizer)
+    model, params = CLIP(clip.config), {"params": clip.params}
+    ours, theirs = (
+        model.apply(params, layout, method=lambda clip, layout: clip.text(layout))
+        for layout in (training.caption_layout(tokens[0], clip.tokenizer.start), packed)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_image_features_of_all_patches_are_those_of_the_tower(tiny_clip):
+    clip = load_clip(str(tiny_clip[0]))
+    images = np.asarray(jax.random.normal(jax.random.key(0), (2, 64, 64, 3)))
+    model, params = CLIP(clip.config), {"params": clip.params}
+    whole = model.apply(params, images, method=lambda clip, x: clip.vision(x).features)
+    taken = model.apply(
+        params, jax.random.key(1), images, clip.config.grid**2, method=training.image_features
+    )
+    np.testing.assert_allclose(taken, whole, atol=1e-4)
+
+
+def test_a_true_caption_of_another_image_is_left_out_of_the_loss():
+    logits = jnp.array([[2.0, 9.0], [0.0, 1.0]])
+    fits = jnp.array([[True, True], [False, True]])
+    # Rows: nothing but the pair in the first, log(e^0 + e^1) - 1 in the second; columns alike.
+    wanted = (0.5 * np.log1p(np.exp(-1)) + 0.5 * np.log1p(np.exp(-2))) / 2
+    assert float(training.contrastive_loss(logits, fits)) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_views_are_as_many_random_and_finite():
+    drawings = jnp.full((3, 16, 16, 4), 200, jnp.uint8)
+    one, other = (np.asarray(augment(jax.random.key(seed), drawings)) for seed in (0, 1))
+    assert one.shape == (3, 16, 16, 3)
+    assert np.isfinite(one).all()
+    assert not np.allclose(one, other)
+
+
+@pytest.mark.parametrize("flag", ["--epochs=0", "--batch-size=1", "--learning-rate=nan"])
+def test_a_value_that_cannot_be_is_one_sentence(flag, tmp_path, capsys):
+    package = emoji_package.write(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        pretrain_tiny_clip.main([str(package), str(tmp_path / "tiny"), flag])
+    assert ended.value.code == 2
+    assert flag.split("=")[0] in capsys.readouterr().err
+
+
+def test_the_dataset_recipe_divides_the_drawings(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        make_emoji_dataset, "DATASET_CLASSES", {"food-fruit": "fruit", "time": "wall clock"}
+    )
+    package = emoji_package.write(tmp_path, "twitter", each=10)
+    make_emoji_dataset.main([str(package), str(tmp_path / "emoji")])
+    found = {split: sorted(p.name for p in (tmp_path / "emoji" / split).glob("*/*.png"))
+             for split in ("train", "test")}  # fmt: skip
+    assert {name: len(files) for name, files in found.items()} == {"train": 16, "test": 4}
+    assert not set(found["train"]) & set(found["test"])
+    assert (tmp_path / "emoji/train/wall_clock").is_dir()
+    assert "2 classes, 16 train and 4 test images" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        make_emoji_dataset.main([str(package), str(tmp_path / "emoji")])
+    assert "already exists" in capsys.readouterr().err
