@@ -73,13 +73,14 @@ def main(argv: Sequence[str]) -> None:
         trained_here = (workdir / FOLDER).exists()
         named = "init_from" in overrides or not trained_here
         source = pathlib.Path(config.init_from) if config.init_from and named else workdir
-        _, prompts, meta = experiments.saved_prompts(experiment, source)
+        saved = experiments.saved_prompts(experiment, source)
         # A run keeps the settings that it was trained with; elsewhere, they are those of the results.
         (configs.save_once if trained_here else configs.save)(config, workdir)
     else:
         (configs.save if FLAGS.allow_changes else configs.save_once)(config, workdir)
-        prompts, meta = train(experiment, workdir), None
-    say(summary(evaluate(experiment, prompts, workdir, meta)))
+        train(experiment, workdir)
+        saved = experiments.saved_prompts(experiment, workdir)
+    say(summary(evaluate(experiment, saved, workdir)))
     say(f"results: {workdir / 'results.json'}")
 
 

@@ -24,6 +24,7 @@ from absl import flags
 from dpt_jax.clip.pretrained import load_clip, save_orbax
 from dpt_jax.commands import flags as cli
 from dpt_jax.errors import UserError
+from dpt_jax.inference.provenance import outdated
 from dpt_jax.inference.published import convert_reference, read_run, reverse_reference
 from dpt_jax.inference.results import RESULTS_FILE, read_result
 from dpt_jax.runtime.console import say
@@ -72,6 +73,9 @@ def export(source: pathlib.Path, target: pathlib.Path) -> None:
         results = prompt_file.read_header(source).get("results")
     else:
         results = read_result(source / RESULTS_FILE) if (source / RESULTS_FILE).is_file() else None
+        if results and (why := outdated(results, source)):
+            say(f"{why}: these results are left out of {target}.")
+            results = None
     prompt_file.write(target, saved.step, saved.prompts, saved.meta, config.to_dict(), results)
     say(f"wrote {target}: {configs.method(config)} prompts, {target.stat().st_size / 1024:.0f} kB")
 

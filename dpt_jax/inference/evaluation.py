@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +10,14 @@ import numpy as np
 
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
-from dpt_jax.inference.experiment import Experiment, Frozen, training_meta
+from dpt_jax.inference.experiment import Experiment, Frozen
+from dpt_jax.inference.provenance import describe
 from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.inference.scores import calibration, class_scores, distinct
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import Progress
+from dpt_jax.storage.checkpoints import Saved
 
 
 class Predictions(NamedTuple):
@@ -117,22 +119,17 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
     return found
 
 
-def evaluate(
-    experiment: Experiment,
-    prompts: Any,
-    workdir: pathlib.Path,
-    meta: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Predicts, writes results.json (and predictions.npz with eval.save_logits); the results.
+def evaluate(experiment: Experiment, saved: Saved, workdir: pathlib.Path) -> dict[str, Any]:
+    """Predict, write results.json (and predictions.npz with eval.save_logits); return the results.
 
-    meta: what the checkpoint says of the prompts' training; None where that was
-    this experiment.
+    saved: the prompts, and what their checkpoint says of them.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    found = predict(experiment, prompts)
+    found = predict(experiment, saved.prompts)
+    of = describe(experiment, saved)
+    meta = saved.meta
     names = distinct(dataset.classnames)
     scores = class_scores(found.logits.argmax(-1), found.label, names)
-    meta = training_meta(experiment) if meta is None else meta
     results = {
         "method": model.prompts.method,
         "dataset": config.dataset.name,
@@ -143,6 +140,7 @@ def evaluate(
         "trained_on": {key: meta[key] for key in ("dataset", "classes")}
         if meta.get("dataset")
         else None,
+        "of": of,
         "n": len(found.label),
         "unreadable": len(dataset.test) - len(found.label),
         "accuracy": float((found.logits.argmax(-1) == found.label).mean()),
@@ -162,6 +160,11 @@ def evaluate(
             label=found.label,
             path=np.array([dataset.test[i].path for i in found.row]),
             classnames=np.array(dataset.classnames),
+            step=of["step"],
+            prompts=of["prompts"],
+            backbone=of["backbone"],
+            template=of["template"],
+            test_list=of["test_list"],
         )
     # Last and in one piece: where results.json is, the evaluation is whole, and a sweep does not repeat it.
     written = workdir / f"{RESULTS_FILE}.tmp"

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax.clip.model import CLIPConfig, TextLayout
 from dpt_jax.clip.pretrained import Pretrained, load_clip
-from dpt_jax.data.dataset import Dataset, load_dataset
+from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_from_words, plain_layout, prompt_layout
@@ -166,6 +166,15 @@ def backbone_id(params: Any, replicated: bool = True) -> str:
     return hashlib.sha256(b"".join(rounded)).hexdigest()[:16]
 
 
+def data_of(experiment: Experiment) -> dict[str, str]:
+    """Return the name of a dataset for people, a folder's own, and the digest of its images."""
+    config = experiment.config.dataset
+    name = config.name
+    if name == "folder" and config.root:
+        name = pathlib.Path(config.root).expanduser().resolve().name or name
+    return {"name": name, "digest": experiment.dataset.digest}
+
+
 def training_meta(experiment: Experiment) -> dict[str, Any]:
     """What a checkpoint says of the training that made its prompts."""
     dataset = experiment.config.dataset
@@ -174,6 +183,8 @@ def training_meta(experiment: Experiment) -> dict[str, Any]:
         "method": method,
         "backbone": backbone_id(experiment.frozen.clip),
         "classnames": list(experiment.dataset.classnames),
+        "data": data_of(experiment),
+        "train_list": digest_of_examples(experiment.dataset.train),
     }
     return (
         meta

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from dpt_jax.errors import UserError
@@ -9,6 +10,8 @@ from dpt_jax.methods import METHODS
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
+
+Results = Mapping[str, Any]
 
 
 def read_result(file: pathlib.Path) -> dict[str, Any]:

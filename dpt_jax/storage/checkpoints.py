@@ -30,11 +30,13 @@ class Saved(NamedTuple):
     """What evaluation and `init_from` need of a checkpoint.
 
     meta: method, backbone, classnames, dataset and classes of the training, as far as known.
+    digest: of the prompts as they were saved.
     """
 
     step: int
     prompts: Any
     meta: dict[str, Any]
+    digest: str = ""
 
 
 class Checkpoints:
@@ -158,7 +160,7 @@ class Checkpoints:
             digests = meta.pop(DIGESTS, {})
             self._compare(step, digests, "prompts", digest(prompts))
             self._compare(step, digests, "meta", _digest_of_json(meta))
-        return Saved(step, prompts, meta), digests
+        return Saved(step, prompts, meta, digest(prompts)), digests
 
     def _read_training(self, step: int, like: Any, digests: dict[str, str]) -> Any:
         if not (self.directory / str(step) / "training").is_dir() and "training" not in digests:
@@ -272,7 +274,8 @@ def load_newest(workdir: epath.PathLike) -> Saved:
     """
     source = pathlib.Path(workdir)
     if prompt_file.is_prompt_file(source):
-        return Saved(*prompt_file.read(source))
+        step, prompts, meta = prompt_file.read(source)
+        return Saved(step, prompts, meta, digest(prompts))
     whole = ""
     if (source / FOLDER).is_dir():
         with Checkpoints(source) as checkpoints:

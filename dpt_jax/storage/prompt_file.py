@@ -129,6 +129,8 @@ def _check(entries: Mapping[str, Any], file: pathlib.Path) -> None:
             "backbone": str | None,
             "classnames": list | None,
             "epoch": int | None,
+            "data": Mapping | None,
+            "train_list": str | None,
         }
         wrong = [
             f"training.{key}"

@@ -17,7 +17,6 @@ fails is reported at the end, with exit code 1, and the others go on.
 
 import importlib
 import itertools
-import json
 import pathlib
 import sys
 import time
@@ -35,8 +34,8 @@ from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
 from dpt_jax.inference.evaluation import evaluate
 from dpt_jax.inference.experiment import Experiment, prepare, saved_prompts
-from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
-from dpt_jax.methods import METHODS
+from dpt_jax.inference.provenance import finished
+from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.runtime.console import say
 from dpt_jax.settings import config as configs
 from dpt_jax.training.loop import train
@@ -158,11 +157,13 @@ class Runner:
         free = tuple(key for key in configs.FREE_ON_RESUME if key not in fixed)
         configs.check_workdir(config, workdir, free)
         made = 0
-        if not _finished(workdir, config):
+        if not finished(workdir, config):
             experiment = self._prepare(config)
             configs.save_once(config, workdir)
-            prompts = {} if run.method == "zeroshot" else train(experiment, workdir)
-            _say_result(evaluate(experiment, prompts, workdir))
+            if run.method != ZERO_SHOT:
+                train(experiment, workdir)
+            saved = saved_prompts(experiment, workdir)
+            _say_result(evaluate(experiment, saved, workdir))
             made += 1
         failed = []
         for target in run.targets:
@@ -178,12 +179,12 @@ class Runner:
         """Tests the prompts of `workdir` on a target, unless that was done."""
         config = target_config(run, target, self.overrides, workdir)
         target_dir = configs.evaluation_dir(workdir, config)
-        if _finished(target_dir, config):
+        if finished(target_dir, config):
             return False
         experiment = self._prepare(config)
         saved = saved_prompts(experiment, workdir)
         configs.save(config, target_dir)
-        _say_result(evaluate(experiment, saved.prompts, target_dir, saved.meta))
+        _say_result(evaluate(experiment, saved, target_dir))
         return True
 
     def _prepare(self, config: ConfigDict) -> Experiment:
@@ -191,20 +192,6 @@ class Runner:
         experiment = prepare(config, self._backbones.get(which))
         self._backbones[which] = experiment.pretrained
         return experiment
-
-
-def _finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
-    """Whether a workdir has the results that the configuration asks for."""
-    try:
-        results = json.loads((workdir / RESULTS_FILE).read_text(encoding="utf-8"))
-        tested_on = results["dataset"], results["classes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    # A workdir can have been evaluated by hand on something else.
-    wanted = config.dataset.name, config.dataset.classes
-    return tested_on == wanted and (
-        not config.eval.save_logits or (workdir / PREDICTIONS_FILE).exists()
-    )
 
 
 def _say_result(results: Mapping[str, Any]) -> None:

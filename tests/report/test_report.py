@@ -11,8 +11,9 @@ from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report import runs as report
-from dpt_jax.report.cells import harmonic_mean, read_results, scores_of
+from dpt_jax.report.cells import harmonic_mean, scores_of
 from dpt_jax.report.curves import Point
+from dpt_jax.report.selection import read_results
 from tests.helpers.commands import command
 
 
