@@ -11,6 +11,7 @@ import numpy as np
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, Frozen
+from dpt_jax.inference.finite import check_finite
 from dpt_jax.inference.provenance import describe
 from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.inference.scores import calibration, class_scores, distinct
@@ -126,6 +127,11 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: pathlib.Path) -> dic
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
     found = predict(experiment, saved.prompts)
+    answers = {
+        "the logits of plain CLIP": found.zero_shot_logits,
+        f"the logits of {model.prompts.method}": found.logits,
+    }
+    check_finite(answers, saved.prompts, experiment.frozen.clip)
     of = describe(experiment, saved)
     meta = saved.meta
     names = distinct(dataset.classnames)

@@ -216,6 +216,9 @@ def _adopt(
             f"{source} has a context for each of its own classes (text_prompt.class_specific), "
             "which means nothing for other classes: train one on these, or use a shared context."
         )
+    for part in saved.prompts:
+        if part not in fresh and evaluate:
+            say(f"{source} has a {part} prompt, which these settings switch off: it is left out.")
     adopted = dict(fresh)
     for part, wanted in fresh.items():
         if part not in saved.prompts:
