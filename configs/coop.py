@@ -1,12 +1,12 @@
-"""CoOp: the text prompt alone."""
+"""CoOp: the text prompt alone.
+
+python main.py --config=configs/coop.py[:DATASET]
+"""
 
 from ml_collections import ConfigDict
 
-from configs import dpt
+from dpt_jax import settings
 
 
 def get_config(dataset: str = "emoji") -> ConfigDict:
-    config = dpt.get_config(dataset)
-    config.visual_prompt.length = 0
-    config.cavpt.top_k = 0
-    return config
+    return settings.of_method("coop", dataset)

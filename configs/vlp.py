@@ -1,11 +1,12 @@
-"""VLP: text prompt and visual prompt, without the class-aware one."""
+"""VLP: text prompt and visual prompt, without the class-aware one.
+
+python main.py --config=configs/vlp.py[:DATASET]
+"""
 
 from ml_collections import ConfigDict
 
-from configs import dpt
+from dpt_jax import settings
 
 
 def get_config(dataset: str = "emoji") -> ConfigDict:
-    config = dpt.get_config(dataset)
-    config.cavpt.top_k = 0
-    return config
+    return settings.of_method("vlp", dataset)

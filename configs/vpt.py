@@ -1,12 +1,12 @@
-"""VPT-deep: the visual prompt alone."""
+"""VPT-deep: the visual prompt alone.
+
+python main.py --config=configs/vpt.py[:DATASET]
+"""
 
 from ml_collections import ConfigDict
 
-from configs import dpt
+from dpt_jax import settings
 
 
 def get_config(dataset: str = "emoji") -> ConfigDict:
-    config = dpt.get_config(dataset)
-    config.text_prompt.length = 0
-    config.cavpt.top_k = 0
-    return config
+    return settings.of_method("vpt", dataset)

@@ -1,13 +1,12 @@
-"""Zero-shot CLIP: nothing is learned."""
+"""Plain CLIP: nothing is learned.
+
+python main.py --config=configs/zeroshot.py[:DATASET]
+"""
 
 from ml_collections import ConfigDict
 
-from configs import dpt
+from dpt_jax import settings
 
 
 def get_config(dataset: str = "emoji") -> ConfigDict:
-    config = dpt.get_config(dataset)
-    config.text_prompt.length = 0
-    config.visual_prompt.length = 0
-    config.cavpt.top_k = 0
-    return config
+    return settings.of_method("zeroshot", dataset)

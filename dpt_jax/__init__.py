@@ -1,23 +1,43 @@
-"""Dual-modality prompt tuning (DPT) of CLIP in JAX and Flax."""
+"""Dual modality prompt tuning (DPT) of CLIP in JAX and Flax.
+
+predictor = dpt_jax.load("runs/mine")
+probabilities = predictor.predict(["a.jpg", "b.jpg"])  # (2, classes)
+"""
 
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dpt_jax.errors import UserError
+from dpt_jax.version import __version__
+
 if TYPE_CHECKING:
     from dpt_jax.inference.predictor import Predictor
 
-__version__ = "0.1.0"
+__all__ = ["Predictor", "UserError", "__version__", "load"]
 
 
 def load(
-    workdir: str | os.PathLike[str],
+    run: str | os.PathLike[str],
     classnames: Sequence[str] | None = None,
     clip: str = "",
     batch_size: int = 0,
 ) -> "Predictor":
-    """A trained prompt, ready to classify: dpt_jax.load("runs/mine").predict(["a.jpg"]); see dpt_jax.predictor.load."""
-    # Importing JAX takes seconds that reading a configuration need not wait for.
-    from dpt_jax.inference.predictor import load
+    """Return the predictor of a workdir, or of a file of `dpt-jax convert export`.
 
-    return load(workdir, classnames, clip, batch_size)
+    classnames: other classes than those of the training. clip: where CLIP's weights are, if they
+    have moved. batch_size: images that a device takes at a time; 0 for the default. Raise UserError
+    naming what is missing or does not fit.
+    """
+    # Importing JAX takes seconds that reading a configuration need not wait for.
+    from dpt_jax.inference import predictor
+
+    return predictor.load(run, classnames, clip, batch_size)
+
+
+def __getattr__(name: str) -> object:
+    if name == "Predictor":
+        from dpt_jax.inference.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,61 @@
-"""The one table of methods: what each learns, which losses it has, and how it is drawn."""
+"""The one table of methods: what each learns, its losses, and how it is drawn.
+
+A method is a set of parts of one model. Symbols of the losses: see docs/method.md.
+"""
 
 import dataclasses
+from collections.abc import Iterable
+
+# The parts of the model, and the settings key whose 0 turns each off.
+TEXT, VISUAL, CLASS_AWARE = "text prompt", "visual prompt", "class-aware prompt"
+SWITCHES = {
+    TEXT: "text_prompt.length",
+    VISUAL: "visual_prompt.length",
+    CLASS_AWARE: "cavpt.top_k",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row. label: its name in tables and figures. losses: in words."""
+
+    name: str
+    label: str
+    parts: tuple[str, ...]
+    losses: str
+    colour: str
+    marker: str
+
+    @property
+    def switched_off(self) -> dict[str, int]:
+        """Return the settings that turn off the parts that the method does not have."""
+        return {key: 0 for part, key in SWITCHES.items() if part not in self.parts}
+
+
+ZERO_SHOT = "zeroshot"
+GUIDED = "CE of the logits, and under guidance CE of each tower against the other's frozen one"
+
+# In the order of tables and legends. Okabe and Ito's colours, which colour-blind readers can tell
+# apart; markers tell the methods apart in print.
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(ZERO_SHOT, "zero-shot", (), "none", "#000000", ""),
+        Method("coop", "CoOp", (TEXT,), "CE of the logits", "#E69F00", "o"),
+        Method("vpt", "VPT", (VISUAL,), "CE of the logits", "#56B4E9", "s"),
+        Method("vlp", "VLP", (TEXT, VISUAL), GUIDED, "#009E73", "^"),
+        Method("dpt", "DPT", (TEXT, VISUAL, CLASS_AWARE), f"{GUIDED}; CE of CAVPT's auxiliary logits",
+               "#D55E00", "D"),
+    )
+}  # fmt: skip
+
+
+def method_with(parts: Iterable[str]) -> Method:
+    """Return the method that has these parts; whatever has the class-aware prompt is DPT."""
+    present = set(parts)
+    if CLASS_AWARE in present:
+        return METHODS["dpt"]
+    return next(method for method in METHODS.values() if set(method.parts) == present)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,32 +72,16 @@ class PromptConfig:
 
     @property
     def method(self) -> str:
-        """The name the paper has for this combination of parts."""
-        if self.top_k:
-            return "dpt"
-        return {(0, 0): "zeroshot", (1, 0): "coop", (0, 1): "vpt", (1, 1): "vlp"}[
-            bool(self.text_length), bool(self.visual_length)
-        ]
+        """Return the name that the paper has for this combination of parts."""
+        sizes = {TEXT: self.text_length, VISUAL: self.visual_length, CLASS_AWARE: self.top_k}
+        return method_with(part for part, size in sizes.items() if size).name
 
+    @property
+    def learned(self) -> bool:
+        """Return whether there is a prompt at all; plain CLIP has none."""
+        return bool(self.text_length or self.visual_length or self.top_k)
 
-ZERO_SHOT = "zeroshot"
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """How a method is called and drawn. marker: of its points; "" draws a line without points."""
-
-    label: str
-    colour: str
-    marker: str
-
-
-# In the order of tables and legends. Okabe and Ito's colours, which colour-blind readers can tell
-# apart; markers tell them apart in print.
-METHODS = {
-    ZERO_SHOT: Method("zero-shot", "#000000", ""),
-    "coop": Method("CoOp", "#E69F00", "o"),
-    "vpt": Method("VPT", "#56B4E9", "s"),
-    "vlp": Method("VLP", "#009E73", "^"),
-    "dpt": Method("DPT", "#D55E00", "D"),
-}
+    @property
+    def sees_prompts(self) -> bool:
+        """Return whether the image tower has prompts."""
+        return bool(self.visual_length or self.top_k)

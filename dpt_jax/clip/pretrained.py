@@ -57,7 +57,7 @@ def load_clip(
     weights: the name of a bundled model; a directory with config.json and
     model.safetensors, flax_model.msgpack or pytorch_model.bin; one of these
     files; one of OpenAI's .pt files; an Orbax directory written by
-    `python -m dpt_jax.convert clip` (local or gs://); or an id on the Hugging
+    `dpt-jax convert clip` (local or gs://); or an id on the Hugging
     Face hub. dtype: what the parameters are cast to. accept: is shown the sizes
     before the weights are read (after, where only they tell), to raise where
     these are no use.

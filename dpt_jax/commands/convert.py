@@ -1,71 +1,108 @@
-"""Converts weights and prompts.
+"""Convert weights and prompts.
 
-    python -m dpt_jax.convert clip SRC DST
-    python -m dpt_jax.convert export W FILE.safetensors
-    python -m dpt_jax.convert serve W DIR [--clip=WEIGHTS]
-    python -m dpt_jax.convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
-    python -m dpt_jax.convert reference --reverse W CHECKPOINT_DIR
+    dpt-jax convert clip SRC DST
+    dpt-jax convert export W FILE.safetensors
+    dpt-jax convert serve W DIR [--clip=WEIGHTS]
+    dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
+    dpt-jax convert reference --reverse W CHECKPOINT_DIR
 
-`clip` turns any CLIP that `clip.weights` takes into an Orbax directory (local
-or gs://). `export` writes the prompts of a workdir to one small file that
-stands wherever a workdir does that is only read: predict, --mode=eval,
-init_from, and here. `serve` compiles the classifier into a file that runs
-without this package. `reference` turns a checkpoint folder of the published PyTorch code
-into a workdir that --mode=eval and init_from take; what a checkpoint does not
-hold (backbone, dataset, class position, top_k) comes from the flags. With
---reverse it goes the other way.
+`clip` turns any CLIP that `clip.weights` takes into an Orbax folder (local or gs://). `export`
+writes the prompts of a workdir to one small file, which serves wherever a workdir is only read:
+predict, --mode=eval, init_from, and here. `serve` compiles the classifier into a file that runs
+without this package. `reference` turns a checkpoint folder of the published PyTorch code into a
+workdir that --mode=eval and init_from take; what a checkpoint does not hold (backbone, dataset,
+class position, top_k) comes from the flags. With --reverse it goes the other way.
 """
 
-import pathlib
-from collections.abc import Sequence
+import argparse
+from typing import TYPE_CHECKING
 
-from absl import flags
-
-from dpt_jax.clip.pretrained import load_clip, save_orbax
-from dpt_jax.commands import flags as cli
+from dpt_jax.commands import arguments as shared
 from dpt_jax.errors import UserError
-from dpt_jax.inference.provenance import outdated
-from dpt_jax.inference.published import convert_reference, read_run, reverse_reference
-from dpt_jax.inference.results import RESULTS_FILE, read_result
-from dpt_jax.runtime.console import say
-from dpt_jax.runtime.files import make_folder
-from dpt_jax.settings import config as configs
-from dpt_jax.storage import prompt_file
+
+if TYPE_CHECKING:
+    from etils import epath
 
 USAGE = (
-    "use `convert clip SRC DST`, `export W FILE.safetensors`, `serve W DIR`, `reference CHECKPOINT_DIR --workdir=W` "
-    "or `reference --reverse W CHECKPOINT_DIR`"
+    "use `convert clip SRC DST`, `export W FILE.safetensors`, `serve W DIR`, "
+    "`reference CHECKPOINT_DIR --workdir=W` or `reference --reverse W CHECKPOINT_DIR`"
 )
 
 
-def main(argv: Sequence[str]) -> None:
-    match list(argv[1:]):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is converted, and the flags of some conversions."""
+    parser.usage = f"{parser.prog} clip|export|serve|reference SRC DST [options]"
+    parser.add_argument("names", nargs="*", metavar="WHAT SRC DST", help="see above")
+    parser.add_argument("--workdir", metavar="W", help="the run to read, or for reference to write")
+    parser.add_argument(
+        "--reverse",
+        action="store_true",
+        help="from a workdir to a checkpoint of the published code",
+    )
+    parser.add_argument(
+        "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"
+    )
+    shared.add_settings(parser)
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Convert what the first argument names."""
+    flags, given = shared.parse_with_settings(parser, arguments)
+    from dpt_jax.runtime.files import as_path
+
+    shared.start_libraries()
+    what, *names = flags.names or [""]
+    reads_run = what in ("export", "serve") or (what == "reference" and flags.reverse)
+    if reads_run and flags.workdir:
+        names.insert(0, flags.workdir)
+    match [what, *names]:
         case ["clip", source, target]:
-            save_orbax(load_clip(source), target)
-            say(f"wrote {target}")
+            clip(source, target)
         case ["export", source, target]:
-            export(_path(source), _path(target))
+            export(as_path(source), as_path(target))
         case ["serve", source, target]:
-            serve(_path(source), _path(target))
-        case ["reference", source, target] if flags.FLAGS.reverse:
-            reverse_reference(_path(source), _path(target))
-        case ["reference", directory] if not flags.FLAGS.reverse:
-            if not flags.FLAGS.workdir:
+            serve(flags, as_path(source), as_path(target))
+        case ["reference", source, target] if flags.reverse:
+            from dpt_jax.inference.published import reverse_reference
+
+            reverse_reference(as_path(source), as_path(target))
+        case ["reference", directory] if not flags.reverse:
+            if not flags.workdir:
                 raise UserError(
-                    "convert reference: --workdir is not given; it says where the converted prompts go."
+                    "convert reference: --workdir is not given; it says where the converted "
+                    "prompts go."
                 )
-            config, overrides, _ = cli.flag_config()
-            convert_reference(_path(directory), _path(flags.FLAGS.workdir), config, overrides)
+            from dpt_jax.inference.published import convert_reference
+
+            convert_reference(
+                as_path(directory), as_path(flags.workdir), given.config, given.overrides
+            )
         case _:
-            raise UserError(f"convert: unknown arguments {argv[1:]}; {USAGE}.")
+            raise UserError(f"convert: unknown arguments {flags.names}; {USAGE}.")
 
 
-def _path(argument: str) -> pathlib.Path:
-    return pathlib.Path(argument).expanduser()
+def clip(source: str, target: str) -> None:
+    """Write a CLIP as an Orbax folder.  Raise UserError where it cannot be read or written."""
+    from dpt_jax.clip.pretrained import load_clip, save_orbax
+    from dpt_jax.runtime.console import say
+
+    save_orbax(load_clip(source), target)
+    say(f"wrote {target}")
 
 
-def export(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Writes the prompts of a workdir to a prompt file.  Raises UserError where there are none, or no such name."""
+def export(source: "epath.Path", target: "epath.Path") -> None:
+    """Write the prompts of a workdir to a prompt file.
+
+    Raise UserError where there are none, or the file's name does not end in .safetensors.
+    """
+    from dpt_jax import settings
+    from dpt_jax.inference.provenance import outdated
+    from dpt_jax.inference.published import read_run
+    from dpt_jax.inference.results import RESULTS_FILE, read_result
+    from dpt_jax.runtime.console import say
+    from dpt_jax.runtime.files import size_of
+    from dpt_jax.storage import prompt_file
+
     if target.suffix != prompt_file.SUFFIX:
         raise UserError(f"convert export: {target} should end in {prompt_file.SUFFIX}.")
     config, saved = read_run(source)
@@ -77,21 +114,16 @@ def export(source: pathlib.Path, target: pathlib.Path) -> None:
             say(f"{why}: these results are left out of {target}.")
             results = None
     prompt_file.write(target, saved.step, saved.prompts, saved.meta, config.to_dict(), results)
-    say(f"wrote {target}: {configs.method(config)} prompts, {target.stat().st_size / 1024:.0f} kB")
+    size = size_of(target) / 1024
+    say(f"wrote {target}: {settings.method(config)} prompts, {size:.0f} kB")
 
 
-def serve(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Writes the classifier of a workdir as a program.  Raises UserError where it cannot be loaded."""
-    from dpt_jax.inference import program as programs
-    from dpt_jax.inference.predictor import load
+def serve(flags: argparse.Namespace, source: "epath.Path", target: "epath.Path") -> None:
+    """Write the classifier of a run as a program.  Raise UserError where it cannot be loaded."""
+    from dpt_jax.inference import program
+    from dpt_jax.runtime.console import say
+    from dpt_jax.runtime.files import make_folder, size_of
 
-    predictor = load(source, clip=flags.FLAGS.clip)
-    for file in programs.write(predictor, make_folder(target, "convert serve")):
-        say(f"wrote {file} ({file.stat().st_size / 1024:,.0f} kB)")
-
-
-if __name__ == "__main__":
-    cli.define_flags()
-    flags.DEFINE_bool("reverse", False, "From a workdir to a checkpoint of the published code.")
-    cli.define_clip_flag()
-    cli.run(main)
+    predictor = shared.load_predictor(flags, source, batch_size=0)
+    for file in program.write(predictor, make_folder(target, "convert serve")):
+        say(f"wrote {file} ({size_of(file) / 1024:,.0f} kB)")

@@ -1,149 +1,166 @@
-"""Classifies images with a trained prompt.
+"""Classify images with a trained prompt.
 
-    python -m dpt_jax.predict --workdir=W PATH… [--top=5] [--json | --csv=FILE] [--classes=FILE] [--clip=WEIGHTS]
+    dpt-jax predict W PATH… [--top=5] [--json | --csv=FILE] [--classes=FILE] [--clip=WEIGHTS]
 
-W is a workdir or a file of `convert export`. PATH is an image, a folder (with
-those in it) or a pattern such as 'photos/**/*.jpg'. Images that cannot be read
-are reported and the others classified all the same. --json writes one list to
-standard output; --classes=FILE takes other class names, one a line.
+W is a workdir or a file of `dpt-jax convert export`. PATH is an image, a folder (with the images in
+it) or a pattern such as 'photos/**/*.jpg'. Images that cannot be read are reported, and the others
+are classified. --json writes one list to standard output; --classes=FILE takes other class names,
+one per line.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import json
-import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import scipy.special
-from absl import flags
-from PIL import Image
-
-from dpt_jax.commands import flags as cli
-from dpt_jax.data.folder import find_images
+from dpt_jax.commands import arguments as shared
 from dpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dpt_jax.inference.predictor import Predictor
 
 BATCH = 128  # images that a device takes at a time, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Readable:
-    """Reads images, and remembers why it could not: {path: reason}."""
+    """Read images, and remember why one could not be read: {path: reason}."""
 
     failed: dict[str, str]
 
-    def __call__(self, path: str) -> Image.Image:
+    def __call__(self, path: str) -> "Image.Image":
         from dpt_jax.data.records import UnreadableImageError, read_image
+        from dpt_jax.runtime.files import as_path
 
         try:
-            return read_image(pathlib.Path(path))
+            return read_image(as_path(path))
         except UnreadableImageError as reason:
             self.failed[path] = str(reason)
             raise
 
 
 class Output:
-    """Where predictions go, image by image: lines for people, one JSON list, or a CSV file."""
+    """Where answers go, image by image: lines, one JSON list, or a CSV file."""
 
-    def __init__(self, stack: contextlib.ExitStack, top: int) -> None:
-        """stack: closes what is opened. top: the classes told for an image."""
+    def __init__(self, stack: contextlib.ExitStack, flags: argparse.Namespace, top: int) -> None:
+        """stack: closes what is opened here. top: the classes reported for an image."""
         self._csv = self._json = None
-        if flags.FLAGS.csv:
+        if flags.csv:
             from dpt_jax.report.tables import CSVWriter
+            from dpt_jax.runtime.files import as_path
 
+            file = as_path(flags.csv)
             try:
-                file = pathlib.Path(flags.FLAGS.csv)
-                out = stack.enter_context(
-                    file.open("w", newline="", encoding="utf-8", errors="backslashreplace")
-                )
+                out = stack.enter_context(file.open("w", encoding="utf-8", newline="",
+                                                    errors="backslashreplace"))  # fmt: skip
             except OSError as reason:
-                raise UserError(
-                    f"--csv: {flags.FLAGS.csv} cannot be written ({reason})."
-                ) from reason
+                raise UserError(f"--csv: {file} cannot be written ({reason}).") from reason
             numbered = [
                 f"{column}_{i + 1}" for i in range(top) for column in ("class", "probability")
             ]
             self._csv = CSVWriter(out, ["path", "error", *numbered])
-        elif flags.FLAGS.json:
+        elif flags.json:
             self._json = "["
 
     def write(self, path: str, top: Sequence[tuple[str, float]], error: str = "") -> None:
-        """The likeliest classes of an image with their probabilities, or why it has none."""
+        """Write the likeliest classes of an image with their probabilities, or its error."""
         if self._csv:
-            self._csv.write(
-                [path, error, *(cell for name, p in top for cell in (name, f"{p:.6f}"))]
-            )
+            answers = [cell for name, p in top for cell in (name, f"{p:.6f}")]
+            self._csv.write([path, error, *answers])
         elif self._json:
-            told = (
-                {"error": error}
-                if error
-                else {"predictions": [{"class": c, "probability": p} for c, p in top]}
-            )
+            classes = [{"class": name, "probability": p} for name, p in top]
+            told = {"error": error} if error else {"predictions": classes}
             line = json.dumps({"path": path, **told}, ensure_ascii=False)
             print(self._json, line, sep="\n  ", end="", flush=True)
             self._json = ","
         elif not error:
-            print(f"{path}  {'  '.join(f'{name} {100 * p:.1f} %' for name, p in top)}", flush=True)
+            answers = [f"{name} {100 * p:.1f} %" for name, p in top]
+            print(f"{path}  {'  '.join(answers)}", flush=True)
         if error:
             print(error, file=sys.stderr, flush=True)
 
     def finish(self) -> None:
-        """Behind the last image."""
+        """End the list, after the last image."""
         if self._json:
             print("\n]", flush=True)
 
 
-def main(argv: Sequence[str]) -> None:
-    if flags.FLAGS.json and flags.FLAGS.csv:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the run, and how answers are written."""
+    shared.add_run(parser, "PATH…")
+    parser.add_argument("--classes", metavar="FILE", help="other class names, one per line")
+    parser.add_argument(
+        "--top", type=shared.at_least_one, default=5, metavar="N", help="classes per image (5)"
+    )
+    parser.add_argument("--json", action="store_true", help="write a JSON list to standard output")
+    parser.add_argument("--csv", metavar="FILE", help="write a table to this file")
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Classify the images that are named."""
+    flags = parser.parse_args(arguments)
+    if flags.json and flags.csv:
         raise UserError("give --json or --csv, not both.")
-    if len(argv) < 2:
-        raise UserError("no image is named: python -m dpt_jax.predict --workdir=W IMAGE_OR_FOLDER…")
-    paths = find_images(argv[1:])
+    workdir, names = shared.split_run(flags)
+    if not names:
+        raise UserError("no image is named: dpt-jax predict W IMAGE_OR_FOLDER…")
+    from dpt_jax.data.folder import find_images
+
+    paths = find_images(names)
     # Importing JAX takes seconds that a mistyped path need not wait for.
+    from dpt_jax.inference.predictor import read_classnames
+    from dpt_jax.runtime.files import as_path
+
+    classnames = read_classnames(as_path(flags.classes)) if flags.classes else None
+    # The next power of two, so that few images wait for few, and one program serves many calls.
+    rows = min(1 << (len(paths) - 1).bit_length(), BATCH)
+    predictor = shared.load_predictor(flags, workdir, rows, classnames)
+    failed = _classify(predictor, paths, flags)
+    if flags.csv:
+        print(f"written to {flags.csv}: {len(paths) - len(failed)} images")
+    if len(failed) == len(paths):
+        raise UserError(f"none of the {len(paths)} images could be read.")
+    if failed:
+        print(f"{len(failed)} of {len(paths)} images could not be read.", file=sys.stderr)
+
+
+def _classify(
+    predictor: "Predictor", paths: list[str], flags: argparse.Namespace
+) -> dict[str, str]:
+    """Write the answers for all images; return why some could not be read, {path: reason}."""
+    import numpy as np
+    import scipy.special
+
     from dpt_jax.data import loader
     from dpt_jax.data.records import Example
-    from dpt_jax.inference.predictor import read_classnames
     from dpt_jax.runtime.console import Progress
 
-    classnames = read_classnames(pathlib.Path(flags.FLAGS.classes)) if flags.FLAGS.classes else None
-    # The next power of two, so that few images wait for few, and one program serves many calls.
-    predictor = cli.load_predictor(min(1 << (len(paths) - 1).bit_length(), BATCH), classnames)
-    told = min(flags.FLAGS.top, len(predictor.classnames))
+    top = min(flags.top, len(predictor.classnames))
     read = Readable({})
     examples = [Example(path, 0) for path in paths]
-    batches = loader.test_batches(
-        read, examples, predictor.model.clip.image_size, predictor.rows, skip_unreadable=True
-    )
+    size = predictor.model.clip.image_size
+    batches = loader.test_batches(read, examples, size, predictor.rows, skip_unreadable=True)
     with contextlib.ExitStack() as stack:
-        output = Output(stack, told)
-        # On a terminal, lines of answers and a bar would run into each other, and the lines tell as much.
-        lines = sys.stdout.isatty() and not (flags.FLAGS.csv or flags.FLAGS.json)
-        steps = -(-len(paths) // predictor.rows)
-        bar = None if lines else stack.enter_context(Progress("predict", steps, file=sys.stderr))
-        for rows in batches:
-            outputs, _ = predictor.see(rows["image"])
+        output = Output(stack, flags, top)
+        # On a terminal, answers and a bar would run into each other, and the answers say as much.
+        bar = None
+        if not sys.stdout.isatty() or flags.csv or flags.json:
+            steps = -(-len(paths) // predictor.rows)
+            bar = stack.enter_context(Progress("predict", steps, file=sys.stderr))
+        for batch in batches:
+            outputs, _ = predictor.see(batch["image"])
             probabilities = scipy.special.softmax(outputs.logits, axis=-1)
-            best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :told]
-            for index, own, order in zip(rows["index"], probabilities, best, strict=True):
-                top = [(predictor.classnames[c], float(own[c])) for c in order]
+            best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+            for index, own, order in zip(batch["index"], probabilities, best, strict=True):
+                answers = [(predictor.classnames[c], float(own[c])) for c in order]
                 error = read.failed.get(paths[index], "")
-                output.write(paths[index], [] if error else top, error)
+                output.write(paths[index], [] if error else answers, error)
             if bar:
                 bar.advance()
         output.finish()
-    if flags.FLAGS.csv:
-        print(f"written to {flags.FLAGS.csv}: {len(paths) - len(read.failed)} images")
-    if len(read.failed) == len(paths):
-        raise UserError(f"none of the {len(paths)} images could be read.")
-    if read.failed:
-        print(f"{len(read.failed)} of {len(paths)} images could not be read.", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    cli.define_predictor_flags()
-    flags.DEFINE_string("classes", None, "A file of other class names, one a line.")
-    flags.DEFINE_integer("top", 5, "How many classes are told for an image.", lower_bound=1)
-    flags.DEFINE_bool("json", False, "Write a list in JSON to standard output.")
-    flags.DEFINE_string("csv", None, "Write a table to this file.")
-    cli.run(main)
+    return read.failed

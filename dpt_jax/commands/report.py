@@ -1,48 +1,51 @@
-"""Tables and figures of finished runs.
+"""Make tables and figures of finished runs.
 
-    python -m dpt_jax.report RUNS_DIR           over all runs below a folder
-    python -m dpt_jax.report WORKDIR            over the classes of one run
-    python -m dpt_jax.report --html WORKDIR     one page with all there is to see of a run
+    dpt-jax report RUNS            over all runs below a folder
+    dpt-jax report W               over the classes of one run
+    dpt-jax report W --html        one page with all there is to see of a run
 
-Over a folder: mean ± standard deviation of the seeds for each method and
-dataset, as Markdown (printed, and report.md) and CSV (report.csv), and accuracy
-against shots (report.png). Over one run: accuracy of each class (report.md,
-report.csv), the confusion matrix (report.png), the training (training.png) and
-how sure the answers are (reliability.png). The page (report.html) has these,
-the settings, the features before and after, and answers with heat maps. All
-are written there.
+Over a folder: mean ± standard deviation of the seeds for each method and dataset, as Markdown
+(printed, and report.md) and CSV (report.csv), and accuracy against shots (report.png). Over one
+run: accuracy of each class (report.md, report.csv), the confusion matrix (report.png), the training
+(training.png) and how sure the answers are (reliability.png). The page (report.html) has these, the
+settings, the features before and after, and answers with heat maps. All are written there.
 """
 
-import pathlib
-from collections.abc import Sequence
+import argparse
 
-from absl import flags
-
-from dpt_jax.commands import flags as cli
+from dpt_jax.commands import arguments as shared
 from dpt_jax.errors import UserError
-from dpt_jax.inference.results import RESULTS_FILE
-from dpt_jax.report.one_run import report_run
-from dpt_jax.report.runs import report_folder
-from dpt_jax.runtime.console import say
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) != 2:
-        raise UserError("give one folder: python -m dpt_jax.report RUNS_DIR.")
-    folder = pathlib.Path(argv[1])
-    if flags.FLAGS.html:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the folder, and whether to make a page."""
+    parser.add_argument(
+        "folders", nargs="*", metavar="FOLDER", help="a workdir, or a folder of runs"
+    )
+    parser.add_argument("--workdir", metavar="W", help="the run, instead of the first argument")
+    parser.add_argument("--html", action="store_true", help="make one page of one run")
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Write the report, and print its tables."""
+    flags = parser.parse_args(arguments)
+    folders = [*([flags.workdir] if flags.workdir else []), *flags.folders]
+    if len(folders) != 1:
+        raise UserError("give one folder: dpt-jax report RUNS.")
+    from dpt_jax.inference.results import RESULTS_FILE
+    from dpt_jax.report.one_run import report_run
+    from dpt_jax.report.runs import report_folder
+    from dpt_jax.runtime.console import say
+    from dpt_jax.runtime.files import as_path
+
+    folder = as_path(folders[0])
+    if flags.html:
         from dpt_jax.report.page import write_page
 
+        shared.start_libraries()
         say(f"written: {write_page(folder)}")
         return
-    if (folder / RESULTS_FILE).exists():
-        text, written = report_run(folder)
-    else:
-        text, written = report_folder(folder)
+    whole_run = (folder / RESULTS_FILE).exists()
+    text, written = report_run(folder) if whole_run else report_folder(folder)
     say(text)
     say(f"written to {folder}: {', '.join(written)}")
-
-
-if __name__ == "__main__":
-    flags.DEFINE_bool("html", False, "One page with all there is to see of one run.")
-    cli.run(main)

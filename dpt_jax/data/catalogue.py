@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from dpt_jax.errors import UserError
+
 
 class TfdsUse(NamedTuple):
     """How a dataset of tensorflow-datasets is used.
@@ -152,3 +154,36 @@ EMBEDDED = ("emoji", "emoji_noto")
 # Averages of the paper are over these; the shifted ImageNets are tested on with ImageNet's prompts.
 PAPER_DATASETS = tuple(name for name, benchmark in CATALOGUE.items() if benchmark.trainable)
 SHIFTED_IMAGENETS = tuple(name for name, benchmark in CATALOGUE.items() if not benchmark.trainable)
+
+
+OWN_IMAGES = "folder"
+
+
+def settings_of(dataset: str) -> dict[str, int | float | bool | str]:
+    """Return the settings of a dataset where they differ from the defaults, by dotted key.
+
+    dataset: an embedded one, one of the paper's, or "folder". Raise UserError for another name.
+    """
+    if dataset == OWN_IMAGES:
+        return {}
+    if dataset in EMBEDDED:
+        return {
+            "clip.weights": "tiny-clip",
+            "dataset.template": "a drawing of a {}.",
+            "dataset.shots": 8,
+            "text_prompt.init": "a drawing of a",
+            "train.augment": False,
+        }
+    if dataset not in CATALOGUE:
+        raise UserError(
+            f"configs: no dataset {dataset!r}; choose {' or '.join(EMBEDDED)} (embedded), folder "
+            f"(your own, with --config.dataset.root=DIR) or one of {', '.join(CATALOGUE)}."
+        )
+    benchmark = CATALOGUE[dataset]
+    return {
+        "dataset.source": "coop",
+        "dataset.template": benchmark.template,
+        "train.epochs": benchmark.epochs,
+        "train.warmup_epochs": benchmark.warmup_epochs,
+        "loss.guidance_epochs": benchmark.guidance_epochs,
+    }

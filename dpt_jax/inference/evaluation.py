@@ -1,12 +1,12 @@
 """Evaluation: predictions on the whole test split, and the files that hold them."""
 
 import json
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
@@ -120,7 +120,7 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
     return found
 
 
-def evaluate(experiment: Experiment, saved: Saved, workdir: pathlib.Path) -> dict[str, Any]:
+def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[str, Any]:
     """Predict, write results.json (and predictions.npz with eval.save_logits); return the results.
 
     saved: the prompts, and what their checkpoint says of them.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from dpt_jax import settings
 from dpt_jax.clip.model import CLIPConfig, TextLayout
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
@@ -19,7 +20,6 @@ from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_from_words, plain_layout, prompt_layout
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import say
-from dpt_jax.settings import config as configs
 from dpt_jax.storage.checkpoints import Saved, load_newest
 
 
@@ -55,7 +55,7 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
     def accept(clip: CLIPConfig) -> None:
         """Raises UserError where a tower has no such layers, before its weights are read."""
         PromptedCLIP(
-            clip, configs.prompt_config(config, len(dataset.classnames), clip.vision.layers)
+            clip, settings.prompt_config(config, len(dataset.classnames), clip.vision.layers)
         )
 
     return assemble(
@@ -66,7 +66,7 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
 def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:
     """The experiment of a dataset and a backbone that are loaded."""
     clip = pretrained.config
-    prompts = configs.prompt_config(config, len(dataset.classnames), clip.vision.layers)
+    prompts = settings.prompt_config(config, len(dataset.classnames), clip.vision.layers)
     model = PromptedCLIP(clip, prompts, compute_dtype(config))
     plain = [
         plain_layout(
@@ -74,7 +74,7 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
             pretrained.tokenizer,
             clip.context_length,
         )
-        for template in configs.templates(config)
+        for template in settings.templates(config)
     ]
     layout = plain[0]
     if prompts.text_length:
@@ -242,7 +242,7 @@ def _adopt(
 
 def _shapes(tree: Any, part: str) -> dict[str, tuple[Any, ...]]:
     """The shapes by name; the number of classes of cavpt's classifier, which is bound to none here, as "classes"."""
-    found = {name: tuple(x.shape) for name, x in configs.flat({part: tree}).items()}
+    found = {name: tuple(x.shape) for name, x in settings.flat({part: tree}).items()}
     kernel = "cavpt.classifier.kernel"
     if len(found.get(kernel, ())) == 3:
         found[kernel] = (*found[kernel][:-1], "classes")
@@ -258,6 +258,6 @@ def _check_shapes(theirs: Any, wanted: Any, part: str, source: str) -> None:
                 f"{source}: prompt {name} has shape {there.get(name)}, but this backbone and configuration "
                 f"ask for {here.get(name)}."
             )
-    for name, value in configs.flat({part: theirs}).items():
+    for name, value in settings.flat({part: theirs}).items():
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise UserError(f"{source}: prompt {name} is {value.dtype}, not floating point.")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpt_jax.errors import UserError
-from dpt_jax.settings.config import flat
+from dpt_jax.settings import flat
 
 
 def check_finite(

@@ -13,6 +13,7 @@ import scipy.special
 from ml_collections import ConfigDict
 from PIL import Image
 
+from dpt_jax import settings
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.data.records import Files, read_image, to_rgb
@@ -23,7 +24,6 @@ from dpt_jax.inference.evaluation import make_classifier
 from dpt_jax.inference.results import RESULTS_FILE
 from dpt_jax.model import PromptedCLIP, normalize
 from dpt_jax.runtime import devices
-from dpt_jax.settings import config as configs
 from dpt_jax.storage.checkpoints import FOLDER, Saved, load_newest
 
 # One image, or a batch of them, in any of the forms that images come in.
@@ -138,7 +138,7 @@ def load(
     Raises UserError naming what is missing or does not fit.
     """
     source = pathlib.Path(workdir).expanduser()
-    config = configs.load_saved(source)
+    config = settings.load_saved(source)
     if clip:
         config.clip.weights = clip
     if classnames is not None:
@@ -148,7 +148,7 @@ def load(
     devices.keep_compiled()
     trained = (
         Saved(0, {}, {})
-        if configs.method(config) == "zeroshot"
+        if settings.method(config) == "zeroshot"
         else load_newest(_holder(config, source))
     )
     names = trained.meta.get("classnames") if classnames is None else classnames

@@ -2,12 +2,12 @@
 
 import importlib.resources
 import json
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from dpt_jax.runtime import devices
 
@@ -38,7 +38,7 @@ def export(predictor: "Predictor") -> jax.export.Exported:
     return jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(images)
 
 
-def write(predictor: "Predictor", folder: pathlib.Path) -> list[pathlib.Path]:
+def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
     """Writes the program, what there is to know of it, and an example that runs it; the files."""
     about: dict[str, Any] = {
         "classnames": list(predictor.classnames),

@@ -1,28 +1,25 @@
 """What results are of: prompts, backbone, images and settings; and whether they still are."""
 
 import json
-import pathlib
 from typing import Any
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
+from dpt_jax import settings
 from dpt_jax.data.dataset import digest_of_examples
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, backbone_id, data_of
 from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE, Results, read_result
-from dpt_jax.methods import ZERO_SHOT
-from dpt_jax.settings import config as configs
+from dpt_jax.methods import SWITCHES, ZERO_SHOT
+from dpt_jax.runtime.files import as_path
 from dpt_jax.storage import prompt_file
 from dpt_jax.storage.checkpoints import FOLDER, Saved
 from dpt_jax.storage.newest import newest
 
 # Keys that do not change the result, or that results name in another way.
-NOT_IN_FINGERPRINT = (
-    *configs.FREE_ON_RESUME,
-    *("seed", "init_from", "dtype"),
-    *("dataset.name", "dataset.source", "dataset.shots", "dataset.classes"),
-)
+ELSEWHERE = ("seed", "init_from", "dtype", "clip.weights")
 
 
 def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
@@ -45,15 +42,21 @@ def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
 def fingerprint(experiment: Experiment) -> dict[str, Any]:
     """Return every setting that changes the result, but for the seed."""
     config = experiment.config
-    absent = tuple(f"{name}." for name, key in configs.SWITCHES.items() if not config[name][key])
-    if configs.method(config) == ZERO_SHOT:
+    flat = settings.flat(config.to_dict())
+    absent = tuple(f"{key.partition('.')[0]}." for key in SWITCHES.values() if not flat[key])
+    if not experiment.model.prompts.learned:
         absent += ("train.", "loss.")
-    flat = configs.flat(config.to_dict())
-    kept = {k: v for k, v in flat.items() if not k.startswith((*NOT_IN_FINGERPRINT, *absent))}
-    return kept | {"dtype": np.dtype(experiment.model.dtype).name}
+    left_out = {*ELSEWHERE, *settings.keys_that_may_change()}
+    kept = {
+        key: value
+        for key, value in flat.items()
+        if key not in left_out and not key.startswith(("dataset.", *absent))
+    }
+    dtype = np.dtype(experiment.model.dtype).name
+    return kept | {"dtype": dtype, "dataset.template": config.dataset.template}
 
 
-def outdated(results: Results, workdir: pathlib.Path) -> str:
+def outdated(results: Results, workdir: epath.Path) -> str:
     """Return in words why results are not of the newest prompts of their run, "" where they are.
 
     Results whose run cannot be found are taken for what they say. So are those of older
@@ -71,7 +74,7 @@ def outdated(results: Results, workdir: pathlib.Path) -> str:
     )
 
 
-def source_of(workdir: pathlib.Path) -> pathlib.Path:
+def source_of(workdir: epath.Path) -> epath.Path:
     """Return the workdir or prompt file whose prompts a folder of results is of."""
     if (workdir / FOLDER).exists():
         return workdir
@@ -80,13 +83,15 @@ def source_of(workdir: pathlib.Path) -> pathlib.Path:
         file = run.with_name(f"{run.name}{prompt_file.SUFFIX}")
         return file if file.is_file() else run
     try:
-        named = json.loads((workdir / configs.CONFIG_FILE).read_text(encoding="utf-8"))["init_from"]
+        named = json.loads((workdir / settings.CONFIG_FILE).read_text(encoding="utf-8"))[
+            "init_from"
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return workdir
-    return pathlib.Path(named).expanduser() if named and isinstance(named, str) else workdir
+    return as_path(named) if named and isinstance(named, str) else workdir
 
 
-def read_current(workdir: pathlib.Path) -> dict[str, Any]:
+def read_current(workdir: epath.Path) -> dict[str, Any]:
     """Return the results of a workdir.
 
     Raise UserError where there are none, or where they are not of its newest prompts.
@@ -97,7 +102,7 @@ def read_current(workdir: pathlib.Path) -> dict[str, Any]:
     return results
 
 
-def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
+def finished(workdir: epath.Path, config: ConfigDict) -> bool:
     """Return whether a workdir has the results that a configuration asks for.
 
     They must be of the newest prompts, trained to the end, and of the same test classes and
@@ -119,7 +124,7 @@ def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
         return False
 
 
-def _predictions_of(workdir: pathlib.Path) -> str | None:
+def _predictions_of(workdir: epath.Path) -> str | None:
     """Return the digest of the prompts that predictions.npz is of."""
     try:
         with np.load(workdir / PREDICTIONS_FILE) as found:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from dpt_jax import settings
 from dpt_jax.clip.files import write_torch_file
 from dpt_jax.clip.model import CLIPConfig
 from dpt_jax.clip.pretrained import load_clip
@@ -16,7 +17,6 @@ from dpt_jax.inference.experiment import backbone_id
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.runtime.console import say
 from dpt_jax.runtime.files import make_folder
-from dpt_jax.settings import config as configs
 from dpt_jax.storage.checkpoints import FOLDER, Checkpoints, Saved, load_newest
 from dpt_jax.storage.published import (
     CAVPT,
@@ -36,7 +36,7 @@ def convert_reference(
     The sizes come from the checkpoint; a size in `overrides` that contradicts
     it, or prompts that do not fit the backbone, raise UserError.
     """
-    if (workdir / FOLDER).exists() or (workdir / configs.CONFIG_FILE).exists():
+    if (workdir / FOLDER).exists() or (workdir / settings.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: name a new --workdir.")
     epoch, modules = read_published(directory)
     pretrained = load_clip(config.clip.weights)
@@ -52,17 +52,17 @@ def convert_reference(
             raise UserError(
                 f"{directory}: {key} is {value} in the checkpoint, but the command line says {said}."
             )
-        configs.set_key(config, key, value)
+        settings.set_key(config, key, value)
     if "cavpt" in prompts and not config.cavpt.top_k:
         raise UserError(
             f"{directory} holds a CAVPT, so cavpt.top_k must not be 0: give the one it was trained with."
         )
-    configs.check(config)
+    settings.check(config)
     check_fit(prompts, config, clip, directory)
     check_classes(prompts, config, directory)
-    configs.save(config, workdir)
+    settings.save(config, workdir)
     meta = {
-        "method": configs.method(config),
+        "method": settings.method(config),
         "classnames": None,
         "epoch": epoch,
         "source": "published PyTorch code",
@@ -101,8 +101,8 @@ def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
 
 def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
     """Settings and newest prompts of a workdir or prompt file.  Raises UserError where there are none."""
-    config = configs.load_saved(source)
-    if configs.method(config) == "zeroshot":
+    config = settings.load_saved(source)
+    if settings.method(config) == "zeroshot":
         raise UserError(f"{source} is zero-shot, so it has no prompts to convert.")
     return config, load_newest(source)
 
@@ -131,10 +131,10 @@ def check_fit(prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pat
         classes = prompts["cavpt"]["classifier"]["kernel"].shape[-1]
     elif config.text_prompt.class_specific:
         classes = prompts["text"]["context"].shape[1]
-    model = PromptedCLIP(clip, configs.prompt_config(config, classes, clip.vision.layers))
+    model = PromptedCLIP(clip, settings.prompt_config(config, classes, clip.vision.layers))
     wanted = jax.eval_shape(model.init, jax.random.key(0))
     there, here = (
-        configs.flat(jax.tree.map(lambda x: tuple(x.shape), tree)) for tree in (prompts, wanted)
+        settings.flat(jax.tree.map(lambda x: tuple(x.shape), tree)) for tree in (prompts, wanted)
     )
     module = {"text": TEXT, "visual": VISUAL, "cavpt": CAVPT}
     for name in sorted({*there, *here}):

@@ -13,7 +13,7 @@ from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.report import run_figures
 from dpt_jax.report.tables import CSVWriter, markdown
 from dpt_jax.runtime.metrics import read_metrics
-from dpt_jax.settings.config import load_saved, shots_in_words
+from dpt_jax.settings import load_saved, shots_in_words
 
 TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
 TRAINING_FILE, RELIABILITY_FILE = "training.png", "reliability.png"

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import scipy.special
 
+from dpt_jax import settings
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset
 from dpt_jax.inference import words as explain
@@ -27,7 +28,6 @@ from dpt_jax.report import one_run as run_report
 from dpt_jax.report.clouds import Cloud, draw_clouds
 from dpt_jax.report.heat_maps import draw_sight
 from dpt_jax.runtime.console import Progress
-from dpt_jax.settings import config as configs
 
 PAGE_FILE = "report.html"
 ANSWERS = 4  # of the right ones and of the wrong ones
@@ -63,7 +63,7 @@ def write_page(workdir: pathlib.Path) -> pathlib.Path:
     Raises UserError where the run has no results, or its data or backbone cannot be loaded.
     """
     results = read_current(workdir)
-    config = configs.load_saved(workdir)
+    config = settings.load_saved(workdir)
     experiment = prepare(config)
     rows = -(-min(config.eval.batch_size, len(experiment.dataset.test)) // jax.local_device_count())
     predictor = Predictor(experiment, prompts_of(experiment, workdir), rows)
@@ -92,7 +92,7 @@ def write_page(workdir: pathlib.Path) -> pathlib.Path:
     parts += ["<h2>Features before and after</h2>", features(predictor, answers)]
     if "text" in predictor.prompts:
         parts += ["<h2>What the context is near to</h2>", words(predictor)]
-    flat = configs.flat(config.to_dict())
+    flat = settings.flat(config.to_dict())
     parts += [
         "<h2>Settings</h2>",
         _table(["key", "value"], [[key, str(value)] for key, value in flat.items()]),
@@ -186,7 +186,7 @@ def principal_axes(images: np.ndarray, texts: np.ndarray) -> Cloud:
 
 
 def words(predictor: Predictor) -> str:
-    """The table of `python -m dpt_jax.explain`."""
+    """The table of `dpt-jax explain`."""
     found = explain.neighbours(predictor, NEAREST)
     return _table(explain.header(found), explain.rows(found))
 

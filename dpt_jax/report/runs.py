@@ -24,7 +24,7 @@ from dpt_jax.report.curves import Curves, Point, draw_curves
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
 from dpt_jax.report.selection import read_results, select
 from dpt_jax.report.tables import CSVWriter, markdown
-from dpt_jax.settings.config import shots_in_words
+from dpt_jax.settings import shots_in_words
 
 
 def few_shot_tables(scores: Scores) -> list[str]:

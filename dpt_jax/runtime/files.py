@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import cast
 
 from etils import epath
 
@@ -11,7 +12,8 @@ from dpt_jax.errors import UserError
 def as_path(name: str | os.PathLike[str]) -> epath.Path:
     """Return the path of a flag, a key or an argument, with ~ expanded.
 
-    Raise UserError for an empty name and for a scheme other than gs://.
+    A local path is pathlib's, which has the methods of epath's and more. Raise UserError for an
+    empty name and for a scheme other than gs://.
     """
     text = os.fspath(name)
     if not text:
@@ -19,10 +21,17 @@ def as_path(name: str | os.PathLike[str]) -> epath.Path:
     scheme, found, _ = text.partition("://")
     if found and scheme != "gs":
         raise UserError(f"{text}: paths are local or begin with gs://, not with {scheme}://.")
-    return epath.Path(text if found else os.path.expanduser(text))
+    if found:
+        return epath.Path(text)
+    return cast(epath.Path, pathlib.Path(text).expanduser())
 
 
-def make_folder(folder: pathlib.Path, what: str) -> pathlib.Path:
+def size_of(file: epath.Path) -> int:
+    """Return the bytes of a file, local or in a bucket."""
+    return len(file.read_bytes())
+
+
+def make_folder(folder: epath.Path, what: str) -> epath.Path:
     """Make a folder unless it is there, and return it.
 
     Raise UserError, which begins with `what`, where it cannot be made.

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from etils import epath
 from dpt_jax.errors import UserError
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import say
+from dpt_jax.runtime.files import as_path
 from dpt_jax.storage import manifest, prompt_file
 from dpt_jax.storage.manifest import DamagedError
 from dpt_jax.storage.orbax_manager import open_manager, without_wildcards
@@ -50,8 +50,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2, create: bool = False) -> None:
-        local = "://" not in os.fspath(workdir)
-        self._workdir = epath.Path(pathlib.Path(workdir).absolute() if local else workdir)
+        path = as_path(workdir)
+        self._workdir = epath.Path(path.absolute() if isinstance(path, pathlib.Path) else path)
         self.directory = self._workdir / FOLDER
         self._saving = -1
         self._closing = contextlib.ExitStack()
@@ -272,7 +272,7 @@ def load_newest(workdir: epath.PathLike) -> Saved:
 
     Damaged checkpoints are reported. Raise UserError where there are no prompts.
     """
-    source = pathlib.Path(workdir)
+    source = as_path(workdir)
     if prompt_file.is_prompt_file(source):
         step, prompts, meta = prompt_file.read(source)
         return Saved(step, prompts, meta, digest(prompts))

@@ -1,8 +1,9 @@
 """Which prompts a workdir holds, without reading them where that can be avoided."""
 
 import json
-import pathlib
 from typing import NamedTuple
+
+from etils import epath
 
 from dpt_jax.storage import prompt_file
 from dpt_jax.storage.checkpoints import DIGESTS, FOLDER, digest, load_newest
@@ -15,7 +16,7 @@ class Held(NamedTuple):
     prompts: str
 
 
-def newest(source: pathlib.Path) -> Held | None:
+def newest(source: epath.Path) -> Held | None:
     """Return which prompts are the newest of a workdir or a prompt file; None where it has none.
 
     Raise UserError where they cannot be read.
@@ -36,5 +37,5 @@ def newest(source: pathlib.Path) -> Held | None:
     return Held(saved.step, digest(saved.prompts))
 
 
-def _children(folder: pathlib.Path) -> list[pathlib.Path]:
+def _children(folder: epath.Path) -> list[epath.Path]:
     return list(folder.iterdir()) if folder.is_dir() else []

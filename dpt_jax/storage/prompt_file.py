@@ -89,7 +89,7 @@ def read_header(file: pathlib.Path) -> dict[str, Any]:
 
     if not file.is_file():
         raise UserError(
-            f"{file} is not there: give a prompt file of `python -m dpt_jax.convert export`, or a workdir."
+            f"{file} is not there: give a prompt file of `dpt-jax convert export`, or a workdir."
         )
     try:
         with safetensors.safe_open(file, "numpy") as opened:
@@ -101,7 +101,7 @@ def read_header(file: pathlib.Path) -> dict[str, Any]:
     if header.get("format") != FORMAT:
         raise UserError(
             f"{file} is no file of prompts (its header says {header.get('format')!r}, not {FORMAT!r}): "
-            "write one with `python -m dpt_jax.convert export WORKDIR FILE`."
+            "write one with `dpt-jax convert export WORKDIR FILE`."
         )
     try:
         entries = {key: json.loads(value) for key, value in header.items() if key != "format"}

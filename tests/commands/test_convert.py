@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from configs import coop, dpt, vpt
+from dpt_jax import settings
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.evaluation import predict
 from dpt_jax.inference.published import convert_reference
-from dpt_jax.settings import config as configs
 from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.published import CAVPT, TEXT, VISUAL
 from tests.helpers.golden import SMALL
@@ -55,7 +55,7 @@ def config(clip_dir):
         config = method.get_config("folder")
         config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
         for key, value in overrides.items():
-            configs.set_key(config, key.replace("__", "."), value)
+            settings.set_key(config, key.replace("__", "."), value)
         return config
 
     return make
@@ -65,9 +65,9 @@ def converted(directory, workdir, config, clip, **overrides):
     """Converts, evaluates, and gives the configuration, prompts and predictions."""
     overrides = {key.replace("__", "."): value for key, value in overrides.items()}
     for key, value in overrides.items():
-        configs.set_key(config, key, value)
+        settings.set_key(config, key, value)
     convert_reference(directory, workdir, config, overrides)
-    saved = configs.resolve(config, {}, False, workdir, evaluate=True)
+    saved = settings.settings_for_evaluation(config, {}, False, workdir)
     experiment = experiments.prepare(saved, clip)
     prompts = experiments.saved_prompts(experiment, workdir).prompts
     assert {x.dtype for x in jax.tree.leaves(prompts)} == {np.dtype(np.float32)}
@@ -88,7 +88,7 @@ def test_class_specific_coop(tmp_path, config, clip, dtype):
     saved, checkpoint, found = converted(
         tmp_path, tmp_path / "w", config(coop), clip, text_prompt__class_position="middle"
     )
-    assert configs.method(saved) == checkpoint.meta["method"] == "coop"
+    assert settings.method(saved) == checkpoint.meta["method"] == "coop"
     assert (saved.text_prompt.length, saved.text_prompt.class_specific) == (5, True)
     assert checkpoint.step == 50
     np.testing.assert_array_equal(checkpoint.prompts["text"]["context"][0], ctx.float().numpy())
@@ -98,14 +98,14 @@ def test_class_specific_coop(tmp_path, config, clip, dtype):
 def test_coop_folder_under_the_dpt_config_is_coop(tmp_path, config, clip):
     save(tmp_path, TEXT, {"ctx": normal(4, WIDTH)})
     saved, _, _ = converted(tmp_path, tmp_path / "w", config(dpt), clip)
-    assert configs.method(saved) == "coop"
+    assert settings.method(saved) == "coop"
 
 
 def test_vpt(tmp_path, config, clip):
     ctx = normal(LAYERS, 3, WIDTH)
     save(tmp_path, VISUAL, {"ctx": ctx}, name="model-best.pth.tar", epoch=7)
     saved, checkpoint, found = converted(tmp_path, tmp_path / "w", config(vpt), clip)
-    assert (configs.method(saved), checkpoint.step) == ("vpt", 7)
+    assert (settings.method(saved), checkpoint.step) == ("vpt", 7)
     np.testing.assert_array_equal(checkpoint.prompts["visual"]["tokens"], ctx.numpy())
     assert (found.logits != found.zero_shot_logits).any()
 

@@ -19,7 +19,6 @@ from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.published import convert_reference
-from dpt_jax.settings import config as configs
 from dpt_jax.storage.checkpoints import Checkpoints
 from tests.helpers import make_clip
 from tests.helpers.commands import ROOT, assert_refused, command
@@ -44,10 +43,10 @@ def run_of(workdir, method, clip: Pretrained, clip_dir, **settings) -> pathlib.P
     config = method.get_config("folder")
     config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
     for key, value in settings.items():
-        configs.set_key(config, key.replace("__", "."), value)
+        settings.set_key(config, key.replace("__", "."), value)
     prepared = experiments.prepare(config, clip)
-    configs.save(config, workdir)
-    if configs.method(config) != "zeroshot":
+    settings.save(config, workdir)
+    if settings.method(config) != "zeroshot":
         with Checkpoints(workdir, create=True) as checkpoints:
             prompts = experiments.initial_prompts(prepared)
             checkpoints.save(1, prompts, {**experiments.training_meta(prepared), "epoch": 1})

@@ -13,11 +13,11 @@ from PIL import Image
 
 import dpt_jax
 from configs import dpt
+from dpt_jax import settings
 from dpt_jax.commands import convert
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 from dpt_jax.inference.published import convert_reference, reverse_reference
-from dpt_jax.settings import config as configs
 from dpt_jax.storage import prompt_file
 from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.published import (
@@ -36,7 +36,7 @@ IMAGES = SMALL / "images"
 
 def same_bytes(a, b):
     a, b = (
-        configs.flat(
+        settings.flat(
             jax.tree.map(lambda x: (x.dtype, x.shape, np.ascontiguousarray(x).tobytes()), t)
         )
         for t in (a, b)
@@ -253,7 +253,7 @@ def test_published_checkpoint_there_and_back(clip_dir, tmp_path):
 
 def test_prompts_trained_here_there_and_back(trained, tmp_path):
     reverse_reference(trained, tmp_path / "published")
-    config = configs.load(trained, dpt.get_config())
+    config = settings.load(trained, dpt.get_config())
     convert_reference(tmp_path / "published", tmp_path / "back", config, {})
     back, own = load_newest(tmp_path / "back"), load_newest(trained)
     assert same_bytes(back.prompts, own.prompts)

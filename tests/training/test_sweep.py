@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from dpt_jax import settings
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
-from dpt_jax.settings import config as configs
 from dpt_jax.training import sweep
 from dpt_jax.training.sweep import Run, Runner, Target, plan
 from tests.helpers import coop_trees
@@ -78,7 +78,7 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(overrides, tmp_path, capsys):
     planned = plan("few-shot", ["coop"], ["folder"], [], [1], [1, 2, 3])
-    bad = configs.run_dir(tmp_path / "runs", sweep.run_config(planned[1], overrides))
+    bad = settings.run_dir(tmp_path / "runs", sweep.run_config(planned[1], overrides))
     bad.mkdir(parents=True)
     (bad / "config.json").write_text("{")
 
@@ -116,7 +116,7 @@ def test_what_is_missing_of_a_finished_run_is_made(overrides, tmp_path):
     (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
     assert Runner(tmp_path, overrides)(run) == 1
     assert Runner(tmp_path, {**overrides, "eval.save_logits": True})(run) == 1
-    workdir = configs.run_dir(tmp_path, sweep.run_config(run, overrides))
+    workdir = settings.run_dir(tmp_path, sweep.run_config(run, overrides))
     assert (workdir / "predictions.npz").exists()
     file = workdir / "results.json"
     file.write_text(json.dumps({**results(workdir), "dataset": "emoji"}))
@@ -130,7 +130,7 @@ def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
     for method in sweep.METHODS:
         (run,) = plan("few-shot", [method], ["folder"], [], [1], [1])
         config = sweep.run_config(run, {**overrides, "visual_prompt.length": 3, "cavpt.top_k": 2})
-        assert configs.method(config) == method
+        assert settings.method(config) == method
         assert config.text_prompt.length == (2 if method in ("coop", "vlp", "dpt") else 0)
     with pytest.raises(UserError, match="make vlp of dpt"):
         sweep.run_config(run, {**overrides, "cavpt.top_k": 0})
@@ -163,7 +163,7 @@ def test_a_target_that_fails_leaves_the_others_alone(overrides, tmp_path):
     run = run._replace(targets=(Target("fgvc_aircraft", "all"), Target("folder", "new")))
     with pytest.raises(UserError, match=r"on fgvc_aircraft: .*/fgvc_aircraft is not there"):
         Runner(tmp_path, overrides)(run)
-    workdir = configs.run_dir(tmp_path, sweep.run_config(run, overrides))
+    workdir = settings.run_dir(tmp_path, sweep.run_config(run, overrides))
     assert results(workdir / "on" / "folder-new")["n"] == 9
 
 
@@ -229,7 +229,7 @@ def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, says, tmp_path):
-    done = command("-m", "dpt_jax.sweep", f"--runs={tmp_path}", *arguments, check=False)
+    done = command("-m", "dpt_jax", "sweep", f"--runs={tmp_path}", *arguments, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -237,7 +237,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, says, tmp_path):
 
 def test_the_command_and_its_exit_code(tmp_path, clip_dir):
     """A dataset whose root is missing fails, the embedded one runs; tables are made of what there is."""
-    done = command("-m", "dpt_jax.sweep", "--methods=zeroshot", "--datasets=emoji,eurosat", f"--runs={tmp_path}",
+    done = command("-m", "dpt_jax", "sweep", "--methods=zeroshot", "--datasets=emoji,eurosat", f"--runs={tmp_path}",
                    f"--config.clip.weights={clip_dir}", check=False)  # fmt: skip
     assert done.returncode == 1
     assert "1 of 2 runs are finished" in done.stdout

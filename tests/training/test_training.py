@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as tries
 from hypothesis import strategies as st
 
 from configs import coop, dpt, vlp, zeroshot
+from dpt_jax import settings
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.evaluation import evaluate
@@ -19,7 +21,6 @@ from dpt_jax.losses import count, loss
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import Outputs
 from dpt_jax.runtime.metrics import MetricWriter
-from dpt_jax.settings import config as configs
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
 from dpt_jax.training.loop import train
 from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
@@ -49,7 +50,7 @@ def cross_entropy(logits, labels):
     )
 
 
-@settings(deadline=None, max_examples=20)
+@tries(deadline=None, max_examples=20)
 @given(st.integers(0, 1000), st.integers(1, 6), st.booleans())
 def test_loss_is_the_published_formula_whatever_the_padding(seed, rows, guided):
     outputs, labels = outputs_of(seed, rows)
@@ -101,13 +102,13 @@ def make_config(clip_dir, method=dpt, **overrides):
     config.text_prompt.length, config.visual_prompt.length = 4, 2 if method is not coop else 0
     config.train.epochs, config.train.batch_size = 2, 6
     for key, value in overrides.items():
-        configs.set_key(config, key.replace("__", "."), value)
+        settings.set_key(config, key.replace("__", "."), value)
     return config
 
 
 def run(config, clip, workdir):
     experiment = experiments.prepare(config, clip)
-    configs.save(config, workdir)
+    settings.save(config, workdir)
     prompts = train(experiment, workdir)
     return prompts, evaluate(experiment, prompts, workdir)
 
@@ -185,7 +186,7 @@ def test_gradient_accumulation_trains_to_the_same(microbatch, trained, clip_dir,
 def test_what_is_kept_for_the_backward_pass_goes_by_the_memory(monkeypatch, clip_dir, clip):
     config = make_config(clip_dir)
     assert experiments.prepare(config, clip).model.remat == "matmuls"
-    monkeypatch.setattr("dpt_jax.devices.memory", lambda: 100_000)
+    monkeypatch.setattr("dpt_jax.runtime.devices.memory", lambda: 100_000)
     assert experiments.prepare(config, clip).model.remat == "blocks"
     config.train.remat = "none"
     assert experiments.prepare(config, clip).model.remat == "none"
@@ -210,8 +211,8 @@ def three_classes(tmp_path):
 
 
 def test_evaluation_on_other_classes(trained, clip, three_classes, tmp_path):
-    config = configs.resolve(
-        dpt.get_config(), {"dataset.root": str(three_classes)}, False, trained, evaluate=True
+    config = settings.settings_for_evaluation(
+        dpt.get_config(), {"dataset.root": str(three_classes)}, False, trained
     )
     experiment = experiments.prepare(config, clip)
     results = evaluate(experiment, experiments.saved_prompts(experiment, trained), tmp_path)
@@ -245,8 +246,8 @@ def test_class_specific_context_is_refused_for_other_classes(
         clip,
         workdir,
     )
-    config = configs.resolve(
-        coop.get_config(), {"dataset.root": str(three_classes)}, False, workdir, evaluate=True
+    config = settings.settings_for_evaluation(
+        coop.get_config(), {"dataset.root": str(three_classes)}, False, workdir
     )
     with pytest.raises(UserError, match="class_specific"):
         experiments.saved_prompts(experiments.prepare(config, clip), workdir)

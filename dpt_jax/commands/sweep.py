@@ -1,0 +1,122 @@
+"""Run methods x datasets x shots x seeds as one job, which can be stopped and started again.
+
+    dpt-jax sweep --datasets=eurosat,dtd --config.dataset.root=DATA [--shots=1,2,4,8,16]
+        [--methods=zeroshot,coop,vpt,vlp,dpt] [--seeds=1,2,3] [--protocol=few-shot]
+        [--runs=runs] [--config.KEY=VALUE …]
+
+Protocols:
+    few-shot               train and test on each of the datasets
+    base-to-new            train on the base half of the classes, test on both halves
+    cross-dataset          train on ImageNet, test the same prompts on the paper's other datasets
+    domain-generalization  train on ImageNet, test the same prompts on its four shifted variants
+
+--datasets and --targets replace what the last two train and test on. Runs that have their results
+are skipped, a run that was stopped goes on, and one that fails is reported at the end, with exit
+code 1, while the others go on. `dpt-jax report RUNS` makes the tables and the figure.
+"""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from dpt_jax.commands import arguments as shared
+from dpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from dpt_jax.training import plan as plans
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is run; --config.KEY=VALUE holds for all runs."""
+    parser.add_argument("--methods", help="some of the methods of `dpt_jax.methods`; default all")
+    parser.add_argument("--datasets", help="what to train on; default the protocol's")
+    parser.add_argument("--targets", help="what else to test the prompts on")
+    parser.add_argument("--shots", default="1,2,4,8,16", help="images per class, -1 for all")
+    parser.add_argument("--seeds", default="1,2,3", help="default 1,2,3")
+    parser.add_argument(
+        "--protocol",
+        choices=("few-shot", "base-to-new", "cross-dataset", "domain-generalization"),
+        default="few-shot",
+        help="what is trained and tested on what",
+    )
+    parser.add_argument("--runs", default="runs", help="the folder of the runs; default runs")
+    parser.add_argument("--workdir", help=argparse.SUPPRESS)
+    parser.add_argument("others", nargs="*", help=argparse.SUPPRESS)
+    shared.add_settings(parser)
+    shared.add_hosts(parser)
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Run what is planned, and report what failed."""
+    flags, given = shared.parse_with_settings(parser, arguments)
+    if flags.others:
+        raise UserError(f"unknown argument {flags.others[0]!r}: see `dpt-jax sweep --help`.")
+    if given.file is not None or flags.workdir:
+        raise UserError(
+            "the sweep makes its runs from --methods and --datasets, in --runs: --workdir and "
+            "--config=FILE are for main.py."
+        )
+    from dpt_jax.runtime.console import say
+    from dpt_jax.runtime.files import as_path
+    from dpt_jax.training import plan as plans
+    from dpt_jax.training.sweep import Runner, sweep
+
+    planned = _plan(flags, given.overrides)
+    # An unknown dataset or a value no run can have ends the sweep before it begins.
+    for one in planned:
+        plans.run_config(one, given.overrides)
+        for target in one.targets:
+            plans.method_config(one.method, target.dataset, given.overrides)
+    shared.connect_hosts(flags)
+    runs = as_path(flags.runs)
+    failed = sweep(planned, Runner(runs, given.overrides))
+    finished = len(planned) - len(failed)
+    say(f"{finished} of {len(planned)} runs are finished; tables: dpt-jax report {runs}")
+    for one, why in failed:
+        say(f"failed: {one}: {why}")
+    if failed:
+        sys.exit(1)
+
+
+def _plan(flags: argparse.Namespace, overrides: "plans.Overrides") -> list["plans.Run"]:
+    """Return the runs that the flags ask for.  Raise UserError where they contradict each other."""
+    from dpt_jax.methods import METHODS
+    from dpt_jax.training import plan as plans
+
+    for key, flag in plans.SWEPT.items():
+        if key in overrides:
+            raise UserError(f"--config.{key}: the sweep varies it, use {flag}.")
+    methods = list(METHODS) if flags.methods is None else _names(flags.methods)
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown:
+        raise UserError(f"--methods: {unknown[0]!r} is not one of {', '.join(METHODS)}.")
+    datasets, targets = plans.PROTOCOLS[flags.protocol]
+    if flags.targets and flags.protocol == plans.BASE_TO_NEW:
+        raise UserError(
+            "--targets: base-to-new tests on the other half of the classes, and on no other "
+            "dataset."
+        )
+    planned = plans.plan(
+        flags.protocol,
+        methods,
+        datasets if flags.datasets is None else _names(flags.datasets),
+        targets if flags.targets is None else _names(flags.targets),
+        _numbers("--shots", flags.shots),
+        _numbers("--seeds", flags.seeds),
+    )
+    if not planned:
+        raise UserError(
+            "there is nothing to run: --methods, --datasets, --shots and --seeds need a value each."
+        )
+    return planned
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in _names(text)]
+    except ValueError as reason:
+        raise UserError(f"{flag}={text}: give whole numbers, such as 1,2,4.") from reason

@@ -1,0 +1,102 @@
+"""Train prompts and evaluate them, or evaluate what was trained.
+
+    python main.py --config=configs/dpt.py
+    python main.py --config=configs/dpt.py:folder --config.dataset.root=DIR --workdir=W
+    python main.py --config=configs/dpt.py --mode=eval --workdir=W
+
+`dpt-jax train` and `dpt-jax eval` are the same. Exit codes: 0 done, 2 wrong input, 75 stopped and
+saved (the same command goes on), 130 interrupted before there was anything to save.
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from dpt_jax.commands import arguments as shared
+from dpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from etils import epath
+
+    from dpt_jax.settings import ConfigArguments
+
+MODES = ("train", "eval")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of main.py."""
+    shared.add_settings(parser)
+    parser.add_argument(
+        "--workdir",
+        metavar="W",
+        help="where the run is kept; default runs/METHOD/DATASET/SHOTSshot/seedN",
+    )
+    parser.add_argument("--mode", choices=MODES, default="train", help="default train")
+    parser.add_argument(
+        "--allow_changes",
+        action="store_true",
+        help="go on with other settings than the run was started with",
+    )
+    shared.add_hosts(parser)
+    parser.add_argument("others", nargs="*", help=argparse.SUPPRESS)
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Train or evaluate, as --mode says."""
+    flags, given = shared.parse_with_settings(parser, arguments)
+    if flags.others:
+        raise UserError(
+            f"unknown argument {flags.others[0]!r}: settings are given as --config.KEY=VALUE."
+        )
+    shared.connect_hosts(flags)
+    from dpt_jax.runtime.files import as_path
+
+    workdir = as_path(flags.workdir) if flags.workdir else None
+    if flags.mode == "train":
+        train(given, workdir, flags.allow_changes)
+    else:
+        evaluate(given, workdir)
+
+
+def train(given: "ConfigArguments", named: "epath.Path | None", allow_changes: bool) -> None:
+    """Train and evaluate in the named workdir, or in the default one."""
+    from dpt_jax import settings
+    from dpt_jax.runtime.console import say
+    from dpt_jax.storage import prompt_file
+    from dpt_jax.training.run import train_and_evaluate
+
+    workdir = named or settings.default_workdir(given.config)
+    if prompt_file.is_prompt_file(workdir):
+        raise UserError(
+            f"--workdir: {workdir} is a file of prompts: evaluate it with --mode=eval, or start "
+            "from it with --config.init_from and a folder as --workdir."
+        )
+    config = settings.settings_for_training(given.config, given.overrides, workdir)
+    may_change = settings.keys_that_may_change(asked=allow_changes)
+    if changed := settings.check_same_run(config, workdir, may_change):
+        say(f"{workdir}: going on with other settings than it was started with: {changed}.")
+    train_and_evaluate(config, workdir, allow_changes)
+
+
+def evaluate(given: "ConfigArguments", named: "epath.Path | None") -> None:
+    """Evaluate what the named workdir or prompt file, or init_from, holds."""
+    from dpt_jax import settings
+    from dpt_jax.runtime.files import as_path
+    from dpt_jax.storage import prompt_file
+    from dpt_jax.training.run import evaluate_saved
+
+    overrides = dict(given.overrides)
+    workdir = named or settings.default_workdir(given.config)
+    # Prompts from elsewhere are evaluated below the run that they are of.
+    elsewhere = "init_from" in overrides and named is None
+    if prompt_file.is_prompt_file(workdir):
+        if "init_from" in overrides:
+            raise UserError(
+                "--workdir is a file of prompts and --config.init_from names others: give one of "
+                "the two."
+            )
+        overrides["init_from"] = str(workdir)
+        elsewhere = True
+    config = settings.settings_for_evaluation(given.config, overrides, given.dataset_named, workdir)
+    if elsewhere:
+        workdir = settings.evaluation_dir(as_path(config.init_from), config)
+    evaluate_saved(config, workdir, "init_from" in overrides)

@@ -1,0 +1,197 @@
+"""Every settings key, once: default, range, help, and whether a run may change it."""
+
+import enum
+from typing import NamedTuple
+
+Value = int | float | bool | str | None
+
+
+class Resume(enum.Enum):
+    """Whether a run that has started may go on with another value of a key."""
+
+    FREE = "yes"  # its result does not depend on it
+    ASKED = "with --allow_changes"
+    BOUND = "no"  # the prompts are made for it
+
+
+class Key(NamedTuple):
+    """One key. least: the smallest value of a number."""
+
+    name: str
+    default: Value
+    help: str
+    least: float | None = None
+    choices: tuple[str, ...] = ()
+    resume: Resume = Resume.ASKED
+
+    @property
+    def kind(self) -> type:
+        """Return the type of its values; the key without a default is a whole number."""
+        return int if self.default is None else type(self.default)
+
+    @property
+    def range(self) -> str:
+        """Return the values that the key takes, in words."""
+        if self.choices:
+            return ", ".join(self.choices)
+        kind = {int: "whole number", float: "number", bool: "true or false", str: "text"}[self.kind]
+        return kind if self.least is None else f"{kind}, at least {self.least:g}"
+
+
+FREE, BOUND = Resume.FREE, Resume.BOUND
+
+SCHEMA: tuple[Key, ...] = (
+    Key("seed", 1, "Seed of the few-shot sample, the first prompts and the augmentation.", least=0),
+    Key(
+        "dtype",
+        "auto",
+        "Type that the model computes in; auto is float32 on CPU, else bfloat16.",
+        choices=("auto", "float32", "bfloat16"),
+    ),
+    Key("init_from", "", "Workdir or prompt file whose prompts the run starts from.", resume=BOUND),
+    Key(
+        "clip.weights",
+        "openai/clip-vit-base-patch32",
+        "CLIP: a hub id, a folder, a weight file, or tiny-clip, which is bundled.",
+        resume=FREE,
+    ),
+    Key("dataset.name", "emoji", "Dataset; set by --config=configs/METHOD.py:NAME.", resume=BOUND),
+    Key(
+        "dataset.source",
+        "folder",
+        "Layout of the images: class folders, CoOp's, or TFDS's.",
+        choices=("folder", "coop", "tfds"),
+    ),
+    Key("dataset.root", "", "Folder of the images (of TFDS: its data_dir).", resume=FREE),
+    Key("dataset.sample", "", "File that lists the images to train on, instead of a drawn sample."),
+    Key("dataset.shots", 16, "Training images per class; -1 takes all."),
+    Key(
+        "dataset.classes",
+        "all",
+        "All classes, or the base or the new half of them.",
+        choices=("all", "base", "new"),
+        resume=BOUND,
+    ),
+    Key(
+        "dataset.template",
+        "a photo of a {}.",
+        "Text of a class for plain CLIP; several, separated by |, are averaged.",
+    ),
+    Key(
+        "dataset.on_error",
+        "raise",
+        "What an unreadable image does: stop the run, or be left out.",
+        choices=("raise", "skip"),
+        resume=FREE,
+    ),
+    Key(
+        "dataset.workers", 0, "Processes that decode images; 0 uses threads.", least=0, resume=FREE
+    ),
+    Key(
+        "text_prompt.length",
+        16,
+        "Context tokens of the text prompt; 0 turns it off.",
+        least=0,
+        resume=BOUND,
+    ),
+    Key(
+        "text_prompt.depth",
+        1,
+        "Text layers that get context tokens of their own.",
+        least=1,
+        resume=BOUND,
+    ),
+    Key("text_prompt.class_specific", False, "Learn one context per class.", resume=BOUND),
+    Key(
+        "text_prompt.class_position",
+        "end",
+        "Place of the class name in the text.",
+        choices=("end", "middle", "front"),
+        resume=BOUND,
+    ),
+    Key(
+        "text_prompt.init",
+        "",
+        "Words that the context starts from; they set its length.",
+        resume=BOUND,
+    ),
+    Key(
+        "visual_prompt.length",
+        10,
+        "Visual prompt tokens per layer; 0 turns them off.",
+        least=0,
+        resume=BOUND,
+    ),
+    Key(
+        "cavpt.top_k",
+        10,
+        "Classes that class-aware prompts are made for; 0 turns them off.",
+        least=0,
+        resume=BOUND,
+    ),
+    Key(
+        "cavpt.first_layer",
+        -1,
+        "First layer with class-aware prompts, from 1; -1 is the last.",
+        resume=BOUND,
+    ),
+    Key("loss.alpha", 0.3, "Weight of the auxiliary loss of the class-aware prompts.", least=0),
+    Key(
+        "loss.guidance_epochs",
+        30,
+        "Epochs in which text and image are also trained apart.",
+        least=0,
+    ),
+    Key("train.batch_size", 32, "Images per step, on all devices together.", least=1),
+    Key("train.epochs", 60, "Epochs.", least=1),
+    Key("train.augment", True, "Crop and mirror training images at random."),
+    Key(
+        "train.visual_lr", 0.01, "Highest learning rate of visual and class-aware prompts.", least=0
+    ),
+    Key("train.text_lr", 0.002, "Highest learning rate of the text prompt.", least=0),
+    Key("train.warmup_epochs", 10, "Epochs of warm-up of the visual side.", least=0),
+    Key(
+        "train.schedule_epochs",
+        None,
+        "Length of the cosine schedule; None is train.epochs.",
+        least=1,
+    ),
+    Key(
+        "train.microbatch",
+        0,
+        "Images that a device takes at a time; 0 takes all: less memory, the same result.",
+        least=0,
+        resume=FREE,
+    ),
+    Key(
+        "train.remat",
+        "auto",
+        "What the backward pass keeps: none recomputes nothing, blocks the most.",
+        choices=("auto", "none", "matmuls", "blocks"),
+        resume=FREE,
+    ),
+    Key(
+        "train.skip_nonfinite",
+        False,
+        "Leave out a step whose loss or gradient is not finite, instead of stopping.",
+        resume=FREE,
+    ),
+    Key(
+        "eval.batch_size",
+        100,
+        "Test images per batch, on all devices together.",
+        least=1,
+        resume=FREE,
+    ),
+    Key("eval.save_logits", False, "Write predictions.npz.", resume=FREE),
+    Key("checkpoint.every_steps", 100, "Steps between checkpoints.", least=1, resume=FREE),
+    Key(
+        "checkpoint.every_minutes",
+        10.0,
+        "Minutes between checkpoints; 0 goes by steps alone.",
+        least=0,
+        resume=FREE,
+    ),
+    Key("checkpoint.keep", 2, "Checkpoints that are kept, the newest.", least=1, resume=FREE),
+)
+KEYS: dict[str, Key] = {key.name: key for key in SCHEMA}

@@ -1,0 +1,36 @@
+"""Where runs are kept."""
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from dpt_jax.runtime.files import as_path
+from dpt_jax.settings.config import method
+from dpt_jax.storage import prompt_file
+
+
+def default_workdir(config: ConfigDict) -> epath.Path:
+    """Return runs/METHOD/DATASET/SHOTSshot/seedN, and base or new below it for half the classes."""
+    return run_dir(as_path("runs"), config)
+
+
+def run_dir(runs: epath.Path, config: ConfigDict) -> epath.Path:
+    """Return the folder of a run below `runs`, see default_workdir."""
+    dataset = config.dataset
+    shots = "all" if dataset.shots < 0 else dataset.shots
+    run = runs / method(config) / dataset.name / f"{shots}shot" / f"seed{config.seed}"
+    return run if dataset.classes == "all" else run / dataset.classes
+
+
+def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
+    """Return RUN/on/DATASET[-CLASSES], for a run's prompts on another dataset or other classes.
+
+    Of a prompt file, RUN is its name without .safetensors.
+    """
+    dataset = config.dataset
+    name = dataset.name if dataset.classes == "all" else f"{dataset.name}-{dataset.classes}"
+    return prompt_file.folder_of(run) / "on" / name
+
+
+def shots_in_words(shots: int) -> str:
+    """Return "1 shot", "8 shots", "all images" for -1, "no training" for zero-shot's 0."""
+    return {-1: "all images", 0: "no training", 1: "1 shot"}.get(shots, f"{shots} shots")

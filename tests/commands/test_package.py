@@ -1,0 +1,109 @@
+"""The package as it is installed: a wheel, in an environment that has its requirements alone."""
+
+import importlib.metadata
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import venv
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.helpers.commands import COMPILATION, ROOT
+
+
+def needed_distributions() -> set[str]:
+    """Return the names of all that requirements.txt asks for, and that these ask for in turn."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    waiting = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    found: set[str] = set()
+    while waiting:
+        wanted = waiting.pop()
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        name = re.sub(r"[-_.]+", "-", wanted.name).lower()
+        for extra in ("", *wanted.extras):
+            if (key := f"{name}[{extra}]") in found:
+                continue
+            found.add(key)
+            for text in importlib.metadata.requires(name) or []:
+                asked = Requirement(text)
+                if asked.marker is None or asked.marker.evaluate({"extra": extra}):
+                    asked.marker = None
+                    waiting.append(asked)
+    return {key.partition("[")[0] for key in found}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Return a folder outside of the repository, and a function that runs a script there."""
+    folder = tmp_path_factory.mktemp("installed")
+    source = folder / "source"
+    source.mkdir()
+    shutil.copytree(ROOT / "dpt_jax", source / "dpt_jax")
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
+         "--no-index", "-w", str(folder), str(source)],
+        check=True,
+    )  # fmt: skip
+    environment = folder / "environment"
+    venv.create(environment, with_pip=False)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    link_distributions(needed_distributions(), packages)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target",
+         str(packages), str(wheel)],
+        check=True,
+    )  # fmt: skip
+    shutil.rmtree(source)
+
+    def run(*arguments: str) -> str:
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        env |= {name.upper(): str(value) for name, value in COMPILATION.items()}
+        env |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [str(environment / "bin" / "python"), *arguments],
+            cwd=folder, env=env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return folder, run
+
+
+def link_distributions(names: set[str], packages: pathlib.Path) -> None:
+    """Link the top-level files and folders of installed distributions into another environment."""
+    for name in names:
+        distribution = importlib.metadata.distribution(name)
+        for file in distribution.files or []:
+            top = file.parts[0]
+            target = pathlib.Path(str(distribution.locate_file(top)))
+            if top not in ("..", "__pycache__") and not (packages / top).exists():
+                (packages / top).symlink_to(target)
+
+
+def test_the_environment_has_no_extras(installed):
+    _, run = installed
+    looked_for = ("torch", "tensorflow", "tensorflow_datasets", "pytest", "gcsfs")
+    code = f"import importlib.util as u; print([n for n in {looked_for} if u.find_spec(n)])"
+    assert run("-c", code) == "[]\n"
+
+
+def test_train_predict_export_and_serve_without_the_repository(installed):
+    folder, run = installed
+    image = "environment/drawing.png"
+    (emoji,) = folder.glob("environment/lib/python*/site-packages/dpt_jax/assets/emoji")
+    shutil.copy(emoji / "test" / "fruit" / "strawberry.png", folder / image)
+    short = ["--config.train.epochs=1", "--config.dataset.shots=1", "--workdir=run"]
+    assert "zero-shot" in run("-m", "dpt_jax", "train", *short)
+    assert "%" in run("-m", "dpt_jax", "predict", "run", image)
+    run("-m", "dpt_jax", "convert", "export", "run", "run.safetensors")
+    assert "fruit" in run("-m", "dpt_jax", "predict", "run.safetensors", image, "--top=50")
+    run("-m", "dpt_jax", "convert", "serve", "run", "served")
+    assert "%" in run("served/classify.py", image)
