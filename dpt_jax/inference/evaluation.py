@@ -92,22 +92,19 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
         "index": np.zeros(0, np.int32),
         "weight": np.zeros(0, np.float32),
     }
+    running: list[tuple[Any, loader.Batch]] = []
     parts: list[tuple[np.ndarray, ...]] = []
     with Progress("evaluate", steps) as progress:
         for _ in range(steps):
             batch = next(batches, nothing)
             images = loader.shard(batch, rows, local)["image"]
             outputs, plain = classifier.classify(experiment.frozen, prompts, texts, images)
-            own = [
-                np.asarray(x).reshape(-1, x.shape[-1])[:rows]
-                for x in (outputs.logits, plain.logits)
-            ]
-            own += [
-                np.pad(batch[name], (0, rows - len(batch[name])))
-                for name in ("label", "index", "weight")
-            ]
-            parts.append(tuple(own))
+            running.append(((outputs.logits, plain.logits), batch))
+            # This batch is computed while the last one's answers are fetched.
+            if len(running) > 1:
+                parts.append(_columns(*running.pop(0), rows))
             progress.advance()
+        parts += [_columns(*one, rows) for one in running]
     *columns, weight = (
         devices.rows_of_all_hosts(np.concatenate(column)) for column in zip(*parts, strict=True)
     )
@@ -118,6 +115,14 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
             f"{config.dataset.name}: none of its {len(dataset.test)} test images could be read."
         )
     return found
+
+
+def _columns(logits: Any, batch: loader.Batch, rows: int) -> tuple[np.ndarray, ...]:
+    """Return logits, zero-shot logits, label, index and weight of a batch, padded to `rows`."""
+    own = [np.asarray(x).reshape(-1, x.shape[-1])[:rows] for x in logits]
+    images = len(batch["label"])
+    known = [np.pad(batch[name], (0, rows - images)) for name in ("label", "index", "weight")]
+    return (*own, *known)
 
 
 def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[str, Any]:

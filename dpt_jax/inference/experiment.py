@@ -16,6 +16,7 @@ from dpt_jax.clip.model import CLIPConfig, TextLayout
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
 from dpt_jax.errors import UserError
+from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_from_words, plain_layout, prompt_layout
 from dpt_jax.runtime import devices
@@ -68,24 +69,10 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     clip = pretrained.config
     prompts = settings.prompt_config(config, len(dataset.classnames), clip.vision.layers)
     model = PromptedCLIP(clip, prompts, compute_dtype(config))
-    plain = [
-        plain_layout(
-            [template.format(name) for name in dataset.classnames],
-            pretrained.tokenizer,
-            clip.context_length,
-        )
-        for template in settings.templates(config)
-    ]
+    plain = plain_layouts(config, dataset.classnames, pretrained)
     layout = plain[0]
     if prompts.text_length:
-        layout = prompt_layout(
-            dataset.classnames,
-            pretrained.tokenizer,
-            prompts.text_length,
-            config.text_prompt.class_position,
-            prompts.class_specific,
-            clip.context_length,
-        )
+        layout = learned_layout(config, prompts, dataset.classnames, pretrained)
     remat = config.train.remat
     if remat == "auto":
         images = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
@@ -98,6 +85,34 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     texts = ensemble([encode(params, devices.replicate(texts)) for texts in plain])
     frozen = Frozen(params, devices.replicate(layout), texts)
     return Experiment(config, dataset, model, pretrained._replace(params=params), frozen)
+
+
+def plain_layouts(
+    config: ConfigDict, classnames: Sequence[str], pretrained: Pretrained
+) -> list[TextLayout]:
+    """Return the texts of the classes by each of the templates."""
+    return [
+        plain_layout(
+            [template.format(name) for name in classnames],
+            pretrained.tokenizer,
+            pretrained.config.context_length,
+        )
+        for template in settings.templates(config)
+    ]
+
+
+def learned_layout(
+    config: ConfigDict, prompts: PromptConfig, classnames: Sequence[str], pretrained: Pretrained
+) -> TextLayout:
+    """Return the texts of the classes in the learned context."""
+    return prompt_layout(
+        classnames,
+        pretrained.tokenizer,
+        prompts.text_length,
+        config.text_prompt.class_position,
+        prompts.class_specific,
+        pretrained.config.context_length,
+    )
 
 
 def choose_remat(model: PromptedCLIP, text_tokens: int, images: int) -> str:

@@ -223,7 +223,7 @@ def test_damaged_results_are_named(content, says, tmp_path):
 
 def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path):
     for arguments, says in (([], "give one folder"), ([str(tmp_path / "no")], "is not a folder")):
-        done = command("-m", "dpt_jax.commands.report", *arguments, check=False)
+        done = command("-m", "dpt_jax", "report", *arguments, check=False)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert says in done.stderr
 
