@@ -17,17 +17,18 @@ from PIL import Image
 
 from configs import dpt
 from dpt_jax.data.dataset import load_dataset
-from dpt_jax.report.cells import read_results, scores_of
+from dpt_jax.report.cells import scores_of
 from dpt_jax.report.curves import draw_panel
 from dpt_jax.report.figures import pyplot
 from dpt_jax.report.runs import curves
+from dpt_jax.report.selection import read_results, select
 
 SIDE, COLUMNS, LABEL = 66, 4, 170
 
 
 def main(runs: str, file: str) -> None:
     """Draw the runs below the folder `runs` to `file`."""
-    scores = scores_of(read_results(pathlib.Path(runs)))
+    scores = scores_of(select(read_results(pathlib.Path(runs)))[0])
     plt = pyplot()
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(13, 4), width_ratios=(1.15, 1, 1), layout="constrained"

@@ -127,8 +127,12 @@ class PromptedCLIP:
         """
         if not self.prompts.text_length:
             return Texts(normalize(frozen), frozen)
+        return Texts(normalize(frozen), self.encode_learned(params, layout, axis))
+
+    def encode_learned(self, params: Any, layout: TextLayout, axis: str | None = None) -> Array:
+        """Return un-normalised features (C, E) of texts in the learned context."""
         context = self._text_prompt().apply({"params": params["prompts"]["text"]})
-        return Texts(normalize(frozen), self._encode(params, layout, context, axis))
+        return self._encode(params, layout, context, axis)
 
     def encode_plain(self, params: Any, layout: TextLayout, axis: str | None = None) -> Array:
         """Un-normalised text features (C, E) of the frozen CLIP.  axis: as for encode_texts."""

@@ -96,6 +96,7 @@ def export(source: "epath.Path", target: "epath.Path") -> None:
     Raise UserError where there are none, or the file's name does not end in .safetensors.
     """
     from dpt_jax import settings
+    from dpt_jax.inference.provenance import outdated
     from dpt_jax.inference.published import read_run
     from dpt_jax.inference.results import RESULTS_FILE, read_result
     from dpt_jax.runtime.console import say
@@ -109,6 +110,9 @@ def export(source: "epath.Path", target: "epath.Path") -> None:
         results = prompt_file.read_header(source).get("results")
     else:
         results = read_result(source / RESULTS_FILE) if (source / RESULTS_FILE).is_file() else None
+        if results and (why := outdated(results, source)):
+            say(f"{why}: these results are left out of {target}.")
+            results = None
     prompt_file.write(target, saved.step, saved.prompts, saved.meta, config.to_dict(), results)
     size = size_of(target) / 1024
     say(f"wrote {target}: {settings.method(config)} prompts, {size:.0f} kB")

@@ -134,7 +134,6 @@ def _classify(
 ) -> dict[str, str]:
     """Write the answers for all images; return why some could not be read, {path: reason}."""
     import numpy as np
-    import scipy.special
 
     from dpt_jax.data import loader
     from dpt_jax.data.records import Example
@@ -153,8 +152,7 @@ def _classify(
             steps = -(-len(paths) // predictor.rows)
             bar = stack.enter_context(Progress("predict", steps, file=sys.stderr))
         for batch in batches:
-            outputs, _ = predictor.see(batch["image"])
-            probabilities = scipy.special.softmax(outputs.logits, axis=-1)
+            probabilities = predictor.classify(batch["image"])
             best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
             for index, own, order in zip(batch["index"], probabilities, best, strict=True):
                 answers = [(predictor.classnames[c], float(own[c])) for c in order]

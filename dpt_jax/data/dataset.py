@@ -1,7 +1,9 @@
 """A dataset as lists of examples and labels, whatever it came from."""
 
 import collections
+import hashlib
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -25,6 +27,7 @@ class Dataset(NamedTuple):
     classnames: tuple[str, ...]
     train: list[Example]
     test: list[Example]
+    digest: str = ""  # of all classes and all images, whichever are taken of them
 
 
 def load_dataset(config: ConfigDict, seed: int) -> Dataset:
@@ -42,7 +45,7 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
             f"dataset.shots is {config.shots}, but no class has more than {most} training images: all are taken."
         )
     if config.classes == "all":
-        return Dataset(whole.read, whole.classnames, train, whole.test)
+        return Dataset(whole.read, whole.classnames, train, whole.test, digest_of(whole))
     labels = list(sampling.half_of_classes(len(whole.classnames), config.classes))
     if not labels:
         raise UserError(
@@ -54,7 +57,22 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
         classnames=tuple(whole.classnames[label] for label in labels),
         train=[Example(e.path, e.label - first) for e in train if e.label in labels],
         test=[Example(e.path, e.label - first) for e in whole.test if e.label in labels],
+        digest=digest_of(whole),
     )
+
+
+def digest_of(whole: Splits) -> str:
+    """Return a digest that tells one dataset from another of the same name."""
+    found = hashlib.sha256("\0".join(whole.classnames).encode(errors="surrogateescape"))
+    for split in (whole.train, whole.val, whole.test):
+        found.update(digest_of_examples(split).encode())
+    return found.hexdigest()
+
+
+def digest_of_examples(examples: Sequence[Example]) -> str:
+    """Return the SHA-256 of a list of images: their paths and labels, in order."""
+    text = "\n".join(f"{example.label} {example.path}" for example in examples)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def read_splits(config: ConfigDict) -> Splits:

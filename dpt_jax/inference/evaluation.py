@@ -1,21 +1,24 @@
 """Evaluation: predictions on the whole test split, and the files that hold them."""
 
 import json
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
-from dpt_jax.inference.experiment import Experiment, Frozen, training_meta
+from dpt_jax.inference.experiment import Experiment, Frozen
+from dpt_jax.inference.finite import check_finite
+from dpt_jax.inference.provenance import describe
 from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.inference.scores import calibration, class_scores, distinct
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import Progress
+from dpt_jax.storage.checkpoints import Saved
 
 
 class Predictions(NamedTuple):
@@ -90,22 +93,19 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
         "index": np.zeros(0, np.int32),
         "weight": np.zeros(0, np.float32),
     }
+    running: list[tuple[Any, loader.Batch]] = []
     parts: list[tuple[np.ndarray, ...]] = []
     with Progress("evaluate", steps) as progress:
         for _ in range(steps):
             batch = next(batches, nothing)
             images = loader.shard(batch, rows, local)["image"]
             outputs, plain = classifier.classify(experiment.frozen, prompts, texts, images)
-            own = [
-                np.asarray(x).reshape(-1, x.shape[-1])[:rows]
-                for x in (outputs.logits, plain.logits)
-            ]
-            own += [
-                np.pad(batch[name], (0, rows - len(batch[name])))
-                for name in ("label", "index", "weight")
-            ]
-            parts.append(tuple(own))
+            running.append(((outputs.logits, plain.logits), batch))
+            # This batch is computed while the last one's answers are fetched.
+            if len(running) > 1:
+                parts.append(_columns(*running.pop(0), rows))
             progress.advance()
+        parts += [_columns(*one, rows) for one in running]
     *columns, weight = (
         devices.rows_of_all_hosts(np.concatenate(column)) for column in zip(*parts, strict=True)
     )
@@ -118,22 +118,30 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
     return found
 
 
-def evaluate(
-    experiment: Experiment,
-    prompts: Any,
-    workdir: pathlib.Path,
-    meta: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Predicts, writes results.json (and predictions.npz with eval.save_logits); the results.
+def _columns(logits: Any, batch: loader.Batch, rows: int) -> tuple[np.ndarray, ...]:
+    """Return logits, zero-shot logits, label, index and weight of a batch, padded to `rows`."""
+    own = [np.asarray(x).reshape(-1, x.shape[-1])[:rows] for x in logits]
+    images = len(batch["label"])
+    known = [np.pad(batch[name], (0, rows - images)) for name in ("label", "index", "weight")]
+    return (*own, *known)
 
-    meta: what the checkpoint says of the prompts' training; None where that was
-    this experiment.
+
+def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[str, Any]:
+    """Predict, write results.json (and predictions.npz with eval.save_logits); return the results.
+
+    saved: the prompts, and what their checkpoint says of them.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    found = predict(experiment, prompts)
+    found = predict(experiment, saved.prompts)
+    answers = {
+        "the logits of plain CLIP": found.zero_shot_logits,
+        f"the logits of {model.prompts.method}": found.logits,
+    }
+    check_finite(answers, saved.prompts, experiment.frozen.clip)
+    of = describe(experiment, saved)
+    meta = saved.meta
     names = distinct(dataset.classnames)
     scores = class_scores(found.logits.argmax(-1), found.label, names)
-    meta = training_meta(experiment) if meta is None else meta
     results = {
         "method": model.prompts.method,
         "dataset": config.dataset.name,
@@ -144,6 +152,7 @@ def evaluate(
         "trained_on": {key: meta[key] for key in ("dataset", "classes")}
         if meta.get("dataset")
         else None,
+        "of": of,
         "n": len(found.label),
         "unreadable": len(dataset.test) - len(found.label),
         "accuracy": float((found.logits.argmax(-1) == found.label).mean()),
@@ -163,6 +172,11 @@ def evaluate(
             label=found.label,
             path=np.array([dataset.test[i].path for i in found.row]),
             classnames=np.array(dataset.classnames),
+            step=of["step"],
+            prompts=of["prompts"],
+            backbone=of["backbone"],
+            template=of["template"],
+            test_list=of["test_list"],
         )
     # Last and in one piece: where results.json is, the evaluation is whole, and a sweep does not repeat it.
     written = workdir / f"{RESULTS_FILE}.tmp"

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from dpt_jax import settings
 from dpt_jax.clip.model import CLIPConfig, TextLayout
 from dpt_jax.clip.pretrained import Pretrained, load_clip
-from dpt_jax.data.dataset import Dataset, load_dataset
+from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
 from dpt_jax.errors import UserError
+from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_from_words, plain_layout, prompt_layout
 from dpt_jax.runtime import devices
@@ -68,24 +69,10 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     clip = pretrained.config
     prompts = settings.prompt_config(config, len(dataset.classnames), clip.vision.layers)
     model = PromptedCLIP(clip, prompts, compute_dtype(config))
-    plain = [
-        plain_layout(
-            [template.format(name) for name in dataset.classnames],
-            pretrained.tokenizer,
-            clip.context_length,
-        )
-        for template in settings.templates(config)
-    ]
+    plain = plain_layouts(config, dataset.classnames, pretrained)
     layout = plain[0]
     if prompts.text_length:
-        layout = prompt_layout(
-            dataset.classnames,
-            pretrained.tokenizer,
-            prompts.text_length,
-            config.text_prompt.class_position,
-            prompts.class_specific,
-            clip.context_length,
-        )
+        layout = learned_layout(config, prompts, dataset.classnames, pretrained)
     remat = config.train.remat
     if remat == "auto":
         images = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
@@ -98,6 +85,34 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     texts = ensemble([encode(params, devices.replicate(texts)) for texts in plain])
     frozen = Frozen(params, devices.replicate(layout), texts)
     return Experiment(config, dataset, model, pretrained._replace(params=params), frozen)
+
+
+def plain_layouts(
+    config: ConfigDict, classnames: Sequence[str], pretrained: Pretrained
+) -> list[TextLayout]:
+    """Return the texts of the classes by each of the templates."""
+    return [
+        plain_layout(
+            [template.format(name) for name in classnames],
+            pretrained.tokenizer,
+            pretrained.config.context_length,
+        )
+        for template in settings.templates(config)
+    ]
+
+
+def learned_layout(
+    config: ConfigDict, prompts: PromptConfig, classnames: Sequence[str], pretrained: Pretrained
+) -> TextLayout:
+    """Return the texts of the classes in the learned context."""
+    return prompt_layout(
+        classnames,
+        pretrained.tokenizer,
+        prompts.text_length,
+        config.text_prompt.class_position,
+        prompts.class_specific,
+        pretrained.config.context_length,
+    )
 
 
 def choose_remat(
@@ -170,6 +185,15 @@ def backbone_id(params: Any, replicated: bool = True) -> str:
     return hashlib.sha256(b"".join(rounded)).hexdigest()[:16]
 
 
+def data_of(experiment: Experiment) -> dict[str, str]:
+    """Return the name of a dataset for people, a folder's own, and the digest of its images."""
+    config = experiment.config.dataset
+    name = config.name
+    if name == "folder" and config.root:
+        name = pathlib.Path(config.root).expanduser().resolve().name or name
+    return {"name": name, "digest": experiment.dataset.digest}
+
+
 def training_meta(experiment: Experiment) -> dict[str, Any]:
     """What a checkpoint says of the training that made its prompts."""
     dataset = experiment.config.dataset
@@ -178,6 +202,8 @@ def training_meta(experiment: Experiment) -> dict[str, Any]:
         "method": method,
         "backbone": backbone_id(experiment.frozen.clip),
         "classnames": list(experiment.dataset.classnames),
+        "data": data_of(experiment),
+        "train_list": digest_of_examples(experiment.dataset.train),
     }
     return (
         meta
@@ -209,6 +235,9 @@ def _adopt(
             f"{source} has a context for each of its own classes (text_prompt.class_specific), "
             "which means nothing for other classes: train one on these, or use a shared context."
         )
+    for part in saved.prompts:
+        if part not in fresh and evaluate:
+            say(f"{source} has a {part} prompt, which these settings switch off: it is left out.")
     adopted = dict(fresh)
     for part, wanted in fresh.items():
         if part not in saved.prompts:

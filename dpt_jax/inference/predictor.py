@@ -1,10 +1,9 @@
 """A trained prompt on its CLIP, ready to classify: what predict, visualize, report and convert all start from."""
 
 import concurrent.futures
-import operator
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +20,10 @@ from dpt_jax.data.transforms import test_transform
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment
 from dpt_jax.inference.evaluation import make_classifier
+from dpt_jax.inference.finite import check_finite
 from dpt_jax.inference.results import RESULTS_FILE
-from dpt_jax.model import PromptedCLIP, normalize
+from dpt_jax.inference.texts import TextEncoder
+from dpt_jax.model import Outputs, Plain, PromptedCLIP, normalize
 from dpt_jax.runtime import devices
 from dpt_jax.storage.checkpoints import FOLDER, Saved, load_newest
 
@@ -33,9 +34,9 @@ Images = Any
 class Predictor:
     """Classifies images with a trained prompt.
 
-    Batches of any size are classified `batch_size` images a device at a time,
+    Any number of images is classified `batch_size` images a device at a time,
     padded, by a program that is compiled once. `classnames` are in the order of
-    the probabilities.
+    the probabilities. Answers that are not finite raise UserError.
     """
 
     def __init__(self, prepared: experiment.Experiment, saved: Saved, batch_size: int) -> None:
@@ -50,61 +51,102 @@ class Predictor:
         self._prompts = devices.replicate(saved.prompts)
         self._classifier = make_classifier(prepared.model)
         self._texts = self._classifier.encode(prepared.frozen, self._prompts)
+        self._encode_names = TextEncoder(prepared, self._prompts)
 
     def predict(self, images: Images) -> np.ndarray:
-        """The probability of each class for N images: (N, C) float32.
+        """Return the probability of each class for N images: (N, C) float32.
 
         images: paths, PIL images or uint8 arrays (H, W) or (H, W, 3), one or a
-        sequence of them; also an array (N, H, W, 3). Raises UserError for one
-        that is no image.
+        sequence of them; also an array (N, H, W, 3). They are decoded a batch at
+        a time. Raise UserError for one that is no image.
         """
-        outputs, _ = self.see(self.pixels(images))
-        return scipy.special.softmax(outputs.logits, axis=-1)
+        return self._probabilities(images, self.pixels)
+
+    def classify(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the probability of each class for pixels as `pixels` gives them."""
+        return self._probabilities(pixels, np.asarray)
 
     def encode_image(self, images: Images) -> np.ndarray:
-        """Features of N images as the prompted tower makes them: (N, E) float32 of unit length."""
-        return self.see(self.pixels(images))[0].features
+        """Return the features of N images in the prompted tower: (N, E) float32, unit length."""
+        features = self._answers(_sequence(images), self.pixels, lambda seen, _: seen.features)
+        self._check("the features of the images", features)
+        return features
 
     def encode_text(self, classnames: Sequence[str] | None = None) -> np.ndarray:
-        """Features of C class names (its own, where none are given) in the learned context, or in the template where
-        no context was learned: (C, E) float32 of unit length.
+        """Return the features of C class names: (C, E) float32 of unit length.
 
-        Their products with the images' features, times CLIP's logit scale, are the logits of `predict`.
+        classnames: the predictor's own where none are given. The names stand in the learned
+        context, or in the template where none was learned. The products with the images'
+        features, times CLIP's logit scale, are the logits of `predict`.
         """
-        if classnames is None:
-            learned = self._texts.learned
-        else:
+        if classnames is not None:
             classnames = check_classnames(classnames, "encode_text")
-            other = with_classes(self._prepared, classnames, self.training)
-            learned = self._classifier.encode(other.frozen, self._prompts).learned
-        return np.asarray(normalize(devices.to_host(learned)))
+            check_bound(self._prepared, classnames, self.training)
+        if classnames is None or tuple(classnames) == tuple(self.classnames):
+            learned = devices.to_host(self._texts.learned)
+        else:
+            learned = self._encode_names(classnames)
+        features = np.asarray(normalize(learned))
+        self._check("the features of the texts", features)
+        return features
 
     def pixels(self, images: Images) -> np.ndarray:
-        """N images as the model takes them, (N, size, size, 3) uint8: shorter side to size, then the centre square."""
-        several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
-        sequence = list(images) if several else [images]
+        """Return N images as the model takes them, (N, size, size, 3) uint8.
+
+        The shorter side becomes `size`, and the centre square is kept.
+        """
         size = self.model.clip.image_size
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            made = list(pool.map(lambda image: test_transform(_as_pil(image), size), sequence))
+            transformed = pool.map(
+                lambda image: test_transform(_as_pil(image), size), _sequence(images)
+            )
+            made = list(transformed)
         return np.stack(made) if made else np.zeros((0, size, size, 3), np.uint8)
 
     def see(self, pixels: np.ndarray) -> tuple[Any, Any]:
-        """What the method and plain CLIP make of images, for pictures too: (model.Outputs, model.Plain) of host arrays.
+        """Return model.Outputs and model.Plain of images, attention too, as host arrays.
 
         pixels: (N, size, size, 3) uint8.
         """
-        rows, parts = self.rows, []
+        outputs, plain = self._answers(pixels, np.asarray, lambda *seen: seen)
+        self._check("the logits of plain CLIP", plain.logits)
+        self._check("the logits", outputs.logits)
+        return outputs, plain
+
+    def _probabilities(self, images: Images, pixels: Callable[[Any], np.ndarray]) -> np.ndarray:
+        plain, logits = self._answers(
+            _sequence(images), pixels, lambda seen, plain: (plain.logits, seen.logits)
+        )
+        self._check("the logits of plain CLIP", plain)
+        self._check("the logits", logits)
+        return scipy.special.softmax(logits, axis=-1)
+
+    def _answers(
+        self,
+        images: Sequence[Any] | np.ndarray,
+        pixels: Callable[[Any], np.ndarray],
+        pick: Callable[[Outputs, Plain], Any],
+    ) -> Any:
+        """Return what `pick` takes of the answers to N images: a tree of host arrays (N, …).
+
+        A batch is decoded and started before the answers to the last one are fetched.
+        """
+        rows, parts, running = self.rows, [], []
         # At least once, so that no image gives empty arrays of the right shapes.
-        for start in range(0, max(len(pixels), 1), rows):
-            own = pixels[start : start + rows]
+        for start in range(0, max(len(images), 1), rows):
+            own = pixels(images[start : start + rows])
             padded = np.concatenate([own, np.zeros((rows - len(own), *own.shape[1:]), np.uint8)])
-            images = padded.reshape(-1, self.batch_size, *own.shape[1:])
-            seen = self._classifier.classify(
-                self._prepared.frozen, self._prompts, self._texts, images
-            )
-            whole = jax.tree.map(lambda x: np.asarray(x).reshape(rows, *x.shape[2:]), seen)
-            parts.append(jax.tree.map(operator.itemgetter(slice(len(own))), whole))
+            batch = padded.reshape(-1, self.batch_size, *own.shape[1:])
+            frozen = self._prepared.frozen
+            seen = self._classifier.classify(frozen, self._prompts, self._texts, batch)
+            running.append((pick(*seen), len(own)))
+            if len(running) > 1:
+                parts.append(_on_host(*running.pop(0)))
+        parts += [_on_host(*one) for one in running]
         return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+    def _check(self, what: str, answers: np.ndarray) -> None:
+        check_finite({what: answers}, self.prompts, self._prepared.frozen.clip)
 
     @property
     def rows(self) -> int:
@@ -181,15 +223,14 @@ def _holder(config: ConfigDict, source: pathlib.Path) -> pathlib.Path:
     return source
 
 
-def with_classes(
+def check_bound(
     prepared: experiment.Experiment, classnames: Sequence[str], training: dict[str, Any]
-) -> experiment.Experiment:
-    """The same backbone and prompts with other classes.  Raises UserError where the context is bound to its own."""
+) -> None:
+    """Raise UserError where the context is bound to other classes than these."""
     if prepared.model.prompts.class_specific and list(classnames) != training.get("classnames"):
         raise UserError(
             "this context is one for each class of its training, and means nothing for others."
         )
-    return experiment.assemble(prepared.config, _classes_alone(classnames), prepared.pretrained)
 
 
 def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
@@ -219,6 +260,17 @@ def read_classnames(file: pathlib.Path) -> list[str]:
 
 def _classes_alone(classnames: Sequence[str]) -> Dataset:
     return Dataset(Files(pathlib.Path()), tuple(classnames), [], [])
+
+
+def _sequence(images: Images) -> Any:
+    """Return one image or several as a sequence of images."""
+    several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+    return images if several else [images]
+
+
+def _on_host(answers: Any, images: int) -> Any:
+    """Return the answers to so many images, of all devices, as host arrays."""
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:images], answers)
 
 
 def _as_pil(image: Any) -> Image.Image:

@@ -25,6 +25,7 @@ def export(predictor: "Predictor") -> jax.export.Exported:
     text tower is left behind.
     """
     model = predictor.model
+    predictor.classify(np.zeros((1, *[model.clip.image_size] * 2, 3), np.uint8))  # if it is finite
     clip = {name: predictor.pretrained.params[name] for name in ("vision", "logit_scale")}
     params = {"clip": devices.to_host(clip), "prompts": predictor.prompts}
     params, texts = jax.tree.map(jnp.asarray, (params, predictor.texts))

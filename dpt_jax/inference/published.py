@@ -11,6 +11,7 @@ from dpt_jax import settings
 from dpt_jax.clip.files import write_torch_file
 from dpt_jax.clip.model import CLIPConfig
 from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.data.dataset import load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import backbone_id
 from dpt_jax.model import PromptedCLIP
@@ -58,6 +59,7 @@ def convert_reference(
         )
     settings.check(config)
     check_fit(prompts, config, clip, directory)
+    check_classes(prompts, config, directory)
     settings.save(config, workdir)
     meta = {
         "method": settings.method(config),
@@ -141,3 +143,23 @@ def check_fit(prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pat
                 f"{directory / module[name.partition('.')[0]]}: {name} has shape {there.get(name)}, "
                 f"but the backbone {config.clip.weights} needs {here.get(name)}."
             )
+
+
+def check_classes(prompts: Any, config: ConfigDict, directory: pathlib.Path) -> None:
+    """Raise UserError where a context of each class is of another number than the dataset has.
+
+    A dataset that cannot be loaded here is reported, and not compared.
+    """
+    if not config.text_prompt.class_specific:
+        return
+    theirs = prompts["text"]["context"].shape[1]
+    try:
+        own = len(load_dataset(config.dataset, config.seed).classnames)
+    except UserError as reason:
+        say(f"the {theirs} classes of {directory} are not compared with a dataset ({reason})")
+        return
+    if own != theirs:
+        raise UserError(
+            f"{directory} has a context for each of {theirs} classes, but {config.dataset.name} "
+            f"({config.dataset.classes} classes) has {own}: name the dataset of its training."
+        )

@@ -1,8 +1,10 @@
 """results.json and predictions.npz: what they hold, and how they are read."""
 
 import json
-import pathlib
+from collections.abc import Mapping
 from typing import Any
+
+from etils import epath
 
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS
@@ -10,8 +12,10 @@ from dpt_jax.methods import METHODS
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
 
+Results = Mapping[str, Any]
 
-def read_result(file: pathlib.Path) -> dict[str, Any]:
+
+def read_result(file: epath.Path) -> dict[str, Any]:
     """One results.json.  Raises UserError where it is missing, damaged or of an older version."""
     needed = {
         "method",

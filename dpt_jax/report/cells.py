@@ -1,13 +1,11 @@
 """The results of many runs by table cell: runs that differ in their seed only."""
 
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from dpt_jax.errors import UserError
-from dpt_jax.inference.results import RESULTS_FILE, read_result
+from dpt_jax.inference.results import Results
 from dpt_jax.methods import METHODS, ZERO_SHOT
 
 UNKNOWN = "unknown"
@@ -44,37 +42,27 @@ Scores = Mapping[Cell, Score]
 T = TypeVar("T")
 
 
-def read_results(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Every results.json below a folder, in the order of their paths.  Raises UserError where there is none."""
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is not a folder: give the one that holds the runs, such as runs/."
-        )
-    files = sorted(folder.rglob(RESULTS_FILE))
-    if not files:
-        raise UserError(
-            f"{folder} holds no finished run (no {RESULTS_FILE} in it or below): train first."
-        )
-    return [read_result(file) for file in files]
+def cell_of(one: Results) -> Cell:
+    """Return the cell that the results of a run belong to."""
+    nothing = "" if one["method"] == ZERO_SHOT else UNKNOWN
+    trained = one["trained_on"] or {"dataset": nothing, "classes": nothing}
+    return Cell(
+        one["method"],
+        trained["dataset"],
+        trained["classes"],
+        0 if one["method"] == ZERO_SHOT else one["shots"],
+        one["dataset"],
+        one["classes"],
+    )
 
 
-def scores_of(results: Iterable[Mapping[str, Any]]) -> dict[Cell, Score]:
-    """The results with seeds put together; the same seed counts once, however often it was evaluated."""
-    by_cell: dict[Cell, dict[int, Mapping[str, Any]]] = {}
+def scores_of(results: Iterable[Results]) -> dict[Cell, Score]:
+    """Return the scores of each cell; a seed counts once, however often it was evaluated."""
+    by_cell: dict[Cell, dict[int, Results]] = {}
     for one in results:
-        nothing = "" if one["method"] == ZERO_SHOT else UNKNOWN
-        trained = one["trained_on"] or {"dataset": nothing, "classes": nothing}
         # Zero-shot has no sample and no seed.
-        shots, seed = (0, 0) if one["method"] == ZERO_SHOT else (one["shots"], one["seed"])
-        cell = Cell(
-            one["method"],
-            trained["dataset"],
-            trained["classes"],
-            shots,
-            one["dataset"],
-            one["classes"],
-        )
-        by_cell.setdefault(cell, {})[seed] = one
+        seed = 0 if one["method"] == ZERO_SHOT else one["seed"]
+        by_cell.setdefault(cell_of(one), {})[seed] = one
     scores = {}
     for cell, runs in by_cell.items():
         ordered = [runs[seed] for seed in sorted(runs)]

@@ -7,7 +7,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dpt_jax.inference.results import RESULTS_FILE, read_result
+from dpt_jax.inference.provenance import read_current
+from dpt_jax.inference.results import Results
 from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.report import run_figures
 from dpt_jax.report.tables import CSVWriter, markdown
@@ -20,12 +21,10 @@ CONFUSIONS_LISTED = 10
 CLASS_HEADER = ["class", "images", "accuracy (%)", "F1"]
 CONFUSED_HEADER = ["images of", "taken for", "times"]
 
-Results = Mapping[str, Any]
-
 
 def report_run(workdir: pathlib.Path) -> tuple[str, list[str]]:
     """Writes the report over one run: its Markdown, and the names of the files.  Raises UserError without results."""
-    results = read_result(workdir / RESULTS_FILE)
+    results = read_current(workdir)
     classes = results["per_class"]
     text = f"### {title(results)}\n\n{in_words(results)}\n\n{markdown(CLASS_HEADER, class_rows(results))}\n"
     if confused := confused_rows(results):
@@ -48,7 +47,18 @@ def report_run(workdir: pathlib.Path) -> tuple[str, list[str]]:
 
 def title(results: Results) -> str:
     """ "DPT on emoji" """
-    return f"{METHODS[results['method']].label} on {results['dataset']}"
+    return f"{METHODS[results['method']].label} on {dataset_of(results)}"
+
+
+def dataset_of(results: Results) -> str:
+    """Return the name of the dataset for people: of a folder, the folder's own."""
+    return (results.get("of") or {}).get("data", {}).get("name") or results["dataset"]
+
+
+def trained_dataset(results: Results) -> str:
+    """Return the name of the dataset that the prompts were trained on."""
+    trained = (results.get("of") or {}).get("trained_on") or {}
+    return trained.get("name") or results["trained_on"]["dataset"]
 
 
 def in_words(results: Results) -> str:
@@ -56,7 +66,7 @@ def in_words(results: Results) -> str:
     trained = results["trained_on"]
     made = ""
     if trained:
-        made = f"Trained on {trained['dataset']}, {shots_in_words(results['shots'])}, seed {results['seed']}: "
+        made = f"Trained on {trained_dataset(results)}, {shots_in_words(results['shots'])}, seed {results['seed']}: "
     words = f"{100 * results['accuracy']:.1f} % of {results['n']:,} test images right"
     if results["method"] != ZERO_SHOT and "zero_shot_accuracy" in results:
         words += f" (zero-shot {100 * results['zero_shot_accuracy']:.1f} %)"

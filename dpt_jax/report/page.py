@@ -22,7 +22,7 @@ from dpt_jax.inference import words as explain
 from dpt_jax.inference.attention import describe
 from dpt_jax.inference.experiment import prepare
 from dpt_jax.inference.predictor import Predictor, prompts_of
-from dpt_jax.inference.results import RESULTS_FILE, read_result
+from dpt_jax.inference.provenance import read_current
 from dpt_jax.methods import METHODS
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report.clouds import Cloud, draw_clouds
@@ -62,7 +62,7 @@ def write_page(workdir: pathlib.Path) -> pathlib.Path:
 
     Raises UserError where the run has no results, or its data or backbone cannot be loaded.
     """
-    results = read_result(workdir / RESULTS_FILE)
+    results = read_current(workdir)
     config = settings.load_saved(workdir)
     experiment = prepare(config)
     rows = -(-min(config.eval.batch_size, len(experiment.dataset.test)) // jax.local_device_count())

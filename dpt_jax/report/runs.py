@@ -18,11 +18,11 @@ from dpt_jax.report.cells import (
     in_rank,
     methods_of,
     rank,
-    read_results,
     scores_of,
 )
 from dpt_jax.report.curves import Curves, Point, draw_curves
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
+from dpt_jax.report.selection import read_results, select
 from dpt_jax.report.tables import CSVWriter, markdown
 from dpt_jax.settings import shots_in_words
 
@@ -211,12 +211,15 @@ def report_panels(scores: Scores) -> dict[str, Curves]:
 
 def report_folder(folder: pathlib.Path) -> tuple[str, list[str]]:
     """Writes the report over all runs below a folder: its Markdown, and the names of the files."""
-    scores = scores_of(read_results(folder))
+    results, notes = select(read_results(folder))
+    scores = scores_of(results)
     tables = [*few_shot_tables(scores), *base_to_new_tables(scores), *transfer_tables(scores)]
     if not tables:
         tables = [
             f"No run here has a counterpart to stand beside in a table; each is a line of {CSV_FILE}."
         ]
+    if notes:
+        tables.append("\n".join(["To know:\n", *(f"- {note}" for note in notes)]))
     text = "\n\n".join(tables) + "\n"
     (folder / TABLE_FILE).write_text(text, encoding="utf-8")
     write_csv(scores, folder / CSV_FILE)

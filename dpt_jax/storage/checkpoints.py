@@ -1,12 +1,9 @@
 """Checkpoints of a run: prompts and optimizer by step; never CLIP's weights."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import pathlib
-import platform
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,29 +11,32 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from dpt_jax.errors import UserError
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import say
-from dpt_jax.storage import prompt_file
+from dpt_jax.runtime.files import as_path
+from dpt_jax.storage import manifest, prompt_file
+from dpt_jax.storage.manifest import DamagedError
+from dpt_jax.storage.orbax_manager import open_manager, without_wildcards
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
-LOCK_FILE = ".lock"
 DIGESTS = "digests"
 
 
-class DamagedError(Exception):
-    """A checkpoint that cannot be read, or is not what was written."""
-
-
 class Saved(NamedTuple):
-    """What evaluation and `init_from` need of a checkpoint. meta: method, backbone, classnames, dataset and
-    classes of its training, as far as they are known."""
+    """What evaluation and `init_from` need of a checkpoint.
+
+    meta: method, backbone, classnames, dataset and classes of the training, as far as known.
+    digest: of the prompts as they were saved.
+    """
 
     step: int
     prompts: Any
     meta: dict[str, Any]
+    digest: str = ""
 
 
 class Checkpoints:
@@ -44,54 +44,47 @@ class Checkpoints:
 
     Each holds the items `prompts` and `meta`; those of a training run also
     `training` (optimizer state and running totals). The step is all that the
-    loader needs to go on. `meta` has a digest of each, by which damage is
-    recognised that still reads. Several hosts save and restore together, on a file
-    system that they share; the first of them writes.
+    loader needs to go on. A manifest has the digest of every file, and `meta`
+    that of every item. Several hosts save and restore together, on a file
+    system that they share; host 0 writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int = 2, create: bool = False) -> None:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=create, enable_async_checkpointing=create
-        )
-        self.directory = workdir.absolute() / FOLDER
-        handlers = {
-            "prompts": ocp.StandardCheckpointHandler(),
-            "training": ocp.StandardCheckpointHandler(),
-            "meta": ocp.JsonCheckpointHandler(),
-        }
-        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        saves = {
-            "prompts": ocp.args.StandardSave,
-            "training": ocp.args.StandardSave,
-            "meta": ocp.args.JsonSave,
-        }
-        restores = {
-            "prompts": ocp.args.StandardRestore,
-            "training": ocp.args.StandardRestore,
-            "meta": ocp.args.JsonRestore,
-        }
-        for item, handler in handlers.items():
-            registry.add(item, saves[item], handler)
-            registry.add(item, restores[item], handler)
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, handler_registry=registry
-        )
+    def __init__(self, workdir: epath.PathLike, keep: int = 2, create: bool = False) -> None:
+        path = as_path(workdir)
+        self._workdir = epath.Path(path.absolute() if isinstance(path, pathlib.Path) else path)
+        self.directory = self._workdir / FOLDER
+        self._saving = -1
+        self._closing = contextlib.ExitStack()
+        try:
+            if create and devices.is_first():
+                self.directory.mkdir(parents=True, exist_ok=True)
+            self._root = without_wildcards(self.directory, self._closing)
+            finalizing = self._write_manifest if create else None
+            self._manager = open_manager(self._root, keep, finalizing)
+        except OSError as reason:
+            self._closing.close()
+            raise UserError(
+                f"{self.directory} cannot be used for checkpoints ({reason})."
+            ) from reason
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with self._closing:
+            self._manager.close()
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, the newest first."""
+        """Return the steps that have a checkpoint, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any = None) -> None:
-        """Starts writing; the trees are of host arrays that nobody changes any more.
+        """Start to write; the trees are of host arrays that nobody changes any more.
 
-        Raises UserError where this, or what was started before, cannot be written.
+        The first checkpoint of a run is waited for and read back. Raise UserError where this
+        checkpoint, or one that was started before, cannot be written.
         """
+        first = not self.steps()
         digests = {"prompts": digest(prompts), "meta": _digest_of_json(meta)}
         items = {"prompts": ocp.args.StandardSave(prompts)}
         if training is not None:
@@ -99,41 +92,62 @@ class Checkpoints:
             digests["training"] = digest(training)
         items["meta"] = ocp.args.JsonSave({**meta, DIGESTS: digests})
         with self._writing():
+            self._manager.wait_until_finished()  # the manifest of the one before is of its own step
+            self._saving = step
             self._manager.save(step, args=ocp.args.Composite(**items))
+        if first:
+            self.wait()
+            self._read_back(step)
 
     def wait(self) -> None:
-        """Returns when everything is on disk.  Raises UserError, see `save`."""
+        """Return when everything is on disk.  Raise UserError, see `save`."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def load(self, step: int) -> Saved:
-        """Prompts (host arrays) and metadata of a step.  Raises DamagedError."""
+        """Return prompts (host arrays) and metadata of a step.
+
+        Raise DamagedError, and UserError where the checkpoint cannot be read for another reason.
+        """
         return self._read(step)[0]
 
     def resume(self, like_prompts: Any, like_training: Any) -> tuple[Saved, Any] | None:
-        """The newest checkpoint that is whole, and its training item; None where there is none to go on with.
+        """Return the newest checkpoint that is whole, and its training item; None in a new run.
 
-        like_prompts, like_training: trees of host arrays, whose structure and
-        shapes they have. Damaged checkpoints are told and moved
-        aside, so that the run can write theirs again. Raises UserError where a
-        checkpoint is whole, but of prompts alone or of other shapes.
+        like_prompts, like_training: trees of host arrays, whose structure and shapes they have.
+        Damaged checkpoints that are newer are reported and moved aside, so that the run can write
+        theirs again. Raise UserError, and move nothing, where a checkpoint cannot be read for
+        another reason than damage, is of prompts alone or of other shapes, or none is whole.
         """
+        damaged: dict[int, DamagedError | None] = {}
         for step in self.steps():
-            damage = None
+            damage, failure, found = None, None, None
             try:
                 saved, digests = self._read(step)
                 self._check_fits(saved, like_prompts)
-                training = self._read_training(step, like_training, digests)
+                found = saved, self._read_training(step, like_training, digests)
             except DamagedError as reason:
                 damage = reason
+            except UserError as reason:
+                failure = reason
+            if not devices.on_all_hosts(failure is None):
+                raise failure or UserError(f"another host cannot read step {step}.")
             if devices.on_all_hosts(damage is None):
-                return saved, training
-            self._set_aside(step, damage)
+                for other, why in damaged.items():
+                    self._set_aside(other, why)
+                return found
+            damaged[step] = damage
+        if damaged:
+            first = next(filter(None, damaged.values()), "another host cannot read them")
+            raise UserError(
+                f"none of the {len(damaged)} checkpoints in {self.directory} is whole: {first}. "
+                "To start over at step 0, remove that folder and give the same command again."
+            )
         return None
 
     def _read(self, step: int) -> tuple[Saved, dict[str, str]]:
-        """Prompts, metadata, and the digests of all items; of a checkpoint of older versions there are none."""
-        with _reading(self.directory / str(step)):
+        """Return prompts, metadata, and the digests of all items; older versions have none."""
+        with self._reading(step):
             there = self._manager.item_metadata(step)["prompts"]
             wanted = jax.tree.map(
                 lambda leaf: np.empty(leaf.shape, leaf.dtype), getattr(there, "tree", there)
@@ -144,103 +158,127 @@ class Checkpoints:
             restored = self._manager.restore(step, args=items)
             prompts, meta = jax.tree.map(np.asarray, restored["prompts"]), dict(restored["meta"])
             digests = meta.pop(DIGESTS, {})
-            _compare(digests, "prompts", digest(prompts))
-            _compare(digests, "meta", _digest_of_json(meta))
-        return Saved(step, prompts, meta), digests
+            self._compare(step, digests, "prompts", digest(prompts))
+            self._compare(step, digests, "meta", _digest_of_json(meta))
+        return Saved(step, prompts, meta, digest(prompts)), digests
 
     def _read_training(self, step: int, like: Any, digests: dict[str, str]) -> Any:
-        directory = self.directory / str(step)
-        if not (directory / "training").is_dir() and "training" not in digests:
+        if not (self.directory / str(step) / "training").is_dir() and "training" not in digests:
             raise UserError(
-                f"{self.directory} holds prompts without a training state, so there is no run to go on with: "
-                "start one from them with --config.init_from and another --workdir."
+                f"{self.directory} holds prompts without a training state, so there is no run to "
+                "go on with: start one from them with --config.init_from and another --workdir."
             )
-        with _reading(directory):
-            items = ocp.args.Composite(
-                training=ocp.args.StandardRestore(jax.tree.map(np.asarray, like))
-            )
+        with self._reading(step):
+            like = jax.tree.map(np.asarray, like)
+            items = ocp.args.Composite(training=ocp.args.StandardRestore(like))
             training = jax.tree.map(np.asarray, self._manager.restore(step, args=items)["training"])
-            _compare(digests, "training", digest(training))
+            self._compare(step, digests, "training", digest(training))
+            if jax.tree.map(np.shape, training) != jax.tree.map(np.shape, like):
+                raise ValueError("its training state has other shapes than this version's")
         return training
 
     def _check_fits(self, saved: Saved, like: Any) -> None:
         there, here = (jax.tree.map(np.shape, tree) for tree in (saved.prompts, like))
         if there != here:
             raise UserError(
-                f"{self.directory / str(saved.step)} has prompts of other shapes than these settings ask for: "
-                "go on with the settings that it was started with, or use another --workdir."
+                f"{self.directory / str(saved.step)} has prompts of other shapes than these "
+                "settings ask for: go on with the settings that it was started with, or use "
+                "another --workdir."
             )
 
+    def _read_back(self, step: int) -> None:
+        """Raise UserError where what was just written cannot be read."""
+        try:
+            self._read(step)
+        except (DamagedError, UserError) as reason:
+            raise UserError(
+                f"{self.directory}: the first checkpoint was written but cannot be read back "
+                f"({str(reason).removesuffix('.')}): use another --workdir."
+            ) from reason
+
     def _set_aside(self, step: int, reason: DamagedError | None) -> None:
-        """Moves a damaged checkpoint to WORKDIR/damaged, on the first host."""
+        """Move a damaged checkpoint to WORKDIR/damaged, on host 0."""
         if devices.is_first():
-            aside = self.directory.parent / DAMAGED / str(step)
+            aside = self._workdir / DAMAGED / str(step)
             while aside.exists():
-                aside = aside.with_name(f"{aside.name}.again")
+                aside = aside.parent / f"{aside.name}.again"
             aside.parent.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(aside)
             why = reason or "another host cannot read a checkpoint"
             say(f"{why}: moved to {aside}; going on from the one before.", file=sys.stderr)
-        devices.on_all_hosts(True)  # none looks again before it is moved
+        devices.on_all_hosts(True)  # no host looks again before it is moved
         self._manager.reload()
+
+    def _write_manifest(self) -> None:
+        """Write the manifest of the checkpoint that Orbax is about to make final, on host 0."""
+        if devices.is_first():
+            for folder in self._root.iterdir():
+                if folder.name.partition(".")[0] == str(self._saving):
+                    manifest.write(folder)
+
+    def _compare(self, step: int, digests: dict[str, str], item: str, found: str) -> None:
+        if digests and digests.get(item) != found:
+            raise DamagedError(
+                f"{self.directory / str(step)} is damaged "
+                f"(the digest of its {item} is not the one that was written)"
+            )
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Verify the files of a step; what fails later, with files that are whole, is no damage."""
+        directory = self.directory / str(step)
+        whole = manifest.verify(directory)
+        try:
+            yield
+        except (DamagedError, UserError):
+            raise
+        except FileNotFoundError as reason:
+            raise DamagedError(f"{directory} is damaged ({_short(reason)})") from reason
+        except MemoryError as reason:
+            raise UserError(
+                f"{directory} cannot be read: there is too little memory; nothing was changed."
+            ) from reason
+        except OSError as reason:
+            raise UserError(
+                f"{directory} cannot be read ({_short(reason)}); nothing was changed."
+            ) from reason
+        except Exception as reason:  # Orbax, TensorStore and JSON have types of their own
+            known = (
+                "its files are whole, so it was written by another version or for other settings"
+                if whole
+                else f"it has no {manifest.MANIFEST}, which would say whether it is damaged; to go "
+                "on from the checkpoint before it, move it out of its folder"
+            )
+            raise UserError(
+                f"{directory} cannot be restored ({_short(reason)}): {known}. Nothing was changed."
+            ) from reason
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as reason:  # Orbax and TensorStore have no type of their own
+        # Orbax and TensorStore have no type of their own.
+        except (OSError, ValueError, RuntimeError) as reason:
             whole = self.steps()
-            last = (
-                f"the last one that is whole is of step {whole[0]}"
-                if whole
-                else "there is none yet"
-            )
+            last = f"the last whole one is of step {whole[0]}" if whole else "there is none yet"
             raise UserError(
-                f"{self.directory}: a checkpoint cannot be written ({reason}); {last}. Make room, and give the same "
-                "command again."
+                f"{self.directory}: a checkpoint cannot be written ({reason}); {last}. Make room, "
+                "and give the same command again."
             ) from reason
 
 
-@contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a second training out of a workdir, on the first host; the lock ends with the process, however that ends.
+def load_newest(workdir: epath.PathLike) -> Saved:
+    """Return the newest whole prompts of a workdir, or those of a prompt file.
 
-    Raises UserError where another process has it.
+    Damaged checkpoints are reported. Raise UserError where there are no prompts.
     """
-    if not devices.is_first():
-        yield
-        return
-    with open(workdir / LOCK_FILE, "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as reason:
-            lock.seek(0)
-            raise UserError(
-                f"{workdir} is being trained in by {lock.read().strip() or 'another process'}: wait for it, stop it, "
-                "or use another --workdir."
-            ) from reason
-        except OSError as reason:  # a file system without locks
-            say(
-                f"{workdir} cannot be locked ({reason}): see to it that no other process trains there."
-            )
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        lock.flush()
-        yield
-
-
-def load_newest(workdir: pathlib.Path) -> Saved:
-    """The newest prompts of a workdir that are whole, or those of a prompt file.  Raises UserError where there are
-    none; damaged ones are told."""
-    if prompt_file.is_prompt_file(workdir):
-        return Saved(*prompt_file.read(workdir))
+    source = as_path(workdir)
+    if prompt_file.is_prompt_file(source):
+        step, prompts, meta = prompt_file.read(source)
+        return Saved(step, prompts, meta, digest(prompts))
     whole = ""
-    if (workdir / FOLDER).is_dir():
-        with Checkpoints(workdir) as checkpoints:
+    if (source / FOLDER).is_dir():
+        with Checkpoints(source) as checkpoints:
             for step in checkpoints.steps():
                 try:
                     return checkpoints.load(step)
@@ -253,7 +291,7 @@ def load_newest(workdir: pathlib.Path) -> Saved:
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 of a tree of host arrays: types, shapes and bytes, in the tree's order."""
+    """Return the SHA-256 of a tree of host arrays: types, shapes and bytes, in the tree's order."""
     found = hashlib.sha256()
     for leaf in map(np.asarray, jax.tree.leaves(tree)):
         found.update(f"{leaf.dtype} {leaf.shape} ".encode())
@@ -265,18 +303,5 @@ def _digest_of_json(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _compare(digests: dict[str, str], item: str, found: str) -> None:
-    if digests and digests[item] != found:
-        raise ValueError(f"the digest of its {item} is not the one that was written")
-
-
-@contextlib.contextmanager
-def _reading(directory: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except (
-        Exception
-    ) as reason:  # Orbax, TensorStore and JSON have their own types for every kind of damage
-        raise DamagedError(
-            f"{directory} is damaged ({' '.join(str(reason).split())[:200]})"
-        ) from reason
+def _short(reason: BaseException) -> str:
+    return " ".join(str(reason).split())[:200]

@@ -111,8 +111,20 @@ def read_header(file: pathlib.Path) -> dict[str, Any]:
     return entries
 
 
+ENTRIES = (
+    *("method", "backbone", "template", "classnames", "results"),
+    *("settings", "training", "step"),
+)
+PARTS = ("text", "visual", "cavpt")
+
+
 def _check(entries: Mapping[str, Any], file: pathlib.Path) -> None:
     """Raises UserError where an entry that is read is missing or of another type."""
+    if unknown := sorted(set(entries) - set(ENTRIES)):
+        raise UserError(
+            f"{file}: its header has an entry {unknown[0]!r}, which this version does not know; "
+            "a newer one may have written it."
+        )
     if missing := [key for key in ("settings", "step", "training") if key not in entries]:
         raise UserError(f"{file}: its header lacks {missing[0]}.")
     training = entries["training"]
@@ -129,6 +141,8 @@ def _check(entries: Mapping[str, Any], file: pathlib.Path) -> None:
             "backbone": str | None,
             "classnames": list | None,
             "epoch": int | None,
+            "data": Mapping | None,
+            "train_list": str | None,
         }
         wrong = [
             f"training.{key}"
@@ -157,4 +171,8 @@ def read(file: pathlib.Path) -> tuple[int, Any, dict[str, Any]]:
         Exception
     ) as reason:  # names and types of tensors can be anything in a file from elsewhere
         raise UserError(f"{file}: its tensors are not those of prompts ({reason}).") from reason
+    if unknown := sorted(set(tensors) - set(PARTS)):
+        raise UserError(
+            f"{file}: its tensors {unknown[0]!r} are of no prompt that this version knows."
+        )
     return header["step"], tensors, header["training"]

@@ -33,6 +33,41 @@ _LAYER = {
 }
 
 
+# What a module's file may hold besides: buffers that belong to the classes of its training.
+BUFFERS = ("token_prefix", "token_suffix")
+# Tensors of KgCoOp's file that nothing in its code uses.
+KGCOOP = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
+# Modules of methods that are not read.
+OTHER_MODULES = {
+    "MultiModalPromptLearner": "MaPLe",
+    "VLPromptLearner": "IVLP or PromptSRC",
+}
+
+
+def account(modules: dict[str, Tensors], directory: pathlib.Path) -> None:
+    """Raise UserError where a module has a tensor that would be left over."""
+    layers = len(modules[CAVPT].get("ctx", ())) if CAVPT in modules else 0
+    known = {
+        TEXT: {"ctx", *BUFFERS},
+        VISUAL: {"ctx"},
+        CAVPT: {"ctx", *(name.format(i) for name in _LAYER for i in range(layers))},
+    }
+    for module, tensors in modules.items():
+        more = set(tensors) - known[module]
+        if module == TEXT and "bias_vectors" in more and more <= {*KGCOOP}:
+            continue
+        if module == TEXT and any(name.startswith("meta_net.") for name in more):
+            raise UserError(
+                f"{directory} is a checkpoint of CoCoOp ({min(more)}), whose context depends on "
+                "the image; this method is not supported."
+            )
+        if more:
+            raise UserError(
+                f"{directory / module}: tensor {min(more)} is none of the published code's, so "
+                "what it is for is not known, and nothing was converted."
+            )
+
+
 def prompts_from_published(modules: dict[str, Tensors]) -> Any:
     """The tree of prompts, float32, from the state dicts of the modules that are there.
 
@@ -88,6 +123,11 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
     """(epoch, state dict of each module) of the last epoch that all modules have, else of the best model."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder; it should hold {', '.join(MODULES)}.")
+    for name, method in OTHER_MODULES.items():
+        if (directory / name).is_dir():
+            raise UserError(
+                f"{directory} is a checkpoint of {method} ({name}); this method is not supported."
+            )
     folders = [directory / name for name in MODULES if (directory / name).is_dir()]
     if not folders:
         raise UserError(
@@ -104,6 +144,7 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
         contents = read_torch_file(folder / name)
         modules[folder.name] = contents.tensors
         epoch = contents.epoch
+    account(modules, directory)
     return (max(epochs) if epochs else epoch or 0), modules
 
 

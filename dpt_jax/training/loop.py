@@ -21,7 +21,8 @@ from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import Progress, say
 from dpt_jax.runtime.metrics import MetricWriter
 from dpt_jax.runtime.signals import Stopped, StopRequest
-from dpt_jax.storage.checkpoints import Checkpoints, locked
+from dpt_jax.storage.checkpoints import Checkpoints
+from dpt_jax.storage.lock import locked
 from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
 from dpt_jax.training.step import StepConfig, TrainState, make_step
 

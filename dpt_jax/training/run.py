@@ -20,8 +20,10 @@ def train_and_evaluate(config: ConfigDict, workdir: epath.Path, changed: bool = 
     """
     experiment = prepare(config)
     (settings.save if changed else settings.save_once)(config, workdir)
-    prompts = train(experiment, workdir) if experiment.model.prompts.learned else {}
-    say(summary(evaluate(experiment, prompts, workdir)))
+    if experiment.model.prompts.learned:
+        train(experiment, workdir)
+    # Those that are on disk: results belong to them.
+    say(summary(evaluate(experiment, saved_prompts(experiment, workdir), workdir)))
     say(f"results: {workdir / 'results.json'}")
 
 
@@ -36,5 +38,5 @@ def evaluate_saved(config: ConfigDict, workdir: epath.Path, named: bool) -> None
     saved = saved_prompts(experiment, as_path(config.init_from) if elsewhere else workdir)
     # A run keeps the settings that it was trained with; elsewhere, they are those of the results.
     (settings.save_once if trained_here else settings.save)(config, workdir)
-    say(summary(evaluate(experiment, saved.prompts, workdir, saved.meta)))
+    say(summary(evaluate(experiment, saved, workdir)))
     say(f"results: {workdir / 'results.json'}")

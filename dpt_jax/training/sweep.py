@@ -1,6 +1,5 @@
 """Many runs as one job, which can be stopped and started again."""
 
-import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.errors import UserError
 from dpt_jax.inference.evaluation import evaluate
 from dpt_jax.inference.experiment import Experiment, prepare, saved_prompts
-from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
+from dpt_jax.inference.provenance import finished
 from dpt_jax.runtime.console import say
 from dpt_jax.training.loop import train
 from dpt_jax.training.plan import Overrides, Run, Target, run_config, target_config
@@ -42,11 +41,12 @@ class Runner:
         )
         settings.check_same_run(config, workdir, settings.keys_that_may_change() - fixed)
         made = 0
-        if not _finished(workdir, config):
+        if not finished(workdir, config):
             experiment = self._prepare(config)
             settings.save_once(config, workdir)
-            prompts = train(experiment, workdir) if run.learns else {}
-            _say_result(evaluate(experiment, prompts, workdir))
+            if run.learns:
+                train(experiment, workdir)
+            _say_result(evaluate(experiment, saved_prompts(experiment, workdir), workdir))
             made += 1
         failed = []
         for target in run.targets:
@@ -62,12 +62,12 @@ class Runner:
         """Test the prompts of `workdir` on a target; return False where that was done before."""
         config = target_config(run, target, self.overrides, workdir)
         target_dir = settings.evaluation_dir(workdir, config)
-        if _finished(target_dir, config):
+        if finished(target_dir, config):
             return False
         experiment = self._prepare(config)
         saved = saved_prompts(experiment, workdir)
         settings.save(config, target_dir)
-        _say_result(evaluate(experiment, saved.prompts, target_dir, saved.meta))
+        _say_result(evaluate(experiment, saved, target_dir))
         return True
 
     def _prepare(self, config: ConfigDict) -> Experiment:
@@ -75,20 +75,6 @@ class Runner:
         experiment = prepare(config, self._backbones.get(which))
         self._backbones[which] = experiment.pretrained
         return experiment
-
-
-def _finished(workdir: epath.Path, config: ConfigDict) -> bool:
-    """Return whether a workdir has the results that the configuration asks for."""
-    try:
-        results = json.loads((workdir / RESULTS_FILE).read_text(encoding="utf-8"))
-        tested_on = results["dataset"], results["classes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    # A workdir can have been evaluated by hand on something else.
-    wanted = config.dataset.name, config.dataset.classes
-    return tested_on == wanted and (
-        not config.eval.save_logits or (workdir / PREDICTIONS_FILE).exists()
-    )
 
 
 def _say_result(results: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     (tmp_path / "other").mkdir()
     shutil.copy(files[0], tmp_path / "other")
     out = tmp_path / "out"
-    done = command("-m", "dpt_jax.commands.visualize", f"--workdir={trained}", "--top=3", f"--out={out}",
+    done = command("-m", "dpt_jax", "visualize", f"--workdir={trained}", "--top=3", f"--out={out}",
                    files[0], str(tmp_path / "broken.png"), str(tmp_path / "other"))  # fmt: skip
     assert "broken.png cannot be read as an image" in done.stderr
     name = files[0].rpartition("/")[2].removesuffix(".png")
@@ -72,7 +72,7 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     shutil.copy(files[0], tmp_path / "other" / f"{name}-2.png")
     command(
         "-m",
-        "dpt_jax.commands.visualize",
+        "dpt_jax", "visualize",
         f"--workdir={trained}",
         f"--out={tmp_path / 'other'}",
         str(tmp_path / "other"),
@@ -88,7 +88,7 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
         shutil.copy(files[0], tmp_path / name)
     done = command(
         "-m",
-        "dpt_jax.commands.visualize",
+        "dpt_jax", "visualize",
         f"--workdir={trained}",
         f"--out={tmp_path / 'out'}",
         str(tmp_path),
@@ -131,4 +131,4 @@ def test_a_sight_of_any_number_of_classes_is_drawn(classes, tmp_path):
 )
 def test_wrong_input_to_visualize(trained, arguments, says):
     arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
-    assert_refused(command("-m", "dpt_jax.commands.visualize", *arguments, check=False), says)
+    assert_refused(command("-m", "dpt_jax", "visualize", *arguments, check=False), says)

@@ -222,7 +222,7 @@ def mixed(tmp_path_factory, files):
 
 def test_json(trained, predictor, mixed, files):
     done = command(
-        "-m", "dpt_jax.commands.predict", f"--workdir={trained}", "--top=2", "--json", str(mixed)
+        "-m", "dpt_jax", "predict", f"--workdir={trained}", "--top=2", "--json", str(mixed)
     )
     told = {pathlib.Path(one["path"]).name: one for one in json.loads(done.stdout)}
     assert list(told) == ["=1+1.png", "a.png", "broken.png"]
@@ -241,7 +241,7 @@ def test_json(trained, predictor, mixed, files):
 
 def test_csv_and_other_classes(trained, mixed, tmp_path):
     (tmp_path / "names.txt").write_text("a zebra\n\n@handle\n", encoding="utf-8")
-    done = command("-m", "dpt_jax.commands.predict", f"--workdir={trained}", f"--classes={tmp_path / 'names.txt'}",
+    done = command("-m", "dpt_jax", "predict", f"--workdir={trained}", f"--classes={tmp_path / 'names.txt'}",
                    f"--csv={tmp_path / 'out.csv'}", "=1+1.png", "a.png", cwd=mixed)  # fmt: skip
     assert "2 images" in done.stdout
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
@@ -278,7 +278,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(trained, arguments, says):
     arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
-    assert_refused(command("-m", "dpt_jax.commands.predict", *arguments, check=False), says)
+    assert_refused(command("-m", "dpt_jax", "predict", *arguments, check=False), says)
     assert (
         ROOT / "README.md"
     ).stat().st_size > 1000  # nothing is written before all else is known to be right
@@ -318,7 +318,7 @@ def test_a_damaged_image_of_any_kind_is_only_unreadable(predictor, tmp_path):
 def test_a_reader_that_has_enough_is_no_error(trained):
     done = command("-c", f"""
 import subprocess, sys
-predict = [sys.executable, "-m", "dpt_jax.commands.predict", "--workdir={trained}", {str(IMAGES)!r}]
+predict = [sys.executable, "-m", "dpt_jax", "predict", "--workdir={trained}", {str(IMAGES)!r}]
 running = subprocess.Popen(predict, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 running.stdout.close()
 print(running.stderr.read(), running.wait())

@@ -41,9 +41,9 @@ def test_words_of_classes_that_have_their_own(trained):
 
 def test_explain_prints_a_table(trained):
     lines = command(
-        "-m", "dpt_jax.commands.explain", f"--workdir={trained}", "--top=2"
+        "-m", "dpt_jax", "explain", f"--workdir={trained}", "--top=2"
     ).stdout.splitlines()
     assert len(lines) == 2 + 4
     assert re.fullmatch(r"\| 1 \| .* \(\d\.\d+\) \| .* \(\d\.\d+\) \| \d\.\d\d \|", lines[2])
-    done = command("-m", "dpt_jax.commands.explain", f"--workdir={trained}", "x", check=False)
+    done = command("-m", "dpt_jax", "explain", f"--workdir={trained}", "x", check=False)
     assert done.returncode == 2

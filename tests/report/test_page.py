@@ -65,7 +65,7 @@ def test_one_page_a_run(trained, tmp_path):
     old, evil = next(iter(results["per_class"])), "<script>x</script>"
     text = json.dumps(results).replace(json.dumps(old), json.dumps(evil))
     (workdir / "results.json").write_text(text)
-    done = command("-m", "dpt_jax.commands.report", "--html", str(workdir))
+    done = command("-m", "dpt_jax", "report", "--html", str(workdir))
     assert f"written: {workdir / 'report.html'}" in done.stdout
     found = Page((workdir / "report.html").read_text(encoding="utf-8"))
     assert "script" not in found.tags
@@ -83,14 +83,14 @@ def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
     workdir = tmp_path / "on"
     command("main.py", "--config=configs/dpt.py:folder", "--mode=eval", f"--config.init_from={trained}",
             f"--config.dataset.root={IMAGES}", f"--workdir={workdir}")  # fmt: skip
-    done = command("-m", "dpt_jax.commands.report", "--html", str(workdir))
+    done = command("-m", "dpt_jax", "report", "--html", str(workdir))
     assert "report.html" in done.stdout
     assert "Training" not in Page((workdir / "report.html").read_text(encoding="utf-8")).text
     assert dpt_jax.load(workdir).classnames == dpt_jax.load(trained).classnames
 
 
 def test_page_of_what_is_no_run(tmp_path):
-    done = command("-m", "dpt_jax.commands.report", "--html", str(tmp_path), check=False)
+    done = command("-m", "dpt_jax", "report", "--html", str(tmp_path), check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 

@@ -47,7 +47,7 @@ def same_bytes(a, b):
 @pytest.fixture(scope="module")
 def shared(trained, tmp_path_factory):
     file = tmp_path_factory.mktemp("shared") / "prompts.safetensors"
-    done = command("-m", "dpt_jax.commands.convert", "export", str(trained), str(file))
+    done = command("-m", "dpt_jax", "convert", "export", str(trained), str(file))
     assert f"wrote {file}: dpt prompts" in done.stdout
     return file
 
@@ -211,7 +211,7 @@ def test_export_says_what_it_cannot_do(trained, tmp_path):
         convert.export(trained, tmp_path / "nowhere" / "prompts.safetensors")
     with pytest.raises(UserError, match="is no workdir of a run"):
         convert.export(tmp_path, tmp_path / "prompts.safetensors")
-    done = command("-m", "dpt_jax.commands.convert", "export", str(trained), check=False)
+    done = command("-m", "dpt_jax", "convert", "export", str(trained), check=False)
     assert done.returncode == 2
     assert "unknown arguments" in done.stderr
 
@@ -237,7 +237,7 @@ def test_published_checkpoint_there_and_back(clip_dir, tmp_path):
     convert_reference(CHECKPOINT, tmp_path / "w", config, {})
     command(
         "-m",
-        "dpt_jax.commands.convert",
+        "dpt_jax", "convert",
         "reference",
         "--reverse",
         str(tmp_path / "w"),
@@ -318,7 +318,7 @@ except ImportError:
 
 def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
     served = tmp_path / "served"
-    done = command("-m", "dpt_jax.commands.convert", "serve", str(trained), str(served))
+    done = command("-m", "dpt_jax", "convert", "serve", str(trained), str(served))
     assert all(
         f"wrote {served / name}" in done.stdout
         for name in ("classifier.jax", "classifier.json", "classify.py")

@@ -11,7 +11,8 @@ import pytest
 
 from dpt_jax.errors import UserError
 from dpt_jax.runtime.signals import EXIT_CODE
-from dpt_jax.storage.checkpoints import DAMAGED, Checkpoints, load_newest, locked
+from dpt_jax.storage.checkpoints import DAMAGED, Checkpoints, load_newest
+from dpt_jax.storage.lock import locked
 from tests.helpers.commands import COMPILATION, command
 from tests.helpers.faults import SETTINGS, Run, damaged, kill_at_random, write
 

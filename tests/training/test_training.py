@@ -215,7 +215,7 @@ def test_evaluation_on_other_classes(trained, clip, three_classes, tmp_path):
         dpt.get_config(), {"dataset.root": str(three_classes)}, False, trained
     )
     experiment = experiments.prepare(config, clip)
-    results = evaluate(experiment, experiments.saved_prompts(experiment, trained).prompts, tmp_path)
+    results = evaluate(experiment, experiments.saved_prompts(experiment, trained), tmp_path)
     assert list(results["per_class"]) == ["airplane", "sea horse", "yin yang"]
     assert results["n"] == 9
 

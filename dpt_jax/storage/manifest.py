@@ -1,0 +1,66 @@
+"""The files of a checkpoint with their digests, which tell damage from other errors."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+from etils import epath
+
+from dpt_jax.errors import UserError
+
+MANIFEST = "files.json"
+
+
+class DamagedError(Exception):
+    """A file of a checkpoint is missing, cut, or not what was written."""
+
+
+def write(directory: epath.Path) -> None:
+    """Write the manifest of a checkpoint whose items are complete."""
+    found = {name: _describe(file) for name, file in _files(directory)}
+    (directory / MANIFEST).write_text(json.dumps(found, indent=1))
+
+
+def verify(directory: epath.Path) -> bool:
+    """Return whether a checkpoint has a manifest; those of older versions have none.
+
+    Raise DamagedError where a file is not what was written, and UserError where the file system
+    does not let it be read.
+    """
+    try:
+        if not (directory / MANIFEST).exists():
+            return False
+        _compare(directory)
+    except OSError as reason:
+        raise UserError(f"{directory} cannot be read ({reason}); nothing was changed.") from reason
+    return True
+
+
+def _compare(directory: epath.Path) -> None:
+    try:
+        wanted = json.loads((directory / MANIFEST).read_bytes())
+        items = {str(name): tuple(entry) for name, entry in wanted.items()}
+    except (ValueError, AttributeError, TypeError) as reason:
+        raise DamagedError(f"{directory} is damaged ({MANIFEST} cannot be read)") from reason
+    for name, entry in items.items():
+        try:
+            there = _describe(directory / name)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as reason:
+            raise DamagedError(f"{directory} is damaged ({name} is missing)") from reason
+        if there != entry:
+            raise DamagedError(f"{directory} is damaged ({name} is not what was written)")
+
+
+def _describe(file: epath.Path) -> tuple[int, str]:
+    """Return the size of a file and its SHA-256."""
+    content = file.read_bytes()
+    return len(content), hashlib.sha256(content).hexdigest()
+
+
+def _files(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    """Give the files of the items; Orbax may still change those that stand beside the items."""
+    for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            yield from _files(path, f"{prefix}{path.name}/")
+        elif prefix:
+            yield prefix + path.name, path

@@ -1,0 +1,41 @@
+"""Which prompts a workdir holds, without reading them where that can be avoided."""
+
+import json
+from typing import NamedTuple
+
+from etils import epath
+
+from dpt_jax.storage import prompt_file
+from dpt_jax.storage.checkpoints import DIGESTS, FOLDER, digest, load_newest
+
+
+class Held(NamedTuple):
+    """The step and the digest of prompts, see `checkpoints.digest`."""
+
+    step: int
+    prompts: str
+
+
+def newest(source: epath.Path) -> Held | None:
+    """Return which prompts are the newest of a workdir or a prompt file; None where it has none.
+
+    Raise UserError where they cannot be read.
+    """
+    if not prompt_file.is_prompt_file(source):
+        folder = source / FOLDER
+        steps = [int(path.name) for path in _children(folder) if path.name.isdecimal()]
+        if not steps:
+            return None
+        try:
+            meta = json.loads((folder / str(max(steps)) / "meta" / "metadata").read_bytes())
+            return Held(max(steps), str(meta[DIGESTS]["prompts"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # of an older version, or damaged: the prompts themselves tell
+    elif not source.is_file():
+        return None
+    saved = load_newest(source)
+    return Held(saved.step, digest(saved.prompts))
+
+
+def _children(folder: epath.Path) -> list[epath.Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
