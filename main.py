@@ -29,13 +29,12 @@ flags.DEFINE_bool(
 def main(argv: Sequence[str]) -> None:
     # Importing JAX takes seconds that --help and a mistyped flag need not wait for.
     from dpt_jax.errors import UserError
-    from dpt_jax.inference import experiment as experiments
-    from dpt_jax.inference.evaluation import evaluate, summary
+    from dpt_jax.inference.evaluation import summary
     from dpt_jax.runtime.console import say
     from dpt_jax.settings import config as configs
     from dpt_jax.storage import prompt_file
     from dpt_jax.storage.checkpoints import FOLDER
-    from dpt_jax.training.loop import train
+    from dpt_jax.training.run import evaluate_run, train_and_evaluate, with_dtype
 
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]!r}: settings are given as --config.KEY=VALUE.")
@@ -57,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     if evaluating and elsewhere:
         workdir = configs.evaluation_dir(pathlib.Path(config.init_from), config)
     if not evaluating:
+        config = with_dtype(config, workdir)
         free = tuple(
             key
             for key in configs.flat(config.to_dict())
@@ -67,18 +67,12 @@ def main(argv: Sequence[str]) -> None:
         )
         if changed:
             say(f"{workdir}: going on with other settings than it was started with: {changed}.")
-    experiment = experiments.prepare(config)
-    if evaluating or experiment.model.prompts.method == "zeroshot":
-        trained_here = (workdir / FOLDER).exists()
-        named = "init_from" in overrides or not trained_here
-        source = pathlib.Path(config.init_from) if config.init_from and named else workdir
-        _, prompts, meta = experiments.saved_prompts(experiment, source)
-        # A run keeps the settings that it was trained with; elsewhere, they are those of the results.
-        (configs.save_once if trained_here else configs.save)(config, workdir)
+        results = train_and_evaluate(config, workdir, FLAGS.allow_changes)
     else:
-        (configs.save if FLAGS.allow_changes else configs.save_once)(config, workdir)
-        prompts, meta = train(experiment, workdir), None
-    say(summary(evaluate(experiment, prompts, workdir, meta)))
+        named = "init_from" in overrides or not (workdir / FOLDER).exists()
+        source = pathlib.Path(config.init_from) if config.init_from and named else workdir
+        results = evaluate_run(config, source, workdir)
+    say(summary(results))
     say(f"results: {workdir / 'results.json'}")
 
 

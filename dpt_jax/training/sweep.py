@@ -33,11 +33,11 @@ from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.commands import flags as cli
 from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
-from dpt_jax.inference.evaluation import METHODS, PREDICTIONS_FILE, RESULTS_FILE, evaluate
-from dpt_jax.inference.experiment import Experiment, prepare, saved_prompts
+from dpt_jax.inference.evaluation import METHODS, PREDICTIONS_FILE, RESULTS_FILE
+from dpt_jax.inference.experiment import Experiment, prepare
 from dpt_jax.runtime.console import say
 from dpt_jax.settings import config as configs
-from dpt_jax.training.loop import train
+from dpt_jax.training.run import evaluate_run, train_and_evaluate, with_dtype
 
 # What --datasets and --targets are where they are not given.
 PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -147,6 +147,7 @@ class Runner:
         """Does what is missing of a run; how many results were. Raises UserError as main.py ends with one."""
         config = run_config(run, self.overrides)
         workdir = configs.run_dir(self.runs, config)
+        config = with_dtype(config, workdir)
         # Also of a finished run: one of another backbone, or on another folder, is not of this sweep.
         fixed = (
             ("clip.weights", "dataset.root")
@@ -157,10 +158,7 @@ class Runner:
         configs.check_workdir(config, workdir, free)
         made = 0
         if not _finished(workdir, config):
-            experiment = self._prepare(config)
-            configs.save_once(config, workdir)
-            prompts = {} if run.method == "zeroshot" else train(experiment, workdir)
-            _say_result(evaluate(experiment, prompts, workdir))
+            _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
             made += 1
         failed = []
         for target in run.targets:
@@ -178,10 +176,7 @@ class Runner:
         target_dir = configs.evaluation_dir(workdir, config)
         if _finished(target_dir, config):
             return False
-        experiment = self._prepare(config)
-        saved = saved_prompts(experiment, workdir)
-        configs.save(config, target_dir)
-        _say_result(evaluate(experiment, saved.prompts, target_dir, saved.meta))
+        _say_result(evaluate_run(config, workdir, target_dir, self._prepare))
         return True
 
     def _prepare(self, config: ConfigDict) -> Experiment:

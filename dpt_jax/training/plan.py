@@ -1,0 +1,75 @@
+"""How long a run trains, in which steps, and where the images of a step come from."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from dpt_jax.data import loader
+from dpt_jax.inference.experiment import Experiment
+from dpt_jax.training.optimizer import OptimizerConfig
+from dpt_jax.training.step import StepConfig
+
+# Batches from step `start` on, for this host.
+BatchesFrom = Callable[[int], Iterator[loader.Batch]]
+
+
+class Plan(NamedTuple):
+    """The numbers of a training run."""
+
+    images_per_host: int  # of a batch
+    total: int  # steps
+    schedule: OptimizerConfig
+    step: StepConfig
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of steps of an epoch."""
+        return self.step.steps_per_epoch
+
+
+def make_plan(config: ConfigDict, images: int) -> Plan:
+    """Return how a configuration trains on so many images."""
+    train = config.train
+    per_host = -(-min(train.batch_size, images) // jax.process_count())
+    steps_per_epoch = loader.steps_per_epoch(images, train.batch_size)
+    schedule = OptimizerConfig(
+        visual_lr=train.visual_lr,
+        text_lr=train.text_lr,
+        warmup_epochs=train.warmup_epochs,
+        schedule_epochs=train.schedule_epochs or train.epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
+    step = StepConfig(
+        alpha=config.loss.alpha,
+        guidance_epochs=config.loss.guidance_epochs,
+        steps_per_epoch=steps_per_epoch,
+        # A larger part than a device has images would be padded for nothing.
+        microbatch=min(train.microbatch, -(-per_host // jax.local_device_count())),
+        skip=train.skip_nonfinite,
+    )
+    return Plan(per_host, steps_per_epoch * train.epochs, schedule, step)
+
+
+def batches_of(experiment: Experiment) -> BatchesFrom:
+    """Return the loader of a run's training images, which can begin at any step."""
+    config, dataset = experiment.config, experiment.dataset
+
+    def batches_from(start: int) -> Iterator[loader.Batch]:
+        return loader.train_batches(
+            dataset.read,
+            dataset.train,
+            experiment.model.clip.image_size,
+            config.train.batch_size,
+            config.train.epochs,
+            config.seed,
+            config.train.augment,
+            config.dataset.workers,
+            skip_unreadable=config.dataset.on_error == "skip",
+            start=start,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+        )
+
+    return batches_from

@@ -1,0 +1,78 @@
+"""A whole run, told once for main.py and for sweeps: from a resolved configuration to results."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dpt_jax.inference.evaluation import evaluate
+from dpt_jax.inference.experiment import Experiment, compute_dtype, prepare, saved_prompts
+from dpt_jax.prompts import Prompts
+from dpt_jax.settings import config as configs
+from dpt_jax.storage.checkpoints import FOLDER
+from dpt_jax.training.loop import train
+
+Results = dict[str, Any]
+# Loads data and backbone; a sweep's keeps the backbone for the runs that follow.
+Prepare = Callable[[ConfigDict], Experiment]
+
+
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    allow_changes: bool = False,
+    prepare: Prepare = prepare,
+) -> Results:
+    """Train as the configuration says, or go on with what the workdir has; return the results.
+
+    config: checked, and compared with that of the workdir. allow_changes: whether a run may go on
+    with settings and images other than those that it was started with.
+    """
+    config = with_dtype(config, workdir)
+    experiment = prepare(config)
+    # A run keeps the settings that it was started with, for whoever reads its results.
+    (configs.save if allow_changes else configs.save_once)(config, workdir)
+    prompts: Prompts = {}
+    if experiment.model.prompts.method != "zeroshot":
+        prompts = train(experiment, workdir, allow_changes)
+    return evaluate(experiment, prompts, workdir)
+
+
+def evaluate_run(
+    config: ConfigDict,
+    source: pathlib.Path,
+    workdir: pathlib.Path,
+    prepare: Prepare = prepare,
+) -> Results:
+    """Evaluate the newest prompts of `source`, a workdir or a prompt file; return the results.
+
+    workdir: where the results are written: that of the run, or another one if its prompts are
+    evaluated on other data.
+    """
+    config = with_dtype(config, source)
+    experiment = prepare(config)
+    saved = saved_prompts(experiment, source)
+    # A run keeps the settings that it was trained with. Elsewhere, they are those of the results.
+    trained_here = (workdir / FOLDER).exists()
+    (configs.save_once if trained_here else configs.save)(config, workdir)
+    return evaluate(experiment, saved.prompts, workdir, saved.meta)
+
+
+def with_dtype(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """Return the configuration with `dtype=auto` replaced by what it means.
+
+    That is what the workdir was started with, on whatever devices. A new run
+    gets what its devices are best at. So config.json says what was computed in,
+    and a run that was begun on a CPU goes on in float32 on a GPU.
+    """
+    if config.dtype != "auto":
+        return config
+    config = config.copy_and_resolve_references()
+    if (workdir / configs.CONFIG_FILE).exists():
+        # "auto" itself in a workdir of an older version, which did not say.
+        config.dtype = configs.load(workdir, config).dtype
+    else:
+        config.dtype = jnp.dtype(compute_dtype(config)).name
+    return config
