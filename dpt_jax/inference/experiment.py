@@ -16,11 +16,14 @@ from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.prompts.text import context_from_words, plain_layout, prompt_layout
+from dpt_jax.prompts.text import context_from_words, context_tokens, plain_layout, prompt_layout
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import say
 from dpt_jax.settings import config as configs
 from dpt_jax.storage.checkpoints import Saved, load_newest
+
+
+REMAT_CHOICES = ("matmuls", "blocks")  # of train.remat=auto
 
 
 class Frozen(NamedTuple):
@@ -54,8 +57,10 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
 
     def accept(clip: CLIPConfig) -> None:
         """Raises UserError where a tower has no such layers, before its weights are read."""
+        # Of words to start from, the tokenizer will say how many tokens they have.
+        tokens = 1 if config.text_prompt.init.strip() else 0
         PromptedCLIP(
-            clip, configs.prompt_config(config, len(dataset.classnames), clip.vision.layers)
+            clip, configs.prompt_config(config, len(dataset.classnames), clip.vision.layers, tokens)
         )
 
     return assemble(
@@ -66,7 +71,12 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
 def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:
     """The experiment of a dataset and a backbone that are loaded."""
     clip = pretrained.config
-    prompts = configs.prompt_config(config, len(dataset.classnames), clip.vision.layers)
+    prompts = configs.prompt_config(
+        config,
+        len(dataset.classnames),
+        clip.vision.layers,
+        len(context_tokens(config.text_prompt.init, pretrained.tokenizer)),
+    )
     model = PromptedCLIP(clip, prompts, compute_dtype(config))
     plain = [
         plain_layout(
@@ -90,6 +100,8 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     if remat == "auto":
         images = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
         remat = choose_remat(model, layout.tokens.size // jax.device_count(), images)
+        # Hosts of different memory must not choose different programs.
+        remat = REMAT_CHOICES[devices.of_first(REMAT_CHOICES.index(remat))]
     model = dataclasses.replace(model, remat=remat)
     params = devices.replicate(pretrained.params)
     encode = jax.pmap(
@@ -133,7 +145,7 @@ def initial_prompts(experiment: Experiment) -> Any:
     config, model, pretrained = experiment.config, experiment.model, experiment.pretrained
     words = config.text_prompt.init if model.prompts.text_length else ""
     start = None
-    if words:
+    if context_tokens(words, pretrained.tokenizer):
         embedding = devices.to_host(pretrained.params["text"]["token_embedding"])
         start = context_from_words(words, embedding, pretrained.tokenizer)
     fresh = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(config.seed), start))
