@@ -121,6 +121,13 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
     def guarded(argv: Sequence[str]) -> Any:
         try:
             return main(argv)
+        except (Exception, KeyboardInterrupt) as reason:
+            _end_other_hosts(reason)
+            raise
+
+    def ended(argv: Sequence[str]) -> Any:
+        try:
+            return guarded(argv)
         except UserError as reason:
             if flags.FLAGS.debug:
                 raise
@@ -144,7 +151,15 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be Unicode
     logging.set_verbosity(logging.WARNING)
-    app.run(guarded, flags_parser=parse)
+    app.run(ended, flags_parser=parse)
+
+
+def _end_other_hosts(reason: BaseException) -> None:
+    """End all hosts as this one ends, which does not return then; with one host do nothing."""
+    if "jax" in sys.modules:
+        from dpt_jax.runtime import failures
+
+        failures.end_all(reason)
 
 
 def flag_config() -> tuple[ConfigDict, dict[str, Any], bool]:

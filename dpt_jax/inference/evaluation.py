@@ -14,7 +14,7 @@ from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, Frozen, training_meta
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts
-from dpt_jax.runtime import devices
+from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import Progress
 
 CALIBRATION_BINS = 15
@@ -88,12 +88,7 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
         hosts=hosts,
     )
     # Every host runs the same number of steps, with the last images missing on some.
-    nothing: loader.Batch = {
-        "image": np.zeros((0, *[model.clip.image_size] * 2, 3), np.uint8),
-        "label": np.zeros(0, np.int32),
-        "index": np.zeros(0, np.int32),
-        "weight": np.zeros(0, np.float32),
-    }
+    nothing = loader.no_images(model.clip.image_size)
     parts: list[tuple[np.ndarray, ...]] = []
     with Progress("evaluate", steps) as progress:
         for _ in range(steps):
@@ -110,6 +105,7 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
             ]
             parts.append(tuple(own))
             progress.advance()
+    failures.agree()
     *columns, weight = (
         devices.rows_of_all_hosts(np.concatenate(column)) for column in zip(*parts, strict=True)
     )

@@ -17,7 +17,7 @@ from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_from_words, context_tokens, plain_layout, prompt_layout
-from dpt_jax.runtime import devices
+from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import say
 from dpt_jax.settings import config as configs
 from dpt_jax.storage.checkpoints import Saved, load_newest
@@ -63,9 +63,10 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
             clip, configs.prompt_config(config, len(dataset.classnames), clip.vision.layers, tokens)
         )
 
-    return assemble(
-        config, dataset, pretrained or load_clip(config.clip.weights, compute_dtype(config), accept)
-    )
+    if pretrained is None:
+        pretrained = load_clip(config.clip.weights, compute_dtype(config), accept)
+    failures.agree()  # all hosts have read the same: from here on they need each other
+    return assemble(config, dataset, pretrained)
 
 
 def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:

@@ -3,6 +3,7 @@
 Arrays on devices have a leading axis of this host's devices, as jax.pmap takes and gives them.
 """
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -15,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dpt_jax.errors import UserError
+from dpt_jax.runtime import failures
 
 AXIS = "batch"  # the axis of pmap: every device of every host
 HEARTBEAT_SECONDS = (
@@ -59,6 +61,21 @@ def connect(hosts: Hosts) -> None:
         )
     except (ValueError, RuntimeError) as reason:
         raise UserError(f"the processes of this run could not be connected: {reason}") from reason
+    failures.watch()
+    _check_equal_devices()
+
+
+def _check_equal_devices() -> None:
+    """Raise UserError if the hosts have different numbers of devices.
+
+    A batch is shared equally by all hosts, and then by the devices of each.
+    """
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        words = ", ".join(f"host {host} has {counts[host]}" for host in sorted(counts))
+        raise UserError(
+            f"the hosts have different numbers of devices ({words}): give each of them the same."
+        )
 
 
 def keep_compiled() -> None:

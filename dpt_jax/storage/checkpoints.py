@@ -156,6 +156,15 @@ class Checkpoints:
                 "start one from them with --config.init_from and another --workdir."
             )
         with _reading(directory):
+            there = self._manager.item_metadata(step)["training"]
+            fields = set(getattr(there, "tree", there))
+        if fields != set(like):
+            raise UserError(
+                f"{directory} has a training state of another version ({', '.join(sorted(fields))}), "
+                "which this one cannot go on with: finish the run with the version that began it, "
+                "or start from its prompts with --config.init_from and another --workdir."
+            )
+        with _reading(directory):
             items = ocp.args.Composite(
                 training=ocp.args.StandardRestore(jax.tree.map(np.asarray, like))
             )

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dpt_jax.errors import UserError
-from dpt_jax.runtime import devices
+from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import say
 from dpt_jax.runtime.signals import Stopped
 from dpt_jax.storage.checkpoints import Checkpoints
@@ -49,9 +49,14 @@ class Keeper:
         """
         if step % self._every_steps == 0 or step == self._plan.total:
             return True
-        if not self._every_minutes or (jax.process_count() > 1 and step % STEPS_BETWEEN_CLOCKS):
+        if not self._every_minutes or not self.may_save(step):
             return False
         return devices.first_says(time.monotonic() - self._saved > 60 * self._every_minutes)
+
+    def may_save(self, step: int) -> bool:
+        """Return whether `due` can say so of this step; of several hosts at some steps only."""
+        by_steps = step % self._every_steps == 0 or step == self._plan.total
+        return by_steps or jax.process_count() == 1 or step % STEPS_BETWEEN_CLOCKS == 0
 
     def save(self, step: int, replicated: TrainState) -> None:
         """Begin to save the state after `step`.  Raise UserError as `check` does."""
@@ -63,13 +68,15 @@ class Keeper:
             "momentum": state_to_save(state.opt_state),
             "totals": np.asarray(state.totals),
         }
-        self._checkpoints.save(step, state.prompts, about, training)
+        with failures.fatal():
+            self._checkpoints.save(step, state.prompts, about, training)
         self._saved = time.monotonic()
 
     def stop(self, step: int, replicated: TrainState) -> NoReturn:
         """Save the state after `step` and raise Stopped."""
         self.save(step, replicated)
-        self._checkpoints.wait()
+        with failures.fatal():
+            self._checkpoints.wait()
         say(
             f"stopped at step {step} of {self._plan.total} and saved: "
             "the same command goes on there."

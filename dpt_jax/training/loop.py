@@ -1,5 +1,6 @@
 """Training: the loop around the step, from a new or a saved state to the last epoch."""
 
+import contextlib
 import math
 import pathlib
 import time
@@ -14,7 +15,7 @@ from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, initial_prompts, training_meta
 from dpt_jax.prompts import Prompts
-from dpt_jax.runtime import devices
+from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import Progress, say
 from dpt_jax.runtime.metrics import MetricWriter
 from dpt_jax.runtime.signals import StopRequest
@@ -49,17 +50,17 @@ def train(experiment: Experiment, workdir: pathlib.Path, allow_changes: bool = F
     def images_of(step: int) -> list[str]:
         return [dataset.train[i].path for i in next(batches_from(step - 1))["index"]]
 
-    if devices.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
     with (
-        locked(workdir),
+        _locked_for_all(workdir),
         StopRequest() as stop,
         Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints,
     ):
         # Where the run goes on. The list of its images is written only after it is known that
         # these are the ones that it was trained on so far.
         state = begin(experiment, checkpoints, optimizer, workdir, allow_changes)
-        train_files.write(dataset.train, workdir)
+        failures.agree()
+        with failures.fatal():
+            train_files.write(dataset.train, workdir)
         start = int(state.step)
         if start > plan.total:
             raise UserError(
@@ -77,7 +78,8 @@ def train(experiment: Experiment, workdir: pathlib.Path, allow_changes: bool = F
             experiment, plan, optimizer, state, batches_from(start), keeper, stop, workdir
         )
         # Checkpoints are written in the background: only now is the last one known to be whole.
-        checkpoints.wait()
+        with failures.fatal():
+            checkpoints.wait()
         host: TrainState = devices.to_host(replicated)
         if host.not_finite.steps:
             say(
@@ -85,6 +87,16 @@ def train(experiment: Experiment, workdir: pathlib.Path, allow_changes: bool = F
                 f"the first is step {host.not_finite.first}."
             )
         return host.prompts
+
+
+@contextlib.contextmanager
+def _locked_for_all(workdir: pathlib.Path) -> Iterator[None]:
+    """Make the workdir and keep a second training out of it; all hosts wait until it is so."""
+    if devices.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir):
+        failures.agree()
+        yield
 
 
 def _steps(
@@ -102,6 +114,8 @@ def _steps(
     start, hosts, local = int(state.step), jax.process_count(), jax.local_device_count()
     replicated: TrainState = devices.replicate(state)
     unreadable: set[int] = set()
+    nothing = loader.no_images(experiment.model.clip.image_size)
+    failed: Exception | None = None  # what has kept this host from loading its images
     with (
         MetricWriter(workdir, start) as writer,
         Progress("train", plan.total, start) as progress,
@@ -109,13 +123,15 @@ def _steps(
         since, images = time.perf_counter(), 0
         for step in range(start + 1, plan.total + 1):
             try:
-                batch = next(batches)
-            except Exception:
+                batch = next(batches) if failed is None else nothing
+            except Exception as error:
                 # A SIGTERM to all processes ends those of the loader too. The batches that they
                 # had are loaded again when the run goes on.
-                if not stop or hosts > 1:
-                    raise
-                keeper.stop(step - 1, replicated)
+                if stop and hosts == 1:
+                    keeper.stop(step - 1, replicated)
+                # The other hosts need this one until they agree that the run has failed.
+                failures.hold(error)
+                batch, failed = nothing, error
             images += len(batch["label"]) * hosts
             unreadable.update(batch["index"][batch["weight"] == 0].tolist())
             rows = loader.shard(batch, plan.images_per_host, local, plan.step.microbatch or 1)
@@ -123,16 +139,21 @@ def _steps(
             # Whatever reads the state waits for them: hence once an epoch and no more often.
             replicated = take_step(replicated, experiment.frozen, rows)
             progress.advance()
+            # All hosts ask after every step, so that they stop after the same one.
+            stopping = stop.after(step) and step < plan.total
+            # Nothing is saved or reported of steps that a host took without its images.
+            if stopping or keeper.may_save(step) or step % plan.steps_per_epoch == 0:
+                failures.agree(failed)
             if step % plan.steps_per_epoch == 0:
                 keeper.check(replicated)
                 values = _epoch_values(replicated, plan.schedule, step)
                 values["images_per_s"] = images / (time.perf_counter() - since)
                 since, images = time.perf_counter(), 0
-                writer.write(step, values)
+                with failures.fatal():
+                    writer.write(step, values)
                 line = _line(values, experiment.config.train.epochs)
                 progress.report(line, f"loss {values['loss']:.3f}")
-            # All hosts ask after every step, so that they stop after the same one.
-            if stop.after(step) and step < plan.total:
+            if stopping:
                 keeper.stop(step, replicated)
             if keeper.due(step):
                 keeper.save(step, replicated)

@@ -35,6 +35,7 @@ from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
 from dpt_jax.inference.evaluation import METHODS, PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.inference.experiment import Experiment, prepare
+from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import say
 from dpt_jax.settings import config as configs
 from dpt_jax.training.run import evaluate_run, train_and_evaluate, with_dtype
@@ -157,8 +158,10 @@ class Runner:
         free = tuple(key for key in configs.FREE_ON_RESUME if key not in fixed)
         configs.check_workdir(config, workdir, free)
         made = 0
-        if not _finished(workdir, config):
-            _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
+        # The answer of host 0, so that no host begins a run that the others skip.
+        if not devices.first_says(_finished(workdir, config)):
+            with failures.run():
+                _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
             made += 1
         failed = []
         for target in run.targets:
@@ -174,9 +177,10 @@ class Runner:
         """Tests the prompts of `workdir` on a target, unless that was done."""
         config = target_config(run, target, self.overrides, workdir)
         target_dir = configs.evaluation_dir(workdir, config)
-        if _finished(target_dir, config):
+        if devices.first_says(_finished(target_dir, config)):
             return False
-        _say_result(evaluate_run(config, workdir, target_dir, self._prepare))
+        with failures.run():
+            _say_result(evaluate_run(config, workdir, target_dir, self._prepare))
         return True
 
     def _prepare(self, config: ConfigDict) -> Experiment:
