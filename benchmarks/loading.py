@@ -33,7 +33,7 @@ from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.evaluation import make_classifier
 from dpt_jax.runtime import devices
 from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
-from dpt_jax.training.step import StepConfig, TrainState, make_step
+from dpt_jax.training.step import StepConfig, make_step, new_state
 
 IMAGES = flags.DEFINE_integer("images", 512, "JPEG files to load.", lower_bound=1)
 PIXELS = flags.DEFINE_integer(
@@ -140,13 +140,7 @@ def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
     prompts = experiments.initial_prompts(experiment)
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1))
-    state = TrainState(
-        np.int32(0),
-        prompts,
-        optimizer.init(prompts),
-        np.zeros(3, np.float32),
-        np.zeros(2, np.int32),
-    )
+    state = new_state(prompts, optimizer)
     state = devices.replicate(state)
     shards = loader.shard(batch, BATCH.value, jax.local_device_count())
     state = jax.block_until_ready(step(state, experiment.frozen, shards))

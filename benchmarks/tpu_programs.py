@@ -19,7 +19,7 @@ from dpt_jax.inference.experiment import Frozen, choose_remat
 from dpt_jax.model import PromptedCLIP, Texts
 from dpt_jax.prompts.text import plain_layout, prompt_layout
 from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
-from dpt_jax.training.step import StepConfig, TrainState, make_step
+from dpt_jax.training.step import StepConfig, make_step, new_state
 
 
 class Case(NamedTuple):
@@ -77,12 +77,7 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
         "weight": jax.ShapeDtypeStruct((case.images,), np.float32),
     }
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
-    state = jax.eval_shape(
-        lambda p: TrainState(
-            jnp.int32(0), p, optimizer.init(p), jnp.zeros(3), jnp.zeros(2, jnp.int32)
-        ),
-        prompts,
-    )
+    state = jax.eval_shape(lambda p: new_state(p, optimizer), prompts)
     step: Any = make_step(case.model, optimizer, StepConfig(0.3, 30, 1), on)
     arguments = (stacked(state, case.chips), case.frozen, stacked(batch, case.chips))
     return [("step", step.lower(*arguments))]

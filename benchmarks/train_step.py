@@ -134,25 +134,16 @@ def main(_: list[str]) -> None:
 
 def training(experiment: Any, batch: Any) -> dict[str, Any]:
     """Return step_s, compile_s and compiled_gb of the training step."""
-    import numpy as np
 
     from dpt_jax.inference.experiment import initial_prompts
     from dpt_jax.runtime import devices
     from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
-    from dpt_jax.training.step import StepConfig, TrainState, make_step
+    from dpt_jax.training.step import StepConfig, make_step, new_state
 
     prompts = initial_prompts(experiment)
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1, MICROBATCH.value))
-    state = devices.replicate(
-        TrainState(
-            np.int32(0),
-            prompts,
-            optimizer.init(prompts),
-            np.zeros(3, np.float32),
-            np.zeros(2, np.int32),
-        )
-    )
+    state = devices.replicate(new_state(prompts, optimizer))
     compiled = account(step, state, experiment.frozen, batch) if MEMORY.value else {}
 
     def run() -> Any:

@@ -84,8 +84,9 @@ class PromptedCLIP:
             )
         if self.prompts.text_length > self.clip.context_length - OTHER_TOKENS:
             raise UserError(
-                f"text_prompt.length is {self.prompts.text_length}, but this CLIP's text tower takes "
-                f"{self.clip.context_length} tokens, of which at least {OTHER_TOKENS} are not the prompt's."
+                f"text_prompt.length is {self.prompts.text_length} (with text_prompt.init, as many as "
+                f"its words have tokens), but this CLIP's text tower takes {self.clip.context_length} "
+                f"tokens, of which at least {OTHER_TOKENS} are not the prompt's."
             )
 
     @property

@@ -124,7 +124,7 @@ def test_training_trajectory(case):
         np.testing.assert_allclose(expected, published_rates, rtol=1e-6)
         loss, gradient = step(prompts, epoch < guidance)
         assert loss == pytest.approx(float(case.golden["train_losses"][epoch]), rel=1e-4)
-        updates, state = optimizer.update(gradient, state, prompts)
+        updates, state = optimizer.update(gradient, state, prompts, step=epoch)
         prompts = optax.apply_updates(prompts, updates)
     final = published_tree(case.golden.tensors("final"))
     errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), prompts, final)

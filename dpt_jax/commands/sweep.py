@@ -23,7 +23,7 @@ from dpt_jax.commands import arguments as shared
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dpt_jax.training import plan as plans
+    from dpt_jax.training import grid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,15 +58,15 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         )
     from dpt_jax.runtime.console import say
     from dpt_jax.runtime.files import as_path
-    from dpt_jax.training import plan as plans
+    from dpt_jax.training import grid
     from dpt_jax.training.sweep import Runner, sweep
 
     planned = _plan(flags, given.overrides)
     # An unknown dataset or a value no run can have ends the sweep before it begins.
     for one in planned:
-        plans.run_config(one, given.overrides)
+        grid.run_config(one, given.overrides)
         for target in one.targets:
-            plans.method_config(one.method, target.dataset, given.overrides)
+            grid.method_config(one.method, target.dataset, given.overrides)
     shared.connect_hosts(flags)
     runs = as_path(flags.runs)
     failed = sweep(planned, Runner(runs, given.overrides))
@@ -78,25 +78,25 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         sys.exit(1)
 
 
-def _plan(flags: argparse.Namespace, overrides: "plans.Overrides") -> list["plans.Run"]:
+def _plan(flags: argparse.Namespace, overrides: "grid.Overrides") -> list["grid.Run"]:
     """Return the runs that the flags ask for.  Raise UserError where they contradict each other."""
     from dpt_jax.methods import METHODS
-    from dpt_jax.training import plan as plans
+    from dpt_jax.training import grid
 
-    for key, flag in plans.SWEPT.items():
+    for key, flag in grid.SWEPT.items():
         if key in overrides:
             raise UserError(f"--config.{key}: the sweep varies it, use {flag}.")
     methods = list(METHODS) if flags.methods is None else _names(flags.methods)
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise UserError(f"--methods: {unknown[0]!r} is not one of {', '.join(METHODS)}.")
-    datasets, targets = plans.PROTOCOLS[flags.protocol]
-    if flags.targets and flags.protocol == plans.BASE_TO_NEW:
+    datasets, targets = grid.PROTOCOLS[flags.protocol]
+    if flags.targets and flags.protocol == grid.BASE_TO_NEW:
         raise UserError(
             "--targets: base-to-new tests on the other half of the classes, and on no other "
             "dataset."
         )
-    planned = plans.plan(
+    planned = grid.plan(
         flags.protocol,
         methods,
         datasets if flags.datasets is None else _names(flags.datasets),

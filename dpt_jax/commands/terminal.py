@@ -1,16 +1,12 @@
 """How a command ends: one sentence and exit code 2 for wrong input, a traceback for a bug."""
 
-import errno
 import io
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
 
 from dpt_jax.errors import UserError
-
-INTERRUPTED = 130  # Ctrl-C while there is nothing to save
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from dpt_jax.runtime import failures
 
 _debug = False
 
@@ -22,29 +18,25 @@ def keep_tracebacks(wanted: bool) -> None:
 
 
 def guard(command: Callable[[], None]) -> None:
-    """Run a command, and end the process as its errors ask for."""
+    """Run a command, and end the process, and those of other hosts, as its errors ask for."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be Unicode
     try:
         command()
-    except UserError as reason:
-        if _debug:
-            raise
-        _stop(reason)
     except BrokenPipeError:  # the reader, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr, flush=True)
-        sys.exit(INTERRUPTED)
-    except OSError as reason:
-        if reason.errno not in NO_ROOM or _debug:
+    except (Exception, KeyboardInterrupt) as error:
+        _end_other_hosts(error)
+        code, line = failures.ending(error)
+        if code == failures.BUG or (_debug and isinstance(error, UserError)):
             raise
-        file = reason.filename or "a file"
-        _stop(f"{file} cannot be written ({reason.strerror}): make room, and try again.")
+        print(line, file=sys.stderr, flush=True)
+        sys.exit(code)
 
 
-def _stop(reason: object) -> NoReturn:
-    print(f"error: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
-    sys.exit(2)
+def _end_other_hosts(error: BaseException) -> None:
+    """End all hosts as this one ends, which does not return then; with one host do nothing."""
+    if "jax" in sys.modules:  # otherwise there is no other host yet
+        failures.end_all(error)

@@ -9,7 +9,7 @@ saved (the same command goes on), 130 interrupted before there was anything to s
 """
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dpt_jax.commands import arguments as shared
 from dpt_jax.errors import UserError
@@ -62,7 +62,7 @@ def train(given: "ConfigArguments", named: "epath.Path | None", allow_changes: b
     from dpt_jax import settings
     from dpt_jax.runtime.console import say
     from dpt_jax.storage import prompt_file
-    from dpt_jax.training.run import train_and_evaluate
+    from dpt_jax.training.run import train_and_evaluate, with_dtype
 
     workdir = named or settings.default_workdir(given.config)
     if prompt_file.is_prompt_file(workdir):
@@ -71,10 +71,11 @@ def train(given: "ConfigArguments", named: "epath.Path | None", allow_changes: b
             "from it with --config.init_from and a folder as --workdir."
         )
     config = settings.settings_for_training(given.config, given.overrides, workdir)
+    config = with_dtype(config, workdir)
     may_change = settings.keys_that_may_change(asked=allow_changes)
     if changed := settings.check_same_run(config, workdir, may_change):
         say(f"{workdir}: going on with other settings than it was started with: {changed}.")
-    train_and_evaluate(config, workdir, allow_changes)
+    _report(train_and_evaluate(config, workdir, allow_changes), workdir)
 
 
 def evaluate(given: "ConfigArguments", named: "epath.Path | None") -> None:
@@ -82,7 +83,8 @@ def evaluate(given: "ConfigArguments", named: "epath.Path | None") -> None:
     from dpt_jax import settings
     from dpt_jax.runtime.files import as_path
     from dpt_jax.storage import prompt_file
-    from dpt_jax.training.run import evaluate_saved
+    from dpt_jax.storage.checkpoints import FOLDER
+    from dpt_jax.training.run import evaluate_run
 
     overrides = dict(given.overrides)
     workdir = named or settings.default_workdir(given.config)
@@ -99,4 +101,14 @@ def evaluate(given: "ConfigArguments", named: "epath.Path | None") -> None:
     config = settings.settings_for_evaluation(given.config, overrides, given.dataset_named, workdir)
     if elsewhere:
         workdir = settings.evaluation_dir(as_path(config.init_from), config)
-    evaluate_saved(config, workdir, "init_from" in overrides)
+    named_elsewhere = "init_from" in overrides or not (workdir / FOLDER).exists()
+    source = as_path(config.init_from) if config.init_from and named_elsewhere else workdir
+    _report(evaluate_run(config, source, workdir), workdir)
+
+
+def _report(results: dict[str, Any], workdir: "epath.Path") -> None:
+    from dpt_jax.inference.results import RESULTS_FILE, summary
+    from dpt_jax.runtime.console import say
+
+    say(summary(results))
+    say(f"results: {workdir / RESULTS_FILE}")

@@ -125,6 +125,16 @@ def _leave_ctrl_c_to_the_run(worker: int, workers: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def no_images(size: int) -> Batch:
+    """Return a batch of no image, of which `shard` makes one of padding alone."""
+    return {
+        "image": np.zeros((0, size, size, 3), np.uint8),
+        "label": np.zeros(0, np.int32),
+        "index": np.zeros(0, np.int32),
+        "weight": np.zeros(0, np.float32),
+    }
+
+
 def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:
     """The batch padded to `rows` and split over the devices: (devices, b, …), b rounded up to a multiple.
 

@@ -16,7 +16,7 @@ from dpt_jax.inference.provenance import describe
 from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.inference.scores import calibration, class_scores, distinct
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts
-from dpt_jax.runtime import devices
+from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import Progress
 from dpt_jax.storage.checkpoints import Saved
 
@@ -87,12 +87,7 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
         hosts=hosts,
     )
     # Every host runs the same number of steps, with the last images missing on some.
-    nothing: loader.Batch = {
-        "image": np.zeros((0, *[model.clip.image_size] * 2, 3), np.uint8),
-        "label": np.zeros(0, np.int32),
-        "index": np.zeros(0, np.int32),
-        "weight": np.zeros(0, np.float32),
-    }
+    nothing = loader.no_images(model.clip.image_size)
     running: list[tuple[Any, loader.Batch]] = []
     parts: list[tuple[np.ndarray, ...]] = []
     with Progress("evaluate", steps) as progress:
@@ -106,6 +101,7 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
                 parts.append(_columns(*running.pop(0), rows))
             progress.advance()
         parts += [_columns(*one, rows) for one in running]
+    failures.agree()
     *columns, weight = (
         devices.rows_of_all_hosts(np.concatenate(column)) for column in zip(*parts, strict=True)
     )

@@ -18,10 +18,12 @@ from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.prompts.text import context_from_words, plain_layout, prompt_layout
-from dpt_jax.runtime import devices
+from dpt_jax.prompts.text import context_from_words, context_tokens, plain_layout, prompt_layout
+from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import say
 from dpt_jax.storage.checkpoints import Saved, load_newest
+
+REMAT_CHOICES = ("matmuls", "blocks")  # of train.remat=auto
 
 
 class Frozen(NamedTuple):
@@ -55,19 +57,28 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
 
     def accept(clip: CLIPConfig) -> None:
         """Raises UserError where a tower has no such layers, before its weights are read."""
+        # Of words to start from, the tokenizer will say how many tokens they have.
+        tokens = 1 if config.text_prompt.init.strip() else 0
         PromptedCLIP(
-            clip, settings.prompt_config(config, len(dataset.classnames), clip.vision.layers)
+            clip,
+            settings.prompt_config(config, len(dataset.classnames), clip.vision.layers, tokens),
         )
 
-    return assemble(
-        config, dataset, pretrained or load_clip(config.clip.weights, compute_dtype(config), accept)
-    )
+    if pretrained is None:
+        pretrained = load_clip(config.clip.weights, compute_dtype(config), accept)
+    failures.agree()  # all hosts have read the same: from here on they need each other
+    return assemble(config, dataset, pretrained)
 
 
 def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:
     """The experiment of a dataset and a backbone that are loaded."""
     clip = pretrained.config
-    prompts = settings.prompt_config(config, len(dataset.classnames), clip.vision.layers)
+    prompts = settings.prompt_config(
+        config,
+        len(dataset.classnames),
+        clip.vision.layers,
+        len(context_tokens(config.text_prompt.init, pretrained.tokenizer)),
+    )
     model = PromptedCLIP(clip, prompts, compute_dtype(config))
     plain = plain_layouts(config, dataset.classnames, pretrained)
     layout = plain[0]
@@ -77,6 +88,8 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     if remat == "auto":
         images = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
         remat = choose_remat(model, layout.tokens.size // jax.device_count(), images)
+        # Hosts of different memory must not choose different programs.
+        remat = REMAT_CHOICES[devices.of_first(REMAT_CHOICES.index(remat))]
     model = dataclasses.replace(model, remat=remat)
     params = devices.replicate(pretrained.params)
     encode = jax.pmap(
@@ -152,7 +165,7 @@ def initial_prompts(experiment: Experiment) -> Any:
     config, model, pretrained = experiment.config, experiment.model, experiment.pretrained
     words = config.text_prompt.init if model.prompts.text_length else ""
     start = None
-    if words:
+    if context_tokens(words, pretrained.tokenizer):
         embedding = devices.to_host(pretrained.params["text"]["token_embedding"])
         start = context_from_words(words, embedding, pretrained.tokenizer)
     fresh = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(config.seed), start))

@@ -1,4 +1,4 @@
-"""The text prompt (CoOp): learned context tokens in front of, around or behind the class name.
+"""The text prompt (CoOp): learned context tokens before, around or after the class name.
 
 Symbols of the paper: C classes, n context tokens, D_t width of the text tower.
 """
@@ -17,7 +17,8 @@ from dpt_jax.errors import UserError
 
 POSITIONS = ("end", "middle", "front")
 Row = list[tuple[int, int]]  # one text as (token id, context row or -1) a position
-ROW = 64  # tokens of packed texts a row: enough to leave little padding, few enough that attention stays cheap
+# Tokens of packed texts a row: enough to leave little padding, few enough for cheap attention.
+ROW = 64
 
 
 class TextPrompt(nn.Module):
@@ -39,24 +40,41 @@ class TextPrompt(nn.Module):
         return self.param("context", self.context_init, (self.depth, *own, self.length, self.width))
 
 
-def context_from_words(words: str, token_embedding: Any, tokenizer: Tokenizer) -> np.ndarray:
-    """Embeddings (n, D_t) of n words, which a context can start from.
+def as_words(text: str) -> str:
+    """Return a class name, or a text with one in it, as CLIP reads it: underscores are spaces.
 
-    Raises UserError where a word is not a single token of the vocabulary.
+    Every text of a class goes through here, so that all methods read the same name.
     """
-    ids = []
-    for word in words.replace("_", " ").split():
-        tokens = tokenizer.encode(word)
-        if len(tokens) != 1:
-            raise UserError(
-                f"text_prompt.init: {word!r} is {len(tokens)} tokens; use words that are one token each."
-            )
-        ids += tokens
-    return np.asarray(token_embedding, np.float32)[ids]
+    return text.replace("_", " ")
+
+
+def context_tokens(words: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens that a context starts from, however many a word has; none if it is blank.
+
+    Raise UserError for what stands for a class name or for a special token.
+    """
+    if "{" in words or "}" in words:
+        raise UserError(
+            f"text_prompt.init: {words!r} has a brace: give the words of the context alone. The "
+            "class name comes after them, or where text_prompt.class_position puts it."
+        )
+    tokens = tokenizer.encode(as_words(words).strip())
+    special = [tokenizer.decode([t]) for t in tokens if t in (tokenizer.start, tokenizer.end)]
+    if special:
+        raise UserError(
+            f"text_prompt.init: {words!r} has the special token {special[0]}, which marks the "
+            "start or the end of a text: leave it out."
+        )
+    return tokens
+
+
+def context_from_words(words: str, token_embedding: Any, tokenizer: Tokenizer) -> np.ndarray:
+    """Return the embeddings (n, D_t) of the n tokens of some words.  Raise as context_tokens."""
+    return np.asarray(token_embedding, np.float32)[context_tokens(words, tokenizer)]
 
 
 def initializer(start: np.ndarray | None) -> Callable[..., jax.Array]:
-    """N(0, 0.02²), with the input layer's context set to `start` (n, D_t) where one is given."""
+    """Return N(0, 0.02²), with the input layer's context set to `start` (n, D_t) if given."""
     normal = nn.initializers.normal(0.02)
     if start is None:
         return normal
@@ -75,11 +93,11 @@ def prompt_layout(
     class_specific: bool = False,
     context_length: int = 77,
 ) -> TextLayout:
-    """The texts "ctx NAME." with n = length context tokens, SPEC's "Text prompt".
+    """Return the texts "ctx NAME." with n = length context tokens.
 
     position: "end" [SOS, ctx, NAME, ".", EOT], "middle" (half of the context
     on either side of the name) or "front" [SOS, NAME, ctx, ".", EOT].
-    Raises UserError for an unknown position or a text over context_length.
+    Raise UserError for an unknown position or a text over context_length.
     """
     if position not in POSITIONS:
         raise UserError(
@@ -90,9 +108,9 @@ def prompt_layout(
     for c, name in enumerate(classnames):
         first = c * length if class_specific else 0
         context = [(0, first + i) for i in range(length)]
-        name = name.replace("_", " ")
+        name = as_words(name)
         tokens = [(t, -1) for t in tokenizer.encode(name + ".")]
-        # "end" puts no context behind the name, so where the name stops does not matter there.
+        # "end" puts no context after the name, so where the name stops does not matter there.
         stop = len(tokenizer.encode(name)) if before < length else 0
         words = [*context[:before], *tokens[:stop], *context[before:], *tokens[stop:]]
         rows.append([(tokenizer.start, -1), *words, (tokenizer.end, -1)])
@@ -102,9 +120,9 @@ def prompt_layout(
 def plain_layout(
     texts: Sequence[str], tokenizer: Tokenizer, context_length: int = 77
 ) -> TextLayout:
-    """Ordinary texts, without context.  Raises UserError for one over context_length."""
+    """Return ordinary texts, without context.  Raise UserError for one over context_length."""
     rows = [
-        [(t, -1) for t in (tokenizer.start, *tokenizer.encode(text), tokenizer.end)]
+        [(t, -1) for t in (tokenizer.start, *tokenizer.encode(as_words(text)), tokenizer.end)]
         for text in texts
     ]
     return _layout(rows, texts, context_length)
@@ -114,8 +132,8 @@ def _layout(rows: list[Row], names: Sequence[str], context_length: int) -> TextL
     for name, row in zip(names, rows, strict=True):
         if len(row) > context_length:
             raise UserError(
-                f"{name!r} makes a text of {len(row)} tokens, but CLIP's text tower takes {context_length}: "
-                "shorten the name, the template or text_prompt.length."
+                f"{name!r} makes a text of {len(row)} tokens, but CLIP's text tower takes "
+                f"{context_length}: shorten the name, the template or text_prompt.length."
             )
     # What all texts begin with is encoded once; each keeps at least its end-of-text token.
     shared, shortest = 0, min(map(len, rows))
@@ -143,8 +161,10 @@ def _layout(rows: list[Row], names: Sequence[str], context_length: int) -> TextL
 
 
 def pack(lengths: Sequence[int]) -> list[list[int]]:
-    """The texts of these lengths by rows of at most ROW tokens (or of the longest text): the fewest rows that their
-    sum asks for, and the narrowest that hold them."""
+    """Return the texts of these lengths by rows of at most ROW tokens, or of the longest text.
+
+    They are as few rows as the sum of the lengths allows, and the narrowest that hold them.
+    """
     widest = max(ROW, *lengths)
     rows = -(-sum(lengths) // widest)
     for room in range(max(-(-sum(lengths) // rows), *lengths), widest + 1):
@@ -155,7 +175,7 @@ def pack(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """The longest first, each into the first row that has room."""
+    """Return rows that are filled with the longest text first, each into the first with room."""
     rows: list[list[int]] = []
     free: list[int] = []
     for c in sorted(range(len(lengths)), key=lambda c: -lengths[c]):

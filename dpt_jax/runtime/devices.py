@@ -3,6 +3,7 @@
 Arrays on devices have a leading axis of this host's devices, as jax.pmap takes and gives them.
 """
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -15,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dpt_jax.errors import UserError
+from dpt_jax.runtime import failures
 
 AXIS = "batch"  # the axis of pmap: every device of every host
 HEARTBEAT_SECONDS = (
@@ -59,6 +61,21 @@ def connect(hosts: Hosts) -> None:
         )
     except (ValueError, RuntimeError) as reason:
         raise UserError(f"the processes of this run could not be connected: {reason}") from reason
+    failures.watch()
+    _check_equal_devices()
+
+
+def _check_equal_devices() -> None:
+    """Raise UserError if the hosts have different numbers of devices.
+
+    A batch is shared equally by all hosts, and then by the devices of each.
+    """
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        words = ", ".join(f"host {host} has {counts[host]}" for host in sorted(counts))
+        raise UserError(
+            f"the hosts have different numbers of devices ({words}): give each of them the same."
+        )
 
 
 def keep_compiled() -> None:
@@ -83,10 +100,46 @@ def _processor() -> str:
 
 
 def memory() -> int:
-    """Bytes that one device has, on a CPU its share of the machine's."""
+    """Return the bytes that one device has; a CPU device has its share of this process's memory."""
     stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", host_memory() // jax.local_device_count())
+
+
+def host_memory(root: pathlib.Path = pathlib.Path("/")) -> int:
+    """Return the bytes of memory of this machine, or of the container if it is allowed fewer."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return stats.get("bytes_limit", machine // jax.local_device_count())
+    return min([machine, *_container_limits(root)])
+
+
+def _container_limits(root: pathlib.Path) -> list[int]:
+    """Return the memory limits of the process's control groups, of version 1 or 2, if any.
+
+    Each group is limited by those above it too. Within a container the path of
+    the group may be that of the machine, of which only the top is mounted.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not a Linux
+        return []
+    limits = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if not controllers:
+            top, file = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            top, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        folder = top / group.strip("/")
+        for one in (folder, *folder.parents):
+            if one == top.parent:
+                break
+            try:
+                limits.append(int((one / file).read_text()))
+            except (OSError, ValueError):  # not mounted here, or "max"
+                continue
+    return limits
 
 
 def is_first() -> bool:
@@ -125,12 +178,15 @@ def on_all_hosts(here: bool) -> bool:
 
 
 def first_says(here: bool) -> bool:
-    """What the first host says, for all of them."""
-    return (
-        bool(multihost_utils.broadcast_one_to_all(np.int32(here)))
-        if jax.process_count() > 1
-        else here
-    )
+    """Return what host 0 says, on all hosts, each of which asks."""
+    return bool(of_first(int(here)))
+
+
+def of_first(number: int) -> int:
+    """Return host 0's number, on all hosts, each of which asks."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def sum_over_hosts(number: int) -> int:

@@ -35,14 +35,19 @@ def method(config: ConfigDict) -> str:
     return prompt_config(config, classes=1, layers=1).method
 
 
-def prompt_config(config: ConfigDict, classes: int, layers: int) -> PromptConfig:
-    """Return the prompts that a configuration asks for, on a vision tower of `layers` layers."""
+def prompt_config(
+    config: ConfigDict, classes: int, layers: int, init_tokens: int = 0
+) -> PromptConfig:
+    """Return the prompts that a configuration asks for, on a vision tower of `layers` layers.
+
+    init_tokens: how many tokens the words of text_prompt.init have, which the tokenizer knows.
+    They decide the length of a text prompt that is on.
+    """
     text, cavpt = config.text_prompt, config.cavpt
-    words = text.init.replace("_", " ").split() if text.length else []
     first = cavpt.first_layer + layers + 1 if cavpt.first_layer < 0 else cavpt.first_layer
     return PromptConfig(
         classes=classes,
-        text_length=len(words) or text.length,
+        text_length=text.length and (init_tokens or text.length),
         text_depth=text.depth,
         class_specific=text.class_specific,
         visual_length=config.visual_prompt.length,

@@ -169,6 +169,16 @@ class Checkpoints:
                 "go on with: start one from them with --config.init_from and another --workdir."
             )
         with self._reading(step):
+            there = self._manager.item_metadata(step)["training"]
+            fields = set(getattr(there, "tree", there))
+        if fields != set(like):
+            raise UserError(
+                f"{self.directory / str(step)} has a training state of another version "
+                f"({', '.join(sorted(fields))}), which this one cannot go on with: finish the run "
+                "with the version that began it, or start from its prompts with "
+                "--config.init_from and another --workdir."
+            )
+        with self._reading(step):
             like = jax.tree.map(np.asarray, like)
             items = ocp.args.Composite(training=ocp.args.StandardRestore(like))
             training = jax.tree.map(np.asarray, self._manager.restore(step, args=items)["training"])

@@ -1,281 +1,213 @@
-"""Training: the loop around the step, what it keeps, and how it stops."""
+"""Training: the loop around the step, from a new or a saved state to the last epoch."""
 
-import functools
+import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from dpt_jax.data import loader
-from dpt_jax.data.dataset import Dataset
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, initial_prompts, training_meta
-from dpt_jax.runtime import devices
+from dpt_jax.prompts import Prompts
+from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import Progress, say
 from dpt_jax.runtime.metrics import MetricWriter
-from dpt_jax.runtime.signals import Stopped, StopRequest
+from dpt_jax.runtime.signals import StopRequest
 from dpt_jax.storage.checkpoints import Checkpoints
 from dpt_jax.storage.lock import locked
-from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
-from dpt_jax.training.step import StepConfig, TrainState, make_step
-
-TRAIN_FILES = "train_files.txt"
-STEPS_BETWEEN_CLOCKS = (
-    20  # of several hosts, for which a look at the first one's clock is a message
+from dpt_jax.training import train_files
+from dpt_jax.training.keeper import Keeper
+from dpt_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rates,
+    make_optimizer,
+    state_from_saved,
 )
+from dpt_jax.training.plan import Plan, batches_of, make_plan
+from dpt_jax.training.step import NotFinite, Totals, TrainState, make_step, new_state
 
 
-class Plan(NamedTuple):
-    """The numbers of a training. rows: of a batch on this host."""
+def train(experiment: Experiment, workdir: pathlib.Path, allow_changes: bool = False) -> Prompts:
+    """Train to the last epoch, from the newest checkpoint if there is one; return the prompts.
 
-    rows: int
-    total: int
-    schedule: OptimizerConfig
-    step: StepConfig
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps."""
-        return self.step.steps_per_epoch
-
-
-def plan(config: ConfigDict, images: int) -> Plan:
-    """How a configuration trains on so many images."""
-    rows = -(-min(config.train.batch_size, images) // jax.process_count())
-    per_epoch = loader.steps_per_epoch(images, config.train.batch_size)
-    schedule = OptimizerConfig(
-        visual_lr=config.train.visual_lr,
-        text_lr=config.train.text_lr,
-        warmup_epochs=config.train.warmup_epochs,
-        schedule_epochs=config.train.schedule_epochs or config.train.epochs,
-        steps_per_epoch=per_epoch,
-    )
-    step = StepConfig(
-        alpha=config.loss.alpha,
-        guidance_epochs=config.loss.guidance_epochs,
-        steps_per_epoch=per_epoch,
-        microbatch=min(config.train.microbatch, -(-rows // jax.local_device_count())),
-        skip=config.train.skip_nonfinite,
-    )
-    return Plan(rows, per_epoch * config.train.epochs, schedule, step)
-
-
-class Keeper:
-    """Saves a run when it is due, and stops it behind a step that is not finite."""
-
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        about: dict[str, Any],
-        plan: Plan,
-        config: ConfigDict,
-        images_of: Callable[[int], list[str]],
-    ) -> None:
-        """about: what is saved with the prompts, whenever. config: config.checkpoint. images_of: the paths of a step's
-        images."""
-        self._checkpoints, self._about, self._plan, self._images_of = (
-            checkpoints,
-            about,
-            plan,
-            images_of,
-        )
-        self._steps, self._minutes = config.every_steps, config.every_minutes
-        self._saved = time.monotonic()
-
-    def due(self, now: int) -> bool:
-        """Whether to save behind step `now`: every so many steps and minutes, and at the end.
-
-        The hosts ask together, and the first one's clock goes.
-        """
-        if now % self._steps == 0 or now == self._plan.total:
-            return True
-        if not self._minutes or (jax.process_count() > 1 and now % STEPS_BETWEEN_CLOCKS):
-            return False
-        return devices.first_says(time.monotonic() - self._saved > 60 * self._minutes)
-
-    def save(self, now: int, replicated: TrainState) -> None:
-        """Starts to save the state behind step `now`.  Raises UserError, see `check`."""
-        self.check(replicated)
-        host = devices.to_host(replicated)
-        about = self._about | {"epoch": now // self._plan.per_epoch, "bad": host.bad.tolist()}
-        self._checkpoints.save(
-            now, host.prompts, about, {"opt_state": host.opt_state, "totals": host.totals}
-        )
-        self._saved = time.monotonic()
-
-    def stop(self, now: int, replicated: TrainState) -> NoReturn:
-        """Saves the state behind step `now` and raises Stopped."""
-        self.save(now, replicated)
-        self._checkpoints.wait()
-        say(
-            f"stopped at step {now} of {self._plan.total} and saved: the same command goes on there."
-        )
-        raise Stopped
-
-    def check(self, replicated: TrainState) -> None:
-        """Raises UserError naming the first step that was not finite, unless such steps are left out."""
-        bad, first = devices.to_host(replicated.bad).tolist()
-        if not bad or self._plan.step.skip:
-            return
-        self._checkpoints.wait()
-        good = self._checkpoints.steps()
-        last = (
-            f"the last good checkpoint is of step {good[0]}"
-            if good
-            else "there is no checkpoint before it"
-        )
-        raise UserError(
-            f"the loss or its gradient is not finite at step {first}; {last} ({self._checkpoints.directory}). The "
-            f"images of the step: {', '.join(self._images_of(first))}. Look at these, try a smaller train.visual_lr "
-            "or dtype=float32, or leave such steps out with --config.train.skip_nonfinite=True."
-        )
-
-
-def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
-    """Trains to the last epoch, from the newest checkpoint where there is one; the prompts, on the host.
-
-    Writes checkpoints, metrics and the list of training images to the workdir.
-    Raises UserError where there is nothing to train on, another process trains
-    in the workdir, a checkpoint cannot be written or a step is not finite, and
-    Stopped when a signal asks for it.
+    Write checkpoints, metrics and the list of training images to the workdir.
+    Raise UserError if there is nothing to train on, another process trains in
+    the workdir, a run goes on with other images (unless `allow_changes`), a
+    checkpoint cannot be written or a step is not finite. Raise Stopped if a
+    signal asks for it.
     """
-    config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    check_trainable(dataset, config.dataset.name)
-    hosts, local = jax.process_count(), jax.local_device_count()
-    numbers = plan(config, len(dataset.train))
-    total, microbatch = numbers.total, numbers.step.microbatch or 1
-    optimizer = make_optimizer(numbers.schedule)
-    step = make_step(model, optimizer, numbers.step)
-    make_batches = functools.partial(
-        loader.train_batches,
-        dataset.read,
-        dataset.train,
-        model.clip.image_size,
-        config.train.batch_size,
-        config.train.epochs,
-        config.seed,
-        config.train.augment,
-        config.dataset.workers,
-        skip_unreadable=config.dataset.on_error == "skip",
-        host=jax.process_index(),
-        hosts=hosts,
-    )
+    config, dataset = experiment.config, experiment.dataset
+    train_files.check_trainable(dataset, config.dataset.name)
+    plan = make_plan(config, len(dataset.train))
+    optimizer = make_optimizer(plan.schedule)
+    batches_from = batches_of(experiment)
 
     def images_of(step: int) -> list[str]:
-        return [dataset.train[i].path for i in next(make_batches(start=step - 1))["index"]]
+        return [dataset.train[i].path for i in next(batches_from(step - 1))["index"]]
 
-    if devices.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
     with (
-        locked(workdir),
+        _locked_for_all(workdir),
         StopRequest() as stop,
         Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints,
     ):
-        if devices.is_first():
-            paths = "".join(f"{example.path}\n" for example in dataset.train)
-            (workdir / TRAIN_FILES).write_text(paths, encoding="utf-8", errors="surrogateescape")
-        state = begin(experiment, checkpoints, optimizer)
-        start, learned = int(state.step), sum(x.size for x in jax.tree.leaves(state.prompts))
-        if start == total:
-            say(f"{workdir}: training is finished (step {total}); evaluating only.")
-            return state.prompts
-        if start:
-            say(f"{workdir}: going on at step {start} of {total}.")
-        say(
-            f"Training {model.prompts.method} on {len(dataset.train)} images of {len(dataset.classnames)} classes: "
-            f"{config.train.epochs} epochs of {numbers.per_epoch} steps, {learned:,} learned numbers, "
-            f"{_devices_in_words()}, {jnp.dtype(model.dtype).name}."
-        )
-        keeper = Keeper(
-            checkpoints, training_meta(experiment), numbers, config.checkpoint, images_of
-        )
-        batches, replicated = make_batches(start=start), devices.replicate(state)
-        unreadable: set[int] = set()
-        with MetricWriter(workdir, start) as writer, Progress("train", total, start) as progress:
-            since, images = time.perf_counter(), 0
-            for now in range(start + 1, total + 1):
-                try:
-                    batch = next(batches)
-                except Exception:
-                    # A SIGTERM to all processes ends the loader's; what they had is loaded again when the run goes on.
-                    if not stop or hosts > 1:
-                        raise
-                    keeper.stop(now - 1, replicated)
-                images += len(batch["label"]) * hosts
-                unreadable.update(batch["index"][batch["weight"] == 0].tolist())
-                replicated = step(
-                    replicated,
-                    experiment.frozen,
-                    loader.shard(batch, numbers.rows, local, microbatch),
-                )
-                progress.advance()
-                if now % numbers.per_epoch == 0:
-                    keeper.check(replicated)
-                    values = _epoch_values(replicated, numbers.schedule, now)
-                    values["images_per_s"] = images / (time.perf_counter() - since)
-                    since, images = time.perf_counter(), 0
-                    writer.write(now, values)
-                    progress.report(
-                        _line(values, config.train.epochs), f"loss {values['loss']:.3f}"
-                    )
-                if stop.after(now) and now < total:
-                    keeper.stop(now, replicated)
-                if keeper.due(now):
-                    keeper.save(now, replicated)
-        checkpoints.wait()
-        if left_out := devices.sum_over_hosts(len(unreadable)):
-            say(
-                f"{left_out} of {len(dataset.train)} training images could not be read and were left out."
+        # Where the run goes on. The list of its images is written only after it is known that
+        # these are the ones that it was trained on so far.
+        state = begin(experiment, checkpoints, optimizer, workdir, allow_changes)
+        failures.agree()
+        with failures.fatal():
+            train_files.write(dataset.train, workdir)
+        start = int(state.step)
+        if start > plan.total:
+            raise UserError(
+                f"{workdir} was trained for {start} steps, but these settings end at step "
+                f"{plan.total}: give at least as many epochs, or use another --workdir."
             )
-        host = devices.to_host(replicated)
-        if host.bad[0]:
+        if start == plan.total:
+            say(f"{workdir}: training is finished (step {start}); evaluating only.")
+            return state.prompts
+        _say_start(experiment, plan, state, workdir)
+
+        about = training_meta(experiment) | {train_files.DIGEST: train_files.digest(dataset.train)}
+        keeper = Keeper(checkpoints, about, plan, config.checkpoint, images_of)
+        replicated = _steps(
+            experiment, plan, optimizer, state, batches_from(start), keeper, stop, workdir
+        )
+        # Checkpoints are written in the background: only now is the last one known to be whole.
+        with failures.fatal():
+            checkpoints.wait()
+        host: TrainState = devices.to_host(replicated)
+        if host.not_finite.steps:
             say(
-                f"{host.bad[0]} of {total} steps were not finite and were left out, the first is step {host.bad[1]}."
+                f"{host.not_finite.steps} of {plan.total} steps were not finite and were left out, "
+                f"the first is step {host.not_finite.first}."
             )
         return host.prompts
 
 
-def check_trainable(dataset: Dataset, name: str) -> None:
-    """Raises UserError where a class has no image to train on."""
-    if not dataset.train:
-        raise UserError(
-            f"{name} has test images only: train on another dataset, and test its prompts here with "
-            f"--config=configs/METHOD.py:{name} --mode=eval --config.init_from=WORKDIR."
+@contextlib.contextmanager
+def _locked_for_all(workdir: pathlib.Path) -> Iterator[None]:
+    """Make the workdir and keep a second training out of it; all hosts wait until it is so."""
+    if devices.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir):
+        failures.agree()
+        yield
+
+
+def _steps(
+    experiment: Experiment,
+    plan: Plan,
+    optimizer: optax.GradientTransformationExtraArgs,
+    state: TrainState,
+    batches: Iterator[loader.Batch],
+    keeper: Keeper,
+    stop: StopRequest,
+    workdir: pathlib.Path,
+) -> TrainState:
+    """Take all steps from `state` on; return the last state, on the devices."""
+    take_step = make_step(experiment.model, optimizer, plan.step)
+    start, hosts, local = int(state.step), jax.process_count(), jax.local_device_count()
+    replicated: TrainState = devices.replicate(state)
+    unreadable: set[int] = set()
+    nothing = loader.no_images(experiment.model.clip.image_size)
+    failed: Exception | None = None  # what has kept this host from loading its images
+    with (
+        MetricWriter(workdir, start) as writer,
+        Progress("train", plan.total, start) as progress,
+    ):
+        since, images = time.perf_counter(), 0
+        for step in range(start + 1, plan.total + 1):
+            try:
+                batch = next(batches) if failed is None else nothing
+            except Exception as error:
+                # A SIGTERM to all processes ends those of the loader too. The batches that they
+                # had are loaded again when the run goes on.
+                if stop and hosts == 1:
+                    keeper.stop(step - 1, replicated)
+                # The other hosts need this one until they agree that the run has failed.
+                failures.hold(error)
+                batch, failed = nothing, error
+            images += len(batch["label"]) * hosts
+            unreadable.update(batch["index"][batch["weight"] == 0].tolist())
+            rows = loader.shard(batch, plan.images_per_host, local, plan.step.microbatch or 1)
+            # JAX returns before the devices are done, so that the next batch is loaded meanwhile.
+            # Whatever reads the state waits for them: hence once an epoch and no more often.
+            replicated = take_step(replicated, experiment.frozen, rows)
+            progress.advance()
+            # All hosts ask after every step, so that they stop after the same one.
+            stopping = stop.after(step) and step < plan.total
+            # Nothing is saved or reported of steps that a host took without its images.
+            if stopping or keeper.may_save(step) or step % plan.steps_per_epoch == 0:
+                failures.agree(failed)
+            if step % plan.steps_per_epoch == 0:
+                keeper.check(replicated)
+                values = _epoch_values(replicated, plan.schedule, step)
+                values["images_per_s"] = images / (time.perf_counter() - since)
+                since, images = time.perf_counter(), 0
+                with failures.fatal():
+                    writer.write(step, values)
+                line = _line(values, experiment.config.train.epochs)
+                progress.report(line, f"loss {values['loss']:.3f}")
+            if stopping:
+                keeper.stop(step, replicated)
+            if keeper.due(step):
+                keeper.save(step, replicated)
+    if left_out := devices.sum_over_hosts(len(unreadable)):
+        say(
+            f"{left_out} of {len(experiment.dataset.train)} training images could not be read "
+            "and were left out."
         )
-    without = sorted(set(range(len(dataset.classnames))) - {e.label for e in dataset.train})
-    if without:
-        missing = dataset.classnames[without[0]]
-        raise UserError(
-            f"{name} has no training images of class {missing!r}, so it cannot be trained on."
-        )
+    return replicated
 
 
 def begin(
-    experiment: Experiment, checkpoints: Checkpoints, optimizer: optax.GradientTransformation
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    optimizer: optax.GradientTransformationExtraArgs,
+    workdir: pathlib.Path,
+    allow_changes: bool = False,
 ) -> TrainState:
-    """The state that a run goes on with, on the host: of the newest whole checkpoint, or a new one.
+    """Return the state that a run goes on with, on the host: the newest whole one, or a new one.
 
-    New prompts are made for a new run alone: one that has started does not need what `init_from` names any more.
+    New prompts are made for a new run alone: one that has started no longer needs what
+    `init_from` names. Raise UserError if the run was trained on other images.
     """
     shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    totals = np.zeros(3, np.float32)
-    found = checkpoints.resume(like, {"opt_state": optimizer.init(like), "totals": totals})
+    like: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    totals = np.zeros(len(Totals._fields), np.float32)
+    found = checkpoints.resume(like, {"momentum": like, "totals": totals})
     if found is None:
-        prompts = initial_prompts(experiment)
-        return TrainState(
-            np.int32(0), prompts, optimizer.init(prompts), totals, np.zeros(2, np.int32)
-        )
+        return new_state(initial_prompts(experiment), optimizer)
     saved, training = found
-    bad = np.array(saved.meta.get("bad", (0, 0)), np.int32)
-    return TrainState(np.int32(saved.step), saved.prompts, **training, bad=bad)
+    train_files.check_same_images(experiment.dataset.train, workdir, saved.meta, allow_changes)
+    return TrainState(
+        np.int32(saved.step),
+        saved.prompts,
+        state_from_saved(optimizer, saved.prompts, training["momentum"]),
+        Totals(*training["totals"]),
+        NotFinite(*np.array(saved.meta.get("bad", (0, 0)), np.int32)),
+    )
+
+
+def _say_start(
+    experiment: Experiment, plan: Plan, state: TrainState, workdir: pathlib.Path
+) -> None:
+    dataset, model = experiment.dataset, experiment.model
+    if state.step:
+        say(f"{workdir}: going on at step {state.step} of {plan.total}.")
+    parameters = sum(x.size for x in jax.tree.leaves(state.prompts))
+    say(
+        f"Training {model.prompts.method} on {len(dataset.train)} images of "
+        f"{len(dataset.classnames)} classes: {experiment.config.train.epochs} epochs of "
+        f"{plan.steps_per_epoch} steps, {parameters:,} parameters, {_devices_in_words()}, "
+        f"{jnp.dtype(model.dtype).name}."
+    )
 
 
 def _devices_in_words() -> str:
@@ -284,21 +216,28 @@ def _devices_in_words() -> str:
     return f"{words} of {hosts} hosts" if hosts > 1 else words
 
 
-def _epoch_values(replicated: TrainState, schedule: OptimizerConfig, now: int) -> dict[str, float]:
-    """Means over the epoch that ends with step `now`, and its learning rates."""
-    total, hits, images = map(float, devices.to_host(replicated.totals))
-    if not images and not devices.to_host(replicated.bad)[0]:
+def _epoch_values(replicated: TrainState, schedule: OptimizerConfig, step: int) -> dict[str, float]:
+    """Return the means over the epoch that ends with `step`, and its learning rates."""
+    totals = Totals(*map(float, devices.to_host(replicated.totals)))
+    if not totals.images and not devices.to_host(replicated.not_finite.steps):
         raise UserError(
-            "none of the training images could be read: check dataset.root, and where the images are."
+            "none of the training images could be read: "
+            "check dataset.root, and where the images are."
         )
-    epoch = now // schedule.steps_per_epoch
-    rates = {f"{name}_lr": float(rate(now - 1)) for name, rate in learning_rates(schedule).items()}
-    images = images or math.nan  # of an epoch whose steps were all left out
-    return {"epoch": epoch, "loss": total / images, "accuracy": hits / images, **rates}
+    rates = {name: float(rate(step - 1)) for name, rate in learning_rates(schedule).items()}
+    images = totals.images or math.nan  # no image counts if all steps of the epoch were left out
+    return {
+        "epoch": step // schedule.steps_per_epoch,
+        "loss": totals.loss / images,
+        "accuracy": totals.hits / images,
+        "visual_lr": rates["visual"],
+        "text_lr": rates["text"],
+    }
 
 
 def _line(values: dict[str, float], epochs: int) -> str:
     return (
-        f"epoch {values['epoch']:.0f}/{epochs}  loss {values['loss']:.4f}  accuracy {values['accuracy']:.3f}  "
-        f"lr visual {values['visual_lr']:.2e} text {values['text_lr']:.2e}  {values['images_per_s']:.0f} images/s"
+        f"epoch {values['epoch']:.0f}/{epochs}  loss {values['loss']:.4f}  "
+        f"accuracy {values['accuracy']:.3f}  lr visual {values['visual_lr']:.2e} "
+        f"text {values['text_lr']:.2e}  {values['images_per_s']:.0f} images/s"
     )

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dpt_jax.prompts import Prompts
+
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 WARMUP_LR = 1e-5
@@ -17,7 +19,7 @@ Schedule = Callable[[Any], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Learning rates at their highest, epochs of warm-up of the visual side, length of the cosine."""
+    """Highest learning rates, warm-up epochs of the visual side, and length of the cosine."""
 
     visual_lr: float
     text_lr: float
@@ -29,7 +31,7 @@ class OptimizerConfig:
 def learning_rate(
     base: float, warmup_epochs: int, schedule_epochs: int, steps_per_epoch: int
 ) -> Schedule:
-    """step -> learning rate, constant within an epoch e.
+    """Return step -> learning rate, which is constant within an epoch e.
 
     1e-5 while e < w, then base · (1 + cos(π (e − w) / E_t)) / 2: the cosine
     starts at the end of warm-up and does not reach zero.
@@ -44,32 +46,55 @@ def learning_rate(
 
 
 def learning_rates(config: OptimizerConfig) -> dict[str, Schedule]:
-    """The schedule of each group."""
+    """Return the schedule of each group."""
+    epochs, steps = config.schedule_epochs, config.steps_per_epoch
     return {
-        "visual": learning_rate(
-            config.visual_lr, config.warmup_epochs, config.schedule_epochs, config.steps_per_epoch
-        ),
-        "text": learning_rate(
-            config.text_lr, TEXT_WARMUP_EPOCHS, config.schedule_epochs, config.steps_per_epoch
-        ),
+        "visual": learning_rate(config.visual_lr, config.warmup_epochs, epochs, steps),
+        "text": learning_rate(config.text_lr, TEXT_WARMUP_EPOCHS, epochs, steps),
     }
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Momentum SGD, weight decay added to the gradient before momentum, on a tree of prompts.
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """Return momentum SGD on prompts, with weight decay added to the gradient before momentum.
 
-    The visual prompt and CAVPT are in the group "visual", the rest in "text".
+    `update` takes the number of the step, from 0, as `step`: the learning rate
+    follows the steps of the run, also where some of them were left out.
     """
-    groups = {
-        name: optax.chain(
-            optax.add_decayed_weights(WEIGHT_DECAY),
-            optax.trace(MOMENTUM),
-            optax.scale_by_learning_rate(schedule),
-        )
-        for name, schedule in learning_rates(config).items()
-    }
+    return optax.chain(
+        optax.add_decayed_weights(WEIGHT_DECAY),
+        optax.trace(MOMENTUM),
+        _scale_by_step(learning_rates(config)),
+    )
 
-    def labels(prompts: Any) -> Any:
-        return {part: "text" if part == "text" else "visual" for part in prompts}
 
-    return optax.partition(groups, labels)
+def _scale_by_step(rates: dict[str, Schedule]) -> optax.GradientTransformationExtraArgs:
+    """Multiply by minus the rate of each part: "text" has its own, the others the visual one."""
+
+    def update(
+        updates: Prompts, state: optax.EmptyState, prompts: Any = None, *, step: Any, **_: Any
+    ) -> tuple[Prompts, optax.EmptyState]:
+        factors = {group: -rate(step) for group, rate in rates.items()}
+
+        def scale(part: str) -> Any:
+            factor = factors["text" if part == "text" else "visual"]
+            return jax.tree.map(lambda x: factor * x, updates[part])
+
+        return {part: scale(part) for part in updates}, state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
+def state_to_save(opt_state: optax.OptState) -> Prompts:
+    """Return the momentum, a tree like the prompts: all that the optimizer has to remember.
+
+    What is saved names no class of Optax, so that another version of it, whose
+    states are other classes, goes on with it.
+    """
+    return optax.tree.get(opt_state, "trace")
+
+
+def state_from_saved(
+    optimizer: optax.GradientTransformation, prompts: Prompts, momentum: Prompts
+) -> optax.OptState:
+    """Return the state of an optimizer whose `state_to_save` was `momentum`."""
+    return optax.tree.set(optimizer.init(prompts), trace=momentum)

@@ -1,126 +1,75 @@
-"""What a sweep runs: methods x datasets x shots x seeds, and the settings of each run."""
+"""How long a run trains, in which steps, and where the images of a step come from."""
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from etils import epath
+import jax
 from ml_collections import ConfigDict
 
-from dpt_jax import settings
-from dpt_jax.data.catalogue import EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
-from dpt_jax.errors import UserError
-from dpt_jax.methods import METHODS, SWITCHES
+from dpt_jax.data import loader
+from dpt_jax.inference.experiment import Experiment
+from dpt_jax.training.optimizer import OptimizerConfig
+from dpt_jax.training.step import StepConfig
 
-Overrides = Mapping[str, settings.Value]
-
-FEW_SHOT, BASE_TO_NEW = "few-shot", "base-to-new"
-CROSS_DATASET, DOMAIN_SHIFT = "cross-dataset", "domain-generalization"
-# What a protocol trains on, and tests on besides, where the command line does not say.
-PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    FEW_SHOT: (EMBEDDED[:1], ()),
-    BASE_TO_NEW: (EMBEDDED[:1], ()),
-    CROSS_DATASET: (("imagenet",), tuple(name for name in PAPER_DATASETS if name != "imagenet")),
-    DOMAIN_SHIFT: (("imagenet",), SHIFTED_IMAGENETS),
-}
-# Keys that the sweep varies itself, and the flag that says how.
-SWEPT = {
-    "dataset.name": "--datasets",
-    "dataset.shots": "--shots",
-    "dataset.classes": "--protocol",
-    "seed": "--seeds",
-    "init_from": "--protocol",
-}
+# Batches from step `start` on, for this host.
+BatchesFrom = Callable[[int], Iterator[loader.Batch]]
 
 
-class Target(NamedTuple):
-    """What else a run's prompts are tested on."""
+class Plan(NamedTuple):
+    """The numbers of a training run."""
 
-    dataset: str
-    classes: str
-
-
-class Run(NamedTuple):
-    """One training, or one evaluation of plain CLIP, and what the prompts are tested on besides."""
-
-    method: str
-    dataset: str
-    shots: int
-    seed: int
-    classes: str
-    targets: tuple[Target, ...]
+    images_per_host: int  # of a batch
+    total: int  # steps
+    schedule: OptimizerConfig
+    step: StepConfig
 
     @property
-    def learns(self) -> bool:
-        """Return whether there is anything to train."""
-        return bool(METHODS[self.method].parts)
-
-    def __str__(self) -> str:
-        sample = f", {settings.shots_in_words(self.shots)}, seed {self.seed}" if self.learns else ""
-        classes = "" if self.classes == "all" else f" ({self.classes} classes)"
-        return f"{self.method} on {self.dataset}{classes}{sample}"
+    def steps_per_epoch(self) -> int:
+        """Return the number of steps of an epoch."""
+        return self.step.steps_per_epoch
 
 
-def plan(
-    protocol: str,
-    methods: Sequence[str],
-    datasets: Sequence[str],
-    targets: Sequence[str],
-    shots: Sequence[int],
-    seeds: Sequence[int],
-) -> list[Run]:
-    """Return the runs of a sweep, all methods of a dataset together.
-
-    What learns nothing needs one run, whatever the shots and seeds.
-    """
-    runs = []
-    for dataset, method in itertools.product(datasets, methods):
-        if protocol == BASE_TO_NEW:
-            classes, others = "base", [Target(dataset, "new")]
-        else:
-            classes = "all"
-            others = [Target(target, "all") for target in targets if target != dataset]
-        once = not METHODS[method].parts
-        samples = itertools.product(shots[:1] if once else shots, seeds[:1] if once else seeds)
-        runs += [Run(method, dataset, s, seed, classes, tuple(others)) for s, seed in samples]
-    return runs
+def make_plan(config: ConfigDict, images: int) -> Plan:
+    """Return how a configuration trains on so many images."""
+    train = config.train
+    per_host = -(-min(train.batch_size, images) // jax.process_count())
+    steps_per_epoch = loader.steps_per_epoch(images, train.batch_size)
+    schedule = OptimizerConfig(
+        visual_lr=train.visual_lr,
+        text_lr=train.text_lr,
+        warmup_epochs=train.warmup_epochs,
+        schedule_epochs=train.schedule_epochs or train.epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
+    step = StepConfig(
+        alpha=config.loss.alpha,
+        guidance_epochs=config.loss.guidance_epochs,
+        steps_per_epoch=steps_per_epoch,
+        # A larger part than a device has images would be padded for nothing.
+        microbatch=min(train.microbatch, -(-per_host // jax.local_device_count())),
+        skip=train.skip_nonfinite,
+    )
+    return Plan(per_host, steps_per_epoch * train.epochs, schedule, step)
 
 
-def run_config(run: Run, overrides: Overrides) -> ConfigDict:
-    """Return the checked configuration of a run; the overrides win over the dataset's settings."""
-    config = method_config(run.method, run.dataset, overrides)
-    config.dataset.shots, config.dataset.classes, config.seed = run.shots, run.classes, run.seed
-    settings.check(config)
-    return config
+def batches_of(experiment: Experiment) -> BatchesFrom:
+    """Return the loader of a run's training images, which can begin at any step."""
+    config, dataset = experiment.config, experiment.dataset
 
-
-def target_config(
-    run: Run, target: Target, overrides: Overrides, workdir: epath.Path
-) -> ConfigDict:
-    """Return the configuration that tests the prompts of `workdir` on a target."""
-    named = method_config(run.method, target.dataset, overrides)
-    source = {"init_from": str(workdir), "dataset.classes": target.classes}
-    own = {**_meant_for(named, overrides), **source}
-    return settings.settings_for_evaluation(named, own, True, workdir)
-
-
-def method_config(method: str, dataset: str, overrides: Overrides) -> ConfigDict:
-    """Return a method's settings on a dataset.  Raise UserError where they make another method."""
-    config = settings.of_method(method, dataset)
-    for key, value in _meant_for(config, overrides).items():
-        settings.set_key(config, key, value)
-    if settings.method(config) != method:
-        raise UserError(
-            f"the settings given with --config make {settings.method(config)} of {method}."
+    def batches_from(start: int) -> Iterator[loader.Batch]:
+        return loader.train_batches(
+            dataset.read,
+            dataset.train,
+            experiment.model.clip.image_size,
+            config.train.batch_size,
+            config.train.epochs,
+            config.seed,
+            config.train.augment,
+            config.dataset.workers,
+            skip_unreadable=config.dataset.on_error == "skip",
+            start=start,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
         )
-    return config
 
-
-def _meant_for(config: ConfigDict, overrides: Overrides) -> dict[str, settings.Value]:
-    """Return the overrides without sizes of parts that the method does not have.
-
-    These would make another method of it.
-    """
-    values = settings.flat(config.to_dict())
-    absent = {key for key in SWITCHES.values() if not values[key]}
-    return {key: value for key, value in overrides.items() if key not in absent}
+    return batches_from

@@ -1,42 +1,77 @@
-"""One run from its settings to its results, for main.py and for sweeps."""
+"""A whole run, told once for main.py and for sweeps: from a checked configuration to results."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import settings
 from dpt_jax.inference.evaluation import evaluate
-from dpt_jax.inference.experiment import prepare, saved_prompts
-from dpt_jax.inference.results import summary
-from dpt_jax.runtime.console import say
-from dpt_jax.runtime.files import as_path
+from dpt_jax.inference.experiment import Experiment, compute_dtype, prepare, saved_prompts
 from dpt_jax.storage.checkpoints import FOLDER
 from dpt_jax.training.loop import train
 
+Results = dict[str, Any]
+# Loads data and backbone; a sweep's keeps the backbone for the runs that follow.
+Prepare = Callable[[ConfigDict], Experiment]
 
-def train_and_evaluate(config: ConfigDict, workdir: epath.Path, changed: bool = False) -> None:
-    """Train in `workdir`, or go on there, and evaluate.
 
-    config: checked. changed: whether config.json may be written anew.
+def train_and_evaluate(
+    config: ConfigDict,
+    workdir: epath.Path,
+    allow_changes: bool = False,
+    prepare: Prepare = prepare,
+) -> Results:
+    """Train as the configuration says, or go on with what the workdir has; return the results.
+
+    config: checked, and compared with that of the workdir. allow_changes: whether a run may go on
+    with settings and images other than those that it was started with.
     """
+    config = with_dtype(config, workdir)
     experiment = prepare(config)
-    (settings.save if changed else settings.save_once)(config, workdir)
+    # A run keeps the settings that it was started with, for whoever reads its results.
+    (settings.save if allow_changes else settings.save_once)(config, workdir)
     if experiment.model.prompts.learned:
-        train(experiment, workdir)
-    # Those that are on disk: results belong to them.
-    say(summary(evaluate(experiment, saved_prompts(experiment, workdir), workdir)))
-    say(f"results: {workdir / 'results.json'}")
+        train(experiment, workdir, allow_changes)
+    # The prompts that are on disk: results belong to these.
+    return evaluate(experiment, saved_prompts(experiment, workdir), workdir)
 
 
-def evaluate_saved(config: ConfigDict, workdir: epath.Path, named: bool) -> None:
-    """Evaluate saved prompts, and write the results to `workdir`.
+def evaluate_run(
+    config: ConfigDict,
+    source: epath.Path,
+    workdir: epath.Path,
+    prepare: Prepare = prepare,
+) -> Results:
+    """Evaluate the newest prompts of `source`, a workdir or a prompt file; return the results.
 
-    named: whether the prompts are those that config.init_from names, and not the workdir's own.
+    workdir: where the results are written: that of the run, or another one if its prompts are
+    evaluated on other data.
     """
+    config = with_dtype(config, source)
     experiment = prepare(config)
+    saved = saved_prompts(experiment, source)
+    # A run keeps the settings that it was trained with. Elsewhere, they are those of the results.
     trained_here = (workdir / FOLDER).exists()
-    elsewhere = config.init_from and (named or not trained_here)
-    saved = saved_prompts(experiment, as_path(config.init_from) if elsewhere else workdir)
-    # A run keeps the settings that it was trained with; elsewhere, they are those of the results.
     (settings.save_once if trained_here else settings.save)(config, workdir)
-    say(summary(evaluate(experiment, saved, workdir)))
-    say(f"results: {workdir / 'results.json'}")
+    return evaluate(experiment, saved, workdir)
+
+
+def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """Return the configuration with `dtype=auto` replaced by what it means.
+
+    That is what the workdir was started with, on whatever devices. A new run
+    gets what its devices are best at. So config.json says what was computed in,
+    and a run that was begun on a CPU goes on in float32 on a GPU.
+    """
+    if config.dtype != "auto":
+        return config
+    config = config.copy_and_resolve_references()
+    if (workdir / settings.CONFIG_FILE).exists():
+        # "auto" itself in a workdir of an older version, which did not say.
+        config.dtype = settings.load(workdir, config).dtype
+    else:
+        config.dtype = jnp.dtype(compute_dtype(config)).name
+    return config

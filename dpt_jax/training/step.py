@@ -1,39 +1,56 @@
-"""The training step: one per-device function under pmap."""
+"""The training step: one function per device, under pmap."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from dpt_jax.data.loader import Batch
 from dpt_jax.inference.experiment import Frozen
-from dpt_jax.losses import count, loss
+from dpt_jax.losses import Counts, count, loss
 from dpt_jax.model import Plain, PromptedCLIP, Texts
+from dpt_jax.prompts import Prompts
 from dpt_jax.runtime import devices
+
+Scalar = Any  # an array without axes: of JAX within a step, of NumPy on the host
+# What the loss is differentiated by: the prompts, and the class features (C, E) made from them.
+Trained = tuple[Prompts, jax.Array]
+
+
+class Totals(NamedTuple):
+    """Sums over the images of this epoch."""
+
+    loss: Scalar
+    hits: Scalar
+    images: Scalar
+
+
+class NotFinite(NamedTuple):
+    """How many steps had a loss or gradient that is not finite, and the first of them, from 1."""
+
+    steps: Scalar
+    first: Scalar
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes.
+    """Everything that a step changes."""
 
-    totals: this epoch's sums of loss·rows, hits and rows. bad: (2,) int32, how
-    many steps had a loss or gradient that is not finite, and the number of the
-    first of them, from 1.
-    """
-
-    step: Any
-    prompts: Any
-    opt_state: Any
-    totals: Any
-    bad: Any
+    step: Scalar  # how many steps there have been
+    prompts: Prompts
+    opt_state: optax.OptState
+    totals: Totals
+    not_finite: NotFinite
 
 
 class StepConfig(NamedTuple):
-    """What a step goes by.
+    """The settings of a step.
 
-    microbatch: the rows that a device takes at a time, 0 for all of its rows.
-    skip: whether steps go on behind one that is not finite, which itself never
-    changes anything.
+    microbatch: the images that a device takes at a time, 0 for all that it has.
+    skip: whether training goes on after a step that is not finite. Such a step
+    changes no prompt in either case.
     """
 
     alpha: float
@@ -43,93 +60,149 @@ class StepConfig(NamedTuple):
     skip: bool = False
 
 
+class Sums(NamedTuple):
+    """What the images of a device, or of all devices, add to the loss and to its gradient."""
+
+    loss: Scalar
+    hits: Scalar
+    gradient: Prompts
+
+
+# (trained, images and their labels, what plain CLIP sees in them) -> (loss, hits), gradient
+Differentiate = Callable[[Trained, Batch, Plain], tuple[tuple[Scalar, Scalar], Trained]]
+
+
 def make_step(
     model: PromptedCLIP,
-    optimizer: optax.GradientTransformation,
-    settings: StepConfig,
+    optimizer: optax.GradientTransformationExtraArgs,
+    config: StepConfig,
     on: Sequence[jax.Device] | None = None,
-) -> Callable[[TrainState, Frozen, Any], TrainState]:
-    """The training step, pmapped over the local devices.
+) -> Callable[[TrainState, Frozen, Batch], TrainState]:
+    """Return the training step, pmapped over this host's devices.
 
     Every argument has a leading device axis; the batch is what loader.shard
     makes. Loss, gradient and totals are global sums over global counts, so the
     result depends neither on how many devices and hosts share the batch, nor on
-    the parts in which a device takes its rows. on: the devices, None for the local ones.
+    the parts in which a device takes its images. on: the devices, None for the local ones.
     """
 
-    def step(state: TrainState, frozen: Frozen, batch: Any) -> TrainState:
-        guided = state.step // settings.steps_per_epoch < settings.guidance_epochs
-        rows = batch["weight"]
-
-        def params(prompts: Any) -> Any:
-            return {"clip": frozen.clip, "prompts": prompts}
-
-        def encode(prompts: Any) -> tuple[jax.Array, Texts]:
-            texts = model.encode_texts(params(prompts), frozen.layout, frozen.texts, devices.AXIS)
-            return texts.learned, texts
-
-        # Encoded once a step, whatever the parts: `pull` takes their gradients back into the text prompt together.
-        learned, pull, texts = jax.vjp(encode, state.prompts, has_aux=True)
-        # Without what is for pictures alone, which the parts of a batch would carry along.
-        plain = model.plain(params(state.prompts), batch["image"], texts)._replace(attention=None)
-        counts = jax.lax.psum(
-            count(plain.indices, batch["label"], rows, model.cavpt_layers), devices.AXIS
+    def step(state: TrainState, frozen: Frozen, batch: Batch) -> TrainState:
+        own, counts = batch_gradient(model, config, state, frozen, batch)
+        sums = all_reduce(own)
+        updates, opt_state = optimizer.update(
+            sums.gradient, state.opt_state, state.prompts, step=state.step
         )
-
-        def objective(
-            trained: Any, part: dict[str, Any], plain: Plain
-        ) -> tuple[jax.Array, jax.Array]:
-            prompts, learned = trained
-            outputs = model(params(prompts), part["image"], texts._replace(learned=learned), plain)
-            # The counts are global, so only these rows' share is differentiated, and the gradients, summed over
-            # parts and devices, are those of the global loss.
-            share = loss(
-                model.prompts,
-                outputs,
-                part["label"],
-                part["weight"],
-                counts,
-                guided,
-                settings.alpha,
-            )
-            return share, ((outputs.logits.argmax(-1) == part["label"]) * part["weight"]).sum()
-
-        differentiate = jax.value_and_grad(objective, has_aux=True)
-        trained = (state.prompts, learned)
-        if settings.microbatch in (0, len(rows)):
-            (share, hits), (gradient, to_texts) = differentiate(trained, batch, plain)
-        else:
-            parts = jax.tree.map(
-                lambda x: x.reshape(-1, settings.microbatch, *x.shape[1:]), (batch, plain)
-            )
-            none = jax.tree.map(jnp.zeros_like, ((rows[0], rows[0]), trained))
-
-            def add(sums: Any, part: Any) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, sums, differentiate(trained, *part)), None
-
-            ((share, hits), (gradient, to_texts)), _ = jax.lax.scan(add, none, parts)
-        gradient = jax.tree.map(jnp.add, gradient, pull(to_texts)[0])
-        total, hits, gradient = jax.lax.psum((share, hits, gradient), devices.AXIS)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.prompts)
-        totals = jnp.where(state.step % settings.steps_per_epoch == 0, 0.0, state.totals)
-        new = (
-            optax.apply_updates(state.prompts, updates),
-            opt_state,
-            jnp.stack([total * counts.images, hits, counts.images]),
+        updated = state._replace(
+            step=state.step + 1,
+            prompts=optax.apply_updates(state.prompts, updates),
+            opt_state=opt_state,
+            totals=add_to_totals(state, config, sums, counts),
         )
-        # The same on all devices, since loss and gradient are sums over them.
-        finite = jnp.isfinite(total) & jnp.all(
-            jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(gradient)])
-        )
-        count_bad, first = (
-            state.bad[0] + ~finite,
-            jnp.where(finite | (state.bad[0] > 0), state.bad[1], state.step + 1),
-        )
-        taken = finite & (settings.skip | (state.bad[0] == 0))
-        old = state.prompts, state.opt_state, jnp.zeros_like(totals)
-        prompts, opt_state, added = jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, old)
-        return TrainState(
-            state.step + 1, prompts, opt_state, totals + added, jnp.stack([count_bad, first])
-        )
+        return leave_out_if_not_finite(state, updated, sums, config)
 
     return jax.pmap(step, axis_name=devices.AXIS, devices=on, donate_argnums=0)
+
+
+def batch_gradient(
+    model: PromptedCLIP, config: StepConfig, state: TrainState, frozen: Frozen, batch: Batch
+) -> tuple[Sums, Counts]:
+    """Return this device's part of loss and gradient, and the counts of all devices."""
+    guided = state.step // config.steps_per_epoch < config.guidance_epochs
+
+    def params(prompts: Prompts) -> dict[str, Any]:
+        return {"clip": frozen.clip, "prompts": prompts}
+
+    def encode(prompts: Prompts) -> tuple[jax.Array, Texts]:
+        texts = model.encode_texts(params(prompts), frozen.layout, frozen.texts, devices.AXIS)
+        return texts.learned, texts
+
+    # Texts are encoded once a step, however many parts the batch is taken in: `pull` takes the
+    # gradients of all parts back into the text prompt together.
+    learned, pull, texts = jax.vjp(encode, state.prompts, has_aux=True)
+    # Attention is for pictures only, and the parts of a batch would carry it along.
+    plain = model.plain(params(state.prompts), batch["image"], texts)._replace(attention=None)
+    counts = jax.lax.psum(
+        count(plain.indices, batch["label"], batch["weight"], model.cavpt_layers), devices.AXIS
+    )
+
+    def objective(trained: Trained, part: Batch, plain: Plain) -> tuple[Scalar, Scalar]:
+        prompts, learned = trained
+        outputs = model(params(prompts), part["image"], texts._replace(learned=learned), plain)
+        labels, weight = part["label"], part["weight"]
+        # The counts are global. So this is the share of these images in the global loss, and the
+        # gradients of all shares add up to its gradient.
+        share = loss(model.prompts, outputs, labels, weight, counts, guided, config.alpha)
+        return share, ((outputs.logits.argmax(-1) == labels) * weight).sum()
+
+    differentiate = jax.value_and_grad(objective, has_aux=True)
+    (share, hits), (gradient, to_texts) = accumulate(
+        differentiate, (state.prompts, learned), batch, plain, config.microbatch
+    )
+    return Sums(share, hits, jax.tree.map(jnp.add, gradient, pull(to_texts)[0])), counts
+
+
+def accumulate(
+    differentiate: Differentiate, trained: Trained, batch: Batch, plain: Plain, microbatch: int
+) -> tuple[tuple[Scalar, Scalar], Trained]:
+    """Return the sums over the whole batch, computed for `microbatch` images at a time."""
+    weight = batch["weight"]
+    if microbatch in (0, len(weight)):
+        return differentiate(trained, batch, plain)
+    parts = jax.tree.map(lambda x: x.reshape(-1, microbatch, *x.shape[1:]), (batch, plain))
+    nothing = jax.tree.map(jnp.zeros_like, ((weight[0], weight[0]), trained))
+
+    def add(sums: Any, part: tuple[Batch, Plain]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, differentiate(trained, *part)), None
+
+    return jax.lax.scan(add, nothing, parts)[0]
+
+
+def all_reduce(own: Sums) -> Sums:
+    """Return the sums over the devices of all hosts, which every device then has."""
+    return jax.lax.psum(own, devices.AXIS)
+
+
+def add_to_totals(state: TrainState, config: StepConfig, sums: Sums, counts: Counts) -> Totals:
+    """Return the totals with this step's images, from zero where it begins an epoch."""
+    before = _totals_before(state, config)
+    # The loss is a mean over images; the totals hold sums.
+    return Totals(
+        before.loss + sums.loss * counts.images,
+        before.hits + sums.hits,
+        before.images + counts.images,
+    )
+
+
+def leave_out_if_not_finite(
+    state: TrainState, updated: TrainState, sums: Sums, config: StepConfig
+) -> TrainState:
+    """Return `updated`, or where loss or gradient are not finite `state` with the step counted.
+
+    After such a step nothing changes any more, unless `config.skip` allows it:
+    the prompts stay those of the last good step until the loop looks.
+    """
+    # The same on all devices, since loss and gradient are sums over them.
+    leaves = [sums.loss, *jax.tree.leaves(sums.gradient)]
+    finite = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+    before = state.not_finite
+    first_one = ~finite & (before.steps == 0)
+    not_finite = NotFinite(
+        before.steps + ~finite, jnp.where(first_one, state.step + 1, before.first)
+    )
+    taken = finite & (config.skip | (before.steps == 0))
+    unchanged = state._replace(step=updated.step, totals=_totals_before(state, config))
+    kept = jax.tree.map(lambda new, old: jnp.where(taken, new, old), updated, unchanged)
+    return kept._replace(not_finite=not_finite)
+
+
+def _totals_before(state: TrainState, config: StepConfig) -> Totals:
+    begins = state.step % config.steps_per_epoch == 0
+    return jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.totals)
+
+
+def new_state(prompts: Prompts, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the state, on the host, of a training that begins with these prompts."""
+    zero, none = np.float32(0), np.int32(0)
+    return TrainState(
+        none, prompts, optimizer.init(prompts), Totals(zero, zero, zero), NotFinite(none, none)
+    )

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 from dpt_jax import settings
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.errors import UserError
-from dpt_jax.inference.evaluation import evaluate
-from dpt_jax.inference.experiment import Experiment, prepare, saved_prompts
+from dpt_jax.inference.experiment import Experiment, prepare
 from dpt_jax.inference.provenance import finished
+from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import say
-from dpt_jax.training.loop import train
-from dpt_jax.training.plan import Overrides, Run, Target, run_config, target_config
+from dpt_jax.training.grid import Overrides, Run, Target, run_config, target_config
+from dpt_jax.training.run import evaluate_run, train_and_evaluate, with_dtype
 
 
 class Runner:
@@ -34,6 +34,7 @@ class Runner:
         """
         config = run_config(run, self.overrides)
         workdir = settings.run_dir(self.runs, config)
+        config = with_dtype(config, workdir)
         # Also of a finished run: one of another backbone, or on another folder, is not of this
         # sweep.
         fixed = {"clip.weights"} | (
@@ -41,12 +42,10 @@ class Runner:
         )
         settings.check_same_run(config, workdir, settings.keys_that_may_change() - fixed)
         made = 0
-        if not finished(workdir, config):
-            experiment = self._prepare(config)
-            settings.save_once(config, workdir)
-            if run.learns:
-                train(experiment, workdir)
-            _say_result(evaluate(experiment, saved_prompts(experiment, workdir), workdir))
+        # The answer of host 0, so that no host begins a run that the others skip.
+        if not devices.first_says(finished(workdir, config)):
+            with failures.run():
+                _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
             made += 1
         failed = []
         for target in run.targets:
@@ -62,12 +61,10 @@ class Runner:
         """Test the prompts of `workdir` on a target; return False where that was done before."""
         config = target_config(run, target, self.overrides, workdir)
         target_dir = settings.evaluation_dir(workdir, config)
-        if finished(target_dir, config):
+        if devices.first_says(finished(target_dir, config)):
             return False
-        experiment = self._prepare(config)
-        saved = saved_prompts(experiment, workdir)
-        settings.save(config, target_dir)
-        _say_result(evaluate(experiment, saved, target_dir))
+        with failures.run():
+            _say_result(evaluate_run(config, workdir, target_dir, self._prepare))
         return True
 
     def _prepare(self, config: ConfigDict) -> Experiment:

@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -15,56 +12,8 @@ from dpt_jax.errors import UserError
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.storage.checkpoints import load_newest
-from tests.helpers.commands import ROOT, command, simulated
-from tests.helpers.golden import SMALL
-
-SETTINGS = [
-    "--config=configs/dpt.py:folder",
-    f"--config.dataset.root={SMALL / 'images'}",
-    "--config.train.epochs=30",
-]
-SETTINGS += [
-    "--config.text_prompt.length=4",
-    "--config.train.batch_size=6",
-    "--config.checkpoint.every_steps=4",
-]
-SETTINGS += ["--config.eval.batch_size=8", "--config.eval.save_logits=True"]
-
-
-def start_hosts(clip_dir, workdir, *arguments, slurm=False):
-    """Two processes of one run, which the command line tells of each other, or what srun sets."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    settings = [*SETTINGS, f"--config.clip.weights={clip_dir}", f"--workdir={workdir}", *arguments]
-    job = {
-        "SLURM_JOB_ID": str(port),
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_STEP_NUM_NODES": "1",
-    }
-    job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
-    processes = []
-    for i in (0, 1):
-        named = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}"]
-        scheduled = {**job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "main.py", *settings, *([] if slurm else named)],
-                cwd=ROOT,
-                env={**simulated(devices=2), **(scheduled if slurm else {})},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    return processes
-
-
-def finish(processes):
-    """The output of both, once they have ended well."""
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    return outputs
+from tests.helpers.commands import command
+from tests.helpers.hosts import SETTINGS, finish, start_hosts
 
 
 @pytest.fixture(scope="module")

@@ -237,7 +237,8 @@ def test_published_checkpoint_there_and_back(clip_dir, tmp_path):
     convert_reference(CHECKPOINT, tmp_path / "w", config, {})
     command(
         "-m",
-        "dpt_jax", "convert",
+        "dpt_jax",
+        "convert",
         "reference",
         "--reverse",
         str(tmp_path / "w"),

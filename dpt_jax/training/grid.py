@@ -1,0 +1,126 @@
+"""What a sweep runs: methods x datasets x shots x seeds, and the settings of each run."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from dpt_jax import settings
+from dpt_jax.data.catalogue import EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
+from dpt_jax.errors import UserError
+from dpt_jax.methods import METHODS, SWITCHES
+
+Overrides = Mapping[str, settings.Value]
+
+FEW_SHOT, BASE_TO_NEW = "few-shot", "base-to-new"
+CROSS_DATASET, DOMAIN_SHIFT = "cross-dataset", "domain-generalization"
+# What a protocol trains on, and tests on besides, where the command line does not say.
+PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    FEW_SHOT: (EMBEDDED[:1], ()),
+    BASE_TO_NEW: (EMBEDDED[:1], ()),
+    CROSS_DATASET: (("imagenet",), tuple(name for name in PAPER_DATASETS if name != "imagenet")),
+    DOMAIN_SHIFT: (("imagenet",), SHIFTED_IMAGENETS),
+}
+# Keys that the sweep varies itself, and the flag that says how.
+SWEPT = {
+    "dataset.name": "--datasets",
+    "dataset.shots": "--shots",
+    "dataset.classes": "--protocol",
+    "seed": "--seeds",
+    "init_from": "--protocol",
+}
+
+
+class Target(NamedTuple):
+    """What else a run's prompts are tested on."""
+
+    dataset: str
+    classes: str
+
+
+class Run(NamedTuple):
+    """One training, or one evaluation of plain CLIP, and what the prompts are tested on besides."""
+
+    method: str
+    dataset: str
+    shots: int
+    seed: int
+    classes: str
+    targets: tuple[Target, ...]
+
+    @property
+    def learns(self) -> bool:
+        """Return whether there is anything to train."""
+        return bool(METHODS[self.method].parts)
+
+    def __str__(self) -> str:
+        sample = f", {settings.shots_in_words(self.shots)}, seed {self.seed}" if self.learns else ""
+        classes = "" if self.classes == "all" else f" ({self.classes} classes)"
+        return f"{self.method} on {self.dataset}{classes}{sample}"
+
+
+def plan(
+    protocol: str,
+    methods: Sequence[str],
+    datasets: Sequence[str],
+    targets: Sequence[str],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+) -> list[Run]:
+    """Return the runs of a sweep, all methods of a dataset together.
+
+    What learns nothing needs one run, whatever the shots and seeds.
+    """
+    runs = []
+    for dataset, method in itertools.product(datasets, methods):
+        if protocol == BASE_TO_NEW:
+            classes, others = "base", [Target(dataset, "new")]
+        else:
+            classes = "all"
+            others = [Target(target, "all") for target in targets if target != dataset]
+        once = not METHODS[method].parts
+        samples = itertools.product(shots[:1] if once else shots, seeds[:1] if once else seeds)
+        runs += [Run(method, dataset, s, seed, classes, tuple(others)) for s, seed in samples]
+    return runs
+
+
+def run_config(run: Run, overrides: Overrides) -> ConfigDict:
+    """Return the checked configuration of a run; the overrides win over the dataset's settings."""
+    config = method_config(run.method, run.dataset, overrides)
+    config.dataset.shots, config.dataset.classes, config.seed = run.shots, run.classes, run.seed
+    settings.check(config)
+    return config
+
+
+def target_config(
+    run: Run, target: Target, overrides: Overrides, workdir: epath.Path
+) -> ConfigDict:
+    """Return the configuration that tests the prompts of `workdir` on a target."""
+    named = method_config(run.method, target.dataset, overrides)
+    source = {"init_from": str(workdir), "dataset.classes": target.classes}
+    own = {**_meant_for(named, overrides), **source}
+    return settings.settings_for_evaluation(named, own, True, workdir)
+
+
+def method_config(method: str, dataset: str, overrides: Overrides) -> ConfigDict:
+    """Return a method's settings on a dataset.  Raise UserError where they make another method."""
+    config = settings.of_method(method, dataset)
+    for key, value in _meant_for(config, overrides).items():
+        settings.set_key(config, key, value)
+    if settings.method(config) != method:
+        raise UserError(
+            f"the settings given with --config make {settings.method(config)} of {method}."
+        )
+    return config
+
+
+def _meant_for(config: ConfigDict, overrides: Overrides) -> dict[str, settings.Value]:
+    """Return the overrides without sizes of parts that the method does not have.
+
+    These would make another method of it.
+    """
+    values = settings.flat(config.to_dict())
+    absent = {key for key in SWITCHES.values() if not values[key]}
+    return {key: value for key, value in overrides.items() if key not in absent}

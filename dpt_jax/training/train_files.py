@@ -1,0 +1,94 @@
+"""The images that a run trains on: enough of them, and the same ones when it goes on."""
+
+import hashlib
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpt_jax.data.dataset import Dataset
+from dpt_jax.data.records import Example
+from dpt_jax.errors import UserError
+from dpt_jax.runtime import devices
+from dpt_jax.runtime.console import say
+
+TRAIN_FILES = "train_files.txt"
+DIGEST = "train_files"  # in the metadata of a checkpoint
+
+
+def check_trainable(dataset: Dataset, name: str) -> None:
+    """Raise UserError if a class has no image to train on."""
+    if not dataset.train:
+        raise UserError(
+            f"{name} has test images only: train on another dataset, and test its prompts here "
+            f"with --config=configs/METHOD.py:{name} --mode=eval --config.init_from=WORKDIR."
+        )
+    without = sorted(set(range(len(dataset.classnames))) - {e.label for e in dataset.train})
+    if without:
+        missing = dataset.classnames[without[0]]
+        raise UserError(
+            f"{name} has no training images of class {missing!r}, so it cannot be trained on."
+        )
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """Return a digest of the paths, in their order."""
+    return hashlib.sha256(_as_bytes(examples)).hexdigest()[:16]
+
+
+def check_same_images(
+    examples: Sequence[Example],
+    workdir: pathlib.Path,
+    meta: Mapping[str, Any],
+    allow_changes: bool = False,
+) -> None:
+    """Raise UserError if a run that goes on was trained on other images before.
+
+    meta: the metadata of its checkpoint, which has a digest of their list. With
+    `allow_changes` the change is reported instead.
+    """
+    paths, stored = [example.path for example in examples], read(workdir)
+    same_list = stored is None or stored == paths
+    # A checkpoint of an older version has no digest: there the list alone decides.
+    if same_list and meta.get(DIGEST, digest(examples)) == digest(examples):
+        return
+    change = _in_words(stored or [], paths)
+    if not allow_changes:
+        raise UserError(
+            f"{workdir} was trained on other images than the dataset has now ({change}): use "
+            "another --workdir, give the run its images again, or go on with these by "
+            "--allow_changes."
+        )
+    say(f"{workdir}: going on with other images than it was trained on ({change}).")
+
+
+def read(workdir: pathlib.Path) -> list[str] | None:
+    """Return the paths that a run was started with, or None if it has written none."""
+    file = workdir / TRAIN_FILES
+    if not file.exists():
+        return None
+    text = file.read_bytes().decode(errors="surrogateescape")
+    return text.removesuffix("\n").split("\n")
+
+
+def write(examples: Sequence[Example], workdir: pathlib.Path) -> None:
+    """Write the list of a run's images, on host 0."""
+    if devices.is_first():
+        (workdir / TRAIN_FILES).write_bytes(_as_bytes(examples))
+
+
+def _as_bytes(examples: Sequence[Example]) -> bytes:
+    # File names need not be Unicode.
+    text = "".join(f"{example.path}\n" for example in examples)
+    return text.encode(errors="surrogateescape")
+
+
+def _in_words(before: Sequence[str], now: Sequence[str]) -> str:
+    """Return what differs, with an example of each kind."""
+    gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+    parts = [f"{len(before)} before, {len(now)} now"]
+    parts += [f"{len(new)} new, such as {new[0]}"] if new else []
+    parts += [f"{len(gone)} gone, such as {gone[0]}"] if gone else []
+    if not (gone or new):
+        # An edited list, or one that another run has overwritten, agrees with the dataset.
+        parts = ["train_files.txt is not the list of its checkpoint, or its order differs"]
+    return "; ".join(parts)

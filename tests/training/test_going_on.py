@@ -1,0 +1,176 @@
+"""What a run goes on with: its own images, steps, dtype and optimizer, or a sentence."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from configs import coop
+from dpt_jax.errors import UserError
+from dpt_jax.inference import experiment as experiments
+from dpt_jax.runtime import devices
+from dpt_jax.settings import config as configs
+from dpt_jax.storage.checkpoints import Checkpoints, load_newest
+from dpt_jax.training import loop
+from dpt_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rates,
+    make_optimizer,
+    state_from_saved,
+    state_to_save,
+)
+from dpt_jax.training.run import evaluate_run, train_and_evaluate, with_dtype
+from dpt_jax.training.step import StepConfig, make_step, new_state
+from tests.helpers.golden import SMALL
+
+
+@pytest.fixture
+def images(tmp_path):
+    root = tmp_path / "images"
+    shutil.copytree(SMALL / "images", root)
+    return root
+
+
+@pytest.fixture
+def config(clip_dir, images):
+    """CoOp for one epoch of two steps."""
+    config = coop.get_config("folder")
+    config.clip.weights, config.dataset.root = str(clip_dir), str(images)
+    config.dataset.shots, config.text_prompt.length = -1, 4
+    config.train.epochs, config.train.batch_size = 1, 6
+    return config
+
+
+def train(config, clip, workdir, **options):
+    return loop.train(experiments.prepare(config, clip), workdir, **options)
+
+
+@pytest.fixture
+def started(config, clip, tmp_path):
+    workdir = tmp_path / "run"
+    train(config, clip, workdir)
+    return workdir
+
+
+def test_other_images_are_refused_or_reported(config, clip, images, started, capsys):
+    listed = (started / "train_files.txt").read_text()
+    for folder in (images / "train").iterdir():
+        shutil.copy(next(folder.iterdir()), folder / "one_more.png")
+    for epochs in (1, 2):  # a finished run that would only be evaluated, and one that would go on
+        config.train.epochs = epochs
+        with pytest.raises(UserError, match=r"12 before, 18 now; 6 new, such as .*one_more\.png"):
+            train(config, clip, started)
+        assert (started / "train_files.txt").read_text() == listed
+    capsys.readouterr()
+    train(config, clip, started, allow_changes=True)
+    said = capsys.readouterr().out
+    assert "going on with other images than it was trained on (12 before, 18 now" in said
+    assert len((started / "train_files.txt").read_text().splitlines()) == 18
+
+
+def test_a_list_that_was_overwritten_does_not_hide_other_images(config, clip, images, started):
+    """The checkpoint has a digest of the images that it was trained on."""
+    (removed,) = [next((images / "train" / "airplane").iterdir())]
+    removed.unlink()
+    lines = (started / "train_files.txt").read_text().splitlines()
+    rest = [line for line in lines if not line.endswith(f"airplane/{removed.name}")]
+    (started / "train_files.txt").write_text("".join(f"{line}\n" for line in rest))
+    with pytest.raises(UserError, match="is not the list of its checkpoint"):
+        train(config, clip, started)
+
+
+def test_a_run_past_its_end_is_refused(config, clip, started):
+    config.train.epochs = 2
+    train(config, clip, started)
+    config.train.epochs = 1
+    with pytest.raises(
+        UserError, match="was trained for 4 steps, but these settings end at step 2"
+    ):
+        train(config, clip, started)
+    assert load_newest(started).step == 4
+
+
+def test_the_dtype_that_is_computed_in_is_saved_and_kept(config, tmp_path):
+    workdir = tmp_path / "run"
+    assert config.dtype == "auto"
+    results = train_and_evaluate(config, workdir)
+    assert json.loads((workdir / "config.json").read_text())["dtype"] == "float32"
+    assert evaluate_run(config, workdir, tmp_path / "again") == results
+    # As if it had been started on a GPU.
+    begun = with_dtype(config, workdir)
+    begun.dtype = "bfloat16"
+    configs.save(begun, workdir)
+    assert with_dtype(config, workdir).dtype == "bfloat16"
+
+
+def test_the_optimizer_is_saved_by_the_names_of_the_prompts():
+    prompts = {"text": {"context": np.ones(3, np.float32)}, "visual": {"tokens": np.ones(2)}}
+    optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
+    _, state = optimizer.update(prompts, optimizer.init(prompts), prompts, step=0)
+    saved = state_to_save(state)
+    assert jax.tree.structure(saved) == jax.tree.structure(prompts)
+    again = state_from_saved(optimizer, prompts, saved)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_an_optimizer_of_one_more_element_goes_on(config, clip, started, capsys, monkeypatch):
+    """As another version of Optax may have one; the momentum is what counts."""
+
+    def longer(schedule):
+        return optax.chain(optax.scale_by_schedule(lambda _: 1.0), make_optimizer(schedule))
+
+    config.train.epochs = 2
+    other = started.with_name("other")
+    shutil.copytree(started, other)
+    expected = train(config, clip, other)
+    monkeypatch.setattr(loop, "make_optimizer", longer)
+    capsys.readouterr()
+    found = train(config, clip, started)
+    assert "going on at step 2 of 4" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_training_state_of_another_version_is_not_called_damage(config, clip, started):
+    saved = load_newest(started)
+    shutil.rmtree(started / "checkpoints")
+    with Checkpoints(started, create=True) as checkpoints:
+        old = {"opt_state": {"count": np.zeros(1)}, "totals": np.zeros(3, np.float32)}
+        checkpoints.save(2, saved.prompts, saved.meta, old)
+        checkpoints.wait()
+    with pytest.raises(UserError, match="training state of another version"):
+        train(config, clip, started)
+    assert (started / "checkpoints" / "2").is_dir()
+    assert not (started / "damaged").exists()
+
+
+def test_the_rate_after_a_step_that_was_left_out_is_the_reported_one(config, clip):
+    experiment = experiments.prepare(config, clip)
+    # Warm-up is over after the first step.
+    schedule = OptimizerConfig(0.01, 0.002, 1, 2, steps_per_epoch=1)
+    optimizer = make_optimizer(schedule)
+    take_step = make_step(experiment.model, optimizer, StepConfig(0.3, 0, 1, skip=True))
+    size = experiment.model.clip.image_size
+    generator = np.random.default_rng(0)
+    batch = {
+        "image": generator.integers(0, 256, (1, 6, size, size, 3), np.uint8),
+        "label": np.arange(6, dtype=np.int32)[None],
+        "weight": np.ones((1, 6), np.float32),
+    }
+    broken = {**batch, "weight": np.full((1, 6), np.nan, np.float32)}
+    prompts = experiments.initial_prompts(experiment)
+
+    def after(*batches):
+        state = devices.replicate(new_state(prompts, optimizer))
+        for one in batches:
+            state = take_step(state, experiment.frozen, one)
+        return devices.to_host(state)
+
+    first, second = after(batch), after(broken, batch)
+    assert (second.step, *second.not_finite) == (2, 1, 1)
+    moved = [s.prompts["text"]["context"] - prompts["text"]["context"] for s in (first, second)]
+    rate = learning_rates(schedule)["text"]
+    ratio = np.linalg.norm(moved[1]) / np.linalg.norm(moved[0])
+    assert ratio == pytest.approx(float(rate(1)) / float(rate(0)), rel=0.02)
