@@ -72,7 +72,8 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     shutil.copy(files[0], tmp_path / "other" / f"{name}-2.png")
     command(
         "-m",
-        "dpt_jax", "visualize",
+        "dpt_jax",
+        "visualize",
         f"--workdir={trained}",
         f"--out={tmp_path / 'other'}",
         str(tmp_path / "other"),
@@ -88,7 +89,8 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
         shutil.copy(files[0], tmp_path / name)
     done = command(
         "-m",
-        "dpt_jax", "visualize",
+        "dpt_jax",
+        "visualize",
         f"--workdir={trained}",
         f"--out={tmp_path / 'out'}",
         str(tmp_path),
