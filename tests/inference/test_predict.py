@@ -18,8 +18,12 @@ from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
+from dpt_jax.inference import program
+from dpt_jax.inference.attention import describe
+from dpt_jax.inference.evaluation import evaluate
+from dpt_jax.inference.predictor import Predictor
 from dpt_jax.inference.published import convert_reference
-from dpt_jax.storage.checkpoints import Checkpoints
+from dpt_jax.storage.checkpoints import Checkpoints, Saved, load_newest
 from tests.helpers import make_clip
 from tests.helpers.commands import ROOT, assert_refused, command
 from tests.helpers.golden import SMALL, relative_error
@@ -324,3 +328,87 @@ running.stdout.close()
 print(running.stderr.read(), running.wait())
 """)  # fmt: skip
     assert done.stdout.split() == ["1"]
+
+
+def maps() -> int:
+    """The memory maps of this process, of which Linux grants it 65,530."""
+    return len(pathlib.Path("/proc/self/maps").read_text().splitlines())
+
+
+def resident() -> int:
+    """Kilobytes of memory that this process has."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+@pytest.mark.parametrize("method", [zeroshot, coop])
+def test_a_thousand_calls_of_encode_text_are_one_program(method, tmp_path):
+    config = method.get_config("emoji")
+    config.text_prompt.init = ""
+    prepared = experiments.prepare(config)
+    prompts = experiments.initial_prompts(prepared)
+    predictor = Predictor(prepared, Saved(1, prompts, {}), batch_size=1)
+    names = [f"a {i} of {i % 7}" for i in range(1000)]
+    together = predictor.encode_text(names)
+    np.testing.assert_allclose(predictor.encode_text(names[:2]), together[:2], atol=1e-5)
+    before = maps(), resident()
+    for i, name in enumerate(names):
+        (own,) = predictor.encode_text([name])
+        np.testing.assert_allclose(own, together[i], atol=1e-5)
+    assert maps() < before[0] + 50
+    assert resident() < before[1] + 50_000
+
+
+def test_features_of_names_are_those_of_the_packed_texts(trained):
+    """Of the same names as the classes of a predictor, which encodes them in packed rows."""
+    names = ["dog", "a rather long name of a class that has more than sixteen tokens in its name"]
+    packed = dpt_jax.load(trained, names, batch_size=1).encode_text()
+    np.testing.assert_allclose(dpt_jax.load(trained).encode_text(names), packed, atol=1e-5)
+
+
+def test_a_long_list_is_decoded_a_batch_at_a_time(predictor, files, monkeypatch):
+    expected = predictor.predict(files)
+    seen = []
+    pixels = predictor.pixels
+    monkeypatch.setattr(predictor, "pixels", lambda own: seen.append(len(own)) or pixels(own))
+    np.testing.assert_array_equal(predictor.predict(files), expected)
+    assert max(seen) == predictor.rows == 4
+    assert sum(seen) == len(files)
+
+
+def test_answers_that_are_not_finite_are_refused(trained, files, tmp_path):
+    """From Python, from the command line, as pictures and as a program: the tensor is named."""
+    own = load_newest(trained)
+    own.prompts["visual"]["tokens"] = own.prompts["visual"]["tokens"] * np.float32(np.nan)
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("checkpoints"))
+    with Checkpoints(workdir, create=True) as checkpoints:
+        checkpoints.save(3, own.prompts, own.meta)
+        checkpoints.wait()
+    bad = dpt_jax.load(workdir)
+    says = r"are not finite: the prompt visual\.tokens has such values"
+    for use in (bad.predict, bad.encode_image, lambda images: describe(bad, bad.pixels(images))):
+        with pytest.raises(UserError, match=says):
+            use(files[:1])
+    with pytest.raises(UserError, match=says):
+        program.write(bad, tmp_path)
+    assert not (tmp_path / program.PROGRAM).exists()
+    done = command("-m", "dpt_jax", "predict", str(workdir), files[0], "--json", check=False)
+    assert_refused(done, "the logits are not finite")
+    assert "probability" not in done.stdout
+
+
+def test_weights_that_are_not_finite_are_refused(clip, clip_dir, files, tmp_path):
+    """Of a zero-shot run too, whose results are not written."""
+    vision = {**clip.params["vision"], "ln_post": jax.tree.map(
+        lambda x: x * np.float32(np.nan), clip.params["vision"]["ln_post"])}  # fmt: skip
+    broken = clip._replace(params={**clip.params, "vision": vision})
+    config = zeroshot.get_config("folder")
+    config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
+    prepared = experiments.prepare(config, broken)
+    says = r"plain CLIP are not finite: the weight of CLIP vision\.ln_post"
+    with pytest.raises(UserError, match=says):
+        Predictor(prepared, Saved(0, {}, {}), batch_size=4).predict(files[:1])
+    with pytest.raises(UserError, match=says):
+        evaluate(prepared, Saved(0, {}, {}), tmp_path)
+    assert not (tmp_path / "results.json").exists()
