@@ -2,13 +2,12 @@
 
 from ml_collections import ConfigDict, config_dict
 
-from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
-from dpt_jax.errors import UserError
+from dpt_jax.data.catalogue import settings_of
 
 
 def get_config(dataset: str = "emoji") -> ConfigDict:
-    """The published settings on a dataset: "emoji" and "emoji_noto" (embedded), "folder" (your own) or one of
-    the paper's."""
+    """Return the published settings on a dataset: "emoji" and "emoji_noto" (embedded), "folder"
+    (your own) or one of the paper's."""
     config = ConfigDict()
     config.seed = 1
     config.dtype = "auto"  # float32 on CPU, bfloat16 on GPU and TPU
@@ -27,6 +26,7 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
     config.dataset.classes = "all"  # or "base", "new": a half of them
     config.dataset.template = "a photo of a {}."  # several, between "|", are averaged
     config.dataset.on_error = "raise"  # or "skip": leave out images that cannot be read
+    config.dataset.sample = ""  # a file that lists the images to train on, instead of drawing them
     config.dataset.workers = 0  # loader processes; 0: threads of this one
 
     config.text_prompt = ConfigDict()
@@ -75,24 +75,5 @@ def get_config(dataset: str = "emoji") -> ConfigDict:
     config.checkpoint.every_minutes = 10.0  # and after so many minutes; 0: by steps alone
     config.checkpoint.keep = 2
 
-    if dataset in EMBEDDED:
-        config.clip.weights = "tiny-clip"
-        config.dataset.template = "a drawing of a {}."
-        config.dataset.shots = 8
-        # Measured on 64-pixel drawings: the published crops, down to 8 % of the area, leave too little of
-        # them to learn from, and a random context is not worth the words in eight examples a class.
-        config.text_prompt.init = "a drawing of a"
-        config.train.augment = False
-    elif dataset in CATALOGUE:
-        benchmark = CATALOGUE[dataset]
-        config.dataset.source = "coop"
-        config.dataset.template = benchmark.template
-        config.train.epochs = benchmark.epochs
-        config.train.warmup_epochs = benchmark.warmup_epochs
-        config.loss.guidance_epochs = benchmark.guidance_epochs
-    elif dataset != "folder":
-        raise UserError(
-            f"configs: no dataset {dataset!r}; choose {' or '.join(EMBEDDED)} (embedded), folder (your own, with "
-            f"--config.dataset.root=DIR) or one of {', '.join(CATALOGUE)}."
-        )
+    config.update_from_flattened_dict(settings_of(dataset))
     return config

@@ -37,7 +37,7 @@ class Readable:
         from dpt_jax.data.records import UnreadableImageError, read_image
 
         try:
-            return read_image(pathlib.Path(path))
+            return read_image(path)
         except UnreadableImageError as reason:
             self.failed[path] = str(reason)
             raise
@@ -113,7 +113,13 @@ def main(argv: Sequence[str]) -> None:
     read = Readable({})
     examples = [Example(path, 0) for path in paths]
     batches = loader.test_batches(
-        read, examples, predictor.model.clip.image_size, predictor.rows, skip_unreadable=True
+        loader.Loading(
+            read=read,
+            examples=examples,
+            size=predictor.model.clip.image_size,
+            batch_size=predictor.rows,
+            skip_unreadable=True,
+        )
     )
     with contextlib.ExitStack() as stack:
         output = Output(stack, told)

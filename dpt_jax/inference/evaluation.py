@@ -15,7 +15,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, Frozen, training_meta
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts
 from dpt_jax.runtime import devices
-from dpt_jax.runtime.console import Progress
+from dpt_jax.runtime.console import Progress, say
 
 CALIBRATION_BINS = 15
 METHODS = ("zeroshot", "coop", "vpt", "vlp", "dpt")
@@ -78,14 +78,16 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
     prompts = devices.replicate(prompts)
     texts = classifier.encode(experiment.frozen, prompts)
     batches = loader.test_batches(
-        dataset.read,
-        dataset.test,
-        model.clip.image_size,
-        rows,
-        config.dataset.workers,
-        skip_unreadable=config.dataset.on_error == "skip",
-        host=jax.process_index(),
-        hosts=hosts,
+        loader.Loading(
+            read=dataset.read,
+            examples=dataset.test,
+            size=model.clip.image_size,
+            batch_size=rows,
+            workers=config.dataset.workers,
+            skip_unreadable=config.dataset.on_error == "skip",
+            host=jax.process_index(),
+            hosts=hosts,
+        )
     )
     # Every host runs the same number of steps, with the last images missing on some.
     nothing: loader.Batch = {
@@ -138,6 +140,10 @@ def evaluate(
     names = distinct(dataset.classnames)
     scores = class_scores(found.logits.argmax(-1), found.label, names)
     meta = training_meta(experiment) if meta is None else meta
+    unread = sorted({example.label for example in dataset.test} - set(found.label.tolist()))
+    if unread:
+        classes = ", ".join(dataset.classnames[label] for label in unread)
+        say(f"no test image of these classes could be read: {classes}.")
     results = {
         "method": model.prompts.method,
         "dataset": config.dataset.name,

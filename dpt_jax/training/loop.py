@@ -1,6 +1,5 @@
 """Training: the loop around the step, what it keeps, and how it stops."""
 
-import functools
 import math
 import pathlib
 import time
@@ -14,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dpt_jax.data import loader
-from dpt_jax.data.dataset import Dataset
+from dpt_jax.data.dataset import Dataset, check_readable
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, initial_prompts, training_meta
 from dpt_jax.runtime import devices
@@ -152,23 +151,27 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
     total, microbatch = numbers.total, numbers.step.microbatch or 1
     optimizer = make_optimizer(numbers.schedule)
     step = make_step(model, optimizer, numbers.step)
-    make_batches = functools.partial(
-        loader.train_batches,
-        dataset.read,
-        dataset.train,
-        model.clip.image_size,
-        config.train.batch_size,
-        config.train.epochs,
-        config.seed,
-        config.train.augment,
-        config.dataset.workers,
+    loading = loader.TrainLoading(
+        read=dataset.read,
+        examples=dataset.train,
+        size=model.clip.image_size,
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs,
+        seed=config.seed,
+        augment=config.train.augment,
+        workers=config.dataset.workers,
         skip_unreadable=config.dataset.on_error == "skip",
         host=jax.process_index(),
         hosts=hosts,
     )
+    if loading.skip_unreadable:
+        check_readable(dataset)
 
     def images_of(step: int) -> list[str]:
-        return [dataset.train[i].path for i in next(make_batches(start=step - 1))["index"]]
+        return [
+            dataset.train[i].path
+            for i in next(loader.train_batches(loading, start=step - 1))["index"]
+        ]
 
     if devices.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
@@ -195,7 +198,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
         keeper = Keeper(
             checkpoints, training_meta(experiment), numbers, config.checkpoint, images_of
         )
-        batches, replicated = make_batches(start=start), devices.replicate(state)
+        batches, replicated = loader.train_batches(loading, start), devices.replicate(state)
         unreadable: set[int] = set()
         with MetricWriter(workdir, start) as writer, Progress("train", total, start) as progress:
             since, images = time.perf_counter(), 0

@@ -180,9 +180,19 @@ def test_train_transform_mirrors_half_the_time():
 
 def batches_of(seed=0, augment=True, workers=0, batch_size=5, epochs=3, **place):
     train = load_dataset(config_of(shots=-1), seed=1).train
-    return loader.train_batches(
-        Files(IMAGES), train, 32, batch_size, epochs, seed, augment, workers, **place
+    start = place.pop("start", 0)
+    loading = loader.TrainLoading(
+        read=Files(IMAGES),
+        examples=train,
+        size=32,
+        batch_size=batch_size,
+        epochs=epochs,
+        seed=seed,
+        augment=augment,
+        workers=workers,
+        **place,
     )
+    return loader.train_batches(loading, start)
 
 
 def test_batches_depend_on_the_seed_alone():
@@ -245,7 +255,8 @@ def test_hosts_that_cannot_share_a_batch_are_told_so():
 
 def test_test_batches_keep_the_order_and_the_last_images():
     dataset = load_dataset(config_of(), seed=1)
-    batches = list(loader.test_batches(dataset.read, dataset.test, 32, batch_size=7))
+    loading = loader.Loading(read=dataset.read, examples=dataset.test, size=32, batch_size=7)
+    batches = list(loader.test_batches(loading))
     assert [len(batch["label"]) for batch in batches] == [7, 7, 4]
     assert np.concatenate([b["label"] for b in batches]).tolist() == [e.label for e in dataset.test]
 
