@@ -11,8 +11,10 @@ from etils import epath
 from dpt_jax.data.listing import (
     EXTENSIONS,
     endings,
+    exists,
     image_names,
     is_image_name,
+    is_remote,
     visible,
     walk,
 )
@@ -152,9 +154,11 @@ def find_images(paths: Sequence[str]) -> list[str]:
 def _named_by(text: str) -> list[epath.Path]:
     """Return the file or folder of that name or, without one, those that fit the pattern."""
     path = as_path(text)
-    if path.exists():
+    if exists(path):
         return [path]
-    if os.fspath(path).startswith("gs://"):
+    if is_remote(path):
+        if "**" in text:
+            raise UserError(f"{text}: ** works on local files only; name the folder instead.")
         folder = next((p for p in path.parents if not glob.has_magic(os.fspath(p))), path)
         named = sorted(folder.glob(path.relative_to(folder).as_posix()))
     else:

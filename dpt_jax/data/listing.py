@@ -12,6 +12,20 @@ from dpt_jax.errors import UserError
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is in an object store."""
+    return os.fspath(path).startswith("gs://")
+
+
+def exists(path: epath.Path) -> bool:
+    """Return whether a path is there. Raise UserError where its object store cannot be asked."""
+    try:
+        return path.exists()
+    except Exception as reason:  # each remote file system has its own types
+        first_line = str(reason).strip().split("\n")[0]
+        raise UserError(f"{path} cannot be reached ({first_line}).") from reason
+
+
 class Entry(NamedTuple):
     """The name of something in a folder, and whether it is a folder."""
 
@@ -32,7 +46,7 @@ def visible(folder: epath.Path) -> list[Entry]:
 
 
 def _entries(folder: epath.Path) -> Iterator[Entry]:
-    if os.fspath(folder).startswith("gs://"):
+    if is_remote(folder):
         for path in folder.iterdir():
             # An object store has to be asked what a name is; of an image's name it is known.
             yield Entry(path.name, not is_image_name(path.name) and path.is_dir())

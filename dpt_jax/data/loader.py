@@ -10,6 +10,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
@@ -92,32 +93,30 @@ class TrainLoading(Loading):
     augment: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Steps:
-    """This host's batches of a whole training, by the number of the step.
+    """This host's batches from step `start` to step `end`.
 
-    images: endless; those of one epoch follow on those of the one before. Which
-    of them a step takes is worked out here and not by slicing and repeating the
-    data set, since some versions of Grain then repeat the first epoch.
+    images: of all epochs, one epoch after the other. rows: of all hosts' batches
+    together. Which images a step takes is worked out here and not by slicing and
+    repeating the data set, since some versions of Grain then repeat the first epoch.
     """
 
     images: grain.MapDataset
-    config: TrainLoading
+    rows: int
     start: int
+    end: int
+    host: int
+    hosts: int
 
     def __len__(self) -> int:
-        config = self.config
-        steps = config.epochs * steps_per_epoch(len(config.examples), config.batch_size)
-        return max(steps - self.start, 0)
+        return max(self.end - self.start, 0)
 
     def __getitem__(self, index: int) -> Batch:
-        config = self.config
-        epoch, step = divmod(
-            index + self.start, steps_per_epoch(len(config.examples), config.batch_size)
-        )
-        rows = min(config.batch_size, len(config.examples))
-        first = epoch * len(config.examples) + step * rows
-        loaded = [self.images[first + row] for row in range(config.host, rows, config.hosts)]
+        an_epoch = len(self.images)
+        epoch, step = divmod(index + self.start, steps_per_epoch(an_epoch, self.rows))
+        first = epoch * an_epoch + step * self.rows
+        loaded = [self.images[first + row] for row in range(self.host, self.rows, self.hosts)]
         return {name: np.stack([image[name] for image in loaded]) for name in loaded[0]}
 
 
@@ -129,16 +128,24 @@ def train_batches(config: TrainLoading, start: int = 0) -> grain.DatasetIterator
     of a batch cannot be shared equally.
     """
     examples, hosts = len(config.examples), config.hosts
-    if config.batch_size % hosts and config.batch_size <= examples:
+    rows = min(config.batch_size, examples)
+    if rows % hosts and rows == config.batch_size:
         raise UserError(
             f"train.batch_size is {config.batch_size}: it must be a multiple of the {hosts} hosts."
         )
-    if min(config.batch_size, examples) < hosts:
+    if rows < hosts:
         raise UserError(f"{examples} training images cannot be shared by {hosts} hosts.")
     load = _Load(config.read, config.size, config.skip_unreadable)
     images = grain.MapDataset.source(list(enumerate(config.examples))).seed(config.seed).shuffle()
-    images = images.random_map(load) if config.augment else images.map(load)
-    return _read(grain.MapDataset.source(_Steps(images, config, start)), config.workers)
+    steps = _Steps(
+        images=images.random_map(load) if config.augment else images.map(load),
+        rows=rows,
+        start=start,
+        end=config.epochs * steps_per_epoch(examples, rows),
+        host=config.host,
+        hosts=hosts,
+    )
+    return _read(grain.MapDataset.source(steps), config.workers)
 
 
 def test_batches(config: Loading) -> grain.DatasetIterator:
@@ -152,6 +159,10 @@ def test_batches(config: Loading) -> grain.DatasetIterator:
 def _read(data: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
     if workers:
+        if (
+            not flags.FLAGS.is_parsed()
+        ):  # Grain asks for flags of its own, also where absl is not used
+            flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers), _leave_ctrl_c_to_the_run
         )
