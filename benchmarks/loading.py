@@ -28,7 +28,8 @@ from PIL import Image
 
 from benchmarks.random_clip import random_clip
 from configs import dpt
-from dpt_jax.data import classnames, loader
+from dpt_jax.data import loader
+from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.evaluation import make_classifier
 from dpt_jax.runtime import devices
@@ -88,7 +89,7 @@ def write_images(root: pathlib.Path, files: int) -> float:
     """
     generator = np.random.default_rng(0)
     width, height = PIXELS.value, PIXELS.value * 3 // 4
-    folders = classnames.imagenet()[: CLASSES.value]
+    folders = imagenet_classnames()[: CLASSES.value]
     bytes_written = 0
     for i in range(files):
         colours = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))
@@ -119,9 +120,25 @@ def batches(experiment: experiments.Experiment, train: bool, workers: int) -> It
     dataset, size = experiment.dataset, experiment.model.clip.image_size
     if train:
         return loader.train_batches(
-            dataset.read, dataset.train, size, BATCH.value, PASSES, 0, True, workers
+            loader.TrainLoading(
+                read=dataset.read,
+                examples=dataset.train,
+                size=size,
+                batch_size=BATCH.value,
+                epochs=PASSES,
+                seed=0,
+                workers=workers,
+            )
         )
-    return loader.test_batches(dataset.read, dataset.test * PASSES, size, BATCH.value, workers)
+    return loader.test_batches(
+        loader.Loading(
+            read=dataset.read,
+            examples=dataset.test * PASSES,
+            size=size,
+            batch_size=BATCH.value,
+            workers=workers,
+        )
+    )
 
 
 def rate(make: Callable[[], Iterator[Any]]) -> float:

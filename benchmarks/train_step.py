@@ -78,8 +78,8 @@ def main(_: list[str]) -> None:
 
     from benchmarks import flops
     from benchmarks.random_clip import random_clip
-    from dpt_jax.data import classnames
     from dpt_jax.data.dataset import Dataset
+    from dpt_jax.data.paper.imagenet import imagenet_classnames
     from dpt_jax.inference import experiment as experiments
     from dpt_jax.runtime import devices
 
@@ -87,7 +87,7 @@ def main(_: list[str]) -> None:
     config.dtype, config.train.batch_size = DTYPE.value, BATCH.value
     config.train.microbatch, config.train.remat = MICROBATCH.value, REMAT.value
     dtype = experiments.compute_dtype(config)
-    names = tuple(classnames.imagenet()[: CLASSES.value])
+    names = tuple(imagenet_classnames()[: CLASSES.value])
     dataset = Dataset(Image.open, names, train=[], test=[])
     experiment = experiments.assemble(config, dataset, random_clip(CLIP.value, dtype))
     generator, local = np.random.default_rng(0), jax.local_device_count()

@@ -17,7 +17,7 @@ from dpt_jax.clip.model import (
     causal,
     normalize,
 )
-from dpt_jax.data.classnames import imagenet
+from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import text
@@ -207,7 +207,7 @@ def test_packing_keeps_every_text_once_in_rows_with_little_padding(lengths):
 
 def test_a_thousand_names_cost_what_their_tokens_cost(clip):
     """Of the places of ImageNet's packed names, few are padding; of the published 77 a class, nearly all are."""
-    layout = prompt_layout(imagenet(), clip.tokenizer, 16)
+    layout = prompt_layout(imagenet_classnames(), clip.tokenizer, 16)
     assert (layout.text >= 0).mean() > 0.95
     assert layout.tokens.size < 0.1 * 77 * len(layout.order)
 

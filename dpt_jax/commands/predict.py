@@ -142,8 +142,15 @@ def _classify(
     top = min(flags.top, len(predictor.classnames))
     read = Readable({})
     examples = [Example(path, 0) for path in paths]
-    size = predictor.model.clip.image_size
-    batches = loader.test_batches(read, examples, size, predictor.rows, skip_unreadable=True)
+    batches = loader.test_batches(
+        loader.Loading(
+            read=read,
+            examples=examples,
+            size=predictor.model.clip.image_size,
+            batch_size=predictor.rows,
+            skip_unreadable=True,
+        )
+    )
     with contextlib.ExitStack() as stack:
         output = Output(stack, flags, top)
         # On a terminal, answers and a bar would run into each other, and the answers say as much.

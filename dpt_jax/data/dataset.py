@@ -4,6 +4,7 @@ import collections
 import hashlib
 import pathlib
 from collections.abc import Sequence
+from concurrent import futures
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -12,12 +13,16 @@ from dpt_jax.data import sampling
 from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.records import Example, Reader, Splits
+from dpt_jax.data.listing import exists, is_remote
+from dpt_jax.data.records import Example, Reader, Splits, UnreadableImageError
+from dpt_jax.data.sample import read_sample
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
 from dpt_jax.runtime.console import say
+from dpt_jax.runtime.files import as_path
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
+READERS = 4  # threads that look for readable images
 
 
 class Dataset(NamedTuple):
@@ -31,32 +36,27 @@ class Dataset(NamedTuple):
 
 
 def load_dataset(config: ConfigDict, seed: int) -> Dataset:
-    """The dataset that config.dataset names, its few-shot sample drawn with `seed`.
+    """Return the dataset that config.dataset names, with its few-shot sample.
 
-    config: has passed config.check. Raises UserError where a folder, file, split
-    or class is not as it should be.
+    config: has been checked. seed: what the sample is drawn with, where
+    dataset.sample names no file of it. Raise UserError where a folder, file,
+    split or class is not as it should be.
     """
     whole = read_splits(config)
     # The shots are drawn before the classes are split, so that both halves are of one sample.
-    train, _ = sampling.few_shot(whole.train, whole.val, config.shots, seed)
-    most = max(collections.Counter(example.label for example in whole.train).values(), default=0)
-    if config.shots > most > 0:
-        say(
-            f"dataset.shots is {config.shots}, but no class has more than {most} training images: all are taken."
-        )
+    train = _sample(config, whole, seed)
     if config.classes == "all":
         return Dataset(whole.read, whole.classnames, train, whole.test, digest_of(whole))
-    labels = list(sampling.half_of_classes(len(whole.classnames), config.classes))
+    labels = sampling.half_of_classes(len(whole.classnames), config.classes)
     if not labels:
         raise UserError(
             f"{config.name} has one class, so there is no {config.classes!r} half of its classes."
         )
-    first = labels[0]
     return Dataset(
         read=whole.read,
         classnames=tuple(whole.classnames[label] for label in labels),
-        train=[Example(e.path, e.label - first) for e in train if e.label in labels],
-        test=[Example(e.path, e.label - first) for e in whole.test if e.label in labels],
+        train=[Example(e.path, e.label - labels[0]) for e in train if e.label in labels],
+        test=[Example(e.path, e.label - labels[0]) for e in whole.test if e.label in labels],
         digest=digest_of(whole),
     )
 
@@ -75,25 +75,71 @@ def digest_of_examples(examples: Sequence[Example]) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
+def _sample(config: ConfigDict, whole: Splits, seed: int) -> list[Example]:
+    """Return the images to train on, of all classes."""
+    if config.sample and whole.train:  # there is none where a dataset is only tested on
+        return read_sample(as_path(config.sample), whole, config.shots)
+    train, _ = sampling.few_shot(whole.train, whole.val, config.shots, seed)
+    most = max(collections.Counter(example.label for example in whole.train).values(), default=0)
+    if config.shots > most > 0:
+        say(
+            f"dataset.shots is {config.shots}, but no class has more than {most} training images: "
+            "all are taken."
+        )
+    return train
+
+
 def read_splits(config: ConfigDict) -> Splits:
-    """The whole dataset that config.dataset names, from its source."""
+    """Return the whole dataset that config.dataset names, from its source."""
     if config.source != "folder" and config.name not in CATALOGUE:
         raise UserError(
-            f"dataset.source={config.source} knows {', '.join(CATALOGUE)}, not {config.name!r}: name one of them in "
-            "--config=configs/METHOD.py:NAME, or use dataset.source=folder."
+            f"dataset.source={config.source} knows {', '.join(CATALOGUE)}, not {config.name!r}: "
+            "name one of them in --config=configs/METHOD.py:NAME, or use dataset.source=folder."
         )
-    root = pathlib.Path(config.root).expanduser()
+    root = as_path(config.root) if config.root else None
+    if root and is_remote(root):
+        exists(root)  # or it is named as one that cannot be reached
     if config.source == "tfds":
-        return read_tfds(config.name, str(root) if config.root else "")
+        return read_tfds(config.name, str(root or ""))
     if config.source == "coop":
-        if not config.root:
+        if root is None:
             raise UserError(
-                f"dataset.root is not set: give the folder that holds {CATALOGUE[config.name].directory}/, laid out "
-                "as CoOp's DATASETS.md says, --config.dataset.root=DIR."
+                f"dataset.root is not set: give the folder that holds "
+                f"{CATALOGUE[config.name].directory}/, laid out as CoOp's DATASETS.md says, "
+                "--config.dataset.root=DIR."
             )
         return read_coop(config.name, root, skip_missing=config.on_error == "skip")
-    if config.name not in EMBEDDED and not config.root:
+    if root is None and config.name not in EMBEDDED:
         raise UserError(
-            "dataset.root is not set: give the folder that holds train/ and test/, --config.dataset.root=DIR."
+            "dataset.root is not set: give the folder that holds train/ and test/, "
+            "--config.dataset.root=DIR."
         )
-    return read_folder(root if config.root else BUNDLED / config.name)
+    return read_folder(root or BUNDLED / config.name)
+
+
+def check_readable(dataset: Dataset) -> None:
+    """Raise UserError naming a class none of whose training images can be read.
+
+    Reads one image a class, more only where the first ones cannot be read.
+    """
+    paths: dict[int, list[str]] = collections.defaultdict(list)
+    for example in dataset.train:
+        paths[example.label].append(example.path)
+
+    def is_readable(path: str) -> bool:
+        try:
+            dataset.read(path)
+        except UnreadableImageError:
+            return False
+        return True
+
+    with futures.ThreadPoolExecutor(READERS) as threads:
+        found = threads.map(lambda label: any(map(is_readable, paths[label])), paths)
+        for label, readable in zip(paths, found, strict=True):
+            if not readable:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise UserError(
+                    f"none of the {len(paths[label])} training images of class "
+                    f"{dataset.classnames[label]!r} can be read, such as {paths[label][0]}: repair "
+                    "them or remove the class."
+                )

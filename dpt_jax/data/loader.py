@@ -1,4 +1,7 @@
-"""Batches of uint8 images by Grain: the same for the same seed, with any number of workers and hosts, from any step."""
+"""Batches of uint8 images by Grain, from any step on.
+
+They are the same for the same seed, with any number of workers and hosts.
+"""
 
 import dataclasses
 import signal
@@ -7,6 +10,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
@@ -20,7 +24,7 @@ Batch = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class _Load:
-    """(index, example) -> its image and label; with a generator, the augmented image."""
+    """From (index, example) to its image and label; with a generator, the augmented image."""
 
     read: Reader
     size: int
@@ -36,10 +40,10 @@ class _Load:
         except UnreadableImageError as reason:
             if not self.skip_unreadable:
                 raise UnreadableImageError(
-                    f"{str(reason).removesuffix('.')}, though the dataset has it: repair or remove it, or leave such "
-                    "images out with --config.dataset.on_error=skip."
+                    f"{str(reason).removesuffix('.')}, though the dataset has it: repair or remove "
+                    "it, or leave such images out with --config.dataset.on_error=skip."
                 ) from reason
-            # Batches keep their size and order, so that a run can be resumed; the row counts for nothing.
+            # Batches keep their size and order, so that a run can go on; the row has no weight.
             image, weight = Image.new("RGB", (self.size, self.size)), 0.0
         pixels = (
             test_transform(image, self.size)
@@ -55,65 +59,110 @@ class _Load:
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Batches an epoch: the last partial one is dropped where there is a full one."""
+    """Return the batches of an epoch. The last partial one is dropped where there is a full one."""
     return max(examples // batch_size, 1)
 
 
-def train_batches(
-    read: Reader,
-    examples: Sequence[Example],
-    size: int,
-    batch_size: int,
-    epochs: int,
-    seed: int,
-    augment: bool,
-    workers: int = 0,
-    skip_unreadable: bool = False,
-    start: int = 0,
-    host: int = 0,
-    hosts: int = 1,
-) -> grain.DatasetIterator:
-    """The batches of a training run from number `start` on, newly shuffled and augmented every epoch.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loading:
+    """What is loaded, and how.
 
-    Fewer examples than batch_size make one smaller batch an epoch. Of every
-    batch this host gets each `hosts`-th row, from row `host` on; together they
-    have the rows that one host would have. Raises UserError where the rows of a
-    batch cannot be shared equally.
+    size: pixels on a side. batch_size: rows of one batch of test_batches, and of
+    all hosts' batches together in train_batches. workers: loader processes, 0 for
+    threads of this one. skip_unreadable: an image that cannot be read becomes
+    black and has no weight, instead of ending the run. host, hosts: of every
+    `hosts` rows this host gets the one at `host`.
     """
-    rows = min(batch_size, len(examples))
-    if rows % hosts and rows == batch_size:
+
+    read: Reader
+    examples: Sequence[Example]
+    size: int
+    batch_size: int
+    workers: int = 0
+    skip_unreadable: bool = False
+    host: int = 0
+    hosts: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainLoading(Loading):
+    """What is loaded to train on. augment: a random part of each image, mirrored half the time."""
+
+    epochs: int
+    seed: int
+    augment: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Steps:
+    """This host's batches from step `start` to step `end`.
+
+    images: of all epochs, one epoch after the other. rows: of all hosts' batches
+    together. Which images a step takes is worked out here and not by slicing and
+    repeating the data set, since some versions of Grain then repeat the first epoch.
+    """
+
+    images: grain.MapDataset
+    rows: int
+    start: int
+    end: int
+    host: int
+    hosts: int
+
+    def __len__(self) -> int:
+        return max(self.end - self.start, 0)
+
+    def __getitem__(self, index: int) -> Batch:
+        an_epoch = len(self.images)
+        epoch, step = divmod(index + self.start, steps_per_epoch(an_epoch, self.rows))
+        first = epoch * an_epoch + step * self.rows
+        loaded = [self.images[first + row] for row in range(self.host, self.rows, self.hosts)]
+        return {name: np.stack([image[name] for image in loaded]) for name in loaded[0]}
+
+
+def train_batches(config: TrainLoading, start: int = 0) -> grain.DatasetIterator:
+    """Return the batches of a training from number `start` on, shuffled and augmented every epoch.
+
+    Fewer examples than batch_size make one smaller batch an epoch. The hosts
+    together have the rows that one host would have. Raise UserError where the rows
+    of a batch cannot be shared equally.
+    """
+    examples, hosts = len(config.examples), config.hosts
+    rows = min(config.batch_size, examples)
+    if rows % hosts and rows == config.batch_size:
         raise UserError(
-            f"train.batch_size is {batch_size}: it must be a multiple of the {hosts} hosts."
+            f"train.batch_size is {config.batch_size}: it must be a multiple of the {hosts} hosts."
         )
     if rows < hosts:
-        raise UserError(f"{len(examples)} training images cannot be shared by {hosts} hosts.")
-    load = _Load(read, size, skip_unreadable)
-    data = grain.MapDataset.source(list(enumerate(examples))).seed(seed).shuffle()
-    data = data.random_map(load) if augment else data.map(load)
-    data = data[: rows * steps_per_epoch(len(examples), batch_size)][host::hosts]
-    data = data.batch(-(-rows // hosts)).repeat(epochs)
-    return _read(data[start:], workers)
+        raise UserError(f"{examples} training images cannot be shared by {hosts} hosts.")
+    load = _Load(config.read, config.size, config.skip_unreadable)
+    images = grain.MapDataset.source(list(enumerate(config.examples))).seed(config.seed).shuffle()
+    steps = _Steps(
+        images=images.random_map(load) if config.augment else images.map(load),
+        rows=rows,
+        start=start,
+        end=config.epochs * steps_per_epoch(examples, rows),
+        host=config.host,
+        hosts=hosts,
+    )
+    return _read(grain.MapDataset.source(steps), config.workers)
 
 
-def test_batches(
-    read: Reader,
-    examples: Sequence[Example],
-    size: int,
-    batch_size: int,
-    workers: int = 0,
-    skip_unreadable: bool = False,
-    host: int = 0,
-    hosts: int = 1,
-) -> grain.DatasetIterator:
-    """The examples in their order, or each `hosts`-th of them from `host` on; the last batch as small as it comes."""
-    load = _Load(read, size, skip_unreadable)
-    data = grain.MapDataset.source(list(enumerate(examples))).map(load)[host::hosts]
-    return _read(data.batch(batch_size, drop_remainder=False), workers)
+def test_batches(config: Loading) -> grain.DatasetIterator:
+    """Return the examples in their order, of all hosts' or this host's, the last batch smaller."""
+    load = _Load(config.read, config.size, config.skip_unreadable)
+    data = grain.MapDataset.source(list(enumerate(config.examples))).map(load)
+    data = data[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
+    return _read(data, config.workers)
 
 
 def _read(data: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
     if workers:
+        if (
+            not flags.FLAGS.is_parsed()
+        ):  # Grain asks for flags of its own, also where absl is not used
+            flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers), _leave_ctrl_c_to_the_run
         )
@@ -121,7 +170,7 @@ def _read(data: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 
 
 def _leave_ctrl_c_to_the_run(worker: int, workers: int) -> None:
-    """Ctrl-C goes to the loader's processes too, but it is the run that stops, and ends them."""
+    """Ignore Ctrl-C, which loader processes get too: it is the run that stops, and ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -136,9 +185,10 @@ def no_images(size: int) -> Batch:
 
 
 def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:
-    """The batch padded to `rows` and split over the devices: (devices, b, …), b rounded up to a multiple.
+    """Return the batch padded to `rows` and split over the devices: (devices, b, …).
 
-    The padding is zeros, its `weight` too. The index stays on the host.
+    b is rounded up to a multiple. The padding is zeros, its `weight` too. The index
+    stays on the host.
     """
     rows = -(-rows // (devices * multiple)) * devices * multiple
     own = len(batch["label"])

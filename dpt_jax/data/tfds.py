@@ -19,20 +19,16 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from dpt_jax.data import classnames as names
+from dpt_jax.data.benchmark import Lists, Record, split_all
 from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.coop import Lists, Record, split_all
 from dpt_jax.data.records import Example, Splits, read_image
 from dpt_jax.errors import UserError
 from dpt_jax.runtime.console import Progress, say
 
-# These have the labels of all of ImageNet, but images of two hundred of its classes.
-IMAGENET_SUBSETS = ("imagenet_a", "imagenet_r")
-
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """Reads images of a prepared dataset; the path of one is SPLIT/NUMBER.
+    """Reads images of a prepared dataset. The path of one is SPLIT/NUMBER.
 
     sources: for each split its serialised records. features: finds the encoded
     image, or the encoded frames of a video, in one.
@@ -43,7 +39,7 @@ class Records:
     features: Any
 
     def __call__(self, path: str) -> Image.Image:
-        """The image, or the middle frame.  Raises UnreadableImageError."""
+        """Return the image, or the middle frame. Raise UnreadableImageError."""
         split, _, number = path.partition("/")
         (encoded,) = self.features.deserialize_example_np(self.sources[split][int(number)]).values()
         if not isinstance(encoded, bytes):
@@ -52,9 +48,9 @@ class Records:
 
 
 def read_tfds(name: str, root: str) -> Splits:
-    """The dataset `name`; root: TFDS's data directory, "" for its own default.
+    """Return the dataset `name`. root: TFDS's data directory, "" for its own default.
 
-    Raises UserError where TFDS does not have it, or it cannot be prepared.
+    Raise UserError where TFDS does not have it, or it cannot be prepared.
     """
     use = CATALOGUE[name].tfds
     if use is None:
@@ -68,8 +64,8 @@ def read_tfds(name: str, root: str) -> Splits:
     labels = {split: _labels(builder, split, sources[split]) for split in splits}
 
     label_names = features["label"].names
-    classname_of = names.from_tfds(name, label_names)
-    if name in IMAGENET_SUBSETS:
+    classname_of = use.classnames(label_names)
+    if use.subset:
         present = {label_names[label] for label in labels[use.test]}
         classname_of = {
             label: classname for label, classname in classname_of.items() if label in present
@@ -100,7 +96,7 @@ def read_tfds(name: str, root: str) -> Splits:
 
 
 def _prepared(name: str, root: str) -> Any:
-    """The builder, its data downloaded and written if they were not yet."""
+    """Return the builder, its data downloaded and written if they were not yet."""
     if name.startswith("ucf101"):
         _need_tensorflow(name)  # also to read: TFDS asks it for the type of a video's pixels
         importlib.import_module("tensorflow").config.set_visible_devices(
@@ -118,15 +114,13 @@ def _prepared(name: str, root: str) -> Any:
         return _builder(name, root)
     except UserError:
         raise
-    except (
-        Exception
-    ) as reason:  # no network, no manual download, a moved page, a full disk: many types
+    except Exception as reason:  # no network, a moved page, a full disk: many types
         first_line = str(reason).strip().split("\n")[0][:200]
         raise UserError(
             f"tensorflow-datasets cannot prepare {name} in {root or '~/tensorflow_datasets'} "
-            f"({type(reason).__name__}: {first_line}): it needs the network, for some datasets opencv-python, and for "
-            "some archives that you put into downloads/manual there; --config.dataset.source=coop takes a download "
-            "that you have."
+            f"({type(reason).__name__}: {first_line}): it needs the network, for some datasets "
+            "opencv-python, and for some archives that you put into downloads/manual there; "
+            "--config.dataset.source=coop takes a download that you have."
         ) from reason
 
 
@@ -161,8 +155,9 @@ def _records(builder: Any, split: str) -> Sequence[bytes]:
         )
     except NotImplementedError as reason:
         raise UserError(
-            f"{builder.data_dir} is prepared as {builder.info.file_format.value} files, which cannot be read by "
-            "position: give another directory, --config.dataset.root=DIR, and it is prepared again there."
+            f"{builder.data_dir} is prepared as {builder.info.file_format.value} files, which "
+            "cannot be read by position: give another directory, --config.dataset.root=DIR, and it "
+            "is prepared again there."
         ) from reason
     except ValueError as reason:
         there = ", ".join(builder.info.splits)
@@ -172,10 +167,10 @@ def _records(builder: Any, split: str) -> Sequence[bytes]:
 
 
 def _labels(builder: Any, split: str, records: Sequence[bytes]) -> np.ndarray:
-    """TFDS's label of every record, (N,) int32.
+    """Return TFDS's label of every record, (N,) int32.
 
-    Labels stand inside the records, so all of the data are read once; they are
-    kept beside the data then, where that can be written to.
+    Labels stand inside the records, so all of the data are read once. Then they
+    are kept beside the data, where that can be written to.
     """
     import tensorflow_datasets as tfds
 

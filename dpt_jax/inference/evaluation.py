@@ -17,7 +17,7 @@ from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.inference.scores import calibration, class_scores, distinct
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts
 from dpt_jax.runtime import devices, failures
-from dpt_jax.runtime.console import Progress
+from dpt_jax.runtime.console import Progress, say
 from dpt_jax.storage.checkpoints import Saved
 
 
@@ -77,14 +77,16 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
     prompts = devices.replicate(prompts)
     texts = classifier.encode(experiment.frozen, prompts)
     batches = loader.test_batches(
-        dataset.read,
-        dataset.test,
-        model.clip.image_size,
-        rows,
-        config.dataset.workers,
-        skip_unreadable=config.dataset.on_error == "skip",
-        host=jax.process_index(),
-        hosts=hosts,
+        loader.Loading(
+            read=dataset.read,
+            examples=dataset.test,
+            size=model.clip.image_size,
+            batch_size=rows,
+            workers=config.dataset.workers,
+            skip_unreadable=config.dataset.on_error == "skip",
+            host=jax.process_index(),
+            hosts=hosts,
+        )
     )
     # Every host runs the same number of steps, with the last images missing on some.
     nothing = loader.no_images(model.clip.image_size)
@@ -138,6 +140,10 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[
     meta = saved.meta
     names = distinct(dataset.classnames)
     scores = class_scores(found.logits.argmax(-1), found.label, names)
+    unread = sorted({example.label for example in dataset.test} - set(found.label.tolist()))
+    if unread:
+        classes = ", ".join(dataset.classnames[label] for label in unread)
+        say(f"no test image of these classes could be read: {classes}.")
     results = {
         "method": model.prompts.method,
         "dataset": config.dataset.name,
@@ -174,7 +180,7 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[
             template=of["template"],
             test_list=of["test_list"],
         )
-    # Last and in one piece: where results.json is, the evaluation is whole, and a sweep does not repeat it.
+    # Last and in one piece: where results.json is, the evaluation is whole.
     written = workdir / f"{RESULTS_FILE}.tmp"
     written.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     written.replace(workdir / RESULTS_FILE)

@@ -111,7 +111,13 @@ def answer(predictor: Predictor, dataset: Dataset) -> Answers:
     parts = []
     with Progress("report", -(-len(dataset.test) // batch)) as progress:
         for rows in loader.test_batches(
-            dataset.read, dataset.test, size, batch, skip_unreadable=True
+            loader.Loading(
+                read=dataset.read,
+                examples=dataset.test,
+                size=size,
+                batch_size=batch,
+                skip_unreadable=True,
+            )
         ):
             outputs, plain = predictor.see(rows["image"])
             probability = scipy.special.softmax(outputs.logits, axis=-1)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax.data.catalogue import EMBEDDED, settings_of
+from dpt_jax.data.catalogue import DEFAULT_DATASET, settings_of
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS, SWITCHES, PromptConfig
 from dpt_jax.runtime.files import as_path
@@ -17,7 +17,7 @@ from dpt_jax.settings.schema import check, defaults, set_key
 PROMPT_SECTIONS = ("clip", "text_prompt", "visual_prompt", "cavpt")
 
 
-def of_method(name: str, dataset: str = EMBEDDED[0]) -> ConfigDict:
+def of_method(name: str, dataset: str = DEFAULT_DATASET) -> ConfigDict:
     """Return the published settings of a method on a dataset.
 
     dataset: an embedded one, one of the paper's, or "folder" for your own images. Raise UserError

@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import settings
-from dpt_jax.data.catalogue import EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
+from dpt_jax.data.catalogue import DEFAULT_DATASET, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS, SWITCHES
 
@@ -18,8 +18,8 @@ FEW_SHOT, BASE_TO_NEW = "few-shot", "base-to-new"
 CROSS_DATASET, DOMAIN_SHIFT = "cross-dataset", "domain-generalization"
 # What a protocol trains on, and tests on besides, where the command line does not say.
 PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    FEW_SHOT: (EMBEDDED[:1], ()),
-    BASE_TO_NEW: (EMBEDDED[:1], ()),
+    FEW_SHOT: ((DEFAULT_DATASET,), ()),
+    BASE_TO_NEW: ((DEFAULT_DATASET,), ()),
     CROSS_DATASET: (("imagenet",), tuple(name for name in PAPER_DATASETS if name != "imagenet")),
     DOMAIN_SHIFT: (("imagenet",), SHIFTED_IMAGENETS),
 }

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from dpt_jax.data import loader
+from dpt_jax.data.dataset import check_readable
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, initial_prompts, training_meta
 from dpt_jax.prompts import Prompts
@@ -44,6 +45,8 @@ def train(experiment: Experiment, workdir: pathlib.Path, allow_changes: bool = F
     """
     config, dataset = experiment.config, experiment.dataset
     train_files.check_trainable(dataset, config.dataset.name)
+    if config.dataset.on_error == "skip":
+        check_readable(dataset)
     plan = make_plan(config, len(dataset.train))
     optimizer = make_optimizer(plan.schedule)
     batches_from = batches_of(experiment)

@@ -1,5 +1,6 @@
 """How long a run trains, in which steps, and where the images of a step come from."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -56,20 +57,17 @@ def batches_of(experiment: Experiment) -> BatchesFrom:
     """Return the loader of a run's training images, which can begin at any step."""
     config, dataset = experiment.config, experiment.dataset
 
-    def batches_from(start: int) -> Iterator[loader.Batch]:
-        return loader.train_batches(
-            dataset.read,
-            dataset.train,
-            experiment.model.clip.image_size,
-            config.train.batch_size,
-            config.train.epochs,
-            config.seed,
-            config.train.augment,
-            config.dataset.workers,
-            skip_unreadable=config.dataset.on_error == "skip",
-            start=start,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
-        )
-
-    return batches_from
+    loading = loader.TrainLoading(
+        read=dataset.read,
+        examples=dataset.train,
+        size=experiment.model.clip.image_size,
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs,
+        seed=config.seed,
+        augment=config.train.augment,
+        workers=config.dataset.workers,
+        skip_unreadable=config.dataset.on_error == "skip",
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+    return functools.partial(loader.train_batches, loading)

@@ -1,11 +1,10 @@
 """The images that a run trains on: enough of them, and the same ones when it goes on."""
 
-import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpt_jax.data.dataset import Dataset
+from dpt_jax.data.dataset import Dataset, digest_of_examples
 from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
 from dpt_jax.runtime import devices
@@ -31,8 +30,8 @@ def check_trainable(dataset: Dataset, name: str) -> None:
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """Return a digest of the paths, in their order."""
-    return hashlib.sha256(_as_bytes(examples)).hexdigest()[:16]
+    """Return a short digest of the images and their labels, in their order."""
+    return digest_of_examples(examples)[:16]
 
 
 def check_same_images(

@@ -164,7 +164,7 @@ def test_any_folder_is_a_dataset_or_is_refused(entries):
             return
         assert all(name.isprintable() for name in splits.classnames)
         examples = [*splits.train, *splits.test]
-        rows = [row for batch in loader.test_batches(splits.read, examples, 8, 4, skip_unreadable=True)
+        rows = [row for batch in loader.test_batches(loader.Loading(read=splits.read, examples=examples, size=8, batch_size=4, skip_unreadable=True))
                 for row in zip(batch["index"], batch["weight"], strict=True)]  # fmt: skip
         assert [index for index, _ in rows] == list(range(len(examples)))
         for (_, weight), example in zip(rows, examples, strict=True):
@@ -189,7 +189,7 @@ def test_an_image_that_unpacks_to_gigabytes_is_refused(tmp_path):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 100_000
     with pytest.raises(
-        UnreadableImageError, match=r"bomb\.png cannot be read as an image \(Image size"
+        UnreadableImageError, match=r"bomb\.png cannot be read as an image \(it has more than 179"
     ):
         read_image(tmp_path / "bomb.png")
 

@@ -186,7 +186,7 @@ def test_what_is_missing_is_named(name, gone, tmp_path):
 @pytest.mark.parametrize(
     ("split", "says"),
     [
-        ("{", "is not a split"),
+        ("{", "is not valid JSON"),
         ('{"train": []}', "is not a split"),
         ({"train": [["AnnualCrop/none.jpg", 0, "a"]]}, r"2750/AnnualCrop/none\.jpg is not there"),
         ({"train": [["../x.jpg", 0, "a"]]}, "outside the dataset"),

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import dpt
-from dpt_jax.data import loader, transforms
+from dpt_jax.data import transforms
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.records import Example, Files, read_image
+from dpt_jax.data.records import Example, read_image
 from dpt_jax.data.sampling import few_shot, half_of_classes
 from dpt_jax.data.transforms import AREA, RATIO, random_box, train_transform
 from dpt_jax.errors import UserError
@@ -176,94 +176,6 @@ def test_train_transform_mirrors_half_the_time():
     mirrored = [bool(x[0, 0, 0] > x[0, -1, 0]) for x in drawn]
     assert 70 < sum(mirrored) < 130
     assert len({x.tobytes() for x in drawn}) > 150
-
-
-def batches_of(seed=0, augment=True, workers=0, batch_size=5, epochs=3, **place):
-    train = load_dataset(config_of(shots=-1), seed=1).train
-    return loader.train_batches(
-        Files(IMAGES), train, 32, batch_size, epochs, seed, augment, workers, **place
-    )
-
-
-def test_batches_depend_on_the_seed_alone():
-    one, same, other = list(batches_of()), list(batches_of()), list(batches_of(seed=1))
-    assert len(one) == 3 * loader.steps_per_epoch(12, 5) == 6
-    for a, b in zip(one, same, strict=True):
-        np.testing.assert_array_equal(a["image"], b["image"])
-        np.testing.assert_array_equal(a["label"], b["label"])
-    assert any((a["image"] != b["image"]).any() for a, b in zip(one, other, strict=True))
-    assert all(
-        batch["image"].dtype == np.uint8 and batch["image"].shape == (5, 32, 32, 3) for batch in one
-    )
-
-
-def test_every_epoch_is_shuffled_and_augmented_anew():
-    batches = list(batches_of(batch_size=12))
-    orders = [batch["label"].tolist() for batch in batches]
-    assert orders[0] != orders[1]
-    assert all(sorted(order) == sorted(orders[0]) for order in orders)
-    assert {x.tobytes() for x in batches[0]["image"]}.isdisjoint(
-        {x.tobytes() for x in batches[1]["image"]}
-    )
-
-
-def test_fewer_images_than_a_batch_are_one_smaller_batch():
-    assert [len(batch["label"]) for batch in batches_of(batch_size=32, epochs=2)] == [12, 12]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("start", [1, 3])
-def test_loader_goes_on_from_any_step(start, workers):
-    """In the middle of an epoch too, and with another number of workers than before."""
-    rest, whole = list(batches_of(workers=workers, start=start)), list(batches_of())
-    assert len(rest) == 6 - start
-    for a, b in zip(rest, whole[start:], strict=True):
-        np.testing.assert_array_equal(a["image"], b["image"])
-        np.testing.assert_array_equal(a["label"], b["label"])
-
-
-@pytest.mark.parametrize(("batch_size", "hosts"), [(5, 5), (4, 2), (32, 5)])
-def test_hosts_share_the_rows_of_every_batch(batch_size, hosts):
-    """Together they have what one host has, augmented alike, whether or not the rows can be shared equally."""
-    alone = list(batches_of(batch_size=batch_size))
-    shares = [list(batches_of(batch_size=batch_size, host=h, hosts=hosts)) for h in range(hosts)]
-    assert {len(share) for share in shares} == {len(alone)}
-    for step, whole in enumerate(alone):
-        for host, share in enumerate(shares):
-            for name, rows in share[step].items():
-                np.testing.assert_array_equal(rows, whole[name][host::hosts])
-
-
-def test_hosts_that_cannot_share_a_batch_are_told_so():
-    with pytest.raises(
-        UserError, match=r"train\.batch_size is 5: it must be a multiple of the 2 hosts"
-    ):
-        batches_of(batch_size=5, hosts=2)
-    with pytest.raises(UserError, match="12 training images cannot be shared by 16 hosts"):
-        batches_of(batch_size=32, hosts=16)
-
-
-def test_test_batches_keep_the_order_and_the_last_images():
-    dataset = load_dataset(config_of(), seed=1)
-    batches = list(loader.test_batches(dataset.read, dataset.test, 32, batch_size=7))
-    assert [len(batch["label"]) for batch in batches] == [7, 7, 4]
-    assert np.concatenate([b["label"] for b in batches]).tolist() == [e.label for e in dataset.test]
-
-
-@given(st.integers(1, 9), st.sampled_from([1, 2, 4]))
-def test_shard_pads_with_rows_of_no_weight(own, devices):
-    batch = {
-        "image": np.arange(own * 12, dtype=np.uint8).reshape(own, 2, 2, 3),
-        "label": np.arange(own, dtype=np.int32),
-        "weight": np.ones(own, np.float32),
-        "index": np.arange(own, dtype=np.int32),
-    }
-    split = loader.shard(batch, 9, devices)
-    assert split["image"].shape[:2] == (devices, -(-9 // devices))
-    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in split.items()}
-    assert flat["weight"].tolist() == [1.0] * own + [0.0] * (len(flat["weight"]) - own)
-    np.testing.assert_array_equal(flat["image"][:own], batch["image"])
-    np.testing.assert_array_equal(flat["label"][:own], batch["label"])
 
 
 def test_the_bundled_images_are_a_few_shot_task():

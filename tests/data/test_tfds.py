@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import dpt
-from dpt_jax.data import classnames, loader
+from dpt_jax.data import loader
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.records import UnreadableImageError
@@ -45,7 +45,7 @@ def labels_of(name, root):
 @pytest.mark.parametrize("name", GOLDEN)
 def test_labels_become_the_published_class_names(name, root):
     found, published = (
-        list(classnames.from_tfds(name, labels_of(name, root)).values()),
+        list(CATALOGUE[name].tfds.classnames(labels_of(name, root)).values()),
         GOLDEN[name]["classnames"],
     )
     if not GOLDEN[name]["ordered"]:
@@ -55,13 +55,15 @@ def test_labels_become_the_published_class_names(name, root):
 
 def test_the_cars_stand_in_the_order_of_their_own_list(root):
     """The year first, and the list's odd names as they are."""
-    found = list(classnames.from_tfds("stanford_cars", labels_of("stanford_cars", root)).values())
+    found = list(
+        CATALOGUE["stanford_cars"].tfds.classnames(labels_of("stanford_cars", root)).values()
+    )
     assert found[:3] == ["2000 AM General Hummer SUV", "2012 Acura RL Sedan", "2012 Acura TL Sedan"]
     assert found[-1] == "2012 smart fortwo Convertible"
 
 
 def test_imagenet_names_go_with_their_wordnet_ids(root):
-    found = classnames.from_tfds("imagenet", labels_of("imagenet", root))
+    found = CATALOGUE["imagenet"].tfds.classnames(labels_of("imagenet", root))
     assert len(found) == 1000
     expected = {"n01440764": "tench", "n02012849": "crane bird", "n03126707": "construction crane",
                 "n03710637": "tights", "n15075141": "toilet paper"}  # fmt: skip
@@ -81,7 +83,9 @@ def test_every_dataset_is_read_by_position(name, root):
     )
     for examples, split in whole:
         assert len(examples) == (per_class[split] * len(found.classnames) if split else 0)
-    by_tfds = {c: label for label, c in classnames.from_tfds(name, labels_of(name, root)).items()}
+    by_tfds = {
+        c: label for label, c in CATALOGUE[name].tfds.classnames(labels_of(name, root)).items()
+    }
     for example in found.test[:5]:
         # Each label has its own greys, see tfds_trees.
         label = by_tfds[found.classnames[example.label]]
@@ -173,10 +177,10 @@ def test_labels_are_read_once_and_a_damaged_list_of_them_again(root):
 
 def test_loader_processes_read_records(root):
     found = read_tfds("eurosat", str(root))
-    expected = list(loader.test_batches(found.read, found.test, 16, 4))
-    for a, b in zip(
-        loader.test_batches(found.read, found.test, 16, 4, workers=2), expected, strict=True
-    ):
+    loading = loader.Loading(read=found.read, examples=found.test, size=16, batch_size=4)
+    expected = list(loader.test_batches(loading))
+    parallel = dataclasses.replace(loading, workers=2)
+    for a, b in zip(loader.test_batches(parallel), expected, strict=True):
         np.testing.assert_array_equal(a["image"], b["image"])
 
 

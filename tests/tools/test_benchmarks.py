@@ -11,7 +11,7 @@ from benchmarks import flops
 from benchmarks.random_clip import SIZES
 from dpt_jax.clip.model import normalize, param_shapes
 from dpt_jax.clip.tokenizer import load_tokenizer
-from dpt_jax.data.classnames import imagenet
+from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP, Texts
 from dpt_jax.prompts.text import prompt_layout
@@ -45,7 +45,7 @@ def products(jaxpr) -> float:
 def test_what_a_step_needs_is_nearly_what_it_computes(train, classes, images, tmp_path):
     """The count against the program's products: padding, masked pairs, recomputing add a little."""
     sizes = SIZES["vit-b-32"]
-    layout = prompt_layout(imagenet()[:classes], load_tokenizer(tmp_path), 16)
+    layout = prompt_layout(imagenet_classnames()[:classes], load_tokenizer(tmp_path), 16)
     model = PromptedCLIP(
         sizes, PromptConfig(classes, 16, visual_length=10, top_k=10, first_layer=12)
     )

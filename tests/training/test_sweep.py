@@ -186,7 +186,7 @@ def test_prompts_of_one_dataset_on_others(method, overrides, clip_dir, tmp_path)
             None if method == "zeroshot" else {"dataset": "imagenet", "classes": "all"}
         )
         saved = json.loads((workdir / "on" / name / "config.json").read_text())
-        assert saved["dataset"]["template"] == CATALOGUE[name].template
+        assert saved["dataset"]["template"] == CATALOGUE[name].settings["dataset.template"]
 
 
 def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp_path):

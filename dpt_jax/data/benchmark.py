@@ -1,0 +1,157 @@
+"""How a dataset of the paper is described, and what the readers of its raw download share."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from dpt_jax.data.listfiles import LAYOUT
+from dpt_jax.data.listing import image_names, visible
+from dpt_jax.errors import UserError
+
+# A split made here must not depend on the run's seed, or each seed had other test images.
+SPLIT_SEED = 1
+
+Setting = str | int | float | bool
+
+
+class Record(NamedTuple):
+    """An image relative to the dataset's image folder, its label and the name of its class."""
+
+    path: str
+    label: int
+    classname: str
+
+
+class Lists(NamedTuple):
+    """The three lists that a dataset comes as."""
+
+    train: list[Record]
+    val: list[Record]
+    test: list[Record]
+
+
+# From the dataset's directory and the folder of its images to the lists of its raw download.
+RawReader = Callable[[epath.Path, epath.Path], Lists]
+
+
+def as_they_are(labels: Sequence[str]) -> dict[str, str]:
+    """Return TFDS's labels as class names, with spaces for underscores."""
+    return {label: label.replace("_", " ") for label in labels}
+
+
+class TfdsUse(NamedTuple):
+    """How a dataset of tensorflow-datasets is used.
+
+    builder: its name and config. train, val, test: which of its splits serve as
+    what, "+" joining several and "" for none; without test, train is split by
+    the rule that made the published splits. classnames: from TFDS's labels to
+    {label: published class name} in the published order, without the classes
+    that are left out. subset: there are labels that have no images.
+    """
+
+    builder: str
+    train: str = ""
+    val: str = ""
+    test: str = ""
+    classnames: Callable[[Sequence[str]], dict[str, str]] = as_they_are
+    subset: bool = False
+
+
+class Benchmark(NamedTuple):
+    """What is particular to one dataset of the paper.
+
+    template: the hand-written text of a class, for zero-shot CLIP and the frozen
+    texts of training. directory: where CoOp's DATASETS.md puts it under the
+    common root. images: the folder that image paths are relative to, below it.
+    read_raw: reads the lists of its raw download. split: the file of its
+    published split, or "" where the data come with one. tfds: its use of TFDS,
+    None where TFDS does not have it. trainable: False for the shifted ImageNets,
+    which are only tested on. differs: settings by key that the published scripts
+    set otherwise than the defaults.
+    """
+
+    name: str
+    template: str
+    directory: str
+    images: str
+    read_raw: RawReader
+    split: str = ""
+    tfds: TfdsUse | None = None
+    trainable: bool = True
+    differs: Mapping[str, Setting] = {}
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """The settings by key that are not the defaults."""
+        return {"dataset.source": "coop", "dataset.template": self.template, **self.differs}
+
+
+def split_all(records: Iterable[Record]) -> Lists:
+    """Return half of each class to train on, a fifth to validate, the rest to test.
+
+    Each class is shuffled once, with a fixed seed, as the published splits were made.
+    """
+    generator = random.Random(SPLIT_SEED)
+    lists = Lists([], [], [])
+    for items in _by_label(records).values():
+        generator.shuffle(items)
+        train = round(len(items) * 0.5)
+        val = train + round(len(items) * 0.2)
+        if not 0 < train < val < len(items):
+            raise UserError(
+                f"class {items[0].classname!r} has {len(items)} images, too few to split into "
+                "train, val and test."
+            )
+        for own, part in zip(lists, (items[:train], items[train:val], items[val:]), strict=True):
+            own.extend(part)
+    return lists
+
+
+def split_train(records: Iterable[Record], test: list[Record]) -> Lists:
+    """Return a fifth of each class to validate, the rest to train on; `test` is the data's own.
+
+    Each class is shuffled once, with a fixed seed, as the published splits were made.
+    """
+    generator = random.Random(SPLIT_SEED)
+    lists = Lists([], [], test)
+    for items in _by_label(records).values():
+        generator.shuffle(items)
+        val = round(len(items) * 0.2)
+        if not val:
+            raise UserError(
+                f"class {items[0].classname!r} has {len(items)} images, too few to split into "
+                "train and val."
+            )
+        lists.val.extend(items[:val])
+        lists.train.extend(items[val:])
+    return lists
+
+
+def _by_label(records: Iterable[Record]) -> dict[int, list[Record]]:
+    groups: dict[int, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.label, []).append(record)
+    return groups
+
+
+def class_folders(
+    images: epath.Path, folders: Sequence[str], classnames: Sequence[str]
+) -> list[Record]:
+    """Return the images of class folders, labelled in the order of the folders."""
+    return [
+        Record(f"{folder}/{file}", label, classname)
+        for label, (folder, classname) in enumerate(zip(folders, classnames, strict=True))
+        for file in image_names(images / folder)
+    ]
+
+
+def folder_names(directory: epath.Path) -> list[str]:
+    """Return the names of the folders in a directory, sorted. Raise UserError where it has none."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not there; {LAYOUT}.")
+    found = [name for name, is_folder in visible(directory) if is_folder]
+    if not found:
+        raise UserError(f"{directory} has no class folders; {LAYOUT}.")
+    return found

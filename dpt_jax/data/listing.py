@@ -1,0 +1,97 @@
+"""What stands in a folder of images. Names that begin with a dot are never images."""
+
+import collections
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from etils import epath
+
+from dpt_jax.errors import UserError
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is in an object store."""
+    return os.fspath(path).startswith("gs://")
+
+
+def exists(path: epath.Path) -> bool:
+    """Return whether a path is there. Raise UserError where its object store cannot be asked."""
+    try:
+        return path.exists()
+    except Exception as reason:  # each remote file system has its own types
+        first_line = str(reason).strip().split("\n")[0]
+        raise UserError(f"{path} cannot be reached ({first_line}).") from reason
+
+
+class Entry(NamedTuple):
+    """The name of something in a folder, and whether it is a folder."""
+
+    name: str
+    is_folder: bool
+
+
+def visible(folder: epath.Path) -> list[Entry]:
+    """Return what is in a folder, sorted by name, without names that begin with a dot.
+
+    Such names are a system's own: a Mac's `._x.png` beside x.png is no image.
+    Raise UserError where the folder cannot be listed.
+    """
+    try:
+        return sorted(entry for entry in _entries(folder) if not entry.name.startswith("."))
+    except OSError as reason:
+        raise UserError(f"{folder} cannot be listed ({reason}).") from reason
+
+
+def _entries(folder: epath.Path) -> Iterator[Entry]:
+    if is_remote(folder):
+        for path in folder.iterdir():
+            # An object store has to be asked what a name is; of an image's name it is known.
+            yield Entry(path.name, not is_image_name(path.name) and path.is_dir())
+        return
+    # scandir knows from the listing what is a file, without a look at each of 1.3 million.
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir() or entry.is_file():  # neither: a link to nothing, a pipe
+                yield Entry(entry.name, entry.is_dir())
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a name is that of an image, by its ending."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def image_names(folder: epath.Path) -> list[str]:
+    """Return the names of the images in a folder, sorted. Raise UserError where there are none."""
+    found = (
+        [name for name, is_folder in visible(folder) if not is_folder and is_image_name(name)]
+        if folder.is_dir()
+        else []
+    )
+    if not found:
+        raise UserError(
+            f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}); "
+            "add some or remove the folder."
+        )
+    return found
+
+
+def walk(folder: epath.Path) -> Iterator[epath.Path]:
+    """Yield the files below a folder, at any depth, in the order of their names."""
+    subfolders = []
+    for name, is_folder in visible(folder):
+        if is_folder:
+            subfolders.append(folder / name)
+        else:
+            yield folder / name
+    for subfolder in subfolders:
+        if not os.path.islink(subfolder):  # which may lead back up
+            yield from walk(subfolder)
+
+
+def endings(files: Iterable[str]) -> str:
+    """Return how many files have which ending, "other" for none: "3 .heic, 1 .txt"."""
+    count = collections.Counter(os.path.splitext(file)[1].lower() or "other" for file in files)
+    return ", ".join(f"{n} {ending}" for ending, n in sorted(count.items()))

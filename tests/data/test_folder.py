@@ -1,0 +1,198 @@
+"""Folders as people have them: a Mac's own files, other files, and names in any form."""
+
+import unicodedata
+
+import pytest
+from etils import epath
+from PIL import Image
+
+from dpt_jax.data import listing
+from dpt_jax.data.coop import read_coop
+from dpt_jax.data.folder import find_images, read_folder
+from dpt_jax.data.records import Example
+from dpt_jax.errors import UserError
+from tests.helpers import coop_trees
+
+
+def images(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / name, "PNG")
+
+
+def apple_double(folder):
+    """What a Mac leaves beside each file on another file system."""
+    for file in [path for path in folder.rglob("*") if path.is_file()]:
+        (file.parent / f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+        (file.parent / ".DS_Store").write_bytes(b"x")
+
+
+def test_a_macs_own_files_are_no_images(tmp_path):
+    images(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png")
+    before = read_folder(tmp_path)
+    apple_double(tmp_path)
+    after = read_folder(tmp_path)
+    assert after == before
+    assert find_images([str(tmp_path / "test")]) == [
+        str(tmp_path / f"test/{c}/2.png") for c in "ab"
+    ]
+
+
+@pytest.mark.parametrize("name", ["eurosat", "imagenet", "imagenetv2"])
+def test_a_macs_own_files_are_no_images_of_a_paper_dataset(tmp_path, name):
+    directory = coop_trees.make(name, tmp_path)
+    before = read_coop(name, tmp_path)
+    apple_double(directory / "images" if name == "imagenet" else directory)
+    assert read_coop(name, tmp_path) == before
+
+
+def test_files_that_are_left_out_are_counted_once(tmp_path, capfd):
+    images(tmp_path, "train/a/1.png", "test/a/2.png", "test/a/more/deep/3.png", "train/4.png")
+    for name in ("train/a/5.heic", "train/a/6.heic", "test/a/notes", "test/a/.hidden"):
+        (tmp_path / name).touch()
+    found = read_folder(tmp_path)
+    assert (len(found.train), len(found.test)) == (1, 1)
+    (line,) = capfd.readouterr().out.splitlines()
+    assert line == (
+        f"{tmp_path}: files that are left out: 1 beside the class folders, such as train/4.png; "
+        "1 in folders below a class folder, such as test/a/more/…/3.png; "
+        "3 without the ending of an image (2 .heic, 1 other), such as train/a/5.heic."
+    )
+
+
+def test_a_clean_folder_says_nothing(tmp_path, capfd):
+    images(tmp_path, "train/a/1.png", "test/a/2.png")
+    read_folder(tmp_path)
+    assert capfd.readouterr().out == ""
+
+
+def test_what_predict_leaves_out_is_counted_on_standard_error(tmp_path, capfd):
+    images(tmp_path, "a/1.png", "a/b/2.png", "a/._3.png")
+    for name in ("a/4.heic", "a/b/5.txt"):
+        (tmp_path / name).touch()
+    assert find_images([str(tmp_path / "a")]) == [
+        str(tmp_path / "a/1.png"),
+        str(tmp_path / "a/b/2.png"),
+    ]
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("2 files are left out, which do not end as images do (1 .heic, 1 .txt)")
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_unicode_forms_of_one_name_are_one_class(tmp_path, forms):
+    """A Mac writes é as two characters, Linux as one."""
+    train, test = (unicodedata.normalize(form, "café_crème") for form in forms)
+    images(tmp_path, f"train/{train}/1.png", f"test/{test}/2.png", "train/dog/3.png")
+    images(tmp_path, "test/dog/4.png")
+    found = read_folder(tmp_path)
+    assert found.classnames == (unicodedata.normalize("NFC", "café crème"), "dog")
+    assert found.train == [Example(f"train/{train}/1.png", 0), Example("train/dog/3.png", 1)]
+    assert found.read(found.test[0].path).size == (4, 4)
+
+
+def test_an_underscore_is_a_space_in_both_splits(tmp_path):
+    images(tmp_path, "train/red_fox/1.png", "test/red fox/2.png")
+    found = read_folder(tmp_path)
+    assert found.classnames == ("red fox",)
+    assert [example.label for example in (*found.train, *found.test)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("red_fox", "red fox"), ("red__fox", "red_fox"), ("caf\u00e9", "cafe\u0301"), ("a_", "a")],
+)
+def test_two_folders_of_one_text_are_refused(tmp_path, one, other):
+    images(tmp_path, f"test/{one}/1.png", f"test/{other}/2.png")
+    with pytest.raises(UserError, match=r"are both the class .*: rename or join them"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["_", " ", "___"])
+def test_a_blank_name_is_refused(tmp_path, name):
+    images(tmp_path, f"test/{name}/1.png", "test/a/1.png")
+    with pytest.raises(UserError, match=r"the name of the folder .* is blank"):
+        read_folder(tmp_path)
+
+
+def test_case_brackets_braces_and_emoji_are_names(tmp_path):
+    names = ["Cat", "[x]", "a(b)", "cat", "{}", "{name}", "🦊"]
+    for name in names:
+        images(tmp_path, f"train/{name}/1.png", f"test/{name}/1.png")
+    found = read_folder(tmp_path)
+    assert list(found.classnames) == names
+    assert len(found.train) == len(found.test) == len(names)
+    assert [f"a photo of a {name}." for name in found.classnames][4] == "a photo of a {}."
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    images(tmp_path, "train/a/1.png", "test/a/2.png")
+    assert (
+        find_images(["~/test"])
+        == find_images(["~/test/*/*.png"])
+        == [str(tmp_path / "test/a/2.png")]
+    )
+    assert read_folder("~").classnames == ("a",)
+
+
+class Bucket:
+    """Stands for an object store: calls on gs://bucket/x go to a local folder."""
+
+    def __init__(self, root):
+        self._root, self._files = str(root), epath.backend.os_backend
+
+    def __getattr__(self, name):
+        def call(path, *arguments, **options):
+            local = str(path).replace("gs://bucket", self._root)
+            found = getattr(self._files, name)(local, *arguments, **options)
+            if name == "glob":
+                return [file.replace(self._root, "gs://bucket") for file in found]
+            return found
+
+        return call
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """Return the local folder behind gs://bucket."""
+    there, local = Bucket(tmp_path), epath.backend.os_backend
+    choose = property(lambda path: there if path._uri_scheme else local)
+    monkeypatch.setattr(epath.gpath._GPath, "_backend", choose)
+    return tmp_path
+
+
+def test_images_of_a_bucket(bucket):
+    images(bucket, "train/a/1.png", "test/a/2.png", "test/a/._3.png", "test/a/b/4.png")
+    found = read_folder("gs://bucket")
+    assert (found.train, found.test) == (
+        [Example("train/a/1.png", 0)],
+        [Example("test/a/2.png", 0)],
+    )
+    assert found.read("test/a/2.png").size == (4, 4)
+    below = ["gs://bucket/test/a/2.png", "gs://bucket/test/a/b/4.png"]
+    assert find_images(["gs://bucket/test"]) == below
+    assert find_images(["gs://bucket/test/a/*.png"]) == below[:1]
+    with pytest.raises(UserError, match=r"gs://bucket/none is not there"):
+        find_images(["gs://bucket/none"])
+    with pytest.raises(UserError, match=r"\*\* works on local files only"):
+        find_images(["gs://bucket/**/*.png"])
+
+
+def test_a_paper_dataset_of_a_bucket(bucket):
+    coop_trees.make("dtd", bucket)
+    assert read_coop("dtd", "gs://bucket")[1:] == read_coop("dtd", bucket)[1:]
+
+
+def test_a_bucket_that_cannot_be_reached_is_one_sentence():
+    with pytest.raises(UserError, match=r"gs://no-such-bucket-here/.* cannot be reached \("):
+        find_images(["gs://no-such-bucket-here/x"])
+
+
+def test_a_folder_that_may_not_be_listed_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(listing.os, "scandir", refuse)
+    with pytest.raises(UserError, match="cannot be listed"):
+        listing.visible(epath.Path(tmp_path))

@@ -1,0 +1,195 @@
+"""In which order and shapes images come: the same for the same seed, from any step."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dpt_jax.data import loader
+from dpt_jax.data.dataset import Dataset, check_readable
+from dpt_jax.data.folder import read_folder
+from dpt_jax.data.records import Example, Files, UnreadableImageError
+from dpt_jax.errors import UserError
+from tests.helpers.golden import SMALL
+
+IMAGES = SMALL / "images"
+
+
+def batches_of(seed=0, augment=True, workers=0, batch_size=5, epochs=3, **place):
+    train = read_folder(IMAGES).train
+    start = place.pop("start", 0)
+    loading = loader.TrainLoading(
+        read=Files(IMAGES),
+        examples=train,
+        size=32,
+        batch_size=batch_size,
+        epochs=epochs,
+        seed=seed,
+        augment=augment,
+        workers=workers,
+        **place,
+    )
+    return loader.train_batches(loading, start)
+
+
+def test_batches_depend_on_the_seed_alone():
+    one, same, other = list(batches_of()), list(batches_of()), list(batches_of(seed=1))
+    assert len(one) == 3 * loader.steps_per_epoch(12, 5) == 6
+    for a, b in zip(one, same, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+        np.testing.assert_array_equal(a["label"], b["label"])
+    assert any((a["image"] != b["image"]).any() for a, b in zip(one, other, strict=True))
+    assert all(
+        batch["image"].dtype == np.uint8 and batch["image"].shape == (5, 32, 32, 3) for batch in one
+    )
+
+
+def test_every_epoch_is_shuffled_and_augmented_anew():
+    batches = list(batches_of(batch_size=12))
+    orders = [batch["label"].tolist() for batch in batches]
+    assert orders[0] != orders[1]
+    assert all(sorted(order) == sorted(orders[0]) for order in orders)
+    assert {x.tobytes() for x in batches[0]["image"]}.isdisjoint(
+        {x.tobytes() for x in batches[1]["image"]}
+    )
+
+
+def test_fewer_images_than_a_batch_are_one_smaller_batch():
+    assert [len(batch["label"]) for batch in batches_of(batch_size=32, epochs=2)] == [12, 12]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [1, 3])
+def test_loader_goes_on_from_any_step(start, workers):
+    """In the middle of an epoch too, and with another number of workers than before."""
+    rest, whole = list(batches_of(workers=workers, start=start)), list(batches_of())
+    assert len(rest) == 6 - start
+    for a, b in zip(rest, whole[start:], strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+        np.testing.assert_array_equal(a["label"], b["label"])
+
+
+@pytest.mark.parametrize(("batch_size", "hosts"), [(5, 5), (4, 2), (32, 5)])
+def test_hosts_share_the_rows_of_every_batch(batch_size, hosts):
+    """Together they have what one host has, augmented alike, whether or not the rows can be shared equally."""
+    alone = list(batches_of(batch_size=batch_size))
+    shares = [list(batches_of(batch_size=batch_size, host=h, hosts=hosts)) for h in range(hosts)]
+    assert {len(share) for share in shares} == {len(alone)}
+    for step, whole in enumerate(alone):
+        for host, share in enumerate(shares):
+            for name, rows in share[step].items():
+                np.testing.assert_array_equal(rows, whole[name][host::hosts])
+
+
+def test_hosts_that_cannot_share_a_batch_are_told_so():
+    with pytest.raises(
+        UserError, match=r"train\.batch_size is 5: it must be a multiple of the 2 hosts"
+    ):
+        batches_of(batch_size=5, hosts=2)
+    with pytest.raises(UserError, match="12 training images cannot be shared by 16 hosts"):
+        batches_of(batch_size=32, hosts=16)
+
+
+def test_test_batches_keep_the_order_and_the_last_images():
+    dataset = read_folder(IMAGES)
+    loading = loader.Loading(read=dataset.read, examples=dataset.test, size=32, batch_size=7)
+    batches = list(loader.test_batches(loading))
+    assert [len(batch["label"]) for batch in batches] == [7, 7, 4]
+    assert np.concatenate([b["label"] for b in batches]).tolist() == [e.label for e in dataset.test]
+
+
+@given(st.integers(1, 9), st.sampled_from([1, 2, 4]))
+def test_shard_pads_with_rows_of_no_weight(own, devices):
+    batch = {
+        "image": np.arange(own * 12, dtype=np.uint8).reshape(own, 2, 2, 3),
+        "label": np.arange(own, dtype=np.int32),
+        "weight": np.ones(own, np.float32),
+        "index": np.arange(own, dtype=np.int32),
+    }
+    split = loader.shard(batch, 9, devices)
+    assert split["image"].shape[:2] == (devices, -(-9 // devices))
+    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in split.items()}
+    assert flat["weight"].tolist() == [1.0] * own + [0.0] * (len(flat["weight"]) - own)
+    np.testing.assert_array_equal(flat["image"][:own], batch["image"])
+    np.testing.assert_array_equal(flat["label"][:own], batch["label"])
+
+
+class Numbered:
+    """Gives the image of a number, so that no file is read."""
+
+    def __call__(self, path):
+        return Image.new("RGB", (8, 8), (int(path), 0, 0))
+
+
+def orders(images, batch_size, epochs, start=0):
+    """The indices of each step."""
+    loading = loader.TrainLoading(
+        read=Numbered(),
+        examples=[Example(str(i), 0) for i in range(images)],
+        size=8,
+        batch_size=batch_size,
+        epochs=epochs,
+        seed=3,
+    )
+    return [batch["index"].tolist() for batch in loader.train_batches(loading, start)]
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(23, 5), (7, 4), (5, 8), (8, 4)])
+def test_no_epoch_repeats_another_and_the_remainder_changes(images, batch_size):
+    """With some versions of Grain a sliced data set gave the first epoch over and over."""
+    an_epoch = loader.steps_per_epoch(images, batch_size)
+    steps = orders(images, batch_size, epochs=12)
+    epochs = [
+        list(itertools.chain(*steps[i : i + an_epoch])) for i in range(0, len(steps), an_epoch)
+    ]
+    assert len(epochs) == len({tuple(epoch) for epoch in epochs}) == 12
+    assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
+    assert set(itertools.chain(*epochs)) == set(range(images))
+    for start in (1, an_epoch, an_epoch + 1, 12 * an_epoch):
+        assert orders(images, batch_size, 12, start) == steps[start:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_training_image_that_cannot_be_read_is_one_sentence(tmp_path, workers):
+    (tmp_path / "none.png").write_bytes(b"")
+    loading = loader.TrainLoading(
+        read=Files(tmp_path),
+        examples=[Example("none.png", 0)],
+        size=8,
+        batch_size=1,
+        epochs=1,
+        seed=0,
+        workers=workers,
+    )
+    with pytest.raises(UserError, match=r"none\.png cannot be read .*on_error=skip\.$") as error:
+        next(loader.train_batches(loading))
+    assert "\n" not in str(error.value)
+    skipping = dataclasses.replace(loading, skip_unreadable=True)
+    assert next(loader.train_batches(skipping))["weight"].tolist() == [0]
+
+
+class Counting:
+    """Reads what does not begin with "bad", and counts."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, path):
+        self.seen.append(path)
+        if path.startswith("bad"):
+            raise UnreadableImageError(f"{path} cannot be read.")
+        return Image.new("RGB", (4, 4))
+
+
+def test_a_class_of_which_no_image_can_be_read_is_named_before_training():
+    paths = [("a1", 0), ("a2", 0), ("bad1", 1), ("b1", 1), ("b2", 1), ("bad2", 2), ("bad3", 2)]
+    examples = [Example(*pair) for pair in paths]
+    read = Counting()
+    check_readable(Dataset(read, ("ant", "bee"), examples[:5], []))
+    assert sorted(read.seen) == ["a1", "b1", "bad1"]  # no more than it takes
+    with pytest.raises(UserError, match="none of the 2 training images of class 'cat' can be read"):
+        check_readable(Dataset(Counting(), ("ant", "bee", "cat"), examples, []))
