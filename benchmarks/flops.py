@@ -8,7 +8,8 @@ MLP, T tokens, Q tokens whose output is wanted.
 
 import numpy as np
 
-from dpt_jax.clip.model import TextLayout, TransformerConfig
+from dpt_jax.clip.config import TransformerConfig
+from dpt_jax.clip.text import TextLayout
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.cavpt import ATTENTION_WIDTH, GLOBAL_TOKENS
 

@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpt_jax.clip.model import CLIP, CLIPConfig, LayerPrompts, TextLayout, normalize, share
+from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.clip.model import CLIP, normalize
+from dpt_jax.clip.text import TextLayout, share
+from dpt_jax.clip.vision import LayerPrompts
 from dpt_jax.errors import UserError
 from dpt_jax.methods import PromptConfig
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
@@ -68,7 +71,7 @@ class PromptedCLIP:
     clip: CLIPConfig
     prompts: PromptConfig
     dtype: Any = jnp.float32
-    remat: str = "matmuls"  # what the backward pass keeps, see clip.model.KEPT
+    remat: str = "matmuls"  # what the backward pass keeps, see clip.blocks.KEPT
 
     def __post_init__(self) -> None:
         layers, text_layers = self.clip.vision.layers, self.clip.text.layers

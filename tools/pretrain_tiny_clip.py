@@ -26,9 +26,11 @@ from emoji_names import Emoji, UserError, class_words, read_emoji
 from etils import epath
 from PIL import Image
 
-from dpt_jax.clip.model import CLIP, CLIPConfig, TextLayout, TransformerConfig, normalize
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.names import to_transformers
 from dpt_jax.clip.pretrained import config_to_dict
+from dpt_jax.clip.text import TextLayout
 from dpt_jax.clip.tokenizer import (
     END,
     START,

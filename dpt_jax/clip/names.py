@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.files import Tensors
-from dpt_jax.clip.model import CLIPConfig, TransformerConfig
 from dpt_jax.errors import UserError
 
 

@@ -12,8 +12,10 @@ import jax
 import numpy as np
 from etils import epath
 
+from dpt_jax.clip.blocks import ACTIVATIONS
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.files import Tensors, read_tensors
-from dpt_jax.clip.model import ACTIVATIONS, CLIPConfig, TransformerConfig, param_shapes
+from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.names import from_transformers, openai_name, openai_to_transformers
 from dpt_jax.clip.tokenizer import VOCABULARY_FILES, Tokenizer, load_tokenizer
 from dpt_jax.errors import UserError

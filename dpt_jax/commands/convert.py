@@ -25,8 +25,8 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.files import Tensors, read_torch_file, write_torch_file
-from dpt_jax.clip.model import CLIPConfig
 from dpt_jax.clip.pretrained import load_clip, save_orbax
 from dpt_jax.commands import flags as cli
 from dpt_jax.errors import UserError

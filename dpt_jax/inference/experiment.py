@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dpt_jax.clip.model import CLIPConfig, TextLayout
+from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.pretrained import Pretrained, load_clip
+from dpt_jax.clip.text import TextLayout
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.model import PromptedCLIP
