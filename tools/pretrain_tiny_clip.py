@@ -29,17 +29,11 @@ from PIL import Image
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.names import to_transformers
-from dpt_jax.clip.pretrained import config_to_dict
+from dpt_jax.clip.preprocessing import MEAN, STD
 from dpt_jax.clip.text import TextLayout
-from dpt_jax.clip.tokenizer import (
-    END,
-    START,
-    Tokenizer,
-    load_tokenizer,
-    openai_vocabulary,
-    vocabulary_files,
-)
-from dpt_jax.model import MEAN, STD
+from dpt_jax.clip.tokenizer import Tokenizer, load_tokenizer
+from dpt_jax.clip.transformers_config import config_to_dict
+from dpt_jax.clip.vocabulary import END, START, openai_vocabulary, vocabulary_files
 
 IMAGE_SIZE = 64
 MERGES = 4000

@@ -112,8 +112,14 @@ def main(argv: Sequence[str]) -> None:
     told = min(flags.FLAGS.top, len(predictor.classnames))
     read = Readable({})
     examples = [Example(path, 0) for path in paths]
+    clip = predictor.model.clip
     batches = loader.test_batches(
-        read, examples, predictor.model.clip.image_size, predictor.rows, skip_unreadable=True
+        read,
+        examples,
+        clip.image_size,
+        predictor.rows,
+        skip_unreadable=True,
+        preprocessing=clip.preprocessing,
     )
     with contextlib.ExitStack() as stack:
         output = Output(stack, told)

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from PIL import Image
 
+from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, Preprocessing
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
 from dpt_jax.data.transforms import test_transform, train_transform
 from dpt_jax.errors import UserError
@@ -25,6 +26,7 @@ class _Load:
     read: Reader
     size: int
     skip_unreadable: bool
+    preprocessing: Preprocessing
 
     def __call__(
         self, numbered: tuple[int, Example], generator: np.random.Generator | None = None
@@ -42,9 +44,9 @@ class _Load:
             # Batches keep their size and order, so that a run can be resumed; the row counts for nothing.
             image, weight = Image.new("RGB", (self.size, self.size)), 0.0
         pixels = (
-            test_transform(image, self.size)
+            test_transform(image, self.size, self.preprocessing)
             if generator is None
-            else train_transform(image, self.size, generator)
+            else train_transform(image, self.size, generator, self.preprocessing)
         )
         return {
             "image": pixels,
@@ -72,6 +74,7 @@ def train_batches(
     start: int = 0,
     host: int = 0,
     hosts: int = 1,
+    preprocessing: Preprocessing = CLIP_PREPROCESSING,
 ) -> grain.DatasetIterator:
     """The batches of a training run from number `start` on, newly shuffled and augmented every epoch.
 
@@ -87,7 +90,7 @@ def train_batches(
         )
     if rows < hosts:
         raise UserError(f"{len(examples)} training images cannot be shared by {hosts} hosts.")
-    load = _Load(read, size, skip_unreadable)
+    load = _Load(read, size, skip_unreadable, preprocessing)
     data = grain.MapDataset.source(list(enumerate(examples))).seed(seed).shuffle()
     data = data.random_map(load) if augment else data.map(load)
     data = data[: rows * steps_per_epoch(len(examples), batch_size)][host::hosts]
@@ -104,9 +107,10 @@ def test_batches(
     skip_unreadable: bool = False,
     host: int = 0,
     hosts: int = 1,
+    preprocessing: Preprocessing = CLIP_PREPROCESSING,
 ) -> grain.DatasetIterator:
     """The examples in their order, or each `hosts`-th of them from `host` on; the last batch as small as it comes."""
-    load = _Load(read, size, skip_unreadable)
+    load = _Load(read, size, skip_unreadable, preprocessing)
     data = grain.MapDataset.source(list(enumerate(examples))).map(load)[host::hosts]
     return _read(data.batch(batch_size, drop_remainder=False), workers)
 

@@ -1,7 +1,7 @@
 """From an image to the uint8 square that goes to the device.
 
-The published pipeline on PIL images, bicubic throughout. Scaling to floats and
-CLIP's mean and deviation are left to the device.
+The published pipeline on PIL images, with the model's own interpolation.
+Scaling to floats and the model's mean and deviation are left to the device.
 """
 
 import math
@@ -9,27 +9,24 @@ import math
 import numpy as np
 from PIL import Image
 
+from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, Preprocessing, test_transform
+
+__all__ = ["random_box", "test_transform", "train_transform"]
+
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 
 
-def test_transform(image: Image.Image, size: int) -> np.ndarray:
-    """Shorter side to `size` pixels, then the centre square: (size, size, 3) uint8."""
-    width, height = image.size
-    if width <= height:
-        width, height = size, int(size * height / width)
-    else:
-        width, height = int(size * width / height), size
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
-def train_transform(image: Image.Image, size: int, generator: np.random.Generator) -> np.ndarray:
+def train_transform(
+    image: Image.Image,
+    size: int,
+    generator: np.random.Generator,
+    preprocessing: Preprocessing = CLIP_PREPROCESSING,
+) -> np.ndarray:
     """A random part of the image at `size` pixels, half the time mirrored: (size, size, 3) uint8."""
     image = image.crop(random_box(*image.size, generator)).resize(
-        (size, size), Image.Resampling.BICUBIC
+        (size, size), preprocessing.resample
     )
     if generator.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

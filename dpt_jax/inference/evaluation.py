@@ -86,6 +86,7 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
         skip_unreadable=config.dataset.on_error == "skip",
         host=jax.process_index(),
         hosts=hosts,
+        preprocessing=model.clip.preprocessing,
     )
     # Every host runs the same number of steps, with the last images missing on some.
     nothing: loader.Batch = {

@@ -13,10 +13,10 @@ import scipy.special
 from ml_collections import ConfigDict
 from PIL import Image
 
+from dpt_jax.clip.preprocessing import test_transform
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.data.records import Files, read_image, to_rgb
-from dpt_jax.data.transforms import test_transform
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment
 from dpt_jax.inference.evaluation import RESULTS_FILE, make_classifier
@@ -79,12 +79,17 @@ class Predictor:
         return np.asarray(normalize(devices.to_host(learned)))
 
     def pixels(self, images: Images) -> np.ndarray:
-        """N images as the model takes them, (N, size, size, 3) uint8: shorter side to size, then the centre square."""
+        """Return N images as the model takes them: (N, size, size, 3) uint8, see Preprocessing."""
         several = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
         sequence = list(images) if several else [images]
-        size = self.model.clip.image_size
+        clip = self.model.clip
+        size = clip.image_size
+
+        def make(image: Any) -> np.ndarray:
+            return test_transform(_as_pil(image), size, clip.preprocessing)
+
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            made = list(pool.map(lambda image: test_transform(_as_pil(image), size), sequence))
+            made = list(pool.map(make, sequence))
         return np.stack(made) if made else np.zeros((0, size, size, 3), np.uint8)
 
     def see(self, pixels: np.ndarray) -> tuple[Any, Any]:

@@ -105,12 +105,18 @@ def write_page(workdir: pathlib.Path) -> pathlib.Path:
 
 def answer(predictor: Predictor, dataset: Dataset) -> Answers:
     """The answers to the test images that can be read."""
-    size, batch = predictor.model.clip.image_size, predictor.rows
+    clip, batch = predictor.model.clip, predictor.rows
     parts = []
     with Progress("report", -(-len(dataset.test) // batch)) as progress:
-        for rows in loader.test_batches(
-            dataset.read, dataset.test, size, batch, skip_unreadable=True
-        ):
+        batches = loader.test_batches(
+            dataset.read,
+            dataset.test,
+            clip.image_size,
+            batch,
+            skip_unreadable=True,
+            preprocessing=clip.preprocessing,
+        )
+        for rows in batches:
             outputs, plain = predictor.see(rows["image"])
             probability = scipy.special.softmax(outputs.logits, axis=-1)
             found = Answers(

@@ -165,6 +165,7 @@ def train(experiment: Experiment, workdir: pathlib.Path) -> Any:
         skip_unreadable=config.dataset.on_error == "skip",
         host=jax.process_index(),
         hosts=hosts,
+        preprocessing=model.clip.preprocessing,
     )
 
     def images_of(step: int) -> list[str]:

@@ -5,12 +5,8 @@ import json
 import pytest
 from etils import epath
 
-from dpt_jax.clip.tokenizer import (
-    VOCABULARY_FILES,
-    load_tokenizer,
-    openai_vocabulary,
-    vocabulary_files,
-)
+from dpt_jax.clip.tokenizer import load_tokenizer
+from dpt_jax.clip.vocabulary import openai_vocabulary, vocabulary_files
 from dpt_jax.errors import UserError
 
 # Computed by the tokenizer of the published code.
