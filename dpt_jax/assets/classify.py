@@ -1,4 +1,6 @@
-"""Classifies images with the exported classifier beside this file.  Needs jax, numpy and pillow, nothing else.
+"""Classifies images with the exported classifier beside this file.
+
+Needs jax, numpy and pillow, nothing else.
 
 python classify.py IMAGE…
 """

@@ -114,7 +114,10 @@ class Block(nn.Module):
 
 
 def attention_weights(queries: Array, keys: Array, mask: Array | None = None) -> Array:
-    """softmax(q kᵀ/√d) of (B, Q, heads, d) and (B, K, heads, d): (B, heads, Q, K), float32.  mask: (B or 1, Q, K)."""
+    """Return softmax(q kᵀ/√d) of (B, Q, heads, d) and (B, K, heads, d): (B, heads, Q, K), float32.
+
+    mask: (B or 1, Q, K).
+    """
     scores = jnp.einsum("bqhd,bkhd->bhqk", queries, keys, preferred_element_type=jnp.float32)
     scores = scores * queries.shape[-1] ** -0.5
     return jax.nn.softmax(scores, where=None if mask is None else mask[:, None])

@@ -99,7 +99,10 @@ def _read_safetensors(file: epath.Path) -> Tensors:
 
 
 def _read_msgpack(file: epath.Path) -> Tensors:
-    """A Flax checkpoint of transformers: kernels are transposed, scale and embedding are weights."""
+    """Return the tensors of a Flax checkpoint of transformers, as its PyTorch files have them.
+
+    There a kernel is transposed, and scale and embedding are called weight.
+    """
     tree = flax.serialization.msgpack_restore(file.read_bytes())
     tensors: Tensors = {}
     for name, value in flax.traverse_util.flatten_dict(tree, sep=".").items():
@@ -134,7 +137,8 @@ def read_torch_file(file: epath.Path | pathlib.Path) -> TorchFile:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as reason:
         raise UserError(
-            f"{file} is damaged, or holds more than tensors and is not read, since that could run code."
+            f"{file} is damaged, or holds more than tensors and is not read, since that could run "
+            "code."
         ) from reason
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as reason:
         raise UserError(
@@ -176,7 +180,10 @@ def _is_known(field: Any) -> bool:
 
 
 def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:
-    """A state dict as the published code's framework saves it.  Raises UserError where torch is not installed."""
+    """Write a state dict as the published code's framework saves it.
+
+    Raise UserError where torch is not installed.
+    """
     torch = _import_torch(str(file))
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
     rest = dict.fromkeys(("optimizer", "scheduler", "val_result"))

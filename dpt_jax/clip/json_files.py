@@ -101,7 +101,7 @@ class Section:
         value = self.get(key, default)
         pair = value if isinstance(value, list) and len(value) == 2 else [value, value]
         if not all(_is_whole(side) and side > 0 for side in pair):
-            raise self.error(key, "a whole number above 0, or two of them")
+            raise self.error(key, "a whole number above 0 (or two of them)")
         if pair[0] != pair[1]:
             raise self.error(key, "a square")
         return pair[0]

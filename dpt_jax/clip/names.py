@@ -26,13 +26,14 @@ def from_transformers(
     for name, entry in _table(config):
         if name not in left:
             raise UserError(
-                f"{file}: tensor {spell(name)} is missing; the file is incomplete or not a CLIP ViT of these sizes."
+                f"{file}: tensor {spell(name)} is missing; the file is incomplete or not a CLIP "
+                "ViT of these sizes."
             )
         value = left.pop(name)
         if value.shape != entry.shape and not (entry.shape == () and value.shape == (1,)):
             raise UserError(
-                f"{file}: tensor {spell(name)} has shape {value.shape}, but the model's sizes ask for {entry.shape}; "
-                "the file and its config.json do not belong together."
+                f"{file}: tensor {spell(name)} has shape {value.shape}, but the model's sizes ask "
+                f"for {entry.shape}; the file and its configuration do not belong together."
             )
         if (
             not np.issubdtype(np.asarray(value).dtype, np.floating)
@@ -46,7 +47,8 @@ def from_transformers(
             flat.setdefault(entry.path, []).append(value)
     if left:
         raise UserError(
-            f"{file}: tensor {spell(min(left))} is not part of a CLIP ViT of these sizes ({len(left)} such)."
+            f"{file}: tensor {spell(min(left))} is not part of a CLIP ViT of these sizes "
+            f"({len(left)} such)."
         )
     flat = {
         path: np.stack(value) if isinstance(value, list) else value for path, value in flat.items()

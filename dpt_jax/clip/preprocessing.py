@@ -1,6 +1,7 @@
 """What a model wants done to an image before its tower sees it.
 
-`test_transform` makes the uint8 square on the host, `normalize_pixels` scales it to floats on the device.
+`test_transform` makes the uint8 square on the host, `normalize_pixels` scales it
+to floats on the device.
 """
 
 import dataclasses

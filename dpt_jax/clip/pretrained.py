@@ -70,9 +70,9 @@ def _read_weights(
     if described is None:
         if not named.openai:
             raise UserError(
-                f"{file} does not say the heads and the activation of its model, and neither "
-                f"{transformers_config.CONFIG_FILE} is beside it nor {open_clip.CONFIG_FILE}, which "
-                "would: config.json is missing, so put one of the two there."
+                f"{file.parent / transformers_config.CONFIG_FILE} is missing, and so is "
+                f"{open_clip.CONFIG_FILE}: {file.name} does not say the heads and the activation "
+                "of its model, so put one of the two beside it."
             )
         described = Description(openai.recognise(named.tensors, file), None)
         accept(described.config)

@@ -109,7 +109,10 @@ class TextTower(nn.Module):
 
 
 def share(layout: TextLayout, axis: str) -> TextLayout:
-    """The rows of a layout that are this device's, of the devices along a mapped axis; `order` stays that of all."""
+    """Return the rows of a layout that are this device's, of the devices along a mapped axis.
+
+    `order` stays that of all rows.
+    """
     devices, device = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     rows = -(-layout.tokens.shape[0] // devices)
 
@@ -127,6 +130,9 @@ def share(layout: TextLayout, axis: str) -> TextLayout:
 
 
 def causal(text: Array) -> Array:
-    """The mask (R, T, T) of rows whose places belong to the texts (R, T): each sees its text up to itself."""
+    """Return the mask (R, T, T) of rows whose places belong to the texts (R, T).
+
+    A place sees its own text up to itself.
+    """
     length = text.shape[1]
     return (text[:, :, None] == text[:, None, :]) & jnp.tri(length, dtype=bool)

@@ -31,7 +31,8 @@ class Seen(NamedTuple):
     """What the vision tower makes of B images.  Unused entries cost nothing under jit."""
 
     features: Array  # (B, E), float32
-    attention: Array  # (B, heads, 1 + patches + M), float32: what the class token of the last block looks at
+    # (B, heads, 1 + patches + M), float32: what the class token of the last block looks at.
+    attention: Array
     made: list[Any]  # per element of the prompts, the named outputs of its `make`
 
 
@@ -86,8 +87,11 @@ class VisionTower(nn.Module):
         return Seen(features.astype(jnp.float32), attention, made)
 
     def _run(self, x: Array, start: int, prompt: LayerPrompts) -> tuple[Array, Any, Any]:
-        """Tokens x through the blocks from `start` on that this prompt is for: (tokens, the class token's attention
-        where the last block is among them, what the prompt made)."""
+        """Run tokens x through the blocks from `start` on that this prompt is for.
+
+        Return (tokens, the class token's attention where the last block is
+        among them, what the prompt made).
+        """
 
         def step(block: Callable[..., Array], x: Array, inputs: Any) -> tuple[Array, Any]:
             memory, output = prompt.make(inputs, x)

@@ -111,7 +111,7 @@ def _check_same(
 
 
 def _ids(fields: Section) -> dict[str, int]:
-    """Return a vocabulary {token: id}.  Raise UserError for another value, and an id given twice."""
+    """Return a vocabulary {token: id}.  Raise UserError for other values, and an id given twice."""
     name = fields.name.removesuffix(".") or "it"
     ids = dict(fields.values)
     if not ids or not all(type(number) is int and number >= 0 for number in ids.values()):
