@@ -7,16 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpt_jax.clip.model import (
-    CLIP,
-    KEPT,
-    Block,
-    LayerPrompts,
-    TransformerConfig,
-    attention_weights,
-    causal,
-    normalize,
-)
+from dpt_jax.clip.blocks import KEPT, Block, attention_weights
+from dpt_jax.clip.config import TransformerConfig
+from dpt_jax.clip.model import CLIP, normalize
+from dpt_jax.clip.text import causal
+from dpt_jax.clip.vision import LayerPrompts
 from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
