@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from dpt_jax.clip.tokenizer import load_tokenizer
-from dpt_jax.clip.vocabulary import openai_vocabulary, vocabulary_files
+from dpt_jax.clip.vocabulary import PLAIN_FILES, openai_vocabulary, vocabulary_files
 from dpt_jax.errors import UserError
 
 # Computed by the tokenizer of the published code.
