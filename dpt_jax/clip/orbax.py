@@ -1,7 +1,12 @@
 """A CLIP as an Orbax directory, which is read without torch and from gs://."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.traverse_util
@@ -17,6 +22,8 @@ from dpt_jax.clip.transformers_config import CONFIG_FILE, config_to_dict, read_d
 from dpt_jax.errors import UserError
 
 FOLDER = "params"
+# Orbax takes a path for a pattern of file names.
+_WILDCARDS = re.compile(r"[\[\]*?\\]")
 
 
 def is_orbax(path: epath.Path) -> bool:
@@ -40,12 +47,12 @@ def _read_params(directory: epath.Path, config: CLIPConfig) -> Any:
     import orbax.checkpoint as ocp
 
     shapes = param_shapes(config)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer() as checkpointer, _without_wildcards(directory.parent) as folder:
         try:
-            there = checkpointer.metadata(directory).item_metadata.tree
+            there = checkpointer.metadata(folder / FOLDER).item_metadata.tree
             _check_same_tree(there, shapes, directory)
             wanted = jax.tree.map(lambda s: np.empty(s.shape, s.dtype), there)
-            return jax.tree.map(np.asarray, checkpointer.restore(directory, wanted))
+            return jax.tree.map(np.asarray, checkpointer.restore(folder / FOLDER, wanted))
         except (UserError, MemoryError):
             raise
         except Exception as reason:  # Orbax and its libraries have many types for a missing file
@@ -54,6 +61,19 @@ def _read_params(directory: epath.Path, config: CLIPConfig) -> Any:
                 f"{directory} is not a whole Orbax checkpoint of a CLIP ({first_line}): a part of "
                 "it may not have been copied."
             ) from reason
+
+
+@contextlib.contextmanager
+def _without_wildcards(folder: epath.Path) -> Iterator[epath.Path]:
+    """Give the folder, or where its path would be taken for a pattern, a link to it."""
+    path = os.fspath(folder)
+    if "://" in path or not _WILDCARDS.search(path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="dpt_jax-") as links:
+        link = pathlib.Path(links) / "clip"
+        link.symlink_to(path, target_is_directory=True)
+        yield epath.Path(link)
 
 
 def _check_same_tree(there: Any, wanted: Any, directory: epath.Path) -> None:
@@ -77,8 +97,8 @@ def write(config: CLIPConfig, params: Any, tokenizer: Tokenizer, target: epath.P
     if target.exists():
         raise UserError(f"{target} already exists: choose a new directory, or delete it first.")
     target.mkdir(parents=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(target / FOLDER, params)
+    with _without_wildcards(target) as folder, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / FOLDER, params)
     raw = config_to_dict(config)
     special = {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
     raw["text_config"] |= special | {"pad_token_id": tokenizer.end}

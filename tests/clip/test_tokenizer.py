@@ -46,7 +46,7 @@ def test_own_vocabulary_of_a_model(tmp_path):
     """A cut vocabulary spells rare words in more pieces; its ids stay within it."""
     for name, text in vocabulary_files(*openai_vocabulary(100)).items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    small = load_tokenizer(epath.Path(tmp_path))
+    small = load_tokenizer(epath.Path(tmp_path), 614)
     size = len(json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8")))
     assert size == 512 + 100 + 2
     assert len(small.encode("husky")) > 1

@@ -3,11 +3,11 @@
 import json
 import pathlib
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
 
 def tokenizer_json(folder: pathlib.Path) -> dict:
-    """The tokenizer.json that transformers 5 writes for the vocab.json and merges.txt of a
-    folder.
-    """
+    """The tokenizer.json that transformers 5 writes for a vocab.json and merges.txt."""
     ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:]
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -20,9 +20,9 @@ def tokenizer_json(folder: pathlib.Path) -> dict:
             {"id": ids[name], "content": name, **special, "special": True} for name in names
         ],
         "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+        "pre_tokenizer": BYTES,
         "post_processor": None,
-        "decoder": {"type": "ByteLevel"},
+        "decoder": BYTES,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -30,6 +30,8 @@ def tokenizer_json(folder: pathlib.Path) -> dict:
             "continuing_subword_prefix": "",
             "end_of_word_suffix": "</w>",
             "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
             "vocab": ids,
             "merges": [line.split(" ") for line in lines if line],
         },

@@ -1,0 +1,69 @@
+"""An Orbax directory remembers the whole model, wherever it lies; a part of one is named."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dpt_jax.clip import orbax
+from dpt_jax.clip.preprocessing import Preprocessing
+from dpt_jax.clip.pretrained import load_clip, save_orbax
+from dpt_jax.errors import UserError
+
+OWN = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", "squash")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    clip = load_clip("tiny-clip")
+    return clip._replace(config=dataclasses.replace(clip.config, preprocessing=OWN))
+
+
+@pytest.fixture(scope="module")
+def written(tiny, tmp_path_factory):
+    target = tmp_path_factory.mktemp("orbax") / "clip"
+    save_orbax(tiny, str(target))
+    return target
+
+
+def test_preprocessing_and_end_of_text_are_remembered(tiny, written):
+    again = load_clip(str(written))
+    assert again.config == tiny.config
+    assert (again.tokenizer.start, again.tokenizer.end) == (4512, 4513)
+    text = json.loads((written / "config.json").read_text())["text_config"]
+    assert (text["bos_token_id"], text["eos_token_id"]) == (4512, 4513)
+
+
+@pytest.mark.parametrize("name", ["a[b]c", "a\\b", "a*?"])
+def test_path_that_looks_like_a_pattern(tiny, tmp_path, name):
+    target = tmp_path / name / "clip"
+    save_orbax(tiny, str(target))
+    again = load_clip(str(target))
+    jax.tree.map(np.testing.assert_array_equal, again.params, tiny.params)
+
+
+def test_directory_that_was_copied_in_part(written, tmp_path):
+    """Whichever of Orbax's files is missing; one that changes nothing may be."""
+    files = [p.relative_to(written) for p in (written / "params").rglob("*") if p.is_file()]
+    refused = 0
+    for i, name in enumerate(files):
+        copy = tmp_path / str(i)
+        shutil.copytree(written, copy)
+        (copy / name).unlink()
+        try:
+            load_clip(str(copy))
+        except UserError as error:
+            assert str(copy) in str(error)
+            refused += 1
+    assert refused >= 3
+
+
+def test_what_is_not_read_back_is_said(tiny, tmp_path, monkeypatch):
+    changed = jax.tree.map(lambda x: x + 1, tiny.params)
+    read = orbax.read
+    monkeypatch.setattr(orbax, "read", lambda path: (read(path)[0], changed))
+    with pytest.raises(UserError, match="does not read back as it was written"):
+        save_orbax(tiny, str(tmp_path / "clip"))

@@ -1,0 +1,126 @@
+"""The pixels that a model sees are those that its own files ask for."""
+
+import dataclasses
+import json
+import tracemalloc
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from dpt_jax.clip.preprocessing import (
+    CLIP_PREPROCESSING,
+    INTERPOLATIONS,
+    THIN,
+    Preprocessing,
+    normalize_pixels,
+)
+from dpt_jax.clip.preprocessing import (
+    test_transform as transform,
+)
+from dpt_jax.clip.processors import read_processor, to_transformers
+from dpt_jax.errors import UserError
+
+SIZE = 32
+OWN = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", "squash")
+
+
+def noise(width, height):
+    pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("size", [(1, 20000), (20000, 1), (60000, 2), (1, 60000)])
+def test_thin_image_takes_the_memory_of_its_square(size):
+    image = Image.new("RGB", size, (200, 10, 10))
+    tracemalloc.start()
+    pixels = transform(image, 224)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (pixels == (200, 10, 10)).all()
+    assert pixels.shape == (224, 224, 3)
+    assert peak < 50 * pixels.nbytes
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "hamming"])
+@pytest.mark.parametrize("size", [(7, 199), (400, 11), (33, 1000)])
+def test_thin_image_is_the_centre_of_the_whole(monkeypatch, size, interpolation):
+    """Filters without overshoot give the same to a rounding, whichever side is resized first."""
+    own = Preprocessing(interpolation=interpolation)
+    square = transform(noise(*size), SIZE, own)
+    monkeypatch.setattr("dpt_jax.clip.preprocessing.THIN", 10**9)
+    assert np.abs(square.astype(int) - transform(noise(*size), SIZE, own)).max() <= 1
+    assert max(size) / min(size) > THIN
+
+
+def test_squash_takes_both_sides_to_the_square():
+    image = noise(50, 20)
+    expected = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(transform(image, SIZE, OWN), expected)
+
+
+def test_mean_and_deviation_are_the_models():
+    images = np.full((1, 2, 2, 3), 255, np.uint8)
+    np.testing.assert_allclose(
+        normalize_pixels(jnp.asarray(images), OWN)[0, 0, 0], (2.5, 2.0, 1.75), rtol=1e-6
+    )
+
+
+def processor(folder, name="preprocessor_config.json", **change):
+    raw = {**to_transformers(CLIP_PREPROCESSING, SIZE), **change}
+    whole = raw if name.startswith("pre") else {"image_processor": raw}
+    (folder / name).write_text(json.dumps(whole))
+    return read_processor(epath.Path(folder), SIZE)
+
+
+@pytest.mark.parametrize("own", [OWN, CLIP_PREPROCESSING])
+def test_processor_there_and_back(tmp_path, own):
+    for interpolation in INTERPOLATIONS:
+        own = dataclasses.replace(own, interpolation=interpolation)
+        assert processor(tmp_path, **to_transformers(own, SIZE)) == own or own.resize == "squash"
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(to_transformers(own, SIZE)))
+        assert read_processor(epath.Path(tmp_path), SIZE) == own
+
+
+def test_without_a_processor_it_is_clips(tmp_path):
+    assert read_processor(epath.Path(tmp_path), SIZE) == CLIP_PREPROCESSING
+
+
+def test_as_transformers_5_and_the_first_version_write_it(tmp_path):
+    mean = [0.1, 0.2, 0.3]
+    assert processor(tmp_path, "processor_config.json", image_mean=mean).mean == tuple(mean)
+    (tmp_path / "processor_config.json").unlink()
+    old = {"size": SIZE, "crop_size": SIZE, "resample": 2, "feature_extractor_type": None}
+    assert processor(tmp_path, **old).interpolation == "bilinear"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_processor_type", "SiglipImageProcessor"),
+        ("do_center_crop", False),
+        ("do_resize", False),
+        ("do_normalize", False),
+        ("do_rescale", False),
+        ("do_pad", True),
+        ("do_reduce_labels", True),
+        ("resample", 9),
+        ("resample", "bicubic"),
+        ("rescale_factor", 1 / 127.5),
+        ("size", {"longest_edge": SIZE}),
+        ("size", {"height": SIZE, "width": 2 * SIZE}),
+        ("size", {"shortest_edge": SIZE + 4}),
+        ("crop_size", {"height": SIZE - 4, "width": SIZE - 4}),
+        ("image_mean", [0.5, None, 0.5]),
+        ("image_std", [0.5, 0, 0.5]),
+        ("image_std", "0.5"),
+    ],
+)
+def test_processor_that_is_not_supported_is_named(tmp_path, key, value):
+    with pytest.raises(UserError, match=r"preprocessor_config\.json") as error:
+        processor(tmp_path, **{key: value})
+    said = str(value) if key == "image_processor_type" else key
+    pixels = f"images of {SIZE + 4 if key == 'size' else SIZE - 4} pixels"
+    assert said in str(error.value) or pixels in str(error.value) or "height" in str(error.value)
