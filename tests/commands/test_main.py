@@ -39,7 +39,8 @@ def converted(flags, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "converted"
     command(
         "-m",
-        "dpt_jax.commands.convert",
+        "dpt_jax",
+        "convert",
         "reference",
         str(SMALL / "checkpoint"),
         f"--workdir={workdir}",

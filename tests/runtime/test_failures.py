@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dpt_jax.runtime.signals import EXIT_CODE
-from dpt_jax.storage.checkpoints import locked
+from dpt_jax.storage.lock import locked
 from tests.helpers.golden import SMALL
 from tests.helpers.hosts import Watched, start, start_hosts
 
