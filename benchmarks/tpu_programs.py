@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dpt_jax.data.classnames import imagenet
 
 from benchmarks.chips import Chip
 from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
 from dpt_jax import settings
 from dpt_jax.clip.model import TextLayout
-from dpt_jax.data.classnames import imagenet
 from dpt_jax.inference.evaluation import make_classifier
 from dpt_jax.inference.experiment import Frozen, choose_remat
 from dpt_jax.model import PromptedCLIP, Texts

@@ -17,7 +17,7 @@ from tools.tiny_clip.augment import augment
 
 
 def smaller(vocab_size):
-    tower = TransformerConfig(width=64, layers=2, heads=2, mlp_width=64)
+    tower = TransformerConfig(width=32, layers=2, heads=2, mlp_width=32)
     return CLIPConfig(32, corpus.IMAGE_SIZE, 8, tower, tower, vocab_size=vocab_size)
 
 
