@@ -107,7 +107,7 @@ def draw_losses(axes: Any) -> None:
     arrow(axes, (11.05, 6.05), (11.75, 4.15), bend=-0.15)
     arrow(axes, (11.05, 1.5), (11.75, 3.4), bend=0.15)
     box(axes, (11.75, 3.35), (2.15, 0.85), "logits  s f̂ t̂ᵀ", "#FFFFFF")
-    note(axes, (11.75, 3.05), "loss: cross-entropy of", va="top", color=INK)
+    note(axes, (11.9, 2.95), "loss: cross-entropy of", va="top", color=INK)
     losses = (
         "· the logits",
         "· text and image alone, each",
@@ -115,7 +115,7 @@ def draw_losses(axes: Any) -> None:
         "· CAVPT's own logits (weight α)",
     )
     for i, line in enumerate(losses):
-        note(axes, (11.75, 2.6 - 0.3 * i), line, color=INK)
+        note(axes, (11.9, 2.55 - 0.3 * i), line, color=INK)
 
 
 def draw_legend(axes: Any) -> None:
@@ -134,12 +134,12 @@ def draw_legend(axes: Any) -> None:
 def main(file: str) -> None:
     """Draw the picture to `file`."""
     figure, axes = plt.subplots(figsize=(11.25, 6.0), layout="constrained")
-    axes.set_xlim(-0.1, 14.1)
+    axes.set_xlim(-0.1, 14.4)
     axes.set_ylim(-0.55, 6.9)
     axes.set_axis_off()
     for draw in (draw_text_side, draw_image_side, draw_class_aware, draw_losses, draw_legend):
         draw(axes)
-    figure.savefig(file, dpi=160, facecolor="white")
+    figure.savefig(file, dpi=130, facecolor="white")
 
 
 if __name__ == "__main__":
