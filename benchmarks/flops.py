@@ -7,7 +7,8 @@ weights. Symbols: D width, M width of the MLP, T tokens, Q tokens whose output i
 
 import numpy as np
 
-from dpt_jax.clip.model import TextLayout, TransformerConfig
+from dpt_jax.clip.config import TransformerConfig
+from dpt_jax.clip.text import TextLayout
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.cavpt import ATTENTION_WIDTH, GLOBAL_TOKENS
 

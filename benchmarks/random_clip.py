@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from dpt_jax.clip.model import CLIPConfig, TransformerConfig, param_shapes
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.clip.tokenizer import Tokenizer, load_tokenizer
 

@@ -12,7 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpt_jax.clip.model import CLIP, CLIPConfig, LayerPrompts, TextLayout, normalize, share
+from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.clip.model import CLIP, normalize
+from dpt_jax.clip.preprocessing import normalize_pixels
+from dpt_jax.clip.text import TextLayout, share
+from dpt_jax.clip.vision import LayerPrompts
 from dpt_jax.errors import UserError
 from dpt_jax.methods import PromptConfig
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
@@ -21,8 +25,6 @@ from dpt_jax.prompts.visual import VisualPrompt
 
 Array = jax.Array
 OTHER_TOKENS = 4  # of a text with a learned context: its start, a name, the full stop, its end
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class Texts(NamedTuple):
@@ -68,7 +70,7 @@ class PromptedCLIP:
     clip: CLIPConfig
     prompts: PromptConfig
     dtype: Any = jnp.float32
-    remat: str = "matmuls"  # what the backward pass keeps, see clip.model.KEPT
+    remat: str = "matmuls"  # what the backward pass keeps, see clip.blocks.KEPT
 
     def __post_init__(self) -> None:
         layers, text_layers = self.clip.vision.layers, self.clip.text.layers
@@ -141,7 +143,7 @@ class PromptedCLIP:
 
     def plain(self, params: Any, images: Array, texts: Texts) -> Plain:
         """What plain CLIP sees in images (B, H, W, 3): uint8, or float already normalised."""
-        seen = self._clip(params, lambda clip: clip.vision(preprocess(images)))
+        seen = self._clip(params, lambda clip: clip.vision(self.preprocess(images)))
         features = normalize(seen.features)
         logits = _scale(params) * features @ texts.frozen.T
         k = min(self.prompts.top_k, texts.frozen.shape[0])
@@ -154,7 +156,7 @@ class PromptedCLIP:
         config = self.prompts
         if plain is None:
             plain = self.plain(params, images, texts)
-        x, scale = preprocess(images), _scale(params)
+        x, scale = self.preprocess(images), _scale(params)
         prompted, attention, auxiliary, class_attention = (
             plain.features,
             plain.attention,
@@ -212,6 +214,10 @@ class PromptedCLIP:
             config.text_length, config.text_depth, self.clip.text.width, classes, **extra
         )
 
+    def preprocess(self, images: Array) -> Array:
+        """Return uint8 images (B, H, W, 3) as the CLIP takes them; float images as they are."""
+        return normalize_pixels(images, self.clip.preprocessing)
+
     def _clip(self, params: Any, function: Any) -> Any:
         return CLIP(self.clip, self.dtype, self.remat).apply(
             {"params": params["clip"]}, method=function
@@ -220,10 +226,3 @@ class PromptedCLIP:
 
 def _scale(params: Any) -> Array:
     return jnp.exp(params["clip"]["logit_scale"].astype(jnp.float32))
-
-
-def preprocess(images: Array) -> Array:
-    """uint8 images (B, H, W, 3) to float32, CLIP's mean and deviation; float images pass as they are."""
-    if images.dtype != jnp.uint8:
-        return images
-    return (images.astype(jnp.float32) / 255 - jnp.asarray(MEAN)) / jnp.asarray(STD)

@@ -8,7 +8,7 @@ from absl import flags
 
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from tests.helpers import make_clip
-from tests.helpers.commands import COMPILATION, QUICKLY_COMPILED, command
+from tests.helpers.commands import COMPILATION, command
 from tests.helpers.golden import SMALL
 
 # Grain reads its own flags, which only a command parses.
@@ -38,5 +38,5 @@ def trained(clip_dir, tmp_path_factory) -> pathlib.Path:
     command("main.py", "--config=configs/dpt.py:folder", f"--config.clip.weights={clip_dir}",
             f"--config.dataset.root={SMALL / 'images'}", "--config.dataset.shots=-1", "--config.train.epochs=2",
             "--config.text_prompt.length=4", "--config.visual_prompt.length=3", "--config.cavpt.top_k=3",
-            "--config.eval.save_logits=True", f"--workdir={workdir}", XLA_FLAGS=QUICKLY_COMPILED)  # fmt: skip
+            "--config.eval.save_logits=True", f"--workdir={workdir}")  # fmt: skip
     return workdir

@@ -7,16 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpt_jax.clip.model import (
-    CLIP,
-    KEPT,
-    Block,
-    LayerPrompts,
-    TransformerConfig,
-    attention_weights,
-    causal,
-    normalize,
-)
+from dpt_jax.clip.blocks import KEPT, Block, attention_weights
+from dpt_jax.clip.config import TransformerConfig
+from dpt_jax.clip.model import CLIP, normalize
+from dpt_jax.clip.text import causal
+from dpt_jax.clip.vision import LayerPrompts
 from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
@@ -140,7 +135,7 @@ def plain_text_features(clip, rows, context):
 
 
 def plain_rows(clip, names, length, position):
-    """The sequences of the specification, written out."""
+    """The sequences of docs/method.md, written out."""
     rows = []
     for name in names:
         name = name.replace("_", " ")
@@ -279,7 +274,7 @@ def test_what_the_backward_pass_keeps_changes_no_gradient(clip, remat):
 
 
 def plain_prompted_tower(clip, model, params, images, texts):
-    """The prompted image tower as the specification writes it: prompts appended, outputs dropped."""
+    """The prompted image tower as docs/method.md writes it: prompts appended, outputs dropped."""
     config, weights, prompts = model.prompts, params["clip"]["vision"], params["prompts"]
     module, block = CLIP(clip.config), Block(clip.config.vision)
     x = module.apply({"params": params["clip"]}, method=lambda m: m.vision.embed(images))

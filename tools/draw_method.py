@@ -22,8 +22,11 @@ def box(
     axes: Any, place: Point, size: Point, text: str, colour: str = FROZEN, learned: bool = False
 ) -> None:
     """Draw a box with its lower left corner at `place`; a learned one has a thick outline."""
-    style = {"boxstyle": "round,pad=0,rounding_size=0.12", "facecolor": colour}
-    outline = {"edgecolor": INK if learned else SOFT, "linewidth": 2.0 if learned else 0.9}
+    style: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.12", "facecolor": colour}
+    outline: dict[str, Any] = {
+        "edgecolor": INK if learned else SOFT,
+        "linewidth": 2.0 if learned else 0.9,
+    }
     axes.add_patch(FancyBboxPatch(place, *size, **style, **outline))
     middle = (place[0] + size[0] / 2, place[1] + size[1] / 2)
     axes.text(*middle, text, ha="center", va="center", fontsize=10.5, color=INK)

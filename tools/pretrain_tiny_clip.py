@@ -16,7 +16,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from etils import epath
 
-from dpt_jax.clip.tokenizer import load_tokenizer, openai_vocabulary, vocabulary_files
+from dpt_jax.clip.tokenizer import load_tokenizer
+from dpt_jax.clip.vocabulary import openai_vocabulary, vocabulary_files
 from dpt_jax.errors import UserError
 from tools.emoji_names import read_emoji
 from tools.tiny_clip.corpus import make_corpus

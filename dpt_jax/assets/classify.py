@@ -1,4 +1,6 @@
-"""Classifies images with the exported classifier beside this file.  Needs jax, numpy and pillow, nothing else.
+"""Classifies images with the exported classifier beside this file.
+
+Needs jax, numpy and pillow, nothing else.
 
 python classify.py IMAGE…
 """
@@ -15,8 +17,8 @@ FOLDER = pathlib.Path(__file__).parent
 ABOUT = json.loads((FOLDER / "classifier.json").read_text(encoding="utf-8"))
 
 
-def load_image(file: str, size: int) -> np.ndarray:
-    """The image as the classifier takes it, (size, size, 3) uint8: shorter side to `size`, then the centre square."""
+def load_image(file: str) -> np.ndarray:
+    """Return the image as the classifier takes it: (size, size, 3) uint8."""
     with Image.open(file) as opened:
         sixteen_bits = opened.mode.startswith("I")
         image = (
@@ -24,14 +26,28 @@ def load_image(file: str, size: int) -> np.ndarray:
             if sixteen_bits
             else opened.copy()
         )
-    image = image.convert("RGB")
+    return make_square(image.convert("RGB"), ABOUT["image_size"], ABOUT["preprocessing"])
+
+
+def make_square(image: Image.Image, size: int, how: dict) -> np.ndarray:
+    """Return the square of an RGB image, as classifier.json says.
+
+    "squash" takes both sides to `size`; "crop" the shorter one, and cuts the centre out.
+    """
+    kernel = Image.Resampling[how["interpolation"].upper()]
+    if how["resize"] == "squash":
+        return np.asarray(image.resize((size, size), kernel))
     width, height = image.size
     if width <= height:
-        width, height = size, int(size * height / width)
+        wide, high = size, int(size * height / width)
     else:
-        width, height = int(size * width / height), size
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
+        wide, high = int(size * width / height), size
+    left, top = round((wide - size) / 2), round((high - size) / 2)
+    if max(wide, high) > 16 * size:  # make the centre alone, since the whole takes much memory
+        across, down = width / wide, height / high
+        part = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return np.asarray(image.resize((size, size), kernel, box=part))
+    image = image.resize((wide, high), kernel)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
@@ -39,7 +55,7 @@ def main(files: list[str]) -> None:
     """Prints the three likeliest classes of each image."""
     program = bytearray((FOLDER / "classifier.jax").read_bytes())
     classify = jax.jit(jax.export.deserialize(program).call)
-    images = np.stack([load_image(file, ABOUT["image_size"]) for file in files])
+    images = np.stack([load_image(file) for file in files])
     for file, probabilities in zip(files, np.asarray(classify(images)), strict=True):
         best = np.argsort(-probabilities, kind="stable")[:3]
         print(

@@ -7,6 +7,7 @@ import io
 import os
 import pathlib
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,13 +17,31 @@ import flax.traverse_util
 import numpy as np
 from etils import epath
 
+from dpt_jax.clip.json_files import read_json, say_if_other
 from dpt_jax.errors import UserError
 
 Tensors = dict[str, np.ndarray]
+INDEX = ".index.json"
+SHARD = re.compile(r"-\d+-of-\d+\.[a-z]+$")
+# What training writes beside the tensors: open_clip's, and the published code's framework.
+_TRAINING_FIELDS = {"epoch", "name", "optimizer", "scaler", "scheduler", "val_result"}
 
 
 def read_tensors(file: epath.Path) -> Tensors:
-    """A weight file as a flat dict of host arrays."""
+    """Return the tensors of a weight file, or of all files that an index names.
+
+    Raise UserError for a file that is none, is damaged, or is one of several shards.
+    """
+    if file.name.endswith(INDEX):
+        return _read_shards(file)
+    if SHARD.search(file.name):
+        raise UserError(
+            f"{file} is one of several shards of a model: give their folder or their {INDEX} file."
+        )
+    return _read_one(file)
+
+
+def _read_one(file: epath.Path) -> Tensors:
     readers: dict[str, Callable[[epath.Path], Tensors]] = {
         ".safetensors": _read_safetensors,
         ".msgpack": _read_msgpack,
@@ -33,6 +52,11 @@ def read_tensors(file: epath.Path) -> Tensors:
             f"{file} is not a weight file: its name should end in {', '.join(readers)}."
         )
     try:
+        with file.open("rb") as opened:
+            start = opened.read(100)
+        if not start:
+            raise UserError(f"{file} is empty: get it again.")
+        say_if_other(file, start)
         return readers[file.suffix](file)
     except (UserError, MemoryError, ImportError):
         raise
@@ -42,6 +66,32 @@ def read_tensors(file: epath.Path) -> Tensors:
         ) from reason
 
 
+def _read_shards(index: epath.Path) -> Tensors:
+    """Return the tensors of all shards, each from the file that the index names for it."""
+    fields = read_json(index)
+    places = fields.section("weight_map").values
+    if not places:
+        raise fields.error("weight_map", "an object with a file for each tensor")
+    tensors: Tensors = {}
+    shards: dict[str, list[str]] = {}
+    for name, shard in places.items():
+        if not isinstance(shard, str) or not shard or "/" in shard or "\\" in shard:
+            raise UserError(f"{index}: weight_map.{name} is {shard!r}, which names no file.")
+        shards.setdefault(shard, []).append(name)
+    for shard, names in shards.items():
+        if not (index.parent / shard).exists():
+            raise UserError(f"{index} names {shard}, which is not there: the model is incomplete.")
+        own = _read_one(index.parent / shard)
+        for name in sorted({*own, *names}):
+            if name not in own or name not in names:
+                where = "lacks" if name not in own else "has"
+                raise UserError(
+                    f"{index.parent / shard} {where} tensor {name}, against what {index.name} says."
+                )
+        tensors |= own
+    return tensors
+
+
 def _read_safetensors(file: epath.Path) -> Tensors:
     import safetensors.numpy
 
@@ -49,7 +99,10 @@ def _read_safetensors(file: epath.Path) -> Tensors:
 
 
 def _read_msgpack(file: epath.Path) -> Tensors:
-    """A Flax checkpoint of transformers: kernels are transposed, scale and embedding are weights."""
+    """Return the tensors of a Flax checkpoint of transformers, as its PyTorch files have them.
+
+    There a kernel is transposed, and scale and embedding are called weight.
+    """
     tree = flax.serialization.msgpack_restore(file.read_bytes())
     tensors: Tensors = {}
     for name, value in flax.traverse_util.flatten_dict(tree, sep=".").items():
@@ -84,22 +137,53 @@ def read_torch_file(file: epath.Path | pathlib.Path) -> TorchFile:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as reason:
         raise UserError(
-            f"{file} is damaged, or holds more than tensors and is not read, since that could run code."
+            f"{file} is damaged, or holds more than tensors and is not read, since that could run "
+            "code."
         ) from reason
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as reason:
         raise UserError(
             f"{file} cannot be read ({reason}); it is damaged or not what its name says."
         ) from reason
-    epoch = state.get("epoch") if isinstance(state, dict) else None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    state, epoch = _state_dict(state, file)
+    if not state or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise UserError(f"{file} is not a PyTorch state dict (names and tensors).")
-    tensors = {name: _to_numpy(value, torch) for name, value in state.items()}
-    return TorchFile(tensors, epoch if isinstance(epoch, int) else None)
+    return TorchFile({name: _to_numpy(value, torch) for name, value in state.items()}, epoch)
+
+
+def _state_dict(read: Any, file: epath.Path | pathlib.Path) -> tuple[Any, int | None]:
+    """Return the state dict of what a file holds, and the epoch of a training checkpoint.
+
+    Raise UserError that names a field of a checkpoint that is not known here.
+    """
+    if not isinstance(read, dict):
+        raise UserError(f"{file} is not a PyTorch state dict (names and tensors).")
+    if "state_dict" in read:
+        if other := next((field for field in read if not _is_known(field)), None):
+            raise UserError(
+                f"{file} is a training checkpoint with the field {other!r}, which is not known "
+                "here: save its state dict alone."
+            )
+        epoch = read.get("epoch")
+        state = read["state_dict"]
+        return state if isinstance(state, dict) else {}, epoch if isinstance(epoch, int) else None
+    if other := next((field for field, value in read.items() if isinstance(value, dict)), None):
+        raise UserError(
+            f"{file} has no field 'state_dict', but a field {other!r}: save the state dict alone."
+        )
+    return read, None
+
+
+def _is_known(field: Any) -> bool:
+    return field == "state_dict" or field in _TRAINING_FIELDS
 
 
 def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:
-    """A state dict as the published code's framework saves it.  Raises UserError where torch is not installed."""
+    """Write a state dict as the published code's framework saves it.
+
+    Raise UserError where torch is not installed.
+    """
     torch = _import_torch(str(file))
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
     rest = dict.fromkeys(("optimizer", "scheduler", "val_result"))

@@ -1,10 +1,5 @@
-"""The names that CLIP's tensors have elsewhere, and their place in our tree.
+"""The tensors of transformers' CLIPModel and their place in our parameter tree."""
 
-Everything passes through the names of transformers' CLIPModel: one table maps
-them to the tree of `dpt_jax.clip.model`, one renames OpenAI's to them.
-"""
-
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,8 +8,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.files import Tensors
-from dpt_jax.clip.model import CLIPConfig, TransformerConfig
 from dpt_jax.errors import UserError
 
 
@@ -31,13 +26,14 @@ def from_transformers(
     for name, entry in _table(config):
         if name not in left:
             raise UserError(
-                f"{file}: tensor {spell(name)} is missing; the file is incomplete or not a CLIP ViT of these sizes."
+                f"{file}: tensor {spell(name)} is missing; the file is incomplete or not a CLIP "
+                "ViT of these sizes."
             )
         value = left.pop(name)
         if value.shape != entry.shape and not (entry.shape == () and value.shape == (1,)):
             raise UserError(
-                f"{file}: tensor {spell(name)} has shape {value.shape}, but the model's sizes ask for {entry.shape}; "
-                "the file and its config.json do not belong together."
+                f"{file}: tensor {spell(name)} has shape {value.shape}, but the model's sizes ask "
+                f"for {entry.shape}; the file and its configuration do not belong together."
             )
         if (
             not np.issubdtype(np.asarray(value).dtype, np.floating)
@@ -51,7 +47,8 @@ def from_transformers(
             flat.setdefault(entry.path, []).append(value)
     if left:
         raise UserError(
-            f"{file}: tensor {spell(min(left))} is not part of a CLIP ViT of these sizes ({len(left)} such)."
+            f"{file}: tensor {spell(min(left))} is not part of a CLIP ViT of these sizes "
+            f"({len(left)} such)."
         )
     flat = {
         path: np.stack(value) if isinstance(value, list) else value for path, value in flat.items()
@@ -67,64 +64,6 @@ def to_transformers(params: Any, config: CLIPConfig) -> Tensors:
         value = flat[entry.path] if entry.layer is None else flat[entry.path][entry.layer]
         tensors[name] = np.asarray(entry.inverse(value), order="C")
     return tensors
-
-
-# (OpenAI's, transformers'): parts of names, longer before those they contain.
-_OPENAI_PARTS = (
-    ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
-    ("transformer.resblocks.", "text_model.encoder.layers."),
-    (".ln_1.", ".layer_norm1."),
-    (".ln_2.", ".layer_norm2."),
-    (".attn.out_proj.", ".self_attn.out_proj."),
-    (".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.c_proj.", ".mlp.fc2."),
-    ("visual.ln_pre.", "vision_model.pre_layrnorm."),
-    ("visual.ln_post.", "vision_model.post_layernorm."),
-    ("ln_final.", "text_model.final_layer_norm."),
-    ("visual.conv1.", "vision_model.embeddings.patch_embedding."),
-    ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
-    ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
-    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    ("token_embedding.", "text_model.embeddings.token_embedding."),
-)
-_OPENAI_TRANSPOSED = {
-    "visual.proj": "visual_projection.weight",
-    "text_projection": "text_projection.weight",
-}
-
-
-def openai_to_transformers(tensors: Tensors, file: epath.Path) -> Tensors:
-    """OpenAI's state dict under the names of transformers' CLIPModel."""
-    if any(name.startswith("visual.layer1.") for name in tensors):
-        raise UserError(
-            f"{file} is a CLIP with a ResNet image tower; only ViT image towers take prompts."
-        )
-    renamed: Tensors = {}
-    for name, value in tensors.items():
-        if name in _OPENAI_TRANSPOSED:
-            renamed[_OPENAI_TRANSPOSED[name]] = value.T
-            continue
-        new = name
-        for theirs, ours in _OPENAI_PARTS:
-            if theirs in new and ours not in new:
-                new = new.replace(theirs, ours)
-        if m := re.match(r"(.*)\.attn\.in_proj_(weight|bias)$", new):
-            for letter, part in zip("qkv", np.split(value, 3), strict=True):
-                renamed[f"{m[1]}.self_attn.{letter}_proj.{m[2]}"] = part
-        else:
-            renamed[new] = value
-    return renamed
-
-
-def openai_name(name: str) -> str:
-    """What OpenAI calls a tensor of transformers' CLIPModel (q, k and v are one tensor there)."""
-    for theirs, ours in _OPENAI_TRANSPOSED.items():
-        if name == ours:
-            return theirs
-    name = re.sub(r"\.self_attn\.[qkv]_proj\.", ".attn.in_proj_", name)
-    for theirs, ours in _OPENAI_PARTS:
-        name = name.replace(ours, theirs)
-    return name
 
 
 class _Entry(NamedTuple):

@@ -147,6 +147,7 @@ def _classify(
             read=read,
             examples=examples,
             size=predictor.model.clip.image_size,
+            preprocessing=predictor.model.clip.preprocessing,
             batch_size=predictor.rows,
             skip_unreadable=True,
         )

@@ -13,8 +13,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, Preprocessing, test_transform
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
-from dpt_jax.data.transforms import test_transform, train_transform
+from dpt_jax.data.transforms import train_transform
 from dpt_jax.errors import UserError
 
 # Host arrays: image (B, H, W, 3) uint8, label (B,) int32, index (B,) int32 into the examples,
@@ -29,6 +30,7 @@ class _Load:
     read: Reader
     size: int
     skip_unreadable: bool
+    preprocessing: Preprocessing
 
     def __call__(
         self, numbered: tuple[int, Example], generator: np.random.Generator | None = None
@@ -46,9 +48,9 @@ class _Load:
             # Batches keep their size and order, so that a run can go on; the row has no weight.
             image, weight = Image.new("RGB", (self.size, self.size)), 0.0
         pixels = (
-            test_transform(image, self.size)
+            test_transform(image, self.size, self.preprocessing)
             if generator is None
-            else train_transform(image, self.size, generator)
+            else train_transform(image, self.size, generator, self.preprocessing)
         )
         return {
             "image": pixels,
@@ -67,7 +69,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 class Loading:
     """What is loaded, and how.
 
-    size: pixels on a side. batch_size: rows of one batch of test_batches, and of
+    size: pixels on a side. preprocessing: the model's own. batch_size: rows of one batch of test_batches, and of
     all hosts' batches together in train_batches. workers: loader processes, 0 for
     threads of this one. skip_unreadable: an image that cannot be read becomes
     black and has no weight, instead of ending the run. host, hosts: of every
@@ -78,6 +80,7 @@ class Loading:
     examples: Sequence[Example]
     size: int
     batch_size: int
+    preprocessing: Preprocessing = CLIP_PREPROCESSING
     workers: int = 0
     skip_unreadable: bool = False
     host: int = 0
@@ -135,7 +138,7 @@ def train_batches(config: TrainLoading, start: int = 0) -> grain.DatasetIterator
         )
     if rows < hosts:
         raise UserError(f"{examples} training images cannot be shared by {hosts} hosts.")
-    load = _Load(config.read, config.size, config.skip_unreadable)
+    load = _Load(config.read, config.size, config.skip_unreadable, config.preprocessing)
     images = grain.MapDataset.source(list(enumerate(config.examples))).seed(config.seed).shuffle()
     steps = _Steps(
         images=images.random_map(load) if config.augment else images.map(load),
@@ -150,7 +153,7 @@ def train_batches(config: TrainLoading, start: int = 0) -> grain.DatasetIterator
 
 def test_batches(config: Loading) -> grain.DatasetIterator:
     """Return the examples in their order, of all hosts' or this host's, the last batch smaller."""
-    load = _Load(config.read, config.size, config.skip_unreadable)
+    load = _Load(config.read, config.size, config.skip_unreadable, config.preprocessing)
     data = grain.MapDataset.source(list(enumerate(config.examples))).map(load)
     data = data[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
     return _read(data, config.workers)

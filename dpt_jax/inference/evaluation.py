@@ -81,6 +81,7 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
             read=dataset.read,
             examples=dataset.test,
             size=model.clip.image_size,
+            preprocessing=model.clip.preprocessing,
             batch_size=rows,
             workers=config.dataset.workers,
             skip_unreadable=config.dataset.on_error == "skip",

@@ -12,8 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dpt_jax import settings
-from dpt_jax.clip.model import CLIPConfig, TextLayout
+from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.pretrained import Pretrained, load_clip
+from dpt_jax.clip.text import TextLayout
 from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.methods import PromptConfig

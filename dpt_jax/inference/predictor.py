@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dpt_jax import settings
+from dpt_jax.clip.preprocessing import test_transform
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.data.records import Files, read_image, to_rgb
-from dpt_jax.data.transforms import test_transform
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment
 from dpt_jax.inference.evaluation import make_classifier
@@ -91,16 +91,14 @@ class Predictor:
         return features
 
     def pixels(self, images: Images) -> np.ndarray:
-        """Return N images as the model takes them, (N, size, size, 3) uint8.
+        """Return N images as the model takes them: (N, size, size, 3) uint8, see Preprocessing."""
+        size, preprocessing = self.model.clip.image_size, self.model.clip.preprocessing
 
-        The shorter side becomes `size`, and the centre square is kept.
-        """
-        size = self.model.clip.image_size
+        def transformed(image: Any) -> np.ndarray:
+            return test_transform(_as_pil(image), size, preprocessing)
+
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            transformed = pool.map(
-                lambda image: test_transform(_as_pil(image), size), _sequence(images)
-            )
-            made = list(transformed)
+            made = list(pool.map(transformed, _sequence(images)))
         return np.stack(made) if made else np.zeros((0, size, size, 3), np.uint8)
 
     def see(self, pixels: np.ndarray) -> tuple[Any, Any]:

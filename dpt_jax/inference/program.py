@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 PROGRAM, ABOUT, EXAMPLE = "classifier.jax", "classifier.json", "classify.py"
 PLATFORMS = ("cpu", "cuda", "tpu")
+_INPUT = {
+    "crop": "shorter side to image_size, then the centre square",
+    "squash": "both sides to image_size",
+}
 
 
 def export(predictor: "Predictor") -> jax.export.Exported:
@@ -41,6 +45,7 @@ def export(predictor: "Predictor") -> jax.export.Exported:
 
 def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
     """Writes the program, what there is to know of it, and an example that runs it; the files."""
+    resize = predictor.model.clip.preprocessing.resize
     about: dict[str, Any] = {
         "classnames": list(predictor.classnames),
         "image_size": predictor.model.clip.image_size,
@@ -48,7 +53,9 @@ def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
         "backbone": predictor.config.clip.weights,
         "dtype": np.dtype(predictor.model.dtype).name,
         "jax": jax.__version__,
-        "input": "uint8 (b, image_size, image_size, 3), RGB: shorter side to image_size (bicubic), centre square",
+        "preprocessing": predictor.model.clip.preprocessing.to_dict(),
+        "input": f"uint8 (b, image_size, image_size, 3), RGB: {_INPUT[resize]}; mean and std are "
+        "the program's own",
         "output": "float32 (b, classes), probabilities in the order of classnames",
     }
     files = [folder / name for name in (PROGRAM, ABOUT, EXAMPLE)]

@@ -8,8 +8,8 @@ import jax
 from ml_collections import ConfigDict
 
 from dpt_jax import settings
+from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.files import write_torch_file
-from dpt_jax.clip.model import CLIPConfig
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.errors import UserError

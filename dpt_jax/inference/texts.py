@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpt_jax.clip.model import TextLayout
+from dpt_jax.clip.text import TextLayout
 from dpt_jax.inference.experiment import Experiment, ensemble, learned_layout, plain_layouts
 from dpt_jax.model import PromptedCLIP
 

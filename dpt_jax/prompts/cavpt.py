@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dpt_jax.clip.model import LayerNorm
+from dpt_jax.clip.blocks import LayerNorm
 
 Array = jax.Array
 GLOBAL_TOKENS = 10  # G_l: 10 whatever K is, as published

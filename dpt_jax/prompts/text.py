@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpt_jax.clip.model import TextLayout
+from dpt_jax.clip.text import TextLayout
 from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.errors import UserError
 

@@ -115,6 +115,7 @@ def answer(predictor: Predictor, dataset: Dataset) -> Answers:
                 read=dataset.read,
                 examples=dataset.test,
                 size=size,
+                preprocessing=predictor.model.clip.preprocessing,
                 batch_size=batch,
                 skip_unreadable=True,
             )

@@ -61,6 +61,7 @@ def batches_of(experiment: Experiment) -> BatchesFrom:
         read=dataset.read,
         examples=dataset.train,
         size=experiment.model.clip.image_size,
+        preprocessing=experiment.model.clip.preprocessing,
         batch_size=config.train.batch_size,
         epochs=config.train.epochs,
         seed=config.seed,

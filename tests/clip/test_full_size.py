@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from dpt_jax.clip.model import CLIP, CLIPConfig, TextLayout, TransformerConfig, normalize
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.names import from_transformers
-from tests.golden.make_clip import MODELS, inputs, weights
+from dpt_jax.clip.text import TextLayout
+from tests.golden.make_clip_features import MODELS, inputs, weights
 from tests.helpers.golden import DATA, relative_error
 
 

@@ -5,12 +5,8 @@ import json
 import pytest
 from etils import epath
 
-from dpt_jax.clip.tokenizer import (
-    VOCABULARY_FILES,
-    load_tokenizer,
-    openai_vocabulary,
-    vocabulary_files,
-)
+from dpt_jax.clip.tokenizer import load_tokenizer
+from dpt_jax.clip.vocabulary import PLAIN_FILES, openai_vocabulary, vocabulary_files
 from dpt_jax.errors import UserError
 
 # Computed by the tokenizer of the published code.
@@ -59,7 +55,7 @@ def test_own_vocabulary_of_a_model(tmp_path):
 
 
 def test_damaged_vocabulary_is_named(tmp_path):
-    for name in VOCABULARY_FILES:
+    for name in PLAIN_FILES:
         (tmp_path / name).write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"vocab\.json and merges\.txt are no CLIP vocabulary"):
+    with pytest.raises(UserError, match=r"vocab\.json is not valid JSON"):
         load_tokenizer(epath.Path(tmp_path))

@@ -11,11 +11,14 @@ import jax
 import numpy as np
 import pytest
 import torch
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
-from dpt_jax.clip import pretrained
+from dpt_jax.clip import transformers_config
+from dpt_jax.clip.layouts import common_names
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.names import to_transformers
+from dpt_jax.clip.openai import MODELS, recognise
 from dpt_jax.clip.pretrained import BUNDLED, load_clip, save_orbax
 from dpt_jax.errors import UserError
 from tests.helpers import make_clip
@@ -113,14 +116,176 @@ def test_single_weight_file(source, expected):
     assert_same(load_clip(str(source / "model.safetensors")), expected)
 
 
-def test_openai_state_dict_gives_its_own_sizes(openai, expected, tmp_path):
+MARKS = {"input_resolution": 16, "context_length": 77, "vocab_size": 49408}
+
+
+def test_openai_archive_of_other_sizes_is_not_guessed(openai, source, expected, tmp_path):
+    """Heads and activation are known of OpenAI's own models; another one needs its configuration."""
     file = tmp_path / "tiny.pt"
-    sizes = {"input_resolution": 16, "context_length": 77, "vocab_size": 49408}
-    torch.save({**torch_state(openai), **{k: torch.tensor(v) for k, v in sizes.items()}}, file)
+    torch.save({**torch_state(openai), **{k: torch.tensor(v) for k, v in MARKS.items()}}, file)
+    with pytest.raises(UserError, match="of none of its models"):
+        load_clip(str(file))
+    shutil.copy(source / "config.json", tmp_path)
     assert_same(load_clip(str(file)), expected)
 
 
-def test_openai_archive_is_read_without_running_it(openai, expected, tmp_path):
+@pytest.mark.parametrize("name", MODELS)
+def test_openai_archive_is_known_by_its_sizes(name):
+    """Only the shapes are looked at, so arrays that take no memory stand for the weights."""
+    width, text_width, patch, positions = {
+        "ViT-B/32": (768, 512, 32, 50),
+        "ViT-B/16": (768, 512, 16, 197),
+        "ViT-L/14": (1024, 768, 14, 257),
+        "ViT-L/14@336px": (1024, 768, 14, 577),
+    }[name]
+    shapes = {
+        "visual.conv1.weight": (width, 3, patch, patch),
+        "visual.positional_embedding": (positions, width),
+        "token_embedding.weight": (49408, text_width),
+        **dict.fromkeys(MARKS, ()),
+    }
+    tensors = {n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}
+    named = common_names(tensors, epath.Path("x.pt"))
+    assert named.openai
+    config = recognise(named.tensors, epath.Path("x.pt"))
+    assert config == MODELS[name]
+    assert (config.vision.heads, config.text.heads) == (width // 64, text_width // 64)
+
+
+def test_training_checkpoint_needs_a_configuration(openai, source, expected, tmp_path):
+    """The tensors of LAION's and of OpenAI's models look alike, and mean another thing."""
+    state = {f"module.{name}": value for name, value in torch_state(openai).items()}
+    optimizer = {"state": {}, "param_groups": []}
+    file = tmp_path / "epoch_2.pt"
+    torch.save({"epoch": 2, "name": "run", "state_dict": state, "optimizer": optimizer}, file)
+    with pytest.raises(UserError, match=r"epoch_2\.pt does not say the heads and the activation"):
+        load_clip(str(file))
+    shutil.copy(source / "config.json", tmp_path)
+    assert_same(load_clip(str(file)), expected)
+
+
+@pytest.mark.parametrize(
+    ("field", "says"), [("ema", "field 'ema'"), ("optimizer_states", "'optimizer_states'")]
+)
+def test_field_of_a_checkpoint_that_is_not_known_is_named(openai, tmp_path, field, says):
+    file = tmp_path / "epoch_2.pt"
+    torch.save({"epoch": 2, "state_dict": torch_state(openai), field: {}}, file)
+    with pytest.raises(UserError, match=says):
+        load_clip(str(file))
+    torch.save({"epoch": 2, "model_state_dict": torch_state(openai)}, file)
+    with pytest.raises(UserError, match="no field 'state_dict', but a field 'model_state_dict'"):
+        load_clip(str(file))
+
+
+def test_prefix_of_several_devices(copy, source, expected):
+    tensors = load_file(source / "model.safetensors")
+    save_file({f"module.{k}": v for k, v in tensors.items()}, copy / "model.safetensors")
+    assert_same(load_clip(str(copy)), expected)
+
+
+def write_shards(folder, tensors, ending="safetensors"):
+    """The tensors in two files with their index; the index."""
+    names = sorted(tensors)
+    places = {}
+    for i, own in enumerate((names[::2], names[1::2])):
+        shard = f"model-0000{i + 1}-of-00002.{ending}"
+        part = {name: tensors[name] for name in own}
+        if ending == "bin":
+            torch.save(torch_state(part), folder / shard)
+        else:
+            save_file(part, folder / shard)
+        places |= dict.fromkeys(own, shard)
+    stem = "pytorch_model" if ending == "bin" else "model"
+    index = folder / f"{stem}.{ending}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_sharded_weights(copy, source, expected, ending):
+    index = write_shards(copy, load_file(source / "model.safetensors"), ending)
+    assert_same(load_clip(str(copy)), expected)
+    assert_same(load_clip(str(index)), expected)
+    with pytest.raises(UserError, match="is one of several shards"):
+        load_clip(str(copy / f"model-00001-of-00002.{ending}"))
+
+
+def test_shards_that_are_not_what_the_index_says(copy, source):
+    index = write_shards(copy, load_file(source / "model.safetensors"))
+    whole = json.loads(index.read_text())
+    left = dict(whole["weight_map"])
+    del left["logit_scale"]
+    index.write_text(json.dumps({"weight_map": left}))
+    with pytest.raises(UserError, match="has tensor logit_scale, against what"):
+        load_clip(str(copy))
+    index.write_text(json.dumps({"weight_map": {"logit_scale": "../../secret.safetensors"}}))
+    with pytest.raises(UserError, match=r"weight_map\.logit_scale is"):
+        load_clip(str(copy))
+    index.write_text(json.dumps(whole))
+    (copy / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="the model is incomplete"):
+        load_clip(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>", "HTML"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "flax_model.msgpack", "pytorch_model.bin"])
+def test_file_that_is_another_thing_is_named(copy, name, data, says):
+    (copy / name).write_bytes(data)
+    with pytest.raises(UserError, match=says) as error:
+        load_clip(str(copy))
+    assert str(copy / name) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("visual.trunk.cls_token", "timm"),
+        ("visual.attn_pool.query", "attentional pooling"),
+        ("logit_bias", "SigLIP"),
+        ("visual.blocks.0.norm1.weight", "EVA"),
+        ("image_encoder.model.x", "MobileCLIP"),
+        ("visual.transformer.resblocks.0.attn.lora_A", "LoRA"),
+        ("text_decoder.ln_final.weight", "CoCa"),
+    ],
+)
+def test_tensors_of_another_model_are_refused_by_its_name(copy, openai, name, says):
+    save_file({**openai, name: np.zeros(3, np.float32)}, copy / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match=says):
+        load_clip(str(copy))
+
+
+def test_tensorflow_weights_alone(copy):
+    (copy / "tf_model.h5").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"TensorFlow alone \(tf_model\.h5\)"):
+        load_clip(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ViT-B/32", "openai/clip-vit-base-patch32"),
+        ("ViT-L/14@336px", "openai/clip-vit-large-patch14-336"),
+        ("ViT-B-16", "openai/clip-vit-base-patch16"),
+        ("ViT-H-14", "name of an architecture"),
+        ("hf-hub:laion/some-clip", "write laion/some-clip here"),
+        ("RN50", "ResNet"),
+        ("nobody/here.pt", "no file or directory"),
+        (" ", "is empty"),
+    ],
+)
+def test_name_that_is_no_path_says_what_is_meant(name, says):
+    with pytest.raises(UserError, match=says):
+        load_clip(name)
+
+
+def test_openai_archive_is_read_without_running_it(openai, source, expected, tmp_path):
     """As OpenAI publishes them: a TorchScript program whose modules hold the weights."""
 
     class Part(torch.nn.Module):
@@ -137,6 +302,7 @@ def test_openai_archive_is_read_without_running_it(openai, expected, tmp_path):
         node.register_parameter(leaf, torch.nn.Parameter(torch.tensor(value)))
     file = tmp_path / "tiny.pt"
     torch.jit.save(torch.jit.script(root), str(file))
+    shutil.copy(source / "config.json", tmp_path)
     assert_same(load_clip(str(file)), expected)
 
 
@@ -162,7 +328,7 @@ def test_bfloat16_keeps_layer_norm_and_temperature_in_float32(source):
 
 def test_orbax_directory(source, expected, tmp_path):
     target = tmp_path / "orbax"
-    command("-m", "dpt_jax.commands.convert", "clip", str(source), str(target))
+    save_orbax(load_clip(str(source)), str(target))
     assert_same(load_clip(str(target)), expected)
     with pytest.raises(UserError, match="already exists"):
         save_orbax(expected, str(target))
@@ -226,6 +392,7 @@ def test_tensor_that_does_not_fit_is_named(copy, source, openai, tmp_path, how, 
     tensors = dict(openai)
     change(tensors, name, how)
     torch.save(torch_state(tensors), tmp_path / "tiny.pt")
+    shutil.copy(source / "config.json", tmp_path)
     with pytest.raises(UserError, match=says) as error:
         load_clip(str(tmp_path / "tiny.pt"))
     assert name in str(error.value)
@@ -326,7 +493,8 @@ def test_sizes_that_a_config_leaves_out_are_those_of_transformers(tmp_path):
             (tmp_path / name / "config.json").write_text(
                 json.dumps({**config, "model_type": "clip"})
             )
-            sizes.append(pretrained._config_from_file(tmp_path / name / "config.json"))
+            file = epath.Path(tmp_path / name / "config.json")
+            sizes.append(transformers_config.read_description(file).config)
         assert sizes[0] == sizes[1]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import dpt
-from dpt_jax.data import transforms
+from dpt_jax.clip import preprocessing
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Example, read_image
@@ -140,7 +140,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([16, 32]))
 def test_test_transform_resizes_the_shorter_side_and_crops_the_centre(width, height, size):
     image = Image.new("RGB", (width, height), (10, 20, 30))
-    pixels = transforms.test_transform(image, size)
+    pixels = preprocessing.test_transform(image, size)
     assert pixels.shape == (size, size, 3)
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, np.broadcast_to([10, 20, 30], pixels.shape))
@@ -149,11 +149,13 @@ def test_test_transform_resizes_the_shorter_side_and_crops_the_centre(width, hei
 def test_test_transform_of_a_square_is_one_bicubic_resize():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8))
     np.testing.assert_array_equal(
-        transforms.test_transform(image, 32), np.asarray(image.resize((32, 32), Image.BICUBIC))
+        preprocessing.test_transform(image, 32), np.asarray(image.resize((32, 32), Image.BICUBIC))
     )
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 53, 3), np.uint8))
     # 53 - 32 = 21 columns too many, of which round(10.5) = 10 (half to even) are left of the crop.
-    np.testing.assert_array_equal(transforms.test_transform(wide, 32), np.asarray(wide)[:, 10:42])
+    np.testing.assert_array_equal(
+        preprocessing.test_transform(wide, 32), np.asarray(wide)[:, 10:42]
+    )
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32 - 1))

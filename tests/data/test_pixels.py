@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt_jax.data import records, transforms
+from dpt_jax.clip import preprocessing
+from dpt_jax.data import records
 from dpt_jax.data.records import UnreadableImageError, read_image, to_rgb
 
 RAMP = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
@@ -152,16 +153,16 @@ def test_pil_does_not_warn_of_a_large_image_in_its_own_words(tmp_path):
 def test_a_thin_image_takes_no_more_memory_than_a_square(size):
     """Resized whole, one pixel beside 60,000 is 9 GB."""
     image = Image.new("RGB", size, (200, 10, 10))
-    pixels = transforms.test_transform(image, 224)
+    pixels = preprocessing.test_transform(image, 224)
     assert pixels.shape == (224, 224, 3)
     assert (pixels == [200, 10, 10]).all()
 
 
-@pytest.mark.parametrize("size", [(20, 170), (170, 20), (7, 300), (301, 9), (33, 900)])
+@pytest.mark.parametrize("size", [(20, 370), (370, 20), (7, 300), (301, 9), (33, 900)])
 def test_the_middle_of_a_thin_image_is_that_of_the_whole_one(size, monkeypatch):
     drawn = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     image = Image.fromarray(drawn)
-    middle = transforms.test_transform(image, 32).astype(int)
-    monkeypatch.setattr(transforms, "THIN", 10**9)
-    whole = transforms.test_transform(image, 32)
+    middle = preprocessing.test_transform(image, 32).astype(int)
+    monkeypatch.setattr(preprocessing, "THIN", 10**9)
+    whole = preprocessing.test_transform(image, 32)
     assert abs(middle - whole).max() <= 1

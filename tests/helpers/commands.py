@@ -9,7 +9,12 @@ from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Programs compiled by one test serve the others, also those that run commands and those of other test processes.
+# Most of the tests' time is compilation, and none of them looks at speed.
+QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY_COMPILED}".strip()
+
+# Programs compiled by one test serve the others, also those that run commands and those of other
+# test processes.
 if "TEST_COMPILATION_CACHE" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
     os.environ["TEST_COMPILATION_CACHE"] = COMPILED.name
@@ -23,7 +28,7 @@ def simulated(devices: int) -> dict[str, str]:
     """The environment of a process with so many CPU devices."""
     env = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{QUICKLY_COMPILED} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
     }
     return (
@@ -62,7 +67,3 @@ def assert_refused(done: subprocess.CompletedProcess, says: str) -> None:
     assert done.returncode == 2, done.stderr
     assert says in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-
-
-# For runs whose numbers nobody looks at: most of their time is compilation.
-QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

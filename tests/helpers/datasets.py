@@ -4,7 +4,7 @@ import json
 import pathlib
 
 from dpt_jax.data.catalogue import CATALOGUE
-from tests.helpers.commands import QUICKLY_COMPILED, command
+from tests.helpers.commands import command
 
 
 def run_dataset(
@@ -16,7 +16,7 @@ def run_dataset(
     method, options = ("coop", train) if CATALOGUE[name].trainable else ("zeroshot", [])
     command("main.py", f"--config=configs/{method}.py:{name}", f"--config.dataset.source={source}",
             f"--config.dataset.root={root}", f"--config.clip.weights={weights}", f"--workdir={workdir}",
-            *options, XLA_FLAGS=QUICKLY_COMPILED)  # fmt: skip
+            *options)  # fmt: skip
     results = json.loads((workdir / "results.json").read_text())
     assert (results["dataset"], results["method"]) == (name, method)
     return results

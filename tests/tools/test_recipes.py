@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpt_jax.clip.model import CLIP, CLIPConfig, TransformerConfig
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.model import CLIP
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.prompts.text import plain_layout
 from tests.helpers import emoji_package

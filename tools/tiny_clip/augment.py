@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpt_jax.model import MEAN, STD
+from dpt_jax.clip.preprocessing import MEAN, STD
 
 
 def augment(key: jax.Array, drawings: jax.Array) -> jax.Array:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from dpt_jax.clip.model import CLIPConfig
+from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.names import to_transformers
-from dpt_jax.clip.pretrained import config_to_dict
-from dpt_jax.clip.tokenizer import END, START, Tokenizer
-from dpt_jax.model import MEAN, STD
+from dpt_jax.clip.preprocessing import MEAN, STD
+from dpt_jax.clip.tokenizer import Tokenizer
+from dpt_jax.clip.transformers_config import config_to_dict
+from dpt_jax.clip.vocabulary import END, START
 from tools.tiny_clip.corpus import TEMPLATES
 from tools.tiny_clip.training import Params, Recipe
 

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dpt_jax.clip.model import CLIP, CLIPConfig, TextLayout, TransformerConfig, normalize
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.model import CLIP, normalize
+from dpt_jax.clip.text import TextLayout
 from tools.tiny_clip.augment import augment
 from tools.tiny_clip.corpus import IMAGE_SIZE, Batch, Corpus, batches
 

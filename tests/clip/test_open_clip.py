@@ -1,0 +1,180 @@
+"""open_clip's own layout gives open_clip's own features; what is no plain CLIP is refused."""
+
+import copy
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from etils import epath
+from safetensors.numpy import save_file
+
+from dpt_jax.clip import open_clip
+from dpt_jax.clip.model import CLIP, normalize
+from dpt_jax.clip.preprocessing import Preprocessing
+from dpt_jax.clip.pretrained import BUNDLED, load_clip
+from dpt_jax.errors import UserError
+from tests.clip.test_full_size import layout_of
+from tests.golden import make_open_clip_features as golden
+
+PREPROCESS = {
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.5, 0.75],
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+    "size": [32, 32],
+}
+
+
+def write(folder, model, **config):
+    """The folder of a model as open_clip pushes it to the hub, with a vocabulary beside it."""
+    folder.mkdir(exist_ok=True)
+    raw = {"model_cfg": golden.MODELS[model], "preprocess_cfg": PREPROCESS, **config}
+    (folder / open_clip.CONFIG_FILE).write_text(json.dumps(raw))
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_text((BUNDLED / "tiny-clip" / name).read_text("utf-8"), "utf-8")
+    return folder
+
+
+def state(model):
+    return {name: torch.tensor(value) for name, value in golden.weights(model).items()}
+
+
+def save_as(kind, folder, model):
+    """The weights in one of the ways that they are found in; what to load."""
+    if kind == "safetensors":
+        save_file(golden.weights(model), folder / "open_clip_model.safetensors")
+        return folder
+    if kind == "bin":
+        torch.save(state(model), folder / "open_clip_pytorch_model.bin")
+        return folder
+    file = folder / "epoch_3.pt"
+    tensors = {f"module.{name}": value for name, value in state(model).items()}
+    torch.save({"epoch": 3, "name": "x", "state_dict": tensors, "optimizer": {}}, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    zip(golden.MODELS, ("safetensors", "bin", "checkpoint"), strict=True),
+)
+def test_features_are_those_of_open_clip(tmp_path, model, kind):
+    clip = load_clip(str(save_as(kind, write(tmp_path / model, model), model)))
+    layout = layout_of(golden.TEXTS)
+    apply = jax.jit(CLIP(clip.config).apply)
+    image, text = apply({"params": clip.params}, golden.images(), layout)
+    arrays = np.load(golden.FILE)
+    for ours, theirs in ((image, "image"), (text, "text")):
+        cosine = np.sum(normalize(ours) * normalize(arrays[f"{model}.{theirs}"]), axis=-1)
+        assert cosine.min() > 0.99999
+        np.testing.assert_allclose(ours, arrays[f"{model}.{theirs}"], rtol=2e-3, atol=2e-3)
+
+
+def test_golden_weights_tell_the_models_apart(tmp_path):
+    """The comparison would miss nothing: another activation gives other features."""
+    wrong = copy.deepcopy(golden.MODELS["quick_gelu"]) | {"quick_gelu": False}
+    folder = write(tmp_path / "wrong", "quick_gelu", model_cfg=wrong)
+    clip = load_clip(str(save_as("safetensors", folder, "quick_gelu")))
+    image = CLIP(clip.config).apply(
+        {"params": clip.params}, method=lambda m: m.vision(golden.images()).features
+    )
+    theirs = np.load(golden.FILE)["quick_gelu.image"]
+    assert np.sum(normalize(image) * normalize(theirs), axis=-1).max() < 0.99999
+
+
+def read(tmp_path, change=None, **whole):
+    raw = {"model_cfg": copy.deepcopy(golden.MODELS["quick_gelu"]), **whole}
+    if change:
+        change(raw)
+    file = epath.Path(tmp_path) / open_clip.CONFIG_FILE
+    file.write_text(json.dumps(raw))
+    return open_clip.read_description(file)
+
+
+def test_preprocessing_is_the_models_own(tmp_path):
+    config = read(tmp_path, preprocess_cfg=PREPROCESS).config
+    assert config.preprocessing == Preprocessing(
+        (0.5, 0.5, 0.5), (0.25, 0.5, 0.75), "bilinear", "squash"
+    )
+    assert read(tmp_path).config.preprocessing == Preprocessing()
+
+
+def test_the_text_feature_is_taken_at_the_end(tmp_path):
+    assert read(tmp_path).end is None
+
+    def by_id(raw):
+        raw["model_cfg"]["text_cfg"] |= {"pool_type": "eos", "eos_id": 4513}
+
+    assert read(tmp_path, by_id).end == 4513
+
+
+OTHER = [
+    ("vision_cfg", "timm_model_name", "vit_base_patch16_siglip_224"),
+    ("vision_cfg", "timm_model_name", "fastvit_mci0"),
+    ("vision_cfg", "timm_model_name", "eva02_base_patch16_clip_224"),
+    ("vision_cfg", "layers", [3, 4, 6, 3]),
+    ("vision_cfg", "attentional_pool", True),
+    ("vision_cfg", "pool_type", "avg"),
+    ("vision_cfg", "no_ln_pre", True),
+    ("vision_cfg", "ls_init_value", 1e-4),
+    ("vision_cfg", "final_ln_after_pool", True),
+    ("vision_cfg", "something_new", 1),
+    ("vision_cfg", "head_width", 48),
+    ("vision_cfg", "width", "128"),
+    ("vision_cfg", "image_size", [32, 64]),
+    ("vision_cfg", "mlp_ratio", None),
+    ("text_cfg", "hf_model_name", "roberta-base"),
+    ("text_cfg", "hf_tokenizer_name", "bert-base-uncased"),
+    ("text_cfg", "pool_type", "last"),
+    ("text_cfg", "no_causal_mask", True),
+    ("text_cfg", "proj_bias", True),
+    ("text_cfg", "act_kwargs", {"approximate": "tanh"}),
+    ("text_cfg", "norm_kwargs", {"elementwise_affine": False}),
+    ("text_cfg", "tokenizer_kwargs", {"clean": "canonicalize"}),
+    ("text_cfg", "heads", 7),
+    ("text_cfg", "vocab_size", True),
+    (None, "init_logit_bias", -10),
+    (None, "multimodal_cfg", {"width": 64}),
+    (None, "embed_dim", None),
+    (None, "quick_gelu", "yes"),
+    (None, "vision_cfg", [1]),
+    (None, "another_key", 3),
+]
+
+
+@pytest.mark.parametrize(("part", "key", "value"), OTHER)
+def test_what_is_no_plain_clip_is_named(tmp_path, part, key, value):
+    def change(raw):
+        (raw["model_cfg"][part] if part else raw["model_cfg"])[key] = value
+
+    says = {"layers": "ResNet", "heads": "7 heads"}.get(key, key)
+    with pytest.raises(UserError, match=says) as error:
+        read(tmp_path, change)
+    assert open_clip.CONFIG_FILE in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("resize_mode", "longest"),
+        ("interpolation", "area"),
+        ("mean", [0.5]),
+        ("std", [0.0, 1, 1]),
+        ("size", 64),
+        ("mode", "L"),
+        ("unknown", 1),
+    ],
+)
+def test_preprocessing_that_is_not_supported_is_named(tmp_path, key, value):
+    with pytest.raises(UserError, match=f"preprocess_cfg.{key}"):
+        read(tmp_path, preprocess_cfg={**PREPROCESS, key: value})
+
+
+def test_timms_repository_has_the_clip_in_open_clips_files(tmp_path):
+    """Its model.safetensors is the image tower alone, and its config.json is timm's."""
+    folder = write(tmp_path / "timm", "quick_gelu")
+    (folder / "config.json").write_text(json.dumps({"architecture": "vit_base_patch32_clip_224"}))
+    save_file({"cls_token": np.zeros(1, np.float32)}, folder / "model.safetensors")
+    save_as("safetensors", folder, "quick_gelu")
+    assert load_clip(str(folder)).config.vision.heads == 2
