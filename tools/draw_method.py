@@ -22,12 +22,18 @@ def box(
     axes: Any, place: Point, size: Point, text: str, colour: str = FROZEN, learned: bool = False
 ) -> None:
     """Draw a box with its lower left corner at `place`; a learned one has a thick outline."""
-    style: dict[str, Any] = {"boxstyle": "round,pad=0,rounding_size=0.12", "facecolor": colour}
-    outline: dict[str, Any] = {
-        "edgecolor": INK if learned else SOFT,
-        "linewidth": 2.0 if learned else 0.9,
-    }
-    axes.add_patch(FancyBboxPatch(place, *size, **style, **outline))
+    outline, width = (INK, 2.0) if learned else (SOFT, 0.9)
+    axes.add_patch(
+        FancyBboxPatch(
+            place,
+            width=size[0],
+            height=size[1],
+            boxstyle="round,pad=0,rounding_size=0.12",
+            facecolor=colour,
+            edgecolor=outline,
+            linewidth=width,
+        )
+    )
     middle = (place[0] + size[0] / 2, place[1] + size[1] / 2)
     axes.text(*middle, text, ha="center", va="center", fontsize=10.5, color=INK)
 
