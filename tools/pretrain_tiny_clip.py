@@ -67,8 +67,8 @@ def pretrain(package: str, target: pathlib.Path, recipe: Recipe) -> None:
     vocabulary = vocabulary_files(*openai_vocabulary(MERGES))
     for name, text in vocabulary.items():
         (target / name).write_text(text, encoding="utf-8")
-    tokenizer = load_tokenizer(epath.Path(target))
     config = tiny_config(len(json.loads(vocabulary["vocab.json"])))
+    tokenizer = load_tokenizer(epath.Path(target), config.vocab_size)
     corpus = make_corpus(emoji, tokenizer)
     print(f"{len(emoji)} drawings, {corpus.fits.shape[1]} phrases, {config.vocab_size} tokens")
 
