@@ -19,7 +19,9 @@ DUAL_WEIGHT_UNDER_GUIDANCE = 0.1
 
 
 class Counts(NamedTuple):
-    """What the losses are means over: images, and class prompts made for the true class (scalars)."""
+    """What the losses are means over: images, and class prompts made for the true class
+    (scalars).
+    """
 
     images: Any
     class_prompts: Any

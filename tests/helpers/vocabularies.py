@@ -5,7 +5,9 @@ import pathlib
 
 
 def tokenizer_json(folder: pathlib.Path) -> dict:
-    """The tokenizer.json that transformers 5 writes for the vocab.json and merges.txt of a folder."""
+    """The tokenizer.json that transformers 5 writes for the vocab.json and merges.txt of a
+    folder.
+    """
     ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:]
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
