@@ -1,4 +1,4 @@
-"""The training losses of the five methods (table "Losses" of the method's specification).
+"""The training losses of the five methods (table "Losses" of docs/method.md).
 
 Every loss is a mean over rows that are spread over devices and over parts of a
 batch, so it is computed as a sum here divided by a count of everywhere: the

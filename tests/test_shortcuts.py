@@ -137,7 +137,7 @@ def plain_text_features(clip, rows, context):
 
 
 def plain_rows(clip, names, length, position):
-    """The sequences of the specification, written out."""
+    """The sequences of docs/method.md, written out."""
     rows = []
     for name in names:
         name = name.replace("_", " ")
@@ -283,7 +283,7 @@ def test_what_the_backward_pass_keeps_changes_no_gradient(clip, remat):
 
 
 def plain_prompted_tower(clip, model, params, images, texts):
-    """The prompted image tower as the specification writes it: prompts appended, outputs
+    """The prompted image tower as docs/method.md writes it: prompts appended, outputs
     dropped.
     """
     config, weights, prompts = model.prompts, params["clip"]["vision"], params["prompts"]
