@@ -5,7 +5,7 @@ They are the same for the same seed, with any number of workers and hosts.
 
 import dataclasses
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -124,7 +124,7 @@ class _Steps:
         return {name: np.stack([image[name] for image in loaded]) for name in loaded[0]}
 
 
-def train_batches(config: TrainLoading, start: int = 0) -> grain.DatasetIterator:
+def train_batches(config: TrainLoading, start: int = 0) -> Iterator[Batch]:
     """Return the batches of a training from number `start` on, shuffled and augmented every epoch.
 
     Fewer examples than batch_size make one smaller batch an epoch. The hosts
@@ -152,7 +152,7 @@ def train_batches(config: TrainLoading, start: int = 0) -> grain.DatasetIterator
     return _read(grain.MapDataset.source(steps), config.workers)
 
 
-def test_batches(config: Loading) -> grain.DatasetIterator:
+def test_batches(config: Loading) -> Iterator[Batch]:
     """Return the examples in their order, of all hosts' or this host's, the last batch smaller."""
     load = _Load(config.read, config.size, config.skip_unreadable, config.preprocessing)
     data = grain.MapDataset.source(list(enumerate(config.examples))).map(load)
@@ -160,17 +160,35 @@ def test_batches(config: Loading) -> grain.DatasetIterator:
     return _read(data, config.workers)
 
 
-def _read(data: grain.MapDataset, workers: int) -> grain.DatasetIterator:
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """The batches of a Grain iterator, with errors as they were raised.
+
+    Some versions of Grain append notes on its own traceback to the message of an error.
+    """
+
+    iterator: Iterator[Batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self.iterator)
+        except UserError as reason:
+            raise type(reason)(str(reason).partition("\n")[0]) from reason
+
+
+def _read(data: grain.MapDataset, workers: int) -> Iterator[Batch]:
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
     if workers:
-        if (
-            not flags.FLAGS.is_parsed()
-        ):  # Grain asks for flags of its own, also where absl is not used
+        # Grain asks for flags of its own, also where absl is not used.
+        if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers), _leave_ctrl_c_to_the_run
         )
-    return iter(batches)
+    return _Batches(iter(batches))
 
 
 def _leave_ctrl_c_to_the_run(worker: int, workers: int) -> None:
