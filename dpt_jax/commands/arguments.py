@@ -66,7 +66,7 @@ def parse_with_settings(parser: argparse.ArgumentParser, arguments: list[str]) -
     from dpt_jax.settings import read_config_arguments
 
     settings, rest = read_config_arguments(arguments)
-    return RunArguments(parser.parse_args(rest), settings)
+    return RunArguments(parser.parse_intermixed_args(rest), settings)
 
 
 def split_run(flags: argparse.Namespace) -> tuple["epath.Path", list[str]]:

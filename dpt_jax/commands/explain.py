@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Print the table."""
-    flags = parser.parse_args(arguments)
+    flags = parser.parse_intermixed_args(arguments)
     workdir = shared.only_run(flags)
     from dpt_jax.inference.words import header, neighbours, rows
     from dpt_jax.report.tables import markdown

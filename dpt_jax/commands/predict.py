@@ -103,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Classify the images that are named."""
-    flags = parser.parse_args(arguments)
+    flags = parser.parse_intermixed_args(arguments)
     if flags.json and flags.csv:
         raise UserError("give --json or --csv, not both.")
     workdir, names = shared.split_run(flags)

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Write the report, and print its tables."""
-    flags = parser.parse_args(arguments)
+    flags = parser.parse_intermixed_args(arguments)
     folders = [*([flags.workdir] if flags.workdir else []), *flags.folders]
     if len(folders) != 1:
         raise UserError("give one folder: dpt-jax report RUNS.")

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Draw one picture per image."""
-    flags = parser.parse_args(arguments)
+    flags = parser.parse_intermixed_args(arguments)
     workdir, names = shared.split_run(flags)
     if not names:
         raise UserError("no image is named: dpt-jax visualize W IMAGE…")
