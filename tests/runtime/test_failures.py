@@ -12,6 +12,8 @@ from dpt_jax.storage.lock import locked
 from tests.helpers.golden import SMALL
 from tests.helpers.hosts import Watched, start, start_hosts
 
+pytestmark = pytest.mark.process
+
 SECONDS = 10
 
 FULL = """

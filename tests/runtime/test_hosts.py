@@ -15,6 +15,8 @@ from dpt_jax.storage.checkpoints import load_newest
 from tests.helpers.commands import command
 from tests.helpers.hosts import SETTINGS, finish, start_hosts
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def two_hosts(clip_dir, tmp_path_factory):

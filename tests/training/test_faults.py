@@ -16,6 +16,8 @@ from dpt_jax.storage.lock import locked
 from tests.helpers.commands import COMPILATION, command
 from tests.helpers.faults import SETTINGS, Run, damaged, kill_at_random, write
 
+pytestmark = pytest.mark.process
+
 LONG = ["--config.train.epochs=200", "--config.checkpoint.every_steps=7"]  # 400 steps, seconds long
 
 
