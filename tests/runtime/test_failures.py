@@ -137,7 +137,7 @@ def test_hosts_of_different_sizes_end_in_a_sentence(clip_dir, tmp_path):
 def test_a_run_of_a_sweep_that_fails_on_one_host_ends_on_both_and_they_go_on(
     clip_dir, tmp_path, images
 ):
-    """The second run is zero-shot on the same images, whose one unreadable one only training has."""
+    """Both CoOp runs meet an unreadable training image; zero-shot does not."""
     damage(images, "train", 1)
     command = ["-m", "dpt_jax", "sweep", "--methods=coop,zeroshot", "--datasets=folder"]
     command += ["--shots=-1", "--seeds=1,2", f"--runs={tmp_path / 'runs'}"]
