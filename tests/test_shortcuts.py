@@ -82,7 +82,7 @@ def test_texts_in_one_row_do_not_see_each_other(block):
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
-    """The weights, applied to values, give the fused result, and asking for them changes nothing."""
+    """The weights, applied to values, give the fused result; asking for them changes nothing."""
     query, key, value = normal(6, 2, 5, 2, 32), normal(7, 2, 5, 2, 32), normal(8, 2, 5, 2, 32)
     mask = triangle(5) if masked else None
     fused = jax.nn.dot_product_attention(
