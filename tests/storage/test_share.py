@@ -358,3 +358,18 @@ def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
         assert line.split("  ")[1:] == [
             f"{predictor.classnames[c]} {100 * own[c]:.1f} %" for c in best
         ]
+
+
+def test_a_file_that_has_more_than_this_version_knows_is_refused(shared, tmp_path):
+    """An entry of the header, and a tensor of no part: neither is dropped without a word."""
+    with safetensors.safe_open(shared, "numpy") as opened:
+        header = opened.metadata()
+    tensors, file = safetensors.numpy.load_file(shared), tmp_path / "odd.safetensors"
+    safetensors.numpy.save_file(tensors, file, {**header, "scale": "2"})
+    with pytest.raises(UserError, match=r"odd\.safetensors: its header has an entry 'scale'"):
+        load_newest(file)
+    safetensors.numpy.save_file({**tensors, "meta_net.w": np.zeros(2, np.float32)}, file, header)
+    with pytest.raises(
+        UserError, match=r"odd\.safetensors: its tensors 'meta_net' are of no prompt"
+    ):
+        load_newest(file)

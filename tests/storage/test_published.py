@@ -1,0 +1,102 @@
+"""Every tensor of a published checkpoint is converted, known to belong to its classes, or named."""
+
+import numpy as np
+import pytest
+import torch
+
+from configs import coop
+from dpt_jax.errors import UserError
+from dpt_jax.inference.published import convert_reference
+from dpt_jax.storage.checkpoints import load_newest
+from dpt_jax.storage.published import CAVPT, TEXT, VISUAL, account, read_published
+from tests.helpers.golden import SMALL
+
+WIDTH, CLASSES = 128, 6
+CONTEXT = np.random.default_rng(0).normal(size=(4, WIDTH)).astype(np.float32)
+BUFFERS = {
+    "token_prefix": np.zeros((37, 1, WIDTH), np.float32),
+    "token_suffix": np.zeros((37, 72, WIDTH), np.float32),
+}
+
+
+def write(directory, tensors, module=TEXT):
+    (directory / module).mkdir(parents=True)
+    state = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    file = directory / module / "model.pth.tar-50"
+    torch.save({"state_dict": state, "epoch": 50}, file)
+    return directory
+
+
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
+
+
+@pytest.fixture
+def config(clip_dir):
+    config = coop.get_config("folder")
+    config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
+    return config
+
+
+def test_buffers_and_what_kgcoop_does_not_use_are_left(tmp_path, config):
+    unused = {"bias_vectors": zeros(1, 512), "meta_net.linear1.weight": zeros(512, 512)}
+    unused["meta_net.linear1.bias"] = zeros(512)
+    write(tmp_path / "kgcoop", {"ctx": CONTEXT, **BUFFERS, **unused})
+    convert_reference(tmp_path / "kgcoop", tmp_path / "w", config, {})
+    np.testing.assert_array_equal(
+        load_newest(tmp_path / "w").prompts["text"]["context"][0], CONTEXT
+    )
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        (
+            {"meta_net.linear1.weight": zeros(8, 64), "meta_net.linear2.weight": zeros(128, 8)},
+            "is a checkpoint of CoCoOp",
+        ),
+        ({"meta_net.linear1.weight": zeros(8, 64)}, "is a checkpoint of CoCoOp"),
+        (
+            {"bias_vectors": zeros(1, 512), "meta_net.linear2.weight": zeros(128, 8)},
+            "is a checkpoint of CoCoOp",
+        ),
+        ({"compound.0": zeros(2, 2)}, r"prompt_learner: tensor compound\.0 is none of"),
+    ],
+)
+def test_what_is_left_over_is_refused_by_name(tmp_path, config, tensors, says):
+    """CoCoOp's checkpoint has all that CoOp's has, and would become one without a word."""
+    write(tmp_path / "other", {"ctx": CONTEXT, **BUFFERS, **tensors})
+    with pytest.raises(UserError, match=says):
+        convert_reference(tmp_path / "other", tmp_path / "w", config, {})
+    assert not (tmp_path / "w").exists()
+
+
+def test_left_over_tensors_of_the_visual_modules(tmp_path):
+    with pytest.raises(UserError, match="tensor more is none of"):
+        account({VISUAL: {"ctx": zeros(4, 2, 8), "more": zeros(1)}}, tmp_path)
+    layers = {"ctx": zeros(1, 10, 8), "attns.1.qmlp.weight": zeros(8, 8)}
+    with pytest.raises(UserError, match=r"tensor attns\.1\.qmlp\.weight is none of"):
+        account({CAVPT: layers}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "method"),
+    [("MultiModalPromptLearner", "MaPLe"), ("VLPromptLearner", "IVLP or PromptSRC")],
+)
+def test_checkpoints_of_other_methods_are_refused_by_name(tmp_path, module, method):
+    write(tmp_path, {"prompt_learner.ctx": CONTEXT}, module)
+    with pytest.raises(UserError, match=f"is a checkpoint of {method}"):
+        read_published(tmp_path)
+    write(tmp_path, {"ctx": CONTEXT})  # also beside a module that is known
+    with pytest.raises(UserError, match=f"is a checkpoint of {method}"):
+        read_published(tmp_path)
+
+
+def test_contexts_of_another_number_of_classes_than_the_dataset(tmp_path, config, capsys):
+    write(tmp_path / "csc", {"ctx": np.stack([CONTEXT] * 37), **BUFFERS})
+    with pytest.raises(UserError, match=r"each of 37 classes, but folder \(all classes\) has 6"):
+        convert_reference(tmp_path / "csc", tmp_path / "w", config, {})
+    assert not (tmp_path / "w").exists()
+    config.dataset.root = "/nowhere"
+    convert_reference(tmp_path / "csc", tmp_path / "w", config, {})
+    assert "the 37 classes of" in capsys.readouterr().out
