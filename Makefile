@@ -1,11 +1,12 @@
 # make demo: environment, then the main job.  make test: environment, then all tests.
 PYTHON ?= python3
 BIN := .venv/bin
+EMOJI := build/node_modules/emoji-datasource
 
 demo: .venv/installed
 	$(BIN)/python main.py --config=configs/dpt.py
 
-# Lint, types, and the tests that start no process: two minutes.
+# Lint, types, and the tests that start no process.
 check: .venv/installed-dev lint
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not process"
 
@@ -17,9 +18,13 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Minutes of what `make test` does for seconds: kills, damaged files, settings and folders, and a long run.
+# Minutes of what `make test` does for seconds: kills, damaged files, settings and folders, a long run.
 soak: .venv/installed-dev
 	$(BIN)/python -m pytest -q -m slow
+
+# The loader, the parity and the commands at the oldest versions that requirements.txt admits.
+minimum: .venv-minimum/installed
+	.venv-minimum/bin/python -m pytest -q tests/test_parity.py tests/data/test_loader.py tests/commands/test_main.py
 
 # The tables and the figure of docs/measurements.md: five methods at 1, 2, 4 and 8 shots from three seeds, on the
 # drawings of the style that they learn from and of another, and from half of the classes to the other half.
@@ -28,6 +33,14 @@ table: .venv/installed-dev
 	$(BIN)/dpt-jax sweep --protocol=base-to-new --shots=8 --runs=runs/table
 	$(BIN)/dpt-jax report runs/table
 	$(BIN)/python benchmarks/emoji_figure.py runs/table docs/emoji.png
+
+# The bundled assets and the picture of the method, from npm packages and from nothing; hours for the tiny CLIP.
+assets: .venv/installed-dev
+	npm install --prefix build emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
+	$(BIN)/python tools/pretrain_tiny_clip.py $(EMOJI)-google build/tiny-clip
+	$(BIN)/python tools/make_emoji_dataset.py $(EMOJI)-twitter build/emoji
+	$(BIN)/python tools/make_emoji_dataset.py $(EMOJI)-google build/emoji_noto
+	$(BIN)/python tools/draw_method.py docs/method.png
 
 docs/settings.md: dpt_jax/settings/keys.py .venv/installed
 	$(BIN)/dpt-jax settings > $@
@@ -42,4 +55,11 @@ docs/settings.md: dpt_jax/settings/keys.py .venv/installed
 	$(BIN)/pip install -q -e '.[dev]'
 	touch $@ .venv/installed
 
-.PHONY: demo check test lint soak table
+.venv-minimum/installed: requirements.txt pyproject.toml
+	test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/pip install -q uv
+	.venv-minimum/bin/uv pip install -q --python .venv-minimum/bin/python --resolution lowest-direct \
+		-r requirements.txt "torch>=2.6,<2.14" "pytest>=8" "hypothesis>=6.100"
+	touch $@
+
+.PHONY: demo check test lint soak minimum table assets

@@ -1,9 +1,9 @@
 """The training losses of the five methods (table "Losses" of docs/method.md).
 
-Every loss is a mean over rows that are spread over devices and over parts of a
-batch, so it is computed as a sum here divided by a count of everywhere: the
-result does not depend on how many devices or parts there are, nor on how
-unevenly the rows that count fall on them.
+Every loss is a mean over images that are spread over devices and over parts of
+a batch. So each part computes its sum, divided by the count of all parts. The
+result depends neither on the number of devices or parts, nor on how the images
+that count are spread over them.
 """
 
 from typing import Any, NamedTuple
@@ -19,22 +19,20 @@ DUAL_WEIGHT_UNDER_GUIDANCE = 0.1
 
 
 class Counts(NamedTuple):
-    """What the losses are means over: images, and class prompts made for the true class
-    (scalars).
-    """
+    """What the losses are means over (scalars)."""
 
     images: Any
-    class_prompts: Any
+    class_prompts: Any  # those that were made for the true class
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """-log softmax(logits)[label] along the last axis: (..., C), (...) -> (...), float32."""
+    """Return -log softmax(logits)[label] of the last axis: (..., C), (...) -> (...), float32."""
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     return -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
 
 
 def count(indices: Array | None, labels: Array, rows: Array, layers: int) -> Counts:
-    """The counts of some rows, which do not depend on the prompts.
+    """Return the counts of some rows, which do not depend on the prompts.
 
     indices: (B, K), the classes that CAVPT looks at, or None. labels: (B,).
     rows: (B,) float, 0 for padding rows, else 1. layers: how many have CAVPT.
@@ -53,7 +51,7 @@ def loss(
     guided: Array | bool,
     alpha: float,
 ) -> Array:
-    """What these rows add to the loss, a scalar.
+    """Return what these rows add to the loss, a scalar.
 
     labels, rows: as for `count`. counts: those of all rows there are, on all
     devices. guided: whether the epoch is before the end of guidance. alpha:
@@ -80,5 +78,5 @@ def loss(
 
 
 def _true_class(indices: Array, labels: Array, rows: Array) -> Array:
-    """(B, K) float, 1 where a class prompt is made for the true class of a row that counts."""
+    """Return (B, K) float, 1 for a class prompt of the true class, in a row that counts."""
     return ((indices == labels[:, None]) & (rows[:, None] > 0)).astype(jnp.float32)

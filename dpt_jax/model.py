@@ -15,25 +15,26 @@ import numpy as np
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.preprocessing import normalize_pixels
+from dpt_jax.clip.rows import take_rows
 from dpt_jax.clip.text import TextLayout, share
 from dpt_jax.clip.vision import LayerPrompts
 from dpt_jax.errors import UserError
 from dpt_jax.methods import PromptConfig
+from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
 from dpt_jax.prompts.text import TextPrompt, initializer
 from dpt_jax.prompts.visual import VisualPrompt
 
 Array = jax.Array
+Params = dict[str, Any]  # {"clip": frozen parameters, "prompts": learned ones}
 OTHER_TOKENS = 4  # of a text with a learned context: its start, a name, the full stop, its end
 
 
 class Texts(NamedTuple):
-    """Text features (C, E) of the classes: Z normalised, and t (learned where it is)
-    un-normalised.
-    """
+    """Text features (C, E) of the classes."""
 
-    frozen: Array
-    learned: Array
+    frozen: Array  # Z, normalised
+    learned: Array  # t, not normalised; the frozen features if there is no text prompt
 
 
 class Plain(NamedTuple):
@@ -42,16 +43,12 @@ class Plain(NamedTuple):
     features: Array  # (B, E), z, float32
     logits: Array  # (B, C), s z Zᵀ
     indices: Array | None  # (B, K), the classes CAVPT looks at, best first
-    attention: (
-        Array | None
-    )  # (B, heads, 1 + patches), the class token's in the last block; for pictures alone
+    # (B, heads, 1 + patches), of the class token in the last block; for pictures only
+    attention: Array | None
 
 
 class Outputs(NamedTuple):
-    """Everything that losses, evaluation and pictures read, float32.
-
-    Unused entries cost nothing under jit.
-    """
+    """What losses, evaluation and pictures read, float32.  Unused ones cost nothing under jit."""
 
     logits: Array  # (B, C), the method's prediction
     zero_shot_logits: Array  # (B, C), s z Zᵀ
@@ -60,17 +57,15 @@ class Outputs(NamedTuple):
     auxiliary_logits: Array | None  # (B, CAVPT layers, K, C)
     indices: Array | None  # (B, K), the classes CAVPT looks at, best first
     features: Array  # (B, E), f̂
-    attention: (
-        Array | None
-    )  # (B, heads, 1 + patches + M), as Plain's, here with the prompts behind the patches
-    class_attention: (
-        Array | None
-    )  # (B, CAVPT layers, K, 1 + patches + G), what each class prompt is made of
+    # (B, heads, 1 + patches + M), as Plain's, with the prompts after the patches
+    attention: Array | None
+    # (B, CAVPT layers, K, 1 + patches + G), what each class prompt is made of
+    class_attention: Array | None
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptedCLIP:
-    """Pure functions of params = {"clip": frozen tree, "prompts": what is learned}."""
+    """Pure functions of params = {"clip": frozen parameters, "prompts": learned ones}."""
 
     clip: CLIPConfig
     prompts: PromptConfig
@@ -92,26 +87,25 @@ class PromptedCLIP:
         if self.prompts.text_length > self.clip.context_length - OTHER_TOKENS:
             raise UserError(
                 f"text_prompt.length is {self.prompts.text_length} (with text_prompt.init, as "
-                "many as "
-                "its words have tokens), but this CLIP's text tower takes "
-                f"{self.clip.context_length} "
-                f"tokens, of which at least {OTHER_TOKENS} are not the prompt's."
+                "many as its words have tokens), but this CLIP's text tower takes "
+                f"{self.clip.context_length} tokens, of which at least {OTHER_TOKENS} are not the "
+                "prompt's."
             )
 
     @property
     def visual_layers(self) -> int:
-        """How many layers, from the first on, see P_l: those before CAVPT, or all."""
+        """Return how many layers, from the first on, see P_l: those before CAVPT, or all."""
         return self.prompts.first_layer - 1 if self.prompts.top_k else self.clip.vision.layers
 
     @property
     def cavpt_layers(self) -> int:
-        """How many layers, up to the last one, see class-aware prompts."""
+        """Return how many layers, up to the last one, see class-aware prompts."""
         return self.clip.vision.layers - self.visual_layers
 
-    def init(self, key: Array, context_start: np.ndarray | None = None) -> Any:
-        """Fresh prompts, float32. context_start: (n, D_t), see context_from_words."""
+    def init(self, key: Array, context_start: np.ndarray | None = None) -> Prompts:
+        """Return new prompts, float32.  context_start: (n, D_t), see context_from_words."""
         text_key, visual_key, cavpt_key = jax.random.split(key, 3)
-        prompts: dict[str, Any] = {}
+        prompts: Prompts = {}
         config = self.prompts
         if config.text_length:
             prompts["text"] = self._text_prompt(initializer(context_start)).init(text_key)["params"]
@@ -127,9 +121,9 @@ class PromptedCLIP:
         return prompts
 
     def encode_texts(
-        self, params: Any, layout: TextLayout, frozen: Array, axis: str | None = None
+        self, params: Params, layout: TextLayout, frozen: Array, axis: str | None = None
     ) -> Texts:
-        """Text features of the classes.
+        """Return the text features of the classes.
 
         layout: the learned prompt's (ignored where there is no text prompt);
         frozen: (C, E) un-normalised features of the templates, see encode_plain.
@@ -139,17 +133,17 @@ class PromptedCLIP:
             return Texts(normalize(frozen), frozen)
         return Texts(normalize(frozen), self.encode_learned(params, layout, axis))
 
-    def encode_learned(self, params: Any, layout: TextLayout, axis: str | None = None) -> Array:
+    def encode_learned(self, params: Params, layout: TextLayout, axis: str | None = None) -> Array:
         """Return un-normalised features (C, E) of texts in the learned context."""
         context = self._text_prompt().apply({"params": params["prompts"]["text"]})
         return self._encode(params, layout, context, axis)
 
-    def encode_plain(self, params: Any, layout: TextLayout, axis: str | None = None) -> Array:
-        """Un-normalised text features (C, E) of the frozen CLIP.  axis: as for encode_texts."""
+    def encode_plain(self, params: Params, layout: TextLayout, axis: str | None = None) -> Array:
+        """Return un-normalised text features (C, E) of the frozen CLIP.  axis: see encode_texts."""
         return self._encode(params, layout, None, axis)
 
-    def plain(self, params: Any, images: Array, texts: Texts) -> Plain:
-        """What plain CLIP sees in images (B, H, W, 3): uint8, or float already normalised."""
+    def plain(self, params: Params, images: Array, texts: Texts) -> Plain:
+        """Return what plain CLIP sees in images (B, H, W, 3): uint8, or float, normalised."""
         seen = self._clip(params, lambda clip: clip.vision(self.preprocess(images)))
         features = normalize(seen.features)
         logits = _scale(params) * features @ texts.frozen.T
@@ -157,10 +151,11 @@ class PromptedCLIP:
         return Plain(features, logits, jax.lax.top_k(logits, k)[1] if k else None, seen.attention)
 
     def __call__(
-        self, params: Any, images: Array, texts: Texts, plain: Plain | None = None
+        self, params: Params, images: Array, texts: Texts, plain: Plain | None = None
     ) -> Outputs:
-        """Outputs for images (B, H, W, 3), and for what plain CLIP sees in them, where that is
-        known already.
+        """Return the outputs for images (B, H, W, 3).
+
+        plain: what plain CLIP sees in them, if that is known already.
         """
         config = self.prompts
         if plain is None:
@@ -179,7 +174,7 @@ class PromptedCLIP:
         elif config.top_k and self.visual_layers:
             memories.append(LayerPrompts(self.visual_layers, lambda _, x: (None, None)))
         if config.top_k:
-            looked_at = texts.learned[plain.indices]
+            looked_at = take_rows(texts.learned, plain.indices)
             cavpt = params["prompts"]["cavpt"]
             # Those of the training, which need not be the classes of this evaluation.
             classes = cavpt["classifier"]["kernel"].shape[-1]
@@ -207,11 +202,11 @@ class PromptedCLIP:
             class_attention=class_attention,
         )
 
-    def _encode(self, params: Any, layout: TextLayout, context: Any, axis: str | None) -> Array:
+    def _encode(self, params: Params, layout: TextLayout, context: Any, axis: str | None) -> Array:
         if axis is None:
             return self._clip(params, lambda clip: clip.text(layout, context))
-        # Each device encodes some of the rows: with many classes and few images a device, texts are
-        # most of a step.
+        # Each device encodes some of the rows: with many classes and few images a device, texts
+        # are most of a step.
         own = self._clip(params, lambda clip: clip.text.rows(share(layout, axis), context))
         ends = jax.lax.all_gather(own, axis, tiled=True)
         return ends.reshape(-1, ends.shape[-1])[jnp.asarray(layout.order)]
@@ -228,11 +223,11 @@ class PromptedCLIP:
         """Return uint8 images (B, H, W, 3) as the CLIP takes them; float images as they are."""
         return normalize_pixels(images, self.clip.preprocessing)
 
-    def _clip(self, params: Any, function: Any) -> Any:
+    def _clip(self, params: Params, function: Any) -> Any:
         return CLIP(self.clip, self.dtype, self.remat).apply(
             {"params": params["clip"]}, method=function
         )
 
 
-def _scale(params: Any) -> Array:
+def _scale(params: Params) -> Array:
     return jnp.exp(params["clip"]["logit_scale"].astype(jnp.float32))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dpt_jax.clip.blocks import KEPT, Block, attention_weights
 from dpt_jax.clip.config import TransformerConfig
 from dpt_jax.clip.model import CLIP, normalize
+from dpt_jax.clip.rows import take_rows
 from dpt_jax.clip.text import causal
 from dpt_jax.clip.vision import LayerPrompts
 from dpt_jax.data.paper.imagenet import imagenet_classnames
@@ -81,9 +82,7 @@ def test_texts_in_one_row_do_not_see_each_other(block):
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
-    """The weights beside the fused attention: applied to values, they give its result, and asking
-    changes nothing.
-    """
+    """The weights, applied to values, give the fused result; asking for them changes nothing."""
     query, key, value = normal(6, 2, 5, 2, 32), normal(7, 2, 5, 2, 32), normal(8, 2, 5, 2, 32)
     mask = triangle(5) if masked else None
     fused = jax.nn.dot_product_attention(
@@ -159,9 +158,7 @@ def plain_rows(clip, names, length, position):
 @pytest.mark.parametrize("class_specific", [False, True])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
-    """The shared beginning encoded once and the own tokens packed into rows, against the
-    written-out tower.
-    """
+    """The shared beginning encoded once, own tokens packed in rows: as the written-out tower."""
     monkeypatch.setattr(text, "ROW", row)
     length, width = 5, clip.config.text.width
     own = (len(NAMES),) if class_specific else ()
@@ -205,9 +202,7 @@ def test_packing_keeps_every_text_once_in_rows_with_little_padding(lengths):
 
 
 def test_a_thousand_names_cost_what_their_tokens_cost(clip):
-    """Of the places of ImageNet's packed names, few are padding; of the published 77 a class,
-    nearly all are.
-    """
+    """Few places of ImageNet's packed names are padding; of the published 77 a class, most are."""
     layout = prompt_layout(imagenet_classnames(), clip.tokenizer, 16)
     assert (layout.text >= 0).mean() > 0.95
     assert layout.tokens.size < 0.1 * 77 * len(layout.order)
@@ -222,8 +217,8 @@ from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import text
 text.ROW = 12
 clip = load_clip(sys.argv[1])
-things = ("fish", "old car", "dog")
-names = [f"{colour} {thing}" for colour in ("red", "green", "dark blue") for thing in things]
+colours, things = ("red", "green", "dark blue"), ("fish", "old car", "dog")
+names = [f"{colour} {thing}" for colour in colours for thing in things]
 names += ["boat", "a long boat"]
 model = PromptedCLIP(clip.config, PromptConfig(len(names), 4))
 layout = text.prompt_layout(names, clip.tokenizer, 4)
@@ -248,9 +243,7 @@ for name, found, expected in zip(("features", "gradient"), shared, alone):
 
 
 def test_texts_shared_by_devices(clip_dir):
-    """Rows that four devices cannot share equally: features and gradients of one device that has
-    all of them.
-    """
+    """Rows that four devices cannot share equally: features and gradients of one device."""
     command("-c", SHARED, str(clip_dir), devices=4, PYTHONPATH=".")
 
 
@@ -283,9 +276,7 @@ def test_what_the_backward_pass_keeps_changes_no_gradient(clip, remat):
 
 
 def plain_prompted_tower(clip, model, params, images, texts):
-    """The prompted image tower as docs/method.md writes it: prompts appended, outputs
-    dropped.
-    """
+    """The prompted image tower as the paper writes it: prompts appended, outputs dropped."""
     config, weights, prompts = model.prompts, params["clip"]["vision"], params["prompts"]
     module, block = CLIP(clip.config), Block(clip.config.vision)
     x = module.apply({"params": params["clip"]}, method=lambda m: m.vision.embed(images))
@@ -352,9 +343,7 @@ def forward(model, clip, params, images):
     [(3, 0, 0), (3, 2, 4), (3, 2, 3), (2, 9, 2), (4, 3, 1), (0, 3, 3)],
 )
 def test_prompted_vision_tower(clip, visual_length, top_k, first_layer):
-    """VPT and CAVPT from any first layer on, scanned and as memory, against the written-out
-    tower.
-    """
+    """VPT and CAVPT from any first layer on, scanned and as memory: as the written-out tower."""
     config = PromptConfig(
         len(NAMES), 4, visual_length=visual_length, top_k=top_k, first_layer=first_layer
     )
@@ -371,6 +360,23 @@ def test_prompted_vision_tower(clip, visual_length, top_k, first_layer):
         np.testing.assert_array_equal(outputs.indices, idx)
         np.testing.assert_allclose(outputs.auxiliary_logits, of_classes[0], rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(outputs.class_attention, of_classes[1], rtol=1e-3, atol=1e-5)
+
+
+def test_rows_that_are_taken_several_times_have_a_gradient_of_one_order():
+    """The value and the gradient of an index, without the additions in no fixed order."""
+    table, numbers = normal(14, 5, 8), jnp.array([[0, 3, 3], [3, 1, 0]])
+    weight = normal(15, 2, 3, 8)
+
+    def gradient(take):
+        return jax.grad(lambda table: (take(table, numbers) * weight).sum())
+
+    def plain(table, numbers):
+        return table[numbers]
+
+    np.testing.assert_array_equal(take_rows(table, numbers), plain(table, numbers))
+    np.testing.assert_allclose(gradient(take_rows)(table), gradient(plain)(table), **CLOSE)
+    assert "scatter" in str(jax.make_jaxpr(gradient(plain))(table))
+    assert "scatter" not in str(jax.make_jaxpr(gradient(take_rows))(table))
 
 
 def test_cavpt_sends_no_gradient_into_the_image_but_some_into_the_text():

@@ -13,6 +13,7 @@ import numpy as np
 
 from dpt_jax.clip.blocks import Array, LayerNorm, Transformer
 from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.clip.rows import take_rows
 
 
 class TextLayout(NamedTuple):
@@ -73,10 +74,17 @@ class TextTower(nn.Module):
         places = jnp.asarray(layout.prefix_context)[None], jnp.asarray(layout.context)
 
         def place(carry: tuple[Array, ...], rows: Array) -> tuple[Array, ...]:
-            """Puts the rows (n, D) or (C, n, D) of the context where the layout has them."""
+            """Put the rows (n, D) or (C, n, D) of the context where the layout has them."""
+            shared = rows.ndim == 2
             rows = rows.reshape(-1, rows.shape[-1])
+
+            def take(index: Array) -> Array:
+                numbers = jnp.maximum(index, 0)
+                # Of a context for each text no row is taken twice, and there are many.
+                return take_rows(rows, numbers) if shared else rows[numbers]
+
             return tuple(
-                jnp.where(index[..., None] >= 0, rows[jnp.maximum(index, 0)].astype(x.dtype), x)
+                jnp.where(index[..., None] >= 0, take(index).astype(x.dtype), x)
                 for x, index in zip(carry, places, strict=True)
             )
 

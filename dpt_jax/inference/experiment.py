@@ -17,7 +17,7 @@ from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.clip.text import TextLayout
 from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
 from dpt_jax.errors import UserError
-from dpt_jax.methods import PromptConfig
+from dpt_jax.methods import ZERO_SHOT, PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_from_words, context_tokens, plain_layout, prompt_layout
 from dpt_jax.runtime import devices, failures
@@ -182,7 +182,7 @@ def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Saved:
     """The newest prompts of a workdir or prompt file, checked against what the experiment
     expects.
     """
-    if experiment.model.prompts.method == "zeroshot":
+    if not experiment.model.prompts.learned:
         return Saved(0, {}, {})
     return fit(experiment, load_newest(workdir), str(workdir))
 
@@ -229,7 +229,7 @@ def training_meta(experiment: Experiment) -> dict[str, Any]:
     }
     return (
         meta
-        if method == "zeroshot"
+        if method == ZERO_SHOT
         else {**meta, "dataset": dataset.name, "classes": dataset.classes}
     )
 

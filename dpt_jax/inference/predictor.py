@@ -23,6 +23,7 @@ from dpt_jax.inference.evaluation import make_classifier
 from dpt_jax.inference.finite import check_finite
 from dpt_jax.inference.results import RESULTS_FILE
 from dpt_jax.inference.texts import TextEncoder
+from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, normalize
 from dpt_jax.runtime import devices
 from dpt_jax.storage.checkpoints import FOLDER, Saved, load_newest
@@ -188,7 +189,7 @@ def load(
     devices.keep_compiled()
     trained = (
         Saved(0, {}, {})
-        if settings.method(config) == "zeroshot"
+        if settings.method(config) == ZERO_SHOT
         else load_newest(_holder(config, source))
     )
     names = trained.meta.get("classnames") if classnames is None else classnames
@@ -204,7 +205,7 @@ def load(
     prepared = experiment.assemble(config, _classes_alone(names), pretrained)
     saved = (
         trained
-        if prepared.model.prompts.method == "zeroshot"
+        if not prepared.model.prompts.learned
         else experiment.fit(prepared, trained, str(source))
     )
     return Predictor(prepared, saved, batch_size or (8 if jax.default_backend() == "cpu" else 64))

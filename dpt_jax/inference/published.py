@@ -14,6 +14,7 @@ from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import backbone_id
+from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.runtime.console import say
 from dpt_jax.runtime.files import make_folder
@@ -110,7 +111,7 @@ def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
     Raises UserError where there are none.
     """
     config = settings.load_saved(source)
-    if settings.method(config) == "zeroshot":
+    if settings.method(config) == ZERO_SHOT:
         raise UserError(f"{source} is zero-shot, so it has no prompts to convert.")
     return config, load_newest(source)
 

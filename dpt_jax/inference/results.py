@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from dpt_jax.errors import UserError
-from dpt_jax.methods import METHODS
+from dpt_jax.methods import METHODS, ZERO_SHOT
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
@@ -56,7 +56,7 @@ def summary(results: dict[str, Any]) -> str:
     line = f"{method}: {accuracy:.1f} % of {n} test images right, macro F1 {macro_f1:.3f}"
     if results["unreadable"]:
         line += f" ({results['unreadable']} more could not be read and were left out)"
-    if method == "zeroshot":
+    if method == ZERO_SHOT:
         return line
     gained = accuracy - zero_shot
     return f"{line}\nzero-shot: {zero_shot:.1f} %, so {method} gained {gained:+.1f} points"

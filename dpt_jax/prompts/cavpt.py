@@ -26,7 +26,7 @@ class Made(NamedTuple):
 
 
 def torch_uniform(fan_in: int) -> Any:
-    """U(±1/√fan_in), what PyTorch starts the weight and bias of a linear layer with."""
+    """Return U(±1/√fan_in), what PyTorch starts the weight and bias of a linear layer with."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
         key, shape, dtype, -bound, bound
@@ -34,7 +34,7 @@ def torch_uniform(fan_in: int) -> Any:
 
 
 def linear(features: int, fan_in: int, name: str, dtype: Any, bias: bool = False) -> nn.Dense:
-    """A linear layer that starts as PyTorch's does."""
+    """Return a linear layer that starts as PyTorch's does."""
     init = torch_uniform(fan_in)
     return nn.Dense(
         features, use_bias=bias, kernel_init=init, bias_init=init, dtype=dtype, name=name

@@ -19,32 +19,29 @@ from dpt_jax.errors import UserError
 from dpt_jax.runtime import failures
 
 AXIS = "batch"  # the axis of pmap: every device of every host
-HEARTBEAT_SECONDS = (
-    30  # a host that is silent for so long has died, and the others end too: start them all again
-)
-# In which variable the schedulers whose processes JAX can connect by itself say how many there are.
+# A host that is silent for so long has died, and the others end too: start them all again.
+HEARTBEAT_SECONDS = 30
+# Where the schedulers whose processes JAX can connect by itself say how many there are.
 CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """The processes of a run as the command line names them.
+    """The processes of a run as the command line names them."""
 
-    coordinator: HOST:PORT of process 0.
-    """
-
-    coordinator: str | None = None
+    coordinator: str | None = None  # HOST:PORT of process 0
     processes: int | None = None
     process: int | None = None
     cluster: bool = False
 
 
 def connect(hosts: Hosts) -> None:
-    """Joins the processes of a run, before anything else uses JAX.
+    """Join the processes of a run, before anything else uses JAX.
 
-    By the command line, or by the environment of a cluster: where `hosts` asks
-    for it (a TPU pod slice), and under srun and mpirun with several processes.
-    Raises UserError where the two contradict each other or nobody answers.
+    They are those of the command line, or of the environment of a cluster: if
+    `hosts` asks for it (a TPU pod slice), and under srun and mpirun with several
+    processes. Raise UserError if the flags contradict each other, if nobody
+    answers, or if the hosts have different numbers of devices.
     """
     named = [value is not None for value in (hosts.coordinator, hosts.processes, hosts.process)]
     if any(named) and (not all(named) or hosts.cluster):
@@ -82,9 +79,7 @@ def _check_equal_devices() -> None:
 
 
 def keep_compiled() -> None:
-    """Programs that have been compiled serve every later run on this machine, unless JAX is told
-    otherwise.
-    """
+    """Keep compiled programs for later runs on this machine, unless JAX is set otherwise."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update(
@@ -95,9 +90,7 @@ def keep_compiled() -> None:
 
 
 def _processor() -> str:
-    """A name for this kind of processor: what is compiled for another may use instructions that it
-    does not have.
-    """
+    """Return a name for this kind of processor, whose instructions another may not have."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         kind = next(line for line in lines if line.startswith(("flags", "Features")))
@@ -150,16 +143,17 @@ def _container_limits(root: pathlib.Path) -> list[int]:
 
 
 def is_first() -> bool:
-    """Whether this is the host that writes and speaks."""
+    """Return whether this is host 0, which writes and speaks."""
     return jax.process_index() == 0
 
 
 def replicate(tree: Any) -> Any:
-    """A copy of every array on each of this host's devices; arrays that were replicated before stay
-    as they are.
+    """Return a copy of every array on each of this host's devices.
 
-    Placed as pmap places its results, so that a program compiled for the one
-    takes the other, and straight from the host, without a stacked copy there.
+    Arrays that were replicated before stay as they are.
+
+    The copies are placed as pmap places its results, so that a program compiled
+    for the one takes the other, and without a stacked copy on the host.
     """
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
@@ -176,12 +170,12 @@ def replicate(tree: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """One of the copies of every array, on the host, where no later step can change it."""
+    """Return one of the copies of every array, on the host, where no later step changes it."""
     return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
 
 
 def on_all_hosts(here: bool) -> bool:
-    """Whether it is so on every host, each of which asks."""
+    """Return whether it is so on every host, each of which asks."""
     return sum_over_hosts(int(here)) == jax.process_count()
 
 
@@ -198,13 +192,14 @@ def of_first(number: int) -> int:
 
 
 def sum_over_hosts(number: int) -> int:
-    """The sum of every host's number."""
+    """Return the sum of every host's number."""
     return int(np.sum(multihost_utils.process_allgather(np.asarray(number))))
 
 
 def rows_of_all_hosts(own: np.ndarray) -> np.ndarray:
-    """(n, …) of every host, the same n on each -> (hosts · n, …): row 0 of each host, then row 1 of
-    each, and so on.
+    """Return the rows (n, …) of all hosts, the same n on each: (hosts · n, …).
+
+    Row 0 of each host comes first, then row 1 of each, and so on.
     """
     if jax.process_count() == 1:
         return own

@@ -13,8 +13,8 @@ METRICS_FILE = "metrics.jsonl"
 class MetricWriter:
     """Appends one record a step to metrics.jsonl and TensorBoard.
 
-    A resumed run goes on behind `start`: records of later steps, written
-    before it was stopped, are dropped, so that no step stands there twice.
+    A resumed run goes on after step `start`: records of later steps, written
+    before it was stopped, are dropped, so that no step is there twice.
     """
 
     def __init__(self, workdir: pathlib.Path, start: int) -> None:
@@ -35,7 +35,7 @@ class MetricWriter:
             self._board.close()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Records scalars under names such as "loss"."""
+        """Record scalars under names such as "loss"."""
         if not is_first():
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -45,7 +45,7 @@ class MetricWriter:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl, but for a line that a stop cut in half."""
+    """Return the records of metrics.jsonl, without a line that a stop cut in half."""
     file, records = workdir / METRICS_FILE, []
     for line in file.read_text().splitlines() if file.exists() else ():
         try:
@@ -57,9 +57,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _tensorboard() -> Any:
-    """tensorboardX, which would import PyTorch where that is installed, for seconds and to no use
-    here.
-    """
+    """Import tensorboardX without PyTorch, which it would import for seconds and to no use."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]

@@ -34,8 +34,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
-        # Elsewhere than in the main thread Python takes no signals, and whoever started the thread
-        # must.
+        # Python takes signals in the main thread only; another thread leaves them to its caller.
         for number in signals if threading.current_thread() is threading.main_thread() else ():
             self._before[number] = signal.signal(number, self._ask)
         return self
@@ -45,24 +44,21 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _: types.FrameType | None) -> None:
-        # Whatever the process is doing then, the next one ends it.
+        # The next one ends the process, whatever it is doing then.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
         self._asked = True
-        # Not by print, which a signal may have come in the middle of.
-        os.write(
-            2,
-            f"{signal.Signals(number).name}: stopping after this step "
-            "(Ctrl-C again stops at once).\n".encode(),
-        )
+        name = signal.Signals(number).name
+        # Not by print, which the signal may have interrupted.
+        os.write(2, f"{name}: stopping after this step (Ctrl-C again stops at once).\n".encode())
 
     def __bool__(self) -> bool:
-        """Whether this process was asked."""
+        """Return whether this process was asked."""
         return self._asked
 
     def after(self, step: int) -> bool:
-        """Whether the run stops after this step, which all hosts ask for every step."""
+        """Return whether the run stops after this step; all hosts ask after every step."""
         return (
             multihost_utils.reached_preemption_sync_point(step)
             if jax.process_count() > 1

@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 
 from tests.helpers.commands import COMPILATION, ROOT
 
+pytestmark = pytest.mark.process
+
 
 def needed_distributions() -> set[str]:
     """Return the names of all that requirements.txt asks for, and that these ask for in turn."""

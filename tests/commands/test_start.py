@@ -6,6 +6,8 @@ import pytest
 
 from tests.helpers.commands import command
 
+pytestmark = pytest.mark.process
+
 # Counts, at the end of a run of main.py, the programs that were compiled and those found compiled,
 # and looks for
 # modules that take seconds to import.

@@ -12,10 +12,14 @@ from dpt_jax.storage.lock import locked
 from tests.helpers.golden import SMALL
 from tests.helpers.hosts import Watched, start, start_hosts
 
+pytestmark = pytest.mark.process
+
 SECONDS = 10
 
+# A disk that takes small files only, as a full one does: checkpoints do not fit any more.
 FULL = """
-import resource, runpy, sys
+import os, resource, runpy, sys
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 sys.argv = ["main.py", *sys.argv[1:]]
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 runpy.run_path("main.py", run_name="__main__")
@@ -135,11 +139,9 @@ def test_hosts_of_different_sizes_end_in_a_sentence(clip_dir, tmp_path):
 def test_a_run_of_a_sweep_that_fails_on_one_host_ends_on_both_and_they_go_on(
     clip_dir, tmp_path, images
 ):
-    """The second run is zero-shot on the same images, whose one unreadable one only training
-    has.
-    """
+    """Both CoOp runs meet an unreadable training image; zero-shot does not."""
     damage(images, "train", 1)
-    command = ["-m", "dpt_jax.training.sweep", "--methods=coop,zeroshot", "--datasets=folder"]
+    command = ["-m", "dpt_jax", "sweep", "--methods=coop,zeroshot", "--datasets=folder"]
     command += ["--shots=-1", "--seeds=1,2", f"--runs={tmp_path / 'runs'}"]
     command += [f"--config.dataset.root={images}", f"--config.clip.weights={clip_dir}"]
     command += ["--config.text_prompt.length=2", "--config.train.batch_size=6"]

@@ -1,4 +1,4 @@
-"""Runs of several processes on loopback, with two simulated devices each."""
+"""Runs of two processes on loopback, two simulated devices each."""
 
 import contextlib
 import json
@@ -15,6 +15,8 @@ from dpt_jax.storage.checkpoints import load_newest
 from tests.helpers.commands import command
 from tests.helpers.hosts import SETTINGS, finish, start_hosts
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def two_hosts(clip_dir, tmp_path_factory):
@@ -27,9 +29,7 @@ def predictions(workdir):
 
 
 def test_two_hosts_compute_what_one_does(two_hosts, clip_dir, tmp_path):
-    """Training and evaluation; the 18 test images cannot be shared equally by batches of 8 on 4
-    devices.
-    """
+    """18 test images cannot be shared equally by batches of 8 on 4 devices."""
     workdir, _ = two_hosts
     command(
         "main.py",
@@ -94,9 +94,7 @@ def test_a_host_that_dies_ends_the_run_which_then_goes_on_to_the_same_bits(
 def test_one_host_that_is_to_go_stops_all_of_them_and_they_go_on_to_the_same_bits(
     two_hosts, clip_dir, tmp_path
 ):
-    """SIGTERM to the second host alone, as where one machine is preempted: both save the same
-    step.
-    """
+    """SIGTERM to the second host alone, as if it were preempted: both save the same step."""
     first, second = processes = start_hosts(
         clip_dir, tmp_path / "run", "--config.checkpoint.every_steps=1000"
     )

@@ -2,7 +2,11 @@
 
 import re
 
+import pytest
+
 from tests.helpers.commands import ROOT, command
+
+pytestmark = pytest.mark.process
 
 NOTEBOOK = ROOT / "examples" / "your_own_images.ipynb"
 

@@ -114,9 +114,7 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(ove
 
 
 def test_what_is_missing_of_a_finished_run_is_made(overrides, tmp_path):
-    """Logits that are asked for later, and results that somebody overwrote by testing the workdir
-    elsewhere.
-    """
+    """Logits that are asked for later, and results that a test elsewhere has overwritten."""
     (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
     assert Runner(tmp_path, overrides)(run) == 1
     assert Runner(tmp_path, {**overrides, "eval.save_logits": True})(run) == 1
@@ -130,9 +128,7 @@ def test_what_is_missing_of_a_finished_run_is_made(overrides, tmp_path):
 
 
 def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
-    """A text prompt of two tokens does not make CoOp of zero-shot; a part that is switched off is
-    an error.
-    """
+    """A length makes no CoOp of zero-shot; a part that is switched off is an error."""
     for method in METHODS:
         (run,) = plan("few-shot", [method], ["folder"], [], [1], [1])
         config = grid.run_config(run, {**overrides, "visual_prompt.length": 3, "cavpt.top_k": 2})
@@ -143,9 +139,7 @@ def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
 
 
 def test_base_to_new(overrides, tmp_path):
-    """DPT trained on three of six classes, with its three-class classifier, is tested on the other
-    three.
-    """
+    """DPT trained on three of six classes, with their classifier, is tested on the other three."""
     (run,) = plan("base-to-new", ["dpt"], ["folder"], [], [2], [1])
     assert Runner(tmp_path, overrides)(run) == 2
     workdir = tmp_path / "dpt" / "folder" / "2shot" / "seed1" / "base"
@@ -177,9 +171,7 @@ def test_a_target_that_fails_leaves_the_others_alone(overrides, tmp_path):
 
 @pytest.mark.parametrize("method", ["zeroshot", "dpt"])
 def test_prompts_of_one_dataset_on_others(method, overrides, clip_dir, tmp_path):
-    """Trained on the tiny ImageNet; tested on another dataset, with its own template, and on a
-    shifted ImageNet.
-    """
+    """Trained on the tiny ImageNet; tested on another dataset and on a shifted ImageNet."""
     data = tmp_path / "data"
     for name in ("imagenet", "dtd", "imagenet_r"):
         coop_trees.make(name, data)
@@ -251,19 +243,10 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, says, tmp_path):
 
 
 def test_the_command_and_its_exit_code(tmp_path, clip_dir):
-    """A dataset whose root is missing fails, the embedded one runs; tables are made of what there
-    is.
-    """
-    done = command(
-        "-m",
-        "dpt_jax",
-        "sweep",
-        "--methods=zeroshot",
-        "--datasets=emoji,eurosat",
-        f"--runs={tmp_path}",
-        f"--config.clip.weights={clip_dir}",
-        check=False,
-    )
+    """A dataset whose root is missing fails, the embedded one runs; tables are made of it."""
+    arguments = ["--methods=zeroshot", "--datasets=emoji,eurosat", f"--runs={tmp_path}"]
+    weights = f"--config.clip.weights={clip_dir}"
+    done = command("-m", "dpt_jax", "sweep", *arguments, weights, check=False)
     assert done.returncode == 1
     assert "1 of 2 runs are finished" in done.stdout
     assert "failed: zeroshot on eurosat: dataset.root is not set" in done.stdout
