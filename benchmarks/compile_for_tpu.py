@@ -9,7 +9,8 @@
     fits             whether the program fits the chip's memory; if not, needs_gb is what it needs
     gb               of a chip's memory: arguments (mostly CLIP's weights), temporaries, together
     chip_gb          the memory that a chip has
-    collectives      number and bytes of each kind, of a chip
+    collectives      number and bytes of each kind, of a chip; null where libtpu cannot print the
+                     program, as for v5p with libtpu 0.0.52
     model_gflop      what the mathematics of a step needs of a chip, see flops.py
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
@@ -38,6 +39,7 @@ from dpt_jax.errors import UserError
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
@@ -151,8 +153,8 @@ def compile_one(
         unit = {"M": 2**20, "G": 2**30, "T": 2**40}[needs[2]]
         return {"fits": False, "needs_gb": round(float(needs[1]) * unit / GB, 1)}
     seconds = time.perf_counter() - began
-    text = compiled.as_text()
-    if hlo:
+    text = as_text(compiled)
+    if hlo and text:
         pathlib.Path(hlo).write_text(text, encoding="utf-8")
     sizes = compiled.memory_analysis()
     arguments, results = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
@@ -163,9 +165,19 @@ def compile_one(
         "compile_s": round(seconds, 1),
         "fits": True,
         "gb": {name: round(size / GB, 2) for name, size in memory.items()},
-        "collectives": collectives(text),
+        "collectives": collectives(text) if text else None,
         "least_ms": least_ms(chip, operations, arguments + results + 2 * temporaries),
     }
+
+
+def as_text(compiled: Any) -> str | None:
+    """Return the compiled program, or None where the library cannot print it."""
+    from jax.errors import JaxRuntimeError
+
+    try:
+        return compiled.as_text()
+    except JaxRuntimeError:
+        return None
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:

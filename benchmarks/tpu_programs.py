@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dpt_jax.data.classnames import imagenet
 
 from benchmarks.chips import Chip
 from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
 from dpt_jax import settings
 from dpt_jax.clip.text import TextLayout
+from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.inference.evaluation import make_classifier
 from dpt_jax.inference.experiment import Frozen, choose_remat
 from dpt_jax.model import PromptedCLIP, Texts
@@ -37,7 +37,7 @@ def make_case(options: argparse.Namespace, chip: Chip, chips: int) -> Case:
     """Return the case that the flags of compile_for_tpu.py name."""
     config = settings.of_method(options.method, "imagenet")
     sizes, tokenizer = SIZES[options.clip], openai_tokenizer()
-    names = imagenet()[: options.classes]
+    names = imagenet_classnames()[: options.classes]
     prompts = settings.prompt_config(config, len(names), sizes.vision.layers)
     if prompts.text_length:
         layout = prompt_layout(names, tokenizer, prompts.text_length)

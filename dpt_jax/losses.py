@@ -1,4 +1,4 @@
-"""The training losses of the five methods (table "Losses" of the method's specification).
+"""The training losses of the five methods (table "Losses" of docs/method.md).
 
 Every loss is a mean over rows that are spread over devices and over parts of a
 batch, so it is computed as a sum here divided by a count of everywhere: the
@@ -19,7 +19,9 @@ DUAL_WEIGHT_UNDER_GUIDANCE = 0.1
 
 
 class Counts(NamedTuple):
-    """What the losses are means over: images, and class prompts made for the true class (scalars)."""
+    """What the losses are means over: images, and class prompts made for the true class
+    (scalars).
+    """
 
     images: Any
     class_prompts: Any

@@ -44,8 +44,8 @@ METHODS: dict[str, Method] = {
         Method("coop", "CoOp", (TEXT,), "CE of the logits", "#E69F00", "o"),
         Method("vpt", "VPT", (VISUAL,), "CE of the logits", "#56B4E9", "s"),
         Method("vlp", "VLP", (TEXT, VISUAL), GUIDED, "#009E73", "^"),
-        Method("dpt", "DPT", (TEXT, VISUAL, CLASS_AWARE), f"{GUIDED}; CE of CAVPT's auxiliary logits",
-               "#D55E00", "D"),
+        Method("dpt", "DPT", (TEXT, VISUAL, CLASS_AWARE),
+               f"{GUIDED}; CE of CAVPT's auxiliary logits", "#D55E00", "D"),
     )
 }  # fmt: skip
 

@@ -28,7 +28,9 @@ OTHER_TOKENS = 4  # of a text with a learned context: its start, a name, the ful
 
 
 class Texts(NamedTuple):
-    """Text features (C, E) of the classes: Z normalised, and t (learned where it is) un-normalised."""
+    """Text features (C, E) of the classes: Z normalised, and t (learned where it is)
+    un-normalised.
+    """
 
     frozen: Array
     learned: Array
@@ -46,7 +48,10 @@ class Plain(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Everything that losses, evaluation and pictures read, float32.  Unused entries cost nothing under jit."""
+    """Everything that losses, evaluation and pictures read, float32.
+
+    Unused entries cost nothing under jit.
+    """
 
     logits: Array  # (B, C), the method's prediction
     zero_shot_logits: Array  # (B, C), s z Zᵀ
@@ -86,8 +91,10 @@ class PromptedCLIP:
             )
         if self.prompts.text_length > self.clip.context_length - OTHER_TOKENS:
             raise UserError(
-                f"text_prompt.length is {self.prompts.text_length} (with text_prompt.init, as many as "
-                f"its words have tokens), but this CLIP's text tower takes {self.clip.context_length} "
+                f"text_prompt.length is {self.prompts.text_length} (with text_prompt.init, as "
+                "many as "
+                "its words have tokens), but this CLIP's text tower takes "
+                f"{self.clip.context_length} "
                 f"tokens, of which at least {OTHER_TOKENS} are not the prompt's."
             )
 
@@ -152,7 +159,9 @@ class PromptedCLIP:
     def __call__(
         self, params: Any, images: Array, texts: Texts, plain: Plain | None = None
     ) -> Outputs:
-        """Outputs for images (B, H, W, 3), and for what plain CLIP sees in them, where that is known already."""
+        """Outputs for images (B, H, W, 3), and for what plain CLIP sees in them, where that is
+        known already.
+        """
         config = self.prompts
         if plain is None:
             plain = self.plain(params, images, texts)
@@ -201,7 +210,8 @@ class PromptedCLIP:
     def _encode(self, params: Any, layout: TextLayout, context: Any, axis: str | None) -> Array:
         if axis is None:
             return self._clip(params, lambda clip: clip.text(layout, context))
-        # Each device encodes some of the rows: with many classes and few images a device, texts are most of a step.
+        # Each device encodes some of the rows: with many classes and few images a device, texts are
+        # most of a step.
         own = self._clip(params, lambda clip: clip.text.rows(share(layout, axis), context))
         ends = jax.lax.all_gather(own, axis, tiled=True)
         return ends.reshape(-1, ends.shape[-1])[jnp.asarray(layout.order)]

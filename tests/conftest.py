@@ -35,8 +35,17 @@ def clip(clip_dir) -> Pretrained:
 def trained(clip_dir, tmp_path_factory) -> pathlib.Path:
     """The workdir of a short training of DPT on the small images, with its results."""
     workdir = tmp_path_factory.mktemp("runs") / "trained"
-    command("main.py", "--config=configs/dpt.py:folder", f"--config.clip.weights={clip_dir}",
-            f"--config.dataset.root={SMALL / 'images'}", "--config.dataset.shots=-1", "--config.train.epochs=2",
-            "--config.text_prompt.length=4", "--config.visual_prompt.length=3", "--config.cavpt.top_k=3",
-            "--config.eval.save_logits=True", f"--workdir={workdir}")  # fmt: skip
+    command(
+        "main.py",
+        "--config=configs/dpt.py:folder",
+        f"--config.clip.weights={clip_dir}",
+        f"--config.dataset.root={SMALL / 'images'}",
+        "--config.dataset.shots=-1",
+        "--config.train.epochs=2",
+        "--config.text_prompt.length=4",
+        "--config.visual_prompt.length=3",
+        "--config.cavpt.top_k=3",
+        "--config.eval.save_logits=True",
+        f"--workdir={workdir}",
+    )
     return workdir

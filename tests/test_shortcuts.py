@@ -81,7 +81,9 @@ def test_texts_in_one_row_do_not_see_each_other(block):
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
-    """The weights beside the fused attention: applied to values, they give its result, and asking changes nothing."""
+    """The weights beside the fused attention: applied to values, they give its result, and asking
+    changes nothing.
+    """
     query, key, value = normal(6, 2, 5, 2, 32), normal(7, 2, 5, 2, 32), normal(8, 2, 5, 2, 32)
     mask = triangle(5) if masked else None
     fused = jax.nn.dot_product_attention(
@@ -135,7 +137,7 @@ def plain_text_features(clip, rows, context):
 
 
 def plain_rows(clip, names, length, position):
-    """The sequences of the specification, written out."""
+    """The sequences of docs/method.md, written out."""
     rows = []
     for name in names:
         name = name.replace("_", " ")
@@ -157,7 +159,9 @@ def plain_rows(clip, names, length, position):
 @pytest.mark.parametrize("class_specific", [False, True])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
-    """The shared beginning encoded once and the own tokens packed into rows, against the written-out tower."""
+    """The shared beginning encoded once and the own tokens packed into rows, against the
+    written-out tower.
+    """
     monkeypatch.setattr(text, "ROW", row)
     length, width = 5, clip.config.text.width
     own = (len(NAMES),) if class_specific else ()
@@ -201,7 +205,9 @@ def test_packing_keeps_every_text_once_in_rows_with_little_padding(lengths):
 
 
 def test_a_thousand_names_cost_what_their_tokens_cost(clip):
-    """Of the places of ImageNet's packed names, few are padding; of the published 77 a class, nearly all are."""
+    """Of the places of ImageNet's packed names, few are padding; of the published 77 a class,
+    nearly all are.
+    """
     layout = prompt_layout(imagenet_classnames(), clip.tokenizer, 16)
     assert (layout.text >= 0).mean() > 0.95
     assert layout.tokens.size < 0.1 * 77 * len(layout.order)
@@ -216,7 +222,8 @@ from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import text
 text.ROW = 12
 clip = load_clip(sys.argv[1])
-names = [f"{colour} {thing}" for colour in ("red", "green", "dark blue") for thing in ("fish", "old car", "dog")]
+things = ("fish", "old car", "dog")
+names = [f"{colour} {thing}" for colour in ("red", "green", "dark blue") for thing in things]
 names += ["boat", "a long boat"]
 model = PromptedCLIP(clip.config, PromptConfig(len(names), 4))
 layout = text.prompt_layout(names, clip.tokenizer, 4)
@@ -241,7 +248,9 @@ for name, found, expected in zip(("features", "gradient"), shared, alone):
 
 
 def test_texts_shared_by_devices(clip_dir):
-    """Rows that four devices cannot share equally: features and gradients of one device that has all of them."""
+    """Rows that four devices cannot share equally: features and gradients of one device that has
+    all of them.
+    """
     command("-c", SHARED, str(clip_dir), devices=4, PYTHONPATH=".")
 
 
@@ -274,7 +283,9 @@ def test_what_the_backward_pass_keeps_changes_no_gradient(clip, remat):
 
 
 def plain_prompted_tower(clip, model, params, images, texts):
-    """The prompted image tower as the specification writes it: prompts appended, outputs dropped."""
+    """The prompted image tower as docs/method.md writes it: prompts appended, outputs
+    dropped.
+    """
     config, weights, prompts = model.prompts, params["clip"]["vision"], params["prompts"]
     module, block = CLIP(clip.config), Block(clip.config.vision)
     x = module.apply({"params": params["clip"]}, method=lambda m: m.vision.embed(images))
@@ -341,7 +352,9 @@ def forward(model, clip, params, images):
     [(3, 0, 0), (3, 2, 4), (3, 2, 3), (2, 9, 2), (4, 3, 1), (0, 3, 3)],
 )
 def test_prompted_vision_tower(clip, visual_length, top_k, first_layer):
-    """VPT and CAVPT from any first layer on, scanned and as memory, against the written-out tower."""
+    """VPT and CAVPT from any first layer on, scanned and as memory, against the written-out
+    tower.
+    """
     config = PromptConfig(
         len(NAMES), 4, visual_length=visual_length, top_k=top_k, first_layer=first_layer
     )

@@ -12,7 +12,6 @@ from dpt_jax.clip.openai import HUB_IDS
 from dpt_jax.clip.processors import PROCESSOR_FILES
 from dpt_jax.clip.vocabulary import VOCABULARY_FILES
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.files import as_path
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 TRANSFORMERS_FILES = (
@@ -46,7 +45,7 @@ def locate(weights: str) -> epath.Path:
     if weights.startswith(("hf-hub:", "local-dir:")):
         _, _, name = weights.partition(":")
         raise UserError(f"clip.weights: {weights} is open_clip's spelling: write {name} here.")
-    path = as_path(weights)
+    path = epath.Path(weights).expanduser()
     if _exists(path):
         return path
     _refuse_model_name(weights)

@@ -1,5 +1,6 @@
 """CLIP weights from wherever people have them, checked tensor by tensor."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ from dpt_jax.clip.locate import BUNDLED, OPEN_CLIP_FILES, TRANSFORMERS_FILES, fi
 from dpt_jax.clip.names import from_transformers
 from dpt_jax.clip.tokenizer import Tokenizer, load_tokenizer
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.files import as_path
 
 __all__ = ["BUNDLED", "Pretrained", "load_clip", "save_orbax"]
 
@@ -102,7 +102,12 @@ def save_orbax(clip: Pretrained, directory: str) -> None:
 
     Raise UserError where the directory is already there.
     """
-    orbax.write(clip.config, clip.params, clip.tokenizer, as_path(directory).absolute())
+    orbax.write(clip.config, clip.params, clip.tokenizer, _absolute(directory))
+
+
+def _absolute(directory: str) -> epath.Path:
+    path = epath.Path(directory).expanduser()
+    return path if "://" in directory else epath.Path(os.path.abspath(path))
 
 
 def _cast(params: Any, dtype: Any) -> Any:

@@ -12,7 +12,8 @@ TOP = 4
 
 
 class Sight(NamedTuple):
-    """What a prompted CLIP sees in one image: its likeliest classes, best first, and attention over the patches.
+    """What a prompted CLIP sees in one image: its likeliest classes, best first, and attention over
+    the patches.
 
     Maps are (grid, grid), parts of 1; what they lack to 1 in sum goes to other tokens than patches.
     """

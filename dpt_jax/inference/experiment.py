@@ -132,7 +132,8 @@ def learned_layout(
 def choose_remat(
     model: PromptedCLIP, text_tokens: int, images: int, memory: float | None = None
 ) -> str:
-    """ "matmuls", or "blocks" where what the matrix products give would take more than a third of a device.
+    """ "matmuls", or "blocks" where what the matrix products give would take more than a third of a
+    device.
 
     text_tokens, images: those that a device takes at a time. memory: bytes of a device, None for
     those of the local ones.
@@ -147,7 +148,9 @@ def choose_remat(
 
 
 def ensemble(features: Sequence[jax.Array]) -> jax.Array:
-    """CLIP's prompt ensemble: of several templates' (…, E) features the mean, each normalised before."""
+    """CLIP's prompt ensemble: of several templates' (…, E) features the mean, each normalised
+    before.
+    """
     if len(features) == 1:
         return features[0]
     return sum(f / jnp.linalg.norm(f, axis=-1, keepdims=True) for f in features) / len(features)
@@ -176,14 +179,19 @@ def initial_prompts(experiment: Experiment) -> Any:
 
 
 def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Saved:
-    """The newest prompts of a workdir or prompt file, checked against what the experiment expects."""
+    """The newest prompts of a workdir or prompt file, checked against what the experiment
+    expects.
+    """
     if experiment.model.prompts.method == "zeroshot":
         return Saved(0, {}, {})
     return fit(experiment, load_newest(workdir), str(workdir))
 
 
 def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
-    """The saved prompts that the experiment evaluates.  Raises UserError naming the source where they do not fit."""
+    """The saved prompts that the experiment evaluates.
+
+    Raises UserError naming the source where they do not fit.
+    """
     fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
     return saved._replace(prompts=_adopt(fresh, saved, experiment, source, evaluate=True))
 
@@ -266,7 +274,8 @@ def _adopt(
             shapes = [prompt["classifier"]["kernel"].shape for prompt in (theirs, wanted)]
             if not same_classes or shapes[0] != shapes[1]:
                 say(
-                    f"{source} was trained on other classes, so the auxiliary classifier starts anew."
+                    f"{source} was trained on other classes, so the auxiliary classifier starts "
+                    "anew."
                 )
                 theirs = {**theirs, "classifier": wanted["classifier"]}
         adopted[part] = theirs
@@ -274,7 +283,9 @@ def _adopt(
 
 
 def _shapes(tree: Any, part: str) -> dict[str, tuple[Any, ...]]:
-    """The shapes by name; the number of classes of cavpt's classifier, which is bound to none here, as "classes"."""
+    """The shapes by name; the number of classes of cavpt's classifier, which is bound to none here,
+    as "classes".
+    """
     found = {name: tuple(x.shape) for name, x in settings.flat({part: tree}).items()}
     kernel = "cavpt.classifier.kernel"
     if len(found.get(kernel, ())) == 3:
@@ -283,12 +294,15 @@ def _shapes(tree: Any, part: str) -> dict[str, tuple[Any, ...]]:
 
 
 def _check_shapes(theirs: Any, wanted: Any, part: str, source: str) -> None:
-    """Raises UserError naming a prompt that is missing, left over, or of another shape or kind of number."""
+    """Raises UserError naming a prompt that is missing, left over, or of another shape or kind of
+    number.
+    """
     there, here = _shapes(theirs, part), _shapes(wanted, part)
     for name in [*here, *there]:
         if there.get(name) != here.get(name):
             raise UserError(
-                f"{source}: prompt {name} has shape {there.get(name)}, but this backbone and configuration "
+                f"{source}: prompt {name} has shape {there.get(name)}, but this backbone and "
+                "configuration "
                 f"ask for {here.get(name)}."
             )
     for name, value in settings.flat({part: theirs}).items():

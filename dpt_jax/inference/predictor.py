@@ -1,4 +1,4 @@
-"""A trained prompt on its CLIP, ready to classify: what predict, visualize, report and convert all start from."""
+"""A trained prompt on its CLIP, ready to classify."""
 
 import concurrent.futures
 import os
@@ -211,7 +211,9 @@ def load(
 
 
 def prompts_of(prepared: experiment.Experiment, source: pathlib.Path) -> Saved:
-    """The prompts that a workdir's results are of: its own, or those it was to evaluate elsewhere."""
+    """The prompts that a workdir's results are of: its own, or those it was to evaluate
+    elsewhere.
+    """
     return experiment.saved_prompts(prepared, _holder(prepared.config, source))
 
 
@@ -284,7 +286,8 @@ def _as_pil(image: Any) -> Image.Image:
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not shaped or not array.size:
         raise UserError(
-            f"an image is a path, a PIL image or a uint8 array (H, W) or (H, W, 3), not an array of {array.dtype} "
+            "an image is a path, a PIL image or a uint8 array (H, W) or (H, W, 3), not an array "
+            f"of {array.dtype} "
             f"with shape {array.shape}."
         )
     return Image.fromarray(array).convert("RGB")

@@ -23,7 +23,8 @@ _INPUT = {
 
 
 def export(predictor: "Predictor") -> jax.export.Exported:
-    """images (b, size, size, 3) uint8 -> probabilities (b, C) float32, for any b, on any of PLATFORMS.
+    """images (b, size, size, 3) uint8 -> probabilities (b, C) float32, for any b, on any of
+    PLATFORMS.
 
     Image tower, prompts and text features are constants of the program; the
     text tower is left behind.

@@ -50,12 +50,14 @@ def convert_reference(
         from_the_end = key == "cavpt.first_layer" and said == value - clip.vision.layers - 1
         if said != value and not from_the_end:
             raise UserError(
-                f"{directory}: {key} is {value} in the checkpoint, but the command line says {said}."
+                f"{directory}: {key} is {value} in the checkpoint, but the command line says "
+                f"{said}."
             )
         settings.set_key(config, key, value)
     if "cavpt" in prompts and not config.cavpt.top_k:
         raise UserError(
-            f"{directory} holds a CAVPT, so cavpt.top_k must not be 0: give the one it was trained with."
+            f"{directory} holds a CAVPT, so cavpt.top_k must not be 0: give the one it was "
+            "trained with."
         )
     settings.check(config)
     check_fit(prompts, config, clip, directory)
@@ -77,14 +79,16 @@ def convert_reference(
 
 
 def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
-    """Writes the prompts of a workdir as a checkpoint folder that the published code loads, epoch and all.
+    """Writes the prompts of a workdir as a checkpoint folder that the published code loads, epoch
+    and all.
 
     Raises UserError where that code has no place for them.
     """
     config, saved = read_run(source)
     if config.text_prompt.depth > 1:
         raise UserError(
-            f"{source} has a context of {config.text_prompt.depth} layers; the published code has one of the first."
+            f"{source} has a context of {config.text_prompt.depth} layers; the published code has "
+            "one of the first."
         )
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError(f"{directory} is there already: name a new folder.")
@@ -95,12 +99,16 @@ def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
         write_torch_file(folder / f"model.pth.tar-{epoch}", tensors, epoch)
         (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
     say(
-        f"wrote {directory}, which the published code loads with --model-dir and --load-epoch {epoch}"
+        f"wrote {directory}, which the published code loads with --model-dir and --load-epoch "
+        f"{epoch}"
     )
 
 
 def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
-    """Settings and newest prompts of a workdir or prompt file.  Raises UserError where there are none."""
+    """Settings and newest prompts of a workdir or prompt file.
+
+    Raises UserError where there are none.
+    """
     config = settings.load_saved(source)
     if settings.method(config) == "zeroshot":
         raise UserError(f"{source} is zero-shot, so it has no prompts to convert.")
@@ -140,7 +148,8 @@ def check_fit(prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pat
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):
             raise UserError(
-                f"{directory / module[name.partition('.')[0]]}: {name} has shape {there.get(name)}, "
+                f"{directory / module[name.partition('.')[0]]}: {name} has shape "
+                f"{there.get(name)}, "
                 f"but the backbone {config.clip.weights} needs {here.get(name)}."
             )
 

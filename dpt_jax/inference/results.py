@@ -58,4 +58,5 @@ def summary(results: dict[str, Any]) -> str:
         line += f" ({results['unreadable']} more could not be read and were left out)"
     if method == "zeroshot":
         return line
-    return f"{line}\nzero-shot: {zero_shot:.1f} %, so {method} gained {accuracy - zero_shot:+.1f} points"
+    gained = accuracy - zero_shot
+    return f"{line}\nzero-shot: {zero_shot:.1f} %, so {method} gained {gained:+.1f} points"

@@ -13,7 +13,8 @@ CALIBRATION_BINS = 15
 def class_scores(
     predicted: np.ndarray, label: np.ndarray, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """For each class its images n, the part of them that is recognised, F1 (0 where it is undefined), and
+    """For each class its images n, the part of them that is recognised, F1 (0 where it is
+    undefined), and
     what its images were taken for, {class: images}, most first."""
     scores = {}
     for c, name in enumerate(names):
@@ -33,9 +34,11 @@ def class_scores(
 
 
 def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
-    """How far the probability of the first answer is from how often it is right (Guo et al. 2017, equation 5).
+    """How far the probability of the first answer is from how often it is right (Guo et al. 2017,
+    equation 5).
 
-    {"ece": expected calibration error, from 0 to 1, "bins": for each fifteenth of the probabilities that has images
+    {"ece": expected calibration error, from 0 to 1, "bins": for each fifteenth of the probabilities
+    that has images
     {"images", "confidence" (their mean probability), "accuracy"}}.
     """
     probabilities = scipy.special.softmax(logits.astype(np.float64), axis=-1)

@@ -13,7 +13,9 @@ PAIRS = 10_000  # of words, whose mean distance is the measure
 
 
 class Neighbours(NamedTuple):
-    """One context vector: whose it is ("" where all classes share it), its place, and its nearest words."""
+    """One context vector: whose it is ("" where all classes share it), its place, and its nearest
+    words.
+    """
 
     classname: str
     place: int  # from 1
@@ -42,8 +44,9 @@ def neighbours(predictor: Predictor, top: int) -> list[Neighbours]:
     context = np.asarray(predictor.prompts["text"]["context"][0], np.float32)
     specific = context.ndim == 3
     found = []
-    for classname, vectors in zip(predictor.classnames if specific else [""], context if specific else [context],
-                                  strict=True):  # fmt: skip
+    classnames = predictor.classnames if specific else [""]
+    contexts = context if specific else [context]
+    for classname, vectors in zip(classnames, contexts, strict=True):
         for i, vector in enumerate(vectors):
             distance = np.linalg.norm(vocabulary - vector, axis=-1)
             nearest = np.argsort(distance, kind="stable")[:top]

@@ -21,7 +21,8 @@ class Made(NamedTuple):
     """What the losses and pictures read of the class prompts of one layer, float32."""
 
     auxiliary: Array  # (B, K, C), logits
-    attention: Array  # (B, K, T + GLOBAL_TOKENS), what each class prompt is made of: image tokens, then global ones
+    # (B, K, T + GLOBAL_TOKENS), what each class prompt is made of: image tokens, then global ones
+    attention: Array
 
 
 def torch_uniform(fan_in: int) -> Any:

@@ -12,7 +12,8 @@ UNKNOWN = "unknown"
 
 
 class Cell(NamedTuple):
-    """Runs that differ in their seed only. trained_on and trained_classes are "" for zero-shot, and UNKNOWN where
+    """Runs that differ in their seed only. trained_on and trained_classes are "" for zero-shot, and
+    UNKNOWN where
     a checkpoint does not say it."""
 
     method: str
@@ -24,14 +25,18 @@ class Cell(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Accuracy and macro F1 of a cell in percent: one number a seed; and the test images of a run."""
+    """Accuracy and macro F1 of a cell in percent: one number a seed; and the test images of a
+    run.
+    """
 
     accuracy: np.ndarray
     macro_f1: np.ndarray
     images: int
 
     def __str__(self) -> str:
-        """The mean, and of several seeds their standard deviation (of the population, as published tables have it)."""
+        """The mean, and of several seeds their standard deviation (of the population, as published
+        tables have it).
+        """
         deviation = f" ± {self.accuracy.std():.1f}" if len(self.accuracy) > 1 else ""
         return f"{self.accuracy.mean():.1f}{deviation}"
 
@@ -84,7 +89,9 @@ def in_domain(scores: Scores) -> dict[Cell, Score]:
 
 
 def average_over_datasets(cells: Scores, datasets: Sequence[str]) -> dict[tuple[str, int], float]:
-    """{(method, shots): mean accuracy}, where the method has run with these shots on every one of the datasets."""
+    """{(method, shots): mean accuracy}, where the method has run with these shots on every one of
+    the datasets.
+    """
     means: dict[tuple[str, int], dict[str, float]] = {}
     shots = {cell.shots for cell in cells if cell.trained_on} or {0}
     for cell, score in cells.items():
@@ -100,7 +107,9 @@ def average_over_datasets(cells: Scores, datasets: Sequence[str]) -> dict[tuple[
 
 
 def harmonic_mean(base: float, new: float) -> float:
-    """2·base·new / (base + new) of two mean accuracies, as base-to-new results are published; 0 for two zeros."""
+    """2·base·new / (base + new) of two mean accuracies, as base-to-new results are published; 0 for
+    two zeros.
+    """
     return 2 * base * new / (base + new) if base + new else 0.0
 
 

@@ -11,7 +11,8 @@ from dpt_jax.report.figures import MOST_LETTERS, pyplot, shortened
 
 
 class Cloud(NamedTuple):
-    """Image features (N, 2) and text features (C, 2) on two axes, and what part of the variance of the images each
+    """Image features (N, 2) and text features (C, 2) on two axes, and what part of the variance of
+    the images each
     axis has."""
 
     images: np.ndarray
@@ -25,7 +26,8 @@ def draw_clouds(
     classnames: Sequence[str],
     file: pathlib.Path | BinaryIO,
 ) -> None:
-    """Images (points) and class texts (stars) beside each other before and after; of the classes with most images as
+    """Images (points) and class texts (stars) beside each other before and after; of the classes
+    with most images as
     many as can be told apart, the others grey.  label: (N,)."""
     plt = pyplot()
     colours = [method.colour for method in METHODS.values()] + ["#0072B2", "#CC79A7", "#F0E442"]

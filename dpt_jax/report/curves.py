@@ -39,7 +39,9 @@ def draw_curves(panels: Mapping[str, Curves], file: pathlib.Path) -> None:
 
 
 def draw_panel(axes: Any, title: str, curves: Curves) -> None:
-    """Accuracy against shots: a curve a method with bars of one standard deviation, a line for zero-shot."""
+    """Accuracy against shots: a curve a method with bars of one standard deviation, a line for
+    zero-shot.
+    """
     for i, (method, points) in enumerate(curves.items()):
         style = METHODS[method]
         if method == ZERO_SHOT:

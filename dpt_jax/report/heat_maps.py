@@ -88,7 +88,8 @@ def _draw_maps(
 ) -> None:
     """Maps with their names over the greyed image.
 
-    Each is scaled to its own largest patch, which its title tells: on one scale, a map that gathers in a patch would
+    Each is scaled to its own largest patch, which its title tells: on one scale, a map that gathers
+    in a patch would
     leave those that are spread out black.
     """
     grey = np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
@@ -100,7 +101,8 @@ def _draw_maps(
         axes.imshow(grey, alpha=1.0 if one is not None else 0.3)
         if one is None:
             axes.set_title(name, fontsize=9)
-            axes.text(0.5, 0.5, "not among the classes\nthat CAVPT looked at", transform=axes.transAxes, fontsize=8,
+            axes.text(0.5, 0.5, "not among the classes\nthat CAVPT looked at",
+                      transform=axes.transAxes, fontsize=8,
                       ha="center", va="center")  # fmt: skip
             continue
         most = float(one.max()) or 1.0

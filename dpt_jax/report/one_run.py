@@ -23,10 +23,14 @@ CONFUSED_HEADER = ["images of", "taken for", "times"]
 
 
 def report_run(workdir: pathlib.Path) -> tuple[str, list[str]]:
-    """Writes the report over one run: its Markdown, and the names of the files.  Raises UserError without results."""
+    """Writes the report over one run: its Markdown, and the names of the files.
+
+    Raises UserError without results.
+    """
     results = read_current(workdir)
     classes = results["per_class"]
-    text = f"### {title(results)}\n\n{in_words(results)}\n\n{markdown(CLASS_HEADER, class_rows(results))}\n"
+    text = f"### {title(results)}\n\n{in_words(results)}\n\n"
+    text += f"{markdown(CLASS_HEADER, class_rows(results))}\n"
     if confused := confused_rows(results):
         text += f"\nMost often confused:\n\n{markdown(CONFUSED_HEADER, confused)}\n"
     (workdir / TABLE_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -66,7 +70,8 @@ def in_words(results: Results) -> str:
     trained = results["trained_on"]
     made = ""
     if trained:
-        made = f"Trained on {trained_dataset(results)}, {shots_in_words(results['shots'])}, seed {results['seed']}: "
+        shots = shots_in_words(results["shots"])
+        made = f"Trained on {trained_dataset(results)}, {shots}, seed {results['seed']}: "
     words = f"{100 * results['accuracy']:.1f} % of {results['n']:,} test images right"
     if results["method"] != ZERO_SHOT and "zero_shot_accuracy" in results:
         words += f" (zero-shot {100 * results['zero_shot_accuracy']:.1f} %)"
@@ -124,7 +129,9 @@ def draw_training(workdir: pathlib.Path, file: pathlib.Path | BinaryIO) -> bool:
 
 
 def draw_reliability(results: Results, file: pathlib.Path | BinaryIO) -> bool:
-    """How often answers are right against how sure they are; False for results of a version that did not note it."""
+    """How often answers are right against how sure they are; False for results of a version that
+    did not note it.
+    """
     if "calibration" not in results:
         return False
     found = {

@@ -1,4 +1,4 @@
-"""One page with all there is to see of a run: settings, training, scores, features, answers with heat maps.
+"""One page of a run: settings, training, scores, features, answers with heat maps.
 
 It is self-contained: pictures are part of it, and it asks for nothing from the network.
 """
@@ -47,7 +47,8 @@ figure { margin: 1.5rem 0; } figcaption { color: #444; }
 
 
 class Answers(NamedTuple):
-    """Of N test images: probabilities (N, C), true class (N,), place in the dataset (N,), and features before and
+    """Of N test images: probabilities (N, C), true class (N,), place in the dataset (N,), and
+    features before and
     after (N, E)."""
 
     probability: np.ndarray
@@ -98,7 +99,8 @@ def write_page(workdir: pathlib.Path) -> pathlib.Path:
         _table(["key", "value"], [[key, str(value)] for key, value in flat.items()]),
     ]
     file = workdir / PAGE_FILE
-    head = f'<meta charset="utf-8"><title>{html.escape(run_report.title(results))}</title><style>{STYLE}</style>'
+    title = html.escape(run_report.title(results))
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     body = "\n".join(parts)
     page = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
     file.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -161,7 +163,9 @@ def surest(answers: Answers, among: np.ndarray) -> list[int]:
 
 
 def features(predictor: Predictor, answers: Answers) -> str:
-    """Principal components of the image features, before and after, with the texts on the same axes."""
+    """Principal components of the image features, before and after, with the texts on the same
+    axes.
+    """
     texts = predictor.texts
     clouds = {
         "before: plain CLIP": principal_axes(answers.before, texts.frozen),
@@ -170,7 +174,8 @@ def features(predictor: Predictor, answers: Answers) -> str:
         ),
     }
     note = (
-        "The two principal components of the image features of each side; texts and images are centred apart, "
+        "The two principal components of the image features of each side; texts and images are "
+        "centred apart, "
         "since CLIP keeps the two in different places."
     )
     drawn = _drawn(
@@ -181,7 +186,9 @@ def features(predictor: Predictor, answers: Answers) -> str:
 
 
 def principal_axes(images: np.ndarray, texts: np.ndarray) -> Cloud:
-    """Image features (N, E) on their first two principal components, and text features (C, E) beside them."""
+    """Image features (N, E) on their first two principal components, and text features (C, E)
+    beside them.
+    """
     centred = images - images.mean(0)
     _, deviations, axes = np.linalg.svd(centred, full_matrices=False)
     two = np.zeros((2, images.shape[1]), images.dtype)
@@ -203,7 +210,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
     body = "\n".join(line(row, "td") for row in rows)
-    return f'<div class="scroll"><table><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table></div>'
+    table = f"<thead>{line(header, 'th')}</thead><tbody>{body}</tbody>"
+    return f'<div class="scroll"><table>{table}</table></div>'
 
 
 def _drawn(draw: Callable[[BinaryIO], object], caption: str) -> str:
@@ -213,4 +221,5 @@ def _drawn(draw: Callable[[BinaryIO], object], caption: str) -> str:
     data, text = base64.b64encode(buffer.getvalue()).decode(), html.escape(caption)
     if not data:
         return ""
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+    image = f'<img src="data:image/png;base64,{data}" alt="{text}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

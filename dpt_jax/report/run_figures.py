@@ -15,7 +15,9 @@ MOST_NAMED_CLASSES = 60
 def draw_confusion(
     matrix: np.ndarray, classnames: Sequence[str], title: str, file: pathlib.Path | BinaryIO
 ) -> None:
-    """(C, C) in percent of the true class, a row each; names stand beside it where there is room for them."""
+    """(C, C) in percent of the true class, a row each; names stand beside it where there is room
+    for them.
+    """
     plt = pyplot()
     side = min(max(0.28 * len(classnames) + 2.5, 4.5), 16)
     figure, axes = plt.subplots(figsize=(side + 1, side), layout="constrained")
@@ -38,7 +40,8 @@ def draw_training(
 ) -> None:
     """Loss, training accuracy and learning rates by epoch.
 
-    records: those of metrics.jsonl, one an epoch. guidance_epochs: where the loss changes its form, 0 if it does not.
+    records: those of metrics.jsonl, one an epoch. guidance_epochs: where the loss changes its form,
+    0 if it does not.
     """
     plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3), layout="constrained")
@@ -69,7 +72,8 @@ def draw_training(
 def draw_reliability(
     calibrations: Mapping[str, Mapping[str, Any]], file: pathlib.Path | BinaryIO
 ) -> None:
-    """For each method, how often its answers are right against how sure it is, and how many answers are so sure.
+    """For each method, how often its answers are right against how sure it is, and how many answers
+    are so sure.
 
     calibrations: {method: what evaluate.calibration gives}.
     """
@@ -77,7 +81,8 @@ def draw_reliability(
     size = (4.2 * len(calibrations), 4.6)
     ratios = {"height_ratios": [3, 1]}
     figure, grid = plt.subplots(
-        2, len(calibrations), figsize=size, squeeze=False, sharex=True, sharey="row", layout="constrained",
+        2, len(calibrations), figsize=size, squeeze=False, sharex=True, sharey="row",
+        layout="constrained",
         gridspec_kw=ratios,
     )  # fmt: skip
     for (above, below), (method, found) in zip(grid.T, calibrations.items(), strict=True):

@@ -1,4 +1,4 @@
-"""The report over all runs below a folder: tables as Markdown and CSV, and accuracy against shots."""
+"""The report over all runs below a folder: tables, and accuracy against shots."""
 
 import pathlib
 from collections.abc import Iterable
@@ -31,7 +31,8 @@ def few_shot_tables(scores: Scores) -> list[str]:
     """For each dataset, and on average over them where there are several: methods × shots."""
     cells = in_domain(scores)
     trained = [cell for cell in cells if cell.trained_on]
-    # What is only tested on, with prompts of another dataset, stands in the table of that, also zero-shot.
+    # What is only tested on, with prompts of another dataset, stands in the table of that, also
+    # zero-shot.
     shown_elsewhere = {cell.dataset for cell in away(scores)}.difference(
         cell.dataset for cell in trained
     )
@@ -60,13 +61,16 @@ def few_shot_tables(scores: Scores) -> list[str]:
             ]
             for method in methods_of(cells)
         ]
-        title = f"### Average over {len(datasets)} datasets\n\nMean of their accuracies (%), where all have run.\n\n"
+        title = f"### Average over {len(datasets)} datasets\n\n"
+        title += "Mean of their accuracies (%), where all have run.\n\n"
         tables.append(title + markdown(["method", *map(shots_in_words, shots)], rows))
     return tables
 
 
 def base_to_new_tables(scores: Scores) -> list[str]:
-    """For each dataset: prompts trained on the base classes, on base and on new ones, and the harmonic mean."""
+    """For each dataset: prompts trained on the base classes, on base and on new ones, and the
+    harmonic mean.
+    """
     tables = []
     for dataset in in_order(cell.dataset for cell in scores if cell.classes == "base"):
         rows = []
@@ -101,7 +105,9 @@ def base_to_new_tables(scores: Scores) -> list[str]:
 
 
 def transfer_tables(scores: Scores) -> list[str]:
-    """For each dataset that prompts were taken from: what they reach there and on each other dataset."""
+    """For each dataset that prompts were taken from: what they reach there and on each other
+    dataset.
+    """
     tables = []
     elsewhere = away(scores)
     for source, half in in_order((cell.trained_on, cell.trained_classes) for cell in elsewhere):
@@ -133,7 +139,8 @@ def transfer_tables(scores: Scores) -> list[str]:
         if len(targets) == 1:
             header, rows = header[:-1], [row[:-1] for row in rows]
         name = f"{source} ({half} classes)" if half in ("base", "new") else source
-        title = f"### From {name} to other datasets\n\nPrompts trained on {name}, accuracy (%), {_seeds(shown)}.\n\n"
+        title = f"### From {name} to other datasets\n\n"
+        title += f"Prompts trained on {name}, accuracy (%), {_seeds(shown)}.\n\n"
         tables.append(title + markdown(header, rows))
     return tables
 
@@ -149,7 +156,8 @@ def _seeds(scores: Iterable[Score]) -> str:
         return "one seed"
     # Zero-shot, which needs no seeds, is of one.
     counts = [count for count in counts if count > 1]
-    return f"mean ± standard deviation of {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} seeds"
+    most = f" to {counts[-1]}" if len(counts) > 1 else ""
+    return f"mean ± standard deviation of {counts[0]}{most} seeds"
 
 
 def write_csv(scores: Scores, file: pathlib.Path) -> None:
@@ -178,7 +186,9 @@ def write_csv(scores: Scores, file: pathlib.Path) -> None:
 
 
 def curves(cells: Scores) -> Curves:
-    """Accuracy against shots, of cells that differ in method and shots only; runs on all images have no place."""
+    """Accuracy against shots, of cells that differ in method and shots only; runs on all images
+    have no place.
+    """
     return {
         method: sorted(
             Point(cell.shots, score.accuracy.mean(), score.accuracy.std())
@@ -190,7 +200,9 @@ def curves(cells: Scores) -> Curves:
 
 
 def report_panels(scores: Scores) -> dict[str, Curves]:
-    """What the paper's figure shows, {title: {method: points}}: the average and each dataset; {} without a training."""
+    """What the paper's figure shows, {title: {method: points}}: the average and each dataset; {}
+    without a training.
+    """
     cells = in_domain(scores)
     datasets = in_order(cell.dataset for cell in cells if cell.shots > 0)
     panels: dict[str, Curves] = {}
@@ -216,7 +228,8 @@ def report_folder(folder: pathlib.Path) -> tuple[str, list[str]]:
     tables = [*few_shot_tables(scores), *base_to_new_tables(scores), *transfer_tables(scores)]
     if not tables:
         tables = [
-            f"No run here has a counterpart to stand beside in a table; each is a line of {CSV_FILE}."
+            "No run here has a counterpart to stand beside in a table; each is a line of "
+            f"{CSV_FILE}."
         ]
     if notes:
         tables.append("\n".join(["To know:\n", *(f"- {note}" for note in notes)]))

@@ -18,7 +18,9 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 class CSVWriter:
-    """Rows of text and numbers; text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    """Rows of text and numbers; text that a spreadsheet would take for a formula gets an apostrophe
+    in front.
+    """
 
     def __init__(self, out: TextIO, header: Sequence[str]) -> None:
         """out: opened with newline=""."""

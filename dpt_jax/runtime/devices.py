@@ -28,7 +28,10 @@ CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """The processes of a run as the command line names them. coordinator: HOST:PORT of process 0."""
+    """The processes of a run as the command line names them.
+
+    coordinator: HOST:PORT of process 0.
+    """
 
     coordinator: str | None = None
     processes: int | None = None
@@ -79,7 +82,9 @@ def _check_equal_devices() -> None:
 
 
 def keep_compiled() -> None:
-    """Programs that have been compiled serve every later run on this machine, unless JAX is told otherwise."""
+    """Programs that have been compiled serve every later run on this machine, unless JAX is told
+    otherwise.
+    """
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update(
@@ -90,7 +95,9 @@ def keep_compiled() -> None:
 
 
 def _processor() -> str:
-    """A name for this kind of processor: what is compiled for another may use instructions that it does not have."""
+    """A name for this kind of processor: what is compiled for another may use instructions that it
+    does not have.
+    """
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         kind = next(line for line in lines if line.startswith(("flags", "Features")))
@@ -148,7 +155,8 @@ def is_first() -> bool:
 
 
 def replicate(tree: Any) -> Any:
-    """A copy of every array on each of this host's devices; arrays that were replicated before stay as they are.
+    """A copy of every array on each of this host's devices; arrays that were replicated before stay
+    as they are.
 
     Placed as pmap places its results, so that a program compiled for the one
     takes the other, and straight from the host, without a stacked copy there.
@@ -195,7 +203,9 @@ def sum_over_hosts(number: int) -> int:
 
 
 def rows_of_all_hosts(own: np.ndarray) -> np.ndarray:
-    """(n, …) of every host, the same n on each -> (hosts · n, …): row 0 of each host, then row 1 of each, and so on."""
+    """(n, …) of every host, the same n on each -> (hosts · n, …): row 0 of each host, then row 1 of
+    each, and so on.
+    """
     if jax.process_count() == 1:
         return own
     everywhere = multihost_utils.process_allgather(own)  # (hosts, n, …)

@@ -57,7 +57,9 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _tensorboard() -> Any:
-    """tensorboardX, which would import PyTorch where that is installed, for seconds and to no use here."""
+    """tensorboardX, which would import PyTorch where that is installed, for seconds and to no use
+    here.
+    """
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]

@@ -34,7 +34,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
-        # Elsewhere than in the main thread Python takes no signals, and whoever started the thread must.
+        # Elsewhere than in the main thread Python takes no signals, and whoever started the thread
+        # must.
         for number in signals if threading.current_thread() is threading.main_thread() else ():
             self._before[number] = signal.signal(number, self._ask)
         return self
@@ -52,7 +53,8 @@ class StopRequest:
         # Not by print, which a signal may have come in the middle of.
         os.write(
             2,
-            f"{signal.Signals(number).name}: stopping after this step (Ctrl-C again stops at once).\n".encode(),
+            f"{signal.Signals(number).name}: stopping after this step "
+            "(Ctrl-C again stops at once).\n".encode(),
         )
 
     def __bool__(self) -> bool:

@@ -1,8 +1,9 @@
 """A trained prompt as one small file that can be handed on: safetensors with a header in JSON.
 
-The tensors are the prompts by their place in the tree ("cavpt.query.kernel"). The header's entries are method,
-backbone, template, classnames and results, for whoever opens the file, and settings, training and step, which make
-it a run again: it stands wherever a workdir does that is only read.
+The tensors are the prompts by their place in the tree ("cavpt.query.kernel"). The header's entries
+are method, backbone, template, classnames and results, for a reader who opens the file, and
+settings, training and step, which make it a run again. A command that reads a run takes the file
+instead of a workdir.
 """
 
 import json
@@ -18,7 +19,8 @@ from dpt_jax.errors import UserError
 
 SUFFIX = ".safetensors"
 FORMAT = "dpt_jax prompts, version 1"
-# What the header says of a run's results; the rest of results.json is long and of the test images alone.
+# What the header says of a run's results; the rest of results.json is long and of the test images
+# alone.
 RESULTS = (
     "dataset",
     "classes",
@@ -38,7 +40,9 @@ def is_prompt_file(source: pathlib.Path) -> bool:
 
 
 def folder_of(source: pathlib.Path) -> pathlib.Path:
-    """Where to write what is made of a workdir or prompt file: there, or in a folder of the file's name."""
+    """Where to write what is made of a workdir or prompt file: there, or in a folder of the file's
+    name.
+    """
     return source.with_suffix("") if is_prompt_file(source) else source
 
 
@@ -52,8 +56,10 @@ def write(
 ) -> None:
     """Writes prompts (a tree of host arrays) with all that is known of them.
 
-    training: what their checkpoint says of it. settings: the configuration of the run. results: its results.json.
-    Folders of data and of other runs stay out; where CLIP's weights are stays in, since they must be found again.
+    training: what their checkpoint says of it. settings: the configuration of the run. results: its
+    results.json.
+    Folders of data and of other runs stay out; where CLIP's weights are stays in, since they must
+    be found again.
     """
     import safetensors.numpy
 
@@ -84,7 +90,10 @@ def write(
 
 
 def read_header(file: pathlib.Path) -> dict[str, Any]:
-    """The header's entries.  Raises UserError where the file is missing, damaged or not of prompts."""
+    """The header's entries.
+
+    Raises UserError where the file is missing, damaged or not of prompts.
+    """
     import safetensors
 
     if not file.is_file():
@@ -100,7 +109,8 @@ def read_header(file: pathlib.Path) -> dict[str, Any]:
         ) from reason
     if header.get("format") != FORMAT:
         raise UserError(
-            f"{file} is no file of prompts (its header says {header.get('format')!r}, not {FORMAT!r}): "
+            f"{file} is no file of prompts (its header says {header.get('format')!r}, not "
+            f"{FORMAT!r}): "
             "write one with `dpt-jax convert export WORKDIR FILE`."
         )
     try:

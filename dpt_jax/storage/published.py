@@ -93,7 +93,8 @@ def prompts_from_published(modules: dict[str, Tensors]) -> Any:
 
 
 def published_from_prompts(prompts: Any, visual_length: int) -> dict[str, Tensors]:
-    """The state dict of each module, from a tree of prompts: prompts_from_published the other way round.
+    """The state dict of each module, from a tree of prompts: prompts_from_published the other way
+    round.
 
     visual_length: tokens a layer, also where CAVPT leaves no layer to them.
     """
@@ -120,7 +121,9 @@ def published_from_prompts(prompts: Any, visual_length: int) -> dict[str, Tensor
 
 
 def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
-    """(epoch, state dict of each module) of the last epoch that all modules have, else of the best model."""
+    """(epoch, state dict of each module) of the last epoch that all modules have, else of the best
+    model.
+    """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder; it should hold {', '.join(MODULES)}.")
     for name, method in OTHER_MODULES.items():
@@ -131,7 +134,8 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
     folders = [directory / name for name in MODULES if (directory / name).is_dir()]
     if not folders:
         raise UserError(
-            f"{directory} holds none of {', '.join(MODULES)}: it is no checkpoint of the published code."
+            f"{directory} holds none of {', '.join(MODULES)}: it is no checkpoint of the "
+            "published code."
         )
     epochs = set.intersection(*(_epochs(folder) for folder in folders))
     name = f"model.pth.tar-{max(epochs)}" if epochs else "model-best.pth.tar"

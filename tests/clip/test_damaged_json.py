@@ -37,7 +37,7 @@ def put(raw, path, value):
 
 
 def damages(raw, count, seed=0):
-    """Some texts that were this JSON file: another value, cut, bytes changed, an encoding."""
+    """This JSON file with another value somewhere, cut, with bytes changed, in an encoding."""
     draw = random.Random(seed)
     whole = json.dumps(raw, ensure_ascii=False).encode()
     places = list(values(raw))

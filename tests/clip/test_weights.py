@@ -1,4 +1,4 @@
-"""Every format gives the same CLIP; a file that does not fit is named with its tensor."""
+"""Every format of weights gives the same CLIP; a file that does not fit is named."""
 
 import io
 import json
@@ -120,7 +120,9 @@ MARKS = {"input_resolution": 16, "context_length": 77, "vocab_size": 49408}
 
 
 def test_openai_archive_of_other_sizes_is_not_guessed(openai, source, expected, tmp_path):
-    """Heads and activation are known of OpenAI's own models alone."""
+    """Heads and activation are known of OpenAI's own models; another one needs its
+    configuration.
+    """
     file = tmp_path / "tiny.pt"
     torch.save({**torch_state(openai), **{k: torch.tensor(v) for k, v in MARKS.items()}}, file)
     with pytest.raises(UserError, match="of none of its models"):
@@ -256,8 +258,7 @@ def test_file_that_is_another_thing_is_named(copy, name, data, says):
     ],
 )
 def test_tensors_of_another_model_are_refused_by_its_name(copy, openai, name, says):
-    tensors = {n: np.asarray(x) for n, x in openai.items()}
-    save_file({**tensors, name: np.zeros(3, np.float32)}, copy / "open_clip_model.safetensors")
+    save_file({**openai, name: np.zeros(3, np.float32)}, copy / "open_clip_model.safetensors")
     with pytest.raises(UserError, match=says):
         load_clip(str(copy))
 
@@ -348,8 +349,8 @@ def test_hub_id_from_the_local_cache(source, expected, tmp_path, monkeypatch):
     (snapshot.parent.parent / "refs" / "main").write_text("0123")
     code = (
         "from dpt_jax.clip.pretrained import load_clip; import numpy as np; "
-        "table = load_clip('someone/tiny').params['text']['token_embedding']; "
-        "print(float(np.sum(table, dtype=np.float64)))"
+        "print(float(np.sum(load_clip('someone/tiny').params['text']['token_embedding'], "
+        "dtype=np.float64)))"
     )
     done = command("-c", code, HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1")
     total = float(np.sum(expected.params["text"]["token_embedding"], dtype=np.float64))
@@ -484,8 +485,9 @@ CONFIGS = [
 def test_sizes_that_a_config_leaves_out_are_those_of_transformers(tmp_path):
     """In a process of its own: the configuration of transformers imports PyTorch."""
     code = (
-        "import json, sys, transformers; read = transformers.CLIPConfig.from_dict; "
-        "print(json.dumps([read(raw).to_dict() for raw in json.loads(sys.argv[1])]))"
+        "import json, sys, transformers; "
+        "print(json.dumps([transformers.CLIPConfig.from_dict(raw).to_dict() for raw in "
+        "json.loads(sys.argv[1])]))"
     )
     read = json.loads(command("-c", code, json.dumps(CONFIGS)).stdout.splitlines()[-1])
     for raw, whole in zip(CONFIGS, read, strict=True):
@@ -503,13 +505,14 @@ def test_sizes_that_a_config_leaves_out_are_those_of_transformers(tmp_path):
 def test_bundled_model_loads_in_transformers_too(tmp_path):
     """The tiny CLIP is an ordinary model directory, not one for this project alone.
 
-    In a process of its own: models bring Triton in, if it is there, which can crash where JAX
-    has compiled something.
+    In a process of its own: models bring Triton in, if it is there, which can crash where JAX has
+    compiled something.
     """
     code = (
-        "import sys, numpy, transformers; "
-        "state = transformers.CLIPModel.from_pretrained(sys.argv[1]).state_dict(); "
-        "numpy.savez(sys.argv[2], **{name: value.float().numpy() for name, value in state.items()})"
+        "import sys, numpy, transformers; model = "
+        "transformers.CLIPModel.from_pretrained(sys.argv[1]); "
+        "numpy.savez(sys.argv[2], **{name: value.float().numpy() for name, value in "
+        "model.state_dict().items()})"
     )
     command("-c", code, str(BUNDLED / "tiny-clip"), str(tmp_path / "state.npz"))
     state = np.load(tmp_path / "state.npz")

@@ -78,7 +78,9 @@ def converted(directory, workdir, config, clip, **overrides):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_class_specific_coop(tmp_path, config, clip, dtype):
-    """CoOp's folder has one module, with buffers that belong to its classes; half precision is usual."""
+    """CoOp's folder has one module, with buffers that belong to its classes; half precision is
+    usual.
+    """
     ctx = normal(CLASSES, 5, WIDTH, dtype=dtype)
     buffers = {
         "token_prefix": normal(CLASSES, 1, WIDTH),
@@ -112,7 +114,9 @@ def test_vpt(tmp_path, config, clip):
 
 @pytest.mark.parametrize("first", [1, 3])
 def test_dpt_from_an_earlier_layer(tmp_path, config, clip, first):
-    """From layer 1 on there are no visual prompt layers, and the published file holds an empty tensor."""
+    """From layer 1 on there are no visual prompt layers, and the published file holds an empty
+    tensor.
+    """
     save(tmp_path, TEXT, {"ctx": normal(4, WIDTH)})
     save(tmp_path, VISUAL, {"ctx": normal(first - 1, 3, WIDTH)})
     save(tmp_path, CAVPT, extractor(LAYERS + 1 - first))

@@ -39,7 +39,8 @@ def converted(flags, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "converted"
     command(
         "-m",
-        "dpt_jax.commands.convert",
+        "dpt_jax",
+        "convert",
         "reference",
         str(SMALL / "checkpoint"),
         f"--workdir={workdir}",
@@ -96,8 +97,15 @@ def test_any_number_of_devices_trains_to_the_same_prompts(flags, tmp_path):
     found = {}
     for devices in (1, 2, 4):
         workdir = tmp_path / str(devices)
-        command("main.py", *flags, "--config.train.batch_size=5", "--config.train.epochs=2",
-                "--config.train.warmup_epochs=0", f"--workdir={workdir}", devices=devices)  # fmt: skip
+        command(
+            "main.py",
+            *flags,
+            "--config.train.batch_size=5",
+            "--config.train.epochs=2",
+            "--config.train.warmup_epochs=0",
+            f"--workdir={workdir}",
+            devices=devices,
+        )
         found[devices] = prompts_of(workdir)
     for devices in (2, 4):
         for a, b in zip(found[devices], found[1], strict=True):
@@ -106,8 +114,14 @@ def test_any_number_of_devices_trains_to_the_same_prompts(flags, tmp_path):
 
 def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):
     """Six steps of two an epoch, with augmentation; every checkpoint is gone on from."""
-    options = [*flags, "--config.train.batch_size=6", "--config.train.epochs=3", "--config.train.augment=True",
-               "--config.checkpoint.every_steps=1", "--config.checkpoint.keep=9"]  # fmt: skip
+    options = [
+        *flags,
+        "--config.train.batch_size=6",
+        "--config.train.epochs=3",
+        "--config.train.augment=True",
+        "--config.checkpoint.every_steps=1",
+        "--config.checkpoint.keep=9",
+    ]
     whole = tmp_path / "whole"
     command("main.py", *options, f"--workdir={whole}")
     expected, metrics = prompts_of(whole), (whole / "metrics.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What a start costs: programs are compiled once and for all, and only what is needed is imported."""
+"""What a start costs: each program is compiled once, and only what is needed is imported."""
 
 import json
 
@@ -6,7 +6,8 @@ import pytest
 
 from tests.helpers.commands import command
 
-# Counts, at the end of a run of main.py, the programs that were compiled and those found compiled, and looks for
+# Counts, at the end of a run of main.py, the programs that were compiled and those found compiled,
+# and looks for
 # modules that take seconds to import.
 COUNTED = """
 import collections, json, runpy, sys
@@ -14,12 +15,15 @@ import jax.monitoring
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.rpartition("/")[2]]))
 jax.monitoring.register_event_duration_secs_listener(
-    lambda name, _, **about: counts.update([about["fun_name"]] if name.endswith("backend_compile_duration") else [])
+    lambda name, _, **about: counts.update(
+        [about["fun_name"]] if name.endswith("backend_compile_duration") else []
+    )
 )
 try:
     runpy.run_path("main.py", run_name="__main__")
 finally:
-    heavy = [name for name in ("torch", "tensorflow", "tensorflow_datasets", "matplotlib") if name in sys.modules]
+    wanted = ("torch", "tensorflow", "tensorflow_datasets", "matplotlib")
+    heavy = [name for name in wanted if name in sys.modules]
     print(json.dumps({"compiled": counts["cache_misses"], "found": counts["cache_hits"],
                       "pmapped": counts["jit(_fun)"], "heavy": heavy}))
 """
@@ -48,7 +52,9 @@ def test_a_second_start_compiles_nothing(cold, tmp_path):
 
 
 def test_each_program_is_compiled_once(cold):
-    """Frozen texts, training step, learned texts, classification; the step not again for the state that it returns."""
+    """Frozen texts, training step, learned texts, classification; the step not again for the state
+    that it returns.
+    """
     assert cold[1]["pmapped"] == 4
 
 

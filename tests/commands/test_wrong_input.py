@@ -1,4 +1,4 @@
-"""Settings, folders, images and weights of every kind: they are taken, or refused in one sentence."""
+"""Settings, folders, images and weights are taken, or refused in one sentence."""
 
 import os
 import pathlib
@@ -91,7 +91,9 @@ def test_a_key_that_is_mistyped_is_told(key, place, letter):
     ],
 )
 def test_wrong_settings_on_the_command_line(argument, says, tmp_path):
-    """Nothing is written; the first two also behind --config=FILE, which is looked at by other code."""
+    """Nothing is written; the first two also behind --config=FILE, which is looked at by other
+    code.
+    """
     behind = [["--config=configs/dpt.py", argument]] if "train.epochs?" in says else []
     for arguments in ([argument], *behind):
         done = command("main.py", *arguments, f"--workdir={tmp_path / 'run'}", check=False)
@@ -127,7 +129,9 @@ KINDS = st.sampled_from(["image", "empty", "text", "folder", "loop", "broken lin
 
 
 def fill(folder, entries):
-    """Makes a tree of {(names…): kind}; what cannot be made, since a file is in the way, is left out."""
+    """Makes a tree of {(names…): kind}; what cannot be made, since a file is in the way, is left
+    out.
+    """
     for names, kind in entries.items():
         path = folder.joinpath(*names)
         try:
@@ -153,7 +157,9 @@ def fill(folder, entries):
 )
 @tries(max_examples=150 * TIMES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_folder_is_a_dataset_or_is_refused(entries):
-    """Names that are no Unicode, links in a circle, empty files: the images of what is taken are read or left out."""
+    """Names that are no Unicode, links in a circle, empty files: the images of what is taken are
+    read or left out.
+    """
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
         fill(root, entries)
@@ -164,7 +170,10 @@ def test_any_folder_is_a_dataset_or_is_refused(entries):
             return
         assert all(name.isprintable() for name in splits.classnames)
         examples = [*splits.train, *splits.test]
-        rows = [row for batch in loader.test_batches(loader.Loading(read=splits.read, examples=examples, size=8, batch_size=4, skip_unreadable=True))
+        loading = loader.Loading(
+            read=splits.read, examples=examples, size=8, batch_size=4, skip_unreadable=True
+        )
+        rows = [row for batch in loader.test_batches(loading)
                 for row in zip(batch["index"], batch["weight"], strict=True)]  # fmt: skip
         assert [index for index, _ in rows] == list(range(len(examples)))
         for (_, weight), example in zip(rows, examples, strict=True):
@@ -223,7 +232,9 @@ def test_weights_of_whole_numbers_are_refused(clip_dir, tmp_path):
 
 
 def fuzz_weights(clip_dir, folder, rounds):
-    """Damages each file of a model again and again; how often it was recognised, and how often read all the same."""
+    """Damages each file of a model again and again; how often it was recognised, and how often read
+    all the same.
+    """
     generator, refused, read = np.random.default_rng(0), 0, 0
     shutil.copytree(clip_dir, folder)
     for name in ("model.safetensors", "config.json", "vocab.json", "merges.txt"):
@@ -261,7 +272,14 @@ def test_a_context_of_each_class_with_other_classes_is_refused_before_weights_ar
     config = coop.get_config()
     config.text_prompt.class_specific, config.dataset.classes = True, "base"
     settings.save(config, tmp_path)
-    done = command("main.py", "--config=configs/coop.py", "--mode=eval", f"--config.init_from={tmp_path}",
-                   "--config.dataset.classes=new", "--config.clip.weights=/nowhere", check=False)  # fmt: skip
+    done = command(
+        "main.py",
+        "--config=configs/coop.py",
+        "--mode=eval",
+        f"--config.init_from={tmp_path}",
+        "--config.dataset.classes=new",
+        "--config.clip.weights=/nowhere",
+        check=False,
+    )
     assert done.returncode == 2
     assert "has a context for each of its own classes" in done.stderr

@@ -121,7 +121,9 @@ def test_validation_fifth_is_that_of_the_published_rule(tmp_path):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("shots", [1, 2, 8])
 def test_sample_is_that_of_the_published_rule(tmp_path, seed, shots):
-    """Also for the class order of the raw lists (flowers begin with label 3) and classes with too few images."""
+    """Also for the class order of the raw lists (flowers begin with label 3) and classes with too
+    few images.
+    """
     coop_trees.make("oxford_flowers", tmp_path)
     whole = read_coop("oxford_flowers", tmp_path)
     by_label = {}
@@ -251,8 +253,14 @@ def test_unreadable_images_end_the_run_or_are_left_out_and_counted(tmp_path, cli
     directory = coop_trees.make("fgvc_aircraft", tmp_path / "data")
     (directory / "images" / "1000000.jpg").write_bytes(b"not a picture")
     (directory / "images" / "3000000.jpg").unlink()
-    options = ["main.py", "--config=configs/vlp.py:fgvc_aircraft", f"--config.dataset.root={tmp_path / 'data'}",
-               f"--config.clip.weights={clip_dir}", "--config.train.epochs=1", "--config.dataset.shots=-1"]  # fmt: skip
+    options = [
+        "main.py",
+        "--config=configs/vlp.py:fgvc_aircraft",
+        f"--config.dataset.root={tmp_path / 'data'}",
+        f"--config.clip.weights={clip_dir}",
+        "--config.train.epochs=1",
+        "--config.dataset.shots=-1",
+    ]
     done = command(*options, f"--workdir={tmp_path / 'one'}", check=False)
     assert done.returncode == 2
     assert "3000000.jpg is not there" in done.stderr

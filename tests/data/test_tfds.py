@@ -202,7 +202,9 @@ def test_what_tfds_does_not_have_is_said(root):
 
 
 def test_a_dataset_is_prepared_on_its_first_use(tmp_path, capfd):
-    """By TFDS's own code from archives as ImageNet has them, of two images to train on and one to test."""
+    """By TFDS's own code from archives as ImageNet has them, of two images to train on and one to
+    test.
+    """
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)
 
@@ -246,7 +248,8 @@ def test_what_is_not_installed_is_said_before_the_download(tmp_path, monkeypatch
 
 def test_ucf101_without_tensorflow_is_one_sentence(root):
     """The only one that needs it also to be read; in a process that has not imported it yet."""
-    code = "import sys; sys.modules['tensorflow'] = None; from dpt_jax.data.tfds import read_tfds; read_tfds('ucf101', "
+    code = "import sys; sys.modules['tensorflow'] = None; "
+    code += "from dpt_jax.data.tfds import read_tfds; read_tfds('ucf101', "
     done = command("-c", f"{code}{str(root)!r})", check=False)
     assert "UserError: tensorflow-datasets needs tensorflow for ucf101" in done.stderr
 

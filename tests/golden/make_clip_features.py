@@ -46,7 +46,9 @@ def weights(sizes):
 
 
 def inputs():
-    """Two normalised images (2, 224, 224, 3) and three texts as token ids, start and end included."""
+    """Two normalised images (2, 224, 224, 3) and three texts as token ids, start and end
+    included.
+    """
     generator = np.random.default_rng(SEED)
     images = generator.standard_normal((2, 224, 224, 3), dtype=np.float32)
     texts = [[49406, *generator.integers(1000, 40000, n).tolist(), 49407] for n in (3, 6, 11)]

@@ -46,7 +46,8 @@ def command(
     cwd: pathlib.Path = ROOT,
     **environment: str,
 ) -> subprocess.CompletedProcess:
-    """`python ARGUMENTS…` on simulated CPU devices, from the root of the repository or with it on the path.
+    """`python ARGUMENTS…` on simulated CPU devices, from the root of the repository or with it on
+    the path.
 
     without: variables that it does not get.
     """

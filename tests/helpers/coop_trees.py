@@ -1,4 +1,4 @@
-"""Tiny copies of the fifteen datasets, as their downloads are laid out, with their formats and quirks."""
+"""Tiny copies of the fifteen datasets, laid out as their downloads are, quirks included."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""What the quick tests of faults and the soak share: runs that are hit, and bytes that are damaged."""
+"""What the tests of faults and the soak share: runs that are hit, and bytes that are damaged."""
 
 import os
 import pathlib
@@ -60,7 +60,8 @@ class Run:
 
 
 def kill_at_random(arguments: list[str], kills: int, seed: int, longest: float) -> int:
-    """Starts a run again and again and kills it at a random moment of the training; how often it was killed before it
+    """Starts a run again and again and kills it at a random moment of the training; how often it
+    was killed before it
     was finished."""
     moments, survived = random.Random(seed), 0
     for _ in range(kills):
@@ -75,7 +76,9 @@ def kill_at_random(arguments: list[str], kills: int, seed: int, longest: float) 
 
 
 def damaged(whole: bytes, generator: np.random.Generator) -> Iterator[tuple[str, bytes | None]]:
-    """What can have become of a file: it is gone, empty, cut, or has one bit or a block other than it had."""
+    """What can have become of a file: it is gone, empty, cut, or has one bit or a block other than
+    it had.
+    """
     yield "gone", None
     yield "empty", b""
     yield "cut", whole[: int(generator.integers(max(len(whole), 1)))]

@@ -28,7 +28,8 @@ def start_hosts(clip_dir, workdir, *arguments, slurm=False, **options):
 
 
 def start(command, slurm=False, devices=(2, 2), scripts=(None, None)):
-    """Start two processes of one run, which the command line tells of each other, or what srun sets.
+    """Start two processes of one run, which the command line tells of each other, or what srun
+    sets.
 
     devices: how many each has. scripts: Python code that one runs in place of the command's file.
     """

@@ -1,6 +1,7 @@
 """Writes a small CLIP with seeded random weights as a Hugging Face directory.
 
-    python make_clip.py OUT_DIR [--seed 0] [--embed 64 --res 32 --vl 4 --vw 128 --patch 8 --tw 128 --th 2 --tl 3]
+    python make_clip.py OUT_DIR [--seed 0] [--embed 64 --res 32 --vl 4 --vw 128 --patch 8]
+        [--tw 128 --th 2 --tl 3]
 
 OUT_DIR gets config.json, model.safetensors, preprocessor_config.json and the
 real CLIP vocabulary (vocab.json, merges.txt). The weights are those that the
@@ -159,7 +160,9 @@ def config(embed, res, vl, vw, patch, tw, th, tl):
 
 
 def vocabulary():
-    """CLIP's byte-level BPE as (vocab, merges): 256 byte symbols, the same with </w>, the merges, two specials."""
+    """CLIP's byte-level BPE as (vocab, merges): 256 byte symbols, the same with </w>, the merges,
+    two specials.
+    """
     merges = (
         gzip.decompress(VOCAB.read_bytes())
         .decode("utf-8")

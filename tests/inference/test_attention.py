@@ -30,7 +30,9 @@ def files():
 
 
 def test_sights_are_what_the_model_computed(predictor, files):
-    """Each map is the attention of its own class, whatever place the class has among those that CAVPT looks at."""
+    """Each map is the attention of its own class, whatever place the class has among those that
+    CAVPT looks at.
+    """
     pixels = predictor.pixels(files)
     outputs, plain = predictor.see(pixels)
     probability = predictor.predict(files)
@@ -105,7 +107,9 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
 
 @pytest.mark.parametrize("classes", [1, 8])
 def test_a_sight_of_any_number_of_classes_is_drawn(classes, tmp_path):
-    """Very long names, a class that was not looked at, a map without attention: nothing is clipped or divided by 0."""
+    """Very long names, a class that was not looked at, a map without attention: nothing is clipped
+    or divided by 0.
+    """
     names = [
         f"{'one of' if i % 2 else 'another of'} the rather long names without room, {i}"
         for i in range(classes)

@@ -245,8 +245,17 @@ def test_json(trained, predictor, mixed, files):
 
 def test_csv_and_other_classes(trained, mixed, tmp_path):
     (tmp_path / "names.txt").write_text("a zebra\n\n@handle\n", encoding="utf-8")
-    done = command("-m", "dpt_jax", "predict", f"--workdir={trained}", f"--classes={tmp_path / 'names.txt'}",
-                   f"--csv={tmp_path / 'out.csv'}", "=1+1.png", "a.png", cwd=mixed)  # fmt: skip
+    done = command(
+        "-m",
+        "dpt_jax",
+        "predict",
+        f"--workdir={trained}",
+        f"--classes={tmp_path / 'names.txt'}",
+        f"--csv={tmp_path / 'out.csv'}",
+        "=1+1.png",
+        "a.png",
+        cwd=mixed,
+    )
     assert "2 images" in done.stdout
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))

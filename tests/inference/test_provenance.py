@@ -1,4 +1,4 @@
-"""Results belong to their prompts: whoever reads them notices that the prompts are others by now."""
+"""Results belong to their prompts: a reader notices when the prompts are others by now."""
 
 import json
 import shutil

@@ -17,7 +17,9 @@ IMAGES = SMALL / "images"
 
 
 def test_principal_axes_by_hand():
-    """Points on a line through six dimensions: all variance on one axis, and texts where they stand along it."""
+    """Points on a line through six dimensions: all variance on one axis, and texts where they stand
+    along it.
+    """
     direction = np.array([0, 3, 0, 0, 4, 0]) / 5
     images = np.outer([-2.0, 0.0, 1.0, 5.0], direction) + 7
     cloud = page.principal_axes(images, np.outer([1.0, 3.0], direction) - 9)
@@ -72,8 +74,15 @@ def test_one_page_a_run(trained, tmp_path):
     assert evil in found.cells
     assert all(address.startswith("data:image/png;base64,") for address in found.asked)
     assert len(found.asked) >= 6
-    for heading in ("Training", "Right, and surest of it", "Wrong, and surest of it", "Features before and after",
-                    "What the context is near to", "How sure the answers are", "Settings"):  # fmt: skip
+    for heading in (
+        "Training",
+        "Right, and surest of it",
+        "Wrong, and surest of it",
+        "Features before and after",
+        "What the context is near to",
+        "How sure the answers are",
+        "Settings",
+    ):
         assert heading in found.text
     assert "train.visual_lr" in found.cells
 
@@ -81,8 +90,14 @@ def test_one_page_a_run(trained, tmp_path):
 def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
     """WORKDIR/on/DATASET has no prompts of its own, and no training."""
     workdir = tmp_path / "on"
-    command("main.py", "--config=configs/dpt.py:folder", "--mode=eval", f"--config.init_from={trained}",
-            f"--config.dataset.root={IMAGES}", f"--workdir={workdir}")  # fmt: skip
+    command(
+        "main.py",
+        "--config=configs/dpt.py:folder",
+        "--mode=eval",
+        f"--config.init_from={trained}",
+        f"--config.dataset.root={IMAGES}",
+        f"--workdir={workdir}",
+    )
     done = command("-m", "dpt_jax", "report", "--html", str(workdir))
     assert "report.html" in done.stdout
     assert "Training" not in Page((workdir / "report.html").read_text(encoding="utf-8")).text

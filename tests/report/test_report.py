@@ -34,9 +34,19 @@ def write(
     trained_on = (
         None if method == "zeroshot" else dict(zip(("dataset", "classes"), trained, strict=True))
     )
-    results = {"method": method, "dataset": dataset, "classes": classes, "shots": shots, "seed": seed, "n": 50,
-               "accuracy": accuracy / 100, "macro_f1": accuracy / 200, "trained_on": trained_on, "per_class": {},
-               **more}  # fmt: skip
+    results = {
+        "method": method,
+        "dataset": dataset,
+        "classes": classes,
+        "shots": shots,
+        "seed": seed,
+        "n": 50,
+        "accuracy": accuracy / 100,
+        "macro_f1": accuracy / 200,
+        "trained_on": trained_on,
+        "per_class": {},
+        **more,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results))
 
@@ -87,7 +97,9 @@ def test_average_is_over_datasets_that_have_all_run(tmp_path):
 
 
 def test_half_a_sweep_has_its_tables_and_figure(tmp_path):
-    """Zero-shot on one of two datasets, no number of shots on both: no average, and nothing is left out."""
+    """Zero-shot on one of two datasets, no number of shots on both: no average, and nothing is left
+    out.
+    """
     write(tmp_path / "z", "zeroshot", 40)
     write(tmp_path / "a", "coop", 50)
     write(tmp_path / "b", "coop", 60, dataset="eurosat", trained=("eurosat", "all"), shots=2)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dpt_jax.runtime.signals import EXIT_CODE
-from dpt_jax.storage.checkpoints import locked
+from dpt_jax.storage.lock import locked
 from tests.helpers.golden import SMALL
 from tests.helpers.hosts import Watched, start, start_hosts
 
@@ -135,7 +135,9 @@ def test_hosts_of_different_sizes_end_in_a_sentence(clip_dir, tmp_path):
 def test_a_run_of_a_sweep_that_fails_on_one_host_ends_on_both_and_they_go_on(
     clip_dir, tmp_path, images
 ):
-    """The second run is zero-shot on the same images, whose one unreadable one only training has."""
+    """The second run is zero-shot on the same images, whose one unreadable one only training
+    has.
+    """
     damage(images, "train", 1)
     command = ["-m", "dpt_jax.training.sweep", "--methods=coop,zeroshot", "--datasets=folder"]
     command += ["--shots=-1", "--seeds=1,2", f"--runs={tmp_path / 'runs'}"]

@@ -1,4 +1,4 @@
-"""Runs of several processes on loopback, two simulated devices each, and the programs that starts share."""
+"""Runs of several processes on loopback, with two simulated devices each."""
 
 import contextlib
 import json
@@ -27,7 +27,9 @@ def predictions(workdir):
 
 
 def test_two_hosts_compute_what_one_does(two_hosts, clip_dir, tmp_path):
-    """Training and evaluation; the 18 test images cannot be shared equally by batches of 8 on 4 devices."""
+    """Training and evaluation; the 18 test images cannot be shared equally by batches of 8 on 4
+    devices.
+    """
     workdir, _ = two_hosts
     command(
         "main.py",
@@ -92,7 +94,9 @@ def test_a_host_that_dies_ends_the_run_which_then_goes_on_to_the_same_bits(
 def test_one_host_that_is_to_go_stops_all_of_them_and_they_go_on_to_the_same_bits(
     two_hosts, clip_dir, tmp_path
 ):
-    """SIGTERM to the second host alone, as where one machine is preempted: both save the same step."""
+    """SIGTERM to the second host alone, as where one machine is preempted: both save the same
+    step.
+    """
     first, second = processes = start_hosts(
         clip_dir, tmp_path / "run", "--config.checkpoint.every_steps=1000"
     )

@@ -1,4 +1,4 @@
-"""What a trained prompt is handed on as: one file, a checkpoint of the published code, a compiled program."""
+"""Prompts handed on: one file, a checkpoint of the published code, a compiled program."""
 
 import json
 import shutil
@@ -92,9 +92,16 @@ def test_a_file_stands_where_a_workdir_does(shared, trained, tmp_path):
     np.testing.assert_allclose(
         *logits, rtol=1e-3, atol=1e-3
     )  # the training's was compiled in haste
-    done = command("main.py", "--config=configs/dpt.py:folder", f"--config.init_from={shared}", root,
-                   "--config.train.epochs=1", "--config.train.visual_lr=0.0", "--config.train.text_lr=0.0",
-                   f"--workdir={tmp_path / 'on'}")  # fmt: skip
+    done = command(
+        "main.py",
+        "--config=configs/dpt.py:folder",
+        f"--config.init_from={shared}",
+        root,
+        "--config.train.epochs=1",
+        "--config.train.visual_lr=0.0",
+        "--config.train.text_lr=0.0",
+        f"--workdir={tmp_path / 'on'}",
+    )
     assert "Training dpt" in done.stdout
     started, own = load_newest(tmp_path / "on").prompts, load_newest(trained).prompts
     np.testing.assert_allclose(

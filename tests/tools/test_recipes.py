@@ -18,7 +18,7 @@ from tools.tiny_clip.augment import augment
 
 
 def smaller(vocab_size):
-    tower = TransformerConfig(width=64, layers=2, heads=2, mlp_width=64)
+    tower = TransformerConfig(width=32, layers=2, heads=2, mlp_width=32)
     return CLIPConfig(32, corpus.IMAGE_SIZE, 8, tower, tower, vocab_size=vocab_size)
 
 
@@ -33,8 +33,8 @@ def tiny_clip(tmp_path_factory):
         patch.setattr(pretrain_tiny_clip, "tiny_config", smaller)
         patch.setattr(training, "WHOLE_IMAGE_SHARE", 0.0)
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
-        flags = ["--epochs=8", "--batch-size=4", "--learning-rate=3e-3"]
-        pretrain_tiny_clip.main([str(package), str(folder / "tiny"), *flags])
+        recipe = training.Recipe(epochs=8, batch_size=4, learning_rate=3e-3)
+        pretrain_tiny_clip.pretrain(str(package), folder / "tiny", recipe)
     return folder / "tiny", lines
 
 
@@ -59,7 +59,9 @@ def test_captions_have_the_features_of_ordinary_texts(tiny_clip):
     packed = plain_layout([corpus.TEMPLATES[0].format(p) for p in phrases], clip.tokenizer)
     model, params = CLIP(clip.config), {"params": clip.params}
     ours, theirs = (
-        model.apply(params, layout, method=lambda clip, layout: clip.text(layout))
+        jax.jit(lambda layout: model.apply(params, layout, method=lambda clip, x: clip.text(x)))(
+            layout
+        )
         for layout in (training.caption_layout(tokens[0], clip.tokenizer.start), packed)
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -69,10 +71,13 @@ def test_image_features_of_all_patches_are_those_of_the_tower(tiny_clip):
     clip = load_clip(str(tiny_clip[0]))
     images = np.asarray(jax.random.normal(jax.random.key(0), (2, 64, 64, 3)))
     model, params = CLIP(clip.config), {"params": clip.params}
-    whole = model.apply(params, images, method=lambda clip, x: clip.vision(x).features)
-    taken = model.apply(
-        params, jax.random.key(1), images, clip.config.grid**2, method=training.image_features
-    )
+
+    def features(key, images):
+        whole = model.apply(params, images, method=lambda clip, x: clip.vision(x).features)
+        every = clip.config.grid**2
+        return whole, model.apply(params, key, images, every, method=training.image_features)
+
+    whole, taken = jax.jit(features)(jax.random.key(1), images)
     np.testing.assert_allclose(taken, whole, atol=1e-4)
 
 
@@ -86,7 +91,8 @@ def test_a_true_caption_of_another_image_is_left_out_of_the_loss():
 
 def test_views_are_as_many_random_and_finite():
     drawings = jnp.full((3, 16, 16, 4), 200, jnp.uint8)
-    one, other = (np.asarray(augment(jax.random.key(seed), drawings)) for seed in (0, 1))
+    view = jax.jit(augment)
+    one, other = (np.asarray(view(jax.random.key(seed), drawings)) for seed in (0, 1))
     assert one.shape == (3, 16, 16, 3)
     assert np.isfinite(one).all()
     assert not np.allclose(one, other)

@@ -55,7 +55,9 @@ def assert_same_end(workdir, whole):
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
     weights, whole, tmp_path, number, workers
 ):
-    """In the middle of an epoch or not; with loader processes, which the signal is sent to as well."""
+    """In the middle of an epoch or not; with loader processes, which the signal is sent to as
+    well.
+    """
     arguments = [weights, *LONG, f"--workdir={tmp_path}", f"--config.dataset.workers={workers}"]
     run = Run(*arguments)
     run.read_until("epoch 5/")
@@ -143,7 +145,9 @@ def two_steps(tmp_path_factory):
 
 
 def test_every_damage_to_the_newest_checkpoint(two_steps, tmp_path):
-    """Of each of its files, in five ways: it is recognised, and the one before used, or it changes nothing."""
+    """Of each of its files, in five ways: it is recognised, and the one before used, or it changes
+    nothing.
+    """
     generator, recognised, harmless = np.random.default_rng(0), 0, 0
     files = sorted(
         file.relative_to(two_steps)
@@ -167,7 +171,8 @@ def test_every_damage_to_the_newest_checkpoint(two_steps, tmp_path):
             recognised, harmless = recognised + (saved.step == 1), harmless + (saved.step == 2)
             shutil.rmtree(workdir)
     print(
-        f"{recognised} of {recognised + harmless} damages recognised, {harmless} changed nothing that is read"
+        f"{recognised} of {recognised + harmless} damages recognised, {harmless} changed nothing "
+        "that is read"
     )
     assert recognised >= len(files)
 
@@ -236,7 +241,9 @@ def test_two_processes_on_one_workdir(weights, tmp_path):
 
 
 def test_a_step_that_is_not_finite_stops_the_run(weights, tmp_path):
-    """A learning rate that no prompt survives: the step, its images and the last good checkpoint are named."""
+    """A learning rate that no prompt survives: the step, its images and the last good checkpoint
+    are named.
+    """
     arguments = [*SETTINGS, weights, "--config.train.epochs=4", "--config.train.visual_lr=1e30",
                  "--config.checkpoint.every_steps=1", f"--workdir={tmp_path}"]  # fmt: skip
     done = command("main.py", *arguments, check=False)
@@ -251,7 +258,8 @@ def test_a_step_that_is_not_finite_stops_the_run(weights, tmp_path):
     named = done.stderr.partition("images of the step: ")[2].partition(". Look")[0].split(", ")
     assert len(named) == 6
     assert set(named) <= set((tmp_path / "train_files.txt").read_text().splitlines())
-    # Told to leave such steps out, the run goes on from there, and nothing of them is in the prompts.
+    # Told to leave such steps out, the run goes on from there, and nothing of them is in the
+    # prompts.
     done = command("main.py", *arguments, "--config.train.skip_nonfinite=True")
     assert f"were left out, the first is step {step}" in done.stdout
     jax.tree.map(np.testing.assert_array_equal, load_newest(tmp_path).prompts, good.prompts)
@@ -294,8 +302,12 @@ def test_a_started_run_needs_no_longer_what_it_started_from(weights, tmp_path):
     """Its own checkpoint has the prompts, in the middle of the training and at its end."""
     first = [*SETTINGS, weights, "--config.train.epochs=1"]
     command("main.py", *first, f"--workdir={tmp_path / 'first'}")
-    arguments = [*first, f"--config.init_from={tmp_path / 'first'}", f"--workdir={tmp_path / 'second'}",
-                 "--config.checkpoint.every_steps=1"]  # fmt: skip
+    arguments = [
+        *first,
+        f"--config.init_from={tmp_path / 'first'}",
+        f"--workdir={tmp_path / 'second'}",
+        "--config.checkpoint.every_steps=1",
+    ]
     command("main.py", *arguments)
     shutil.rmtree(tmp_path / "first")
     expected = load_newest(tmp_path / "second").prompts

@@ -38,7 +38,9 @@ def tell(capsys):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kills_at_random_moments(clip_dir, tmp_path, workers, tell):
-    """The run goes on from wherever it was, also with loader processes, and ends as one that nothing happened to."""
+    """The run goes on from wherever it was, also with loader processes, and ends as one that
+    nothing happened to.
+    """
     weights = f"--config.clip.weights={clip_dir}"
     command("main.py", *SETTINGS, weights, *LONG, f"--workdir={tmp_path / 'whole'}")
     survived = rounds = 0
@@ -54,7 +56,8 @@ def test_kills_at_random_moments(clip_dir, tmp_path, workers, tell):
         assert_same_end(tmp_path / f"run{rounds}", tmp_path / "whole")
         rounds += 1
     tell(
-        f"{survived} kills in {rounds} runs with {workers} loader processes: every run ended to the same bits"
+        f"{survived} kills in {rounds} runs with {workers} loader processes: every run ended to "
+        "the same bits"
     )
 
 
@@ -86,14 +89,16 @@ def test_damaged_checkpoints(tmp_path, tell):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(whole)
     tell(
-        f"{recognised + harmless} damages: {recognised} recognised, {harmless} to what is not read, 0 wrong"
+        f"{recognised + harmless} damages: {recognised} recognised, {harmless} to what is not "
+        "read, 0 wrong"
     )
 
 
 def test_damaged_weights(clip_dir, tmp_path, tell):
     refused, read = test_wrong_input.fuzz_weights(clip_dir, tmp_path / "clip", rounds=60)
     tell(
-        f"{refused + read} damaged models: {refused} refused with the file's name, {read} read, 0 other exceptions"
+        f"{refused + read} damaged models: {refused} refused with the file's name, {read} read, 0 "
+        "other exceptions"
     )
 
 
@@ -115,7 +120,9 @@ def resources():
 
 
 def test_a_long_run_keeps_its_memory_and_files(clip_dir, tmp_path, monkeypatch, tell):
-    """Epochs of one step with metrics each and checkpoints: twice the steps of eight hours of ViT-B/32."""
+    """Epochs of one step with metrics each and checkpoints: twice the steps of eight hours of
+    ViT-B/32.
+    """
     from configs import dpt
 
     config = dpt.get_config("folder")
@@ -141,7 +148,8 @@ def test_a_long_run_keeps_its_memory_and_files(clip_dir, tmp_path, monkeypatch, 
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == STEPS
     memory, files = zip(*seen, strict=True)
     tell(
-        f"{STEPS} epochs: {json.dumps([round(x) for x in memory])} MB, {json.dumps(files)} open files"
+        f"{STEPS} epochs: {json.dumps([round(x) for x in memory])} MB, {json.dumps(files)} open "
+        "files"
     )
     assert max(memory[10:]) < 1.05 * max(memory[5:10])
     assert max(files[10:]) <= max(files[:10]) + 1  # a checkpoint may just be written

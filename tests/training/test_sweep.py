@@ -8,8 +8,10 @@ from dpt_jax import settings
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
-from dpt_jax.training import sweep
-from dpt_jax.training.sweep import Run, Runner, Target, plan
+from dpt_jax.methods import METHODS
+from dpt_jax.training import grid, sweep
+from dpt_jax.training.grid import Run, Target, plan
+from dpt_jax.training.sweep import Runner
 from tests.helpers import coop_trees
 from tests.helpers.commands import command
 from tests.helpers.golden import SMALL
@@ -38,7 +40,7 @@ def test_plan_of_each_protocol():
     (run,) = plan("base-to-new", ["dpt"], ["dtd"], [], [16], [1])
     assert (run.classes, run.targets) == ("base", (Target("dtd", "new"),))
     for protocol, others in (("cross-dataset", 10), ("domain-generalization", 4)):
-        datasets, targets = sweep.PROTOCOLS[protocol]
+        datasets, targets = grid.PROTOCOLS[protocol]
         (run,) = plan(protocol, ["dpt"], datasets, targets, [16], [1])
         assert (run.dataset, run.classes, len(run.targets)) == ("imagenet", "all", others)
         assert all(
@@ -78,7 +80,7 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(overrides, tmp_path, capsys):
     planned = plan("few-shot", ["coop"], ["folder"], [], [1], [1, 2, 3])
-    bad = settings.run_dir(tmp_path / "runs", sweep.run_config(planned[1], overrides))
+    bad = settings.run_dir(tmp_path / "runs", grid.run_config(planned[1], overrides))
     bad.mkdir(parents=True)
     (bad / "config.json").write_text("{")
 
@@ -112,11 +114,13 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(ove
 
 
 def test_what_is_missing_of_a_finished_run_is_made(overrides, tmp_path):
-    """Logits that are asked for later, and results that somebody overwrote by testing the workdir elsewhere."""
+    """Logits that are asked for later, and results that somebody overwrote by testing the workdir
+    elsewhere.
+    """
     (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
     assert Runner(tmp_path, overrides)(run) == 1
     assert Runner(tmp_path, {**overrides, "eval.save_logits": True})(run) == 1
-    workdir = settings.run_dir(tmp_path, sweep.run_config(run, overrides))
+    workdir = settings.run_dir(tmp_path, grid.run_config(run, overrides))
     assert (workdir / "predictions.npz").exists()
     file = workdir / "results.json"
     file.write_text(json.dumps({**results(workdir), "dataset": "emoji"}))
@@ -126,18 +130,22 @@ def test_what_is_missing_of_a_finished_run_is_made(overrides, tmp_path):
 
 
 def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
-    """A text prompt of two tokens does not make CoOp of zero-shot; a part that is switched off is an error."""
-    for method in sweep.METHODS:
+    """A text prompt of two tokens does not make CoOp of zero-shot; a part that is switched off is
+    an error.
+    """
+    for method in METHODS:
         (run,) = plan("few-shot", [method], ["folder"], [], [1], [1])
-        config = sweep.run_config(run, {**overrides, "visual_prompt.length": 3, "cavpt.top_k": 2})
+        config = grid.run_config(run, {**overrides, "visual_prompt.length": 3, "cavpt.top_k": 2})
         assert settings.method(config) == method
         assert config.text_prompt.length == (2 if method in ("coop", "vlp", "dpt") else 0)
     with pytest.raises(UserError, match="make vlp of dpt"):
-        sweep.run_config(run, {**overrides, "cavpt.top_k": 0})
+        grid.run_config(run, {**overrides, "cavpt.top_k": 0})
 
 
 def test_base_to_new(overrides, tmp_path):
-    """DPT trained on three of six classes, with its three-class classifier, is tested on the other three."""
+    """DPT trained on three of six classes, with its three-class classifier, is tested on the other
+    three.
+    """
     (run,) = plan("base-to-new", ["dpt"], ["folder"], [], [2], [1])
     assert Runner(tmp_path, overrides)(run) == 2
     workdir = tmp_path / "dpt" / "folder" / "2shot" / "seed1" / "base"
@@ -163,13 +171,15 @@ def test_a_target_that_fails_leaves_the_others_alone(overrides, tmp_path):
     run = run._replace(targets=(Target("fgvc_aircraft", "all"), Target("folder", "new")))
     with pytest.raises(UserError, match=r"on fgvc_aircraft: .*/fgvc_aircraft is not there"):
         Runner(tmp_path, overrides)(run)
-    workdir = settings.run_dir(tmp_path, sweep.run_config(run, overrides))
+    workdir = settings.run_dir(tmp_path, grid.run_config(run, overrides))
     assert results(workdir / "on" / "folder-new")["n"] == 9
 
 
 @pytest.mark.parametrize("method", ["zeroshot", "dpt"])
 def test_prompts_of_one_dataset_on_others(method, overrides, clip_dir, tmp_path):
-    """Trained on the tiny ImageNet; tested on another dataset, with its own template, and on a shifted ImageNet."""
+    """Trained on the tiny ImageNet; tested on another dataset, with its own template, and on a
+    shifted ImageNet.
+    """
     data = tmp_path / "data"
     for name in ("imagenet", "dtd", "imagenet_r"):
         coop_trees.make(name, data)
@@ -195,8 +205,13 @@ def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp
     Runner(tmp_path, overrides)(run)
     workdir = tmp_path / "coop" / "folder" / "1shot" / "seed1"
     before = results(workdir)
-    done = command("main.py", "--config=configs/coop.py:folder", "--mode=eval", f"--config.init_from={workdir}",
-                   "--config.dataset.classes=new")  # fmt: skip
+    done = command(
+        "main.py",
+        "--config=configs/coop.py:folder",
+        "--mode=eval",
+        f"--config.init_from={workdir}",
+        "--config.dataset.classes=new",
+    )
     assert f"results: {workdir / 'on' / 'folder-new' / 'results.json'}" in done.stdout
     assert results(workdir) == before
     assert results(workdir / "on" / "folder-new")["trained_on"] == {
@@ -236,11 +251,21 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, says, tmp_path):
 
 
 def test_the_command_and_its_exit_code(tmp_path, clip_dir):
-    """A dataset whose root is missing fails, the embedded one runs; tables are made of what there is."""
-    done = command("-m", "dpt_jax", "sweep", "--methods=zeroshot", "--datasets=emoji,eurosat", f"--runs={tmp_path}",
-                   f"--config.clip.weights={clip_dir}", check=False)  # fmt: skip
+    """A dataset whose root is missing fails, the embedded one runs; tables are made of what there
+    is.
+    """
+    done = command(
+        "-m",
+        "dpt_jax",
+        "sweep",
+        "--methods=zeroshot",
+        "--datasets=emoji,eurosat",
+        f"--runs={tmp_path}",
+        f"--config.clip.weights={clip_dir}",
+        check=False,
+    )
     assert done.returncode == 1
     assert "1 of 2 runs are finished" in done.stdout
     assert "failed: zeroshot on eurosat: dataset.root is not set" in done.stdout
-    done = command("-m", "dpt_jax.commands.report", str(tmp_path))
+    done = command("-m", "dpt_jax", "report", str(tmp_path))
     assert "| zero-shot |" in done.stdout

@@ -174,7 +174,9 @@ def test_same_seed_same_prompts_other_seed_others(trained, clip_dir, clip, tmp_p
 
 @pytest.mark.parametrize("microbatch", [1, 4])
 def test_gradient_accumulation_trains_to_the_same(microbatch, trained, clip_dir, clip, tmp_path):
-    """Also where the rows of a device are no multiple of what it takes at a time: 6 in parts of 4."""
+    """Also where the rows of a device are no multiple of what it takes at a time: 6 in parts of
+    4.
+    """
     found, results = run(make_config(clip_dir, train__microbatch=microbatch), clip, tmp_path)
     expected = load_newest(trained).prompts
     jax.tree.map(
