@@ -223,6 +223,7 @@ def training_meta(experiment: Experiment) -> dict[str, Any]:
     meta = {
         "method": method,
         "backbone": backbone_id(experiment.frozen.clip),
+        "computes": computes(experiment.model.clip),
         "classnames": list(experiment.dataset.classnames),
         "data": data_of(experiment),
         "train_list": digest_of_examples(experiment.dataset.train),
@@ -232,6 +233,29 @@ def training_meta(experiment: Experiment) -> dict[str, Any]:
         if method == ZERO_SHOT
         else {**meta, "dataset": dataset.name, "classes": dataset.classes}
     )
+
+
+def computes(clip: CLIPConfig) -> dict[str, Any]:
+    """Return what a CLIP does with its weights, and with images, that the weights do not say."""
+    return {
+        "preprocessing": clip.preprocessing.to_dict(),
+        **{
+            name: {"heads": tower.heads, "activation": tower.activation}
+            for name, tower in (("vision", clip.vision), ("text", clip.text))
+        },
+    }
+
+
+def _other_clip(saved: Saved, experiment: Experiment) -> str:
+    """Return in what the CLIP of saved prompts is another one, "" where it is the same."""
+    if saved.meta.get("backbone") not in (None, backbone_id(experiment.frozen.clip)):
+        return "another CLIP"
+    own, theirs = computes(experiment.model.clip), saved.meta.get("computes") or {}
+    part = next((name for name in own if theirs.get(name, own[name]) != own[name]), "")
+    if not part:
+        return ""
+    what = "preprocessing of images" if part == "preprocessing" else f"heads or activation ({part})"
+    return f"other {what}"
 
 
 def _adopt(
@@ -244,8 +268,9 @@ def _adopt(
     class-specific context, which is refused.
     """
     classnames = list(experiment.dataset.classnames)
-    if saved.meta.get("backbone") not in (None, backbone_id(experiment.frozen.clip)):
-        other = f"{source} was trained on another CLIP than {experiment.config.clip.weights}"
+    weights = experiment.config.clip.weights
+    if other := _other_clip(saved, experiment):
+        other = f"{source} was trained on {other} than {weights}"
         if evaluate:
             raise UserError(
                 f"{other}, where its prompts mean nothing: give the one that it was trained on."

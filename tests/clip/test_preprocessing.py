@@ -1,7 +1,9 @@
 """The pixels that a model sees are those that its own files ask for."""
 
 import dataclasses
+import importlib.util
 import json
+import shutil
 import tracemalloc
 
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from dpt_jax.clip.preprocessing import (
 from dpt_jax.clip.preprocessing import (
     test_transform as transform,
 )
+from dpt_jax.clip.pretrained import BUNDLED
 from dpt_jax.clip.processors import read_processor, to_transformers
 from dpt_jax.errors import UserError
 
@@ -124,3 +127,27 @@ def test_processor_that_is_not_supported_is_named(tmp_path, key, value):
     said = str(value) if key == "image_processor_type" else key
     pixels = f"images of {SIZE + 4 if key == 'size' else SIZE - 4} pixels"
     assert said in str(error.value) or pixels in str(error.value) or "height" in str(error.value)
+
+
+@pytest.fixture
+def example(tmp_path):
+    """The example that is written beside an exported classifier."""
+
+    def load(own):
+        shutil.copy(BUNDLED / "classify.py", tmp_path)
+        about = {"image_size": SIZE, "preprocessing": own.to_dict()}
+        (tmp_path / "classifier.json").write_text(json.dumps(about))
+        spec = importlib.util.spec_from_file_location("classify", tmp_path / "classify.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.mark.parametrize("own", [OWN, CLIP_PREPROCESSING])
+@pytest.mark.parametrize("size", [(50, 20), (20, 51), (32, 32), (1, 3000)])
+def test_exported_example_makes_the_same_pixels(example, tmp_path, own, size):
+    noise(*size).save(tmp_path / "image.png")
+    pixels = example(own).load_image(str(tmp_path / "image.png"))
+    np.testing.assert_array_equal(pixels, transform(noise(*size), SIZE, own))

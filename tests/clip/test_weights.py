@@ -258,7 +258,8 @@ def test_file_that_is_another_thing_is_named(copy, name, data, says):
     ],
 )
 def test_tensors_of_another_model_are_refused_by_its_name(copy, openai, name, says):
-    save_file({**openai, name: np.zeros(3, np.float32)}, copy / "open_clip_model.safetensors")
+    tensors = {n: np.asarray(x) for n, x in openai.items()}
+    save_file({**tensors, name: np.zeros(3, np.float32)}, copy / "open_clip_model.safetensors")
     with pytest.raises(UserError, match=says):
         load_clip(str(copy))
 

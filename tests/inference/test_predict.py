@@ -180,6 +180,25 @@ def test_another_clip_is_refused(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("preprocessor_config.json", {"resample": 2}, "other preprocessing of images than"),
+        ("config.json", {"vision_config": {"hidden_act": "gelu"}}, r"activation \(vision\) than"),
+    ],
+)
+def test_same_weights_that_compute_other_things(trained, clip_dir, tmp_path, file, change, says):
+    """The weights alone do not say how images reach them, nor which activation they had."""
+    copy = tmp_path / "clip"
+    shutil.copytree(clip_dir, copy)
+    raw = json.loads((copy / file).read_text())
+    for key, value in change.items():
+        raw[key] = {**raw[key], **value} if isinstance(value, dict) else value
+    (copy / file).write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=says):
+        dpt_jax.load(trained, clip=str(copy))
+
+
+@pytest.mark.parametrize(
     ("names", "says"),
     [
         (["dog", "cat", "dog"], "classnames names 'dog' twice"),
