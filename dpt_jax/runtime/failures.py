@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from dpt_jax.errors import UserError
 
@@ -81,6 +81,13 @@ def end_all(error: BaseException) -> None:
     client = _client()
     if client is None:
         return
+    _leaving.acquire()  # a thread that comes here while another one leaves waits for the end
+    try:
+        known = _published(client)
+    except Exception:  # the service has ended, and nobody can be reached
+        return
+    if known:  # this error may come of the other host's end
+        _leave(client)
     own = ending(error)
     if own.code == BUG:
         traceback.print_exception(error)
@@ -201,21 +208,25 @@ def _look(client: Any) -> None:
     while True:
         time.sleep(SECONDS_BETWEEN_LOOKS)
         try:
-            found = client.key_value_dir_get(END)
+            found = _published(client)
         except Exception:  # the service has ended, and with it this process
             return
         if found:
+            _leaving.acquire()
             _leave(client)
 
 
-def _leave(client: Any) -> None:
+def _published(client: Any) -> str:
+    found = client.key_value_dir_get(END)
+    return found[0][1] if found else ""
+
+
+def _leave(client: Any) -> NoReturn:
     """Print the published sentence and end this process, once all hosts know of it.
 
     By os._exit: what Python does at exit waits for the other hosts.
     """
-    _leaving.acquire()  # the first thread that comes here never returns
-    (_, text), *_ = client.key_value_dir_get(END)
-    code, line = json.loads(text)
+    code, line = json.loads(_published(client))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
