@@ -1,7 +1,6 @@
 """What training and evaluation both start from: data, backbone, model, class texts."""
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,12 +15,11 @@ from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.clip.text import TextLayout
 from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
-from dpt_jax.errors import UserError
+from dpt_jax.inference.adoption import adopt, backbone_id, computes
 from dpt_jax.methods import ZERO_SHOT, PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_from_words, context_tokens, plain_layout, prompt_layout
 from dpt_jax.runtime import devices, failures
-from dpt_jax.runtime.console import say
 from dpt_jax.storage.checkpoints import Saved, load_newest
 
 REMAT_CHOICES = ("matmuls", "blocks")  # of train.remat=auto
@@ -175,7 +173,8 @@ def initial_prompts(experiment: Experiment) -> Any:
     fresh = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(config.seed), start))
     if not config.init_from:
         return fresh
-    return _adopt(fresh, load_newest(pathlib.Path(config.init_from)), experiment, config.init_from)
+    saved = load_newest(pathlib.Path(config.init_from))
+    return adopt(fresh, saved, experiment, config.init_from)
 
 
 def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Saved:
@@ -193,18 +192,7 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
     Raises UserError naming the source where they do not fit.
     """
     fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    return saved._replace(prompts=_adopt(fresh, saved, experiment, source, evaluate=True))
-
-
-def backbone_id(params: Any, replicated: bool = True) -> str:
-    """Tells one CLIP from another of the same sizes, whatever type its parameters are loaded in.
-
-    replicated: whether they have a leading device axis.
-    """
-    some = [params["vision"]["class_embedding"], params["vision"]["ln_post"], params["logit_scale"]]
-    some = devices.to_host(some) if replicated else some
-    rounded = [np.asarray(x).astype(jnp.bfloat16).tobytes() for x in jax.tree.leaves(some)]
-    return hashlib.sha256(b"".join(rounded)).hexdigest()[:16]
+    return saved._replace(prompts=adopt(fresh, saved, experiment, source, evaluate=True))
 
 
 def data_of(experiment: Experiment) -> dict[str, str]:
@@ -233,103 +221,3 @@ def training_meta(experiment: Experiment) -> dict[str, Any]:
         if method == ZERO_SHOT
         else {**meta, "dataset": dataset.name, "classes": dataset.classes}
     )
-
-
-def computes(clip: CLIPConfig) -> dict[str, Any]:
-    """Return what a CLIP does with its weights, and with images, that the weights do not say."""
-    return {
-        "preprocessing": clip.preprocessing.to_dict(),
-        **{
-            name: {"heads": tower.heads, "activation": tower.activation}
-            for name, tower in (("vision", clip.vision), ("text", clip.text))
-        },
-    }
-
-
-def _other_clip(saved: Saved, experiment: Experiment) -> str:
-    """Return in what the CLIP of saved prompts is another one, "" where it is the same."""
-    if saved.meta.get("backbone") not in (None, backbone_id(experiment.frozen.clip)):
-        return "another CLIP"
-    own, theirs = computes(experiment.model.clip), saved.meta.get("computes") or {}
-    part = next((name for name in own if theirs.get(name, own[name]) != own[name]), "")
-    if not part:
-        return ""
-    what = "preprocessing of images" if part == "preprocessing" else f"heads or activation ({part})"
-    return f"other {what}"
-
-
-def _adopt(
-    fresh: Any, saved: Saved, experiment: Experiment, source: str, evaluate: bool = False
-) -> Any:
-    """`fresh` with the parts that `saved` has; to evaluate, it must have them all.
-
-    What is bound to the classes of the training: the auxiliary classifier,
-    which is started anew for other classes (and not used to evaluate), and a
-    class-specific context, which is refused.
-    """
-    classnames = list(experiment.dataset.classnames)
-    weights = experiment.config.clip.weights
-    if other := _other_clip(saved, experiment):
-        other = f"{source} was trained on {other} than {weights}"
-        if evaluate:
-            raise UserError(
-                f"{other}, where its prompts mean nothing: give the one that it was trained on."
-            )
-        say(f"{other}: its prompts are a start like any other there.")
-    same_classes = saved.meta.get("classnames") in (None, classnames)
-    if experiment.model.prompts.class_specific and not same_classes and "text" in saved.prompts:
-        raise UserError(
-            f"{source} has a context for each of its own classes (text_prompt.class_specific), "
-            "which means nothing for other classes: train one on these, or use a shared context."
-        )
-    for part in saved.prompts:
-        if part not in fresh and evaluate:
-            say(f"{source} has a {part} prompt, which these settings switch off: it is left out.")
-    adopted = dict(fresh)
-    for part, wanted in fresh.items():
-        if part not in saved.prompts:
-            if evaluate:
-                raise UserError(
-                    f"{source} has no {part} prompt, but the configuration switches it on."
-                )
-            continue
-        theirs = saved.prompts[part]
-        _check_shapes(theirs, wanted, part, source)
-        if part == "cavpt" and not evaluate:
-            shapes = [prompt["classifier"]["kernel"].shape for prompt in (theirs, wanted)]
-            if not same_classes or shapes[0] != shapes[1]:
-                say(
-                    f"{source} was trained on other classes, so the auxiliary classifier starts "
-                    "anew."
-                )
-                theirs = {**theirs, "classifier": wanted["classifier"]}
-        adopted[part] = theirs
-    return adopted
-
-
-def _shapes(tree: Any, part: str) -> dict[str, tuple[Any, ...]]:
-    """The shapes by name; the number of classes of cavpt's classifier, which is bound to none here,
-    as "classes".
-    """
-    found = {name: tuple(x.shape) for name, x in settings.flat({part: tree}).items()}
-    kernel = "cavpt.classifier.kernel"
-    if len(found.get(kernel, ())) == 3:
-        found[kernel] = (*found[kernel][:-1], "classes")
-    return found
-
-
-def _check_shapes(theirs: Any, wanted: Any, part: str, source: str) -> None:
-    """Raises UserError naming a prompt that is missing, left over, or of another shape or kind of
-    number.
-    """
-    there, here = _shapes(theirs, part), _shapes(wanted, part)
-    for name in [*here, *there]:
-        if there.get(name) != here.get(name):
-            raise UserError(
-                f"{source}: prompt {name} has shape {there.get(name)}, but this backbone and "
-                "configuration "
-                f"ask for {here.get(name)}."
-            )
-    for name, value in settings.flat({part: theirs}).items():
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise UserError(f"{source}: prompt {name} is {value.dtype}, not floating point.")
