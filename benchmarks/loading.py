@@ -118,12 +118,14 @@ def make_experiment(root: pathlib.Path) -> experiments.Experiment:
 def batches(experiment: experiments.Experiment, train: bool, workers: int) -> Iterator[Any]:
     """Return the batches of several passes over the images."""
     dataset, size = experiment.dataset, experiment.model.clip.image_size
+    preprocessing = experiment.model.clip.preprocessing
     if train:
         return loader.train_batches(
             loader.TrainLoading(
                 read=dataset.read,
                 examples=dataset.train,
                 size=size,
+                preprocessing=preprocessing,
                 batch_size=BATCH.value,
                 epochs=PASSES,
                 seed=0,
@@ -135,6 +137,7 @@ def batches(experiment: experiments.Experiment, train: bool, workers: int) -> It
             read=dataset.read,
             examples=dataset.test * PASSES,
             size=size,
+            preprocessing=preprocessing,
             batch_size=BATCH.value,
             workers=workers,
         )

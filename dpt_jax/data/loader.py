@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, Preprocessing, test_transform
+from dpt_jax.clip.preprocessing import Preprocessing, test_transform
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
 from dpt_jax.data.transforms import train_transform
 from dpt_jax.errors import UserError
@@ -81,7 +81,7 @@ class Loading:
     examples: Sequence[Example]
     size: int
     batch_size: int
-    preprocessing: Preprocessing = CLIP_PREPROCESSING
+    preprocessing: Preprocessing
     workers: int = 0
     skip_unreadable: bool = False
     host: int = 0

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs import coop, dpt, vlp, vpt, zeroshot
 from dpt_jax import settings
+from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data import loader
 from dpt_jax.data.folder import find_images, read_folder
@@ -171,7 +172,12 @@ def test_any_folder_is_a_dataset_or_is_refused(entries):
         assert all(name.isprintable() for name in splits.classnames)
         examples = [*splits.train, *splits.test]
         loading = loader.Loading(
-            read=splits.read, examples=examples, size=8, batch_size=4, skip_unreadable=True
+            preprocessing=CLIP_PREPROCESSING,
+            read=splits.read,
+            examples=examples,
+            size=8,
+            batch_size=4,
+            skip_unreadable=True,
         )
         rows = [row for batch in loader.test_batches(loading)
                 for row in zip(batch["index"], batch["weight"], strict=True)]  # fmt: skip

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset, check_readable
 from dpt_jax.data.folder import read_folder
@@ -23,6 +24,7 @@ def batches_of(seed=0, augment=True, workers=0, batch_size=5, epochs=3, **place)
     train = read_folder(IMAGES).train
     start = place.pop("start", 0)
     loading = loader.TrainLoading(
+        preprocessing=CLIP_PREPROCESSING,
         read=Files(IMAGES),
         examples=train,
         size=32,
@@ -98,7 +100,13 @@ def test_hosts_that_cannot_share_a_batch_are_told_so():
 
 def test_test_batches_keep_the_order_and_the_last_images():
     dataset = read_folder(IMAGES)
-    loading = loader.Loading(read=dataset.read, examples=dataset.test, size=32, batch_size=7)
+    loading = loader.Loading(
+        preprocessing=CLIP_PREPROCESSING,
+        read=dataset.read,
+        examples=dataset.test,
+        size=32,
+        batch_size=7,
+    )
     batches = list(loader.test_batches(loading))
     assert [len(batch["label"]) for batch in batches] == [7, 7, 4]
     assert np.concatenate([b["label"] for b in batches]).tolist() == [e.label for e in dataset.test]
@@ -130,6 +138,7 @@ class Numbered:
 def orders(images, batch_size, epochs, start=0):
     """The indices of each step."""
     loading = loader.TrainLoading(
+        preprocessing=CLIP_PREPROCESSING,
         read=Numbered(),
         examples=[Example(str(i), 0) for i in range(images)],
         size=8,
@@ -159,6 +168,7 @@ def test_no_epoch_repeats_another_and_the_remainder_changes(images, batch_size):
 def test_a_training_image_that_cannot_be_read_is_one_sentence(tmp_path, workers):
     (tmp_path / "none.png").write_bytes(b"")
     loading = loader.TrainLoading(
+        preprocessing=CLIP_PREPROCESSING,
         read=Files(tmp_path),
         examples=[Example("none.png", 0)],
         size=8,

@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import dpt
+from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
 from dpt_jax.data import loader
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.dataset import load_dataset
@@ -177,7 +178,13 @@ def test_labels_are_read_once_and_a_damaged_list_of_them_again(root):
 
 def test_loader_processes_read_records(root):
     found = read_tfds("eurosat", str(root))
-    loading = loader.Loading(read=found.read, examples=found.test, size=16, batch_size=4)
+    loading = loader.Loading(
+        preprocessing=CLIP_PREPROCESSING,
+        read=found.read,
+        examples=found.test,
+        size=16,
+        batch_size=4,
+    )
     expected = list(loader.test_batches(loading))
     parallel = dataclasses.replace(loading, workers=2)
     for a, b in zip(loader.test_batches(parallel), expected, strict=True):
