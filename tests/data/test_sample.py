@@ -1,0 +1,148 @@
+"""Samples that a file lists: a run's own list, a .jsonl split, and CoOp's pickles, never run."""
+
+import json
+import os
+import pickle
+import sys
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as tries
+from hypothesis import strategies as st
+
+from dpt_jax.data.records import Example, Files, Splits
+from dpt_jax.data.sample import read_sample
+from dpt_jax.data.unpickle import UnsafePickleError, read_records
+from dpt_jax.errors import UserError
+
+PATHS = ["images/a/1.jpg", "images/a/2.jpg", "images/b/1.jpg"]
+ELSEWHERE = [f"/their/data/caltech/{path}" for path in PATHS]
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A dataset of two classes, with a test image that is not to be trained on."""
+    train = [Example(path, int("/b/" in path)) for path in PATHS]
+    return Splits(Files(tmp_path), ("a", "b"), train, [], [Example("images/b/9.jpg", 1)])
+
+
+@pytest.fixture
+def datum(monkeypatch):
+    """The class of the records, where the code that pickles them has it."""
+
+    class Datum:
+        def __init__(self, path, label):
+            self._impath, self._label, self._domain, self._classname = path, label, 0, "ab"[label]
+
+    module = types.ModuleType("dassl.data.datasets.base_dataset")
+    Datum.__module__, Datum.__qualname__ = module.__name__, "Datum"
+    module.Datum = Datum
+    for name in ("dassl", "dassl.data", "dassl.data.datasets", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    return Datum
+
+
+def write(tmp_path, kind, datum, paths=ELSEWHERE, labels=(0, 0, 1)):
+    file = tmp_path / f"sample.{kind}"
+    records = [datum(path, label) for path, label in zip(paths, labels, strict=True)]
+    if kind == "pkl":
+        content = {"train": records, "val": records[:1]}
+        file.write_bytes(pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL))
+    elif kind == "jsonl":
+        file.write_text("".join(f"{json.dumps(vars(record))}\n" for record in records))
+    else:
+        file.write_text("".join(f"{path}\n" for path in paths))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["pkl", "jsonl", "txt"])
+def test_each_kind_of_file_gives_its_images_in_its_order(kind, whole, datum, tmp_path):
+    file = write(tmp_path, kind, datum, ELSEWHERE[::-1], (1, 0, 0))
+    assert read_sample(file, whole, 2) == whole.train[::-1]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickles_of_every_protocol_that_the_published_code_could_write(protocol, datum):
+    made = {"train": [datum("x/y.jpg", 1)], "val": []}
+    found = read_records(pickle.dumps(made, protocol))
+    assert found["train"] == [vars(made["train"][0])]
+
+
+@pytest.mark.parametrize(
+    ("paths", "labels", "shots", "says"),
+    [
+        (["images/a/7.jpg"], (0,), 1, "lists 'images/a/7.jpg', which is not in the dataset"),
+        (["images/b/9.jpg"], (1,), 1, "which is an image to test on"),
+        (PATHS[:1], (1,), 1, "the label 1, but in the dataset it has 0, 'a'"),
+        (PATHS, (0, 0, 1), 1, "give --config.dataset.shots=2"),
+        ([], (), 1, "lists no images"),
+    ],
+)
+def test_a_sample_that_is_not_of_the_dataset_is_refused(
+    paths, labels, shots, says, whole, datum, tmp_path
+):
+    with pytest.raises(UserError, match=says):
+        read_sample(write(tmp_path, "pkl", datum, paths, labels), whole, shots)
+
+
+class Runs:
+    """What runs a command when Python's own unpickler reads it."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+HOSTILE = {
+    "system": pickle.dumps({"train": [Runs(os.system, "touch hacked")]}),
+    "eval": pickle.dumps({"train": Runs(eval, "open('hacked', 'w')")}),
+    "nested": pickle.dumps([[[Runs(exec, "open('hacked', 'w')")]]]),
+    "getattr": b"cbuiltins\ngetattr\n(cos\nsystem\nX\x04\x00\x00\x00nametR.",
+    "class of another module": b"\x80\x02cposixpath\njoin\n)\x81.",
+    "memo": b"\x80\x02cos\nsystem\nq\x00]q\x01h\x00a.",
+    "array": pickle.dumps(np.arange(3)),
+    "huge string": b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.",
+    "huge bytes": b"\x80\x02B\xff\xff\xff\x7f.",
+    "extension": b"\x80\x02\x82\x01.",
+    "persistent": b"Pname\n.",
+    "cut": pickle.dumps({"train": []})[:-1],
+    "empty": b"",
+    "HTML": b"<!DOCTYPE html><html>404</html>",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickles_are_refused_and_nothing_of_them_is_run(name, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "shot_1-seed_1.pkl"
+    file.write_bytes(HOSTILE[name])
+    with pytest.raises(UserError, match=r"shot_1-seed_1\.pkl is not a pickled sample"):
+        read_sample(file, whole, 1)
+    assert not (tmp_path / "hacked").exists()
+
+
+@given(st.binary(max_size=60))
+@tries(max_examples=500, deadline=None)
+def test_any_bytes_are_refused_or_read(content):
+    try:
+        found = read_records(b"\x80\x04" + content)
+    except UnsafePickleError:
+        return
+    assert isinstance(found, list | dict | str | int | tuple)
+
+
+def test_a_file_of_another_kind_is_named(whole, tmp_path):
+    with pytest.raises(UserError, match=r"should be a train_files\.txt, a \.jsonl or a \.pkl"):
+        read_sample(tmp_path / "sample.csv", whole, 1)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"_impath": 3, "_label": 0}', '"x"', "\xe9"])
+def test_a_damaged_line_is_named(line, whole, tmp_path):
+    file = tmp_path / "sample.jsonl"
+    file.write_bytes(line.encode("latin-1"))
+    with pytest.raises(UserError, match=r"sample\.jsonl"):
+        read_sample(file, whole, 1)
