@@ -50,14 +50,14 @@ class Experiment(NamedTuple):
 
 
 def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experiment:
-    """Loads data and backbone and encodes the frozen class texts.
+    """Load data and backbone, and encode the frozen class texts.
 
     pretrained: the backbone, where it is loaded already.
     """
     dataset = load_dataset(config.dataset, config.seed)
 
     def accept(clip: CLIPConfig) -> None:
-        """Raises UserError where a tower has no such layers, before its weights are read."""
+        """Raise UserError where a tower has no such layers, before its weights are read."""
         # Of words to start from, the tokenizer will say how many tokens they have.
         tokens = 1 if config.text_prompt.init.strip() else 0
         PromptedCLIP(
@@ -72,7 +72,7 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
 
 
 def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:
-    """The experiment of a dataset and a backbone that are loaded."""
+    """Return the experiment of a dataset and a backbone that are loaded."""
     clip = pretrained.config
     prompts = settings.prompt_config(
         config,
@@ -132,9 +132,9 @@ def learned_layout(
 def choose_remat(
     model: PromptedCLIP, text_tokens: int, images: int, memory: float | None = None
 ) -> str:
-    """ "matmuls", or "blocks" where what the matrix products give would take more than a third of a
-    device.
+    """Return what a backward pass keeps: "matmuls", or "blocks" where memory is short.
 
+    It is short where the results of the matrix products would take more than a third of a device.
     text_tokens, images: those that a device takes at a time. memory: bytes of a device, None for
     those of the local ones.
     """
@@ -148,8 +148,9 @@ def choose_remat(
 
 
 def ensemble(features: Sequence[jax.Array]) -> jax.Array:
-    """CLIP's prompt ensemble: of several templates' (…, E) features the mean, each normalised
-    before.
+    """Return CLIP's prompt ensemble: the mean of several templates' features (…, E).
+
+    Each template's features are normalised before.
     """
     if len(features) == 1:
         return features[0]
@@ -157,7 +158,7 @@ def ensemble(features: Sequence[jax.Array]) -> jax.Array:
 
 
 def compute_dtype(config: ConfigDict) -> Any:
-    """float32 or bfloat16; "auto" is float32 on CPU and bfloat16 elsewhere."""
+    """Return float32 or bfloat16; "auto" is float32 on CPU and bfloat16 elsewhere."""
     name = config.dtype
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -165,7 +166,7 @@ def compute_dtype(config: ConfigDict) -> Any:
 
 
 def initial_prompts(experiment: Experiment) -> Any:
-    """New prompts from the seed, those parts that `init_from` has taken from there."""
+    """Return new prompts from the seed; the parts that `init_from` has come from there."""
     config, model, pretrained = experiment.config, experiment.model, experiment.pretrained
     words = config.text_prompt.init if model.prompts.text_length else ""
     start = None
@@ -179,8 +180,9 @@ def initial_prompts(experiment: Experiment) -> Any:
 
 
 def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Saved:
-    """The newest prompts of a workdir or prompt file, checked against what the experiment
-    expects.
+    """Return the newest prompts of a workdir or prompt file, as the experiment takes them.
+
+    Raise UserError where they do not fit.
     """
     if not experiment.model.prompts.learned:
         return Saved(0, {}, {})
@@ -188,18 +190,19 @@ def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Saved:
 
 
 def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
-    """The saved prompts that the experiment evaluates.
+    """Return the saved prompts that the experiment evaluates.
 
-    Raises UserError naming the source where they do not fit.
+    Raise UserError naming the source where they do not fit.
     """
     fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
     return saved._replace(prompts=_adopt(fresh, saved, experiment, source, evaluate=True))
 
 
 def backbone_id(params: Any, replicated: bool = True) -> str:
-    """Tells one CLIP from another of the same sizes, whatever type its parameters are loaded in.
+    """Return a name that tells one CLIP from another of the same sizes, in whatever type it is.
 
-    replicated: whether they have a leading device axis.
+
+    replicated: whether the parameters have a leading device axis.
     """
     some = [params["vision"]["class_embedding"], params["vision"]["ln_post"], params["logit_scale"]]
     some = devices.to_host(some) if replicated else some
@@ -217,7 +220,7 @@ def data_of(experiment: Experiment) -> dict[str, str]:
 
 
 def training_meta(experiment: Experiment) -> dict[str, Any]:
-    """What a checkpoint says of the training that made its prompts."""
+    """Return what a checkpoint says of the training that made its prompts."""
     dataset = experiment.config.dataset
     method = experiment.model.prompts.method
     meta = {
@@ -237,11 +240,10 @@ def training_meta(experiment: Experiment) -> dict[str, Any]:
 def _adopt(
     fresh: Any, saved: Saved, experiment: Experiment, source: str, evaluate: bool = False
 ) -> Any:
-    """`fresh` with the parts that `saved` has; to evaluate, it must have them all.
+    """Return `fresh` with the parts that `saved` has; to evaluate, it must have them all.
 
-    What is bound to the classes of the training: the auxiliary classifier,
-    which is started anew for other classes (and not used to evaluate), and a
-    class-specific context, which is refused.
+    Two parts are bound to the classes of the training. The auxiliary classifier starts anew for
+    other classes, and is not used to evaluate. A class-specific context is refused.
     """
     classnames = list(experiment.dataset.classnames)
     if saved.meta.get("backbone") not in (None, backbone_id(experiment.frozen.clip)):
@@ -283,8 +285,9 @@ def _adopt(
 
 
 def _shapes(tree: Any, part: str) -> dict[str, tuple[Any, ...]]:
-    """The shapes by name; the number of classes of cavpt's classifier, which is bound to none here,
-    as "classes".
+    """Return the shapes by name.
+
+    CAVPT's classifier is bound to no number of classes here, which reads "classes".
     """
     found = {name: tuple(x.shape) for name, x in settings.flat({part: tree}).items()}
     kernel = "cavpt.classifier.kernel"
@@ -294,9 +297,7 @@ def _shapes(tree: Any, part: str) -> dict[str, tuple[Any, ...]]:
 
 
 def _check_shapes(theirs: Any, wanted: Any, part: str, source: str) -> None:
-    """Raises UserError naming a prompt that is missing, left over, or of another shape or kind of
-    number.
-    """
+    """Raise UserError naming a prompt that is missing, left over, or of another shape or type."""
     there, here = _shapes(theirs, part), _shapes(wanted, part)
     for name in [*here, *there]:
         if there.get(name) != here.get(name):
