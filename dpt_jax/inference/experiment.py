@@ -201,7 +201,6 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
 def backbone_id(params: Any, replicated: bool = True) -> str:
     """Return a name that tells one CLIP from another of the same sizes, in whatever type it is.
 
-
     replicated: whether the parameters have a leading device axis.
     """
     some = [params["vision"]["class_embedding"], params["vision"]["ln_post"], params["logit_scale"]]
