@@ -30,7 +30,7 @@ class Sight(NamedTuple):
 
 
 def describe(predictor: Predictor, pixels: np.ndarray, top: int = TOP) -> list[Sight]:
-    """What there is to see of N images.
+    """Return what there is to see of N images.
 
     pixels: (N, size, size, 3) uint8, see Predictor.pixels. top: how many of the likeliest classes.
     """
@@ -39,7 +39,7 @@ def describe(predictor: Predictor, pixels: np.ndarray, top: int = TOP) -> list[S
     grid = predictor.model.clip.grid
 
     def patches(attention: np.ndarray) -> np.ndarray:
-        """(…, 1 + patches + others) -> (…, grid, grid)"""
+        """Return the part on patches: (…, 1 + patches + others) becomes (…, grid, grid)."""
         return attention[..., 1 : 1 + grid**2].reshape(*attention.shape[:-1], grid, grid)
 
     sights = []

@@ -46,7 +46,10 @@ class Classifier(NamedTuple):
 
 
 def make_classifier(model: PromptedCLIP, on: Sequence[jax.Device] | None = None) -> Classifier:
-    """The two programs that an evaluation runs.  on: the devices, None for the local ones."""
+    """Return the two programs that an evaluation runs.
+
+    on: the devices, None for the local ones.
+    """
 
     def encode(frozen: Frozen, prompts: Any) -> Texts:
         params = {"clip": frozen.clip, "prompts": prompts}
@@ -64,10 +67,10 @@ def make_classifier(model: PromptedCLIP, on: Sequence[jax.Device] | None = None)
 
 
 def predict(experiment: Experiment, prompts: Any) -> Predictions:
-    """Logits of the method and of zero-shot CLIP for the test split.
+    """Return logits of the method and of zero-shot CLIP for the test split.
 
-    The batch is shared by all devices: each host takes every so-many-th image,
-    and all of them have the whole result.
+    All devices share a batch: host h of n takes images h, h + n, h + 2n and so on, and all hosts
+    have the whole result.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
     hosts, local = jax.process_count(), jax.local_device_count()

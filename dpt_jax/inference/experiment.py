@@ -48,14 +48,14 @@ class Experiment(NamedTuple):
 
 
 def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experiment:
-    """Loads data and backbone and encodes the frozen class texts.
+    """Load data and backbone, and encode the frozen class texts.
 
     pretrained: the backbone, where it is loaded already.
     """
     dataset = load_dataset(config.dataset, config.seed)
 
     def accept(clip: CLIPConfig) -> None:
-        """Raises UserError where a tower has no such layers, before its weights are read."""
+        """Raise UserError where a tower has no such layers, before its weights are read."""
         # Of words to start from, the tokenizer will say how many tokens they have.
         tokens = 1 if config.text_prompt.init.strip() else 0
         PromptedCLIP(
@@ -70,7 +70,7 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
 
 
 def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:
-    """The experiment of a dataset and a backbone that are loaded."""
+    """Return the experiment of a dataset and a backbone that are loaded."""
     clip = pretrained.config
     prompts = settings.prompt_config(
         config,
@@ -130,9 +130,9 @@ def learned_layout(
 def choose_remat(
     model: PromptedCLIP, text_tokens: int, images: int, memory: float | None = None
 ) -> str:
-    """ "matmuls", or "blocks" where what the matrix products give would take more than a third of a
-    device.
+    """Return what a backward pass keeps: "matmuls", or "blocks" where memory is short.
 
+    It is short where the results of the matrix products would take more than a third of a device.
     text_tokens, images: those that a device takes at a time. memory: bytes of a device, None for
     those of the local ones.
     """
@@ -146,8 +146,9 @@ def choose_remat(
 
 
 def ensemble(features: Sequence[jax.Array]) -> jax.Array:
-    """CLIP's prompt ensemble: of several templates' (…, E) features the mean, each normalised
-    before.
+    """Return CLIP's prompt ensemble: the mean of several templates' features (…, E).
+
+    Each template's features are normalised before.
     """
     if len(features) == 1:
         return features[0]
@@ -155,7 +156,7 @@ def ensemble(features: Sequence[jax.Array]) -> jax.Array:
 
 
 def compute_dtype(config: ConfigDict) -> Any:
-    """float32 or bfloat16; "auto" is float32 on CPU and bfloat16 elsewhere."""
+    """Return float32 or bfloat16; "auto" is float32 on CPU and bfloat16 elsewhere."""
     name = config.dtype
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -163,7 +164,7 @@ def compute_dtype(config: ConfigDict) -> Any:
 
 
 def initial_prompts(experiment: Experiment) -> Any:
-    """New prompts from the seed, those parts that `init_from` has taken from there."""
+    """Return new prompts from the seed; the parts that `init_from` has come from there."""
     config, model, pretrained = experiment.config, experiment.model, experiment.pretrained
     words = config.text_prompt.init if model.prompts.text_length else ""
     start = None
@@ -178,8 +179,9 @@ def initial_prompts(experiment: Experiment) -> Any:
 
 
 def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Saved:
-    """The newest prompts of a workdir or prompt file, checked against what the experiment
-    expects.
+    """Return the newest prompts of a workdir or prompt file, as the experiment takes them.
+
+    Raise UserError where they do not fit.
     """
     if not experiment.model.prompts.learned:
         return Saved(0, {}, {})
@@ -187,9 +189,9 @@ def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Saved:
 
 
 def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
-    """The saved prompts that the experiment evaluates.
+    """Return the saved prompts that the experiment evaluates.
 
-    Raises UserError naming the source where they do not fit.
+    Raise UserError naming the source where they do not fit.
     """
     fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
     return saved._replace(prompts=adopt(fresh, saved, experiment, source, evaluate=True))
@@ -205,7 +207,7 @@ def data_of(experiment: Experiment) -> dict[str, str]:
 
 
 def training_meta(experiment: Experiment) -> dict[str, Any]:
-    """What a checkpoint says of the training that made its prompts."""
+    """Return what a checkpoint says of the training that made its prompts."""
     dataset = experiment.config.dataset
     method = experiment.model.prompts.method
     meta = {

@@ -149,17 +149,17 @@ class Predictor:
 
     @property
     def rows(self) -> int:
-        """Images that all devices take at a time."""
+        """Return how many images all devices take at a time."""
         return self.batch_size * jax.local_device_count()
 
     @property
     def texts(self) -> Any:
-        """model.Texts of the classes, host arrays."""
+        """Return model.Texts of the classes, host arrays."""
         return devices.to_host(self._texts)
 
     @property
     def pretrained(self) -> Any:
-        """The backbone, whose parameters have a leading device axis."""
+        """Return the backbone, whose parameters have a leading device axis."""
         return self._prepared.pretrained
 
 
@@ -169,14 +169,14 @@ def load(
     clip: str = "",
     batch_size: int = 0,
 ) -> Predictor:
-    """The prompts of a workdir, or of a file of `convert export`, on their CLIP.
+    """Return the prompts of a workdir, or of a file of `convert export`, on their CLIP.
 
     classnames: other classes than those of the training, for prompts that are
     not bound to them. clip: where the weights are, if not where the training
     had them. batch_size: images that a device takes at a time; 0 for 8 on a CPU
     and 64 on other devices.
 
-    Raises UserError naming what is missing or does not fit.
+    Raise UserError naming what is missing or does not fit.
     """
     source = pathlib.Path(workdir).expanduser()
     config = settings.load_saved(source)
@@ -212,9 +212,7 @@ def load(
 
 
 def prompts_of(prepared: experiment.Experiment, source: pathlib.Path) -> Saved:
-    """The prompts that a workdir's results are of: its own, or those it was to evaluate
-    elsewhere.
-    """
+    """Return the prompts that a workdir's results are of: its own, or those of `init_from`."""
     return experiment.saved_prompts(prepared, _holder(prepared.config, source))
 
 
@@ -235,7 +233,7 @@ def check_bound(
 
 
 def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
-    """The names as a list.  Raises UserError where they name nothing, or a class twice."""
+    """Return the names as a list.  Raise UserError where one is blank or given twice."""
     if isinstance(classnames, str):
         raise UserError(f"{source} is {classnames!r}: give a list of names.")
     names: dict[str, None] = {}
@@ -251,7 +249,10 @@ def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
 
 
 def read_classnames(file: pathlib.Path) -> list[str]:
-    """The class names of a text file, one a line.  Raises UserError, see check_classnames."""
+    """Return the class names of a text file, one a line.
+
+    Raise UserError, see check_classnames.
+    """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as reason:
@@ -275,7 +276,7 @@ def _on_host(answers: Any, images: int) -> Any:
 
 
 def _as_pil(image: Any) -> Image.Image:
-    """Raises UserError for what is no image."""
+    """Return an image of any form as PIL's.  Raise UserError for what is no image."""
     if isinstance(image, str | os.PathLike):
         return read_image(pathlib.Path(image))
     if isinstance(image, Image.Image):

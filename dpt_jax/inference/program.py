@@ -23,11 +23,10 @@ _INPUT = {
 
 
 def export(predictor: "Predictor") -> jax.export.Exported:
-    """images (b, size, size, 3) uint8 -> probabilities (b, C) float32, for any b, on any of
-    PLATFORMS.
+    """Return the program: images (b, size, size, 3) uint8 to probabilities (b, C) float32.
 
-    Image tower, prompts and text features are constants of the program; the
-    text tower is left behind.
+    It takes any b, and runs on any of PLATFORMS. Image tower, prompts and text features are
+    constants of the program; it has no text tower.
     """
     model = predictor.model
     predictor.classify(np.zeros((1, *[model.clip.image_size] * 2, 3), np.uint8))  # if it is finite
@@ -45,7 +44,7 @@ def export(predictor: "Predictor") -> jax.export.Exported:
 
 
 def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
-    """Writes the program, what there is to know of it, and an example that runs it; the files."""
+    """Write the program, a description, and an example that runs it; return the files."""
     resize = predictor.model.clip.preprocessing.resize
     about: dict[str, Any] = {
         "classnames": list(predictor.classnames),

@@ -32,10 +32,10 @@ from dpt_jax.storage.published import (
 def convert_reference(
     directory: pathlib.Path, workdir: pathlib.Path, config: ConfigDict, overrides: Mapping[str, Any]
 ) -> None:
-    """Writes a workdir with the prompts of a checkpoint folder of the published code.
+    """Write a workdir with the prompts of a checkpoint folder of the published code.
 
-    The sizes come from the checkpoint; a size in `overrides` that contradicts
-    it, or prompts that do not fit the backbone, raise UserError.
+    The sizes come from the checkpoint. Raise UserError where a size in `overrides` contradicts it,
+    or where the prompts do not fit the backbone.
     """
     if (workdir / FOLDER).exists() or (workdir / settings.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: name a new --workdir.")
@@ -80,10 +80,9 @@ def convert_reference(
 
 
 def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
-    """Writes the prompts of a workdir as a checkpoint folder that the published code loads, epoch
-    and all.
+    """Write the prompts of a workdir as a checkpoint folder that the published code loads.
 
-    Raises UserError where that code has no place for them.
+    Raise UserError where that code has no place for them.
     """
     config, saved = read_run(source)
     if config.text_prompt.depth > 1:
@@ -106,9 +105,9 @@ def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
 
 
 def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
-    """Settings and newest prompts of a workdir or prompt file.
+    """Return settings and newest prompts of a workdir or prompt file.
 
-    Raises UserError where there are none.
+    Raise UserError where there are none.
     """
     config = settings.load_saved(source)
     if settings.method(config) == ZERO_SHOT:
@@ -117,7 +116,7 @@ def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
 
 
 def sizes(prompts: Any, clip: CLIPConfig) -> dict[str, Any]:
-    """The configuration keys that the shapes of the prompts decide."""
+    """Return the settings that the shapes of the prompts decide."""
     text = prompts["text"]["context"].shape if "text" in prompts else ()
     keys: dict[str, Any] = {
         "text_prompt.length": text[-2] if text else 0,
@@ -134,7 +133,7 @@ def sizes(prompts: Any, clip: CLIPConfig) -> dict[str, Any]:
 
 
 def check_fit(prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pathlib.Path) -> None:
-    """Raises UserError naming a tensor whose shape is not the one this backbone needs."""
+    """Raise UserError naming a tensor whose shape is not the one this backbone needs."""
     classes = 1
     if "cavpt" in prompts:
         classes = prompts["cavpt"]["classifier"]["kernel"].shape[-1]

@@ -16,7 +16,10 @@ Results = Mapping[str, Any]
 
 
 def read_result(file: epath.Path) -> dict[str, Any]:
-    """One results.json.  Raises UserError where it is missing, damaged or of an older version."""
+    """Return one results.json.
+
+    Raise UserError where it is missing, damaged or of an older version.
+    """
     needed = {
         "method",
         "dataset",
@@ -50,7 +53,7 @@ def read_result(file: epath.Path) -> dict[str, Any]:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """One or two lines for the person who ran it."""
+    """Return one or two lines for the person who ran it."""
     accuracy, zero_shot = 100 * results["accuracy"], 100 * results["zero_shot_accuracy"]
     method, n, macro_f1 = results["method"], results["n"], results["macro_f1"]
     line = f"{method}: {accuracy:.1f} % of {n} test images right, macro F1 {macro_f1:.3f}"

@@ -13,9 +13,11 @@ CALIBRATION_BINS = 15
 def class_scores(
     predicted: np.ndarray, label: np.ndarray, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """For each class its images n, the part of them that is recognised, F1 (0 where it is
-    undefined), and
-    what its images were taken for, {class: images}, most first."""
+    """Return the scores of each class.
+
+    n: its images. accuracy: the part of them that is recognised. f1: 0 where it is undefined.
+    predicted: what its images were taken for, {class: images}, most first.
+    """
     scores = {}
     for c, name in enumerate(names):
         hits, n, named = (
@@ -34,12 +36,10 @@ def class_scores(
 
 
 def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
-    """How far the probability of the first answer is from how often it is right (Guo et al. 2017,
-    equation 5).
+    """Return how far confidence is from accuracy (Guo et al. 2017, equation 5).
 
-    {"ece": expected calibration error, from 0 to 1, "bins": for each fifteenth of the probabilities
-    that has images
-    {"images", "confidence" (their mean probability), "accuracy"}}.
+    ece: the expected calibration error, from 0 to 1. bins: for each fifteenth of the probabilities
+    that has images, their number, their mean probability and their accuracy.
     """
     probabilities = scipy.special.softmax(logits.astype(np.float64), axis=-1)
     confidence, right = probabilities.max(-1), probabilities.argmax(-1) == label
@@ -57,7 +57,10 @@ def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
 
 
 def distinct(classnames: Sequence[str]) -> list[str]:
-    """The names, those that several classes have (ImageNet's "missile") with the class's number."""
+    """Return the names; one that several classes have gets the class's number.
+
+    ImageNet has such a name, "missile".
+    """
     times = collections.Counter(classnames)
     return [
         name if times[name] == 1 else f"{name} (class {i})" for i, name in enumerate(classnames)

@@ -25,9 +25,9 @@ class Neighbours(NamedTuple):
 
 
 def neighbours(predictor: Predictor, top: int) -> list[Neighbours]:
-    """The `top` nearest words of each context vector of the first layer.
+    """Return the `top` nearest words of each context vector of the first layer.
 
-    Raises UserError where no context was learned.
+    Raise UserError where no context was learned.
     """
     if "text" not in predictor.prompts:
         raise UserError(
@@ -64,13 +64,13 @@ def neighbours(predictor: Predictor, top: int) -> list[Neighbours]:
 
 
 def header(found: Sequence[Neighbours]) -> list[str]:
-    """The columns of `rows`."""
+    """Return the columns of `rows`."""
     nearest = [f"nearest {i + 1} (distance)" for i in range(len(found[0].words))]
     return [*(["class"] if found[0].classname else []), "context", *nearest, "in word distances"]
 
 
 def rows(found: Sequence[Neighbours]) -> list[list[str]]:
-    """One row a context vector."""
+    """Return one row for each context vector."""
     return [
         [
             *([one.classname] if one.classname else []),

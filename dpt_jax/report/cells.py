@@ -34,8 +34,9 @@ class Score(NamedTuple):
     images: int
 
     def __str__(self) -> str:
-        """The mean, and of several seeds their standard deviation (of the population, as published
-        tables have it).
+        """Return the mean, and of several seeds their standard deviation.
+
+        It is that of the population, as in published tables.
         """
         deviation = f" ± {self.accuracy.std():.1f}" if len(self.accuracy) > 1 else ""
         return f"{self.accuracy.mean():.1f}{deviation}"
@@ -79,7 +80,7 @@ def scores_of(results: Iterable[Results]) -> dict[Cell, Score]:
 
 
 def in_domain(scores: Scores) -> dict[Cell, Score]:
-    """The cells tested on all classes of what they were trained on, and zero-shot."""
+    """Return the cells tested on all classes of what they were trained on, and zero-shot."""
     return {
         cell: score
         for cell, score in scores.items()
@@ -89,8 +90,9 @@ def in_domain(scores: Scores) -> dict[Cell, Score]:
 
 
 def average_over_datasets(cells: Scores, datasets: Sequence[str]) -> dict[tuple[str, int], float]:
-    """{(method, shots): mean accuracy}, where the method has run with these shots on every one of
-    the datasets.
+    """Return mean accuracies by (method, shots).
+
+    A mean is there where the method has run with these shots on every one of the datasets.
     """
     means: dict[tuple[str, int], dict[str, float]] = {}
     shots = {cell.shots for cell in cells if cell.trained_on} or {0}
@@ -107,14 +109,15 @@ def average_over_datasets(cells: Scores, datasets: Sequence[str]) -> dict[tuple[
 
 
 def harmonic_mean(base: float, new: float) -> float:
-    """2·base·new / (base + new) of two mean accuracies, as base-to-new results are published; 0 for
-    two zeros.
+    """Return 2·base·new / (base + new) of two mean accuracies, 0 for two zeros.
+
+    Base-to-new results are published in this form.
     """
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
 def away(scores: Iterable[Cell]) -> list[Cell]:
-    """The cells of prompts that are tested on another dataset than their own."""
+    """Return the cells of prompts that are tested on another dataset than their own."""
     return [
         cell
         for cell in scores

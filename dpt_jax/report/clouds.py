@@ -26,9 +26,11 @@ def draw_clouds(
     classnames: Sequence[str],
     file: pathlib.Path | BinaryIO,
 ) -> None:
-    """Images (points) and class texts (stars) beside each other before and after; of the classes
-    with most images as
-    many as can be told apart, the others grey.  label: (N,)."""
+    """Draw images (points) and class texts (stars), before and after, beside each other.
+
+    The classes with most images have colours, as many as can be told apart; the others are grey.
+    label: (N,).
+    """
     plt = pyplot()
     colours = [method.colour for method in METHODS.values()] + ["#0072B2", "#CC79A7", "#F0E442"]
     counts = np.bincount(label, minlength=len(classnames))

@@ -23,7 +23,7 @@ Curves = Mapping[str, Sequence[Point]]
 
 
 def draw_curves(panels: Mapping[str, Curves], file: pathlib.Path) -> None:
-    """A grid of panels of accuracy against shots, each with its title."""
+    """Draw a grid of panels of accuracy against shots, each with its title."""
     plt = pyplot()
     columns = min(len(panels), COLUMNS)
     rows = -(-len(panels) // columns)
@@ -39,8 +39,9 @@ def draw_curves(panels: Mapping[str, Curves], file: pathlib.Path) -> None:
 
 
 def draw_panel(axes: Any, title: str, curves: Curves) -> None:
-    """Accuracy against shots: a curve a method with bars of one standard deviation, a line for
-    zero-shot.
+    """Draw accuracy against shots.
+
+    A method is a curve with bars of one standard deviation, zero-shot a line.
     """
     for i, (method, points) in enumerate(curves.items()):
         style = METHODS[method]

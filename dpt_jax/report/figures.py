@@ -6,7 +6,7 @@ MOST_LETTERS = 30  # of a class's name
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, drawing to files alone."""
+    """Return matplotlib.pyplot, which draws to files alone."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -18,7 +18,7 @@ def pyplot() -> Any:
 
 
 def printable(text: str) -> str:
-    """The text as it can be drawn: on one line, bytes that are not Unicode written out."""
+    """Return the text as it can be drawn: on one line, other bytes than Unicode written out."""
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
 
 

@@ -12,7 +12,7 @@ from dpt_jax.report.figures import printable, pyplot, shortened
 
 
 def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | BinaryIO) -> None:
-    """The image, its classes with bars, and the maps over it."""
+    """Draw the image, its classes with bars, and the maps over it."""
     plt = pyplot()
     columns = max(4, len(sight.class_maps))
     rows = 2 if sight.class_maps else 1
@@ -51,7 +51,7 @@ def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | Binar
 
 
 def draw_classes(axes: Any, sight: Sight, method: str) -> None:
-    """The probability of each class by the method, as a bar, and by plain CLIP, as a mark."""
+    """Draw the probability of each class by the method, a bar, and by plain CLIP, a mark."""
     at = np.arange(len(sight.classes))
     axes.barh(
         at,
@@ -86,11 +86,10 @@ def _draw_maps(
     maps: Sequence[tuple[str, np.ndarray | None]],
     label: str,
 ) -> None:
-    """Maps with their names over the greyed image.
+    """Draw maps with their names over the greyed image.
 
-    Each is scaled to its own largest patch, which its title tells: on one scale, a map that gathers
-    in a patch would
-    leave those that are spread out black.
+    Each is scaled to its own largest patch, which its title gives: on one scale, a map that gathers
+    in a patch would leave those that are spread out black.
     """
     grey = np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
     all_axes, drawn = [], None

@@ -23,9 +23,9 @@ CONFUSED_HEADER = ["images of", "taken for", "times"]
 
 
 def report_run(workdir: pathlib.Path) -> tuple[str, list[str]]:
-    """Writes the report over one run: its Markdown, and the names of the files.
+    """Write the report over one run; return its Markdown, and the names of the files.
 
-    Raises UserError without results.
+    Raise UserError without results, or with results of other prompts than the run's newest.
     """
     results = read_current(workdir)
     classes = results["per_class"]
@@ -50,7 +50,7 @@ def report_run(workdir: pathlib.Path) -> tuple[str, list[str]]:
 
 
 def title(results: Results) -> str:
-    """ "DPT on emoji" """
+    """Return such as "DPT on emoji"."""
     return f"{METHODS[results['method']].label} on {dataset_of(results)}"
 
 
@@ -66,7 +66,7 @@ def trained_dataset(results: Results) -> str:
 
 
 def in_words(results: Results) -> str:
-    """What was trained on what, and how well it does."""
+    """Return what was trained on what, and how well it does."""
     trained = results["trained_on"]
     made = ""
     if trained:
@@ -82,7 +82,7 @@ def in_words(results: Results) -> str:
 
 
 def class_rows(results: Results) -> list[list[str]]:
-    """A row of CLASS_HEADER for each class."""
+    """Return a row of CLASS_HEADER for each class."""
     return [
         [
             name,
@@ -95,7 +95,7 @@ def class_rows(results: Results) -> list[list[str]]:
 
 
 def confused_rows(results: Results) -> list[list[str]]:
-    """A row of CONFUSED_HEADER for each of the most frequent mistakes."""
+    """Return a row of CONFUSED_HEADER for each of the most frequent mistakes."""
     classes = results["per_class"]
     wrong = collections.Counter(
         {
@@ -112,13 +112,13 @@ def confused_rows(results: Results) -> list[list[str]]:
 
 
 def draw_confusion(results: Results, file: pathlib.Path | BinaryIO) -> None:
-    """The confusion matrix."""
+    """Draw the confusion matrix."""
     classes = results["per_class"]
     run_figures.draw_confusion(confusion_matrix(classes), list(classes), title(results), file)
 
 
 def draw_training(workdir: pathlib.Path, file: pathlib.Path | BinaryIO) -> bool:
-    """The training's curves; False where nothing was trained there."""
+    """Draw the training's curves; return False where nothing was trained there."""
     records = read_metrics(workdir)
     if not records:
         return False
@@ -129,8 +129,9 @@ def draw_training(workdir: pathlib.Path, file: pathlib.Path | BinaryIO) -> bool:
 
 
 def draw_reliability(results: Results, file: pathlib.Path | BinaryIO) -> bool:
-    """How often answers are right against how sure they are; False for results of a version that
-    did not note it.
+    """Draw how often answers are right against how sure they are.
+
+    Return False for results of a version that did not note it.
     """
     if "calibration" not in results:
         return False
@@ -143,7 +144,7 @@ def draw_reliability(results: Results, file: pathlib.Path | BinaryIO) -> bool:
 
 
 def confusion_matrix(classes: Mapping[str, Any]) -> np.ndarray:
-    """(C, C): the part of the images of class i, in percent, that is taken for class j."""
+    """Return (C, C): the percent of the images of class i that are taken for class j."""
     names = {name: i for i, name in enumerate(classes)}
     matrix = np.zeros((len(names), len(names)))
     for name, one in classes.items():

@@ -59,9 +59,9 @@ class Answers(NamedTuple):
 
 
 def write_page(workdir: pathlib.Path) -> pathlib.Path:
-    """Writes report.html into a workdir; its path.
+    """Write report.html into a workdir; return its path.
 
-    Raises UserError where the run has no results, or its data or backbone cannot be loaded.
+    Raise UserError where the run has no results, or its data or backbone cannot be loaded.
     """
     results = read_current(workdir)
     config = settings.load_saved(workdir)
@@ -108,7 +108,7 @@ def write_page(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def answer(predictor: Predictor, dataset: Dataset) -> Answers:
-    """The answers to the test images that can be read."""
+    """Return the answers to the test images that can be read."""
     size, batch = predictor.model.clip.image_size, predictor.rows
     parts = []
     with Progress("report", -(-len(dataset.test) // batch)) as progress:
@@ -133,7 +133,7 @@ def answer(predictor: Predictor, dataset: Dataset) -> Answers:
 
 
 def pictures(predictor: Predictor, dataset: Dataset, answers: Answers) -> Iterable[str]:
-    """The surest right and the surest wrong answers, each of another class, with heat maps."""
+    """Give the surest right and the surest wrong answers, of different classes, with heat maps."""
     right = answers.probability.argmax(-1) == answers.label
     for wanted, heading in ((True, "Right, and surest of it"), (False, "Wrong, and surest of it")):
         yield f"<h3>{heading}</h3>"
@@ -153,7 +153,7 @@ def pictures(predictor: Predictor, dataset: Dataset, answers: Answers) -> Iterab
 
 
 def surest(answers: Answers, among: np.ndarray) -> list[int]:
-    """Rows of the most probable answers among some (N,), one of a class before a second of any."""
+    """Return rows of the surest answers among some (N,), one of each class before a second."""
     confidence = answers.probability.max(-1)
     rows = [int(i) for i in np.argsort(-confidence, kind="stable") if among[i]]
     first: dict[int, int] = {}
@@ -163,8 +163,9 @@ def surest(answers: Answers, among: np.ndarray) -> list[int]:
 
 
 def features(predictor: Predictor, answers: Answers) -> str:
-    """Principal components of the image features, before and after, with the texts on the same
-    axes.
+    """Return the figure of the image features' principal components, before and after.
+
+    The texts are on the same axes.
     """
     texts = predictor.texts
     clouds = {
@@ -186,8 +187,9 @@ def features(predictor: Predictor, answers: Answers) -> str:
 
 
 def principal_axes(images: np.ndarray, texts: np.ndarray) -> Cloud:
-    """Image features (N, E) on their first two principal components, and text features (C, E)
-    beside them.
+    """Return image features (N, E) on their first two principal components.
+
+    The text features (C, E) are on the same components.
     """
     centred = images - images.mean(0)
     _, deviations, axes = np.linalg.svd(centred, full_matrices=False)
@@ -200,7 +202,7 @@ def principal_axes(images: np.ndarray, texts: np.ndarray) -> Cloud:
 
 
 def words(predictor: Predictor) -> str:
-    """The table of `dpt-jax explain`."""
+    """Return the table of `dpt-jax explain`."""
     found = explain.neighbours(predictor, NEAREST)
     return _table(explain.header(found), explain.rows(found))
 
@@ -215,7 +217,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _drawn(draw: Callable[[BinaryIO], object], caption: str) -> str:
-    """What `draw` writes to a file, as part of the page; "" where it writes nothing."""
+    """Return what `draw` writes to a file, as part of the page; "" where it writes nothing."""
     buffer = io.BytesIO()
     draw(buffer)
     data, text = base64.b64encode(buffer.getvalue()).decode(), html.escape(caption)

@@ -15,8 +15,9 @@ MOST_NAMED_CLASSES = 60
 def draw_confusion(
     matrix: np.ndarray, classnames: Sequence[str], title: str, file: pathlib.Path | BinaryIO
 ) -> None:
-    """(C, C) in percent of the true class, a row each; names stand beside it where there is room
-    for them.
+    """Draw a matrix (C, C) in percent of the true class, a row for each.
+
+    Class names stand beside it where there is room for them.
     """
     plt = pyplot()
     side = min(max(0.28 * len(classnames) + 2.5, 4.5), 16)
@@ -38,7 +39,7 @@ def draw_confusion(
 def draw_training(
     records: Sequence[Mapping[str, float]], guidance_epochs: int, file: pathlib.Path | BinaryIO
 ) -> None:
-    """Loss, training accuracy and learning rates by epoch.
+    """Draw loss, training accuracy and learning rates by epoch.
 
     records: those of metrics.jsonl, one an epoch. guidance_epochs: where the loss changes its form,
     0 if it does not.
@@ -72,10 +73,9 @@ def draw_training(
 def draw_reliability(
     calibrations: Mapping[str, Mapping[str, Any]], file: pathlib.Path | BinaryIO
 ) -> None:
-    """For each method, how often its answers are right against how sure it is, and how many answers
-    are so sure.
+    """Draw how often answers are right against how sure the method is, and how many are so sure.
 
-    calibrations: {method: what evaluate.calibration gives}.
+    calibrations: {method: what scores.calibration gives}.
     """
     plt = pyplot()
     size = (4.2 * len(calibrations), 4.6)

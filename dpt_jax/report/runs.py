@@ -28,7 +28,7 @@ from dpt_jax.settings import shots_in_words
 
 
 def few_shot_tables(scores: Scores) -> list[str]:
-    """For each dataset, and on average over them where there are several: methods × shots."""
+    """Return tables of methods × shots, one a dataset, and their average."""
     cells = in_domain(scores)
     trained = [cell for cell in cells if cell.trained_on]
     # What is only tested on, with prompts of another dataset, stands in the table of that, also
@@ -68,8 +68,9 @@ def few_shot_tables(scores: Scores) -> list[str]:
 
 
 def base_to_new_tables(scores: Scores) -> list[str]:
-    """For each dataset: prompts trained on the base classes, on base and on new ones, and the
-    harmonic mean.
+    """Return a table for each dataset whose base classes were trained on.
+
+    It has the accuracy on base and on new classes, and their harmonic mean.
     """
     tables = []
     for dataset in in_order(cell.dataset for cell in scores if cell.classes == "base"):
@@ -105,8 +106,9 @@ def base_to_new_tables(scores: Scores) -> list[str]:
 
 
 def transfer_tables(scores: Scores) -> list[str]:
-    """For each dataset that prompts were taken from: what they reach there and on each other
-    dataset.
+    """Return a table for each dataset that prompts were trained on.
+
+    It has their accuracy there and on each other dataset.
     """
     tables = []
     elsewhere = away(scores)
@@ -150,7 +152,7 @@ def _shots(shots: int) -> str:
 
 
 def _seeds(scores: Iterable[Score]) -> str:
-    """ "mean ± standard deviation of 3 seeds" """
+    """Return such as "mean ± standard deviation of 3 seeds"."""
     counts = sorted({len(score.accuracy) for score in scores})
     if not counts or counts == [1]:
         return "one seed"
@@ -161,7 +163,7 @@ def _seeds(scores: Iterable[Score]) -> str:
 
 
 def write_csv(scores: Scores, file: pathlib.Path) -> None:
-    """One line a cell."""
+    """Write one line for each cell."""
     with file.open("w", newline="", encoding="utf-8") as out:
         header = [
             *Cell._fields,
@@ -186,8 +188,9 @@ def write_csv(scores: Scores, file: pathlib.Path) -> None:
 
 
 def curves(cells: Scores) -> Curves:
-    """Accuracy against shots, of cells that differ in method and shots only; runs on all images
-    have no place.
+    """Return accuracy against shots, of cells that differ in method and shots only.
+
+    Runs on all images have no place among shots.
     """
     return {
         method: sorted(
@@ -200,8 +203,9 @@ def curves(cells: Scores) -> Curves:
 
 
 def report_panels(scores: Scores) -> dict[str, Curves]:
-    """What the paper's figure shows, {title: {method: points}}: the average and each dataset; {}
-    without a training.
+    """Return what the paper's figure shows, {title: {method: points}}.
+
+    The average comes first, then each dataset; without a training there is nothing.
     """
     cells = in_domain(scores)
     datasets = in_order(cell.dataset for cell in cells if cell.shots > 0)
@@ -222,7 +226,7 @@ def report_panels(scores: Scores) -> dict[str, Curves]:
 
 
 def report_folder(folder: pathlib.Path) -> tuple[str, list[str]]:
-    """Writes the report over all runs below a folder: its Markdown, and the names of the files."""
+    """Write the report over all runs below a folder; return Markdown and files' names."""
     results, notes = select(read_results(folder))
     scores = scores_of(results)
     tables = [*few_shot_tables(scores), *base_to_new_tables(scores), *transfer_tables(scores)]

@@ -9,7 +9,7 @@ FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     escaped = [
         [" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (header, *rows)
     ]
@@ -28,7 +28,7 @@ class CSVWriter:
         self.write(header)
 
     def write(self, row: Iterable[object]) -> None:
-        """One row."""
+        """Write one row."""
         self._writer.writerow([_inert(cell) for cell in row])
 
 

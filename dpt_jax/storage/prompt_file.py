@@ -35,13 +35,14 @@ RESULTS = (
 
 
 def is_prompt_file(source: pathlib.Path) -> bool:
-    """Whether a path is that of a prompt file, by its name, and not of a workdir."""
+    """Return whether a path is a prompt file's, by its name, and not a workdir's."""
     return source.suffix == SUFFIX and not source.is_dir()
 
 
 def folder_of(source: pathlib.Path) -> pathlib.Path:
-    """Where to write what is made of a workdir or prompt file: there, or in a folder of the file's
-    name.
+    """Return where to write what is made of a workdir or prompt file.
+
+    Of a workdir that is the workdir; of a prompt file, a folder of the file's name.
     """
     return source.with_suffix("") if is_prompt_file(source) else source
 
@@ -54,12 +55,11 @@ def write(
     settings: Mapping[str, Any],
     results: Mapping[str, Any] | None,
 ) -> None:
-    """Writes prompts (a tree of host arrays) with all that is known of them.
+    """Write prompts (a tree of host arrays) with all that is known of them.
 
     training: what their checkpoint says of it. settings: the configuration of the run. results: its
-    results.json.
-    Folders of data and of other runs stay out; where CLIP's weights are stays in, since they must
-    be found again.
+    results.json. Folders of data and of other runs stay out. The name of CLIP's weights stays in,
+    since they must be found again.
     """
     import safetensors.numpy
 
@@ -90,9 +90,9 @@ def write(
 
 
 def read_header(file: pathlib.Path) -> dict[str, Any]:
-    """The header's entries.
+    """Return the header's entries.
 
-    Raises UserError where the file is missing, damaged or not of prompts.
+    Raise UserError where the file is missing, damaged or not of prompts.
     """
     import safetensors
 
@@ -129,7 +129,7 @@ PARTS = ("text", "visual", "cavpt")
 
 
 def _check(entries: Mapping[str, Any], file: pathlib.Path) -> None:
-    """Raises UserError where an entry that is read is missing or of another type."""
+    """Raise UserError where an entry is missing, unknown or of another type."""
     if unknown := sorted(set(entries) - set(ENTRIES)):
         raise UserError(
             f"{file}: its header has an entry {unknown[0]!r}, which this version does not know; "
@@ -171,7 +171,7 @@ def _check(entries: Mapping[str, Any], file: pathlib.Path) -> None:
 
 
 def read(file: pathlib.Path) -> tuple[int, Any, dict[str, Any]]:
-    """(step, prompts, training), see `write`.  Raises UserError, see `read_header`."""
+    """Return step, prompts and training, see `write`.  Raise UserError, see `read_header`."""
     import safetensors.numpy
 
     header = read_header(file)

@@ -69,9 +69,9 @@ def account(modules: dict[str, Tensors], directory: pathlib.Path) -> None:
 
 
 def prompts_from_published(modules: dict[str, Tensors]) -> Any:
-    """The tree of prompts, float32, from the state dicts of the modules that are there.
+    """Return the tree of prompts, float32, from the state dicts of the modules that are there.
 
-    Raises KeyError with the name of a tensor that is missing.
+    Raise KeyError with the name of a tensor that is missing.
     """
     prompts: dict[str, Any] = {}
     if TEXT in modules:
@@ -93,10 +93,9 @@ def prompts_from_published(modules: dict[str, Tensors]) -> Any:
 
 
 def published_from_prompts(prompts: Any, visual_length: int) -> dict[str, Tensors]:
-    """The state dict of each module, from a tree of prompts: prompts_from_published the other way
-    round.
+    """Return the state dict of each module: the inverse of `prompts_from_published`.
 
-    visual_length: tokens a layer, also where CAVPT leaves no layer to them.
+    visual_length: tokens of a layer, also where CAVPT leaves no layer to them.
     """
     modules: dict[str, Tensors] = {}
     if "text" in prompts:
@@ -121,8 +120,10 @@ def published_from_prompts(prompts: Any, visual_length: int) -> dict[str, Tensor
 
 
 def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
-    """(epoch, state dict of each module) of the last epoch that all modules have, else of the best
-    model.
+    """Return the epoch and the state dict of each module.
+
+    They are of the last epoch that all modules have, else of the best model. Raise UserError where
+    there is none, or where a tensor would be left over.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder; it should hold {', '.join(MODULES)}.")
