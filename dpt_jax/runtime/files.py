@@ -31,6 +31,17 @@ def size_of(file: epath.Path) -> int:
     return len(file.read_bytes())
 
 
+def as_local_path(name: str | os.PathLike[str], flag: str) -> epath.Path:
+    """Return a path that runs are kept at.  Raise UserError for gs://, where they cannot be yet."""
+    path = as_path(name)
+    if "://" in str(name):
+        raise UserError(
+            f"{flag}: {name} is in a bucket, where runs cannot be kept yet: name a local folder, "
+            "or one where the bucket is mounted."
+        )
+    return path
+
+
 def make_folder(folder: epath.Path, what: str) -> epath.Path:
     """Make a folder unless it is there, and return it.
 

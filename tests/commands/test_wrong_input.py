@@ -22,7 +22,7 @@ from dpt_jax.data import loader
 from dpt_jax.data.folder import find_images, read_folder
 from dpt_jax.data.records import UnreadableImageError, read_image
 from dpt_jax.errors import UserError
-from tests.helpers.commands import command
+from tests.helpers.commands import assert_refused, command
 from tests.helpers.faults import damaged, write
 
 TIMES = int(os.environ.get("EXAMPLES_TIMES", "1"))  # more of them in `make soak`
@@ -102,6 +102,17 @@ def test_wrong_settings_on_the_command_line(argument, says, tmp_path):
         assert says in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["main.py", "--workdir=gs://bucket/run"],
+        ["-m", "dpt_jax", "sweep", "--methods=zeroshot", "--runs=gs://bucket/runs"],
+    ],
+)
+def test_a_run_in_a_bucket_is_refused(arguments):
+    assert_refused(command(*arguments, check=False), "in a bucket, where runs cannot be kept yet")
 
 
 NAMES = st.one_of(
