@@ -118,9 +118,10 @@ def read_splits(config: ConfigDict) -> Splits:
 
 
 def check_readable(dataset: Dataset) -> None:
-    """Raise UserError naming a class none of whose training images can be read.
+    """Raise UserError where no training image of a class, or no test image, can be read.
 
-    Reads one image a class, more only where the first ones cannot be read.
+    Reads one image of each class and one to test on, more only where the first ones
+    cannot be read.
     """
     paths: dict[int, list[str]] = collections.defaultdict(list)
     for example in dataset.train:
@@ -143,3 +144,8 @@ def check_readable(dataset: Dataset) -> None:
                     f"{dataset.classnames[label]!r} can be read, such as {paths[label][0]}: repair "
                     "them or remove the class."
                 )
+    if dataset.test and not any(is_readable(example.path) for example in dataset.test):
+        raise UserError(
+            f"none of the {len(dataset.test)} test images can be read, such as "
+            f"{dataset.test[0].path}: repair them."
+        )

@@ -144,8 +144,8 @@ def find_images(paths: Sequence[str]) -> list[str]:
         raise UserError(f"{', '.join(paths)}: no images there ({', '.join(sorted(EXTENSIONS))}).")
     if others:
         print(
-            f"{len(others)} files are left out, which do not end as images do ({endings(others)}), "
-            f"such as {others[0]}.",
+            f"files that are left out: {len(others)} without the ending of an image "
+            f"({endings(others)}), such as {others[0]}.",
             file=sys.stderr,
         )
     return list(found)

@@ -69,12 +69,11 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 class Loading:
     """What is loaded, and how.
 
-    size: pixels on a side. preprocessing: the model's own. batch_size: rows of one batch of
-    test_batches, and of
-    all hosts' batches together in train_batches. workers: loader processes, 0 for
-    threads of this one. skip_unreadable: an image that cannot be read becomes
-    black and has no weight, instead of ending the run. host, hosts: of every
-    `hosts` rows this host gets the one at `host`.
+    size: pixels on a side. preprocessing: the model's own. batch_size: rows of one
+    batch of test_batches, and of all hosts' batches together in train_batches.
+    workers: loader processes, 0 for threads of this one. skip_unreadable: an image
+    that cannot be read becomes black and has no weight, instead of ending the run.
+    host, hosts: of every `hosts` rows this host gets the one at `host`.
     """
 
     read: Reader

@@ -34,11 +34,11 @@ def train_transform(
 def random_box(
     width: int, height: int, generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a part with 8 to 100 % of the area and a side ratio of 3/4 to
-    4/3.
+    """Return (left, top, right, bottom) of a random part of an image.
 
-    Ratios are drawn evenly in their logarithm. Where ten draws do not fit the
-    image, it is the centre, cut to the nearest allowed ratio.
+    It has 8 to 100 % of the area and a side ratio of 3/4 to 4/3. Ratios are drawn
+    evenly in their logarithm. Where ten draws do not fit the image, it is the
+    centre, cut to the nearest allowed ratio.
     """
     for _ in range(ATTEMPTS):
         area = width * height * generator.uniform(*AREA)

@@ -76,7 +76,9 @@ def test_what_predict_leaves_out_is_counted_on_standard_error(tmp_path, capfd):
     ]
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("2 files are left out, which do not end as images do (1 .heic, 1 .txt)")
+    assert err.startswith(
+        "files that are left out: 2 without the ending of an image (1 .heic, 1 .txt)"
+    )
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])

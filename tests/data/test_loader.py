@@ -89,7 +89,7 @@ def test_hosts_share_the_rows_of_every_batch(batch_size, hosts):
                 np.testing.assert_array_equal(rows, whole[name][host::hosts])
 
 
-def test_hosts_that_cannot_share_a_batch_are_told_so():
+def test_hosts_that_cannot_share_a_batch_are_refused():
     with pytest.raises(
         UserError, match=r"train\.batch_size is 5: it must be a multiple of the 2 hosts"
     ):
@@ -195,6 +195,15 @@ class Counting:
         if path.startswith("bad"):
             raise UnreadableImageError(f"{path} cannot be read.")
         return Image.new("RGB", (4, 4))
+
+
+def test_test_images_none_of_which_can_be_read_are_refused_before_training():
+    test = [Example("bad1", 0), Example("bad2", 1)]
+    with pytest.raises(UserError, match="none of the 2 test images can be read, such as bad1"):
+        check_readable(Dataset(Counting(), ("ant",), [Example("a1", 0)], test))
+    read = Counting()
+    check_readable(Dataset(read, ("ant",), [], [*test, Example("a2", 0), Example("a3", 0)]))
+    assert read.seen == ["bad1", "bad2", "a2"]
 
 
 def test_a_class_of_which_no_image_can_be_read_is_named_before_training():

@@ -12,10 +12,13 @@ from hypothesis import given
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
+from configs import dpt
+from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.data.sample import read_sample
 from dpt_jax.data.unpickle import UnsafePickleError, read_records
 from dpt_jax.errors import UserError
+from tests.helpers import coop_trees
 
 PATHS = ["images/a/1.jpg", "images/a/2.jpg", "images/b/1.jpg"]
 ELSEWHERE = [f"/their/data/caltech/{path}" for path in PATHS]
@@ -34,7 +37,7 @@ def datum(monkeypatch):
 
     class Datum:
         def __init__(self, path, label):
-            self._impath, self._label, self._domain, self._classname = path, label, 0, "ab"[label]
+            self._impath, self._label, self._domain, self._classname = path, label, 0, "abc"[label]
 
     module = types.ModuleType("dassl.data.datasets.base_dataset")
     Datum.__module__, Datum.__qualname__ = module.__name__, "Datum"
@@ -87,6 +90,27 @@ def test_a_sample_that_is_not_of_the_dataset_is_refused(
         read_sample(write(tmp_path, "pkl", datum, paths, labels), whole, shots)
 
 
+@pytest.mark.parametrize(("classes", "first"), [("all", 0), ("base", 0), ("new", 2)])
+def test_a_sample_is_halved_as_a_drawn_one_is(classes, first, tmp_path, datum):
+    """Of three classes two are base and one is new; the paths are another machine's."""
+    coop_trees.make("eurosat", tmp_path)
+    config = dpt.get_config("eurosat").dataset
+    config.root, config.shots, config.classes = str(tmp_path), 2, classes
+    drawn = load_dataset(config, seed=7)
+    config.classes = "all"
+    every = load_dataset(config, seed=7).train
+    paths, labels = [f"/their/data/{e.path}" for e in every], [e.label for e in every]
+    config.sample = str(write(tmp_path, "pkl", datum, paths, labels))
+    config.classes = classes
+    found = load_dataset(config, seed=1)
+    assert found.train == drawn.train
+    assert {example.label for example in found.train} == set(range(len(found.classnames)))
+    assert len(found.classnames) == {"all": 3, "base": 2, "new": 1}[classes]
+    assert (tmp_path / found.train[0].path).parent.name == ["AnnualCrop", "Forest", "SeaLake"][
+        first
+    ]
+
+
 class Runs:
     """What runs a command when Python's own unpickler reads it."""
 
@@ -105,6 +129,8 @@ HOSTILE = {
     "class of another module": b"\x80\x02cposixpath\njoin\n)\x81.",
     "memo": b"\x80\x02cos\nsystem\nq\x00]q\x01h\x00a.",
     "array": pickle.dumps(np.arange(3)),
+    "huge number in the memo": b"\x80\x04]r\xff\xff\xff\xffX\x01\x00\x00\x00a.",
+    "huge array of bytes": b"\x80\x05\x96\x00\x00\x00\x00\x00\x01\x00\x00.",
     "huge string": b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.",
     "huge bytes": b"\x80\x02B\xff\xff\xff\x7f.",
     "extension": b"\x80\x02\x82\x01.",

@@ -355,7 +355,7 @@ def test_no_readable_training_image_is_said(clip_dir, clip, three_classes, tmp_p
     for file in (three_classes / "train").rglob("*.png"):
         file.write_bytes(b"not a picture")
     config = make_config(clip_dir, coop, dataset__root=str(three_classes), dataset__on_error="skip")
-    with pytest.raises(UserError, match="none of the training images could be read"):
+    with pytest.raises(UserError, match="none of the 2 training images of class 'airplane' can"):
         train(experiments.prepare(config, clip), tmp_path / "run")
 
 
