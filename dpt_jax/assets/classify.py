@@ -20,11 +20,20 @@ ABOUT = json.loads((FOLDER / "classifier.json").read_text(encoding="utf-8"))
 def load_image(file: str) -> np.ndarray:
     """Return the image as the classifier takes it: (size, size, 3) uint8."""
     with Image.open(file) as opened:
-        sixteen_bits = opened.mode.startswith("I")
+        whole_numbers = opened.mode.startswith("I")
+        sixteen_bits = opened.mode.startswith("I;16") or opened.format in ("PNG", "PPM")
+        if (
+            opened.mode == "F"
+            or (opened.format == "TIFF" and whole_numbers)
+            or (whole_numbers and not sixteen_bits)
+        ):
+            sys.exit(
+                f"{file}: nothing says which value of its pixels is white; save it with 8 bits."
+            )
         image = (
             opened.convert("I").point(lambda value: value / 257).convert("L")
-            if sixteen_bits
-            else opened.copy()
+            if whole_numbers
+            else opened.convert("RGBA" if "transparency" in opened.info else "RGB")
         )
     return make_square(image.convert("RGB"), ABOUT["image_size"], ABOUT["preprocessing"])
 
