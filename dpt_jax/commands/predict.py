@@ -74,8 +74,8 @@ class Output:
             self._csv.write([path, error, *answers])
         elif self._json:
             classes = [{"class": name, "probability": p} for name, p in top]
-            told = {"error": error} if error else {"predictions": classes}
-            line = json.dumps({"path": path, **told}, ensure_ascii=False)
+            answer = {"error": error} if error else {"predictions": classes}
+            line = json.dumps({"path": path, **answer}, ensure_ascii=False)
             print(self._json, line, sep="\n  ", end="", flush=True)
             self._json = ","
         elif not error:

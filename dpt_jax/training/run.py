@@ -1,4 +1,4 @@
-"""A whole run, told once for main.py and for sweeps: from a checked configuration to results."""
+"""A whole run, from a checked configuration to results, for main.py and for sweeps."""
 
 from collections.abc import Callable
 from typing import Any
