@@ -132,7 +132,7 @@ def test_a_sight_of_any_number_of_classes_is_drawn(classes, tmp_path):
         (["--workdir=TRAINED", "README.md"], "none of the 1 images could be read"),
         (["--workdir=TRAINED", "--out=README.md", str(IMAGES)], "--out: README.md cannot be made"),
         (["--workdir=/nowhere", str(IMAGES)], "/nowhere is no workdir of a run"),
-        ([str(IMAGES)], "--workdir is not given"),
+        ([str(IMAGES)], "no image is named: dpt-jax"),
     ],
 )
 def test_wrong_input_to_visualize(trained, arguments, says):

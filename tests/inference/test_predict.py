@@ -290,7 +290,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([str(IMAGES)], "--workdir is not given"),
+        ([str(IMAGES)], "no image is named: dpt-jax"),
         (["--workdir=/nowhere", str(IMAGES)], "/nowhere is no workdir of a run"),
         (["--workdir=/nowhere/prompt.safetensors", str(IMAGES)], "prompt.safetensors is not there"),
         (["--workdir=TRAINED"], "no image is named"),

@@ -14,7 +14,8 @@ from tests.helpers.hosts import Watched, start, start_hosts
 
 pytestmark = pytest.mark.process
 
-SECONDS = 10
+SECONDS = 10  # within which both hosts end, where nothing else keeps the processors busy
+AT_MOST = 60  # also on a machine that runs other tests
 
 # A disk that takes small files only, as a full one does: checkpoints do not fit any more.
 FULL = """
@@ -58,7 +59,7 @@ def assert_both_end(hosts, code, says, since):
         assert says in last
         assert last.startswith("error: host "), output
         assert "Traceback" not in output
-    assert took < SECONDS
+    assert took < AT_MOST
     return took
 
 
@@ -99,7 +100,7 @@ def ctrl_c_while_training(clip_dir, tmp_path, images):
     moment = time.monotonic()
     assert hosts.codes(timeout=60) == [EXIT_CODE, EXIT_CODE], hosts.outputs()
     took = time.monotonic() - moment
-    assert took < SECONDS
+    assert took < AT_MOST
     assert "and saved: the same command goes on there" in hosts.outputs()[0]
     return took
 
@@ -128,6 +129,7 @@ def test_five_times_each(fault, clip_dir, tmp_path):
         shutil.copytree(SMALL / "images", folder / "images")
         seconds.append(fault(clip_dir, folder, folder / "images"))
     print(f"{fault.__name__}: 5 of 5, {min(seconds):.1f} to {max(seconds):.1f} s")
+    assert max(seconds) < SECONDS
 
 
 def test_hosts_of_different_sizes_end_in_a_sentence(clip_dir, tmp_path):
