@@ -60,9 +60,9 @@ def test_published_settings():
 def test_initial_words_set_the_length():
     config = dpt.get_config()
     config.text_prompt.init = "a_photo of a"
-    assert settings.prompt_config(config, 3, 4).text_length == 4
+    assert settings.prompt_config(config, 3, 4, init_tokens=4).text_length == 4
     config.text_prompt.length = 0  # the part is off, whatever the words
-    assert settings.prompt_config(config, 3, 4).text_length == 0
+    assert settings.prompt_config(config, 3, 4, init_tokens=4).text_length == 0
 
 
 @pytest.mark.parametrize(
