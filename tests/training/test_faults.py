@@ -13,7 +13,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.storage.checkpoints import DAMAGED, Checkpoints, load_newest
 from dpt_jax.storage.lock import locked
-from tests.helpers.commands import COMPILATION, command
+from tests.helpers.commands import COMPILATION, assert_refused, command
 from tests.helpers.faults import SETTINGS, Run, damaged, kill_at_random, write
 
 pytestmark = pytest.mark.process
@@ -255,9 +255,12 @@ def test_a_step_that_is_not_finite_stops_the_run(weights, tmp_path):
     assert len(named) == 6
     assert set(named) <= set((tmp_path / "train_files.txt").read_text().splitlines())
     # With such steps left out the run goes on from there, and nothing of them is in the prompts.
-    done = command("main.py", *arguments, "--config.train.skip_nonfinite=True")
+    done = command("main.py", *arguments, "--config.train.skip_nonfinite=True", check=False)
     assert f"were left out, the first is step {step}" in done.stdout
     jax.tree.map(np.testing.assert_array_equal, load_newest(tmp_path).prompts, good.prompts)
+    # They are finite, but so large that what they make of an image is not: no result is written.
+    assert_refused(done, "the logits of dpt are not finite")
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_resuming_with_other_settings(weights, tmp_path):

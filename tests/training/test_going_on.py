@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from configs import coop
+from dpt_jax import settings
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.runtime import devices
-from dpt_jax.settings import config as configs
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
 from dpt_jax.training import loop
 from dpt_jax.training.optimizer import (
@@ -102,7 +102,7 @@ def test_the_dtype_that_is_computed_in_is_saved_and_kept(config, tmp_path):
     # As if it had been started on a GPU.
     begun = with_dtype(config, workdir)
     begun.dtype = "bfloat16"
-    configs.save(begun, workdir)
+    settings.save(begun, workdir)
     assert with_dtype(config, workdir).dtype == "bfloat16"
 
 

@@ -110,7 +110,7 @@ def run(config, clip, workdir):
     experiment = experiments.prepare(config, clip)
     settings.save(config, workdir)
     prompts = train(experiment, workdir)
-    return prompts, evaluate(experiment, prompts, workdir)
+    return prompts, evaluate(experiment, experiments.saved_prompts(experiment, workdir), workdir)
 
 
 @pytest.fixture(scope="module")
