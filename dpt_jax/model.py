@@ -6,7 +6,9 @@ image features of the plain and the prompted tower, s the temperature.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +63,25 @@ class Outputs(NamedTuple):
     attention: Array | None
     # (B, CAVPT layers, K, 1 + patches + G), what each class prompt is made of
     class_attention: Array | None
+
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
+
+def exact(function: Callable[Given, Made]) -> Callable[Given, Made]:
+    """Return the function, with its products of float32 matrices exact to float32.
+
+    By default a TPU rounds such matrices to bfloat16 before it multiplies, and a
+    GPU to TF32. Products of bfloat16 matrices stay as they are.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*given: Given.args, **named: Given.kwargs) -> Made:
+        with jax.default_matmul_precision("highest"):
+            return function(*given, **named)
+
+    return wrapped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,15 +154,18 @@ class PromptedCLIP:
             return Texts(normalize(frozen), frozen)
         return Texts(normalize(frozen), self.encode_learned(params, layout, axis))
 
+    @exact
     def encode_learned(self, params: Params, layout: TextLayout, axis: str | None = None) -> Array:
         """Return un-normalised features (C, E) of texts in the learned context."""
         context = self._text_prompt().apply({"params": params["prompts"]["text"]})
         return self._encode(params, layout, context, axis)
 
+    @exact
     def encode_plain(self, params: Params, layout: TextLayout, axis: str | None = None) -> Array:
         """Return un-normalised text features (C, E) of the frozen CLIP.  axis: see encode_texts."""
         return self._encode(params, layout, None, axis)
 
+    @exact
     def plain(self, params: Params, images: Array, texts: Texts) -> Plain:
         """Return what plain CLIP sees in images (B, H, W, 3): uint8, or float, normalised."""
         seen = self._clip(params, lambda clip: clip.vision(self.preprocess(images)))
@@ -150,6 +174,7 @@ class PromptedCLIP:
         k = min(self.prompts.top_k, texts.frozen.shape[0])
         return Plain(features, logits, jax.lax.top_k(logits, k)[1] if k else None, seen.attention)
 
+    @exact
     def __call__(
         self, params: Params, images: Array, texts: Texts, plain: Plain | None = None
     ) -> Outputs:
