@@ -64,7 +64,7 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
     side = case.model.clip.image_size
     images = jax.ShapeDtypeStruct((case.images, side, side, 3), np.uint8)
     if not case.train:
-        classifier = make_classifier(case.model, on)
+        classifier = make_classifier(case.model, tuple(on))
         given = (case.frozen, stacked(prompts, case.chips))
         texts: Texts = jax.eval_shape(classifier.encode, *given)
         classify: Any = classifier.classify
@@ -78,7 +78,7 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
     }
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     state = jax.eval_shape(lambda p: new_state(p, optimizer), prompts)
-    step: Any = make_step(case.model, optimizer, StepConfig(0.3, 30, 1), on)
+    step: Any = make_step(case.model, optimizer, StepConfig(0.3, 30, 1), tuple(on))
     arguments = (stacked(state, case.chips), case.frozen, stacked(batch, case.chips))
     return [("step", step.lower(*arguments))]
 

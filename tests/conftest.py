@@ -9,7 +9,7 @@ from absl import flags
 
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from tests.helpers import make_clip
-from tests.helpers.commands import COMPILATION, command
+from tests.helpers.commands import COMPILATION, in_process
 from tests.helpers.golden import SMALL
 
 # Grain reads its own flags, which only a command parses.
@@ -20,7 +20,7 @@ for option, value in COMPILATION.items():
 
 
 # What stands in a test, or in a fixture of it, that starts a process.
-STARTS = ("command(", "subprocess.", "Run(", "run_dataset(")
+STARTS = ("command(", "subprocess.", "Run(", "kill_at_random(", "start_hosts(", "run_dataset(")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
@@ -50,7 +50,7 @@ def clip(clip_dir) -> Pretrained:
 def trained(clip_dir, tmp_path_factory) -> pathlib.Path:
     """The workdir of a short training of DPT on the small images, with its results."""
     workdir = tmp_path_factory.mktemp("runs") / "trained"
-    command(
+    in_process(
         "main.py",
         "--config=configs/dpt.py:folder",
         f"--config.clip.weights={clip_dir}",

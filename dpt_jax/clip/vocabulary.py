@@ -58,8 +58,8 @@ def read_vocabulary(folder: epath.Path, vocab_size: int) -> Vocabulary:
 def _from_plain(files: dict[str, str], folder: epath.Path) -> Vocabulary:
     vocab, merges = PLAIN_FILES
     ids = _ids(parse_json(files[vocab], folder / vocab))
-    lines = files[merges].split("\n")
-    pairs = [_pair(line, folder / merges) for line in lines if line and not _is_header(line)]
+    lines, file = files[merges].split("\n"), folder / merges
+    pairs = [_pair(line, file) for line in lines if line and not _is_header(line)]
     specials = frozenset(token for token in (START, END) if token in ids)
     return _checked(Vocabulary(ids, pairs, specials, files, f"{folder / vocab} and {merges}"))
 

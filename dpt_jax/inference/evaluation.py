@@ -1,7 +1,8 @@
 """Evaluation: predictions on the whole test split, and the files that hold them."""
 
+import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -45,7 +46,8 @@ class Classifier(NamedTuple):
     classify: Callable[[Frozen, Any, Texts, Any], tuple[Outputs, Plain]]
 
 
-def make_classifier(model: PromptedCLIP, on: Sequence[jax.Device] | None = None) -> Classifier:
+@functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
+def make_classifier(model: PromptedCLIP, on: tuple[jax.Device, ...] | None = None) -> Classifier:
     """Return the two programs that an evaluation runs.
 
     on: the devices, None for the local ones.

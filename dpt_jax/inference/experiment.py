@@ -1,8 +1,9 @@
 """What training and evaluation both start from: data, backbone, model, class texts."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
 from dpt_jax.inference.adoption import adopt, backbone_id, computes
 from dpt_jax.methods import ZERO_SHOT, PromptConfig
 from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_from_words, context_tokens, plain_layout, prompt_layout
 from dpt_jax.runtime import devices, failures
 from dpt_jax.storage.checkpoints import Saved, load_newest
@@ -91,12 +93,20 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
         remat = REMAT_CHOICES[devices.of_first(REMAT_CHOICES.index(remat))]
     model = dataclasses.replace(model, remat=remat)
     params = devices.replicate(pretrained.params)
-    encode = jax.pmap(
-        lambda clip, texts: model.encode_plain({"clip": clip}, texts, devices.AXIS), devices.AXIS
-    )
+    encode = make_text_encoder(model)
     texts = ensemble([encode(params, devices.replicate(texts)) for texts in plain])
     frozen = Frozen(params, devices.replicate(layout), texts)
     return Experiment(config, dataset, model, pretrained._replace(params=params), frozen)
+
+
+@functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
+def make_text_encoder(model: PromptedCLIP) -> Callable[[Any, TextLayout], jax.Array]:
+    """Return (parameters of CLIP, texts) -> their features (C, E), pmapped, not normalised."""
+
+    def encode(clip: Any, texts: TextLayout) -> jax.Array:
+        return model.encode_plain({"clip": clip}, texts, devices.AXIS)
+
+    return jax.pmap(encode, devices.AXIS)
 
 
 def plain_layouts(
@@ -163,6 +173,12 @@ def compute_dtype(config: ConfigDict) -> Any:
     return jnp.dtype(name)
 
 
+@functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
+def make_init(model: PromptedCLIP) -> Callable[[jax.Array, np.ndarray | None], Prompts]:
+    """Return PromptedCLIP.init, compiled once for all runs of the same model."""
+    return jax.jit(model.init)
+
+
 def initial_prompts(experiment: Experiment) -> Any:
     """Return new prompts from the seed; the parts that `init_from` has come from there."""
     config, model, pretrained = experiment.config, experiment.model, experiment.pretrained
@@ -171,7 +187,7 @@ def initial_prompts(experiment: Experiment) -> Any:
     if context_tokens(words, pretrained.tokenizer):
         embedding = devices.to_host(pretrained.params["text"]["token_embedding"])
         start = context_from_words(words, embedding, pretrained.tokenizer)
-    fresh = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(config.seed), start))
+    fresh = jax.tree.map(np.asarray, make_init(model)(jax.random.key(config.seed), start))
     if not config.init_from:
         return fresh
     saved = load_newest(pathlib.Path(config.init_from))

@@ -1,5 +1,6 @@
 """Text features of any class names, by a few programs that serve every call."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from dpt_jax.clip.text import TextLayout
 from dpt_jax.inference.experiment import Experiment, ensemble, learned_layout, plain_layouts
 from dpt_jax.model import PromptedCLIP
+from dpt_jax.runtime import devices
 
 # A program takes one of these numbers of texts, of a multiple of so many tokens.
 TEXTS = (4, 32)
@@ -25,7 +27,7 @@ class TextEncoder:
     def __init__(self, prepared: Experiment, prompts: Any) -> None:
         """prompts: with a leading device axis, as `prepared.frozen` has it."""
         self._prepared, self._prompts = prepared, prompts
-        self._program = jax.pmap(_encode(prepared.model), in_axes=(0, 0, None))
+        self._program = _make_program(prepared.model)
 
     def __call__(self, classnames: Sequence[str]) -> np.ndarray:
         """Return the features (C, E) of the names, float32, not normalised."""
@@ -50,14 +52,15 @@ class TextEncoder:
         return np.concatenate(parts)
 
 
-def _encode(model: PromptedCLIP) -> Callable[[Any, Any, TextLayout], jax.Array]:
+@functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
+def _make_program(model: PromptedCLIP) -> Callable[[Any, Any, TextLayout], jax.Array]:
     def encode(clip: Any, prompts: Any, layout: TextLayout) -> jax.Array:
         params = {"clip": clip, "prompts": prompts}
         if not model.prompts.text_length:
             return model.encode_plain(params, layout)
         return model.encode_learned(params, layout)
 
-    return encode
+    return jax.pmap(encode, in_axes=(0, 0, None))
 
 
 def unpacked(layout: TextLayout) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.runtime import failures
 
 AXIS = "batch"  # the axis of pmap: every device of every host
+KEPT_PROGRAMS = 8  # of a kind, for the runs of a sweep that differ in their data alone
 # A host that is silent for so long has died, and the others end too: start them all again.
 HEARTBEAT_SECONDS = 30
 # Where the schedulers whose processes JAX can connect by itself say how many there are.

@@ -1,6 +1,7 @@
 """SGD as the published method uses it: one group for the visual side, one for the text prompt."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,7 @@ def learning_rates(config: OptimizerConfig) -> dict[str, Schedule]:
     }
 
 
+@functools.lru_cache  # what is made of the same numbers is the same, also to `make_step`
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
     """Return momentum SGD on prompts, with weight decay added to the gradient before momentum.
 

@@ -1,6 +1,7 @@
 """The training step: one function per device, under pmap."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -72,11 +73,12 @@ class Sums(NamedTuple):
 Differentiate = Callable[[Trained, Batch, Plain], tuple[tuple[Scalar, Scalar], Trained]]
 
 
+@functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
 def make_step(
     model: PromptedCLIP,
     optimizer: optax.GradientTransformationExtraArgs,
     config: StepConfig,
-    on: Sequence[jax.Device] | None = None,
+    on: tuple[jax.Device, ...] | None = None,
 ) -> Callable[[TrainState, Frozen, Batch], TrainState]:
     """Return the training step, pmapped over this host's devices.
 

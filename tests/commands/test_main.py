@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpt_jax.storage.checkpoints import load_newest
-from tests.helpers.commands import command
+from tests.helpers.commands import command, in_process
 from tests.helpers.golden import SMALL, relative_error
 
 CASE = json.loads((SMALL / "case.json").read_text())
@@ -37,7 +37,7 @@ def flags(clip_dir):
 @pytest.fixture(scope="module")
 def converted(flags, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "converted"
-    command(
+    in_process(
         "-m",
         "dpt_jax",
         "convert",
@@ -58,7 +58,7 @@ def prompts_of(workdir):
 
 
 def test_published_checkpoint_evaluates(converted):
-    command("main.py", "--config=configs/dpt.py:folder", "--mode=eval", f"--workdir={converted}")
+    in_process("main.py", "--config=configs/dpt.py:folder", "--mode=eval", f"--workdir={converted}")
     expected, found = np.load(SMALL / "expected.npz"), predictions(converted)
     assert relative_error(found["logits"], expected["initial_test_logits"]) < LOGITS
     np.testing.assert_array_equal(found["path"], expected["paths"])
@@ -72,8 +72,10 @@ def test_published_checkpoint_evaluates(converted):
 
 
 def test_zero_shot(flags, tmp_path):
-    command("main.py", *flags, "--config.text_prompt.length=0", "--config.visual_prompt.length=0",
-            "--config.cavpt.top_k=0", f"--workdir={tmp_path / 'run'}")  # fmt: skip
+    off = [
+        f"--config.{key}=0" for key in ("text_prompt.length", "visual_prompt.length", "cavpt.top_k")
+    ]
+    in_process("main.py", *flags, *off, f"--workdir={tmp_path / 'run'}")
     expected = np.load(SMALL / "expected.npz")["zeroshot_test_logits"]
     assert relative_error(predictions(tmp_path / "run")["logits"], expected) < LOGITS
 
@@ -85,7 +87,7 @@ def test_training_from_published_checkpoint(converted, flags, tmp_path):
     """
     expected = np.load(SMALL / "expected.npz")
     run = tmp_path / "run"
-    command("main.py", *flags, f"--config.init_from={converted}", f"--workdir={run}")
+    in_process("main.py", *flags, f"--config.init_from={converted}", f"--workdir={run}")
     assert relative_error(predictions(run)["logits"], expected["final_test_logits"]) < LOGITS
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(losses, expected["losses"], rtol=1e-4)
@@ -123,14 +125,14 @@ def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):
         "--config.checkpoint.keep=9",
     ]
     whole = tmp_path / "whole"
-    command("main.py", *options, f"--workdir={whole}")
+    in_process("main.py", *options, f"--workdir={whole}")
     expected, metrics = prompts_of(whole), (whole / "metrics.jsonl").read_text().splitlines()
     for step in (1, 2, 3, 5):
         stopped = tmp_path / f"stopped{step}"
         shutil.copytree(whole, stopped)
         for later in range(step + 1, 7):
             shutil.rmtree(stopped / "checkpoints" / str(later))
-        done = command("main.py", *options, f"--workdir={stopped}")
+        done = in_process("main.py", *options, f"--workdir={stopped}")
         assert f"going on at step {step} of 6" in done.stdout
         for a, b in zip(prompts_of(stopped), expected, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -139,7 +141,7 @@ def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):
             for line in (stopped / "metrics.jsonl").read_text().splitlines()
         ]
         assert again == [json.loads(line)["loss"] for line in metrics]
-    assert "training is finished" in command("main.py", *options, f"--workdir={whole}").stdout
+    assert "training is finished" in in_process("main.py", *options, f"--workdir={whole}").stdout
 
 
 @pytest.mark.parametrize(
@@ -154,14 +156,14 @@ def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(flags, tmp_path, arguments, says):
-    done = command("main.py", *flags, f"--workdir={tmp_path / 'run'}", *arguments, check=False)
+    done = in_process("main.py", *flags, f"--workdir={tmp_path / 'run'}", *arguments, check=False)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_evaluating_a_workdir_that_is_not_there_leaves_nothing_behind(tmp_path):
-    done = command(
+    done = in_process(
         "main.py",
         "--config=configs/dpt.py",
         "--mode=eval",
@@ -173,13 +175,13 @@ def test_evaluating_a_workdir_that_is_not_there_leaves_nothing_behind(tmp_path):
 
 
 def test_unknown_config_file():
-    done = command("main.py", "--config=configs/nothing.py:emoji", check=False)
+    done = in_process("main.py", "--config=configs/nothing.py:emoji", check=False)
     assert done.returncode == 2
     assert "there is no file configs/nothing.py" in done.stderr
 
 
 def test_unknown_dataset_of_a_config():
-    done = command("main.py", "--config=configs/dpt.py:nothing", check=False)
+    done = in_process("main.py", "--config=configs/dpt.py:nothing", check=False)
     assert done.returncode == 2
     assert "nothing" in done.stderr
     assert "Traceback" not in done.stderr

@@ -22,7 +22,7 @@ from dpt_jax.data import loader
 from dpt_jax.data.folder import find_images, read_folder
 from dpt_jax.data.records import UnreadableImageError, read_image
 from dpt_jax.errors import UserError
-from tests.helpers.commands import assert_refused, command
+from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.faults import damaged, write
 
 TIMES = int(os.environ.get("EXAMPLES_TIMES", "1"))  # more of them in `make soak`
@@ -97,7 +97,7 @@ def test_wrong_settings_on_the_command_line(argument, says, tmp_path):
     """
     behind = [["--config=configs/dpt.py", argument]] if "train.epochs?" in says else []
     for arguments in ([argument], *behind):
-        done = command("main.py", *arguments, f"--workdir={tmp_path / 'run'}", check=False)
+        done = in_process("main.py", *arguments, f"--workdir={tmp_path / 'run'}", check=False)
         assert done.returncode == 2, done.stderr
         assert says in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
@@ -112,7 +112,8 @@ def test_wrong_settings_on_the_command_line(argument, says, tmp_path):
     ],
 )
 def test_a_run_in_a_bucket_is_refused(arguments):
-    assert_refused(command(*arguments, check=False), "in a bucket, where runs cannot be kept yet")
+    done = in_process(*arguments, check=False)
+    assert_refused(done, "in a bucket, where runs cannot be kept yet")
 
 
 NAMES = st.one_of(
@@ -289,7 +290,7 @@ def test_a_context_of_each_class_with_other_classes_is_refused_before_weights_ar
     config = coop.get_config()
     config.text_prompt.class_specific, config.dataset.classes = True, "base"
     settings.save(config, tmp_path)
-    done = command(
+    done = in_process(
         "main.py",
         "--config=configs/coop.py",
         "--mode=eval",

@@ -14,7 +14,7 @@ from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.records import read_image
 from dpt_jax.errors import UserError
 from tests.helpers import coop_trees
-from tests.helpers.commands import command
+from tests.helpers.commands import in_process
 from tests.helpers.datasets import run_dataset
 
 CLASSNAMES = {
@@ -261,17 +261,17 @@ def test_unreadable_images_end_the_run_or_are_left_out_and_counted(tmp_path, cli
         "--config.train.epochs=1",
         "--config.dataset.shots=-1",
     ]
-    done = command(*options, f"--workdir={tmp_path / 'one'}", check=False)
+    done = in_process(*options, f"--workdir={tmp_path / 'one'}", check=False)
     assert done.returncode == 2
     assert "3000000.jpg is not there" in done.stderr
     coop_trees.picture(directory / "images" / "3000000.jpg", 1)
-    done = command(*options, f"--workdir={tmp_path / 'two'}", check=False)
+    done = in_process(*options, f"--workdir={tmp_path / 'two'}", check=False)
     assert done.returncode == 2, done.stderr
     assert "1000000.jpg cannot be read as an image" in done.stderr
     assert "Traceback" not in done.stderr
     (directory / "images" / "3000000.jpg").unlink()
     # As the message says: the same command with on_error=skip.
-    done = command(*options, "--config.dataset.on_error=skip", "--config.eval.save_logits=True",
+    done = in_process(*options, "--config.dataset.on_error=skip", "--config.eval.save_logits=True",
                    f"--workdir={tmp_path / 'two'}")  # fmt: skip
     assert "1 of 12 training images could not be read and were left out" in done.stdout
     assert "(1 more could not be read and were left out)" in done.stdout

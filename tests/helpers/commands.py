@@ -1,11 +1,15 @@
-"""Commands as a user runs them, in processes of their own on simulated devices."""
+"""Commands as a user runs them, in this process or in one of their own on simulated devices."""
 
+import contextlib
+import io
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+
+from dpt_jax import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -60,6 +64,32 @@ def command(
         raise AssertionError(
             f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         )
+    return done
+
+
+def in_process(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    """`python ARGUMENTS…` of main.py or `-m dpt_jax` without a process of its own.
+
+    It starts at once, and shares the programs that this process has compiled. What of a command is
+    the process's own (signals, exit codes of bugs, devices, memory) needs `command`.
+    """
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        try:
+            if arguments[0] == "main.py":
+                commands.main_py(arguments[1:])
+            else:
+                assert arguments[:2] == ("-m", "dpt_jax"), arguments
+                commands.main(arguments[2:])
+        except SystemExit as end:
+            code = int(end.code or 0)
+    done = subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
+    if check and code:
+        raise AssertionError(f"{arguments} ended with {code}:\n{done.stdout}\n{done.stderr}")
     return done
 
 

@@ -13,7 +13,7 @@ from dpt_jax.inference.attention import Sight, describe
 from dpt_jax.report.clouds import Cloud, draw_clouds
 from dpt_jax.report.heat_maps import draw_sight
 from dpt_jax.report.run_figures import draw_confusion
-from tests.helpers.commands import assert_refused, command
+from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.golden import SMALL
 
 IMAGES = SMALL / "images"
@@ -63,8 +63,9 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     (tmp_path / "other").mkdir()
     shutil.copy(files[0], tmp_path / "other")
     out = tmp_path / "out"
-    done = command("-m", "dpt_jax", "visualize", f"--workdir={trained}", "--top=3", f"--out={out}",
-                   files[0], str(tmp_path / "broken.png"), str(tmp_path / "other"))  # fmt: skip
+    images = [files[0], str(tmp_path / "broken.png"), str(tmp_path / "other")]
+    options = [f"--workdir={trained}", "--top=3", f"--out={out}"]
+    done = in_process("-m", "dpt_jax", "visualize", *options, *images)
     assert "broken.png cannot be read as an image" in done.stderr
     name = files[0].rpartition("/")[2].removesuffix(".png")
     assert sorted(file.name for file in out.iterdir()) == [f"{name}-2.png", f"{name}.png"]
@@ -72,7 +73,7 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     # In the folder of the images themselves: none of them is overwritten.
     before = (tmp_path / "other" / f"{name}.png").read_bytes()
     shutil.copy(files[0], tmp_path / "other" / f"{name}-2.png")
-    command(
+    in_process(
         "-m",
         "dpt_jax",
         "visualize",
@@ -137,4 +138,4 @@ def test_a_sight_of_any_number_of_classes_is_drawn(classes, tmp_path):
 )
 def test_wrong_input_to_visualize(trained, arguments, says):
     arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
-    assert_refused(command("-m", "dpt_jax", "visualize", *arguments, check=False), says)
+    assert_refused(in_process("-m", "dpt_jax", "visualize", *arguments, check=False), says)

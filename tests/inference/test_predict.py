@@ -26,7 +26,7 @@ from dpt_jax.inference.predictor import Predictor
 from dpt_jax.inference.published import convert_reference
 from dpt_jax.storage.checkpoints import Checkpoints, Saved, load_newest
 from tests.helpers import make_clip
-from tests.helpers.commands import ROOT, assert_refused, command
+from tests.helpers.commands import ROOT, assert_refused, command, in_process
 from tests.helpers.golden import SMALL, relative_error
 
 IMAGES = SMALL / "images"
@@ -245,7 +245,7 @@ def mixed(tmp_path_factory, files):
 
 
 def test_json(trained, predictor, mixed, files):
-    done = command(
+    done = in_process(
         "-m", "dpt_jax", "predict", f"--workdir={trained}", "--top=2", "--json", str(mixed)
     )
     told = {pathlib.Path(one["path"]).name: one for one in json.loads(done.stdout)}
@@ -311,7 +311,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(trained, arguments, says):
     arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
-    assert_refused(command("-m", "dpt_jax", "predict", *arguments, check=False), says)
+    assert_refused(in_process("-m", "dpt_jax", "predict", *arguments, check=False), says)
     assert (
         ROOT / "README.md"
     ).stat().st_size > 1000  # nothing is written before all else is known to be right
@@ -423,7 +423,7 @@ def test_answers_that_are_not_finite_are_refused(trained, files, tmp_path):
     with pytest.raises(UserError, match=says):
         program.write(bad, tmp_path)
     assert not (tmp_path / program.PROGRAM).exists()
-    done = command("-m", "dpt_jax", "predict", str(workdir), files[0], "--json", check=False)
+    done = in_process("-m", "dpt_jax", "predict", str(workdir), files[0], "--json", check=False)
     assert_refused(done, "the logits are not finite")
     assert "probability" not in done.stdout
 

@@ -6,7 +6,7 @@ import numpy as np
 
 import dpt_jax
 from dpt_jax.inference import words as explain
-from tests.helpers.commands import command
+from tests.helpers.commands import command, in_process
 
 
 def test_words_of_a_context_that_is_words(trained, clip, tmp_path):
@@ -45,5 +45,5 @@ def test_explain_prints_a_table(trained):
     ).stdout.splitlines()
     assert len(lines) == 2 + 4
     assert re.fullmatch(r"\| 1 \| .* \(\d\.\d+\) \| .* \(\d\.\d+\) \| \d\.\d\d \|", lines[2])
-    done = command("-m", "dpt_jax", "explain", f"--workdir={trained}", "x", check=False)
+    done = in_process("-m", "dpt_jax", "explain", f"--workdir={trained}", "x", check=False)
     assert done.returncode == 2

@@ -10,7 +10,7 @@ import numpy as np
 import dpt_jax
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report import page
-from tests.helpers.commands import command
+from tests.helpers.commands import command, in_process
 from tests.helpers.golden import SMALL
 
 IMAGES = SMALL / "images"
@@ -90,7 +90,7 @@ def test_one_page_a_run(trained, tmp_path):
 def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
     """WORKDIR/on/DATASET has no prompts of its own, and no training."""
     workdir = tmp_path / "on"
-    command(
+    in_process(
         "main.py",
         "--config=configs/dpt.py:folder",
         "--mode=eval",
@@ -98,14 +98,14 @@ def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
         f"--config.dataset.root={IMAGES}",
         f"--workdir={workdir}",
     )
-    done = command("-m", "dpt_jax", "report", "--html", str(workdir))
+    done = in_process("-m", "dpt_jax", "report", "--html", str(workdir))
     assert "report.html" in done.stdout
     assert "Training" not in Page((workdir / "report.html").read_text(encoding="utf-8")).text
     assert dpt_jax.load(workdir).classnames == dpt_jax.load(trained).classnames
 
 
 def test_page_of_what_is_no_run(tmp_path):
-    done = command("-m", "dpt_jax", "report", "--html", str(tmp_path), check=False)
+    done = in_process("-m", "dpt_jax", "report", "--html", str(tmp_path), check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 

@@ -15,7 +15,7 @@ from dpt_jax.report import runs as report
 from dpt_jax.report.cells import harmonic_mean, scores_of
 from dpt_jax.report.curves import Point
 from dpt_jax.report.selection import read_results
-from tests.helpers.commands import command
+from tests.helpers.commands import in_process
 
 
 def write(
@@ -235,7 +235,7 @@ def test_damaged_results_are_named(content, says, tmp_path):
 
 def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path):
     for arguments, says in (([], "give one folder"), ([str(tmp_path / "no")], "is not a folder")):
-        done = command("-m", "dpt_jax", "report", *arguments, check=False)
+        done = in_process("-m", "dpt_jax", "report", *arguments, check=False)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert says in done.stderr
 

@@ -12,7 +12,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.storage.checkpoints import load_newest
-from tests.helpers.commands import command
+from tests.helpers.commands import command, in_process
 from tests.helpers.hosts import SETTINGS, finish, start_hosts
 
 pytestmark = pytest.mark.process
@@ -146,6 +146,6 @@ def test_contradicting_hosts_are_refused(hosts):
 
 
 def test_a_cluster_that_is_none_is_told_so():
-    done = command("main.py", "--cluster", check=False)
+    done = in_process("main.py", "--cluster", check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: the processes of this run could not be connected")

@@ -27,7 +27,7 @@ from dpt_jax.storage.published import (
     prompts_from_published,
     published_from_prompts,
 )
-from tests.helpers.commands import command
+from tests.helpers.commands import command, in_process
 from tests.helpers.golden import SMALL
 
 CHECKPOINT = SMALL / "checkpoint"
@@ -47,7 +47,7 @@ def same_bytes(a, b):
 @pytest.fixture(scope="module")
 def shared(trained, tmp_path_factory):
     file = tmp_path_factory.mktemp("shared") / "prompts.safetensors"
-    done = command("-m", "dpt_jax", "convert", "export", str(trained), str(file))
+    done = in_process("-m", "dpt_jax", "convert", "export", str(trained), str(file))
     assert f"wrote {file}: dpt prompts" in done.stdout
     return file
 
@@ -85,14 +85,14 @@ def test_a_file_stands_where_a_workdir_does(shared, trained, tmp_path):
         shared
     )
     root = f"--config.dataset.root={IMAGES}"
-    command("main.py", "--config=configs/dpt.py", "--mode=eval", f"--workdir={shared}", root,
+    in_process("main.py", "--config=configs/dpt.py", "--mode=eval", f"--workdir={shared}", root,
             "--config.eval.save_logits=True")  # fmt: skip
     elsewhere = shared.with_suffix("") / "on" / "folder"
     logits = (np.load(folder / "predictions.npz")["logits"] for folder in (elsewhere, trained))
     np.testing.assert_allclose(
         *logits, rtol=1e-3, atol=1e-3
     )  # the training's was compiled in haste
-    done = command(
+    done = in_process(
         "main.py",
         "--config=configs/dpt.py:folder",
         f"--config.init_from={shared}",
@@ -110,10 +110,10 @@ def test_a_file_stands_where_a_workdir_does(shared, trained, tmp_path):
 
 
 def test_a_file_is_not_trained_in(shared):
-    done = command("main.py", f"--workdir={shared}", check=False)
+    done = in_process("main.py", f"--workdir={shared}", check=False)
     assert done.returncode == 2
     assert "is a file of prompts: evaluate it with --mode=eval" in done.stderr
-    done = command(
+    done = in_process(
         "main.py", "--mode=eval", f"--workdir={shared}", "--config.init_from=other", check=False
     )
     assert done.returncode == 2
@@ -218,7 +218,7 @@ def test_export_says_what_it_cannot_do(trained, tmp_path):
         convert.export(trained, tmp_path / "nowhere" / "prompts.safetensors")
     with pytest.raises(UserError, match="is no workdir of a run"):
         convert.export(tmp_path, tmp_path / "prompts.safetensors")
-    done = command("-m", "dpt_jax", "convert", "export", str(trained), check=False)
+    done = in_process("-m", "dpt_jax", "convert", "export", str(trained), check=False)
     assert done.returncode == 2
     assert "unknown arguments" in done.stderr
 
@@ -242,7 +242,7 @@ def test_published_checkpoint_there_and_back(clip_dir, tmp_path):
     config = dpt.get_config("folder")
     config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
     convert_reference(CHECKPOINT, tmp_path / "w", config, {})
-    command(
+    in_process(
         "-m",
         "dpt_jax",
         "convert",
@@ -326,7 +326,7 @@ except ImportError:
 
 def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
     served = tmp_path / "served"
-    done = command("-m", "dpt_jax", "convert", "serve", str(trained), str(served))
+    done = in_process("-m", "dpt_jax", "convert", "serve", str(trained), str(served))
     assert all(
         f"wrote {served / name}" in done.stdout
         for name in ("classifier.jax", "classifier.json", "classify.py")

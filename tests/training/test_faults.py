@@ -13,10 +13,8 @@ from dpt_jax.errors import UserError
 from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.storage.checkpoints import DAMAGED, Checkpoints, load_newest
 from dpt_jax.storage.lock import locked
-from tests.helpers.commands import COMPILATION, assert_refused, command
+from tests.helpers.commands import COMPILATION, assert_refused, command, in_process
 from tests.helpers.faults import SETTINGS, Run, damaged, kill_at_random, write
-
-pytestmark = pytest.mark.process
 
 LONG = ["--config.train.epochs=200", "--config.checkpoint.every_steps=7"]  # 400 steps, seconds long
 
@@ -30,7 +28,7 @@ def weights(clip_dir):
 def whole(weights, tmp_path_factory):
     """The workdir of the long run that nothing happened to."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    command("main.py", *SETTINGS, weights, *LONG, f"--workdir={workdir}")
+    in_process("main.py", *SETTINGS, weights, *LONG, f"--workdir={workdir}")
     return workdir
 
 
@@ -69,7 +67,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
     assert 10 <= step < 400
     assert f"stopped at step {step} of 400 and saved: the same command goes on there." in run.output
     assert not (tmp_path / "results.json").exists()
-    done = command("main.py", *SETTINGS, *arguments)
+    done = in_process("main.py", *SETTINGS, *arguments)
     assert f"going on at step {step} of 400" in done.stdout
     assert_same_end(tmp_path, whole)
 
@@ -104,13 +102,13 @@ runpy.run_path("main.py", run_name="__main__")
 def test_killed_at_random_moments(weights, whole, tmp_path):
     arguments = [weights, *LONG, f"--workdir={tmp_path}"]
     assert kill_at_random(arguments, kills=3, seed=1, longest=4) >= 2
-    command("main.py", *SETTINGS, *arguments)
+    in_process("main.py", *SETTINGS, *arguments)
     assert_same_end(tmp_path, whole)
 
 
 def test_checkpoints_by_the_clock(weights, tmp_path):
     """Every 6 ms is behind most of the six steps here; by steps there would be one, at the end."""
-    command("main.py", *SETTINGS, weights, f"--workdir={tmp_path}", "--config.train.epochs=3",
+    in_process("main.py", *SETTINGS, weights, f"--workdir={tmp_path}", "--config.train.epochs=3",
             "--config.checkpoint.every_minutes=0.0001", "--config.checkpoint.keep=9")  # fmt: skip
     assert len(list((tmp_path / "checkpoints").iterdir())) >= 3
 
@@ -184,9 +182,9 @@ def test_damage_is_told_and_the_run_goes_on_from_before(whole, weights, tmp_path
     flipped = bytearray(data.read_bytes())
     flipped[len(flipped) // 2] ^= 4
     data.write_bytes(flipped)
-    done = command("main.py", "--mode=eval", f"--workdir={workdir}")
+    done = in_process("main.py", "--mode=eval", f"--workdir={workdir}")
     assert f"{newest} is damaged" in done.stderr
-    done = command("main.py", *SETTINGS, weights, *LONG, f"--workdir={workdir}")
+    done = in_process("main.py", *SETTINGS, weights, *LONG, f"--workdir={workdir}")
     assert f"moved to {workdir / DAMAGED / '400'}" in done.stderr
     assert "going on at step 399 of 400" in done.stdout
     assert_same_end(workdir, whole)
@@ -223,7 +221,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(whole, we
     after = load_newest(workdir)
     assert after.step == before.step
     jax.tree.map(np.testing.assert_array_equal, after.prompts, before.prompts)
-    command("main.py", *arguments)
+    in_process("main.py", *arguments)
     jax.tree.map(
         np.testing.assert_array_equal, load_newest(workdir).prompts, load_newest(whole).prompts
     )
@@ -232,17 +230,17 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(whole, we
 def test_two_processes_on_one_workdir(weights, tmp_path):
     arguments = [*SETTINGS, weights, "--config.train.epochs=1", f"--workdir={tmp_path}"]
     with locked(tmp_path):
-        done = command("main.py", *arguments, check=False)
+        done = in_process("main.py", *arguments, check=False)
     assert done.returncode == 2
     assert f"{tmp_path} is being trained in by process" in done.stderr
-    command("main.py", *arguments)
+    in_process("main.py", *arguments)
 
 
 def test_a_step_that_is_not_finite_stops_the_run(weights, tmp_path):
     """The step, its images and the last good checkpoint are named."""
     arguments = [*SETTINGS, weights, "--config.train.epochs=4", "--config.train.visual_lr=1e30",
                  "--config.checkpoint.every_steps=1", f"--workdir={tmp_path}"]  # fmt: skip
-    done = command("main.py", *arguments, check=False)
+    done = in_process("main.py", *arguments, check=False)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "not finite at step" in done.stderr
@@ -255,7 +253,7 @@ def test_a_step_that_is_not_finite_stops_the_run(weights, tmp_path):
     assert len(named) == 6
     assert set(named) <= set((tmp_path / "train_files.txt").read_text().splitlines())
     # With such steps left out the run goes on from there, and nothing of them is in the prompts.
-    done = command("main.py", *arguments, "--config.train.skip_nonfinite=True", check=False)
+    done = in_process("main.py", *arguments, "--config.train.skip_nonfinite=True", check=False)
     assert f"were left out, the first is step {step}" in done.stdout
     jax.tree.map(np.testing.assert_array_equal, load_newest(tmp_path).prompts, good.prompts)
     # They are finite, but so large that what they make of an image is not: no result is written.
@@ -265,14 +263,14 @@ def test_a_step_that_is_not_finite_stops_the_run(weights, tmp_path):
 
 def test_resuming_with_other_settings(weights, tmp_path):
     arguments = [*SETTINGS, weights, f"--workdir={tmp_path}"]
-    command("main.py", *arguments, "--config.train.epochs=1")
-    done = command(
+    in_process("main.py", *arguments, "--config.train.epochs=1")
+    done = in_process(
         "main.py", *arguments, "--config.train.epochs=2", "--config.eval.batch_size=7", check=False
     )
     assert done.returncode == 2
     assert "train.epochs (1 there, 2 now); use them" in done.stderr
     assert "eval.batch_size" not in done.stderr
-    done = command(
+    done = in_process(
         "main.py",
         *arguments,
         "--config.train.epochs=2",
@@ -284,7 +282,7 @@ def test_resuming_with_other_settings(weights, tmp_path):
         for told in ("train.epochs (1 there, 2 now)", "eval.batch_size (100 there, 7 now)")
     )
     assert "going on at step 2 of 4" in done.stdout
-    done = command(
+    done = in_process(
         "main.py",
         *arguments,
         "--config.train.epochs=2",
@@ -299,19 +297,19 @@ def test_resuming_with_other_settings(weights, tmp_path):
 def test_a_started_run_needs_no_longer_what_it_started_from(weights, tmp_path):
     """Its own checkpoint has the prompts, in the middle of the training and at its end."""
     first = [*SETTINGS, weights, "--config.train.epochs=1"]
-    command("main.py", *first, f"--workdir={tmp_path / 'first'}")
+    in_process("main.py", *first, f"--workdir={tmp_path / 'first'}")
     arguments = [
         *first,
         f"--config.init_from={tmp_path / 'first'}",
         f"--workdir={tmp_path / 'second'}",
         "--config.checkpoint.every_steps=1",
     ]
-    command("main.py", *arguments)
+    in_process("main.py", *arguments)
     shutil.rmtree(tmp_path / "first")
     expected = load_newest(tmp_path / "second").prompts
-    assert "training is finished" in command("main.py", *arguments).stdout
+    assert "training is finished" in in_process("main.py", *arguments).stdout
     shutil.rmtree(tmp_path / "second" / "checkpoints" / "2")
-    assert "going on at step 1 of 2" in command("main.py", *arguments).stdout
+    assert "going on at step 1 of 2" in in_process("main.py", *arguments).stdout
     jax.tree.map(np.testing.assert_array_equal, load_newest(tmp_path / "second").prompts, expected)
 
 

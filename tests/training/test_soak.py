@@ -14,7 +14,7 @@ from dpt_jax.inference import experiment as experiments
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
 from dpt_jax.training import loop as training
 from tests.commands import test_wrong_input
-from tests.helpers.commands import command
+from tests.helpers.commands import command, in_process
 from tests.helpers.faults import SETTINGS, damaged, kill_at_random, write
 from tests.helpers.golden import SMALL
 from tests.training.test_faults import LONG, PROMPTS, assert_same_end, prompts_of, training_of
@@ -40,7 +40,7 @@ def tell(capsys):
 def test_kills_at_random_moments(clip_dir, tmp_path, workers, tell):
     """The run goes on from where it was, and ends as one that nothing happened to."""
     weights = f"--config.clip.weights={clip_dir}"
-    command("main.py", *SETTINGS, weights, *LONG, f"--workdir={tmp_path / 'whole'}")
+    in_process("main.py", *SETTINGS, weights, *LONG, f"--workdir={tmp_path / 'whole'}")
     survived = rounds = 0
     while survived < KILLS:
         arguments = [
@@ -50,7 +50,7 @@ def test_kills_at_random_moments(clip_dir, tmp_path, workers, tell):
             f"--config.dataset.workers={workers}",
         ]
         survived += kill_at_random(arguments, kills=5, seed=rounds, longest=3)
-        command("main.py", *SETTINGS, *arguments)
+        in_process("main.py", *SETTINGS, *arguments)
         assert_same_end(tmp_path / f"run{rounds}", tmp_path / "whole")
         rounds += 1
     tell(

@@ -13,7 +13,7 @@ from dpt_jax.training import grid, sweep
 from dpt_jax.training.grid import Run, Target, plan
 from dpt_jax.training.sweep import Runner
 from tests.helpers import coop_trees
-from tests.helpers.commands import command
+from tests.helpers.commands import command, in_process
 from tests.helpers.golden import SMALL
 
 
@@ -197,7 +197,7 @@ def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp
     Runner(tmp_path, overrides)(run)
     workdir = tmp_path / "coop" / "folder" / "1shot" / "seed1"
     before = results(workdir)
-    done = command(
+    done = in_process(
         "main.py",
         "--config=configs/coop.py:folder",
         "--mode=eval",
@@ -236,7 +236,7 @@ def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, says, tmp_path):
-    done = command("-m", "dpt_jax", "sweep", f"--runs={tmp_path}", *arguments, check=False)
+    done = in_process("-m", "dpt_jax", "sweep", f"--runs={tmp_path}", *arguments, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
