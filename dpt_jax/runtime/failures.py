@@ -231,7 +231,10 @@ def _leave(client: Any) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     print(line, file=sys.stderr, flush=True)
-    # A host that has gone breaks the connections of the others, whose errors are not the reason.
+    # Nothing comes after it: what the main thread still says, or that a host that has gone breaks
+    # the connections of the others, is not the reason.
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     deadline = time.monotonic() + SECONDS_TO_HEAR
     with contextlib.suppress(Exception):
         _arrive(client, "dpt_jax/ending")

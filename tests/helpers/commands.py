@@ -13,8 +13,12 @@ from dpt_jax import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Most of the tests' time is compilation, and none of them looks at speed.
-QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# Most of the tests' time is compilation, and none of them looks at speed. The first two flags take
+# a DPT step on the small CLIP from 10.7 to 6.2 s, the third one takes it to 2.7 s.
+QUICKLY_COMPILED = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false"
+)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY_COMPILED}".strip()
 
 # Programs compiled by one test serve the others, also those that run commands and those of other
@@ -24,7 +28,7 @@ if "TEST_COMPILATION_CACHE" not in os.environ:
     os.environ["TEST_COMPILATION_CACHE"] = COMPILED.name
 COMPILATION = {
     "jax_compilation_cache_dir": os.environ["TEST_COMPILATION_CACHE"],
-    "jax_persistent_cache_min_compile_time_secs": 0.1,
+    "jax_persistent_cache_min_compile_time_secs": 0.05,
 }
 
 

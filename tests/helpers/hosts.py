@@ -12,7 +12,7 @@ from tests.helpers.golden import SMALL
 SETTINGS = [
     "--config=configs/dpt.py:folder",
     f"--config.dataset.root={SMALL / 'images'}",
-    "--config.train.epochs=30",
+    "--config.train.epochs=12",
     "--config.text_prompt.length=4",
     "--config.train.batch_size=6",
     "--config.checkpoint.every_steps=4",

@@ -16,7 +16,7 @@ from dpt_jax.storage.lock import locked
 from tests.helpers.commands import COMPILATION, assert_refused, command, in_process
 from tests.helpers.faults import SETTINGS, Run, damaged, kill_at_random, write
 
-LONG = ["--config.train.epochs=200", "--config.checkpoint.every_steps=7"]  # 400 steps, seconds long
+LONG = ["--config.train.epochs=60", "--config.checkpoint.every_steps=7"]  # 120 steps, seconds long
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +64,11 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
     assert "Traceback" not in run.output
     assert f"{number.name}: stopping after this step" in run.output
     step = load_newest(tmp_path).step
-    assert 10 <= step < 400
-    assert f"stopped at step {step} of 400 and saved: the same command goes on there." in run.output
+    assert 10 <= step < 120
+    assert f"stopped at step {step} of 120 and saved: the same command goes on there." in run.output
     assert not (tmp_path / "results.json").exists()
     done = in_process("main.py", *SETTINGS, *arguments)
-    assert f"going on at step {step} of 400" in done.stdout
+    assert f"going on at step {step} of 120" in done.stdout
     assert_same_end(tmp_path, whole)
 
 
@@ -101,7 +101,7 @@ runpy.run_path("main.py", run_name="__main__")
 
 def test_killed_at_random_moments(weights, whole, tmp_path):
     arguments = [weights, *LONG, f"--workdir={tmp_path}"]
-    assert kill_at_random(arguments, kills=3, seed=1, longest=4) >= 2
+    assert kill_at_random(arguments, kills=3, seed=1, longest=3) >= 2
     in_process("main.py", *SETTINGS, *arguments)
     assert_same_end(tmp_path, whole)
 
@@ -185,8 +185,8 @@ def test_damage_is_told_and_the_run_goes_on_from_before(whole, weights, tmp_path
     done = in_process("main.py", "--mode=eval", f"--workdir={workdir}")
     assert f"{newest} is damaged" in done.stderr
     done = in_process("main.py", *SETTINGS, weights, *LONG, f"--workdir={workdir}")
-    assert f"moved to {workdir / DAMAGED / '400'}" in done.stderr
-    assert "going on at step 399 of 400" in done.stdout
+    assert f"moved to {workdir / DAMAGED / '120'}" in done.stderr
+    assert "going on at step 119 of 120" in done.stdout
     assert_same_end(workdir, whole)
 
 
@@ -210,7 +210,7 @@ runpy.run_path("main.py", run_name="__main__")
 def test_a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint(whole, weights, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    shutil.rmtree(workdir / "checkpoints" / "400")
+    shutil.rmtree(workdir / "checkpoints" / "120")
     before = load_newest(workdir)
     arguments = [*SETTINGS, weights, *LONG, f"--workdir={workdir}"]
     (workdir / "metrics.jsonl").write_text("")  # long by now, and not what this is about
