@@ -14,17 +14,21 @@ import numpy as np
 from tests.helpers.commands import ROOT, simulated
 from tests.helpers.golden import SMALL
 
-# Six images a step, two steps an epoch; every sample newly augmented.
-SETTINGS = [
-    "--config=configs/dpt.py:folder",
-    f"--config.dataset.root={SMALL / 'images'}",
-    "--config.dataset.shots=-1",
-]
-SETTINGS += [
-    "--config.text_prompt.length=4",
-    "--config.train.batch_size=6",
-    "--config.train.warmup_epochs=1",
-]
+
+def settings_of(method: str) -> list[str]:
+    """Six images a step, two steps an epoch; every sample newly augmented."""
+    return [
+        f"--config=configs/{method}.py:folder",
+        f"--config.dataset.root={SMALL / 'images'}",
+        "--config.dataset.shots=-1",
+        "--config.text_prompt.length=4",
+        "--config.train.batch_size=6",
+        "--config.train.warmup_epochs=1",
+    ]
+
+
+# What happens to a run is the same for all methods, and this one starts first.
+SETTINGS = settings_of("coop")
 
 
 class Run:
@@ -66,7 +70,7 @@ def kill_at_random(arguments: list[str], kills: int, seed: int, longest: float) 
     moments, survived = random.Random(seed), 0
     for _ in range(kills):
         run = Run(*arguments)
-        run.read_until("Training dpt")
+        run.read_until("Training coop")
         time.sleep(moments.uniform(0, longest))
         if run.process.poll() is None:
             survived += 1

@@ -10,7 +10,6 @@ from tests.helpers.commands import ROOT, simulated
 from tests.helpers.golden import SMALL
 
 SETTINGS = [
-    "--config=configs/dpt.py:folder",
     f"--config.dataset.root={SMALL / 'images'}",
     "--config.train.epochs=12",
     "--config.text_prompt.length=4",
@@ -21,9 +20,10 @@ SETTINGS = [
 ]
 
 
-def start_hosts(clip_dir, workdir, *arguments, slurm=False, **options):
+def start_hosts(clip_dir, workdir, *arguments, method="dpt", slurm=False, **options):
     """Start main.py on two hosts.  options: those of `start`."""
-    settings = [*SETTINGS, f"--config.clip.weights={clip_dir}", f"--workdir={workdir}", *arguments]
+    settings = [f"--config=configs/{method}.py:folder", *SETTINGS]
+    settings += [f"--config.clip.weights={clip_dir}", f"--workdir={workdir}", *arguments]
     return start(["main.py", *settings], slurm=slurm, **options)
 
 

@@ -1,5 +1,6 @@
 """An error on one of two hosts ends both within seconds, or the run of a sweep on both."""
 
+import functools
 import json
 import shutil
 import signal
@@ -9,10 +10,14 @@ import pytest
 
 from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.storage.lock import locked
+from tests.helpers import hosts as two_hosts
 from tests.helpers.golden import SMALL
-from tests.helpers.hosts import Watched, start, start_hosts
+from tests.helpers.hosts import Watched, start
 
 pytestmark = pytest.mark.process
+
+# How hosts end is the same for all methods, and this one starts first.
+start_hosts = functools.partial(two_hosts.start_hosts, method="coop")
 
 SECONDS = 10  # within which both hosts end, where nothing else keeps the processors busy
 AT_MOST = 60  # also on a machine that runs other tests

@@ -33,6 +33,7 @@ def test_two_hosts_compute_what_one_does(two_hosts, clip_dir, tmp_path):
     workdir, _ = two_hosts
     command(
         "main.py",
+        "--config=configs/dpt.py:folder",
         *SETTINGS,
         f"--config.clip.weights={clip_dir}",
         f"--workdir={tmp_path}",
@@ -59,45 +60,12 @@ def test_the_first_host_tells_and_writes(two_hosts):
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
 
 
-def test_a_host_that_dies_ends_the_run_which_then_goes_on_to_the_same_bits(
-    two_hosts, clip_dir, tmp_path
-):
-    first, second = processes = start_hosts(clip_dir, tmp_path / "run")
-    try:
-        deadline = time.monotonic() + 120
-        # One that is whole: until then, its name goes on behind the number.
-        while not any(
-            folder.name.isdigit() for folder in (tmp_path / "run" / "checkpoints").glob("*")
-        ):
-            assert time.monotonic() < deadline, "no checkpoint was written"
-            time.sleep(0.02)
-        second.kill()
-        first.communicate(timeout=4 * devices.HEARTBEAT_SECONDS)
-        assert first.returncode != 0
-        assert not (tmp_path / "run" / "results.json").exists()
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-    output, _ = finish(start_hosts(clip_dir, tmp_path / "run"))
-    assert "going on at step" in output
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        load_newest(tmp_path / "run").prompts,
-        load_newest(two_hosts[0]).prompts,
-    )
-    np.testing.assert_array_equal(
-        predictions(tmp_path / "run")["logits"], predictions(two_hosts[0])["logits"]
-    )
-
-
-def test_one_host_that_is_to_go_stops_all_of_them_and_they_go_on_to_the_same_bits(
+def test_a_run_that_is_stopped_and_then_killed_on_one_host_ends_with_the_same_bits(
     two_hosts, clip_dir, tmp_path
 ):
     """SIGTERM to the second host alone, as if it were preempted: both save the same step."""
-    first, second = processes = start_hosts(
-        clip_dir, tmp_path / "run", "--config.checkpoint.every_steps=1000"
-    )
+    workdir = tmp_path / "run"
+    first, second = processes = start_hosts(clip_dir, workdir)
     output = ""
     for line in first.stdout:
         output += line
@@ -106,25 +74,48 @@ def test_one_host_that_is_to_go_stops_all_of_them_and_they_go_on_to_the_same_bit
     second.terminate()
     rest = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], [output, *rest]
-    step = load_newest(tmp_path / "run").step
-    assert f"stopped at step {step} of 24 and saved" in rest[0]
-    output, _ = finish(
-        start_hosts(clip_dir, tmp_path / "run", "--config.checkpoint.every_steps=1000")
-    )
-    assert f"going on at step {step} of 24" in output
+    stopped = load_newest(workdir).step
+    assert f"stopped at step {stopped} of 24 and saved" in rest[0]
+    # It goes on from there, until the second host dies without a word.
+    first, second = processes = start_hosts(clip_dir, workdir)
+    try:
+        deadline = time.monotonic() + 120
+        while newest_step(workdir) == stopped:
+            assert time.monotonic() < deadline, "no checkpoint was written"
+            time.sleep(0.02)
+        second.kill()
+        output = first.communicate(timeout=4 * devices.HEARTBEAT_SECONDS)[0]
+        assert f"going on at step {stopped} of 24" in output
+        assert first.returncode != 0
+        assert not (workdir / "results.json").exists()
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    output, _ = finish(start_hosts(clip_dir, workdir))
+    assert "going on at step" in output
     jax.tree.map(
         np.testing.assert_array_equal,
-        load_newest(tmp_path / "run").prompts,
+        load_newest(workdir).prompts,
         load_newest(two_hosts[0]).prompts,
+    )
+    np.testing.assert_array_equal(
+        predictions(workdir)["logits"], predictions(two_hosts[0])["logits"]
     )
 
 
-@pytest.mark.parametrize("slurm", [False, True])
-def test_evaluation_on_two_hosts(slurm, two_hosts, clip_dir):
+def newest_step(workdir):
+    """That of the newest whole checkpoint: until then, its name goes on after the number."""
+    names = [folder.name for folder in (workdir / "checkpoints").iterdir()]
+    return max(int(name) for name in names if name.isdigit())
+
+
+def test_evaluation_on_two_hosts(two_hosts, clip_dir):
+    """Which find each other by what SLURM sets, and by flags where they train."""
     workdir, _ = two_hosts
     expected = predictions(workdir)
     (workdir / "predictions.npz").unlink()
-    outputs = finish(start_hosts(clip_dir, workdir, "--mode=eval", slurm=slurm))
+    outputs = finish(start_hosts(clip_dir, workdir, "--mode=eval", slurm=True))
     # They have found each other: only one of them tells.
     assert ["test images right" in output for output in outputs] == [True, False]
     np.testing.assert_array_equal(predictions(workdir)["logits"], expected["logits"])

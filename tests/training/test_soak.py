@@ -106,7 +106,7 @@ def test_damaged_weights(clip_dir, tmp_path, tell):
 def test_many_settings_and_folders(test):
     """The quick tests with ten times their examples."""
     done = command(
-        "-m", "pytest", "-q", "tests/test_wrong_input.py", "-k", test, EXAMPLES_TIMES="10"
+        "-m", "pytest", "-q", "tests/commands/test_wrong_input.py", "-k", test, EXAMPLES_TIMES="10"
     )
     assert "1 passed" in done.stdout
 
