@@ -8,10 +8,11 @@ demo: .venv/installed
 
 # Lint, types, and the tests that start no process.
 check: .venv/installed-dev lint
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not process"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not process"
 
+# A worker takes its half in order, so that tests of a file share what they have started.
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
