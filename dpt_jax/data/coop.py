@@ -15,7 +15,7 @@ from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.listfiles import LAYOUT, read_json
 from dpt_jax.data.listing import visible
 from dpt_jax.data.records import Example, Files, Splits
-from dpt_jax.errors import UserError
+from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.runtime.console import say
 from dpt_jax.runtime.files import as_path
 
@@ -90,7 +90,7 @@ def _check_paths(directory: epath.Path, records: Sequence[Record]) -> None:
                 f"{directory} lists {record.path!r}, which is outside the dataset; download its "
                 "lists again."
             )
-        if not path.name or not record.path.isprintable():
+        if not path.name or not can_be_shown(record.path):
             raise UserError(
                 f"{directory} lists {record.path!r}, which is no path; download its lists again."
             )

@@ -19,7 +19,7 @@ from dpt_jax.data.listing import (
     walk,
 )
 from dpt_jax.data.records import Example, Files, Splits
-from dpt_jax.errors import UserError
+from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.runtime.files import as_path
 
 SHOULD_HOLD = "it should hold train/CLASS/ and test/CLASS/ folders"
@@ -69,7 +69,7 @@ def _folder_by_class(directory: epath.Path) -> dict[str, str]:
     """Return {class name: folder} of one split."""
     found: dict[str, str] = {}
     for folder in (entry.name for entry in visible(directory) if entry.is_folder):
-        if not folder.isprintable():
+        if not can_be_shown(folder):
             raise UserError(
                 f"dataset.root: the folder {folder!r} in {directory} is no name of a class: "
                 "rename it."

@@ -1,8 +1,9 @@
 """Text, JSON and MATLAB files that come with a dataset: what they should hold, or one sentence."""
 
-import io
 import json
-import warnings
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
@@ -20,6 +21,14 @@ STAND_INS = {
     "version https://git-lfs": "a pointer of Git LFS",
 }
 
+# Takes a file from its input, and gives the first row of a variable to its output.
+MATLAB_READER = """
+import io, pickle, sys, warnings
+from scipy.io import loadmat
+warnings.simplefilter("ignore")
+row = loadmat(io.BytesIO(sys.stdin.buffer.read()))[sys.argv[1]][0]
+sys.stdout.buffer.write(pickle.dumps(list(row)))
+"""
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
@@ -93,17 +102,24 @@ def read_matlab(file: epath.Path, variable: str, convert: Callable[[Any], T]) ->
     Raise UserError where the file, the variable or a cell is not as it should
     be; `convert` may raise whatever it does on such a cell.
     """
-    from scipy.io import loadmat
 
-    content = io.BytesIO(read_bytes(file))
+    def refused(reason: str) -> UserError:
+        return UserError(
+            f"{file} is not a MATLAB file with {variable!r} as the dataset has it ({reason}); "
+            "download it again."
+        )
+
+    # In a process of its own, since a damaged file can crash SciPy's reader.
+    reader = [sys.executable, "-P", "-c", MATLAB_READER, variable]
+    done = subprocess.run(reader, input=read_bytes(file), capture_output=True, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="backslashreplace").strip().splitlines()
+        crashed = f"its reader ended with {done.returncode}"
+        raise refused(said[-1] if said and done.returncode > 0 else crashed)
     try:
-        with warnings.catch_warnings(action="ignore"):
-            return [convert(cell) for cell in loadmat(content)[variable][0]]
-    except Exception as reason:  # a damaged file takes its reader to any kind of error
-        raise UserError(
-            f"{file} is not a MATLAB file with {variable!r} as the dataset has it "
-            f"({type(reason).__name__}: {reason}); download it again."
-        ) from reason
+        return [convert(cell) for cell in pickle.loads(done.stdout)]
+    except Exception as reason:  # `convert` on a cell of another kind
+        raise refused(f"{type(reason).__name__}: {reason}") from reason
 
 
 def whole_number(text: str, file: epath.Path) -> int:

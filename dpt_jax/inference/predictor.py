@@ -17,7 +17,7 @@ from dpt_jax.clip.preprocessing import test_transform
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.data.records import Files, read_image, to_rgb
-from dpt_jax.errors import UserError
+from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.inference import experiment
 from dpt_jax.inference.evaluation import make_classifier
 from dpt_jax.inference.finite import check_finite
@@ -238,7 +238,7 @@ def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
         raise UserError(f"{source} is {classnames!r}: give a list of names.")
     names: dict[str, None] = {}
     for name in classnames:
-        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        if not isinstance(name, str) or not name.strip() or not can_be_shown(name):
             raise UserError(f"{source}: {name!r} is no name of a class.")
         if name in names:
             raise UserError(f"{source} names {name!r} twice: remove one, or tell the two apart.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from dpt_jax.errors import UserError
+from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.settings.keys import KEYS, SCHEMA, Key, Value
 
 LARGEST = 2**31  # whole numbers on devices have 32 bits
@@ -50,7 +50,7 @@ def _check_value(key: Key, value: Any) -> None:
         raise UserError(f"{key.name} is {value}: give a number.")
     if isinstance(value, int) and abs(value) >= LARGEST:
         raise UserError(f"{key.name} is {value}: it must be below 2³¹.")
-    if isinstance(value, str) and not value.isprintable():
+    if isinstance(value, str) and not can_be_shown(value):
         raise UserError(f"{key.name}: {value!r} has a character that cannot be shown.")
     if key.least is not None and not value >= key.least:
         raise UserError(f"{key.name} is {value}: it must be at least {key.least:g}.")

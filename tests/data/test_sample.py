@@ -18,7 +18,7 @@ from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.data.sample import read_sample
 from dpt_jax.data.unpickle import UnsafePickleError, read_records
 from dpt_jax.errors import UserError
-from tests.helpers import coop_trees
+from tests.helpers import coop_trees, faults
 
 PATHS = ["images/a/1.jpg", "images/a/2.jpg", "images/b/1.jpg"]
 ELSEWHERE = [f"/their/data/caltech/{path}" for path in PATHS]
@@ -172,3 +172,38 @@ def test_a_damaged_line_is_named(line, whole, tmp_path):
     file.write_bytes(line.encode("latin-1"))
     with pytest.raises(UserError, match=r"sample\.jsonl"):
         read_sample(file, whole, 1)
+
+
+def fuzz(tmp_path, whole, datum, rounds):
+    """Read damaged samples; return how many were refused, and how many read."""
+    generator, refused, read = np.random.default_rng(3), 0, 0
+    for kind in ("pkl", "jsonl", "txt"):
+        file = write(tmp_path, kind, datum)
+        content = file.read_bytes()
+        for _ in range(rounds):
+            for _, other in faults.damaged(content, generator):
+                faults.write(file, other)
+                try:
+                    found = read_sample(file, whole, -1)
+                except UserError as reason:
+                    assert str(file) in str(reason)
+                    refused += 1
+                else:
+                    # What is read is of the dataset, with the dataset's own labels.
+                    assert found
+                    assert all(example in whole.train for example in found)
+                    read += 1
+                file.write_bytes(content)
+    return refused, read
+
+
+def test_a_damaged_sample_is_refused_or_holds_images_of_the_dataset(tmp_path, whole, datum):
+    refused, _ = fuzz(tmp_path, whole, datum, rounds=10)
+    assert refused >= 60
+
+
+@pytest.mark.slow
+def test_many_damaged_samples(tmp_path, whole, datum, capsys):
+    refused, read = fuzz(tmp_path, whole, datum, rounds=400)
+    with capsys.disabled():
+        print(f"\n{refused + read} damaged samples: {refused} refused, {read} read")
