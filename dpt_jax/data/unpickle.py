@@ -73,6 +73,8 @@ class _Machine:
         for code, argument, _ in pickletools.genops(io.BytesIO(content)):
             if code.name == "STOP":
                 (value,) = self._stack
+                if isinstance(value, _Mark | _RecordClass):
+                    raise UnsafePickleError("it holds no value")
                 return value
             self._do(code.name, argument)
         raise UnsafePickleError("it ends too early")

@@ -8,7 +8,7 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
@@ -152,6 +152,7 @@ def test_hostile_pickles_are_refused_and_nothing_of_them_is_run(name, whole, tmp
 
 
 @given(st.binary(max_size=60))
+@example(b"(.")
 @tries(max_examples=500, deadline=None)
 def test_any_bytes_are_refused_or_read(content):
     try:
