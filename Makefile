@@ -6,9 +6,9 @@ EMOJI := build/node_modules/emoji-datasource
 demo: .venv/installed
 	$(BIN)/python main.py --config=configs/dpt.py
 
-# Lint, types, and the tests that start no process.
+# Lint, types, and the tests that neither start a process nor compile for long.
 check: .venv/installed-dev lint
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not process"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not process and not compiles"
 
 # A worker takes its half in order, so that tests of a file share what they have started.
 test: .venv/installed-dev lint

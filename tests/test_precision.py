@@ -9,6 +9,8 @@ from benchmarks import compile_for_tpu
 from benchmarks.chips import CHIPS
 from benchmarks.tpu_programs import make_case, programs
 
+pytestmark = pytest.mark.compiles
+
 PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution).*")
 OPERANDS = re.compile(r": \(tensor<(?:\d+x)*(\w+)>, tensor<(?:\d+x)*(\w+)>\) -> ")
 

@@ -12,6 +12,8 @@ from dpt_jax.clip.text import TextLayout
 from tests.golden.make_clip_features import MODELS, inputs, weights
 from tests.helpers.golden import DATA, relative_error
 
+pytestmark = pytest.mark.compiles
+
 
 def layout_of(texts):
     """Whole texts but for the start-of-text token, a row each."""

@@ -17,6 +17,8 @@ from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.published import CAVPT, TEXT, VISUAL
 from tests.helpers.golden import SMALL
 
+pytestmark = pytest.mark.compiles
+
 CHECKPOINT = SMALL / "checkpoint"
 LAYERS, WIDTH, EMBED, CLASSES = 4, 128, 64, 6
 

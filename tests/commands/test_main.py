@@ -11,6 +11,8 @@ from dpt_jax.storage.checkpoints import load_newest
 from tests.helpers.commands import command, in_process
 from tests.helpers.golden import SMALL, relative_error
 
+pytestmark = pytest.mark.compiles
+
 CASE = json.loads((SMALL / "case.json").read_text())
 LOGITS = 1e-4
 

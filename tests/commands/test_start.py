@@ -9,8 +9,7 @@ from tests.helpers.commands import command
 pytestmark = pytest.mark.process
 
 # Counts, at the end of a run of main.py, the programs that were compiled and those found compiled,
-# and looks for
-# modules that take seconds to import.
+# and looks for modules that take seconds to import.
 COUNTED = """
 import collections, json, runpy, sys
 import jax.monitoring
@@ -35,20 +34,21 @@ def counted(*arguments, cache):
     """What the script above prints; absl's app.run exits, so its line comes last."""
     # Neither the tests' own cache nor their threshold: what a user has.
     environment = {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": "."}
-    done = command("-c", COUNTED, *arguments, without=("JAX_COMPILATION_CACHE_DIR",), **environment)
+    options = ["--config=configs/coop.py", "--config.train.epochs=1", *arguments]
+    done = command("-c", COUNTED, *options, without=("JAX_COMPILATION_CACHE_DIR",), **environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    return cache, counted(f"--workdir={cache / 'cold'}", "--config.train.epochs=1", cache=cache)
+    return cache, counted(f"--workdir={cache / 'cold'}", cache=cache)
 
 
 def test_a_second_start_compiles_nothing(cold, tmp_path):
     cache, first = cold
     assert first["compiled"] > 0
-    second = counted(f"--workdir={tmp_path}", "--config.train.epochs=1", cache=cache)
+    second = counted(f"--workdir={tmp_path}", cache=cache)
     assert second["compiled"] == 0
     assert second["found"] >= 5
 

@@ -17,6 +17,8 @@ from tests.helpers import coop_trees
 from tests.helpers.commands import in_process
 from tests.helpers.datasets import run_dataset
 
+pytestmark = pytest.mark.compiles
+
 CLASSNAMES = {
     "imagenet": ("tench", "goldfish", "great white shark"),
     "caltech101": ("face", "accordion", "airplane", "crocodile head"),

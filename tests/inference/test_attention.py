@@ -16,6 +16,8 @@ from dpt_jax.report.run_figures import draw_confusion
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.golden import SMALL
 
+pytestmark = pytest.mark.compiles
+
 IMAGES = SMALL / "images"
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from configs import coop, vpt
@@ -12,6 +13,8 @@ from dpt_jax.inference import experiment as experiments
 from dpt_jax.training.loop import train
 from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
+
+pytestmark = pytest.mark.compiles
 
 
 class Answer:

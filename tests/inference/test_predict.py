@@ -29,6 +29,8 @@ from tests.helpers import make_clip
 from tests.helpers.commands import ROOT, assert_refused, command, in_process
 from tests.helpers.golden import SMALL, relative_error
 
+pytestmark = pytest.mark.compiles
+
 IMAGES = SMALL / "images"
 CASE = json.loads((SMALL / "case.json").read_text())
 

@@ -6,12 +6,15 @@ import shutil
 
 import jax
 import numpy as np
+import pytest
 
 import dpt_jax
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report import page
 from tests.helpers.commands import command, in_process
 from tests.helpers.golden import SMALL
+
+pytestmark = pytest.mark.compiles
 
 IMAGES = SMALL / "images"
 

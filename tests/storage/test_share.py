@@ -30,6 +30,8 @@ from dpt_jax.storage.published import (
 from tests.helpers.commands import command, in_process
 from tests.helpers.golden import SMALL
 
+pytestmark = pytest.mark.compiles
+
 CHECKPOINT = SMALL / "checkpoint"
 IMAGES = SMALL / "images"
 

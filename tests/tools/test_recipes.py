@@ -16,6 +16,8 @@ from tools import make_emoji_dataset, pretrain_tiny_clip
 from tools.tiny_clip import corpus, training
 from tools.tiny_clip.augment import augment
 
+pytestmark = pytest.mark.compiles
+
 
 def smaller(vocab_size):
     tower = TransformerConfig(width=32, layers=2, heads=2, mlp_width=32)

@@ -16,6 +16,8 @@ from dpt_jax.storage.lock import locked
 from tests.helpers.commands import COMPILATION, assert_refused, command, in_process
 from tests.helpers.faults import SETTINGS, Run, damaged, kill_at_random, settings_of, write
 
+pytestmark = pytest.mark.compiles
+
 LONG = ["--config.train.epochs=60", "--config.checkpoint.every_steps=7"]  # 120 steps, seconds long
 
 

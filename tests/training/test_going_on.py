@@ -26,6 +26,8 @@ from dpt_jax.training.run import evaluate_run, train_and_evaluate, with_dtype
 from dpt_jax.training.step import StepConfig, make_step, new_state
 from tests.helpers.golden import SMALL
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture
 def images(tmp_path):

@@ -27,8 +27,11 @@ from dpt_jax.storage.checkpoints import FOLDER, load_newest
 from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
 
+pytestmark = pytest.mark.compiles
+
 SHOWN = re.compile(r"(\d+\.\d) % of (\d+) test images right")
-QUICK, SOAK = range(4), range(100, 300)
+QUICK, SOAK = range(2), range(100, 300)
+EVENTS = 8
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +220,9 @@ class History:
 
 
 def live(seed, folder, data, clip_dir, monkeypatch):
-    """Return a history after eight events."""
+    """Return a history after some events."""
     history = History(seed, folder, data, clip_dir, monkeypatch)
-    for _ in range(8):
+    for _ in range(EVENTS):
         history.take()
     return history
 

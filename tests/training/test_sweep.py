@@ -16,6 +16,8 @@ from tests.helpers import coop_trees
 from tests.helpers.commands import command, in_process
 from tests.helpers.golden import SMALL
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture
 def overrides(clip_dir):

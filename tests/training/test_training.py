@@ -26,6 +26,8 @@ from dpt_jax.training.loop import train
 from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
 from tests.helpers.golden import SMALL
 
+pytestmark = pytest.mark.compiles
+
 DPT = PromptConfig(classes=5, text_length=2, visual_length=2, top_k=3, first_layer=2)
 
 
