@@ -37,7 +37,12 @@ def damages(whole, cuts):
 
 
 @pytest.mark.parametrize(
-    ("name", "list_file"), [(name, file) for name, files in FILES.items() for file in files]
+    ("name", "list_file"),
+    [
+        pytest.param(name, file, marks=pytest.mark.process if file.endswith(".mat") else ())
+        for name, files in FILES.items()
+        for file in files
+    ],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_damaged_list_is_one_sentence_with_its_path(name, list_file, tmp_path):
