@@ -81,7 +81,8 @@ def source_of(workdir: epath.Path) -> epath.Path:
     if workdir.parent.name == "on":
         run = workdir.parent.parent
         file = run.with_name(f"{run.name}{prompt_file.SUFFIX}")
-        return file if file.is_file() else run
+        # A run and its exported file share this place, and a report is of the run's prompts.
+        return file if file.is_file() and not (run / FOLDER).exists() else run
     try:
         named = json.loads((workdir / settings.CONFIG_FILE).read_text(encoding="utf-8"))[
             "init_from"

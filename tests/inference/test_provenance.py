@@ -96,6 +96,18 @@ def test_results_of_other_prompts_are_noticed_by_all_who_read_them(run, prepared
     assert read_current(run)["of"]["step"] == 2
 
 
+def test_results_of_an_exported_file_are_not_those_of_a_run_that_went_on(run, prepared):
+    """They share the place where they are evaluated on other data, RUN/on/DATASET."""
+    file, elsewhere = run.with_name(f"{run.name}.safetensors"), run / "on" / "other"
+    convert.export(run, file)
+    save(prepared, run, 2, 0.1)
+    evaluate(prepared, load_newest(file), elsewhere)
+    with pytest.raises(UserError, match=r"is of the prompts of step 1, .* of step 2: evaluate"):
+        read_current(elsewhere)
+    shutil.rmtree(run / "checkpoints")
+    assert read_current(elsewhere)["of"]["step"] == 1
+
+
 def test_the_same_step_with_other_prompts_is_noticed(run, prepared, config):
     shutil.rmtree(run / "checkpoints")
     save(prepared, run, 1, 0.2)
