@@ -18,8 +18,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.inference import evaluation
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.results import RESULTS_FILE
-from dpt_jax.report.one_run import report_run
-from dpt_jax.report.runs import report_folder
+from dpt_jax.report import one_run, runs
 from dpt_jax.runtime.metrics import MetricWriter
 from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.storage import prompt_file
@@ -47,9 +46,12 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def clip_once(monkeypatch):
-    """Load the backbone once for all commands."""
+def quick(monkeypatch):
+    """Load the backbone once for all commands, and draw no figures."""
     monkeypatch.setattr(experiments, "load_clip", _load_once)
+    for name in ("draw_confusion", "draw_training", "draw_reliability"):
+        monkeypatch.setattr(one_run, name, lambda *_: True)
+    monkeypatch.setattr(runs, "draw_curves", lambda *_: None)
 
 
 @functools.lru_cache(maxsize=1)
@@ -169,7 +171,7 @@ class History:
         for folder, place in ((self.run, "home"), (self.run / "on" / "folder", "away")):
             if (folder / RESULTS_FILE).exists():
                 try:
-                    text, _ = report_run(folder)
+                    text, _ = one_run.report_run(folder)
                 except UserError as reason:
                     assert "evaluate again" in str(reason), reason
                 else:
@@ -179,7 +181,7 @@ class History:
         results = [*self.runs.rglob(RESULTS_FILE)]
         if results:
             try:
-                report_folder(self.runs)
+                runs.report_folder(self.runs)
             except UserError as reason:
                 assert "no results" in str(reason) or "evaluate" in str(reason), reason
                 return
@@ -229,17 +231,18 @@ def live(seed, folder, data, clip_dir, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", QUICK)
-def test_what_is_shown_is_true(seed, tmp_path, data, clip_dir, clip_once, monkeypatch):
+def test_what_is_shown_is_true(seed, tmp_path, data, clip_dir, quick, monkeypatch):
     assert live(seed, tmp_path, data, clip_dir, monkeypatch).shown
 
 
 @pytest.mark.slow
-def test_two_hundred_histories(tmp_path, data, clip_dir, clip_once, monkeypatch):
+def test_two_hundred_histories(tmp_path, data, clip_dir, quick, monkeypatch, capsys):
     shown = 0
-    for seed in SOAK:
+    for done, seed in enumerate(SOAK):
         folder = tmp_path / str(seed)
         folder.mkdir()
         shown += live(seed, folder, data, clip_dir, monkeypatch).shown
         shutil.rmtree(folder)
-    print(f"{len(SOAK)} histories: {shown} accuracies shown, all true")
+        with capsys.disabled():
+            print(f"\r{done + 1} histories: {shown} accuracies shown, all true", end="")
     assert shown > len(SOAK)
