@@ -233,6 +233,8 @@ def training_meta(experiment: Experiment) -> dict[str, Any]:
         "classnames": list(experiment.dataset.classnames),
         "data": data_of(experiment),
         "train_list": digest_of_examples(experiment.dataset.train),
+        # Not from which prompts: each seed of a result has its own.
+        "init_from": bool(experiment.config.init_from),
     }
     return (
         meta

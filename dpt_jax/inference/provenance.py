@@ -35,6 +35,7 @@ def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "data": data_of(experiment),
         "trained_on": meta.get("data"),
         "train_list": meta.get("train_list"),
+        "init_from": bool(meta.get("init_from")),
         "settings": fingerprint(experiment),
     }
 

@@ -116,6 +116,8 @@ def _difference(a: Results, b: Results) -> str:
     for key in sorted({*here, *there}):
         if here.get(key) != there.get(key):
             return f"{key} ({here.get(key)} and {there.get(key)})"
+    if bool(of_a.get("init_from")) != bool(of_b.get("init_from")):
+        return "init_from: one of them started from other prompts"
     if of_a["test_list"] != of_b["test_list"]:
         return "their test images"
     if a["seed"] == b["seed"] and of_a["train_list"] != of_b["train_list"]:

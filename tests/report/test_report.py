@@ -240,7 +240,15 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path):
         assert says in done.stderr
 
 
-def of(data="a" * 64, name="flowers", trained="", backbone="b" * 16, train_list="t", **settings):
+def of(
+    data="a" * 64,
+    name="flowers",
+    trained="",
+    backbone="b" * 16,
+    train_list="t",
+    init_from=False,
+    **settings,
+):
     """What results say that they are of."""
     return {
         "step": 1,
@@ -252,6 +260,7 @@ def of(data="a" * 64, name="flowers", trained="", backbone="b" * 16, train_list=
         "data": {"name": name, "digest": data},
         "trained_on": {"name": name, "digest": trained or data},
         "train_list": train_list,
+        "init_from": init_from,
         "settings": {"train.epochs": 2, "dtype": "float32", **settings},
     }
 
@@ -303,6 +312,7 @@ def test_two_backbones_are_not_one_column(tmp_path):
     [
         ({"train.epochs": 3}, r"differ in train.epochs \(2 and 3\)"),
         ({"dtype": "bfloat16"}, "differ in dtype"),
+        ({"init_from": True}, "differ in init_from"),
         ({"n": 51}, "differ in the number of test images"),
         ({"seed": 1, "train_list": "u"}, "differ in their training images"),
     ],
