@@ -147,7 +147,7 @@ class Checkpoints:
 
     def _read(self, step: int) -> tuple[Saved, dict[str, str]]:
         """Return prompts, metadata, and the digests of all items; older versions have none."""
-        with self._reading(step):
+        with manifest.verified(self.directory / str(step)):
             there = self._manager.item_metadata(step)["prompts"]
             wanted = jax.tree.map(
                 lambda leaf: np.empty(leaf.shape, leaf.dtype), getattr(there, "tree", there)
@@ -168,7 +168,7 @@ class Checkpoints:
                 f"{self.directory} holds prompts without a training state, so there is no run to "
                 "go on with: start one from them with --config.init_from and another --workdir."
             )
-        with self._reading(step):
+        with manifest.verified(self.directory / str(step)):
             there = self._manager.item_metadata(step)["training"]
             fields = set(getattr(there, "tree", there))
         if fields != set(like):
@@ -178,7 +178,7 @@ class Checkpoints:
                 "with the version that began it, or start from its prompts with "
                 "--config.init_from and another --workdir."
             )
-        with self._reading(step):
+        with manifest.verified(self.directory / str(step)):
             like = jax.tree.map(np.asarray, like)
             items = ocp.args.Composite(training=ocp.args.StandardRestore(like))
             training = jax.tree.map(np.asarray, self._manager.restore(step, args=items)["training"])
@@ -234,36 +234,6 @@ class Checkpoints:
             )
 
     @contextlib.contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
-        """Verify the files of a step; what fails later, with files that are whole, is no damage."""
-        directory = self.directory / str(step)
-        whole = manifest.verify(directory)
-        try:
-            yield
-        except (DamagedError, UserError):
-            raise
-        except FileNotFoundError as reason:
-            raise DamagedError(f"{directory} is damaged ({_short(reason)})") from reason
-        except MemoryError as reason:
-            raise UserError(
-                f"{directory} cannot be read: there is too little memory; nothing was changed."
-            ) from reason
-        except OSError as reason:
-            raise UserError(
-                f"{directory} cannot be read ({_short(reason)}); nothing was changed."
-            ) from reason
-        except Exception as reason:  # Orbax, TensorStore and JSON have types of their own
-            known = (
-                "its files are whole, so it was written by another version or for other settings"
-                if whole
-                else f"it has no {manifest.MANIFEST}, which would say whether it is damaged; to go "
-                "on from the checkpoint before it, move it out of its folder"
-            )
-            raise UserError(
-                f"{directory} cannot be restored ({_short(reason)}): {known}. Nothing was changed."
-            ) from reason
-
-    @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
@@ -311,7 +281,3 @@ def digest(tree: Any) -> str:
 
 def _digest_of_json(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _short(reason: BaseException) -> str:
-    return " ".join(str(reason).split())[:200]

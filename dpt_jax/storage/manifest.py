@@ -1,5 +1,6 @@
 """The files of a checkpoint with their digests, which tell damage from other errors."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -36,6 +37,39 @@ def verify(directory: epath.Path) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def verified(directory: epath.Path) -> Iterator[None]:
+    """Verify the files of a checkpoint; what fails within, with files that are whole, is no damage.
+
+    Raise DamagedError where they are not, and UserError for any other failure to read them.
+    """
+    whole = verify(directory)
+    try:
+        yield
+    except (DamagedError, UserError):
+        raise
+    except FileNotFoundError as reason:
+        raise DamagedError(f"{directory} is damaged ({_short(reason)})") from reason
+    except MemoryError as reason:
+        raise UserError(
+            f"{directory} cannot be read: there is too little memory; nothing was changed."
+        ) from reason
+    except OSError as reason:
+        raise UserError(
+            f"{directory} cannot be read ({_short(reason)}); nothing was changed."
+        ) from reason
+    except Exception as reason:  # Orbax, TensorStore and JSON have types of their own
+        known = (
+            "its files are whole, so it was written by another version or for other settings"
+            if whole
+            else f"it has no {MANIFEST}, which would say whether it is damaged; to go "
+            "on from the checkpoint before it, move it out of its folder"
+        )
+        raise UserError(
+            f"{directory} cannot be restored ({_short(reason)}): {known}. Nothing was changed."
+        ) from reason
+
+
 def _compare(directory: epath.Path) -> None:
     try:
         wanted = json.loads((directory / MANIFEST).read_bytes())
@@ -64,3 +98,7 @@ def _files(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath
             yield from _files(path, f"{prefix}{path.name}/")
         elif prefix:
             yield prefix + path.name, path
+
+
+def _short(reason: BaseException) -> str:
+    return " ".join(str(reason).split())[:200]
