@@ -33,6 +33,7 @@ runpy.run_path("main.py", run_name="__main__")
 # Ctrl-C while the data are loaded.
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts in the background ignores it
 sys.argv = ["main.py", *sys.argv[1:]]
 from dpt_jax.inference import experiment
 experiment.load_dataset = lambda *_: os.kill(os.getpid(), signal.SIGINT)
