@@ -58,14 +58,15 @@ def read_vocabulary(folder: epath.Path, vocab_size: int) -> Vocabulary:
 def _from_plain(files: dict[str, str], folder: epath.Path) -> Vocabulary:
     vocab, merges = PLAIN_FILES
     ids = _ids(parse_json(files[vocab], folder / vocab))
-    lines, file = files[merges].split("\n"), folder / merges
-    pairs = [_pair(line, file) for line in lines if line and not _is_header(line)]
+    pairs = _pairs(files[merges], folder / merges)
     specials = frozenset(token for token in (START, END) if token in ids)
     return _checked(Vocabulary(ids, pairs, specials, files, f"{folder / vocab} and {merges}"))
 
 
-def _is_header(line: str) -> bool:
-    return line.startswith("#version")
+def _pairs(text: str, file: epath.Path) -> list[tuple[str, str]]:
+    """Return the merges of a merges.txt."""
+    lines = (line for line in text.split("\n") if line and not line.startswith("#version"))
+    return [_pair(line, file) for line in lines]
 
 
 def _from_tokenizer_json(files: dict[str, str], folder: epath.Path) -> Vocabulary:
@@ -105,7 +106,7 @@ def _check_same(
         other = _ids(parse_json(text, file))
         same = all(ids.get(token) == number for token, number in other.items())
     else:
-        same = pairs == [_pair(x, file) for x in text.split("\n") if x and not _is_header(x)]
+        same = pairs == _pairs(text, file)
     if not same:
         raise UserError(f"{file} is not the vocabulary of {TOKENIZER_FILE} beside it: remove one.")
 

@@ -110,12 +110,12 @@ def newest_step(workdir):
     return max(int(name) for name in names if name.isdigit())
 
 
-def test_evaluation_on_two_hosts(two_hosts, clip_dir):
-    """Which find each other by what SLURM sets, and by flags where they train."""
+@pytest.mark.parametrize("slurm", [False, True])
+def test_evaluation_on_two_hosts(slurm, two_hosts, clip_dir):
     workdir, _ = two_hosts
     expected = predictions(workdir)
     (workdir / "predictions.npz").unlink()
-    outputs = finish(start_hosts(clip_dir, workdir, "--mode=eval", slurm=True))
+    outputs = finish(start_hosts(clip_dir, workdir, "--mode=eval", slurm=slurm))
     # They have found each other: only one of them tells.
     assert ["test images right" in output for output in outputs] == [True, False]
     np.testing.assert_array_equal(predictions(workdir)["logits"], expected["logits"])
