@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 
 from dpt_jax import commands
+from tests.helpers import forks
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -57,18 +58,37 @@ def command(
     """`python ARGUMENTS…` on simulated CPU devices, from the root of the repository or with it on
     the path.
 
-    without: variables that it does not get.
+    without: variables that it does not get. Commands are forks with their imports done, unless they
+    get variables of their own, which may be for the imports.
     """
     env = {**simulated(devices), "PYTHONPATH": str(ROOT), **environment}
     env = {name: value for name, value in env.items() if name not in without}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False
-    )
+    if forks.can_start(arguments) and not environment and not without:
+        done = _forked(arguments, cwd, env)
+    else:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if check and done.returncode:
         raise AssertionError(
             f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         )
     return done
+
+
+def _forked(
+    arguments: Sequence[str], cwd: pathlib.Path, env: dict[str, str]
+) -> subprocess.CompletedProcess:
+    with tempfile.NamedTemporaryFile() as errors:
+        fork = forks.Fork(arguments, cwd=cwd, env=env, errors=pathlib.Path(errors.name))
+        output, _ = fork.communicate()
+        written = errors.read().decode(errors="backslashreplace")
+        return subprocess.CompletedProcess(arguments, fork.wait(), output, written)
 
 
 def in_process(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:

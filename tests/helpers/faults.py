@@ -4,14 +4,13 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
 from tests.helpers.commands import ROOT, simulated
+from tests.helpers.forks import Fork
 from tests.helpers.golden import SMALL
 
 
@@ -36,15 +35,7 @@ class Run:
 
     def __init__(self, *arguments: str) -> None:
         self.output = ""
-        self.process = subprocess.Popen(
-            [sys.executable, "main.py", *SETTINGS, *arguments],
-            cwd=ROOT,
-            env=simulated(devices=1),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        self.process = Fork(["main.py", *SETTINGS, *arguments], cwd=ROOT, env=simulated(devices=1))
 
     def read_until(self, text: str) -> None:
         """Reads on until a line with this text has come, or the process has ended."""
@@ -60,7 +51,7 @@ class Run:
     def end(self, timeout: float = 120) -> int:
         """Waits for the end; the exit code."""
         self.output += self.process.communicate(timeout=timeout)[0]
-        return self.process.returncode
+        return self.process.wait()
 
 
 def kill_at_random(arguments: list[str], kills: int, seed: int, longest: float) -> int:

@@ -7,6 +7,7 @@ import threading
 import time
 
 from tests.helpers.commands import ROOT, simulated
+from tests.helpers.forks import Fork
 from tests.helpers.golden import SMALL
 
 SETTINGS = [
@@ -45,18 +46,23 @@ def start(command, slurm=False, devices=(2, 2), scripts=(None, None)):
     for i in (0, 1):
         named = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}"]
         scheduled = {**job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
-        began = command if scripts[i] is None else ["-c", scripts[i], *command[1:]]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *began, *([] if slurm else named)],
-                cwd=ROOT,
-                env={**simulated(devices=devices[i]), **(scheduled if slurm else {})},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        arguments = [*command, *([] if slurm else named)]
+        env = {**simulated(devices=devices[i]), **(scheduled if slurm else {})}
+        processes.append(_process(scripts[i], arguments, env))
     return processes
+
+
+def _process(script, arguments, env):
+    if script is None:
+        return Fork(arguments, cwd=ROOT, env=env)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments[1:]],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(processes):
