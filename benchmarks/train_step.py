@@ -2,9 +2,10 @@
 
     python benchmarks/train_step.py [--clip=vit-b-32] [--classes=100] [--batch=32] [--method=dpt]
         [--dtype=float32] [--mode=train] [--devices=N] [--steps=5] [--microbatch=0] [--remat=auto]
-        [--memory]
+        [--memory] [--gemm=4096]
 
-Takes random weights of a published size, and the first --classes of ImageNet's class names.
+Takes random weights of a published size, or of a small one that is tried in seconds, and the
+first --classes of ImageNet's class names.
 Prints one JSON line:
     step_s             median of the steps; with --mode=eval, of a batch, text features given
     text_s             with --mode=eval: encoding the class texts, once for all batches
@@ -37,7 +38,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from absl import app, flags, logging
 
 CLIP = flags.DEFINE_enum(
-    "clip", "vit-b-32", ["vit-b-32", "vit-b-16", "vit-l-14"], "The size of the backbone."
+    "clip", "vit-b-32", ["vit-b-32", "vit-b-16", "vit-l-14", "small"], "The size of the backbone."
 )
 CLASSES = flags.DEFINE_integer(
     "classes",
@@ -61,7 +62,7 @@ REMAT = flags.DEFINE_enum("remat", "auto", ["auto", "none", "matmuls", "blocks"]
 MEMORY = flags.DEFINE_bool(
     "memory", False, "Compile once more for the compiler's account of the memory."
 )
-GEMM = 4096
+GEMM = flags.DEFINE_integer("gemm", 4096, "Rows of the matrices whose product is timed.")
 GB = 1e9
 
 
@@ -200,7 +201,7 @@ def account(function: Any, *arguments: Any) -> dict[str, Any]:
     # The first step of this process then finds the program compiled.
     return {
         "compile_s": round(seconds, 2),
-        "compiled_gb": {name: round(size / GB, 2) for name, size in sizes.items()},
+        "compiled_gb": {name: round(size / GB, 4) for name, size in sizes.items()},
     }
 
 
@@ -209,16 +210,16 @@ def gemm(dtype: Any) -> float:
     import jax
     import jax.numpy as jnp
 
-    local = jax.local_device_count()
+    local, size = jax.local_device_count(), GEMM.value
     product = jax.pmap(jnp.matmul)
-    a = jax.pmap(lambda x: jnp.full((GEMM, GEMM), x, dtype))(jnp.full(local, 0.01))
+    a = jax.pmap(lambda x: jnp.full((size, size), x, dtype))(jnp.full(local, 0.01))
     jax.block_until_ready(product(a, a))
     times = []
     for _ in range(max(STEPS.value, 5)):
         began = time.perf_counter()
         jax.block_until_ready(product(a, a))
         times.append(time.perf_counter() - began)
-    return 2 * local * GEMM**3 / statistics.median(times) / 1e9
+    return 2 * local * size**3 / statistics.median(times) / 1e9
 
 
 if __name__ == "__main__":

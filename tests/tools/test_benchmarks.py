@@ -76,9 +76,11 @@ def test_what_a_step_needs_is_nearly_what_it_computes(train, classes, images, tm
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_benchmark_of_a_step(mode):
-    """As benchmarks/README.md runs it, but on two images."""
+    """As benchmarks/README.md runs it, but on two images and a small backbone."""
     done = command(
         "benchmarks/train_step.py",
+        "--clip=small",
+        "--gemm=512",
         "--classes=10",
         "--batch=2",
         "--steps=1",
@@ -92,5 +94,7 @@ def test_the_benchmark_of_a_step(mode):
     assert result["gemm_ratio"] == pytest.approx(
         result["gflops_per_s"] / result["gemm_gflops_per_s"], abs=1e-3
     )
-    assert 0.3 < result["compiled_gb"]["together"] < 2.5
+    # Training has the vocabulary, of 0.0126, and evaluation only the image tower.
+    least, most = (0.0126, 0.1) if mode == "train" else (0.001, 0.01)
+    assert least < result["compiled_gb"]["together"] < most
     assert ("text_s" in result) == (mode == "eval")
