@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
 
 from dpt_jax.inference.predictor import Predictor
+from dpt_jax.inference.scores import softmax
 
 TOP = 4
 
@@ -35,7 +35,7 @@ def describe(predictor: Predictor, pixels: np.ndarray, top: int = TOP) -> list[S
     pixels: (N, size, size, 3) uint8, see Predictor.pixels. top: how many of the likeliest classes.
     """
     outputs, plain = predictor.see(pixels)
-    probability, zero_shot = (scipy.special.softmax(x.logits, axis=-1) for x in (outputs, plain))
+    probability, zero_shot = (softmax(x.logits) for x in (outputs, plain))
     grid = predictor.model.clip.grid
 
     def patches(attention: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.special
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -22,6 +21,7 @@ from dpt_jax.inference import experiment
 from dpt_jax.inference.evaluation import make_classifier
 from dpt_jax.inference.finite import check_finite
 from dpt_jax.inference.results import RESULTS_FILE
+from dpt_jax.inference.scores import softmax
 from dpt_jax.inference.texts import TextEncoder
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, normalize
@@ -118,7 +118,7 @@ class Predictor:
         )
         self._check("the logits of plain CLIP", plain)
         self._check("the logits", logits)
-        return scipy.special.softmax(logits, axis=-1)
+        return softmax(logits)
 
     def _answers(
         self,

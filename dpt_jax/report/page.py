@@ -13,7 +13,6 @@ from typing import BinaryIO, NamedTuple
 
 import jax
 import numpy as np
-import scipy.special
 
 from dpt_jax import settings
 from dpt_jax.data import loader
@@ -23,6 +22,7 @@ from dpt_jax.inference.attention import describe
 from dpt_jax.inference.experiment import prepare
 from dpt_jax.inference.predictor import Predictor, prompts_of
 from dpt_jax.inference.provenance import read_current
+from dpt_jax.inference.scores import softmax
 from dpt_jax.methods import METHODS
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report.clouds import Cloud, draw_clouds
@@ -123,7 +123,7 @@ def answer(predictor: Predictor, dataset: Dataset) -> Answers:
             )
         ):
             outputs, plain = predictor.see(rows["image"])
-            probability = scipy.special.softmax(outputs.logits, axis=-1)
+            probability = softmax(outputs.logits)
             found = Answers(
                 probability, rows["label"], rows["index"], plain.features, outputs.features
             )
