@@ -8,6 +8,7 @@ python classify.py IMAGE…
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -60,10 +61,21 @@ def make_square(image: Image.Image, size: int, how: dict) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
+def load_classifier() -> Callable[[np.ndarray], jax.Array]:
+    """Return the classifier: images (b, size, size, 3) uint8 to probabilities (b, classes)."""
+    program = bytearray((FOLDER / "classifier.jax").read_bytes())
+    try:
+        return jax.jit(jax.export.deserialize(program).call)
+    except Exception as reason:  # there are many types
+        sys.exit(
+            f"classifier.jax cannot be read ({type(reason).__name__}: {reason}). It is for "
+            f"{ABOUT['read_by']}, and this is JAX {jax.__version__}: export it again with this one."
+        )
+
+
 def main(files: list[str]) -> None:
     """Prints the three likeliest classes of each image."""
-    program = bytearray((FOLDER / "classifier.jax").read_bytes())
-    classify = jax.jit(jax.export.deserialize(program).call)
+    classify = load_classifier()
     images = np.stack([load_image(file) for file in files])
     for file, probabilities in zip(files, np.asarray(classify(images)), strict=True):
         best = np.argsort(-probabilities, kind="stable")[:3]

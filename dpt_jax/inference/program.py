@@ -52,7 +52,8 @@ def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
         "method": predictor.model.prompts.method,
         "backbone": predictor.config.clip.weights,
         "dtype": np.dtype(predictor.model.dtype).name,
-        "jax": jax.__version__,
+        # What jax.export promises: https://docs.jax.dev/en/latest/export/export.html
+        "read_by": f"JAX {jax.__version__} and what is released in the half year after it",
         "preprocessing": predictor.model.clip.preprocessing.to_dict(),
         "input": f"uint8 (b, image_size, image_size, 3), RGB: {_INPUT[resize]}; mean and std are "
         "the program's own",

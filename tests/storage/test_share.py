@@ -1,6 +1,7 @@
 """Prompts handed on: one file, a checkpoint of the published code, a compiled program."""
 
 import json
+import runpy
 import shutil
 
 import jax
@@ -324,7 +325,7 @@ print(json.dumps({"platforms": program.platforms, "input": str(program.in_avals[
 """
 
 
-def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
+def test_a_program_needs_nothing_of_this_package(trained, tmp_path, monkeypatch):
     served = tmp_path / "served"
     done = in_process("-m", "dpt_jax", "convert", "serve", str(trained), str(served))
     assert all(
@@ -358,6 +359,11 @@ def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
         assert line.split("  ")[1:] == [
             f"{predictor.classnames[c]} {100 * own[c]:.1f} %" for c in best
         ]
+    # A program that this JAX does not read, as one of years ago: the example says what to do.
+    (served / "classifier.jax").write_bytes(b"of another time")
+    monkeypatch.setattr("sys.argv", ["classify.py", files[0]])
+    with pytest.raises(SystemExit, match=f"It is for JAX {jax.__version__} and what is released"):
+        runpy.run_path(str(served / "classify.py"), run_name="__main__")
 
 
 def test_a_file_that_has_more_than_this_version_knows_is_refused(shared, tmp_path):
