@@ -15,7 +15,8 @@
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
                      the rate of its memory
-With --mode=eval these are of classifying a batch; `texts` has those of encoding the class texts.
+With --mode=eval these are of classifying a batch, as `dpt-jax predict` does it (the evaluation of
+main.py runs its two halves); `texts` has those of encoding the class texts.
 """
 
 import argparse

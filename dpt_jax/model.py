@@ -169,23 +169,36 @@ class PromptedCLIP:
     def plain(self, params: Params, images: Array, texts: Texts) -> Plain:
         """Return what plain CLIP sees in images (B, H, W, 3): uint8, or float, normalised."""
         seen = self._clip(params, lambda clip: clip.vision(self.preprocess(images)))
-        features = normalize(seen.features)
+        plain = self.plain_of(params, normalize(seen.features), texts)
+        return plain._replace(attention=seen.attention)
+
+    @exact
+    def plain_features(self, params: Params, images: Array) -> Array:
+        """Return z (B, E) alone of what `plain` returns, which no prompt and no class changes."""
+        seen = self._clip(params, lambda clip: clip.vision(self.preprocess(images)))
+        return normalize(seen.features)
+
+    @exact
+    def plain_of(self, params: Params, features: Array, texts: Texts) -> Plain:
+        """Return what plain CLIP makes of images whose features z (B, E) are known."""
         logits = _scale(params) * features @ texts.frozen.T
         k = min(self.prompts.top_k, texts.frozen.shape[0])
-        return Plain(features, logits, jax.lax.top_k(logits, k)[1] if k else None, seen.attention)
+        return Plain(features, logits, jax.lax.top_k(logits, k)[1] if k else None, None)
 
     @exact
     def __call__(
-        self, params: Params, images: Array, texts: Texts, plain: Plain | None = None
+        self, params: Params, images: Array | None, texts: Texts, plain: Plain | None = None
     ) -> Outputs:
         """Return the outputs for images (B, H, W, 3).
 
-        plain: what plain CLIP sees in them, if that is known already.
+        plain: what plain CLIP sees in them, if that is known already; where the image tower has no
+        prompts, that is all of them that is needed, and images may be None.
         """
         config = self.prompts
         if plain is None:
+            assert images is not None
             plain = self.plain(params, images, texts)
-        x, scale = self.preprocess(images), _scale(params)
+        scale = _scale(params)
         prompted, attention, auxiliary, class_attention = (
             plain.features,
             plain.attention,
@@ -210,6 +223,8 @@ class PromptedCLIP:
                 )
             )
         if memories:
+            assert images is not None
+            x = self.preprocess(images)
             seen = self._clip(params, lambda clip: clip.vision(x, memories))
             prompted, attention = normalize(seen.features), seen.attention
             if config.top_k:

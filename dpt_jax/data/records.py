@@ -61,6 +61,14 @@ class Files:
         """Return the image. Raise UnreadableImageError."""
         return read_image(self.root / path)
 
+    def state(self, path: str) -> tuple[int, int] | None:
+        """Return what changes with a local file: its bytes and its time; None for no such file."""
+        try:
+            found = os.stat(self.root / path)
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
 
 def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image.Image:
     """Return the image as RGB. Raise UnreadableImageError naming a file that is none.

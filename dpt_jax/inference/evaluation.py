@@ -9,13 +9,16 @@ import jax
 import numpy as np
 from etils import epath
 
+from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, Frozen
 from dpt_jax.inference.finite import check_finite
+from dpt_jax.inference.images import read_test_images
 from dpt_jax.inference.provenance import describe
 from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.inference.scores import calibration, class_scores, distinct
+from dpt_jax.methods import PromptConfig
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts
 from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import Progress, say
@@ -40,15 +43,21 @@ class Classifier(NamedTuple):
     encode(frozen, prompts) -> the text features, once for all images;
     classify(frozen, prompts, texts, images (devices, b, H, W, 3)) -> what the
     method and plain CLIP make of the images, without the auxiliary logits.
+    The same in two programs, of which the first one serves all methods:
+    look(frozen.clip, images) -> the features z (devices, b, E) of plain CLIP;
+    answer(frozen, prompts, texts, images, z) -> the method's logits and plain
+    CLIP's, (devices, b, C). images: None where the image tower has no prompts.
     """
 
     encode: Callable[[Frozen, Any], Texts]
     classify: Callable[[Frozen, Any, Texts, Any], tuple[Outputs, Plain]]
+    look: Callable[[Any, Any], jax.Array]
+    answer: Callable[[Frozen, Any, Texts, Any, Any], tuple[jax.Array, jax.Array]]
 
 
 @functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
 def make_classifier(model: PromptedCLIP, on: tuple[jax.Device, ...] | None = None) -> Classifier:
-    """Return the two programs that an evaluation runs.
+    """Return the programs that evaluations run.
 
     on: the devices, None for the local ones.
     """
@@ -62,10 +71,32 @@ def make_classifier(model: PromptedCLIP, on: tuple[jax.Device, ...] | None = Non
         plain = model.plain(params, images, texts)
         return model(params, images, texts, plain)._replace(auxiliary_logits=None), plain
 
+    def answer(
+        frozen: Frozen, prompts: Any, texts: Texts, images: Any, features: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        params = {"clip": frozen.clip, "prompts": prompts}
+        plain = model.plain_of(params, features, texts)
+        return model(params, images, texts, plain).logits, plain.logits
+
     return Classifier(
         jax.pmap(encode, axis_name=devices.AXIS, devices=on),
         jax.pmap(classify, axis_name=devices.AXIS, devices=on),
+        make_look(model.clip, model.dtype, on),
+        jax.pmap(answer, axis_name=devices.AXIS, devices=on),
     )
+
+
+@functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
+def make_look(
+    clip: CLIPConfig, dtype: Any, on: tuple[jax.Device, ...] | None
+) -> Callable[[Any, Any], jax.Array]:
+    """Return the program of plain CLIP, see Classifier."""
+    model = PromptedCLIP(clip, PromptConfig(classes=1), dtype)
+
+    def look(params: Any, images: Any) -> jax.Array:
+        return model.plain_features({"clip": params}, images)
+
+    return jax.pmap(look, axis_name=devices.AXIS, devices=on)
 
 
 def predict(experiment: Experiment, prompts: Any) -> Predictions:
@@ -75,35 +106,19 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
     have the whole result.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    hosts, local = jax.process_count(), jax.local_device_count()
+    hosts = jax.process_count()
     rows = -(-min(config.eval.batch_size, len(dataset.test)) // hosts)
     steps = -(-len(dataset.test) // (rows * hosts))
     classifier = make_classifier(model)
     prompts = devices.replicate(prompts)
     texts = classifier.encode(experiment.frozen, prompts)
-    batches = loader.test_batches(
-        loader.Loading(
-            read=dataset.read,
-            examples=dataset.test,
-            size=model.clip.image_size,
-            preprocessing=model.clip.preprocessing,
-            batch_size=rows,
-            workers=config.dataset.workers,
-            skip_unreadable=config.dataset.on_error == "skip",
-            host=jax.process_index(),
-            hosts=hosts,
-        )
-    )
-    # Every host runs the same number of steps, with the last images missing on some.
-    nothing = loader.no_images(model.clip.image_size)
     running: list[tuple[Any, loader.Batch]] = []
     parts: list[tuple[np.ndarray, ...]] = []
     with Progress("evaluate", steps) as progress:
-        for _ in range(steps):
-            batch = next(batches, nothing)
-            images = loader.shard(batch, rows, local)["image"]
-            outputs, plain = classifier.classify(experiment.frozen, prompts, texts, images)
-            running.append(((outputs.logits, plain.logits), batch))
+        for batch in read_test_images(experiment, rows, steps, classifier.look):
+            images = batch.images if model.prompts.sees_prompts else None
+            given = (experiment.frozen, prompts, texts, images, batch.features)
+            running.append((classifier.answer(*given), batch.known))
             # This batch is computed while the last one's answers are fetched.
             if len(running) > 1:
                 parts.append(_columns(*running.pop(0), rows))

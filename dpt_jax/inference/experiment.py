@@ -17,6 +17,7 @@ from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.clip.text import TextLayout
 from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
 from dpt_jax.inference.adoption import adopt, backbone_id, computes
+from dpt_jax.inference.kept import KeptImages
 from dpt_jax.methods import ZERO_SHOT, PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
@@ -39,7 +40,8 @@ class Experiment(NamedTuple):
     """One configuration, ready to run.
 
     frozen has a leading device axis, and so have the parameters of pretrained,
-    which are the same arrays: the host keeps no copy.
+    which are the same arrays: the host keeps no copy. kept: where the test images
+    are kept for other experiments of this process, None for nowhere.
     """
 
     config: ConfigDict
@@ -47,6 +49,7 @@ class Experiment(NamedTuple):
     model: PromptedCLIP
     pretrained: Pretrained
     frozen: Frozen
+    kept: KeptImages | None = None
 
 
 def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experiment:

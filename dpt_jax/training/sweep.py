@@ -13,19 +13,23 @@ from dpt_jax import settings
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, prepare
+from dpt_jax.inference.kept import KeptImages
 from dpt_jax.inference.provenance import finished
 from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import say
 from dpt_jax.training.grid import Overrides, Run, Target, run_config, target_config
 from dpt_jax.training.run import evaluate_run, train_and_evaluate, with_dtype
 
+MANY_MAPS = 30_000  # of which half are of programs that later runs do not use
+
 
 class Runner:
-    """Runs one after the other in this process, which loads each backbone once."""
+    """Runs one after the other in this process, which reads backbones and test images once."""
 
     def __init__(self, runs: epath.Path, overrides: Overrides) -> None:
         self.runs, self.overrides = runs, overrides
         self._backbones: dict[tuple[str, str], Pretrained] = {}
+        self._images = KeptImages()
 
     def __call__(self, run: Run) -> int:
         """Make the results of a run that are not there yet; return how many were made.
@@ -71,7 +75,7 @@ class Runner:
         which = (config.clip.weights, config.dtype)
         experiment = prepare(config, self._backbones.get(which))
         self._backbones[which] = experiment.pretrained
-        return experiment
+        return experiment._replace(kept=self._images)
 
 
 def _say_result(results: Mapping[str, Any]) -> None:
@@ -97,5 +101,6 @@ def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> list[tuple[R
             failed.append((run, f"{type(reason).__name__}: {reason}"))
             traceback.print_exc()
         # Every compiled program keeps memory maps, of which Linux grants a process 65,530.
-        jax.clear_caches()
+        if devices.memory_maps() > MANY_MAPS:
+            jax.clear_caches()
     return failed

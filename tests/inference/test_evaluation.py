@@ -43,16 +43,12 @@ def test_a_batch_is_started_before_the_last_one_is_fetched(clip, clip_dir, monke
     def recording(model):
         made = make(model)
 
-        def classify(*arguments):
+        def answer(*arguments):
             number = sum(what == "start" for what, _ in events)
             events.append(("start", number))
-            outputs, plain = made.classify(*arguments)
-            return (
-                outputs._replace(logits=Answer(outputs.logits, number, events)),
-                plain._replace(logits=Answer(plain.logits, number, events)),
-            )
+            return tuple(Answer(logits, number, events) for logits in made.answer(*arguments))
 
-        return made._replace(classify=classify)
+        return made._replace(answer=answer)
 
     monkeypatch.setattr(evaluation, "make_classifier", recording)
     found = evaluation.predict(prepared, prompts)

@@ -1,0 +1,88 @@
+"""The test images of an evaluation, read once for all evaluations of a process."""
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from dpt_jax.data import loader
+from dpt_jax.data.dataset import Dataset, digest_of_examples
+from dpt_jax.data.records import Files
+from dpt_jax.inference.experiment import Experiment
+from dpt_jax.inference.kept import KeptBatch, KeptImages
+from dpt_jax.runtime import devices
+
+
+def read_test_images(
+    experiment: Experiment, rows: int, steps: int, look: Callable[[Any, np.ndarray], jax.Array]
+) -> Iterator[KeptBatch]:
+    """Yield this host's test images in so many batches of `rows`, and keep them.
+
+    look: (parameters of CLIP, images) -> z. What is kept already is not read again, but
+    where a method needs pixels that are no longer there. All hosts have the same number of batches,
+    with the last images missing on some.
+    """
+    kept, key = experiment.kept or KeptImages(0), _key(experiment, rows)
+    known = kept.get(key)
+    # All hosts compute features together, so that none may know them alone.
+    if not devices.on_all_hosts(known is not None):
+        known = None
+    pixels = known is not None and all(batch.images is not None for batch in known)
+    if known and devices.on_all_hosts(pixels or not experiment.model.prompts.sees_prompts):
+        yield from known
+        return
+    read: list[KeptBatch] = []
+    for step, batch in enumerate(_batches(experiment, rows, steps)):
+        images = loader.shard(batch, rows, jax.local_device_count())["image"]
+        features = known[step].features if known else look(experiment.frozen.clip, images)
+        labels = {name: batch[name] for name in ("label", "index", "weight")}
+        read.append(KeptBatch(labels, images, features))
+        yield read[-1]
+        if kept.too_large(read):
+            read = [one._replace(images=None) for one in read]
+    kept.keep(key, read)
+
+
+def _batches(experiment: Experiment, rows: int, steps: int) -> Iterator[loader.Batch]:
+    """Yield so many batches of this host's images, the last ones perhaps of none."""
+    config, dataset, clip = experiment.config, experiment.dataset, experiment.model.clip
+    batches = loader.test_batches(
+        loader.Loading(
+            read=dataset.read,
+            examples=dataset.test,
+            size=clip.image_size,
+            preprocessing=clip.preprocessing,
+            batch_size=rows,
+            workers=config.dataset.workers,
+            skip_unreadable=config.dataset.on_error == "skip",
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+        )
+    )
+    nothing = loader.no_images(clip.image_size)
+    for _ in range(steps):
+        yield next(batches, nothing)
+
+
+def _key(experiment: Experiment, rows: int) -> Hashable:
+    """Return what tells the batches of one evaluation from those of another.
+
+    The backbone by its name, since the runs of a process that name the same one have the same one.
+    """
+    config, dataset, model = experiment.config, experiment.dataset, experiment.model
+    data = config.dataset
+    return (
+        *(data.source, data.name, data.root, data.on_error, _digest(dataset)),
+        *(config.clip.weights, model.dtype, model.clip, rows),
+    )
+
+
+def _digest(dataset: Dataset) -> str:
+    """Return a digest of the test images: their names and labels, and of files their state."""
+    found = hashlib.sha256(digest_of_examples(dataset.test).encode())
+    if isinstance(dataset.read, Files):
+        for example in dataset.test:
+            found.update(repr(dataset.read.state(example.path)).encode())
+    return found.hexdigest()
