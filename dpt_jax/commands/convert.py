@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Convert what the first argument names."""
     flags, given = shared.parse_with_settings(parser, arguments)
-    from dpt_jax.runtime.files import as_local_path, as_path
+    from dpt_jax.runtime.files import as_path
 
     shared.start_libraries()
     what, *names = flags.names or [""]
@@ -76,7 +76,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
             convert_reference(
                 as_path(directory),
-                as_local_path(flags.workdir, "--workdir"),
+                as_path(flags.workdir),
                 given.config,
                 given.overrides,
             )

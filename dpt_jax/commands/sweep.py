@@ -57,7 +57,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
             "--config=FILE are for main.py."
         )
     from dpt_jax.runtime.console import say
-    from dpt_jax.runtime.files import as_local_path
+    from dpt_jax.runtime.files import as_path
     from dpt_jax.training import grid
     from dpt_jax.training.sweep import Runner, sweep
 
@@ -68,7 +68,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         for target in one.targets:
             grid.method_config(one.method, target.dataset, given.overrides)
     shared.connect_hosts(flags)
-    runs = as_local_path(flags.runs, "--runs")
+    runs = as_path(flags.runs)
     failed = sweep(planned, Runner(runs, given.overrides))
     finished = len(planned) - len(failed)
     say(f"{finished} of {len(planned)} runs are finished; tables: dpt-jax report {runs}")

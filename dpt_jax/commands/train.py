@@ -48,9 +48,9 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
             f"unknown argument {flags.others[0]!r}: settings are given as --config.KEY=VALUE."
         )
     shared.connect_hosts(flags)
-    from dpt_jax.runtime.files import as_local_path
+    from dpt_jax.runtime.files import as_path
 
-    workdir = as_local_path(flags.workdir, "--workdir") if flags.workdir else None
+    workdir = as_path(flags.workdir) if flags.workdir else None
     if flags.mode == "train":
         train(given, workdir, flags.allow_changes)
     else:

@@ -8,13 +8,9 @@ from typing import NamedTuple
 from etils import epath
 
 from dpt_jax.errors import UserError
+from dpt_jax.runtime.files import is_remote
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is in an object store."""
-    return os.fspath(path).startswith("gs://")
 
 
 def exists(path: epath.Path) -> bool:

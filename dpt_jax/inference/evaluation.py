@@ -22,6 +22,7 @@ from dpt_jax.methods import PromptConfig
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, Texts
 from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import Progress, say
+from dpt_jax.runtime.files import write_whole
 from dpt_jax.storage.checkpoints import Saved
 
 
@@ -189,20 +190,20 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[
         return results
     workdir.mkdir(parents=True, exist_ok=True)
     if config.eval.save_logits:
-        np.savez(
-            workdir / PREDICTIONS_FILE,
-            logits=found.logits.astype(np.float32),
-            label=found.label,
-            path=np.array([dataset.test[i].path for i in found.row]),
-            classnames=np.array(dataset.classnames),
-            step=of["step"],
-            prompts=of["prompts"],
-            backbone=of["backbone"],
-            template=of["template"],
-            test_list=of["test_list"],
-        )
+        with (workdir / PREDICTIONS_FILE).open("wb") as file:
+            np.savez(
+                file,
+                logits=found.logits.astype(np.float32),
+                label=found.label,
+                path=np.array([dataset.test[i].path for i in found.row]),
+                classnames=np.array(dataset.classnames),
+                step=of["step"],
+                prompts=of["prompts"],
+                backbone=of["backbone"],
+                template=of["template"],
+                test_list=of["test_list"],
+            )
     # Last and in one piece: where results.json is, the evaluation is whole.
-    written = workdir / f"{RESULTS_FILE}.tmp"
-    written.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    written.replace(workdir / RESULTS_FILE)
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    write_whole(workdir / RESULTS_FILE, text.encode())
     return results

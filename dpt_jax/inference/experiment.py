@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import settings
@@ -23,6 +23,7 @@ from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_from_words, context_tokens, plain_layout, prompt_layout
 from dpt_jax.runtime import devices, failures
+from dpt_jax.runtime.files import as_path
 from dpt_jax.storage.checkpoints import Saved, load_newest
 
 REMAT_CHOICES = ("matmuls", "blocks")  # of train.remat=auto
@@ -193,11 +194,11 @@ def initial_prompts(experiment: Experiment) -> Any:
     fresh = jax.tree.map(np.asarray, make_init(model)(jax.random.key(config.seed), start))
     if not config.init_from:
         return fresh
-    saved = load_newest(pathlib.Path(config.init_from))
+    saved = load_newest(as_path(config.init_from))
     return adopt(fresh, saved, experiment, config.init_from)
 
 
-def saved_prompts(experiment: Experiment, workdir: pathlib.Path) -> Saved:
+def saved_prompts(experiment: Experiment, workdir: epath.Path) -> Saved:
     """Return the newest prompts of a workdir or prompt file, as the experiment takes them.
 
     Raise UserError where they do not fit.
@@ -221,7 +222,7 @@ def data_of(experiment: Experiment) -> dict[str, str]:
     config = experiment.config.dataset
     name = config.name
     if name == "folder" and config.root:
-        name = pathlib.Path(config.root).expanduser().resolve().name or name
+        name = as_path(config.root).resolve().name or name
     return {"name": name, "digest": experiment.dataset.digest}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -26,6 +27,7 @@ from dpt_jax.inference.texts import TextEncoder
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import Outputs, Plain, PromptedCLIP, normalize
 from dpt_jax.runtime import devices
+from dpt_jax.runtime.files import as_path
 from dpt_jax.storage.checkpoints import FOLDER, Saved, load_newest
 
 # One image, or a batch of them, in any of the forms that images come in.
@@ -178,7 +180,7 @@ def load(
 
     Raise UserError naming what is missing or does not fit.
     """
-    source = pathlib.Path(workdir).expanduser()
+    source = as_path(workdir)
     config = settings.load_saved(source)
     if clip:
         config.clip.weights = clip
@@ -211,14 +213,14 @@ def load(
     return Predictor(prepared, saved, batch_size or (8 if jax.default_backend() == "cpu" else 64))
 
 
-def prompts_of(prepared: experiment.Experiment, source: pathlib.Path) -> Saved:
+def prompts_of(prepared: experiment.Experiment, source: epath.Path) -> Saved:
     """Return the prompts that a workdir's results are of: its own, or those of `init_from`."""
     return experiment.saved_prompts(prepared, _holder(prepared.config, source))
 
 
-def _holder(config: ConfigDict, source: pathlib.Path) -> pathlib.Path:
+def _holder(config: ConfigDict, source: epath.Path) -> epath.Path:
     if config.init_from and not (source / FOLDER).exists() and (source / RESULTS_FILE).exists():
-        return pathlib.Path(config.init_from)
+        return as_path(config.init_from)
     return source
 
 
@@ -248,7 +250,7 @@ def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
     return list(names)
 
 
-def read_classnames(file: pathlib.Path) -> list[str]:
+def read_classnames(file: epath.Path) -> list[str]:
     """Return the class names of a text file, one a line.
 
     Raise UserError, see check_classnames.
@@ -278,7 +280,7 @@ def _on_host(answers: Any, images: int) -> Any:
 def _as_pil(image: Any) -> Image.Image:
     """Return an image of any form as PIL's.  Raise UserError for what is no image."""
     if isinstance(image, str | os.PathLike):
-        return read_image(pathlib.Path(image))
+        return read_image(image)
     if isinstance(image, Image.Image):
         try:
             return to_rgb(image)

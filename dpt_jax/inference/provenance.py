@@ -129,7 +129,7 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
 def _predictions_of(workdir: epath.Path) -> str | None:
     """Return the digest of the prompts that predictions.npz is of."""
     try:
-        with np.load(workdir / PREDICTIONS_FILE) as found:
+        with (workdir / PREDICTIONS_FILE).open("rb") as file, np.load(file) as found:
             return str(found["prompts"])
     except (OSError, ValueError, KeyError):
         return None

@@ -1,45 +1,46 @@
 """Paths as people write them: local, below ~, or gs://."""
 
+import contextlib
 import os
 import pathlib
+import tempfile
+from collections.abc import Iterator
 from typing import cast
 
 from etils import epath
 
 from dpt_jax.errors import UserError
 
+BUCKETS = "gs://"
+
 
 def as_path(name: str | os.PathLike[str]) -> epath.Path:
     """Return the path of a flag, a key or an argument, with ~ expanded.
 
-    A local path is pathlib's, which has the methods of epath's and more. Raise UserError for an
-    empty name and for a scheme other than gs://.
+    A local path is pathlib's, which has the methods of epath's and more; one in a bucket is a
+    `bucket.BucketPath`. Raise UserError for an empty name and for a scheme other than gs://.
     """
     text = os.fspath(name)
     if not text:
         raise UserError("a path is empty: name a file or a folder.")
     scheme, found, _ = text.partition("://")
-    if found and scheme != "gs":
-        raise UserError(f"{text}: paths are local or begin with gs://, not with {scheme}://.")
+    if found and f"{scheme}://" != BUCKETS:
+        raise UserError(f"{text}: paths are local or begin with {BUCKETS}, not with {scheme}://.")
     if found:
-        return epath.Path(text)
+        from dpt_jax.runtime.bucket import bucket_path  # which a local run does not need
+
+        return bucket_path(text)
     return cast(epath.Path, pathlib.Path(text).expanduser())
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is in a bucket."""
+    return os.fspath(path).startswith(BUCKETS)
 
 
 def size_of(file: epath.Path) -> int:
     """Return the bytes of a file, local or in a bucket."""
     return len(file.read_bytes())
-
-
-def as_local_path(name: str | os.PathLike[str], flag: str) -> epath.Path:
-    """Return a path that runs are kept at.  Raise UserError for gs://, where they cannot be yet."""
-    path = as_path(name)
-    if "://" in str(name):
-        raise UserError(
-            f"{flag}: {name} is in a bucket, where runs cannot be kept yet: name a local folder, "
-            "or one where the bucket is mounted."
-        )
-    return path
 
 
 def make_folder(folder: epath.Path, what: str) -> epath.Path:
@@ -52,3 +53,25 @@ def make_folder(folder: epath.Path, what: str) -> epath.Path:
     except OSError as reason:
         raise UserError(f"{what}: {folder} cannot be made ({reason}).") from reason
     return folder
+
+
+def write_whole(file: epath.Path, content: bytes) -> None:
+    """Write a file in one piece: if it is there, it is whole."""
+    if is_remote(file):
+        file.write_bytes(content)
+        return
+    written = file.with_name(f"{file.name}.tmp")
+    written.write_bytes(content)
+    written.replace(file)
+
+
+@contextlib.contextmanager
+def on_this_disk(file: epath.Path) -> Iterator[pathlib.Path]:
+    """Give a local file of the same name and content, for a library that reads no other."""
+    if not is_remote(file):
+        yield cast(pathlib.Path, file)
+        return
+    with tempfile.TemporaryDirectory(prefix="dpt_jax-") as folder:
+        local = pathlib.Path(folder) / file.name
+        local.write_bytes(file.read_bytes())
+        yield local

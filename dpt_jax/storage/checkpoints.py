@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,10 +16,13 @@ from etils import epath
 from dpt_jax.errors import UserError
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import say
-from dpt_jax.runtime.files import as_path
+from dpt_jax.runtime.files import as_path, is_remote
 from dpt_jax.storage import manifest, prompt_file
 from dpt_jax.storage.manifest import DamagedError
 from dpt_jax.storage.orbax_manager import open_manager, without_wildcards
+
+if TYPE_CHECKING:
+    from dpt_jax.storage.mirror import Mirror
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
@@ -46,26 +49,42 @@ class Checkpoints:
     `training` (optimizer state and running totals). The step is all that the
     loader needs to go on. A manifest has the digest of every file, and `meta`
     that of every item. Several hosts save and restore together, on a file
-    system that they share; host 0 writes.
+    system that they share, or through a bucket (see `mirror`); host 0 writes.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2, create: bool = False) -> None:
-        path = as_path(workdir)
-        self._workdir = epath.Path(path.absolute() if isinstance(path, pathlib.Path) else path)
+        self._workdir = as_path(workdir).absolute()
         self.directory = self._workdir / FOLDER
-        self._saving = -1
+        self._keep, self._saving = keep, -1
         self._closing = contextlib.ExitStack()
+        self._mirror: "Mirror | None" = None
         try:
-            if create and devices.is_first():
-                self.directory.mkdir(parents=True, exist_ok=True)
-            self._root = without_wildcards(self.directory, self._closing)
-            finalizing = self._write_manifest if create else None
-            self._manager = open_manager(self._root, keep, finalizing)
+            if is_remote(self._workdir):
+                self._mirror = self._open_mirror(create)
+                self._root = epath.Path(self._mirror.local)
+            else:
+                if create and devices.is_first():
+                    self.directory.mkdir(parents=True, exist_ok=True)
+                self._root = without_wildcards(self.directory, self._closing)
+            finalizing = self._finish if create else None
+            self._manager = open_manager(self._root, keep, finalizing, self._mirror is not None)
         except OSError as reason:
             self._closing.close()
             raise UserError(
                 f"{self.directory} cannot be used for checkpoints ({reason})."
             ) from reason
+
+    def _open_mirror(self, writes: bool) -> "Mirror":
+        from dpt_jax.storage.mirror import Mirror  # which a local run does not need
+
+        mirror = Mirror(self.directory)
+        self._closing.callback(mirror.close)
+        if writes and (halves := mirror.halves()):
+            say(
+                f"{self.directory}: of step {', '.join(map(str, halves))} there is half of a "
+                "checkpoint, whose upload was interrupted; it is not used."
+            )
+        return mirror
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -76,6 +95,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, the newest first."""
+        if self._mirror:
+            return self._mirror.steps()
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any = None) -> None:
@@ -85,6 +106,15 @@ class Checkpoints:
         checkpoint, or one that was started before, cannot be written.
         """
         first = not self.steps()
+        if self._mirror and not devices.is_first():
+            self._mirror.note(step)
+        else:
+            self._begin_to_save(step, prompts, meta, training)
+        if first:
+            self.wait()
+            self._read_back(step)
+
+    def _begin_to_save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any) -> None:
         digests = {"prompts": digest(prompts), "meta": _digest_of_json(meta)}
         items = {"prompts": ocp.args.StandardSave(prompts)}
         if training is not None:
@@ -95,14 +125,13 @@ class Checkpoints:
             self._manager.wait_until_finished()  # the manifest of the one before is of its own step
             self._saving = step
             self._manager.save(step, args=ocp.args.Composite(**items))
-        if first:
-            self.wait()
-            self._read_back(step)
 
     def wait(self) -> None:
-        """Return when everything is on disk.  Raise UserError, see `save`."""
+        """Return when everything is on disk, or in the bucket.  Raise UserError, see `save`."""
         with self._writing():
             self._manager.wait_until_finished()
+        if self._mirror:
+            devices.on_all_hosts(True)  # host 0 alone has had to wait
 
     def load(self, step: int) -> Saved:
         """Return prompts (host arrays) and metadata of a step.
@@ -147,7 +176,9 @@ class Checkpoints:
 
     def _read(self, step: int) -> tuple[Saved, dict[str, str]]:
         """Return prompts, metadata, and the digests of all items; older versions have none."""
-        with manifest.verified(self.directory / str(step)):
+        if self._mirror:
+            self._mirror.fetch(step)
+        with self._verified(step):
             there = self._manager.item_metadata(step)["prompts"]
             wanted = jax.tree.map(
                 lambda leaf: np.empty(leaf.shape, leaf.dtype), getattr(there, "tree", there)
@@ -163,12 +194,12 @@ class Checkpoints:
         return Saved(step, prompts, meta, digest(prompts)), digests
 
     def _read_training(self, step: int, like: Any, digests: dict[str, str]) -> Any:
-        if not (self.directory / str(step) / "training").is_dir() and "training" not in digests:
+        if not (self._root / str(step) / "training").is_dir() and "training" not in digests:
             raise UserError(
                 f"{self.directory} holds prompts without a training state, so there is no run to "
                 "go on with: start one from them with --config.init_from and another --workdir."
             )
-        with manifest.verified(self.directory / str(step)):
+        with self._verified(step):
             there = self._manager.item_metadata(step)["training"]
             fields = set(getattr(there, "tree", there))
         if fields != set(like):
@@ -178,7 +209,7 @@ class Checkpoints:
                 "with the version that began it, or start from its prompts with "
                 "--config.init_from and another --workdir."
             )
-        with manifest.verified(self.directory / str(step)):
+        with self._verified(step):
             like = jax.tree.map(np.asarray, like)
             items = ocp.args.Composite(training=ocp.args.StandardRestore(like))
             training = jax.tree.map(np.asarray, self._manager.restore(step, args=items)["training"])
@@ -186,6 +217,9 @@ class Checkpoints:
             if jax.tree.map(np.shape, training) != jax.tree.map(np.shape, like):
                 raise ValueError("its training state has other shapes than this version's")
         return training
+
+    def _verified(self, step: int) -> contextlib.AbstractContextManager[None]:
+        return manifest.verified(self._root / str(step), str(self.directory / str(step)))
 
     def _check_fits(self, saved: Saved, like: Any) -> None:
         there, here = (jax.tree.map(np.shape, tree) for tree in (saved.prompts, like))
@@ -198,6 +232,8 @@ class Checkpoints:
 
     def _read_back(self, step: int) -> None:
         """Raise UserError where what was just written cannot be read."""
+        if self._mirror:
+            self._mirror.drop(step)  # what counts is what the bucket has
         try:
             self._read(step)
         except (DamagedError, UserError) as reason:
@@ -213,18 +249,26 @@ class Checkpoints:
             while aside.exists():
                 aside = aside.parent / f"{aside.name}.again"
             aside.parent.mkdir(exist_ok=True)
-            (self.directory / str(step)).rename(aside)
+            if self._mirror:
+                self._mirror.set_aside(step, aside)
+            else:
+                (self.directory / str(step)).rename(aside)
             why = reason or "another host cannot read a checkpoint"
             say(f"{why}: moved to {aside}; going on from the one before.", file=sys.stderr)
+        if self._mirror:
+            self._mirror.forget(step)
         devices.on_all_hosts(True)  # no host looks again before it is moved
         self._manager.reload()
 
-    def _write_manifest(self) -> None:
-        """Write the manifest of the checkpoint that Orbax is about to make final, on host 0."""
-        if devices.is_first():
-            for folder in self._root.iterdir():
-                if folder.name.partition(".")[0] == str(self._saving):
-                    manifest.write(folder)
+    def _finish(self) -> None:
+        """Write the manifest of what Orbax is about to make final, and to a bucket, on host 0."""
+        if not devices.is_first():
+            return
+        for folder in self._root.iterdir():
+            if folder.name.partition(".")[0] == str(self._saving):
+                manifest.write(folder)
+                if self._mirror:
+                    self._mirror.put(pathlib.Path(folder), self._saving, self._keep)
 
     def _compare(self, step: int, digests: dict[str, str], item: str, found: str) -> None:
         if digests and digests.get(item) != found:
@@ -241,9 +285,10 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as reason:
             whole = self.steps()
             last = f"the last whole one is of step {whole[0]}" if whole else "there is none yet"
+            way_out = "Give" if self._mirror else "Make room, and give"
             raise UserError(
-                f"{self.directory}: a checkpoint cannot be written ({reason}); {last}. Make room, "
-                "and give the same command again."
+                f"{self.directory}: a checkpoint cannot be written ({reason}); {last}. "
+                f"{way_out} the same command again."
             ) from reason
 
 

@@ -4,28 +4,56 @@ import contextlib
 import fcntl
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
 from dpt_jax.errors import UserError
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import say
+from dpt_jax.runtime.files import is_remote
 
 LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
-def locked(workdir: epath.PathLike) -> Iterator[None]:
+def locked(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
     """Keep a second training out of a workdir, on host 0.
 
-    The lock ends with the process, however that ends. Raise UserError where another process has it.
+    Give a function that raises UserError where the lock was lost, which only one in a bucket can
+    be. The lock ends with the process, however that ends; in a bucket, some time after it. Raise
+    UserError where another process has it.
     """
-    path = os.fspath(workdir)
-    if not devices.is_first() or "://" in path:  # a bucket has no locks
-        yield
-        return
-    with open(os.path.join(path, LOCK_FILE), "a+") as lock:
+    if not devices.is_first():
+        yield lambda: None
+    elif is_remote(workdir):
+        with _locked_in_bucket(workdir) as check:
+            yield check
+    else:
+        with _locked_on_disk(os.fspath(workdir)):
+            yield lambda: None
+
+
+@contextlib.contextmanager
+def _locked_in_bucket(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
+    from dpt_jax.runtime.bucket import bucket_path
+    from dpt_jax.runtime.store_errors import StoreError
+    from dpt_jax.storage.bucket_lock import BucketLock
+
+    lock = BucketLock(bucket_path(os.fspath(workdir)), LOCK_FILE)
+    lock.acquire()
+    try:
+        yield lock.check
+    except BaseException as error:
+        # What the store has failed at it would fail at again.
+        lock.release(remove=not isinstance(error.__cause__ or error, StoreError))
+        raise
+    lock.release()
+
+
+@contextlib.contextmanager
+def _locked_on_disk(workdir: str) -> Iterator[None]:
+    with open(os.path.join(workdir, LOCK_FILE), "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as reason:

@@ -22,41 +22,41 @@ def write(directory: epath.Path) -> None:
     (directory / MANIFEST).write_text(json.dumps(found, indent=1))
 
 
-def verify(directory: epath.Path) -> bool:
+def verify(directory: epath.Path, name: str) -> bool:
     """Return whether a checkpoint has a manifest; those of older versions have none.
 
-    Raise DamagedError where a file is not what was written, and UserError where the file system
+    name: of the checkpoint, for the sentences. Raise DamagedError where a file is not what was written, and UserError where the file system
     does not let it be read.
     """
     try:
         if not (directory / MANIFEST).exists():
             return False
-        _compare(directory)
+        _compare(directory, name)
     except OSError as reason:
-        raise UserError(f"{directory} cannot be read ({reason}); nothing was changed.") from reason
+        raise UserError(f"{name} cannot be read ({reason}); nothing was changed.") from reason
     return True
 
 
 @contextlib.contextmanager
-def verified(directory: epath.Path) -> Iterator[None]:
+def verified(directory: epath.Path, name: str) -> Iterator[None]:
     """Verify the files of a checkpoint; what fails within, with files that are whole, is no damage.
 
-    Raise DamagedError where they are not, and UserError for any other failure to read them.
+    name: see `verify`. Raise DamagedError where they are not, and UserError for any other failure to read them.
     """
-    whole = verify(directory)
+    whole = verify(directory, name)
     try:
         yield
     except (DamagedError, UserError):
         raise
     except FileNotFoundError as reason:
-        raise DamagedError(f"{directory} is damaged ({_short(reason)})") from reason
+        raise DamagedError(f"{name} is damaged ({_short(reason)})") from reason
     except MemoryError as reason:
         raise UserError(
-            f"{directory} cannot be read: there is too little memory; nothing was changed."
+            f"{name} cannot be read: there is too little memory; nothing was changed."
         ) from reason
     except OSError as reason:
         raise UserError(
-            f"{directory} cannot be read ({_short(reason)}); nothing was changed."
+            f"{name} cannot be read ({_short(reason)}); nothing was changed."
         ) from reason
     except Exception as reason:  # Orbax, TensorStore and JSON have types of their own
         known = (
@@ -66,23 +66,23 @@ def verified(directory: epath.Path) -> Iterator[None]:
             "on from the checkpoint before it, move it out of its folder"
         )
         raise UserError(
-            f"{directory} cannot be restored ({_short(reason)}): {known}. Nothing was changed."
+            f"{name} cannot be restored ({_short(reason)}): {known}. Nothing was changed."
         ) from reason
 
 
-def _compare(directory: epath.Path) -> None:
+def _compare(directory: epath.Path, name: str) -> None:
     try:
         wanted = json.loads((directory / MANIFEST).read_bytes())
-        items = {str(name): tuple(entry) for name, entry in wanted.items()}
+        items = {str(file): tuple(entry) for file, entry in wanted.items()}
     except (ValueError, AttributeError, TypeError) as reason:
-        raise DamagedError(f"{directory} is damaged ({MANIFEST} cannot be read)") from reason
-    for name, entry in items.items():
+        raise DamagedError(f"{name} is damaged ({MANIFEST} cannot be read)") from reason
+    for file, entry in items.items():
         try:
-            there = _describe(directory / name)
+            there = _describe(directory / file)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError) as reason:
-            raise DamagedError(f"{directory} is damaged ({name} is missing)") from reason
+            raise DamagedError(f"{name} is damaged ({file} is missing)") from reason
         if there != entry:
-            raise DamagedError(f"{directory} is damaged ({name} is not what was written)")
+            raise DamagedError(f"{name} is damaged ({file} is not what was written)")
 
 
 def _describe(file: epath.Path) -> tuple[int, str]:

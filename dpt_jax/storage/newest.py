@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from dpt_jax.runtime.files import is_remote
 from dpt_jax.storage import prompt_file
 from dpt_jax.storage.checkpoints import DIGESTS, FOLDER, digest, load_newest
 
@@ -23,7 +24,7 @@ def newest(source: epath.Path) -> Held | None:
     """
     if not prompt_file.is_prompt_file(source):
         folder = source / FOLDER
-        steps = [int(path.name) for path in _children(folder) if path.name.isdecimal()]
+        steps = _steps(folder)
         if not steps:
             return None
         try:
@@ -37,5 +38,11 @@ def newest(source: epath.Path) -> Held | None:
     return Held(saved.step, digest(saved.prompts))
 
 
-def _children(folder: epath.Path) -> list[epath.Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
+def _steps(folder: epath.Path) -> list[int]:
+    """Return the steps that have a checkpoint in a folder of them."""
+    if is_remote(folder):
+        from dpt_jax.storage.mirror import whole_steps
+
+        return whole_steps(folder)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return [int(name) for name in names if name.isdecimal()]

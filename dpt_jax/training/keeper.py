@@ -1,7 +1,7 @@
 """When a run is saved, and how it ends before its last step."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -27,6 +27,7 @@ class Keeper:
     def __init__(
         self,
         checkpoints: Checkpoints,
+        before_saving: Sequence[Callable[[], None]],
         about: dict[str, Any],
         plan: Plan,
         config: ConfigDict,
@@ -34,10 +35,11 @@ class Keeper:
     ) -> None:
         """Keep what every save needs.
 
-        about: the metadata of the run. config: config.checkpoint. images_of: the
-        paths of a step's images.
+        before_saving: called on each save, to raise where there must be none. about: the metadata
+        of the run. config: config.checkpoint. images_of: the paths of a step's images.
         """
         self._checkpoints, self._about, self._plan = checkpoints, about, plan
+        self._before_saving = before_saving
         self._every_steps, self._every_minutes = config.every_steps, config.every_minutes
         self._images_of = images_of
         self._saved = time.monotonic()
@@ -69,6 +71,8 @@ class Keeper:
             "totals": np.asarray(state.totals),
         }
         with failures.fatal():
+            for call in self._before_saving:
+                call()
             self._checkpoints.save(step, state.prompts, about, training)
         self._saved = time.monotonic()
 

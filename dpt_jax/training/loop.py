@@ -2,14 +2,14 @@
 
 import contextlib
 import math
-import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import check_readable
@@ -34,7 +34,7 @@ from dpt_jax.training.plan import Plan, batches_of, make_plan
 from dpt_jax.training.step import NotFinite, Totals, TrainState, make_step, new_state
 
 
-def train(experiment: Experiment, workdir: pathlib.Path, allow_changes: bool = False) -> Prompts:
+def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = False) -> Prompts:
     """Train to the last epoch, from the newest checkpoint if there is one; return the prompts.
 
     Write checkpoints, metrics and the list of training images to the workdir.
@@ -55,7 +55,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, allow_changes: bool = F
         return [dataset.train[i].path for i in next(batches_from(step - 1))["index"]]
 
     with (
-        _locked_for_all(workdir),
+        _locked_for_all(workdir) as check_lock,
         StopRequest() as stop,
         Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints,
     ):
@@ -77,10 +77,12 @@ def train(experiment: Experiment, workdir: pathlib.Path, allow_changes: bool = F
         _say_start(experiment, plan, state, workdir)
 
         about = training_meta(experiment) | {train_files.DIGEST: train_files.digest(dataset.train)}
-        keeper = Keeper(checkpoints, about, plan, config.checkpoint, images_of)
-        replicated = _steps(
-            experiment, plan, optimizer, state, batches_from(start), keeper, stop, workdir
-        )
+        with MetricWriter(workdir, start) as writer:
+            # A run that goes on from a checkpoint needs the metrics of the steps before it.
+            first = (check_lock, writer.settle)
+            keeper = Keeper(checkpoints, first, about, plan, config.checkpoint, images_of)
+            batches = batches_from(start)
+            replicated = _steps(experiment, plan, optimizer, state, batches, keeper, stop, writer)
         # Checkpoints are written in the background: only now is the last one known to be whole.
         with failures.fatal():
             checkpoints.wait()
@@ -94,13 +96,13 @@ def train(experiment: Experiment, workdir: pathlib.Path, allow_changes: bool = F
 
 
 @contextlib.contextmanager
-def _locked_for_all(workdir: pathlib.Path) -> Iterator[None]:
+def _locked_for_all(workdir: epath.Path) -> Iterator[Callable[[], None]]:
     """Make the workdir and keep a second training out of it; all hosts wait until it is so."""
     if devices.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
-    with locked(workdir):
+    with locked(workdir) as check:
         failures.agree()
-        yield
+        yield check
 
 
 def _steps(
@@ -111,7 +113,7 @@ def _steps(
     batches: Iterator[loader.Batch],
     keeper: Keeper,
     stop: StopRequest,
-    workdir: pathlib.Path,
+    writer: MetricWriter,
 ) -> TrainState:
     """Take all steps from `state` on; return the last state, on the devices."""
     take_step = make_step(experiment.model, optimizer, plan.step)
@@ -120,10 +122,7 @@ def _steps(
     unreadable: set[int] = set()
     nothing = loader.no_images(experiment.model.clip.image_size)
     failed: Exception | None = None  # what has kept this host from loading its images
-    with (
-        MetricWriter(workdir, start) as writer,
-        Progress("train", plan.total, start) as progress,
-    ):
+    with Progress("train", plan.total, start) as progress:
         since, images = time.perf_counter(), 0
         for step in range(start + 1, plan.total + 1):
             try:
@@ -173,7 +172,7 @@ def begin(
     experiment: Experiment,
     checkpoints: Checkpoints,
     optimizer: optax.GradientTransformationExtraArgs,
-    workdir: pathlib.Path,
+    workdir: epath.Path,
     allow_changes: bool = False,
 ) -> TrainState:
     """Return the state that a run goes on with, on the host: the newest whole one, or a new one.
@@ -199,7 +198,7 @@ def begin(
 
 
 def _say_start(
-    experiment: Experiment, plan: Plan, state: TrainState, workdir: pathlib.Path
+    experiment: Experiment, plan: Plan, state: TrainState, workdir: epath.Path
 ) -> None:
     dataset, model = experiment.dataset, experiment.model
     if state.step:
