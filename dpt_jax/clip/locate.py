@@ -5,13 +5,16 @@ import re
 
 from etils import epath
 
-from dpt_jax.clip import open_clip, transformers_config
-from dpt_jax.clip.files import INDEX
+from dpt_jax.clip import open_clip, orbax, transformers_config
+from dpt_jax.clip.files import INDEX, SHARD
 from dpt_jax.clip.json_files import read_json
 from dpt_jax.clip.openai import HUB_IDS
 from dpt_jax.clip.processors import PROCESSOR_FILES
 from dpt_jax.clip.vocabulary import VOCABULARY_FILES
 from dpt_jax.errors import UserError
+from dpt_jax.runtime.console import say
+from dpt_jax.runtime.files import as_path, entries, is_remote, listed_once
+from dpt_jax.runtime.transfer import local_copy
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 TRANSFORMERS_FILES = (
@@ -41,12 +44,14 @@ def locate(weights: str) -> epath.Path:
     if not weights.strip():
         raise UserError("clip.weights is empty: name a hub id, a directory, or a weight file.")
     if re.fullmatch(r"[\w-]+", weights) and (BUNDLED / weights / "config.json").exists():
-        return epath.Path(BUNDLED / weights)
+        return as_path(BUNDLED / weights)
     if weights.startswith(("hf-hub:", "local-dir:")):
         _, _, name = weights.partition(":")
         raise UserError(f"clip.weights: {weights} is open_clip's spelling: write {name} here.")
-    path = epath.Path(weights).expanduser()
-    if _exists(path):
+    path = as_path(weights)
+    if is_remote(path):
+        return _from_bucket(path)
+    if path.exists():
         return path
     _refuse_model_name(weights)
     looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", weights)
@@ -55,7 +60,7 @@ def locate(weights: str) -> epath.Path:
             f"clip.weights: {weights} is no file or directory here, and not an id on the Hugging "
             "Face hub."
         )
-    return epath.Path(_from_hub(weights))
+    return as_path(_from_hub(weights))
 
 
 def _refuse_model_name(weights: str) -> None:
@@ -78,11 +83,26 @@ def _refuse_model_name(weights: str) -> None:
         )
 
 
-def _exists(path: epath.Path) -> bool:
-    try:
-        return path.exists()
-    except Exception as reason:  # each remote file system has its own types
-        raise UserError(f"{path} cannot be reached ({reason}).") from reason
+def _from_bucket(path: epath.Path) -> epath.Path:
+    """Return a copy on this disk of a model in a bucket: its weights and the small files beside.
+
+    Raise UserError where there is none.
+    """
+    with listed_once(path):
+        there = [name for name, is_folder in entries(path) if not is_folder]
+        if orbax.is_orbax(path):
+            return epath.Path(local_copy(path, lambda name: True, say))
+        if path.is_dir():
+            weights = _weight_names(path, there) or [find_weights(path).name]
+            return epath.Path(local_copy(path, lambda name: name in (*SMALL_FILES, *weights), say))
+    if not path.is_file():
+        raise UserError(f"clip.weights: {path} is not there: name a folder or a weight file.")
+    several = path.name.endswith(INDEX)
+
+    def wanted(name: str) -> bool:
+        return name in (*SMALL_FILES, path.name) or bool(several and SHARD.search(name))
+
+    return epath.Path(local_copy(path.parent, wanted, say) / path.name)
 
 
 def _from_hub(repo_id: str) -> str:
@@ -93,7 +113,7 @@ def _from_hub(repo_id: str) -> str:
         there = huggingface_hub.HfApi().list_repo_files(repo_id)
         # The small files first: they say which of the weight files is a CLIP's.
         folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=list(SMALL_FILES))
-        weights = _weight_names(epath.Path(folder), there)
+        weights = _weight_names(as_path(folder), there)
         return huggingface_hub.snapshot_download(repo_id, allow_patterns=[*SMALL_FILES, *weights])
     except UserError:
         raise

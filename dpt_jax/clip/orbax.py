@@ -1,4 +1,4 @@
-"""A CLIP as an Orbax directory, which is read without torch and from gs://."""
+"""A CLIP as an Orbax directory, which is read without torch."""
 
 import contextlib
 import json
@@ -67,7 +67,7 @@ def _read_params(directory: epath.Path, config: CLIPConfig) -> Any:
 def _without_wildcards(folder: epath.Path) -> Iterator[epath.Path]:
     """Give the folder, or where its path would be taken for a pattern, a link to it."""
     path = os.fspath(folder)
-    if "://" in path or not _WILDCARDS.search(path):
+    if not _WILDCARDS.search(path):
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="dpt_jax-") as links:
@@ -95,7 +95,7 @@ def write(config: CLIPConfig, params: Any, tokenizer: Tokenizer, target: epath.P
     import orbax.checkpoint as ocp
 
     if target.exists():
-        raise UserError(f"{target} already exists: choose a new directory, or delete it first.")
+        raise already_there(target)
     target.mkdir(parents=True)
     with _without_wildcards(target) as folder, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / FOLDER, params)
@@ -108,6 +108,11 @@ def write(config: CLIPConfig, params: Any, tokenizer: Tokenizer, target: epath.P
     for name, text in tokenizer.files.items():
         (target / name).write_text(text)
     _check_read_back(config, params, target)
+
+
+def already_there(target: epath.Path) -> UserError:
+    """Return the error for a directory that nothing is written over."""
+    return UserError(f"{target} already exists: choose a new directory, or delete it first.")
 
 
 def _check_read_back(config: CLIPConfig, params: Any, target: epath.Path) -> None:

@@ -1,7 +1,7 @@
 """CLIP weights from wherever people have them, checked tensor by tensor."""
 
-import os
 import re
+import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from dpt_jax.clip.locate import BUNDLED, OPEN_CLIP_FILES, TRANSFORMERS_FILES, fi
 from dpt_jax.clip.names import from_transformers
 from dpt_jax.clip.tokenizer import Tokenizer, load_tokenizer
 from dpt_jax.errors import UserError
+from dpt_jax.runtime.files import as_path, is_remote
+from dpt_jax.runtime.transfer import upload
 
 __all__ = ["BUNDLED", "Pretrained", "load_clip", "save_orbax"]
 
@@ -102,12 +104,16 @@ def save_orbax(clip: Pretrained, directory: str) -> None:
 
     Raise UserError where the directory is already there.
     """
-    orbax.write(clip.config, clip.params, clip.tokenizer, _absolute(directory))
-
-
-def _absolute(directory: str) -> epath.Path:
-    path = epath.Path(directory).expanduser()
-    return path if "://" in directory else epath.Path(os.path.abspath(path))
+    target = as_path(directory).absolute()
+    if not is_remote(target):
+        orbax.write(clip.config, clip.params, clip.tokenizer, target)
+        return
+    if target.exists():
+        raise orbax.already_there(target)
+    with tempfile.TemporaryDirectory(prefix="dpt_jax-") as disk:
+        folder = as_path(disk) / target.name
+        orbax.write(clip.config, clip.params, clip.tokenizer, folder)
+        upload(folder, target, last=transformers_config.CONFIG_FILE)
 
 
 def _cast(params: Any, dtype: Any) -> Any:

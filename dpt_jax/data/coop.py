@@ -17,16 +17,21 @@ from dpt_jax.data.listing import visible
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.runtime.console import say
-from dpt_jax.runtime.files import as_path
+from dpt_jax.runtime.files import as_path, listed_once
 
 
-def read_coop(name: str, root: pathlib.Path | epath.Path, skip_missing: bool = False) -> Splits:
+def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Splits:
     """Return the dataset `name` below the common root; paths are relative to that root.
 
     skip_missing: do not ask whether every image that is named is there.
     Raise UserError naming the directory, file or class that is missing.
     """
     benchmark, root = CATALOGUE[name], as_path(root)
+    with listed_once(root / benchmark.directory):
+        return _read_coop(benchmark, root, skip_missing)
+
+
+def _read_coop(benchmark: Benchmark, root: epath.Path, skip_missing: bool) -> Splits:
     directory = root / benchmark.directory
     images = directory / benchmark.images
     for folder in (directory, images):

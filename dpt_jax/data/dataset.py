@@ -13,7 +13,6 @@ from dpt_jax.data import sampling
 from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.listing import exists, is_remote
 from dpt_jax.data.records import Example, Reader, Splits, UnreadableImageError
 from dpt_jax.data.sample import read_sample
 from dpt_jax.data.tfds import read_tfds
@@ -97,8 +96,6 @@ def read_splits(config: ConfigDict) -> Splits:
             "name one of them in --config=configs/METHOD.py:NAME, or use dataset.source=folder."
         )
     root = as_path(config.root) if config.root else None
-    if root and is_remote(root):
-        exists(root)  # or it is named as one that cannot be reached
     if config.source == "tfds":
         return read_tfds(config.name, str(root or ""))
     if config.source == "coop":

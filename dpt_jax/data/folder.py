@@ -11,16 +11,14 @@ from etils import epath
 from dpt_jax.data.listing import (
     EXTENSIONS,
     endings,
-    exists,
     image_names,
     is_image_name,
-    is_remote,
     visible,
     walk,
 )
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.runtime.files import as_path
+from dpt_jax.runtime.files import as_path, is_remote, listed_once
 
 SHOULD_HOLD = "it should hold train/CLASS/ and test/CLASS/ folders"
 
@@ -34,6 +32,11 @@ def read_folder(path: str | os.PathLike[str]) -> Splits:
     of one split that are one text.
     """
     root = as_path(path)
+    with listed_once(root):
+        return _read_folder(root)
+
+
+def _read_folder(root: epath.Path) -> Splits:
     if not root.is_dir():
         raise UserError(f"dataset.root: {root} is not a folder; {SHOULD_HOLD}.")
     if not (root / "test").is_dir():
@@ -154,7 +157,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
 def _named_by(text: str) -> list[epath.Path]:
     """Return the file or folder of that name or, without one, those that fit the pattern."""
     path = as_path(text)
-    if exists(path):
+    if path.exists():
         return [path]
     if is_remote(path):
         if "**" in text:
@@ -162,7 +165,7 @@ def _named_by(text: str) -> list[epath.Path]:
         folder = next((p for p in path.parents if not glob.has_magic(os.fspath(p))), path)
         named = sorted(folder.glob(path.relative_to(folder).as_posix()))
     else:
-        named = [epath.Path(name) for name in sorted(glob.glob(os.fspath(path), recursive=True))]
+        named = [as_path(name) for name in sorted(glob.glob(os.fspath(path), recursive=True))]
     if not named:
         raise UserError(
             f"{text} is not there: give an image, a folder of images or a pattern in quotes."

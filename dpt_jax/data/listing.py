@@ -3,30 +3,13 @@
 import collections
 import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from etils import epath
 
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.files import is_remote
+from dpt_jax.runtime.files import Entry, entries
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
-
-
-def exists(path: epath.Path) -> bool:
-    """Return whether a path is there. Raise UserError where its object store cannot be asked."""
-    try:
-        return path.exists()
-    except Exception as reason:  # each remote file system has its own types
-        first_line = str(reason).strip().split("\n")[0]
-        raise UserError(f"{path} cannot be reached ({first_line}).") from reason
-
-
-class Entry(NamedTuple):
-    """The name of something in a folder, and whether it is a folder."""
-
-    name: str
-    is_folder: bool
 
 
 def visible(folder: epath.Path) -> list[Entry]:
@@ -36,22 +19,9 @@ def visible(folder: epath.Path) -> list[Entry]:
     Raise UserError where the folder cannot be listed.
     """
     try:
-        return sorted(entry for entry in _entries(folder) if not entry.name.startswith("."))
+        return sorted(entry for entry in entries(folder) if not entry.name.startswith("."))
     except OSError as reason:
         raise UserError(f"{folder} cannot be listed ({reason}).") from reason
-
-
-def _entries(folder: epath.Path) -> Iterator[Entry]:
-    if is_remote(folder):
-        for path in folder.iterdir():
-            # An object store has to be asked what a name is; of an image's name it is known.
-            yield Entry(path.name, not is_image_name(path.name) and path.is_dir())
-        return
-    # scandir knows from the listing what is a file, without a look at each of 1.3 million.
-    with os.scandir(folder) as found:
-        for entry in found:
-            if entry.is_dir() or entry.is_file():  # neither: a link to nothing, a pipe
-                yield Entry(entry.name, entry.is_dir())
 
 
 def is_image_name(name: str) -> bool:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import io
 import os
-import pathlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from etils import epath
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.files import as_path
+from dpt_jax.runtime.files import as_path, is_remote
 
 # An example's path to its image as RGB. Picklable, since loader processes get it.
 Reader = Callable[[str], Image.Image]
@@ -55,7 +54,7 @@ class UnreadableImageError(UserError):
 class Files:
     """Reads image files below a folder."""
 
-    root: pathlib.Path | epath.Path
+    root: epath.Path
 
     def __call__(self, path: str) -> Image.Image:
         """Return the image. Raise UnreadableImageError."""
@@ -79,7 +78,7 @@ def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image
     """
     name = name or str(file)
     try:
-        if isinstance(file, str | os.PathLike) and os.fspath(file).startswith("gs://"):
+        if isinstance(file, str | os.PathLike) and is_remote(file):
             file = io.BytesIO(as_path(file).read_bytes())
         with Image.open(file) as image:
             _report_if_large(name, *image.size)

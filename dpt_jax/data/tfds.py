@@ -11,6 +11,7 @@ import importlib.util
 import io
 import multiprocessing
 import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -24,6 +25,8 @@ from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.records import Example, Splits, read_image
 from dpt_jax.errors import UserError
 from dpt_jax.runtime.console import Progress, say
+from dpt_jax.runtime.files import as_path, is_remote
+from dpt_jax.runtime.transfer import local_copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +60,9 @@ def read_tfds(name: str, root: str) -> Splits:
         raise UserError(f"tensorflow-datasets has no {name}: use --config.dataset.source=coop.")
     import tensorflow_datasets as tfds
 
-    builder = _prepared(use.builder, root)
-    features = builder.info.features
     splits = [split for split in (use.train, use.val, use.test) if split]
+    builder = _prepared(use.builder, _on_this_disk(use.builder, root, splits))
+    features = builder.info.features
     sources = {split: _records(builder, split) for split in splits}
     labels = {split: _labels(builder, split, sources[split]) for split in splits}
 
@@ -93,6 +96,28 @@ def read_tfds(name: str, root: str) -> Splits:
     train, val, test = ([Example(r.path, r.label) for r in part] for part in lists)
     read = Records(str(builder.data_dir), sources, tfds.features.FeaturesDict(parse))
     return Splits(read, classnames, train, val, test)
+
+
+def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
+    """Return the data directory, or a copy of what is needed of one in a bucket.
+
+    array_record reads from disks alone. Raise UserError where the bucket does not have it.
+    """
+    if not root or not is_remote(root):
+        return root
+    folder = name.partition(":")[0]
+    parts = {part for split in splits for part in split.split("+")}
+
+    def wanted(path: str) -> bool:
+        record = re.search(r"-(\w+)\.\w+-\d+-of-\d+$", path)
+        return path.startswith(f"{folder}/") and (record is None or record[1] in parts)
+
+    if not (as_path(root) / folder).is_dir():
+        raise UserError(
+            f"{root} has no {folder}: prepare it on a disk, and copy it there with `gcloud storage "
+            f"cp -r ~/tensorflow_datasets/{folder} {root}`."
+        )
+    return str(local_copy(as_path(root), wanted, say))
 
 
 def _prepared(name: str, root: str) -> Any:

@@ -1,13 +1,13 @@
 """The features of images and texts on two axes, before and after prompting."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from dpt_jax.methods import METHODS
-from dpt_jax.report.figures import MOST_LETTERS, pyplot, shortened
+from dpt_jax.report.figures import MOST_LETTERS, pyplot, save, shortened
 
 
 class Cloud(NamedTuple):
@@ -24,7 +24,7 @@ def draw_clouds(
     clouds: Mapping[str, Cloud],
     label: np.ndarray,
     classnames: Sequence[str],
-    file: pathlib.Path | BinaryIO,
+    file: epath.Path | BinaryIO,
 ) -> None:
     """Draw images (points) and class texts (stars), before and after, beside each other.
 
@@ -67,5 +67,4 @@ def draw_clouds(
         [], [], s=120, color="#FFFFFF", marker="*", edgecolors="#000000", label="text of a class"
     )
     grid.flat[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
+    save(figure, file, dpi=110)

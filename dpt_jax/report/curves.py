@@ -1,11 +1,12 @@
 """Accuracy against shots, of many runs."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from dpt_jax.methods import METHODS, ZERO_SHOT
-from dpt_jax.report.figures import pyplot
+from dpt_jax.report.figures import pyplot, save
 
 COLUMNS = 4
 
@@ -22,7 +23,7 @@ class Point(NamedTuple):
 Curves = Mapping[str, Sequence[Point]]
 
 
-def draw_curves(panels: Mapping[str, Curves], file: pathlib.Path) -> None:
+def draw_curves(panels: Mapping[str, Curves], file: epath.Path) -> None:
     """Draw a grid of panels of accuracy against shots, each with its title."""
     plt = pyplot()
     columns = min(len(panels), COLUMNS)
@@ -34,8 +35,7 @@ def draw_curves(panels: Mapping[str, Curves], file: pathlib.Path) -> None:
     for unused in grid.flat[len(panels) :]:
         unused.set_axis_off()
     grid.flat[0].legend(fontsize=8)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+    save(figure, file, dpi=120)
 
 
 def draw_panel(axes: Any, title: str, curves: Curves) -> None:

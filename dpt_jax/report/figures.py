@@ -1,6 +1,9 @@
 """What all figures share: matplotlib without a screen, and texts as they can be drawn."""
 
-from typing import Any
+import pathlib
+from typing import Any, BinaryIO, cast
+
+from etils import epath
 
 MOST_LETTERS = 30  # of a class's name
 
@@ -15,6 +18,16 @@ def pyplot() -> Any:
     matplotlib.rcParams["text.parse_math"] = False  # names are no formulas, whatever is in them
 
     return matplotlib.pyplot
+
+
+def save(figure: Any, file: epath.Path | BinaryIO, dpi: int) -> None:
+    """Write a figure as a PNG, to a file in a bucket too, and close it."""
+    if isinstance(file, pathlib.PurePath):
+        with cast(epath.Path, file).open("wb") as out:
+            figure.savefig(out, dpi=dpi, format="png")
+    else:
+        figure.savefig(file, dpi=dpi, format="png")
+    pyplot().close(figure)
 
 
 def printable(text: str) -> str:

@@ -1,17 +1,17 @@
 """One picture an image: its likeliest classes, and what the prompted CLIP looks at."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
+from etils import epath
 
 from dpt_jax.inference.attention import Sight
 from dpt_jax.methods import METHODS, ZERO_SHOT
-from dpt_jax.report.figures import printable, pyplot, shortened
+from dpt_jax.report.figures import printable, pyplot, save, shortened
 
 
-def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | BinaryIO) -> None:
+def draw_sight(sight: Sight, title: str, method: str, file: epath.Path | BinaryIO) -> None:
     """Draw the image, its classes with bars, and the maps over it."""
     plt = pyplot()
     columns = max(4, len(sight.class_maps))
@@ -46,8 +46,7 @@ def draw_sight(sight: Sight, title: str, method: str, file: pathlib.Path | Binar
         _draw_maps(
             figure, places, sight.image, maps, "CAVPT's attention to a patch\n(% of the largest)"
         )
-    figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
+    save(figure, file, dpi=110)
 
 
 def draw_classes(axes: Any, sight: Sight, method: str) -> None:

@@ -1,11 +1,11 @@
 """The report over one run: its classes, its training, and how sure its answers are."""
 
 import collections
-import pathlib
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
+from etils import epath
 
 from dpt_jax.inference.provenance import read_current
 from dpt_jax.inference.results import Results
@@ -22,7 +22,7 @@ CLASS_HEADER = ["class", "images", "accuracy (%)", "F1"]
 CONFUSED_HEADER = ["images of", "taken for", "times"]
 
 
-def report_run(workdir: pathlib.Path) -> tuple[str, list[str]]:
+def report_run(workdir: epath.Path) -> tuple[str, list[str]]:
     """Write the report over one run; return its Markdown, and the names of the files.
 
     Raise UserError without results, or with results of other prompts than the run's newest.
@@ -111,13 +111,13 @@ def confused_rows(results: Results) -> list[list[str]]:
     ]
 
 
-def draw_confusion(results: Results, file: pathlib.Path | BinaryIO) -> None:
+def draw_confusion(results: Results, file: epath.Path | BinaryIO) -> None:
     """Draw the confusion matrix."""
     classes = results["per_class"]
     run_figures.draw_confusion(confusion_matrix(classes), list(classes), title(results), file)
 
 
-def draw_training(workdir: pathlib.Path, file: pathlib.Path | BinaryIO) -> bool:
+def draw_training(workdir: epath.Path, file: epath.Path | BinaryIO) -> bool:
     """Draw the training's curves; return False where nothing was trained there."""
     records = read_metrics(workdir)
     if not records:
@@ -128,7 +128,7 @@ def draw_training(workdir: pathlib.Path, file: pathlib.Path | BinaryIO) -> bool:
     return True
 
 
-def draw_reliability(results: Results, file: pathlib.Path | BinaryIO) -> bool:
+def draw_reliability(results: Results, file: epath.Path | BinaryIO) -> bool:
     """Draw how often answers are right against how sure they are.
 
     Return False for results of a version that did not note it.

@@ -7,12 +7,12 @@ import base64
 import functools
 import html
 import io
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from dpt_jax import settings
 from dpt_jax.data import loader
@@ -58,7 +58,7 @@ class Answers(NamedTuple):
     after: np.ndarray
 
 
-def write_page(workdir: pathlib.Path) -> pathlib.Path:
+def write_page(workdir: epath.Path) -> epath.Path:
     """Write report.html into a workdir; return its path.
 
     Raise UserError where the run has no results, or its data or backbone cannot be loaded.

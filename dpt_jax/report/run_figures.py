@@ -1,19 +1,19 @@
 """Figures of one run: confusion matrix, training, reliability."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
+from etils import epath
 
 from dpt_jax.methods import METHODS, ZERO_SHOT
-from dpt_jax.report.figures import MOST_LETTERS, pyplot, shortened
+from dpt_jax.report.figures import MOST_LETTERS, pyplot, save, shortened
 
 MOST_NAMED_CLASSES = 60
 
 
 def draw_confusion(
-    matrix: np.ndarray, classnames: Sequence[str], title: str, file: pathlib.Path | BinaryIO
+    matrix: np.ndarray, classnames: Sequence[str], title: str, file: epath.Path | BinaryIO
 ) -> None:
     """Draw a matrix (C, C) in percent of the true class, a row for each.
 
@@ -32,12 +32,11 @@ def draw_confusion(
     axes.set_xlabel(f"predicted class{' (number)' if numbered else ''}")
     axes.set_ylabel(f"true class{' (number)' if numbered else ''}")
     axes.set_title(title, fontsize=10)
-    figure.savefig(file, dpi=120, format="png")
-    plt.close(figure)
+    save(figure, file, dpi=120)
 
 
 def draw_training(
-    records: Sequence[Mapping[str, float]], guidance_epochs: int, file: pathlib.Path | BinaryIO
+    records: Sequence[Mapping[str, float]], guidance_epochs: int, file: epath.Path | BinaryIO
 ) -> None:
     """Draw loss, training accuracy and learning rates by epoch.
 
@@ -66,12 +65,11 @@ def draw_training(
             one.axvline(guidance_epochs, color="#000000", linestyle=":", linewidth=1)
         axes[0].annotate("guidance ends", (guidance_epochs, axes[0].get_ylim()[1]), xytext=(4, -4),
                          textcoords="offset points", fontsize=8, va="top")  # fmt: skip
-    figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
+    save(figure, file, dpi=110)
 
 
 def draw_reliability(
-    calibrations: Mapping[str, Mapping[str, Any]], file: pathlib.Path | BinaryIO
+    calibrations: Mapping[str, Mapping[str, Any]], file: epath.Path | BinaryIO
 ) -> None:
     """Draw how often answers are right against how sure the method is, and how many are so sure.
 
@@ -119,5 +117,4 @@ def draw_reliability(
     grid[0, 0].set_xlim(0, 100)
     grid[0, 0].set_ylim(0, 100)
     grid[1, 0].set_ylabel("images")
-    figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
+    save(figure, file, dpi=110)

@@ -1,9 +1,9 @@
 """The report over all runs below a folder: tables, and accuracy against shots."""
 
-import pathlib
 from collections.abc import Iterable
 
 import numpy as np
+from etils import epath
 
 from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.report.cells import (
@@ -162,7 +162,7 @@ def _seeds(scores: Iterable[Score]) -> str:
     return f"mean ± standard deviation of {counts[0]}{most} seeds"
 
 
-def write_csv(scores: Scores, file: pathlib.Path) -> None:
+def write_csv(scores: Scores, file: epath.Path) -> None:
     """Write one line for each cell."""
     with file.open("w", newline="", encoding="utf-8") as out:
         header = [
@@ -225,7 +225,7 @@ def report_panels(scores: Scores) -> dict[str, Curves]:
     return panels
 
 
-def report_folder(folder: pathlib.Path) -> tuple[str, list[str]]:
+def report_folder(folder: epath.Path) -> tuple[str, list[str]]:
     """Write the report over all runs below a folder; return Markdown and files' names."""
     results, notes = select(read_results(folder))
     scores = scores_of(results)

@@ -1,9 +1,10 @@
 """Which results belong together: what is outdated or mixed is left out by name."""
 
 import collections
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from etils import epath
 
 from dpt_jax.errors import UserError
 from dpt_jax.inference.provenance import outdated
@@ -14,7 +15,7 @@ WORKDIR = "workdir"  # under which a result says where it was read
 SHORT = 6  # characters of a digest
 
 
-def read_results(folder: pathlib.Path) -> list[Results]:
+def read_results(folder: epath.Path) -> list[Results]:
     """Return every results.json below a folder, in the order of their paths, with its WORKDIR.
 
     Raise UserError where there is none.

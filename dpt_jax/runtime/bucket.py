@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 import io
+import os
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
@@ -10,16 +11,8 @@ from etils import epath
 
 from dpt_jax.errors import UserError
 from dpt_jax.runtime import object_store
+from dpt_jax.runtime.files import BUCKETS, Entry
 from dpt_jax.runtime.object_store import Name, Object
-
-SCHEME = "gs://"
-
-
-class Entry(NamedTuple):
-    """What stands in a folder: its name, and whether it is a folder."""
-
-    name: str
-    is_folder: bool
 
 
 class BucketPath(epath.Path):
@@ -57,12 +50,10 @@ class BucketPath(epath.Path):
         object_store.write(self.object_name, data)
         return len(data)
 
-    def write_text(
-        self, data: str, encoding: str | None = None, errors: str | None = None
-    ) -> int:
+    def write_text(self, data: str, encoding: str | None = None, errors: str | None = None) -> int:
         return self.write_bytes(data.encode(encoding or "utf-8", errors or "strict"))
 
-    def open(  # type: ignore[override]
+    def open(
         self,
         mode: str = "r",
         *,
@@ -82,12 +73,12 @@ class BucketPath(epath.Path):
         return self.is_file() or self.is_dir()
 
     def is_file(self) -> bool:
-        if (known := _known_listing(self)) is not None:
+        if (known := _known(self)) is not None:
             return self.object_name.key in known.keys
         return bool(self.object_name.key) and object_store.describe(self.object_name) is not None
 
     def is_dir(self) -> bool:
-        if (known := _known_listing(self)) is not None:
+        if (known := _known(self)) is not None:
             return self.prefix.key in known.folders
         found = object_store.list_objects(self.prefix, recursive=True, most=1)
         return bool(found.objects) or not self.object_name.key
@@ -95,7 +86,7 @@ class BucketPath(epath.Path):
     def scan(self) -> list[Entry]:
         """Return what stands in this folder."""
         start = len(self.prefix.key)
-        if (known := _known_listing(self)) is not None:
+        if (known := _known(self)) is not None:
             return list(known.folders.get(self.prefix.key, ()))
         found = object_store.list_objects(self.prefix)
         files = [one.key[start:] for one in found.objects]
@@ -133,9 +124,7 @@ class BucketPath(epath.Path):
     def unlink(self, missing_ok: bool = False) -> None:
         object_store.remove(self.object_name)
 
-    def mkdir(
-        self, mode: int | None = None, parents: bool = False, exist_ok: bool = False
-    ) -> None:
+    def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing."""
 
     def expanduser(self) -> "BucketPath":
@@ -162,32 +151,36 @@ class _Upload(io.BytesIO):
 
 def bucket_path(text: str) -> BucketPath:
     """Return the path that gs://BUCKET/KEY names.  Raise UserError where it names no bucket."""
-    bucket, _, key = text.removeprefix(SCHEME).partition("/")
+    bucket, _, key = text.removeprefix(BUCKETS).partition("/")
     if not bucket:
         raise UserError(f"{text} names no bucket: write gs://BUCKET/FOLDER.")
     return BucketPath("/", bucket, key.lstrip("/"))
 
 
-class _Known(NamedTuple):
+def as_bucket_path(path: epath.PathLike) -> BucketPath:
+    """Return a path that is in a bucket as one."""
+    return path if isinstance(path, BucketPath) else bucket_path(os.fspath(path))
+
+
+def scan(folder: epath.Path) -> list[Entry]:
+    """Return what stands in a folder of a bucket."""
+    return as_bucket_path(folder).scan()
+
+
+class _Listed(NamedTuple):
     """A whole listing: the keys of all objects, and what stands in each folder, by its prefix."""
 
     keys: set[str]
     folders: dict[str, dict[Entry, None]]
 
 
-_listings: dict[Name, _Known] = {}
+_listings: dict[Name, _Listed] = {}
 
 
 @contextlib.contextmanager
-def listed_once(folder: epath.Path) -> Iterator[None]:
-    """Answer what is asked of paths below a folder from one listing, a request for each 1,000.
-
-    Of a local folder do nothing.
-    """
-    if not isinstance(folder, BucketPath):
-        yield
-        return
-    known = _Known(set(), {})
+def known_listing(path: epath.Path) -> Iterator[None]:
+    """Answer from one listing what is asked of paths below a folder, see `files.listed_once`."""
+    folder, known = as_bucket_path(path), _Listed(set(), {})
     for one in folder.objects():
         known.keys.add(one.key)
         path, is_folder = one.key, False
@@ -205,7 +198,7 @@ def listed_once(folder: epath.Path) -> Iterator[None]:
         del _listings[folder.prefix]
 
 
-def _known_listing(path: BucketPath) -> _Known | None:
+def _known(path: BucketPath) -> _Listed | None:
     for name, known in _listings.items():
         if path.prefix.bucket == name.bucket and path.prefix.key.startswith(name.key):
             return known

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from dpt_jax.errors import UserError
 from dpt_jax.runtime import failures
+from dpt_jax.runtime.files import cache_folder
 
 AXIS = "batch"  # the axis of pmap: every device of every host
 KEPT_PROGRAMS = 8  # of a kind, for the runs of a sweep that differ in their data alone
@@ -82,10 +83,7 @@ def _check_equal_devices() -> None:
 def keep_compiled() -> None:
     """Keep compiled programs for later runs on this machine, unless JAX is set otherwise."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        jax.config.update(
-            "jax_compilation_cache_dir", str(pathlib.Path(home) / "dpt_jax" / _processor())
-        )
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / _processor()))
         # Small programs too: a start has dozens of them.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

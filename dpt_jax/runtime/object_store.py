@@ -9,6 +9,7 @@ import email.utils
 import functools
 import json
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -49,6 +50,11 @@ class Listing(NamedTuple):
 def read(name: Name) -> bytes:
     """Return the content of an object.  Raise FileNotFoundError where there is none."""
     return _ask(name, lambda store: store.cat_file(f"{name.bucket}/{name.key}"))
+
+
+def download(name: Name, file: pathlib.Path) -> None:
+    """Write the content of an object to a local file, part by part."""
+    _ask(name, lambda store: store.get_file(f"{name.bucket}/{name.key}", os.fspath(file)))
 
 
 def write(name: Name, content: bytes) -> None:
@@ -159,7 +165,9 @@ def _ask(
 ) -> T:
     """Return what the request returns.  Raise as `store_errors.patiently` does."""
     store = _store(os.getpid(), os.environ.get(EMULATOR, ""))
-    return patiently(lambda: request(store), name.bucket, str(name).rstrip("/"), of_bucket, patience)
+    return patiently(
+        lambda: request(store), name.bucket, str(name).rstrip("/"), of_bucket, patience
+    )
 
 
 @functools.cache

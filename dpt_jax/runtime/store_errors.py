@@ -1,6 +1,5 @@
 """What a request to an object store may end in: again in a moment, or one sentence."""
 
-import asyncio
 import random
 import sys
 import time
@@ -75,7 +74,7 @@ def _may_pass(reason: Exception) -> bool:
     """Return whether the same request may succeed later."""
     from gcsfs.retry import is_retriable
 
-    return is_retriable(reason) or isinstance(reason, asyncio.TimeoutError | ConnectionError)
+    return is_retriable(reason) or isinstance(reason, TimeoutError | ConnectionError)
 
 
 def _refusal(reason: Exception, bucket: str, path: str) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import pathlib
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,7 +56,7 @@ class Checkpoints:
         self.directory = self._workdir / FOLDER
         self._keep, self._saving = keep, -1
         self._closing = contextlib.ExitStack()
-        self._mirror: "Mirror | None" = None
+        self._mirror: Mirror | None = None
         try:
             if is_remote(self._workdir):
                 self._mirror = self._open_mirror(create)
@@ -268,7 +267,7 @@ class Checkpoints:
             if folder.name.partition(".")[0] == str(self._saving):
                 manifest.write(folder)
                 if self._mirror:
-                    self._mirror.put(pathlib.Path(folder), self._saving, self._keep)
+                    self._mirror.put(folder, self._saving, self._keep)
 
     def _compare(self, step: int, digests: dict[str, str], item: str, found: str) -> None:
         if digests and digests.get(item) != found:

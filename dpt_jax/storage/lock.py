@@ -36,11 +36,11 @@ def locked(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def _locked_in_bucket(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
-    from dpt_jax.runtime.bucket import bucket_path
+    from dpt_jax.runtime.bucket import as_bucket_path
     from dpt_jax.runtime.store_errors import StoreError
     from dpt_jax.storage.bucket_lock import BucketLock
 
-    lock = BucketLock(bucket_path(os.fspath(workdir)), LOCK_FILE)
+    lock = BucketLock(as_bucket_path(workdir), LOCK_FILE)
     lock.acquire()
     try:
         yield lock.check

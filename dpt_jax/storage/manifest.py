@@ -25,8 +25,8 @@ def write(directory: epath.Path) -> None:
 def verify(directory: epath.Path, name: str) -> bool:
     """Return whether a checkpoint has a manifest; those of older versions have none.
 
-    name: of the checkpoint, for the sentences. Raise DamagedError where a file is not what was written, and UserError where the file system
-    does not let it be read.
+    name: of the checkpoint, for the sentences. Raise DamagedError where a file is not what was
+    written, and UserError where the file system does not let it be read.
     """
     try:
         if not (directory / MANIFEST).exists():
@@ -41,7 +41,8 @@ def verify(directory: epath.Path, name: str) -> bool:
 def verified(directory: epath.Path, name: str) -> Iterator[None]:
     """Verify the files of a checkpoint; what fails within, with files that are whole, is no damage.
 
-    name: see `verify`. Raise DamagedError where they are not, and UserError for any other failure to read them.
+    name: see `verify`. Raise DamagedError where they are not, and UserError for any other failure
+    to read them.
     """
     whole = verify(directory, name)
     try:

@@ -5,17 +5,16 @@ last: without it there is half of a checkpoint, which is not used. The files are
 run, so that folders can be copied from one to the other.
 """
 
-import concurrent.futures
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+
+from etils import epath
 
 from dpt_jax.runtime import object_store
 from dpt_jax.runtime.bucket import BucketPath
+from dpt_jax.runtime.transfer import at_once, download, upload
 from dpt_jax.storage.manifest import MANIFEST
-
-REQUESTS_AT_ONCE = 8
 
 
 class Mirror:
@@ -44,18 +43,11 @@ class Mirror:
         """Return the steps whose upload was interrupted before this process began."""
         return sorted(self._halves)
 
-    def put(self, folder: pathlib.Path, step: int, keep: int) -> None:
+    def put(self, folder: epath.Path, step: int, keep: int) -> None:
         """Write the files of a complete checkpoint, and remove all but the newest few."""
-        target = self._remote / str(step)
-        files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
-
-        def upload(file: pathlib.Path) -> None:
-            (target / file).write_bytes((folder / file).read_bytes())
-
         if step in self._halves:
             self._remove(step)
-        _at_once(upload, (file for file in files if file.name != MANIFEST))
-        upload(pathlib.Path(MANIFEST))
+        upload(folder, self._remote / str(step), last=MANIFEST)
         self.note(step)
         for old in self.steps()[keep:]:
             self._remove(old)
@@ -63,21 +55,9 @@ class Mirror:
     def fetch(self, step: int) -> None:
         """Copy a checkpoint to this disk, unless it is there."""
         target = self.local / str(step)
-        if target.exists():
-            return
-        source = self._remote / str(step)
-        start = len(source.prefix.key)
-        with tempfile.TemporaryDirectory(dir=self.local, prefix=".fetching-") as folder:
-            half = pathlib.Path(folder) / target.name
-
-            def download(key: str) -> None:
-                file = half / key
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes((source / key).read_bytes())
-
-            half.mkdir()
-            _at_once(download, (one.key[start:] for one in source.objects()))
-            half.rename(target)
+        if not target.exists():
+            source = self._remote / str(step)
+            download(source, source.objects(), target)
 
     def set_aside(self, step: int, target: BucketPath) -> None:
         """Move a checkpoint to another folder of the bucket."""
@@ -87,7 +67,7 @@ class Mirror:
         def copy(key: str) -> None:
             object_store.copy((source / key).object_name, (target / key).object_name)
 
-        _at_once(copy, (one.key[start:] for one in source.objects()))
+        at_once(copy, (one.key[start:] for one in source.objects()))
         self._remove(step)
 
     def drop(self, step: int) -> None:
@@ -104,7 +84,7 @@ class Mirror:
         folder = self._remote / str(step)
         keys = [one.key for one in folder.objects()]
         manifest = (folder / MANIFEST).object_name
-        _at_once(
+        at_once(
             lambda key: object_store.remove(manifest._replace(key=key)),
             (key for key in keys if key != manifest.key),
         )
@@ -125,9 +105,3 @@ def _steps(remote: BucketPath) -> tuple[set[int], set[int]]:
     steps = {int(place[0]) for place in places if len(place) > 1 and place[0].isdecimal()}
     whole = {step for step in steps if [str(step), MANIFEST] in places}
     return whole, steps - whole
-
-
-def _at_once(do: Callable[..., None], each: Iterable[object]) -> None:
-    """Call a function for each of several things, some at a time.  Raise what the first raises."""
-    with concurrent.futures.ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-        list(threads.map(do, each))

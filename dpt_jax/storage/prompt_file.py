@@ -7,15 +7,16 @@ instead of a workdir.
 """
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
 import jax
 import numpy as np
+from etils import epath
 
 from dpt_jax.errors import UserError
+from dpt_jax.runtime.files import on_this_disk, write_whole
 
 SUFFIX = ".safetensors"
 FORMAT = "dpt_jax prompts, version 1"
@@ -34,12 +35,12 @@ RESULTS = (
 )
 
 
-def is_prompt_file(source: pathlib.Path) -> bool:
+def is_prompt_file(source: epath.Path) -> bool:
     """Return whether a path is a prompt file's, by its name, and not a workdir's."""
     return source.suffix == SUFFIX and not source.is_dir()
 
 
-def folder_of(source: pathlib.Path) -> pathlib.Path:
+def folder_of(source: epath.Path) -> epath.Path:
     """Return where to write what is made of a workdir or prompt file.
 
     Of a workdir that is the workdir; of a prompt file, a folder of the file's name.
@@ -48,7 +49,7 @@ def folder_of(source: pathlib.Path) -> pathlib.Path:
 
 
 def write(
-    file: pathlib.Path,
+    file: epath.Path,
     step: int,
     prompts: Any,
     training: Mapping[str, Any],
@@ -78,18 +79,14 @@ def write(
         key: json.dumps(value, ensure_ascii=False) for key, value in entries.items()
     }
     tensors = flax.traverse_util.flatten_dict(prompts, sep=".")
-    # In one piece: a file that is there is whole.
-    written = file.with_name(f"{file.name}.tmp")
+    content = safetensors.numpy.save(jax.tree.map(np.ascontiguousarray, tensors), header)
     try:
-        written.write_bytes(
-            safetensors.numpy.save(jax.tree.map(np.ascontiguousarray, tensors), header)
-        )
-        written.replace(file)
+        write_whole(file, content)
     except OSError as reason:
         raise UserError(f"{file} cannot be written ({reason}).") from reason
 
 
-def read_header(file: pathlib.Path) -> dict[str, Any]:
+def read_header(file: epath.Path) -> dict[str, Any]:
     """Return the header's entries.
 
     Raise UserError where the file is missing, damaged or not of prompts.
@@ -101,7 +98,7 @@ def read_header(file: pathlib.Path) -> dict[str, Any]:
             f"{file} is not there: give a prompt file of `dpt-jax convert export`, or a workdir."
         )
     try:
-        with safetensors.safe_open(file, "numpy") as opened:
+        with on_this_disk(file) as local, safetensors.safe_open(local, "numpy") as opened:
             header = opened.metadata() or {}
     except (safetensors.SafetensorError, OSError) as reason:
         raise UserError(
@@ -128,7 +125,7 @@ ENTRIES = (
 PARTS = ("text", "visual", "cavpt")
 
 
-def _check(entries: Mapping[str, Any], file: pathlib.Path) -> None:
+def _check(entries: Mapping[str, Any], file: epath.Path) -> None:
     """Raise UserError where an entry is missing, unknown or of another type."""
     if unknown := sorted(set(entries) - set(ENTRIES)):
         raise UserError(
@@ -170,13 +167,14 @@ def _check(entries: Mapping[str, Any], file: pathlib.Path) -> None:
         raise UserError(f"{file}: {wrong[0]} in its header is not what `convert export` writes.")
 
 
-def read(file: pathlib.Path) -> tuple[int, Any, dict[str, Any]]:
+def read(file: epath.Path) -> tuple[int, Any, dict[str, Any]]:
     """Return step, prompts and training, see `write`.  Raise UserError, see `read_header`."""
     import safetensors.numpy
 
     header = read_header(file)
     try:
-        tensors = flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(file), sep=".")
+        loaded = safetensors.numpy.load(file.read_bytes())
+        tensors = flax.traverse_util.unflatten_dict(loaded, sep=".")
     except (
         Exception
     ) as reason:  # names and types of tensors can be anything in a file from elsewhere

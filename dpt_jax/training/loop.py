@@ -197,9 +197,7 @@ def begin(
     )
 
 
-def _say_start(
-    experiment: Experiment, plan: Plan, state: TrainState, workdir: epath.Path
-) -> None:
+def _say_start(experiment: Experiment, plan: Plan, state: TrainState, workdir: epath.Path) -> None:
     dataset, model = experiment.dataset, experiment.model
     if state.step:
         say(f"{workdir}: going on at step {state.step} of {plan.total}.")
