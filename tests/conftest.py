@@ -1,7 +1,10 @@
 """Small models and runs that many tests share, and which tests start processes."""
 
 import inspect
+import itertools
+import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -11,6 +14,9 @@ from dpt_jax.clip.pretrained import Pretrained, load_clip
 from tests.helpers import make_clip
 from tests.helpers.commands import COMPILATION, in_process
 from tests.helpers.golden import SMALL
+from tests.helpers.object_store import ObjectStore
+
+BUCKETS = itertools.count(1)
 
 # Grain reads its own flags, which only a command parses.
 flags.FLAGS.mark_as_parsed()
@@ -20,7 +26,15 @@ for option, value in COMPILATION.items():
 
 
 # What stands in a test, or in a fixture of it, that starts a process.
-STARTS = ("command(", "subprocess.", "Run(", "kill_at_random(", "start_hosts(", "run_dataset(")
+STARTS = (
+    "command(",
+    "subprocess.",
+    "ObjectStore(",
+    "Run(",
+    "kill_at_random(",
+    "start_hosts(",
+    "run_dataset(",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
@@ -39,6 +53,21 @@ def clip_dir(tmp_path_factory) -> pathlib.Path:
     directory = tmp_path_factory.mktemp("clip")
     make_clip.write(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory) -> Iterator[ObjectStore]:
+    """An object store, which this process and those that it starts ask in place of Google's."""
+    started = ObjectStore(tmp_path_factory.mktemp("store") / "log")
+    os.environ |= started.environment
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def bucket(store) -> str:
+    """The gs:// name of a new bucket."""
+    return store.bucket(f"bucket-{next(BUCKETS)}")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from dpt_jax.runtime.store_errors import StoreError, patiently
 
 EMULATOR = "STORAGE_EMULATOR_HOST"
 CONNECT_SECONDS, SILENCE_SECONDS = 10, 60  # after which one attempt is given up
+BYTES_AT_ONCE = 64 * 2**20
 PART = "dpt_jax_part"  # what divides a request into the object's metadata and its content
 
 T = TypeVar("T")
@@ -52,9 +53,21 @@ def read(name: Name) -> bytes:
     return _ask(name, lambda store: store.cat_file(f"{name.bucket}/{name.key}"))
 
 
-def download(name: Name, file: pathlib.Path) -> None:
-    """Write the content of an object to a local file, part by part."""
-    _ask(name, lambda store: store.get_file(f"{name.bucket}/{name.key}", os.fspath(file)))
+def download(bucket: str, one: Object, file: pathlib.Path) -> None:
+    """Write the content of an object to a local file, a request for each part of it.
+
+    Raise FileNotFoundError where it has been removed or written again since it was listed.
+    """
+    name = Name(bucket, one.key)
+
+    def part(start: int, store: Any) -> bytes:
+        last = min(start + BYTES_AT_ONCE, one.size) - 1
+        url = f"{store.url(f'{bucket}/{one.key}')}&generation={one.generation}"
+        return store.call("GET", url, headers={"Range": f"bytes={start}-{last}"})[1]
+
+    with file.open("wb") as out:
+        for start in range(0, one.size, BYTES_AT_ONCE):
+            out.write(_ask(name, functools.partial(part, start)))
 
 
 def write(name: Name, content: bytes) -> None:

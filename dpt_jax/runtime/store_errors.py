@@ -16,6 +16,7 @@ ROLE = "the role Storage Object User (roles/storage.objectUser)"
 
 T = TypeVar("T")
 _answered: set[str] = set()  # buckets that have answered this process
+_failing: set[str] = set()  # buckets of which it has been told that they fail
 
 
 class StoreError(UserError, OSError):
@@ -32,11 +33,12 @@ def patiently(
     for the usual time. Raise StoreError, FileNotFoundError for an object
     that is not there, and FileExistsError for one that is of another generation than wanted.
     """
-    began, pause, told = time.monotonic(), 0.5, False
+    began, pause = time.monotonic(), 0.5
     while True:
         try:
             answer = request()
             _answered.add(bucket)
+            _failing.discard(bucket)
             return answer
         except FileExistsError:  # how gcsfs says 412
             raise
@@ -56,10 +58,10 @@ def patiently(
             if waited + pause > patience:
                 raise StoreError(
                     f"{path} cannot be reached ({_short(reason)}), tried for {waited:.0f} s: check "
-                    "the network and the store, and give the same command again."
+                    "the network and the store."
                 ) from reason
-            if patience == PATIENCE_SECONDS and not told:
-                told = True
+            if patience == PATIENCE_SECONDS and bucket not in _failing:
+                _failing.add(bucket)
                 print(
                     f"{path}: the store fails ({_short(reason)}); trying again for up to "
                     f"{patience:.0f} s.",

@@ -13,7 +13,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.runtime import object_store
 from dpt_jax.runtime.bucket import BucketPath, as_bucket_path
 from dpt_jax.runtime.files import cache_folder
-from dpt_jax.runtime.object_store import Name, Object
+from dpt_jax.runtime.object_store import Object
 
 REQUESTS_AT_ONCE = 8
 
@@ -46,7 +46,7 @@ def download(source: BucketPath, objects: Iterable[Object], target: pathlib.Path
     def get(one: Object) -> None:
         file = half / one.key[start:]
         file.parent.mkdir(parents=True, exist_ok=True)
-        object_store.download(Name(bucket, one.key), file)
+        object_store.download(bucket, one, file)
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".half-") as above:

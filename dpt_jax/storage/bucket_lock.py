@@ -33,7 +33,7 @@ class BucketLock:
         self._workdir, self._object = workdir, (workdir / name).object_name
         owner = f"process {os.getpid()} on {platform.node()}"
         self._content = json.dumps({"owner": owner, "id": uuid.uuid4().hex}).encode()
-        self._generation = 0
+        self._generation, self._lost = 0, False
         self._writing = threading.Lock()
         self._released = threading.Event()
         self._refresher = threading.Thread(target=self._refresh, daemon=True, name="bucket lock")
@@ -73,7 +73,8 @@ class BucketLock:
         patience: seconds for which the store may fail, None for the usual time.
         """
         with self._writing:
-            if not self._write(self._generation, patience):
+            self._lost = self._lost or not self._write(self._generation, patience)
+            if self._lost:
                 raise UserError(
                     f"{self._workdir}: {self._named()} has taken this run over, while this "
                     "process gave no sign of life; it ends here."
@@ -83,7 +84,7 @@ class BucketLock:
         """Stop to give signs of life; remove the lock, or leave it to its silence."""
         self._released.set()
         self._refresher.join()
-        if remove:
+        if remove and not self._lost:
             with contextlib.suppress(StoreError):
                 object_store.remove(self._object, self._generation, patience=0)
 

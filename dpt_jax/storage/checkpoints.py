@@ -5,7 +5,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,13 +15,12 @@ from etils import epath
 from dpt_jax.errors import UserError
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import say
-from dpt_jax.runtime.files import as_path, is_remote
+from dpt_jax.runtime.files import as_path
+from dpt_jax.runtime.store_errors import StoreError
 from dpt_jax.storage import manifest, prompt_file
 from dpt_jax.storage.manifest import DamagedError
-from dpt_jax.storage.orbax_manager import open_manager, without_wildcards
-
-if TYPE_CHECKING:
-    from dpt_jax.storage.mirror import Mirror
+from dpt_jax.storage.orbax_manager import open_manager
+from dpt_jax.storage.shelf import open_shelf
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
@@ -48,42 +47,24 @@ class Checkpoints:
     `training` (optimizer state and running totals). The step is all that the
     loader needs to go on. A manifest has the digest of every file, and `meta`
     that of every item. Several hosts save and restore together, on a file
-    system that they share, or through a bucket (see `mirror`); host 0 writes.
+    system that they share, or through a bucket (see `shelf`); host 0 writes.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2, create: bool = False) -> None:
         self._workdir = as_path(workdir).absolute()
         self.directory = self._workdir / FOLDER
-        self._keep, self._saving = keep, -1
+        self._saving = -1
         self._closing = contextlib.ExitStack()
-        self._mirror: Mirror | None = None
         try:
-            if is_remote(self._workdir):
-                self._mirror = self._open_mirror(create)
-                self._root = epath.Path(self._mirror.local)
-            else:
-                if create and devices.is_first():
-                    self.directory.mkdir(parents=True, exist_ok=True)
-                self._root = without_wildcards(self.directory, self._closing)
+            self._shelf = open_shelf(self.directory, keep, create, self._closing)
+            self._root = self._shelf.root
             finalizing = self._finish if create else None
-            self._manager = open_manager(self._root, keep, finalizing, self._mirror is not None)
+            self._manager = open_manager(self._root, keep, finalizing, self._shelf.alone)
         except OSError as reason:
             self._closing.close()
             raise UserError(
                 f"{self.directory} cannot be used for checkpoints ({reason})."
             ) from reason
-
-    def _open_mirror(self, writes: bool) -> "Mirror":
-        from dpt_jax.storage.mirror import Mirror  # which a local run does not need
-
-        mirror = Mirror(self.directory)
-        self._closing.callback(mirror.close)
-        if writes and (halves := mirror.halves()):
-            say(
-                f"{self.directory}: of step {', '.join(map(str, halves))} there is half of a "
-                "checkpoint, whose upload was interrupted; it is not used."
-            )
-        return mirror
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -94,9 +75,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, the newest first."""
-        if self._mirror:
-            return self._mirror.steps()
-        return sorted(self._manager.all_steps(), reverse=True)
+        return self._shelf.steps()
 
     def save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any = None) -> None:
         """Start to write; the trees are of host arrays that nobody changes any more.
@@ -105,8 +84,8 @@ class Checkpoints:
         checkpoint, or one that was started before, cannot be written.
         """
         first = not self.steps()
-        if self._mirror and not devices.is_first():
-            self._mirror.note(step)
+        if self._shelf.alone and not devices.is_first():
+            self._shelf.note(step)
         else:
             self._begin_to_save(step, prompts, meta, training)
         if first:
@@ -121,16 +100,20 @@ class Checkpoints:
             digests["training"] = digest(training)
         items["meta"] = ocp.args.JsonSave({**meta, DIGESTS: digests})
         with self._writing():
-            self._manager.wait_until_finished()  # the manifest of the one before is of its own step
+            self._finished()  # the manifest of the one before is of its own step
             self._saving = step
             self._manager.save(step, args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
         """Return when everything is on disk, or in the bucket.  Raise UserError, see `save`."""
         with self._writing():
-            self._manager.wait_until_finished()
-        if self._mirror:
+            self._finished()
+        if self._shelf.alone:
             devices.on_all_hosts(True)  # host 0 alone has had to wait
+
+    def _finished(self) -> None:
+        self._manager.wait_until_finished()
+        self._shelf.settle()
 
     def load(self, step: int) -> Saved:
         """Return prompts (host arrays) and metadata of a step.
@@ -175,8 +158,7 @@ class Checkpoints:
 
     def _read(self, step: int) -> tuple[Saved, dict[str, str]]:
         """Return prompts, metadata, and the digests of all items; older versions have none."""
-        if self._mirror:
-            self._mirror.fetch(step)
+        self._shelf.fetch(step)
         with self._verified(step):
             there = self._manager.item_metadata(step)["prompts"]
             wanted = jax.tree.map(
@@ -231,9 +213,8 @@ class Checkpoints:
 
     def _read_back(self, step: int) -> None:
         """Raise UserError where what was just written cannot be read."""
-        if self._mirror:
-            self._mirror.drop(step)  # what counts is what the bucket has
         try:
+            self._shelf.refetch(step)
             self._read(step)
         except (DamagedError, UserError) as reason:
             raise UserError(
@@ -247,15 +228,10 @@ class Checkpoints:
             aside = self._workdir / DAMAGED / str(step)
             while aside.exists():
                 aside = aside.parent / f"{aside.name}.again"
-            aside.parent.mkdir(exist_ok=True)
-            if self._mirror:
-                self._mirror.set_aside(step, aside)
-            else:
-                (self.directory / str(step)).rename(aside)
+            self._shelf.set_aside(step, aside)
             why = reason or "another host cannot read a checkpoint"
             say(f"{why}: moved to {aside}; going on from the one before.", file=sys.stderr)
-        if self._mirror:
-            self._mirror.forget(step)
+        self._shelf.forget(step)
         devices.on_all_hosts(True)  # no host looks again before it is moved
         self._manager.reload()
 
@@ -266,8 +242,7 @@ class Checkpoints:
         for folder in self._root.iterdir():
             if folder.name.partition(".")[0] == str(self._saving):
                 manifest.write(folder)
-                if self._mirror:
-                    self._mirror.put(folder, self._saving, self._keep)
+                self._shelf.put(folder, self._saving)
 
     def _compare(self, step: int, digests: dict[str, str], item: str, found: str) -> None:
         if digests and digests.get(item) != found:
@@ -284,7 +259,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as reason:
             whole = self.steps()
             last = f"the last whole one is of step {whole[0]}" if whole else "there is none yet"
-            way_out = "Give" if self._mirror else "Make room, and give"
+            way_out = "Give" if isinstance(reason, StoreError) else "Make room, and give"
             raise UserError(
                 f"{self.directory}: a checkpoint cannot be written ({reason}); {last}. "
                 f"{way_out} the same command again."

@@ -5,6 +5,7 @@ last: without it there is half of a checkpoint, which is not used. The files are
 run, so that folders can be copied from one to the other.
 """
 
+import contextlib
 import pathlib
 import shutil
 import tempfile
@@ -12,56 +13,77 @@ import tempfile
 from etils import epath
 
 from dpt_jax.runtime import object_store
-from dpt_jax.runtime.bucket import BucketPath
+from dpt_jax.runtime.bucket import BucketPath, as_bucket_path
+from dpt_jax.runtime.console import say
+from dpt_jax.runtime.store_errors import StoreError
 from dpt_jax.runtime.transfer import at_once, download, upload
 from dpt_jax.storage.manifest import MANIFEST
+from dpt_jax.storage.shelf import Shelf
 
 
-class Mirror:
-    """The checkpoints below a folder of a bucket, by step."""
+class Mirror(Shelf):
+    """A folder of a bucket with a folder for each step; the root is a copy for this host alone."""
 
-    def __init__(self, remote: BucketPath) -> None:
-        """remote: the folder that has one folder for each step."""
-        self._remote = remote
-        self._disk = tempfile.TemporaryDirectory(prefix="dpt_jax-")
-        self.local = pathlib.Path(self._disk.name)
-        self._whole, self._halves = _steps(remote)
+    alone = True
 
-    def close(self) -> None:
-        """Remove the copies on this disk."""
-        self._disk.cleanup()
+    def __init__(
+        self, folder: epath.Path, keep: int, writes: bool, closing: contextlib.ExitStack
+    ) -> None:
+        """keep, closing: see `shelf.open_shelf`."""
+        self._remote, self._keep = as_bucket_path(folder), keep
+        self._disk = pathlib.Path(
+            closing.enter_context(tempfile.TemporaryDirectory(prefix="dpt_jax-"))
+        )
+        self.root = epath.Path(self._disk)
+        self._failed: StoreError | None = None
+        self._whole, self._halves = _steps(self._remote)
+        if writes and self._halves:
+            steps = ", ".join(map(str, sorted(self._halves)))
+            say(
+                f"{folder}: of step {steps} there is half of a checkpoint, whose upload was "
+                "interrupted; it is not used."
+            )
 
     def steps(self) -> list[int]:
         """Return the steps that have a whole checkpoint, the newest first."""
         return sorted(self._whole, reverse=True)
 
-    def note(self, step: int) -> None:
-        """Count the checkpoint of a step, which host 0 has written or is about to."""
-        self._whole.add(step)
-
-    def halves(self) -> list[int]:
-        """Return the steps whose upload was interrupted before this process began."""
-        return sorted(self._halves)
-
-    def put(self, folder: epath.Path, step: int, keep: int) -> None:
-        """Write the files of a complete checkpoint, and remove all but the newest few."""
-        if step in self._halves:
-            self._remove(step)
-        upload(folder, self._remote / str(step), last=MANIFEST)
-        self.note(step)
-        for old in self.steps()[keep:]:
-            self._remove(old)
-
     def fetch(self, step: int) -> None:
         """Copy a checkpoint to this disk, unless it is there."""
-        target = self.local / str(step)
+        target = self._disk / str(step)
         if not target.exists():
             source = self._remote / str(step)
             download(source, source.objects(), target)
 
-    def set_aside(self, step: int, target: BucketPath) -> None:
-        """Move a checkpoint to another folder of the bucket."""
-        source = self._remote / str(step)
+    def refetch(self, step: int) -> None:
+        """Copy a checkpoint to this disk again."""
+        self._drop(step)
+        self.fetch(step)
+
+    def put(self, folder: epath.Path, step: int) -> None:
+        """Write the files of a complete checkpoint, and remove all but the newest few."""
+        try:
+            if step in self._halves:
+                self._remove(step)
+            upload(folder, self._remote / str(step), last=MANIFEST)
+            self.note(step)
+            for old in self.steps()[self._keep :]:
+                self._remove(old)
+        except StoreError as reason:  # in Orbax's thread, which would print its traceback
+            self._failed = reason
+
+    def note(self, step: int) -> None:
+        """Count a checkpoint that host 0 puts."""
+        self._whole.add(step)
+
+    def settle(self) -> None:
+        """Raise StoreError where a checkpoint could not be put."""
+        if self._failed:
+            raise self._failed
+
+    def set_aside(self, step: int, aside: epath.Path) -> None:
+        """Copy a checkpoint to another folder of the bucket, and remove it."""
+        source, target = self._remote / str(step), as_bucket_path(aside)
         start = len(source.prefix.key)
 
         def copy(key: str) -> None:
@@ -70,14 +92,13 @@ class Mirror:
         at_once(copy, (one.key[start:] for one in source.objects()))
         self._remove(step)
 
-    def drop(self, step: int) -> None:
-        """Remove the copy on this disk."""
-        shutil.rmtree(self.local / str(step), ignore_errors=True)
-
     def forget(self, step: int) -> None:
-        """Take a checkpoint for gone, which host 0 has moved or is about to."""
+        """Take a checkpoint for gone that host 0 sets aside."""
         self._whole.discard(step)
-        self.drop(step)
+        self._drop(step)
+
+    def _drop(self, step: int) -> None:
+        shutil.rmtree(self._disk / str(step), ignore_errors=True)
 
     def _remove(self, step: int) -> None:
         """Remove a checkpoint, the manifest last: what is left then is removed again some time."""
@@ -93,9 +114,9 @@ class Mirror:
         self._halves.discard(step)
 
 
-def whole_steps(remote: BucketPath) -> list[int]:
+def whole_steps(folder: epath.Path) -> list[int]:
     """Return the steps below a folder of a bucket that have a whole checkpoint."""
-    return list(_steps(remote)[0])
+    return list(_steps(as_bucket_path(folder))[0])
 
 
 def _steps(remote: BucketPath) -> tuple[set[int], set[int]]:

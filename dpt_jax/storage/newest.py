@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from etils import epath
 
-from dpt_jax.runtime.files import is_remote
 from dpt_jax.storage import prompt_file
 from dpt_jax.storage.checkpoints import DIGESTS, FOLDER, digest, load_newest
+from dpt_jax.storage.shelf import steps_of
 
 
 class Held(NamedTuple):
@@ -24,7 +24,7 @@ def newest(source: epath.Path) -> Held | None:
     """
     if not prompt_file.is_prompt_file(source):
         folder = source / FOLDER
-        steps = _steps(folder)
+        steps = steps_of(folder)
         if not steps:
             return None
         try:
@@ -36,13 +36,3 @@ def newest(source: epath.Path) -> Held | None:
         return None
     saved = load_newest(source)
     return Held(saved.step, digest(saved.prompts))
-
-
-def _steps(folder: epath.Path) -> list[int]:
-    """Return the steps that have a checkpoint in a folder of them."""
-    if is_remote(folder):
-        from dpt_jax.storage.mirror import whole_steps
-
-        return whole_steps(folder)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return [int(name) for name in names if name.isdecimal()]

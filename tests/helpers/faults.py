@@ -33,9 +33,11 @@ SETTINGS = settings_of("coop")
 class Run:
     """main.py in a process of its own group, whose output is read as it comes."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, main: str = "main.py", **environment: str) -> None:
+        """main: the file that is run."""
         self.output = ""
-        self.process = Fork(["main.py", *SETTINGS, *arguments], cwd=ROOT, env=simulated(devices=1))
+        env = {**simulated(devices=1), **environment}
+        self.process = Fork([main, *SETTINGS, *arguments], cwd=ROOT, env=env)
 
     def read_until(self, text: str) -> None:
         """Reads on until a line with this text has come, or the process has ended."""
