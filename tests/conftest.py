@@ -26,15 +26,8 @@ for option, value in COMPILATION.items():
 
 
 # What stands in a test, or in a fixture of it, that starts a process.
-STARTS = (
-    "command(",
-    "subprocess.",
-    "ObjectStore(",
-    "Run(",
-    "kill_at_random(",
-    "start_hosts(",
-    "run_dataset(",
-)
+STARTS = ("command(", "subprocess.", "ObjectStore(", "Run(", "Machine(")
+STARTS += ("kill_at_random(", "start_hosts(", "run_dataset(")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:

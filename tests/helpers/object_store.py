@@ -1,4 +1,4 @@
-"""A real object store on loopback: fake-gcs-server, which speaks Google Cloud Storage's protocol."""
+"""A real object store on loopback: fake-gcs-server, which answers as Google Cloud Storage does."""
 
 import json
 import pathlib

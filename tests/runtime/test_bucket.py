@@ -164,9 +164,7 @@ def test_a_store_that_fails_for_a_moment(answering, monkeypatch, capsys):
 def test_a_store_that_is_gone(monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
     monkeypatch.setattr(store_errors, "FIRST_PATIENCE_SECONDS", 0.1)
-    with pytest.raises(
-        UserError, match="gs://gone/x cannot be reached .* the network and the store"
-    ):
+    with pytest.raises(UserError, match=r"gs://gone/x cannot be reached .* the network"):
         as_path("gs://gone/x").is_file()
 
 

@@ -125,7 +125,7 @@ def lock(bucket):
 def test_a_lock_keeps_others_out_while_its_owner_lives(bucket, quick, capsys):
     first, second = lock(bucket), lock(bucket)
     first.acquire()
-    with pytest.raises(UserError, match="is being trained in by process .*: wait for it, stop it"):
+    with pytest.raises(UserError, match=r"is being trained in by process .*: wait for it"):
         second.acquire()
     assert "waiting for a sign of its life" in capsys.readouterr().out
     first.check()
