@@ -136,7 +136,8 @@ def _weight_names(folder: epath.Path, there: list[str]) -> list[str]:
         return []
     if not name.endswith(INDEX):
         return [name]
-    return sorted({str(file) for file in read_json(folder / name).section("weight_map").values})
+    places = read_json(folder / name).section("weight_map").values
+    return sorted({str(file) for file in places.values()})
 
 
 def find_weights(folder: epath.Path) -> epath.Path:

@@ -115,7 +115,8 @@ class BucketPath(epath.Path):
         """Yield what fits a pattern, in which a star stands for no slash."""
         first, _, rest = pattern.partition("/")
         for name, is_folder in self.scan():
-            if fnmatch.fnmatchcase(name, first):
+            hidden = name.startswith(".") and not first.startswith(".")
+            if fnmatch.fnmatchcase(name, first) and not hidden:
                 if not rest:
                     yield self / name
                 elif is_folder:

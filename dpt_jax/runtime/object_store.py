@@ -13,11 +13,12 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from dpt_jax.runtime.store_errors import StoreError, patiently
+from dpt_jax.runtime.store_errors import StoreError, has_answered, patiently
 
 EMULATOR = "STORAGE_EMULATOR_HOST"
 CONNECT_SECONDS, SILENCE_SECONDS = 10, 60  # after which one attempt is given up
 BYTES_AT_ONCE = 64 * 2**20
+OBJECTS_A_PAGE = 1000  # as many as Google gives
 PART = "dpt_jax_part"  # what divides a request into the object's metadata and its content
 
 T = TypeVar("T")
@@ -148,7 +149,7 @@ def _pages(name: Name, recursive: bool, most: int) -> Iterator[dict[str, Any]]:
     wanted = {
         "prefix": name.key or None,
         "delimiter": None if recursive else "/",
-        "maxResults": most or None,
+        "maxResults": most or OBJECTS_A_PAGE,
         "fields": "nextPageToken,prefixes,items(name,size,generation)",
     }
     token = None
@@ -178,9 +179,13 @@ def _ask(
 ) -> T:
     """Return what the request returns.  Raise as `store_errors.patiently` does."""
     store = _store(os.getpid(), os.environ.get(EMULATOR, ""))
-    return patiently(
-        lambda: request(store), name.bucket, str(name).rstrip("/"), of_bucket, patience
-    )
+    path = str(name).rstrip("/")
+    try:
+        return patiently(lambda: request(store), name.bucket, path, of_bucket, patience)
+    except FileNotFoundError:
+        if not has_answered(name.bucket):
+            list_objects(Name(name.bucket, ""), most=1)  # the bucket may not be there either
+        raise
 
 
 @functools.cache

@@ -23,6 +23,11 @@ class StoreError(UserError, OSError):
     """What a store refuses, or does not answer; also an OSError, as a disk would raise."""
 
 
+def has_answered(bucket: str) -> bool:
+    """Return whether a bucket is known to be there."""
+    return bucket in _answered
+
+
 def patiently(
     request: Callable[[], T], bucket: str, path: str, of_bucket: bool, patience: float | None
 ) -> T:

@@ -107,13 +107,21 @@ def test_wrong_settings_on_the_command_line(argument, says, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["main.py", "--workdir=gs://bucket/run"],
-        ["-m", "dpt_jax", "sweep", "--methods=zeroshot", "--runs=gs://bucket/runs"],
+        ["main.py", "--workdir=gs://nobody-has-this/run"],
+        ["-m", "dpt_jax", "predict", "gs://nobody-has-this/run",
+         "dpt_jax/assets/emoji/test/fruit"],
+        ["-m", "dpt_jax", "report", "gs://nobody-has-this/runs"],
+        ["main.py", "--config.clip.weights=gs://nobody-has-this/clip"],
+        ["main.py", "--config=configs/dpt.py:folder",
+         "--config.dataset.root=gs://nobody-has-this/data"],
+        ["main.py", "--config.init_from=gs://nobody-has-this/run"],
     ],
-)
-def test_a_run_in_a_bucket_is_refused(arguments):
-    done = in_process(*arguments, check=False)
-    assert_refused(done, "in a bucket, where runs cannot be kept yet")
+)  # fmt: skip
+def test_a_bucket_that_is_not_there_is_one_sentence(store, arguments, tmp_path):
+    where = [] if "gs://" in arguments[1] or arguments[0] == "-m" else [f"--workdir={tmp_path}"]
+    done = in_process(*arguments, *where, check=False)
+    assert_refused(done, "there is no bucket gs://nobody-has-this")
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 NAMES = st.one_of(

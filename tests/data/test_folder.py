@@ -12,6 +12,7 @@ from dpt_jax.data.folder import find_images, read_folder
 from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
 from tests.helpers import coop_trees
+from tests.helpers.object_store import put_folder
 
 
 def images(root, *names):
@@ -138,57 +139,44 @@ def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
     assert read_folder("~").classnames == ("a",)
 
 
-class Bucket:
-    """Stands for an object store: calls on gs://bucket/x go to a local folder."""
-
-    def __init__(self, root):
-        self._root, self._files = str(root), epath.backend.os_backend
-
-    def __getattr__(self, name):
-        def call(path, *arguments, **options):
-            local = str(path).replace("gs://bucket", self._root)
-            found = getattr(self._files, name)(local, *arguments, **options)
-            if name == "glob":
-                return [file.replace(self._root, "gs://bucket") for file in found]
-            return found
-
-        return call
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    """Return the local folder behind gs://bucket."""
-    there, local = Bucket(tmp_path), epath.backend.os_backend
-    choose = property(lambda path: there if path._uri_scheme else local)
-    monkeypatch.setattr(epath.gpath._GPath, "_backend", choose)
-    return tmp_path
-
-
-def test_images_of_a_bucket(bucket):
-    images(bucket, "train/a/1.png", "test/a/2.png", "test/a/._3.png", "test/a/b/4.png")
-    found = read_folder("gs://bucket")
+def test_images_of_a_bucket(bucket, tmp_path):
+    images(tmp_path, "train/a/1.png", "test/a/2.png", "test/a/._3.png", "test/a/b/4.png")
+    put_folder(tmp_path, bucket)
+    found = read_folder(bucket)
     assert (found.train, found.test) == (
         [Example("train/a/1.png", 0)],
         [Example("test/a/2.png", 0)],
     )
     assert found.read("test/a/2.png").size == (4, 4)
-    below = ["gs://bucket/test/a/2.png", "gs://bucket/test/a/b/4.png"]
-    assert find_images(["gs://bucket/test"]) == below
-    assert find_images(["gs://bucket/test/a/*.png"]) == below[:1]
-    with pytest.raises(UserError, match=r"gs://bucket/none is not there"):
-        find_images(["gs://bucket/none"])
+    below = [f"{bucket}/test/a/2.png", f"{bucket}/test/a/b/4.png"]
+    assert find_images([f"{bucket}/test"]) == below
+    assert find_images([f"{bucket}/test/a/*.png"]) == below[:1]
+    with pytest.raises(UserError, match=rf"{bucket}/none is not there"):
+        find_images([f"{bucket}/none"])
     with pytest.raises(UserError, match=r"\*\* works on local files only"):
-        find_images(["gs://bucket/**/*.png"])
+        find_images([f"{bucket}/**/*.png"])
+    with pytest.raises(UserError, match=r"there is no bucket gs://nobody-has-this"):
+        find_images(["gs://nobody-has-this/x"])
 
 
-def test_a_paper_dataset_of_a_bucket(bucket):
-    coop_trees.make("dtd", bucket)
-    assert read_coop("dtd", "gs://bucket")[1:] == read_coop("dtd", bucket)[1:]
+def test_a_listing_takes_a_request_for_a_thousand_images(bucket, store, tmp_path):
+    """However many classes there are."""
+    for split in ("train", "test"):
+        for i in range(12):
+            images(tmp_path, *(f"{split}/class {i}/{j}.png" for j in range(50)))
+    put_folder(tmp_path, f"{bucket}/data")
+    before = len(store.requests())
+    found = read_folder(f"{bucket}/data")
+    assert len(found.train) == len(found.test) == 600
+    assert len(store.requests()) - before == 2
+    assert found[1:] == read_folder(tmp_path)[1:]
 
 
-def test_a_bucket_that_cannot_be_reached_is_one_sentence():
-    with pytest.raises(UserError, match=r"gs://no-such-bucket-here/.* cannot be reached \("):
-        find_images(["gs://no-such-bucket-here/x"])
+@pytest.mark.parametrize("name", ["dtd", "imagenet"])
+def test_a_paper_dataset_of_a_bucket(bucket, tmp_path, name):
+    coop_trees.make(name, tmp_path)
+    put_folder(tmp_path, bucket)
+    assert read_coop(name, bucket)[1:] == read_coop(name, tmp_path)[1:]
 
 
 def test_a_folder_that_may_not_be_listed_is_one_sentence(tmp_path, monkeypatch):

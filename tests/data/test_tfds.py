@@ -23,6 +23,7 @@ from tests.helpers import tfds_trees
 from tests.helpers.commands import command
 from tests.helpers.datasets import run_dataset
 from tests.helpers.golden import DATA
+from tests.helpers.object_store import put_folder
 
 GOLDEN = json.loads((DATA / "classnames.json").read_text())
 THERE = [name for name, benchmark in CATALOGUE.items() if benchmark.tfds]
@@ -93,6 +94,22 @@ def test_every_dataset_is_read_by_position(name, root):
         names = TWO_CLASSES if name in ("imagenet_a", "imagenet_r") else labels_of(name, root)
         shades = {(7 * names.index(label) + i) % 250 for i in range(tfds_trees.PER_CLASS)}
         assert int(np.asarray(found.read(example.path)).mean().round()) in shades
+
+
+def test_a_copy_of_what_is_needed_is_read_from_a_bucket(root, bucket, tmp_path, monkeypatch):
+    """And another dataset, or one that is not prepared there, is not asked for."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("dtd", "eurosat"):
+        put_folder(root / name, f"{bucket}/tfds/{name}")
+    found, expected = read_tfds("dtd", f"{bucket}/tfds"), read_tfds("dtd", str(root))
+    assert found[1:] == expected[1:]
+    path = found.train[3].path
+    np.testing.assert_array_equal(found.read(path), expected.read(path))
+    copied = [file.name for file in tmp_path.rglob("*") if file.is_file()]
+    assert any("dtd-train.array_record" in name for name in copied)
+    assert not any("eurosat" in name for name in copied)
+    with pytest.raises(UserError, match=rf"{bucket}/tfds has no food101: prepare it on a disk"):
+        read_tfds("food101", f"{bucket}/tfds")
 
 
 def test_of_a_video_the_middle_frame_is_read(root):

@@ -21,17 +21,20 @@ SETTINGS = [
 ]
 
 
-def start_hosts(clip_dir, workdir, *arguments, method="dpt", slurm=False, **options):
-    """Start main.py on two hosts.  options: those of `start`."""
+def start_hosts(
+    clip_dir, workdir, *arguments, method="dpt", slurm=False, main="main.py", **options
+):
+    """Start main.py, or a file in its place, on two hosts.  options: those of `start`."""
     settings = [f"--config=configs/{method}.py:folder", *SETTINGS]
     settings += [f"--config.clip.weights={clip_dir}", f"--workdir={workdir}", *arguments]
-    return start(["main.py", *settings], slurm=slurm, **options)
+    return start([main, *settings], slurm=slurm, **options)
 
 
-def start(command, slurm=False, devices=(2, 2), scripts=(None, None)):
+def start(command, slurm=False, devices=(2, 2), scripts=(None, None), variables=({}, {})):
     """Start two processes of one run, which find each other by flags, or by what srun sets.
 
     devices: how many each has. scripts: Python code that one runs in place of the command's file.
+    variables: of the environment of each.
     """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -47,7 +50,7 @@ def start(command, slurm=False, devices=(2, 2), scripts=(None, None)):
         named = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}"]
         scheduled = {**job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
         arguments = [*command, *([] if slurm else named)]
-        env = {**simulated(devices=devices[i]), **(scheduled if slurm else {})}
+        env = {**simulated(devices[i]), **(scheduled if slurm else {}), **variables[i]}
         processes.append(_process(scripts[i], arguments, env))
     return processes
 

