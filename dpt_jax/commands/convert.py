@@ -6,7 +6,7 @@
     dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert reference --reverse W CHECKPOINT_DIR
 
-`clip` turns any CLIP that `clip.weights` takes into an Orbax folder (local or gs://). `export`
+`clip` turns any CLIP that `clip.weights` takes into an Orbax folder. `export`
 writes the prompts of a workdir to one small file, which serves wherever a workdir is only read:
 predict, --mode=eval, init_from, and here. `serve` compiles the classifier into a file that runs
 without this package. `reference` turns a checkpoint folder of the published PyTorch code into a

@@ -64,7 +64,7 @@ def test_every_format_by_its_folder_and_by_its_file(bucket, model, tmp_path, wri
 
 def test_what_is_needed_is_copied_once(bucket, model, tmp_path, store, cache, capsys):
     """And again when it has changed; other files of the folder stay where they are."""
-    source, expected = model
+    source, _ = model
     shutil.copytree(source, tmp_path / "clip")
     (tmp_path / "clip" / "tf_model.h5").write_bytes(b"large")
     (tmp_path / "clip" / "samples").mkdir()

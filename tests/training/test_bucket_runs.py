@@ -1,5 +1,7 @@
 """Runs that are kept in a bucket alone: what happens to machines that come and go, as spot VMs."""
 
+import contextlib
+import itertools
 import shutil
 import signal
 import time
@@ -8,13 +10,17 @@ import jax
 import numpy as np
 import pytest
 
+from dpt_jax.runtime import devices
 from dpt_jax.runtime.files import as_path
 from dpt_jax.runtime.metrics import read_metrics
 from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.storage.checkpoints import load_newest
+from dpt_jax.storage.shelf import steps_of
 from tests.helpers.commands import in_process
-from tests.helpers.faults import SETTINGS, Run
-from tests.helpers.object_store import ObjectStore
+from tests.helpers.faults import MAIN, SETTINGS, Run
+from tests.helpers.golden import SMALL
+from tests.helpers.hosts import finish, start_hosts
+from tests.helpers.object_store import ObjectStore, put_folder
 
 pytestmark = pytest.mark.compiles
 
@@ -172,3 +178,73 @@ def test_twenty_machines_that_are_lost(settings, whole, bucket, tmp_path, capsys
     with capsys.disabled():
         print(f"\n{len(moments)} of {len(moments)} runs ended to the same bits, {hit} of them hit")
     assert hit > 10
+
+
+@pytest.mark.slow
+def test_two_hosts_that_share_a_bucket_alone(clip_dir, bucket, tmp_path):
+    """One of them is lost, and both start again on new machines."""
+
+    def start(workdir):
+        variables = []
+        for i in (0, 1):
+            disk = tmp_path / f"disk {next(numbers)} of host {i}"
+            disk.mkdir()
+            variables.append({"TMPDIR": str(disk), "XDG_CACHE_HOME": str(disk / "cache")})
+        script = f"{QUICK.format(patience=180)}\n{MAIN}"
+        return start_hosts(clip_dir, workdir, scripts=(script, script), variables=variables)
+
+    numbers = itertools.count()
+    whole, workdir = tmp_path / "whole", f"{bucket}/run"
+    finish(start_hosts(clip_dir, whole))
+    first, second = processes = start(workdir)
+    try:
+        deadline = time.monotonic() + 120
+        while not steps_of(as_path(f"{workdir}/checkpoints")):
+            assert time.monotonic() < deadline, "no checkpoint was written"
+            time.sleep(0.02)
+        second.kill()
+        first.communicate(timeout=4 * devices.HEARTBEAT_SECONDS)
+        assert first.returncode != 0
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    output, _ = finish(start(workdir))
+    assert "its lock is taken over" in output
+    assert "going on at step" in output
+    assert_same_end(workdir, whole)
+
+
+def test_what_else_a_bucket_may_hold(clip_dir, whole, bucket, tmp_path):
+    """Data, prompts to start from and to hand on, images, sweeps and their reports."""
+    put_folder(SMALL / "images", f"{bucket}/images")
+    data = [f"--config.dataset.root={bucket}/images", f"--config.clip.weights={clip_dir}"]
+    short = [*data, "--config.text_prompt.length=4", "--config.train.epochs=1"]
+    in_process("-m", "dpt_jax", "convert", "export", str(whole), f"{bucket}/a.safetensors")
+    in_process(
+        "-m", "dpt_jax", "sweep", "--methods=zeroshot,coop", "--datasets=folder", "--shots=1",
+        "--seeds=1", f"--runs={bucket}/runs", *data, "--config.train.epochs=1",
+    )  # fmt: skip
+    in_process(
+        "main.py", "--config=configs/coop.py:folder", *short, f"--workdir={bucket}/second",
+        f"--config.init_from={bucket}/a.safetensors",
+    )  # fmt: skip
+    image = f"{bucket}/images/test"
+    done = in_process(
+        "-m", "dpt_jax", "predict", f"{bucket}/second", image, f"--csv={bucket}/answers.csv"
+    )
+    assert f"written to {bucket}/answers.csv: 18 images" in done.stdout
+    assert (as_path(bucket) / "answers.csv").read_text().count("\n") == 19
+    done = in_process("-m", "dpt_jax", "report", f"{bucket}/runs")
+    assert "CoOp" in done.stdout
+    assert (as_path(bucket) / "runs" / "report.png").is_file()
+    in_process("-m", "dpt_jax", "report", f"{bucket}/second", "--html")
+    assert "data:image/png" in (as_path(bucket) / "second" / "report.html").read_text()
+    found = next(as_path(f"{bucket}/images/test").rglob("*.*"))
+    done = in_process("-m", "dpt_jax", "visualize", f"{bucket}/second", str(found))
+    assert done.stdout.startswith(f"{bucket}/second/pictures/")
+    done = in_process(
+        "main.py", "--config=configs/coop.py:folder", *data, "--mode=eval",
+        f"--config.init_from={bucket}/a.safetensors",
+    )  # fmt: skip
+    assert f"results: {bucket}/a/on/folder/results.json" in done.stdout
