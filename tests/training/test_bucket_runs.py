@@ -17,7 +17,7 @@ from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.shelf import steps_of
 from tests.helpers.commands import in_process
-from tests.helpers.faults import MAIN, SETTINGS, Run
+from tests.helpers.faults import SETTINGS, Run
 from tests.helpers.golden import SMALL
 from tests.helpers.hosts import finish, start_hosts
 from tests.helpers.object_store import ObjectStore, put_folder
@@ -25,13 +25,7 @@ from tests.helpers.object_store import ObjectStore, put_folder
 pytestmark = pytest.mark.compiles
 
 LONG = ["--config.train.epochs=20", "--config.checkpoint.every_steps=7"]  # 40 steps
-# A lock is waited for, and a store, for as long as a test may take.
-QUICK = """
-from dpt_jax.runtime import store_errors
-from dpt_jax.storage import bucket_lock
-bucket_lock.REFRESH_SECONDS, bucket_lock.SILENT_SECONDS, bucket_lock.LOOK_SECONDS = 0.3, 2, 0.1
-store_errors.PATIENCE_SECONDS = {patience}
-"""
+IMPATIENT = "tests/helpers/impatient.py"
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +65,12 @@ class Machine:
         self._disk = disk
         disk.mkdir(exist_ok=True)
         self.run = Run(
-            *arguments, before=QUICK.format(patience=patience),
-            TMPDIR=str(disk), XDG_CACHE_HOME=str(disk / "cache"),
-        )  # fmt: skip
+            *arguments,
+            main=IMPATIENT,
+            PATIENCE=str(patience),
+            TMPDIR=str(disk),
+            XDG_CACHE_HOME=str(disk / "cache"),
+        )
 
     def lose(self):
         self.run.send(signal.SIGKILL)
@@ -189,9 +186,10 @@ def test_two_hosts_that_share_a_bucket_alone(clip_dir, bucket, tmp_path):
         for i in (0, 1):
             disk = tmp_path / f"disk {next(numbers)} of host {i}"
             disk.mkdir()
-            variables.append({"TMPDIR": str(disk), "XDG_CACHE_HOME": str(disk / "cache")})
-        script = f"{QUICK.format(patience=180)}\n{MAIN}"
-        return start_hosts(clip_dir, workdir, scripts=(script, script), variables=variables)
+            variables.append(
+                {"TMPDIR": str(disk), "XDG_CACHE_HOME": str(disk / "cache"), "PATIENCE": "180"}
+            )
+        return start_hosts(clip_dir, workdir, main=IMPATIENT, variables=variables)
 
     numbers = itertools.count()
     whole, workdir = tmp_path / "whole", f"{bucket}/run"
