@@ -12,7 +12,9 @@ Protocols:
 
 --datasets and --targets replace what the last two train and test on. Runs that have their results
 are skipped, a run that was stopped goes on, and one that fails is reported at the end, with exit
-code 1, while the others go on. `dpt-jax report RUNS` makes the tables and the figure.
+code 1, while the others go on. With --part=I/N a process begins with its part of the runs, and goes
+on with those of the others that nobody has finished or is training. `dpt-jax report RUNS` makes the
+tables and the figure.
 """
 
 import argparse
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is trained and tested on what",
     )
     parser.add_argument("--runs", default="runs", help="the folder of the runs; default runs")
+    parser.add_argument("--part", metavar="I/N", help="begin with the Ith of N parts of the runs")
     parser.add_argument("--workdir", help=argparse.SUPPRESS)
     parser.add_argument("others", nargs="*", help=argparse.SUPPRESS)
     shared.add_settings(parser)
@@ -67,11 +70,14 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         grid.run_config(one, given.overrides)
         for target in one.targets:
             grid.method_config(one.method, target.dataset, given.overrides)
+    if flags.part:
+        planned = grid.of_part(planned, *_part(flags.part), given.overrides)
     shared.connect_hosts(flags)
     runs = as_path(flags.runs)
-    failed = sweep(planned, Runner(runs, given.overrides))
-    finished = len(planned) - len(failed)
-    say(f"{finished} of {len(planned)} runs are finished; tables: dpt-jax report {runs}")
+    failed, elsewhere = sweep(planned, Runner(runs, given.overrides))
+    finished = len(planned) - len(failed) - len(elsewhere)
+    others = f", other processes train {len(elsewhere)}" if elsewhere else ""
+    say(f"{finished} of {len(planned)} runs are finished{others}; tables: dpt-jax report {runs}")
     for one, why in failed:
         say(f"failed: {one}: {why}")
     if failed:
@@ -109,6 +115,18 @@ def _plan(flags: argparse.Namespace, overrides: "grid.Overrides") -> list["grid.
             "there is nothing to run: --methods, --datasets, --shots and --seeds need a value each."
         )
     return planned
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Return I and N of --part=I/N.  Raise UserError for what is none."""
+    first, _, last = text.partition("/")
+    try:
+        number, parts = int(first), int(last)
+    except ValueError:
+        number = parts = 0
+    if not 1 <= number <= parts:
+        raise UserError(f"--part={text}: give I/N, I from 1 to N, such as 1/4.")
+    return number, parts
 
 
 def _names(text: str) -> list[str]:

@@ -120,3 +120,9 @@ class BucketLock:
             return str(json.loads(self._read())["owner"])
         except (ValueError, KeyError, TypeError):
             return "another process"
+
+
+def is_alive(workdir: BucketPath, name: str) -> bool:
+    """Return whether a lock has an owner that has given a sign of life."""
+    found = object_store.describe((workdir / name).object_name)
+    return found is not None and found[1] <= SILENT_SECONDS

@@ -34,6 +34,25 @@ def locked(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
             yield lambda: None
 
 
+def is_locked(workdir: epath.Path) -> bool:
+    """Return whether another process trains in a workdir, as far as can be seen now."""
+    if not (workdir / LOCK_FILE).exists():
+        return False
+    if is_remote(workdir):
+        from dpt_jax.runtime.bucket import as_bucket_path
+        from dpt_jax.storage.bucket_lock import is_alive
+
+        return is_alive(as_bucket_path(workdir), LOCK_FILE)
+    with open(workdir / LOCK_FILE) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
+
+
 @contextlib.contextmanager
 def _locked_in_bucket(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
     from dpt_jax.runtime.bucket import as_bucket_path

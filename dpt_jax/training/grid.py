@@ -1,6 +1,7 @@
 """What a sweep runs: methods x datasets x shots x seeds, and the settings of each run."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -84,6 +85,25 @@ def plan(
         samples = itertools.product(shots[:1] if once else shots, seeds[:1] if once else seeds)
         runs += [Run(method, dataset, s, seed, classes, tuple(others)) for s, seed in samples]
     return runs
+
+
+def of_part(planned: Sequence[Run], number: int, parts: int, overrides: Overrides) -> list[Run]:
+    """Return the runs in the order of one of several machines: its own part first, then the others.
+
+    number: from 1 to parts. The runs are dealt out from the dearest on, so that parts take about
+    the same time. Within a part they keep their order, in which those of a dataset are together.
+    """
+    dearest = sorted(planned, key=lambda run: cost(run, overrides), reverse=True)
+    own = set(dearest[number - 1 :: parts])
+    return sorted(planned, key=lambda run: run not in own)
+
+
+def cost(run: Run, overrides: Overrides) -> float:
+    """Return what a run costs beside others, in training images per class, for each part."""
+    if not run.learns:
+        return 0.0
+    shots = math.inf if run.shots < 0 else run.shots
+    return shots * run_config(run, overrides).train.epochs * len(METHODS[run.method].parts)
 
 
 def run_config(run: Run, overrides: Overrides) -> ConfigDict:

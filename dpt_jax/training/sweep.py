@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -17,10 +17,22 @@ from dpt_jax.inference.kept import KeptImages
 from dpt_jax.inference.provenance import finished
 from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import say
+from dpt_jax.storage.lock import is_locked
 from dpt_jax.training.grid import Overrides, Run, Target, run_config, target_config
 from dpt_jax.training.run import evaluate_run, train_and_evaluate, with_dtype
 
 MANY_MAPS = 30_000  # of which half are of programs that later runs do not use
+
+
+class ElsewhereError(UserError):
+    """Another process trains in the workdir of a run, and will finish it."""
+
+
+class Outcome(NamedTuple):
+    """The runs of a sweep that were not finished here: those that failed, and why; others'."""
+
+    failed: list[tuple[Run, str]]
+    elsewhere: list[Run]
 
 
 class Runner:
@@ -48,6 +60,8 @@ class Runner:
         made = 0
         # The answer of host 0, so that no host begins a run that the others skip.
         if not devices.first_says(finished(workdir, config)):
+            if devices.first_says(is_locked(workdir)):
+                raise ElsewhereError(f"{workdir} is being trained in by another process.")
             with failures.run():
                 _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
             made += 1
@@ -84,9 +98,10 @@ def _say_result(results: Mapping[str, Any]) -> None:
     say(f"  {right:.1f} % of {images} test images of {results['dataset']}{classes}")
 
 
-def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> list[tuple[Run, str]]:
-    """Execute the runs in order; return those that failed, and why."""
-    failed = []
+def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> Outcome:
+    """Execute the runs in order."""
+    failed: list[tuple[Run, str]] = []
+    elsewhere: list[Run] = []
     began = time.monotonic()
     for number, run in enumerate(planned, 1):
         took = f", {(time.monotonic() - began) / 60:.0f} min so far" if number > 1 else ""
@@ -94,6 +109,9 @@ def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> list[tuple[R
         try:
             if not execute(run):
                 say("  finished before")
+        except ElsewhereError as reason:
+            elsewhere.append(run)
+            say(f"  left to another process: {reason}")
         except UserError as reason:
             failed.append((run, str(reason)))
             say(f"  failed: {reason}")
@@ -103,4 +121,4 @@ def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> list[tuple[R
         # Every compiled program keeps memory maps, of which Linux grants a process 65,530.
         if devices.memory_maps() > MANY_MAPS:
             jax.clear_caches()
-    return failed
+    return Outcome(failed, elsewhere)

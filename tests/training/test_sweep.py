@@ -1,5 +1,6 @@
 """Sweeps and their protocols, on the small images and a small CLIP."""
 
+import itertools
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.methods import METHODS
+from dpt_jax.storage.lock import locked
 from dpt_jax.training import grid, sweep
 from dpt_jax.training.grid import Run, Target, plan
 from dpt_jax.training.sweep import Runner
@@ -59,7 +61,7 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
         experiments, "load_clip", lambda *arguments: loads.append(arguments) or load(*arguments)
     )
     planned = plan("few-shot", ["zeroshot", "coop"], ["folder"], [], [1, 2], [1])
-    assert sweep.sweep(planned, Runner(tmp_path, overrides)) == []
+    assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
     assert len(loads) == 1
     found = sorted(
         file.parent.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("results.json")
@@ -74,10 +76,36 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
 
     (tmp_path / found[0] / "results.json").unlink()
     capsys.readouterr()
-    assert sweep.sweep(planned, Runner(tmp_path, overrides)) == []
+    assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
     printed = capsys.readouterr().out
     assert printed.count("finished before") == 2
     assert "training is finished" in printed
+
+
+def test_parts_are_all_runs_once_and_cost_about_the_same():
+    planned = plan("few-shot", list(METHODS), ["dtd", "eurosat"], [], [1, 4, 16], [1, 2, 3])
+    parts = [grid.of_part(planned, number, 3, {}) for number in (1, 2, 3)]
+    firsts = [-(-(len(planned) - number) // 3) for number in range(3)]
+    own = [part[:count] for part, count in zip(parts, firsts, strict=True)]
+    assert sorted(map(str, itertools.chain(*own))) == sorted(map(str, planned))
+    # Then the others', so that any part alone is the whole sweep.
+    assert all(sorted(map(str, part)) == sorted(map(str, planned)) for part in parts)
+    costs = [sum(grid.cost(run, {}) for run in part) for part in own]
+    assert max(costs) < 1.2 * min(costs)
+    assert [run.dataset for run in own[0]] == sorted(run.dataset for run in own[0])
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(overrides, tmp_path, capsys):
+    planned = plan("few-shot", ["coop"], ["folder"], [], [1], [1, 2])
+    runner = Runner(tmp_path, overrides)
+    workdir = settings.run_dir(tmp_path, grid.run_config(planned[0], overrides))
+    workdir.mkdir(parents=True)
+    with locked(workdir):
+        assert sweep.sweep(planned, runner) == ([], [planned[0]])
+    assert f"left to another process: {workdir} is being trained in" in capsys.readouterr().out
+    # It has died: who comes again finishes its run.
+    assert sweep.sweep(planned, runner) == ([], [])
+    assert results(workdir)["method"] == "coop"
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(overrides, tmp_path, capsys):
@@ -94,7 +122,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(overrides, tmp_path, 
             raise KeyError("a bug")
         return run(one)
 
-    failed = sweep.sweep(planned, execute)
+    failed, _ = sweep.sweep(planned, execute)
     assert [one for one, _ in failed] == planned[:2]
     assert failed[0][1] == "KeyError: 'a bug'"
     assert "config.json is not valid JSON" in failed[1][1]
@@ -155,7 +183,7 @@ def test_base_to_new(overrides, tmp_path):
 
 def test_class_specific_context_cannot_go_to_new_classes(overrides, tmp_path):
     planned = plan("base-to-new", ["coop"], ["folder"], [], [1], [1])
-    failed = sweep.sweep(
+    failed, _ = sweep.sweep(
         planned, Runner(tmp_path, {**overrides, "text_prompt.class_specific": True})
     )
     assert "means nothing for other classes" in failed[0][1]
@@ -235,6 +263,7 @@ def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp
         ),
         (["--methods="], "there is nothing to run"),
         (["emoji"], "unknown argument 'emoji'"),
+        (["--part=3/2"], "--part=3/2: give I/N, I from 1 to N"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, says, tmp_path):
