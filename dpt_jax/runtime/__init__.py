@@ -1,4 +1,4 @@
-"""The ground: hosts and devices, console, metrics, signals, paths. Knows nothing of CLIP.
+"""The ground: hosts and devices, console, metrics, signals, paths, buckets. Knows nothing of CLIP.
 
-Import `devices`, `console`, `metrics`, `signals` and `files`; only errors is below.
+Import `devices`, `console`, `metrics`, `signals`, `files` and `transfer`; only errors is below.
 """

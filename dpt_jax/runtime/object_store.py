@@ -198,7 +198,7 @@ def _store(process: int, emulator: str) -> Any:
         raise StoreError(f"gs:// paths need gcsfs ({reason}): `pip install gcsfs`.") from reason
 
     class Store(GCSFileSystem):
-        """Asks once: how long to go on is decided here, and told."""
+        """Asks once, where gcsfs would ask six times: `patiently` says how long, and tells it."""
 
         _request = GCSFileSystem._request.__wrapped__
 

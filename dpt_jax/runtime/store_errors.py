@@ -35,8 +35,8 @@ def patiently(
 
     path: names the request in sentences. of_bucket: whether a 404 says that there is no such
     bucket, and not that there is no such object. patience: seconds for which it is repeated, None
-    for the usual time. Raise StoreError, FileNotFoundError for an object
-    that is not there, and FileExistsError for one that is of another generation than wanted.
+    for the usual time. Raise StoreError, FileNotFoundError for an object that is not there, and
+    FileExistsError for one that is of another generation than wanted.
     """
     began, pause = time.monotonic(), 0.5
     while True:

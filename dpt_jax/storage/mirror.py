@@ -17,7 +17,7 @@ from dpt_jax.runtime.bucket import BucketPath, as_bucket_path
 from dpt_jax.runtime.console import say
 from dpt_jax.runtime.store_errors import StoreError
 from dpt_jax.runtime.transfer import at_once, download, upload
-from dpt_jax.storage.manifest import MANIFEST
+from dpt_jax.storage.manifest import MANIFEST, DamagedError
 from dpt_jax.storage.shelf import Shelf
 
 
@@ -49,11 +49,16 @@ class Mirror(Shelf):
         return sorted(self._whole, reverse=True)
 
     def fetch(self, step: int) -> None:
-        """Copy a checkpoint to this disk, unless it is there."""
+        """Copy a checkpoint to this disk, unless it is there.  Raise DamagedError."""
         target = self._disk / str(step)
         if not target.exists():
             source = self._remote / str(step)
-            download(source, source.objects(), target)
+            try:
+                download(source, source.objects(), target)
+            except FileNotFoundError as reason:
+                raise DamagedError(
+                    f"{source} is damaged (it changed while it was read)"
+                ) from reason
 
     def refetch(self, step: int) -> None:
         """Copy a checkpoint to this disk again."""

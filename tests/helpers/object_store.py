@@ -3,7 +3,6 @@
 import json
 import pathlib
 import re
-import signal
 import socket
 import subprocess
 import time
@@ -62,13 +61,6 @@ class ObjectStore:
         """End the server; what was in memory is lost."""
         self._process.terminate()
         self._process.wait()
-
-    def pause(self) -> None:
-        """Let every request wait until `go_on`."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
 
     def ask(self, method: str, path: str, content: bytes | None = None) -> bytes:
         """The answer to one request."""
