@@ -57,7 +57,7 @@ class Mirror(Shelf):
                 download(source, source.objects(), target)
             except FileNotFoundError as reason:
                 raise DamagedError(
-                    f"{source} is damaged (it changed while it was read)"
+                    f"{source} is damaged (it changed meanwhile)"
                 ) from reason
 
     def refetch(self, step: int) -> None:
