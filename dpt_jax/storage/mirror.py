@@ -56,9 +56,7 @@ class Mirror(Shelf):
             try:
                 download(source, source.objects(), target)
             except FileNotFoundError as reason:
-                raise DamagedError(
-                    f"{source} is damaged (it changed meanwhile)"
-                ) from reason
+                raise DamagedError(f"{source} is damaged (it changed meanwhile)") from reason
 
     def refetch(self, step: int) -> None:
         """Copy a checkpoint to this disk again."""
