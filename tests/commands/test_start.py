@@ -23,7 +23,7 @@ jax.monitoring.register_event_duration_secs_listener(
 try:
     runpy.run_path("main.py", run_name="__main__")
 finally:
-    wanted = ("torch", "tensorflow", "tensorflow_datasets", "matplotlib")
+    wanted = ("torch", "tensorflow", "tensorflow_datasets", "matplotlib", "gcsfs")
     heavy = [name for name in wanted if name in sys.modules]
     print(json.dumps({"compiled": counts["cache_misses"], "found": counts["cache_hits"],
                       "pmapped": counts["jit(_fun)"], "heavy": heavy}))
