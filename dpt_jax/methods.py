@@ -6,13 +6,15 @@ A method is a set of parts of one model. Symbols of the losses: see docs/method.
 import dataclasses
 from collections.abc import Iterable
 
-# The parts of the model, and the settings key whose 0 turns each off.
+# The parts of the model that have a size, and the settings key whose 0 turns each off.
 TEXT, VISUAL, CLASS_AWARE = "text prompt", "visual prompt", "class-aware prompt"
 SWITCHES = {
     TEXT: "text_prompt.length",
     VISUAL: "visual_prompt.length",
     CLASS_AWARE: "cavpt.top_k",
 }
+# What a method has besides: the visual tokens enter among the patches.
+AMONG_PATCHES = "visual tokens among the patches"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +46,27 @@ METHODS: dict[str, Method] = {
         Method("coop", "CoOp", (TEXT,), "CE of the logits", "#E69F00", "o"),
         Method("vpt", "VPT", (VISUAL,), "CE of the logits", "#56B4E9", "s"),
         Method("vlp", "VLP", (TEXT, VISUAL), GUIDED, "#009E73", "^"),
+        Method("ivlp", "IVLP", (TEXT, VISUAL, AMONG_PATCHES), "CE of the logits", "#0072B2", "v"),
         Method("dpt", "DPT", (TEXT, VISUAL, CLASS_AWARE),
                f"{GUIDED}; CE of CAVPT's auxiliary logits", "#D55E00", "D"),
     )
 }  # fmt: skip
 
+# The methods that DPT's paper compares.
+OF_THE_PAPER = (ZERO_SHOT, "coop", "vpt", "vlp", "dpt")
+
 
 def method_with(parts: Iterable[str]) -> Method:
-    """Return the method that has these parts; whatever has the class-aware prompt is DPT."""
+    """Return the method that has these parts, or the most of them and no other.
+
+    Of two with as many it is the later one of the table; whatever has the class-aware prompt is
+    DPT.
+    """
     present = set(parts)
     if CLASS_AWARE in present:
-        return METHODS["dpt"]
-    return next(method for method in METHODS.values() if set(method.parts) == present)
+        present |= {TEXT, VISUAL}
+    fitting = [method for method in METHODS.values() if present.issuperset(method.parts)]
+    return max(reversed(fitting), key=lambda method: len(method.parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +78,28 @@ class PromptConfig:
     text_depth: int = 1
     class_specific: bool = False
     visual_length: int = 0
+    # J_v, after which the visual tokens carry on as ordinary ones; 0 for tokens of their own in
+    # each layer before CAVPT, which then end.
+    visual_depth: int = 0
+    ln_pre: bool = False  # whether the first visual tokens pass the layer norm of the patches
     top_k: int = 0
     first_layer: int = 0  # F, the first CAVPT layer, 1-based
 
     @property
+    def parts(self) -> set[str]:
+        """Return the parts that are on."""
+        on = {
+            TEXT: self.text_length,
+            VISUAL: self.visual_length,
+            AMONG_PATCHES: self.visual_length and self.ln_pre,
+            CLASS_AWARE: self.top_k,
+        }
+        return {part for part, size in on.items() if size}
+
+    @property
     def method(self) -> str:
-        """Return the name that the paper has for this combination of parts."""
-        sizes = {TEXT: self.text_length, VISUAL: self.visual_length, CLASS_AWARE: self.top_k}
-        return method_with(part for part, size in sizes.items() if size).name
+        """Return the name that the papers have for this combination of parts."""
+        return method_with(self.parts).name
 
     @property
     def learned(self) -> bool:

@@ -19,13 +19,13 @@ from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.preprocessing import normalize_pixels
 from dpt_jax.clip.rows import take_rows
 from dpt_jax.clip.text import TextLayout, share
-from dpt_jax.clip.vision import LayerPrompts
+from dpt_jax.clip.vision import LayerPrompts, Seen, VisionTower, no_memory
 from dpt_jax.errors import UserError
 from dpt_jax.methods import PromptConfig
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
 from dpt_jax.prompts.text import TextPrompt, initializer
-from dpt_jax.prompts.visual import VisualPrompt
+from dpt_jax.prompts.visual import VisualPrompt, layer_prompts
 
 Array = jax.Array
 Params = dict[str, Any]  # {"clip": frozen parameters, "prompts": learned ones}
@@ -100,6 +100,12 @@ class PromptedCLIP:
                 f"cavpt.first_layer is {self.prompts.first_layer}, "
                 f"but this CLIP's vision tower has layers 1 to {layers}."
             )
+        if self.prompts.visual_length and self.prompts.visual_depth > self.visual_layers:
+            raise UserError(
+                f"visual_prompt.depth is {self.prompts.visual_depth}, but this CLIP's vision tower "
+                f"has layers 1 to {layers}, and those before the class-aware prompts are "
+                f"{self.visual_layers}."
+            )
         if self.prompts.text_length and not 1 <= self.prompts.text_depth <= text_layers:
             raise UserError(
                 f"text_prompt.depth is {self.prompts.text_depth}, "
@@ -119,19 +125,24 @@ class PromptedCLIP:
         return self.prompts.first_layer - 1 if self.prompts.top_k else self.clip.vision.layers
 
     @property
+    def visual_depth(self) -> int:
+        """Return how many layers, from the first on, have a P_l."""
+        return self.prompts.visual_depth or self.visual_layers
+
+    @property
     def cavpt_layers(self) -> int:
         """Return how many layers, up to the last one, see class-aware prompts."""
         return self.clip.vision.layers - self.visual_layers
 
     def init(self, key: Array, context_start: np.ndarray | None = None) -> Prompts:
-        """Return new prompts, float32.  context_start: (n, D_t), see context_from_words."""
+        """Return new prompts, float32.  context_start: (n, D_t), embeddings of words."""
         text_key, visual_key, cavpt_key = jax.random.split(key, 3)
         prompts: Prompts = {}
         config = self.prompts
         if config.text_length:
             prompts["text"] = self._text_prompt(initializer(context_start)).init(text_key)["params"]
         if config.visual_length and self.visual_layers:
-            module = VisualPrompt(self.visual_layers, config.visual_length, self.clip.vision.width)
+            module = VisualPrompt(self.visual_depth, config.visual_length, self.clip.vision.width)
             prompts["visual"] = module.init(visual_key)["params"]
         if config.top_k:
             x = jnp.zeros((1, 1, self.clip.vision.width))
@@ -205,27 +216,15 @@ class PromptedCLIP:
             None,
             None,
         )
-        memories: list[LayerPrompts] = []
-        if config.visual_length and self.visual_layers:
-            tokens = params["prompts"]["visual"]["tokens"].astype(self.dtype)
-            memories.append(LayerPrompts(self.visual_layers, lambda p, x: (p[None], None), tokens))
-        elif config.top_k and self.visual_layers:
-            memories.append(LayerPrompts(self.visual_layers, lambda _, x: (None, None)))
-        if config.top_k:
-            looked_at = take_rows(texts.learned, plain.indices)
-            cavpt = params["prompts"]["cavpt"]
-            # Those of the training, which need not be the classes of this evaluation.
-            classes = cavpt["classifier"]["kernel"].shape[-1]
-            make = jax.jit(ClassAwarePrompt(classes, self.dtype).apply)
-            memories.append(
-                LayerPrompts(
-                    self.cavpt_layers, lambda p, x: make({"params": p}, x, looked_at), cavpt
-                )
-            )
-        if memories:
+        if config.sees_prompts:
             assert images is not None
             x = self.preprocess(images)
-            seen = self._clip(params, lambda clip: clip.vision(x, memories))
+
+            def look(clip: CLIP) -> Seen:
+                visual = self._visual_prompts(params["prompts"], clip.vision)
+                return clip.vision(x, [*visual, *self._class_prompts(params, texts, plain)])
+
+            seen = self._clip(params, look)
             prompted, attention = normalize(seen.features), seen.attention
             if config.top_k:
                 auxiliary, class_attention = (jnp.moveaxis(made, 0, 1) for made in seen.made[-1])
@@ -241,6 +240,33 @@ class PromptedCLIP:
             attention=attention,
             class_attention=class_attention,
         )
+
+    def _visual_prompts(self, prompts: Prompts, tower: VisionTower) -> list[LayerPrompts]:
+        """Return what the layers before CAVPT see of the visual prompt."""
+        config = self.prompts
+        if not self.visual_layers:
+            return []
+        if not config.visual_length:
+            return [LayerPrompts(self.visual_layers, no_memory)]
+        tokens = prompts["visual"]["tokens"].astype(self.dtype)
+        if config.ln_pre:
+            tokens = tokens.at[0].set(tower.ln_pre(tokens[0]))
+        # Of the last layer the class token alone goes on, so there is nothing to carry on to.
+        carry_on = 0 < config.visual_depth < self.clip.vision.layers
+        return layer_prompts(tokens, self.visual_layers, carry_on)
+
+    def _class_prompts(self, params: Params, texts: Texts, plain: Plain) -> list[LayerPrompts]:
+        """Return what the layers from F on see of the class-aware prompts."""
+        if not self.prompts.top_k:
+            return []
+        looked_at = take_rows(texts.learned, plain.indices)
+        cavpt = params["prompts"]["cavpt"]
+        # Those of the training, which need not be the classes of this evaluation.
+        classes = cavpt["classifier"]["kernel"].shape[-1]
+        make = jax.jit(ClassAwarePrompt(classes, self.dtype).apply)
+        return [
+            LayerPrompts(self.cavpt_layers, lambda p, x: make({"params": p}, x, looked_at), cavpt)
+        ]
 
     def _encode(self, params: Params, layout: TextLayout, context: Any, axis: str | None) -> Array:
         if axis is None:

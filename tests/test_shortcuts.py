@@ -278,7 +278,9 @@ def test_what_the_backward_pass_keeps_changes_no_gradient(clip):
 
 
 def plain_prompted_tower(clip, model, params, images, texts):
-    """The prompted image tower as the paper writes it: prompts appended, outputs dropped."""
+    """The prompted image tower as the papers write it: prompts appended, and their outputs dropped
+    but those of the last of `visual_depth` layers.
+    """
     config, weights, prompts = model.prompts, params["clip"]["vision"], params["prompts"]
     module, block = CLIP(clip.config), Block(clip.config.vision)
     x = module.apply({"params": params["clip"]}, method=lambda m: m.vision.embed(images))
@@ -291,10 +293,14 @@ def plain_prompted_tower(clip, model, params, images, texts):
         if layer < model.visual_layers:
             added = (
                 prompts["visual"]["tokens"][layer]
-                if config.visual_length
+                if config.visual_length and layer < model.visual_depth
                 else jnp.zeros((0, x.shape[-1]))
             )
+            if config.ln_pre and layer == 0:
+                added = layer_norm(added, weights["ln_pre"])
             added = jnp.broadcast_to(added, (len(x), *added.shape))
+            if layer == config.visual_depth - 1:
+                tokens += config.visual_length
         else:
             own = layer_of(prompts["cavpt"], layer - model.visual_layers)
             c = (
@@ -341,13 +347,25 @@ def forward(model, clip, params, images):
 
 
 @pytest.mark.parametrize(
-    ("visual_length", "top_k", "first_layer"),
-    [(3, 0, 0), (3, 2, 4), (3, 2, 3), (2, 9, 2), (4, 3, 1), (0, 3, 3)],
+    ("visual_length", "depth", "top_k", "first_layer"),
+    [
+        *((3, 0, 0, 0), (3, 0, 2, 4), (3, 0, 2, 3), (2, 0, 9, 2), (4, 0, 3, 1), (0, 0, 3, 3)),
+        *((3, 1, 0, 0), (3, 2, 2, 4)),
+    ],
 )
-def test_prompted_vision_tower(clip, visual_length, top_k, first_layer):
-    """VPT and CAVPT from any first layer on, scanned and as memory: as the written-out tower."""
+def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer):
+    """VPT and CAVPT from any first layer on, scanned and as memory: as the written-out tower.
+
+    So are tokens that carry on, alone and beside class prompts.
+    """
     config = PromptConfig(
-        len(NAMES), 4, visual_length=visual_length, top_k=top_k, first_layer=first_layer
+        len(NAMES),
+        4,
+        visual_length=visual_length,
+        visual_depth=depth,
+        ln_pre=depth > 0,
+        top_k=top_k,
+        first_layer=first_layer,
     )
     model = PromptedCLIP(clip.config, config)
     prompts = jax.tree.map(lambda x: x * 5, jax.jit(model.init)(jax.random.key(7)))

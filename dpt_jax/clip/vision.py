@@ -19,12 +19,20 @@ class LayerPrompts(NamedTuple):
 
     `make(inputs, x)` returns (memory (B or 1, M, D) or None, named outputs) for
     the tokens x (B, T, D) entering a block; `inputs` is that block's slice of
-    `per_layer`, a tree of arrays with a leading axis of `layers`.
+    `per_layer`, a tree of arrays with a leading axis of `layers`. `joining`
+    (M, D) are tokens that stand behind the others from the first of these
+    blocks on, and are ordinary tokens to the last layer of the tower.
     """
 
     layers: int
     make: Callable[[Any, Array], tuple[Array | None, Any]]
     per_layer: Any = None
+    joining: Array | None = None
+
+
+def no_memory(_: Any, x: Array) -> tuple[None, None]:
+    """Return what LayerPrompts.make does where a block has no prompt of its own."""
+    return None, None
 
 
 class Seen(NamedTuple):
@@ -80,9 +88,7 @@ class VisionTower(nn.Module):
             start += prompt.layers
             made.append(output)
         if start < layers:
-            x, attention, _ = self._run(
-                x, start, LayerPrompts(layers - start, lambda _, x: (None, None))
-            )
+            x, attention, _ = self._run(x, start, LayerPrompts(layers - start, no_memory))
         features = self.ln_post(x[:, 0]) @ self.projection.astype(self.dtype)
         return Seen(features.astype(jnp.float32), attention, made)
 
@@ -100,6 +106,10 @@ class VisionTower(nn.Module):
         ends = start + prompt.layers == self.config.vision.layers
         scanned = prompt.layers - ends
         attention = output = None
+        if prompt.joining is not None:
+            joining = prompt.joining.astype(x.dtype)
+            joining = jnp.broadcast_to(joining, (x.shape[0], *joining.shape))
+            x = jnp.concatenate([x, joining], axis=1)
         if scanned:
             inputs = jax.tree.map(lambda a: a[:scanned], prompt.per_layer)
             x, output = self.transformer.scan(step, x, start, start + scanned, inputs)

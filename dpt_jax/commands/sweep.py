@@ -10,6 +10,7 @@ Protocols:
     cross-dataset          train on ImageNet, test the same prompts on the paper's other datasets
     domain-generalization  train on ImageNet, test the same prompts on its four shifted variants
 
+--methods are the names of configs/; besides those above there is ivlp.
 --datasets and --targets replace what the last two train and test on. Runs that have their results
 are skipped, a run that was stopped goes on, and one that fails is reported at the end, with exit
 code 1, while the others go on. With --part=I/N a process begins with its part of the runs, and goes
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is run; --config.KEY=VALUE holds for all runs."""
-    parser.add_argument("--methods", help="some of the methods of `dpt_jax.methods`; default all")
+    parser.add_argument("--methods", help="default the five of DPT's paper, see above")
     parser.add_argument("--datasets", help="what to train on; default the protocol's")
     parser.add_argument("--targets", help="what else to test the prompts on")
     parser.add_argument("--shots", default="1,2,4,8,16", help="images per class, -1 for all")
@@ -86,13 +87,13 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
 def _plan(flags: argparse.Namespace, overrides: "grid.Overrides") -> list["grid.Run"]:
     """Return the runs that the flags ask for.  Raise UserError where they contradict each other."""
-    from dpt_jax.methods import METHODS
+    from dpt_jax.methods import METHODS, OF_THE_PAPER
     from dpt_jax.training import grid
 
     for key, flag in grid.SWEPT.items():
         if key in overrides:
             raise UserError(f"--config.{key}: the sweep varies it, use {flag}.")
-    methods = list(METHODS) if flags.methods is None else _names(flags.methods)
+    methods = list(OF_THE_PAPER) if flags.methods is None else _names(flags.methods)
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise UserError(f"--methods: {unknown[0]!r} is not one of {', '.join(METHODS)}.")

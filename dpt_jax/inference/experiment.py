@@ -21,7 +21,7 @@ from dpt_jax.inference.kept import KeptImages
 from dpt_jax.methods import ZERO_SHOT, PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
-from dpt_jax.prompts.text import context_from_words, context_tokens, plain_layout, prompt_layout
+from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
 from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.files import as_path
 from dpt_jax.storage.checkpoints import Saved, load_newest
@@ -63,7 +63,8 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
     def accept(clip: CLIPConfig) -> None:
         """Raise UserError where a tower has no such layers, before its weights are read."""
         # Of words to start from, the tokenizer will say how many tokens they have.
-        tokens = 1 if config.text_prompt.init.strip() else 0
+        words = config.text_prompt.init.strip() and not config.text_prompt.fixed_words
+        tokens = 1 if words else 0
         PromptedCLIP(
             clip,
             settings.prompt_config(config, len(dataset.classnames), clip.vision.layers, tokens),
@@ -131,6 +132,9 @@ def learned_layout(
     config: ConfigDict, prompts: PromptConfig, classnames: Sequence[str], pretrained: Pretrained
 ) -> TextLayout:
     """Return the texts of the classes in the learned context."""
+    fixed: list[int] = []
+    if config.text_prompt.fixed_words:
+        fixed = context_tokens(config.text_prompt.init, pretrained.tokenizer)[prompts.text_length :]
     return prompt_layout(
         classnames,
         pretrained.tokenizer,
@@ -138,6 +142,7 @@ def learned_layout(
         config.text_prompt.class_position,
         prompts.class_specific,
         pretrained.config.context_length,
+        fixed,
     )
 
 
@@ -186,11 +191,11 @@ def make_init(model: PromptedCLIP) -> Callable[[jax.Array, np.ndarray | None], P
 def initial_prompts(experiment: Experiment) -> Any:
     """Return new prompts from the seed; the parts that `init_from` has come from there."""
     config, model, pretrained = experiment.config, experiment.model, experiment.pretrained
-    words = config.text_prompt.init if model.prompts.text_length else ""
+    words = context_tokens(config.text_prompt.init, pretrained.tokenizer)
     start = None
-    if context_tokens(words, pretrained.tokenizer):
+    if learned := words[: model.prompts.text_length]:
         embedding = devices.to_host(pretrained.params["text"]["token_embedding"])
-        start = context_from_words(words, embedding, pretrained.tokenizer)
+        start = np.asarray(embedding, np.float32)[learned]
     fresh = jax.tree.map(np.asarray, make_init(model)(jax.random.key(config.seed), start))
     if not config.init_from:
         return fresh

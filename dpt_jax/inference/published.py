@@ -9,13 +9,16 @@ from ml_collections import ConfigDict
 
 from dpt_jax import settings
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.clip.files import write_torch_file
+from dpt_jax.clip.files import Tensors, write_torch_file
 from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import backbone_id
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.text import context_tokens
 from dpt_jax.runtime.console import say
 from dpt_jax.runtime.files import make_folder
 from dpt_jax.storage.checkpoints import FOLDER, Checkpoints, Saved, load_newest
@@ -23,10 +26,15 @@ from dpt_jax.storage.published import (
     CAVPT,
     TEXT,
     VISUAL,
+    method_of,
     prompts_from_published,
     published_from_prompts,
     read_published,
 )
+from dpt_jax.storage.relatives import JOINT, joint_from_prompts
+
+# What a method's prompts are made by; the rest is of the backbone, the data and the training.
+METHOD_SECTIONS = ("text_prompt.", "visual_prompt.", "cavpt.", "loss.")
 
 
 def convert_reference(
@@ -46,7 +54,11 @@ def convert_reference(
         prompts = prompts_from_published(modules)
     except KeyError as reason:
         raise UserError(f"{directory}: tensor {reason.args[0]} is missing.") from reason
-    for key, value in sizes(prompts, clip).items():
+    method = method_of(modules)
+    if method:
+        take_settings(config, method, overrides)
+        drop_words_that_count_for_nothing(config, prompts, pretrained.tokenizer)
+    for key, value in sizes(prompts, clip, method).items():
         said = overrides.get(key, value)
         from_the_end = key == "cavpt.first_layer" and said == value - clip.vision.layers - 1
         if said != value and not from_the_end:
@@ -61,7 +73,7 @@ def convert_reference(
             "trained with."
         )
     settings.check(config)
-    check_fit(prompts, config, clip, directory)
+    check_fit(prompts, config, clip, directory, next(iter(modules)) if method else "")
     check_classes(prompts, config, directory)
     settings.save(config, workdir)
     meta = {
@@ -85,14 +97,9 @@ def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
     Raise UserError where that code has no place for them.
     """
     config, saved = read_run(source)
-    if config.text_prompt.depth > 1:
-        raise UserError(
-            f"{source} has a context of {config.text_prompt.depth} layers; the published code has "
-            "one of the first."
-        )
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError(f"{directory} is there already: name a new folder.")
-    modules = published_from_prompts(saved.prompts, config.visual_prompt.length)
+    modules = modules_of(config, saved.prompts, source)
     epoch = saved.meta.get("epoch", saved.step)
     for name, tensors in modules.items():
         folder = make_folder(directory / name, "convert reference --reverse")
@@ -102,6 +109,29 @@ def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
         f"wrote {directory}, which the published code loads with --model-dir and --load-epoch "
         f"{epoch}"
     )
+
+
+def modules_of(config: ConfigDict, prompts: Prompts, source: pathlib.Path) -> dict[str, Tensors]:
+    """Return the state dict of each module.  Raise UserError where no code has a place for them."""
+    text, visual = config.text_prompt, config.visual_prompt
+    deep = bool(text.length) and (text.depth > 1 or (text.fixed_words and bool(text.init.strip())))
+    if not deep and not (visual.length and visual.ln_pre):
+        if visual.length and visual.depth > 0:
+            raise UserError(
+                f"{source} has visual tokens that carry on after layer {visual.depth} and do not "
+                "pass the layer norm of the patches: no published code has such ones."
+            )
+        return published_from_prompts(prompts, visual.length)
+    if (
+        (visual.length and not visual.ln_pre)
+        or config.cavpt.top_k
+        or (text.length and (text.class_specific or text.class_position != "end"))
+    ):
+        raise UserError(
+            f"{source} has context tokens of several layers, fixed words, or visual tokens among "
+            "the patches, and besides what no published code has together with them."
+        )
+    return {JOINT: joint_from_prompts(prompts)}
 
 
 def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
@@ -115,16 +145,43 @@ def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
     return config, load_newest(source)
 
 
-def sizes(prompts: Any, clip: CLIPConfig) -> dict[str, Any]:
-    """Return the settings that the shapes of the prompts decide."""
+def take_settings(config: ConfigDict, method: str, overrides: Mapping[str, Any]) -> None:
+    """Set what a method's prompts are made by, but where the command line says something else."""
+    own = settings.flat(settings.of_method(method, config.dataset.name).to_dict())
+    for key, value in own.items():
+        if key.startswith(METHOD_SECTIONS) and key not in overrides:
+            settings.set_key(config, key, value)
+
+
+def drop_words_that_count_for_nothing(
+    config: ConfigDict, prompts: Prompts, tokenizer: Tokenizer
+) -> None:
+    """Leave no initial words where the context has more tokens: that code then starts at random.
+
+    It learns the first words alone, and a context as long as them or shorter keeps the others.
+    """
+    words = context_tokens(config.text_prompt.init, tokenizer)
+    if "text" not in prompts or prompts["text"]["context"].shape[-2] > len(words):
+        config.text_prompt.init = ""
+
+
+def sizes(prompts: Prompts, clip: CLIPConfig, method: str | None) -> dict[str, Any]:
+    """Return the settings that the shapes of the prompts decide, and those of DPT's own code.
+
+    method: the relative whose prompts these are, None for those of DPT's code.
+    """
     text = prompts["text"]["context"].shape if "text" in prompts else ()
+    visual = prompts["visual"]["tokens"].shape if "visual" in prompts else ()
     keys: dict[str, Any] = {
         "text_prompt.length": text[-2] if text else 0,
-        "text_prompt.depth": 1,
+        "text_prompt.depth": text[0] if text else 1,
         "text_prompt.class_specific": len(text) == 4,
-        "text_prompt.init": "",
-        "visual_prompt.length": prompts["visual"]["tokens"].shape[1] if "visual" in prompts else 0,
+        "visual_prompt.length": visual[1] if visual else 0,
+        "visual_prompt.ln_pre": bool(method and visual),
+        "visual_prompt.depth": visual[0] if method and visual else -1,
     }
+    if not method:
+        keys |= {"text_prompt.init": "", "text_prompt.fixed_words": False}
     if "cavpt" in prompts:
         keys["cavpt.first_layer"] = clip.vision.layers + 1 - len(prompts["cavpt"]["global_tokens"])
     else:
@@ -132,8 +189,13 @@ def sizes(prompts: Any, clip: CLIPConfig) -> dict[str, Any]:
     return keys
 
 
-def check_fit(prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pathlib.Path) -> None:
-    """Raise UserError naming a tensor whose shape is not the one this backbone needs."""
+def check_fit(
+    prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pathlib.Path, module: str = ""
+) -> None:
+    """Raise UserError naming a tensor whose shape is not the one this backbone needs.
+
+    module: the one that all prompts are of, if they are of one.
+    """
     classes = 1
     if "cavpt" in prompts:
         classes = prompts["cavpt"]["classifier"]["kernel"].shape[-1]
@@ -144,11 +206,11 @@ def check_fit(prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pat
     there, here = (
         settings.flat(jax.tree.map(lambda x: tuple(x.shape), tree)) for tree in (prompts, wanted)
     )
-    module = {"text": TEXT, "visual": VISUAL, "cavpt": CAVPT}
+    modules = {"text": TEXT, "visual": VISUAL, "cavpt": CAVPT}
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):
             raise UserError(
-                f"{directory / module[name.partition('.')[0]]}: {name} has shape "
+                f"{directory / (module or modules[name.partition('.')[0]])}: {name} has shape "
                 f"{there.get(name)}, "
                 f"but the backbone {config.clip.weights} needs {here.get(name)}."
             )

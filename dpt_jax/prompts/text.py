@@ -68,11 +68,6 @@ def context_tokens(words: str, tokenizer: Tokenizer) -> list[int]:
     return tokens
 
 
-def context_from_words(words: str, token_embedding: Any, tokenizer: Tokenizer) -> np.ndarray:
-    """Return the embeddings (n, D_t) of the n tokens of some words.  Raise as context_tokens."""
-    return np.asarray(token_embedding, np.float32)[context_tokens(words, tokenizer)]
-
-
 def initializer(start: np.ndarray | None) -> Callable[..., jax.Array]:
     """Return N(0, 0.02²), with the input layer's context set to `start` (n, D_t) if given."""
     normal = nn.initializers.normal(0.02)
@@ -92,9 +87,11 @@ def prompt_layout(
     position: str = "end",
     class_specific: bool = False,
     context_length: int = 77,
+    fixed: Sequence[int] = (),
 ) -> TextLayout:
     """Return the texts "ctx NAME." with n = length context tokens.
 
+    fixed: tokens that stand as they are between context and name, at position "end" alone.
     position: "end" [SOS, ctx, NAME, ".", EOT], "middle" (half of the context
     on either side of the name) or "front" [SOS, NAME, ctx, ".", EOT].
     Raise UserError for an unknown position or a text over context_length.
@@ -109,7 +106,7 @@ def prompt_layout(
         first = c * length if class_specific else 0
         context = [(0, first + i) for i in range(length)]
         name = as_words(name)
-        tokens = [(t, -1) for t in tokenizer.encode(name + ".")]
+        tokens = [(t, -1) for t in (*fixed, *tokenizer.encode(name + "."))]
         # "end" puts no context after the name, so where the name stops does not matter there.
         stop = len(tokenizer.encode(name)) if before < length else 0
         words = [*context[:before], *tokens[:stop], *context[before:], *tokens[stop:]]

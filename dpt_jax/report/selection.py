@@ -10,6 +10,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.inference.provenance import outdated
 from dpt_jax.inference.results import RESULTS_FILE, Results, read_result
 from dpt_jax.report.cells import Cell, cell_of
+from dpt_jax.settings import KEYS
 
 WORKDIR = "workdir"  # under which a result says where it was read
 SHORT = 6  # characters of a digest
@@ -113,7 +114,9 @@ def _difference(a: Results, b: Results) -> str:
     of_a, of_b = a.get("of"), b.get("of")
     if not (of_a and of_b):
         return ""
-    here, there = of_a["settings"], of_b["settings"]
+    # Of results older than a key it is the default, by which they were made.
+    default = {key: KEYS[key].default for key in {*of_a["settings"], *of_b["settings"]} & {*KEYS}}
+    here, there = default | of_a["settings"], default | of_b["settings"]
     for key in sorted({*here, *there}):
         if here.get(key) != there.get(key):
             return f"{key} ({here.get(key)} and {there.get(key)})"

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax.data.catalogue import DEFAULT_DATASET, settings_of
+from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.errors import UserError
-from dpt_jax.methods import METHODS, SWITCHES, PromptConfig
+from dpt_jax.methods import SWITCHES, PromptConfig
 from dpt_jax.runtime.files import as_path
 from dpt_jax.settings.keys import Value
+from dpt_jax.settings.recipes import published
 from dpt_jax.settings.saved import CONFIG_FILE, load
 from dpt_jax.settings.schema import check, defaults, set_key
 
@@ -25,7 +26,7 @@ def of_method(name: str, dataset: str = DEFAULT_DATASET) -> ConfigDict:
     """
     config = defaults()
     config.dataset.name = dataset
-    for key, value in {**settings_of(dataset), **METHODS[name].switched_off}.items():
+    for key, value in published(name, dataset).items():
         set_key(config, key, value)
     return config
 
@@ -40,17 +41,27 @@ def prompt_config(
 ) -> PromptConfig:
     """Return the prompts that a configuration asks for, on a vision tower of `layers` layers.
 
-    init_tokens: how many tokens the words of text_prompt.init have, which the tokenizer knows.
-    They decide the length of a text prompt that is on.
+    init_tokens: how many tokens the words of text_prompt.init have, which the tokenizer knows, 0
+    for none or not known. They decide the length of a text prompt that is on, but where
+    text_prompt.fixed_words keeps some of them. Raise UserError where these are too few.
     """
-    text, cavpt = config.text_prompt, config.cavpt
+    text, visual, cavpt = config.text_prompt, config.visual_prompt, config.cavpt
+    if text.fixed_words and 0 < init_tokens < text.length:
+        raise UserError(
+            f"text_prompt.length is {text.length}, but of text_prompt.init={text.init!r} the first "
+            f"{init_tokens} tokens can be learned at most (text_prompt.fixed_words): give fewer, "
+            "or no words at all."
+        )
     first = cavpt.first_layer + layers + 1 if cavpt.first_layer < 0 else cavpt.first_layer
     return PromptConfig(
         classes=classes,
-        text_length=text.length and (init_tokens or text.length),
+        text_length=text.length
+        and (text.length if text.fixed_words else init_tokens or text.length),
         text_depth=text.depth,
         class_specific=text.class_specific,
-        visual_length=config.visual_prompt.length,
+        visual_length=visual.length,
+        visual_depth=max(visual.depth, 0),
+        ln_pre=visual.ln_pre,
         top_k=cavpt.top_k,
         first_layer=first if cavpt.top_k else 0,
     )

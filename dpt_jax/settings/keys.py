@@ -97,7 +97,7 @@ SCHEMA: tuple[Key, ...] = (
     Key(
         "text_prompt.depth",
         1,
-        "Text layers that get context tokens of their own.",
+        "Text layers that get context tokens of their own; the last carry on through those behind.",
         least=1,
         resume=BOUND,
     ),
@@ -116,10 +116,29 @@ SCHEMA: tuple[Key, ...] = (
         resume=BOUND,
     ),
     Key(
+        "text_prompt.fixed_words",
+        False,
+        "Learn text_prompt.length of these words only, the first; the others stay as they are.",
+        resume=BOUND,
+    ),
+    Key(
         "visual_prompt.length",
         10,
         "Visual prompt tokens per layer; 0 turns them off.",
         least=0,
+        resume=BOUND,
+    ),
+    Key(
+        "visual_prompt.depth",
+        -1,
+        "Image layers that get tokens of their own, of which the last carry on through the layers "
+        "behind; -1 is all before the class-aware prompts, and none carries on.",
+        resume=BOUND,
+    ),
+    Key(
+        "visual_prompt.ln_pre",
+        False,
+        "Pass the first layer's tokens through the layer norm before the first block, as patches.",
         resume=BOUND,
     ),
     Key(

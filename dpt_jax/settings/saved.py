@@ -34,9 +34,11 @@ def save_once(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def load(source: epath.Path, default: ConfigDict) -> ConfigDict:
-    """Return the settings saved in a workdir or prompt file; keys not there have their default.
+    """Return the settings saved in a workdir or prompt file.
 
-    Raise UserError where there are none, or one is unknown or of another type.
+    A key that is not there is younger than the run. It has the schema's default, by which the run
+    was made, but where any value serves the run: then it has that of `default`. Raise UserError
+    where there are no settings, or one is unknown or of another type.
     """
     if prompt_file.is_prompt_file(source):
         file, saved = source, prompt_file.read_header(source)["settings"]
@@ -46,7 +48,8 @@ def load(source: epath.Path, default: ConfigDict) -> ConfigDict:
     if not isinstance(saved, Mapping):
         raise UserError(f"{file} does not hold settings, but {saved!r:.80}.")
     config = default.copy_and_resolve_references()
-    for key, value in flat(saved).items():
+    younger = {key.name: key.default for key in SCHEMA if key.resume is not Resume.FREE}
+    for key, value in (younger | flat(saved)).items():
         try:
             set_key(config, key, value)
         except TypeError as reason:

@@ -34,6 +34,17 @@ def check(config: ConfigDict) -> None:
             f"dataset.shots is {config.dataset.shots}: give a positive number, or -1 for all "
             "images."
         )
+    if config.visual_prompt.depth == 0 or config.visual_prompt.depth < -1:
+        raise UserError(
+            f"visual_prompt.depth is {config.visual_prompt.depth}: give a positive number, or -1 "
+            "for all layers; visual_prompt.length=0 turns the visual prompt off."
+        )
+    text = config.text_prompt
+    if text.length and text.fixed_words and text.class_position != "end":
+        raise UserError(
+            "text_prompt.fixed_words keeps words between the context and a name behind it, so "
+            f"text_prompt.class_position cannot be {text.class_position}: give end."
+        )
     for template in config.dataset.template.split("|"):
         if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
             raise UserError(

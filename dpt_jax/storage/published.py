@@ -1,7 +1,8 @@
 """The published PyTorch code's names for the prompts, and ours.
 
-A checkpoint of that code is up to three state dicts, one a module: the text
-prompt, the visual prompt and CAVPT (its "extractor").
+A checkpoint of DPT's code is up to three state dicts, one a module: the text
+prompt, the visual prompt and CAVPT (its "extractor"). One of its relatives is
+a single module, see storage.relatives.
 """
 
 import pathlib
@@ -13,6 +14,7 @@ import numpy as np
 
 from dpt_jax.clip.files import Tensors, read_torch_file
 from dpt_jax.errors import UserError
+from dpt_jax.storage import relatives
 
 TEXT = "prompt_learner"
 VISUAL = "image_encoder.transformer.ctx_learner"
@@ -40,12 +42,11 @@ KGCOOP = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
 # Modules of methods that are not read.
 OTHER_MODULES = {
     "MultiModalPromptLearner": "MaPLe",
-    "VLPromptLearner": "IVLP or PromptSRC",
 }
 
 
 def account(modules: dict[str, Tensors], directory: pathlib.Path) -> None:
-    """Raise UserError where a module has a tensor that would be left over."""
+    """Raise UserError where a module of DPT's code has a tensor that would be left over."""
     layers = len(modules[CAVPT].get("ctx", ())) if CAVPT in modules else 0
     known = {
         TEXT: {"ctx", *BUFFERS},
@@ -68,12 +69,19 @@ def account(modules: dict[str, Tensors], directory: pathlib.Path) -> None:
             )
 
 
+def method_of(modules: dict[str, Tensors]) -> str | None:
+    """Return the relative of DPT whose checkpoint this is, None where it is of DPT's own code."""
+    return relatives.method_of(modules[relatives.JOINT]) if relatives.JOINT in modules else None
+
+
 def prompts_from_published(modules: dict[str, Tensors]) -> Any:
     """Return the tree of prompts, float32, from the state dicts of the modules that are there.
 
     Raise KeyError with the name of a tensor that is missing.
     """
     prompts: dict[str, Any] = {}
+    if relatives.JOINT in modules:
+        prompts = relatives.prompts_from_joint(modules[relatives.JOINT])
     if TEXT in modules:
         prompts["text"] = {"context": modules[TEXT]["ctx"][None]}
     # Where CAVPT begins at the first layer, the published visual prompt has no layers.
@@ -126,17 +134,26 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
     there is none, or where a tensor would be left over.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory} is not a folder; it should hold {', '.join(MODULES)}.")
+        raise UserError(
+            f"{directory} is not a folder; it should hold {', '.join(MODULES)}, or "
+            f"{relatives.JOINT}."
+        )
     for name, method in OTHER_MODULES.items():
         if (directory / name).is_dir():
             raise UserError(
                 f"{directory} is a checkpoint of {method} ({name}); this method is not supported."
             )
-    folders = [directory / name for name in MODULES if (directory / name).is_dir()]
+    known = (*MODULES, relatives.JOINT)
+    folders = [directory / name for name in known if (directory / name).is_dir()]
     if not folders:
         raise UserError(
-            f"{directory} holds none of {', '.join(MODULES)}: it is no checkpoint of the "
+            f"{directory} holds none of {', '.join(known)}: it is no checkpoint of the "
             "published code."
+        )
+    if folders[-1].name == relatives.JOINT and len(folders) > 1:
+        raise UserError(
+            f"{directory} holds checkpoints of two methods ({folders[0].name} and "
+            f"{folders[-1].name}): give a folder that has one of them alone."
         )
     epochs = set.intersection(*(_epochs(folder) for folder in folders))
     name = f"model.pth.tar-{max(epochs)}" if epochs else "model-best.pth.tar"
@@ -149,7 +166,10 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
         contents = read_torch_file(folder / name)
         modules[folder.name] = contents.tensors
         epoch = contents.epoch
-    account(modules, directory)
+    if relatives.JOINT in modules:
+        relatives.account(modules[relatives.JOINT], directory / relatives.JOINT)
+    else:
+        account(modules, directory)
     return (max(epochs) if epochs else epoch or 0), modules
 
 

@@ -87,6 +87,9 @@ def test_a_key_that_is_mistyped_is_told(key, place, letter):
         ("--config.text_prompt.class_position=back", "not one of end, middle, front"),
         ("--config.text_prompt.depth=9", "text tower has layers 1 to 3"),
         ("--config.cavpt.first_layer=9", "vision tower has layers 1 to 4"),
+        ("--config.visual_prompt.depth=4", "those before the class-aware prompts are 3"),
+        ("--config.text_prompt.fixed_words --config.text_prompt.class_position=front", "give end"),
+        ("--config.text_prompt.fixed_words", "the first 4 tokens can be learned at most"),
         ("--config.dataset.template={0.__class__}", "should have one {}"),
         ("--config.checkpoint.every_minutes=-1", "must be at least 0"),
     ],
@@ -96,7 +99,7 @@ def test_wrong_settings_on_the_command_line(argument, says, tmp_path):
     code.
     """
     behind = [["--config=configs/dpt.py", argument]] if "train.epochs?" in says else []
-    for arguments in ([argument], *behind):
+    for arguments in (argument.split(), *behind):
         done = in_process("main.py", *arguments, f"--workdir={tmp_path / 'run'}", check=False)
         assert done.returncode == 2, done.stderr
         assert says in done.stderr

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from configs import coop, dpt, vlp, vpt, zeroshot
+from configs import coop, dpt, ivlp, vlp, vpt, zeroshot
 from dpt_jax import settings
 from dpt_jax.errors import UserError
+from dpt_jax.methods import METHODS
 
 
 def saved_run(workdir, config, **overrides):
@@ -17,7 +18,7 @@ def saved_run(workdir, config, **overrides):
     return workdir
 
 
-@pytest.mark.parametrize("name", ["zeroshot", "coop", "vpt", "vlp", "dpt"])
+@pytest.mark.parametrize("name", METHODS)
 def test_each_config_is_its_method(name):
     config = importlib.import_module(f"configs.{name}").get_config("folder")
     settings.check(config)
@@ -57,6 +58,28 @@ def test_published_settings():
     assert train.warmup_epochs == 10
 
 
+def test_published_settings_of_relatives():
+    """Of two repositories the first, on the CLIP of their tables; tiny-clip has fewer layers."""
+    config = ivlp.get_config("dtd")
+    prompts = settings.prompt_config(config, classes=100, layers=12, init_tokens=4)
+    assert (prompts.text_length, prompts.text_depth) == (2, 12)
+    assert (prompts.visual_length, prompts.visual_depth, prompts.ln_pre) == (2, 12, True)
+    assert config.clip.weights == "openai/clip-vit-base-patch16"
+    assert (config.train.epochs, config.train.batch_size, config.train.text_lr) == (5, 4, 0.0035)
+    drawn = ivlp.get_config("emoji")
+    assert (drawn.clip.weights, drawn.text_prompt.depth) == ("tiny-clip", 3)
+    assert drawn.text_prompt.init == "a drawing of a"
+
+
+def test_words_that_stay_fixed_leave_the_length_alone():
+    config = ivlp.get_config()
+    assert settings.prompt_config(config, 3, 4, init_tokens=4).text_length == 2
+    config.text_prompt.length = 5
+    assert settings.prompt_config(config, 3, 4).text_length == 5  # without words, or not yet known
+    with pytest.raises(UserError, match=r"length is 5, but .* the first 4 tokens can be learned"):
+        settings.prompt_config(config, 3, 4, init_tokens=4)
+
+
 def test_initial_words_set_the_length():
     config = dpt.get_config()
     config.text_prompt.init = "a_photo of a"
@@ -68,6 +91,7 @@ def test_initial_words_set_the_length():
 @pytest.mark.parametrize(
     ("key", "value"),
     [(key.name, key.least - 1) for key in settings.SCHEMA if key.least is not None]
+    + [("visual_prompt.depth", 0), ("visual_prompt.depth", -2)]
     + [("dtype", "float16"), ("dataset.template", "a photo")]
     + [
         ("dataset.shots", 0),

@@ -81,7 +81,7 @@ def test_left_over_tensors_of_the_visual_modules(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "method"),
-    [("MultiModalPromptLearner", "MaPLe"), ("VLPromptLearner", "IVLP or PromptSRC")],
+    [("MultiModalPromptLearner", "MaPLe")],
 )
 def test_checkpoints_of_other_methods_are_refused_by_name(tmp_path, module, method):
     write(tmp_path, {"prompt_learner.ctx": CONTEXT}, module)

@@ -9,7 +9,7 @@ from dpt_jax import settings
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.errors import UserError
 from dpt_jax.inference import experiment as experiments
-from dpt_jax.methods import METHODS
+from dpt_jax.methods import METHODS, TEXT
 from dpt_jax.storage.lock import locked
 from dpt_jax.training import grid, sweep
 from dpt_jax.training.grid import Run, Target, plan
@@ -163,7 +163,7 @@ def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
         (run,) = plan("few-shot", [method], ["folder"], [], [1], [1])
         config = grid.run_config(run, {**overrides, "visual_prompt.length": 3, "cavpt.top_k": 2})
         assert settings.method(config) == method
-        assert config.text_prompt.length == (2 if method in ("coop", "vlp", "dpt") else 0)
+        assert config.text_prompt.length == (2 if TEXT in METHODS[method].parts else 0)
     with pytest.raises(UserError, match="make vlp of dpt"):
         grid.run_config(run, {**overrides, "cavpt.top_k": 0})
 

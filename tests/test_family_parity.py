@@ -1,0 +1,158 @@
+"""DPT's relatives against arrays computed by the published code of each (float32, CPU)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.losses import count, loss
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
+from dpt_jax.storage.relatives import prompts_from_joint
+from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from tests.helpers import make_clip
+from tests.helpers.golden import Golden, relative_error
+
+pytestmark = pytest.mark.compiles
+
+LOGITS = 1e-5  # of the largest entry
+GRADIENTS = 1e-4  # of the norm
+CASES = ("ivlp", "ivlp_all")
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    """Return the CLIP of a golden file; those of one CLIP share it."""
+
+    @functools.cache
+    def loaded(seed, sizes):
+        directory = tmp_path_factory.mktemp("clip")
+        make_clip.write(directory, seed=seed, **dict(sizes))
+        return load_clip(str(directory))
+
+    return lambda meta: loaded(meta["wseed"], tuple(sorted(meta["clip"].items())))
+
+
+def prompts_of(tensors):
+    return prompts_from_joint(tensors)
+
+
+def config_of(meta):
+    return PromptConfig(
+        classes=meta["C"],
+        text_length=meta["N_CTX_TEXT"],
+        text_depth=meta["PROMPT_DEPTH_TEXT"],
+        visual_length=meta["N_CTX_VISION"],
+        visual_depth=meta["PROMPT_DEPTH_VISION"],
+        ln_pre=True,
+    )
+
+
+class Case:
+    """One golden file, set up in this package, with one compiled function for all its numbers."""
+
+    def __init__(self, name, load) -> None:
+        self.golden = Golden(f"family/{name}")
+        self.meta = meta = self.golden.meta
+        clip = load(meta)
+        self.config = config_of(meta)
+        self.model = PromptedCLIP(clip.config, self.config)
+        self.clip, self.tokenizer = clip.params, clip.tokenizer
+        words = context_tokens(meta["CTX_INIT"], clip.tokenizer)
+        self.layout = prompt_layout(
+            meta["classnames"],
+            clip.tokenizer,
+            self.config.text_length,
+            fixed=words[self.config.text_length :],
+        )
+        self.embedded = np.asarray(clip.params["text"]["token_embedding"])[words]
+        plain = plain_layout([f"a photo of a {n}." for n in meta["classnames"]], clip.tokenizer)
+        self.frozen = jax.jit(self.model.encode_plain)({"clip": clip.params}, plain)
+        self.prompts = prompts_of(self.golden.tensors("param"))
+        self.images = self.golden["image"].transpose(0, 2, 3, 1)
+        self.labels = self.golden["label"]
+        self._step = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
+
+    def step(self, prompts):
+        """Return (loss, (outputs, texts)), gradient."""
+        return self._step(prompts, self.clip)
+
+    def _loss(self, prompts, clip):
+        params = {"clip": clip, "prompts": prompts}
+        texts = self.model.encode_texts(params, self.layout, self.frozen)
+        outputs = self.model(params, self.images, texts)
+        rows = jnp.ones(len(self.labels))
+        counts = count(outputs.indices, self.labels, rows, self.model.cavpt_layers)
+        total = loss(self.config, outputs, self.labels, rows, counts, False, 0.0)
+        return total, (outputs, texts)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, load) -> Case:
+    return Case(request.param, load)
+
+
+def errors_in_norm(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    return jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), found, expected)
+
+
+def test_tokens(case):
+    """Learned places, fixed words and names put together are the published token ids."""
+    learned, layout = case.config.text_length, case.layout
+    for c, expected in enumerate(case.golden["tokens"]):
+        own = layout.text == c
+        ids = np.concatenate([layout.prefix_tokens, layout.tokens[own]])
+        context = np.concatenate([layout.prefix_context, layout.context[own]])
+        np.testing.assert_array_equal(context[1 : learned + 1], range(learned))
+        np.testing.assert_array_equal(ids[learned + 1 :], expected[learned + 1 : len(ids)])
+        assert not expected[len(ids) :].any()
+
+
+def test_initial_context_is_of_the_words(case):
+    if not case.meta["start_noise"] and len(case.embedded):
+        context = case.prompts["text"]["context"][0]
+        np.testing.assert_array_equal(context, case.embedded[: len(context)])
+
+
+def test_numbers_at_the_start(case):
+    (total, (outputs, texts)), gradient = case.step(case.prompts)
+    golden = case.golden
+    assert relative_error(outputs.logits, golden["logits"]) < LOGITS
+    assert relative_error(texts.learned, golden["text_features"]) < LOGITS
+    own = golden["image_features"]
+    own = own / np.linalg.norm(own, axis=-1, keepdims=True)
+    assert relative_error(outputs.features, own) < LOGITS
+    assert total == pytest.approx(float(golden["loss"]), rel=1e-5)
+    errors = errors_in_norm(gradient, prompts_of(golden.tensors("grad")))
+    assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
+
+
+def test_training_trajectory(case):
+    """One full batch an epoch: learning rates, losses, final prompts and logits."""
+    meta, golden = case.meta, case.golden
+    epochs = meta["max_epoch"]
+    config = OptimizerConfig(meta["lr"], meta["lr"], meta["warmup"], epochs, steps_per_epoch=1)
+    rates, optimizer = learning_rates(config), make_optimizer(config)
+    prompts, state = case.prompts, optimizer.init(case.prompts)
+    for epoch in range(epochs):
+        found = [rate(epoch) for rate in rates.values()]
+        np.testing.assert_allclose(found, [*golden["train_lrs"][epoch]] * 2, rtol=1e-6)
+        (total, _), gradient = case.step(prompts)
+        assert total == pytest.approx(float(golden["train_losses"][epoch]), rel=1e-4)
+        updates, state = optimizer.update(gradient, state, prompts, step=epoch)
+        prompts = optax.apply_updates(prompts, updates)
+    errors = errors_in_norm(prompts, prompts_of(golden.tensors("final")))
+    assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
+    (_, (outputs, _)), _ = case.step(prompts)
+    assert relative_error(outputs.logits, golden["final_logits"]) < 1e-4
+
+
+def test_new_prompts_have_the_published_shapes(case):
+    fresh = jax.eval_shape(case.model.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, case.prompts)
