@@ -1,4 +1,4 @@
-"""The training losses of the five methods (table "Losses" of docs/method.md).
+"""The training losses of all methods (table "Losses" of docs/method.md).
 
 Every loss is a mean over images that are spread over devices and over parts of
 a batch. So each part computes its sum, divided by the count of all parts. The
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dpt_jax.methods import PromptConfig
-from dpt_jax.model import Outputs
+from dpt_jax.methods import COSINE, Consistency, PromptConfig
+from dpt_jax.model import Held, Outputs
 
 Array = jax.Array
 DUAL_WEIGHT_UNDER_GUIDANCE = 0.1
@@ -74,7 +74,26 @@ def loss(
         wanted = jnp.broadcast_to(labels[:, None, None], outputs.auxiliary_logits.shape[:-1])
         total = (cross_entropy(outputs.auxiliary_logits, wanted) * hits).sum()
         result += alpha * total / jnp.maximum(counts.class_prompts, 1)
+    if config.held:
+        result += consistency(config.consistency, outputs.held, rows, counts)
     return result
+
+
+def consistency(weights: Consistency, held: Held | None, rows: Array, counts: Counts) -> Array:
+    """Return what these rows add to the losses that hold what is prompted to plain CLIP.
+
+    That of the texts knows no images: each row adds its share of it.
+    """
+    assert held is not None, "a model whose loss holds texts needs Texts.held"
+    share = rows.sum() / jnp.maximum(counts.images, 1)
+    return weights.text * share * text_distance(weights.text_distance, held)
+
+
+def text_distance(kind: str, held: Held) -> Array:
+    """Return how far t̂ is from t̄, a scalar: 1 − mean cosine, or the mean over |t̂ − t̄|."""
+    if kind == COSINE:
+        return 1 - (held.texts * held.to_texts).sum(-1).mean()
+    return jnp.abs(held.texts - held.to_texts).mean()
 
 
 def _true_class(indices: Array, labels: Array, rows: Array) -> Array:

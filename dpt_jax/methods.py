@@ -5,6 +5,9 @@ A method is a set of parts of one model. Symbols of the losses: see docs/method.
 
 import dataclasses
 from collections.abc import Iterable
+from typing import NamedTuple
+
+from dpt_jax.errors import UserError
 
 # The parts of the model that have a size, and the settings key whose 0 turns each off.
 TEXT, VISUAL, CLASS_AWARE = "text prompt", "visual prompt", "class-aware prompt"
@@ -13,8 +16,9 @@ SWITCHES = {
     VISUAL: "visual_prompt.length",
     CLASS_AWARE: "cavpt.top_k",
 }
-# What a method has besides: the visual tokens enter among the patches.
-AMONG_PATCHES = "visual tokens among the patches"
+# What a method has besides: visual tokens that enter among the patches, and losses that hold what
+# is prompted to plain CLIP.
+AMONG_PATCHES, CONSISTENT = "visual tokens among the patches", "consistency"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,8 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(ZERO_SHOT, "zero-shot", (), "none", "#000000", ""),
         Method("coop", "CoOp", (TEXT,), "CE of the logits", "#E69F00", "o"),
+        Method("kgcoop", "KgCoOp", (TEXT, CONSISTENT),
+               "CE of the logits; distance of the texts to plain CLIP's", "#999999", "P"),
         Method("vpt", "VPT", (VISUAL,), "CE of the logits", "#56B4E9", "s"),
         Method("vlp", "VLP", (TEXT, VISUAL), GUIDED, "#009E73", "^"),
         Method("ivlp", "IVLP", (TEXT, VISUAL, AMONG_PATCHES), "CE of the logits", "#0072B2", "v"),
@@ -69,9 +75,25 @@ def method_with(parts: Iterable[str]) -> Method:
     return max(reversed(fitting), key=lambda method: len(method.parts))
 
 
+COSINE, L1 = "cosine", "l1"
+
+
+class Consistency(NamedTuple):
+    """The weights of the losses that hold what is prompted to plain CLIP; 0 turns one off."""
+
+    text: float = 0.0
+    text_distance: str = COSINE  # or L1
+
+
+HELD_TO_NOTHING = Consistency()
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """Which prompts are learned, and how many tokens of each; 0 turns a part off."""
+    """Which prompts are learned, how many tokens of each, and what they are held to.
+
+    0 turns a part off. Raise UserError for a combination that means nothing.
+    """
 
     classes: int
     text_length: int = 0
@@ -84,6 +106,14 @@ class PromptConfig:
     ln_pre: bool = False  # whether the first visual tokens pass the layer norm of the patches
     top_k: int = 0
     first_layer: int = 0  # F, the first CAVPT layer, 1-based
+    consistency: Consistency = HELD_TO_NOTHING
+
+    def __post_init__(self) -> None:
+        if self.consistency.text and not self.text_length:
+            raise UserError(
+                "loss.text_consistency holds the texts in the learned context to plain CLIP's, but "
+                "text_prompt.length is 0: turn one of them on or the other off."
+            )
 
     @property
     def parts(self) -> set[str]:
@@ -93,6 +123,7 @@ class PromptConfig:
             VISUAL: self.visual_length,
             AMONG_PATCHES: self.visual_length and self.ln_pre,
             CLASS_AWARE: self.top_k,
+            CONSISTENT: self.held,
         }
         return {part for part, size in on.items() if size}
 
@@ -100,6 +131,11 @@ class PromptConfig:
     def method(self) -> str:
         """Return the name that the papers have for this combination of parts."""
         return method_with(self.parts).name
+
+    @property
+    def held(self) -> bool:
+        """Return whether a loss holds what is prompted to plain CLIP."""
+        return bool(self.consistency.text)
 
     @property
     def learned(self) -> bool:

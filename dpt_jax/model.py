@@ -37,6 +37,14 @@ class Texts(NamedTuple):
 
     frozen: Array  # Z, normalised
     learned: Array  # t, not normalised; the frozen features if there is no text prompt
+    held: Array | None = None  # t̄, normalised, where a loss holds the learned ones to it
+
+
+class Held(NamedTuple):
+    """What a loss holds what is prompted to, and the texts that it holds."""
+
+    texts: Array  # (C, E), t̂
+    to_texts: Array  # (C, E), t̄
 
 
 class Plain(NamedTuple):
@@ -63,6 +71,7 @@ class Outputs(NamedTuple):
     attention: Array | None
     # (B, CAVPT layers, K, 1 + patches + G), what each class prompt is made of
     class_attention: Array | None
+    held: Held | None = None  # None without Texts.held
 
 
 Given = ParamSpec("Given")
@@ -153,17 +162,23 @@ class PromptedCLIP:
         return prompts
 
     def encode_texts(
-        self, params: Params, layout: TextLayout, frozen: Array, axis: str | None = None
+        self,
+        params: Params,
+        layout: TextLayout,
+        frozen: Array,
+        axis: str | None = None,
+        held: Array | None = None,
     ) -> Texts:
         """Return the text features of the classes.
 
         layout: the learned prompt's (ignored where there is no text prompt);
         frozen: (C, E) un-normalised features of the templates, see encode_plain.
-        axis: the mapped axis of the devices that share the work.
+        axis: the mapped axis of the devices that share the work. held: (C, E),
+        un-normalised, what a loss holds the learned ones to.
         """
-        if not self.prompts.text_length:
-            return Texts(normalize(frozen), frozen)
-        return Texts(normalize(frozen), self.encode_learned(params, layout, axis))
+        plain = normalize(frozen)
+        learned = self.encode_learned(params, layout, axis) if self.prompts.text_length else frozen
+        return Texts(plain, learned, None if held is None else normalize(held))
 
     @exact
     def encode_learned(self, params: Params, layout: TextLayout, axis: str | None = None) -> Array:
@@ -239,6 +254,7 @@ class PromptedCLIP:
             features=prompted,
             attention=attention,
             class_attention=class_attention,
+            held=None if texts.held is None else Held(learned, texts.held),
         )
 
     def _visual_prompts(self, prompts: Prompts, tower: VisionTower) -> list[LayerPrompts]:

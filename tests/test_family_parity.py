@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
+from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.losses import count, loss
-from dpt_jax.methods import PromptConfig
+from dpt_jax.losses import count, cross_entropy, loss, text_distance
+from dpt_jax.methods import Consistency, PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
-from dpt_jax.storage.relatives import prompts_from_joint
+from dpt_jax.storage.published import TEXT, prompts_from_published
+from dpt_jax.storage.relatives import JOINT
 from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
 from tests.helpers import make_clip
 from tests.helpers.golden import Golden, relative_error
@@ -22,7 +24,8 @@ pytestmark = pytest.mark.compiles
 
 LOGITS = 1e-5  # of the largest entry
 GRADIENTS = 1e-4  # of the norm
-CASES = ("ivlp", "ivlp_all")
+CASES = ("ivlp", "ivlp_all", "kgcoop")
+PHOTO = "a photo of a"
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +42,25 @@ def load(tmp_path_factory):
 
 
 def prompts_of(tensors):
-    return prompts_from_joint(tensors)
+    """Return the tree of the tensors of a published module, by their names in the whole model."""
+    if set(tensors) == {"prompt_learner.ctx"}:
+        return prompts_from_published({TEXT: {"ctx": tensors["prompt_learner.ctx"]}})
+    return prompts_from_published({JOINT: tensors})
 
 
 def config_of(meta):
-    return PromptConfig(
-        classes=meta["C"],
-        text_length=meta["N_CTX_TEXT"],
-        text_depth=meta["PROMPT_DEPTH_TEXT"],
-        visual_length=meta["N_CTX_VISION"],
-        visual_depth=meta["PROMPT_DEPTH_VISION"],
-        ln_pre=True,
-    )
+    """Return the parts of a case, by the names that its code has for them."""
+    if meta["kind"] == "KgCoOp":
+        own = {"text_length": meta["N_CTX"], "consistency": Consistency(text=meta["W"])}
+    else:
+        own = {
+            "text_length": meta["N_CTX_TEXT"],
+            "text_depth": meta["PROMPT_DEPTH_TEXT"],
+            "visual_length": meta["N_CTX_VISION"],
+            "visual_depth": meta["PROMPT_DEPTH_VISION"],
+            "ln_pre": True,
+        }
+    return PromptConfig(classes=meta["C"], **own)
 
 
 class Case:
@@ -63,7 +73,8 @@ class Case:
         self.config = config_of(meta)
         self.model = PromptedCLIP(clip.config, self.config)
         self.clip, self.tokenizer = clip.params, clip.tokenizer
-        words = context_tokens(meta["CTX_INIT"], clip.tokenizer)
+        initial = meta["CTX_INIT"]  # KgCoOp's is a switch
+        words = context_tokens(PHOTO if initial is True else initial or "", clip.tokenizer)
         self.layout = prompt_layout(
             meta["classnames"],
             clip.tokenizer,
@@ -71,8 +82,17 @@ class Case:
             fixed=words[self.config.text_length :],
         )
         self.embedded = np.asarray(clip.params["text"]["token_embedding"])[words]
-        plain = plain_layout([f"a photo of a {n}." for n in meta["classnames"]], clip.tokenizer)
-        self.frozen = jax.jit(self.model.encode_plain)({"clip": clip.params}, plain)
+        encode = jax.jit(self.model.encode_plain)
+        texts = [
+            encode(
+                {"clip": clip.params},
+                plain_layout([template.format(n) for n in meta["classnames"]], clip.tokenizer),
+            )
+            for template in meta.get("templates", [f"{PHOTO} {{}}."])
+        ]
+        # As they are, not normalised.
+        self.frozen = sum(texts) / len(texts)
+        self.held = self.frozen if self.config.held else None
         self.prompts = prompts_of(self.golden.tensors("param"))
         self.images = self.golden["image"].transpose(0, 2, 3, 1)
         self.labels = self.golden["label"]
@@ -84,7 +104,7 @@ class Case:
 
     def _loss(self, prompts, clip):
         params = {"clip": clip, "prompts": prompts}
-        texts = self.model.encode_texts(params, self.layout, self.frozen)
+        texts = self.model.encode_texts(params, self.layout, self.frozen, held=self.held)
         outputs = self.model(params, self.images, texts)
         rows = jnp.ones(len(self.labels))
         counts = count(outputs.indices, self.labels, rows, self.model.cavpt_layers)
@@ -120,6 +140,22 @@ def test_initial_context_is_of_the_words(case):
         np.testing.assert_array_equal(context, case.embedded[: len(context)])
 
 
+def terms_of(case, outputs):
+    """Return the terms of the loss that a golden file names, without their weights."""
+    if not case.config.held:
+        return {}
+    terms = {"loss_ce": cross_entropy(outputs.logits, case.labels).mean()}
+    if case.meta["kind"] == "KgCoOp":
+        terms["score"] = text_distance("cosine", outputs.held)
+    return terms
+
+
+def test_texts_that_the_learned_ones_are_held_to(case):
+    if case.meta["kind"] == "KgCoOp":
+        found = normalize(case.held)
+        assert relative_error(found, case.golden["frozen_text_features"]) < LOGITS
+
+
 def test_numbers_at_the_start(case):
     (total, (outputs, texts)), gradient = case.step(case.prompts)
     golden = case.golden
@@ -129,6 +165,8 @@ def test_numbers_at_the_start(case):
     own = own / np.linalg.norm(own, axis=-1, keepdims=True)
     assert relative_error(outputs.features, own) < LOGITS
     assert total == pytest.approx(float(golden["loss"]), rel=1e-5)
+    for name, term in terms_of(case, outputs).items():
+        assert float(term) == pytest.approx(float(golden[name]), rel=1e-5), name
     errors = errors_in_norm(gradient, prompts_of(golden.tensors("grad")))
     assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
 

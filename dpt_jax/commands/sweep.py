@@ -10,7 +10,8 @@ Protocols:
     cross-dataset          train on ImageNet, test the same prompts on the paper's other datasets
     domain-generalization  train on ImageNet, test the same prompts on its four shifted variants
 
---methods are the names of configs/; besides those above there is ivlp.
+--methods are the names of configs/; besides those above there are ivlp and
+kgcoop.
 --datasets and --targets replace what the last two train and test on. Runs that have their results
 are skipped, a run that was stopped goes on, and one that fails is reported at the end, with exit
 code 1, while the others go on. With --part=I/N a process begins with its part of the runs, and goes
@@ -70,7 +71,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     for one in planned:
         grid.run_config(one, given.overrides)
         for target in one.targets:
-            grid.method_config(one.method, target.dataset, given.overrides)
+            grid.method_config(one.method, target.dataset, given.overrides, one.protocol)
     if flags.part:
         planned = grid.of_part(planned, *_part(flags.part), given.overrides)
     shared.connect_hosts(flags)

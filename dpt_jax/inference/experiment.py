@@ -35,6 +35,7 @@ class Frozen(NamedTuple):
     clip: Any
     layout: TextLayout  # the learned prompt's texts
     texts: jax.Array  # (C, E) features of the templates, not necessarily normalised
+    held: jax.Array | None = None  # (C, E), what losses hold the learned texts to; in training only
 
 
 class Experiment(NamedTuple):
@@ -115,16 +116,19 @@ def make_text_encoder(model: PromptedCLIP) -> Callable[[Any, TextLayout], jax.Ar
 
 
 def plain_layouts(
-    config: ConfigDict, classnames: Sequence[str], pretrained: Pretrained
+    config: ConfigDict,
+    classnames: Sequence[str],
+    pretrained: Pretrained,
+    key: str = "dataset.template",
 ) -> list[TextLayout]:
-    """Return the texts of the classes by each of the templates."""
+    """Return the texts of the classes by each of the templates of a key."""
     return [
         plain_layout(
             [template.format(name) for name in classnames],
             pretrained.tokenizer,
             pretrained.config.context_length,
         )
-        for template in settings.templates(config)
+        for template in settings.templates(config, key)
     ]
 
 

@@ -156,12 +156,14 @@ def take_settings(config: ConfigDict, method: str, overrides: Mapping[str, Any])
 def drop_words_that_count_for_nothing(
     config: ConfigDict, prompts: Prompts, tokenizer: Tokenizer
 ) -> None:
-    """Leave no initial words where the context has more tokens: that code then starts at random.
+    """Leave no initial words where the context is none that could have begun with them.
 
-    It learns the first words alone, and a context as long as them or shorter keeps the others.
+    It has as many tokens as they, or fewer where the others stay fixed. A published context that
+    is longer has begun at random.
     """
-    words = context_tokens(config.text_prompt.init, tokenizer)
-    if "text" not in prompts or prompts["text"]["context"].shape[-2] > len(words):
+    words = len(context_tokens(config.text_prompt.init, tokenizer))
+    length = prompts["text"]["context"].shape[-2] if "text" in prompts else 0
+    if length > words or (length < words and not config.text_prompt.fixed_words):
         config.text_prompt.init = ""
 
 

@@ -1,5 +1,6 @@
 """Text features of any class names, by a few programs that serve every call."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from dpt_jax.clip.text import TextLayout
 from dpt_jax.inference.experiment import Experiment, ensemble, learned_layout, plain_layouts
+from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.runtime import devices
 
@@ -36,11 +38,12 @@ class TextEncoder:
             layout = learned_layout(
                 prepared.config, prepared.model.prompts, classnames, prepared.pretrained
             )
-            return self._features(layout)
+            return self.features(layout)
         layouts = plain_layouts(prepared.config, classnames, prepared.pretrained)
-        return np.asarray(ensemble([jax.numpy.asarray(self._features(one)) for one in layouts]))
+        return np.asarray(ensemble([jax.numpy.asarray(self.features(one)) for one in layouts]))
 
-    def _features(self, layout: TextLayout) -> np.ndarray:
+    def features(self, layout: TextLayout) -> np.ndarray:
+        """Return the features (C, E) of a layout's texts, float32, not normalised."""
         texts = unpacked(layout)
         parts = []
         for start in range(0, len(texts), TEXTS[-1]):
@@ -50,6 +53,23 @@ class TextEncoder:
             found = self._program(self._prepared.frozen.clip, self._prompts, padded)
             parts.append(np.asarray(found.addressable_shards[0].data)[0, : len(own)])
         return np.concatenate(parts)
+
+
+def held_texts(prepared: Experiment) -> jax.Array | None:
+    """Return what the losses hold the learned texts to, (devices, C, E); None if they hold none.
+
+    It is the mean over the templates of `loss.template`, each as it comes out of plain CLIP.
+    """
+    if not prepared.model.prompts.held:
+        return None
+    if not prepared.config.loss.template:
+        return prepared.frozen.texts
+    classnames = prepared.dataset.classnames
+    plain = dataclasses.replace(prepared.model, prompts=PromptConfig(len(classnames)))
+    encoder = TextEncoder(prepared._replace(model=plain), {})
+    layouts = plain_layouts(prepared.config, classnames, prepared.pretrained, "loss.template")
+    mean = np.mean([encoder.features(layout) for layout in layouts], axis=0)
+    return devices.replicate(mean)
 
 
 @functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)

@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 
 from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.errors import UserError
-from dpt_jax.methods import SWITCHES, PromptConfig
+from dpt_jax.methods import SWITCHES, Consistency, PromptConfig
 from dpt_jax.runtime.files import as_path
 from dpt_jax.settings.keys import Value
-from dpt_jax.settings.recipes import published
+from dpt_jax.settings.recipes import FEW_SHOT, published
 from dpt_jax.settings.saved import CONFIG_FILE, load
 from dpt_jax.settings.schema import check, defaults, set_key
 
@@ -18,15 +18,17 @@ from dpt_jax.settings.schema import check, defaults, set_key
 PROMPT_SECTIONS = ("clip", "text_prompt", "visual_prompt", "cavpt")
 
 
-def of_method(name: str, dataset: str = DEFAULT_DATASET) -> ConfigDict:
+def of_method(name: str, dataset: str = DEFAULT_DATASET, protocol: str = "") -> ConfigDict:
     """Return the published settings of a method on a dataset.
 
-    dataset: an embedded one, one of the paper's, or "folder" for your own images. Raise UserError
-    for another name.
+    dataset: an embedded one, one of the paper's, or "folder" for your own images; DATASET:PROTOCOL
+    names the protocol too. protocol: one of recipes.PROTOCOLS, "" for that. Raise UserError for
+    another name.
     """
+    dataset, _, named = dataset.partition(":")
     config = defaults()
     config.dataset.name = dataset
-    for key, value in published(name, dataset).items():
+    for key, value in published(name, dataset, protocol or named or FEW_SHOT).items():
         set_key(config, key, value)
     return config
 
@@ -64,12 +66,14 @@ def prompt_config(
         ln_pre=visual.ln_pre,
         top_k=cavpt.top_k,
         first_layer=first if cavpt.top_k else 0,
+        consistency=Consistency(config.loss.text_consistency, config.loss.text_distance),
     )
 
 
-def templates(config: ConfigDict) -> list[str]:
+def templates(config: ConfigDict, key: str = "dataset.template") -> list[str]:
     """Return the texts of a class; where there are several, their features are averaged."""
-    return [template.strip() for template in config.dataset.template.split("|")]
+    section, _, name = key.partition(".")
+    return [template.strip() for template in config[section][name].split("|")]
 
 
 def settings_for_training(

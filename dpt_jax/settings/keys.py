@@ -3,6 +3,8 @@
 import enum
 from typing import NamedTuple
 
+from dpt_jax.methods import COSINE, L1
+
 Value = int | float | bool | str | None
 
 
@@ -160,6 +162,24 @@ SCHEMA: tuple[Key, ...] = (
         30,
         "Epochs in which text and image are also trained apart.",
         least=0,
+    ),
+    Key(
+        "loss.text_consistency",
+        0.0,
+        "Weight of the distance of the texts in the learned context to plain CLIP's.",
+        least=0,
+    ),
+    Key(
+        "loss.text_distance",
+        COSINE,
+        "That distance: 1 - cosine, or the mean over the absolute differences (l1).",
+        choices=(COSINE, L1),
+    ),
+    Key(
+        "loss.template",
+        "",
+        "Text of a class in plain CLIP for that; several, separated by |, are averaged as they "
+        "are; none takes dataset.template.",
     ),
     Key("train.batch_size", 32, "Images per step, on all devices together.", least=1),
     Key("train.epochs", 60, "Epochs.", least=1),

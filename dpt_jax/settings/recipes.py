@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 
 from dpt_jax.data.catalogue import EMBEDDED, settings_of
+from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS
 from dpt_jax.settings.keys import Value
 
+FEW_SHOT, BASE_TO_NEW = "few-shot", "base-to-new"
+CROSS_DATASET, DOMAIN_SHIFT = "cross-dataset", "domain-generalization"
+PROTOCOLS = (FEW_SHOT, BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT)
 # Of everything that adapts ViT-B/16 with the trainer of CoOp's code: one learning rate for all
 # that is learned, an epoch of warm-up, and no loss but that of the logits.
 RELATIVE: Mapping[str, Value] = {
@@ -27,18 +31,44 @@ JOINT: Mapping[str, Value] = {
     "train.visual_lr": 0.0035,
 }
 RECIPES: dict[str, Mapping[str, Value]] = {
+    "kgcoop": {
+        **RELATIVE,
+        "text_prompt.length": 4,
+        "loss.text_consistency": 8.0,
+        "train.batch_size": 128,
+        "train.epochs": 100,
+    },
     "ivlp": {**JOINT, "text_prompt.depth": 12, "visual_prompt.depth": 12},
+}
+# What the published scripts of a protocol set otherwise.
+BY_PROTOCOL: dict[tuple[str, str], Mapping[str, Value]] = {
+    ("kgcoop", CROSS_DATASET): {"dataset.shots": 4},
+}
+# And on a dataset.
+BY_DATASET: dict[tuple[str, str], Mapping[str, Value]] = {
+    ("kgcoop", "dtd"): {"loss.template": "a photo of a {}, a type of texture."},
 }
 # The bundled CLIP has three and four layers where the published settings are for twelve.
 QUARTERED = ("text_prompt.depth", "visual_prompt.depth")
 
 
-def published(method: str, dataset: str) -> dict[str, Value]:
+def published(method: str, dataset: str, protocol: str) -> dict[str, Value]:
     """Return the settings by key of a method on a dataset that are not the defaults.
 
-    Raise UserError for a name that no dataset has.
+    Raise UserError for a name that no dataset or no protocol has.
     """
-    recipe = dict(RECIPES.get(method, {}))
+    if protocol not in PROTOCOLS:
+        raise UserError(
+            f"configs: no protocol {protocol!r} behind the dataset {dataset}; choose one of "
+            f"{', '.join(PROTOCOLS)}."
+        )
+    # Prompts for the shifted ImageNets are those that go to other datasets too.
+    trained_for = CROSS_DATASET if protocol == DOMAIN_SHIFT else protocol
+    recipe = {
+        **RECIPES.get(method, {}),
+        **BY_PROTOCOL.get((method, trained_for), {}),
+        **BY_DATASET.get((method, dataset), {}),
+    }
     if dataset in EMBEDDED:
         for key in QUARTERED:
             if key in recipe:

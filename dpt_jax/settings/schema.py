@@ -45,10 +45,16 @@ def check(config: ConfigDict) -> None:
             "text_prompt.fixed_words keeps words between the context and a name behind it, so "
             f"text_prompt.class_position cannot be {text.class_position}: give end."
         )
-    for template in config.dataset.template.split("|"):
+    _check_templates("dataset.template", config.dataset.template)
+    if config.loss.template:
+        _check_templates("loss.template", config.loss.template)
+
+
+def _check_templates(key: str, templates: str) -> None:
+    for template in templates.split("|"):
         if template.count("{}") != 1 or template.count("{") + template.count("}") != 2:
             raise UserError(
-                f"dataset.template: {template.strip()!r} should have one {{}}, for the class name."
+                f"{key}: {template.strip()!r} should have one {{}}, for the class name."
             )
 
 

@@ -70,8 +70,12 @@ def account(modules: dict[str, Tensors], directory: pathlib.Path) -> None:
 
 
 def method_of(modules: dict[str, Tensors]) -> str | None:
-    """Return the relative of DPT whose checkpoint this is, None where it is of DPT's own code."""
-    return relatives.method_of(modules[relatives.JOINT]) if relatives.JOINT in modules else None
+    """Return the relative of DPT whose checkpoint this is, None where nothing tells it from DPT's,
+    CoOp's, VPT's or VLP's.
+    """
+    if relatives.JOINT in modules:
+        return relatives.method_of(modules[relatives.JOINT])
+    return "kgcoop" if KGCOOP[0] in modules.get(TEXT, ()) else None
 
 
 def prompts_from_published(modules: dict[str, Tensors]) -> Any:

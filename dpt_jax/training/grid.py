@@ -12,11 +12,10 @@ from dpt_jax import settings
 from dpt_jax.data.catalogue import DEFAULT_DATASET, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS, SWITCHES
+from dpt_jax.settings.recipes import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
 
 Overrides = Mapping[str, settings.Value]
 
-FEW_SHOT, BASE_TO_NEW = "few-shot", "base-to-new"
-CROSS_DATASET, DOMAIN_SHIFT = "cross-dataset", "domain-generalization"
 # What a protocol trains on, and tests on besides, where the command line does not say.
 PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     FEW_SHOT: ((DEFAULT_DATASET,), ()),
@@ -50,6 +49,7 @@ class Run(NamedTuple):
     seed: int
     classes: str
     targets: tuple[Target, ...]
+    protocol: str = FEW_SHOT
 
     @property
     def learns(self) -> bool:
@@ -83,7 +83,9 @@ def plan(
             others = [Target(target, "all") for target in targets if target != dataset]
         once = not METHODS[method].parts
         samples = itertools.product(shots[:1] if once else shots, seeds[:1] if once else seeds)
-        runs += [Run(method, dataset, s, seed, classes, tuple(others)) for s, seed in samples]
+        runs += [
+            Run(method, dataset, s, seed, classes, tuple(others), protocol) for s, seed in samples
+        ]
     return runs
 
 
@@ -108,7 +110,7 @@ def cost(run: Run, overrides: Overrides) -> float:
 
 def run_config(run: Run, overrides: Overrides) -> ConfigDict:
     """Return the checked configuration of a run; the overrides win over the dataset's settings."""
-    config = method_config(run.method, run.dataset, overrides)
+    config = method_config(run.method, run.dataset, overrides, run.protocol)
     config.dataset.shots, config.dataset.classes, config.seed = run.shots, run.classes, run.seed
     settings.check(config)
     return config
@@ -118,15 +120,20 @@ def target_config(
     run: Run, target: Target, overrides: Overrides, workdir: epath.Path
 ) -> ConfigDict:
     """Return the configuration that tests the prompts of `workdir` on a target."""
-    named = method_config(run.method, target.dataset, overrides)
+    named = method_config(run.method, target.dataset, overrides, run.protocol)
     source = {"init_from": str(workdir), "dataset.classes": target.classes}
     own = {**_meant_for(named, overrides), **source}
     return settings.settings_for_evaluation(named, own, True, workdir)
 
 
-def method_config(method: str, dataset: str, overrides: Overrides) -> ConfigDict:
-    """Return a method's settings on a dataset.  Raise UserError where they make another method."""
-    config = settings.of_method(method, dataset)
+def method_config(
+    method: str, dataset: str, overrides: Overrides, protocol: str = FEW_SHOT
+) -> ConfigDict:
+    """Return a method's settings on a dataset, in a protocol.
+
+    Raise UserError where the overrides make another method of it.
+    """
+    config = settings.of_method(method, dataset, protocol)
     for key, value in _meant_for(config, overrides).items():
         settings.set_key(config, key, value)
     if settings.method(config) != method:

@@ -15,6 +15,7 @@ from dpt_jax.data import loader
 from dpt_jax.data.dataset import check_readable
 from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, initial_prompts, training_meta
+from dpt_jax.inference.texts import held_texts
 from dpt_jax.prompts import Prompts
 from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import Progress, say
@@ -77,6 +78,9 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
         _say_start(experiment, plan, state, workdir)
 
         about = training_meta(experiment) | {train_files.DIGEST: train_files.digest(dataset.train)}
+        experiment = experiment._replace(
+            frozen=experiment.frozen._replace(held=held_texts(experiment))
+        )
         with MetricWriter(workdir, start) as writer:
             # A run that goes on from a checkpoint needs the metrics of the steps before it.
             first = (check_lock, writer.settle)

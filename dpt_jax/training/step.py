@@ -115,7 +115,9 @@ def batch_gradient(
         return {"clip": frozen.clip, "prompts": prompts}
 
     def encode(prompts: Prompts) -> tuple[jax.Array, Texts]:
-        texts = model.encode_texts(params(prompts), frozen.layout, frozen.texts, devices.AXIS)
+        texts = model.encode_texts(
+            params(prompts), frozen.layout, frozen.texts, devices.AXIS, frozen.held
+        )
         return texts.learned, texts
 
     # Texts are encoded once a step, however many parts the batch is taken in: `pull` takes the

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from configs import coop, dpt, ivlp, vlp, vpt, zeroshot
+from configs import coop, dpt, ivlp, kgcoop, vlp, vpt, zeroshot
 from dpt_jax import settings
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS
@@ -69,6 +69,25 @@ def test_published_settings_of_relatives():
     drawn = ivlp.get_config("emoji")
     assert (drawn.clip.weights, drawn.text_prompt.depth) == ("tiny-clip", 3)
     assert drawn.text_prompt.init == "a drawing of a"
+
+
+def test_published_settings_by_protocol_and_dataset():
+    """As CONFIG:DATASET:PROTOCOL; KgCoOp's own text of a texture is not the catalogue's."""
+    config = kgcoop.get_config("dtd")
+    assert config.loss.template == "a photo of a {}, a type of texture."
+    assert config.dataset.template != config.loss.template
+    assert (config.train.epochs, config.train.batch_size, config.dataset.shots) == (100, 128, 16)
+    assert kgcoop.get_config("imagenet:cross-dataset").dataset.shots == 4
+    assert kgcoop.get_config("imagenet:base-to-new").dataset.shots == 16
+    with pytest.raises(UserError, match="no protocol 'few' behind the dataset dtd"):
+        kgcoop.get_config("dtd:few")
+
+
+def test_what_is_held_must_be_learned():
+    config = vpt.get_config()
+    config.loss.text_consistency = 8.0
+    with pytest.raises(UserError, match=r"loss\.text_consistency .* text_prompt\.length is 0"):
+        settings.method(config)
 
 
 def test_words_that_stay_fixed_leave_the_length_alone():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from configs import coop
+from dpt_jax import settings
 from dpt_jax.errors import UserError
 from dpt_jax.inference.published import convert_reference
 from dpt_jax.storage.checkpoints import load_newest
@@ -43,6 +44,8 @@ def test_buffers_and_what_kgcoop_does_not_use_are_left(tmp_path, config):
     unused["meta_net.linear1.bias"] = zeros(512)
     write(tmp_path / "kgcoop", {"ctx": CONTEXT, **BUFFERS, **unused})
     convert_reference(tmp_path / "kgcoop", tmp_path / "w", config, {})
+    found = settings.load_saved(tmp_path / "w")
+    assert (settings.method(found), found.loss.text_consistency) == ("kgcoop", 8.0)
     np.testing.assert_array_equal(
         load_newest(tmp_path / "w").prompts["text"]["context"][0], CONTEXT
     )

@@ -245,7 +245,7 @@ def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--methods=coop,maple"], "'maple' is not one of zeroshot, coop, vpt, vlp, dpt"),
+        (["--methods=coop,tip"], "'tip' is not one of zeroshot, coop"),
         (["--datasets=imagnet"], "no dataset 'imagnet'"),
         (["--shots=1,two"], "--shots=1,two: give whole numbers"),
         (["--shots=0"], "dataset.shots is 0"),

@@ -1,0 +1,12 @@
+"""KgCoOp: a context whose texts are held to those of plain CLIP.
+
+python main.py --config=configs/kgcoop.py[:DATASET]
+"""
+
+from ml_collections import ConfigDict
+
+from dpt_jax import settings
+
+
+def get_config(dataset: str = "emoji") -> ConfigDict:
+    return settings.of_method("kgcoop", dataset)
