@@ -16,9 +16,10 @@ SWITCHES = {
     VISUAL: "visual_prompt.length",
     CLASS_AWARE: "cavpt.top_k",
 }
-# What a method has besides: visual tokens that enter among the patches, and losses that hold what
-# is prompted to plain CLIP.
-AMONG_PATCHES, CONSISTENT = "visual tokens among the patches", "consistency"
+# What a method has besides: visual tokens that enter among the patches, or are made of the text's,
+# and losses that hold what is prompted to plain CLIP.
+AMONG_PATCHES, COUPLED = "visual tokens among the patches", "coupling"
+CONSISTENT = "consistency"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,7 @@ METHODS: dict[str, Method] = {
         Method("vpt", "VPT", (VISUAL,), "CE of the logits", "#56B4E9", "s"),
         Method("vlp", "VLP", (TEXT, VISUAL), GUIDED, "#009E73", "^"),
         Method("ivlp", "IVLP", (TEXT, VISUAL, AMONG_PATCHES), "CE of the logits", "#0072B2", "v"),
+        Method("maple", "MaPLe", (TEXT, VISUAL, COUPLED), "CE of the logits", "#CC79A7", "X"),
         Method("dpt", "DPT", (TEXT, VISUAL, CLASS_AWARE),
                f"{GUIDED}; CE of CAVPT's auxiliary logits", "#D55E00", "D"),
     )
@@ -104,11 +106,23 @@ class PromptConfig:
     # each layer before CAVPT, which then end.
     visual_depth: int = 0
     ln_pre: bool = False  # whether the first visual tokens pass the layer norm of the patches
+    coupled: bool = False  # whether the visual tokens are made of the text's
     top_k: int = 0
     first_layer: int = 0  # F, the first CAVPT layer, 1-based
     consistency: Consistency = HELD_TO_NOTHING
 
     def __post_init__(self) -> None:
+        if self.coupled and not (self.text_length and self.visual_length):
+            off = "visual_prompt.length" if self.text_length else "text_prompt.length"
+            raise UserError(
+                f"visual_prompt.coupled makes the visual tokens of the text prompt's, but {off} is "
+                "0: turn that on or the coupling off."
+            )
+        if self.coupled and self.class_specific:
+            raise UserError(
+                "visual_prompt.coupled makes the visual tokens of the text prompt's, which "
+                "text_prompt.class_specific has for each class: turn one of them off."
+            )
         if self.consistency.text and not self.text_length:
             raise UserError(
                 "loss.text_consistency holds the texts in the learned context to plain CLIP's, but "
@@ -122,6 +136,7 @@ class PromptConfig:
             TEXT: self.text_length,
             VISUAL: self.visual_length,
             AMONG_PATCHES: self.visual_length and self.ln_pre,
+            COUPLED: self.coupled,
             CLASS_AWARE: self.top_k,
             CONSISTENT: self.held,
         }

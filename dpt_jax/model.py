@@ -25,7 +25,7 @@ from dpt_jax.methods import PromptConfig
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
 from dpt_jax.prompts.text import TextPrompt, initializer
-from dpt_jax.prompts.visual import VisualPrompt, layer_prompts
+from dpt_jax.prompts.visual import Coupling, VisualPrompt, layer_prompts
 
 Array = jax.Array
 Params = dict[str, Any]  # {"clip": frozen parameters, "prompts": learned ones}
@@ -120,12 +120,30 @@ class PromptedCLIP:
                 f"text_prompt.depth is {self.prompts.text_depth}, "
                 f"but this CLIP's text tower has layers 1 to {text_layers}."
             )
+        self._check_coupling()
         if self.prompts.text_length > self.clip.context_length - OTHER_TOKENS:
             raise UserError(
                 f"text_prompt.length is {self.prompts.text_length} (with text_prompt.init, as "
                 "many as its words have tokens), but this CLIP's text tower takes "
                 f"{self.clip.context_length} tokens, of which at least {OTHER_TOKENS} are not the "
                 "prompt's."
+            )
+
+    def _check_coupling(self) -> None:
+        config = self.prompts
+        if not config.coupled:
+            return
+        if config.visual_length != config.text_length:
+            raise UserError(
+                "visual_prompt.coupled makes a visual token of each context token, but "
+                f"visual_prompt.length is {config.visual_length} and the context has "
+                f"{config.text_length}: give the same number."
+            )
+        if self.visual_depth != config.text_depth:
+            raise UserError(
+                "visual_prompt.coupled makes the visual tokens of a layer of the context of that "
+                f"layer, but {self.visual_depth} layers have visual tokens and text_prompt.depth "
+                f"is {config.text_depth}: give the same number."
             )
 
     @property
@@ -150,7 +168,10 @@ class PromptedCLIP:
         config = self.prompts
         if config.text_length:
             prompts["text"] = self._text_prompt(initializer(context_start)).init(text_key)["params"]
-        if config.visual_length and self.visual_layers:
+        if config.coupled:
+            context = jnp.zeros((config.text_depth, 1, self.clip.text.width))
+            prompts["coupling"] = self._coupling().init(visual_key, context)["params"]
+        elif config.visual_length and self.visual_layers:
             module = VisualPrompt(self.visual_depth, config.visual_length, self.clip.vision.width)
             prompts["visual"] = module.init(visual_key)["params"]
         if config.top_k:
@@ -257,6 +278,13 @@ class PromptedCLIP:
             held=None if texts.held is None else Held(learned, texts.held),
         )
 
+    def visual_tokens(self, prompts: Prompts) -> Array:
+        """Return P (J_v, n_v, D_v) of a model with a visual prompt, float32, before ln_pre."""
+        if not self.prompts.coupled:
+            return prompts["visual"]["tokens"]
+        params = {"params": prompts["coupling"]}
+        return jnp.asarray(self._coupling().apply(params, prompts["text"]["context"]))
+
     def _visual_prompts(self, prompts: Prompts, tower: VisionTower) -> list[LayerPrompts]:
         """Return what the layers before CAVPT see of the visual prompt."""
         config = self.prompts
@@ -264,7 +292,7 @@ class PromptedCLIP:
             return []
         if not config.visual_length:
             return [LayerPrompts(self.visual_layers, no_memory)]
-        tokens = prompts["visual"]["tokens"].astype(self.dtype)
+        tokens = self.visual_tokens(prompts).astype(self.dtype)
         if config.ln_pre:
             tokens = tokens.at[0].set(tower.ln_pre(tokens[0]))
         # Of the last layer the class token alone goes on, so there is nothing to carry on to.
@@ -292,6 +320,9 @@ class PromptedCLIP:
         own = self._clip(params, lambda clip: clip.text.rows(share(layout, axis), context))
         ends = jax.lax.all_gather(own, axis, tiled=True)
         return ends.reshape(-1, ends.shape[-1])[jnp.asarray(layout.order)]
+
+    def _coupling(self) -> Coupling:
+        return Coupling(self.visual_depth, self.clip.text.width, self.clip.vision.width)
 
     def _text_prompt(self, init: Any = None) -> TextPrompt:
         config = self.prompts

@@ -15,7 +15,7 @@ from dpt_jax.methods import Consistency, PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
 from dpt_jax.storage.published import TEXT, prompts_from_published
-from dpt_jax.storage.relatives import JOINT
+from dpt_jax.storage.relatives import COUPLED, JOINT
 from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
 from tests.helpers import make_clip
 from tests.helpers.golden import Golden, relative_error
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.compiles
 
 LOGITS = 1e-5  # of the largest entry
 GRADIENTS = 1e-4  # of the norm
-CASES = ("ivlp", "ivlp_all", "kgcoop")
+CASES = ("ivlp", "ivlp_all", "kgcoop", "maple", "maple_all")
 PHOTO = "a photo of a"
 
 
@@ -45,13 +45,18 @@ def prompts_of(tensors):
     """Return the tree of the tensors of a published module, by their names in the whole model."""
     if set(tensors) == {"prompt_learner.ctx"}:
         return prompts_from_published({TEXT: {"ctx": tensors["prompt_learner.ctx"]}})
-    return prompts_from_published({JOINT: tensors})
+    module = COUPLED if "prompt_learner.proj.bias" in tensors else JOINT
+    return prompts_from_published({module: tensors})
 
 
 def config_of(meta):
     """Return the parts of a case, by the names that its code has for them."""
     if meta["kind"] == "KgCoOp":
         own = {"text_length": meta["N_CTX"], "consistency": Consistency(text=meta["W"])}
+    elif meta["kind"] == "MaPLe":
+        length, depth = meta["N_CTX"], meta["PROMPT_DEPTH"]
+        own = {"text_length": length, "text_depth": depth, "visual_length": length}
+        own |= {"visual_depth": depth, "ln_pre": True, "coupled": True}
     else:
         own = {
             "text_length": meta["N_CTX_TEXT"],
@@ -154,6 +159,17 @@ def test_texts_that_the_learned_ones_are_held_to(case):
     if case.meta["kind"] == "KgCoOp":
         found = normalize(case.held)
         assert relative_error(found, case.golden["frozen_text_features"]) < LOGITS
+
+
+def test_visual_tokens_that_are_made_of_the_text(case):
+    if case.config.coupled:
+        found = jax.jit(case.model.visual_tokens)(case.prompts)
+        assert relative_error(found, case.golden["visual_prompts"]) < LOGITS
+        fresh = case.model.init(jax.random.key(0))["coupling"]
+        # Of the layers behind the first each starts as a copy of one draw.
+        for weight in jax.tree.leaves(fresh):
+            np.testing.assert_array_equal(weight[1], weight[-1])
+            assert (weight[0] != weight[1]).any()
 
 
 def test_numbers_at_the_start(case):

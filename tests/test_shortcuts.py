@@ -292,7 +292,7 @@ def plain_prompted_tower(clip, model, params, images, texts):
     for layer in range(clip.config.vision.layers):
         if layer < model.visual_layers:
             added = (
-                prompts["visual"]["tokens"][layer]
+                model.visual_tokens(prompts)[layer]
                 if config.visual_length and layer < model.visual_depth
                 else jnp.zeros((0, x.shape[-1]))
             )
@@ -347,16 +347,17 @@ def forward(model, clip, params, images):
 
 
 @pytest.mark.parametrize(
-    ("visual_length", "depth", "top_k", "first_layer"),
+    ("visual_length", "depth", "top_k", "first_layer", "coupled"),
     [
-        *((3, 0, 0, 0), (3, 0, 2, 4), (3, 0, 2, 3), (2, 0, 9, 2), (4, 0, 3, 1), (0, 0, 3, 3)),
-        *((3, 1, 0, 0), (3, 2, 2, 4)),
+        *((3, 0, 0, 0, False), (3, 0, 2, 4, False), (3, 0, 2, 3, False), (2, 0, 9, 2, False)),
+        *((4, 0, 3, 1, False), (0, 0, 3, 3, False), (3, 1, 0, 0, False), (3, 2, 2, 4, False)),
+        (4, 0, 2, 3, True),
     ],
 )
-def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer):
+def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer, coupled):
     """VPT and CAVPT from any first layer on, scanned and as memory: as the written-out tower.
 
-    So are tokens that carry on, alone and beside class prompts.
+    So are tokens that carry on, alone and beside class prompts, and those made of the context.
     """
     config = PromptConfig(
         len(NAMES),
@@ -364,6 +365,8 @@ def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer):
         visual_length=visual_length,
         visual_depth=depth,
         ln_pre=depth > 0,
+        text_depth=2 if coupled else 1,
+        coupled=coupled,
         top_k=top_k,
         first_layer=first_layer,
     )

@@ -63,9 +63,11 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
 
     def accept(clip: CLIPConfig) -> None:
         """Raise UserError where a tower has no such layers, before its weights are read."""
-        # Of words to start from, the tokenizer will say how many tokens they have.
+        # Of words to start from, the tokenizer will say how many tokens they have: until then as
+        # many as there should be.
         words = config.text_prompt.init.strip() and not config.text_prompt.fixed_words
-        tokens = 1 if words else 0
+        wanted = config.visual_prompt.length if config.visual_prompt.coupled else 1
+        tokens = wanted if words else 0
         PromptedCLIP(
             clip,
             settings.prompt_config(config, len(dataset.classnames), clip.vision.layers, tokens),

@@ -31,7 +31,7 @@ from dpt_jax.storage.published import (
     published_from_prompts,
     read_published,
 )
-from dpt_jax.storage.relatives import JOINT, joint_from_prompts
+from dpt_jax.storage.relatives import COUPLED, JOINT, module_from_prompts
 
 # What a method's prompts are made by; the rest is of the backbone, the data and the training.
 METHOD_SECTIONS = ("text_prompt.", "visual_prompt.", "cavpt.", "loss.")
@@ -115,7 +115,7 @@ def modules_of(config: ConfigDict, prompts: Prompts, source: pathlib.Path) -> di
     """Return the state dict of each module.  Raise UserError where no code has a place for them."""
     text, visual = config.text_prompt, config.visual_prompt
     deep = bool(text.length) and (text.depth > 1 or (text.fixed_words and bool(text.init.strip())))
-    if not deep and not (visual.length and visual.ln_pre):
+    if not deep and not (visual.length and (visual.ln_pre or visual.coupled)):
         if visual.length and visual.depth > 0:
             raise UserError(
                 f"{source} has visual tokens that carry on after layer {visual.depth} and do not "
@@ -131,7 +131,8 @@ def modules_of(config: ConfigDict, prompts: Prompts, source: pathlib.Path) -> di
             f"{source} has context tokens of several layers, fixed words, or visual tokens among "
             "the patches, and besides what no published code has together with them."
         )
-    return {JOINT: joint_from_prompts(prompts)}
+    module = COUPLED if visual.coupled else JOINT
+    return {module: module_from_prompts(module, prompts)}
 
 
 def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
@@ -172,14 +173,17 @@ def sizes(prompts: Prompts, clip: CLIPConfig, method: str | None) -> dict[str, A
 
     method: the relative whose prompts these are, None for those of DPT's code.
     """
-    text = prompts["text"]["context"].shape if "text" in prompts else ()
-    visual = prompts["visual"]["tokens"].shape if "visual" in prompts else ()
+    text: tuple[int, ...] = prompts["text"]["context"].shape if "text" in prompts else ()
+    visual: tuple[int, ...] = prompts["visual"]["tokens"].shape if "visual" in prompts else ()
+    if coupled := "coupling" in prompts:
+        visual = (len(prompts["coupling"]["kernel"]), text[-2])
     keys: dict[str, Any] = {
         "text_prompt.length": text[-2] if text else 0,
         "text_prompt.depth": text[0] if text else 1,
         "text_prompt.class_specific": len(text) == 4,
         "visual_prompt.length": visual[1] if visual else 0,
         "visual_prompt.ln_pre": bool(method and visual),
+        "visual_prompt.coupled": coupled,
         "visual_prompt.depth": visual[0] if method and visual else -1,
     }
     if not method:

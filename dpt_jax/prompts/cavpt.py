@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dpt_jax.clip.blocks import LayerNorm
+from dpt_jax.prompts.linear import linear
 
 Array = jax.Array
 GLOBAL_TOKENS = 10  # G_l: 10 whatever K is, as published
@@ -23,22 +24,6 @@ class Made(NamedTuple):
     auxiliary: Array  # (B, K, C), logits
     # (B, K, T + GLOBAL_TOKENS), what each class prompt is made of: image tokens, then global ones
     attention: Array
-
-
-def torch_uniform(fan_in: int) -> Any:
-    """Return U(±1/√fan_in), what PyTorch starts the weight and bias of a linear layer with."""
-    bound = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-        key, shape, dtype, -bound, bound
-    )
-
-
-def linear(features: int, fan_in: int, name: str, dtype: Any, bias: bool = False) -> nn.Dense:
-    """Return a linear layer that starts as PyTorch's does."""
-    init = torch_uniform(fan_in)
-    return nn.Dense(
-        features, use_bias=bias, kernel_init=init, bias_init=init, dtype=dtype, name=name
-    )
 
 
 class ClassAwarePrompt(nn.Module):

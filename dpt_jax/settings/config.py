@@ -16,6 +16,8 @@ from dpt_jax.settings.schema import check, defaults, set_key
 
 # What prompts are made for: a run that starts from another run's prompts takes these from there.
 PROMPT_SECTIONS = ("clip", "text_prompt", "visual_prompt", "cavpt")
+# But not whether these parts are on, whose learned parameters are their own.
+OWN = ("coupled",)
 
 
 def of_method(name: str, dataset: str = DEFAULT_DATASET, protocol: str = "") -> ConfigDict:
@@ -64,6 +66,7 @@ def prompt_config(
         visual_length=visual.length,
         visual_depth=max(visual.depth, 0),
         ln_pre=visual.ln_pre,
+        coupled=visual.coupled,
         top_k=cavpt.top_k,
         first_layer=first if cavpt.top_k else 0,
         consistency=Consistency(config.loss.text_consistency, config.loss.text_distance),
@@ -91,7 +94,9 @@ def settings_for_training(
         config = config.copy_and_resolve_references()
         for section in PROMPT_SECTIONS:
             if _both_have(section, config, source):
-                config[section] = source[section]
+                own = {key: config[section][key] for key in OWN if key in config[section]}
+                config[section] = source[section].copy_and_resolve_references()
+                config[section].update(own)
     return _with(config, overrides)
 
 

@@ -144,6 +144,12 @@ SCHEMA: tuple[Key, ...] = (
         resume=BOUND,
     ),
     Key(
+        "visual_prompt.coupled",
+        False,
+        "Make the visual tokens of the context's, by a linear layer for each layer.",
+        resume=BOUND,
+    ),
+    Key(
         "cavpt.top_k",
         10,
         "Classes that class-aware prompts are made for; 0 turns them off.",

@@ -38,10 +38,23 @@ RECIPES: dict[str, Mapping[str, Value]] = {
         "train.batch_size": 128,
         "train.epochs": 100,
     },
+    "maple": {
+        **JOINT,
+        "text_prompt.depth": 9,
+        "visual_prompt.depth": 9,
+        "visual_prompt.coupled": True,
+    },
     "ivlp": {**JOINT, "text_prompt.depth": 12, "visual_prompt.depth": 12},
 }
 # What the published scripts of a protocol set otherwise.
 BY_PROTOCOL: dict[tuple[str, str], Mapping[str, Value]] = {
+    ("maple", CROSS_DATASET): {
+        "text_prompt.depth": 3,
+        "visual_prompt.depth": 3,
+        "train.epochs": 2,
+        "train.text_lr": 0.0026,
+        "train.visual_lr": 0.0026,
+    },
     ("kgcoop", CROSS_DATASET): {"dataset.shots": 4},
 }
 # And on a dataset.

@@ -20,6 +20,7 @@ TEXT = "prompt_learner"
 VISUAL = "image_encoder.transformer.ctx_learner"
 CAVPT = "image_encoder.transformer.extractor"
 MODULES = (TEXT, VISUAL, CAVPT)
+KNOWN = (*MODULES, *relatives.STACKS)
 # One CAVPT layer: our parameter and whether it is stored transposed, by their name.
 _LAYER = {
     "meta_nets.{}.weight": ("class_projection/kernel", True),
@@ -39,10 +40,6 @@ _LAYER = {
 BUFFERS = ("token_prefix", "token_suffix")
 # Tensors of KgCoOp's file that nothing in its code uses.
 KGCOOP = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
-# Modules of methods that are not read.
-OTHER_MODULES = {
-    "MultiModalPromptLearner": "MaPLe",
-}
 
 
 def account(modules: dict[str, Tensors], directory: pathlib.Path) -> None:
@@ -73,8 +70,8 @@ def method_of(modules: dict[str, Tensors]) -> str | None:
     """Return the relative of DPT whose checkpoint this is, None where nothing tells it from DPT's,
     CoOp's, VPT's or VLP's.
     """
-    if relatives.JOINT in modules:
-        return relatives.method_of(modules[relatives.JOINT])
+    if module := relatives.whole(modules):
+        return relatives.method_of(module, modules[module])
     return "kgcoop" if KGCOOP[0] in modules.get(TEXT, ()) else None
 
 
@@ -84,8 +81,8 @@ def prompts_from_published(modules: dict[str, Tensors]) -> Any:
     Raise KeyError with the name of a tensor that is missing.
     """
     prompts: dict[str, Any] = {}
-    if relatives.JOINT in modules:
-        prompts = relatives.prompts_from_joint(modules[relatives.JOINT])
+    if module := relatives.whole(modules):
+        prompts = relatives.prompts_from_module(module, modules[module])
     if TEXT in modules:
         prompts["text"] = {"context": modules[TEXT]["ctx"][None]}
     # Where CAVPT begins at the first layer, the published visual prompt has no layers.
@@ -138,23 +135,14 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
     there is none, or where a tensor would be left over.
     """
     if not directory.is_dir():
-        raise UserError(
-            f"{directory} is not a folder; it should hold {', '.join(MODULES)}, or "
-            f"{relatives.JOINT}."
-        )
-    for name, method in OTHER_MODULES.items():
-        if (directory / name).is_dir():
-            raise UserError(
-                f"{directory} is a checkpoint of {method} ({name}); this method is not supported."
-            )
-    known = (*MODULES, relatives.JOINT)
-    folders = [directory / name for name in known if (directory / name).is_dir()]
+        raise UserError(f"{directory} is not a folder; it should hold one of {', '.join(KNOWN)}.")
+    folders = [directory / name for name in KNOWN if (directory / name).is_dir()]
     if not folders:
         raise UserError(
-            f"{directory} holds none of {', '.join(known)}: it is no checkpoint of the "
+            f"{directory} holds none of {', '.join(KNOWN)}: it is no checkpoint of the "
             "published code."
         )
-    if folders[-1].name == relatives.JOINT and len(folders) > 1:
+    if folders[-1].name in relatives.STACKS and len(folders) > 1:
         raise UserError(
             f"{directory} holds checkpoints of two methods ({folders[0].name} and "
             f"{folders[-1].name}): give a folder that has one of them alone."
@@ -170,8 +158,8 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
         contents = read_torch_file(folder / name)
         modules[folder.name] = contents.tensors
         epoch = contents.epoch
-    if relatives.JOINT in modules:
-        relatives.account(modules[relatives.JOINT], directory / relatives.JOINT)
+    if module := relatives.whole(modules):
+        relatives.account(module, modules[module], directory)
     else:
         account(modules, directory)
     return (max(epochs) if epochs else epoch or 0), modules

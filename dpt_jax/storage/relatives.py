@@ -1,11 +1,9 @@
-"""Checkpoints of the code of IVLP and PromptSRC: one module with the whole CLIP in it.
-
-`layer` counts from 0 here: the tensors of the first layer have names of their own.
-"""
+"""Checkpoints of the code of IVLP, PromptSRC and MaPLe: one module with the whole CLIP in it."""
 
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,11 +12,50 @@ from dpt_jax.errors import UserError
 from dpt_jax.prompts import Prompts
 
 JOINT = "VLPromptLearner"  # IVLP's and PromptSRC's module
-# Part and leaf of our tree, the tensor of the first layer, and those of the others.
-STACKS = (
-    ("text", "context", "prompt_learner.ctx", "text_encoder.transformer.resblocks.{}.VPT_shallow"),
-    ("visual", "tokens", "image_encoder.VPT", "image_encoder.transformer.resblocks.{}.VPT_shallow"),
-)
+COUPLED = "MultiModalPromptLearner"  # MaPLe's
+
+
+class Stack(NamedTuple):
+    """One array of our tree, whose layers that code has as tensors of their own.
+
+    first: the name of the first layer's. deep: the names of the others, numbered from `number` on.
+    """
+
+    part: str
+    leaf: str
+    first: str
+    deep: str
+    number: int
+    transposed: bool = False
+
+    def is_deep(self, name: str) -> bool:
+        """Return whether a name is one of the other layers'."""
+        return bool(re.fullmatch(re.escape(self.deep).replace(r"\{\}", r"\d+"), name))
+
+    def names(self, layers: int) -> list[str]:
+        """Return the names of so many layers."""
+        return [self.first, *(self.deep.format(self.number + i) for i in range(layers - 1))]
+
+    def names_in(self, tensors: Iterable[str]) -> list[str]:
+        """Return the names of as many layers as there are tensors of; none where there is none."""
+        deeper = sum(map(self.is_deep, tensors))
+        return self.names(1 + deeper) if deeper or self.first in tensors else []
+
+
+BLOCK, LEARNER = "transformer.resblocks.{}.VPT_shallow", "prompt_learner."
+CONTEXT = LEARNER + "ctx"
+PROJECTION = LEARNER + "compound_prompt_projections.{}."
+STACKS = {
+    JOINT: (
+        Stack("text", "context", CONTEXT, f"text_encoder.{BLOCK}", 1),
+        Stack("visual", "tokens", "image_encoder.VPT", f"image_encoder.{BLOCK}", 1),
+    ),
+    COUPLED: (
+        Stack("text", "context", CONTEXT, LEARNER + "compound_prompts_text.{}", 0),
+        Stack("coupling", "kernel", LEARNER + "proj.weight", PROJECTION + "weight", 0, True),
+        Stack("coupling", "bias", LEARNER + "proj.bias", PROJECTION + "bias", 0),
+    ),
+}
 # Where PromptSRC's code keeps the image tower that it holds the prompted one to.
 FROZEN_TOWER = "prompt_learner.ZS_image_encoder."
 # CLIP's own tensors, and buffers that belong to the classes of the training.
@@ -30,30 +67,25 @@ LEFT = re.compile(
 )
 
 
-def method_of(tensors: Iterable[str]) -> str:
+def whole(modules: Iterable[str]) -> str | None:
+    """Return which of a checkpoint's modules has the whole CLIP in it, None for those of DPT."""
+    return next((module for module in modules if module in STACKS), None)
+
+
+def method_of(module: str, tensors: Iterable[str]) -> str:
     """Return the method whose module has tensors of these names."""
+    if module == COUPLED:
+        return "maple"
     return "promptsrc" if any(name.startswith(FROZEN_TOWER) for name in tensors) else "ivlp"
 
 
-def names_of(first: str, deep: str, tensors: Iterable[str]) -> list[str]:
-    """Return the names of a stack, as many as there are tensors of it; none where it is not."""
-    deeper = sum(is_of(deep, name) for name in tensors)
-    if not deeper and first not in tensors:
-        return []
-    return [first, *(deep.format(layer) for layer in range(1, deeper + 1))]
-
-
-def is_of(deep: str, name: str) -> bool:
-    """Return whether a name is one of the names that `deep` has for the layers."""
-    return bool(re.fullmatch(re.escape(deep).replace(r"\{\}", r"\d+"), name))
-
-
-def account(tensors: Tensors, folder: pathlib.Path) -> None:
+def account(module: str, tensors: Tensors, directory: pathlib.Path) -> None:
     """Raise UserError where the module has a tensor that would be left over."""
+    folder = directory / module
     known = {
         name
         for name in tensors
-        if any(name == first or is_of(deep, name) for *_, first, deep in STACKS)
+        if any(name == stack.first or stack.is_deep(name) for stack in STACKS[module])
     }
     more = sorted(name for name in set(tensors) - known if not LEFT.fullmatch(name))
     if any(name.startswith(FROZEN_TOWER) for name in tensors):
@@ -64,30 +96,31 @@ def account(tensors: Tensors, folder: pathlib.Path) -> None:
             "not known, and nothing was converted."
         )
     if not known:
-        raise UserError(f"{folder}: there is no learned tensor in it, such as {STACKS[0][2]}.")
+        raise UserError(f"{folder}: there is no learned tensor in it, such as {CONTEXT}.")
 
 
-def prompts_from_joint(tensors: Tensors) -> Prompts:
-    """Return the tree of prompts from the state dict of the module.
+def prompts_from_module(module: str, tensors: Tensors) -> Prompts:
+    """Return the tree of prompts from the state dict of a module.
 
     Raise KeyError with the name of a tensor that is missing.
     """
     prompts: Prompts = {}
-    for part, leaf, first, deep in STACKS:
-        if names := names_of(first, deep, tensors):
-            prompts[part] = {leaf: np.stack([tensors[name] for name in names])}
+    for stack in STACKS[module]:
+        if names := stack.names_in(tensors):
+            layers = [tensors[name].T if stack.transposed else tensors[name] for name in names]
+            prompts.setdefault(stack.part, {})[stack.leaf] = np.stack(layers)
     return prompts
 
 
-def joint_from_prompts(prompts: Prompts) -> Tensors:
-    """Return the learned tensors of the module: the inverse of `prompts_from_joint`.
+def module_from_prompts(module: str, prompts: Prompts) -> Tensors:
+    """Return the learned tensors of a module: the inverse of `prompts_from_module`.
 
     That code keeps CLIP's own where a file does not have them.
     """
     tensors: Tensors = {}
-    for part, leaf, first, deep in STACKS:
-        if part in prompts:
-            layers = prompts[part][leaf]
-            names = [first, *(deep.format(layer) for layer in range(1, len(layers)))]
-            tensors |= dict(zip(names, layers, strict=True))
+    for stack in STACKS[module]:
+        if stack.part in prompts:
+            layers = prompts[stack.part][stack.leaf]
+            for name, layer in zip(stack.names(len(layers)), layers, strict=True):
+                tensors[name] = layer.T if stack.transposed else layer
     return tensors

@@ -89,6 +89,11 @@ def test_a_key_that_is_mistyped_is_told(key, place, letter):
         ("--config.cavpt.first_layer=9", "vision tower has layers 1 to 4"),
         ("--config.visual_prompt.depth=4", "those before the class-aware prompts are 3"),
         ("--config.text_prompt.fixed_words --config.text_prompt.class_position=front", "give end"),
+        (
+            "--config.visual_prompt.coupled",
+            "3 layers have visual tokens and text_prompt",
+        ),
+        ("--config.visual_prompt.coupled --config.visual_prompt.length=0", "turn that on"),
         ("--config.text_prompt.fixed_words", "the first 4 tokens can be learned at most"),
         ("--config.dataset.template={0.__class__}", "should have one {}"),
         ("--config.checkpoint.every_minutes=-1", "must be at least 0"),

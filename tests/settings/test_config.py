@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from configs import coop, dpt, ivlp, kgcoop, vlp, vpt, zeroshot
+from configs import coop, dpt, ivlp, kgcoop, maple, vlp, vpt, zeroshot
 from dpt_jax import settings
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS
@@ -78,6 +78,13 @@ def test_published_settings_by_protocol_and_dataset():
     assert config.dataset.template != config.loss.template
     assert (config.train.epochs, config.train.batch_size, config.dataset.shots) == (100, 128, 16)
     assert kgcoop.get_config("imagenet:cross-dataset").dataset.shots == 4
+    config = maple.get_config("imagenet:cross-dataset")
+    assert (config.text_prompt.depth, config.visual_prompt.depth) == (3, 3)
+    assert (config.train.epochs, config.train.text_lr, config.train.visual_lr) == (
+        2,
+        0.0026,
+        0.0026,
+    )
     assert kgcoop.get_config("imagenet:base-to-new").dataset.shots == 16
     with pytest.raises(UserError, match="no protocol 'few' behind the dataset dtd"):
         kgcoop.get_config("dtd:few")
@@ -88,6 +95,15 @@ def test_what_is_held_must_be_learned():
     config.loss.text_consistency = 8.0
     with pytest.raises(UserError, match=r"loss\.text_consistency .* text_prompt\.length is 0"):
         settings.method(config)
+
+
+def test_a_part_of_its_own_is_no_size_that_comes_from_other_prompts(tmp_path):
+    """MaPLe that starts from IVLP's context stays MaPLe."""
+    saved_run(tmp_path / "ivlp", ivlp.get_config(), text_prompt__depth=2, visual_prompt__depth=2)
+    config = maple.get_config()
+    config.init_from = str(tmp_path / "ivlp")
+    found = settings.settings_for_training(config, {}, tmp_path / "w")
+    assert (settings.method(found), found.text_prompt.depth) == ("maple", 2)
 
 
 def test_words_that_stay_fixed_leave_the_length_alone():

@@ -9,7 +9,7 @@ from dpt_jax import settings
 from dpt_jax.errors import UserError
 from dpt_jax.inference.published import convert_reference
 from dpt_jax.storage.checkpoints import load_newest
-from dpt_jax.storage.published import CAVPT, TEXT, VISUAL, account, read_published
+from dpt_jax.storage.published import CAVPT, TEXT, VISUAL, account
 from tests.helpers.golden import SMALL
 
 WIDTH, CLASSES = 128, 6
@@ -80,19 +80,6 @@ def test_left_over_tensors_of_the_visual_modules(tmp_path):
     layers = {"ctx": zeros(1, 10, 8), "attns.1.qmlp.weight": zeros(8, 8)}
     with pytest.raises(UserError, match=r"tensor attns\.1\.qmlp\.weight is none of"):
         account({CAVPT: layers}, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("module", "method"),
-    [("MultiModalPromptLearner", "MaPLe")],
-)
-def test_checkpoints_of_other_methods_are_refused_by_name(tmp_path, module, method):
-    write(tmp_path, {"prompt_learner.ctx": CONTEXT}, module)
-    with pytest.raises(UserError, match=f"is a checkpoint of {method}"):
-        read_published(tmp_path)
-    write(tmp_path, {"ctx": CONTEXT})  # also beside a module that is known
-    with pytest.raises(UserError, match=f"is a checkpoint of {method}"):
-        read_published(tmp_path)
 
 
 def test_contexts_of_another_number_of_classes_than_the_dataset(tmp_path, config, capsys):

@@ -61,7 +61,21 @@ def config(clip_dir):
     return config
 
 
+def coupled(length, depth):
+    tensors = {"prompt_learner.ctx": normal(length, TEXT_WIDTH)}
+    for i in range(depth):
+        name = f"prompt_learner.compound_prompt_projections.{i - 1}" if i else "prompt_learner.proj"
+        tensors[f"{name}.weight"] = normal(VISUAL_WIDTH, TEXT_WIDTH) + i
+        tensors[f"{name}.bias"] = normal(VISUAL_WIDTH) + i
+        if i:
+            name = f"prompt_learner.compound_prompts_text.{i - 1}"
+            tensors[name] = normal(length, TEXT_WIDTH) + i
+    return tensors
+
+
 CHECKPOINTS = {
+    "maple": (relatives.COUPLED, coupled(2, 3)),
+    "maple, one layer": (relatives.COUPLED, coupled(4, 1)),
     "ivlp": (relatives.JOINT, joint(2, 3, 5, 3)),
     # Six tokens of context are more than the words, so that there are none.
     "ivlp, long": (relatives.JOINT, joint(6, 2, 3, 4)),

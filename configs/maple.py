@@ -1,0 +1,12 @@
+"""MaPLe: a context in the first layers, and visual tokens that are made of it.
+
+python main.py --config=configs/maple.py[:DATASET]
+"""
+
+from ml_collections import ConfigDict
+
+from dpt_jax import settings
+
+
+def get_config(dataset: str = "emoji") -> ConfigDict:
+    return settings.of_method("maple", dataset)
