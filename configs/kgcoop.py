@@ -1,6 +1,6 @@
 """KgCoOp: a context whose texts are held to those of plain CLIP.
 
-python main.py --config=configs/kgcoop.py[:DATASET]
+python main.py --config=configs/kgcoop.py[:DATASET[:PROTOCOL]]
 """
 
 from ml_collections import ConfigDict

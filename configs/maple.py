@@ -1,6 +1,6 @@
 """MaPLe: a context in the first layers, and visual tokens that are made of it.
 
-python main.py --config=configs/maple.py[:DATASET]
+python main.py --config=configs/maple.py[:DATASET[:PROTOCOL]]
 """
 
 from ml_collections import ConfigDict

@@ -75,18 +75,37 @@ def loss(
         total = (cross_entropy(outputs.auxiliary_logits, wanted) * hits).sum()
         result += alpha * total / jnp.maximum(counts.class_prompts, 1)
     if config.held:
-        result += consistency(config.consistency, outputs.held, rows, counts)
+        result += consistency(config.consistency, outputs, rows, counts)
     return result
 
 
-def consistency(weights: Consistency, held: Held | None, rows: Array, counts: Counts) -> Array:
+def consistency(weights: Consistency, outputs: Outputs, rows: Array, counts: Counts) -> Array:
     """Return what these rows add to the losses that hold what is prompted to plain CLIP.
 
     That of the texts knows no images: each row adds its share of it.
     """
-    assert held is not None, "a model whose loss holds texts needs Texts.held"
-    share = rows.sum() / jnp.maximum(counts.images, 1)
-    return weights.text * share * text_distance(weights.text_distance, held)
+    held, images = outputs.held, jnp.maximum(counts.images, 1)
+    assert held is not None, "a model whose loss holds something needs Texts.held"
+    result = jnp.zeros(())
+    if weights.text:
+        share = rows.sum() / images
+        result += weights.text * share * text_distance(weights.text_distance, held)
+    if weights.image:
+        each = jnp.abs(outputs.features - held.to_features).mean(-1)
+        result += weights.image * (each * rows).sum() / images
+    if weights.logits:
+        each = divergence(held.to_logits, outputs.logits)
+        result += weights.logits * (each * rows).sum() / images
+    return result
+
+
+def divergence(target: Array, logits: Array) -> Array:
+    """Return Σ_c q (log q − log p) / C, (…, C) -> (…): q of the target, p of the logits.
+
+    It is divided by the number of classes, as published.
+    """
+    log_q, log_p = jax.nn.log_softmax(target), jax.nn.log_softmax(logits)
+    return (jnp.exp(log_q) * (log_q - log_p)).mean(-1)
 
 
 def text_distance(kind: str, held: Held) -> Array:

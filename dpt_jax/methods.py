@@ -54,9 +54,14 @@ METHODS: dict[str, Method] = {
         Method("vpt", "VPT", (VISUAL,), "CE of the logits", "#56B4E9", "s"),
         Method("vlp", "VLP", (TEXT, VISUAL), GUIDED, "#009E73", "^"),
         Method("ivlp", "IVLP", (TEXT, VISUAL, AMONG_PATCHES), "CE of the logits", "#0072B2", "v"),
+        Method("promptsrc", "PromptSRC", (TEXT, VISUAL, AMONG_PATCHES, CONSISTENT),
+               "CE of the logits; distances of texts, images and logits to plain CLIP's",
+               "#8C6D00", "p"),
         Method("maple", "MaPLe", (TEXT, VISUAL, COUPLED), "CE of the logits", "#CC79A7", "X"),
         Method("dpt", "DPT", (TEXT, VISUAL, CLASS_AWARE),
                f"{GUIDED}; CE of CAVPT's auxiliary logits", "#D55E00", "D"),
+        Method("dptsrc", "DPT + SRC", (TEXT, VISUAL, CLASS_AWARE, CONSISTENT),
+               "DPT's and PromptSRC's", "#882255", "d"),
     )
 }  # fmt: skip
 
@@ -85,6 +90,8 @@ class Consistency(NamedTuple):
 
     text: float = 0.0
     text_distance: str = COSINE  # or L1
+    image: float = 0.0
+    logits: float = 0.0
 
 
 HELD_TO_NOTHING = Consistency()
@@ -123,6 +130,16 @@ class PromptConfig:
                 "visual_prompt.coupled makes the visual tokens of the text prompt's, which "
                 "text_prompt.class_specific has for each class: turn one of them off."
             )
+        if self.consistency.image and not self.sees_prompts:
+            raise UserError(
+                "loss.image_consistency holds the prompted image tower to plain CLIP's, but "
+                "visual_prompt.length and cavpt.top_k are 0: turn one of them on or that off."
+            )
+        if self.consistency.logits and not self.learned:
+            raise UserError(
+                "loss.logit_consistency holds the prompted CLIP to the plain one, but no prompt is "
+                "on: turn one on or that off."
+            )
         if self.consistency.text and not self.text_length:
             raise UserError(
                 "loss.text_consistency holds the texts in the learned context to plain CLIP's, but "
@@ -150,7 +167,7 @@ class PromptConfig:
     @property
     def held(self) -> bool:
         """Return whether a loss holds what is prompted to plain CLIP."""
-        return bool(self.consistency.text)
+        return bool(self.consistency.text or self.consistency.image or self.consistency.logits)
 
     @property
     def learned(self) -> bool:

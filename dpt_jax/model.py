@@ -41,10 +41,12 @@ class Texts(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What a loss holds what is prompted to, and the texts that it holds."""
+    """What losses hold what is prompted to, and the texts that they hold, float32."""
 
     texts: Array  # (C, E), t̂
     to_texts: Array  # (C, E), t̄
+    to_features: Array  # (B, E), z
+    to_logits: Array  # (B, C), s z t̄ᵀ
 
 
 class Plain(NamedTuple):
@@ -265,6 +267,10 @@ class PromptedCLIP:
             if config.top_k:
                 auxiliary, class_attention = (jnp.moveaxis(made, 0, 1) for made in seen.made[-1])
         learned = normalize(texts.learned)
+        held = None
+        if texts.held is not None:
+            to_logits = scale * plain.features @ texts.held.T
+            held = Held(learned, texts.held, plain.features, to_logits)
         return Outputs(
             logits=scale * prompted @ (learned if config.text_length else texts.frozen).T,
             zero_shot_logits=plain.logits,
@@ -275,7 +281,7 @@ class PromptedCLIP:
             features=prompted,
             attention=attention,
             class_attention=class_attention,
-            held=None if texts.held is None else Held(learned, texts.held),
+            held=held,
         )
 
     def visual_tokens(self, prompts: Prompts) -> Array:

@@ -8,14 +8,16 @@ import numpy as np
 import optax
 import pytest
 
+from dpt_jax import settings
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.losses import count, cross_entropy, loss, text_distance
+from dpt_jax.losses import count, cross_entropy, divergence, loss, text_distance
 from dpt_jax.methods import Consistency, PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
 from dpt_jax.storage.published import TEXT, prompts_from_published
 from dpt_jax.storage.relatives import COUPLED, JOINT
+from dpt_jax.training.averaging import after_step, epoch_weights
 from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
 from tests.helpers import make_clip
 from tests.helpers.golden import Golden, relative_error
@@ -23,8 +25,9 @@ from tests.helpers.golden import Golden, relative_error
 pytestmark = pytest.mark.compiles
 
 LOGITS = 1e-5  # of the largest entry
+AFTER_TRAINING = 3e-5  # the same, of eight steps later
 GRADIENTS = 1e-4  # of the norm
-CASES = ("ivlp", "ivlp_all", "kgcoop", "maple", "maple_all")
+CASES = ("ivlp", "kgcoop", "maple", "promptsrc_all")
 PHOTO = "a photo of a"
 
 
@@ -65,6 +68,9 @@ def config_of(meta):
             "visual_depth": meta["PROMPT_DEPTH_VISION"],
             "ln_pre": True,
         }
+    if meta["kind"] == "PromptSRC":
+        text, image = meta["TEXT_LOSS_WEIGHT"], meta["IMAGE_LOSS_WEIGHT"]
+        own["consistency"] = Consistency(text, "l1", image, logits=1.0)
     return PromptConfig(classes=meta["C"], **own)
 
 
@@ -88,15 +94,11 @@ class Case:
         )
         self.embedded = np.asarray(clip.params["text"]["token_embedding"])[words]
         encode = jax.jit(self.model.encode_plain)
-        texts = [
-            encode(
-                {"clip": clip.params},
-                plain_layout([template.format(n) for n in meta["classnames"]], clip.tokenizer),
-            )
-            for template in meta.get("templates", [f"{PHOTO} {{}}."])
-        ]
+        templates = meta.get("templates", [f"{PHOTO} {{}}."])
+        plain = [template.format(n) for template in templates for n in meta["classnames"]]
+        texts = encode({"clip": clip.params}, plain_layout(plain, clip.tokenizer))
         # As they are, not normalised.
-        self.frozen = sum(texts) / len(texts)
+        self.frozen = texts.reshape(len(templates), meta["C"], -1).mean(0)
         self.held = self.frozen if self.config.held else None
         self.prompts = prompts_of(self.golden.tensors("param"))
         self.images = self.golden["image"].transpose(0, 2, 3, 1)
@@ -145,6 +147,10 @@ def test_initial_context_is_of_the_words(case):
         np.testing.assert_array_equal(context, case.embedded[: len(context)])
 
 
+def settings_of_the_templates():
+    return settings.templates(settings.of_method("promptsrc", "dtd"), "loss.template")
+
+
 def terms_of(case, outputs):
     """Return the terms of the loss that a golden file names, without their weights."""
     if not case.config.held:
@@ -152,6 +158,10 @@ def terms_of(case, outputs):
     terms = {"loss_ce": cross_entropy(outputs.logits, case.labels).mean()}
     if case.meta["kind"] == "KgCoOp":
         terms["score"] = text_distance("cosine", outputs.held)
+    else:
+        terms["scl_text"] = text_distance("l1", outputs.held)
+        terms["scl_image"] = jnp.abs(outputs.features - outputs.held.to_features).mean()
+        terms["scl_logits"] = divergence(outputs.held.to_logits, outputs.logits).mean()
     return terms
 
 
@@ -159,6 +169,9 @@ def test_texts_that_the_learned_ones_are_held_to(case):
     if case.meta["kind"] == "KgCoOp":
         found = normalize(case.held)
         assert relative_error(found, case.golden["frozen_text_features"]) < LOGITS
+    elif case.config.held:
+        assert relative_error(case.held, case.golden["fixed_embeddings"]) < LOGITS
+        assert settings_of_the_templates() == case.meta["templates"]
 
 
 def test_visual_tokens_that_are_made_of_the_text(case):
@@ -183,17 +196,25 @@ def test_numbers_at_the_start(case):
     assert total == pytest.approx(float(golden["loss"]), rel=1e-5)
     for name, term in terms_of(case, outputs).items():
         assert float(term) == pytest.approx(float(golden[name]), rel=1e-5), name
+    if "zero_shot_features" in golden.arrays:
+        held = outputs.held
+        own = golden["zero_shot_features"]
+        own = own / np.linalg.norm(own, axis=-1, keepdims=True)
+        assert relative_error(held.to_features, own) < LOGITS
+        assert relative_error(held.to_logits, golden["zero_shot_logits"]) < LOGITS
     errors = errors_in_norm(gradient, prompts_of(golden.tensors("grad")))
     assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
 
 
 def test_training_trajectory(case):
-    """One full batch an epoch: learning rates, losses, final prompts and logits."""
+    """One full batch an epoch: learning rates, losses, final prompts and logits, and average."""
     meta, golden = case.meta, case.golden
+    weights = epoch_weights(meta["max_epoch"], meta.get("GPA_MEAN", 0), meta.get("GPA_STD", 0))
     epochs = meta["max_epoch"]
     config = OptimizerConfig(meta["lr"], meta["lr"], meta["warmup"], epochs, steps_per_epoch=1)
     rates, optimizer = learning_rates(config), make_optimizer(config)
     prompts, state = case.prompts, optimizer.init(case.prompts)
+    average = jax.tree.map(np.zeros_like, prompts)
     for epoch in range(epochs):
         found = [rate(epoch) for rate in rates.values()]
         np.testing.assert_allclose(found, [*golden["train_lrs"][epoch]] * 2, rtol=1e-6)
@@ -201,10 +222,21 @@ def test_training_trajectory(case):
         assert total == pytest.approx(float(golden["train_losses"][epoch]), rel=1e-4)
         updates, state = optimizer.update(gradient, state, prompts, step=epoch)
         prompts = optax.apply_updates(prompts, updates)
+        if weights:
+            averaged, average = after_step(epoch + 1, 1, weights, prompts, average)
+            # Up to the last epoch training does not see it.
+            same = jax.tree.map(np.array_equal, averaged, prompts)
+            assert all(jax.tree.leaves(same)) == (epoch < epochs - 1)
     errors = errors_in_norm(prompts, prompts_of(golden.tensors("final")))
     assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
     (_, (outputs, _)), _ = case.step(prompts)
-    assert relative_error(outputs.logits, golden["final_logits"]) < 1e-4
+    assert relative_error(outputs.logits, golden["final_logits"]) < AFTER_TRAINING
+    if weights:
+        np.testing.assert_allclose(weights, golden["gauss"], rtol=1e-12)
+        errors = errors_in_norm(averaged, prompts_of(golden.tensors("gpa")))
+        assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
+        (_, (outputs, _)), _ = case.step(averaged)
+        assert relative_error(outputs.logits, golden["gpa_logits"]) < AFTER_TRAINING
 
 
 def test_new_prompts_have_the_published_shapes(case):

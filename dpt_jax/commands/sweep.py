@@ -11,7 +11,7 @@ Protocols:
     domain-generalization  train on ImageNet, test the same prompts on its four shifted variants
 
 --methods are the names of configs/; besides those above there are ivlp,
-kgcoop and maple.
+kgcoop, maple, promptsrc, and dptsrc, which is DPT with PromptSRC's losses.
 --datasets and --targets replace what the last two train and test on. Runs that have their results
 are skipped, a run that was stopped goes on, and one that fails is reported at the end, with exit
 code 1, while the others go on. With --part=I/N a process begins with its part of the runs, and goes

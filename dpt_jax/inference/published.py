@@ -55,6 +55,9 @@ def convert_reference(
     except KeyError as reason:
         raise UserError(f"{directory}: tensor {reason.args[0]} is missing.") from reason
     method = method_of(modules)
+    if method == "ivlp" and settings.method(config) == "promptsrc":
+        # Without the frozen tower in it, a file can be of either.
+        method = "promptsrc"
     if method:
         take_settings(config, method, overrides)
         drop_words_that_count_for_nothing(config, prompts, pretrained.tokenizer)

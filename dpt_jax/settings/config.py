@@ -49,7 +49,7 @@ def prompt_config(
     for none or not known. They decide the length of a text prompt that is on, but where
     text_prompt.fixed_words keeps some of them. Raise UserError where these are too few.
     """
-    text, visual, cavpt = config.text_prompt, config.visual_prompt, config.cavpt
+    text, visual, cavpt, loss = config.text_prompt, config.visual_prompt, config.cavpt, config.loss
     if text.fixed_words and 0 < init_tokens < text.length:
         raise UserError(
             f"text_prompt.length is {text.length}, but of text_prompt.init={text.init!r} the first "
@@ -69,7 +69,12 @@ def prompt_config(
         coupled=visual.coupled,
         top_k=cavpt.top_k,
         first_layer=first if cavpt.top_k else 0,
-        consistency=Consistency(config.loss.text_consistency, config.loss.text_distance),
+        consistency=Consistency(
+            text=loss.text_consistency,
+            text_distance=loss.text_distance,
+            image=loss.image_consistency,
+            logits=loss.logit_consistency,
+        ),
     )
 
 

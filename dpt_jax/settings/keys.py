@@ -182,10 +182,22 @@ SCHEMA: tuple[Key, ...] = (
         choices=(COSINE, L1),
     ),
     Key(
+        "loss.image_consistency",
+        0.0,
+        "Weight of the mean absolute difference of image features, prompted and plain.",
+        least=0,
+    ),
+    Key(
+        "loss.logit_consistency",
+        0.0,
+        "Weight of the divergence of the answers from plain CLIP's, divided by the classes.",
+        least=0,
+    ),
+    Key(
         "loss.template",
         "",
-        "Text of a class in plain CLIP for that; several, separated by |, are averaged as they "
-        "are; none takes dataset.template.",
+        "Text of a class in plain CLIP for the consistencies; several, separated by |, are "
+        "averaged as they are; none takes dataset.template.",
     ),
     Key("train.batch_size", 32, "Images per step, on all devices together.", least=1),
     Key("train.epochs", 60, "Epochs.", least=1),
@@ -200,6 +212,19 @@ SCHEMA: tuple[Key, ...] = (
         None,
         "Length of the cosine schedule; None is train.epochs.",
         least=1,
+    ),
+    Key(
+        "train.average_mean",
+        0.0,
+        "Epoch around which the average lies that takes the place of the prompts at the end.",
+        resume=BOUND,
+    ),
+    Key(
+        "train.average_deviation",
+        0.0,
+        "Epochs that it spreads over, the deviation of its weights; 0 takes no average.",
+        least=0,
+        resume=BOUND,
     ),
     Key(
         "train.microbatch",

@@ -88,8 +88,6 @@ def account(module: str, tensors: Tensors, directory: pathlib.Path) -> None:
         if any(name == stack.first or stack.is_deep(name) for stack in STACKS[module])
     }
     more = sorted(name for name in set(tensors) - known if not LEFT.fullmatch(name))
-    if any(name.startswith(FROZEN_TOWER) for name in tensors):
-        raise UserError(f"{folder} is of PromptSRC; this method is not supported.")
     if more:
         raise UserError(
             f"{folder}: tensor {more[0]} is none of the published code's, so what it is for is "

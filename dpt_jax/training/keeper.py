@@ -70,6 +70,8 @@ class Keeper:
             "momentum": state_to_save(state.opt_state),
             "totals": np.asarray(state.totals),
         }
+        if state.average is not None:
+            training["average"] = state.average
         with failures.fatal():
             for call in self._before_saving:
                 call()

@@ -34,6 +34,8 @@ from dpt_jax.training.optimizer import (
 from dpt_jax.training.plan import Plan, batches_of, make_plan
 from dpt_jax.training.step import NotFinite, Totals, TrainState, make_step, new_state
 
+AVERAGED = "averaged"  # in the metadata of a checkpoint: over how many epochs
+
 
 def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = False) -> Prompts:
     """Train to the last epoch, from the newest checkpoint if there is one; return the prompts.
@@ -62,7 +64,7 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
     ):
         # Where the run goes on. The list of its images is written only after it is known that
         # these are the ones that it was trained on so far.
-        state = begin(experiment, checkpoints, optimizer, workdir, allow_changes)
+        state = begin(experiment, checkpoints, optimizer, plan, workdir, allow_changes)
         failures.agree()
         with failures.fatal():
             train_files.write(dataset.train, workdir)
@@ -81,6 +83,8 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
         experiment = experiment._replace(
             frozen=experiment.frozen._replace(held=held_texts(experiment))
         )
+        if plan.step.average:
+            about[AVERAGED] = len(plan.step.average)
         with MetricWriter(workdir, start) as writer:
             # A run that goes on from a checkpoint needs the metrics of the steps before it.
             first = (check_lock, writer.settle)
@@ -176,21 +180,32 @@ def begin(
     experiment: Experiment,
     checkpoints: Checkpoints,
     optimizer: optax.GradientTransformationExtraArgs,
+    plan: Plan,
     workdir: epath.Path,
     allow_changes: bool = False,
 ) -> TrainState:
     """Return the state that a run goes on with, on the host: the newest whole one, or a new one.
 
     New prompts are made for a new run alone: one that has started no longer needs what
-    `init_from` names. Raise UserError if the run was trained on other images.
+    `init_from` names. Raise UserError if the run was trained on other images, or averages
+    another number of epochs.
     """
     shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
     like: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     totals = np.zeros(len(Totals._fields), np.float32)
-    found = checkpoints.resume(like, {"momentum": like, "totals": totals})
+    training_like = {"momentum": like, "totals": totals}
+    weights = plan.step.average
+    if weights:
+        training_like["average"] = like
+    found = checkpoints.resume(like, training_like)
     if found is None:
-        return new_state(initial_prompts(experiment), optimizer)
+        return new_state(initial_prompts(experiment), optimizer, average=bool(weights))
     saved, training = found
+    if weights and saved.meta.get(AVERAGED) != len(weights):
+        raise UserError(
+            f"{workdir} averages its prompts over {saved.meta.get(AVERAGED)} epochs, by weights "
+            f"that it began with, so it cannot go on to {len(weights)}: use another --workdir."
+        )
     train_files.check_same_images(experiment.dataset.train, workdir, saved.meta, allow_changes)
     return TrainState(
         np.int32(saved.step),
@@ -198,6 +213,7 @@ def begin(
         state_from_saved(optimizer, saved.prompts, training["momentum"]),
         Totals(*training["totals"]),
         NotFinite(*np.array(saved.meta.get("bad", (0, 0)), np.int32)),
+        training.get("average"),
     )
 
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax.data import loader
 from dpt_jax.inference.experiment import Experiment
+from dpt_jax.training.averaging import epoch_weights
 from dpt_jax.training.optimizer import OptimizerConfig
 from dpt_jax.training.step import StepConfig
 
@@ -49,6 +50,7 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
         # A larger part than a device has images would be padded for nothing.
         microbatch=min(train.microbatch, -(-per_host // jax.local_device_count())),
         skip=train.skip_nonfinite,
+        average=epoch_weights(train.epochs, train.average_mean, train.average_deviation),
     )
     return Plan(per_host, steps_per_epoch * train.epochs, schedule, step)
 

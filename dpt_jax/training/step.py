@@ -15,6 +15,7 @@ from dpt_jax.losses import Counts, count, loss
 from dpt_jax.model import Plain, PromptedCLIP, Texts
 from dpt_jax.prompts import Prompts
 from dpt_jax.runtime import devices
+from dpt_jax.training.averaging import Weights, after_step
 
 Scalar = Any  # an array without axes: of JAX within a step, of NumPy on the host
 # What the loss is differentiated by: the prompts, and the class features (C, E) made from them.
@@ -44,12 +45,14 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     totals: Totals
     not_finite: NotFinite
+    average: Prompts | None = None  # the sum over the epochs so far, where they are averaged
 
 
 class StepConfig(NamedTuple):
     """The settings of a step.
 
     microbatch: the images that a device takes at a time, 0 for all that it has.
+    average: the weight of each epoch in the average that the prompts end with.
     skip: whether training goes on after a step that is not finite. Such a step
     changes no prompt in either case.
     """
@@ -59,6 +62,7 @@ class StepConfig(NamedTuple):
     steps_per_epoch: int
     microbatch: int = 0
     skip: bool = False
+    average: Weights = ()
 
 
 class Sums(NamedTuple):
@@ -100,7 +104,7 @@ def make_step(
             opt_state=opt_state,
             totals=add_to_totals(state, config, sums, counts),
         )
-        return leave_out_if_not_finite(state, updated, sums, config)
+        return averaged(leave_out_if_not_finite(state, updated, sums, config), config)
 
     return jax.pmap(step, axis_name=devices.AXIS, devices=on, donate_argnums=0)
 
@@ -199,14 +203,34 @@ def leave_out_if_not_finite(
     return kept._replace(not_finite=not_finite)
 
 
+def averaged(state: TrainState, config: StepConfig) -> TrainState:
+    """Return the state with the prompts in its average, see training.averaging."""
+    if state.average is None:
+        return state
+    prompts, average = after_step(
+        state.step, config.steps_per_epoch, config.average, state.prompts, state.average
+    )
+    return state._replace(prompts=prompts, average=average)
+
+
 def _totals_before(state: TrainState, config: StepConfig) -> Totals:
     begins = state.step % config.steps_per_epoch == 0
     return jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.totals)
 
 
-def new_state(prompts: Prompts, optimizer: optax.GradientTransformation) -> TrainState:
-    """Return the state, on the host, of a training that begins with these prompts."""
+def new_state(
+    prompts: Prompts, optimizer: optax.GradientTransformation, average: bool = False
+) -> TrainState:
+    """Return the state, on the host, of a training that begins with these prompts.
+
+    average: whether it averages them.
+    """
     zero, none = np.float32(0), np.int32(0)
     return TrainState(
-        none, prompts, optimizer.init(prompts), Totals(zero, zero, zero), NotFinite(none, none)
+        none,
+        prompts,
+        optimizer.init(prompts),
+        Totals(zero, zero, zero),
+        NotFinite(none, none),
+        jax.tree.map(np.zeros_like, prompts) if average else None,
     )

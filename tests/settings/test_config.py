@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from configs import coop, dpt, ivlp, kgcoop, maple, vlp, vpt, zeroshot
+from configs import coop, dpt, ivlp, kgcoop, maple, promptsrc, vlp, vpt, zeroshot
 from dpt_jax import settings
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS
@@ -85,15 +85,36 @@ def test_published_settings_by_protocol_and_dataset():
         0.0026,
         0.0026,
     )
+    expected = {
+        "eurosat": (9, 50, 45, 5),
+        "sun397": (9, 50, 30, 30),
+        "eurosat:base-to-new": (9, 20, 15, 1),
+        "imagenet:cross-dataset": (3, 20, 6, 10),
+        "imagenet:domain-generalization": (3, 20, 6, 10),
+    }
+    for name, numbers in expected.items():
+        config = promptsrc.get_config(name)
+        train = config.train
+        found = (train.epochs, train.average_mean, train.average_deviation)
+        assert (config.text_prompt.depth, *found) == numbers
+        assert len(settings.templates(config, "loss.template")) == 60
     assert kgcoop.get_config("imagenet:base-to-new").dataset.shots == 16
     with pytest.raises(UserError, match="no protocol 'few' behind the dataset dtd"):
         kgcoop.get_config("dtd:few")
 
 
-def test_what_is_held_must_be_learned():
-    config = vpt.get_config()
-    config.loss.text_consistency = 8.0
-    with pytest.raises(UserError, match=r"loss\.text_consistency .* text_prompt\.length is 0"):
+@pytest.mark.parametrize(
+    ("method", "key", "says"),
+    [
+        (vpt, "text_consistency", r"loss\.text_consistency .* text_prompt\.length is 0"),
+        (coop, "image_consistency", r"loss\.image_consistency .* visual_prompt\.length and"),
+        (zeroshot, "logit_consistency", r"loss\.logit_consistency .* no prompt is on"),
+    ],
+)
+def test_what_is_held_must_be_prompted(method, key, says):
+    config = method.get_config()
+    config.loss[key] = 8.0
+    with pytest.raises(UserError, match=says):
         settings.method(config)
 
 

@@ -29,6 +29,13 @@ REST = {
 }
 
 
+# What PromptSRC's has besides.
+FROZEN_TOWER = {
+    "prompt_learner.ZS_image_encoder.proj": (VISUAL_WIDTH, 64),
+    "prompt_learner.ZS_image_encoder.transformer.resblocks.3.ln_2.bias": (VISUAL_WIDTH,),
+}
+
+
 def normal(*shape):
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
@@ -47,7 +54,8 @@ def joint(text_length, text_depth, visual_length, visual_depth):
 
 
 def write(directory, module, tensors, rest=()):
-    every = {**{name: normal(*REST[name]) for name in rest}, **tensors}
+    shapes = REST | FROZEN_TOWER
+    every = {**{name: normal(*shapes[name]) for name in rest}, **tensors}
     (directory / module).mkdir(parents=True)
     state = {name: torch.from_numpy(np.asarray(value)) for name, value in every.items()}
     torch.save({"state_dict": state, "epoch": 5}, directory / module / "model.pth.tar-5")
@@ -74,6 +82,7 @@ def coupled(length, depth):
 
 
 CHECKPOINTS = {
+    "promptsrc": (relatives.JOINT, joint(4, 2, 4, 2)),
     "maple": (relatives.COUPLED, coupled(2, 3)),
     "maple, one layer": (relatives.COUPLED, coupled(4, 1)),
     "ivlp": (relatives.JOINT, joint(2, 3, 5, 3)),
@@ -87,12 +96,14 @@ CHECKPOINTS = {
 def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, config, name):
     """The method and its sizes are those of the tensors, whatever --config says."""
     module, tensors = CHECKPOINTS[name]
-    write(tmp_path / "theirs", module, tensors, REST)
+    rest = [*REST, *(FROZEN_TOWER if name == "promptsrc" else ())]
+    write(tmp_path / "theirs", module, tensors, rest)
     convert_reference(tmp_path / "theirs", tmp_path / "w", config, {})
     found = settings.load_saved(tmp_path / "w")
     method = "coop" if name.endswith("alone") else name.partition(",")[0]
     assert settings.method(found) == load_newest(tmp_path / "w").meta["method"] == method
     assert found.text_prompt.init == ("" if "long" in name else "a photo of a")
+    assert (found.loss.image_consistency > 0) == (method == "promptsrc")
     reverse_reference(tmp_path / "w", tmp_path / "ours")
     ours = read_torch_file(tmp_path / "ours" / module / "model.pth.tar-5").tensors
     assert {k: v.tobytes() for k, v in ours.items()} == {
@@ -111,6 +122,17 @@ def test_sizes_of_a_joint_checkpoint(tmp_path, config):
         convert_reference(
             tmp_path / "theirs", tmp_path / "other", config, {"visual_prompt.depth": 4}
         )
+
+
+def test_a_file_without_the_frozen_tower_is_of_the_method_that_is_named(tmp_path, config):
+    """As `--reverse` writes PromptSRC's: nothing else tells it from IVLP's."""
+    write(tmp_path / "theirs", *CHECKPOINTS["promptsrc"])
+    for method, loss in (("promptsrc", 25.0), ("ivlp", 0.0)):
+        named = settings.of_method(method, "folder")
+        named.clip.weights = config.clip.weights
+        convert_reference(tmp_path / "theirs", tmp_path / method, named, {})
+        found = settings.load_saved(tmp_path / method)
+        assert (settings.method(found), found.loss.text_consistency) == (method, loss)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+"""A run of PromptSRC, which is held to plain CLIP and ends with the average of its epochs."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs import promptsrc
+from dpt_jax.errors import UserError
+from dpt_jax.inference import experiment as experiments
+from dpt_jax.inference.texts import held_texts
+from dpt_jax.losses import consistency, count
+from dpt_jax.methods import Consistency
+from dpt_jax.model import Held, Outputs, normalize
+from dpt_jax.prompts.text import plain_layout
+from dpt_jax.runtime import devices
+from dpt_jax.storage.checkpoints import Checkpoints
+from dpt_jax.training import loop
+from dpt_jax.training.averaging import after_step, epoch_weights
+from tests.helpers.golden import SMALL
+
+TEMPLATES = ("a photo of a {}.", "a {} in a video game.")
+
+
+@pytest.fixture(scope="module")
+def experiment(clip_dir, clip):
+    """Three epochs of two steps, the last of which counts least."""
+    config = promptsrc.get_config("folder")
+    config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
+    config.text_prompt.depth = config.visual_prompt.depth = 2
+    config.train.epochs, config.train.batch_size, config.loss.template = 3, 6, "|".join(TEMPLATES)
+    config.train.average_mean, config.train.average_deviation = 1.0, 1.0
+    config.checkpoint.every_steps, config.checkpoint.keep = 1, 10
+    return experiments.prepare(config, clip)
+
+
+@pytest.fixture(scope="module")
+def finished(experiment, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, loop.train(experiment, workdir)
+
+
+def prompts_of(workdir, step):
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.load(step).prompts
+
+
+@pytest.mark.compiles
+def test_a_run_ends_with_the_average_of_its_epochs(experiment, finished):
+    """θ_3 is not saved, but follows from the average: it is where the second step of it leads to,
+    near the step before.
+    """
+    workdir, prompts = finished
+    w = epoch_weights(3, 1.0, 1.0)
+    before = [prompts_of(workdir, step) for step in (2, 4, 5)]
+
+    def nearly(found, one, two, three):
+        expected = w[0] * one + w[1] * two + w[2] * three
+        # The last step, which is the shortest, has a weight of 0.08.
+        return np.abs(found - expected).max() < 0.1 * np.abs(two - one).max()
+
+    assert all(jax.tree.leaves(jax.tree.map(nearly, prompts, *before)))
+    saved = prompts_of(workdir, 6)
+    jax.tree.map(np.testing.assert_array_equal, prompts, saved)
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_run_that_goes_on_has_the_same_bits(experiment, finished, tmp_path, step):
+    """Its average too, within an epoch and between two."""
+    workdir, prompts = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    for later in range(step + 1, 7):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(later))
+    again = loop.train(experiment, tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, again, prompts)
+
+
+@pytest.mark.compiles
+def test_an_average_over_other_epochs_is_refused(experiment, finished):
+    config = experiment.config.copy_and_resolve_references()
+    config.train.epochs = 4
+    with pytest.raises(UserError, match="averages its prompts over 3 epochs"):
+        loop.train(experiment._replace(config=config), finished[0], allow_changes=True)
+
+
+@pytest.mark.compiles
+def test_texts_to_hold_to_are_the_mean_of_what_comes_out(experiment, clip):
+    """As published, not normalised before the mean, as the ensemble of zero-shot CLIP is."""
+    names = experiment.dataset.classnames
+    params = {"clip": devices.to_host(experiment.frozen.clip)}
+    encode = jax.jit(experiment.model.encode_plain)
+    each = [
+        encode(params, plain_layout([template.format(n) for n in names], clip.tokenizer))
+        for template in TEMPLATES
+    ]
+    found = devices.to_host(held_texts(experiment))
+    np.testing.assert_allclose(found, sum(each) / 2, rtol=1e-4, atol=1e-5)
+    assert np.abs(normalize(found) - normalize(sum(map(normalize, each)))).max() > 1e-4
+
+
+@given(st.integers(1, 30), st.floats(0, 60), st.floats(0.5, 30))
+def test_weights_are_those_of_the_formula_and_sum_to_one(epochs, mean, deviation):
+    weights = epoch_weights(epochs, mean, deviation)
+    assert sum(weights) == pytest.approx(1)
+    expected = np.exp(-((np.arange(1, epochs + 1) - mean) ** 2) / (2 * deviation**2))
+    if expected.sum() > 1e-200:
+        np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-9)
+    assert epoch_weights(epochs, mean, 0.0) == ()
+
+
+def test_only_the_last_step_of_an_epoch_counts():
+    average, prompts = {"x": np.zeros(1)}, {}
+    for step in range(1, 7):
+        prompts, average = after_step(step, 2, (0.5, 0.25, 0.25), {"x": np.full(1, step)}, average)
+        assert float(prompts["x"][0]) == (step if step < 6 else 0.5 * 2 + 0.25 * 4 + 0.25 * 6)
+
+
+def outputs_of(seed, rows):
+    """Random outputs for `rows` images of 4 classes, and what they are held to."""
+    draw = np.random.default_rng(seed).standard_normal
+    logits = np.float32(draw((rows, 4)))
+    texts, to_texts = (normalize(jnp.asarray(draw((4, 8)))) for _ in range(2))
+    features, to_features = np.float32(draw((rows, 8))), np.float32(draw((rows, 8)))
+    held = Held(texts, to_texts, to_features, np.float32(draw((rows, 4))))
+    return Outputs(*[logits] * 4, None, None, features, None, None, held)
+
+
+def part_of(outputs, rows):
+    def own(x):
+        return x[rows]
+
+    held = outputs.held
+    held = held._replace(to_features=own(held.to_features), to_logits=own(held.to_logits))
+    return outputs._replace(logits=own(outputs.logits), features=own(outputs.features), held=held)
+
+
+@pytest.mark.parametrize("kind", ["l1", "cosine"])
+def test_consistency_is_the_published_formula_whatever_the_padding_and_the_parts(kind):
+    weights = Consistency(25.0, kind, 10.0, 3.0)
+    whole, padding = outputs_of(0, 7), np.array([1, 1, 1, 0, 1, 0, 1], np.float32)
+    counts = count(None, np.zeros(7, int), padding, 0)
+    real = part_of(whole, padding > 0)
+    held = real.held
+    q, p = (jax.nn.softmax(x, axis=-1) for x in (held.to_logits, real.logits))
+    texts = {
+        "l1": np.abs(held.texts - held.to_texts).mean(),
+        "cosine": 1 - (held.texts * held.to_texts).sum(-1).mean(),
+    }[kind]
+    expected = (
+        25 * texts
+        + 10 * np.abs(real.features - held.to_features).mean()
+        + 3 * (q * (np.log(q) - np.log(p))).sum() / q.size
+    )
+    found = sum(
+        consistency(weights, part_of(whole, rows), padding[rows], counts)
+        for rows in (slice(None, 3), slice(3, None))
+    )
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
