@@ -82,14 +82,15 @@ def loss(
 def consistency(weights: Consistency, outputs: Outputs, rows: Array, counts: Counts) -> Array:
     """Return what these rows add to the losses that hold what is prompted to plain CLIP.
 
-    That of the texts knows no images: each row adds its share of it.
+    That of the texts is the same for all images unless the context depends on them: each row adds
+    its share of it.
     """
     held, images = outputs.held, jnp.maximum(counts.images, 1)
     assert held is not None, "a model whose loss holds something needs Texts.held"
     result = jnp.zeros(())
     if weights.text:
-        share = rows.sum() / images
-        result += weights.text * share * text_distance(weights.text_distance, held)
+        each = text_distance(weights.text_distance, held)
+        result += weights.text * (each * rows).sum() / images
     if weights.image:
         each = jnp.abs(outputs.features - held.to_features).mean(-1)
         result += weights.image * (each * rows).sum() / images
@@ -109,10 +110,13 @@ def divergence(target: Array, logits: Array) -> Array:
 
 
 def text_distance(kind: str, held: Held) -> Array:
-    """Return how far t̂ is from t̄, a scalar: 1 − mean cosine, or the mean over |t̂ − t̄|."""
+    """Return how far t̂ is from t̄: 1 − mean cosine, or the mean over |t̂ − t̄|.
+
+    It is a scalar, or (B,) where the context depends on the image.
+    """
     if kind == COSINE:
-        return 1 - (held.texts * held.to_texts).sum(-1).mean()
-    return jnp.abs(held.texts - held.to_texts).mean()
+        return 1 - (held.texts * held.to_texts).sum(-1).mean(-1)
+    return jnp.abs(held.texts - held.to_texts).mean((-2, -1))
 
 
 def _true_class(indices: Array, labels: Array, rows: Array) -> Array:

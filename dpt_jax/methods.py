@@ -17,9 +17,9 @@ SWITCHES = {
     CLASS_AWARE: "cavpt.top_k",
 }
 # What a method has besides: visual tokens that enter among the patches, or are made of the text's,
-# and losses that hold what is prompted to plain CLIP.
+# a context that depends on the image, and losses that hold what is prompted to plain CLIP.
 AMONG_PATCHES, COUPLED = "visual tokens among the patches", "coupling"
-CONSISTENT = "consistency"
+CONDITIONED, CONSISTENT = "context conditioned on the image", "consistency"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(ZERO_SHOT, "zero-shot", (), "none", "#000000", ""),
         Method("coop", "CoOp", (TEXT,), "CE of the logits", "#E69F00", "o"),
+        Method("cocoop", "CoCoOp", (TEXT, CONDITIONED), "CE of the logits", "#44AA99", "*"),
         Method("kgcoop", "KgCoOp", (TEXT, CONSISTENT),
                "CE of the logits; distance of the texts to plain CLIP's", "#999999", "P"),
         Method("vpt", "VPT", (VISUAL,), "CE of the logits", "#56B4E9", "s"),
@@ -108,6 +109,7 @@ class PromptConfig:
     text_length: int = 0
     text_depth: int = 1
     class_specific: bool = False
+    conditioned: bool = False  # whether the context depends on the image
     visual_length: int = 0
     # J_v, after which the visual tokens carry on as ordinary ones; 0 for tokens of their own in
     # each layer before CAVPT, which then end.
@@ -119,6 +121,11 @@ class PromptConfig:
     consistency: Consistency = HELD_TO_NOTHING
 
     def __post_init__(self) -> None:
+        if self.conditioned and not self.text_length:
+            raise UserError(
+                "text_prompt.conditioned makes a context depend on the image, but "
+                "text_prompt.length is 0: turn one of them on or the other off."
+            )
         if self.coupled and not (self.text_length and self.visual_length):
             off = "visual_prompt.length" if self.text_length else "text_prompt.length"
             raise UserError(
@@ -155,6 +162,7 @@ class PromptConfig:
             AMONG_PATCHES: self.visual_length and self.ln_pre,
             COUPLED: self.coupled,
             CLASS_AWARE: self.top_k,
+            CONDITIONED: self.conditioned,
             CONSISTENT: self.held,
         }
         return {part for part, size in on.items() if size}

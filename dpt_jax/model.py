@@ -24,11 +24,14 @@ from dpt_jax.errors import UserError
 from dpt_jax.methods import PromptConfig
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
+from dpt_jax.prompts.conditioning import MetaNet, conditioned
 from dpt_jax.prompts.text import TextPrompt, initializer
 from dpt_jax.prompts.visual import Coupling, VisualPrompt, layer_prompts
 
 Array = jax.Array
 Params = dict[str, Any]  # {"clip": frozen parameters, "prompts": learned ones}
+# Of texts for each image: enough to keep a device busy, and a small part of its memory.
+TOKENS_AT_A_TIME = 2**15
 OTHER_TOKENS = 4  # of a text with a learned context: its start, a name, the full stop, its end
 
 
@@ -36,14 +39,17 @@ class Texts(NamedTuple):
     """Text features (C, E) of the classes."""
 
     frozen: Array  # Z, normalised
-    learned: Array  # t, not normalised; the frozen features if there is no text prompt
+    # t, not normalised; the frozen features if there is no text prompt, None where they depend on
+    # the image
+    learned: Array | None
     held: Array | None = None  # t̄, normalised, where a loss holds the learned ones to it
+    layout: TextLayout | None = None  # of the learned ones, where they depend on the image
 
 
 class Held(NamedTuple):
     """What losses hold what is prompted to, and the texts that they hold, float32."""
 
-    texts: Array  # (C, E), t̂
+    texts: Array  # (C, E), t̂; (B, C, E) where the context depends on the image
     to_texts: Array  # (C, E), t̄
     to_features: Array  # (B, E), z
     to_logits: Array  # (B, C), s z t̄ᵀ
@@ -176,6 +182,11 @@ class PromptedCLIP:
         elif config.visual_length and self.visual_layers:
             module = VisualPrompt(self.visual_depth, config.visual_length, self.clip.vision.width)
             prompts["visual"] = module.init(visual_key)["params"]
+        if config.conditioned:
+            z = jnp.zeros((1, self.clip.embed_dim))
+            prompts["meta_net"] = self._meta_net().init(jax.random.fold_in(text_key, 1), z)[
+                "params"
+            ]
         if config.top_k:
             x = jnp.zeros((1, 1, self.clip.vision.width))
             t = jnp.zeros((1, 1, self.clip.embed_dim))
@@ -199,13 +210,15 @@ class PromptedCLIP:
         axis: the mapped axis of the devices that share the work. held: (C, E),
         un-normalised, what a loss holds the learned ones to.
         """
-        plain = normalize(frozen)
+        plain, held = normalize(frozen), None if held is None else normalize(held)
+        if self.prompts.conditioned:
+            return Texts(plain, None, held, layout)
         learned = self.encode_learned(params, layout, axis) if self.prompts.text_length else frozen
-        return Texts(plain, learned, None if held is None else normalize(held))
+        return Texts(plain, learned, held)
 
     @exact
     def encode_learned(self, params: Params, layout: TextLayout, axis: str | None = None) -> Array:
-        """Return un-normalised features (C, E) of texts in the learned context."""
+        """Return un-normalised features (C, E) of texts in the context, of no image."""
         context = self._text_prompt().apply({"params": params["prompts"]["text"]})
         return self._encode(params, layout, context, axis)
 
@@ -213,6 +226,27 @@ class PromptedCLIP:
     def encode_plain(self, params: Params, layout: TextLayout, axis: str | None = None) -> Array:
         """Return un-normalised text features (C, E) of the frozen CLIP.  axis: see encode_texts."""
         return self._encode(params, layout, None, axis)
+
+    @exact
+    def encode_for_images(self, params: Params, layout: TextLayout, features: Array) -> Array:
+        """Return un-normalised features (B, C, E) of texts in the context of each image.
+
+        features: (B, E), those of plain CLIP, of unit length. Images do not meet here, so any
+        number of them may be taken at a time.
+        """
+        prompts = params["prompts"]
+        added = jnp.asarray(self._meta_net().apply({"params": prompts["meta_net"]}, features))
+        context = jnp.asarray(self._text_prompt().apply({"params": prompts["text"]}))
+        contexts = conditioned(context, added)
+
+        def encode(context: Array) -> Array:
+            return self._encode(params, layout, context, None)
+
+        images = features.shape[0]  # no number in a program that is exported for any
+        at_a_time = images_at_a_time(images, layout.tokens.size)
+        if at_a_time == images:
+            return jax.vmap(encode)(contexts)
+        return jax.lax.map(encode, contexts, batch_size=at_a_time)
 
     @exact
     def plain(self, params: Params, images: Array, texts: Texts) -> Plain:
@@ -254,27 +288,31 @@ class PromptedCLIP:
             None,
             None,
         )
+        own = texts.learned
+        if own is None:
+            assert texts.layout is not None
+            own = self.encode_for_images(params, texts.layout, plain.features)
         if config.sees_prompts:
             assert images is not None
             x = self.preprocess(images)
 
             def look(clip: CLIP) -> Seen:
                 visual = self._visual_prompts(params["prompts"], clip.vision)
-                return clip.vision(x, [*visual, *self._class_prompts(params, texts, plain)])
+                return clip.vision(x, [*visual, *self._class_prompts(params, own, plain)])
 
             seen = self._clip(params, look)
             prompted, attention = normalize(seen.features), seen.attention
             if config.top_k:
                 auxiliary, class_attention = (jnp.moveaxis(made, 0, 1) for made in seen.made[-1])
-        learned = normalize(texts.learned)
+        learned = normalize(own)
         held = None
         if texts.held is not None:
             to_logits = scale * plain.features @ texts.held.T
             held = Held(learned, texts.held, plain.features, to_logits)
         return Outputs(
-            logits=scale * prompted @ (learned if config.text_length else texts.frozen).T,
+            logits=cosines(scale * prompted, learned if config.text_length else texts.frozen),
             zero_shot_logits=plain.logits,
-            text_logits=scale * plain.features @ learned.T,
+            text_logits=cosines(scale * plain.features, learned),
             image_logits=scale * prompted @ texts.frozen.T,
             auxiliary_logits=auxiliary,
             indices=plain.indices,
@@ -305,11 +343,15 @@ class PromptedCLIP:
         carry_on = 0 < config.visual_depth < self.clip.vision.layers
         return layer_prompts(tokens, self.visual_layers, carry_on)
 
-    def _class_prompts(self, params: Params, texts: Texts, plain: Plain) -> list[LayerPrompts]:
-        """Return what the layers from F on see of the class-aware prompts."""
+    def _class_prompts(self, params: Params, learned: Array, plain: Plain) -> list[LayerPrompts]:
+        """Return what the layers from F on see of the class-aware prompts.
+
+        learned: t (C, E), or (B, C, E).
+        """
         if not self.prompts.top_k:
             return []
-        looked_at = take_rows(texts.learned, plain.indices)
+        take = jax.vmap(take_rows) if learned.ndim == 3 else take_rows
+        looked_at = take(learned, plain.indices)
         cavpt = params["prompts"]["cavpt"]
         # Those of the training, which need not be the classes of this evaluation.
         classes = cavpt["classifier"]["kernel"].shape[-1]
@@ -330,6 +372,9 @@ class PromptedCLIP:
     def _coupling(self) -> Coupling:
         return Coupling(self.visual_depth, self.clip.text.width, self.clip.vision.width)
 
+    def _meta_net(self) -> MetaNet:
+        return MetaNet(self.clip.embed_dim, self.clip.text.width)
+
     def _text_prompt(self, init: Any = None) -> TextPrompt:
         config = self.prompts
         classes = config.classes if config.class_specific else None
@@ -346,6 +391,23 @@ class PromptedCLIP:
         return CLIP(self.clip, self.dtype, self.remat).apply(
             {"params": params["clip"]}, method=function
         )
+
+
+def cosines(images: Array, texts: Array) -> Array:
+    """Return the products (B, C) of images (B, E) and texts (C, E), or (B, C, E) of each image."""
+    return images @ texts.T if texts.ndim == 2 else jnp.einsum("be,bce->bc", images, texts)
+
+
+def images_at_a_time(images: Any, tokens: int) -> Any:
+    """Return how many images to encode the texts of at once, a divisor of their number.
+
+    tokens: those of the texts of one image. All, if the number is not known (in an exported
+    program).
+    """
+    if not isinstance(images, int):
+        return images
+    most = max(1, TOKENS_AT_A_TIME // tokens)
+    return next(part for part in range(min(most, images), 0, -1) if images % part == 0)
 
 
 def _scale(params: Params) -> Array:

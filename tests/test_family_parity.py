@@ -27,7 +27,7 @@ pytestmark = pytest.mark.compiles
 LOGITS = 1e-5  # of the largest entry
 AFTER_TRAINING = 3e-5  # the same, of eight steps later
 GRADIENTS = 1e-4  # of the norm
-CASES = ("ivlp", "kgcoop", "maple", "promptsrc_all")
+CASES = ("cocoop", "ivlp", "kgcoop", "maple", "promptsrc_all")
 PHOTO = "a photo of a"
 
 
@@ -46,8 +46,9 @@ def load(tmp_path_factory):
 
 def prompts_of(tensors):
     """Return the tree of the tensors of a published module, by their names in the whole model."""
-    if set(tensors) == {"prompt_learner.ctx"}:
-        return prompts_from_published({TEXT: {"ctx": tensors["prompt_learner.ctx"]}})
+    if set(tensors) == {"prompt_learner.ctx"} or "prompt_learner.meta_net.linear1.bias" in tensors:
+        own = {name.removeprefix(f"{TEXT}."): value for name, value in tensors.items()}
+        return prompts_from_published({TEXT: own})
     module = COUPLED if "prompt_learner.proj.bias" in tensors else JOINT
     return prompts_from_published({module: tensors})
 
@@ -56,6 +57,8 @@ def config_of(meta):
     """Return the parts of a case, by the names that its code has for them."""
     if meta["kind"] == "KgCoOp":
         own = {"text_length": meta["N_CTX"], "consistency": Consistency(text=meta["W"])}
+    elif meta["kind"] == "CoCoOp":
+        own = {"text_length": meta["N_CTX"], "conditioned": True}
     elif meta["kind"] == "MaPLe":
         length, depth = meta["N_CTX"], meta["PROMPT_DEPTH"]
         own = {"text_length": length, "text_depth": depth, "visual_length": length}
@@ -108,6 +111,17 @@ class Case:
     def step(self, prompts):
         """Return (loss, (outputs, texts)), gradient."""
         return self._step(prompts, self.clip)
+
+    def texts_of_images(self, prompts):
+        params = {"clip": self.clip, "prompts": prompts}
+
+        @jax.jit
+        def encode(params):
+            own = self.golden["image_features"]
+            own = own / np.linalg.norm(own, axis=-1, keepdims=True)
+            return self.model.encode_for_images(params, self.layout, own)
+
+        return encode(params)
 
     def _loss(self, prompts, clip):
         params = {"clip": clip, "prompts": prompts}
@@ -189,7 +203,10 @@ def test_numbers_at_the_start(case):
     (total, (outputs, texts)), gradient = case.step(case.prompts)
     golden = case.golden
     assert relative_error(outputs.logits, golden["logits"]) < LOGITS
-    assert relative_error(texts.learned, golden["text_features"]) < LOGITS
+    learned = texts.learned
+    if case.config.conditioned:
+        learned = case.texts_of_images(case.prompts)
+    assert relative_error(learned, golden["text_features"]) < LOGITS
     own = golden["image_features"]
     own = own / np.linalg.norm(own, axis=-1, keepdims=True)
     assert relative_error(outputs.features, own) < LOGITS

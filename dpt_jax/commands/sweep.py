@@ -10,7 +10,7 @@ Protocols:
     cross-dataset          train on ImageNet, test the same prompts on the paper's other datasets
     domain-generalization  train on ImageNet, test the same prompts on its four shifted variants
 
---methods are the names of configs/; besides those above there are ivlp,
+--methods are the names of configs/; besides those above there are cocoop, ivlp,
 kgcoop, maple, promptsrc, and dptsrc, which is DPT with PromptSRC's losses.
 --datasets and --targets replace what the last two train and test on. Runs that have their results
 are skipped, a run that was stopped goes on, and one that fails is reported at the end, with exit

@@ -96,7 +96,11 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     remat = config.train.remat
     if remat == "auto":
         images = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
-        remat = choose_remat(model, layout.tokens.size // jax.device_count(), images)
+        # Texts that depend on the image are those of a device's own images.
+        text_tokens = layout.tokens.size * (
+            images if prompts.conditioned else 1 / jax.device_count()
+        )
+        remat = choose_remat(model, int(text_tokens), images)
         # Hosts of different memory must not choose different programs.
         remat = REMAT_CHOICES[devices.of_first(REMAT_CHOICES.index(remat))]
     model = dataclasses.replace(model, remat=remat)

@@ -80,8 +80,14 @@ class Predictor:
 
         classnames: the predictor's own where none are given. The names stand in the learned
         context, or in the template where none was learned. The products with the images'
-        features, times CLIP's logit scale, are the logits of `predict`.
+        features, times CLIP's logit scale, are the logits of `predict`. Raise UserError where the
+        context depends on the image.
         """
+        if self.model.prompts.conditioned:
+            raise UserError(
+                f"the context of {self.model.prompts.method} depends on the image, so a class has "
+                "no text features of its own: predict takes images."
+            )
         if classnames is not None:
             classnames = check_classnames(classnames, "encode_text")
             check_bound(self._prepared, classnames, self.training)

@@ -26,11 +26,12 @@ def export(predictor: "Predictor") -> jax.export.Exported:
     """Return the program: images (b, size, size, 3) uint8 to probabilities (b, C) float32.
 
     It takes any b, and runs on any of PLATFORMS. Image tower, prompts and text features are
-    constants of the program; it has no text tower.
+    constants of the program; it has a text tower only where the texts depend on the image.
     """
     model = predictor.model
     predictor.classify(np.zeros((1, *[model.clip.image_size] * 2, 3), np.uint8))  # if it is finite
-    clip = {name: predictor.pretrained.params[name] for name in ("vision", "logit_scale")}
+    used = ["vision", "logit_scale", *(["text"] if model.prompts.conditioned else [])]
+    clip = {name: predictor.pretrained.params[name] for name in used}
     params = {"clip": devices.to_host(clip), "prompts": predictor.prompts}
     params, texts = jax.tree.map(jnp.asarray, (params, predictor.texts))
 

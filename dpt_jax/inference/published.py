@@ -129,6 +129,7 @@ def modules_of(config: ConfigDict, prompts: Prompts, source: pathlib.Path) -> di
         (visual.length and not visual.ln_pre)
         or config.cavpt.top_k
         or (text.length and (text.class_specific or text.class_position != "end"))
+        or text.conditioned
     ):
         raise UserError(
             f"{source} has context tokens of several layers, fixed words, or visual tokens among "
@@ -184,6 +185,7 @@ def sizes(prompts: Prompts, clip: CLIPConfig, method: str | None) -> dict[str, A
         "text_prompt.length": text[-2] if text else 0,
         "text_prompt.depth": text[0] if text else 1,
         "text_prompt.class_specific": len(text) == 4,
+        "text_prompt.conditioned": "meta_net" in prompts,
         "visual_prompt.length": visual[1] if visual else 0,
         "visual_prompt.ln_pre": bool(method and visual),
         "visual_prompt.coupled": coupled,
@@ -215,7 +217,7 @@ def check_fit(
     there, here = (
         settings.flat(jax.tree.map(lambda x: tuple(x.shape), tree)) for tree in (prompts, wanted)
     )
-    modules = {"text": TEXT, "visual": VISUAL, "cavpt": CAVPT}
+    modules = {"text": TEXT, "meta_net": TEXT, "visual": VISUAL, "cavpt": CAVPT}
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):
             raise UserError(

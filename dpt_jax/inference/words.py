@@ -27,11 +27,16 @@ class Neighbours(NamedTuple):
 def neighbours(predictor: Predictor, top: int) -> list[Neighbours]:
     """Return the `top` nearest words of each context vector of the first layer.
 
-    Raise UserError where no context was learned.
+    Raise UserError where no context was learned, or where it depends on the image.
     """
     if "text" not in predictor.prompts:
         raise UserError(
             f"{predictor.model.prompts.method} learns no context, so there are no words to explain."
+        )
+    if predictor.model.prompts.conditioned:
+        raise UserError(
+            f"the context of {predictor.model.prompts.method} depends on the image, so it has no "
+            "fixed words to explain."
         )
     own, tokenizer = (
         predictor.pretrained.params["text"]["token_embedding"],

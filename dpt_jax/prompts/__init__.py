@@ -2,6 +2,6 @@
 
 from typing import Any
 
-# The learned parameters by part: {"text": …, "visual" or "coupling": …, "cavpt": …}, those of the
-# parts in use.
+# The learned parameters by part: {"text": …, "visual" or "coupling": …, "meta_net": …,
+# "cavpt": …}, those of the parts in use.
 Prompts = dict[str, Any]

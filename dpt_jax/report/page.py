@@ -167,13 +167,11 @@ def features(predictor: Predictor, answers: Answers) -> str:
 
     The texts are on the same axes.
     """
-    texts = predictor.texts
-    clouds = {
-        "before: plain CLIP": principal_axes(answers.before, texts.frozen),
-        f"after: {METHODS[predictor.model.prompts.method].label}": principal_axes(
-            answers.after, predictor.encode_text()
-        ),
-    }
+    texts, prompts = predictor.texts, predictor.model.prompts
+    clouds = {"before: plain CLIP": principal_axes(answers.before, texts.frozen)}
+    if not prompts.conditioned:  # else each image has texts of its own, on no common axes
+        after = principal_axes(answers.after, predictor.encode_text())
+        clouds[f"after: {METHODS[prompts.method].label}"] = after
     note = (
         "The two principal components of the image features of each side; texts and images are "
         "centred apart, "
@@ -202,7 +200,9 @@ def principal_axes(images: np.ndarray, texts: np.ndarray) -> Cloud:
 
 
 def words(predictor: Predictor) -> str:
-    """Return the table of `dpt-jax explain`."""
+    """Return the table of `dpt-jax explain`, or why there is none."""
+    if predictor.model.prompts.conditioned:
+        return "<p>The context depends on the image, so it has no fixed words.</p>"
     found = explain.neighbours(predictor, NEAREST)
     return _table(explain.header(found), explain.rows(found))
 

@@ -17,7 +17,7 @@ from dpt_jax.settings.schema import check, defaults, set_key
 # What prompts are made for: a run that starts from another run's prompts takes these from there.
 PROMPT_SECTIONS = ("clip", "text_prompt", "visual_prompt", "cavpt")
 # But not whether these parts are on, whose learned parameters are their own.
-OWN = ("coupled",)
+OWN = ("coupled", "conditioned")
 
 
 def of_method(name: str, dataset: str = DEFAULT_DATASET, protocol: str = "") -> ConfigDict:
@@ -63,6 +63,7 @@ def prompt_config(
         and (text.length if text.fixed_words else init_tokens or text.length),
         text_depth=text.depth,
         class_specific=text.class_specific,
+        conditioned=text.conditioned,
         visual_length=visual.length,
         visual_depth=max(visual.depth, 0),
         ln_pre=visual.ln_pre,

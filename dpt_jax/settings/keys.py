@@ -105,6 +105,12 @@ SCHEMA: tuple[Key, ...] = (
     ),
     Key("text_prompt.class_specific", False, "Learn one context per class.", resume=BOUND),
     Key(
+        "text_prompt.conditioned",
+        False,
+        "Add to the context what a small network makes of the image.",
+        resume=BOUND,
+    ),
+    Key(
         "text_prompt.class_position",
         "end",
         "Place of the class name in the text.",

@@ -86,6 +86,13 @@ RECIPES: dict[str, Mapping[str, Value]] = {
         "train.text_lr": 0.0025,
         "train.visual_lr": 0.0025,
     },
+    "cocoop": {
+        **RELATIVE,
+        "text_prompt.length": 4,
+        "text_prompt.conditioned": True,
+        "train.batch_size": 1,
+        "train.epochs": 10,
+    },
     "kgcoop": {
         **RELATIVE,
         "text_prompt.length": 4,

@@ -122,7 +122,7 @@ ENTRIES = (
     *("method", "backbone", "template", "classnames", "results"),
     *("settings", "training", "step"),
 )
-PARTS = ("text", "visual", "coupling", "cavpt")
+PARTS = ("text", "meta_net", "visual", "coupling", "cavpt")
 
 
 def _check(entries: Mapping[str, Any], file: epath.Path) -> None:

@@ -40,6 +40,12 @@ _LAYER = {
 BUFFERS = ("token_prefix", "token_suffix")
 # Tensors of KgCoOp's file that nothing in its code uses.
 KGCOOP = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
+# The network of CoCoOp's, and our places for it.
+META_NET = {
+    f"meta_net.{layer}.{theirs}": (layer, ours)
+    for layer in ("linear1", "linear2")
+    for theirs, ours in (("weight", "kernel"), ("bias", "bias"))
+}
 
 
 def account(modules: dict[str, Tensors], directory: pathlib.Path) -> None:
@@ -52,13 +58,8 @@ def account(modules: dict[str, Tensors], directory: pathlib.Path) -> None:
     }
     for module, tensors in modules.items():
         more = set(tensors) - known[module]
-        if module == TEXT and "bias_vectors" in more and more <= {*KGCOOP}:
-            continue
-        if module == TEXT and any(name.startswith("meta_net.") for name in more):
-            raise UserError(
-                f"{directory} is a checkpoint of CoCoOp ({min(more)}), whose context depends on "
-                "the image; this method is not supported."
-            )
+        if module == TEXT:
+            more -= {*KGCOOP} if KGCOOP[0] in more else META_NET.keys()
         if more:
             raise UserError(
                 f"{directory / module}: tensor {min(more)} is none of the published code's, so "
@@ -72,7 +73,10 @@ def method_of(modules: dict[str, Tensors]) -> str | None:
     """
     if module := relatives.whole(modules):
         return relatives.method_of(module, modules[module])
-    return "kgcoop" if KGCOOP[0] in modules.get(TEXT, ()) else None
+    tensors = modules.get(TEXT, {})
+    if KGCOOP[0] in tensors:
+        return "kgcoop"
+    return "cocoop" if META_NET.keys() & tensors.keys() else None
 
 
 def prompts_from_published(modules: dict[str, Tensors]) -> Any:
@@ -84,7 +88,12 @@ def prompts_from_published(modules: dict[str, Tensors]) -> Any:
     if module := relatives.whole(modules):
         prompts = relatives.prompts_from_module(module, modules[module])
     if TEXT in modules:
-        prompts["text"] = {"context": modules[TEXT]["ctx"][None]}
+        tensors = modules[TEXT]
+        prompts["text"] = {"context": tensors["ctx"][None]}
+        if method_of(modules) == "cocoop":
+            for theirs, (layer, ours) in META_NET.items():
+                own = prompts.setdefault("meta_net", {}).setdefault(layer, {})
+                own[ours] = tensors[theirs].T
     # Where CAVPT begins at the first layer, the published visual prompt has no layers.
     if VISUAL in modules and len(modules[VISUAL]["ctx"]):
         prompts["visual"] = {"tokens": modules[VISUAL]["ctx"]}
@@ -109,6 +118,9 @@ def published_from_prompts(prompts: Any, visual_length: int) -> dict[str, Tensor
     modules: dict[str, Tensors] = {}
     if "text" in prompts:
         modules[TEXT] = {"ctx": prompts["text"]["context"][0]}
+    if "meta_net" in prompts:
+        for theirs, (layer, ours) in META_NET.items():
+            modules[TEXT][theirs] = prompts["meta_net"][layer][ours].T
     if "visual" in prompts:
         modules[VISUAL] = {"ctx": prompts["visual"]["tokens"]}
     if "cavpt" in prompts:

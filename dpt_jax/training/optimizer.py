@@ -1,4 +1,4 @@
-"""SGD as the published method uses it: one group for the visual side, one for the text prompt."""
+"""SGD as the published methods use it: one group for the visual side, one for the text prompt."""
 
 import dataclasses
 import functools
@@ -15,6 +15,7 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 WARMUP_LR = 1e-5
 TEXT_WARMUP_EPOCHS = 1
+TEXT_PARTS = ("text", "meta_net")  # of the prompts; the others are of the visual side
 Schedule = Callable[[Any], jax.Array]
 
 
@@ -70,7 +71,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
 
 
 def _scale_by_step(rates: dict[str, Schedule]) -> optax.GradientTransformationExtraArgs:
-    """Multiply by minus the rate of each part: "text" has its own, the others the visual one."""
+    """Multiply by minus the rate of each part: those of the text, or the visual one."""
 
     def update(
         updates: Prompts, state: optax.EmptyState, prompts: Any = None, *, step: Any, **_: Any
@@ -78,7 +79,7 @@ def _scale_by_step(rates: dict[str, Schedule]) -> optax.GradientTransformationEx
         factors = {group: -rate(step) for group, rate in rates.items()}
 
         def scale(part: str) -> Any:
-            factor = factors["text" if part == "text" else "visual"]
+            factor = factors["text" if part in TEXT_PARTS else "visual"]
             return jax.tree.map(lambda x: factor * x, updates[part])
 
         return {part: scale(part) for part in updates}, state

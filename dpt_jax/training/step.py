@@ -18,8 +18,9 @@ from dpt_jax.runtime import devices
 from dpt_jax.training.averaging import Weights, after_step
 
 Scalar = Any  # an array without axes: of JAX within a step, of NumPy on the host
-# What the loss is differentiated by: the prompts, and the class features (C, E) made from them.
-Trained = tuple[Prompts, jax.Array]
+# What the loss is differentiated by: the prompts, and the class features (C, E) made from them,
+# unless they depend on the image.
+Trained = tuple[Prompts, jax.Array | None]
 
 
 class Totals(NamedTuple):
@@ -118,7 +119,7 @@ def batch_gradient(
     def params(prompts: Prompts) -> dict[str, Any]:
         return {"clip": frozen.clip, "prompts": prompts}
 
-    def encode(prompts: Prompts) -> tuple[jax.Array, Texts]:
+    def encode(prompts: Prompts) -> tuple[jax.Array | None, Texts]:
         texts = model.encode_texts(
             params(prompts), frozen.layout, frozen.texts, devices.AXIS, frozen.held
         )

@@ -107,6 +107,7 @@ def test_published_settings_by_protocol_and_dataset():
     ("method", "key", "says"),
     [
         (vpt, "text_consistency", r"loss\.text_consistency .* text_prompt\.length is 0"),
+        (zeroshot, "text_consistency", r"loss\.text_consistency .* text_prompt\.length is 0"),
         (coop, "image_consistency", r"loss\.image_consistency .* visual_prompt\.length and"),
         (zeroshot, "logit_consistency", r"loss\.logit_consistency .* no prompt is on"),
     ],

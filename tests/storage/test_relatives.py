@@ -14,7 +14,7 @@ from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.published import TEXT, read_published
 from tests.helpers.golden import SMALL
 
-TEXT_WIDTH, VISUAL_WIDTH, CLASSES = 128, 128, 6
+TEXT_WIDTH, VISUAL_WIDTH, EMBED = 128, 128, 64
 # Of a module that has the whole CLIP in it, a tensor of each kind.
 REST = {
     "logit_scale": (),
@@ -35,6 +35,8 @@ FROZEN_TOWER = {
     "prompt_learner.ZS_image_encoder.transformer.resblocks.3.ln_2.bias": (VISUAL_WIDTH,),
 }
 
+BUFFERS = {"token_prefix": (37, 1, TEXT_WIDTH), "token_suffix": (37, 72, TEXT_WIDTH)}
+
 
 def normal(*shape):
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
@@ -54,7 +56,7 @@ def joint(text_length, text_depth, visual_length, visual_depth):
 
 
 def write(directory, module, tensors, rest=()):
-    shapes = REST | FROZEN_TOWER
+    shapes = REST | FROZEN_TOWER | BUFFERS
     every = {**{name: normal(*shapes[name]) for name in rest}, **tensors}
     (directory / module).mkdir(parents=True)
     state = {name: torch.from_numpy(np.asarray(value)) for name, value in every.items()}
@@ -81,7 +83,18 @@ def coupled(length, depth):
     return tensors
 
 
+def conditioned(length):
+    return {
+        "ctx": normal(length, TEXT_WIDTH),
+        "meta_net.linear1.weight": normal(EMBED // 16, EMBED),
+        "meta_net.linear1.bias": normal(EMBED // 16),
+        "meta_net.linear2.weight": normal(TEXT_WIDTH, EMBED // 16),
+        "meta_net.linear2.bias": normal(TEXT_WIDTH),
+    }
+
+
 CHECKPOINTS = {
+    "cocoop": (TEXT, conditioned(4)),
     "promptsrc": (relatives.JOINT, joint(4, 2, 4, 2)),
     "maple": (relatives.COUPLED, coupled(2, 3)),
     "maple, one layer": (relatives.COUPLED, coupled(4, 1)),
@@ -97,6 +110,8 @@ def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, co
     """The method and its sizes are those of the tensors, whatever --config says."""
     module, tensors = CHECKPOINTS[name]
     rest = [*REST, *(FROZEN_TOWER if name == "promptsrc" else ())]
+    if module == TEXT:  # which has buffers alone
+        rest = ["token_prefix", "token_suffix"]
     write(tmp_path / "theirs", module, tensors, rest)
     convert_reference(tmp_path / "theirs", tmp_path / "w", config, {})
     found = settings.load_saved(tmp_path / "w")

@@ -1,0 +1,145 @@
+"""A context that depends on the image: through training, the tools, and beside the other parts."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dpt_jax
+from dpt_jax import model as models
+from dpt_jax.errors import UserError
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model import PromptedCLIP, images_at_a_time
+from dpt_jax.prompts.conditioning import MetaNet
+from dpt_jax.prompts.text import plain_layout, prompt_layout
+from dpt_jax.storage.checkpoints import Checkpoints, load_newest
+from tests.helpers.commands import assert_refused, in_process
+from tests.helpers.golden import SMALL
+
+pytestmark = pytest.mark.compiles
+
+NAMES = ["airplane", "sea_horse", "a rather long name"]
+
+
+@pytest.mark.parametrize("tokens_at_a_time", [2**15, 1])
+def test_it_is_the_context_of_each_image_under_every_other_part(
+    clip, tokens_at_a_time, monkeypatch
+):
+    """DPT with it, some images at a time: as DPT of each image alone with a context of its own."""
+    monkeypatch.setattr(models, "TOKENS_AT_A_TIME", tokens_at_a_time)
+    parts = PromptConfig(
+        len(NAMES), 4, text_depth=2, visual_length=2, top_k=2, first_layer=4, conditioned=True
+    )
+    model = PromptedCLIP(clip.config, parts)
+    alone = PromptedCLIP(clip.config, dataclasses.replace(parts, conditioned=False))
+    prompts = jax.tree.map(lambda x: 5 * x, jax.jit(model.init)(jax.random.key(1)))
+    params = {"clip": clip.params, "prompts": prompts}
+    images = jax.random.normal(jax.random.key(2), (3, 32, 32, 3))
+    layout = prompt_layout(NAMES, clip.tokenizer, 4)
+    frozen = jax.jit(model.encode_plain)(params, plain_layout(NAMES, clip.tokenizer))
+
+    @jax.jit
+    def together(params):
+        return model(params, images, model.encode_texts(params, layout, frozen))
+
+    @jax.jit
+    def one(params, added, image):
+        context = params["prompts"]["text"]["context"]
+        own = {**params["prompts"], "text": {"context": context.at[0].add(added)}}
+        own_params = {**params, "prompts": own}
+        return alone(own_params, image[None], alone.encode_texts(own_params, layout, frozen))
+
+    net = MetaNet(clip.config.embed_dim, clip.config.text.width)
+    texts = model.encode_texts(params, layout, frozen)
+    z = jax.jit(lambda p: model.plain(p, images, texts).features)(params)
+    found = together(params)
+    for b, added in enumerate(net.apply({"params": prompts["meta_net"]}, z)):
+        expected = one(params, added, images[b])
+        for name in ("logits", "text_logits", "auxiliary_logits", "class_attention"):
+            own, theirs = (getattr(x, name) for x in (found, expected))
+            np.testing.assert_allclose(own[b], theirs[0], rtol=1e-3, atol=2e-3, err_msg=name)
+    # And it does depend on the image.
+    assert jnp.abs(found.text_logits[0] / found.text_logits[1] - 1).max() > 1e-2
+
+
+def test_images_at_a_time_are_a_divisor_that_fits():
+    assert images_at_a_time(100, 2**15 // 30) == 25
+    assert images_at_a_time(7, 2**15 // 3) == 1
+    assert images_at_a_time(1, 2**20) == 1
+    assert images_at_a_time("b", 5) == "b"
+
+
+ARGUMENTS = (
+    "--config=configs/cocoop.py:folder",
+    f"--config.dataset.root={SMALL / 'images'}",
+    "--config.train.batch_size=4",
+    "--config.train.epochs=2",
+    "--config.checkpoint.every_steps=1",
+    "--config.checkpoint.keep=9",
+)
+
+
+@pytest.fixture(scope="module")
+def run(clip_dir, tmp_path_factory):
+    """The workdir of a training of CoCoOp."""
+    workdir = tmp_path_factory.mktemp("cocoop")
+    in_process("main.py", *ARGUMENTS, f"--config.clip.weights={clip_dir}", f"--workdir={workdir}")
+    return workdir
+
+
+def test_all_of_it_is_trained_and_goes_on_with_the_same_bits(run, clip_dir, tmp_path):
+    with Checkpoints(run) as checkpoints:
+        first, last = (checkpoints.load(step).prompts for step in (1, 6))
+    assert set(last) == {"text", "meta_net"}
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), first, last)
+    assert all(jax.tree.leaves(changed)), changed
+    shutil.copytree(run, tmp_path / "run")
+    for step in (5, 6):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    in_process(
+        "main.py", *ARGUMENTS, f"--config.clip.weights={clip_dir}", f"--workdir={tmp_path / 'run'}"
+    )
+    jax.tree.map(np.testing.assert_array_equal, load_newest(tmp_path / "run").prompts, last)
+
+
+def test_images_that_a_device_takes_one_by_one_train_to_the_same(run, clip_dir, tmp_path):
+    in_process(
+        "main.py",
+        *ARGUMENTS,
+        f"--config.clip.weights={clip_dir}",
+        "--config.train.microbatch=1",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    found, expected = (load_newest(workdir).prompts for workdir in (tmp_path / "run", run))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), found, expected
+    )
+
+
+def test_it_has_no_words_and_no_texts_of_its_own(run):
+    done = in_process("-m", "dpt_jax", "explain", str(run), check=False)
+    assert_refused(done, "depends on the image, so it has no fixed words to explain")
+    with pytest.raises(UserError, match="a class has no text features of its own"):
+        dpt_jax.load(run).encode_text(["dog"])
+
+
+def test_its_program_has_the_text_tower_and_the_same_answers(run, tmp_path):
+    in_process("-m", "dpt_jax", "convert", "serve", str(run), str(tmp_path / "served"))
+    program = jax.export.deserialize(
+        bytearray((tmp_path / "served" / "classifier.jax").read_bytes())
+    )
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    expected = dpt_jax.load(run).predict(images)
+    np.testing.assert_allclose(program.call(images), expected, atol=1e-4)
+    np.testing.assert_allclose(program.call(images[1:2]), expected[1:2], atol=1e-4)
+    about = json.loads((tmp_path / "served" / "classifier.json").read_text())
+    assert about["method"] == "cocoop"
+
+
+def test_its_page_says_that_there_are_no_words(run):
+    in_process("-m", "dpt_jax", "report", str(run), "--html")
+    assert "it has no fixed words" in (run / "report.html").read_text()
