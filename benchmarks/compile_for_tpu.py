@@ -35,6 +35,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from benchmarks.chips import CHIPS, Chip, chip_of, least_ms
 from dpt_jax.errors import UserError
+from dpt_jax.methods import METHODS
 
 # The compiler needs neither a TPU nor the services of a TPU VM, and JAX itself runs on the CPU.
 ENVIRONMENT = {
@@ -77,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clip", choices=("vit-b-32", "vit-b-16", "vit-l-14"), default="vit-b-32")
     parser.add_argument("--classes", type=int, choices=range(1, 1001), default=100, metavar="N")
     parser.add_argument("--batch", type=int, default=32, metavar="IMAGES", help="of a chip")
-    parser.add_argument("--method", choices=("coop", "vpt", "vlp", "dpt"), default="dpt")
+    parser.add_argument("--method", choices=tuple(METHODS), default="dpt")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--remat", choices=("auto", "none", "matmuls", "blocks"), default="auto")
     parser.add_argument("--mode", choices=("train", "eval"), default="train")

@@ -15,9 +15,10 @@ from dpt_jax import settings
 from dpt_jax.clip.text import TextLayout
 from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.inference.evaluation import make_classifier
-from dpt_jax.inference.experiment import Frozen, choose_remat
-from dpt_jax.model import PromptedCLIP, Texts
-from dpt_jax.prompts.text import plain_layout, prompt_layout
+from dpt_jax.inference.experiment import Frozen, choose_remat, text_tokens
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.outputs import Texts
+from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
 from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
 from dpt_jax.training.step import StepConfig, make_step, new_state
 
@@ -39,8 +40,13 @@ def make_case(options: argparse.Namespace, chip: Chip, chips: int) -> Case:
     sizes, tokenizer = SIZES[options.clip], openai_tokenizer()
     names = imagenet_classnames()[: options.classes]
     prompts = settings.prompt_config(config, len(names), sizes.vision.layers)
+    if not config.text_prompt.fixed_words:
+        config.text_prompt.init = ""
     if prompts.text_length:
-        layout = prompt_layout(names, tokenizer, prompts.text_length)
+        words = context_tokens(config.text_prompt.init, tokenizer)
+        layout = prompt_layout(
+            names, tokenizer, prompts.text_length, fixed=words[prompts.text_length :]
+        )
     else:
         template = settings.templates(config)[0]
         layout = plain_layout([template.format(name) for name in names], tokenizer)
@@ -48,11 +54,12 @@ def make_case(options: argparse.Namespace, chip: Chip, chips: int) -> Case:
     model = PromptedCLIP(sizes, prompts, dtype)
     remat = options.remat
     if remat == "auto":
-        tokens = layout.tokens.size // chips
+        tokens = text_tokens(prompts, layout, options.batch, chips)
         remat = choose_remat(model, tokens, options.batch, chip.memory_bytes)
     model = dataclasses.replace(model, remat=remat)
     texts: Any = jax.ShapeDtypeStruct((len(names), sizes.embed_dim), jnp.float32)
-    frozen = Frozen(clip_shapes(options.clip, dtype), layout, texts)
+    held = texts if prompts.held and options.mode == "train" else None
+    frozen = Frozen(clip_shapes(options.clip, dtype), layout, texts, held)
     return Case(
         model, layout, stacked(frozen, chips), options.batch, chips, options.mode == "train"
     )

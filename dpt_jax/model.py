@@ -8,7 +8,7 @@ image features of the plain and the prompted tower, s the temperature.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,12 @@ from dpt_jax.clip.preprocessing import normalize_pixels
 from dpt_jax.clip.rows import take_rows
 from dpt_jax.clip.text import TextLayout, share
 from dpt_jax.clip.vision import LayerPrompts, Seen, VisionTower, no_memory
-from dpt_jax.errors import UserError
 from dpt_jax.methods import PromptConfig
+from dpt_jax.outputs import Held, Outputs, Plain, Texts, cosines
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
 from dpt_jax.prompts.conditioning import MetaNet, conditioned
+from dpt_jax.prompts.fit import check_fit
 from dpt_jax.prompts.text import TextPrompt, initializer
 from dpt_jax.prompts.visual import Coupling, VisualPrompt, layer_prompts
 
@@ -32,54 +33,6 @@ Array = jax.Array
 Params = dict[str, Any]  # {"clip": frozen parameters, "prompts": learned ones}
 # Of texts for each image: enough to keep a device busy, and a small part of its memory.
 TOKENS_AT_A_TIME = 2**15
-OTHER_TOKENS = 4  # of a text with a learned context: its start, a name, the full stop, its end
-
-
-class Texts(NamedTuple):
-    """Text features (C, E) of the classes."""
-
-    frozen: Array  # Z, normalised
-    # t, not normalised; the frozen features if there is no text prompt, None where they depend on
-    # the image
-    learned: Array | None
-    held: Array | None = None  # t̄, normalised, where a loss holds the learned ones to it
-    layout: TextLayout | None = None  # of the learned ones, where they depend on the image
-
-
-class Held(NamedTuple):
-    """What losses hold what is prompted to, and the texts that they hold, float32."""
-
-    texts: Array  # (C, E), t̂; (B, C, E) where the context depends on the image
-    to_texts: Array  # (C, E), t̄
-    to_features: Array  # (B, E), z
-    to_logits: Array  # (B, C), s z t̄ᵀ
-
-
-class Plain(NamedTuple):
-    """What plain CLIP sees in B images.  Nothing here depends on the prompts."""
-
-    features: Array  # (B, E), z, float32
-    logits: Array  # (B, C), s z Zᵀ
-    indices: Array | None  # (B, K), the classes CAVPT looks at, best first
-    # (B, heads, 1 + patches), of the class token in the last block; for pictures only
-    attention: Array | None
-
-
-class Outputs(NamedTuple):
-    """What losses, evaluation and pictures read, float32.  Unused ones cost nothing under jit."""
-
-    logits: Array  # (B, C), the method's prediction
-    zero_shot_logits: Array  # (B, C), s z Zᵀ
-    text_logits: Array  # (B, C), s z t̂ᵀ
-    image_logits: Array  # (B, C), s f̂ Zᵀ
-    auxiliary_logits: Array | None  # (B, CAVPT layers, K, C)
-    indices: Array | None  # (B, K), the classes CAVPT looks at, best first
-    features: Array  # (B, E), f̂
-    # (B, heads, 1 + patches + M), as Plain's, with the prompts after the patches
-    attention: Array | None
-    # (B, CAVPT layers, K, 1 + patches + G), what each class prompt is made of
-    class_attention: Array | None
-    held: Held | None = None  # None without Texts.held
 
 
 Given = ParamSpec("Given")
@@ -111,48 +64,7 @@ class PromptedCLIP:
     remat: str = "matmuls"  # what the backward pass keeps, see clip.blocks.KEPT
 
     def __post_init__(self) -> None:
-        layers, text_layers = self.clip.vision.layers, self.clip.text.layers
-        if self.prompts.top_k and not 1 <= self.prompts.first_layer <= layers:
-            raise UserError(
-                f"cavpt.first_layer is {self.prompts.first_layer}, "
-                f"but this CLIP's vision tower has layers 1 to {layers}."
-            )
-        if self.prompts.visual_length and self.prompts.visual_depth > self.visual_layers:
-            raise UserError(
-                f"visual_prompt.depth is {self.prompts.visual_depth}, but this CLIP's vision tower "
-                f"has layers 1 to {layers}, and those before the class-aware prompts are "
-                f"{self.visual_layers}."
-            )
-        if self.prompts.text_length and not 1 <= self.prompts.text_depth <= text_layers:
-            raise UserError(
-                f"text_prompt.depth is {self.prompts.text_depth}, "
-                f"but this CLIP's text tower has layers 1 to {text_layers}."
-            )
-        self._check_coupling()
-        if self.prompts.text_length > self.clip.context_length - OTHER_TOKENS:
-            raise UserError(
-                f"text_prompt.length is {self.prompts.text_length} (with text_prompt.init, as "
-                "many as its words have tokens), but this CLIP's text tower takes "
-                f"{self.clip.context_length} tokens, of which at least {OTHER_TOKENS} are not the "
-                "prompt's."
-            )
-
-    def _check_coupling(self) -> None:
-        config = self.prompts
-        if not config.coupled:
-            return
-        if config.visual_length != config.text_length:
-            raise UserError(
-                "visual_prompt.coupled makes a visual token of each context token, but "
-                f"visual_prompt.length is {config.visual_length} and the context has "
-                f"{config.text_length}: give the same number."
-            )
-        if self.visual_depth != config.text_depth:
-            raise UserError(
-                "visual_prompt.coupled makes the visual tokens of a layer of the context of that "
-                f"layer, but {self.visual_depth} layers have visual tokens and text_prompt.depth "
-                f"is {config.text_depth}: give the same number."
-            )
+        check_fit(self.clip, self.prompts, self.visual_layers, self.visual_depth)
 
     @property
     def visual_layers(self) -> int:
@@ -391,11 +303,6 @@ class PromptedCLIP:
         return CLIP(self.clip, self.dtype, self.remat).apply(
             {"params": params["clip"]}, method=function
         )
-
-
-def cosines(images: Array, texts: Array) -> Array:
-    """Return the products (B, C) of images (B, E) and texts (C, E), or (B, C, E) of each image."""
-    return images @ texts.T if texts.ndim == 2 else jnp.einsum("be,bce->bc", images, texts)
 
 
 def images_at_a_time(images: Any, tokens: int) -> Any:

@@ -96,11 +96,9 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     remat = config.train.remat
     if remat == "auto":
         images = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
-        # Texts that depend on the image are those of a device's own images.
-        text_tokens = layout.tokens.size * (
-            images if prompts.conditioned else 1 / jax.device_count()
+        remat = choose_remat(
+            model, text_tokens(prompts, layout, images, jax.device_count()), images
         )
-        remat = choose_remat(model, int(text_tokens), images)
         # Hosts of different memory must not choose different programs.
         remat = REMAT_CHOICES[devices.of_first(REMAT_CHOICES.index(remat))]
     model = dataclasses.replace(model, remat=remat)
@@ -154,6 +152,14 @@ def learned_layout(
         pretrained.config.context_length,
         fixed,
     )
+
+
+def text_tokens(prompts: PromptConfig, layout: TextLayout, images: int, devices: int) -> int:
+    """Return the tokens of texts that a device takes at a time.
+
+    It shares them with the others, unless they depend on its own images.
+    """
+    return layout.tokens.size * images if prompts.conditioned else layout.tokens.size // devices
 
 
 def choose_remat(

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dpt_jax import settings
+from dpt_jax.clip.model import normalize
 from dpt_jax.clip.preprocessing import test_transform
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import Dataset, load_dataset
@@ -25,7 +26,8 @@ from dpt_jax.inference.results import RESULTS_FILE
 from dpt_jax.inference.scores import softmax
 from dpt_jax.inference.texts import TextEncoder
 from dpt_jax.methods import ZERO_SHOT
-from dpt_jax.model import Outputs, Plain, PromptedCLIP, normalize
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.outputs import Outputs, Plain
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.files import as_path
 from dpt_jax.storage.checkpoints import FOLDER, Saved, load_newest

@@ -13,7 +13,8 @@ from dpt_jax.clip.model import normalize, param_shapes
 from dpt_jax.clip.tokenizer import load_tokenizer
 from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.methods import PromptConfig
-from dpt_jax.model import PromptedCLIP, Texts
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.outputs import Texts
 from dpt_jax.prompts.text import prompt_layout
 from tests.helpers.commands import command
 

@@ -19,7 +19,7 @@ from dpt_jax.inference.evaluation import evaluate
 from dpt_jax.inference.scores import class_scores, distinct
 from dpt_jax.losses import count, loss
 from dpt_jax.methods import PromptConfig
-from dpt_jax.model import Outputs
+from dpt_jax.outputs import Outputs
 from dpt_jax.runtime.metrics import MetricWriter
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
 from dpt_jax.training.loop import train
