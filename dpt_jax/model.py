@@ -24,15 +24,13 @@ from dpt_jax.methods import PromptConfig
 from dpt_jax.outputs import Held, Outputs, Plain, Texts, cosines
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
-from dpt_jax.prompts.conditioning import MetaNet, conditioned
+from dpt_jax.prompts.conditioning import MetaNet, conditioned, images_at_a_time
 from dpt_jax.prompts.fit import check_fit
 from dpt_jax.prompts.text import TextPrompt, initializer
 from dpt_jax.prompts.visual import Coupling, VisualPrompt, layer_prompts
 
 Array = jax.Array
 Params = dict[str, Any]  # {"clip": frozen parameters, "prompts": learned ones}
-# Of texts for each image: enough to keep a device busy, and a small part of its memory.
-TOKENS_AT_A_TIME = 2**15
 
 
 Given = ParamSpec("Given")
@@ -206,11 +204,11 @@ class PromptedCLIP:
             own = self.encode_for_images(params, texts.layout, plain.features)
         if config.sees_prompts:
             assert images is not None
-            x = self.preprocess(images)
 
             def look(clip: CLIP) -> Seen:
                 visual = self._visual_prompts(params["prompts"], clip.vision)
-                return clip.vision(x, [*visual, *self._class_prompts(params, own, plain)])
+                classes = self._class_prompts(params, own, plain)
+                return clip.vision(self.preprocess(images), [*visual, *classes])
 
             seen = self._clip(params, look)
             prompted, attention = normalize(seen.features), seen.attention
@@ -303,18 +301,6 @@ class PromptedCLIP:
         return CLIP(self.clip, self.dtype, self.remat).apply(
             {"params": params["clip"]}, method=function
         )
-
-
-def images_at_a_time(images: Any, tokens: int) -> Any:
-    """Return how many images to encode the texts of at once, a divisor of their number.
-
-    tokens: those of the texts of one image. All, if the number is not known (in an exported
-    program).
-    """
-    if not isinstance(images, int):
-        return images
-    most = max(1, TOKENS_AT_A_TIME // tokens)
-    return next(part for part in range(min(most, images), 0, -1) if images % part == 0)
 
 
 def _scale(params: Params) -> Array:

@@ -4,6 +4,8 @@ Symbols: B images, n context tokens, D_t width of the text tower, E joint embedd
 features in plain CLIP, of unit length.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ import jax.numpy as jnp
 from dpt_jax.prompts.linear import linear
 
 NARROWING = 16  # the hidden layer has E // 16 units
+# Of texts for each image: enough to keep a device busy, and a small part of its memory.
+TOKENS_AT_A_TIME = 2**15
 
 
 class MetaNet(nn.Module):
@@ -35,3 +39,15 @@ def conditioned(context: jax.Array, added: jax.Array) -> jax.Array:
     first = context[:1] + added.reshape(-1, *[1] * (context.ndim - 1), added.shape[-1])
     others = jnp.broadcast_to(context[1:], (added.shape[0], *context[1:].shape))
     return jnp.concatenate([first, others], axis=1)
+
+
+def images_at_a_time(images: Any, tokens: int) -> Any:
+    """Return how many images to encode the texts of at once, a divisor of their number.
+
+    tokens: those of the texts of one image. All, if the number is not known (in an exported
+    program).
+    """
+    if not isinstance(images, int):
+        return images
+    most = max(1, TOKENS_AT_A_TIME // tokens)
+    return next(part for part in range(min(most, images), 0, -1) if images % part == 0)

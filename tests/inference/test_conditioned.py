@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import dpt_jax
-from dpt_jax import model as models
 from dpt_jax.errors import UserError
 from dpt_jax.methods import PromptConfig
-from dpt_jax.model import PromptedCLIP, images_at_a_time
-from dpt_jax.prompts.conditioning import MetaNet
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts import conditioning
+from dpt_jax.prompts.conditioning import MetaNet, images_at_a_time
 from dpt_jax.prompts.text import plain_layout, prompt_layout
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
 from tests.helpers.commands import assert_refused, in_process
@@ -30,7 +30,7 @@ def test_it_is_the_context_of_each_image_under_every_other_part(
     clip, tokens_at_a_time, monkeypatch
 ):
     """DPT with it, some images at a time: as DPT of each image alone with a context of its own."""
-    monkeypatch.setattr(models, "TOKENS_AT_A_TIME", tokens_at_a_time)
+    monkeypatch.setattr(conditioning, "TOKENS_AT_A_TIME", tokens_at_a_time)
     parts = PromptConfig(
         len(NAMES), 4, text_depth=2, visual_length=2, top_k=2, first_layer=4, conditioned=True
     )
