@@ -298,7 +298,7 @@ def test_what_the_published_code_has_no_place_for(trained, tmp_path):
     config = json.loads((deep / "config.json").read_text())
     config["text_prompt"]["depth"] = 2
     (deep / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="context of 2 layers"):
+    with pytest.raises(UserError, match="context tokens of several layers"):
         reverse_reference(deep, tmp_path / "new")
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="is there already"):
@@ -374,8 +374,8 @@ def test_a_file_that_has_more_than_this_version_knows_is_refused(shared, tmp_pat
     safetensors.numpy.save_file(tensors, file, {**header, "scale": "2"})
     with pytest.raises(UserError, match=r"odd\.safetensors: its header has an entry 'scale'"):
         load_newest(file)
-    safetensors.numpy.save_file({**tensors, "meta_net.w": np.zeros(2, np.float32)}, file, header)
+    safetensors.numpy.save_file({**tensors, "other_net.w": np.zeros(2, np.float32)}, file, header)
     with pytest.raises(
-        UserError, match=r"odd\.safetensors: its tensors 'meta_net' are of no prompt"
+        UserError, match=r"odd\.safetensors: its tensors 'other_net' are of no prompt"
     ):
         load_newest(file)
