@@ -89,7 +89,7 @@ def main(_: list[str]) -> None:
     config.train.microbatch, config.train.remat = MICROBATCH.value, REMAT.value
     dtype = experiments.compute_dtype(config)
     names = tuple(imagenet_classnames()[: CLASSES.value])
-    dataset = Dataset(Image.open, names, train=[], test=[])
+    dataset = Dataset(Image.open, names, train=[], val=[], test=[])
     experiment = experiments.assemble(config, dataset, random_clip(CLIP.value, dtype))
     generator, local = np.random.default_rng(0), jax.local_device_count()
     part = local * max(MICROBATCH.value, 1)

@@ -42,8 +42,18 @@ DRAWINGS: dict[str, Setting] = {
     "text_prompt.init": "a drawing of a",
     "train.augment": False,
 }
-EMBEDDED: dict[str, Mapping[str, Setting]] = {"emoji": DRAWINGS, "emoji_noto": DRAWINGS}
-DEFAULT_DATASET = "emoji"
+DIGITS: dict[str, Setting] = {
+    "clip.weights": "tiny-clip",
+    "dataset.template": "a drawing of the number {}.",
+    "train.batch_size": 4,
+    "train.augment": False,
+}
+EMBEDDED: dict[str, Mapping[str, Setting]] = {
+    "digits": DIGITS,
+    "emoji": DRAWINGS,
+    "emoji_noto": DRAWINGS,
+}
+DEFAULT_DATASET = "digits"
 
 
 def settings_of(name: str) -> Mapping[str, Setting]:

@@ -25,11 +25,15 @@ READERS = 4  # threads that look for readable images
 
 
 class Dataset(NamedTuple):
-    """Images of C classes: `train` is the few-shot sample, `test` the whole test split."""
+    """Images of C classes: `train` is the few-shot sample, `test` the whole test split.
+
+    val: the whole validation split, which may be empty.
+    """
 
     read: Reader
     classnames: tuple[str, ...]
     train: list[Example]
+    val: list[Example]
     test: list[Example]
     digest: str = ""  # of all classes and all images, whichever are taken of them
 
@@ -45,19 +49,20 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
     # The shots are drawn before the classes are split, so that both halves are of one sample.
     train = _sample(config, whole, seed)
     if config.classes == "all":
-        return Dataset(whole.read, whole.classnames, train, whole.test, digest_of(whole))
+        return Dataset(
+            whole.read, whole.classnames, train, whole.val, whole.test, digest_of(whole)
+        )
     labels = sampling.half_of_classes(len(whole.classnames), config.classes)
     if not labels:
         raise UserError(
             f"{config.name} has one class, so there is no {config.classes!r} half of its classes."
         )
-    return Dataset(
-        read=whole.read,
-        classnames=tuple(whole.classnames[label] for label in labels),
-        train=[Example(e.path, e.label - labels[0]) for e in train if e.label in labels],
-        test=[Example(e.path, e.label - labels[0]) for e in whole.test if e.label in labels],
-        digest=digest_of(whole),
+    train, val, test = (
+        [Example(e.path, e.label - labels[0]) for e in examples if e.label in labels]
+        for examples in (train, whole.val, whole.test)
     )
+    classnames = tuple(whole.classnames[label] for label in labels)
+    return Dataset(whole.read, classnames, train, val, test, digest_of(whole))
 
 
 def digest_of(whole: Splits) -> str:

@@ -24,12 +24,12 @@ SHOULD_HOLD = "it should hold train/CLASS/ and test/CLASS/ folders"
 
 
 def read_folder(path: str | os.PathLike[str]) -> Splits:
-    """Return train/CLASS/IMAGE and test/CLASS/IMAGE, with classes in the order of the folder names.
+    """Return {train,val,test}/CLASS/IMAGE, with classes in the order of the folder names.
 
-    train/ may be missing, for a dataset that is only evaluated on. Folders of
-    train/ and test/ whose names are the same text are one class. Raise UserError
-    for a folder that is no dataset, a name that is no class name and two folders
-    of one split that are one text.
+    val/ may be missing, and train/ for a dataset that is only evaluated on. Folders
+    of two splits whose names are the same text are one class. Raise UserError for a
+    folder that is no dataset, a name that is no class name and two folders of one
+    split that are one text.
     """
     root = as_path(path)
     with listed_once(root):
@@ -41,7 +41,7 @@ def _read_folder(root: epath.Path) -> Splits:
         raise UserError(f"dataset.root: {root} is not a folder; {SHOULD_HOLD}.")
     if not (root / "test").is_dir():
         raise UserError(f"dataset.root: {root} has no test/ folder; {SHOULD_HOLD}.")
-    splits = [split for split in ("train", "test") if (root / split).is_dir()]
+    splits = [split for split in ("train", "val", "test") if (root / split).is_dir()]
     folders = {split: _folder_by_class(root / split) for split in splits}
     # The order is that of the folders' names, in which an underscore is not yet a space.
     name_of: dict[str, str] = {}
@@ -61,11 +61,11 @@ def _read_folder(root: epath.Path) -> Splits:
             for image in image_names(root / split / folder)
         ]
 
-    train, test = examples("train"), examples("test")
+    train, val, test = (examples(split) for split in ("train", "val", "test"))
     if not test:
         raise UserError(f"{root / 'test'} holds no class folders with images.")
     _report_left_out(root, splits)
-    return Splits(Files(root), tuple(classnames), train, [], test)
+    return Splits(Files(root), tuple(classnames), train, val, test)
 
 
 def _folder_by_class(directory: epath.Path) -> dict[str, str]:

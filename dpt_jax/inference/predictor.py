@@ -271,7 +271,7 @@ def read_classnames(file: epath.Path) -> list[str]:
 
 
 def _classes_alone(classnames: Sequence[str]) -> Dataset:
-    return Dataset(Files(pathlib.Path()), tuple(classnames), [], [])
+    return Dataset(Files(pathlib.Path()), tuple(classnames), [], [], [])
 
 
 def _sequence(images: Images) -> Any:

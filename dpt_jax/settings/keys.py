@@ -57,7 +57,7 @@ SCHEMA: tuple[Key, ...] = (
         "CLIP: a hub id, a folder, a weight file, or tiny-clip, which is bundled.",
         resume=FREE,
     ),
-    Key("dataset.name", "emoji", "Dataset; set by --config=configs/METHOD.py:NAME.", resume=BOUND),
+    Key("dataset.name", "digits", "Dataset; set by --config=configs/METHOD.py:NAME.", resume=BOUND),
     Key(
         "dataset.source",
         "folder",

@@ -99,13 +99,13 @@ def test_the_environment_has_no_extras(installed):
 
 def test_train_predict_export_and_serve_without_the_repository(installed):
     folder, run = installed
-    image = "environment/drawing.png"
-    (emoji,) = folder.glob("environment/lib/python*/site-packages/dpt_jax/assets/emoji")
-    shutil.copy(emoji / "test" / "fruit" / "strawberry.png", folder / image)
+    image = "environment/scan.png"
+    (digits,) = folder.glob("environment/lib/python*/site-packages/dpt_jax/assets/digits")
+    shutil.copy(next((digits / "test" / "three").iterdir()), folder / image)
     short = ["--config.train.epochs=1", "--config.dataset.shots=1", "--workdir=run"]
     assert "zero-shot" in run("-m", "dpt_jax", "train", *short)
     assert "%" in run("-m", "dpt_jax", "predict", "run", image)
     run("-m", "dpt_jax", "convert", "export", "run", "run.safetensors")
-    assert "fruit" in run("-m", "dpt_jax", "predict", "run.safetensors", image, "--top=50")
+    assert "three" in run("-m", "dpt_jax", "predict", "run.safetensors", image, "--top=50")
     run("-m", "dpt_jax", "convert", "serve", "run", "served")
     assert "%" in run("served/classify.py", image)

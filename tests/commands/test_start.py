@@ -34,7 +34,7 @@ def counted(*arguments, cache):
     """What the script above prints; absl's app.run exits, so its line comes last."""
     # Neither the tests' own cache nor their threshold: what a user has.
     environment = {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": "."}
-    options = ["--config=configs/coop.py", "--config.train.epochs=1", *arguments]
+    options = ["--config=configs/coop.py:emoji", "--config.train.epochs=1", *arguments]
     done = command("-c", COUNTED, *options, without=("JAX_COMPILATION_CACHE_DIR",), **environment)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -180,11 +180,13 @@ def test_train_transform_mirrors_half_the_time():
     assert len({x.tobytes() for x in drawn}) > 150
 
 
-def test_the_bundled_images_are_a_few_shot_task():
-    dataset = load_dataset(dpt.get_config().dataset, seed=1)
-    assert len(dataset.classnames) >= 12
-    assert len(dataset.train) == 8 * len(dataset.classnames)
+@pytest.mark.parametrize(("name", "classes", "shots"), [("digits", 10, 16), ("emoji", 18, 8)])
+def test_the_bundled_images_are_a_few_shot_task(name, classes, shots):
+    dataset = load_dataset(dpt.get_config(name).dataset, seed=1)
+    assert len(dataset.classnames) == classes
+    assert len(dataset.train) == shots * classes
     root = dataset.read.root
-    drawings = [(root / e.path).read_bytes() for e in read_folder(root).train + dataset.test]
-    assert len(set(drawings)) == len(drawings)  # nothing is trained on and tested on
+    images = [e.path for e in read_folder(root).train + dataset.val + dataset.test]
+    contents = {(root / path).read_bytes() for path in images}
+    assert len(contents) == len(images)  # nothing is trained on or chosen by, and tested on
     assert (root / "NOTICE.md").exists()

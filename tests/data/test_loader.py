@@ -200,9 +200,9 @@ class Counting:
 def test_test_images_none_of_which_can_be_read_are_refused_before_training():
     test = [Example("bad1", 0), Example("bad2", 1)]
     with pytest.raises(UserError, match="none of the 2 test images can be read, such as bad1"):
-        check_readable(Dataset(Counting(), ("ant",), [Example("a1", 0)], test))
+        check_readable(Dataset(Counting(), ("ant",), [Example("a1", 0)], [], test))
     read = Counting()
-    check_readable(Dataset(read, ("ant",), [], [*test, Example("a2", 0), Example("a3", 0)]))
+    check_readable(Dataset(read, ("ant",), [], [], [*test, Example("a2", 0), Example("a3", 0)]))
     assert read.seen == ["bad1", "bad2", "a2"]
 
 
@@ -210,7 +210,7 @@ def test_a_class_of_which_no_image_can_be_read_is_named_before_training():
     paths = [("a1", 0), ("a2", 0), ("bad1", 1), ("b1", 1), ("b2", 1), ("bad2", 2), ("bad3", 2)]
     examples = [Example(*pair) for pair in paths]
     read = Counting()
-    check_readable(Dataset(read, ("ant", "bee"), examples[:5], []))
+    check_readable(Dataset(read, ("ant", "bee"), examples[:5], [], []))
     assert sorted(read.seen) == ["a1", "b1", "bad1"]  # no more than it takes
     with pytest.raises(UserError, match="none of the 2 training images of class 'cat' can be read"):
-        check_readable(Dataset(Counting(), ("ant", "bee", "cat"), examples, []))
+        check_readable(Dataset(Counting(), ("ant", "bee", "cat"), examples, [], []))

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.model import CLIP
 from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.data.dataset import BUNDLED
 from dpt_jax.prompts.text import plain_layout
 from tests.helpers import emoji_package
-from tools import make_emoji_dataset, pretrain_tiny_clip
+from tools import make_digits_dataset, make_emoji_dataset, pretrain_tiny_clip
 from tools.tiny_clip import corpus, training
 from tools.tiny_clip.augment import augment
 
@@ -124,3 +126,16 @@ def test_the_dataset_recipe_divides_the_drawings(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         make_emoji_dataset.main([str(package), str(tmp_path / "emoji")])
     assert "already exists" in capsys.readouterr().err
+
+
+def test_the_bundled_digits_are_those_that_the_recipe_makes(tmp_path, capsys):
+    made, bundled = tmp_path / "digits", BUNDLED / "digits"
+    make_digits_dataset.main([str(made)])
+    assert "10 classes, 600 train, 400 val, 797 test images" in capsys.readouterr().out
+    files = sorted(file.relative_to(made) for file in made.rglob("*.*"))
+    assert files == sorted(file.relative_to(bundled) for file in bundled.rglob("*.*"))
+    assert (made / "NOTICE.md").read_bytes() == (bundled / "NOTICE.md").read_bytes()
+    for file in (file for file in files if file.suffix == ".png"):
+        # Not the bytes of the files, which are those of a version of Pillow.
+        with Image.open(made / file) as one, Image.open(bundled / file) as other:
+            assert one.tobytes() == other.tobytes()
