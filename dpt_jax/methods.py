@@ -70,6 +70,12 @@ METHODS: dict[str, Method] = {
 OF_THE_PAPER = (ZERO_SHOT, "coop", "vpt", "vlp", "dpt")
 
 
+# What prompts are compared with: a classifier of plain CLIP's features. It learns no prompt.
+PROBE = Method("probe", "linear probe", (), "CE of a linear classifier", "#117733", ">")
+# All that tables and figures have a row or a curve for.
+ROWS: dict[str, Method] = {**METHODS, PROBE.name: PROBE}
+
+
 def method_with(parts: Iterable[str]) -> Method:
     """Return the method that has these parts, or the most of them and no other.
 

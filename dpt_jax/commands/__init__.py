@@ -20,6 +20,7 @@ COMMANDS = {
     "visualize": "Draw what a prompt sees in images.",
     "explain": "Print the words nearest to each learned context vector.",
     "report": "Make tables and figures of runs.",
+    "probe": "Fit a linear probe to compare prompts with.",
     "sweep": "Run methods x datasets x shots x seeds as one job.",
     "settings": "Print every settings key with its default, range and help.",
     "convert": "Convert weights and prompts from and to other formats.",

@@ -10,13 +10,13 @@ Protocols:
     cross-dataset          train on ImageNet, test the same prompts on the paper's other datasets
     domain-generalization  train on ImageNet, test the same prompts on its four shifted variants
 
---methods are the names of configs/; besides those above there are cocoop, ivlp,
-kgcoop, maple, promptsrc, and dptsrc, which is DPT with PromptSRC's losses.
---datasets and --targets replace what the last two train and test on. Runs that have their results
-are skipped, a run that was stopped goes on, and one that fails is reported at the end, with exit
-code 1, while the others go on. With --part=I/N a process begins with its part of the runs, and goes
-on with those of the others that nobody has finished or is training. `dpt-jax report RUNS` makes the
-tables and the figure.
+--methods are the names of configs/, of which the five above are the default: besides them there are
+cocoop, ivlp, kgcoop, maple, promptsrc, and dptsrc, which is DPT with PromptSRC's losses. probe is a
+linear probe, which is run by the first protocol alone. --datasets and --targets replace what the
+last two train and test on. Runs that have their results are skipped, a run that was stopped goes
+on, and one that fails is reported at the end, with exit code 1, while the others go on. With
+--part=I/N a process begins with its part of the runs, and goes on with those of the others that
+nobody has finished or is training. `dpt-jax report RUNS` makes the tables and the figure.
 """
 
 import argparse
@@ -88,16 +88,21 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
 def _plan(flags: argparse.Namespace, overrides: "grid.Overrides") -> list["grid.Run"]:
     """Return the runs that the flags ask for.  Raise UserError where they contradict each other."""
-    from dpt_jax.methods import METHODS, OF_THE_PAPER
+    from dpt_jax.methods import OF_THE_PAPER, PROBE, ROWS
     from dpt_jax.training import grid
 
     for key, flag in grid.SWEPT.items():
         if key in overrides:
             raise UserError(f"--config.{key}: the sweep varies it, use {flag}.")
     methods = list(OF_THE_PAPER) if flags.methods is None else _names(flags.methods)
-    unknown = [method for method in methods if method not in METHODS]
+    unknown = [method for method in methods if method not in ROWS]
     if unknown:
-        raise UserError(f"--methods: {unknown[0]!r} is not one of {', '.join(METHODS)}.")
+        raise UserError(f"--methods: {unknown[0]!r} is not one of {', '.join(ROWS)}.")
+    if PROBE.name in methods and flags.protocol != grid.FEW_SHOT:
+        raise UserError(
+            f"--methods={PROBE.name}: a probe knows the classes that it was fitted to, and goes "
+            f"with --protocol={grid.FEW_SHOT} alone."
+        )
     datasets, targets = grid.PROTOCOLS[flags.protocol]
     if flags.targets and flags.protocol == grid.BASE_TO_NEW:
         raise UserError(

@@ -76,6 +76,7 @@ def train(given: "ConfigArguments", named: "epath.Path | None", allow_changes: b
     if changed := settings.check_same_run(config, workdir, may_change):
         say(f"{workdir}: going on with other settings than it was started with: {changed}.")
     _report(train_and_evaluate(config, workdir, allow_changes), workdir)
+    say(f"next, a page of the run: dpt-jax report {workdir} --html")
 
 
 def evaluate(given: "ConfigArguments", named: "epath.Path | None") -> None:

@@ -49,9 +49,7 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
     # The shots are drawn before the classes are split, so that both halves are of one sample.
     train = _sample(config, whole, seed)
     if config.classes == "all":
-        return Dataset(
-            whole.read, whole.classnames, train, whole.val, whole.test, digest_of(whole)
-        )
+        return Dataset(whole.read, whole.classnames, train, whole.val, whole.test, digest_of(whole))
     labels = sampling.half_of_classes(len(whole.classnames), config.classes)
     if not labels:
         raise UserError(

@@ -15,6 +15,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, Frozen
 from dpt_jax.inference.finite import check_finite
 from dpt_jax.inference.images import read_test_images
+from dpt_jax.inference.kept import KeptBatch
 from dpt_jax.inference.provenance import describe
 from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.inference.scores import calibration, class_scores, distinct
@@ -104,23 +105,45 @@ def make_look(
 def predict(experiment: Experiment, prompts: Any) -> Predictions:
     """Return logits of the method and of zero-shot CLIP for the test split.
 
-    All devices share a batch: host h of n takes images h, h + n, h + 2n and so on, and all hosts
-    have the whole result.
+    Raise UserError where none of its images could be read.
     """
-    config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    hosts = jax.process_count()
-    rows = -(-min(config.eval.batch_size, len(dataset.test)) // hosts)
-    steps = -(-len(dataset.test) // (rows * hosts))
+    dataset, model = experiment.dataset, experiment.model
     classifier = make_classifier(model)
     prompts = devices.replicate(prompts)
     texts = classifier.encode(experiment.frozen, prompts)
+
+    def answer(batch: KeptBatch) -> tuple[jax.Array, jax.Array]:
+        images = batch.images if model.prompts.sees_prompts else None
+        return classifier.answer(experiment.frozen, prompts, texts, images, batch.features)
+
+    found = Predictions(*over_test_images(experiment, "evaluate", answer))
+    if not len(found.label):
+        raise UserError(
+            f"{experiment.config.dataset.name}: none of its {len(dataset.test)} test images could "
+            "be read."
+        )
+    return found
+
+
+def over_test_images(
+    experiment: Experiment, title: str, take: Callable[[KeptBatch], tuple[jax.Array, ...]]
+) -> list[np.ndarray]:
+    """Return the columns (N, …) that `take` makes of the batches, then label (N,) and row (N,).
+
+    N are the test images that could be read, and a row is an index into the dataset's. All devices
+    share a batch: host h of n takes images h, h + n, h + 2n and so on, and all hosts have the
+    whole result. title: of the progress bar.
+    """
+    images, hosts = len(experiment.dataset.test), jax.process_count()
+    rows = -(-min(experiment.config.eval.batch_size, images) // hosts)
+    steps = -(-images // (rows * hosts))
     running: list[tuple[Any, loader.Batch]] = []
     parts: list[tuple[np.ndarray, ...]] = []
-    with Progress("evaluate", steps) as progress:
-        for batch in read_test_images(experiment, rows, steps, classifier.look):
-            images = batch.images if model.prompts.sees_prompts else None
-            given = (experiment.frozen, prompts, texts, images, batch.features)
-            running.append((classifier.answer(*given), batch.known))
+    with Progress(title, steps) as progress:
+        for batch in read_test_images(
+            experiment, rows, steps, make_classifier(experiment.model).look
+        ):
+            running.append((take(batch), batch.known))
             # This batch is computed while the last one's answers are fetched.
             if len(running) > 1:
                 parts.append(_columns(*running.pop(0), rows))
@@ -131,17 +154,12 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
         devices.rows_of_all_hosts(np.concatenate(column)) for column in zip(*parts, strict=True)
     )
     readable = np.flatnonzero(weight)
-    found = Predictions(*(column[readable] for column in columns))
-    if not len(found.label):
-        raise UserError(
-            f"{config.dataset.name}: none of its {len(dataset.test)} test images could be read."
-        )
-    return found
+    return [column[readable] for column in columns]
 
 
-def _columns(logits: Any, batch: loader.Batch, rows: int) -> tuple[np.ndarray, ...]:
-    """Return logits, zero-shot logits, label, index and weight of a batch, padded to `rows`."""
-    own = [np.asarray(x).reshape(-1, x.shape[-1])[:rows] for x in logits]
+def _columns(taken: Any, batch: loader.Batch, rows: int) -> tuple[np.ndarray, ...]:
+    """Return what was taken, label, index and weight of a batch, padded to `rows`."""
+    own = [np.asarray(x).reshape(-1, x.shape[-1])[:rows] for x in taken]
     images = len(batch["label"])
     known = [np.pad(batch[name], (0, rows - images)) for name in ("label", "index", "weight")]
     return (*own, *known)
@@ -152,13 +170,21 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[
 
     saved: the prompts, and what their checkpoint says of them.
     """
-    config, dataset, model = experiment.config, experiment.dataset, experiment.model
+    method = experiment.model.prompts.method
     found = predict(experiment, saved.prompts)
     answers = {
         "the logits of plain CLIP": found.zero_shot_logits,
-        f"the logits of {model.prompts.method}": found.logits,
+        f"the logits of {method}": found.logits,
     }
     check_finite(answers, saved.prompts, experiment.frozen.clip)
+    return write_results(experiment, method, found, saved, workdir)
+
+
+def write_results(
+    experiment: Experiment, method: str, found: Predictions, saved: Saved, workdir: epath.Path
+) -> dict[str, Any]:
+    """Score what a method predicts, and write the files; return the results.  See `evaluate`."""
+    config, dataset = experiment.config, experiment.dataset
     of = describe(experiment, saved)
     meta = saved.meta
     names = distinct(dataset.classnames)
@@ -168,7 +194,7 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[
         classes = ", ".join(dataset.classnames[label] for label in unread)
         say(f"no test image of these classes could be read: {classes}.")
     results = {
-        "method": model.prompts.method,
+        "method": method,
         "dataset": config.dataset.name,
         "shots": config.dataset.shots,
         "seed": config.seed,

@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from dpt_jax.errors import UserError
-from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.methods import ROWS, ZERO_SHOT
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
@@ -35,7 +35,7 @@ def read_result(file: epath.Path) -> dict[str, Any]:
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         missing = sorted(needed.difference(results))
-        if not missing and not (results["method"] in METHODS and 0 <= results["accuracy"] <= 1):
+        if not missing and not (results["method"] in ROWS and 0 <= results["accuracy"] <= 1):
             raise ValueError("its method or accuracy is none")
     except (FileNotFoundError, NotADirectoryError) as reason:
         raise UserError(

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from dpt_jax.inference.results import Results
-from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.methods import ROWS, ZERO_SHOT
 
 UNKNOWN = "unknown"
 
@@ -27,11 +27,14 @@ class Cell(NamedTuple):
 class Score(NamedTuple):
     """Accuracy and macro F1 of a cell in percent: one number a seed; and the test images of a
     run.
+
+    seeds: in the order of the numbers; of zero-shot, which has none, (0,).
     """
 
     accuracy: np.ndarray
     macro_f1: np.ndarray
     images: int
+    seeds: tuple[int, ...]
 
     def __str__(self) -> str:
         """Return the mean, and of several seeds their standard deviation.
@@ -71,11 +74,12 @@ def scores_of(results: Iterable[Results]) -> dict[Cell, Score]:
         by_cell.setdefault(cell_of(one), {})[seed] = one
     scores = {}
     for cell, runs in by_cell.items():
-        ordered = [runs[seed] for seed in sorted(runs)]
+        seeds = tuple(sorted(runs))
+        ordered = [runs[seed] for seed in seeds]
         accuracy, macro_f1 = (
             100 * np.array([run[key] for run in ordered]) for key in ("accuracy", "macro_f1")
         )
-        scores[cell] = Score(accuracy, macro_f1, ordered[0]["n"])
+        scores[cell] = Score(accuracy, macro_f1, ordered[0]["n"], seeds)
     return scores
 
 
@@ -134,7 +138,7 @@ def in_rank(methods: Iterable[str]) -> list[str]:
 
 
 def rank(method: str) -> int:
-    return list(METHODS).index(method)
+    return list(ROWS).index(method)
 
 
 def in_order(names: Iterable[T]) -> list[T]:

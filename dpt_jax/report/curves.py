@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.report.figures import pyplot, save
 
 COLUMNS = 4
@@ -44,14 +44,14 @@ def draw_panel(axes: Any, title: str, curves: Curves) -> None:
     A method is a curve with bars of one standard deviation, zero-shot a line.
     """
     for i, (method, points) in enumerate(curves.items()):
-        style = METHODS[method]
+        style = ROWS[method]
         if method == ZERO_SHOT:
             axes.axhline(
                 points[0].mean,
                 color=style.colour,
                 linestyle="--",
                 linewidth=1,
-                label=METHODS[method].label,
+                label=ROWS[method].label,
             )
             continue
         # A small shift keeps the bars of the methods apart.
@@ -66,7 +66,7 @@ def draw_panel(axes: Any, title: str, curves: Curves) -> None:
             markersize=4,
             capsize=2,
             linewidth=1.2,
-            label=METHODS[method].label,
+            label=ROWS[method].label,
         )
     ticks = sorted({point.shots for points in curves.values() for point in points if point.shots})
     axes.set_xscale("log", base=2)

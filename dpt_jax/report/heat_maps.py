@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from dpt_jax.inference.attention import Sight
-from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.report.figures import printable, pyplot, save, shortened
 
 
@@ -30,7 +30,7 @@ def draw_sight(sight: Sight, title: str, method: str, file: epath.Path | BinaryI
     draw_classes(figure.add_subplot(grid[0, 1]), sight, method)
     looked: list[tuple[str, np.ndarray | None]] = [("plain CLIP", sight.plain)]
     if sight.prompted is not None:
-        looked.append((f"with {METHODS[method].label}", sight.prompted))
+        looked.append((f"with {ROWS[method].label}", sight.prompted))
     places = [grid[0, 2 + i] for i in range(len(looked))]
     _draw_maps(
         figure,
@@ -55,12 +55,12 @@ def draw_classes(axes: Any, sight: Sight, method: str) -> None:
     axes.barh(
         at,
         100 * sight.probability,
-        color=METHODS["vpt"].colour,
+        color=ROWS["vpt"].colour,
         height=0.55,
-        label=METHODS[method].label,
+        label=ROWS[method].label,
     )
     if method != ZERO_SHOT:
-        axes.plot(100 * sight.zero_shot, at, "kD", markersize=4, label=METHODS[ZERO_SHOT].label)
+        axes.plot(100 * sight.zero_shot, at, "kD", markersize=4, label=ROWS[ZERO_SHOT].label)
     for y, name, probability in zip(at, sight.classes, sight.probability, strict=True):
         axes.text(
             1,

@@ -9,7 +9,7 @@ from etils import epath
 
 from dpt_jax.inference.provenance import read_current
 from dpt_jax.inference.results import Results
-from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.report import run_figures
 from dpt_jax.report.tables import CSVWriter, markdown
 from dpt_jax.runtime.metrics import read_metrics
@@ -51,7 +51,7 @@ def report_run(workdir: epath.Path) -> tuple[str, list[str]]:
 
 def title(results: Results) -> str:
     """Return such as "DPT on emoji"."""
-    return f"{METHODS[results['method']].label} on {dataset_of(results)}"
+    return f"{ROWS[results['method']].label} on {dataset_of(results)}"
 
 
 def dataset_of(results: Results) -> str:

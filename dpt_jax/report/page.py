@@ -23,7 +23,7 @@ from dpt_jax.inference.experiment import prepare
 from dpt_jax.inference.predictor import Predictor, prompts_of
 from dpt_jax.inference.provenance import read_current
 from dpt_jax.inference.scores import softmax
-from dpt_jax.methods import METHODS
+from dpt_jax.methods import ROWS
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report.clouds import Cloud, draw_clouds
 from dpt_jax.report.heat_maps import draw_sight
@@ -171,7 +171,7 @@ def features(predictor: Predictor, answers: Answers) -> str:
     clouds = {"before: plain CLIP": principal_axes(answers.before, texts.frozen)}
     if not prompts.conditioned:  # else each image has texts of its own, on no common axes
         after = principal_axes(answers.after, predictor.encode_text())
-        clouds[f"after: {METHODS[prompts.method].label}"] = after
+        clouds[f"after: {ROWS[prompts.method].label}"] = after
     note = (
         "The two principal components of the image features of each side; texts and images are "
         "centred apart, "

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.report.figures import MOST_LETTERS, pyplot, save, shortened
 
 MOST_NAMED_CLASSES = 60
@@ -46,7 +46,7 @@ def draw_training(
     plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3), layout="constrained")
     epochs = [record["epoch"] for record in records]
-    blue, orange = METHODS["vpt"].colour, METHODS["dpt"].colour
+    blue, orange = ROWS["vpt"].colour, ROWS["dpt"].colour
     axes[0].plot(epochs, [record["loss"] for record in records], color=orange)
     axes[0].set_ylabel("training loss (nats)")
     axes[1].plot(epochs, [100 * record["accuracy"] for record in records], color=orange)
@@ -84,7 +84,7 @@ def draw_reliability(
         gridspec_kw=ratios,
     )  # fmt: skip
     for (above, below), (method, found) in zip(grid.T, calibrations.items(), strict=True):
-        colour = METHODS[method].colour if method != ZERO_SHOT else "#777777"
+        colour = ROWS[method].colour if method != ZERO_SHOT else "#777777"
         confidence = [100 * one["confidence"] for one in found["bins"]]
         accuracy = [100 * one["accuracy"] for one in found["bins"]]
         above.plot(
@@ -101,11 +101,11 @@ def draw_reliability(
             accuracy,
             color=colour,
             marker="o",
-            label=METHODS[method].label,
+            label=ROWS[method].label,
             clip_on=False,
         )
         above.set_title(
-            f"{METHODS[method].label}: expected calibration error {100 * found['ece']:.1f} %",
+            f"{ROWS[method].label}: expected calibration error {100 * found['ece']:.1f} %",
             fontsize=10,
         )
         above.grid(alpha=0.3)

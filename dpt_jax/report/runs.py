@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from etils import epath
 
-from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.report.cells import (
     Cell,
     Score,
@@ -21,6 +21,7 @@ from dpt_jax.report.cells import (
     scores_of,
 )
 from dpt_jax.report.curves import Curves, Point, draw_curves
+from dpt_jax.report.differences import difference_tables
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
 from dpt_jax.report.selection import read_results, select
 from dpt_jax.report.tables import CSVWriter, markdown
@@ -46,7 +47,7 @@ def few_shot_tables(scores: Scores) -> list[str]:
             score_at = {cell.shots: score for cell, score in own.items() if cell.method == method}
             if method == ZERO_SHOT:
                 score_at = dict.fromkeys(shots, score_at[0])
-            rows.append([METHODS[method].label, *(str(score_at.get(s, "")) for s in shots)])
+            rows.append([ROWS[method].label, *(str(score_at.get(s, "")) for s in shots)])
         images = next(iter(own.values())).images
         title = (
             f"### {dataset}\n\nAccuracy (%) on {images:,} test images, {_seeds(own.values())}.\n\n"
@@ -56,7 +57,7 @@ def few_shot_tables(scores: Scores) -> list[str]:
     if len(datasets) > 1 and average:
         rows = [
             [
-                METHODS[method].label,
+                ROWS[method].label,
                 *(f"{average[method, s]:.1f}" if (method, s) in average else "" for s in shots),
             ]
             for method in methods_of(cells)
@@ -92,7 +93,7 @@ def base_to_new_tables(scores: Scores) -> list[str]:
                 str(own["new"]),
                 f"{harmonic_mean(base, new):.1f}",
             ]
-            rows.append([METHODS[method].label, *texts])
+            rows.append([ROWS[method].label, *texts])
         if rows:
             all_halves = [score for own in halves.values() for score in own.values()]
             title = f"### {dataset}: base to new classes\n\n"
@@ -131,7 +132,7 @@ def transfer_tables(scores: Scores) -> list[str]:
                 shown += [score for score in found if score]
                 rows.append(
                     [
-                        METHODS[method].label,
+                        ROWS[method].label,
                         _shots(shots),
                         *(str(score or "") for score in found),
                         average,
@@ -229,7 +230,12 @@ def report_folder(folder: epath.Path) -> tuple[str, list[str]]:
     """Write the report over all runs below a folder; return Markdown and files' names."""
     results, notes = select(read_results(folder))
     scores = scores_of(results)
-    tables = [*few_shot_tables(scores), *base_to_new_tables(scores), *transfer_tables(scores)]
+    tables = [
+        *few_shot_tables(scores),
+        *difference_tables(scores),
+        *base_to_new_tables(scores),
+        *transfer_tables(scores),
+    ]
     if not tables:
         tables = [
             "No run here has a counterpart to stand beside in a table; each is a line of "

@@ -23,9 +23,9 @@ OWN = ("coupled", "conditioned")
 def of_method(name: str, dataset: str = DEFAULT_DATASET, protocol: str = "") -> ConfigDict:
     """Return the published settings of a method on a dataset.
 
-    dataset: an embedded one, one of the paper's, or "folder" for your own images; DATASET:PROTOCOL
-    names the protocol too. protocol: one of recipes.PROTOCOLS, "" for that. Raise UserError for
-    another name.
+    The linear probe's are those of plain CLIP. dataset: an embedded one, one of the paper's, or
+    "folder" for your own images; DATASET:PROTOCOL names the protocol too. protocol: one of
+    recipes.PROTOCOLS, "" for that. Raise UserError for another name.
     """
     dataset, _, named = dataset.partition(":")
     config = defaults()

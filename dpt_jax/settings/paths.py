@@ -13,11 +13,14 @@ def default_workdir(config: ConfigDict) -> epath.Path:
     return run_dir(as_path("runs"), config)
 
 
-def run_dir(runs: epath.Path, config: ConfigDict) -> epath.Path:
-    """Return the folder of a run below `runs`, see default_workdir."""
+def run_dir(runs: epath.Path, config: ConfigDict, name: str = "") -> epath.Path:
+    """Return the folder of a run below `runs`, see default_workdir.
+
+    name: of what is run, where the settings do not say it.
+    """
     dataset = config.dataset
     shots = "all" if dataset.shots < 0 else dataset.shots
-    run = runs / method(config) / dataset.name / f"{shots}shot" / f"seed{config.seed}"
+    run = runs / (name or method(config)) / dataset.name / f"{shots}shot" / f"seed{config.seed}"
     return run if dataset.classes == "all" else run / dataset.classes
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from dpt_jax import settings
 from dpt_jax.data.catalogue import DEFAULT_DATASET, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
-from dpt_jax.methods import METHODS, SWITCHES
+from dpt_jax.methods import ROWS, SWITCHES, ZERO_SHOT, method_with
 from dpt_jax.settings.recipes import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
 
 Overrides = Mapping[str, settings.Value]
@@ -41,7 +41,10 @@ class Target(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One training, or one evaluation of plain CLIP, and what the prompts are tested on besides."""
+    """One training, or one evaluation of plain CLIP, and what the prompts are tested on besides.
+
+    method: one of `dpt_jax.methods.ROWS`.
+    """
 
     method: str
     dataset: str
@@ -54,7 +57,7 @@ class Run(NamedTuple):
     @property
     def learns(self) -> bool:
         """Return whether there is anything to train."""
-        return bool(METHODS[self.method].parts)
+        return self.method != ZERO_SHOT
 
     def __str__(self) -> str:
         sample = f", {settings.shots_in_words(self.shots)}, seed {self.seed}" if self.learns else ""
@@ -81,7 +84,7 @@ def plan(
         else:
             classes = "all"
             others = [Target(target, "all") for target in targets if target != dataset]
-        once = not METHODS[method].parts
+        once = method == ZERO_SHOT
         samples = itertools.product(shots[:1] if once else shots, seeds[:1] if once else seeds)
         runs += [
             Run(method, dataset, s, seed, classes, tuple(others), protocol) for s, seed in samples
@@ -105,7 +108,7 @@ def cost(run: Run, overrides: Overrides) -> float:
     if not run.learns:
         return 0.0
     shots = math.inf if run.shots < 0 else run.shots
-    return shots * run_config(run, overrides).train.epochs * len(METHODS[run.method].parts)
+    return shots * run_config(run, overrides).train.epochs * max(len(ROWS[run.method].parts), 1)
 
 
 def run_config(run: Run, overrides: Overrides) -> ConfigDict:
@@ -136,7 +139,7 @@ def method_config(
     config = settings.of_method(method, dataset, protocol)
     for key, value in _meant_for(config, overrides).items():
         settings.set_key(config, key, value)
-    if settings.method(config) != method:
+    if settings.method(config) != method_with(ROWS[method].parts).name:
         raise UserError(
             f"the settings given with --config make {settings.method(config)} of {method}."
         )

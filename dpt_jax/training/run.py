@@ -8,9 +8,18 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import settings
-from dpt_jax.inference.evaluation import evaluate
-from dpt_jax.inference.experiment import Experiment, compute_dtype, prepare, saved_prompts
-from dpt_jax.storage.checkpoints import FOLDER
+from dpt_jax.inference.evaluation import evaluate, write_results
+from dpt_jax.inference.experiment import (
+    Experiment,
+    compute_dtype,
+    prepare,
+    saved_prompts,
+    training_meta,
+)
+from dpt_jax.inference.probe import fit_and_predict
+from dpt_jax.methods import PROBE
+from dpt_jax.storage.checkpoints import FOLDER, Saved
+from dpt_jax.training import train_files
 from dpt_jax.training.loop import train
 
 Results = dict[str, Any]
@@ -37,6 +46,27 @@ def train_and_evaluate(
         train(experiment, workdir, allow_changes)
     # The prompts that are on disk: results belong to these.
     return evaluate(experiment, saved_prompts(experiment, workdir), workdir)
+
+
+def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -> Results:
+    """Fit a linear probe to the shots of a configuration of plain CLIP; return its results.
+
+    The workdir gets the settings, the list of training images and the results, and no checkpoint:
+    a probe is fitted anew in seconds. Raise UserError as `fit_and_predict`, and where a class has
+    no image to train on.
+    """
+    config = with_dtype(config, workdir)
+    experiment = prepare(config)
+    train_files.check_trainable(experiment.dataset, config.dataset.name)
+    found = fit_and_predict(experiment)
+    settings.save(config, workdir)
+    train_files.write(experiment.dataset.train, workdir)
+    about = training_meta(experiment) | {
+        "method": PROBE.name,
+        "dataset": config.dataset.name,
+        "classes": config.dataset.classes,
+    }
+    return write_results(experiment, PROBE.name, found, Saved(0, {}, about), workdir)
 
 
 def evaluate_run(

@@ -15,11 +15,12 @@ from dpt_jax.errors import UserError
 from dpt_jax.inference.experiment import Experiment, prepare
 from dpt_jax.inference.kept import KeptImages
 from dpt_jax.inference.provenance import finished
+from dpt_jax.methods import PROBE
 from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import say
 from dpt_jax.storage.lock import is_locked
 from dpt_jax.training.grid import Overrides, Run, Target, run_config, target_config
-from dpt_jax.training.run import evaluate_run, train_and_evaluate, with_dtype
+from dpt_jax.training.run import evaluate_run, probe, train_and_evaluate, with_dtype
 
 MANY_MAPS = 30_000  # of which half are of programs that later runs do not use
 
@@ -49,7 +50,7 @@ class Runner:
         Raise UserError as main.py ends with one.
         """
         config = run_config(run, self.overrides)
-        workdir = settings.run_dir(self.runs, config)
+        workdir = settings.run_dir(self.runs, config, run.method)
         config = with_dtype(config, workdir)
         # Also of a finished run: one of another backbone, or on another folder, is not of this
         # sweep.
@@ -63,7 +64,8 @@ class Runner:
             if devices.first_says(is_locked(workdir)):
                 raise ElsewhereError(f"{workdir} is being trained in by another process.")
             with failures.run():
-                _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
+                run_it = probe if run.method == PROBE.name else train_and_evaluate
+                _say_result(run_it(config, workdir, prepare=self._prepare))
             made += 1
         failed = []
         for target in run.targets:

@@ -1,0 +1,49 @@
+"""Fit a linear probe to plain CLIP's features of the same shots, to compare prompts with.
+
+    dpt-jax probe [--config=configs/METHOD.py[:DATASET]] [--workdir=W] [--config.KEY=VALUE …]
+
+The settings of data and CLIP are those of the configuration, whatever its prompts. W is by default
+runs/probe/DATASET/SHOTSshot/seedN. `dpt-jax report` shows the results beside those of the methods.
+Needs scikit-learn and validation images.
+"""
+
+import argparse
+
+from dpt_jax.commands import arguments as shared
+from dpt_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the settings and the workdir."""
+    shared.add_settings(parser)
+    parser.add_argument("--workdir", metavar="W", help="where the results are kept")
+    shared.add_hosts(parser)
+    parser.add_argument("others", nargs="*", help=argparse.SUPPRESS)
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Fit the probe, and print its accuracy."""
+    flags, given = shared.parse_with_settings(parser, arguments)
+    if flags.others:
+        raise UserError(
+            f"unknown argument {flags.others[0]!r}: settings are given as --config.KEY=VALUE."
+        )
+    shared.connect_hosts(flags)
+    from dpt_jax import settings
+    from dpt_jax.inference.results import RESULTS_FILE, summary
+    from dpt_jax.methods import PROBE
+    from dpt_jax.runtime.console import say
+    from dpt_jax.runtime.files import as_local_path, as_path
+    from dpt_jax.storage.checkpoints import FOLDER
+    from dpt_jax.training.run import probe
+
+    config = given.config
+    for key, off in PROBE.switched_off.items():
+        settings.set_key(config, key, off)
+    settings.check(config)
+    default = settings.run_dir(as_path("runs"), config, PROBE.name)
+    workdir = as_local_path(flags.workdir, "--workdir") if flags.workdir else default
+    if (workdir / FOLDER).exists():
+        raise UserError(f"--workdir: {workdir} is a run of prompts: give another folder.")
+    say(summary(probe(config, workdir)))
+    say(f"results: {workdir / RESULTS_FILE}")
