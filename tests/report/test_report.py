@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dpt_jax.errors import UserError
-from dpt_jax.methods import METHODS
+from dpt_jax.methods import ROWS
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report import runs as report
 from dpt_jax.report.cells import harmonic_mean, scores_of
@@ -70,7 +70,7 @@ def test_few_shot_table_is_mean_and_deviation_of_the_seeds(tmp_path):
     assert "Accuracy (%) on 50 test images, mean ± standard deviation of 3 seeds" in text
     deviation = np.std([50, 54, 58])
     assert rows_of(text)[0] == ["method", "1 shot", "16 shots"]
-    assert rows_of(text)[2:] == [
+    assert rows_of(text)[2:5] == [
         ["zero-shot", "40.0", "40.0"],
         ["CoOp", f"54.0 ± {deviation:.1f}", ""],
         ["DPT", "", "70.0"],
@@ -81,6 +81,22 @@ def test_few_shot_table_is_mean_and_deviation_of_the_seeds(tmp_path):
     assert float(lines["coop", "1"]["accuracy_std"]) == pytest.approx(deviation, abs=1e-3)
     assert (lines["coop", "1"]["seeds"], lines["dpt", "16"]["macro_f1_mean"]) == ("3", "35.000")
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
+
+
+def test_gains_are_of_the_same_seeds(tmp_path):
+    """A seed of one method alone counts for nothing, and one seed has no standard error."""
+    write(tmp_path / "z", "zeroshot", 40)
+    for method, accuracies in (("vpt", (50, 60, 70)), ("probe", (51, 63)), ("dpt", (80,))):
+        for seed, accuracy in enumerate(accuracies):
+            write(tmp_path / f"{method}{seed}", method, accuracy, seed=seed)
+    text = report.report_folder(tmp_path)[0]
+    over_zero_shot, over_vpt = text.partition("gain over zero-shot")[2].split("gain over VPT")
+    error = np.std([10, 20, 30], ddof=1) / np.sqrt(3)
+    assert rows_of(over_zero_shot)[2:] == [
+        ["VPT", f"+20.0 ± {error:.1f}"],
+        ["linear probe", "+17.0 ± 6.0"],
+    ]
+    assert rows_of(over_vpt)[2:] == [["linear probe", "+2.0 ± 1.0"]]
 
 
 def test_average_is_over_datasets_that_have_all_run(tmp_path):
@@ -195,7 +211,7 @@ def test_one_run_is_reported_by_class(tmp_path):
 
 def test_figures_are_drawn(tmp_path):
     """Of both kinds, also with more classes than names have room for."""
-    for method in METHODS:
+    for method in ROWS:
         for shots in (1, 2):
             write(tmp_path / "all" / f"{method}{shots}", method, 50 + shots, shots=shots)
     report.report_folder(tmp_path / "all")

@@ -262,6 +262,7 @@ def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp
             "--targets: base-to-new tests on the other half",
         ),
         (["--methods="], "there is nothing to run"),
+        (["--methods=probe", "--protocol=base-to-new"], "--methods=probe: a probe knows the"),
         (["emoji"], "unknown argument 'emoji'"),
         (["--part=3/2"], "--part=3/2: give I/N, I from 1 to N"),
     ],

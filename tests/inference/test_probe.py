@@ -1,0 +1,72 @@
+"""The linear probe: fitted to the shots, chosen by validation images, and shown like a method."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from dpt_jax.training.grid import plan
+from dpt_jax.training.sweep import Runner
+from tests.helpers.commands import in_process
+from tests.helpers.golden import SMALL
+
+pytestmark = pytest.mark.compiles
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """The small images, of which those to train on are also tested on, and those to test on also
+    choose.
+    """
+    root = tmp_path_factory.mktemp("validated")
+    for split, source in (("train", "train"), ("val", "test"), ("test", "train")):
+        shutil.copytree(SMALL / "images" / source, root / split)
+    return root
+
+
+def probe(clip_dir, root, workdir, *arguments, check=True):
+    return in_process(
+        "-m",
+        "dpt_jax",
+        "probe",
+        "--config=configs/dpt.py:folder",
+        f"--config.dataset.root={root}",
+        f"--config.clip.weights={clip_dir}",
+        "--config.dataset.shots=-1",
+        f"--workdir={workdir}",
+        *arguments,
+        check=check,
+    )
+
+
+def test_a_probe_separates_what_it_was_fitted_to(clip_dir, validated, tmp_path):
+    done = probe(clip_dir, validated, tmp_path / "run", "--config.eval.save_logits=True")
+    assert "validation images right" in done.stdout
+    assert "so probe gained" in done.stdout
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["method"], results["shots"]) == ("probe", -1)
+    assert results["accuracy"] > results["zero_shot_accuracy"]
+    assert results["trained_on"] == {"dataset": "folder", "classes": "all"}
+    with np.load(tmp_path / "run" / "predictions.npz") as found:
+        np.testing.assert_allclose(np.exp(found["logits"]).sum(-1), 1, atol=1e-5)
+    listed = (tmp_path / "run" / "train_files.txt").read_text().split()
+    assert len(listed) == results["n"]
+    assert "linear probe on" in in_process("-m", "dpt_jax", "report", str(tmp_path / "run")).stdout
+
+
+def test_a_sweep_runs_probes_beside_methods_once(clip_dir, validated, tmp_path):
+    overrides = {"clip.weights": str(clip_dir), "dataset.root": str(validated)}
+    runner = Runner(tmp_path, overrides)
+    for run in plan("few-shot", ["zeroshot", "probe"], ["folder"], [], [1], [1, 2]):
+        assert runner(run) == 1
+        assert runner(run) == 0
+    done = in_process("-m", "dpt_jax", "report", str(tmp_path))
+    assert "| linear probe |" in done.stdout
+
+
+def test_without_validation_images_there_is_no_probe(clip_dir, tmp_path):
+    done = probe(clip_dir, SMALL / "images", tmp_path / "run", check=False)
+    assert done.returncode == 2
+    assert "folder has no validation images" in done.stderr
+    assert not (tmp_path / "run").exists()
