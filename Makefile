@@ -39,6 +39,7 @@ table: .venv/installed-dev
 assets: .venv/installed-dev
 	npm install --prefix build emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
 	$(BIN)/python tools/pretrain_tiny_clip.py $(EMOJI)-google build/tiny-clip
+	$(BIN)/python tools/make_digits_dataset.py build/digits
 	$(BIN)/python tools/make_emoji_dataset.py $(EMOJI)-twitter build/emoji
 	$(BIN)/python tools/make_emoji_dataset.py $(EMOJI)-google build/emoji_noto
 	$(BIN)/python tools/draw_method.py docs/method.png

@@ -18,6 +18,7 @@ from dpt_jax.inference.experiment import (
 )
 from dpt_jax.inference.probe import fit_and_predict
 from dpt_jax.methods import PROBE
+from dpt_jax.runtime import devices
 from dpt_jax.storage.checkpoints import FOLDER, Saved
 from dpt_jax.training import train_files
 from dpt_jax.training.loop import train
@@ -51,15 +52,16 @@ def train_and_evaluate(
 def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -> Results:
     """Fit a linear probe to the shots of a configuration of plain CLIP; return its results.
 
-    The workdir gets the settings, the list of training images and the results, and no checkpoint:
-    a probe is fitted anew in seconds. Raise UserError as `fit_and_predict`, and where a class has
-    no image to train on.
+    The workdir gets the list of training images and the results. It gets no settings, since
+    whoever reads these takes the workdir for plain CLIP's. Raise UserError as `fit_and_predict`,
+    and where a class has no image to train on.
     """
     config = with_dtype(config, workdir)
     experiment = prepare(config)
     train_files.check_trainable(experiment.dataset, config.dataset.name)
     found = fit_and_predict(experiment)
-    settings.save(config, workdir)
+    if devices.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
     train_files.write(experiment.dataset.train, workdir)
     about = training_meta(experiment) | {
         "method": PROBE.name,

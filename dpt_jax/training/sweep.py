@@ -52,6 +52,10 @@ class Runner:
         config = run_config(run, self.overrides)
         workdir = settings.run_dir(self.runs, config, run.method)
         config = with_dtype(config, workdir)
+        if run.method == PROBE.name:  # fitted anew each time, which takes seconds
+            with failures.run():
+                _say_result(probe(config, workdir, self._prepare))
+            return 1
         # Also of a finished run: one of another backbone, or on another folder, is not of this
         # sweep.
         fixed = {"clip.weights"} | (
@@ -64,8 +68,7 @@ class Runner:
             if devices.first_says(is_locked(workdir)):
                 raise ElsewhereError(f"{workdir} is being trained in by another process.")
             with failures.run():
-                run_it = probe if run.method == PROBE.name else train_and_evaluate
-                _say_result(run_it(config, workdir, prepare=self._prepare))
+                _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
             made += 1
         failed = []
         for target in run.targets:
