@@ -47,15 +47,20 @@ figure { margin: 1.5rem 0; } figcaption { color: #444; }
 
 
 class Answers(NamedTuple):
-    """Of N test images: probabilities (N, C), true class (N,), place in the dataset (N,), and
-    features before and
-    after (N, E)."""
+    """Of N test images: probabilities (N, C), plain CLIP's answer (N,), true class (N,), place in
+    the dataset (N,), and features before and after (N, E)."""
 
     probability: np.ndarray
+    plain: np.ndarray
     label: np.ndarray
     row: np.ndarray
     before: np.ndarray
     after: np.ndarray
+
+    @property
+    def right(self) -> np.ndarray:
+        """Return which answers are right (N,)."""
+        return self.probability.argmax(-1) == self.label
 
 
 def write_page(workdir: epath.Path) -> epath.Path:
@@ -125,7 +130,12 @@ def answer(predictor: Predictor, dataset: Dataset) -> Answers:
             outputs, plain = predictor.see(rows["image"])
             probability = softmax(outputs.logits)
             found = Answers(
-                probability, rows["label"], rows["index"], plain.features, outputs.features
+                probability=probability,
+                plain=plain.logits.argmax(-1),
+                label=rows["label"],
+                row=rows["index"],
+                before=plain.features,
+                after=outputs.features,
             )
             parts.append(Answers(*(column[rows["weight"] > 0] for column in found)))
             progress.advance()
@@ -133,21 +143,27 @@ def answer(predictor: Predictor, dataset: Dataset) -> Answers:
 
 
 def pictures(predictor: Predictor, dataset: Dataset, answers: Answers) -> Iterable[str]:
-    """Give the surest right and the surest wrong answers, of different classes, with heat maps."""
-    right = answers.probability.argmax(-1) == answers.label
-    for wanted, heading in ((True, "Right, and surest of it"), (False, "Wrong, and surest of it")):
-        yield f"<h3>{heading}</h3>"
-        rows = surest(answers, right == wanted)
+    """Give the surest right and the surest wrong answers, of different classes, with heat maps.
+
+    Of prompts, the right ones are those that plain CLIP gets wrong.
+    """
+    where, right = "", answers.right
+    if predictor.model.prompts.learned:
+        where, right = " where plain CLIP is wrong", right & (answers.plain != answers.label)
+    for heading, among in ((f"Right{where}", right), ("Wrong", ~answers.right)):
+        yield f"<h3>{heading}, and surest of it</h3>"
+        rows = surest(answers, among)
         if not rows:
             yield "<p>None.</p>"
             continue
         paths = [dataset.test[answers.row[i]].path for i in rows]
         pixels = predictor.pixels([dataset.read(path) for path in paths])
         for i, path, sight in zip(rows, paths, describe(predictor, pixels), strict=True):
-            truth = predictor.classnames[answers.label[i]]
-            caption = (
-                f"{path}: {truth}" if wanted else f"{path}: {truth}, taken for {sight.classes[0]}"
-            )
+            caption = f"{path}: {predictor.classnames[answers.label[i]]}"
+            if not answers.right[i]:
+                caption += f", taken for {sight.classes[0]}"
+            elif predictor.model.prompts.learned:
+                caption += f", which plain CLIP takes for {predictor.classnames[answers.plain[i]]}"
             draw = functools.partial(draw_sight, sight, path, predictor.model.prompts.method)
             yield _drawn(draw, caption)
 

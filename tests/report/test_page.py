@@ -36,12 +36,10 @@ def test_principal_axes_by_hand():
 
 def test_surest_answers_are_of_different_classes():
     probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.05, 0.95]])
-    answers = page.Answers(
-        probability, np.array([0, 0, 1, 1, 0]), np.arange(5), probability, probability
-    )
-    right = probability.argmax(-1) == answers.label
-    assert page.surest(answers, right) == [0, 2, 1, 3]
-    assert page.surest(answers, ~right) == [4]
+    label = np.array([0, 0, 1, 1, 0])
+    answers = page.Answers(probability, label, label, np.arange(5), probability, probability)
+    assert page.surest(answers, answers.right) == [0, 2, 1, 3]
+    assert page.surest(answers, ~answers.right) == [4]
 
 
 class Page(html.parser.HTMLParser):
@@ -79,7 +77,7 @@ def test_one_page_a_run(trained, tmp_path):
     assert len(found.asked) >= 6
     for heading in (
         "Training",
-        "Right, and surest of it",
+        "Right where plain CLIP is wrong, and surest of it",
         "Wrong, and surest of it",
         "Features before and after",
         "What the context is near to",
