@@ -2,7 +2,7 @@
 
     python benchmarks/emoji_figure.py RUNS FILE.png
 
-RUNS holds the runs of `make table`.
+RUNS holds the runs of `make table-emoji`.
 """
 
 import pathlib

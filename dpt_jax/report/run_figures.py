@@ -55,6 +55,9 @@ def draw_training(
         rates = [record[f"{name}_lr"] for record in records]
         axes[2].plot(epochs, rates, color=colour, linestyle=dashes, label=f"{name} prompt")
     axes[2].set_yscale("log")
+    # Matplotlib's own labels of a logarithmic axis are formulas, which `pyplot` leaves unread.
+    axes[2].yaxis.set_major_formatter("{x:g}")
+    axes[2].yaxis.set_minor_formatter("")
     axes[2].set_ylabel("learning rate")
     axes[2].legend(fontsize=8)
     for one in axes:
