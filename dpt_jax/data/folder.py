@@ -26,10 +26,10 @@ SHOULD_HOLD = "it should hold train/CLASS/ and test/CLASS/ folders"
 def read_folder(path: str | os.PathLike[str]) -> Splits:
     """Return {train,val,test}/CLASS/IMAGE, with classes in the order of the folder names.
 
-    val/ may be missing, and train/ for a dataset that is only evaluated on. Folders
-    of two splits whose names are the same text are one class. Raise UserError for a
-    folder that is no dataset, a name that is no class name and two folders of one
-    split that are one text.
+    train/ may be missing, for a dataset that is only evaluated on, and so may val/.
+    The classes are those of train/ and test/, where folders whose names are the same
+    text are one class. Raise UserError for a folder that is no dataset, a name that
+    is no class name and two folders of one split that are one text.
     """
     root = as_path(path)
     with listed_once(root):
@@ -45,7 +45,7 @@ def _read_folder(root: epath.Path) -> Splits:
     folders = {split: _folder_by_class(root / split) for split in splits}
     # The order is that of the folders' names, in which an underscore is not yet a space.
     name_of: dict[str, str] = {}
-    for split in splits:
+    for split in (split for split in splits if split != "val"):
         for classname, folder in folders[split].items():
             name = unicodedata.normalize("NFC", folder)
             name_of[classname] = min(name, name_of.get(classname, name))
@@ -65,6 +65,11 @@ def _read_folder(root: epath.Path) -> Splits:
     if not test:
         raise UserError(f"{root / 'test'} holds no class folders with images.")
     _report_left_out(root, splits)
+    if unknown := [one for name, one in folders.get("val", {}).items() if name not in name_of]:
+        _say(
+            f"{root / 'val'}: folders that are left out, since train/ and test/ have no such "
+            f"class: {', '.join(unknown)}."
+        )
     return Splits(Files(root), tuple(classnames), train, val, test)
 
 
@@ -117,11 +122,15 @@ def _report_left_out(root: epath.Path, splits: Sequence[str]) -> None:
         (below, "in folders below a class folder"),
         (others, f"without the ending of an image ({endings(others)})"),
     )
-    from dpt_jax.runtime.console import say  # imports JAX, which find_images need not wait for
-
     found = [f"{len(files)} {what}, such as {files[0]}" for files, what in kinds if files]
     if found:
-        say(f"{root}: files that are left out: {'; '.join(found)}.")
+        _say(f"{root}: files that are left out: {'; '.join(found)}.")
+
+
+def _say(line: str) -> None:
+    from dpt_jax.runtime.console import say  # imports JAX, which find_images need not wait for
+
+    say(line)
 
 
 def find_images(paths: Sequence[str]) -> list[str]:

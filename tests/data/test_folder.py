@@ -61,6 +61,14 @@ def test_files_that_are_left_out_are_counted_once(tmp_path, capfd):
     )
 
 
+def test_validation_images_are_of_the_classes_of_the_others(tmp_path, capfd):
+    images(tmp_path, "train/a/1.png", "val/a/2.png", "val/more/3.png", "test/a/4.png")
+    found = read_folder(tmp_path)
+    assert found.classnames == ("a",)
+    assert [example.path for example in found.val] == ["val/a/2.png"]
+    assert "since train/ and test/ have no such class: more" in capfd.readouterr().out
+
+
 def test_a_clean_folder_says_nothing(tmp_path, capfd):
     images(tmp_path, "train/a/1.png", "test/a/2.png")
     read_folder(tmp_path)
