@@ -33,7 +33,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.inference.results import RESULTS_FILE, summary
     from dpt_jax.methods import PROBE
     from dpt_jax.runtime.console import say
-    from dpt_jax.runtime.files import as_local_path, as_path
+    from dpt_jax.runtime.files import as_path
     from dpt_jax.storage.checkpoints import FOLDER
     from dpt_jax.training.run import probe
 
@@ -42,7 +42,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         settings.set_key(config, key, off)
     settings.check(config)
     default = settings.run_dir(as_path("runs"), config, PROBE.name)
-    workdir = as_local_path(flags.workdir, "--workdir") if flags.workdir else default
+    workdir = as_path(flags.workdir) if flags.workdir else default
     if (workdir / FOLDER).exists():
         raise UserError(f"--workdir: {workdir} is a run of prompts: give another folder.")
     say(summary(probe(config, workdir)))
