@@ -95,7 +95,7 @@ def test_a_key_that_is_mistyped_is_told(key, place, letter):
         ),
         ("--config.text_prompt.conditioned --config.text_prompt.length=0", "depend on the image"),
         ("--config.visual_prompt.coupled --config.visual_prompt.length=0", "turn that on"),
-        ("--config.text_prompt.fixed_words", "the first 4 tokens can be learned at most"),
+        ("--config.text_prompt.fixed_words", "the first 5 tokens can be learned at most"),
         ("--config.dataset.template={0.__class__}", "should have one {}"),
         ("--config.checkpoint.every_minutes=-1", "must be at least 0"),
     ],

@@ -244,15 +244,15 @@ def test_training_from_other_prompts_takes_their_sizes_but_not_their_parts(tmp_p
         16,
         "mine",
     )
-    assert found.train.epochs == 60
+    assert found.train.epochs == dpt.get_config().train.epochs
     config = coop.get_config()
     config.init_from = str(other)
     assert settings.method(settings.settings_for_training(config, {}, tmp_path / "new")) == "coop"
 
 
 def test_started_run_goes_on_with_its_own_settings_only(tmp_path):
-    saved_run(tmp_path, dpt.get_config())
-    config = dpt.get_config()
+    saved_run(tmp_path, dpt.get_config("emoji"))
+    config = dpt.get_config("emoji")
     config.dataset.workers, config.checkpoint.keep = 3, 9  # do not change the result
     changed = "dataset.workers (0 there, 3 now), checkpoint.keep (2 there, 9 now)"
     free = settings.keys_that_may_change()
