@@ -127,7 +127,8 @@ def test_wrong_settings_on_the_command_line(argument, says, tmp_path):
     ],
 )  # fmt: skip
 def test_a_bucket_that_is_not_there_is_one_sentence(store, arguments, tmp_path):
-    where = [] if "gs://" in arguments[1] or arguments[0] == "-m" else [f"--workdir={tmp_path}"]
+    given = arguments[0] == "-m" or arguments[1].startswith("--workdir")
+    where = [] if given else [f"--workdir={tmp_path}"]
     done = in_process(*arguments, *where, check=False)
     assert_refused(done, "there is no bucket gs://nobody-has-this")
     assert len(done.stderr.strip().splitlines()) == 1
