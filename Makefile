@@ -10,10 +10,9 @@ demo: .venv/installed
 check: .venv/installed-dev lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not process and not compiles"
 
-# A worker takes its share in order, so that tests of a file share what they have started. Three of them for two cores,
-# since tests of processes and hosts wait for a fifth of their time.
+# A worker takes its half in order, so that tests of a file share what they have started.
 test: .venv/installed-dev lint
-	$(BIN)/python -m pytest -q -n 3 --dist worksteal
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
