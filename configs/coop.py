@@ -8,5 +8,5 @@ from ml_collections import ConfigDict
 from dpt_jax import settings
 
 
-def get_config(dataset: str = "digits") -> ConfigDict:
+def get_config(dataset: str = settings.DEFAULT_DATASET) -> ConfigDict:
     return settings.of_method("coop", dataset)

@@ -3,6 +3,7 @@
 Everything that other rooms use is named here: `from dpt_jax import settings`.
 """
 
+from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.settings.arguments import ConfigArguments, read_config_arguments
 from dpt_jax.settings.config import (
     method,
@@ -32,6 +33,7 @@ from dpt_jax.settings.schema import check, defaults, flat, nearest, page, set_ke
 
 __all__ = [
     "CONFIG_FILE",
+    "DEFAULT_DATASET",
     "KEYS",
     "SCHEMA",
     "ConfigArguments",

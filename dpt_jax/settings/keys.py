@@ -3,6 +3,7 @@
 import enum
 from typing import NamedTuple
 
+from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.methods import COSINE, L1
 
 Value = int | float | bool | str | None
@@ -57,7 +58,12 @@ SCHEMA: tuple[Key, ...] = (
         "CLIP: a hub id, a folder, a weight file, or tiny-clip, which is bundled.",
         resume=FREE,
     ),
-    Key("dataset.name", "digits", "Dataset; set by --config=configs/METHOD.py:NAME.", resume=BOUND),
+    Key(
+        "dataset.name",
+        DEFAULT_DATASET,
+        "Dataset; set by --config=configs/METHOD.py:NAME.",
+        resume=BOUND,
+    ),
     Key(
         "dataset.source",
         "folder",
