@@ -69,6 +69,27 @@ def parse_with_settings(parser: argparse.ArgumentParser, arguments: list[str]) -
     return RunArguments(parser.parse_intermixed_args(rest), settings)
 
 
+def add_run_settings(parser: argparse.ArgumentParser) -> None:
+    """Add what a command takes that makes a run of its settings, which `begin` reads."""
+    add_settings(parser)
+    add_hosts(parser)
+    parser.add_argument("others", nargs="*", help=argparse.SUPPRESS)
+
+
+def begin(parser: argparse.ArgumentParser, arguments: list[str]) -> RunArguments:
+    """Return the flags and the settings of such a command line, with the hosts connected.
+
+    Raise UserError for a wrong one.
+    """
+    flags, given = parse_with_settings(parser, arguments)
+    if flags.others:
+        raise UserError(
+            f"unknown argument {flags.others[0]!r}: settings are given as --config.KEY=VALUE."
+        )
+    connect_hosts(flags)
+    return RunArguments(flags, given)
+
+
 def split_run(flags: argparse.Namespace) -> tuple["epath.Path", list[str]]:
     """Return the run that is named, and the other names.  Raise UserError where none is."""
     from dpt_jax.runtime.files import as_path

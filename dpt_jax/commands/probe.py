@@ -15,20 +15,13 @@ from dpt_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the settings and the workdir."""
-    shared.add_settings(parser)
+    shared.add_run_settings(parser)
     parser.add_argument("--workdir", metavar="W", help="where the results are kept")
-    shared.add_hosts(parser)
-    parser.add_argument("others", nargs="*", help=argparse.SUPPRESS)
 
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Fit the probe, and print its accuracy."""
-    flags, given = shared.parse_with_settings(parser, arguments)
-    if flags.others:
-        raise UserError(
-            f"unknown argument {flags.others[0]!r}: settings are given as --config.KEY=VALUE."
-        )
-    shared.connect_hosts(flags)
+    flags, given = shared.begin(parser, arguments)
     from dpt_jax import settings
     from dpt_jax.inference.results import RESULTS_FILE, summary
     from dpt_jax.methods import PROBE

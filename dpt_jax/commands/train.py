@@ -24,7 +24,7 @@ MODES = ("train", "eval")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of main.py."""
-    shared.add_settings(parser)
+    shared.add_run_settings(parser)
     parser.add_argument(
         "--workdir",
         metavar="W",
@@ -36,18 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with other settings than the run was started with",
     )
-    shared.add_hosts(parser)
-    parser.add_argument("others", nargs="*", help=argparse.SUPPRESS)
 
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Train or evaluate, as --mode says."""
-    flags, given = shared.parse_with_settings(parser, arguments)
-    if flags.others:
-        raise UserError(
-            f"unknown argument {flags.others[0]!r}: settings are given as --config.KEY=VALUE."
-        )
-    shared.connect_hosts(flags)
+    flags, given = shared.begin(parser, arguments)
     from dpt_jax.runtime.files import as_path
 
     workdir = as_path(flags.workdir) if flags.workdir else None

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from configs import coop
 from dpt_jax import settings
@@ -11,6 +10,7 @@ from dpt_jax.inference.published import convert_reference
 from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.published import CAVPT, TEXT, VISUAL, account
 from tests.helpers.golden import SMALL
+from tests.helpers.published_files import write_module
 
 WIDTH, CLASSES = 128, 6
 CONTEXT = np.random.default_rng(0).normal(size=(4, WIDTH)).astype(np.float32)
@@ -21,11 +21,7 @@ BUFFERS = {
 
 
 def write(directory, tensors, module=TEXT):
-    (directory / module).mkdir(parents=True)
-    state = {name: torch.from_numpy(value) for name, value in tensors.items()}
-    file = directory / module / "model.pth.tar-50"
-    torch.save({"state_dict": state, "epoch": 50}, file)
-    return directory
+    return write_module(directory, module, tensors, epoch=50)
 
 
 def zeros(*shape):

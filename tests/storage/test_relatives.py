@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from configs import dpt
 from dpt_jax import settings
@@ -13,6 +12,7 @@ from dpt_jax.storage import relatives
 from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.published import TEXT, read_published
 from tests.helpers.golden import SMALL
+from tests.helpers.published_files import write_module
 
 TEXT_WIDTH, VISUAL_WIDTH, EMBED = 128, 128, 64
 # Of a module that has the whole CLIP in it, a tensor of each kind.
@@ -58,10 +58,7 @@ def joint(text_length, text_depth, visual_length, visual_depth):
 def write(directory, module, tensors, rest=()):
     shapes = REST | FROZEN_TOWER | BUFFERS
     every = {**{name: normal(*shapes[name]) for name in rest}, **tensors}
-    (directory / module).mkdir(parents=True)
-    state = {name: torch.from_numpy(np.asarray(value)) for name, value in every.items()}
-    torch.save({"state_dict": state, "epoch": 5}, directory / module / "model.pth.tar-5")
-    return directory
+    return write_module(directory, module, every, epoch=5)
 
 
 @pytest.fixture
