@@ -1,7 +1,7 @@
 """The test images of an evaluation, read once for all evaluations of a process."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,20 +11,26 @@ from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset, digest_of_examples
 from dpt_jax.data.records import Files
 from dpt_jax.inference.experiment import Experiment
-from dpt_jax.inference.kept import KeptBatch, KeptImages
+from dpt_jax.inference.kept import KeptBatch
 from dpt_jax.runtime import devices
+
+# (parameters of CLIP, images (devices, b, H, W, 3)) -> z (devices, b, E) of plain CLIP
+Look = Callable[[Any, np.ndarray], jax.Array]
 
 
 def read_test_images(
-    experiment: Experiment, rows: int, steps: int, look: Callable[[Any, np.ndarray], jax.Array]
+    experiment: Experiment, rows: int, steps: int, look: Look
 ) -> Iterator[KeptBatch]:
     """Yield this host's test images in so many batches of `rows`, and keep them.
 
-    look: (parameters of CLIP, images) -> z. What is kept already is not read again, but
-    where a method needs pixels that are no longer there. All hosts have the same number of batches,
-    with the last images missing on some.
+    What is kept already is not read again, but where a method needs pixels that are no longer
+    there. All hosts have the same number of batches, with the last images missing on some.
     """
-    kept, key = experiment.kept or KeptImages(0), _key(experiment, rows)
+    kept = experiment.kept
+    if kept is None:
+        yield from _read(experiment, rows, steps, look)
+        return
+    key = _key(experiment, rows)
     known = kept.get(key)
     # All hosts compute features together, so that none may know them alone.
     if not devices.on_all_hosts(known is not None):
@@ -34,15 +40,27 @@ def read_test_images(
         yield from known
         return
     read: list[KeptBatch] = []
+    for batch in _read(experiment, rows, steps, look, known):
+        read.append(batch)
+        yield batch
+        if kept.too_large(read):
+            read = [one._replace(images=None) for one in read]
+    kept.keep(key, read)
+
+
+def _read(
+    experiment: Experiment,
+    rows: int,
+    steps: int,
+    look: Look,
+    known: Sequence[KeptBatch] | None = None,
+) -> Iterator[KeptBatch]:
+    """Yield the batches as they are read.  known: the same ones, of which features are taken."""
     for step, batch in enumerate(_batches(experiment, rows, steps)):
         images = loader.shard(batch, rows, jax.local_device_count())["image"]
         features = known[step].features if known else look(experiment.frozen.clip, images)
         labels = {name: batch[name] for name in ("label", "index", "weight")}
-        read.append(KeptBatch(labels, images, features))
-        yield read[-1]
-        if kept.too_large(read):
-            read = [one._replace(images=None) for one in read]
-    kept.keep(key, read)
+        yield KeptBatch(labels, images, features)
 
 
 def _batches(experiment: Experiment, rows: int, steps: int) -> Iterator[loader.Batch]:

@@ -9,6 +9,7 @@ from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
 from dpt_jax.inference.evaluation import Predictions, over_test_images, predict
 from dpt_jax.inference.experiment import Experiment
+from dpt_jax.inference.kept import KeptImages
 from dpt_jax.runtime.console import say
 
 # Inverse strengths of the regularisation, the strongest first. Features have unit length, which
@@ -34,6 +35,8 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
             f"{name} has no validation images, by which the probe chooses its regularisation: "
             "give it a folder val/ beside train/ and test/."
         )
+    # The test images are wanted twice, for plain CLIP's own answers and for the probe's.
+    experiment = experiment._replace(kept=experiment.kept or KeptImages(limit=0))
     found = predict(experiment, {})
     train, label = _features(experiment, dataset.train, "train")
     val, val_label = _features(experiment, dataset.val, "validate")
