@@ -27,9 +27,10 @@ from absl import app, flags, logging
 from PIL import Image
 
 from benchmarks.random_clip import random_clip
-from configs import dpt
+from dpt_jax import settings
 from dpt_jax.data import loader
 from dpt_jax.data.paper.imagenet import imagenet_classnames
+from dpt_jax.inference import adoption
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.evaluation import make_classifier
 from dpt_jax.runtime import devices
@@ -110,7 +111,7 @@ def write_images(root: pathlib.Path, files: int) -> float:
 
 def make_experiment(root: pathlib.Path) -> experiments.Experiment:
     """Return DPT on the images, on a backbone of random weights."""
-    config = dpt.get_config("folder")
+    config = settings.of_method("dpt", "folder")
     config.dataset.root, config.dataset.shots, config.train.batch_size = str(root), -1, BATCH.value
     return experiments.prepare(config, random_clip("vit-b-32", experiments.compute_dtype(config)))
 
@@ -157,7 +158,7 @@ def rate(make: Callable[[], Iterator[Any]]) -> float:
 
 def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
     """Return images/s of the training step."""
-    prompts = experiments.initial_prompts(experiment)
+    prompts = adoption.initial_prompts(experiment)
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1))
     state = new_state(prompts, optimizer)
@@ -173,7 +174,7 @@ def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
 def testing_rate(experiment: experiments.Experiment, batch: Any) -> float:
     """Return images/s of the prompted model with the text features given."""
     classifier, frozen = make_classifier(experiment.model), experiment.frozen
-    prompts = devices.replicate(experiments.initial_prompts(experiment))
+    prompts = devices.replicate(adoption.initial_prompts(experiment))
     texts = classifier.encode(frozen, prompts)
     images = loader.shard(batch, BATCH.value, jax.local_device_count())["image"]
     jax.block_until_ready(classifier.classify(frozen, prompts, texts, images))

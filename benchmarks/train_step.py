@@ -136,7 +136,7 @@ def main(_: list[str]) -> None:
 def training(experiment: Any, batch: Any) -> dict[str, Any]:
     """Return step_s, compile_s and compiled_gb of the training step."""
 
-    from dpt_jax.inference.experiment import initial_prompts
+    from dpt_jax.inference.adoption import initial_prompts
     from dpt_jax.runtime import devices
     from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
     from dpt_jax.training.step import StepConfig, make_step, new_state
@@ -157,8 +157,8 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
 
 def evaluating(experiment: Any, batch: Any) -> dict[str, Any]:
     """Return step_s, text_s, compile_s and compiled_gb of the evaluation."""
+    from dpt_jax.inference.adoption import initial_prompts
     from dpt_jax.inference.evaluation import make_classifier
-    from dpt_jax.inference.experiment import initial_prompts
     from dpt_jax.runtime import devices
 
     classifier, frozen = make_classifier(experiment.model), experiment.frozen

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dpt_jax.methods import COSINE, Consistency, PromptConfig
-from dpt_jax.outputs import Held, Outputs
+from dpt_jax.model.outputs import Held, Outputs
 
 Array = jax.Array
 DUAL_WEIGHT_UNDER_GUIDANCE = 0.1

@@ -2,19 +2,17 @@
 
 import pathlib
 import re
+from typing import cast
 
 from etils import epath
 
-from dpt_jax.clip import open_clip, orbax, transformers_config
-from dpt_jax.clip.files import INDEX, SHARD
+from dpt_jax.clip import open_clip, transformers_config
+from dpt_jax.clip.files import INDEX
 from dpt_jax.clip.json_files import read_json
 from dpt_jax.clip.openai import HUB_IDS
 from dpt_jax.clip.processors import PROCESSOR_FILES
 from dpt_jax.clip.vocabulary import VOCABULARY_FILES
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.console import say
-from dpt_jax.runtime.files import as_path, entries, is_remote, listed_once
-from dpt_jax.runtime.transfer import local_copy
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 TRANSFORMERS_FILES = (
@@ -37,20 +35,18 @@ _FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".msgpack", ".json", ".c
 
 
 def locate(weights: str) -> epath.Path:
-    """Return the local or remote path that a `clip.weights` value means.
+    """Return the path on this disk that a `clip.weights` value means.
 
     Raise UserError, with the hub id that is likely meant where there is one.
     """
     if not weights.strip():
         raise UserError("clip.weights is empty: name a hub id, a directory, or a weight file.")
     if re.fullmatch(r"[\w-]+", weights) and (BUNDLED / weights / "config.json").exists():
-        return as_path(BUNDLED / weights)
+        return local_path(BUNDLED / weights)
     if weights.startswith(("hf-hub:", "local-dir:")):
         _, _, name = weights.partition(":")
         raise UserError(f"clip.weights: {weights} is open_clip's spelling: write {name} here.")
-    path = as_path(weights)
-    if is_remote(path):
-        return _from_bucket(path)
+    path = local_path(weights)
     if path.exists():
         return path
     _refuse_model_name(weights)
@@ -60,7 +56,12 @@ def locate(weights: str) -> epath.Path:
             f"clip.weights: {weights} is no file or directory here, and not an id on the Hugging "
             "Face hub."
         )
-    return as_path(_from_hub(weights))
+    return local_path(_from_hub(weights))
+
+
+def local_path(name: str | pathlib.Path) -> epath.Path:
+    """Return a path of this disk: pathlib's, which has the methods of epath's and more."""
+    return cast(epath.Path, pathlib.Path(name).expanduser())
 
 
 def _refuse_model_name(weights: str) -> None:
@@ -83,28 +84,6 @@ def _refuse_model_name(weights: str) -> None:
         )
 
 
-def _from_bucket(path: epath.Path) -> epath.Path:
-    """Return a copy on this disk of a model in a bucket: its weights and the small files beside.
-
-    Raise UserError where there is none.
-    """
-    with listed_once(path):
-        there = [name for name, is_folder in entries(path) if not is_folder]
-        if orbax.is_orbax(path):
-            return epath.Path(local_copy(path, lambda name: True, say))
-        if path.is_dir():
-            weights = _weight_names(path, there) or [find_weights(path).name]
-            return epath.Path(local_copy(path, lambda name: name in (*SMALL_FILES, *weights), say))
-    if not path.is_file():
-        raise UserError(f"clip.weights: {path} is not there: name a folder or a weight file.")
-    several = path.name.endswith(INDEX)
-
-    def wanted(name: str) -> bool:
-        return name in (*SMALL_FILES, path.name) or bool(several and SHARD.search(name))
-
-    return epath.Path(local_copy(path.parent, wanted, say) / path.name)
-
-
 def _from_hub(repo_id: str) -> str:
     """Return the local snapshot of a hub repository: the weights and the small files beside it."""
     import huggingface_hub
@@ -113,7 +92,7 @@ def _from_hub(repo_id: str) -> str:
         there = huggingface_hub.HfApi().list_repo_files(repo_id)
         # The small files first: they say which of the weight files is a CLIP's.
         folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=list(SMALL_FILES))
-        weights = _weight_names(as_path(folder), there)
+        weights = weight_names(local_path(folder), there)
         return huggingface_hub.snapshot_download(repo_id, allow_patterns=[*SMALL_FILES, *weights])
     except UserError:
         raise
@@ -129,7 +108,7 @@ def _from_hub(repo_id: str) -> str:
             ) from reason
 
 
-def _weight_names(folder: epath.Path, there: list[str]) -> list[str]:
+def weight_names(folder: epath.Path, there: list[str]) -> list[str]:
     """Return the files of a repository that hold the weights of its CLIP."""
     name = next((name for name in _candidates(folder) if name in there), None)
     if name is None:

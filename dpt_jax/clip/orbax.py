@@ -47,7 +47,7 @@ def _read_params(directory: epath.Path, config: CLIPConfig) -> Any:
     import orbax.checkpoint as ocp
 
     shapes = param_shapes(config)
-    with ocp.StandardCheckpointer() as checkpointer, _without_wildcards(directory.parent) as folder:
+    with ocp.StandardCheckpointer() as checkpointer, without_wildcards(directory.parent) as folder:
         try:
             there = checkpointer.metadata(folder / FOLDER).item_metadata.tree
             _check_same_tree(there, shapes, directory)
@@ -64,14 +64,19 @@ def _read_params(directory: epath.Path, config: CLIPConfig) -> Any:
 
 
 @contextlib.contextmanager
-def _without_wildcards(folder: epath.Path) -> Iterator[epath.Path]:
-    """Give the folder, or where its path would be taken for a pattern, a link to it."""
+def without_wildcards(folder: epath.Path) -> Iterator[epath.Path]:
+    """Give the folder, or where Orbax would take its path for a pattern, a link to it.
+
+    Raise FileNotFoundError where there is nothing to link to.
+    """
     path = os.fspath(folder)
     if not _WILDCARDS.search(path):
         yield folder
         return
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not there")
     with tempfile.TemporaryDirectory(prefix="dpt_jax-") as links:
-        link = pathlib.Path(links) / "clip"
+        link = pathlib.Path(links) / "folder"
         link.symlink_to(path, target_is_directory=True)
         yield epath.Path(link)
 
@@ -97,7 +102,7 @@ def write(config: CLIPConfig, params: Any, tokenizer: Tokenizer, target: epath.P
     if target.exists():
         raise already_there(target)
     target.mkdir(parents=True)
-    with _without_wildcards(target) as folder, ocp.StandardCheckpointer() as checkpointer:
+    with without_wildcards(target) as folder, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / FOLDER, params)
     raw = config_to_dict(config)
     special = {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}

@@ -1,7 +1,6 @@
 """CLIP weights from wherever people have them, checked tensor by tensor."""
 
 import re
-import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,12 +12,17 @@ from dpt_jax.clip import open_clip, openai, orbax, transformers_config
 from dpt_jax.clip.config import CLIPConfig, Description
 from dpt_jax.clip.files import read_tensors
 from dpt_jax.clip.layouts import common_names
-from dpt_jax.clip.locate import BUNDLED, OPEN_CLIP_FILES, TRANSFORMERS_FILES, find_weights, locate
+from dpt_jax.clip.locate import (
+    BUNDLED,
+    OPEN_CLIP_FILES,
+    TRANSFORMERS_FILES,
+    find_weights,
+    local_path,
+    locate,
+)
 from dpt_jax.clip.names import from_transformers
 from dpt_jax.clip.tokenizer import Tokenizer, load_tokenizer
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.files import as_path, is_remote
-from dpt_jax.runtime.transfer import upload
 
 __all__ = ["BUNDLED", "Pretrained", "load_clip", "save_orbax"]
 
@@ -41,10 +45,9 @@ def load_clip(
     weights: the name of a bundled model; a directory in the layout of
     transformers or open_clip; a weight file, or the index of several, with the
     model's configuration beside it; one of OpenAI's .pt files; an Orbax
-    directory written by `convert clip`; or an id on the Hugging Face hub. Paths
-    may be local or gs://. dtype: what the parameters are cast to. accept: is
-    shown the sizes before the weights are read (after, where only they tell),
-    to raise where these are no use.
+    directory written by `convert clip`; or an id on the Hugging Face hub. dtype:
+    what the parameters are cast to. accept: is shown the sizes before the weights
+    are read (after, where only they tell), to raise where these are no use.
 
     Raise UserError naming the file and tensor where something does not fit.
     """
@@ -100,20 +103,11 @@ def _describe(file: epath.Path) -> Description | None:
 
 
 def save_orbax(clip: Pretrained, directory: str) -> None:
-    """Write an Orbax directory that load_clip reads back (local or gs://), and read it back.
+    """Write an Orbax directory that load_clip reads back, and read it back.
 
     Raise UserError where the directory is already there.
     """
-    target = as_path(directory).absolute()
-    if not is_remote(target):
-        orbax.write(clip.config, clip.params, clip.tokenizer, target)
-        return
-    if target.exists():
-        raise orbax.already_there(target)
-    with tempfile.TemporaryDirectory(prefix="dpt_jax-") as disk:
-        folder = as_path(disk) / target.name
-        orbax.write(clip.config, clip.params, clip.tokenizer, folder)
-        upload(folder, target, last=transformers_config.CONFIG_FILE)
+    orbax.write(clip.config, clip.params, clip.tokenizer, local_path(directory).absolute())
 
 
 def _cast(params: Any, dtype: Any) -> Any:

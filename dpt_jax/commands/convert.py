@@ -86,10 +86,10 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
 def clip(source: str, target: str) -> None:
     """Write a CLIP as an Orbax folder.  Raise UserError where it cannot be read or written."""
-    from dpt_jax.clip.pretrained import load_clip, save_orbax
     from dpt_jax.runtime.console import say
+    from dpt_jax.storage.weights import convert_clip
 
-    save_orbax(load_clip(source), target)
+    convert_clip(source, target)
     say(f"wrote {target}")
 
 

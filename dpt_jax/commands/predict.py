@@ -113,7 +113,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
     paths = find_images(names)
     # Importing JAX takes seconds that a mistyped path need not wait for.
-    from dpt_jax.inference.predictor import read_classnames
+    from dpt_jax.inference.classnames import read_classnames
     from dpt_jax.runtime.files import as_path
 
     classnames = read_classnames(as_path(flags.classes)) if flags.classes else None

@@ -1,47 +1,68 @@
-"""Saved prompts taken over by a model: checked against its CLIP, its classes and its shapes."""
+"""The prompts of an experiment: new ones, or saved ones that fit its CLIP, classes and shapes."""
 
-import hashlib
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from dpt_jax import settings
-from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.errors import UserError
+from dpt_jax.inference.backbone import backbone_id, computes
+from dpt_jax.inference.experiment import Experiment
+from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.text import context_tokens
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.console import say
-from dpt_jax.storage.checkpoints import Saved
-
-if TYPE_CHECKING:
-    from dpt_jax.inference.experiment import Experiment
+from dpt_jax.runtime.files import as_path
+from dpt_jax.storage.checkpoints import Saved, load_newest
 
 
-def backbone_id(params: Any, replicated: bool = True) -> str:
-    """Return what tells one CLIP from another of its sizes, whatever type it is loaded in.
+@functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
+def make_init(model: PromptedCLIP) -> Callable[[jax.Array, np.ndarray | None], Prompts]:
+    """Return PromptedCLIP.init, compiled once for all runs of the same model."""
+    return jax.jit(model.init)
 
-    replicated: whether they have a leading device axis.
+
+def initial_prompts(experiment: Experiment) -> Any:
+    """Return new prompts from the seed; the parts that `init_from` has come from there."""
+    config, model, pretrained = experiment.config, experiment.model, experiment.pretrained
+    words = context_tokens(config.text_prompt.init, pretrained.tokenizer)
+    start = None
+    if learned := words[: model.prompts.text_length]:
+        embedding = devices.to_host(pretrained.params["text"]["token_embedding"])
+        start = np.asarray(embedding, np.float32)[learned]
+    fresh = jax.tree.map(np.asarray, make_init(model)(jax.random.key(config.seed), start))
+    if not config.init_from:
+        return fresh
+    saved = load_newest(as_path(config.init_from))
+    return adopt(fresh, saved, experiment, config.init_from)
+
+
+def saved_prompts(experiment: Experiment, workdir: epath.Path) -> Saved:
+    """Return the newest prompts of a workdir or prompt file, as the experiment takes them.
+
+    Raise UserError where they do not fit.
     """
-    some = [params["vision"]["class_embedding"], params["vision"]["ln_post"], params["logit_scale"]]
-    some = devices.to_host(some) if replicated else some
-    rounded = [np.asarray(x).astype(jnp.bfloat16).tobytes() for x in jax.tree.leaves(some)]
-    return hashlib.sha256(b"".join(rounded)).hexdigest()[:16]
+    if not experiment.model.prompts.learned:
+        return Saved(0, {}, {})
+    return fit(experiment, load_newest(workdir), str(workdir))
 
 
-def computes(clip: CLIPConfig) -> dict[str, Any]:
-    """Return what a CLIP does with its weights, and with images, that the weights do not say."""
-    return {
-        "preprocessing": clip.preprocessing.to_dict(),
-        **{
-            name: {"heads": tower.heads, "activation": tower.activation}
-            for name, tower in (("vision", clip.vision), ("text", clip.text))
-        },
-    }
+def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
+    """Return the saved prompts that the experiment evaluates.
+
+    Raise UserError naming the source where they do not fit.
+    """
+    fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    return saved._replace(prompts=adopt(fresh, saved, experiment, source, evaluate=True))
 
 
-def _other_clip(saved: Saved, experiment: "Experiment") -> str:
+def _other_clip(saved: Saved, experiment: Experiment) -> str:
     """Return in what the CLIP of saved prompts is another one, "" where it is the same."""
     if saved.meta.get("backbone") not in (None, backbone_id(experiment.frozen.clip)):
         return "another CLIP"
@@ -54,7 +75,7 @@ def _other_clip(saved: Saved, experiment: "Experiment") -> str:
 
 
 def adopt(
-    fresh: Prompts, saved: Saved, experiment: "Experiment", source: str, evaluate: bool = False
+    fresh: Prompts, saved: Saved, experiment: Experiment, source: str, evaluate: bool = False
 ) -> Prompts:
     """Return `fresh` with the parts that `saved` has; to evaluate, it must have them all.
 

@@ -21,7 +21,7 @@ from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.inference.scores import calibration, class_scores, distinct
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.outputs import Outputs, Plain, Texts
+from dpt_jax.model.outputs import Outputs, Plain, Texts
 from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import Progress, say
 from dpt_jax.runtime.files import write_whole

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import settings
@@ -16,15 +14,14 @@ from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.clip.text import TextLayout
 from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
-from dpt_jax.inference.adoption import adopt, backbone_id, computes
+from dpt_jax.inference.backbone import backbone_id, computes
 from dpt_jax.inference.kept import KeptImages
 from dpt_jax.methods import ZERO_SHOT, PromptConfig
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
 from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.files import as_path
-from dpt_jax.storage.checkpoints import Saved, load_newest
+from dpt_jax.storage.weights import local_weights
 
 REMAT_CHOICES = ("matmuls", "blocks")  # of train.remat=auto
 
@@ -74,7 +71,7 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
         )
 
     if pretrained is None:
-        pretrained = load_clip(config.clip.weights, compute_dtype(config), accept)
+        pretrained = load_clip(local_weights(config.clip.weights), compute_dtype(config), accept)
     failures.agree()  # all hosts have read the same: from here on they need each other
     return assemble(config, dataset, pretrained)
 
@@ -196,46 +193,6 @@ def compute_dtype(config: ConfigDict) -> Any:
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
-
-
-@functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
-def make_init(model: PromptedCLIP) -> Callable[[jax.Array, np.ndarray | None], Prompts]:
-    """Return PromptedCLIP.init, compiled once for all runs of the same model."""
-    return jax.jit(model.init)
-
-
-def initial_prompts(experiment: Experiment) -> Any:
-    """Return new prompts from the seed; the parts that `init_from` has come from there."""
-    config, model, pretrained = experiment.config, experiment.model, experiment.pretrained
-    words = context_tokens(config.text_prompt.init, pretrained.tokenizer)
-    start = None
-    if learned := words[: model.prompts.text_length]:
-        embedding = devices.to_host(pretrained.params["text"]["token_embedding"])
-        start = np.asarray(embedding, np.float32)[learned]
-    fresh = jax.tree.map(np.asarray, make_init(model)(jax.random.key(config.seed), start))
-    if not config.init_from:
-        return fresh
-    saved = load_newest(as_path(config.init_from))
-    return adopt(fresh, saved, experiment, config.init_from)
-
-
-def saved_prompts(experiment: Experiment, workdir: epath.Path) -> Saved:
-    """Return the newest prompts of a workdir or prompt file, as the experiment takes them.
-
-    Raise UserError where they do not fit.
-    """
-    if not experiment.model.prompts.learned:
-        return Saved(0, {}, {})
-    return fit(experiment, load_newest(workdir), str(workdir))
-
-
-def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
-    """Return the saved prompts that the experiment evaluates.
-
-    Raise UserError naming the source where they do not fit.
-    """
-    fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    return saved._replace(prompts=adopt(fresh, saved, experiment, source, evaluate=True))
 
 
 def data_of(experiment: Experiment) -> dict[str, str]:

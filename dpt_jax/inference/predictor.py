@@ -3,7 +3,7 @@
 import concurrent.futures
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,9 @@ from dpt_jax.clip.preprocessing import test_transform
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.data.records import Files, read_image, to_rgb
-from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.inference import experiment
+from dpt_jax.errors import UserError
+from dpt_jax.inference import adoption, experiment
+from dpt_jax.inference.classnames import check_bound, check_classnames
 from dpt_jax.inference.evaluation import make_classifier
 from dpt_jax.inference.finite import check_finite
 from dpt_jax.inference.results import RESULTS_FILE
@@ -27,10 +28,11 @@ from dpt_jax.inference.scores import softmax
 from dpt_jax.inference.texts import TextEncoder
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.outputs import Outputs, Plain
+from dpt_jax.model.outputs import Outputs, Plain
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.files import as_path
 from dpt_jax.storage.checkpoints import FOLDER, Saved, load_newest
+from dpt_jax.storage.weights import local_weights
 
 # One image, or a batch of them, in any of the forms that images come in.
 Images = Any
@@ -211,63 +213,25 @@ def load(
             raise UserError(
                 f"{source} does not say what its classes are: name them ({reason})"
             ) from reason
-    pretrained = load_clip(config.clip.weights, experiment.compute_dtype(config))
+    pretrained = load_clip(local_weights(config.clip.weights), experiment.compute_dtype(config))
     prepared = experiment.assemble(config, _classes_alone(names), pretrained)
     saved = (
         trained
         if not prepared.model.prompts.learned
-        else experiment.fit(prepared, trained, str(source))
+        else adoption.fit(prepared, trained, str(source))
     )
     return Predictor(prepared, saved, batch_size or (8 if jax.default_backend() == "cpu" else 64))
 
 
 def prompts_of(prepared: experiment.Experiment, source: epath.Path) -> Saved:
     """Return the prompts that a workdir's results are of: its own, or those of `init_from`."""
-    return experiment.saved_prompts(prepared, _holder(prepared.config, source))
+    return adoption.saved_prompts(prepared, _holder(prepared.config, source))
 
 
 def _holder(config: ConfigDict, source: epath.Path) -> epath.Path:
     if config.init_from and not (source / FOLDER).exists() and (source / RESULTS_FILE).exists():
         return as_path(config.init_from)
     return source
-
-
-def check_bound(
-    prepared: experiment.Experiment, classnames: Sequence[str], training: dict[str, Any]
-) -> None:
-    """Raise UserError where the context is bound to other classes than these."""
-    if prepared.model.prompts.class_specific and list(classnames) != training.get("classnames"):
-        raise UserError(
-            "this context is one for each class of its training, and means nothing for others."
-        )
-
-
-def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
-    """Return the names as a list.  Raise UserError where one is blank or given twice."""
-    if isinstance(classnames, str):
-        raise UserError(f"{source} is {classnames!r}: give a list of names.")
-    names: dict[str, None] = {}
-    for name in classnames:
-        if not isinstance(name, str) or not name.strip() or not can_be_shown(name):
-            raise UserError(f"{source}: {name!r} is no name of a class.")
-        if name in names:
-            raise UserError(f"{source} names {name!r} twice: remove one, or tell the two apart.")
-        names[str(name)] = None  # also one of NumPy's strings
-    if not names:
-        raise UserError(f"{source} names no class: give at least one.")
-    return list(names)
-
-
-def read_classnames(file: epath.Path) -> list[str]:
-    """Return the class names of a text file, one a line.
-
-    Raise UserError, see check_classnames.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as reason:
-        raise UserError(f"--classes: {file} cannot be read as text ({reason}).") from reason
-    return check_classnames([line.strip() for line in lines if line.strip()], str(file))
 
 
 def _classes_alone(classnames: Sequence[str]) -> Dataset:

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from dpt_jax import settings
 from dpt_jax.data.dataset import digest_of_examples
 from dpt_jax.errors import UserError
-from dpt_jax.inference.experiment import Experiment, backbone_id, data_of
+from dpt_jax.inference.backbone import backbone_id
+from dpt_jax.inference.experiment import Experiment, data_of
 from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE, Results, read_result
 from dpt_jax.methods import SWITCHES, ZERO_SHOT
 from dpt_jax.runtime.files import as_path

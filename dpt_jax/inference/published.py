@@ -14,7 +14,7 @@ from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.errors import UserError
-from dpt_jax.inference.experiment import backbone_id
+from dpt_jax.inference.backbone import backbone_id
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
@@ -32,6 +32,7 @@ from dpt_jax.storage.published import (
     read_published,
 )
 from dpt_jax.storage.relatives import COUPLED, JOINT, module_from_prompts
+from dpt_jax.storage.weights import local_weights
 
 # What a method's prompts are made by; the rest is of the backbone, the data and the training.
 METHOD_SECTIONS = ("text_prompt.", "visual_prompt.", "cavpt.", "loss.")
@@ -48,7 +49,7 @@ def convert_reference(
     if (workdir / FOLDER).exists() or (workdir / settings.CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: name a new --workdir.")
     epoch, modules = read_published(directory)
-    pretrained = load_clip(config.clip.weights)
+    pretrained = load_clip(local_weights(config.clip.weights))
     clip = pretrained.config
     try:
         prompts = prompts_from_published(modules)

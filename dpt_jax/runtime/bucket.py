@@ -11,8 +11,16 @@ from etils import epath
 
 from dpt_jax.errors import UserError
 from dpt_jax.runtime import object_store
-from dpt_jax.runtime.files import BUCKETS, Entry
 from dpt_jax.runtime.object_store import Name, Object
+
+BUCKETS = "gs://"
+
+
+class Entry(NamedTuple):
+    """The name of something in a folder, and whether it is a folder."""
+
+    name: str
+    is_folder: bool
 
 
 class BucketPath(epath.Path):

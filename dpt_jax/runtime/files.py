@@ -5,20 +5,12 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import cast
 
 from etils import epath
 
 from dpt_jax.errors import UserError
-
-BUCKETS = "gs://"
-
-
-class Entry(NamedTuple):
-    """The name of something in a folder, and whether it is a folder."""
-
-    name: str
-    is_folder: bool
+from dpt_jax.runtime.bucket import BUCKETS, Entry, bucket_path, known_listing, scan
 
 
 def as_path(name: str | os.PathLike[str]) -> epath.Path:
@@ -34,8 +26,6 @@ def as_path(name: str | os.PathLike[str]) -> epath.Path:
     if found and f"{scheme}://" != BUCKETS:
         raise UserError(f"{text}: paths are local or begin with {BUCKETS}, not with {scheme}://.")
     if found:
-        from dpt_jax.runtime.bucket import bucket_path  # which a local run does not need
-
         return bucket_path(text)
     return cast(epath.Path, pathlib.Path(text).expanduser())
 
@@ -48,8 +38,6 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def entries(folder: epath.Path) -> Iterator[Entry]:
     """Yield what stands in a folder, in any order.  Raise OSError where it cannot be listed."""
     if is_remote(folder):
-        from dpt_jax.runtime.bucket import scan
-
         yield from scan(folder)
         return
     # scandir knows from the listing what is a file, without a look at each of 1.3 million.
@@ -68,8 +56,6 @@ def listed_once(folder: epath.Path) -> Iterator[None]:
     if not is_remote(folder):
         yield
         return
-    from dpt_jax.runtime.bucket import known_listing
-
     with known_listing(folder):
         yield
 

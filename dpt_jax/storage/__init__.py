@@ -1,4 +1,4 @@
-"""Files of a run: checkpoints, prompt files, and the published code's checkpoints.
+"""Files of a run: checkpoints, prompt files, the published code's; and CLIP's weights in a bucket.
 
-Import `checkpoints`, `prompt_file` and `published`; nothing here knows of settings.
+Import `checkpoints`, `prompt_file`, `published` and `weights`; nothing here knows of settings.
 """

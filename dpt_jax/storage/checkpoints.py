@@ -1,8 +1,6 @@
 """Checkpoints of a run: prompts and optimizer by step; never CLIP's weights."""
 
 import contextlib
-import hashlib
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from dpt_jax.runtime.console import say
 from dpt_jax.runtime.files import as_path
 from dpt_jax.runtime.store_errors import StoreError
 from dpt_jax.storage import manifest, prompt_file
+from dpt_jax.storage.digests import digest, digest_of_json
 from dpt_jax.storage.manifest import DamagedError
 from dpt_jax.storage.orbax_manager import open_manager
 from dpt_jax.storage.shelf import open_shelf
@@ -93,7 +92,7 @@ class Checkpoints:
             self._read_back(step)
 
     def _begin_to_save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any) -> None:
-        digests = {"prompts": digest(prompts), "meta": _digest_of_json(meta)}
+        digests = {"prompts": digest(prompts), "meta": digest_of_json(meta)}
         items = {"prompts": ocp.args.StandardSave(prompts)}
         if training is not None:
             items["training"] = ocp.args.StandardSave(training)
@@ -171,7 +170,7 @@ class Checkpoints:
             prompts, meta = jax.tree.map(np.asarray, restored["prompts"]), dict(restored["meta"])
             digests = meta.pop(DIGESTS, {})
             self._compare(step, digests, "prompts", digest(prompts))
-            self._compare(step, digests, "meta", _digest_of_json(meta))
+            self._compare(step, digests, "meta", digest_of_json(meta))
         return Saved(step, prompts, meta, digest(prompts)), digests
 
     def _read_training(self, step: int, like: Any, digests: dict[str, str]) -> Any:
@@ -287,16 +286,3 @@ def load_newest(workdir: epath.PathLike) -> Saved:
     raise UserError(
         f"{workdir} holds no checkpoint{whole}: train there first, or name another --workdir."
     )
-
-
-def digest(tree: Any) -> str:
-    """Return the SHA-256 of a tree of host arrays: types, shapes and bytes, in the tree's order."""
-    found = hashlib.sha256()
-    for leaf in map(np.asarray, jax.tree.leaves(tree)):
-        found.update(f"{leaf.dtype} {leaf.shape} ".encode())
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()
-
-
-def _digest_of_json(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

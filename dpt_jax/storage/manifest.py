@@ -33,7 +33,7 @@ def verify(directory: epath.Path, name: str) -> bool:
             return False
         _compare(directory, name)
     except OSError as reason:
-        raise UserError(f"{name} cannot be read ({reason}); nothing was changed.") from reason
+        raise _unreadable(name, reason) from reason
     return True
 
 
@@ -56,9 +56,7 @@ def verified(directory: epath.Path, name: str) -> Iterator[None]:
             f"{name} cannot be read: there is too little memory; nothing was changed."
         ) from reason
     except OSError as reason:
-        raise UserError(
-            f"{name} cannot be read ({_short(reason)}); nothing was changed."
-        ) from reason
+        raise _unreadable(name, reason) from reason
     except Exception as reason:  # Orbax, TensorStore and JSON have types of their own
         known = (
             "its files are whole, so it was written by another version or for other settings"
@@ -99,6 +97,10 @@ def _files(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath
             yield from _files(path, f"{prefix}{path.name}/")
         elif prefix:
             yield prefix + path.name, path
+
+
+def _unreadable(name: str, reason: OSError) -> UserError:
+    return UserError(f"{name} cannot be read ({_short(reason)}); nothing was changed.")
 
 
 def _short(reason: BaseException) -> str:

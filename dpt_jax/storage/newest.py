@@ -6,12 +6,13 @@ from typing import NamedTuple
 from etils import epath
 
 from dpt_jax.storage import prompt_file
-from dpt_jax.storage.checkpoints import DIGESTS, FOLDER, digest, load_newest
+from dpt_jax.storage.checkpoints import DIGESTS, FOLDER, load_newest
+from dpt_jax.storage.digests import digest
 from dpt_jax.storage.shelf import steps_of
 
 
 class Held(NamedTuple):
-    """The step and the digest of prompts, see `checkpoints.digest`."""
+    """The step and the digest of prompts, see `digests.digest`."""
 
     step: int
     prompts: str

@@ -1,10 +1,5 @@
-"""Opening Orbax's manager of a folder of checkpoints, whatever is in the folder's path."""
+"""Opening Orbax's manager of a folder of checkpoints."""
 
-import contextlib
-import os
-import pathlib
-import re
-import tempfile
 from collections.abc import Callable
 
 import jax
@@ -16,7 +11,6 @@ ITEMS = {
     "training": (ocp.StandardCheckpointHandler, ocp.args.StandardSave, ocp.args.StandardRestore),
     "meta": (ocp.JsonCheckpointHandler, ocp.args.JsonSave, ocp.args.JsonRestore),
 }
-WILDCARDS = re.compile(r"[\[\]*?\\]")
 
 
 def open_manager(
@@ -52,19 +46,3 @@ def _this_host_alone() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions(
         primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"host{host}"
     )
-
-
-def without_wildcards(folder: epath.Path, closing: contextlib.ExitStack) -> epath.Path:
-    """Return the folder, or where Orbax would take its path for a pattern, a link to the folder.
-
-    closing: removes the link.
-    """
-    path = os.fspath(folder)
-    if not WILDCARDS.search(path):
-        return folder
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not there")
-    links = closing.enter_context(tempfile.TemporaryDirectory(prefix="dpt_jax-"))
-    link = pathlib.Path(links) / folder.name
-    link.symlink_to(path, target_is_directory=True)
-    return epath.Path(link)

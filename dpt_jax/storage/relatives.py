@@ -9,10 +9,11 @@ import numpy as np
 
 from dpt_jax.clip.files import Tensors
 from dpt_jax.errors import UserError
-from dpt_jax.prompts import Prompts
 
 JOINT = "VLPromptLearner"  # IVLP's and PromptSRC's module
 COUPLED = "MultiModalPromptLearner"  # MaPLe's
+
+Parts = dict[str, dict[str, np.ndarray]]  # the arrays of each part of the prompts, by name
 
 
 class Stack(NamedTuple):
@@ -97,12 +98,12 @@ def account(module: str, tensors: Tensors, directory: pathlib.Path) -> None:
         raise UserError(f"{folder}: there is no learned tensor in it, such as {CONTEXT}.")
 
 
-def prompts_from_module(module: str, tensors: Tensors) -> Prompts:
+def prompts_from_module(module: str, tensors: Tensors) -> Parts:
     """Return the tree of prompts from the state dict of a module.
 
     Raise KeyError with the name of a tensor that is missing.
     """
-    prompts: Prompts = {}
+    prompts: Parts = {}
     for stack in STACKS[module]:
         if names := stack.names_in(tensors):
             layers = [tensors[name].T if stack.transposed else tensors[name] for name in names]
@@ -110,7 +111,7 @@ def prompts_from_module(module: str, tensors: Tensors) -> Prompts:
     return prompts
 
 
-def module_from_prompts(module: str, prompts: Prompts) -> Tensors:
+def module_from_prompts(module: str, prompts: Parts) -> Tensors:
     """Return the learned tensors of a module: the inverse of `prompts_from_module`.
 
     That code keeps CLIP's own where a file does not have them.

@@ -14,7 +14,8 @@ from etils import epath
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import check_readable
 from dpt_jax.errors import UserError
-from dpt_jax.inference.experiment import Experiment, initial_prompts, training_meta
+from dpt_jax.inference.adoption import initial_prompts
+from dpt_jax.inference.experiment import Experiment, training_meta
 from dpt_jax.inference.texts import held_texts
 from dpt_jax.prompts import Prompts
 from dpt_jax.runtime import devices, failures

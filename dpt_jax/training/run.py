@@ -8,12 +8,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import settings
+from dpt_jax.inference.adoption import saved_prompts
 from dpt_jax.inference.evaluation import evaluate, write_results
 from dpt_jax.inference.experiment import (
     Experiment,
     compute_dtype,
     prepare,
-    saved_prompts,
     training_meta,
 )
 from dpt_jax.inference.probe import fit_and_predict

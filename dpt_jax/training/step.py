@@ -13,7 +13,7 @@ from dpt_jax.data.loader import Batch
 from dpt_jax.inference.experiment import Frozen
 from dpt_jax.losses import Counts, count, loss
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.outputs import Plain, Texts
+from dpt_jax.model.outputs import Plain, Texts
 from dpt_jax.prompts import Prompts
 from dpt_jax.runtime import devices
 from dpt_jax.training.averaging import Weights, after_step

@@ -10,6 +10,7 @@ import torch
 from configs import coop, dpt, vpt
 from dpt_jax import settings
 from dpt_jax.errors import UserError
+from dpt_jax.inference import adoption
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.evaluation import predict
 from dpt_jax.inference.published import convert_reference
@@ -71,7 +72,7 @@ def converted(directory, workdir, config, clip, **overrides):
     convert_reference(directory, workdir, config, overrides)
     saved = settings.settings_for_evaluation(config, {}, False, workdir)
     experiment = experiments.prepare(saved, clip)
-    prompts = experiments.saved_prompts(experiment, workdir).prompts
+    prompts = adoption.saved_prompts(experiment, workdir).prompts
     assert {x.dtype for x in jax.tree.leaves(prompts)} == {np.dtype(np.float32)}
     found = predict(experiment, prompts)
     assert np.isfinite(found.logits).all()

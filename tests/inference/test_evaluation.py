@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import coop, vpt
-from dpt_jax.inference import evaluation
+from dpt_jax.inference import adoption, evaluation
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.training.loop import train
 from tests.helpers.commands import in_process
@@ -35,7 +35,7 @@ def test_a_batch_is_started_before_the_last_one_is_fetched(clip, clip_dir, monke
     config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
     config.text_prompt.length, config.eval.batch_size = 2, 5
     prepared = experiments.prepare(config, clip)
-    prompts = experiments.initial_prompts(prepared)
+    prompts = adoption.initial_prompts(prepared)
     expected = evaluation.predict(prepared, prompts)
     events = []
     make = evaluation.make_classifier

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dpt_jax.data import records
-from dpt_jax.inference import evaluation, kept
+from dpt_jax.inference import adoption, evaluation, kept
 from dpt_jax.inference import experiment as experiments
 from tests.helpers.golden import SMALL
 
@@ -37,7 +37,7 @@ def evaluate(clip, clip_dir, tmp_path):
         part = config.text_prompt if method == "coop" else config.visual_prompt
         part.length, config.dataset.shots, config.eval.batch_size = 2, -1, 5
         prepared = experiments.prepare(config, clip)._replace(kept=images)
-        return evaluation.predict(prepared, experiments.initial_prompts(prepared))
+        return evaluation.predict(prepared, adoption.initial_prompts(prepared))
 
     return predict
 

@@ -18,8 +18,8 @@ from dpt_jax import settings
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
+from dpt_jax.inference import adoption, program
 from dpt_jax.inference import experiment as experiments
-from dpt_jax.inference import program
 from dpt_jax.inference.attention import describe
 from dpt_jax.inference.evaluation import evaluate
 from dpt_jax.inference.predictor import Predictor
@@ -55,7 +55,7 @@ def run_of(workdir, method, clip: Pretrained, clip_dir, **values) -> pathlib.Pat
     settings.save(config, workdir)
     if settings.method(config) != "zeroshot":
         with Checkpoints(workdir, create=True) as checkpoints:
-            prompts = experiments.initial_prompts(prepared)
+            prompts = adoption.initial_prompts(prepared)
             checkpoints.save(1, prompts, {**experiments.training_meta(prepared), "epoch": 1})
             checkpoints.wait()
     return workdir
@@ -378,7 +378,7 @@ def test_a_thousand_calls_of_encode_text_are_one_program(method, calls):
     config = method.get_config("emoji")
     config.text_prompt.init = ""
     prepared = experiments.prepare(config)
-    prompts = experiments.initial_prompts(prepared)
+    prompts = adoption.initial_prompts(prepared)
     predictor = Predictor(prepared, Saved(1, prompts, {}), batch_size=1)
     names = [f"a {i} of {i % 7}" for i in range(calls)]
     together = predictor.encode_text(names)

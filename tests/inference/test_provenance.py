@@ -11,7 +11,9 @@ from configs import coop
 from dpt_jax import settings
 from dpt_jax.commands import convert
 from dpt_jax.errors import UserError
+from dpt_jax.inference import adoption
 from dpt_jax.inference import experiment as experiments
+from dpt_jax.inference.backbone import backbone_id
 from dpt_jax.inference.evaluation import evaluate
 from dpt_jax.inference.provenance import finished, outdated, read_current
 from dpt_jax.report.one_run import report_run
@@ -37,7 +39,7 @@ def prepared(config, clip):
 
 def save(prepared, workdir, step, noise):
     """A checkpoint of a training that ended with these prompts."""
-    prompts = jax.tree.map(lambda x: x + np.float32(noise), experiments.initial_prompts(prepared))
+    prompts = jax.tree.map(lambda x: x + np.float32(noise), adoption.initial_prompts(prepared))
     with Checkpoints(workdir, create=True) as checkpoints:
         meta = {**experiments.training_meta(prepared), "epoch": 1}
         checkpoints.save(step, prompts, meta)
@@ -64,7 +66,7 @@ def test_results_name_what_they_are_of(run, prepared):
     saved = load_newest(run)
     of = json.loads((run / "results.json").read_text())["of"]
     assert (of["step"], of["prompts"]) == (1, saved.digest)
-    assert of["backbone"] == experiments.backbone_id(prepared.frozen.clip)
+    assert of["backbone"] == backbone_id(prepared.frozen.clip)
     assert of["template"] == prepared.config.dataset.template
     assert of["data"]["name"] == of["trained_on"]["name"] == "images"
     assert of["settings"]["train.text_lr"] == prepared.config.train.text_lr

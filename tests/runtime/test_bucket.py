@@ -9,7 +9,8 @@ import pytest
 
 from dpt_jax.errors import UserError
 from dpt_jax.runtime import object_store, store_errors
-from dpt_jax.runtime.files import Entry, as_path, entries, listed_once, write_whole
+from dpt_jax.runtime.bucket import Entry
+from dpt_jax.runtime.files import as_path, entries, listed_once, write_whole
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from dpt_jax.clip.tokenizer import load_tokenizer
 from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.outputs import Texts
+from dpt_jax.model.outputs import Texts
 from dpt_jax.prompts.text import prompt_layout
 from tests.helpers.commands import command
 

@@ -16,7 +16,7 @@ from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.texts import held_texts
 from dpt_jax.losses import consistency, count
 from dpt_jax.methods import Consistency
-from dpt_jax.outputs import Held, Outputs
+from dpt_jax.model.outputs import Held, Outputs
 from dpt_jax.prompts.text import plain_layout
 from dpt_jax.runtime import devices
 from dpt_jax.storage.checkpoints import Checkpoints

@@ -11,6 +11,7 @@ import pytest
 from configs import coop
 from dpt_jax import settings
 from dpt_jax.errors import UserError
+from dpt_jax.inference import adoption
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.runtime import devices
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
@@ -162,7 +163,7 @@ def test_the_rate_after_a_step_that_was_left_out_is_the_reported_one(config, cli
         "weight": np.ones((1, 6), np.float32),
     }
     broken = {**batch, "weight": np.full((1, 6), np.nan, np.float32)}
-    prompts = experiments.initial_prompts(experiment)
+    prompts = adoption.initial_prompts(experiment)
 
     def after(*batches):
         state = devices.replicate(new_state(prompts, optimizer))

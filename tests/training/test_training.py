@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from configs import coop, dpt, vlp, zeroshot
 from dpt_jax import settings
 from dpt_jax.errors import UserError
+from dpt_jax.inference import adoption
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.evaluation import evaluate
 from dpt_jax.inference.scores import class_scores, distinct
 from dpt_jax.losses import count, loss
 from dpt_jax.methods import PromptConfig
-from dpt_jax.outputs import Outputs
+from dpt_jax.model.outputs import Outputs
 from dpt_jax.runtime.metrics import MetricWriter
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
 from dpt_jax.training.loop import train
@@ -112,7 +113,7 @@ def run(config, clip, workdir):
     experiment = experiments.prepare(config, clip)
     settings.save(config, workdir)
     prompts = train(experiment, workdir)
-    return prompts, evaluate(experiment, experiments.saved_prompts(experiment, workdir), workdir)
+    return prompts, evaluate(experiment, adoption.saved_prompts(experiment, workdir), workdir)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def trained(clip_dir, clip, tmp_path_factory):
 
 def test_optimizer_state_is_momentum_of_the_prompts_and_nothing_else(trained, clip_dir, clip):
     experiment = experiments.prepare(make_config(clip_dir), clip)
-    prompts = experiments.initial_prompts(experiment)
+    prompts = adoption.initial_prompts(experiment)
     state = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1)).init(prompts)
     learned = sorted(x.shape for x in jax.tree.leaves(prompts))
     assert sorted(x.shape for x in jax.tree.leaves(state) if x.ndim) == learned
@@ -135,7 +136,7 @@ def test_optimizer_state_is_momentum_of_the_prompts_and_nothing_else(trained, cl
 
 
 def test_every_prompt_is_trained_and_clip_is_not(trained, clip_dir, clip):
-    before = experiments.initial_prompts(experiments.prepare(make_config(clip_dir), clip))
+    before = adoption.initial_prompts(experiments.prepare(make_config(clip_dir), clip))
     after = load_newest(trained).prompts
     assert jax.tree.structure(before) == jax.tree.structure(after)
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
@@ -217,7 +218,7 @@ def test_evaluation_on_other_classes(trained, clip, three_classes, tmp_path):
         dpt.get_config(), {"dataset.root": str(three_classes)}, False, trained
     )
     experiment = experiments.prepare(config, clip)
-    results = evaluate(experiment, experiments.saved_prompts(experiment, trained), tmp_path)
+    results = evaluate(experiment, adoption.saved_prompts(experiment, trained), tmp_path)
     assert list(results["per_class"]) == ["airplane", "sea horse", "yin yang"]
     assert results["n"] == 9
 
@@ -227,7 +228,7 @@ def test_training_on_other_classes_starts_the_classifier_anew(
 ):
     config = make_config(clip_dir, dataset__root=str(three_classes), init_from=str(trained))
     prompts, saved = (
-        experiments.initial_prompts(experiments.prepare(config, clip)),
+        adoption.initial_prompts(experiments.prepare(config, clip)),
         load_newest(trained).prompts,
     )
     assert prompts["cavpt"]["classifier"]["kernel"].shape[-1] == 3
@@ -252,32 +253,32 @@ def test_class_specific_context_is_refused_for_other_classes(
         coop.get_config(), {"dataset.root": str(three_classes)}, False, workdir
     )
     with pytest.raises(UserError, match="class_specific"):
-        experiments.saved_prompts(experiments.prepare(config, clip), workdir)
+        adoption.saved_prompts(experiments.prepare(config, clip), workdir)
 
 
 def test_a_part_can_be_added_to_a_trained_one(clip_dir, clip, tmp_path):
     first = tmp_path / "coop"
     run(make_config(clip_dir, coop, train__epochs=1), clip, first)
     config = make_config(clip_dir, vlp, init_from=str(first))
-    prompts = experiments.initial_prompts(experiments.prepare(config, clip))
+    prompts = adoption.initial_prompts(experiments.prepare(config, clip))
     np.testing.assert_array_equal(
         prompts["text"]["context"], load_newest(first).prompts["text"]["context"]
     )
     assert "visual" in prompts
     config = make_config(clip_dir, vlp)
     with pytest.raises(UserError, match="has no visual prompt"):
-        experiments.saved_prompts(experiments.prepare(config, clip), first)
+        adoption.saved_prompts(experiments.prepare(config, clip), first)
 
 
 def test_prompts_of_other_sizes_are_refused_by_name(trained, clip_dir, clip):
     experiment = experiments.prepare(make_config(clip_dir, visual_prompt__length=7), clip)
     with pytest.raises(UserError, match=r"prompt visual\.tokens has shape \(3, 2, 128\)"):
-        experiments.saved_prompts(experiment, trained)
+        adoption.saved_prompts(experiment, trained)
 
 
 def test_initial_words(clip_dir, clip):
     experiment = experiments.prepare(make_config(clip_dir, text_prompt__init="a photo of a"), clip)
-    context = experiments.initial_prompts(experiment)["text"]["context"]
+    context = adoption.initial_prompts(experiment)["text"]["context"]
     ids = clip.tokenizer.encode("a photo of a")
     np.testing.assert_array_equal(context[0], clip.params["text"]["token_embedding"][ids])
 
@@ -288,7 +289,7 @@ def test_initial_words_set_the_length_by_their_tokens(words, clip_dir, clip):
         make_config(clip_dir, text_prompt__init=words, text_prompt__length=2), clip
     )
     ids = clip.tokenizer.encode(words.replace("_", " "))
-    context = experiments.initial_prompts(experiment)["text"]["context"]
+    context = adoption.initial_prompts(experiment)["text"]["context"]
     np.testing.assert_array_equal(context[0], clip.params["text"]["token_embedding"][ids])
 
 
@@ -296,7 +297,7 @@ def test_initial_words_set_the_length_by_their_tokens(words, clip_dir, clip):
 def test_blank_initial_words_are_none(blank, clip_dir, clip):
     configs_ = [make_config(clip_dir, text_prompt__init=words) for words in (blank, "")]
     found, expected = (
-        experiments.initial_prompts(experiments.prepare(config, clip)) for config in configs_
+        adoption.initial_prompts(experiments.prepare(config, clip)) for config in configs_
     )
     assert found["text"]["context"].shape[1] == configs_[0].text_prompt.length
     jax.tree.map(np.testing.assert_array_equal, found, expected)

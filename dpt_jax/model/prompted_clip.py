@@ -6,9 +6,7 @@ image features of the plain and the prompted tower, s the temperature.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +19,8 @@ from dpt_jax.clip.rows import take_rows
 from dpt_jax.clip.text import TextLayout, share
 from dpt_jax.clip.vision import LayerPrompts, Seen, VisionTower, no_memory
 from dpt_jax.methods import PromptConfig
-from dpt_jax.outputs import Held, Outputs, Plain, Texts, cosines
+from dpt_jax.model.outputs import Held, Outputs, Plain, Texts, cosines
+from dpt_jax.model.precision import exact
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
 from dpt_jax.prompts.conditioning import MetaNet, conditioned, images_at_a_time
@@ -31,25 +30,6 @@ from dpt_jax.prompts.visual import Coupling, VisualPrompt, layer_prompts
 
 Array = jax.Array
 Params = dict[str, Any]  # {"clip": frozen parameters, "prompts": learned ones}
-
-
-Given = ParamSpec("Given")
-Made = TypeVar("Made")
-
-
-def exact(function: Callable[Given, Made]) -> Callable[Given, Made]:
-    """Return the function, with its products of float32 matrices exact to float32.
-
-    By default a TPU rounds such matrices to bfloat16 before it multiplies, and a
-    GPU to TF32. Products of bfloat16 matrices stay as they are.
-    """
-
-    @functools.wraps(function)
-    def wrapped(*given: Given.args, **named: Given.kwargs) -> Made:
-        with jax.default_matmul_precision("highest"):
-            return function(*given, **named)
-
-    return wrapped
 
 
 @dataclasses.dataclass(frozen=True)

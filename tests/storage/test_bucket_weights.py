@@ -7,14 +7,19 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from dpt_jax.clip.pretrained import load_clip, save_orbax
+from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.errors import UserError
 from dpt_jax.runtime.files import as_path
+from dpt_jax.storage.weights import convert_clip, local_weights
 from tests.clip.test_weights import SIZES, as_flax, assert_same, torch_state, write_shards
 from tests.helpers import make_clip
 from tests.helpers.object_store import put_folder
 
 WEIGHTS = "model.safetensors"
+
+
+def load(weights: str) -> Pretrained:
+    return load_clip(local_weights(weights))
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +63,8 @@ def test_every_format_by_its_folder_and_by_its_file(bucket, model, tmp_path, wri
         write(folder, load_file(source / WEIGHTS))
         (folder / WEIGHTS).unlink()
     put_folder(folder, f"{bucket}/clip")
-    assert_same(load_clip(f"{bucket}/clip"), expected)
-    assert_same(load_clip(f"{bucket}/clip/{file}"), expected)
+    assert_same(load(f"{bucket}/clip"), expected)
+    assert_same(load(f"{bucket}/clip/{file}"), expected)
 
 
 def test_what_is_needed_is_copied_once(bucket, model, tmp_path, store, cache, capsys):
@@ -70,30 +75,30 @@ def test_what_is_needed_is_copied_once(bucket, model, tmp_path, store, cache, ca
     (tmp_path / "clip" / "samples").mkdir()
     (tmp_path / "clip" / "samples" / "x.png").write_bytes(b"large")
     put_folder(tmp_path / "clip", f"{bucket}/clip")
-    load_clip(f"{bucket}/clip")
+    load(f"{bucket}/clip")
     assert f"MB, from {bucket}/clip to {cache}" in capsys.readouterr().out
     copied = {file.name for file in cache.rglob("*") if file.is_file()}
     assert WEIGHTS in copied
     assert copied <= {file.name for file in source.iterdir()}
     before = len(store.requests())
-    load_clip(f"{bucket}/clip")
+    load(f"{bucket}/clip")
     assert all("/o?" in path for _, path in store.requests()[before:])  # listings alone
     (as_path(bucket) / "clip" / WEIGHTS).write_bytes(b"damaged")
     with pytest.raises(UserError, match=rf"{cache}.*{WEIGHTS} cannot be read"):
-        load_clip(f"{bucket}/clip")
+        load(f"{bucket}/clip")
 
 
 def test_an_orbax_folder_is_written_and_read(bucket, model):
-    _, expected = model
-    save_orbax(expected, f"{bucket}/orbax")
-    assert_same(load_clip(f"{bucket}/orbax"), expected)
+    source, expected = model
+    convert_clip(str(source), f"{bucket}/orbax")
+    assert_same(load(f"{bucket}/orbax"), expected)
     with pytest.raises(UserError, match="already exists"):
-        save_orbax(expected, f"{bucket}/orbax")
+        convert_clip(str(source), f"{bucket}/orbax")
 
 
 def test_no_model_there(bucket, model, tmp_path):
     (as_path(bucket) / "empty" / "notes.txt").write_text("nothing")
     with pytest.raises(UserError, match=rf"{bucket}/empty has no CLIP weights"):
-        load_clip(f"{bucket}/empty")
+        load(f"{bucket}/empty")
     with pytest.raises(UserError, match=rf"clip.weights: {bucket}/none is not there"):
-        load_clip(f"{bucket}/none")
+        load(f"{bucket}/none")
