@@ -16,8 +16,10 @@ from typing import Any, NamedTuple, TypeVar
 from dpt_jax.runtime.store_errors import StoreError, has_answered, patiently
 
 EMULATOR = "STORAGE_EMULATOR_HOST"
-CONNECT_SECONDS, SILENCE_SECONDS = 10, 60  # after which one attempt is given up
-BYTES_AT_ONCE = 64 * 2**20
+# After which one attempt is given up: without a connection, without a byte of the answer, and at
+# all, since what is uploaded to a store that takes no more of it waits for no answer yet.
+CONNECT_SECONDS, SILENCE_SECONDS, ATTEMPT_SECONDS = 10, 60, 120
+BYTES_AT_ONCE = 16 * 2**20  # few enough for one attempt at 1.2 Mbit/s
 OBJECTS_A_PAGE = 1000  # as many as Google gives
 PART = "dpt_jax_part"  # what divides a request into the object's metadata and its content
 
@@ -73,7 +75,8 @@ def download(bucket: str, one: Object, file: pathlib.Path) -> None:
 
 def write(name: Name, content: bytes) -> None:
     """Write an object as a whole: others see all of it, or what was there before."""
-    _ask(name, lambda store: store.pipe_file(f"{name.bucket}/{name.key}", content), of_bucket=True)
+    whole = (f"{name.bucket}/{name.key}", content)
+    _ask(name, lambda store: store.pipe_file(*whole, chunksize=BYTES_AT_ONCE), of_bucket=True)
 
 
 def write_if(
@@ -205,7 +208,7 @@ def _store(process: int, emulator: str) -> Any:
     return Store(
         token="anon" if emulator else None,
         requests_timeout=aiohttp.ClientTimeout(
-            sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
+            total=ATTEMPT_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
         ),
         use_listings_cache=False,
         skip_instance_cache=True,

@@ -101,4 +101,6 @@ def _refusal(reason: Exception, bucket: str, path: str) -> str:
 
 
 def _short(reason: Exception) -> str:
+    if isinstance(reason, TimeoutError):  # of which fsspec keeps no words
+        return "it does not answer"
     return " ".join(str(reason).split())[:200] or type(reason).__name__

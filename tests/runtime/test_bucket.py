@@ -78,8 +78,8 @@ def test_what_a_question_costs(folder, store):
 
 
 def test_an_object_of_several_parts(bucket, monkeypatch):
-    """gcsfs uploads what is larger than 50 MB in parts."""
-    content = bytes(range(256)) * 210_000
+    """What is larger than 16 MiB is written and read in parts."""
+    content = bytes(range(256)) * 80_000
     (as_path(bucket) / "large").write_bytes(content)
     assert (as_path(bucket) / "large").read_bytes() == content
 
@@ -167,6 +167,42 @@ def test_a_store_that_is_gone(monkeypatch):
     monkeypatch.setattr(store_errors, "FIRST_PATIENCE_SECONDS", 0.1)
     with pytest.raises(UserError, match=r"gs://gone/x cannot be reached .* the network"):
         as_path("gs://gone/x").is_file()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Attempts that are given up soon."""
+    for name, seconds in {"SILENCE": 0.3, "ATTEMPT": 0.6}.items():
+        monkeypatch.setattr(object_store, f"{name}_SECONDS", seconds)
+    object_store._store.cache_clear()
+    yield
+    object_store._store.cache_clear()
+
+
+LARGE = bytes(10 * 2**20)  # more than the system takes from a process before the store reads it
+
+
+def test_a_store_that_hangs_for_good(store, folder, impatient, monkeypatch):
+    """It takes connections and answers nothing, also in the middle of an upload: one sentence."""
+    monkeypatch.setattr(store_errors, "PATIENCE_SECONDS", 0.2)
+    asked = (
+        (folder / "a.txt").read_bytes,
+        lambda: (folder / "a.txt").write_bytes(b""),
+        lambda: (folder / "a.txt").write_bytes(LARGE),
+        lambda: list(entries(folder)),
+    )
+    with store.hanging():
+        for ask in asked:
+            with pytest.raises(UserError, match=r"cannot be reached \(it does not answer\), tried"):
+                ask()
+
+
+def test_a_store_that_hangs_for_a_while(store, folder, impatient, capsys):
+    with store.hanging() as go_on:
+        threading.Timer(1.0, go_on).start()
+        (folder / "a.txt").write_bytes(LARGE)
+    assert (folder / "a.txt").read_bytes() == LARGE
+    assert "the store fails (it does not answer); trying again" in capsys.readouterr().err
 
 
 def test_without_gcsfs(monkeypatch):

@@ -61,13 +61,14 @@ def assert_same_end(workdir, whole):
 class Machine:
     """A machine whose disk is lost with it."""
 
-    def __init__(self, disk, *arguments, patience=180.0):
+    def __init__(self, disk, *arguments, patience=180.0, **environment):
         self._disk = disk
         disk.mkdir(exist_ok=True)
         self.run = Run(
             *arguments,
             main=IMPATIENT,
             PATIENCE=str(patience),
+            **environment,
             TMPDIR=str(disk),
             XDG_CACHE_HOME=str(disk / "cache"),
         )
@@ -157,6 +158,29 @@ def test_what_happens_to_spot_machines(settings, whole, own_store, tmp_path, mon
     done = in_process("main.py", *SETTINGS, *arguments)
     assert "its lock is taken over" in done.stdout
     assert "going on at step" in done.stdout
+    assert_same_end(workdir, whole)
+
+
+@pytest.mark.slow
+def test_a_store_that_hangs(settings, whole, own_store, tmp_path):
+    """It takes connections and answers nothing: for longer than one attempt, and for good."""
+    workdir = f"{own_store.bucket('own')}/run"
+    arguments = [*settings, f"--workdir={workdir}"]
+    machine = Machine(tmp_path / "disk", *arguments, patience=1.0, ATTEMPT="2")
+    machine.run.read_until("epoch 6/")
+    with own_store.hanging():
+        began = time.monotonic()
+        assert machine.run.end() == 2
+        assert time.monotonic() - began < 60
+    assert "cannot be reached (it does not answer)" in machine.run.output
+    assert "Traceback" not in machine.run.output
+    machine = Machine(tmp_path / "another", *arguments, ATTEMPT="5")
+    machine.run.read_until("epoch 12/")
+    with own_store.hanging():
+        time.sleep(20)
+        assert machine.run.process.poll() is None
+    assert machine.run.end() == 0, machine.run.output
+    assert "the store fails (it does not answer); trying again" in machine.run.output
     assert_same_end(workdir, whole)
 
 
