@@ -41,7 +41,7 @@ class Mirror(Shelf):
             steps = ", ".join(map(str, sorted(self._halves)))
             say(
                 f"{folder}: of step {steps} there is half of a checkpoint, whose upload was "
-                "interrupted; it is not used."
+                "interrupted; it is not used, and removed when the next one is whole."
             )
 
     def steps(self) -> list[int]:
@@ -64,13 +64,13 @@ class Mirror(Shelf):
         self.fetch(step)
 
     def put(self, folder: epath.Path, step: int) -> None:
-        """Write the files of a complete checkpoint, and remove all but the newest few."""
+        """Write the files of a complete checkpoint, and remove all others but the newest few."""
         try:
             if step in self._halves:
                 self._remove(step)
             upload(folder, self._remote / str(step), last=MANIFEST)
             self.note(step)
-            for old in self.steps()[self._keep :]:
+            for old in [*self._halves, *self.steps()[self._keep :]]:
                 self._remove(old)
         except StoreError as reason:  # in Orbax's thread, which would print its traceback
             self._failed = reason

@@ -73,6 +73,22 @@ def test_half_of_a_checkpoint_is_not_used(bucket, capsys):
     assert sorted(key for key in keys(workdir) if "/2/" in key) != []
 
 
+def test_half_of_a_checkpoint_is_removed(bucket, capsys):
+    """Also where its step is never saved again; until then nothing of it is touched."""
+    workdir = f"{bucket}/run"
+    save(workdir, 1, 2)
+    (as_path(workdir) / "checkpoints" / "2" / MANIFEST).unlink()
+    left = keys(workdir)
+    assert_goes_on(workdir, 1)
+    assert "it is not used, and removed when the next one is whole" in capsys.readouterr().out
+    assert keys(workdir) == left
+    save(workdir, 3)
+    assert {key.split("/")[2] for key in keys(workdir)} == {"1", "3"}
+    capsys.readouterr()
+    assert_goes_on(workdir, 3)
+    assert "half" not in capsys.readouterr().out
+
+
 def test_damage_is_set_aside(bucket, capsys):
     workdir = f"{bucket}/run"
     save(workdir, 1, 2)
