@@ -169,10 +169,11 @@ def choose_remat(
     those of the local ones.
     """
     clip = model.clip
-    towers = ((clip.text, text_tokens), (clip.vision, images * (clip.grid**2 + 1)))
-    kept = sum(
-        tower.layers * tokens * (5 * tower.width + tower.mlp_width) for tower, tokens in towers
-    )
+    # Of each tower the tokens of all layers. Prompts that are only looked at keep nothing.
+    image = clip.vision.layers * (clip.grid**2 + 1)
+    image += model.joined_layers * model.prompts.visual_length
+    towers = ((clip.text, clip.text.layers * text_tokens), (clip.vision, images * image))
+    kept = sum(tokens * (5 * tower.width + tower.mlp_width) for tower, tokens in towers)
     needed = 3 * kept * jnp.dtype(model.dtype).itemsize
     return "blocks" if needed > (memory or devices.memory()) else "matmuls"
 

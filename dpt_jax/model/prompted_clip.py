@@ -55,6 +55,13 @@ class PromptedCLIP:
         return self.prompts.visual_depth or self.visual_layers
 
     @property
+    def joined_layers(self) -> int:
+        """Return how many layers, up to the last one, have the visual tokens among the image's."""
+        # Of the last layer the class token alone goes on, so there is nothing to carry on to.
+        after = self.clip.vision.layers - self.prompts.visual_depth
+        return after + 1 if self.prompts.visual_depth and after else 0
+
+    @property
     def cavpt_layers(self) -> int:
         """Return how many layers, up to the last one, see class-aware prompts."""
         return self.clip.vision.layers - self.visual_layers
@@ -229,9 +236,7 @@ class PromptedCLIP:
         tokens = self.visual_tokens(prompts).astype(self.dtype)
         if config.ln_pre:
             tokens = tokens.at[0].set(tower.ln_pre(tokens[0]))
-        # Of the last layer the class token alone goes on, so there is nothing to carry on to.
-        carry_on = 0 < config.visual_depth < self.clip.vision.layers
-        return layer_prompts(tokens, self.visual_layers, carry_on)
+        return layer_prompts(tokens, self.visual_layers, carry_on=self.joined_layers > 0)
 
     def _class_prompts(self, params: Params, learned: Array, plain: Plain) -> list[LayerPrompts]:
         """Return what the layers from F on see of the class-aware prompts.

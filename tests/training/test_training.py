@@ -20,6 +20,7 @@ from dpt_jax.inference.evaluation import evaluate
 from dpt_jax.inference.scores import class_scores, distinct
 from dpt_jax.losses import count, loss
 from dpt_jax.methods import PromptConfig
+from dpt_jax.model import PromptedCLIP
 from dpt_jax.model.outputs import Outputs
 from dpt_jax.runtime.metrics import MetricWriter
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
@@ -193,6 +194,24 @@ def test_what_is_kept_for_the_backward_pass_goes_by_the_memory(monkeypatch, clip
     assert experiments.prepare(config, clip).model.remat == "blocks"
     config.train.remat = "none"
     assert experiments.prepare(config, clip).model.remat == "none"
+
+
+def test_visual_tokens_that_carry_on_take_memory_as_those_of_the_image(clip):
+    """As many as an image has, from the first layer on, take that of another image."""
+    length = clip.config.grid**2 + 1
+    looked_at, carried_on = (
+        PromptedCLIP(clip.config, PromptConfig(classes=5, visual_length=length, visual_depth=depth))
+        for depth in (0, 1)
+    )
+
+    def limit(model, images):
+        return next(
+            memory
+            for memory in np.geomspace(1e3, 1e9, 100)
+            if experiments.choose_remat(model, 0, images, memory) == "matmuls"
+        )
+
+    assert limit(carried_on, 4) == limit(looked_at, 8) > limit(looked_at, 4)
 
 
 def test_bfloat16_trains_to_nearly_the_same(trained, clip_dir, clip, tmp_path):
