@@ -14,6 +14,13 @@ pytestmark = pytest.mark.compiles
 PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution).*")
 OPERANDS = re.compile(r": \(tensor<(?:\d+x)*(\w+)>, tensor<(?:\d+x)*(\w+)>\) -> ")
 
+# Layer norms, lengths of features, losses.
+ROOTS = re.compile(r"stablehlo\.(?:rsqrt|sqrt|log) .*[x<](\w+)>")
+# With the line before, which makes the operand: a softmax subtracts, a sigmoid changes the sign.
+EXPONENTIAL = re.compile(r"stablehlo\.(\w+) .*\n.*stablehlo\.exponential .*[x<](\w+)>")
+EXCHANGED = re.compile(r'"stablehlo\.all_\w+"\(.*?: \(tensor<(?:\d+x)*(\w+)>\) ->', re.DOTALL)
+RESULTS = re.compile(r"func public @main\(.*-> \((.*)\) \{")
+
 
 def products(program):
     """Return (type of the operands, whether they are multiplied as they are) of each product."""
@@ -37,8 +44,22 @@ def test_matrices_of_float32_are_not_rounded_before_they_are_multiplied(dtype, m
     )
     case = make_case(options, CHIPS["v5e"], 1)
     for _, lowered in programs(case, jax.devices()[:1]):
-        found = products(lowered.as_text())
+        program = lowered.as_text()
+        found = products(program)
         assert found
         assert not [types for types, whole in found if types == {"f32"} and not whole]
-        if dtype == "float32":
-            assert all(types == {"f32"} for types, _ in found)
+        assert ("bf16" in program) == (dtype == "bfloat16")
+        assert_float32(program, exchanges=mode == "train")
+
+
+def assert_float32(program, exchanges):
+    """What docs/devices.md says to stay float32 also where the towers are bfloat16."""
+    assert set(ROOTS.findall(program)) == {"f32"}
+    exponentials = set(EXPONENTIAL.findall(program))
+    assert ("subtract", "f32") in exponentials
+    assert {made_by for made_by, type_ in exponentials if type_ == "bf16"} <= {"negate"}
+    # Gradients, counts and texts of all devices; prompts, optimizer, losses, logits, features.
+    assert set(EXCHANGED.findall(program)) <= {"f32", "i32"}
+    assert EXCHANGED.search(program) or not exchanges
+    (results,) = RESULTS.findall(program)
+    assert set(re.findall(r"tensor<(?:\d+x)*(\w+)>", results)) <= {"f32", "i32"}
