@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from dpt_jax.data.catalogue import PAPER_DATASETS
 from dpt_jax.inference.results import Results
 from dpt_jax.methods import ROWS, ZERO_SHOT
 
@@ -66,14 +67,17 @@ def cell_of(one: Results) -> Cell:
 
 
 def scores_of(results: Iterable[Results]) -> dict[Cell, Score]:
-    """Return the scores of each cell; a seed counts once, however often it was evaluated."""
+    """Return the scores of each cell, datasets in the paper's order.
+
+    A seed counts once, however often it was evaluated.
+    """
     by_cell: dict[Cell, dict[int, Results]] = {}
     for one in results:
         # Zero-shot has no sample and no seed.
         seed = 0 if one["method"] == ZERO_SHOT else one["seed"]
         by_cell.setdefault(cell_of(one), {})[seed] = one
     scores = {}
-    for cell, runs in by_cell.items():
+    for cell, runs in sorted(by_cell.items(), key=lambda item: dataset_rank(item[0].dataset)):
         seeds = tuple(sorted(runs))
         ordered = [runs[seed] for seed in seeds]
         accuracy, macro_f1 = (
@@ -139,6 +143,12 @@ def in_rank(methods: Iterable[str]) -> list[str]:
 
 def rank(method: str) -> int:
     return list(ROWS).index(method)
+
+
+def dataset_rank(name: str) -> int:
+    """Return where a dataset stands in the paper's tables; what they do not have is behind."""
+    own = name.partition(" (")[0]  # without what tells it from others of its name
+    return PAPER_DATASETS.index(own) if own in PAPER_DATASETS else len(PAPER_DATASETS)
 
 
 def in_order(names: Iterable[T]) -> list[T]:

@@ -6,6 +6,7 @@ import numpy as np
 from etils import epath
 
 from dpt_jax.methods import ROWS, ZERO_SHOT
+from dpt_jax.report.beside import beside_tables
 from dpt_jax.report.cells import (
     Cell,
     Score,
@@ -23,6 +24,7 @@ from dpt_jax.report.cells import (
 from dpt_jax.report.curves import Curves, Point, draw_curves
 from dpt_jax.report.differences import difference_tables
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
+from dpt_jax.report.papers import read_published
 from dpt_jax.report.selection import read_results, select
 from dpt_jax.report.tables import CSVWriter, markdown
 from dpt_jax.settings import shots_in_words
@@ -226,10 +228,14 @@ def report_panels(scores: Scores) -> dict[str, Curves]:
     return panels
 
 
-def report_folder(folder: epath.Path) -> tuple[str, list[str]]:
-    """Write the report over all runs below a folder; return Markdown and files' names."""
+def report_folder(folder: epath.Path, beside: epath.Path | None = None) -> tuple[str, list[str]]:
+    """Write the report over all runs below a folder; return Markdown and files' names.
+
+    beside: a CSV file of published accuracies that ours are set beside.
+    """
     results, notes = select(read_results(folder))
     scores = scores_of(results)
+    published = read_published(beside, {cell.dataset for cell in scores}) if beside else {}
     tables = [
         *few_shot_tables(scores),
         *difference_tables(scores),
@@ -241,6 +247,7 @@ def report_folder(folder: epath.Path) -> tuple[str, list[str]]:
             "No run here has a counterpart to stand beside in a table; each is a line of "
             f"{CSV_FILE}."
         ]
+    tables += beside_tables(scores, published)
     if notes:
         tables.append("\n".join(["To know:\n", *(f"- {note}" for note in notes)]))
     text = "\n\n".join(tables) + "\n"

@@ -122,9 +122,9 @@ def test_half_a_sweep_has_its_tables_and_figure(tmp_path):
     write(tmp_path / "c", "zeroshot", 30, dataset="food101")
     text = report.report_folder(tmp_path)[0]
     assert [line for line in text.splitlines() if line.startswith("###")] == [
+        "### food101",
         "### dtd",
         "### eurosat",
-        "### food101",
     ]
     assert list(report.report_panels(scores_of(read_results(tmp_path)))) == [
         "dtd",

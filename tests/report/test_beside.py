@@ -1,0 +1,170 @@
+"""Our accuracies beside published ones."""
+
+import numpy as np
+import pytest
+
+from dpt_jax.data.catalogue import PAPER_DATASETS
+from dpt_jax.errors import UserError
+from dpt_jax.report.papers import AVERAGE, read_published
+from dpt_jax.report.runs import report_folder
+from dpt_jax.runtime.files import as_path
+from tests.helpers.commands import ROOT, assert_refused, in_process
+from tests.report.test_report import rows_of, write
+
+SHIPPED = ROOT / "dpt_jax" / "assets" / "published_vit_b16.csv"
+
+
+def beside(folder, lines, header="method,dataset,shots,accuracy,classes,source"):
+    """The report's text behind the tables of the runs alone."""
+    file = folder.parent / "published.csv"
+    file.write_text("\n".join([header, *lines]), encoding="utf-8")
+    return report_folder(folder, as_path(file))[0].partition(": beside published numbers")[2]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Zero-shot, and three seeds of CoOp, on two datasets; DPT of one seed on one."""
+    folder = tmp_path / "runs"
+    for dataset, more in (("dtd", 0), ("caltech101", 10)):
+        write(folder / f"z{dataset}", "zeroshot", 40 + more, dataset=dataset)
+        for seed, accuracy in enumerate((50, 54, 58)):
+            write(folder / f"c{dataset}{seed}", "coop", accuracy + more, dataset=dataset,
+                  seed=seed, trained=(dataset, "all"))  # fmt: skip
+    write(folder / "d", "dpt", 70, shots=16)
+    return folder
+
+
+def test_differences_are_in_points_and_in_standard_errors_of_the_mean(runs):
+    lines = [
+        "dpt,dtd,16,71.5,,",
+        "coop,dtd,1,50,all,a paper",
+        "zeroshot,dtd,,41,,",
+        "vpt,dtd,1,50,,",  # has not run
+    ]
+    text = beside(runs, lines)
+    error = np.std([50, 54, 58], ddof=1) / np.sqrt(3)
+    assert rows_of(text)[2:] == [
+        ["zero-shot", "", "40.00", "41.00", "-1.00", ""],
+        ["CoOp", "1 shot", "54.00", "50.00", "+4.00", f"{4 / error:+.1f}"],
+        ["DPT", "16 shots", "70.00", "71.50", "-1.50", ""],
+    ]
+    assert "Published: a paper." in text
+    assert "1 of 4 published numbers have no run here." in text
+
+
+def test_datasets_are_in_the_papers_order(runs):
+    text = report_folder(runs)[0]
+    assert text.index("### caltech101") < text.index("### dtd") < text.index("### Average")
+    tables = beside(runs, ["coop,dtd,1,50,,", "coop,caltech101,1,50,,"])
+    assert tables.index("| 64.00 |") < tables.index("### dtd: beside")
+
+
+def test_the_average_needs_all_of_the_papers_datasets(runs):
+    """Its standard error is that of a mean of eleven independent means."""
+    line = f"coop,{AVERAGE},1,60,,"
+    text = report_folder_text(runs, line)
+    assert "1 of 1 published numbers have no run here; an average has one where all 11" in text
+    for dataset in PAPER_DATASETS:
+        for seed, accuracy in enumerate((50, 54, 58)):
+            write(runs / f"c{dataset}{seed}", "coop", accuracy, dataset=dataset,
+                  seed=seed, trained=(dataset, "all"))  # fmt: skip
+    text = report_folder_text(runs, line).partition("Average over 11 datasets: beside")[2]
+    error = np.std([50, 54, 58], ddof=1) / np.sqrt(3) / np.sqrt(11)
+    assert rows_of(text)[2:] == [
+        ["CoOp", "1 shot", "54.00", "60.00", "-6.00", f"{-6 / error:+.1f}"]
+    ]
+
+
+def report_folder_text(folder, *lines):
+    beside(folder, lines)
+    return (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_base_to_new_has_the_harmonic_mean_of_both(tmp_path):
+    folder = tmp_path / "runs"
+    base, new = np.array([80.0, 82, 84]), np.array([70.0, 74, 72])
+    for seed in range(3):
+        for classes, accuracy in (("base", base[seed]), ("new", new[seed])):
+            write(folder / f"{classes}{seed}", "coop", accuracy, shots=16, seed=seed,
+                  classes=classes, trained=("dtd", "base"))  # fmt: skip
+    text = beside(folder, ["coop,dtd,16,75,new,", "coop,dtd,16,80,base,", "coop,dtd,16,60,,"])
+    ours, theirs = 2 * 82 * 72 / 154, 2 * 80 * 75 / 155
+    # The standard error by moving base and new along the seeds, as the formula's derivative has it.
+    steps = np.array([2 * (72 / 154) ** 2, 2 * (82 / 154) ** 2])
+    error = np.std(steps @ [base, new], ddof=1) / np.sqrt(3)
+    found = rows_of(text)[2:]
+    assert [row[2] for row in found] == ["base", "new", "harmonic mean"]
+    difference = ours - theirs
+    numbers = [f"{ours:.2f}", f"{theirs:.2f}", f"{difference:+.2f}", f"{difference / error:+.1f}"]
+    assert found[2][3:] == numbers
+    assert "1 of 3 published numbers have no run here" in text
+
+
+def test_the_shipped_averages_are_those_of_the_papers():
+    """Their harmonic means are published too, so a figure that was mistyped shows."""
+    found = read_published(as_path(SHIPPED), ())
+    means = {
+        place.method: 2 / (1 / one.accuracy + 1 / found[place._replace(classes="new")].accuracy)
+        for place, one in found.items()
+        if place.classes == "base"
+    }
+    assert {method: round(mean, 2) for method, mean in means.items()} == {
+        "zeroshot": 71.70,
+        "coop": 71.66,
+        "cocoop": 75.83,
+        "kgcoop": 77.00,
+        "ivlp": 77.90,
+        "maple": 78.55,
+        "promptsrc": 79.97,
+    }
+    assert all(place.dataset == AVERAGE and one.source for place, one in found.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("method,dataset,shots\ncoop,dtd,1\n", "line 1: column 'accuracy' is missing"),
+        ("method,dataset,shots,accuracy,acc\n", "line 1: column 'acc' is unknown"),
+        ("method,dataset,shots,accuracy,shots\n", "line 1: column 'shots' is there twice"),
+        ("method;dataset;shots;accuracy\n", "line 1: column 'method' is missing"),
+        ("# a comment\n", "has no accuracy below its header"),
+        ("coop,dtd,1\n", "line 3: it has 3 fields, and the header has 4"),
+        ("CoOp,dtd,1,50\n", "line 3: method 'CoOp' is not one of zeroshot, coop"),
+        ("coop,dtdd,1,50\n", "line 3: dataset 'dtdd' is none of a run here"),
+        ("coop,dtd,0,50\n", "line 3: shots '0' are no number from 1"),
+        ("coop,dtd,x,50\n", "line 3: shots 'x' are no number from 1"),
+        ("zeroshot,dtd,16,50\n", "line 3: shots '16' of zeroshot, which has none"),
+        ("coop,dtd,1,101\n", "line 3: accuracy '101' is no number from 0 to 100"),
+        ("coop,dtd,1,nan\n", "line 3: accuracy 'nan' is no number"),
+        ("coop,dtd,1,50 %\n", "line 3: accuracy '50 %' is no number"),
+        ("coop,dtd,1,50\n\ncoop,dtd,1,51\n", "line 5: line 3 has the same method"),
+        ("coop,dtd,1,0.5\n", "no accuracy is above 1; give them in percent"),
+        (b"\xff\xfe,", "it is no text in UTF-8"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence_with_the_line(text, says, tmp_path):
+    file = tmp_path / "published.csv"
+    if isinstance(text, bytes):
+        file.write_bytes(text)
+    else:
+        header = "" if "method" in text[:8] else "# source\nmethod,dataset,shots,accuracy\n"
+        file.write_text(header + text, encoding="utf-8")
+    with pytest.raises(UserError, match=says.replace("(", r"\(")) as caught:
+        read_published(as_path(file), ())
+    assert str(file) in str(caught.value)
+
+
+def test_classes_are_all_base_or_new(tmp_path):
+    (tmp_path / "p.csv").write_text("method,dataset,shots,accuracy,classes\ncoop,dtd,1,50,novel\n")
+    with pytest.raises(UserError, match="line 2: classes 'novel' are not all, base or new"):
+        read_published(as_path(tmp_path / "p.csv"), ())
+
+
+def test_the_command(runs):
+    report = ("-m", "dpt_jax", "report")
+    missing = in_process(*report, str(runs), f"--beside={runs / 'no.csv'}", check=False)
+    assert_refused(missing, "no.csv: it cannot be read")
+    one = in_process(*report, str(runs / "d"), f"--beside={SHIPPED}", check=False)
+    assert_refused(one, "--beside is for the report over a folder of runs")
+    text = in_process(*report, str(runs), f"--beside={SHIPPED}").stdout
+    assert "14 of 14 published numbers have no run here" in text
