@@ -3,6 +3,7 @@
     dpt-jax sweep --datasets=eurosat,dtd --config.dataset.root=DATA [--shots=1,2,4,8,16]
         [--methods=zeroshot,coop,vpt,vlp,dpt] [--seeds=1,2,3] [--protocol=few-shot]
         [--runs=runs] [--config.KEY=VALUE …]
+    dpt-jax sweep --preset=paper --config.dataset.root=DATA
 
 Protocols:
     few-shot               train and test on each of the datasets
@@ -16,7 +17,10 @@ linear probe, which is run by the first protocol alone. --datasets and --targets
 last two train and test on. Runs that have their results are skipped, a run that was stopped goes
 on, and one that fails is reported at the end, with exit code 1, while the others go on. With
 --part=I/N a process begins with its part of the runs, and goes on with those of the others that
-nobody has finished or is training. `dpt-jax report RUNS` makes the tables and the figure.
+nobody has finished or is training. --preset=paper is the table of DPT's paper: its five methods on
+its eleven datasets, at 1, 2, 4, 8 and 16 shots from three seeds; what a flag says besides wins over
+it, as in --preset=paper --datasets=dtd,eurosat. `dpt-jax report RUNS` makes the tables and the
+figure.
 """
 
 import argparse
@@ -32,16 +36,16 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is run; --config.KEY=VALUE holds for all runs."""
+    parser.add_argument("--preset", help="a whole table: paper")
     parser.add_argument("--methods", help="default the five of DPT's paper, see above")
     parser.add_argument("--datasets", help="what to train on; default the protocol's")
     parser.add_argument("--targets", help="what else to test the prompts on")
-    parser.add_argument("--shots", default="1,2,4,8,16", help="images per class, -1 for all")
-    parser.add_argument("--seeds", default="1,2,3", help="default 1,2,3")
+    parser.add_argument("--shots", help="images per class, -1 for all; default 1,2,4,8,16")
+    parser.add_argument("--seeds", help="default 1,2,3")
     parser.add_argument(
         "--protocol",
         choices=("few-shot", "base-to-new", "cross-dataset", "domain-generalization"),
-        default="few-shot",
-        help="what is trained and tested on what",
+        help="what is trained and tested on what; default few-shot",
     )
     parser.add_argument("--runs", default="runs", help="the folder of the runs; default runs")
     parser.add_argument("--part", metavar="I/N", help="begin with the Ith of N parts of the runs")
@@ -88,34 +92,40 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
 def _plan(flags: argparse.Namespace, overrides: "grid.Overrides") -> list["grid.Run"]:
     """Return the runs that the flags ask for.  Raise UserError where they contradict each other."""
-    from dpt_jax.methods import OF_THE_PAPER, PROBE, ROWS
+    from dpt_jax.methods import PROBE, ROWS
     from dpt_jax.training import grid
+    from dpt_jax.training.presets import PAPER, preset_of
 
     for key, flag in grid.SWEPT.items():
         if key in overrides:
             raise UserError(f"--config.{key}: the sweep varies it, use {flag}.")
-    methods = list(OF_THE_PAPER) if flags.methods is None else _names(flags.methods)
+    preset = None if flags.preset is None else preset_of(flags.preset, flags.protocol)
+    table = preset or PAPER
+    protocol = flags.protocol or table.protocol
+    methods = list(table.methods) if flags.methods is None else _names(flags.methods)
     unknown = [method for method in methods if method not in ROWS]
     if unknown:
         raise UserError(f"--methods: {unknown[0]!r} is not one of {', '.join(ROWS)}.")
-    if PROBE.name in methods and flags.protocol != grid.FEW_SHOT:
+    if PROBE.name in methods and protocol != grid.FEW_SHOT:
         raise UserError(
             f"--methods={PROBE.name}: a probe knows the classes that it was fitted to, and goes "
             f"with --protocol={grid.FEW_SHOT} alone."
         )
-    datasets, targets = grid.PROTOCOLS[flags.protocol]
-    if flags.targets and flags.protocol == grid.BASE_TO_NEW:
+    datasets, targets = grid.PROTOCOLS[protocol]
+    if preset:
+        datasets = preset.datasets
+    if flags.targets and protocol == grid.BASE_TO_NEW:
         raise UserError(
             "--targets: base-to-new tests on the other half of the classes, and on no other "
             "dataset."
         )
     planned = grid.plan(
-        flags.protocol,
+        protocol,
         methods,
         datasets if flags.datasets is None else _names(flags.datasets),
         targets if flags.targets is None else _names(flags.targets),
-        _numbers("--shots", flags.shots),
-        _numbers("--seeds", flags.seeds),
+        table.shots if flags.shots is None else _numbers("--shots", flags.shots),
+        table.seeds if flags.seeds is None else _numbers("--seeds", flags.seeds),
     )
     if not planned:
         raise UserError(

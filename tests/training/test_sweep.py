@@ -264,6 +264,9 @@ def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp
         (["--methods="], "there is nothing to run"),
         (["--methods=probe", "--protocol=base-to-new"], "--methods=probe: a probe knows the"),
         (["emoji"], "unknown argument 'emoji'"),
+        (["--preset=papers"], "--preset=papers: it is not one of paper"),
+        (["--preset=paper", "--protocol=base-to-new"], "is a table of --protocol=few-shot"),
+        (["--preset=paper", "--shots="], "there is nothing to run"),
         (["--part=3/2"], "--part=3/2: give I/N, I from 1 to N"),
     ],
 )
