@@ -11,7 +11,7 @@
     chip_gb          the memory that a chip has
     collectives      number and bytes of each kind, of a chip; null where libtpu cannot print the
                      program, as for v5p with libtpu 0.0.52
-    model_gflop      what the mathematics of a step needs of a chip, see flops.py
+    model_gflop      what the mathematics of a step needs of a chip, see inference/flops.py
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
                      the rate of its memory
@@ -114,11 +114,12 @@ def report(options: argparse.Namespace, chip: Chip) -> dict[str, Any]:
     import jax
     import jaxlib
 
-    from benchmarks import flops
     from benchmarks.tpu_programs import make_case, programs
+    from dpt_jax.inference import flops
 
     case = make_case(options, chip, len(on))
-    needed = flops.count(case.model, case.layout, options.batch * len(on), options.mode == "train")
+    count = flops.step if options.mode == "train" else flops.evaluation
+    needed = count(case.model, case.layout, options.batch * len(on))
     operations = needed / len(on)
     line: dict[str, Any] = {
         "topology": options.topology,

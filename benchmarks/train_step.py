@@ -10,7 +10,7 @@ Prints one JSON line:
     step_s             median of the steps; with --mode=eval, of a batch, text features given
     text_s             with --mode=eval: encoding the class texts, once for all batches
     compile_s          how much longer the first step takes than the others
-    model_gflop        what a step's mathematics needs, see flops.py
+    model_gflop        what a step's mathematics needs, see dpt_jax/inference/flops.py
     gemm_gflops_per_s  rate of a large matrix product in the same process and dtype
     gemm_ratio         the step's rate divided by that
     peak_memory_gb     of the process
@@ -77,11 +77,11 @@ def main(_: list[str]) -> None:
     import numpy as np
     from PIL import Image
 
-    from benchmarks import flops
     from benchmarks.random_clip import random_clip
     from dpt_jax.data.dataset import Dataset
     from dpt_jax.data.paper.imagenet import imagenet_classnames
     from dpt_jax.inference import experiment as experiments
+    from dpt_jax.inference import flops
     from dpt_jax.runtime import devices
 
     config = importlib.import_module(f"configs.{METHOD.value}").get_config("imagenet")
@@ -100,7 +100,8 @@ def main(_: list[str]) -> None:
         "weight": np.ones((local, rows), np.float32),
     }
     layout = devices.to_host(experiment.frozen.layout)
-    needed = flops.count(experiment.model, layout, local * rows, train=MODE.value == "train") / 1e9
+    count = flops.step if MODE.value == "train" else flops.evaluation
+    needed = count(experiment.model, layout, local * rows) / 1e9
     result: dict[str, Any] = {
         "clip": CLIP.value,
         "classes": len(names),

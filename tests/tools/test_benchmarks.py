@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import flops
 from benchmarks.random_clip import SIZES
 from dpt_jax.clip.model import normalize, param_shapes
 from dpt_jax.clip.tokenizer import load_tokenizer
 from dpt_jax.data.paper.imagenet import imagenet_classnames
+from dpt_jax.inference import flops
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.model.outputs import Texts
@@ -41,15 +41,27 @@ def products(jaxpr) -> float:
     return total
 
 
+DPT = {"text_length": 16, "visual_length": 10, "top_k": 10, "first_layer": 12}
+JOINT = {"text_length": 4, "visual_length": 4, "text_depth": 9, "visual_depth": 9, "ln_pre": True}
+
+
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize(("classes", "images"), [(10, 8), (300, 2)])
-def test_what_a_step_needs_is_nearly_what_it_computes(train, classes, images, tmp_path):
+@pytest.mark.parametrize(
+    ("classes", "images", "parts"),
+    [
+        (10, 8, DPT),
+        (300, 2, DPT),
+        (10, 4, {"text_length": 4, "conditioned": True}),
+        (10, 8, {**JOINT, "coupled": True}),
+    ],
+    ids=["dpt", "dpt with many classes", "cocoop", "maple"],
+)
+def test_what_a_step_needs_is_nearly_what_it_computes(train, classes, images, parts, tmp_path):
     """The count against the program's products: padding, masked pairs, recomputing add a little."""
     sizes = SIZES["vit-b-32"]
-    layout = prompt_layout(imagenet_classnames()[:classes], load_tokenizer(tmp_path), 16)
-    model = PromptedCLIP(
-        sizes, PromptConfig(classes, 16, visual_length=10, top_k=10, first_layer=12)
-    )
+    model = PromptedCLIP(sizes, PromptConfig(classes, **parts))
+    names, length = imagenet_classnames()[:classes], model.prompts.text_length
+    layout = prompt_layout(names, load_tokenizer(tmp_path), length)
     prompts = jax.eval_shape(model.init, jax.random.key(0))
     clip, frozen = param_shapes(sizes), jax.ShapeDtypeStruct((classes, 512), jnp.float32)
     pixels = jax.ShapeDtypeStruct((images, 224, 224, 3), jnp.float32)
@@ -63,16 +75,32 @@ def test_what_a_step_needs_is_nearly_what_it_computes(train, classes, images, tm
             outputs.image_logits,
             outputs.auxiliary_logits,
         )
-        return sum(x.sum() for x in logits)
+        return sum(x.sum() for x in logits if x is not None)
 
     def evaluate(prompts, clip, learned, pixels):
-        return model(
-            {"clip": clip, "prompts": prompts}, pixels, Texts(normalize(learned), learned)
-        ).logits
+        own = None if model.prompts.conditioned else learned
+        texts = Texts(normalize(learned), own, None, layout)
+        return model({"clip": clip, "prompts": prompts}, pixels, texts).logits
 
     program = jax.make_jaxpr(jax.grad(loss) if train else evaluate)(prompts, clip, frozen, pixels)
-    computed, needed = products(program.jaxpr), flops.count(model, layout, images, train)
+    count = flops.step if train else flops.evaluation
+    computed, needed = products(program.jaxpr), count(model, layout, images)
     assert needed <= computed < 1.1 * needed
+
+
+@pytest.mark.parametrize(
+    ("parts", "share"),
+    [
+        ({"text_length": 16, "visual_length": 10}, 1),  # VLP and IVLP
+        ({"visual_length": 10}, 0),  # VPT never does
+        (DPT, 0),  # and DPT always does
+    ],
+)
+def test_a_step_sees_plain_clip_where_its_loss_does(parts, share, tmp_path):
+    model = PromptedCLIP(SIZES["vit-b-32"], PromptConfig(10, **parts))
+    layout = prompt_layout(["name"] * 10, load_tokenizer(tmp_path), 16)
+    guided, later = (flops.step(model, layout, 8, early) for early in (True, False))
+    assert (guided - later) / flops.plain(model, 8) == pytest.approx(share, abs=0.1)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
