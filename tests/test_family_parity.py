@@ -12,15 +12,13 @@ from dpt_jax import settings
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.losses import count, cross_entropy, divergence, loss, text_distance
-from dpt_jax.methods import Consistency, PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
-from dpt_jax.storage.published import TEXT, prompts_from_published
-from dpt_jax.storage.relatives import COUPLED, JOINT
 from dpt_jax.training.averaging import after_step, epoch_weights
 from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
 from tests.helpers import make_clip
 from tests.helpers.golden import Golden, relative_error
+from tests.helpers.published_cases import config_of, prompts_of
 
 pytestmark = pytest.mark.compiles
 
@@ -42,39 +40,6 @@ def load(tmp_path_factory):
         return load_clip(str(directory))
 
     return lambda meta: loaded(meta["wseed"], tuple(sorted(meta["clip"].items())))
-
-
-def prompts_of(tensors):
-    """Return the tree of the tensors of a published module, by their names in the whole model."""
-    if set(tensors) == {"prompt_learner.ctx"} or "prompt_learner.meta_net.linear1.bias" in tensors:
-        own = {name.removeprefix(f"{TEXT}."): value for name, value in tensors.items()}
-        return prompts_from_published({TEXT: own})
-    module = COUPLED if "prompt_learner.proj.bias" in tensors else JOINT
-    return prompts_from_published({module: tensors})
-
-
-def config_of(meta):
-    """Return the parts of a case, by the names that its code has for them."""
-    if meta["kind"] == "KgCoOp":
-        own = {"text_length": meta["N_CTX"], "consistency": Consistency(text=meta["W"])}
-    elif meta["kind"] == "CoCoOp":
-        own = {"text_length": meta["N_CTX"], "conditioned": True}
-    elif meta["kind"] == "MaPLe":
-        length, depth = meta["N_CTX"], meta["PROMPT_DEPTH"]
-        own = {"text_length": length, "text_depth": depth, "visual_length": length}
-        own |= {"visual_depth": depth, "ln_pre": True, "coupled": True}
-    else:
-        own = {
-            "text_length": meta["N_CTX_TEXT"],
-            "text_depth": meta["PROMPT_DEPTH_TEXT"],
-            "visual_length": meta["N_CTX_VISION"],
-            "visual_depth": meta["PROMPT_DEPTH_VISION"],
-            "ln_pre": True,
-        }
-    if meta["kind"] == "PromptSRC":
-        text, image = meta["TEXT_LOSS_WEIGHT"], meta["IMAGE_LOSS_WEIGHT"]
-        own["consistency"] = Consistency(text, "l1", image, logits=1.0)
-    return PromptConfig(classes=meta["C"], **own)
 
 
 class Case:

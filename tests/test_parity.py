@@ -7,24 +7,15 @@ import optax
 import pytest
 
 from dpt_jax.losses import count, loss
-from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import plain_layout, prompt_layout
-from dpt_jax.storage.published import MODULES, prompts_from_published
 from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
 from tests.helpers.golden import Golden, relative_error
+from tests.helpers.published_cases import config_of, prompts_of
 
 LOGITS = 1e-4  # of the largest logit
 GRADIENTS = 1e-3  # of the norm
 TEMPLATE = "a photo of a {}."
-
-
-def published_tree(tensors):
-    modules = {}
-    for name, value in tensors.items():
-        module = next(m for m in MODULES if name.startswith(f"{m}."))
-        modules.setdefault(module, {})[name.removeprefix(f"{module}.")] = value
-    return prompts_from_published(modules)
 
 
 class Case:
@@ -32,16 +23,8 @@ class Case:
 
     def __init__(self, golden, clip) -> None:
         meta = golden.meta
-        dpt = meta["kind"] == "DPT"
         self.golden, self.meta = golden, meta
-        self.config = PromptConfig(
-            classes=meta["C"],
-            text_length=meta["n_ctx_text"],
-            class_specific=meta["csc"],
-            visual_length=meta["n_ctx_visual"] if dpt else 0,
-            top_k=meta["cpn"] if dpt else 0,
-            first_layer=meta["bottom_limit"] if dpt else 0,
-        )
+        self.config = config_of(meta)
         self.model = PromptedCLIP(clip.config, self.config)
         self.clip = clip.params
         self.layout = prompt_layout(
@@ -49,7 +32,7 @@ class Case:
         )
         plain = plain_layout([TEMPLATE.format(name) for name in meta["classnames"]], clip.tokenizer)
         self.frozen = jax.jit(self.model.encode_plain)({"clip": clip.params}, plain)
-        self.prompts = published_tree(golden.tensors("param"))
+        self.prompts = prompts_of(golden.tensors("param"))
         self.images = golden["image"].transpose(0, 2, 3, 1)
         self.labels = golden["label"]
 
@@ -101,7 +84,7 @@ def test_logits(case):
 def test_loss_and_gradients(case, phase):
     loss, gradient = jax.jit(jax.value_and_grad(case.loss))(case.prompts, phase == "early")
     assert loss == pytest.approx(float(case.golden[f"loss_{phase}"]), rel=1e-5)
-    expected = published_tree(case.golden.tensors(f"grad_{phase}"))
+    expected = prompts_of(case.golden.tensors(f"grad_{phase}"))
     assert jax.tree.structure(gradient) == jax.tree.structure(expected)
     errors = jax.tree.map(
         lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), gradient, expected
@@ -126,7 +109,7 @@ def test_training_trajectory(case):
         assert loss == pytest.approx(float(case.golden["train_losses"][epoch]), rel=1e-4)
         updates, state = optimizer.update(gradient, state, prompts, step=epoch)
         prompts = optax.apply_updates(prompts, updates)
-    final = published_tree(case.golden.tensors("final"))
+    final = prompts_of(case.golden.tensors("final"))
     errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), prompts, final)
     assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
     assert (

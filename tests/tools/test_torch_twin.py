@@ -1,0 +1,80 @@
+"""The PyTorch code that steps are timed beside computes what the published code does."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from benchmarks.torch_twin import Twin
+from tests.helpers import make_clip
+from tests.helpers.golden import Golden
+from tests.helpers.published_cases import config_of, prompts_of
+
+LOSS, GRADIENTS = 1e-5, 1e-4
+# Golden file, whether it is of an epoch under guidance, and what its loss and gradient are called.
+CASES = {
+    "coop_end": ("coop_end", False, "_late"),
+    "dpt_guided": ("dpt_last_layer", True, "_early"),
+    "dpt": ("dpt_last_layer", False, "_late"),
+    **{
+        name: (f"family/{name}", False, "")
+        for name in ("cocoop", "ivlp", "kgcoop", "maple", "promptsrc_all")
+    },
+}
+
+
+@functools.cache
+def clip_of(seed, sizes):
+    """Return the small CLIP of golden files in transformers.  sizes: pairs of name and number."""
+    sizes = dict(sizes)
+    config = transformers.CLIPConfig.from_dict(make_clip.config(**sizes))
+    model = transformers.CLIPModel(config).eval().requires_grad_(False)
+    del sizes["th"]
+    order = ("embed", "res", "vl", "vw", "patch", "tw", "tl")
+    weights = make_clip.seeded(make_clip.openai_shapes(*(sizes[name] for name in order)), seed)
+    tensors = {name: torch.tensor(w) for name, w in make_clip.to_huggingface(weights).items()}
+    lacking = model.load_state_dict(tensors, strict=False)
+    assert not lacking.unexpected_keys
+    assert all(name.endswith("position_ids") for name in lacking.missing_keys)
+    return model
+
+
+def fixed_texts(golden, model, clip):
+    """Return Z and t̄ of a golden file, of unit length."""
+    names = [f"a photo of a {name}." for name in golden.meta["classnames"]]
+    tokens = torch.tensor(
+        [[clip.tokenizer.start, *clip.tokenizer.encode(n.replace("_", " ")), clip.tokenizer.end,
+          *[0] * 77][:77] for n in names]
+    )  # fmt: skip
+    pooled = model.text_model(tokens, attention_mask=None).pooler_output
+    held = next((golden[k] for k in ("frozen_text_features", "fixed_embeddings")
+                 if k in golden.arrays), np.ones((1, 1)))  # fmt: skip
+    normalize = torch.nn.functional.normalize
+    return normalize(model.text_projection(pooled), dim=-1), normalize(torch.tensor(held), dim=-1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_gradient_are_those_of_the_published_code(case, clip):
+    name, guided, suffix = CASES[case]
+    golden = Golden(name)
+    model = clip_of(golden.meta["wseed"], tuple(golden.meta["clip"].items()))
+    frozen, held = fixed_texts(golden, model, clip)
+    config, alpha = config_of(golden.meta), golden.meta.get("alpha", 0.0)
+    tokens = torch.tensor(golden["tokens"]).long()
+    twin = Twin(model, config, tokens, frozen, held, alpha, guided)
+    prompts = jax.tree.map(
+        lambda x: torch.tensor(x, requires_grad=True), prompts_of(golden.tensors("param"))
+    )
+    loss = twin.loss(prompts, torch.tensor(golden["image"]), torch.tensor(golden["label"]))
+    assert loss.item() == pytest.approx(float(golden[f"loss{suffix}"]), rel=LOSS)
+    loss.backward()
+    expected = prompts_of(golden.tensors(f"grad{suffix}"))
+
+    def error(found, wanted):
+        return float(np.linalg.norm(found.grad.numpy() - wanted) / np.linalg.norm(wanted))
+
+    errors = jax.tree.map(error, prompts, expected)
+    assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
