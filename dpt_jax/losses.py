@@ -54,14 +54,15 @@ def loss(
     """Return what these rows add to the loss, a scalar.
 
     labels, rows: as for `count`. counts: those of all rows there are, on all
-    devices. guided: whether the epoch is before the end of guidance. alpha:
-    weight of the auxiliary loss.
+    devices. guided: whether the epoch is before the end of guidance; False, if
+    none is, leaves out what guidance alone needs. alpha: weight of the
+    auxiliary loss.
     """
 
     def mean(logits: Array) -> Array:
         return (cross_entropy(logits, labels) * rows).sum() / jnp.maximum(counts.images, 1)
 
-    if not (config.text_length and (config.visual_length or config.top_k)):
+    if guided is False or not (config.text_length and config.sees_prompts):
         result = mean(outputs.logits)
     else:
         early = jnp.asarray(guided, jnp.float32)

@@ -115,7 +115,7 @@ def batch_gradient(
     model: PromptedCLIP, config: StepConfig, state: TrainState, frozen: Frozen, batch: Batch
 ) -> tuple[Sums, Counts]:
     """Return this device's part of loss and gradient, and the counts of all devices."""
-    guided = state.step // config.steps_per_epoch < config.guidance_epochs
+    guided = config.guidance_epochs > 0 and _epoch(state, config) < config.guidance_epochs
 
     def params(prompts: Prompts) -> dict[str, Any]:
         return {"clip": frozen.clip, "prompts": prompts}
@@ -213,6 +213,10 @@ def averaged(state: TrainState, config: StepConfig) -> TrainState:
         state.step, config.steps_per_epoch, config.average, state.prompts, state.average
     )
     return state._replace(prompts=prompts, average=average)
+
+
+def _epoch(state: TrainState, config: StepConfig) -> Scalar:
+    return state.step // config.steps_per_epoch
 
 
 def _totals_before(state: TrainState, config: StepConfig) -> Totals:
