@@ -1,11 +1,13 @@
 """CLIPs of the published sizes with random weights, for benchmarks that need no download."""
 
+import importlib
 import tempfile
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.model import param_shapes
@@ -27,6 +29,20 @@ SIZES = {
     "vit-l-14": _vit(768, 14, 1024, 24, 768),
     "small": _vit(64, 32, 64, 4, 64),  # of no published size: to try a benchmark in seconds
 }
+
+
+def published_settings(method: str, clip: str) -> ConfigDict:
+    """Return the published settings of a method on ImageNet, for a CLIP of SIZES.
+
+    No more layers have tokens of their own than it has. The texts that losses hold to are those of
+    the dataset's template: they are computed before the training, and no step sees how.
+    """
+    config = importlib.import_module(f"configs.{method}").get_config("imagenet")
+    sizes = SIZES[clip]
+    for prompt, tower in ((config.text_prompt, sizes.text), (config.visual_prompt, sizes.vision)):
+        prompt.depth = min(prompt.depth, tower.layers, sizes.vision.layers)
+    config.loss.template = ""
+    return config
 
 
 def random_clip(name: str, dtype: Any = np.float32) -> Pretrained:

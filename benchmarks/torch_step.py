@@ -1,63 +1,83 @@
-"""Times the step of train_step.py as it is usually written in PyTorch, on the same machine.
+"""Times the step of train_step.py as PyTorch code usually does it, on the same machine.
 
-    python benchmarks/torch_step.py [--clip=vit-b-32] [--classes=100] [--batch=32]
+    python benchmarks/torch_step.py [--clip=vit-b-32] [--classes=100] [--batch=32] [--method=dpt]
         [--dtype=float32] [--steps=5]
 
-The towers are transformers' CLIPModel with random weights. A step is a plain pass without
-gradients, a pass with ten prompt tokens beside the patches, and all class texts of 77 tokens with a
-learned context; forward, backward, SGD. The class-aware attention is left out. It needs torch, and
-uses a GPU where torch finds one. Prints one JSON line.
+The towers are transformers' CLIPModel with random weights, and torch_twin.py says what a step
+does: forward, backward, SGD. It needs torch, and uses a GPU where torch finds one. Prints one
+JSON line.
 """
 
 import datetime
 import json
+import os
+import pathlib
 import platform
 import resource
 import statistics
+import sys
 import time
 from typing import Any
 
+# Started as a script, whose import path begins in this folder and not at the repository's root.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+# JAX is asked for shapes alone: a GPU is torch's.
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
 import torch
 import transformers
 from absl import app, flags
+from torch.nn.functional import normalize
 
-CLIP = flags.DEFINE_enum(
-    "clip", "vit-b-32", ["vit-b-32", "vit-b-16", "vit-l-14"], "The size of the backbone."
-)
+from benchmarks.random_clip import SIZES, openai_tokenizer, published_settings
+from benchmarks.torch_twin import Twin
+from dpt_jax import settings
+from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.data.paper.imagenet import imagenet_classnames
+from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts.text import context_tokens
+
+CLIP = flags.DEFINE_enum("clip", "vit-b-32", list(SIZES), "The size of the backbone.")
 CLASSES = flags.DEFINE_integer("classes", 100, "Class texts.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 32, "Images a step.", lower_bound=1)
+METHOD = flags.DEFINE_enum(
+    "method", "dpt", [name for name in METHODS if name != ZERO_SHOT], "What is trained."
+)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 STEPS = flags.DEFINE_integer("steps", 5, "How many are timed.", lower_bound=1)
-# patch, vision width, vision layers, text width, joint width
-SIZES = {
-    "vit-b-32": (32, 768, 12, 512, 512),
-    "vit-b-16": (16, 768, 12, 512, 512),
-    "vit-l-14": (14, 1024, 24, 768, 768),
-}
-CONTEXT, VISUAL, LENGTH = 16, 10, 77
 
 
-def make_clip() -> transformers.CLIPModel:
-    """Return a frozen CLIPModel."""
-    patch, vision, layers, text, joint = SIZES[CLIP.value]
+def make_clip(sizes: CLIPConfig) -> transformers.CLIPModel:
+    """Return a frozen CLIPModel with random weights."""
+
+    def tower(one: Any) -> dict[str, int]:
+        return {
+            "hidden_size": one.width,
+            "intermediate_size": one.mlp_width,
+            "num_hidden_layers": one.layers,
+            "num_attention_heads": one.heads,
+        }
+
     model = transformers.CLIPModel(
         transformers.CLIPConfig(
-            projection_dim=joint,
-            vision_config={
-                "hidden_size": vision,
-                "intermediate_size": 4 * vision,
-                "num_hidden_layers": layers,
-                "num_attention_heads": vision // 64,
-                "patch_size": patch,
-            },
-            text_config={
-                "hidden_size": text,
-                "intermediate_size": 4 * text,
-                "num_attention_heads": text // 64,
-            },
+            projection_dim=sizes.embed_dim,
+            vision_config={**tower(sizes.vision), "patch_size": sizes.patch_size},
+            text_config=tower(sizes.text),
         )
     )
     return model.eval().requires_grad_(False)
+
+
+def tokenized(names: list[str], words: int) -> torch.Tensor:
+    """Return the tokens (C, 77) of "X … X NAME.", with so many X."""
+    tokenizer = openai_tokenizer()
+    rows = torch.zeros(len(names), 77, dtype=torch.long)
+    for row, name in zip(rows, names, strict=True):
+        own = [tokenizer.start, *[tokenizer.encode("x")[0]] * words, *tokenizer.encode(f"{name}.")]
+        row[: len(own) + 1] = torch.tensor([*own, tokenizer.end])
+    return rows
 
 
 def main(_: list[str]) -> None:
@@ -65,61 +85,51 @@ def main(_: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, DTYPE.value)
     torch.manual_seed(0)
-    model: Any = make_clip()
-    model = model.to(device, dtype)
-    vision, text = model.vision_model, model.text_model
-    images = torch.randn(BATCH.value, 3, 224, 224, device=device, dtype=dtype)
+    sizes = SIZES[CLIP.value]
+    clip: Any = make_clip(sizes)
+    config = published_settings(METHOD.value, CLIP.value)
+    words = len(context_tokens(config.text_prompt.init, openai_tokenizer()))
+    prompted = settings.prompt_config(config, CLASSES.value, sizes.vision.layers, words)
+    shapes = jax.eval_shape(PromptedCLIP(sizes, prompted).init, jax.random.key(0))
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    prompts = jax.tree.map(lambda x: (0.02 * drawn(*x.shape)).requires_grad_(), shapes)
+    optimizer = torch.optim.SGD(jax.tree.leaves(prompts), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    texts = normalize(drawn(CLASSES.value, sizes.embed_dim), dim=-1)
+    names = imagenet_classnames()[: CLASSES.value]
+    twin = Twin(
+        clip.to(device, dtype),
+        prompted,
+        tokenized(names, max(words, prompted.text_length)).to(device),
+        texts,
+        texts,
+        config.loss.alpha,
+        guided=config.loss.guidance_epochs > 0,
+    )
+    images = drawn(BATCH.value, 3, sizes.image_size, sizes.image_size)
     labels = torch.randint(0, CLASSES.value, (BATCH.value,), device=device)
-    names = text.embeddings(torch.randint(0, 49000, (CLASSES.value, LENGTH), device=device))
-    context = torch.nn.Parameter(
-        0.02 * torch.randn(CONTEXT, names.shape[-1], device=device, dtype=dtype)
-    )
-    visual = torch.nn.Parameter(
-        0.02 * torch.randn(VISUAL, vision.config.hidden_size, device=device, dtype=dtype)
-    )
-    optimizer = torch.optim.SGD([context, visual], lr=0.01, momentum=0.9)
 
-    def image_features(prompts: torch.Tensor | None) -> torch.Tensor:
-        x = vision.pre_layrnorm(vision.embeddings(images))
-        if prompts is not None:
-            x = torch.cat([x, prompts.expand(len(x), -1, -1)], dim=1)
-        pooled = vision.post_layernorm(vision.encoder(inputs_embeds=x).last_hidden_state[:, 0])
-        return torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)
-
-    def step() -> None:
-        with torch.no_grad():
-            plain = image_features(None)
-        shared = context.expand(CLASSES.value, -1, -1)
-        x = torch.cat([names[:, :1], shared, names[:, 1 + CONTEXT :]], dim=1)
-        last = text.encoder(inputs_embeds=x, attention_mask=None, is_causal=True).last_hidden_state[
-            :, -1
-        ]
-        texts = torch.nn.functional.normalize(
-            model.text_projection(text.final_layer_norm(last)), dim=-1
-        )
-        prompted = image_features(visual)
-        losses = [
-            torch.nn.functional.cross_entropy(100 * f @ texts.T, labels) for f in (plain, prompted)
-        ]
+    def step() -> float:
+        began = time.perf_counter()
         optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
+        twin.loss(prompts, images, labels).backward()
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()
+        return time.perf_counter() - began
 
     step()
-    times = []
-    for _step in range(STEPS.value):
-        began = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - began)
+    seconds = statistics.median(step() for _ in range(STEPS.value))
     result: dict[str, Any] = {
         "clip": CLIP.value,
         "classes": CLASSES.value,
         "batch": BATCH.value,
+        "method": METHOD.value,
         "dtype": DTYPE.value,
-        "step_s": round(statistics.median(times), 4),
-        "images_per_s": round(BATCH.value / statistics.median(times), 2),
+        "step_s": round(seconds, 4),
+        "images_per_s": round(BATCH.value / seconds, 2),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
         "device": torch.cuda.get_device_name()
         if device.type == "cuda"

@@ -32,6 +32,7 @@ class Case(NamedTuple):
     images: int  # of a chip
     chips: int
     train: bool
+    step: StepConfig
 
 
 def make_case(options: argparse.Namespace, chip: Chip, chips: int) -> Case:
@@ -60,9 +61,9 @@ def make_case(options: argparse.Namespace, chip: Chip, chips: int) -> Case:
     texts: Any = jax.ShapeDtypeStruct((len(names), sizes.embed_dim), jnp.float32)
     held = texts if prompts.held and options.mode == "train" else None
     frozen = Frozen(clip_shapes(options.clip, dtype), layout, texts, held)
-    return Case(
-        model, layout, stacked(frozen, chips), options.batch, chips, options.mode == "train"
-    )
+    step = StepConfig(config.loss.alpha, config.loss.guidance_epochs, steps_per_epoch=1)
+    train = options.mode == "train"
+    return Case(model, layout, stacked(frozen, chips), options.batch, chips, train, step)
 
 
 def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
@@ -85,7 +86,7 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
     }
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
     state = jax.eval_shape(lambda p: new_state(p, optimizer), prompts)
-    step: Any = make_step(case.model, optimizer, StepConfig(0.3, 30, 1), tuple(on))
+    step: Any = make_step(case.model, optimizer, case.step, tuple(on))
     arguments = (stacked(state, case.chips), case.frozen, stacked(batch, case.chips))
     return [("step", step.lower(*arguments))]
 

@@ -20,7 +20,6 @@ Prints one JSON line:
 """
 
 import datetime
-import importlib
 import json
 import os
 import pathlib
@@ -48,7 +47,7 @@ CLASSES = flags.DEFINE_integer(
     upper_bound=1000,
 )
 BATCH = flags.DEFINE_integer("batch", 32, "Images a step, on all devices together.", lower_bound=1)
-METHOD = flags.DEFINE_enum("method", "dpt", ["coop", "vpt", "vlp", "dpt"], "What is trained.")
+METHOD = flags.DEFINE_string("method", "dpt", "What is trained, by its name in configs/.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "A training step, or a batch of an evaluation."
@@ -77,14 +76,14 @@ def main(_: list[str]) -> None:
     import numpy as np
     from PIL import Image
 
-    from benchmarks.random_clip import random_clip
+    from benchmarks.random_clip import published_settings, random_clip
     from dpt_jax.data.dataset import Dataset
     from dpt_jax.data.paper.imagenet import imagenet_classnames
     from dpt_jax.inference import experiment as experiments
     from dpt_jax.inference import flops
     from dpt_jax.runtime import devices
 
-    config = importlib.import_module(f"configs.{METHOD.value}").get_config("imagenet")
+    config = published_settings(METHOD.value, CLIP.value)
     config.dtype, config.train.batch_size = DTYPE.value, BATCH.value
     config.train.microbatch, config.train.remat = MICROBATCH.value, REMAT.value
     dtype = experiments.compute_dtype(config)
@@ -100,8 +99,11 @@ def main(_: list[str]) -> None:
         "weight": np.ones((local, rows), np.float32),
     }
     layout = devices.to_host(experiment.frozen.layout)
-    count = flops.step if MODE.value == "train" else flops.evaluation
-    needed = count(experiment.model, layout, local * rows) / 1e9
+    train, guided = MODE.value == "train", config.loss.guidance_epochs > 0
+    if train:
+        needed = flops.step(experiment.model, layout, local * rows, guided) / 1e9
+    else:
+        needed = flops.evaluation(experiment.model, layout, local * rows) / 1e9
     result: dict[str, Any] = {
         "clip": CLIP.value,
         "classes": len(names),
@@ -113,7 +115,7 @@ def main(_: list[str]) -> None:
         "microbatch": MICROBATCH.value,
         "model_gflop": round(needed, 1),
     }
-    result |= (training if MODE.value == "train" else evaluating)(experiment, batch)
+    result |= (training if train else evaluating)(experiment, batch)
     if STEPS.value:
         result["images_per_s"] = round(local * rows / result["step_s"], 2)
         result["gflops_per_s"] = round(needed / result["step_s"], 1)
@@ -138,19 +140,26 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
     """Return step_s, compile_s and compiled_gb of the training step."""
 
     from dpt_jax.inference.adoption import initial_prompts
+    from dpt_jax.inference.texts import held_texts
     from dpt_jax.runtime import devices
     from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
     from dpt_jax.training.step import StepConfig, make_step, new_state
 
-    prompts = initial_prompts(experiment)
+    prompts, loss = initial_prompts(experiment), experiment.config.loss
+    # What the losses hold to has the template's texts here, as the settings above say.
+    frozen = experiment.frozen._replace(held=held_texts(experiment))
     optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
-    step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1, MICROBATCH.value))
+    step = make_step(
+        experiment.model,
+        optimizer,
+        StepConfig(loss.alpha, loss.guidance_epochs, 1, MICROBATCH.value),
+    )
     state = devices.replicate(new_state(prompts, optimizer))
-    compiled = account(step, state, experiment.frozen, batch) if MEMORY.value else {}
+    compiled = account(step, state, frozen, batch) if MEMORY.value else {}
 
     def run() -> Any:
         nonlocal state
-        state = step(state, experiment.frozen, batch)
+        state = step(state, frozen, batch)
         return state
 
     return timed(run) | compiled

@@ -26,6 +26,15 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Another test has the other core, and threads would wait for it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @functools.cache
 def clip_of(seed, sizes):
     """Return the small CLIP of golden files in transformers.  sizes: pairs of name and number."""
