@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from etils import epath
 
     from dpt_jax.inference.predictor import Predictor
+    from dpt_jax.runtime.devices import Hosts
     from dpt_jax.settings import ConfigArguments
 
 RUN_HELP = "the workdir of a run, or a file of `dpt-jax convert export`"
@@ -113,8 +114,15 @@ def connect_hosts(flags: argparse.Namespace) -> None:
     from dpt_jax.runtime import devices
 
     start_libraries()
-    devices.connect(devices.Hosts(flags.coordinator, flags.processes, flags.process, flags.cluster))
+    devices.connect(hosts(flags))
     devices.keep_compiled()
+
+
+def hosts(flags: argparse.Namespace) -> "Hosts":
+    """Return the hosts that the flags name."""
+    from dpt_jax.runtime.devices import Hosts
+
+    return Hosts(flags.coordinator, flags.processes, flags.process, flags.cluster)
 
 
 def start_libraries() -> None:

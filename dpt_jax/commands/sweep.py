@@ -2,7 +2,7 @@
 
     dpt-jax sweep --datasets=eurosat,dtd --config.dataset.root=DATA [--shots=1,2,4,8,16]
         [--methods=zeroshot,coop,vpt,vlp,dpt] [--seeds=1,2,3] [--protocol=few-shot]
-        [--runs=runs] [--config.KEY=VALUE …]
+        [--runs=runs] [--part=I/N] [--devices-per-run=N] [--config.KEY=VALUE …]
     dpt-jax sweep --preset=paper --config.dataset.root=DATA
 
 Protocols:
@@ -17,10 +17,11 @@ linear probe, which is run by the first protocol alone. --datasets and --targets
 last two train and test on. Runs that have their results are skipped, a run that was stopped goes
 on, and one that fails is reported at the end, with exit code 1, while the others go on. With
 --part=I/N a process begins with its part of the runs, and goes on with those of the others that
-nobody has finished or is training. --preset=paper is the table of DPT's paper: its five methods on
-its eleven datasets, at 1, 2, 4, 8 and 16 shots from three seeds; what a flag says besides wins over
-it, as in --preset=paper --datasets=dtd,eurosat. `dpt-jax report RUNS` makes the tables and the
-figure.
+nobody has finished or is training. With --devices-per-run=N as many runs go on at once as the
+machine has N devices for, each in a process that sees its own; a process that dies is reported, and
+the others go on. --preset=paper is the table of DPT's paper: its five methods on its eleven
+datasets, at 1, 2, 4, 8 and 16 shots from three seeds; what a flag says besides wins over it, as in
+--preset=paper --datasets=dtd,eurosat. `dpt-jax report RUNS` makes the tables and the figure.
 """
 
 import argparse
@@ -31,6 +32,8 @@ from dpt_jax.commands import arguments as shared
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from dpt_jax.runtime.devices import Hosts
+    from dpt_jax.runtime.slots import Variables
     from dpt_jax.training import grid
 
 
@@ -48,7 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is trained and tested on what; default few-shot",
     )
     parser.add_argument("--runs", default="runs", help="the folder of the runs; default runs")
-    parser.add_argument("--part", metavar="I/N", help="begin with the Ith of N parts of the runs")
+    parser.add_argument(
+        "--part", metavar="I/N", default="1/1", help="begin with the Ith of N parts"
+    )
+    parser.add_argument(
+        "--devices-per-run",
+        type=shared.at_least_one,
+        metavar="N",
+        help="train as many runs at once as this machine has N devices for",
+    )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--workdir", help=argparse.SUPPRESS)
     parser.add_argument("others", nargs="*", help=argparse.SUPPRESS)
     shared.add_settings(parser)
@@ -68,6 +80,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.runtime.console import say
     from dpt_jax.runtime.files import as_path
     from dpt_jax.training import grid
+    from dpt_jax.training.beside import serve, sweep_beside
     from dpt_jax.training.sweep import Runner, sweep
 
     planned = _plan(flags, given.overrides)
@@ -76,16 +89,26 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         grid.run_config(one, given.overrides)
         for target in one.targets:
             grid.method_config(one.method, target.dataset, given.overrides, one.protocol)
-    if flags.part:
-        planned = grid.of_part(planned, *_part(flags.part), given.overrides)
-    shared.connect_hosts(flags)
+    number, parts = _part(flags.part)
+    first, others = grid.of_part(planned, number, parts, given.overrides)
+    planned = first + others
     runs = as_path(flags.runs)
-    failed, elsewhere = sweep(planned, Runner(runs, given.overrides))
+    if flags.devices_per_run and not flags.worker:
+        slots = _slots(flags.devices_per_run, shared.hosts(flags))
+        worker = [sys.executable, "-m", "dpt_jax", "sweep", *arguments, "--worker"]
+        failed, elsewhere = sweep_beside(first, others, worker, slots)
+    else:
+        shared.connect_hosts(flags)
+        runner = Runner(runs, given.overrides)
+        if flags.worker:
+            serve(planned, runner)
+            return
+        failed, elsewhere = sweep(planned, runner)
     finished = len(planned) - len(failed) - len(elsewhere)
-    others = f", other processes train {len(elsewhere)}" if elsewhere else ""
-    say(f"{finished} of {len(planned)} runs are finished{others}; tables: dpt-jax report {runs}")
-    for one, why in failed:
-        say(f"failed: {one}: {why}")
+    left = f", other processes train {len(elsewhere)}" if elsewhere else ""
+    say(f"{finished} of {len(planned)} runs are finished{left}; tables: dpt-jax report {runs}")
+    for failure, why in failed:
+        say(f"failed: {failure}: {why}")
     if failed:
         sys.exit(1)
 
@@ -132,6 +155,21 @@ def _plan(flags: argparse.Namespace, overrides: "grid.Overrides") -> list["grid.
             "there is nothing to run: --methods, --datasets, --shots and --seeds need a value each."
         )
     return planned
+
+
+def _slots(devices: int, hosts: "Hosts") -> list["Variables"]:
+    """Return the variables of the processes of so many devices each that run beside each other.
+
+    Raise UserError where the devices are those of several hosts, or cannot be dealt out.
+    """
+    from dpt_jax.runtime import slots
+
+    if hosts.are_several:
+        raise UserError(
+            "--devices-per-run deals out the devices of one machine: start a sweep on each, with "
+            "--part=I/N, and without flags for several hosts."
+        )
+    return slots.slots(slots.look(), devices)
 
 
 def _part(text: str) -> tuple[int, int]:

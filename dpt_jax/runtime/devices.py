@@ -36,6 +36,12 @@ class Hosts:
     process: int | None = None
     cluster: bool = False
 
+    @property
+    def are_several(self) -> bool:
+        """Return whether this process is to join others, by flags or by what a scheduler says."""
+        scheduled = any(int(os.environ.get(name, "1")) > 1 for name in CLUSTERS)
+        return self != Hosts() or scheduled
+
 
 def connect(hosts: Hosts) -> None:
     """Join the processes of a run, before anything else uses JAX.
@@ -50,8 +56,7 @@ def connect(hosts: Hosts) -> None:
         raise UserError(
             "give --coordinator, --processes and --process together, or --cluster alone."
         )
-    scheduled = any(int(os.environ.get(name, "1")) > 1 for name in CLUSTERS)
-    if not (all(named) or hosts.cluster or scheduled):
+    if not hosts.are_several:
         return
     try:
         # What is None, JAX takes from the environment.

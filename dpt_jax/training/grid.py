@@ -92,15 +92,17 @@ def plan(
     return runs
 
 
-def of_part(planned: Sequence[Run], number: int, parts: int, overrides: Overrides) -> list[Run]:
-    """Return the runs in the order of one of several machines: its own part first, then the others.
+def of_part(
+    planned: Sequence[Run], number: int, parts: int, overrides: Overrides
+) -> tuple[list[Run], list[Run]]:
+    """Return the runs of one of several machines, and those of the others.
 
     number: from 1 to parts. The runs are dealt out from the dearest on, so that parts take about
     the same time. Within a part they keep their order, in which those of a dataset are together.
     """
     dearest = sorted(planned, key=lambda run: cost(run, overrides), reverse=True)
     own = set(dearest[number - 1 :: parts])
-    return sorted(planned, key=lambda run: run not in own)
+    return [run for run in planned if run in own], [run for run in planned if run not in own]
 
 
 def cost(run: Run, overrides: Overrides) -> float:

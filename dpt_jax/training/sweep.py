@@ -29,11 +29,25 @@ class ElsewhereError(UserError):
     """Another process trains in the workdir of a run, and will finish it."""
 
 
+class Ended(NamedTuple):
+    """How a run ended: finished, failed and why, or left to another process."""
+
+    failed: str = ""
+    elsewhere: bool = False
+
+
 class Outcome(NamedTuple):
     """The runs of a sweep that were not finished here: those that failed, and why; others'."""
 
     failed: list[tuple[Run, str]]
     elsewhere: list[Run]
+
+    def add(self, run: Run, ended: Ended) -> None:
+        """Count a run that has ended."""
+        if ended.failed:
+            self.failed.append((run, ended.failed))
+        if ended.elsewhere:
+            self.elsewhere.append(run)
 
 
 class Runner:
@@ -105,25 +119,31 @@ def _say_result(results: Mapping[str, Any]) -> None:
 
 def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> Outcome:
     """Execute the runs in order."""
-    failed: list[tuple[Run, str]] = []
-    elsewhere: list[Run] = []
+    outcome = Outcome([], [])
     began = time.monotonic()
     for number, run in enumerate(planned, 1):
         took = f", {(time.monotonic() - began) / 60:.0f} min so far" if number > 1 else ""
         say(f"run {number} of {len(planned)}{took}: {run}")
-        try:
-            if not execute(run):
-                say("  finished before")
-        except ElsewhereError as reason:
-            elsewhere.append(run)
-            say(f"  left to another process: {reason}")
-        except UserError as reason:
-            failed.append((run, str(reason)))
-            say(f"  failed: {reason}")
-        except Exception as reason:  # a bug in one run is no reason to lose the others
-            failed.append((run, f"{type(reason).__name__}: {reason}"))
-            traceback.print_exc()
+        outcome.add(run, attempt(run, execute))
+    return outcome
+
+
+def attempt(run: Run, execute: Callable[[Run], int]) -> Ended:
+    """Execute one run, and return how it ended.  Raise what ends the whole sweep."""
+    try:
+        if not execute(run):
+            say("  finished before")
+    except ElsewhereError as reason:
+        say(f"  left to another process: {reason}")
+        return Ended(elsewhere=True)
+    except UserError as reason:
+        say(f"  failed: {reason}")
+        return Ended(failed=str(reason))
+    except Exception as reason:  # a bug in one run is no reason to lose the others
+        traceback.print_exc()
+        return Ended(failed=f"{type(reason).__name__}: {reason}")
+    finally:
         # Every compiled program keeps memory maps, of which Linux grants a process 65,530.
         if devices.memory_maps() > MANY_MAPS:
             jax.clear_caches()
-    return Outcome(failed, elsewhere)
+    return Ended()
