@@ -4,6 +4,7 @@
         [--methods=zeroshot,coop,vpt,vlp,dpt] [--seeds=1,2,3] [--protocol=few-shot]
         [--runs=runs] [--part=I/N] [--devices-per-run=N] [--config.KEY=VALUE …]
     dpt-jax sweep --preset=paper --config.dataset.root=DATA
+    dpt-jax sweep … --plan
 
 Protocols:
     few-shot               train and test on each of the datasets
@@ -21,7 +22,8 @@ nobody has finished or is training. With --devices-per-run=N as many runs go on 
 machine has N devices for, each in a process that sees its own; a process that dies is reported, and
 the others go on. --preset=paper is the table of DPT's paper: its five methods on its eleven
 datasets, at 1, 2, 4, 8 and 16 shots from three seeds; what a flag says besides wins over it, as in
---preset=paper --datasets=dtd,eurosat. `dpt-jax report RUNS` makes the tables and the figure.
+--preset=paper --datasets=dtd,eurosat. --plan runs nothing: it prints each run, how far it is, and
+what it will cost. `dpt-jax report RUNS` makes the tables and the figure.
 """
 
 import argparse
@@ -61,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train as many runs at once as this machine has N devices for",
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--plan", action="store_true", help="print what it would cost, run nothing")
     parser.add_argument("--workdir", help=argparse.SUPPRESS)
     parser.add_argument("others", nargs="*", help=argparse.SUPPRESS)
     shared.add_settings(parser)
@@ -81,7 +84,9 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.runtime.files import as_path
     from dpt_jax.training import grid
     from dpt_jax.training.beside import serve, sweep_beside
+    from dpt_jax.training.forecast import plan_in_words
     from dpt_jax.training.sweep import Runner, sweep
+    from dpt_jax.training.time_left import TimeLeft
 
     planned = _plan(flags, given.overrides)
     # An unknown dataset or a value no run can have ends the sweep before it begins.
@@ -93,6 +98,11 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     first, others = grid.of_part(planned, number, parts, given.overrides)
     planned = first + others
     runs = as_path(flags.runs)
+    if flags.plan:
+        shared.start_libraries()
+        for line in plan_in_words(planned, runs, given.overrides):
+            print(line)
+        return
     if flags.devices_per_run and not flags.worker:
         slots = _slots(flags.devices_per_run, shared.hosts(flags))
         worker = [sys.executable, "-m", "dpt_jax", "sweep", *arguments, "--worker"]
@@ -103,7 +113,8 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         if flags.worker:
             serve(planned, runner)
             return
-        failed, elsewhere = sweep(planned, runner)
+        time_left = TimeLeft(planned, given.overrides, runner.backbones)
+        failed, elsewhere = sweep(planned, time_left.timed(runner), time_left.words)
     finished = len(planned) - len(failed) - len(elsewhere)
     left = f", other processes train {len(elsewhere)}" if elsewhere else ""
     say(f"{finished} of {len(planned)} runs are finished{left}; tables: dpt-jax report {runs}")

@@ -63,7 +63,8 @@ class Benchmark(NamedTuple):
     """What is particular to one dataset of the paper.
 
     template: the hand-written text of a class, for zero-shot CLIP and the frozen
-    texts of training. directory: where CoOp's DATASETS.md puts it under the
+    texts of training. classes, test_images: how many there are in the published
+    split. directory: where CoOp's DATASETS.md puts it under the
     common root. images: the folder that image paths are relative to, below it.
     read_raw: reads the lists of its raw download. split: the file of its
     published split, or "" where the data come with one. tfds: its use of TFDS,
@@ -74,6 +75,8 @@ class Benchmark(NamedTuple):
 
     name: str
     template: str
+    classes: int
+    test_images: int
     directory: str
     images: str
     read_raw: RawReader

@@ -78,18 +78,9 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
 
 def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:
     """Return the experiment of a dataset and a backbone that are loaded."""
-    clip = pretrained.config
-    prompts = settings.prompt_config(
-        config,
-        len(dataset.classnames),
-        clip.vision.layers,
-        len(context_tokens(config.text_prompt.init, pretrained.tokenizer)),
-    )
-    model = PromptedCLIP(clip, prompts, compute_dtype(config))
-    plain = plain_layouts(config, dataset.classnames, pretrained)
-    layout = plain[0]
-    if prompts.text_length:
-        layout = learned_layout(config, prompts, dataset.classnames, pretrained)
+    model, plain, layout = model_and_texts(config, dataset.classnames, pretrained)
+    model = dataclasses.replace(model, dtype=compute_dtype(config))
+    prompts = model.prompts
     remat = config.train.remat
     if remat == "auto":
         images = config.train.microbatch or -(-config.train.batch_size // jax.device_count())
@@ -104,6 +95,27 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     texts = ensemble([encode(params, devices.replicate(texts)) for texts in plain])
     frozen = Frozen(params, devices.replicate(layout), texts)
     return Experiment(config, dataset, model, pretrained._replace(params=params), frozen)
+
+
+def model_and_texts(
+    config: ConfigDict, classnames: Sequence[str], pretrained: Pretrained
+) -> tuple[PromptedCLIP, list[TextLayout], TextLayout]:
+    """Return the model of these classes, their texts by each template, and those that are learned.
+
+    The model is in float32. pretrained: its parameters are not looked at.
+    """
+    clip = pretrained.config
+    prompts = settings.prompt_config(
+        config,
+        len(classnames),
+        clip.vision.layers,
+        len(context_tokens(config.text_prompt.init, pretrained.tokenizer)),
+    )
+    plain = plain_layouts(config, classnames, pretrained)
+    layout = plain[0]
+    if prompts.text_length:
+        layout = learned_layout(config, prompts, classnames, pretrained)
+    return PromptedCLIP(clip, prompts), plain, layout
 
 
 @functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
@@ -168,14 +180,18 @@ def choose_remat(
     text_tokens, images: those that a device takes at a time. memory: bytes of a device, None for
     those of the local ones.
     """
+    needed = 3 * kept_values(model, text_tokens, images) * jnp.dtype(model.dtype).itemsize
+    return "blocks" if needed > (memory or devices.memory()) else "matmuls"
+
+
+def kept_values(model: PromptedCLIP, text_tokens: int, images: int) -> int:
+    """Return how many numbers a backward pass keeps of matrix products, see choose_remat."""
     clip = model.clip
     # Of each tower the tokens of all layers. Prompts that are only looked at keep nothing.
     image = clip.vision.layers * (clip.grid**2 + 1)
     image += model.joined_layers * model.prompts.visual_length
     towers = ((clip.text, clip.text.layers * text_tokens), (clip.vision, images * image))
-    kept = sum(tokens * (5 * tower.width + tower.mlp_width) for tower, tokens in towers)
-    needed = 3 * kept * jnp.dtype(model.dtype).itemsize
-    return "blocks" if needed > (memory or devices.memory()) else "matmuls"
+    return sum(tokens * (5 * tower.width + tower.mlp_width) for tower, tokens in towers)
 
 
 def ensemble(features: Sequence[jax.Array]) -> jax.Array:

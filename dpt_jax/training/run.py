@@ -91,6 +91,15 @@ def evaluate_run(
     return evaluate(experiment, saved, workdir)
 
 
+def check_same_sweep(config: ConfigDict, workdir: epath.Path) -> None:
+    """Raise UserError where a workdir has a run that is not one of a sweep with these settings.
+
+    One that is finished may not be of another backbone, nor on another folder.
+    """
+    fixed = {"clip.weights"} | ({"dataset.root"} if config.dataset.source == "folder" else set())
+    settings.check_same_run(config, workdir, settings.keys_that_may_change() - fixed)
+
+
 def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     """Return the configuration with `dtype=auto` replaced by what it means.
 

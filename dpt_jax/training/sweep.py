@@ -20,7 +20,13 @@ from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import say
 from dpt_jax.storage.lock import is_locked
 from dpt_jax.training.grid import Overrides, Run, Target, run_config, target_config
-from dpt_jax.training.run import evaluate_run, probe, train_and_evaluate, with_dtype
+from dpt_jax.training.run import (
+    check_same_sweep,
+    evaluate_run,
+    probe,
+    train_and_evaluate,
+    with_dtype,
+)
 
 MANY_MAPS = 30_000  # of which half are of programs that later runs do not use
 
@@ -55,7 +61,7 @@ class Runner:
 
     def __init__(self, runs: epath.Path, overrides: Overrides) -> None:
         self.runs, self.overrides = runs, overrides
-        self._backbones: dict[tuple[str, str], Pretrained] = {}
+        self.backbones: dict[tuple[str, str], Pretrained] = {}
         self._images = KeptImages()
 
     def __call__(self, run: Run) -> int:
@@ -70,12 +76,7 @@ class Runner:
             with failures.run():
                 _say_result(probe(config, workdir, self._prepare))
             return 1
-        # Also of a finished run: one of another backbone, or on another folder, is not of this
-        # sweep.
-        fixed = {"clip.weights"} | (
-            {"dataset.root"} if config.dataset.source == "folder" else set()
-        )
-        settings.check_same_run(config, workdir, settings.keys_that_may_change() - fixed)
+        check_same_sweep(config, workdir)
         made = 0
         # The answer of host 0, so that no host begins a run that the others skip.
         if not devices.first_says(finished(workdir, config)):
@@ -106,8 +107,8 @@ class Runner:
 
     def _prepare(self, config: ConfigDict) -> Experiment:
         which = (config.clip.weights, config.dtype)
-        experiment = prepare(config, self._backbones.get(which))
-        self._backbones[which] = experiment.pretrained
+        experiment = prepare(config, self.backbones.get(which))
+        self.backbones[which] = experiment.pretrained
         return experiment._replace(kept=self._images)
 
 
@@ -117,13 +118,18 @@ def _say_result(results: Mapping[str, Any]) -> None:
     say(f"  {right:.1f} % of {images} test images of {results['dataset']}{classes}")
 
 
-def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> Outcome:
-    """Execute the runs in order."""
+def sweep(
+    planned: Sequence[Run], execute: Callable[[Run], int], left: Callable[[int], str] = lambda _: ""
+) -> Outcome:
+    """Execute the runs in order.
+
+    left: from the number of runs that are done to words on how long the others will take.
+    """
     outcome = Outcome([], [])
     began = time.monotonic()
     for number, run in enumerate(planned, 1):
         took = f", {(time.monotonic() - began) / 60:.0f} min so far" if number > 1 else ""
-        say(f"run {number} of {len(planned)}{took}: {run}")
+        say(f"run {number} of {len(planned)}{took}{left(number - 1)}: {run}")
         outcome.add(run, attempt(run, execute))
     return outcome
 

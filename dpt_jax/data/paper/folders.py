@@ -45,6 +45,8 @@ def caltech101_names(labels: Sequence[str]) -> dict[str, str]:
 CALTECH101 = Benchmark(
     name="caltech101",
     template="a photo of a {}.",
+    classes=100,
+    test_images=2_465,
     directory="caltech-101",
     images="101_ObjectCategories",
     read_raw=read_caltech101,
@@ -62,6 +64,8 @@ def read_folders(directory: epath.Path, images: epath.Path) -> Lists:
 FOOD101 = Benchmark(
     name="food101",
     template="a photo of {}, a type of food.",
+    classes=101,
+    test_images=30_300,
     directory="food-101",
     images="images",
     read_raw=read_folders,
@@ -78,6 +82,8 @@ FOOD101 = Benchmark(
 DTD = Benchmark(
     name="dtd",
     template="{} texture.",
+    classes=47,
+    test_images=1_692,
     directory="dtd",
     images="images",
     read_raw=read_folders,
@@ -110,6 +116,8 @@ def read_eurosat(directory: epath.Path, images: epath.Path) -> Lists:
 EUROSAT = Benchmark(
     name="eurosat",
     template="a centered satellite photo of {}.",
+    classes=10,
+    test_images=8_100,
     directory="eurosat",
     images="2750",
     read_raw=read_eurosat,
