@@ -45,7 +45,7 @@ def test_a_plan_knows_what_is_finished_and_how_long_the_rest_takes(overrides, tm
     lines = plan_in_words(planned, tmp_path, overrides)
     assert lines[:2] == ["zeroshot on folder: finished", "coop on folder, 1 shot, seed 1: finished"]
     to_do = (
-        r"coop on folder, 2 shots, seed 1: 12 images to train on, 18 to test on, .* Tflop, \d+ s"
+        r"coop on folder, 2 shots, seed 1: 12 images to train on, 18 to test on, .* Tflop, \d+ (s|min)"
     )
     assert re.fullmatch(to_do, lines[2])
     assert lines[4] == f"3 runs in {tmp_path}: 2 finished, 1 to do."
