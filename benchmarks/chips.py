@@ -1,6 +1,6 @@
-"""What TPU chips can do, as Google publishes it, and the time that a step needs at the least.
+"""What chips can do, as their makers publish it, and the time that a step needs at the least.
 
-The figures are those of https://cloud.google.com/tpu/docs/v5e, …/v5p and …/v6e, per chip.
+Google's figures are those of https://cloud.google.com/tpu/docs/v5e, …/v5p and …/v6e, per chip.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from dpt_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-    """One kind of TPU chip.  Rates are per second; a matrix product in bfloat16 is the peak."""
+    """One kind of chip.  Rates are per second; a matrix product in bfloat16 is the peak."""
 
     topology: str  # the smallest one that libtpu compiles for
     flops: float
@@ -22,6 +22,10 @@ CHIPS = {
     "v5p": Chip("v5p:2x2x1", 459e12, 95e9, 2765e9),
     "v6e": Chip("v6e:2x2", 918e12, 32e9, 1638e9),
 }
+
+
+# NVIDIA's H100 SXM, dense, as its data sheet has it; libtpu knows no such topology.
+H100 = Chip("", 989e12, 80e9, 3350e9)
 
 
 def chip_of(topology: str) -> Chip:

@@ -22,14 +22,12 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
-import numpy as np
 from absl import app, flags, logging
-from PIL import Image
 
+from benchmarks.jpegs import write_images
 from benchmarks.random_clip import random_clip
 from dpt_jax import settings
 from dpt_jax.data import loader
-from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.inference import adoption
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.evaluation import make_classifier
@@ -63,7 +61,7 @@ def main(_: list[str]) -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
-        size = write_images(root, files)
+        size = write_images(root, files, CLASSES.value, PIXELS.value)
         experiment = make_experiment(root)
         print(
             f"{files} JPEG files of {PIXELS.value} x {PIXELS.value * 3 // 4} pixels, "
@@ -81,32 +79,6 @@ def main(_: list[str]) -> None:
         batch = next(batches(experiment, train=False, workers=0))
         trained, tested = training_rate(experiment, batch), testing_rate(experiment, batch)
         print(f"| DPT, ViT-B/32 | {trained:.1f} | {tested:.1f} |")
-
-
-def write_images(root: pathlib.Path, files: int) -> float:
-    """Write images that compress about as photographs do; return their mean size in bytes.
-
-    They are smooth random colours with some noise.
-    """
-    generator = np.random.default_rng(0)
-    width, height = PIXELS.value, PIXELS.value * 3 // 4
-    folders = imagenet_classnames()[: CLASSES.value]
-    bytes_written = 0
-    for i in range(files):
-        colours = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))
-        smooth = np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-        noisy = smooth + generator.integers(-12, 13, smooth.shape)
-        for split in ("train", "test"):
-            file = (
-                root
-                / split
-                / f"{i % len(folders):03d}_{folders[i % len(folders)]}"
-                / f"{i:06d}.jpg"
-            )
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, quality=90)
-            bytes_written += file.stat().st_size
-    return bytes_written / (2 * files)
 
 
 def make_experiment(root: pathlib.Path) -> experiments.Experiment:
