@@ -1,6 +1,6 @@
 """How long the paper's whole table takes on other machines: a model of few measured numbers.
 
-    seconds = runs x (a run's own) + programs x (a program's compilation)
+    seconds = (runs x (a run's own) + programs x (a program's compilation)) / runs at once
               + test images x (decoding) / cores
               + the larger of (training flop / rate) and (training images x decoding / cores)
               + testing flop / rate
@@ -37,19 +37,20 @@ class Measured(NamedTuple):
 class Machine(NamedTuple):
     """A machine: operations per second of all its devices in bfloat16, and its CPU cores.
 
-    rate: 0 for this one, whose rate is measured.
+    rate: 0 for this one, whose rate is measured. at_once: runs beside each other, one a device.
     """
 
     name: str
     rate: float
     cores: int
+    at_once: int = 1
 
 
 # Cores as Google's machine types ct5lp-hightpu-1t, ct5lp-hightpu-8t and a3-highgpu-1g have them.
 MACHINES = (
     Machine("2 CPU cores", 0.0, 2),
     Machine("one v5e chip", CHIPS["v5e"].flops, 24),
-    Machine("eight v5e chips, a run on each", 8 * CHIPS["v5e"].flops, 224),
+    Machine("eight v5e chips, a run on each", 8 * CHIPS["v5e"].flops, 224, at_once=8),
     Machine("one H100", H100.flops, 26),
 )
 
@@ -113,8 +114,8 @@ def hours(table: Table, measured: Measured, machine: Machine, efficiency: float)
     rate = machine.rate * efficiency or measured.rate
     loading = table.trained * measured.train_image / machine.cores
     seconds = (
-        table.runs * measured.run,
-        table.firsts * measured.programs * measured.program,
+        table.runs * measured.run / machine.at_once,
+        table.firsts * measured.programs * measured.program / machine.at_once,
         table.looked * measured.test_image / machine.cores,
         max(table.training / rate, loading),
         table.testing / rate,

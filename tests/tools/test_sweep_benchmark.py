@@ -31,11 +31,12 @@ def test_a_stage_inside_another_one_counts_for_itself():
 def test_hours_are_those_of_the_formula():
     table = Table(runs=100, firsts=10, trained=1000, looked=600, training=6e15, testing=3e15)
     measured = Measured(run=3.6, programs=4, program=0.9, train_image=12, test_image=6, rate=1e12)
-    here, *_, h100 = MACHINES
+    here, _, eight, h100 = MACHINES
     found = hours(table, measured, here, 0.4)
     # Two cores train for 6,000 s, in which they also read images, which takes as long.
     assert found == pytest.approx((0.1, 0.01, 0.5, 6000 / 3600, 3000 / 3600))
     assert found.together == pytest.approx(sum(found))
+    assert hours(table, measured, eight, 0.4)[:2] == pytest.approx((0.1 / 8, 0.01 / 8))
     far = hours(table, measured, h100, 0.5)
     assert far.testing == pytest.approx(3e15 / (0.5 * H100.flops) / 3600)
     assert far.training == pytest.approx(1000 * 12 / h100.cores / 3600)  # it waits for images
