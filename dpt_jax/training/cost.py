@@ -25,6 +25,7 @@ from dpt_jax.inference import flops
 from dpt_jax.inference.experiment import kept_values, model_and_texts, text_tokens
 from dpt_jax.methods import PROBE
 from dpt_jax.model import PromptedCLIP
+from dpt_jax.storage.weights import local_weights
 from dpt_jax.training.grid import Overrides, Run, method_config, run_config
 
 
@@ -254,7 +255,7 @@ def read_backbone(weights: str) -> Pretrained:
     """Return the sizes and the tokenizer of a CLIP; those of OpenAI's are known without it."""
     model = next((name for name, hub_id in HUB_IDS.items() if hub_id == weights), None)
     if model is None:
-        return load_clip(weights)
+        return load_clip(local_weights(weights))
     # A folder without a vocabulary of its own stands for OpenAI's.
     return Pretrained(MODELS[model], None, load_tokenizer(epath.Path(BUNDLED)))
 
