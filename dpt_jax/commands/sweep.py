@@ -106,14 +106,15 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     if flags.devices_per_run and not flags.worker:
         slots = _slots(flags.devices_per_run, shared.hosts(flags))
         worker = [sys.executable, "-m", "dpt_jax", "sweep", *arguments, "--worker"]
-        failed, elsewhere = sweep_beside(first, others, worker, slots)
+        time_left = TimeLeft(given.overrides, {})
+        failed, elsewhere = sweep_beside(first, others, worker, slots, time_left)
     else:
         shared.connect_hosts(flags)
         runner = Runner(runs, given.overrides)
         if flags.worker:
             serve(planned, runner)
             return
-        time_left = TimeLeft(planned, given.overrides, runner.backbones)
+        time_left = TimeLeft(given.overrides, runner.backbones)
         failed, elsewhere = sweep(planned, time_left.timed(runner), time_left.words)
     finished = len(planned) - len(failed) - len(elsewhere)
     left = f", other processes train {len(elsewhere)}" if elsewhere else ""

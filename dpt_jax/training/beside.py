@@ -13,6 +13,7 @@ import queue
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,13 +23,18 @@ from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.runtime.slots import Variables
 from dpt_jax.training.grid import Run
 from dpt_jax.training.sweep import Ended, Outcome, attempt
+from dpt_jax.training.time_left import TimeLeft
 
 ANSWER = "\x1e"  # begins the line by which a worker says how a run has ended
 Worker = subprocess.Popen[str]
 
 
 def sweep_beside(
-    first: Sequence[Run], others: Sequence[Run], command: Sequence[str], slots: Sequence[Variables]
+    first: Sequence[Run],
+    others: Sequence[Run],
+    command: Sequence[str],
+    slots: Sequence[Variables],
+    time_left: TimeLeft,
 ) -> Outcome:
     """Execute the runs, as many at once as there are slots: the first ones, then the others.
 
@@ -38,7 +44,7 @@ def sweep_beside(
     """
     # Nothing is computed here, and a process that starts an accelerator has it alone.
     jax.config.update("jax_platforms", "cpu")
-    return _Slots(first, others, command, slots).run()
+    return _Slots(first, others, command, slots, time_left).run()
 
 
 class _Slots:
@@ -50,9 +56,11 @@ class _Slots:
         others: Sequence[Run],
         command: Sequence[str],
         slots: Sequence[Variables],
+        time_left: TimeLeft,
     ) -> None:
         self._runs, self._first = [*first, *others], len(first)
         self._command, self._slots = list(command), slots
+        self._time_left = time_left
         self._lock = threading.Lock()
         self._waiting = set(range(len(self._runs)))
         self._datasets: dict[int, str] = {}  # by slot
@@ -76,12 +84,22 @@ class _Slots:
         while (number := self._take(slot)) is not None:
             if slot not in self._workers:
                 self._start(slot)
-            self._say(slot, f"run {number + 1} of {len(self._runs)}: {self._runs[number]}")
+            run = self._runs[number]
+            self._say(slot, f"run {number + 1} of {len(self._runs)}{self._left(run)}: {run}")
+            began = time.monotonic()
             ended = self._ask(slot, number)
             with self._lock:
-                self._outcome.add(self._runs[number], ended)
+                self._outcome.add(run, ended)
+                if ended.made:
+                    self._time_left.ran(run, time.monotonic() - began)
         if slot in self._workers:
             self._end(slot)
+
+    def _left(self, run: Run) -> str:
+        """Return how long a run and those that wait will take, as far as that is known."""
+        with self._lock:
+            ahead = [run, *(self._runs[number] for number in self._waiting)]
+            return self._time_left.words(ahead, len(self._slots))
 
     def _take(self, slot: int) -> int | None:
         """Return the number of the next run of a slot, None where there is none.

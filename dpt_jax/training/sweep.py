@@ -36,10 +36,14 @@ class ElsewhereError(UserError):
 
 
 class Ended(NamedTuple):
-    """How a run ended: finished, failed and why, or left to another process."""
+    """How a run ended: finished, failed and why, or left to another process.
+
+    made: how many results were made that were not there before.
+    """
 
     failed: str = ""
     elsewhere: bool = False
+    made: int = 0
 
 
 class Outcome(NamedTuple):
@@ -119,17 +123,16 @@ def _say_result(results: Mapping[str, Any]) -> None:
 
 
 def sweep(
-    planned: Sequence[Run], execute: Callable[[Run], int], left: Callable[[int], str] = lambda _: ""
+    planned: Sequence[Run],
+    execute: Callable[[Run], int],
+    left: Callable[[Sequence[Run]], str] = lambda _: "",
 ) -> Outcome:
-    """Execute the runs in order.
-
-    left: from the number of runs that are done to words on how long the others will take.
-    """
+    """Execute the runs in order.  left: from the runs ahead to words on how long they will take."""
     outcome = Outcome([], [])
     began = time.monotonic()
     for number, run in enumerate(planned, 1):
         took = f", {(time.monotonic() - began) / 60:.0f} min so far" if number > 1 else ""
-        say(f"run {number} of {len(planned)}{took}{left(number - 1)}: {run}")
+        say(f"run {number} of {len(planned)}{took}{left(planned[number - 1 :])}: {run}")
         outcome.add(run, attempt(run, execute))
     return outcome
 
@@ -137,7 +140,8 @@ def sweep(
 def attempt(run: Run, execute: Callable[[Run], int]) -> Ended:
     """Execute one run, and return how it ended.  Raise what ends the whole sweep."""
     try:
-        if not execute(run):
+        made = execute(run)
+        if not made:
             say("  finished before")
     except ElsewhereError as reason:
         say(f"  left to another process: {reason}")
@@ -152,4 +156,4 @@ def attempt(run: Run, execute: Callable[[Run], int]) -> Ended:
         # Every compiled program keeps memory maps, of which Linux grants a process 65,530.
         if devices.memory_maps() > MANY_MAPS:
             jax.clear_caches()
-    return Ended()
+    return Ended(made=made)

@@ -20,15 +20,9 @@ class TimeLeft:
     A run takes a + b · operations: starting and compiling are in a.
     """
 
-    def __init__(
-        self,
-        planned: Sequence[Run],
-        overrides: Overrides,
-        loaded: Mapping[tuple[str, str], Pretrained],
-    ) -> None:
+    def __init__(self, overrides: Overrides, loaded: Mapping[tuple[str, str], Pretrained]) -> None:
         """loaded: the backbones that the sweep has read, as it reads them."""
-        self._planned, self._seen = planned, Seen()
-        self._costs = Costs(overrides, loaded, read_all=False)
+        self._seen, self._costs = Seen(), Costs(overrides, loaded, read_all=False)
         self._made: list[tuple[float, float]] = []  # operations and seconds of a run
 
     def timed(self, execute: Callable[[Run], int]) -> Callable[[Run], int]:
@@ -48,15 +42,18 @@ class TimeLeft:
         if cost := self._cost(run):
             self._made.append((self._seen.add(cost), seconds))
 
-    def words(self, done: int) -> str:
-        """Return such as ", about 3 h left" after `done` runs of the plan, "" while not known."""
+    def words(self, ahead: Sequence[Run], at_once: int = 1) -> str:
+        """Return such as ", about 3 h left" for the runs ahead, "" while that is not known.
+
+        at_once: how many of them run beside each other.
+        """
         fit = line_through(self._made)
-        costs = [self._cost(run) for run in self._planned[done:]] if fit else []
+        costs = [self._cost(run) for run in ahead] if fit else []
         if not fit or not costs or None in costs:
             return ""
-        ahead = Seen(self._seen.looks)
-        seconds = sum(fit.start + fit.rate * ahead.add(cost) for cost in costs if cost)
-        return f", about {in_words(seconds)} left"
+        seen = Seen(self._seen.looks)
+        seconds = sum(fit.start + fit.rate * seen.add(cost) for cost in costs if cost)
+        return f", about {in_words(seconds / at_once)} left"
 
     def _cost(self, run: Run) -> Cost | None:
         try:

@@ -27,13 +27,26 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 for line in sys.stdin:
     print("at", line.strip(), "with", os.environ["OWN"], flush=True)
     EXTRA
-    print("\x1e" + json.dumps({"failed": "", "elsewhere": False}), flush=True)
+    print("\x1e" + json.dumps({"failed": "", "elsewhere": False, "made": 1}), flush=True)
 """
 SLOTS = [{"OWN": "a"}, {"OWN": "b"}]
 
 
 def worker(extra="pass"):
     return [sys.executable, "-c", WORKER.replace("EXTRA", extra)]
+
+
+class Words:
+    """Says how many runs are ahead, in place of their time."""
+
+    def __init__(self):
+        self.ended = []
+
+    def ran(self, run, seconds):
+        self.ended.append(run)
+
+    def words(self, ahead, at_once):
+        return f", {len(ahead)} ahead for {at_once}"
 
 
 def runs(*datasets, seeds=2):
@@ -95,7 +108,10 @@ def test_devices_that_cannot_be_dealt_out(machine, devices, says):
 def test_a_slot_goes_on_with_its_dataset_and_the_own_part_comes_first(capsys):
     first, others = runs("dtd", "eurosat", seeds=3), runs("emoji", seeds=1)
     # Seconds apart, so that neither waits for the other at a start.
-    assert sweep_beside(first, others, worker("time.sleep(0.05)"), SLOTS) == ([], [])
+    assert sweep_beside(first, others, worker("time.sleep(0.05)"), SLOTS, Words()) == (
+        [],
+        [],
+    )
     said = capsys.readouterr().out.splitlines()
     begun = [line.partition(" on ") for line in said if "] run " in line]
     at = {
@@ -111,10 +127,22 @@ def test_a_slot_goes_on_with_its_dataset_and_the_own_part_comes_first(capsys):
 
 
 @pytest.mark.process
+def test_the_console_says_what_is_left_of_the_whole_sweep(capsys):
+    planned, words = runs("dtd"), Words()
+    assert sweep_beside(planned, [], worker("time.sleep(0.2)"), SLOTS[:1], words) == ([], [])
+    assert words.ended == planned
+    said = [line for line in capsys.readouterr().out.splitlines() if " ahead" in line]
+    assert said == [
+        f"[1] run {number} of 2, {ahead} ahead for 1: {run}"
+        for number, ahead, run in zip((1, 2), (2, 1), planned, strict=True)
+    ]
+
+
+@pytest.mark.process
 def test_a_process_that_dies_takes_one_run_with_it(capsys):
     planned = runs("dtd", "eurosat")
     dies = 'line.strip() in "03" and (print("no", "room", flush=True), os.kill(os.getpid(), 9))'
-    failed, elsewhere = sweep_beside(planned, [], worker(dies), SLOTS)
+    failed, elsewhere = sweep_beside(planned, [], worker(dies), SLOTS, Words())
     assert sorted(run for run, _ in failed) == [planned[0], planned[3]] and not elsewhere
     expected = "its process was killed by SIGKILL, as the system does when memory is short; "
     assert {why for _, why in failed} == {f"{expected}the last that it said: no room"}
@@ -133,7 +161,7 @@ def test_a_signal_reaches_all_and_the_exit_code_is_theirs(extra, code, capsys):
     stopper.start()
     began = time.monotonic()
     with pytest.raises(SystemExit) as stopped:
-        sweep_beside(runs("dtd", "eurosat"), [], worker(extra), SLOTS)
+        sweep_beside(runs("dtd", "eurosat"), [], worker(extra), SLOTS, Words())
     assert stopped.value.code == code and time.monotonic() - began < 30
     said = capsys.readouterr().out
     assert said.count("] run ") == 2 and "failed" not in said

@@ -90,17 +90,16 @@ def test_plain_clip_sees_a_test_split_once():
 
 def test_the_time_left_is_that_of_starting_and_of_the_operations_left():
     planned = plan("few-shot", ["zeroshot", "dpt"], ["eurosat"], [], [1, 16], [1, 2])
-    left, unknown = TimeLeft(planned, {}, {}), TimeLeft([*planned, NOT_KNOWN], {}, {})
+    left = TimeLeft({}, {})
     costs, seen = [Costs({}).of(run) for run in planned], Seen()
     for run, cost in zip(planned[:3], costs, strict=False):
-        assert left.words(0) == ""  # too few have run
-        seconds = 100 + 1e-12 * seen.add(cost)  # and a second a Tflop
-        left.ran(run, seconds)
-        unknown.ran(run, seconds)
+        assert left.words(planned) == ""  # too few have run
+        left.ran(run, 100 + 1e-12 * seen.add(cost))  # and a second a Tflop
     ahead = sum(100 + Seen(seen.looks).add(cost) / 1e12 for cost in costs[3:])
-    assert left.words(3) == f", about {in_words(ahead)} left"
-    assert left.words(len(planned)) == ""
-    assert unknown.words(3) == ""  # rather than without that run
+    assert left.words(planned[3:]) == f", about {in_words(ahead)} left"
+    assert left.words(planned[3:], at_once=2) == f", about {in_words(ahead / 2)} left"
+    assert left.words([]) == ""
+    assert left.words([*planned[3:], NOT_KNOWN]) == ""  # rather than without that run
 
 
 def test_runs_that_say_nothing_of_the_rate_are_not_believed():
