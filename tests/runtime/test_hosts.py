@@ -13,7 +13,7 @@ from dpt_jax.runtime import devices
 from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.storage.checkpoints import load_newest
 from tests.helpers.commands import command, in_process
-from tests.helpers.hosts import SETTINGS, finish, start_hosts
+from tests.helpers.hosts import SETTINGS, finish, start, start_hosts
 
 pytestmark = pytest.mark.process
 
@@ -45,6 +45,28 @@ def test_two_hosts_compute_what_one_does(two_hosts, clip_dir, tmp_path):
     for name in ("label", "path", "classnames"):
         np.testing.assert_array_equal(found[name], expected[name])
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-3)
+
+
+def test_two_hosts_share_what_only_relatives_have(clip_dir, tmp_path):
+    """A context of each image, tokens that carry on, texts to hold to, an average of epochs."""
+    settings = [
+        "--config=configs/promptsrc.py:folder",
+        *SETTINGS,
+        f"--config.clip.weights={clip_dir}",
+        "--config.text_prompt.conditioned=True",
+        "--config.text_prompt.depth=2",
+        "--config.visual_prompt.depth=2",
+        "--config.loss.template=a photo of a {}.|a drawing of a {}.",
+        "--config.train.epochs=2",
+        "--config.train.average_mean=1",
+        "--config.train.average_deviation=1",
+    ]
+    finish(start(["main.py", *settings, f"--workdir={tmp_path / 'two'}"]))
+    in_process("main.py", *settings, f"--workdir={tmp_path / 'one'}")
+    one, two = (load_newest(tmp_path / name).prompts for name in ("one", "two"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), two, one)
+    expected, found = (predictions(tmp_path / name)["logits"] for name in ("one", "two"))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_the_first_host_tells_and_writes(two_hosts):

@@ -176,10 +176,9 @@ def test_same_seed_same_prompts_other_seed_others(trained, clip_dir, clip, tmp_p
     assert (other["text"]["context"] != expected["text"]["context"]).any()
 
 
-@pytest.mark.parametrize("microbatch", [1, 4])
-def test_gradient_accumulation_trains_to_the_same(microbatch, trained, clip_dir, clip, tmp_path):
+def test_gradient_accumulation_trains_to_the_same(trained, clip_dir, clip, tmp_path):
     """Also if the images of a device are no multiple of a part: 6 in parts of 4."""
-    found, results = run(make_config(clip_dir, train__microbatch=microbatch), clip, tmp_path)
+    found, results = run(make_config(clip_dir, train__microbatch=4), clip, tmp_path)
     expected = load_newest(trained).prompts
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected

@@ -1,0 +1,71 @@
+"""The gradient of a step, with every part that a method may have switched on at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpt_jax.clip.blocks import KEPT
+from dpt_jax.inference.experiment import Frozen
+from dpt_jax.methods import L1, Consistency, PromptConfig
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts.text import prompt_layout
+from dpt_jax.runtime import devices
+from dpt_jax.training.step import StepConfig, TrainState, all_reduce, batch_gradient
+
+NAMES = ["airplane", "sea_horse", "a rather long name"]
+# A context of each image, visual tokens that are made of it and carry on into the layer of the
+# class-aware prompts, and losses that hold all of them to plain CLIP.
+EVERYTHING = PromptConfig(
+    len(NAMES),
+    text_length=3,
+    text_depth=2,
+    conditioned=True,
+    visual_length=3,
+    visual_depth=2,
+    ln_pre=True,
+    coupled=True,
+    top_k=2,
+    first_layer=4,
+    consistency=Consistency(5.0, L1, 3.0, 2.0),
+)
+
+
+@pytest.mark.compiles
+def test_neither_what_is_kept_nor_parts_nor_devices_change_a_gradient(clip):
+    """Of every prompt, against the blocks differentiated as they are, all images at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "checkpoint", lambda function, **_: function)
+        expected = gradient(clip, "matmuls", microbatch=0, on=1)
+    cases = (("none", 1, 1), ("matmuls", 2, 2), ("blocks", 1, 2))
+    assert {remat for remat, *_ in cases} == set(KEPT)
+    for remat, microbatch, on in cases:
+        found = gradient(clip, remat, microbatch, on)
+        errors = jax.tree.map(error_in_norm, found, expected)
+        assert max(jax.tree.leaves(errors)) < 1e-4, (remat, errors)
+
+
+def error_in_norm(found, expected):
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def gradient(clip, remat, microbatch, on):
+    """The gradient of a step under guidance, on so many simulated devices."""
+    model = PromptedCLIP(clip.config, EVERYTHING, remat=remat)
+    prompts = jax.tree.map(lambda x: 3 * x, jax.jit(model.init)(jax.random.key(7)))
+    layout = prompt_layout(NAMES, clip.tokenizer, EVERYTHING.text_length)
+    texts, held = jax.random.normal(jax.random.key(1), (2, len(NAMES), clip.config.embed_dim))
+    batch = {
+        "image": jax.random.normal(jax.random.key(2), (on, 4 // on, 32, 32, 3)),
+        "label": jnp.array([0, 1, 2, 1]).reshape(on, -1),
+        "weight": jnp.array([1.0, 1.0, 1.0, 0.0]).reshape(on, -1),  # the last one is padding
+    }
+
+    def step(frozen, prompts, batch):
+        state = TrainState(jnp.int32(0), prompts, *[None] * 3)
+        sums, _ = batch_gradient(model, StepConfig(0.3, 1, 1, microbatch), state, frozen, batch)
+        return all_reduce(sums).gradient
+
+    together = jax.vmap(step, (None, None, 0), axis_name=devices.AXIS)
+    found = jax.jit(together)(Frozen(clip.params, layout, texts, held), prompts, batch)
+    return jax.tree.map(lambda x: np.asarray(x[0]), found)
