@@ -15,7 +15,7 @@ from PIL import Image
 
 from dpt_jax.clip.preprocessing import Preprocessing, test_transform
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
-from dpt_jax.data.transforms import train_transform
+from dpt_jax.data.transforms import shifted, train_transform
 from dpt_jax.errors import UserError
 
 # Host arrays: image (B, H, W, 3) uint8, label (B,) int32, index (B,) int32 into the examples,
@@ -25,12 +25,17 @@ Batch = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class _Load:
-    """From (index, example) to its image and label; with a generator, the augmented image."""
+    """From (index, example) to its image and label; with a generator, as the training asks.
+
+    augment, shift: see TrainLoading.
+    """
 
     read: Reader
     size: int
     skip_unreadable: bool
     preprocessing: Preprocessing
+    augment: bool = False
+    shift: int = 0
 
     def __call__(
         self, numbered: tuple[int, Example], generator: np.random.Generator | None = None
@@ -47,17 +52,19 @@ class _Load:
                 ) from reason
             # Batches keep their size and order, so that a run can go on; the row has no weight.
             image, weight = Image.new("RGB", (self.size, self.size)), 0.0
-        pixels = (
-            test_transform(image, self.size, self.preprocessing)
-            if generator is None
-            else train_transform(image, self.size, generator, self.preprocessing)
-        )
         return {
-            "image": pixels,
+            "image": self._pixels(image, generator),
             "label": np.int32(example.label),
             "index": np.int32(index),
             "weight": np.float32(weight),
         }
+
+    def _pixels(self, image: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
+        if self.augment and generator:
+            pixels = train_transform(image, self.size, generator, self.preprocessing)
+        else:
+            pixels = test_transform(image, self.size, self.preprocessing)
+        return shifted(pixels, self.shift, generator) if self.shift and generator else pixels
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -89,11 +96,16 @@ class Loading:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainLoading(Loading):
-    """What is loaded to train on. augment: a random part of each image, mirrored half the time."""
+    """What is loaded to train on.
+
+    augment: a random part of each image, mirrored half the time. shift: the most
+    pixels by which what then has `size` pixels is moved.
+    """
 
     epochs: int
     seed: int
     augment: bool = True
+    shift: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +140,7 @@ def train_batches(config: TrainLoading, start: int = 0) -> Iterator[Batch]:
 
     Fewer examples than batch_size make one smaller batch an epoch. The hosts
     together have the rows that one host would have. Raise UserError where the rows
-    of a batch cannot be shared equally.
+    of a batch cannot be shared equally, or images would be shifted out of themselves.
     """
     examples, hosts = len(config.examples), config.hosts
     rows = min(config.batch_size, examples)
@@ -138,10 +150,22 @@ def train_batches(config: TrainLoading, start: int = 0) -> Iterator[Batch]:
         )
     if rows < hosts:
         raise UserError(f"{examples} training images cannot be shared by {hosts} hosts.")
-    load = _Load(config.read, config.size, config.skip_unreadable, config.preprocessing)
+    if config.shift >= config.size:
+        raise UserError(
+            f"train.shift is {config.shift}, but images have {config.size} pixels on a side here: "
+            "give fewer."
+        )
+    load = _Load(
+        config.read,
+        config.size,
+        config.skip_unreadable,
+        config.preprocessing,
+        config.augment,
+        config.shift,
+    )
     images = grain.MapDataset.source(list(enumerate(config.examples))).seed(config.seed).shuffle()
     steps = _Steps(
-        images=images.random_map(load) if config.augment else images.map(load),
+        images=images.random_map(load) if config.augment or config.shift else images.map(load),
         rows=rows,
         start=start,
         end=config.epochs * steps_per_epoch(examples, rows),

@@ -52,3 +52,15 @@ def random_box(
     part = min(width, round(height * ratio)), min(height, round(width / ratio))
     left, top = (width - part[0]) // 2, (height - part[1]) // 2
     return left, top, left + part[0], top + part[1]
+
+
+def shifted(pixels: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
+    """Return (size, size, 3) pixels, moved by up to `most` pixels to each side, evenly drawn.
+
+    What comes in from outside repeats the edge.
+    """
+    right, down = generator.integers(-most, most + 1, 2)
+    height, width = pixels.shape[:2]
+    padded = np.pad(pixels, ((most, most), (most, most), (0, 0)), mode="edge")
+    top, left = most - down, most - right
+    return padded[top : top + height, left : left + width]

@@ -215,6 +215,13 @@ SCHEMA: tuple[Key, ...] = (
     Key("train.epochs", 60, "Epochs.", least=1),
     Key("train.augment", True, "Crop and mirror training images at random."),
     Key(
+        "train.shift",
+        0,
+        "Most pixels by which training images, at the model's input size, are shifted at random, "
+        "to each side; the edge is repeated.",
+        least=0,
+    ),
+    Key(
         "train.visual_lr", 0.01, "Highest learning rate of visual and class-aware prompts.", least=0
     ),
     Key("train.text_lr", 0.002, "Highest learning rate of the text prompt.", least=0),

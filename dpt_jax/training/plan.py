@@ -68,6 +68,7 @@ def batches_of(experiment: Experiment) -> BatchesFrom:
         epochs=config.train.epochs,
         seed=config.seed,
         augment=config.train.augment,
+        shift=config.train.shift,
         workers=config.dataset.workers,
         skip_unreadable=config.dataset.on_error == "skip",
         host=jax.process_index(),

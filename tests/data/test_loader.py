@@ -60,6 +60,33 @@ def test_every_epoch_is_shuffled_and_augmented_anew():
     )
 
 
+def test_a_shift_moves_images_and_repeats_their_edge():
+    """By up to so many pixels, without crop or mirror, anew in each epoch."""
+    plain = {batch["index"][0]: batch["image"][0] for batch in images_of(epochs=1)}
+    moves = set()
+    for batch in images_of(epochs=8, shift=2):
+        original, found = plain[batch["index"][0]], batch["image"][0]
+        padded = np.pad(original, ((2, 2), (2, 2), (0, 0)), mode="edge")
+        own = {
+            (x, y)
+            for x, y in itertools.product(range(5), repeat=2)
+            if np.array_equal(found, padded[y : y + 32, x : x + 32])
+        }
+        assert own
+        moves |= own
+    assert {x for x, _ in moves} == {y for _, y in moves} == set(range(5))
+
+
+def images_of(**settings):
+    """One image a batch, as they are but for these settings."""
+    return batches_of(batch_size=1, augment=False, **settings)
+
+
+def test_a_shift_leaves_something_of_the_image():
+    with pytest.raises(UserError, match=r"train\.shift is 32, but images have 32 pixels"):
+        batches_of(shift=32)
+
+
 def test_fewer_images_than_a_batch_are_one_smaller_batch():
     assert [len(batch["label"]) for batch in batches_of(batch_size=32, epochs=2)] == [12, 12]
 
