@@ -111,11 +111,12 @@ def model_and_texts(
         clip.vision.layers,
         len(context_tokens(config.text_prompt.init, pretrained.tokenizer)),
     )
+    model = PromptedCLIP(clip, prompts)  # before the texts: it says what does not fit, and why
     plain = plain_layouts(config, classnames, pretrained)
     layout = plain[0]
     if prompts.text_length:
         layout = learned_layout(config, prompts, classnames, pretrained)
-    return PromptedCLIP(clip, prompts), plain, layout
+    return model, plain, layout
 
 
 @functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
