@@ -1,0 +1,138 @@
+"""The prompted model against the towers written out, its gradients and its precision."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpt_jax.clip.blocks import KEPT
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts.cavpt import ClassAwarePrompt
+from dpt_jax.prompts.text import plain_layout, prompt_layout
+from tests.helpers.plain_towers import (
+    NAMES,
+    normal,
+    plain_prompted_tower,
+    random_like,
+    random_prompts,
+)
+
+pytestmark = pytest.mark.compiles
+
+
+def test_what_the_backward_pass_keeps_changes_no_gradient(clip):
+    """Of every prompt, against the blocks differentiated as they are."""
+    config = PromptConfig(len(NAMES), 4, text_depth=2, visual_length=3, top_k=2, first_layer=3)
+    layout = prompt_layout(NAMES, clip.tokenizer, 4)
+    images, width = normal(13, 2, 32, 32, 3), clip.config.embed_dim
+    frozen, seen = normal(16, len(NAMES), width), normal(17, 2, width)  # of plain CLIP
+    prompts = random_prompts(PromptedCLIP(clip.config, config), seed=7)
+
+    def gradient(model):
+        def loss(prompts, weights):  # which are no constants of the program: that compiles for long
+            params = {"clip": weights, "prompts": prompts}
+            texts = model.encode_texts(params, layout, frozen)
+            outputs = model(params, images, texts, model.plain_of(params, seen, texts))
+            return jnp.square(outputs.logits).mean() + jnp.square(outputs.auxiliary_logits).mean()
+
+        return jax.jit(jax.grad(loss))(prompts, clip.params)
+
+    found = {remat: gradient(PromptedCLIP(clip.config, config, remat=remat)) for remat in KEPT}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "checkpoint", lambda function, **_: function)
+        expected = gradient(PromptedCLIP(clip.config, config))
+    for remat, own in found.items():
+        errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), own, expected)
+        assert max(jax.tree.leaves(errors)) < 1e-5, (remat, errors)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(model, clip, prompts, layout, plain):
+    params = {"clip": clip, "prompts": prompts}
+    return model.encode_texts(params, layout, model.encode_plain(params, plain))
+
+
+def forward(model, clip, prompts, images):
+    """Outputs and texts of a prompted model.
+
+    The texts know nothing of the image tower's prompts, so that models that differ in these share
+    what is compiled.
+    """
+    own = PromptConfig(len(NAMES), 4, text_depth=model.prompts.text_depth)
+    texts = encode(
+        PromptedCLIP(clip.config, own, model.dtype),
+        clip.params,
+        {"text": prompts["text"]},
+        prompt_layout(NAMES, clip.tokenizer, 4),
+        plain_layout(NAMES, clip.tokenizer),
+    )
+    params = {"clip": clip.params, "prompts": prompts}
+    return jax.jit(model)(params, images, texts), jax.tree.map(np.asarray, texts)
+
+
+@pytest.mark.parametrize(
+    ("visual_length", "depth", "top_k", "first_layer", "coupled"),
+    [
+        *((3, 0, 0, 0, False), (3, 0, 2, 4, False), (3, 0, 2, 3, False), (2, 0, 9, 2, False)),
+        *((4, 0, 3, 1, False), (0, 0, 3, 3, False), (3, 1, 0, 0, False), (3, 2, 2, 4, False)),
+        (4, 0, 2, 3, True),
+    ],
+)
+def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer, coupled):
+    """VPT and CAVPT from any first layer on, scanned and as memory: as the written-out tower.
+
+    So are tokens that carry on, alone and beside class prompts, and those made of the context.
+    """
+    config = PromptConfig(
+        len(NAMES),
+        4,
+        visual_length=visual_length,
+        visual_depth=depth,
+        ln_pre=depth > 0,
+        text_depth=2 if coupled else 1,
+        coupled=coupled,
+        top_k=top_k,
+        first_layer=first_layer,
+    )
+    model = PromptedCLIP(clip.config, config)
+    prompts, images = random_prompts(model, seed=7), normal(8, 3, 32, 32, 3)
+    outputs, texts = forward(model, clip, prompts, images)
+    plain = plain_prompted_tower(clip, model, prompts, images, texts)
+    logits, idx, features, attention, of_classes = plain
+    np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(outputs.features, features, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(outputs.attention, attention, rtol=1e-3, atol=1e-5)
+    if top_k:
+        np.testing.assert_array_equal(outputs.indices, idx)
+        np.testing.assert_allclose(outputs.auxiliary_logits, of_classes[0], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(outputs.class_attention, of_classes[1], rtol=1e-3, atol=1e-5)
+
+
+def test_cavpt_sends_no_gradient_into_the_image_but_some_into_the_text():
+    module = ClassAwarePrompt(classes=4)
+    x, t = normal(9, 2, 5, 64), normal(10, 2, 3, 32)
+    params = random_like(jax.eval_shape(module.init, jax.random.key(0), x, t), seed=0)
+
+    def of_all(x, t):
+        return sum(y.sum() ** 2 for y in jax.tree.leaves(module.apply(params, x, t)))
+
+    to_x, to_t = jax.jit(jax.grad(of_all, argnums=(0, 1)))(x, t)
+    assert not np.any(to_x)
+    assert np.all(np.isfinite(to_t))
+    assert np.any(to_t)
+
+
+def test_bfloat16_stays_near_float32(clip):
+    config = PromptConfig(len(NAMES), 4, visual_length=3, top_k=3, first_layer=4)
+    images, logits = normal(12, 4, 32, 32, 3), []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = PromptedCLIP(clip.config, config, dtype)
+        prompts = random_prompts(model, seed=1)
+        logits.append(np.asarray(forward(model, clip, prompts, images)[0].logits))
+        assert logits[-1].dtype == np.float32
+    # Logits are cosines times 100: 2 is a cosine off by 0.02.
+    np.testing.assert_allclose(logits[1], logits[0], atol=2.0)
+    assert np.abs(logits[1] - logits[0]).max() > 0

@@ -1,0 +1,76 @@
+"""Class texts: a shared beginning encoded once, the rest packed in rows, shared by devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpt_jax.clip.model import CLIP
+from dpt_jax.data.paper.imagenet import imagenet_classnames
+from dpt_jax.prompts import text
+from dpt_jax.prompts.text import plain_layout, prompt_layout
+from tests.helpers.commands import command
+from tests.helpers.plain_towers import CLOSE, NAMES, normal, plain_rows, plain_text_features
+
+pytestmark = pytest.mark.compiles
+
+
+@pytest.mark.parametrize(("depth", "row"), [(1, 64), (2, 12), (3, 30)])
+@pytest.mark.parametrize("class_specific", [False, True])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
+    """The shared beginning encoded once, own tokens packed in rows: as the written-out tower."""
+    monkeypatch.setattr(text, "ROW", row)
+    length, width = 5, clip.config.text.width
+    own = (len(NAMES),) if class_specific else ()
+    context = jnp.asarray(normal(6, depth, *own, length, width, scale=0.3))
+    each = (
+        context
+        if class_specific
+        else jnp.broadcast_to(context[:, None], (depth, len(NAMES), length, width))
+    )
+    layout = prompt_layout(NAMES, clip.tokenizer, length, position, class_specific)
+    model = CLIP(clip.config)
+    actual = jax.jit(
+        lambda p: model.apply({"params": p}, method=lambda m: m.text(layout, context))
+    )(clip.params)
+    expected = plain_text_features(clip, plain_rows(clip, NAMES, length, position), each)
+    np.testing.assert_allclose(actual, expected, **CLOSE)
+
+
+def test_prefix_is_as_long_as_it_can_be(clip):
+    """The whole shared context is encoded once, and only where it is the same for all."""
+    assert len(prompt_layout(NAMES, clip.tokenizer, 16, "end").prefix_tokens) == 17
+    assert len(prompt_layout(NAMES, clip.tokenizer, 16, "middle").prefix_tokens) == 9
+    assert (
+        len(prompt_layout(NAMES, clip.tokenizer, 16, "end", class_specific=True).prefix_tokens) == 1
+    )
+    assert (
+        len(plain_layout([f"a photo of a {n}." for n in NAMES], clip.tokenizer).prefix_tokens) == 5
+    )
+    assert prompt_layout(["dog"], clip.tokenizer, 4).tokens.shape == (1, 1)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=200))
+def test_packing_keeps_every_text_once_in_rows_with_little_padding(lengths):
+    rows = text.pack(lengths)
+    assert sorted(c for row in rows for c in row) == list(range(len(lengths)))
+    widest = max(sum(lengths[c] for c in row) for row in rows)
+    assert widest <= max(text.ROW, *lengths)
+    # Two rows that are half empty would have been one.
+    assert sum(2 * sum(lengths[c] for c in row) <= max(text.ROW, *lengths) for row in rows) <= 1
+
+
+def test_a_thousand_names_cost_what_their_tokens_cost(clip):
+    """Few places of ImageNet's packed names are padding; of the published 77 a class, most are."""
+    layout = prompt_layout(imagenet_classnames(), clip.tokenizer, 16)
+    assert (layout.text >= 0).mean() > 0.95
+    assert layout.tokens.size < 0.1 * 77 * len(layout.order)
+
+
+def test_texts_shared_by_devices(clip_dir):
+    """Rows that four devices cannot share equally: features and gradients of one device."""
+    command("-m", "tests.helpers.shared_texts", str(clip_dir), devices=4)
