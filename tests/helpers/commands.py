@@ -31,20 +31,18 @@ COMPILATION = {
     "jax_compilation_cache_dir": os.environ["TEST_COMPILATION_CACHE"],
     "jax_persistent_cache_min_compile_time_secs": 0.05,
 }
+# JAX reads them when it is imported, which forks have behind them.
+os.environ |= {name.upper(): str(value) for name, value in COMPILATION.items()}
 
 
 def simulated(devices: int) -> dict[str, str]:
     """The environment of a process with so many CPU devices."""
-    env = {
+    return {
         **os.environ,
         "XLA_FLAGS": f"{QUICKLY_COMPILED} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
+        "HF_HUB_OFFLINE": "1",
     }
-    return (
-        env
-        | {name.upper(): str(value) for name, value in COMPILATION.items()}
-        | {"HF_HUB_OFFLINE": "1"}
-    )
 
 
 def command(
