@@ -10,9 +10,9 @@ from safetensors.numpy import load_file
 
 from dpt_jax.clip.pretrained import BUNDLED, load_clip
 from dpt_jax.errors import UserError
-from tests.clip.test_weights import write_shards
 from tests.golden import make_open_clip_features as golden
 from tests.helpers.vocabularies import tokenizer_json
+from tests.helpers.weight_files import write_shards
 
 TINY = BUNDLED / "tiny-clip"
 OTHERS = [None, True, -1, 0, 3, 1.5, 1e400, "x", "", [], [1], {}, {"a": 1}]

@@ -1,5 +1,6 @@
 """Checkpoint folders of the published code, whole, partial and wrong."""
 
+import functools
 import shutil
 
 import jax
@@ -16,6 +17,7 @@ from dpt_jax.inference.evaluation import predict
 from dpt_jax.inference.published import convert_reference
 from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.published import CAVPT, TEXT, VISUAL
+from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -54,14 +56,7 @@ def extractor(layers, dtype=torch.float32):
 
 @pytest.fixture
 def config(clip_dir):
-    def make(method=dpt, **overrides):
-        config = method.get_config("folder")
-        config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
-        for key, value in overrides.items():
-            settings.set_key(config, key.replace("__", "."), value)
-        return config
-
-    return make
+    return functools.partial(small_config, clip_dir)
 
 
 def converted(directory, workdir, config, clip, **overrides):

@@ -12,6 +12,7 @@ from dpt_jax.inference import adoption, evaluation
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.training.loop import train
 from tests.helpers.commands import in_process
+from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -31,8 +32,7 @@ class Answer:
 
 def test_a_batch_is_started_before_the_last_one_is_fetched(clip, clip_dir, monkeypatch):
     """And no more than two are on the way."""
-    config = coop.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
+    config = small_config(clip_dir, coop)
     config.text_prompt.length, config.eval.batch_size = 2, 5
     prepared = experiments.prepare(config, clip)
     prompts = adoption.initial_prompts(prepared)
@@ -73,8 +73,7 @@ def test_training_and_evaluation_take_images_as_the_model_does(clip, clip_dir, t
     squashing = clip._replace(config=dataclasses.replace(clip.config, preprocessing=own))
     found = []
     for folder in ("wide", "square"):
-        config = vpt.get_config("folder")
-        config.clip.weights, config.dataset.root = str(clip_dir), str(tmp_path / folder)
+        config = small_config(clip_dir, vpt, dataset__root=str(tmp_path / folder))
         config.visual_prompt.length, config.train.epochs, config.train.augment = 2, 1, False
         prepared = experiments.prepare(config, squashing)
         prompts = train(prepared, tmp_path / f"{folder}_run")

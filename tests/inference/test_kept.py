@@ -10,6 +10,7 @@ from PIL import Image
 from dpt_jax.data import records
 from dpt_jax.inference import adoption, evaluation, kept
 from dpt_jax.inference import experiment as experiments
+from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -32,8 +33,11 @@ def evaluate(clip, clip_dir, tmp_path):
     shutil.copytree(SMALL / "images", tmp_path / "images")
 
     def predict(method, images=None):
-        config = importlib.import_module(f"configs.{method}").get_config("folder")
-        config.clip.weights, config.dataset.root = str(clip_dir), str(tmp_path / "images")
+        config = small_config(
+            clip_dir,
+            importlib.import_module(f"configs.{method}"),
+            dataset__root=str(tmp_path / "images"),
+        )
         part = config.text_prompt if method == "coop" else config.visual_prompt
         part.length, config.dataset.shots, config.eval.batch_size = 2, -1, 5
         prepared = experiments.prepare(config, clip)._replace(kept=images)

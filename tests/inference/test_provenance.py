@@ -20,13 +20,12 @@ from dpt_jax.report.one_run import report_run
 from dpt_jax.report.runs import report_folder
 from dpt_jax.storage import prompt_file
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
-from tests.helpers.golden import SMALL
+from tests.helpers.configs import small_config
 
 
 @pytest.fixture(scope="module")
 def config(clip_dir):
-    config = coop.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
+    config = small_config(clip_dir, coop)
     config.text_prompt.length, config.train.epochs = 2, 1
     config.eval.save_logits = True
     return config

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from hypothesis.strategies import floats
 
-from dpt_jax.inference.scores import calibration, softmax
+from dpt_jax.inference.scores import calibration, class_scores, distinct, softmax
 
 
 def test_calibration_by_hand():
@@ -33,3 +33,21 @@ def test_softmax_is_scipys(logits):
     found = softmax(logits)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, scipy.special.softmax(logits, axis=-1), rtol=1e-5, atol=1e-30)
+
+
+def test_class_scores():
+    scores = class_scores(np.array([0, 0, 1, 0]), np.array([0, 1, 1, 1]), ["a", "b", "c"])
+    assert scores == {
+        "a": {"n": 1, "accuracy": 1.0, "f1": 0.5, "predicted": {"a": 1}},
+        "b": {"n": 3, "accuracy": pytest.approx(1 / 3), "f1": 0.5, "predicted": {"a": 2, "b": 1}},
+        "c": {"n": 0, "accuracy": None, "f1": 0.0, "predicted": {}},
+    }
+
+
+def test_classes_of_one_name_are_told_apart():
+    """ImageNet has two missiles and two sunglasses."""
+    assert distinct(["missile", "tench", "missile"]) == [
+        "missile (class 0)",
+        "tench",
+        "missile (class 2)",
+    ]

@@ -9,7 +9,7 @@ from dpt_jax.report.papers import AVERAGE, read_published
 from dpt_jax.report.runs import report_folder
 from dpt_jax.runtime.files import as_path
 from tests.helpers.commands import ROOT, assert_refused, in_process
-from tests.report.test_report import rows_of, write
+from tests.helpers.run_results import rows_of, write
 
 SHIPPED = ROOT / "dpt_jax" / "assets" / "published_vit_b16.csv"
 

@@ -1,8 +1,6 @@
 """Tables and figures of runs."""
 
 import csv
-import json
-import re
 
 import numpy as np
 import pytest
@@ -16,48 +14,7 @@ from dpt_jax.report.cells import harmonic_mean, scores_of
 from dpt_jax.report.curves import Point
 from dpt_jax.report.selection import read_results
 from tests.helpers.commands import in_process
-
-
-def write(
-    folder,
-    method,
-    accuracy,
-    *,
-    dataset="dtd",
-    shots=1,
-    seed=1,
-    classes="all",
-    trained=("dtd", "all"),
-    **more,
-):
-    """A results.json; accuracy in percent."""
-    trained_on = (
-        None if method == "zeroshot" else dict(zip(("dataset", "classes"), trained, strict=True))
-    )
-    results = {
-        "method": method,
-        "dataset": dataset,
-        "classes": classes,
-        "shots": shots,
-        "seed": seed,
-        "n": 50,
-        "accuracy": accuracy / 100,
-        "macro_f1": accuracy / 200,
-        "trained_on": trained_on,
-        "per_class": {},
-        **more,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results))
-
-
-def rows_of(text):
-    """The cells of every table row."""
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text.splitlines()
-        if line.startswith("|")
-    ]
+from tests.helpers.run_results import rows_of, write
 
 
 def test_few_shot_table_is_mean_and_deviation_of_the_seeds(tmp_path):
@@ -254,89 +211,3 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path):
         done = in_process("-m", "dpt_jax", "report", *arguments, check=False)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert says in done.stderr
-
-
-def of(
-    data="a" * 64,
-    name="flowers",
-    trained="",
-    backbone="b" * 16,
-    train_list="t",
-    init_from=False,
-    **settings,
-):
-    """What results say that they are of."""
-    return {
-        "step": 1,
-        "epoch": 1,
-        "prompts": "p",
-        "backbone": backbone,
-        "template": "a photo of a {}.",
-        "test_list": data,
-        "data": {"name": name, "digest": data},
-        "trained_on": {"name": name, "digest": trained or data},
-        "train_list": train_list,
-        "init_from": init_from,
-        "settings": {"train.epochs": 2, "dtype": "float32", **settings},
-    }
-
-
-def write_folder(folder, accuracy, *, seed=1, n=50, **more):
-    write(folder, "dpt", accuracy, dataset="folder", trained=("folder", "all"), seed=seed, n=n,
-          of=of(**more))  # fmt: skip
-
-
-def test_a_folder_is_called_by_its_name(tmp_path):
-    write_folder(tmp_path / "a", 90)
-    write_folder(tmp_path / "b", 80, seed=2, train_list="u")
-    text = report.report_folder(tmp_path)[0]
-    assert "### flowers\n" in text
-    assert rows_of(text)[2:] == [["DPT", "85.0 ± 5.0"]]
-    assert "To know" not in text
-
-
-def test_two_folders_of_one_name_are_two_datasets(tmp_path):
-    write_folder(tmp_path / "a", 90)
-    write_folder(tmp_path / "b", 30, data="c" * 64, n=700)
-    text = report.report_folder(tmp_path)[0]
-    assert "### flowers (aaaaaa)\n" in text
-    assert "### flowers (cccccc)\n" in text
-    assert [row for row in rows_of(text.partition("Average")[0]) if row[0] == "DPT"] == [
-        ["DPT", "90.0"],
-        ["DPT", "30.0"],
-    ]
-
-
-def test_prompts_of_one_folder_tested_on_another_are_not_in_domain(tmp_path):
-    write_folder(tmp_path / "a", 90)
-    write_folder(tmp_path / "b", 30, data="c" * 64, trained="a" * 64)
-    text = report.report_folder(tmp_path)[0]
-    assert "### From flowers (aaaaaa) to other datasets" in text
-    assert rows_of(text.partition("From")[0])[2:] == [["DPT", "90.0"]]
-
-
-def test_two_backbones_are_not_one_column(tmp_path):
-    write_folder(tmp_path / "a", 90)
-    write_folder(tmp_path / "b", 30, backbone="d" * 16)
-    text = report.report_folder(tmp_path)[0]
-    assert "### flowers (CLIP bbbbbb)\n" in text
-    assert "### flowers (CLIP dddddd)\n" in text
-
-
-@pytest.mark.parametrize(
-    ("other", "says"),
-    [
-        ({"train.epochs": 3}, r"differ in train.epochs \(2 and 3\)"),
-        ({"dtype": "bfloat16"}, "differ in dtype"),
-        ({"init_from": True}, "differ in init_from"),
-        ({"n": 51}, "differ in the number of test images"),
-        ({"seed": 1, "train_list": "u"}, "differ in their training images"),
-    ],
-)
-def test_runs_that_differ_in_more_than_the_seed_are_left_out_by_name(tmp_path, other, says):
-    write_folder(tmp_path / "a", 90)
-    write_folder(tmp_path / "b", 30, **{"seed": 2, **other})
-    write(tmp_path / "c", "coop", 50)
-    text = report.report_folder(tmp_path)[0]
-    assert re.search(f"a and .*b {says}.*left out", text)
-    assert rows_of(text)[2:] == [["CoOp", "50.0"]]

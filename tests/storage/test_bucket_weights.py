@@ -11,9 +11,9 @@ from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.errors import UserError
 from dpt_jax.runtime.files import as_path
 from dpt_jax.storage.weights import convert_clip, local_weights
-from tests.clip.test_weights import SIZES, as_flax, assert_same, torch_state, write_shards
 from tests.helpers import make_clip
 from tests.helpers.object_store import put_folder
+from tests.helpers.weight_files import SIZES, as_flax, assert_same, torch_state, write_shards
 
 WEIGHTS = "model.safetensors"
 

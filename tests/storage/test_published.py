@@ -9,7 +9,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.inference.published import convert_reference
 from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.published import CAVPT, TEXT, VISUAL, account
-from tests.helpers.golden import SMALL
+from tests.helpers.configs import small_config
 from tests.helpers.published_files import write_module
 
 WIDTH, CLASSES = 128, 6
@@ -30,8 +30,7 @@ def zeros(*shape):
 
 @pytest.fixture
 def config(clip_dir):
-    config = coop.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
+    config = small_config(clip_dir, coop)
     return config
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from configs import dpt
 from dpt_jax import settings
 from dpt_jax.clip.files import read_torch_file
 from dpt_jax.errors import UserError
@@ -11,7 +10,7 @@ from dpt_jax.inference.published import convert_reference, reverse_reference
 from dpt_jax.storage import relatives
 from dpt_jax.storage.checkpoints import load_newest
 from dpt_jax.storage.published import TEXT, read_published
-from tests.helpers.golden import SMALL
+from tests.helpers.configs import small_config
 from tests.helpers.published_files import write_module
 
 TEXT_WIDTH, VISUAL_WIDTH, EMBED = 128, 128, 64
@@ -63,8 +62,7 @@ def write(directory, module, tensors, rest=()):
 
 @pytest.fixture
 def config(clip_dir):
-    config = dpt.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
+    config = small_config(clip_dir)
     return config
 
 

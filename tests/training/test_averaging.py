@@ -22,7 +22,7 @@ from dpt_jax.runtime import devices
 from dpt_jax.storage.checkpoints import Checkpoints
 from dpt_jax.training import loop
 from dpt_jax.training.averaging import after_step, epoch_weights
-from tests.helpers.golden import SMALL
+from tests.helpers.configs import small_config
 
 TEMPLATES = ("a photo of a {}.", "a {} in a video game.")
 
@@ -30,8 +30,7 @@ TEMPLATES = ("a photo of a {}.", "a {} in a video game.")
 @pytest.fixture(scope="module")
 def experiment(clip_dir, clip):
     """Three epochs of two steps, the last of which counts least."""
-    config = promptsrc.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
+    config = small_config(clip_dir, promptsrc)
     config.text_prompt.depth = config.visual_prompt.depth = 2
     config.train.epochs, config.train.batch_size, config.loss.template = 3, 6, "|".join(TEMPLATES)
     config.train.average_mean, config.train.average_deviation = 1.0, 1.0

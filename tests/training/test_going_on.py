@@ -25,6 +25,7 @@ from dpt_jax.training.optimizer import (
 )
 from dpt_jax.training.run import evaluate_run, train_and_evaluate, with_dtype
 from dpt_jax.training.step import StepConfig, make_step, new_state
+from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -40,8 +41,7 @@ def images(tmp_path):
 @pytest.fixture
 def config(clip_dir, images):
     """CoOp for one epoch of two steps."""
-    config = coop.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(images)
+    config = small_config(clip_dir, coop, dataset__root=str(images))
     config.dataset.shots, config.text_prompt.length = -1, 4
     config.train.epochs, config.train.batch_size = 1, 6
     return config

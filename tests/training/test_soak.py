@@ -13,7 +13,7 @@ from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
 from dpt_jax.training import loop as training
-from tests.commands import test_wrong_input
+from tests.clip.test_damaged_weights import fuzz_weights
 from tests.helpers.commands import command, in_process
 from tests.helpers.faults import SETTINGS, damaged, kill_at_random, write
 from tests.helpers.golden import SMALL
@@ -93,7 +93,7 @@ def test_damaged_checkpoints(tmp_path, tell):
 
 
 def test_damaged_weights(clip_dir, tmp_path, tell):
-    refused, read = test_wrong_input.fuzz_weights(clip_dir, tmp_path / "clip", rounds=60)
+    refused, read = fuzz_weights(clip_dir, tmp_path / "clip", rounds=60)
     tell(
         f"{refused + read} damaged models: {refused} refused with the file's name, "
         f"{read} read, 0 other exceptions"

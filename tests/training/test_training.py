@@ -1,92 +1,28 @@
-"""Losses, the optimiser's state, prompts taken from other runs, and what a run writes down."""
+"""The optimiser's state, prompts taken from other runs, and what a run writes down."""
 
 import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as tries
-from hypothesis import strategies as st
 
-from configs import coop, dpt, vlp, zeroshot
+from configs import coop, dpt, vlp
 from dpt_jax import settings
 from dpt_jax.errors import UserError
 from dpt_jax.inference import adoption
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.evaluation import evaluate
-from dpt_jax.inference.scores import class_scores, distinct
-from dpt_jax.losses import count, loss
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.model.outputs import Outputs
 from dpt_jax.runtime.metrics import MetricWriter
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
 from dpt_jax.training.loop import train
 from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
-
-DPT = PromptConfig(classes=5, text_length=2, visual_length=2, top_k=3, first_layer=2)
-
-
-def outputs_of(seed, rows):
-    """Random outputs for `rows` images of 5 classes, 2 CAVPT layers and 3 looked-at classes."""
-    generator = np.random.default_rng(seed)
-    draw = [generator.standard_normal((rows, 5), dtype=np.float32) for _ in range(4)]
-    auxiliary = generator.standard_normal((rows, 2, 3, 5), dtype=np.float32)
-    indices = np.stack([generator.permutation(5)[:3] for _ in range(rows)])
-    return Outputs(*draw, auxiliary, indices, None, None, None), generator.integers(0, 5, rows)
-
-
-def total(outputs, labels, rows, guided):
-    return float(
-        loss(DPT, outputs, labels, rows, count(outputs.indices, labels, rows, 2), guided, 0.3)
-    )
-
-
-def cross_entropy(logits, labels):
-    return np.mean(
-        [np.log(np.exp(row - row[label]).sum()) for row, label in zip(logits, labels, strict=True)]
-    )
-
-
-@tries(deadline=None, max_examples=20)
-@given(st.integers(0, 1000), st.integers(1, 6), st.booleans())
-def test_loss_is_the_published_formula_whatever_the_padding(seed, rows, guided):
-    outputs, labels = outputs_of(seed, rows)
-    expected = cross_entropy(outputs.logits, labels) * (0.1 if guided else 1)
-    if guided:
-        expected += cross_entropy(outputs.text_logits, labels) + cross_entropy(
-            outputs.image_logits, labels
-        )
-    qualified = [
-        (outputs.auxiliary_logits[b, layer, k], labels[b])
-        for b in range(rows)
-        for layer in range(2)
-        for k in range(3)
-        if outputs.indices[b, k] == labels[b]
-    ]
-    if qualified:
-        expected += 0.3 * cross_entropy(*zip(*qualified, strict=True))
-    assert total(outputs, labels, jnp.ones(rows), guided) == pytest.approx(expected, rel=1e-4)
-
-    other, other_labels = outputs_of(seed + 1, 4)
-    padded = jax.tree.map(lambda *x: np.concatenate(x), outputs, other)
-    weight = jnp.concatenate([jnp.ones(rows), jnp.zeros(4)])
-    every = np.concatenate([labels, other_labels])
-    assert total(padded, every, weight, guided) == pytest.approx(expected, rel=1e-4)
-
-    # In two parts that know the counts of both, as gradient accumulation and devices take them.
-    counts = count(padded.indices, every, weight, 2)
-    shares = []
-    for part in (slice(None, rows - 1), slice(rows - 1, None)):
-        own = Outputs(*(None if x is None else x[part] for x in padded))
-        shares.append(loss(DPT, own, every[part], weight[part], counts, guided, 0.3))
-    assert float(sum(shares)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_learning_rates_of_the_published_settings():
@@ -101,13 +37,9 @@ def test_learning_rates_of_the_published_settings():
 
 
 def make_config(clip_dir, method=dpt, **overrides):
-    config = method.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
-    config.text_prompt.length, config.visual_prompt.length = 4, 2 if method is not coop else 0
-    config.train.epochs, config.train.batch_size = 2, 6
-    for key, value in overrides.items():
-        settings.set_key(config, key.replace("__", "."), value)
-    return config
+    own = {"text_prompt__length": 4, "visual_prompt__length": 0 if method is coop else 2}
+    own |= {"train__epochs": 2, "train__batch_size": 6}
+    return small_config(clip_dir, method, **{**own, **overrides})
 
 
 def run(config, clip, workdir):
@@ -294,77 +226,6 @@ def test_prompts_of_other_sizes_are_refused_by_name(trained, clip_dir, clip):
         adoption.saved_prompts(experiment, trained)
 
 
-def test_initial_words(clip_dir, clip):
-    experiment = experiments.prepare(make_config(clip_dir, text_prompt__init="a photo of a"), clip)
-    context = adoption.initial_prompts(experiment)["text"]["context"]
-    ids = clip.tokenizer.encode("a photo of a")
-    np.testing.assert_array_equal(context[0], clip.params["text"]["token_embedding"][ids])
-
-
-@pytest.mark.parametrize("words", ["a xylophonists", "A PHOTO,_of a", "X X X X"])
-def test_initial_words_set_the_length_by_their_tokens(words, clip_dir, clip):
-    experiment = experiments.prepare(
-        make_config(clip_dir, text_prompt__init=words, text_prompt__length=2), clip
-    )
-    ids = clip.tokenizer.encode(words.replace("_", " "))
-    context = adoption.initial_prompts(experiment)["text"]["context"]
-    np.testing.assert_array_equal(context[0], clip.params["text"]["token_embedding"][ids])
-
-
-@pytest.mark.parametrize("blank", ["   ", "_", "\t"])
-def test_blank_initial_words_are_none(blank, clip_dir, clip):
-    configs_ = [make_config(clip_dir, text_prompt__init=words) for words in (blank, "")]
-    found, expected = (
-        adoption.initial_prompts(experiments.prepare(config, clip)) for config in configs_
-    )
-    assert found["text"]["context"].shape[1] == configs_[0].text_prompt.length
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ("a photo of a {}.", "has a brace"),
-        ("a photo of a {", "has a brace"),
-        ("<|endoftext|> a", "special token"),
-        ("a <|startoftext|>", "special token"),
-        ("a " * 80, "is 80 .*takes 77"),
-    ],
-)
-def test_initial_words_that_cannot_be_are_refused(words, says, clip_dir, clip):
-    with pytest.raises(UserError, match=says):
-        experiments.prepare(make_config(clip_dir, text_prompt__init=words), clip)
-
-
-@pytest.mark.parametrize("method", [zeroshot, vlp])
-def test_every_method_reads_the_same_names(method, clip_dir, clip):
-    """An underscore is a space for zero-shot and frozen texts, as it is for the learned prompt."""
-    experiment = experiments.prepare(make_config(clip_dir, method), clip)
-    texts = []
-    for name in ("hot_dog", "hot dog"):
-        dataset = experiment.dataset._replace(classnames=(name, "cat"), train=[], test=[])
-        texts.append(experiments.assemble(experiment.config, dataset, clip).frozen.texts)
-    np.testing.assert_array_equal(*texts)
-
-
-def test_several_templates_are_averaged_as_clip_does_it(clip_dir, clip):
-    """The mean of the normalised features; zero-shot normalises it again."""
-
-    def texts(template):
-        experiment = experiments.prepare(
-            make_config(clip_dir, zeroshot, dataset__template=template), clip
-        )
-        return np.asarray(experiment.frozen.texts[0])
-
-    one, other = texts("a photo of a {}."), texts("{} texture.")
-    expected = (
-        one / np.linalg.norm(one, axis=1)[:, None] + other / np.linalg.norm(other, axis=1)[:, None]
-    ) / 2
-    np.testing.assert_allclose(
-        texts("a photo of a {}.| {} texture."), expected, rtol=1e-5, atol=1e-6
-    )
-
-
 def test_class_without_training_images_is_named(clip_dir, clip, three_classes, tmp_path):
     shutil.rmtree(three_classes / "train" / "sea_horse")
     experiment = experiments.prepare(make_config(clip_dir, dataset__root=str(three_classes)), clip)
@@ -404,21 +265,3 @@ def test_metrics_of_a_resumed_run_have_every_step_once(tmp_path):
         writer.write(3, {"loss": 9.0})
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert records == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": 9.0}]
-
-
-def test_class_scores():
-    scores = class_scores(np.array([0, 0, 1, 0]), np.array([0, 1, 1, 1]), ["a", "b", "c"])
-    assert scores == {
-        "a": {"n": 1, "accuracy": 1.0, "f1": 0.5, "predicted": {"a": 1}},
-        "b": {"n": 3, "accuracy": pytest.approx(1 / 3), "f1": 0.5, "predicted": {"a": 2, "b": 1}},
-        "c": {"n": 0, "accuracy": None, "f1": 0.0, "predicted": {}},
-    }
-
-
-def test_classes_of_one_name_are_told_apart():
-    """ImageNet has two missiles and two sunglasses."""
-    assert distinct(["missile", "tench", "missile"]) == [
-        "missile (class 0)",
-        "tench",
-        "missile (class 2)",
-    ]

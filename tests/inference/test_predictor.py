@@ -1,7 +1,6 @@
-"""Classifying images with a trained prompt, from Python and from the command line."""
+"""Classifying images with a trained prompt, from Python."""
 
 import contextlib
-import csv
 import json
 import pathlib
 import shutil
@@ -13,10 +12,9 @@ import scipy.special
 from PIL import Image
 
 import dpt_jax
-from configs import coop, dpt, vpt, zeroshot
+from configs import coop, vpt, zeroshot
 from dpt_jax import settings
 from dpt_jax.clip.pretrained import Pretrained
-from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 from dpt_jax.inference import adoption, program
 from dpt_jax.inference import experiment as experiments
@@ -26,31 +24,20 @@ from dpt_jax.inference.predictor import Predictor
 from dpt_jax.inference.published import convert_reference
 from dpt_jax.storage.checkpoints import Checkpoints, Saved, load_newest
 from tests.helpers import make_clip
-from tests.helpers.commands import ROOT, assert_refused, command, in_process
+from tests.helpers.commands import assert_refused, command, in_process
+from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL, relative_error
 
 pytestmark = pytest.mark.compiles
+
 
 IMAGES = SMALL / "images"
 CASE = json.loads((SMALL / "case.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def predictor(trained):
-    return dpt_jax.load(trained, batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def files():
-    return find_images([str(IMAGES / "test")])
-
-
 def run_of(workdir, method, clip: Pretrained, clip_dir, **values) -> pathlib.Path:
     """A workdir with fresh prompts of a method, as a training would leave it at its start."""
-    config = method.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
-    for key, value in values.items():
-        settings.set_key(config, key.replace("__", "."), value)
+    config = small_config(clip_dir, method, **values)
     prepared = experiments.prepare(config, clip)
     settings.save(config, workdir)
     if settings.method(config) != "zeroshot":
@@ -73,8 +60,7 @@ def test_probabilities_are_those_of_the_evaluation(predictor, trained):
 
 def test_published_prompts_give_the_published_logits(clip_dir, tmp_path):
     """A converted checkpoint, which knows no class names: they are given."""
-    config = dpt.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
+    config = small_config(clip_dir)
     config.dataset.template, config.cavpt.top_k = CASE["template"], CASE["top_k"]
     convert_reference(SMALL / "checkpoint", tmp_path / "w", config, {})
     predictor = dpt_jax.load(tmp_path / "w", CASE["classnames"])
@@ -216,109 +202,6 @@ def test_wrong_class_names(trained, names, says):
         dpt_jax.load(trained, names)
 
 
-def test_images_are_found_once_and_in_order(tmp_path):
-    for name in ("b/2.png", "b/1.JPG", "a.txt", "b/c/3.png", "b/.hidden/4.png", "b/notes.md"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    below = [str(tmp_path / name) for name in ("b/1.JPG", "b/2.png", "b/c/3.png")]
-    assert find_images([str(tmp_path / "b"), below[0]]) == below
-    assert find_images([str(tmp_path / "**" / "*.png"), str(tmp_path / "a.txt")]) == [
-        *below[1:],
-        str(tmp_path / "a.txt"),
-    ]
-    (tmp_path / "[odd].png").touch()
-    assert find_images([str(tmp_path / "[odd].png")]) == [str(tmp_path / "[odd].png")]
-    for wrong in ("none.png", "*.bmp", "b/c/*.jpg"):
-        with pytest.raises(UserError, match="is not there"):
-            find_images([str(tmp_path / wrong)])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no images there"):
-        find_images([str(tmp_path / "empty")])
-
-
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory, files):
-    """A folder with images, one that is none, and one whose name is a formula."""
-    folder = tmp_path_factory.mktemp("mixed")
-    shutil.copy(files[0], folder / "a.png")
-    shutil.copy(files[1], folder / "=1+1.png")
-    (folder / "broken.png").write_bytes(pathlib.Path(files[2]).read_bytes()[:60])
-    return folder
-
-
-def test_json(trained, predictor, mixed, files):
-    done = in_process(
-        "-m", "dpt_jax", "predict", f"--workdir={trained}", "--top=2", "--json", str(mixed)
-    )
-    told = {pathlib.Path(one["path"]).name: one for one in json.loads(done.stdout)}
-    assert list(told) == ["=1+1.png", "a.png", "broken.png"]
-    assert "cannot be read as an image" in told["broken.png"]["error"]
-    assert "1 of 3 images could not be read" in done.stderr
-    for name, file in (("a.png", files[0]), ("=1+1.png", files[1])):
-        (own,) = predictor.predict(file)
-        best = np.argsort(-own)[:2]
-        assert [one["class"] for one in told[name]["predictions"]] == [
-            predictor.classnames[c] for c in best
-        ]
-        assert [one["probability"] for one in told[name]["predictions"]] == pytest.approx(
-            own[best].tolist(), rel=1e-4
-        )
-
-
-def test_csv_and_other_classes(trained, mixed, tmp_path):
-    (tmp_path / "names.txt").write_text("a zebra\n\n@handle\n", encoding="utf-8")
-    done = command(
-        "-m",
-        "dpt_jax",
-        "predict",
-        f"--workdir={trained}",
-        f"--classes={tmp_path / 'names.txt'}",
-        f"--csv={tmp_path / 'out.csv'}",
-        "=1+1.png",
-        "a.png",
-        cwd=mixed,
-    )
-    assert "2 images" in done.stdout
-    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    assert [line["path"] for line in lines] == ["'=1+1.png", "a.png"]  # text, not a formula
-    for line in lines:
-        assert {line["class_1"], line["class_2"]} == {"a zebra", "'@handle"}
-        assert float(line["probability_1"]) + float(line["probability_2"]) == pytest.approx(
-            1, abs=1e-5
-        )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ([str(IMAGES)], "no image is named: dpt-jax"),
-        (["--workdir=/nowhere", str(IMAGES)], "/nowhere is no workdir of a run"),
-        (["--workdir=/nowhere/prompt.safetensors", str(IMAGES)], "prompt.safetensors is not there"),
-        (["--workdir=TRAINED"], "no image is named"),
-        (["--workdir=TRAINED", "/nowhere/a.png"], "/nowhere/a.png is not there"),
-        (["--workdir=TRAINED", "README.md"], "none of the 1 images could be read"),
-        (["--workdir=TRAINED", str(IMAGES), "--json", "--csv=out.csv"], "not both"),
-        (
-            ["--workdir=TRAINED", str(IMAGES), "--csv=/nowhere/out.csv"],
-            "--csv: /nowhere/out.csv cannot be written",
-        ),
-        (["--workdir=/nowhere", str(IMAGES), "--csv=README.md"], "/nowhere is no workdir of a run"),
-        (
-            ["--workdir=TRAINED", str(IMAGES), "--classes=/nowhere.txt"],
-            "--classes: /nowhere.txt cannot be read",
-        ),
-        (["--workdir=TRAINED", str(IMAGES), "--top=0"], "top"),
-    ],
-)
-def test_wrong_input_is_one_sentence_and_exit_code_2(trained, arguments, says):
-    arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
-    assert_refused(in_process("-m", "dpt_jax", "predict", *arguments, check=False), says)
-    assert (
-        ROOT / "README.md"
-    ).stat().st_size > 1000  # nothing is written before all else is known to be right
-
-
 def test_devices_share_what_is_read_at_a_time(trained, files):
     """Two devices take two batches together, and give what one gives."""
     script = """
@@ -349,53 +232,6 @@ def test_a_damaged_image_of_any_kind_is_only_unreadable(predictor, tmp_path):
             (tmp_path / "damaged").write_bytes(damaged[: generator.integers(1, len(whole) + 1)])
             with contextlib.suppress(UserError):
                 predictor.pixels(tmp_path / "damaged")
-
-
-def test_a_reader_that_has_enough_is_no_error(trained):
-    done = command("-c", f"""
-import subprocess, sys
-predict = [sys.executable, "-m", "dpt_jax", "predict", "--workdir={trained}", {str(IMAGES)!r}]
-running = subprocess.Popen(predict, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-running.stdout.close()
-print(running.stderr.read(), running.wait())
-""")  # fmt: skip
-    assert done.stdout.split() == ["1"]
-
-
-def maps() -> int:
-    """The memory maps of this process, of which Linux grants it 65,530."""
-    return len(pathlib.Path("/proc/self/maps").read_text().splitlines())
-
-
-def resident() -> int:
-    """Kilobytes of memory that this process has."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0])
-
-
-@pytest.mark.parametrize(("method", "calls"), [(zeroshot, 100), (coop, 1000)])
-def test_a_thousand_calls_of_encode_text_are_one_program(method, calls):
-    config = method.get_config("emoji")
-    config.text_prompt.init = ""
-    prepared = experiments.prepare(config)
-    prompts = adoption.initial_prompts(prepared)
-    predictor = Predictor(prepared, Saved(1, prompts, {}), batch_size=1)
-    names = [f"a {i} of {i % 7}" for i in range(calls)]
-    together = predictor.encode_text(names)
-    np.testing.assert_allclose(predictor.encode_text(names[:2]), together[:2], atol=1e-5)
-    before = maps(), resident()
-    for i, name in enumerate(names):
-        (own,) = predictor.encode_text([name])
-        np.testing.assert_allclose(own, together[i], atol=1e-5)
-    assert maps() < before[0] + 50
-    assert resident() < before[1] + 50_000
-
-
-def test_features_of_names_are_those_of_the_packed_texts(trained):
-    """Of the same names as the classes of a predictor, which encodes them in packed rows."""
-    names = ["dog", "a rather long name of a class that has more than sixteen tokens in its name"]
-    packed = dpt_jax.load(trained, names, batch_size=1).encode_text()
-    np.testing.assert_allclose(dpt_jax.load(trained).encode_text(names), packed, atol=1e-5)
 
 
 def test_a_long_list_is_decoded_a_batch_at_a_time(predictor, files, monkeypatch):
@@ -435,8 +271,7 @@ def test_weights_that_are_not_finite_are_refused(clip, clip_dir, files, tmp_path
     vision = {**clip.params["vision"], "ln_post": jax.tree.map(
         lambda x: x * np.float32(np.nan), clip.params["vision"]["ln_post"])}  # fmt: skip
     broken = clip._replace(params={**clip.params, "vision": vision})
-    config = zeroshot.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
+    config = small_config(clip_dir, zeroshot)
     prepared = experiments.prepare(config, broken)
     says = r"plain CLIP are not finite: the weight of CLIP vision\.ln_post"
     with pytest.raises(UserError, match=says):

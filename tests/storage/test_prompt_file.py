@@ -1,50 +1,28 @@
-"""Prompts handed on: one file, a checkpoint of the published code, a compiled program."""
+"""Prompts handed on as one file."""
 
 import json
-import runpy
-import shutil
 
 import jax
 import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-import torch
-from PIL import Image
 
 import dpt_jax
-from configs import dpt
-from dpt_jax import settings
 from dpt_jax.commands import convert
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
-from dpt_jax.inference.published import convert_reference, reverse_reference
+from dpt_jax.inference.published import reverse_reference
 from dpt_jax.storage import prompt_file
 from dpt_jax.storage.checkpoints import load_newest
-from dpt_jax.storage.published import (
-    CAVPT,
-    MODULES,
-    VISUAL,
-    prompts_from_published,
-    published_from_prompts,
-)
-from tests.helpers.commands import command, in_process
+from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
+from tests.helpers.prompt_trees import same_bytes
 
 pytestmark = pytest.mark.compiles
 
-CHECKPOINT = SMALL / "checkpoint"
+
 IMAGES = SMALL / "images"
-
-
-def same_bytes(a, b):
-    a, b = (
-        settings.flat(
-            jax.tree.map(lambda x: (x.dtype, x.shape, np.ascontiguousarray(x).tobytes()), t)
-        )
-        for t in (a, b)
-    )
-    return a == b
 
 
 @pytest.fixture(scope="module")
@@ -224,146 +202,6 @@ def test_export_says_what_it_cannot_do(trained, tmp_path):
     done = in_process("-m", "dpt_jax", "convert", "export", str(trained), check=False)
     assert done.returncode == 2
     assert "unknown arguments" in done.stderr
-
-
-def published(directory):
-    """The state dicts of a published checkpoint, without what it does not learn."""
-    found = {}
-    for module in MODULES:
-        (file,) = (directory / module).glob("model.pth.tar-*")
-        contents = torch.load(file, weights_only=True)
-        tensors = {
-            k: v
-            for k, v in contents["state_dict"].items()
-            if k not in ("token_prefix", "token_suffix")
-        }
-        found[module] = {k: v.numpy() for k, v in tensors.items()}, contents["epoch"], file.name
-    return found
-
-
-def test_published_checkpoint_there_and_back(clip_dir, tmp_path):
-    config = dpt.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
-    convert_reference(CHECKPOINT, tmp_path / "w", config, {})
-    in_process(
-        "-m",
-        "dpt_jax",
-        "convert",
-        "reference",
-        "--reverse",
-        str(tmp_path / "w"),
-        str(tmp_path / "back"),
-    )
-    before, after = published(CHECKPOINT), published(tmp_path / "back")
-    for module in MODULES:
-        assert same_bytes(after[module][0], before[module][0])
-        assert after[module][1:] == before[module][1:] == (1, "model.pth.tar-1")
-        name = (tmp_path / "back" / module / "checkpoint").read_text()
-        assert name == "model.pth.tar-1\n"
-
-
-def test_prompts_trained_here_there_and_back(trained, tmp_path):
-    reverse_reference(trained, tmp_path / "published")
-    config = settings.load(trained, dpt.get_config())
-    convert_reference(tmp_path / "published", tmp_path / "back", config, {})
-    back, own = load_newest(tmp_path / "back"), load_newest(trained)
-    assert same_bytes(back.prompts, own.prompts)
-    assert back.step == own.meta["epoch"] == 2
-
-
-def test_cavpt_from_the_first_layer_leaves_an_empty_visual_prompt():
-    """The published code makes that module all the same, and looks for its file."""
-    cavpt = {
-        name: {"kernel": np.ones((4, 5, 6), np.float32)}
-        for name in ("query", "key", "value", "classifier")
-    }
-    cavpt["class_projection"] = {
-        "kernel": np.ones((4, 7, 6), np.float32),
-        "bias": np.ones((4, 6), np.float32),
-    }
-    cavpt |= {
-        name: dict.fromkeys(("scale", "bias"), np.ones((4, 6), np.float32))
-        for name in ("ln_classifier", "ln_prompt")
-    }
-    prompts = {"cavpt": {**cavpt, "global_tokens": np.ones((4, 10, 6), np.float32)}}
-    modules = published_from_prompts(prompts, visual_length=3)
-    assert set(modules) == {VISUAL, CAVPT}
-    assert modules[VISUAL]["ctx"].shape == (0, 3, 6)
-    assert same_bytes(prompts_from_published(modules), prompts)
-
-
-def test_what_the_published_code_has_no_place_for(trained, tmp_path):
-    deep = tmp_path / "deep"
-    shutil.copytree(trained, deep)
-    config = json.loads((deep / "config.json").read_text())
-    config["text_prompt"]["depth"] = 2
-    (deep / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="context tokens of several layers"):
-        reverse_reference(deep, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-    with pytest.raises(UserError, match="is there already"):
-        reverse_reference(trained, deep)
-    for part in ("text_prompt", "visual_prompt"):
-        config[part]["length"] = 0
-    config["cavpt"]["top_k"] = 0
-    (deep / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is zero-shot"):
-        reverse_reference(deep, tmp_path / "new")
-
-
-# Loads the program where this package cannot be imported.
-RUN = """
-import json, sys
-import jax, numpy as np
-sys.modules["dpt_jax"] = None
-folder, images = sys.argv[1:]
-program = jax.export.deserialize(bytearray(open(f"{folder}/classifier.jax", "rb").read()))
-images = np.load(images)
-print(json.dumps({"platforms": program.platforms, "input": str(program.in_avals[0]),
-                  "all": program.call(images).tolist(),
-                  "one": program.call(images[:1]).tolist()}, default=str))
-"""
-
-
-def test_a_program_needs_nothing_of_this_package(trained, tmp_path, monkeypatch):
-    served = tmp_path / "served"
-    done = in_process("-m", "dpt_jax", "convert", "serve", str(trained), str(served))
-    assert all(
-        f"wrote {served / name}" in done.stdout
-        for name in ("classifier.jax", "classifier.json", "classify.py")
-    )
-    predictor = dpt_jax.load(trained)
-    files = find_images([str(IMAGES / "test")])
-    expected = predictor.predict(files)
-    np.save(tmp_path / "images.npy", predictor.pixels(files))
-    done = command(
-        "-c", RUN, str(served), str(tmp_path / "images.npy"), cwd=tmp_path, PYTHONPATH=""
-    )
-    told = json.loads(done.stdout)
-    assert told["platforms"] == ["cpu", "cuda", "tpu"]
-    assert told["input"] == "uint8[b,32,32,3]"
-    np.testing.assert_allclose(told["all"], expected, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(told["one"], expected[:1], rtol=1e-4, atol=1e-6)
-    about = json.loads((served / "classifier.json").read_text())
-    assert (about["classnames"], about["image_size"]) == (list(predictor.classnames), 32)
-    # The example: a file that is not square too, since it has a transform of its own.
-    # And one of 16 bits a pixel.
-    deep = np.random.default_rng(1).integers(0, 65536, (40, 40)).astype(np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    wide = np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8)
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    both = [str(tmp_path / "wide.png"), str(tmp_path / "deep.png"), files[0]]
-    done = command(str(served / "classify.py"), *both, cwd=tmp_path, PYTHONPATH="")
-    for line, own in zip(done.stdout.splitlines(), predictor.predict(both), strict=True):
-        best = np.argsort(-own)[:3]
-        assert line.split("  ")[1:] == [
-            f"{predictor.classnames[c]} {100 * own[c]:.1f} %" for c in best
-        ]
-    # A program that this JAX does not read, as one of years ago: the example says what to do.
-    (served / "classifier.jax").write_bytes(b"of another time")
-    monkeypatch.setattr("sys.argv", ["classify.py", files[0]])
-    with pytest.raises(SystemExit, match=f"It is for JAX {jax.__version__} and what is released"):
-        runpy.run_path(str(served / "classify.py"), run_name="__main__")
 
 
 def test_a_file_that_has_more_than_this_version_knows_is_refused(shared, tmp_path):

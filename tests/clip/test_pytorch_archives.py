@@ -1,0 +1,126 @@
+"""OpenAI's archives and training checkpoints: known by their tensors, and never run."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from etils import epath
+
+from dpt_jax.clip.layouts import common_names
+from dpt_jax.clip.openai import MODELS, recognise
+from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.errors import UserError
+from tests.helpers.weight_files import assert_same, torch_bytes, torch_state
+
+MARKS = {"input_resolution": 16, "context_length": 77, "vocab_size": 49408}
+
+
+def test_openai_archive_of_other_sizes_is_not_guessed(openai, source, expected, tmp_path):
+    """Heads and activation are known of OpenAI's own models; another one needs its
+    configuration.
+    """
+    file = tmp_path / "tiny.pt"
+    torch.save({**torch_state(openai), **{k: torch.tensor(v) for k, v in MARKS.items()}}, file)
+    with pytest.raises(UserError, match="of none of its models"):
+        load_clip(str(file))
+    shutil.copy(source / "config.json", tmp_path)
+    assert_same(load_clip(str(file)), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_openai_archive_is_known_by_its_sizes(name):
+    """Only the shapes are looked at, so arrays that take no memory stand for the weights."""
+    width, text_width, patch, positions = {
+        "ViT-B/32": (768, 512, 32, 50),
+        "ViT-B/16": (768, 512, 16, 197),
+        "ViT-L/14": (1024, 768, 14, 257),
+        "ViT-L/14@336px": (1024, 768, 14, 577),
+    }[name]
+    shapes = {
+        "visual.conv1.weight": (width, 3, patch, patch),
+        "visual.positional_embedding": (positions, width),
+        "token_embedding.weight": (49408, text_width),
+        **dict.fromkeys(MARKS, ()),
+    }
+    tensors = {n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}
+    named = common_names(tensors, epath.Path("x.pt"))
+    assert named.openai
+    config = recognise(named.tensors, epath.Path("x.pt"))
+    assert config == MODELS[name]
+    assert (config.vision.heads, config.text.heads) == (width // 64, text_width // 64)
+
+
+def test_training_checkpoint_needs_a_configuration(openai, source, expected, tmp_path):
+    """The tensors of LAION's and of OpenAI's models look alike, and mean another thing."""
+    state = {f"module.{name}": value for name, value in torch_state(openai).items()}
+    optimizer = {"state": {}, "param_groups": []}
+    file = tmp_path / "epoch_2.pt"
+    torch.save({"epoch": 2, "name": "run", "state_dict": state, "optimizer": optimizer}, file)
+    with pytest.raises(UserError, match=r"epoch_2\.pt does not say the heads and the activation"):
+        load_clip(str(file))
+    shutil.copy(source / "config.json", tmp_path)
+    assert_same(load_clip(str(file)), expected)
+
+
+@pytest.mark.parametrize(
+    ("field", "says"), [("ema", "field 'ema'"), ("optimizer_states", "'optimizer_states'")]
+)
+def test_field_of_a_checkpoint_that_is_not_known_is_named(openai, tmp_path, field, says):
+    file = tmp_path / "epoch_2.pt"
+    torch.save({"epoch": 2, "state_dict": torch_state(openai), field: {}}, file)
+    with pytest.raises(UserError, match=says):
+        load_clip(str(file))
+    torch.save({"epoch": 2, "model_state_dict": torch_state(openai)}, file)
+    with pytest.raises(UserError, match="no field 'state_dict', but a field 'model_state_dict'"):
+        load_clip(str(file))
+
+
+def test_openai_archive_is_read_without_running_it(openai, source, expected, tmp_path):
+    """As OpenAI publishes them: a TorchScript program whose modules hold the weights."""
+
+    class Part(torch.nn.Module):
+        pass
+
+    root = Part()
+    for name, value in openai.items():
+        *path, leaf = name.split(".")
+        node = root
+        for step in path:
+            if step not in dict(node.named_children()):
+                node.add_module(step, Part())
+            node = getattr(node, step)
+        node.register_parameter(leaf, torch.nn.Parameter(torch.tensor(value)))
+    file = tmp_path / "tiny.pt"
+    torch.jit.save(torch.jit.script(root), str(file))
+    shutil.copy(source / "config.json", tmp_path)
+    assert_same(load_clip(str(file)), expected)
+
+
+class Trap:
+    """Unpickling this runs a program."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_pickled_program_is_not_run(copy, tmp_path):
+    target = tmp_path / "trapped"
+    (copy / "pytorch_model.bin").write_bytes(torch_bytes({"logit_scale": Trap(str(target))}))
+    with pytest.raises(UserError, match=r"pytorch_model\.bin"):
+        load_clip(str(copy))
+    assert not target.exists()
+
+
+def test_resnet_is_refused(tmp_path):
+    file = tmp_path / "RN50.pt"
+    torch.save(
+        {"visual.layer1.0.conv1.weight": torch.zeros(2, 2, 1, 1), "logit_scale": torch.tensor(1.0)},
+        file,
+    )
+    with pytest.raises(UserError, match="ResNet"):
+        load_clip(str(file))

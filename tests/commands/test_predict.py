@@ -1,0 +1,133 @@
+"""`dpt-jax predict`: images in, answers as JSON, as a table and as text."""
+
+import csv
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from dpt_jax.data.folder import find_images
+from dpt_jax.errors import UserError
+from tests.helpers.commands import ROOT, assert_refused, command, in_process
+from tests.helpers.golden import SMALL
+
+pytestmark = pytest.mark.compiles
+
+
+IMAGES = SMALL / "images"
+
+
+def test_images_are_found_once_and_in_order(tmp_path):
+    for name in ("b/2.png", "b/1.JPG", "a.txt", "b/c/3.png", "b/.hidden/4.png", "b/notes.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    below = [str(tmp_path / name) for name in ("b/1.JPG", "b/2.png", "b/c/3.png")]
+    assert find_images([str(tmp_path / "b"), below[0]]) == below
+    assert find_images([str(tmp_path / "**" / "*.png"), str(tmp_path / "a.txt")]) == [
+        *below[1:],
+        str(tmp_path / "a.txt"),
+    ]
+    (tmp_path / "[odd].png").touch()
+    assert find_images([str(tmp_path / "[odd].png")]) == [str(tmp_path / "[odd].png")]
+    for wrong in ("none.png", "*.bmp", "b/c/*.jpg"):
+        with pytest.raises(UserError, match="is not there"):
+            find_images([str(tmp_path / wrong)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no images there"):
+        find_images([str(tmp_path / "empty")])
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, files):
+    """A folder with images, one that is none, and one whose name is a formula."""
+    folder = tmp_path_factory.mktemp("mixed")
+    shutil.copy(files[0], folder / "a.png")
+    shutil.copy(files[1], folder / "=1+1.png")
+    (folder / "broken.png").write_bytes(pathlib.Path(files[2]).read_bytes()[:60])
+    return folder
+
+
+def test_json(trained, predictor, mixed, files):
+    done = in_process(
+        "-m", "dpt_jax", "predict", f"--workdir={trained}", "--top=2", "--json", str(mixed)
+    )
+    told = {pathlib.Path(one["path"]).name: one for one in json.loads(done.stdout)}
+    assert list(told) == ["=1+1.png", "a.png", "broken.png"]
+    assert "cannot be read as an image" in told["broken.png"]["error"]
+    assert "1 of 3 images could not be read" in done.stderr
+    for name, file in (("a.png", files[0]), ("=1+1.png", files[1])):
+        (own,) = predictor.predict(file)
+        best = np.argsort(-own)[:2]
+        assert [one["class"] for one in told[name]["predictions"]] == [
+            predictor.classnames[c] for c in best
+        ]
+        assert [one["probability"] for one in told[name]["predictions"]] == pytest.approx(
+            own[best].tolist(), rel=1e-4
+        )
+
+
+def test_csv_and_other_classes(trained, mixed, tmp_path):
+    (tmp_path / "names.txt").write_text("a zebra\n\n@handle\n", encoding="utf-8")
+    done = command(
+        "-m",
+        "dpt_jax",
+        "predict",
+        f"--workdir={trained}",
+        f"--classes={tmp_path / 'names.txt'}",
+        f"--csv={tmp_path / 'out.csv'}",
+        "=1+1.png",
+        "a.png",
+        cwd=mixed,
+    )
+    assert "2 images" in done.stdout
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["path"] for line in lines] == ["'=1+1.png", "a.png"]  # text, not a formula
+    for line in lines:
+        assert {line["class_1"], line["class_2"]} == {"a zebra", "'@handle"}
+        assert float(line["probability_1"]) + float(line["probability_2"]) == pytest.approx(
+            1, abs=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([str(IMAGES)], "no image is named: dpt-jax"),
+        (["--workdir=/nowhere", str(IMAGES)], "/nowhere is no workdir of a run"),
+        (["--workdir=/nowhere/prompt.safetensors", str(IMAGES)], "prompt.safetensors is not there"),
+        (["--workdir=TRAINED"], "no image is named"),
+        (["--workdir=TRAINED", "/nowhere/a.png"], "/nowhere/a.png is not there"),
+        (["--workdir=TRAINED", "README.md"], "none of the 1 images could be read"),
+        (["--workdir=TRAINED", str(IMAGES), "--json", "--csv=out.csv"], "not both"),
+        (
+            ["--workdir=TRAINED", str(IMAGES), "--csv=/nowhere/out.csv"],
+            "--csv: /nowhere/out.csv cannot be written",
+        ),
+        (["--workdir=/nowhere", str(IMAGES), "--csv=README.md"], "/nowhere is no workdir of a run"),
+        (
+            ["--workdir=TRAINED", str(IMAGES), "--classes=/nowhere.txt"],
+            "--classes: /nowhere.txt cannot be read",
+        ),
+        (["--workdir=TRAINED", str(IMAGES), "--top=0"], "top"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(trained, arguments, says):
+    arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
+    assert_refused(in_process("-m", "dpt_jax", "predict", *arguments, check=False), says)
+    assert (
+        ROOT / "README.md"
+    ).stat().st_size > 1000  # nothing is written before all else is known to be right
+
+
+def test_a_reader_that_has_enough_is_no_error(trained):
+    done = command("-c", f"""
+import subprocess, sys
+predict = [sys.executable, "-m", "dpt_jax", "predict", "--workdir={trained}", {str(IMAGES)!r}]
+running = subprocess.Popen(predict, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+running.stdout.close()
+print(running.stderr.read(), running.wait())
+""")  # fmt: skip
+    assert done.stdout.split() == ["1"]

@@ -1,0 +1,66 @@
+"""Weights of a tiny CLIP in the formats of others, and when two are the same."""
+
+import io
+import json
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+SIZES = {"embed": 32, "res": 16, "vl": 2, "vw": 128, "patch": 8, "tw": 64, "th": 1, "tl": 2}
+
+
+def assert_same(clip, expected):
+    assert clip.config == expected.config
+    assert jax.tree.structure(clip.params) == jax.tree.structure(expected.params)
+    jax.tree.map(np.testing.assert_array_equal, clip.params, expected.params)
+    assert clip.tokenizer.encode("a photo of a sea horse.") == expected.tokenizer.encode(
+        "a photo of a sea horse."
+    )
+
+
+def torch_state(tensors):
+    return {name: torch.tensor(value) for name, value in tensors.items()}
+
+
+def as_flax(tensors):
+    """transformers' Flax spelling: kernels transposed, embeddings and scales by their own names."""
+    tree = {}
+    for name, value in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        if kind != "weight":
+            tree[name] = value
+        elif "embedding" in stem and value.ndim == 2:
+            tree[f"{stem}.embedding"] = value
+        elif "norm" in stem or "layrnorm" in stem:
+            tree[f"{stem}.scale"] = value
+        else:
+            tree[f"{stem}.kernel"] = value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
+    return flax.traverse_util.unflatten_dict(tree, sep=".")
+
+
+def write_shards(folder, tensors, ending="safetensors"):
+    """The tensors in two files with their index; the index."""
+    names = sorted(tensors)
+    places = {}
+    for i, own in enumerate((names[::2], names[1::2])):
+        shard = f"model-0000{i + 1}-of-00002.{ending}"
+        part = {name: tensors[name] for name in own}
+        if ending == "bin":
+            torch.save(torch_state(part), folder / shard)
+        else:
+            save_file(part, folder / shard)
+        places |= dict.fromkeys(own, shard)
+    stem = "pytorch_model" if ending == "bin" else "model"
+    index = folder / f"{stem}.{ending}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+def torch_bytes(thing):
+    buffer = io.BytesIO()
+    torch.save(thing, buffer)
+    return buffer.getvalue()

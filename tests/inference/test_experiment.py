@@ -1,0 +1,90 @@
+"""What an experiment starts from: words for the context, and texts of the classes."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import coop, dpt, vlp, zeroshot
+from dpt_jax.errors import UserError
+from dpt_jax.inference import adoption
+from dpt_jax.inference import experiment as experiments
+from tests.helpers.configs import small_config
+
+pytestmark = pytest.mark.compiles
+
+
+def make_config(clip_dir, method=dpt, **overrides):
+    own = {"text_prompt__length": 4, "visual_prompt__length": 0 if method is coop else 2}
+    own |= {"train__epochs": 2, "train__batch_size": 6}
+    return small_config(clip_dir, method, **{**own, **overrides})
+
+
+def test_initial_words(clip_dir, clip):
+    experiment = experiments.prepare(make_config(clip_dir, text_prompt__init="a photo of a"), clip)
+    context = adoption.initial_prompts(experiment)["text"]["context"]
+    ids = clip.tokenizer.encode("a photo of a")
+    np.testing.assert_array_equal(context[0], clip.params["text"]["token_embedding"][ids])
+
+
+@pytest.mark.parametrize("words", ["a xylophonists", "A PHOTO,_of a", "X X X X"])
+def test_initial_words_set_the_length_by_their_tokens(words, clip_dir, clip):
+    experiment = experiments.prepare(
+        make_config(clip_dir, text_prompt__init=words, text_prompt__length=2), clip
+    )
+    ids = clip.tokenizer.encode(words.replace("_", " "))
+    context = adoption.initial_prompts(experiment)["text"]["context"]
+    np.testing.assert_array_equal(context[0], clip.params["text"]["token_embedding"][ids])
+
+
+@pytest.mark.parametrize("blank", ["   ", "_", "\t"])
+def test_blank_initial_words_are_none(blank, clip_dir, clip):
+    configs_ = [make_config(clip_dir, text_prompt__init=words) for words in (blank, "")]
+    found, expected = (
+        adoption.initial_prompts(experiments.prepare(config, clip)) for config in configs_
+    )
+    assert found["text"]["context"].shape[1] == configs_[0].text_prompt.length
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("a photo of a {}.", "has a brace"),
+        ("a photo of a {", "has a brace"),
+        ("<|endoftext|> a", "special token"),
+        ("a <|startoftext|>", "special token"),
+        ("a " * 80, "is 80 .*takes 77"),
+    ],
+)
+def test_initial_words_that_cannot_be_are_refused(words, says, clip_dir, clip):
+    with pytest.raises(UserError, match=says):
+        experiments.prepare(make_config(clip_dir, text_prompt__init=words), clip)
+
+
+@pytest.mark.parametrize("method", [zeroshot, vlp])
+def test_every_method_reads_the_same_names(method, clip_dir, clip):
+    """An underscore is a space for zero-shot and frozen texts, as it is for the learned prompt."""
+    experiment = experiments.prepare(make_config(clip_dir, method), clip)
+    texts = []
+    for name in ("hot_dog", "hot dog"):
+        dataset = experiment.dataset._replace(classnames=(name, "cat"), train=[], test=[])
+        texts.append(experiments.assemble(experiment.config, dataset, clip).frozen.texts)
+    np.testing.assert_array_equal(*texts)
+
+
+def test_several_templates_are_averaged_as_clip_does_it(clip_dir, clip):
+    """The mean of the normalised features; zero-shot normalises it again."""
+
+    def texts(template):
+        experiment = experiments.prepare(
+            make_config(clip_dir, zeroshot, dataset__template=template), clip
+        )
+        return np.asarray(experiment.frozen.texts[0])
+
+    one, other = texts("a photo of a {}."), texts("{} texture.")
+    expected = (
+        one / np.linalg.norm(one, axis=1)[:, None] + other / np.linalg.norm(other, axis=1)[:, None]
+    ) / 2
+    np.testing.assert_allclose(
+        texts("a photo of a {}.| {} texture."), expected, rtol=1e-5, atol=1e-6
+    )

@@ -1,0 +1,74 @@
+"""The losses against the published formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as tries
+from hypothesis import strategies as st
+
+from dpt_jax.losses import count, loss
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model.outputs import Outputs
+
+pytestmark = pytest.mark.compiles
+
+
+DPT = PromptConfig(classes=5, text_length=2, visual_length=2, top_k=3, first_layer=2)
+
+
+def outputs_of(seed, rows):
+    """Random outputs for `rows` images of 5 classes, 2 CAVPT layers and 3 looked-at classes."""
+    generator = np.random.default_rng(seed)
+    draw = [generator.standard_normal((rows, 5), dtype=np.float32) for _ in range(4)]
+    auxiliary = generator.standard_normal((rows, 2, 3, 5), dtype=np.float32)
+    indices = np.stack([generator.permutation(5)[:3] for _ in range(rows)])
+    return Outputs(*draw, auxiliary, indices, None, None, None), generator.integers(0, 5, rows)
+
+
+def total(outputs, labels, rows, guided):
+    return float(
+        loss(DPT, outputs, labels, rows, count(outputs.indices, labels, rows, 2), guided, 0.3)
+    )
+
+
+def cross_entropy(logits, labels):
+    return np.mean(
+        [np.log(np.exp(row - row[label]).sum()) for row, label in zip(logits, labels, strict=True)]
+    )
+
+
+@tries(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.integers(1, 6), st.booleans())
+def test_loss_is_the_published_formula_whatever_the_padding(seed, rows, guided):
+    outputs, labels = outputs_of(seed, rows)
+    expected = cross_entropy(outputs.logits, labels) * (0.1 if guided else 1)
+    if guided:
+        expected += cross_entropy(outputs.text_logits, labels) + cross_entropy(
+            outputs.image_logits, labels
+        )
+    qualified = [
+        (outputs.auxiliary_logits[b, layer, k], labels[b])
+        for b in range(rows)
+        for layer in range(2)
+        for k in range(3)
+        if outputs.indices[b, k] == labels[b]
+    ]
+    if qualified:
+        expected += 0.3 * cross_entropy(*zip(*qualified, strict=True))
+    assert total(outputs, labels, jnp.ones(rows), guided) == pytest.approx(expected, rel=1e-4)
+
+    other, other_labels = outputs_of(seed + 1, 4)
+    padded = jax.tree.map(lambda *x: np.concatenate(x), outputs, other)
+    weight = jnp.concatenate([jnp.ones(rows), jnp.zeros(4)])
+    every = np.concatenate([labels, other_labels])
+    assert total(padded, every, weight, guided) == pytest.approx(expected, rel=1e-4)
+
+    # In two parts that know the counts of both, as gradient accumulation and devices take them.
+    counts = count(padded.indices, every, weight, 2)
+    shares = []
+    for part in (slice(None, rows - 1), slice(rows - 1, None)):
+        own = Outputs(*(None if x is None else x[part] for x in padded))
+        shares.append(loss(DPT, own, every[part], weight[part], counts, guided, 0.3))
+    assert float(sum(shares)) == pytest.approx(expected, rel=1e-4)
