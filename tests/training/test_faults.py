@@ -57,9 +57,12 @@ def assert_same_end(workdir, whole):
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
     weights, whole, tmp_path, number, workers
 ):
-    """In an epoch or at its end; with loader processes, which get the signal too."""
-    arguments = [weights, *LONG, f"--workdir={tmp_path}", f"--config.dataset.workers={workers}"]
-    run = Run(*arguments)
+    """In an epoch or at its end; with loader processes, which get the signal too.
+
+    It goes on without them: that gives the same batches, which the loader's tests look at.
+    """
+    arguments = [weights, *LONG, f"--workdir={tmp_path}"]
+    run = Run(*arguments, f"--config.dataset.workers={workers}")
     run.read_until("epoch 5/")
     run.send(number)
     assert run.end() == EXIT_CODE, run.output
@@ -267,7 +270,7 @@ def test_a_step_that_is_not_finite_stops_the_run(weights, tmp_path):
 
 
 def test_resuming_with_other_settings(weights, tmp_path):
-    arguments = [*settings_of("dpt"), weights, f"--workdir={tmp_path}"]
+    arguments = [*SETTINGS, weights, f"--workdir={tmp_path}"]
     in_process("main.py", *arguments, "--config.train.epochs=1")
     done = in_process(
         "main.py", *arguments, "--config.train.epochs=2", "--config.eval.batch_size=7", check=False
@@ -291,12 +294,12 @@ def test_resuming_with_other_settings(weights, tmp_path):
         "main.py",
         *arguments,
         "--config.train.epochs=2",
-        "--config.cavpt.top_k=2",
+        "--config.text_prompt.length=5",
         "--allow_changes",
         check=False,
     )
     assert done.returncode == 2
-    assert "cavpt.top_k (10 there, 2 now); use them, or another --workdir." in done.stderr
+    assert "text_prompt.length (4 there, 5 now); use them, or another --workdir." in done.stderr
 
 
 def test_a_started_run_needs_no_longer_what_it_started_from(weights, tmp_path):
