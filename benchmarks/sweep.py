@@ -43,8 +43,8 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--data", default="digits,jpeg")
     parser.add_argument("--methods", default="zeroshot,coop,vpt,vlp,dpt")
-    parser.add_argument("--shots", default="1")
-    parser.add_argument("--seeds", default="1,2")
+    parser.add_argument("--shots", type=whole_numbers, default="1")
+    parser.add_argument("--seeds", type=whole_numbers, default="1,2")
     for flag, default in {"epochs": 0, "images": 1000, "pixels": 500, "classes": 10}.items():
         parser.add_argument(f"--{flag}", type=int, default=default)
     parser.add_argument("--clip", default="vit-b-32", help="of benchmarks/random_clip.py")
@@ -52,9 +52,15 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     found = parser.parse_args(arguments)
     if wrong := {*found.data.split(",")} - {"digits", "jpeg"}:
         parser.error(f"--data: {wrong.pop()!r} is neither digits nor jpeg")
-    if found.images < found.classes or not 0 < found.efficiency <= 1:
-        parser.error("give an image for each class, and an --efficiency from 0 to 1")
+    if not 0 < found.classes <= min(found.images, 1000) or found.pixels < 16:
+        parser.error("give --classes from 1 to 1000, an image for each, and --pixels from 16")
+    if not 0 < found.efficiency <= 1:
+        parser.error("give an --efficiency above 0 and up to 1")
     return found
+
+
+def whole_numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def main() -> None:
@@ -88,6 +94,7 @@ def sweep_on(
     data: str, flags: argparse.Namespace, clock: "Clock", imported: float, folder: pathlib.Path
 ) -> "Measured":
     """Run a sweep on one kind of data, print its tables, and return what was measured."""
+    from dpt_jax.methods import ROWS
     from dpt_jax.runtime.files import as_path
     from dpt_jax.training.cost import Costs, Seen
     from dpt_jax.training.grid import plan
@@ -95,9 +102,10 @@ def sweep_on(
 
     overrides = {"train.epochs": flags.epochs} if flags.epochs else {}
     overrides |= make_jpegs(flags, folder) if data == "jpeg" else {}
-    numbers = (list(map(int, text.split(","))) for text in (flags.shots, flags.seeds))
-    name = "folder" if data == "jpeg" else data
-    planned = plan("few-shot", flags.methods.split(","), [name], [], *numbers)
+    name, methods = "folder" if data == "jpeg" else data, flags.methods.split(",")
+    if wrong := {*methods} - {*ROWS}:
+        sys.exit(f"--methods: {wrong.pop()!r} is not one of {', '.join(ROWS)}.")
+    planned = plan("few-shot", methods, [name], [], flags.shots, flags.seeds)
     runner, rows = Runner(as_path(folder / "runs"), overrides), []
 
     def execute(run: "Run") -> int:
@@ -123,9 +131,11 @@ def sweep_on(
 def make_jpegs(flags: argparse.Namespace, folder: pathlib.Path) -> dict[str, Any]:
     """Write images and a CLIP of random weights, and return the settings that take them."""
     from benchmarks.jpegs import write_images
-    from benchmarks.random_clip import random_clip
+    from benchmarks.random_clip import SIZES, random_clip
     from dpt_jax.clip.pretrained import save_orbax
 
+    if flags.clip not in SIZES:
+        sys.exit(f"--clip: {flags.clip!r} is not one of {', '.join(SIZES)}.")
     size = write_images(folder / "images", flags.images, flags.classes, flags.pixels)
     save_orbax(random_clip(flags.clip), str(folder / "clip"))
     print(
