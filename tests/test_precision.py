@@ -19,6 +19,10 @@ ROOTS = re.compile(r"stablehlo\.(?:rsqrt|sqrt|log) .*[x<](\w+)>")
 # With the line before, which makes the operand: a softmax subtracts, a sigmoid changes the sign.
 EXPONENTIAL = re.compile(r"stablehlo\.(\w+) .*\n.*stablehlo\.exponential .*[x<](\w+)>")
 EXCHANGED = re.compile(r'"stablehlo\.all_\w+"\(.*?: \(tensor<(?:\d+x)*(\w+)>\) ->', re.DOTALL)
+# But those over one row.
+SUMS = re.compile(
+    r"reduce\(.* stablehlo\.add (?!across dimensions = \[0\] : \(tensor<1x).*[x<](\w+)>\n"
+)
 RESULTS = re.compile(r"func public @main\(.*-> \((.*)\) \{")
 
 
@@ -40,7 +44,7 @@ def test_matrices_of_float32_are_not_rounded_before_they_are_multiplied(dtype, m
     Of bfloat16's products one kind has a float32 matrix, the gradient of attention's scores.
     """
     options = compile_for_tpu.parse(
-        ["--classes=3", "--batch=2", f"--mode={mode}", f"--dtype={dtype}"]
+        ["--classes=20", "--batch=2", f"--mode={mode}", f"--dtype={dtype}"]
     )
     case = make_case(options, CHIPS["v5e"], 1)
     for _, lowered in programs(case, jax.devices()[:1]):
@@ -58,6 +62,8 @@ def assert_float32(program, exchanges):
     exponentials = set(EXPONENTIAL.findall(program))
     assert ("subtract", "f32") in exponentials
     assert {made_by for made_by, type_ in exponentials if type_ == "bf16"} <= {"negate"}
+    # Also the gradient of what images or texts share.
+    assert set(SUMS.findall(program)) <= {"f32", "i32"}
     # Gradients, counts and texts of all devices; prompts, optimizer, losses, logits, features.
     assert set(EXCHANGED.findall(program)) <= {"f32", "i32"}
     assert EXCHANGED.search(program) or not exchanges

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from dpt_jax.clip.config import TransformerConfig
+from dpt_jax.clip.rows import spread
 
 Array = jax.Array
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -93,8 +94,8 @@ class Block(nn.Module):
         if memory is not None:
             seen = norm_1(memory)
             shape = (x.shape[0], memory.shape[1], *heads)
-            keys = jnp.concatenate([keys, jnp.broadcast_to(to_key(seen), shape)], axis=1)
-            values = jnp.concatenate([values, jnp.broadcast_to(to_value(seen), shape)], axis=1)
+            keys = jnp.concatenate([keys, spread(to_key(seen), shape)], axis=1)
+            values = jnp.concatenate([values, spread(to_value(seen), shape)], axis=1)
             if mask is not None:
                 mask = jnp.pad(mask, ((0, 0), (0, 0), (0, memory.shape[1])), constant_values=True)
         queries = checkpoint_name(to_query(normed), "query")

@@ -1,9 +1,14 @@
-"""Rows of a table by their numbers, with a gradient that is the same in every run."""
+"""Rows that are used several times, and how the gradients of their uses are added up."""
 
 import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+
+
+def spread(x: Array, shape: tuple[int, ...]) -> Array:
+    """Return x, broadcast to a shape; its gradient is summed in float32, whatever its dtype is."""
+    return jnp.broadcast_to(x.astype(jnp.float32), shape).astype(x.dtype)
 
 
 @jax.custom_vjp

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from dpt_jax.clip.blocks import Array, LayerNorm, Transformer
 from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.clip.rows import spread
 
 
 class LayerPrompts(NamedTuple):
@@ -108,8 +109,7 @@ class VisionTower(nn.Module):
         attention = output = None
         if prompt.joining is not None:
             joining = prompt.joining.astype(x.dtype)
-            joining = jnp.broadcast_to(joining, (x.shape[0], *joining.shape))
-            x = jnp.concatenate([x, joining], axis=1)
+            x = jnp.concatenate([x, spread(joining, (x.shape[0], *joining.shape))], axis=1)
         if scanned:
             inputs = jax.tree.map(lambda a: a[:scanned], prompt.per_layer)
             x, output = self.transformer.scan(step, x, start, start + scanned, inputs)

@@ -43,12 +43,12 @@ class ClassAwarePrompt(nn.Module):
         """
         width, embed = x.shape[-1], text_features.shape[-1]
         tokens = self.param("global_tokens", nn.initializers.normal(0.02), (GLOBAL_TOKENS, width))
-        shared = jnp.broadcast_to(tokens.astype(self.dtype), (x.shape[0], *tokens.shape))
+        shared = jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)).astype(self.dtype)
         m = jnp.concatenate([jax.lax.stop_gradient(x), shared], axis=1)
 
         c = linear(width, embed, "class_projection", self.dtype, bias=True)(
             text_features.astype(self.dtype)
-        )
+        ).astype(self.dtype)
         query = linear(ATTENTION_WIDTH, width, "query", self.dtype)(c)
         key = linear(ATTENTION_WIDTH, width, "key", self.dtype)(m)
         scores = jnp.einsum("bka,bta->bkt", query, key, preferred_element_type=jnp.float32)

@@ -16,8 +16,16 @@ def torch_uniform(fan_in: int) -> Any:
 
 
 def linear(features: int, fan_in: int, name: str, dtype: Any, bias: bool = False) -> nn.Dense:
-    """Return a linear layer that starts as PyTorch's does."""
+    """Return a linear layer that starts as PyTorch's does.
+
+    Its product is of the dtype. A bias is added in float32, in which its gradient is summed too,
+    and so is the result.
+    """
     init = torch_uniform(fan_in)
+
+    def promote(x: jax.Array, kernel: jax.Array, bias: Any, **_: Any) -> tuple[Any, ...]:
+        return x.astype(dtype), kernel.astype(dtype), bias
+
     return nn.Dense(
-        features, use_bias=bias, kernel_init=init, bias_init=init, dtype=dtype, name=name
+        features, use_bias=bias, kernel_init=init, bias_init=init, promote_dtype=promote, name=name
     )
