@@ -120,14 +120,21 @@ def test_validation_fifth_is_that_of_the_published_rule(tmp_path):
     assert [tuple(e) for e in found.val] == val
 
 
+@pytest.fixture(scope="module")
+def flowers(tmp_path_factory):
+    """The root of a tree, and its dataset: a MATLAB file is read in a process of its own."""
+    root = tmp_path_factory.mktemp("flowers")
+    coop_trees.make("oxford_flowers", root)
+    return root, read_coop("oxford_flowers", root)
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("shots", [1, 2, 8])
-def test_sample_is_that_of_the_published_rule(tmp_path, seed, shots):
+def test_sample_is_that_of_the_published_rule(flowers, seed, shots):
     """Also for the class order of the raw lists (flowers begin with label 3) and classes with too
     few images.
     """
-    coop_trees.make("oxford_flowers", tmp_path)
-    whole = read_coop("oxford_flowers", tmp_path)
+    root, whole = flowers
     by_label = {}
     for example in whole.train:
         by_label.setdefault(example.label, []).append(example)
@@ -138,7 +145,7 @@ def test_sample_is_that_of_the_published_rule(tmp_path, seed, shots):
         for own in by_label.values()
         for e in (random.sample(own, shots) if len(own) >= shots else own)
     ]
-    assert load_dataset(config_of("oxford_flowers", tmp_path, shots=shots), seed).train == expected
+    assert load_dataset(config_of("oxford_flowers", root, shots=shots), seed).train == expected
 
 
 def test_pickled_samples_are_not_opened(tmp_path):
@@ -257,7 +264,7 @@ def test_unreadable_images_end_the_run_or_are_left_out_and_counted(tmp_path, cli
     (directory / "images" / "3000000.jpg").unlink()
     options = [
         "main.py",
-        "--config=configs/vlp.py:fgvc_aircraft",
+        "--config=configs/coop.py:fgvc_aircraft",
         f"--config.dataset.root={tmp_path / 'data'}",
         f"--config.clip.weights={clip_dir}",
         "--config.train.epochs=1",
