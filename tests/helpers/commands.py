@@ -91,7 +91,9 @@ def _forked(
         return subprocess.CompletedProcess(arguments, fork.wait(), output, written)
 
 
-def in_process(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+def in_process(
+    *arguments: str, check: bool = True, cwd: pathlib.Path = ROOT
+) -> subprocess.CompletedProcess:
     """`python ARGUMENTS…` of main.py or `-m dpt_jax` without a process of its own.
 
     It starts at once, and shares the programs that this process has compiled. What of a command is
@@ -99,7 +101,7 @@ def in_process(*arguments: str, check: bool = True) -> subprocess.CompletedProce
     """
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     with (
-        contextlib.chdir(ROOT),
+        contextlib.chdir(cwd),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):
