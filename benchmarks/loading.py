@@ -32,7 +32,8 @@ from dpt_jax.inference import adoption
 from dpt_jax.inference import experiment as experiments
 from dpt_jax.inference.evaluation import make_classifier
 from dpt_jax.runtime import devices
-from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from dpt_jax.training.optimizer import make_optimizer
+from dpt_jax.training.schedule import Schedule
 from dpt_jax.training.step import StepConfig, make_step, new_state
 
 IMAGES = flags.DEFINE_integer("images", 512, "JPEG files to load.", lower_bound=1)
@@ -131,15 +132,16 @@ def rate(make: Callable[[], Iterator[Any]]) -> float:
 def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
     """Return images/s of the training step."""
     prompts = adoption.initial_prompts(experiment)
-    optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
-    step = make_step(experiment.model, optimizer, StepConfig(0.3, 30, 1))
+    optimizer = make_optimizer()
+    step = make_step(experiment.model, optimizer, StepConfig(0.3))
     state = new_state(prompts, optimizer)
     state = devices.replicate(state)
+    schedule = devices.replicate(Schedule(0.01, 0.002, 1, 2, 1, 30).as_arrays())
     shards = loader.shard(batch, BATCH.value, jax.local_device_count())
-    state = jax.block_until_ready(step(state, experiment.frozen, shards))
+    state = jax.block_until_ready(step(state, experiment.frozen, shards, schedule))
     began = time.perf_counter()
     for _ in range(STEPS):
-        state = jax.block_until_ready(step(state, experiment.frozen, shards))
+        state = jax.block_until_ready(step(state, experiment.frozen, shards, schedule))
     return STEPS * len(batch["label"]) / (time.perf_counter() - began)
 
 

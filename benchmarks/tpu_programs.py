@@ -19,7 +19,8 @@ from dpt_jax.inference.experiment import Frozen, choose_remat, text_tokens
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.model.outputs import Texts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
-from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
+from dpt_jax.training.optimizer import make_optimizer
+from dpt_jax.training.schedule import Schedule
 from dpt_jax.training.step import StepConfig, make_step, new_state
 
 
@@ -61,7 +62,7 @@ def make_case(options: argparse.Namespace, chip: Chip, chips: int) -> Case:
     texts: Any = jax.ShapeDtypeStruct((len(names), sizes.embed_dim), jnp.float32)
     held = texts if prompts.held and options.mode == "train" else None
     frozen = Frozen(clip_shapes(options.clip, dtype), layout, texts, held)
-    step = StepConfig(config.loss.alpha, config.loss.guidance_epochs, steps_per_epoch=1)
+    step = StepConfig(config.loss.alpha, guided=config.loss.guidance_epochs > 0)
     train = options.mode == "train"
     return Case(model, layout, stacked(frozen, chips), options.batch, chips, train, step)
 
@@ -84,10 +85,14 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
         "label": jax.ShapeDtypeStruct((case.images,), np.int32),
         "weight": jax.ShapeDtypeStruct((case.images,), np.float32),
     }
-    optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
+    optimizer = make_optimizer()
     state = jax.eval_shape(lambda p: new_state(p, optimizer), prompts)
     step: Any = make_step(case.model, optimizer, case.step, tuple(on))
-    arguments = (stacked(state, case.chips), case.frozen, stacked(batch, case.chips))
+    schedule = Schedule(0.01, 0.002, 1, 2, 1, 30).as_arrays()
+    arguments = (
+        *(stacked(state, case.chips), case.frozen, stacked(batch, case.chips)),
+        stacked(schedule, case.chips),
+    )
     return [("step", step.lower(*arguments))]
 
 

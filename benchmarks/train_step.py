@@ -142,24 +142,24 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
     from dpt_jax.inference.adoption import initial_prompts
     from dpt_jax.inference.texts import held_texts
     from dpt_jax.runtime import devices
-    from dpt_jax.training.optimizer import OptimizerConfig, make_optimizer
+    from dpt_jax.training.optimizer import make_optimizer
+    from dpt_jax.training.schedule import Schedule
     from dpt_jax.training.step import StepConfig, make_step, new_state
 
     prompts, loss = initial_prompts(experiment), experiment.config.loss
     # What the losses hold to has the template's texts here, as the settings above say.
     frozen = experiment.frozen._replace(held=held_texts(experiment))
-    optimizer = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1))
-    step = make_step(
-        experiment.model,
-        optimizer,
-        StepConfig(loss.alpha, loss.guidance_epochs, 1, MICROBATCH.value),
-    )
+    optimizer = make_optimizer()
+    config = StepConfig(loss.alpha, MICROBATCH.value, guided=loss.guidance_epochs > 0)
+    step = make_step(experiment.model, optimizer, config)
+    schedule = Schedule(0.01, 0.002, 1, 2, 1, loss.guidance_epochs).as_arrays()
+    schedule = devices.replicate(schedule)
     state = devices.replicate(new_state(prompts, optimizer))
-    compiled = account(step, state, frozen, batch) if MEMORY.value else {}
+    compiled = account(step, state, frozen, batch, schedule) if MEMORY.value else {}
 
     def run() -> Any:
         nonlocal state
-        state = step(state, frozen, batch)
+        state = step(state, frozen, batch, schedule)
         return state
 
     return timed(run) | compiled

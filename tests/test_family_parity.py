@@ -15,7 +15,8 @@ from dpt_jax.losses import count, cross_entropy, divergence, loss, text_distance
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
 from dpt_jax.training.averaging import after_step, epoch_weights
-from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from dpt_jax.training.optimizer import make_optimizer
+from dpt_jax.training.schedule import Schedule, learning_rates
 from tests.helpers import make_clip
 from tests.helpers.golden import Golden, relative_error
 from tests.helpers.published_cases import config_of, prompts_of
@@ -193,16 +194,16 @@ def test_training_trajectory(case):
     meta, golden = case.meta, case.golden
     weights = epoch_weights(meta["max_epoch"], meta.get("GPA_MEAN", 0), meta.get("GPA_STD", 0))
     epochs = meta["max_epoch"]
-    config = OptimizerConfig(meta["lr"], meta["lr"], meta["warmup"], epochs, steps_per_epoch=1)
-    rates, optimizer = learning_rates(config), make_optimizer(config)
+    schedule = Schedule(meta["lr"], meta["lr"], meta["warmup"], epochs, steps_per_epoch=1)
+    optimizer = make_optimizer()
     prompts, state = case.prompts, optimizer.init(case.prompts)
     average = jax.tree.map(np.zeros_like, prompts)
     for epoch in range(epochs):
-        found = [rate(epoch) for rate in rates.values()]
-        np.testing.assert_allclose(found, [*golden["train_lrs"][epoch]] * 2, rtol=1e-6)
+        rates = learning_rates(schedule, epoch)
+        np.testing.assert_allclose([*rates.values()], [*golden["train_lrs"][epoch]] * 2, rtol=1e-6)
         (total, _), gradient = case.step(prompts)
         assert total == pytest.approx(float(golden["train_losses"][epoch]), rel=1e-4)
-        updates, state = optimizer.update(gradient, state, prompts, step=epoch)
+        updates, state = optimizer.update(gradient, state, prompts, rates=rates)
         prompts = optax.apply_updates(prompts, updates)
         if weights:
             averaged, average = after_step(epoch + 1, 1, weights, prompts, average)

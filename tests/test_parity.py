@@ -9,7 +9,8 @@ import pytest
 from dpt_jax.losses import count, loss
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import plain_layout, prompt_layout
-from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from dpt_jax.training.optimizer import make_optimizer
+from dpt_jax.training.schedule import Schedule, learning_rates
 from tests.helpers.golden import Golden, relative_error
 from tests.helpers.published_cases import config_of, prompts_of
 
@@ -95,19 +96,19 @@ def test_loss_and_gradients(case, phase):
 def test_training_trajectory(case):
     """One full batch an epoch: learning rates, losses, final prompts and logits."""
     epochs, meta = case.meta["max_epoch"], case.meta
-    config = OptimizerConfig(meta["lr"], 0.002, meta["warmup"], epochs, steps_per_epoch=1)
-    rates = learning_rates(config)
-    optimizer = make_optimizer(config)
+    schedule = Schedule(meta["lr"], 0.002, meta["warmup"], epochs, steps_per_epoch=1)
+    optimizer = make_optimizer()
     prompts, state = case.prompts, optimizer.init(case.prompts)
     step = jax.jit(jax.value_and_grad(case.loss))
     guidance = epochs // 2
     for epoch in range(epochs):
         published_rates = case.golden["train_lrs"][epoch]
-        expected = [rates["visual"](epoch)] * (len(published_rates) - 1) + [rates["text"](epoch)]
+        rates = learning_rates(schedule, epoch)
+        expected = [rates["visual"]] * (len(published_rates) - 1) + [rates["text"]]
         np.testing.assert_allclose(expected, published_rates, rtol=1e-6)
         loss, gradient = step(prompts, epoch < guidance)
         assert loss == pytest.approx(float(case.golden["train_losses"][epoch]), rel=1e-4)
-        updates, state = optimizer.update(gradient, state, prompts, step=epoch)
+        updates, state = optimizer.update(gradient, state, prompts, rates=rates)
         prompts = optax.apply_updates(prompts, updates)
     final = prompts_of(case.golden.tensors("final"))
     errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), prompts, final)

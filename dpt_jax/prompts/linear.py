@@ -23,8 +23,9 @@ def linear(features: int, fan_in: int, name: str, dtype: Any, bias: bool = False
     """
     init = torch_uniform(fan_in)
 
-    def promote(x: jax.Array, kernel: jax.Array, bias: Any, **_: Any) -> tuple[Any, ...]:
-        return x.astype(dtype), kernel.astype(dtype), bias
+    def promote(*arrays: jax.Array | None, **_: Any) -> list[jax.Array | None]:
+        x, kernel, bias = arrays
+        return [jnp.asarray(x, dtype), jnp.asarray(kernel, dtype), bias]
 
     return nn.Dense(
         features, use_bias=bias, kernel_init=init, bias_init=init, promote_dtype=promote, name=name

@@ -12,11 +12,11 @@ import numpy as np
 
 from dpt_jax.prompts import Prompts
 
-# One weight an epoch; none where nothing is averaged.
-Weights = tuple[float, ...]
+# One weight an epoch, in a step as an array; none where nothing is averaged.
+Weights = tuple[float, ...] | np.ndarray | jax.Array
 
 
-def epoch_weights(epochs: int, mean: float, deviation: float) -> Weights:
+def epoch_weights(epochs: int, mean: float, deviation: float) -> tuple[float, ...]:
     """Return w of so many epochs; none for a deviation of 0, which turns the average off."""
     if not deviation:
         return ()

@@ -26,13 +26,9 @@ from dpt_jax.storage.checkpoints import Checkpoints
 from dpt_jax.storage.lock import locked
 from dpt_jax.training import train_files
 from dpt_jax.training.keeper import Keeper
-from dpt_jax.training.optimizer import (
-    OptimizerConfig,
-    learning_rates,
-    make_optimizer,
-    state_from_saved,
-)
+from dpt_jax.training.optimizer import make_optimizer, state_from_saved
 from dpt_jax.training.plan import Plan, batches_of, make_plan
+from dpt_jax.training.schedule import Schedule, learning_rates
 from dpt_jax.training.step import NotFinite, Totals, TrainState, make_step, new_state
 
 AVERAGED = "averaged"  # in the metadata of a checkpoint: over how many epochs
@@ -52,7 +48,7 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
     if config.dataset.on_error == "skip":
         check_readable(dataset)
     plan = make_plan(config, len(dataset.train))
-    optimizer = make_optimizer(plan.schedule)
+    optimizer = make_optimizer()
     batches_from = batches_of(experiment)
 
     def images_of(step: int) -> list[str]:
@@ -84,8 +80,8 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
         experiment = experiment._replace(
             frozen=experiment.frozen._replace(held=held_texts(experiment))
         )
-        if plan.step.average:
-            about[AVERAGED] = len(plan.step.average)
+        if plan.schedule.average:
+            about[AVERAGED] = len(plan.schedule.average)
         with MetricWriter(workdir, start) as writer:
             # A run that goes on from a checkpoint needs the metrics of the steps before it.
             first = (check_lock, writer.settle)
@@ -128,6 +124,7 @@ def _steps(
     take_step = make_step(experiment.model, optimizer, plan.step)
     start, hosts, local = int(state.step), jax.process_count(), jax.local_device_count()
     replicated: TrainState = devices.replicate(state)
+    schedule: Schedule = devices.replicate(plan.schedule.as_arrays())
     unreadable: set[int] = set()
     nothing = loader.no_images(experiment.model.clip.image_size)
     failed: Exception | None = None  # what has kept this host from loading its images
@@ -149,7 +146,7 @@ def _steps(
             rows = loader.shard(batch, plan.images_per_host, local, plan.step.microbatch or 1)
             # JAX returns before the devices are done, so that the next batch is loaded meanwhile.
             # Whatever reads the state waits for them: hence once an epoch and no more often.
-            replicated = take_step(replicated, experiment.frozen, rows)
+            replicated = take_step(replicated, experiment.frozen, rows, schedule)
             progress.advance()
             # All hosts ask after every step, so that they stop after the same one.
             stopping = stop.after(step) and step < plan.total
@@ -195,7 +192,7 @@ def begin(
     like: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     totals = np.zeros(len(Totals._fields), np.float32)
     training_like = {"momentum": like, "totals": totals}
-    weights = plan.step.average
+    weights = plan.schedule.average
     if weights:
         training_like["average"] = like
     found = checkpoints.resume(like, training_like)
@@ -237,7 +234,7 @@ def _devices_in_words() -> str:
     return f"{words} of {hosts} hosts" if hosts > 1 else words
 
 
-def _epoch_values(replicated: TrainState, schedule: OptimizerConfig, step: int) -> dict[str, float]:
+def _epoch_values(replicated: TrainState, schedule: Schedule, step: int) -> dict[str, float]:
     """Return the means over the epoch that ends with `step`, and its learning rates."""
     totals = Totals(*map(float, devices.to_host(replicated.totals)))
     if not totals.images and not devices.to_host(replicated.not_finite.steps):
@@ -245,14 +242,14 @@ def _epoch_values(replicated: TrainState, schedule: OptimizerConfig, step: int) 
             "none of the training images could be read: "
             "check dataset.root, and where the images are."
         )
-    rates = {name: float(rate(step - 1)) for name, rate in learning_rates(schedule).items()}
+    rates = learning_rates(schedule, step - 1)
     images = totals.images or math.nan  # no image counts if all steps of the epoch were left out
     return {
         "epoch": step // schedule.steps_per_epoch,
         "loss": totals.loss / images,
         "accuracy": totals.hits / images,
-        "visual_lr": rates["visual"],
-        "text_lr": rates["text"],
+        "visual_lr": float(rates["visual"]),
+        "text_lr": float(rates["text"]),
     }
 
 

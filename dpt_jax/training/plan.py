@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from dpt_jax.data import loader
 from dpt_jax.inference.experiment import Experiment
 from dpt_jax.training.averaging import epoch_weights
-from dpt_jax.training.optimizer import OptimizerConfig
+from dpt_jax.training.schedule import Schedule
 from dpt_jax.training.step import StepConfig
 
 # Batches from step `start` on, for this host.
@@ -22,13 +22,13 @@ class Plan(NamedTuple):
 
     images_per_host: int  # of a batch
     total: int  # steps
-    schedule: OptimizerConfig
+    schedule: Schedule
     step: StepConfig
 
     @property
     def steps_per_epoch(self) -> int:
         """Return the number of steps of an epoch."""
-        return self.step.steps_per_epoch
+        return self.schedule.steps_per_epoch
 
 
 def make_plan(config: ConfigDict, images: int) -> Plan:
@@ -36,21 +36,21 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
     train = config.train
     per_host = -(-min(train.batch_size, images) // jax.process_count())
     steps_per_epoch = loader.steps_per_epoch(images, train.batch_size)
-    schedule = OptimizerConfig(
+    schedule = Schedule(
         visual_lr=train.visual_lr,
         text_lr=train.text_lr,
         warmup_epochs=train.warmup_epochs,
         schedule_epochs=train.schedule_epochs or train.epochs,
         steps_per_epoch=steps_per_epoch,
+        guidance_epochs=config.loss.guidance_epochs,
+        average=epoch_weights(train.epochs, train.average_mean, train.average_deviation) or None,
     )
     step = StepConfig(
         alpha=config.loss.alpha,
-        guidance_epochs=config.loss.guidance_epochs,
-        steps_per_epoch=steps_per_epoch,
         # A larger part than a device has images would be padded for nothing.
         microbatch=min(train.microbatch, -(-per_host // jax.local_device_count())),
         skip=train.skip_nonfinite,
-        average=epoch_weights(train.epochs, train.average_mean, train.average_deviation),
+        guided=config.loss.guidance_epochs > 0,
     )
     return Plan(per_host, steps_per_epoch * train.epochs, schedule, step)
 

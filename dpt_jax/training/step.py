@@ -16,7 +16,8 @@ from dpt_jax.model import PromptedCLIP
 from dpt_jax.model.outputs import Plain, Texts
 from dpt_jax.prompts import Prompts
 from dpt_jax.runtime import devices
-from dpt_jax.training.averaging import Weights, after_step
+from dpt_jax.training.averaging import after_step
+from dpt_jax.training.schedule import Schedule, learning_rates
 
 Scalar = Any  # an array without axes: of JAX within a step, of NumPy on the host
 # What the loss is differentiated by: the prompts, and the class features (C, E) made from them,
@@ -51,20 +52,18 @@ class TrainState(NamedTuple):
 
 
 class StepConfig(NamedTuple):
-    """The settings of a step.
+    """The settings that a step is compiled for.
 
     microbatch: the images that a device takes at a time, 0 for all that it has.
-    average: the weight of each epoch in the average that the prompts end with.
     skip: whether training goes on after a step that is not finite. Such a step
-    changes no prompt in either case.
+    changes no prompt in either case. guided: whether any epoch has guidance; the
+    schedule says which.
     """
 
     alpha: float
-    guidance_epochs: int
-    steps_per_epoch: int
     microbatch: int = 0
     skip: bool = False
-    average: Weights = ()
+    guided: bool = True
 
 
 class Sums(NamedTuple):
@@ -85,37 +84,53 @@ def make_step(
     optimizer: optax.GradientTransformationExtraArgs,
     config: StepConfig,
     on: tuple[jax.Device, ...] | None = None,
-) -> Callable[[TrainState, Frozen, Batch], TrainState]:
+) -> Callable[[TrainState, Frozen, Batch, Schedule], TrainState]:
     """Return the training step, pmapped over this host's devices.
 
     Every argument has a leading device axis; the batch is what loader.shard
-    makes. Loss, gradient and totals are global sums over global counts, so the
-    result depends neither on how many devices and hosts share the batch, nor on
-    the parts in which a device takes its images. on: the devices, None for the local ones.
+    makes, and the schedule is an argument so that runs of other lengths need no
+    other program. Loss, gradient and totals are global sums over global counts,
+    so the result depends neither on how many devices and hosts share the batch,
+    nor on the parts in which a device takes its images. on: the devices, None
+    for the local ones.
     """
 
-    def step(state: TrainState, frozen: Frozen, batch: Batch) -> TrainState:
-        own, counts = batch_gradient(model, config, state, frozen, batch)
+    def step(state: TrainState, frozen: Frozen, batch: Batch, schedule: Schedule) -> TrainState:
+        epoch = state.step // schedule.steps_per_epoch
+        guided = config.guided and epoch < schedule.guidance_epochs
+        own, counts = batch_gradient(model, config, state, frozen, batch, guided)
         sums = all_reduce(own)
         updates, opt_state = optimizer.update(
-            sums.gradient, state.opt_state, state.prompts, step=state.step
+            sums.gradient,
+            state.opt_state,
+            state.prompts,
+            rates=learning_rates(schedule, state.step),
         )
         updated = state._replace(
             step=state.step + 1,
             prompts=optax.apply_updates(state.prompts, updates),
             opt_state=opt_state,
-            totals=add_to_totals(state, config, sums, counts),
+            totals=add_to_totals(state, schedule, sums, counts),
         )
-        return averaged(leave_out_if_not_finite(state, updated, sums, config), config)
+        return averaged(
+            leave_out_if_not_finite(state, updated, sums, config.skip, schedule), schedule
+        )
 
     return jax.pmap(step, axis_name=devices.AXIS, devices=on, donate_argnums=0)
 
 
 def batch_gradient(
-    model: PromptedCLIP, config: StepConfig, state: TrainState, frozen: Frozen, batch: Batch
+    model: PromptedCLIP,
+    config: StepConfig,
+    state: TrainState,
+    frozen: Frozen,
+    batch: Batch,
+    guided: jax.Array | bool,
 ) -> tuple[Sums, Counts]:
-    """Return this device's part of loss and gradient, and the counts of all devices."""
-    guided = config.guidance_epochs > 0 and _epoch(state, config) < config.guidance_epochs
+    """Return this device's part of loss and gradient, and the counts of all devices.
+
+    guided: whether this step has guidance, () bool; False where no step has.
+    """
 
     def params(prompts: Prompts) -> dict[str, Any]:
         return {"clip": frozen.clip, "prompts": prompts}
@@ -172,9 +187,9 @@ def all_reduce(own: Sums) -> Sums:
     return jax.lax.psum(own, devices.AXIS)
 
 
-def add_to_totals(state: TrainState, config: StepConfig, sums: Sums, counts: Counts) -> Totals:
+def add_to_totals(state: TrainState, schedule: Schedule, sums: Sums, counts: Counts) -> Totals:
     """Return the totals with this step's images, from zero where it begins an epoch."""
-    before = _totals_before(state, config)
+    before = _totals_before(state, schedule)
     # The loss is a mean over images; the totals hold sums.
     return Totals(
         before.loss + sums.loss * counts.images,
@@ -184,12 +199,12 @@ def add_to_totals(state: TrainState, config: StepConfig, sums: Sums, counts: Cou
 
 
 def leave_out_if_not_finite(
-    state: TrainState, updated: TrainState, sums: Sums, config: StepConfig
+    state: TrainState, updated: TrainState, sums: Sums, skip: bool, schedule: Schedule
 ) -> TrainState:
     """Return `updated`, or where loss or gradient are not finite `state` with the step counted.
 
-    After such a step nothing changes any more, unless `config.skip` allows it:
-    the prompts stay those of the last good step until the loop looks.
+    After such a step nothing changes any more, unless `skip` allows it: the
+    prompts stay those of the last good step until the loop looks.
     """
     # The same on all devices, since loss and gradient are sums over them.
     leaves = [sums.loss, *jax.tree.leaves(sums.gradient)]
@@ -199,28 +214,24 @@ def leave_out_if_not_finite(
     not_finite = NotFinite(
         before.steps + ~finite, jnp.where(first_one, state.step + 1, before.first)
     )
-    taken = finite & (config.skip | (before.steps == 0))
-    unchanged = state._replace(step=updated.step, totals=_totals_before(state, config))
+    taken = finite & (skip | (before.steps == 0))
+    unchanged = state._replace(step=updated.step, totals=_totals_before(state, schedule))
     kept = jax.tree.map(lambda new, old: jnp.where(taken, new, old), updated, unchanged)
     return kept._replace(not_finite=not_finite)
 
 
-def averaged(state: TrainState, config: StepConfig) -> TrainState:
+def averaged(state: TrainState, schedule: Schedule) -> TrainState:
     """Return the state with the prompts in its average, see training.averaging."""
-    if state.average is None:
+    if state.average is None or schedule.average is None:
         return state
     prompts, average = after_step(
-        state.step, config.steps_per_epoch, config.average, state.prompts, state.average
+        state.step, schedule.steps_per_epoch, schedule.average, state.prompts, state.average
     )
     return state._replace(prompts=prompts, average=average)
 
 
-def _epoch(state: TrainState, config: StepConfig) -> Scalar:
-    return state.step // config.steps_per_epoch
-
-
-def _totals_before(state: TrainState, config: StepConfig) -> Totals:
-    begins = state.step % config.steps_per_epoch == 0
+def _totals_before(state: TrainState, schedule: Schedule) -> Totals:
+    begins = state.step % schedule.steps_per_epoch == 0
     return jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.totals)
 
 

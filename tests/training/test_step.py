@@ -63,7 +63,8 @@ def gradient(clip, remat, microbatch, on):
 
     def step(frozen, prompts, batch):
         state = TrainState(jnp.int32(0), prompts, *[None] * 3)
-        sums, _ = batch_gradient(model, StepConfig(0.3, 1, 1, microbatch), state, frozen, batch)
+        config = StepConfig(0.3, microbatch)
+        sums, _ = batch_gradient(model, config, state, frozen, batch, jnp.array(True))
         return all_reduce(sums).gradient
 
     together = jax.vmap(step, (None, None, 0), axis_name=devices.AXIS)

@@ -18,7 +18,8 @@ from dpt_jax.model import PromptedCLIP
 from dpt_jax.runtime.metrics import MetricWriter
 from dpt_jax.storage.checkpoints import Checkpoints, load_newest
 from dpt_jax.training.loop import train
-from dpt_jax.training.optimizer import OptimizerConfig, learning_rates, make_optimizer
+from dpt_jax.training.optimizer import make_optimizer
+from dpt_jax.training.schedule import Schedule, learning_rates
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 
@@ -26,14 +27,18 @@ pytestmark = pytest.mark.compiles
 
 
 def test_learning_rates_of_the_published_settings():
-    rates = learning_rates(OptimizerConfig(0.01, 0.002, 10, 60, steps_per_epoch=3))
-    assert [float(rates["visual"](3 * e)) for e in (0, 9)] == pytest.approx([1e-5, 1e-5])
-    assert float(rates["visual"](30)) == pytest.approx(0.01)
-    assert float(rates["visual"](3 * 59 + 2)) == pytest.approx(
+    schedule = Schedule(0.01, 0.002, 10, 60, steps_per_epoch=3)
+
+    def rate(group, step):
+        return float(learning_rates(schedule, step)[group])
+
+    assert [rate("visual", 3 * e) for e in (0, 9)] == pytest.approx([1e-5, 1e-5])
+    assert rate("visual", 30) == pytest.approx(0.01)
+    assert rate("visual", 3 * 59 + 2) == pytest.approx(
         0.01 * (1 + np.cos(np.pi * 49 / 60)) / 2, rel=1e-5
     )
-    assert float(rates["text"](2)) == pytest.approx(1e-5)
-    assert float(rates["text"](3)) == pytest.approx(0.002)
+    assert rate("text", 2) == pytest.approx(1e-5)
+    assert rate("text", 3) == pytest.approx(0.002)
 
 
 def make_config(clip_dir, method=dpt, **overrides):
@@ -60,7 +65,7 @@ def trained(clip_dir, clip, tmp_path_factory):
 def test_optimizer_state_is_momentum_of_the_prompts_and_nothing_else(trained, clip_dir, clip):
     experiment = experiments.prepare(make_config(clip_dir), clip)
     prompts = adoption.initial_prompts(experiment)
-    state = make_optimizer(OptimizerConfig(0.01, 0.002, 1, 2, 1)).init(prompts)
+    state = make_optimizer().init(prompts)
     learned = sorted(x.shape for x in jax.tree.leaves(prompts))
     assert sorted(x.shape for x in jax.tree.leaves(state) if x.ndim) == learned
     # And so the checkpoint: a few hundred kilobytes beside CLIP's hundred and more megabytes.
