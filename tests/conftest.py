@@ -49,6 +49,14 @@ def clip_dir(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_clip_dir(tmp_path_factory) -> pathlib.Path:
+    """A CLIP of two narrow layers a tower, for what takes thousands of images or names."""
+    directory = tmp_path_factory.mktemp("tiny")
+    make_clip.write(directory, seed=3, **make_clip.TINY)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def store(tmp_path_factory) -> Iterator[ObjectStore]:
     """An object store, which this process and those that it starts ask in place of Google's."""
     started = ObjectStore(tmp_path_factory.mktemp("store") / "log")

@@ -6,21 +6,18 @@ import pytest
 
 from dpt_jax.clip.pretrained import load_clip
 from tests.helpers import make_clip
-from tests.helpers.weight_files import SIZES
 
 
 @pytest.fixture(scope="session")
 def openai():
     """Weights under OpenAI's names."""
-    sizes = {k: v for k, v in SIZES.items() if k != "th"}
+    sizes = {k: v for k, v in make_clip.TINY.items() if k != "th"}
     return make_clip.seeded(make_clip.openai_shapes(**sizes), seed=3)
 
 
 @pytest.fixture(scope="session")
-def source(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("source")
-    make_clip.write(directory, seed=3, **SIZES)
-    return directory
+def source(tiny_clip_dir):
+    return tiny_clip_dir
 
 
 @pytest.fixture(scope="session")

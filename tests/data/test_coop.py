@@ -64,9 +64,9 @@ def test_every_dataset_reads_from_its_raw_download(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_every_dataset_runs_to_its_results(name, tmp_path, clip_dir):
+def test_every_dataset_runs_to_its_results(name, tmp_path, tiny_clip_dir):
     coop_trees.make(name, tmp_path / "data")
-    results = run_dataset(name, "coop", tmp_path / "data", clip_dir, tmp_path / "run")
+    results = run_dataset(name, "coop", tmp_path / "data", tiny_clip_dir, tmp_path / "run")
     assert tuple(results["per_class"]) == CLASSNAMES[name]
     assert results["n"] == len(read_coop(name, tmp_path / "data").test)
 

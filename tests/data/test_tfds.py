@@ -139,8 +139,8 @@ def test_reading_does_not_import_tensorflow(root):
 
 
 @pytest.mark.parametrize("name", THERE)
-def test_every_dataset_runs_to_its_results(name, root, clip_dir, tmp_path):
-    results = run_dataset(name, "tfds", root, clip_dir, tmp_path / "run")
+def test_every_dataset_runs_to_its_results(name, root, tiny_clip_dir, tmp_path):
+    results = run_dataset(name, "tfds", root, tiny_clip_dir, tmp_path / "run")
     classes = {"imagenet_a": 2, "imagenet_r": 2}.get(name) or len(
         GOLDEN[name]["classnames"] if name in GOLDEN else range(1000)
     )

@@ -20,6 +20,8 @@ from safetensors.numpy import save_file
 
 VOCAB = pathlib.Path(__file__).parents[2] / "dpt_jax" / "assets" / "bpe_simple_vocab_16e6.txt.gz"
 VOCAB_SIZE, CONTEXT = 49408, 77
+# Of a CLIP of two narrow layers a tower.
+TINY = {"embed": 32, "res": 16, "vl": 2, "vw": 128, "patch": 8, "tw": 64, "th": 1, "tl": 2}
 
 
 def openai_shapes(embed, res, vl, vw, patch, tw, tl):

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-SIZES = {"embed": 32, "res": 16, "vl": 2, "vw": 128, "patch": 8, "tw": 64, "th": 1, "tl": 2}
-
 
 def assert_same(clip, expected):
     assert clip.config == expected.config

@@ -11,9 +11,8 @@ from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.errors import UserError
 from dpt_jax.runtime.files import as_path
 from dpt_jax.storage.weights import convert_clip, local_weights
-from tests.helpers import make_clip
 from tests.helpers.object_store import put_folder
-from tests.helpers.weight_files import SIZES, as_flax, assert_same, torch_state, write_shards
+from tests.helpers.weight_files import as_flax, assert_same, torch_state, write_shards
 
 WEIGHTS = "model.safetensors"
 
@@ -23,11 +22,9 @@ def load(weights: str) -> Pretrained:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tiny_clip_dir):
     """A model folder, and what is read from it on this disk."""
-    folder = tmp_path_factory.mktemp("model")
-    make_clip.write(folder, seed=3, **SIZES)
-    return folder, load_clip(str(folder))
+    return tiny_clip_dir, load_clip(str(tiny_clip_dir))
 
 
 @pytest.fixture(autouse=True)
