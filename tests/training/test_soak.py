@@ -17,7 +17,8 @@ from tests.clip.test_damaged_weights import fuzz_weights
 from tests.helpers.commands import command, in_process
 from tests.helpers.faults import SETTINGS, damaged, kill_at_random, write
 from tests.helpers.golden import SMALL
-from tests.training.test_faults import LONG, PROMPTS, assert_same_end, prompts_of, training_of
+from tests.storage.test_damaged_checkpoints import PROMPTS, prompts_of, training_of
+from tests.training.test_faults import LONG, assert_same_end
 
 pytestmark = pytest.mark.slow
 KILLS = 25
