@@ -1,18 +1,25 @@
 """The test images of an evaluation, read once for all evaluations of a process."""
 
 import hashlib
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import PIL
 
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset, digest_of_examples
 from dpt_jax.data.records import Files
 from dpt_jax.inference.experiment import Experiment
-from dpt_jax.inference.kept import KeptBatch
+from dpt_jax.inference.kept import KeptBatch, KeptImages
+from dpt_jax.inference.kept_on_disk import KeptOnDisk
 from dpt_jax.runtime import devices
+from dpt_jax.runtime.files import is_remote
+from dpt_jax.storage.checkpoints import digest
+
+FORMAT = 1  # of what is kept on the disk: another one where plain CLIP is computed in another way
 
 # (parameters of CLIP, images (devices, b, H, W, 3)) -> z (devices, b, E) of plain CLIP
 Look = Callable[[Any, np.ndarray], jax.Array]
@@ -23,20 +30,30 @@ def read_test_images(
 ) -> Iterator[KeptBatch]:
     """Yield this host's test images in so many batches of `rows`, and keep them.
 
+    They are kept in this process, where the experiment says so, and without pixels on the disk,
+    where eval.cache_mb does.
+
     What is kept already is not read again, but where a method needs pixels that are no longer
     there. All hosts have the same number of batches, with the last images missing on some.
     """
-    kept = experiment.kept
-    if kept is None:
+    disk = _on_disk(experiment)
+    if experiment.kept is None and disk is None:
         yield from _read(experiment, rows, steps, look)
         return
+    kept = experiment.kept or KeptImages(limit=0)
     key = _key(experiment, rows)
     known = kept.get(key)
+    ask = disk is not None and known is None
+    lasting = _lasting_key(experiment, key) if ask else ""
+    if disk and ask:
+        known = disk.get(lasting)
     # All hosts compute features together, so that none may know them alone.
     if not devices.on_all_hosts(known is not None):
         known = None
     pixels = known is not None and all(batch.images is not None for batch in known)
     if known and devices.on_all_hosts(pixels or not experiment.model.prompts.sees_prompts):
+        if ask:
+            kept.keep(key, known)
         yield from known
         return
     read: list[KeptBatch] = []
@@ -46,6 +63,8 @@ def read_test_images(
         if kept.too_large(read):
             read = [one._replace(images=None) for one in read]
     kept.keep(key, read)
+    if disk and ask and not known:
+        disk.keep(lasting, read)
 
 
 def _read(
@@ -95,6 +114,34 @@ def _key(experiment: Experiment, rows: int) -> Hashable:
         *(data.source, data.name, data.root, data.on_error, _digest(dataset)),
         *(config.clip.weights, model.dtype, model.clip, rows),
     )
+
+
+def _on_disk(experiment: Experiment) -> KeptOnDisk | None:
+    """Return where features are kept for other processes, None for nowhere.
+
+    Only local files have a state by which a later process knows them again.
+    """
+    limit, read = experiment.config.eval.cache_mb * 10**6, experiment.dataset.read
+    local = isinstance(read, Files) and not is_remote(read.root)
+    return KeptOnDisk(limit) if limit and local else None
+
+
+def _lasting_key(experiment: Experiment, key: Hashable) -> str:
+    """Return what a key says, and all else that the features depend on, for another process.
+
+    That is the weights themselves, not by their name, and whatever decides on a bit.
+    """
+    read = experiment.dataset.read
+    assert isinstance(read, Files)
+    parts = {
+        "format": FORMAT,
+        "key": key,
+        "root": os.path.realpath(read.root),
+        "weights": digest(devices.to_host(experiment.frozen.clip["vision"])),
+        "decoder": PIL.__version__,
+        **devices.arithmetic(),
+    }
+    return repr(parts)
 
 
 def _digest(dataset: Dataset) -> str:

@@ -88,12 +88,12 @@ def _check_equal_devices() -> None:
 def keep_compiled() -> None:
     """Keep compiled programs for later runs on this machine, unless JAX is set otherwise."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / _processor()))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / processor()))
         # Small programs too: a start has dozens of them.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return a name for this kind of processor, whose instructions another may not have."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -101,6 +101,19 @@ def _processor() -> str:
     except (OSError, StopIteration):
         kind = platform.processor()
     return f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+
+
+def arithmetic() -> dict[str, Any]:
+    """Return what the bits of a program's results depend on besides the program and its inputs."""
+    device = jax.local_devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": [device.platform, device.device_kind, device.client.platform_version],
+        "devices": [jax.local_device_count(), jax.process_index(), jax.process_count()],
+        "processor": [processor(), cores],
+        "jax": [jax.__version__, os.environ.get("XLA_FLAGS"), os.environ.get("LIBTPU_INIT_ARGS")],
+        "precision": jax.config.values["jax_default_matmul_precision"],
+    }
 
 
 def memory() -> int:
