@@ -91,7 +91,7 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
         remat = REMAT_CHOICES[devices.of_first(REMAT_CHOICES.index(remat))]
     model = dataclasses.replace(model, remat=remat)
     params = devices.replicate(pretrained.params)
-    encode = make_text_encoder(model)
+    encode = make_text_encoder(model.clip, model.dtype)
     texts = ensemble([encode(params, devices.replicate(texts)) for texts in plain])
     frozen = Frozen(params, devices.replicate(layout), texts)
     return Experiment(config, dataset, model, pretrained._replace(params=params), frozen)
@@ -120,11 +120,15 @@ def model_and_texts(
 
 
 @functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
-def make_text_encoder(model: PromptedCLIP) -> Callable[[Any, TextLayout], jax.Array]:
-    """Return (parameters of CLIP, texts) -> their features (C, E), pmapped, not normalised."""
+def make_text_encoder(clip: CLIPConfig, dtype: Any) -> Callable[[Any, TextLayout], jax.Array]:
+    """Return (parameters of CLIP, texts) -> their features (C, E), pmapped, not normalised.
 
-    def encode(clip: Any, texts: TextLayout) -> jax.Array:
-        return model.encode_plain({"clip": clip}, texts, devices.AXIS)
+    One program serves all methods.
+    """
+    model = PromptedCLIP(clip, PromptConfig(classes=1), dtype)
+
+    def encode(params: Any, texts: TextLayout) -> jax.Array:
+        return model.encode_plain({"clip": params}, texts, devices.AXIS)
 
     return jax.pmap(encode, devices.AXIS)
 
