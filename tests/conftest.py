@@ -10,7 +10,9 @@ import jax
 import pytest
 from absl import flags
 
+import dpt_jax
 from dpt_jax.clip.pretrained import Pretrained, load_clip
+from dpt_jax.data.folder import find_images
 from tests.helpers import make_clip
 from tests.helpers.commands import COMPILATION, in_process
 from tests.helpers.golden import SMALL
@@ -94,3 +96,14 @@ def trained(clip_dir, tmp_path_factory) -> pathlib.Path:
         f"--workdir={workdir}",
     )
     return workdir
+
+
+@pytest.fixture(scope="session")
+def predictor(trained) -> dpt_jax.Predictor:
+    return dpt_jax.load(trained, batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def files() -> list[str]:
+    """The small images to test on."""
+    return find_images([str(SMALL / "images" / "test")])
