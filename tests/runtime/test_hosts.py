@@ -17,13 +17,11 @@ from tests.helpers.hosts import SETTINGS, finish, start, start_hosts
 
 pytestmark = pytest.mark.process
 
-SHORTER = "--config.train.epochs=6"  # 12 steps, which are seconds of two hosts each
-
 
 @pytest.fixture(scope="module")
 def two_hosts(clip_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("hosts") / "run"
-    return workdir, finish(start_hosts(clip_dir, workdir, SHORTER))
+    return workdir, finish(start_hosts(clip_dir, workdir))
 
 
 def predictions(workdir):
@@ -37,7 +35,6 @@ def test_two_hosts_compute_what_one_does(two_hosts, clip_dir, tmp_path):
         "main.py",
         "--config=configs/dpt.py:folder",
         *SETTINGS,
-        SHORTER,
         f"--config.clip.weights={clip_dir}",
         f"--workdir={tmp_path}",
         devices=4,
@@ -90,7 +87,7 @@ def test_a_run_that_is_stopped_and_then_killed_on_one_host_ends_with_the_same_bi
 ):
     """SIGTERM to the second host alone, as if it were preempted: both save the same step."""
     workdir = tmp_path / "run"
-    first, second = processes = start_hosts(clip_dir, workdir, SHORTER)
+    first, second = processes = start_hosts(clip_dir, workdir)
     output = ""
     for line in first.stdout:
         output += line
@@ -100,9 +97,9 @@ def test_a_run_that_is_stopped_and_then_killed_on_one_host_ends_with_the_same_bi
     rest = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], [output, *rest]
     stopped = load_newest(workdir).step
-    assert f"stopped at step {stopped} of 12 and saved" in rest[0]
+    assert f"stopped at step {stopped} of 24 and saved" in rest[0]
     # It goes on from there, until the second host dies without a word.
-    first, second = processes = start_hosts(clip_dir, workdir, SHORTER)
+    first, second = processes = start_hosts(clip_dir, workdir)
     try:
         deadline = time.monotonic() + 120
         while newest_step(workdir) == stopped:
@@ -110,14 +107,14 @@ def test_a_run_that_is_stopped_and_then_killed_on_one_host_ends_with_the_same_bi
             time.sleep(0.02)
         second.kill()
         output = first.communicate(timeout=4 * devices.HEARTBEAT_SECONDS)[0]
-        assert f"going on at step {stopped} of 12" in output
+        assert f"going on at step {stopped} of 24" in output
         assert first.returncode != 0
         assert not (workdir / "results.json").exists()
     finally:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-    output, _ = finish(start_hosts(clip_dir, workdir, SHORTER))
+    output, _ = finish(start_hosts(clip_dir, workdir))
     assert "going on at step" in output
     jax.tree.map(
         np.testing.assert_array_equal,
