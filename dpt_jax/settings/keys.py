@@ -262,7 +262,7 @@ SCHEMA: tuple[Key, ...] = (
     Key(
         "train.skip_nonfinite",
         False,
-        "Leave out a step whose loss or gradient is not finite, instead of stopping.",
+        "Leave out a step whose loss, gradient or result is not finite, instead of stopping.",
         resume=FREE,
     ),
     Key(

@@ -102,7 +102,7 @@ class Keeper:
             else "there is no checkpoint before it"
         )
         raise UserError(
-            f"the loss or its gradient is not finite at step {first}; {last} "
+            f"the loss, its gradient or the prompts are not finite at step {first}; {last} "
             f"({self._checkpoints.directory}). The images of the step: "
             f"{', '.join(self._images_of(first))}. Look at these, try a smaller train.visual_lr or "
             "dtype=float32, or leave such steps out with --config.train.skip_nonfinite=True."

@@ -34,7 +34,7 @@ class Totals(NamedTuple):
 
 
 class NotFinite(NamedTuple):
-    """How many steps had a loss or gradient that is not finite, and the first of them, from 1."""
+    """How many steps had a loss, gradient or prompt that is not finite; the first one, from 1."""
 
     steps: Scalar
     first: Scalar
@@ -201,13 +201,15 @@ def add_to_totals(state: TrainState, schedule: Schedule, sums: Sums, counts: Cou
 def leave_out_if_not_finite(
     state: TrainState, updated: TrainState, sums: Sums, skip: bool, schedule: Schedule
 ) -> TrainState:
-    """Return `updated`, or where loss or gradient are not finite `state` with the step counted.
+    """Return `updated`, or `state` with the step counted where something is not finite.
+
+    That is the loss, the gradient, or a prompt that the update has made too large for float32.
 
     After such a step nothing changes any more, unless `skip` allows it: the
     prompts stay those of the last good step until the loop looks.
     """
     # The same on all devices, since loss and gradient are sums over them.
-    leaves = [sums.loss, *jax.tree.leaves(sums.gradient)]
+    leaves = jax.tree.leaves((sums.loss, sums.gradient, updated.prompts))
     finite = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
     before = state.not_finite
     first_one = ~finite & (before.steps == 0)

@@ -145,11 +145,11 @@ def test_a_training_state_of_another_version_is_not_called_damage(config, clip, 
     assert not (started / "damaged").exists()
 
 
-def test_the_rate_after_a_step_that_was_left_out_is_the_reported_one(config, clip):
+def test_what_follows_a_step_that_was_left_out(config, clip):
+    """The rate is the reported one; an update too large for float32 is left out as well."""
     experiment = experiments.prepare(config, clip)
     # Warm-up is over after the first step.
     schedule = Schedule(0.01, 0.002, 1, 2, steps_per_epoch=1)
-    numbers = devices.replicate(schedule.as_arrays())
     optimizer = make_optimizer()
     take_step = make_step(experiment.model, optimizer, StepConfig(0.3, skip=True))
     size = experiment.model.clip.image_size
@@ -162,9 +162,12 @@ def test_the_rate_after_a_step_that_was_left_out_is_the_reported_one(config, cli
     broken = {**batch, "weight": np.full((1, 6), np.nan, np.float32)}
     prompts = adoption.initial_prompts(experiment)
 
-    def after(*batches):
-        state = devices.replicate(new_state(prompts, optimizer))
+    def after(*batches, schedule=schedule, momentum=0.0):
+        state = new_state(prompts, optimizer)
+        pushed = jax.tree.map(lambda x: np.full_like(x, momentum), state.opt_state)
+        state = devices.replicate(state._replace(opt_state=pushed))
         for one in batches:
+            numbers = devices.replicate(schedule.as_arrays())
             state = take_step(state, experiment.frozen, one, numbers)
         return devices.to_host(state)
 
@@ -174,3 +177,8 @@ def test_the_rate_after_a_step_that_was_left_out_is_the_reported_one(config, cli
     rates = [float(learning_rates(schedule, step)["text"]) for step in (0, 1)]
     ratio = np.linalg.norm(moved[1]) / np.linalg.norm(moved[0])
     assert ratio == pytest.approx(rates[1] / rates[0], rel=0.02)
+    # Loss and gradient are finite, and rate times momentum is not.
+    fast = Schedule(100.0, 100.0, 0, 2, steps_per_epoch=1)
+    pushed = after(batch, batch, schedule=fast, momentum=3e38)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(pushed.prompts))
+    assert pushed.not_finite.steps == 1
