@@ -118,8 +118,11 @@ def report(options: argparse.Namespace, chip: Chip) -> dict[str, Any]:
     from dpt_jax.inference import flops
 
     case = make_case(options, chip, len(on))
-    count = flops.step if options.mode == "train" else flops.evaluation
-    needed = count(case.model, case.layout, options.batch * len(on))
+    images = options.batch * len(on)
+    if case.train:
+        needed = flops.step(case.model, case.layout, images, case.step.guided)
+    else:
+        needed = flops.evaluation(case.model, case.layout, images)
     operations = needed / len(on)
     line: dict[str, Any] = {
         "topology": options.topology,
