@@ -1,6 +1,5 @@
 """CLIPs of the published sizes with random weights, for benchmarks that need no download."""
 
-import importlib
 import tempfile
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from dpt_jax import settings
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.pretrained import Pretrained
@@ -37,7 +37,7 @@ def published_settings(method: str, clip: str) -> ConfigDict:
     No more layers have tokens of their own than it has. The texts that losses hold to are those of
     the dataset's template: they are computed before the training, and no step sees how.
     """
-    config = importlib.import_module(f"configs.{method}").get_config("imagenet")
+    config = settings.of_method(method, "imagenet")
     sizes = SIZES[clip]
     for prompt, tower in ((config.text_prompt, sizes.text), (config.visual_prompt, sizes.vision)):
         prompt.depth = min(prompt.depth, tower.layers, sizes.vision.layers)

@@ -34,6 +34,7 @@ from benchmarks.random_clip import SIZES, openai_tokenizer, published_settings
 from benchmarks.torch_twin import Twin
 from dpt_jax import settings
 from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.clip.transformers_config import config_to_dict
 from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.model import PromptedCLIP
@@ -51,23 +52,8 @@ STEPS = flags.DEFINE_integer("steps", 5, "How many are timed.", lower_bound=1)
 
 def make_clip(sizes: CLIPConfig) -> transformers.CLIPModel:
     """Return a frozen CLIPModel with random weights."""
-
-    def tower(one: Any) -> dict[str, int]:
-        return {
-            "hidden_size": one.width,
-            "intermediate_size": one.mlp_width,
-            "num_hidden_layers": one.layers,
-            "num_attention_heads": one.heads,
-        }
-
-    model = transformers.CLIPModel(
-        transformers.CLIPConfig(
-            projection_dim=sizes.embed_dim,
-            vision_config={**tower(sizes.vision), "patch_size": sizes.patch_size},
-            text_config=tower(sizes.text),
-        )
-    )
-    return model.eval().requires_grad_(False)
+    config = transformers.CLIPConfig.from_dict(config_to_dict(sizes))
+    return transformers.CLIPModel(config).eval().requires_grad_(False)
 
 
 def tokenized(names: list[str], words: int) -> torch.Tensor:
