@@ -103,7 +103,11 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         for line in plan_in_words(planned, runs, given.overrides):
             print(line)
         return
-    if flags.devices_per_run and not flags.worker:
+    if flags.worker:
+        shared.connect_hosts(flags)
+        serve(planned, Runner(runs, given.overrides))
+        return
+    if flags.devices_per_run:
         slots = _slots(flags.devices_per_run, shared.hosts(flags))
         worker = [sys.executable, "-m", "dpt_jax", "sweep", *arguments, "--worker"]
         time_left = TimeLeft(given.overrides, {})
@@ -111,9 +115,6 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     else:
         shared.connect_hosts(flags)
         runner = Runner(runs, given.overrides)
-        if flags.worker:
-            serve(planned, runner)
-            return
         time_left = TimeLeft(given.overrides, runner.backbones)
         failed, elsewhere = sweep(planned, time_left.timed(runner), time_left.words)
     finished = len(planned) - len(failed) - len(elsewhere)

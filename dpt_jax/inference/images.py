@@ -17,7 +17,7 @@ from dpt_jax.inference.kept import KeptBatch, KeptImages
 from dpt_jax.inference.kept_on_disk import KeptOnDisk
 from dpt_jax.runtime import devices
 from dpt_jax.runtime.files import is_remote
-from dpt_jax.storage.checkpoints import digest
+from dpt_jax.storage.digests import digest
 
 FORMAT = 1  # of what is kept on the disk: another one where plain CLIP is computed in another way
 
@@ -43,16 +43,16 @@ def read_test_images(
     kept = experiment.kept or KeptImages(limit=0)
     key = _key(experiment, rows)
     known = kept.get(key)
-    ask = disk is not None and known is None
-    lasting = _lasting_key(experiment, key) if ask else ""
-    if disk and ask:
+    lasting = ""
+    if disk and known is None:
+        lasting = _lasting_key(experiment, key)
         known = disk.get(lasting)
     # All hosts compute features together, so that none may know them alone.
     if not devices.on_all_hosts(known is not None):
         known = None
     pixels = known is not None and all(batch.images is not None for batch in known)
     if known and devices.on_all_hosts(pixels or not experiment.model.prompts.sees_prompts):
-        if ask:
+        if lasting:
             kept.keep(key, known)
         yield from known
         return
@@ -63,7 +63,7 @@ def read_test_images(
         if kept.too_large(read):
             read = [one._replace(images=None) for one in read]
     kept.keep(key, read)
-    if disk and ask and not known:
+    if disk and lasting and not known:
         disk.keep(lasting, read)
 
 

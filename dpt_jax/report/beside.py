@@ -38,11 +38,7 @@ def beside_tables(scores: Scores, published: Mapping[Place, Published]) -> list[
         own = [place for place in published if (place.classes != CLASSES[0]) == halves]
         for dataset in _datasets(own):
             places = sorted((p for p in own if p.dataset == dataset), key=_order)
-            rows = _rows_of_halves(scores, published, places) if halves else []
-            for place in [] if halves else places:
-                if ours := ours_at(scores, place):
-                    rows.append([*_run(place), *_compared(ours, published[place].accuracy)])
-            if rows:
+            if rows := (_rows_of_halves if halves else _rows)(scores, published, places):
                 header = ["method", "shots", *(["classes"] if halves else []), *COMPARED]
                 tables.append(_title(dataset, halves, published, places) + markdown(header, rows))
         shown += sum(ours_at(scores, place) is not None for place in own)
@@ -103,6 +99,17 @@ def _scores_at(scores: Scores, place: Place) -> list[Score] | None:
         trained = ("", "") if place.method == ZERO_SHOT else (dataset, trained_classes)
         found.append(scores.get(Cell(place.method, *trained, place.shots, dataset, place.classes)))
     return None if None in found else [score for score in found if score]
+
+
+def _rows(
+    scores: Scores, published: Mapping[Place, Published], places: Iterable[Place]
+) -> list[list[str]]:
+    """Return rows of all classes."""
+    return [
+        [*_run(place), *_compared(ours, published[place].accuracy)]
+        for place in places
+        if (ours := ours_at(scores, place))
+    ]
 
 
 def _rows_of_halves(

@@ -243,9 +243,7 @@ def _half(sizes: Sizes, half: str) -> Sizes:
 
 
 def _kept(model: PromptedCLIP, layout: TextLayout, config: ConfigDict, batch: int) -> int:
-    """Return the bytes in float32 that the backward pass keeps on one device, of each tower that it
-    goes through.
-    """
+    """Return the bytes, in float32, that one device keeps for the backward pass."""
     images, prompts = config.train.microbatch or batch, model.prompts
     texts = text_tokens(prompts, layout, images, 1) if prompts.text_length else 0
     return 4 * kept_values(model, texts, images if prompts.sees_prompts else 0)
@@ -262,7 +260,10 @@ def read_backbone(weights: str) -> Pretrained:
 
 @functools.cache
 def _parameters(clip: CLIPConfig) -> int:
-    """Return how many parameters a CLIP has: of its blocks, embeddings and projections."""
+    """Return how many parameters a CLIP has: of its blocks, embeddings and projections.
+
+    `clip.model.param_shapes` would start JAX's backend, which takes the chips of a TPU.
+    """
     tokens, patch = clip.grid**2 + 2, 3 * clip.patch_size**2
     vision, text = clip.vision, clip.text
     blocks = sum(
