@@ -15,21 +15,9 @@ from dpt_jax.training.plan import make_plan
 from dpt_jax.training.sweep import Runner
 from dpt_jax.training.time_left import TimeLeft, in_words, line_through
 from tests.helpers.commands import ROOT, in_process
-from tests.helpers.golden import SMALL
 
 PAPER = Run("dpt", "eurosat", 16, 1, "all", ())
 NOT_KNOWN = Run("dpt", "folder", 16, 1, "all", ())  # which folder is not said
-
-
-@pytest.fixture
-def overrides(clip_dir):
-    """Small runs on the small images."""
-    return {
-        "clip.weights": str(clip_dir),
-        "dataset.root": str(SMALL / "images"),
-        "text_prompt.length": 2,
-        "train.epochs": 1,
-    }
 
 
 @pytest.mark.compiles

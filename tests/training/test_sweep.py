@@ -17,20 +17,8 @@ from dpt_jax.training.grid import Run, Target, plan
 from dpt_jax.training.sweep import Runner
 from tests.helpers import coop_trees
 from tests.helpers.commands import command, in_process
-from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
-
-
-@pytest.fixture
-def overrides(clip_dir):
-    """Small runs on the small images."""
-    return {
-        "clip.weights": str(clip_dir),
-        "dataset.root": str(SMALL / "images"),
-        "text_prompt.length": 2,
-        "train.epochs": 1,
-    }
 
 
 def results(workdir):
