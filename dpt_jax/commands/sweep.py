@@ -28,12 +28,15 @@ what it will cost. `dpt-jax report RUNS` makes the tables and the figure.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dpt_jax.commands import arguments as shared
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from dpt_jax.runtime.devices import Hosts
     from dpt_jax.runtime.slots import Variables
     from dpt_jax.training import grid
@@ -90,8 +93,8 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
     planned = _plan(flags, given.overrides)
     # An unknown dataset or a value no run can have ends the sweep before it begins.
+    configs = [grid.run_config(one, given.overrides) for one in planned]
     for one in planned:
-        grid.run_config(one, given.overrides)
         for target in one.targets:
             grid.method_config(one.method, target.dataset, given.overrides, one.protocol)
     number, parts = _part(flags.part)
@@ -103,6 +106,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         for line in plan_in_words(planned, runs, given.overrides):
             print(line)
         return
+    _check_roots(configs)
     if flags.worker:
         shared.connect_hosts(flags)
         serve(planned, Runner(runs, given.overrides))
@@ -168,6 +172,20 @@ def _plan(flags: argparse.Namespace, overrides: "grid.Overrides") -> list["grid.
             "there is nothing to run: --methods, --datasets, --shots and --seeds need a value each."
         )
     return planned
+
+
+def _check_roots(configs: Sequence["ConfigDict"]) -> None:
+    """Raise UserError where no run at all has a folder of data; of some, each run says so."""
+    from dpt_jax.data.dataset import check_root
+
+    missing = []
+    for config in configs:
+        try:
+            check_root(config.dataset)
+        except UserError as reason:
+            missing.append(reason)
+    if len(missing) == len(configs):
+        raise missing[0]
 
 
 def _slots(devices: int, hosts: "Hosts") -> list["Variables"]:

@@ -98,23 +98,28 @@ def read_splits(config: ConfigDict) -> Splits:
             f"dataset.source={config.source} knows {', '.join(CATALOGUE)}, not {config.name!r}: "
             "name one of them in --config=configs/METHOD.py:NAME, or use dataset.source=folder."
         )
+    check_root(config)
     root = as_path(config.root) if config.root else None
     if config.source == "tfds":
         return read_tfds(config.name, str(root or ""))
     if config.source == "coop":
-        if root is None:
-            raise UserError(
-                f"dataset.root is not set: give the folder that holds "
-                f"{CATALOGUE[config.name].directory}/, laid out as CoOp's DATASETS.md says, "
-                "--config.dataset.root=DIR."
-            )
+        assert root is not None
         return read_coop(config.name, root, skip_missing=config.on_error == "skip")
-    if root is None and config.name not in EMBEDDED:
-        raise UserError(
-            "dataset.root is not set: give the folder that holds train/ and test/, "
-            "--config.dataset.root=DIR."
-        )
     return read_folder(root or BUNDLED / config.name)
+
+
+def check_root(config: ConfigDict) -> None:
+    """Raise UserError where a dataset that is not here by itself has no dataset.root."""
+    if config.root or config.source == "tfds" or config.name in EMBEDDED:
+        return
+    holds = (
+        f"{CATALOGUE[config.name].directory}/, laid out as CoOp's DATASETS.md says"
+        if config.source == "coop"
+        else "train/ and test/"
+    )
+    raise UserError(
+        f"dataset.root is not set: give the folder that holds {holds}, --config.dataset.root=DIR."
+    )
 
 
 def check_readable(dataset: Dataset) -> None:

@@ -278,6 +278,7 @@ def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp
         (["--preset=paper", "--protocol=base-to-new"], "is a table of --protocol=few-shot"),
         (["--preset=paper", "--shots="], "there is nothing to run"),
         (["--part=3/2"], "--part=3/2: give I/N, I from 1 to N"),
+        (["--preset=paper"], "dataset.root is not set: give the folder that holds imagenet/"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, says, tmp_path):
