@@ -8,15 +8,10 @@ does: forward, backward, SGD. It needs torch, and uses a GPU where torch finds o
 JSON line.
 """
 
-import datetime
 import json
 import os
 import pathlib
-import platform
-import resource
-import statistics
 import sys
-import time
 from typing import Any
 
 # Started as a script, whose import path begins in this folder and not at the repository's root.
@@ -31,6 +26,7 @@ from absl import app, flags
 from torch.nn.functional import normalize
 
 from benchmarks.random_clip import SIZES, openai_tokenizer, published_settings
+from benchmarks.torch_timing import timed
 from benchmarks.torch_twin import Twin
 from dpt_jax import settings
 from dpt_jax.clip.config import CLIPConfig
@@ -97,35 +93,19 @@ def main(_: list[str]) -> None:
     images = drawn(BATCH.value, 3, sizes.image_size, sizes.image_size)
     labels = torch.randint(0, CLASSES.value, (BATCH.value,), device=device)
 
-    def step() -> float:
-        began = time.perf_counter()
+    def step() -> None:
         optimizer.zero_grad()
         twin.loss(prompts, images, labels).backward()
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
 
-    step()
-    seconds = statistics.median(step() for _ in range(STEPS.value))
-    result: dict[str, Any] = {
+    result = {
         "clip": CLIP.value,
         "classes": CLASSES.value,
         "batch": BATCH.value,
         "method": METHOD.value,
         "dtype": DTYPE.value,
-        "step_s": round(seconds, 4),
-        "images_per_s": round(BATCH.value / seconds, 2),
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
-        "device": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
+        **timed(step, STEPS.value, BATCH.value, device),
     }
-    if device.type == "cuda":
-        result["device_peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     print(json.dumps(result))
 
 
