@@ -9,7 +9,7 @@ import torch
 from benchmarks import dassl_stand_in
 from benchmarks.published_code import PUBLISHED, Branch, find
 from dpt_jax.errors import UserError
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import ROOT, assert_refused, command
 
 STAND_INS = ["dassl", *(f"dassl.{part}" for part in ("engine", "metrics", "optim", "utils"))]
 STAND_INS += ["torchvision", *dassl_stand_in.UNUSED]
@@ -82,6 +82,14 @@ def test_a_step_that_the_code_cannot_take_is_one_sentence(method, clip, batch, s
             file.write_text(f"class {code.trainer}(TrainerX):" if code.trainer != "VLP" else "")
     with pytest.raises(UserError, match=says):
         find(tmp_path / PUBLISHED[method].clone, method, clip, batch)
+
+
+def test_nothing_is_timed_where_a_clone_is_missing(tmp_path):
+    done = command(
+        "benchmarks/beside_torch.py", f"--published={tmp_path}", "--methods=coop", check=False
+    )
+    assert_refused(done, f"{tmp_path / 'CoOp/trainers/coop.py'} is missing")
+    assert not done.stdout
 
 
 def test_the_page_clones_what_was_tried():
