@@ -78,11 +78,11 @@ def main(_: list[str]) -> None:
     # JAX reads the number of devices when it starts.
     import jax
     import numpy as np
-    from PIL import Image
 
     from benchmarks.random_clip import published_settings, random_clip
     from dpt_jax.data.dataset import Dataset
     from dpt_jax.data.paper.imagenet import imagenet_classnames
+    from dpt_jax.data.records import Files
     from dpt_jax.inference import experiment as experiments
     from dpt_jax.inference import flops
     from dpt_jax.runtime import devices
@@ -92,7 +92,7 @@ def main(_: list[str]) -> None:
     config.train.microbatch, config.train.remat = MICROBATCH.value, REMAT.value
     dtype = experiments.compute_dtype(config)
     names = tuple(imagenet_classnames()[: CLASSES.value])
-    dataset = Dataset(Image.open, names, train=[], val=[], test=[])
+    dataset = Dataset(Files(pathlib.Path()), names, train=[], val=[], test=[])
     experiment = experiments.assemble(config, dataset, random_clip(CLIP.value, dtype))
     generator, local = np.random.default_rng(0), jax.local_device_count()
     part = local * max(MICROBATCH.value, 1)

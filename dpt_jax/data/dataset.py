@@ -13,7 +13,7 @@ from dpt_jax.data import sampling
 from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.records import Example, Reader, Splits, UnreadableImageError
+from dpt_jax.data.records import Example, Files, Source, Splits, UnreadableImageError
 from dpt_jax.data.sample import read_sample
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
@@ -30,7 +30,7 @@ class Dataset(NamedTuple):
     val: the whole validation split, which may be empty.
     """
 
-    read: Reader
+    read: Source
     classnames: tuple[str, ...]
     train: list[Example]
     val: list[Example]
@@ -49,7 +49,7 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
     # The shots are drawn before the classes are split, so that both halves are of one sample.
     train = _sample(config, whole, seed)
     if config.classes == "all":
-        return Dataset(whole.read, whole.classnames, train, whole.val, whole.test, digest_of(whole))
+        return _dataset(whole, whole.classnames, train, whole.val, whole.test)
     labels = sampling.half_of_classes(len(whole.classnames), config.classes)
     if not labels:
         raise UserError(
@@ -60,7 +60,20 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
         for examples in (train, whole.val, whole.test)
     )
     classnames = tuple(whole.classnames[label] for label in labels)
-    return Dataset(whole.read, classnames, train, val, test, digest_of(whole))
+    return _dataset(whole, classnames, train, val, test)
+
+
+def _dataset(
+    whole: Splits,
+    classnames: tuple[str, ...],
+    train: list[Example],
+    val: list[Example],
+    test: list[Example],
+) -> Dataset:
+    read: Source = whole.read
+    if isinstance(read, Files):  # loader processes get it: of a million images what they need
+        read = read.only(example.path for example in (*train, *val, *test))
+    return Dataset(read, classnames, train, val, test, digest_of(whole))
 
 
 def digest_of(whole: Splits) -> str:

@@ -2,18 +2,22 @@
 
 import dataclasses
 import functools
+import hashlib
 import io
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import BinaryIO, NamedTuple, Protocol
 
 from etils import epath
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from dpt_jax.errors import UserError
+from dpt_jax.runtime import object_store
+from dpt_jax.runtime.bucket import as_bucket_path
 from dpt_jax.runtime.files import as_path, is_remote
+from dpt_jax.runtime.store_errors import StoreError
 
 # An example's path to its image as RGB. Picklable, since loader processes get it.
 Reader = Callable[[str], Image.Image]
@@ -36,10 +40,20 @@ class Example(NamedTuple):
     label: int
 
 
+class Source(Protocol):
+    """The Reader of a dataset, which knows when an image has become another."""
+
+    def __call__(self, path: str) -> Image.Image:
+        """Return the image. Raise UnreadableImageError."""
+
+    def state(self, paths: Iterable[str]) -> str:
+        """Return a digest that another one takes the place of where one of the images changes."""
+
+
 class Splits(NamedTuple):
     """A whole dataset of C classes, before a few-shot sample is drawn."""
 
-    read: Reader
+    read: Source
     classnames: tuple[str, ...]
     train: list[Example]
     val: list[Example]
@@ -52,26 +66,80 @@ class UnreadableImageError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Reads image files below a folder."""
+    """Reads image files below a folder.
+
+    listed: of a folder in a bucket the generations of the objects by their keys, as it was listed.
+    An image is read as it was then.
+    """
 
     root: epath.Path
+    listed: Mapping[str, int] = dataclasses.field(default_factory=dict, repr=False)
 
     def __call__(self, path: str) -> Image.Image:
-        """Return the image. Raise UnreadableImageError."""
-        return read_image(self.root / path)
+        """Return the image.
 
-    def state(self, path: str) -> tuple[int, int] | None:
-        """Return what changes with a local file: its bytes and its time; None for no such file."""
+        Raise UnreadableImageError, and UserError where it was written again after the listing.
+        """
+        file = self.root / path
+        if (generation := self._generation(path)) is None:
+            return read_image(file)
+        name = as_bucket_path(file).object_name
         try:
-            found = os.stat(self.root / path)
-        except OSError:
-            return None
-        return found.st_size, found.st_mtime_ns
+            content = object_store.read(name, generation)
+        except FileNotFoundError as reason:
+            if file.is_file():
+                raise UserError(
+                    f"{file} was written again while this run used it: give the same command "
+                    "again, which takes the images as they are then."
+                ) from reason
+            raise UnreadableImageError(f"{file} is not there.") from reason
+        return read_image(io.BytesIO(content), str(file))
+
+    def only(self, paths: Iterable[str]) -> "Files":
+        """Return a reader of these images, which knows of no others."""
+        keys = {self._key(path) for path in paths} if self.listed else ()
+        return Files(self.root, {key: self.listed[key] for key in keys if key in self.listed})
+
+    def state(self, paths: Iterable[str]) -> str:
+        """Return what changes with any of these images: a digest of what is known of each file."""
+        if is_remote(self.root):
+            return digest_of_states([str(self.root), *map(self._generation, paths)])
+        files = [state_of_file(self.root / path) for path in paths]
+        return digest_of_states([os.path.realpath(self.root), *files])
+
+    def _generation(self, path: str) -> int | None:
+        """Return that of an object in a bucket, None where none was listed."""
+        return self.listed.get(self._key(path)) if self.listed else None
+
+    def _key(self, path: str) -> str:
+        return as_bucket_path(self.root / path).object_name.key
+
+
+def state_of_file(file: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """Return what changes with a local file, None for no such file.
+
+    That is its size and its times. Who copies a file may set the first of them, mtime, but not the
+    second, ctime.
+    """
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def digest_of_states(states: Iterable[object]) -> str:
+    """Return the SHA-256 of what is known of several files, in their order."""
+    found = hashlib.sha256()
+    for state in states:
+        found.update(f"{state!r}\n".encode())
+    return found.hexdigest()
 
 
 def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image.Image:
     """Return the image as RGB. Raise UnreadableImageError naming a file that is none.
 
+    Raise StoreError where a bucket does not let it be read.
     name: what to call an open file. As in the published pipeline a camera's
     orientation tag is not followed and transparency is dropped. See to_rgb for
     pixels of more than eight bits.
@@ -83,6 +151,8 @@ def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image
         with Image.open(file) as image:
             _report_if_large(name, *image.size)
             return to_rgb(image)
+    except StoreError:  # which says nothing of this image
+        raise
     except FileNotFoundError as reason:
         raise UnreadableImageError(f"{name} is not there.") from reason
     except Image.DecompressionBombError as reason:

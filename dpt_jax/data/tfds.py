@@ -11,8 +11,9 @@ import importlib.util
 import io
 import multiprocessing
 import os
+import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -22,7 +23,13 @@ from PIL import Image
 
 from dpt_jax.data.benchmark import Lists, Record, split_all
 from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.records import Example, Splits, read_image
+from dpt_jax.data.records import (
+    Example,
+    Splits,
+    digest_of_states,
+    read_image,
+    state_of_file,
+)
 from dpt_jax.errors import UserError
 from dpt_jax.runtime.console import Progress, say
 from dpt_jax.runtime.files import as_path, is_remote
@@ -48,6 +55,14 @@ class Records:
         if not isinstance(encoded, bytes):
             encoded = encoded[len(encoded) // 2]
         return read_image(io.BytesIO(encoded), f"{self.directory}, image {path},")
+
+    def state(self, paths: Iterable[str]) -> str:
+        """Return what changes with any image: a digest of what is known of all files there.
+
+        A folder in a bucket has another copy here once it has changed.
+        """
+        files = sorted(pathlib.Path(self.directory).iterdir())
+        return digest_of_states([self.directory, *((f.name, state_of_file(f)) for f in files)])
 
 
 def read_tfds(name: str, root: str) -> Splits:

@@ -1,7 +1,5 @@
 """The test images of an evaluation, read once for all evaluations of a process."""
 
-import hashlib
-import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -11,12 +9,10 @@ import PIL
 
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset, digest_of_examples
-from dpt_jax.data.records import Files
 from dpt_jax.inference.experiment import Experiment
 from dpt_jax.inference.kept import KeptBatch, KeptImages
 from dpt_jax.inference.kept_on_disk import KeptOnDisk
 from dpt_jax.runtime import devices
-from dpt_jax.runtime.files import is_remote
 from dpt_jax.storage.digests import digest
 
 FORMAT = 1  # of what is kept on the disk: another one where plain CLIP is computed in another way
@@ -117,13 +113,9 @@ def _key(experiment: Experiment, rows: int) -> Hashable:
 
 
 def _on_disk(experiment: Experiment) -> KeptOnDisk | None:
-    """Return where features are kept for other processes, None for nowhere.
-
-    Only local files have a state by which a later process knows them again.
-    """
-    limit, read = experiment.config.eval.cache_mb * 10**6, experiment.dataset.read
-    local = isinstance(read, Files) and not is_remote(read.root)
-    return KeptOnDisk(limit) if limit and local else None
+    """Return where features are kept for other processes, None for nowhere."""
+    limit = experiment.config.eval.cache_mb * 10**6
+    return KeptOnDisk(limit) if limit else None
 
 
 def _lasting_key(experiment: Experiment, key: Hashable) -> str:
@@ -131,12 +123,9 @@ def _lasting_key(experiment: Experiment, key: Hashable) -> str:
 
     That is the weights themselves, not by their name, and whatever decides on a bit.
     """
-    read = experiment.dataset.read
-    assert isinstance(read, Files)
     parts = {
         "format": FORMAT,
         "key": key,
-        "root": os.path.realpath(read.root),
         "weights": digest(devices.to_host(experiment.frozen.clip["vision"])),
         "decoder": PIL.__version__,
         **devices.arithmetic(),
@@ -145,9 +134,6 @@ def _lasting_key(experiment: Experiment, key: Hashable) -> str:
 
 
 def _digest(dataset: Dataset) -> str:
-    """Return a digest of the test images: their names and labels, and of files their state."""
-    found = hashlib.sha256(digest_of_examples(dataset.test).encode())
-    if isinstance(dataset.read, Files):
-        for example in dataset.test:
-            found.update(repr(dataset.read.state(example.path)).encode())
-    return found.hexdigest()
+    """Return what tells the test images: their names and labels, and the state of their files."""
+    state = dataset.read.state(example.path for example in dataset.test)
+    return f"{digest_of_examples(dataset.test)} {state}"

@@ -82,7 +82,7 @@ class BucketPath(epath.Path):
 
     def is_file(self) -> bool:
         if (known := _known(self)) is not None:
-            return self.object_name.key in known.keys
+            return self.object_name.key in known.generations
         return bool(self.object_name.key) and object_store.describe(self.object_name) is not None
 
     def is_dir(self) -> bool:
@@ -177,9 +177,9 @@ def scan(folder: epath.Path) -> list[Entry]:
 
 
 class _Listed(NamedTuple):
-    """A whole listing: the keys of all objects, and what stands in each folder, by its prefix."""
+    """A whole listing: all objects' generations, and what stands in each folder, by its prefix."""
 
-    keys: set[str]
+    generations: dict[str, int]
     folders: dict[str, dict[Entry, None]]
 
 
@@ -189,9 +189,9 @@ _listings: dict[Name, _Listed] = {}
 @contextlib.contextmanager
 def known_listing(path: epath.Path) -> Iterator[None]:
     """Answer from one listing what is asked of paths below a folder, see `files.listed_once`."""
-    folder, known = as_bucket_path(path), _Listed(set(), {})
+    folder, known = as_bucket_path(path), _Listed({}, {})
     for one in folder.objects():
-        known.keys.add(one.key)
+        known.generations[one.key] = one.generation
         path, is_folder = one.key, False
         while path:
             above, _, name = path.rpartition("/")
@@ -205,6 +205,13 @@ def known_listing(path: epath.Path) -> Iterator[None]:
         yield
     finally:
         del _listings[folder.prefix]
+
+
+def known_generations(folder: epath.Path) -> dict[str, int]:
+    """Return the generations of the objects below a folder, see `files.generations`."""
+    known = _known(as_bucket_path(folder))
+    assert known is not None, f"{folder} is not listed"
+    return known.generations
 
 
 def _known(path: BucketPath) -> _Listed | None:

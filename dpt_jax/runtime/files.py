@@ -10,7 +10,14 @@ from typing import cast
 from etils import epath
 
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.bucket import BUCKETS, Entry, bucket_path, known_listing, scan
+from dpt_jax.runtime.bucket import (
+    BUCKETS,
+    Entry,
+    bucket_path,
+    known_generations,
+    known_listing,
+    scan,
+)
 
 
 def as_path(name: str | os.PathLike[str]) -> epath.Path:
@@ -58,6 +65,14 @@ def listed_once(folder: epath.Path) -> Iterator[None]:
         return
     with known_listing(folder):
         yield
+
+
+def generations(folder: epath.Path) -> dict[str, int]:
+    """Return, within `listed_once`, the generations of a bucket's objects by their keys.
+
+    Those of the listing that has this folder. There are none for a local folder.
+    """
+    return known_generations(folder) if is_remote(folder) else {}
 
 
 def cache_folder() -> pathlib.Path:

@@ -51,9 +51,12 @@ class Listing(NamedTuple):
     prefixes: list[str]
 
 
-def read(name: Name) -> bytes:
-    """Return the content of an object.  Raise FileNotFoundError where there is none."""
-    return _ask(name, lambda store: store.cat_file(f"{name.bucket}/{name.key}"))
+def read(name: Name, generation: int | None = None) -> bytes:
+    """Return the content of an object.  Raise FileNotFoundError where there is none.
+
+    generation: the one that is wanted, None for the newest.
+    """
+    return _ask(name, lambda store: store.call("GET", _content(store, name, generation))[1])
 
 
 def download(bucket: str, one: Object, file: pathlib.Path) -> None:
@@ -65,7 +68,7 @@ def download(bucket: str, one: Object, file: pathlib.Path) -> None:
 
     def part(start: int, store: Any) -> bytes:
         last = min(start + BYTES_AT_ONCE, one.size) - 1
-        url = f"{store.url(f'{bucket}/{one.key}')}&generation={one.generation}"
+        url = _content(store, name, one.generation)
         return store.call("GET", url, headers={"Range": f"bytes={start}-{last}"})[1]
 
     with file.open("wb") as out:
@@ -168,6 +171,12 @@ def _pages(name: Name, recursive: bool, most: int) -> Iterator[dict[str, Any]]:
 
 def _list_page(bucket: str, options: dict[str, Any], store: Any) -> dict[str, Any]:
     return store.call("GET", "b/{}/o", bucket, **options)
+
+
+def _content(store: Any, name: Name, generation: int | None) -> str:
+    """Return the address of an object's content."""
+    url = store.url(f"{name.bucket}/{name.key}")
+    return url if generation is None else f"{url}&generation={generation}"
 
 
 def _object(item: dict[str, Any]) -> Object:

@@ -275,8 +275,8 @@ SCHEMA: tuple[Key, ...] = (
     Key(
         "eval.cache_mb",
         0,
-        "Megabytes on this disk for what plain CLIP makes of local test images, which other "
-        "processes then need not see again; 0 keeps nothing there.",
+        "Megabytes on this disk for what plain CLIP makes of test images, which other processes "
+        "then need not see again; 0 keeps nothing there.",
         least=0,
         resume=FREE,
     ),

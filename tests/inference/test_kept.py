@@ -11,8 +11,10 @@ from PIL import Image
 from dpt_jax.data import records
 from dpt_jax.inference import adoption, evaluation, kept, kept_on_disk
 from dpt_jax.inference import experiment as experiments
+from dpt_jax.runtime.files import as_path
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
+from tests.helpers.object_store import put_folder
 
 pytestmark = pytest.mark.compiles
 
@@ -24,7 +26,7 @@ def reads(monkeypatch):
     """The files that were read, in any order."""
     files = []
     read = records.read_image
-    monkeypatch.setattr(records, "read_image", lambda file: files.append(file) or read(file))
+    monkeypatch.setattr(records, "read_image", lambda *file: files.append(file) or read(*file))
     return files
 
 
@@ -33,11 +35,9 @@ def evaluate(clip, clip_dir, tmp_path):
     """(method, what is kept here, MB on the disk) -> its predictions on the small images."""
     shutil.copytree(SMALL / "images", tmp_path / "images")
 
-    def predict(method, images=None, cache_mb=0):
+    def predict(method, images=None, cache_mb=0, root=tmp_path / "images"):
         config = small_config(
-            clip_dir,
-            importlib.import_module(f"configs.{method}"),
-            dataset__root=str(tmp_path / "images"),
+            clip_dir, importlib.import_module(f"configs.{method}"), dataset__root=str(root)
         )
         part = config.text_prompt if method == "coop" else config.visual_prompt
         part.length, config.dataset.shots, config.eval.batch_size = 2, -1, 5
@@ -89,6 +89,33 @@ def test_the_pixels_kept_first_are_the_first_to_go():
     sizes = {name: images.get(name)[0].images for name in ("first", "second", "third")}
     assert sizes["first"] is None
     assert [len(sizes[name]) for name in ("second", "third")] == [6, 3]
+
+
+def test_an_image_in_a_bucket_that_was_written_again_is_another(
+    evaluate, cache, bucket, store, tmp_path
+):
+    """Its listing tells, which a run makes anyway: no request more, kept here or on the disk."""
+    root = f"{bucket}/images"
+    put_folder(SMALL / "images", root)
+    images = kept.KeptImages()
+
+    def asked(**where):
+        before = len(store.requests())
+        found = evaluate("coop", root=root, **where)
+        return len(store.requests()) - before, found
+
+    ways = ({"images": images}, {"cache_mb": 1})
+    for _ in range(2):
+        expected = evaluate("coop")
+        for way in ways:
+            assert asked(**way)[0] == 1 + IMAGES
+            requests, found = asked(**way)
+            assert requests == 1
+            assert_same(found, expected)
+        changed = next((tmp_path / "images" / "test").rglob("*.png"))
+        Image.new("RGB", (9, 9), "red").save(changed)
+        again = as_path(root) / changed.relative_to(tmp_path / "images").as_posix()
+        again.write_bytes(changed.read_bytes())
 
 
 @pytest.fixture
