@@ -64,7 +64,7 @@ def local_copy(
 
     A copy is made once for each state of the folder, whose name tells it. wanted: whether an object
     is copied, by its path below the folder. tell: is given a line before anything is copied. Raise
-    UserError where there is no room.
+    UserError where there is no room, and where an object changes meanwhile.
     """
     source = as_bucket_path(folder)
     start = len(source.prefix.key)
@@ -82,6 +82,11 @@ def local_copy(
         download(source, objects, target)
     except UserError:
         raise
+    except FileNotFoundError as reason:
+        raise UserError(
+            f"{source} changed while it was copied ({reason}): give the same command again, which "
+            "takes it as it is then."
+        ) from reason
     except OSError as reason:
         raise UserError(
             f"{source} cannot be copied to {target} ({reason}): make room, or name another place "
