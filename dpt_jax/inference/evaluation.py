@@ -171,6 +171,8 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[
     saved: the prompts, and what their checkpoint says of them.
     """
     method = experiment.model.prompts.method
+    failures.agree()
+    devices.check_same({"prompt to evaluate": saved.digest})
     found = predict(experiment, saved.prompts)
     answers = {
         "the logits of plain CLIP": found.zero_shot_logits,

@@ -23,6 +23,8 @@ from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.files import as_path
 from dpt_jax.storage.weights import local_weights
 
+# Settings that each host may have its own of: what the paths name is compared instead.
+OF_A_HOST = ("clip.weights", "dataset.root", "dataset.sample", "dataset.workers", "init_from")
 REMAT_CHOICES = ("matmuls", "blocks")  # of train.remat=auto
 
 
@@ -72,7 +74,7 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
 
     if pretrained is None:
         pretrained = load_clip(local_weights(config.clip.weights), compute_dtype(config), accept)
-    failures.agree()  # all hosts have read the same: from here on they need each other
+    failures.agree()  # all hosts have read theirs: from here on they need each other
     return assemble(config, dataset, pretrained)
 
 
@@ -91,10 +93,29 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
         remat = REMAT_CHOICES[devices.of_first(REMAT_CHOICES.index(remat))]
     model = dataclasses.replace(model, remat=remat)
     params = devices.replicate(pretrained.params)
+    devices.check_same(_facts(config, dataset, params, model))
     encode = make_text_encoder(model.clip, model.dtype)
     texts = ensemble([encode(params, devices.replicate(texts)) for texts in plain])
     frozen = Frozen(params, devices.replicate(layout), texts)
     return Experiment(config, dataset, model, pretrained._replace(params=params), frozen)
+
+
+def _facts(
+    config: ConfigDict, dataset: Dataset, params: Any, model: PromptedCLIP
+) -> dict[str, str]:
+    """Return what all hosts must have alike, see `devices.check_same`."""
+    shared = {
+        f"--config.{key}": repr(value)
+        for key, value in settings.flat(config.to_dict()).items()
+        if key not in OF_A_HOST
+    }
+    images = dataset.digest, digest_of_examples(dataset.train)
+    weights = backbone_id(params), computes(model.clip)
+    return {
+        **shared,
+        "list of images (dataset.root, dataset.sample)": repr(images),
+        "CLIP (clip.weights)": repr(weights),
+    }
 
 
 def model_and_texts(

@@ -9,6 +9,7 @@ import hashlib
 import os
 import pathlib
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jax.experimental import multihost_utils
 from dpt_jax.errors import UserError
 from dpt_jax.runtime import failures
 from dpt_jax.runtime.files import cache_folder
+from dpt_jax.version import __version__
 
 AXIS = "batch"  # the axis of pmap: every device of every host
 KEPT_PROGRAMS = 8  # of a kind, for the runs of a sweep that differ in their data alone
@@ -202,6 +204,31 @@ def to_host(tree: Any) -> Any:
 def on_all_hosts(here: bool) -> bool:
     """Return whether it is so on every host, each of which asks."""
     return sum_over_hosts(int(here)) == jax.process_count()
+
+
+def check_same(facts: Mapping[str, str]) -> None:
+    """Raise UserError, on all hosts, naming what one of them has other than host 0.
+
+    facts: by a name for the sentence. Each host asks, with the same names.
+    """
+    if jax.process_count() == 1:
+        return
+    # Hosts of other versions may have other facts.
+    _check_same_digests({"version of dpt-jax": "\n".join([__version__, *facts])})
+    _check_same_digests(facts)
+
+
+def _check_same_digests(facts: Mapping[str, str]) -> None:
+    digests = [hashlib.sha256(text.encode(errors="surrogateescape")) for text in facts.values()]
+    own = np.stack([np.frombuffer(digest.digest(), np.uint8) for digest in digests])
+    everywhere = multihost_utils.process_allgather(own)  # (hosts, facts, 32)
+    for host, theirs in enumerate(everywhere):
+        for name, one, first in zip(facts, theirs, everywhere[0], strict=True):
+            if (one != first).any():
+                raise UserError(
+                    f"host {host} has another {name} than host 0: give all hosts the same command "
+                    "and the same files."
+                )
 
 
 def first_says(here: bool) -> bool:

@@ -130,6 +130,7 @@ class Checkpoints:
         another reason than damage, is of prompts alone or of other shapes, or none is whole.
         """
         damaged: dict[int, DamagedError | None] = {}
+        devices.check_same({"list of checkpoints (workdir)": repr(self.steps())})
         for step in self.steps():
             damage, failure, found = None, None, None
             try:

@@ -23,6 +23,7 @@ from dpt_jax.runtime.console import Progress, say
 from dpt_jax.runtime.metrics import MetricWriter
 from dpt_jax.runtime.signals import StopRequest
 from dpt_jax.storage.checkpoints import Checkpoints
+from dpt_jax.storage.digests import digest
 from dpt_jax.storage.lock import locked
 from dpt_jax.training import train_files
 from dpt_jax.training.keeper import Keeper
@@ -61,8 +62,10 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
     ):
         # Where the run goes on. The list of its images is written only after it is known that
         # these are the ones that it was trained on so far.
+        failures.agree()
         state = begin(experiment, checkpoints, optimizer, plan, workdir, allow_changes)
         failures.agree()
+        devices.check_same({"prompt to start from (init_from)": digest(state.prompts)})
         with failures.fatal():
             train_files.write(dataset.train, workdir)
         start = int(state.step)

@@ -89,6 +89,17 @@ def held_lock(clip_dir, tmp_path, images):
         return assert_both_end(hosts, 2, "is being trained in by process", "error: host 0 of 2")
 
 
+def other_images(clip_dir, tmp_path, images):
+    """A copy of the data on the disk of each host, of which one is not whole."""
+    shutil.copytree(images, tmp_path / "second" / "images")
+    next((tmp_path / "second" / "images" / "test").rglob("*.png")).unlink()
+    homes = [{"HOME": str(images.parent)}, {"HOME": str(tmp_path / "second")}]
+    root = "--config.dataset.root=~/images"
+    hosts = Watched(start_hosts(clip_dir, tmp_path / "run", root, variables=homes))
+    says = "host 1 has another list of images (dataset.root, dataset.sample) than host 0"
+    return assert_both_end(hosts, 2, says, since="error: host ")
+
+
 def full_disk(clip_dir, tmp_path, images):
     hosts = Watched(start_hosts(clip_dir, tmp_path / "run", scripts=(FULL, None)))
     return assert_both_end(hosts, 2, "cannot be written", since="error: host 0 of 2")
@@ -115,6 +126,7 @@ FAULTS = [
     unreadable_test_image,
     unreadable_training_image,
     held_lock,
+    other_images,
     full_disk,
     ctrl_c_while_loading,
     ctrl_c_while_training,
