@@ -19,6 +19,8 @@ from dpt_jax.runtime.bucket import (
     scan,
 )
 
+SCHEME = BUCKETS.removesuffix("//")
+
 
 def as_path(name: str | os.PathLike[str]) -> epath.Path:
     """Return the path of a flag, a key or an argument, with ~ expanded.
@@ -34,6 +36,9 @@ def as_path(name: str | os.PathLike[str]) -> epath.Path:
         raise UserError(f"{text}: paths are local or begin with {BUCKETS}, not with {scheme}://.")
     if found:
         return bucket_path(text)
+    if text.startswith(SCHEME):  # also what pathlib makes of gs://
+        path = text.removeprefix(SCHEME).lstrip("/")
+        raise UserError(f"{text}: paths in a bucket begin with two slashes: write {BUCKETS}{path}.")
     return cast(epath.Path, pathlib.Path(text).expanduser())
 
 

@@ -1,6 +1,7 @@
 """Paths in a bucket, asked of a real object store; and what is said where it does not answer."""
 
 import http.server
+import pathlib
 import pickle
 import sys
 import threading
@@ -87,6 +88,13 @@ def test_an_object_of_several_parts(bucket, monkeypatch):
 @pytest.mark.parametrize("text", ["gs://", "gs:///x"])
 def test_a_name_without_a_bucket(text):
     with pytest.raises(UserError, match="names no bucket"):
+        as_path(text)
+
+
+@pytest.mark.parametrize("text", ["gs:/bucket/x", "gs:bucket/x", pathlib.Path("gs://bucket/x")])
+def test_a_slash_less_names_no_folder_of_this_disk(text):
+    """Where a run would be lost with its machine."""
+    with pytest.raises(UserError, match="two slashes: write gs://bucket/x"):
         as_path(text)
 
 
