@@ -190,9 +190,11 @@ _listings: dict[Name, _Listed] = {}
 def known_listing(path: epath.Path) -> Iterator[None]:
     """Answer from one listing what is asked of paths below a folder, see `files.listed_once`."""
     folder, known = as_bucket_path(path), _Listed({}, {})
-    for one in folder.objects():
-        known.generations[one.key] = one.generation
-        path, is_folder = one.key, False
+    for one in object_store.list_objects(folder.prefix, recursive=True).objects:
+        # The console makes a folder as an empty object of its name, with a slash at the end.
+        path, is_folder = one.key.rstrip("/"), one.key.endswith("/")
+        if not is_folder:
+            known.generations[one.key] = one.generation
         while path:
             above, _, name = path.rpartition("/")
             there = known.folders.setdefault(f"{above}/" if above else "", {})

@@ -3,6 +3,7 @@
 import os
 import time
 import unicodedata
+import urllib.parse
 
 import pytest
 from etils import epath
@@ -169,6 +170,18 @@ def test_images_of_a_bucket(bucket, tmp_path):
         find_images([f"{bucket}/**/*.png"])
     with pytest.raises(UserError, match=r"there is no bucket gs://nobody-has-this"):
         find_images(["gs://nobody-has-this/x"])
+
+
+def test_a_folder_without_images_that_the_console_has_made_is_one(bucket, store, tmp_path):
+    """Not a class less than there was to be."""
+    images(tmp_path, "train/a/1.png", "test/a/2.png")
+    put_folder(tmp_path, f"{bucket}/data")
+    for folder in ("data/", "data/train/", "data/train/b/"):
+        name = urllib.parse.quote(folder, safe="")
+        bucket_name = bucket.removeprefix("gs://")
+        store.ask("POST", f"/upload/storage/v1/b/{bucket_name}/o?uploadType=media&name={name}", b"")
+    with pytest.raises(UserError, match=rf"{bucket}/data/train/b holds no images"):
+        read_folder(f"{bucket}/data")
 
 
 def test_an_image_of_a_bucket_is_read_as_it_was_listed(bucket, tmp_path):
