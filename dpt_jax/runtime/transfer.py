@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -75,7 +76,9 @@ def local_copy(
     bucket, key = source.object_name
     target = cache_folder() / "buckets" / bucket / f"{key}@{digest}"
     if target.is_dir():
-        return target
+        if all((target / one.key[start:]).is_file() for one in objects):
+            return target
+        shutil.rmtree(target)  # of a cache, files that are not used for long may be removed
     size = sum(one.size for one in objects)
     tell(f"copying {len(objects)} files, {size / 1e6:.1f} MB, from {source} to {target}")
     try:

@@ -81,6 +81,10 @@ def test_what_is_needed_is_copied_once(bucket, model, tmp_path, store, cache, ca
     before = len(store.requests())
     load(f"{bucket}/clip")
     assert all("/o?" in path for _, path in store.requests()[before:])  # listings alone
+    # What somebody has tidied up there would be taken for what the model does without.
+    next(cache.rglob("preprocessor_config.json")).unlink()
+    load(f"{bucket}/clip")
+    assert {file.name for file in cache.rglob("*") if file.is_file()} == copied
     (as_path(bucket) / "clip" / WEIGHTS).write_bytes(b"damaged")
     with pytest.raises(UserError, match=rf"{cache}.*{WEIGHTS} cannot be read"):
         load(f"{bucket}/clip")
