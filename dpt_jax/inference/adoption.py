@@ -62,7 +62,7 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
     return saved._replace(prompts=adopt(fresh, saved, experiment, source, evaluate=True))
 
 
-def _other_clip(saved: Saved, experiment: Experiment) -> str:
+def other_clip(saved: Saved, experiment: Experiment) -> str:
     """Return in what the CLIP of saved prompts is another one, "" where it is the same."""
     if saved.meta.get("backbone") not in (None, backbone_id(experiment.frozen.clip)):
         return "another CLIP"
@@ -86,7 +86,7 @@ def adopt(
     """
     classnames = list(experiment.dataset.classnames)
     weights = experiment.config.clip.weights
-    if other := _other_clip(saved, experiment):
+    if other := other_clip(saved, experiment):
         other = f"{source} was trained on {other} than {weights}"
         if evaluate:
             raise UserError(

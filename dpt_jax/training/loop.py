@@ -14,7 +14,7 @@ from etils import epath
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import check_readable
 from dpt_jax.errors import UserError
-from dpt_jax.inference.adoption import initial_prompts
+from dpt_jax.inference.adoption import initial_prompts, other_clip
 from dpt_jax.inference.experiment import Experiment, training_meta
 from dpt_jax.inference.texts import held_texts
 from dpt_jax.prompts import Prompts
@@ -188,8 +188,8 @@ def begin(
     """Return the state that a run goes on with, on the host: the newest whole one, or a new one.
 
     New prompts are made for a new run alone: one that has started no longer needs what
-    `init_from` names. Raise UserError if the run was trained on other images, or averages
-    another number of epochs.
+    `init_from` names. Raise UserError if the run was trained on another CLIP or on other images,
+    or averages another number of epochs.
     """
     shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
     like: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
@@ -202,6 +202,12 @@ def begin(
     if found is None:
         return new_state(initial_prompts(experiment), optimizer, average=bool(weights))
     saved, training = found
+    # Where CLIP's weights lie may change, but not which they are.
+    if other := other_clip(saved, experiment):
+        raise UserError(
+            f"{workdir} was trained on {other} than {experiment.config.clip.weights}: go on with "
+            "the one that it began with, or use another --workdir."
+        )
     if weights and saved.meta.get(AVERAGED) != len(weights):
         raise UserError(
             f"{workdir} averages its prompts over {saved.meta.get(AVERAGED)} epochs, by weights "

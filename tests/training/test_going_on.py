@@ -80,6 +80,15 @@ def test_a_list_that_was_overwritten_does_not_hide_other_images(config, clip, im
         train(config, clip, started)
 
 
+def test_another_clip_of_the_same_sizes_is_refused(config, clip, started):
+    """Where the weights lie may change freely, so the settings alone do not tell."""
+    config.train.epochs = 2
+    other = jax.tree.map(lambda x: x * np.float32(1.1), clip.params)
+    with pytest.raises(UserError, match=r"run was trained on another CLIP than .*: go on with"):
+        train(config, clip._replace(params=other), started, allow_changes=True)
+    assert load_newest(started).step == 2
+
+
 def test_a_run_past_its_end_is_refused(config, clip, started):
     config.train.epochs = 2
     train(config, clip, started)
