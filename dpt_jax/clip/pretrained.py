@@ -1,10 +1,12 @@
 """CLIP weights from wherever people have them, checked tensor by tensor."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.traverse_util
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -26,13 +28,20 @@ from dpt_jax.errors import UserError
 
 __all__ = ["BUNDLED", "Pretrained", "load_clip", "save_orbax"]
 
+# Of so many values of a tensor, the digest of the weights takes one.
+EVERY = 97
+
 
 class Pretrained(NamedTuple):
-    """A frozen CLIP on the host: sizes, float32 or given-dtype parameters, tokenizer."""
+    """A frozen CLIP on the host: sizes, float32 or given-dtype parameters, tokenizer.
+
+    digest: what tells its weights from others of its sizes, "" where they are of no file.
+    """
 
     config: CLIPConfig
     params: Any
     tokenizer: Tokenizer
+    digest: str = ""
 
 
 def load_clip(
@@ -62,7 +71,7 @@ def load_clip(
     _check_finite(params, source)
     config = described.config
     tokenizer = load_tokenizer(folder, config.vocab_size, described.end)
-    return Pretrained(config, _cast(params, dtype), tokenizer)
+    return Pretrained(config, _cast(params, dtype), tokenizer, digest_of(params))
 
 
 def _read_weights(
@@ -108,6 +117,19 @@ def save_orbax(clip: Pretrained, directory: str) -> None:
     Raise UserError where the directory is already there.
     """
     orbax.write(clip.config, clip.params, clip.tokenizer, local_path(directory).absolute())
+
+
+def digest_of(params: Any) -> str:
+    """Return what tells weights from others of their sizes, whatever type they are stored in.
+
+    Training, or an adapter that is merged, changes all values of a tensor. So some of each tensor
+    are enough, and take no time.
+    """
+    found = hashlib.sha256()
+    for _, value in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
+        some = np.asarray(value).reshape(-1)[::EVERY].astype(np.float32)
+        found.update(some.astype(jnp.bfloat16).tobytes())
+    return found.hexdigest()[:16]
 
 
 def _cast(params: Any, dtype: Any) -> Any:

@@ -11,7 +11,7 @@ from etils import epath
 
 from dpt_jax import settings
 from dpt_jax.errors import UserError
-from dpt_jax.inference.backbone import backbone_id, computes
+from dpt_jax.inference.backbone import backbone_id, computes, is_same
 from dpt_jax.inference.experiment import Experiment
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
@@ -64,7 +64,7 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
 
 def other_clip(saved: Saved, experiment: Experiment) -> str:
     """Return in what the CLIP of saved prompts is another one, "" where it is the same."""
-    if saved.meta.get("backbone") not in (None, backbone_id(experiment.frozen.clip)):
+    if not is_same(saved.meta.get("backbone") or "", backbone_id(experiment.pretrained)):
         return "another CLIP"
     own, theirs = computes(experiment.model.clip), saved.meta.get("computes") or {}
     part = next((name for name in own if theirs.get(name, own[name]) != own[name]), "")

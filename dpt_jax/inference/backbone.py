@@ -8,18 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.runtime import devices
 
 
-def backbone_id(params: Any, replicated: bool = True) -> str:
+def backbone_id(clip: Pretrained, replicated: bool = True) -> str:
     """Return what tells one CLIP from another of its sizes, whatever type it is loaded in.
 
-    replicated: whether they have a leading device axis.
+    It ends with what earlier versions wrote, which was of a few tensors alone. replicated: whether
+    the parameters have a leading device axis.
     """
-    some = [params["vision"]["class_embedding"], params["vision"]["ln_post"], params["logit_scale"]]
+    vision = clip.params["vision"]
+    some = [vision["class_embedding"], vision["ln_post"], clip.params["logit_scale"]]
     some = devices.to_host(some) if replicated else some
     rounded = [np.asarray(x).astype(jnp.bfloat16).tobytes() for x in jax.tree.leaves(some)]
-    return hashlib.sha256(b"".join(rounded)).hexdigest()[:16]
+    return clip.digest + hashlib.sha256(b"".join(rounded)).hexdigest()[:16]
+
+
+def is_same(one: str, other: str) -> bool:
+    """Return whether two ids are of one CLIP, as far as the shorter one says."""
+    return one.endswith(other) or other.endswith(one)
 
 
 def computes(clip: CLIPConfig) -> dict[str, Any]:

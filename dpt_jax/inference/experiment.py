@@ -253,7 +253,7 @@ def training_meta(experiment: Experiment) -> dict[str, Any]:
     method = experiment.model.prompts.method
     meta = {
         "method": method,
-        "backbone": backbone_id(experiment.frozen.clip),
+        "backbone": backbone_id(experiment.pretrained),
         "computes": computes(experiment.model.clip),
         "classnames": list(experiment.dataset.classnames),
         "data": data_of(experiment),

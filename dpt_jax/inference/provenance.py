@@ -30,7 +30,7 @@ def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "step": saved.step,
         "epoch": meta.get("epoch"),
         "prompts": saved.digest,
-        "backbone": backbone_id(experiment.frozen.clip),
+        "backbone": backbone_id(experiment.pretrained),
         "template": experiment.config.dataset.template,
         "test_list": digest_of_examples(experiment.dataset.test),
         "data": data_of(experiment),

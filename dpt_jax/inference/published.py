@@ -88,7 +88,7 @@ def convert_reference(
     }
     # A checkpoint does not say what it was trained on; the flags do.
     meta |= {"dataset": config.dataset.name, "classes": config.dataset.classes}
-    meta |= {"backbone": backbone_id(pretrained.params, replicated=False)}
+    meta |= {"backbone": backbone_id(pretrained, replicated=False)}
     with Checkpoints(workdir, create=True) as checkpoints:
         checkpoints.save(epoch, prompts, meta)
         checkpoints.wait()

@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from dpt_jax.errors import UserError
+from dpt_jax.inference.backbone import is_same
 from dpt_jax.inference.provenance import outdated
 from dpt_jax.inference.results import RESULTS_FILE, Results, read_result
 from dpt_jax.report.cells import Cell, cell_of
@@ -80,7 +81,8 @@ def with_distinct_names(results: Iterable[Results]) -> list[Results]:
     def name(dataset: Mapping[str, str], backbone: str) -> str:
         own = dataset["name"]
         more = [dataset["digest"][:SHORT]] if len(data[own]) > 1 else []
-        more += [f"CLIP {backbone[:SHORT]}"] if len(backbones[own]) > 1 else []
+        others = not all(is_same(one, backbone) for one in backbones[own])
+        more += [f"CLIP {backbone[:SHORT]}"] if others else []
         return f"{own} ({', '.join(more)})" if more else own
 
     def renamed(one: Results) -> Results:

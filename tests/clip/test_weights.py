@@ -81,8 +81,9 @@ def test_half_precision_file(copy, source, expected):
     )
 
 
-def test_bfloat16_keeps_layer_norm_and_temperature_in_float32(source):
+def test_bfloat16_keeps_layer_norm_and_temperature_in_float32(source, expected):
     clip = load_clip(str(source), jax.numpy.bfloat16)
+    assert clip.digest == expected.digest
     flat = flax.traverse_util.flatten_dict(clip.params, sep="/")
     assert {name for name, x in flat.items() if x.dtype == np.float32} == {
         name for name in flat if "/ln_" in name or name == "logit_scale"

@@ -15,6 +15,7 @@ def assert_same(clip, expected):
     assert clip.config == expected.config
     assert jax.tree.structure(clip.params) == jax.tree.structure(expected.params)
     jax.tree.map(np.testing.assert_array_equal, clip.params, expected.params)
+    assert clip.digest == expected.digest
     assert clip.tokenizer.encode("a photo of a sea horse.") == expected.tokenizer.encode(
         "a photo of a sea horse."
     )

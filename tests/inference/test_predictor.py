@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.special
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import dpt_jax
 from configs import coop, vpt, zeroshot
@@ -158,13 +159,19 @@ def test_every_method(method, values, clip, clip_dir, files, tmp_path):
             predictor.encode_text(["one", "two"])
 
 
-def test_another_clip_is_refused(trained, tmp_path):
-    """Of other sizes, and one that differs in nothing but its weights."""
+def test_another_clip_is_refused(trained, clip_dir, tmp_path):
+    """Of other sizes, and one that differs in nothing but its weights, or in some of them."""
     make_clip.write(tmp_path / "seed", seed=1)
     with pytest.raises(UserError, match=r"trained was trained on another CLIP than .*seed"):
         dpt_jax.load(trained, clip=str(tmp_path / "seed"))
     with pytest.raises(UserError, match="was trained on another CLIP than tiny-clip"):
         dpt_jax.load(trained, clip="tiny-clip")
+    shutil.copytree(clip_dir, tmp_path / "merged")
+    tensors = load_file(clip_dir / "model.safetensors")
+    tensors["vision_model.encoder.layers.1.self_attn.q_proj.weight"] *= np.float32(1.01)
+    save_file(tensors, tmp_path / "merged" / "model.safetensors")
+    with pytest.raises(UserError, match=r"trained was trained on another CLIP than .*merged"):
+        dpt_jax.load(trained, clip=str(tmp_path / "merged"))
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_results_name_what_they_are_of(run, prepared):
     saved = load_newest(run)
     of = json.loads((run / "results.json").read_text())["of"]
     assert (of["step"], of["prompts"]) == (1, saved.digest)
-    assert of["backbone"] == backbone_id(prepared.frozen.clip)
+    assert of["backbone"] == backbone_id(prepared.pretrained)
     assert of["template"] == prepared.config.dataset.template
     assert of["data"]["name"] == of["trained_on"]["name"] == "images"
     assert of["settings"]["train.text_lr"] == prepared.config.train.text_lr
