@@ -134,7 +134,8 @@ def _check_files(images: epath.Path, records: Sequence[Record]) -> None:
         folder, _, name = record.path.rpartition("/")
         if folder not in there:
             path = images / folder
-            there[folder] = {entry.name for entry in visible(path)} if path.is_dir() else set()
+            own = visible(path, dangling=False) if path.is_dir() else []
+            there[folder] = {entry.name for entry in own}
         if name not in there[folder]:
             missing.append(images / record.path)
     if missing:

@@ -13,14 +13,15 @@ from dpt_jax.runtime.files import entries
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
-def visible(folder: epath.Path) -> list[Entry]:
+def visible(folder: epath.Path, dangling: bool = True) -> list[Entry]:
     """Return what is in a folder, sorted by name, without names that begin with a dot.
 
-    Such names are a system's own: a Mac's `._x.png` beside x.png is no image.
-    Raise UserError where the folder cannot be listed.
+    Such names are a system's own: a Mac's `._x.png` beside x.png is no image. dangling: see
+    `entries`. Raise UserError where the folder cannot be listed.
     """
     try:
-        return sorted(entry for entry in entries(folder) if not entry.name.startswith("."))
+        found = entries(folder, dangling)
+        return sorted(entry for entry in found if not entry.name.startswith("."))
     except OSError as reason:
         raise UserError(f"{folder} cannot be listed ({reason}).") from reason
 
@@ -46,16 +47,18 @@ def image_names(folder: epath.Path) -> list[str]:
 
 
 def walk(folder: epath.Path) -> Iterator[epath.Path]:
-    """Yield the files below a folder, at any depth, in the order of their names."""
+    """Yield the files below a folder, at any depth, in the order of their names.
+
+    A link to a folder is not followed, since it may lead back up, but is itself among them.
+    """
     subfolders = []
     for name, is_folder in visible(folder):
-        if is_folder:
+        if is_folder and not os.path.islink(folder / name):
             subfolders.append(folder / name)
         else:
             yield folder / name
     for subfolder in subfolders:
-        if not os.path.islink(subfolder):  # which may lead back up
-            yield from walk(subfolder)
+        yield from walk(subfolder)
 
 
 def endings(files: Iterable[str]) -> str:

@@ -47,16 +47,20 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith(BUCKETS)
 
 
-def entries(folder: epath.Path) -> Iterator[Entry]:
-    """Yield what stands in a folder, in any order.  Raise OSError where it cannot be listed."""
+def entries(folder: epath.Path, dangling: bool = True) -> Iterator[Entry]:
+    """Yield what stands in a folder, in any order.  Raise OSError where it cannot be listed.
+
+    dangling: whether a link to nothing is a file, so that whoever reads it names it.
+    """
     if is_remote(folder):
         yield from scan(folder)
         return
     # scandir knows from the listing what is a file, without a look at each of 1.3 million.
     with os.scandir(folder) as found:
         for entry in found:
-            if entry.is_dir() or entry.is_file():  # neither: a link to nothing, a pipe
-                yield Entry(entry.name, entry.is_dir())
+            is_folder = entry.is_dir()
+            if is_folder or entry.is_file() or (dangling and not os.path.exists(entry.path)):
+                yield Entry(entry.name, is_folder)  # else: a pipe
 
 
 @contextlib.contextmanager

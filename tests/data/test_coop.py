@@ -187,11 +187,14 @@ def remove(file):
     ],
 )
 def test_what_is_missing_is_named(name, gone, tmp_path):
-    file = coop_trees.make(name, tmp_path) / gone
+    file = (coop_trees.make(name, tmp_path) / gone).resolve()
     remove(file)
-    with pytest.raises(UserError) as error:
-        read_coop(name, tmp_path)
-    assert str(file.resolve()) in str(error.value)
+    for link in (False, True):
+        if link:
+            file.symlink_to("/nothing/there")
+        with pytest.raises(UserError) as error:
+            read_coop(name, tmp_path)
+        assert str(file) in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,26 @@ def test_files_that_are_left_out_are_counted_once(tmp_path, capfd):
     )
 
 
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read(tmp_path, capfd):
+    """As of images that are links, after a copy or without their disk."""
+    images(tmp_path, "train/a/1.png", "test/a/2.png")
+    (tmp_path / "test" / "a" / "3.png").symlink_to("/gone/3.png")
+    (tmp_path / "train" / "b").symlink_to("/gone/b")
+    found = read_folder(tmp_path)
+    assert [example.path for example in found.test] == ["test/a/2.png", "test/a/3.png"]
+    with pytest.raises(UnreadableImageError, match=r"3\.png is not there"):
+        found.read(found.test[1].path)
+    assert "1 without the ending of an image (1 other), such as train/b" in capfd.readouterr().out
+
+
+def test_a_link_to_a_folder_is_not_followed_and_said(tmp_path, capfd):
+    images(tmp_path, "a/1.png", "elsewhere/2.png")
+    (tmp_path / "a" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "a" / "back").symlink_to(tmp_path / "a")
+    assert find_images([str(tmp_path / "a")]) == [str(tmp_path / "a/1.png")]
+    assert "left out: 2 without the ending of an image (2 other)" in capfd.readouterr().err
+
+
 def test_validation_images_are_of_the_classes_of_the_others(tmp_path, capfd):
     images(tmp_path, "train/a/1.png", "val/a/2.png", "val/more/3.png", "test/a/4.png")
     found = read_folder(tmp_path)
