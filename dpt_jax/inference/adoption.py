@@ -1,7 +1,8 @@
 """The prompts of an experiment: new ones, or saved ones that fit its CLIP, classes and shapes."""
 
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -54,12 +55,26 @@ def saved_prompts(experiment: Experiment, workdir: epath.Path) -> Saved:
 
 
 def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
-    """Return the saved prompts that the experiment evaluates.
+    """Return the saved prompts that the experiment evaluates; say so where they are unfinished.
 
     Raise UserError naming the source where they do not fit.
     """
+    # On standard error, since standard output may be JSON.
+    if far := unfinished(saved.meta, experiment.config.train.epochs):
+        say(f"{source}: its training has not ended, these prompts are of {far}.", file=sys.stderr)
     fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
     return saved._replace(prompts=adopt(fresh, saved, experiment, source, evaluate=True))
+
+
+def unfinished(training: Mapping[str, Any], epochs: int) -> str:
+    """Return how far a training of so many epochs is, "" where it has ended or is not known.
+
+    training: the epoch, and the data of a training of this package, as checkpoints name them.
+    """
+    epoch = training.get("epoch")
+    if epoch is None or epoch >= epochs or not training.get("data"):
+        return ""
+    return f"epoch {epoch} of {epochs}"
 
 
 def other_clip(saved: Saved, experiment: Experiment) -> str:

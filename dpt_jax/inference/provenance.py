@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from dpt_jax import settings
 from dpt_jax.data.dataset import digest_of_examples
 from dpt_jax.errors import UserError
+from dpt_jax.inference import adoption
 from dpt_jax.inference.backbone import backbone_id
 from dpt_jax.inference.experiment import Experiment, data_of
 from dpt_jax.inference.results import PREDICTIONS_FILE, RESULTS_FILE, Results, read_result
@@ -74,6 +75,13 @@ def outdated(results: Results, workdir: epath.Path) -> str:
         f"{workdir / RESULTS_FILE} is of the prompts of step {of['step']}, and the run's newest "
         f"are others, of step {held.step}"
     )
+
+
+def unfinished(results: Results) -> str:
+    """Return how far the training was that the results are of, "" where it had ended."""
+    of = results.get("of") or {}
+    training = {"epoch": of.get("epoch"), "data": of.get("trained_on")}
+    return adoption.unfinished(training, of.get("settings", {}).get("train.epochs", 0))
 
 
 def source_of(workdir: epath.Path) -> epath.Path:

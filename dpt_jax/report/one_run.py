@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from dpt_jax.inference.provenance import read_current
+from dpt_jax.inference.provenance import read_current, unfinished
 from dpt_jax.inference.results import Results
 from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.report import run_figures
@@ -71,7 +71,8 @@ def in_words(results: Results) -> str:
     made = ""
     if trained:
         shots = shots_in_words(results["shots"])
-        made = f"Trained on {trained_dataset(results)}, {shots}, seed {results['seed']}: "
+        far = f", to {epoch}" if (epoch := unfinished(results)) else ""
+        made = f"Trained on {trained_dataset(results)}, {shots}, seed {results['seed']}{far}: "
     words = f"{100 * results['accuracy']:.1f} % of {results['n']:,} test images right"
     if results["method"] != ZERO_SHOT and "zero_shot_accuracy" in results:
         words += f" (zero-shot {100 * results['zero_shot_accuracy']:.1f} %)"

@@ -8,7 +8,7 @@ from etils import epath
 
 from dpt_jax.errors import UserError
 from dpt_jax.inference.backbone import is_same
-from dpt_jax.inference.provenance import outdated
+from dpt_jax.inference.provenance import outdated, unfinished
 from dpt_jax.inference.results import RESULTS_FILE, Results, read_result
 from dpt_jax.report.cells import Cell, cell_of
 from dpt_jax.settings import KEYS
@@ -37,13 +37,15 @@ def read_results(folder: epath.Path) -> list[Results]:
 def select(results: Sequence[Results]) -> tuple[list[Results], list[str]]:
     """Return the results that tables may show, by datasets' distinct names, and what to know.
 
-    Left out by name are results whose prompts are no longer those of the run, and all of a cell
-    whose runs differ in more than their seed.
+    Left out by name are results whose prompts are no longer those of the run, or of a training
+    that had not ended, and all of a cell whose runs differ in more than their seed.
     """
     current, notes = [], []
     for one in results:
         if why := outdated(one, one[WORKDIR]):
             notes.append(f"{why}: left out; evaluate again, with --mode=eval.")
+        elif far := unfinished(one):
+            notes.append(f"{one[WORKDIR]} is of {far}: left out; train it to the end.")
         else:
             current.append(one)
     if older := [one for one in current if not one.get("of")]:

@@ -4,7 +4,9 @@ import re
 
 import pytest
 
+from dpt_jax.inference.results import read_result
 from dpt_jax.report import runs as report
+from dpt_jax.report.one_run import in_words
 from tests.helpers.run_results import rows_of, write
 
 
@@ -15,12 +17,13 @@ def of(
     backbone="b" * 16,
     train_list="t",
     init_from=False,
+    epoch=0,
     **settings,
 ):
     """What results say that they are of."""
     return {
         "step": 1,
-        "epoch": 1,
+        "epoch": epoch or settings.get("train.epochs", 2),
         "prompts": "p",
         "backbone": backbone,
         "template": "a photo of a {}.",
@@ -73,6 +76,16 @@ def test_two_backbones_are_not_one_column(tmp_path):
     text = report.report_folder(tmp_path)[0]
     assert "### flowers (CLIP bbbbbb)\n" in text
     assert "### flowers (CLIP dddddd)\n" in text
+
+
+def test_a_training_that_had_not_ended_is_no_seed_of_a_result(tmp_path):
+    write_folder(tmp_path / "a", 90)
+    write_folder(tmp_path / "b", 30, seed=2, train_list="u", epoch=1)
+    text = report.report_folder(tmp_path)[0]
+    assert rows_of(text)[2:] == [["DPT", "90.0"]]
+    assert "b is of epoch 1 of 2: left out; train it to the end" in text
+    found = read_result(tmp_path / "b" / "results.json")
+    assert "seed 2, to epoch 1 of 2: 30.0 %" in in_words(found)
 
 
 def test_a_backbone_is_known_by_the_shorter_name_of_an_older_version(tmp_path):
