@@ -22,7 +22,7 @@ from dpt_jax.runtime import devices, failures
 from dpt_jax.runtime.console import Progress, say
 from dpt_jax.runtime.metrics import MetricWriter
 from dpt_jax.runtime.signals import StopRequest
-from dpt_jax.storage.checkpoints import Checkpoints
+from dpt_jax.storage.checkpoints import Checkpoints, Saved
 from dpt_jax.storage.digests import digest
 from dpt_jax.storage.lock import locked
 from dpt_jax.training import train_files
@@ -32,7 +32,8 @@ from dpt_jax.training.plan import Plan, batches_of, make_plan
 from dpt_jax.training.schedule import Schedule, learning_rates
 from dpt_jax.training.step import NotFinite, Totals, TrainState, make_step, new_state
 
-AVERAGED = "averaged"  # in the metadata of a checkpoint: over how many epochs
+# In the metadata of a checkpoint: over how many epochs, and how many steps an epoch has.
+AVERAGED, STEPS_PER_EPOCH = "averaged", "steps_per_epoch"
 
 
 def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = False) -> Prompts:
@@ -79,7 +80,10 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
             return state.prompts
         _say_start(experiment, plan, state, workdir)
 
-        about = training_meta(experiment) | {train_files.DIGEST: train_files.digest(dataset.train)}
+        about = training_meta(experiment) | {
+            train_files.DIGEST: train_files.digest(dataset.train),
+            STEPS_PER_EPOCH: plan.steps_per_epoch,
+        }
         experiment = experiment._replace(
             frozen=experiment.frozen._replace(held=held_texts(experiment))
         )
@@ -189,7 +193,7 @@ def begin(
 
     New prompts are made for a new run alone: one that has started no longer needs what
     `init_from` names. Raise UserError if the run was trained on another CLIP or on other images,
-    or averages another number of epochs.
+    or in epochs of other steps or number than it can go on with.
     """
     shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
     like: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
@@ -214,6 +218,7 @@ def begin(
             f"that it began with, so it cannot go on to {len(weights)}: use another --workdir."
         )
     train_files.check_same_images(experiment.dataset.train, workdir, saved.meta, allow_changes)
+    _check_epochs(saved, plan, workdir)
     return TrainState(
         np.int32(saved.step),
         saved.prompts,
@@ -222,6 +227,28 @@ def begin(
         NotFinite(*np.array(saved.meta.get("bad", (0, 0)), np.int32)),
         training.get("average"),
     )
+
+
+def _check_epochs(saved: Saved, plan: Plan, workdir: epath.Path) -> None:
+    """Say where the steps of a run count as another number of epochs than they were.
+
+    Raise UserError where that would end the run too early, or some epochs would not be averaged.
+    """
+    now = plan.steps_per_epoch
+    before = saved.meta.get(STEPS_PER_EPOCH, now)  # older versions do not say
+    if before == now:
+        return
+    change = (
+        f"{workdir}: an epoch had {before} steps and has {now} now, so that its {saved.step} steps "
+        f"count as {saved.step / now:.1f} epochs instead of {saved.step / before:.1f}"
+    )
+    if plan.schedule.average or saved.step >= plan.total:
+        why = "it averages its epochs" if plan.schedule.average else "it would count as finished"
+        raise UserError(
+            f"{change}, and {why}: use the batch size and the images that it began with, or "
+            "another --workdir."
+        )
+    say(f"{change}.")
 
 
 def _say_start(experiment: Experiment, plan: Plan, state: TrainState, workdir: epath.Path) -> None:

@@ -81,11 +81,18 @@ def test_a_run_that_goes_on_has_the_same_bits(experiment, finished, tmp_path, st
 
 
 @pytest.mark.compiles
-def test_an_average_over_other_epochs_is_refused(experiment, finished):
+def test_an_average_over_other_epochs_is_refused(experiment, finished, tmp_path):
     config = experiment.config.copy_and_resolve_references()
     config.train.epochs = 4
     with pytest.raises(UserError, match="averages its prompts over 3 epochs"):
         loop.train(experiment._replace(config=config), finished[0], allow_changes=True)
+    # Its three steps would be three epochs, and two of the weights would never be added.
+    config.train.epochs, config.train.batch_size = 3, 12
+    shutil.copytree(finished[0], tmp_path / "run")
+    for step in (4, 5, 6):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    with pytest.raises(UserError, match=r"had 2 steps and has 1 now.*it averages its epochs"):
+        loop.train(experiment._replace(config=config), tmp_path / "run", allow_changes=True)
 
 
 @pytest.mark.compiles

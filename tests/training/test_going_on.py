@@ -66,7 +66,12 @@ def test_other_images_are_refused_or_reported(config, clip, images, started, cap
     train(config, clip, started, allow_changes=True)
     said = capsys.readouterr().out
     assert "going on with other images than it was trained on (12 before, 18 now" in said
+    assert "an epoch had 2 steps and has 3 now, so that its 2 steps count as 0.7 epochs" in said
     assert len((started / "train_files.txt").read_text().splitlines()) == 18
+    # The steps of two epochs are not taken for those of three.
+    config.train.epochs, config.train.batch_size = 3, 9
+    with pytest.raises(UserError, match=r"count as 3\.0 epochs instead of 2\.0, and it would"):
+        train(config, clip, started, allow_changes=True)
 
 
 def test_a_list_that_was_overwritten_does_not_hide_other_images(config, clip, images, started):
