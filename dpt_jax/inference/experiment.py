@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,13 +19,15 @@ from dpt_jax.inference.backbone import backbone_id, computes
 from dpt_jax.inference.kept import KeptImages
 from dpt_jax.methods import ZERO_SHOT, PromptConfig
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
+from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout, same_texts
 from dpt_jax.runtime import devices, failures
+from dpt_jax.runtime.console import say
 from dpt_jax.runtime.files import as_path
 from dpt_jax.storage.weights import local_weights
 
 # Settings that each host may have its own of: what the paths name is compared instead.
 OF_A_HOST = ("clip.weights", "dataset.root", "dataset.sample", "dataset.workers", "init_from")
+MOST_NAMED = 5  # groups of classes
 REMAT_CHOICES = ("matmuls", "blocks")  # of train.remat=auto
 
 
@@ -81,6 +84,7 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
 def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:
     """Return the experiment of a dataset and a backbone that are loaded."""
     model, plain, layout = model_and_texts(config, dataset.classnames, pretrained)
+    _say_same_texts(layout, dataset.classnames)
     model = dataclasses.replace(model, dtype=compute_dtype(config))
     prompts = model.prompts
     remat = config.train.remat
@@ -92,16 +96,16 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
         # Hosts of different memory must not choose different programs.
         remat = REMAT_CHOICES[devices.of_first(REMAT_CHOICES.index(remat))]
     model = dataclasses.replace(model, remat=remat)
-    params = devices.replicate(pretrained.params)
-    devices.check_same(_facts(config, dataset, params, model))
+    pretrained = pretrained._replace(params=devices.replicate(pretrained.params))
+    devices.check_same(_facts(config, dataset, pretrained, model))
     encode = make_text_encoder(model.clip, model.dtype)
-    texts = ensemble([encode(params, devices.replicate(texts)) for texts in plain])
-    frozen = Frozen(params, devices.replicate(layout), texts)
-    return Experiment(config, dataset, model, pretrained._replace(params=params), frozen)
+    texts = ensemble([encode(pretrained.params, devices.replicate(texts)) for texts in plain])
+    frozen = Frozen(pretrained.params, devices.replicate(layout), texts)
+    return Experiment(config, dataset, model, pretrained, frozen)
 
 
 def _facts(
-    config: ConfigDict, dataset: Dataset, params: Any, model: PromptedCLIP
+    config: ConfigDict, dataset: Dataset, pretrained: Pretrained, model: PromptedCLIP
 ) -> dict[str, str]:
     """Return what all hosts must have alike, see `devices.check_same`."""
     shared = {
@@ -110,12 +114,24 @@ def _facts(
         if key not in OF_A_HOST
     }
     images = dataset.digest, digest_of_examples(dataset.train)
-    weights = backbone_id(params), computes(model.clip)
+    weights = backbone_id(pretrained), computes(model.clip)
     return {
         **shared,
         "list of images (dataset.root, dataset.sample)": repr(images),
         "CLIP (clip.weights)": repr(weights),
     }
+
+
+def _say_same_texts(layout: TextLayout, classnames: Sequence[str]) -> None:
+    """Say on standard error, since standard output may be JSON, which classes are one text."""
+    same = [" and ".join(repr(classnames[c]) for c in group) for group in same_texts(layout)]
+    if same:
+        more = f", and {len(same) - MOST_NAMED} more such" if len(same) > MOST_NAMED else ""
+        say(
+            "CLIP reads these classes as one text, so it cannot tell them apart: "
+            f"{'; '.join(same[:MOST_NAMED])}{more}.",
+            file=sys.stderr,
+        )
 
 
 def model_and_texts(

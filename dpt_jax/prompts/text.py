@@ -125,6 +125,18 @@ def plain_layout(
     return _layout(rows, texts, context_length)
 
 
+def same_texts(layout: TextLayout) -> list[list[int]]:
+    """Return the classes, in groups, whose texts are the same to CLIP, such as "A" and "a".
+
+    layout: of host arrays.
+    """
+    places = np.stack([layout.tokens, layout.context], -1)
+    groups: dict[bytes, list[int]] = {}
+    for c in range(len(layout.order)):
+        groups.setdefault(places[layout.text == c].tobytes(), []).append(c)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _layout(rows: list[Row], names: Sequence[str], context_length: int) -> TextLayout:
     for name, row in zip(names, rows, strict=True):
         if len(row) > context_length:

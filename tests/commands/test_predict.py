@@ -69,7 +69,7 @@ def test_json(trained, predictor, mixed, files):
 
 
 def test_csv_and_other_classes(trained, mixed, tmp_path):
-    (tmp_path / "names.txt").write_text("a zebra\n\n@handle\n", encoding="utf-8")
+    (tmp_path / "names.txt").write_text("a zebra\n\n@handle\nA Zebra\n", encoding="utf-8")
     done = command(
         "-m",
         "dpt_jax",
@@ -82,14 +82,15 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
         cwd=mixed,
     )
     assert "2 images" in done.stdout
+    assert "it cannot tell them apart: 'a zebra' and 'A Zebra'." in done.stderr
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["path"] for line in lines] == ["'=1+1.png", "a.png"]  # text, not a formula
     for line in lines:
-        assert {line["class_1"], line["class_2"]} == {"a zebra", "'@handle"}
-        assert float(line["probability_1"]) + float(line["probability_2"]) == pytest.approx(
-            1, abs=1e-5
-        )
+        names = {line[f"class_{i}"] for i in (1, 2, 3)}
+        assert names == {"a zebra", "'@handle", "A Zebra"}
+        probabilities = [float(line[f"probability_{i}"]) for i in (1, 2, 3)]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,16 @@ def test_prefix_is_as_long_as_it_can_be(clip):
     assert prompt_layout(["dog"], clip.tokenizer, 4).tokens.shape == (1, 1)
 
 
+def test_classes_of_one_text_are_found(clip):
+    """CLIP reads no capitals; with a context of its own each class is another text."""
+    names = ["A", "b", "a", "sea_horse", "Sea Horse", "ab"]
+    found = [
+        text.same_texts(prompt_layout(names, clip.tokenizer, 2, class_specific=specific))
+        for specific in (False, True)
+    ]
+    assert found == [[[0, 2], [3, 4]], []]
+
+
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=200))
 def test_packing_keeps_every_text_once_in_rows_with_little_padding(lengths):
