@@ -101,14 +101,16 @@ def with_distinct_names(results: Iterable[Results]) -> list[Results]:
 
 def _mixed(cell: Cell, runs: Sequence[Results]) -> str:
     """Return in words what runs of a cell differ in besides their seed, "" where in nothing."""
-    first = runs[0]
-    for other in runs[1:]:
-        if difference := _difference(first, other):
-            return (
-                f"{first[WORKDIR]} and {other[WORKDIR]} differ in {difference}, so they are not "
-                f"seeds of one result: all {len(runs)} runs of {cell.method} on {cell.dataset} "
-                "like these are left out; report on them apart."
-            )
+    of_seed: dict[int, Results] = {}
+    for one in runs:
+        # With any run, and with one of the same seed, which has more to be the same.
+        for other in (runs[0], of_seed.setdefault(one["seed"], one)):
+            if difference := _difference(other, one):
+                return (
+                    f"{other[WORKDIR]} and {one[WORKDIR]} differ in {difference}, so they are not "
+                    f"seeds of one result: all {len(runs)} runs of {cell.method} on "
+                    f"{cell.dataset} like these are left out; report on them apart."
+                )
     return ""
 
 
@@ -128,6 +130,7 @@ def _difference(a: Results, b: Results) -> str:
         return "init_from: one of them started from other prompts"
     if of_a["test_list"] != of_b["test_list"]:
         return "their test images"
-    if a["seed"] == b["seed"] and of_a["train_list"] != of_b["train_list"]:
-        return "their training images, though not in their seed"
+    for key, what in (("train_list", "training images"), ("prompts", "prompts")):
+        if a["seed"] == b["seed"] and of_a[key] != of_b[key]:
+            return f"their {what}, though not in their seed"
     return ""

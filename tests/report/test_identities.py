@@ -18,13 +18,14 @@ def of(
     train_list="t",
     init_from=False,
     epoch=0,
+    prompts="p",
     **settings,
 ):
     """What results say that they are of."""
     return {
         "step": 1,
         "epoch": epoch or settings.get("train.epochs", 2),
-        "prompts": "p",
+        "prompts": prompts,
         "backbone": backbone,
         "template": "a photo of a {}.",
         "test_list": data,
@@ -109,12 +110,15 @@ def test_a_backbone_is_known_by_the_shorter_name_of_an_older_version(tmp_path):
         ({"init_from": True}, "differ in init_from"),
         ({"n": 51}, "differ in the number of test images"),
         ({"seed": 1, "train_list": "u"}, "differ in their training images"),
+        ({"seed": 1, "prompts": "q"}, "differ in their prompts, though not in their seed"),
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_are_left_out_by_name(tmp_path, other, says):
+    """Also where neither of them is the first of their table's cell."""
+    write_folder(tmp_path / "0", 80, seed=3)
     write_folder(tmp_path / "a", 90)
     write_folder(tmp_path / "b", 30, **{"seed": 2, **other})
     write(tmp_path / "c", "coop", 50)
     text = report.report_folder(tmp_path)[0]
-    assert re.search(f"a and .*b {says}.*left out", text)
+    assert re.search(f"[0a] and .*b {says}.*left out", text)
     assert rows_of(text)[2:] == [["CoOp", "50.0"]]
