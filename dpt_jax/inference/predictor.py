@@ -183,10 +183,10 @@ def load(
 ) -> Predictor:
     """Return the prompts of a workdir, or of a file of `convert export`, on their CLIP.
 
-    classnames: other classes than those of the training, for prompts that are
-    not bound to them. clip: where the weights are, if not where the training
-    had them. batch_size: images that a device takes at a time; 0 for 8 on a CPU
-    and 64 on other devices.
+    classnames: other classes than those of the training, or of the evaluation
+    elsewhere whose folder is given, for prompts that are not bound to them.
+    clip: where the weights are, if not where the training had them. batch_size:
+    images that a device takes at a time; 0 for 8 on a CPU and 64 on other devices.
 
     Raise UserError naming what is missing or does not fit.
     """
@@ -199,14 +199,14 @@ def load(
     if not isinstance(batch_size, int) or batch_size < 0:
         raise UserError(f"batch_size is {batch_size!r}: give a whole number, 0 for the default.")
     devices.keep_compiled()
-    trained = (
-        Saved(0, {}, {})
-        if settings.method(config) == ZERO_SHOT
-        else load_newest(_holder(config, source))
-    )
-    names = trained.meta.get("classnames") if classnames is None else classnames
+    holder = _holder(config, source)
+    trained = Saved(0, {}, {}) if settings.method(config) == ZERO_SHOT else load_newest(holder)
+    names: Sequence[str] | None = classnames
+    if names is None and holder == source:
+        names = trained.meta.get("classnames")
     if names is None:
-        # Zero-shot, and checkpoints of the published code: only the dataset knows its classes.
+        # Zero-shot, checkpoints of the published code, and evaluations on other classes than those
+        # of the training: only the dataset knows its classes.
         try:
             names = load_dataset(config.dataset, config.seed).classnames
         except UserError as reason:

@@ -161,6 +161,17 @@ def test_every_method(method, values, clip, clip_dir, files, tmp_path, capsys):
             predictor.encode_text(["one", "two"])
 
 
+def test_an_evaluation_elsewhere_has_its_own_classes(clip, clip_dir, tmp_path):
+    run = run_of(tmp_path / "run", coop, clip, clip_dir, text_prompt__length=2)
+    config = settings.load_saved(run)
+    config.init_from, config.dataset.classes = str(run), "new"
+    elsewhere = settings.evaluation_dir(run, config)
+    settings.save(config, elsewhere)
+    (elsewhere / "results.json").write_text("{}")
+    assert dpt_jax.load(run).classnames == tuple(CASE["classnames"])
+    assert dpt_jax.load(elsewhere).classnames == tuple(CASE["classnames"][3:])
+
+
 def test_another_clip_is_refused(trained, clip_dir, tmp_path):
     """Of other sizes, and one that differs in nothing but its weights, or in some of them."""
     make_clip.write(tmp_path / "seed", seed=1)
