@@ -60,19 +60,20 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
     Raise UserError naming the source where they do not fit.
     """
     # On standard error, since standard output may be JSON.
-    if far := unfinished(saved.meta, experiment.config.train.epochs):
+    if far := unfinished(saved.meta):
         say(f"{source}: its training has not ended, these prompts are of {far}.", file=sys.stderr)
     fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
     return saved._replace(prompts=adopt(fresh, saved, experiment, source, evaluate=True))
 
 
-def unfinished(training: Mapping[str, Any], epochs: int) -> str:
-    """Return how far a training of so many epochs is, "" where it has ended or is not known.
+def unfinished(training: Mapping[str, Any]) -> str:
+    """Return how far a training is, "" where it has ended or is not known.
 
-    training: the epoch, and the data of a training of this package, as checkpoints name them.
+    training: the epoch and the number of epochs, as checkpoints name them. Those of other or older
+    programs do not have both.
     """
-    epoch = training.get("epoch")
-    if epoch is None or epoch >= epochs or not training.get("data"):
+    epoch, epochs = training.get("epoch"), training.get("epochs")
+    if epoch is None or epochs is None or epoch >= epochs:
         return ""
     return f"epoch {epoch} of {epochs}"
 

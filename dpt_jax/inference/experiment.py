@@ -274,6 +274,7 @@ def training_meta(experiment: Experiment) -> dict[str, Any]:
         "classnames": list(experiment.dataset.classnames),
         "data": data_of(experiment),
         "train_list": digest_of_examples(experiment.dataset.train),
+        "epochs": experiment.config.train.epochs,
         # Not from which prompts: each seed of a result has its own.
         "init_from": bool(experiment.config.init_from),
     }

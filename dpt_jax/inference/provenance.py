@@ -30,6 +30,7 @@ def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     return {
         "step": saved.step,
         "epoch": meta.get("epoch"),
+        "epochs": meta.get("epochs"),
         "prompts": saved.digest,
         "backbone": backbone_id(experiment.pretrained),
         "template": experiment.config.dataset.template,
@@ -79,9 +80,7 @@ def outdated(results: Results, workdir: epath.Path) -> str:
 
 def unfinished(results: Results) -> str:
     """Return how far the training was that the results are of, "" where it had ended."""
-    of = results.get("of") or {}
-    training = {"epoch": of.get("epoch"), "data": of.get("trained_on")}
-    return adoption.unfinished(training, of.get("settings", {}).get("train.epochs", 0))
+    return adoption.unfinished(results.get("of") or {})
 
 
 def source_of(workdir: epath.Path) -> epath.Path:

@@ -17,14 +17,15 @@ def of(
     backbone="b" * 16,
     train_list="t",
     init_from=False,
-    epoch=0,
+    epoch=2,
     prompts="p",
     **settings,
 ):
     """What results say that they are of."""
     return {
         "step": 1,
-        "epoch": epoch or settings.get("train.epochs", 2),
+        "epoch": epoch,
+        "epochs": 2,
         "prompts": prompts,
         "backbone": backbone,
         "template": "a photo of a {}.",
