@@ -9,8 +9,8 @@
     fits             whether the program fits the chip's memory; if not, needs_gb is what it needs
     gb               of a chip's memory: arguments (mostly CLIP's weights), temporaries, together
     chip_gb          the memory that a chip has
-    collectives      number and bytes of each kind, of a chip; null where libtpu cannot print the
-                     program, as for v5p with libtpu 0.0.52
+    collectives      number and bytes of each kind, of a chip; null where jaxlib cannot read the
+                     program of this libtpu, as 0.10.2 those of libtpu 0.0.52 for v5p and v6e
     model_gflop      what the mathematics of a step needs of a chip, see inference/flops.py
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
@@ -177,7 +177,7 @@ def compile_one(
 
 
 def as_text(compiled: Any) -> str | None:
-    """Return the compiled program, or None where the library cannot print it."""
+    """Return the compiled program, or None where jaxlib cannot read it."""
     from jax.errors import JaxRuntimeError
 
     try:
