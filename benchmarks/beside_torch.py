@@ -38,11 +38,14 @@ CLONES = flags.DEFINE_string("published", None, "The folder of the published cod
 
 def main(_: list[str]) -> None:
     """Time the methods that the flags name and print the table."""
-    batches = {
-        method: min(BATCH.value, published_settings(method, CLIP.value).train.batch_size)
-        for method in METHODS_TIMED.value
-    }
     try:
+        for method in METHODS_TIMED.value:
+            if method not in METHODS:
+                raise UserError(f"--methods: no method {method!r}; there are {', '.join(METHODS)}.")
+        batches = {
+            method: min(BATCH.value, published_settings(method, CLIP.value).train.batch_size)
+            for method in METHODS_TIMED.value
+        }
         clones = {method: clone_of(method, batch) for method, batch in batches.items()}
     except UserError as reason:
         print(reason, file=sys.stderr)
