@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import re
 import signal
@@ -72,6 +73,8 @@ class ObjectStore:
         called."""
         go_on = functools.partial(self._process.send_signal, signal.SIGCONT)
         self._process.send_signal(signal.SIGSTOP)
+        # It goes on for a moment: on a busy machine it had answered one more request.
+        os.waitpid(self._process.pid, os.WUNTRACED)
         try:
             yield go_on
         finally:
