@@ -49,7 +49,7 @@ table-emoji: .venv/installed-dev
 	$(BIN)/dpt-jax report runs/table-emoji
 	$(BIN)/python benchmarks/emoji_figure.py runs/table-emoji docs/emoji.png
 
-# The bundled assets and the pictures of the methods, from npm packages and from nothing; hours for the tiny CLIP.
+# The bundled assets and the pictures of the methods, from npm packages and from nothing; half an hour for the tiny CLIP.
 assets: .venv/installed-dev
 	npm install --prefix build emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
 	$(BIN)/python tools/pretrain_tiny_clip.py $(EMOJI)-google build/tiny-clip
