@@ -10,12 +10,8 @@ demo: .venv/installed
 check: .venv/installed-dev lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not process and not compiles"
 
-# Side by side: tests often wait, and types take a minute where nothing is cached.
-test: .venv/installed-dev
-	$(MAKE) --jobs=2 lint tests
-
 # A worker takes its half in order, so that tests of a file share what they have started.
-tests: .venv/installed-dev
+test: .venv/installed-dev lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: .venv/installed-dev
@@ -79,4 +75,4 @@ docs/settings.md: dpt_jax/settings/keys.py .venv/installed
 		-r requirements.txt "torch>=2.6,<2.14" "pytest>=8" "hypothesis>=6.100"
 	touch $@
 
-.PHONY: demo check test tests lint soak minimum table table-emoji assets
+.PHONY: demo check test lint soak minimum table table-emoji assets

@@ -41,10 +41,15 @@ def keys(workdir):
     return [one.key for one in as_path(f"{workdir}/checkpoints").objects()]
 
 
+def of_step(workdir, step):
+    return [key for key in keys(workdir) if key.split("/")[2] == str(step)]
+
+
 def test_the_newest_few_are_kept(bucket, store):
     workdir = f"{bucket}/run"
     save(workdir, 1, 2, 3)
     assert {key.split("/")[2] for key in keys(workdir)} == {"2", "3"}
+    removed = len(of_step(workdir, 2))
     before = len(store.requests())
     with Checkpoints(workdir, create=True) as checkpoints:
         assert checkpoints.steps() == [3, 2]
@@ -52,8 +57,8 @@ def test_the_newest_few_are_kept(bucket, store):
         checkpoints.wait()
     # One listing, the files, and the removal of step 2 after a listing of it.
     asked = [method for method, _ in store.requests()[before:]]
-    files = len(keys(workdir)) // 2
-    assert (asked.count("GET"), asked.count("POST"), asked.count("DELETE")) == (2, files, files)
+    saved = len(of_step(workdir, 4))  # Orbax does not always divide the arrays into as many files
+    assert (asked.count("GET"), asked.count("POST"), asked.count("DELETE")) == (2, saved, removed)
     assert_goes_on(workdir, 4)
 
 
