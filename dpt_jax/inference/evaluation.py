@@ -172,7 +172,7 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[
     """
     method = experiment.model.prompts.method
     failures.agree()
-    devices.check_same({"prompt to evaluate": saved.digest})
+    devices.check_same(lambda: {"prompt to evaluate": saved.digest})
     found = predict(experiment, saved.prompts)
     answers = {
         "the logits of plain CLIP": found.zero_shot_logits,

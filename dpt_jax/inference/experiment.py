@@ -97,7 +97,7 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
         remat = REMAT_CHOICES[devices.of_first(REMAT_CHOICES.index(remat))]
     model = dataclasses.replace(model, remat=remat)
     pretrained = pretrained._replace(params=devices.replicate(pretrained.params))
-    devices.check_same(_facts(config, dataset, pretrained, model))
+    devices.check_same(lambda: _facts(config, dataset, pretrained, model))
     encode = make_text_encoder(model.clip, model.dtype)
     texts = ensemble([encode(pretrained.params, devices.replicate(texts)) for texts in plain])
     frozen = Frozen(pretrained.params, devices.replicate(layout), texts)

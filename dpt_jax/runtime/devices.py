@@ -9,7 +9,7 @@ import hashlib
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -206,16 +206,18 @@ def on_all_hosts(here: bool) -> bool:
     return sum_over_hosts(int(here)) == jax.process_count()
 
 
-def check_same(facts: Mapping[str, str]) -> None:
+def check_same(facts: Callable[[], Mapping[str, str]]) -> None:
     """Raise UserError, on all hosts, naming what one of them has other than host 0.
 
-    facts: by a name for the sentence. Each host asks, with the same names.
+    facts: gives them by a name for the sentence; not called on a single host. Each host asks, with
+    the same names.
     """
     if jax.process_count() == 1:
         return
+    own = facts()
     # Hosts of other versions may have other facts.
-    _check_same_digests({"version of dpt-jax": "\n".join([__version__, *facts])})
-    _check_same_digests(facts)
+    _check_same_digests({"version of dpt-jax": "\n".join([__version__, *own])})
+    _check_same_digests(own)
 
 
 def _check_same_digests(facts: Mapping[str, str]) -> None:

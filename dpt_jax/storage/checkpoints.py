@@ -130,8 +130,9 @@ class Checkpoints:
         another reason than damage, is of prompts alone or of other shapes, or none is whole.
         """
         damaged: dict[int, DamagedError | None] = {}
-        devices.check_same({"list of checkpoints (workdir)": repr(self.steps())})
-        for step in self.steps():
+        steps = self.steps()
+        devices.check_same(lambda: {"list of checkpoints (workdir)": repr(steps)})
+        for step in steps:
             damage, failure, found = None, None, None
             try:
                 saved, digests = self._read(step)

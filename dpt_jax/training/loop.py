@@ -66,7 +66,7 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
         failures.agree()
         state = begin(experiment, checkpoints, optimizer, plan, workdir, allow_changes)
         failures.agree()
-        devices.check_same({"prompt to start from (init_from)": digest(state.prompts)})
+        devices.check_same(lambda: {"prompt to start from (init_from)": digest(state.prompts)})
         with failures.fatal():
             train_files.write(dataset.train, workdir)
         start = int(state.step)
