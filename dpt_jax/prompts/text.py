@@ -3,6 +3,7 @@
 Symbols of the paper: C classes, n context tokens, D_t width of the text tower.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,10 +131,13 @@ def same_texts(layout: TextLayout) -> list[list[int]]:
 
     layout: of host arrays.
     """
-    places = np.stack([layout.tokens, layout.context], -1)
+    text = np.ravel(layout.text)
+    by_text = np.argsort(text, kind="stable")
+    starts = np.searchsorted(text[by_text], np.arange(len(layout.order) + 1))
+    places = np.stack([layout.tokens, layout.context], -1).reshape(-1, 2)[by_text]
     groups: dict[bytes, list[int]] = {}
-    for c in range(len(layout.order)):
-        groups.setdefault(places[layout.text == c].tobytes(), []).append(c)
+    for c, (start, stop) in enumerate(itertools.pairwise(starts)):
+        groups.setdefault(places[start:stop].tobytes(), []).append(c)
     return [group for group in groups.values() if len(group) > 1]
 
 
