@@ -23,7 +23,7 @@ from absl import app, flags
 from benchmarks.published_code import PUBLISHED, find
 from benchmarks.random_clip import SIZES, published_settings
 from dpt_jax.errors import UserError
-from dpt_jax.methods import METHODS
+from dpt_jax.methods import METHODS, TRAINED
 
 HERE = pathlib.Path(__file__).resolve().parent
 METHODS_TIMED = flags.DEFINE_list(
@@ -40,8 +40,8 @@ def main(_: list[str]) -> None:
     """Time the methods that the flags name and print the table."""
     try:
         for method in METHODS_TIMED.value:
-            if method not in METHODS:
-                raise UserError(f"--methods: no method {method!r}; there are {', '.join(METHODS)}.")
+            if method not in TRAINED:
+                raise UserError(f"--methods: no step of {method!r}; give {', '.join(TRAINED)}.")
         batches = {
             method: min(BATCH.value, published_settings(method, CLIP.value).train.batch_size)
             for method in METHODS_TIMED.value

@@ -32,16 +32,14 @@ from dpt_jax import settings
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.transformers_config import config_to_dict
 from dpt_jax.data.paper.imagenet import imagenet_classnames
-from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.methods import TRAINED
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_tokens
 
 CLIP = flags.DEFINE_enum("clip", "vit-b-32", list(SIZES), "The size of the backbone.")
 CLASSES = flags.DEFINE_integer("classes", 100, "Class texts.", lower_bound=1)
 BATCH = flags.DEFINE_integer("batch", 32, "Images a step.", lower_bound=1)
-METHOD = flags.DEFINE_enum(
-    "method", "dpt", [name for name in METHODS if name != ZERO_SHOT], "What is trained."
-)
+METHOD = flags.DEFINE_enum("method", "dpt", TRAINED, "What is trained.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 STEPS = flags.DEFINE_integer("steps", 5, "How many are timed.", lower_bound=1)
 

@@ -36,7 +36,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from absl import app, flags, logging
 
-from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.methods import TRAINED
 
 CLIP = flags.DEFINE_enum(
     "clip", "vit-b-32", ["vit-b-32", "vit-b-16", "vit-l-14", "small"], "The size of the backbone."
@@ -49,9 +49,7 @@ CLASSES = flags.DEFINE_integer(
     upper_bound=1000,
 )
 BATCH = flags.DEFINE_integer("batch", 32, "Images a step, on all devices together.", lower_bound=1)
-METHOD = flags.DEFINE_enum(
-    "method", "dpt", [name for name in METHODS if name != ZERO_SHOT], "What is trained."
-)
+METHOD = flags.DEFINE_enum("method", "dpt", TRAINED, "What is trained.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "A training step, or a batch of an evaluation."

@@ -66,6 +66,8 @@ METHODS: dict[str, Method] = {
     )
 }  # fmt: skip
 
+# All but plain CLIP learn something.
+TRAINED = tuple(name for name in METHODS if name != ZERO_SHOT)
 # The methods that DPT's paper compares.
 OF_THE_PAPER = (ZERO_SHOT, "coop", "vpt", "vlp", "dpt")
 
