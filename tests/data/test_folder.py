@@ -225,7 +225,7 @@ def test_an_image_of_a_bucket_is_read_as_it_was_listed(bucket, tmp_path):
     assert listed.state(paths) == before
 
 
-def test_a_store_that_refuses_does_not_make_images_unreadable():
+def test_a_store_that_refuses_does_not_make_images_unreadable(store):
     """Which would be left out with dataset.on_error=skip, all of them."""
     with pytest.raises(StoreError, match="there is no bucket gs://nobody-has-this"):
         read_image("gs://nobody-has-this/x.png")
