@@ -2,7 +2,7 @@
 
 import sys
 
-from dpt_jax import commands
+from dpt_jax import cli
 
 if __name__ == "__main__":
-    commands.main_py(sys.argv[1:])
+    cli.main_py(sys.argv[1:])

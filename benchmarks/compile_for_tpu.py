@@ -11,7 +11,7 @@
     chip_gb          the memory that a chip has
     collectives      number and bytes of each kind, of a chip; null where jaxlib cannot read the
                      program of this libtpu, as 0.10.2 those of libtpu 0.0.52 for v5p and v6e
-    model_gflop      what the mathematics of a step needs of a chip, see inference/flops.py
+    model_gflop      what the mathematics of a step needs of a chip, see training/flops.py
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
                      the rate of its memory
@@ -115,7 +115,7 @@ def report(options: argparse.Namespace, chip: Chip) -> dict[str, Any]:
     import jaxlib
 
     from benchmarks.tpu_programs import make_case, programs
-    from dpt_jax.inference import flops
+    from dpt_jax.training import flops
 
     case = make_case(options, chip, len(on))
     images = options.batch * len(on)

@@ -26,12 +26,11 @@ from absl import app, flags, logging
 
 from benchmarks.jpegs import write_images
 from benchmarks.random_clip import random_clip
-from dpt_jax import settings
+from dpt_jax import distributed, settings
 from dpt_jax.data import loader
-from dpt_jax.inference import adoption
-from dpt_jax.inference import experiment as experiments
-from dpt_jax.inference.evaluation import make_classifier
-from dpt_jax.runtime import devices
+from dpt_jax.evaluation.evaluate import make_classifier
+from dpt_jax.training import initial_prompts as adoption
+from dpt_jax.training import setup as experiments
 from dpt_jax.training.optimizer import make_optimizer
 from dpt_jax.training.schedule import Schedule
 from dpt_jax.training.step import StepConfig, make_step, new_state
@@ -135,8 +134,8 @@ def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
     optimizer = make_optimizer()
     step = make_step(experiment.model, optimizer, StepConfig(0.3))
     state = new_state(prompts, optimizer)
-    state = devices.replicate(state)
-    schedule = devices.replicate(Schedule(0.01, 0.002, 1, 2, 1, 30).as_arrays())
+    state = distributed.replicate(state)
+    schedule = distributed.replicate(Schedule(0.01, 0.002, 1, 2, 1, 30).as_arrays())
     shards = loader.shard(batch, BATCH.value, jax.local_device_count())
     state = jax.block_until_ready(step(state, experiment.frozen, shards, schedule))
     began = time.perf_counter()
@@ -148,7 +147,7 @@ def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
 def testing_rate(experiment: experiments.Experiment, batch: Any) -> float:
     """Return images/s of the prompted model with the text features given."""
     classifier, frozen = make_classifier(experiment.model), experiment.frozen
-    prompts = devices.replicate(adoption.initial_prompts(experiment))
+    prompts = distributed.replicate(adoption.initial_prompts(experiment))
     texts = classifier.encode(frozen, prompts)
     images = loader.shard(batch, BATCH.value, jax.local_device_count())["image"]
     jax.block_until_ready(classifier.classify(frozen, prompts, texts, images))

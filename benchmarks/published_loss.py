@@ -14,11 +14,11 @@ from dpt_jax import settings
 from dpt_jax.clip.files import Tensors, read_tensors
 from dpt_jax.clip.layouts import common_names
 from dpt_jax.clip.names import from_transformers
+from dpt_jax.convert.checkpoints import prompts_from_published
 from dpt_jax.losses import count, loss
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.model.prompted_clip import Params
 from dpt_jax.prompts.text import context_tokens, prompt_layout
-from dpt_jax.storage.published import prompts_from_published
 
 Array = jax.Array
 

@@ -19,16 +19,16 @@ COMPILING = "/jax/core/compile/"  # what events of tracing, lowering and compili
 COMPILED = "/jax/core/compile/backend_compile_duration"
 # Functions by the stage that they are. What is loaded comes out of an iterator, see LOADED.
 STAGES = {
-    "weights": ("dpt_jax.inference.experiment:load_clip",),
-    "lists of images": ("dpt_jax.inference.experiment:load_dataset",),
-    "texts and placing weights": ("dpt_jax.inference.experiment:assemble",),
-    "training": ("dpt_jax.training.run:train",),
-    "evaluation": ("dpt_jax.training.run:evaluate",),
+    "weights": ("dpt_jax.training.setup:load_clip",),
+    "lists of images": ("dpt_jax.training.setup:load_dataset",),
+    "texts and placing weights": ("dpt_jax.training.setup:assemble",),
+    "training": ("dpt_jax.runs:train",),
+    "evaluation": ("dpt_jax.runs:evaluate",),
     "writing": (
-        "dpt_jax.storage.checkpoints:Checkpoints.save",
-        "dpt_jax.storage.checkpoints:Checkpoints.wait",
-        "dpt_jax.runtime.metrics:MetricWriter.write",
-        "dpt_jax.inference.evaluation:write_results",
+        "dpt_jax.training.checkpoints:Checkpoints.save",
+        "dpt_jax.training.checkpoints:Checkpoints.wait",
+        "dpt_jax.training.metrics:MetricWriter.write",
+        "dpt_jax.evaluation.evaluate:write_results",
         "dpt_jax.settings:save_once",
     ),
 }
@@ -36,7 +36,7 @@ LOADED = {
     "waiting for training images": "dpt_jax.data.loader:train_batches",
     "waiting for test images": "dpt_jax.data.loader:test_batches",
 }
-LOOKING, LOOK = "plain CLIP", "dpt_jax.inference.evaluation:make_look"
+LOOKING, LOOK = "plain CLIP", "dpt_jax.evaluation.evaluate:make_look"
 ORDER = ("import", *STAGES, COMPILE, *LOADED, LOOKING, OTHER)
 
 

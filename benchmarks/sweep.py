@@ -94,8 +94,8 @@ def sweep_on(
     data: str, flags: argparse.Namespace, clock: "Clock", imported: float, folder: pathlib.Path
 ) -> "Measured":
     """Run a sweep on one kind of data, print its tables, and return what was measured."""
+    from dpt_jax.io import as_path
     from dpt_jax.methods import ROWS
-    from dpt_jax.runtime.files import as_path
     from dpt_jax.training.cost import Costs, Seen
     from dpt_jax.training.grid import plan
     from dpt_jax.training.sweep import Runner, sweep

@@ -14,13 +14,13 @@ from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
 from dpt_jax import settings
 from dpt_jax.clip.text import TextLayout
 from dpt_jax.data.paper.imagenet import imagenet_classnames
-from dpt_jax.inference.evaluation import make_classifier
-from dpt_jax.inference.experiment import Frozen, choose_remat, text_tokens
+from dpt_jax.evaluation.evaluate import make_classifier
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.model.outputs import Texts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
 from dpt_jax.training.optimizer import make_optimizer
 from dpt_jax.training.schedule import Schedule
+from dpt_jax.training.setup import Frozen, choose_remat, text_tokens
 from dpt_jax.training.step import StepConfig, make_step, new_state
 
 

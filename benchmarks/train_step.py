@@ -10,7 +10,7 @@ Prints one JSON line:
     step_s             median of the steps; with --mode=eval, of a batch, text features given
     text_s             with --mode=eval: encoding the class texts, once for all batches
     compile_s          how much longer the first step takes than the others
-    model_gflop        what a step's mathematics needs, see dpt_jax/inference/flops.py
+    model_gflop        what a step's mathematics needs, see dpt_jax/training/flops.py
     gemm_gflops_per_s  rate of a large matrix product in the same process and dtype
     gemm_ratio         the step's rate divided by that
     peak_memory_gb     of the process
@@ -78,12 +78,12 @@ def main(_: list[str]) -> None:
     import numpy as np
 
     from benchmarks.random_clip import published_settings, random_clip
+    from dpt_jax import distributed
     from dpt_jax.data.dataset import Dataset
     from dpt_jax.data.paper.imagenet import imagenet_classnames
     from dpt_jax.data.records import Files
-    from dpt_jax.inference import experiment as experiments
-    from dpt_jax.inference import flops
-    from dpt_jax.runtime import devices
+    from dpt_jax.training import flops
+    from dpt_jax.training import setup as experiments
 
     config = published_settings(METHOD.value, CLIP.value)
     config.dtype, config.train.batch_size = DTYPE.value, BATCH.value
@@ -100,7 +100,7 @@ def main(_: list[str]) -> None:
         "label": generator.integers(0, len(names), (local, rows), np.int32),
         "weight": np.ones((local, rows), np.float32),
     }
-    layout = devices.to_host(experiment.frozen.layout)
+    layout = distributed.to_host(experiment.frozen.layout)
     train, guided = MODE.value == "train", config.loss.guidance_epochs > 0
     if train:
         needed = flops.step(experiment.model, layout, local * rows, guided) / 1e9
@@ -141,12 +141,12 @@ def main(_: list[str]) -> None:
 def training(experiment: Any, batch: Any) -> dict[str, Any]:
     """Return step_s, compile_s and compiled_gb of the training step."""
 
-    from dpt_jax.inference.adoption import initial_prompts
-    from dpt_jax.inference.texts import held_texts
-    from dpt_jax.runtime import devices
+    from dpt_jax import distributed
+    from dpt_jax.training.initial_prompts import initial_prompts
     from dpt_jax.training.optimizer import make_optimizer
     from dpt_jax.training.schedule import Schedule
     from dpt_jax.training.step import StepConfig, make_step, new_state
+    from dpt_jax.training.texts import held_texts
 
     prompts, loss = initial_prompts(experiment), experiment.config.loss
     # What the losses hold to has the template's texts here, as the settings above say.
@@ -155,8 +155,8 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
     config = StepConfig(loss.alpha, MICROBATCH.value, guided=loss.guidance_epochs > 0)
     step = make_step(experiment.model, optimizer, config)
     schedule = Schedule(0.01, 0.002, 1, 2, 1, loss.guidance_epochs).as_arrays()
-    schedule = devices.replicate(schedule)
-    state = devices.replicate(new_state(prompts, optimizer))
+    schedule = distributed.replicate(schedule)
+    state = distributed.replicate(new_state(prompts, optimizer))
     compiled = account(step, state, frozen, batch, schedule) if MEMORY.value else {}
 
     def run() -> Any:
@@ -169,12 +169,12 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
 
 def evaluating(experiment: Any, batch: Any) -> dict[str, Any]:
     """Return step_s, text_s, compile_s and compiled_gb of the evaluation."""
-    from dpt_jax.inference.adoption import initial_prompts
-    from dpt_jax.inference.evaluation import make_classifier
-    from dpt_jax.runtime import devices
+    from dpt_jax import distributed
+    from dpt_jax.evaluation.evaluate import make_classifier
+    from dpt_jax.training.initial_prompts import initial_prompts
 
     classifier, frozen = make_classifier(experiment.model), experiment.frozen
-    prompts = devices.replicate(initial_prompts(experiment))
+    prompts = distributed.replicate(initial_prompts(experiment))
     texts = classifier.encode(frozen, prompts)
     arguments = frozen, prompts, texts, batch["image"]
     compiled = account(classifier.classify, *arguments) if MEMORY.value else {}

@@ -12,7 +12,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.version import __version__
 
 if TYPE_CHECKING:
-    from dpt_jax.inference.predictor import Predictor
+    from dpt_jax.predictor.predictor import Predictor
 
 __all__ = ["Predictor", "UserError", "__version__", "load"]
 
@@ -30,14 +30,14 @@ def load(
     naming what is missing or does not fit.
     """
     # Importing JAX takes seconds that reading a configuration need not wait for.
-    from dpt_jax.inference import predictor
+    from dpt_jax.predictor import predictor
 
     return predictor.load(run, classnames, clip, batch_size)
 
 
 def __getattr__(name: str) -> object:
     if name == "Predictor":
-        from dpt_jax.inference.predictor import Predictor
+        from dpt_jax.predictor.predictor import Predictor
 
         return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

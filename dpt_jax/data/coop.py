@@ -16,8 +16,8 @@ from dpt_jax.data.listfiles import LAYOUT, read_json
 from dpt_jax.data.listing import visible
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.runtime.console import say
-from dpt_jax.runtime.files import as_path, generations, listed_once
+from dpt_jax.io import as_path, generations, listed_once
+from dpt_jax.logging import say
 
 
 def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Splits:

@@ -17,8 +17,8 @@ from dpt_jax.data.records import Example, Files, Source, Splits, UnreadableImage
 from dpt_jax.data.sample import read_sample
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.console import say
-from dpt_jax.runtime.files import as_path
+from dpt_jax.io import as_path
+from dpt_jax.logging import say
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 READERS = 4  # threads that look for readable images

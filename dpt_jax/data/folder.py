@@ -18,7 +18,7 @@ from dpt_jax.data.listing import (
 )
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.runtime.files import as_path, generations, is_remote, listed_once
+from dpt_jax.io import as_path, generations, is_remote, listed_once
 
 SHOULD_HOLD = "it should hold train/CLASS/ and test/CLASS/ folders"
 
@@ -128,7 +128,7 @@ def _report_left_out(root: epath.Path, splits: Sequence[str]) -> None:
 
 
 def _say(line: str) -> None:
-    from dpt_jax.runtime.console import say  # imports JAX, which find_images need not wait for
+    from dpt_jax.logging import say  # imports JAX, which find_images need not wait for
 
     say(line)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from etils import epath
 
 from dpt_jax.errors import UserError
+from dpt_jax.io import entries
 from dpt_jax.runtime.bucket import Entry
-from dpt_jax.runtime.files import entries
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 

@@ -14,9 +14,9 @@ from etils import epath
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from dpt_jax.errors import UserError
+from dpt_jax.io import as_path, is_remote
 from dpt_jax.runtime import object_store
 from dpt_jax.runtime.bucket import as_bucket_path
-from dpt_jax.runtime.files import as_path, is_remote
 from dpt_jax.runtime.store_errors import StoreError
 
 # An example's path to its image as RGB. Picklable, since loader processes get it.

@@ -31,8 +31,8 @@ from dpt_jax.data.records import (
     state_of_file,
 )
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.console import Progress, say
-from dpt_jax.runtime.files import as_path, is_remote
+from dpt_jax.io import as_path, is_remote
+from dpt_jax.logging import Progress, say
 from dpt_jax.runtime.transfer import local_copy
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from dpt_jax.data.catalogue import PAPER_DATASETS
-from dpt_jax.inference.results import Results
+from dpt_jax.evaluation.results import Results
 from dpt_jax.methods import ROWS, ZERO_SHOT
 
 UNKNOWN = "unknown"

@@ -6,8 +6,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from dpt_jax.inference.attention import Sight
 from dpt_jax.methods import ROWS, ZERO_SHOT
+from dpt_jax.predictor.attention import Sight
 from dpt_jax.report.figures import printable, pyplot, save, shortened
 
 

@@ -7,13 +7,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from etils import epath
 
-from dpt_jax.inference.provenance import read_current, unfinished
-from dpt_jax.inference.results import Results
+from dpt_jax.evaluation.provenance import read_current, unfinished
+from dpt_jax.evaluation.results import Results
 from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.report import run_figures
 from dpt_jax.report.tables import CSVWriter, markdown
-from dpt_jax.runtime.metrics import read_metrics
 from dpt_jax.settings import load_saved, shots_in_words
+from dpt_jax.training.metrics import read_metrics
 
 TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
 TRAINING_FILE, RELIABILITY_FILE = "training.png", "reliability.png"

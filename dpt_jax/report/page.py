@@ -17,17 +17,17 @@ from etils import epath
 from dpt_jax import settings
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset
-from dpt_jax.inference import words as explain
-from dpt_jax.inference.attention import describe
-from dpt_jax.inference.experiment import prepare
-from dpt_jax.inference.predictor import Predictor, prompts_of
-from dpt_jax.inference.provenance import read_current
-from dpt_jax.inference.scores import softmax
+from dpt_jax.evaluation.metrics import softmax
+from dpt_jax.evaluation.provenance import read_current
+from dpt_jax.logging import Progress
 from dpt_jax.methods import ROWS
+from dpt_jax.predictor import words as explain
+from dpt_jax.predictor.attention import describe
+from dpt_jax.predictor.predictor import Predictor, prompts_of
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report.clouds import Cloud, draw_clouds
 from dpt_jax.report.heat_maps import draw_sight
-from dpt_jax.runtime.console import Progress
+from dpt_jax.training.setup import prepare
 
 PAGE_FILE = "report.html"
 ANSWERS = 4  # of the right ones and of the wrong ones

@@ -7,11 +7,11 @@ from typing import Any
 from etils import epath
 
 from dpt_jax.errors import UserError
-from dpt_jax.inference.backbone import is_same
-from dpt_jax.inference.provenance import outdated, unfinished
-from dpt_jax.inference.results import RESULTS_FILE, Results, read_result
+from dpt_jax.evaluation.provenance import outdated, unfinished
+from dpt_jax.evaluation.results import RESULTS_FILE, Results, read_result
 from dpt_jax.report.cells import Cell, cell_of
 from dpt_jax.settings import KEYS
+from dpt_jax.training.fingerprint import is_same
 
 WORKDIR = "workdir"  # under which a result says where it was read
 SHORT = 6  # characters of a digest

@@ -11,9 +11,9 @@ from typing import TypeVar
 from etils import epath
 
 from dpt_jax.errors import UserError
+from dpt_jax.io import cache_folder
 from dpt_jax.runtime import object_store
 from dpt_jax.runtime.bucket import BucketPath, as_bucket_path
-from dpt_jax.runtime.files import cache_folder
 from dpt_jax.runtime.object_store import Object
 
 REQUESTS_AT_ONCE = 8

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from dpt_jax.errors import UserError
+from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS
-from dpt_jax.runtime.files import as_path
 from dpt_jax.settings.config import of_method
 from dpt_jax.settings.keys import KEYS, Key, Value
 from dpt_jax.settings.schema import defaults, flat, nearest, set_key

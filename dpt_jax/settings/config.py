@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.errors import UserError
+from dpt_jax.io import as_path
 from dpt_jax.methods import SWITCHES, Consistency, PromptConfig
-from dpt_jax.runtime.files import as_path
 from dpt_jax.settings.keys import Value
 from dpt_jax.settings.recipes import FEW_SHOT, published
 from dpt_jax.settings.saved import CONFIG_FILE, load

@@ -3,9 +3,9 @@
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax.runtime.files import as_path
+from dpt_jax.io import as_path
 from dpt_jax.settings.config import method
-from dpt_jax.storage import prompt_file
+from dpt_jax.training import prompt_file
 
 
 def default_workdir(config: ConfigDict) -> epath.Path:

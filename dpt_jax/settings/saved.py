@@ -7,11 +7,11 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.devices import is_first
 from dpt_jax.settings.keys import KEYS, SCHEMA, Resume
 from dpt_jax.settings.schema import check, defaults, flat, nearest, set_key
-from dpt_jax.storage import prompt_file
+from dpt_jax.training import prompt_file
 
 CONFIG_FILE = "config.json"
 

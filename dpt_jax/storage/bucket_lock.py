@@ -15,9 +15,9 @@ import time
 import uuid
 
 from dpt_jax.errors import UserError
+from dpt_jax.logging import say
 from dpt_jax.runtime import object_store
 from dpt_jax.runtime.bucket import BucketPath
-from dpt_jax.runtime.console import say
 from dpt_jax.runtime.store_errors import StoreError
 
 REFRESH_SECONDS = 15.0

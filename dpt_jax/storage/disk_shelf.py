@@ -4,9 +4,9 @@ import contextlib
 
 from etils import epath
 
+from dpt_jax import distributed
 from dpt_jax.clip.orbax import without_wildcards
-from dpt_jax.runtime import devices
-from dpt_jax.runtime.files import entries
+from dpt_jax.io import entries
 
 
 class Shelf:
@@ -20,7 +20,7 @@ class Shelf:
     def __init__(self, folder: epath.Path, writes: bool, closing: contextlib.ExitStack) -> None:
         """closing: removes what is needed for a time."""
         self._folder = folder
-        if writes and devices.is_first():
+        if writes and distributed.is_first():
             folder.mkdir(parents=True, exist_ok=True)
         self.root = closing.enter_context(without_wildcards(folder))
 

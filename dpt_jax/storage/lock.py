@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
+from dpt_jax import distributed
 from dpt_jax.errors import UserError
-from dpt_jax.runtime import devices
-from dpt_jax.runtime.console import say
-from dpt_jax.runtime.files import is_remote
+from dpt_jax.io import is_remote
+from dpt_jax.logging import say
 
 LOCK_FILE = ".lock"
 
@@ -24,7 +24,7 @@ def locked(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
     be. The lock ends with the process, however that ends; in a bucket, some time after it. Raise
     UserError where another process has it.
     """
-    if not devices.is_first():
+    if not distributed.is_first():
         yield lambda: None
     elif is_remote(workdir):
         with _locked_in_bucket(workdir) as check:

@@ -12,13 +12,13 @@ import tempfile
 
 from etils import epath
 
+from dpt_jax.logging import say
 from dpt_jax.runtime import object_store
 from dpt_jax.runtime.bucket import BucketPath, as_bucket_path
-from dpt_jax.runtime.console import say
 from dpt_jax.runtime.store_errors import StoreError
 from dpt_jax.runtime.transfer import at_once, download, upload
 from dpt_jax.storage.disk_shelf import Shelf
-from dpt_jax.storage.manifest import MANIFEST, DamagedError
+from dpt_jax.training.manifest import MANIFEST, DamagedError
 
 
 class Mirror(Shelf):

@@ -4,7 +4,7 @@ import contextlib
 
 from etils import epath
 
-from dpt_jax.runtime.files import is_remote
+from dpt_jax.io import is_remote
 from dpt_jax.storage.disk_shelf import Shelf, steps_on_disk
 from dpt_jax.storage.mirror import Mirror, whole_steps
 

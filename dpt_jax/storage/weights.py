@@ -10,8 +10,8 @@ from dpt_jax.clip.locate import SMALL_FILES, find_weights, weight_names
 from dpt_jax.clip.pretrained import load_clip, save_orbax
 from dpt_jax.clip.transformers_config import CONFIG_FILE
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.console import say
-from dpt_jax.runtime.files import as_path, entries, is_remote, listed_once
+from dpt_jax.io import as_path, entries, is_remote, listed_once
+from dpt_jax.logging import say
 from dpt_jax.runtime.transfer import local_copy, upload
 
 

@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.runtime.slots import Variables
 from dpt_jax.training.grid import Run
+from dpt_jax.training.signals import EXIT_CODE
 from dpt_jax.training.sweep import Ended, Outcome, attempt
 from dpt_jax.training.time_left import TimeLeft
 

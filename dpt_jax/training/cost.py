@@ -21,12 +21,12 @@ from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.dataset import read_splits
 from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.errors import UserError
-from dpt_jax.inference import flops
-from dpt_jax.inference.experiment import kept_values, model_and_texts, text_tokens
 from dpt_jax.methods import PROBE
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.storage.weights import local_weights
+from dpt_jax.training import flops
 from dpt_jax.training.grid import Overrides, Run, method_config, run_config
+from dpt_jax.training.setup import kept_values, model_and_texts, text_tokens
 
 
 class Sizes(NamedTuple):

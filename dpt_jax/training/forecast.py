@@ -9,14 +9,14 @@ from etils import epath
 
 from dpt_jax import settings
 from dpt_jax.errors import UserError
-from dpt_jax.inference.provenance import finished
+from dpt_jax.evaluation.provenance import finished
 from dpt_jax.methods import PROBE
-from dpt_jax.runtime.metrics import METRICS_FILE
-from dpt_jax.storage.checkpoints import FOLDER
+from dpt_jax.runs import check_same_sweep, with_dtype
 from dpt_jax.storage.lock import is_locked
+from dpt_jax.training.checkpoints import FOLDER
 from dpt_jax.training.cost import Cost, Costs, Seen
 from dpt_jax.training.grid import Overrides, Run, run_config, target_config
-from dpt_jax.training.run import check_same_sweep, with_dtype
+from dpt_jax.training.metrics import METRICS_FILE
 from dpt_jax.training.time_left import in_words
 
 FINISHED, LOCKED, BEGUN, TO_DO = "finished", "being trained by another process", "begun", "to do"

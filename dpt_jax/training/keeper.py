@@ -8,13 +8,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from dpt_jax import distributed
 from dpt_jax.errors import UserError
-from dpt_jax.runtime import devices, failures
-from dpt_jax.runtime.console import say
-from dpt_jax.runtime.signals import Stopped
-from dpt_jax.storage.checkpoints import Checkpoints
+from dpt_jax.logging import say
+from dpt_jax.runtime import failures
+from dpt_jax.training.checkpoints import Checkpoints
 from dpt_jax.training.optimizer import state_to_save
 from dpt_jax.training.plan import Plan
+from dpt_jax.training.signals import Stopped
 from dpt_jax.training.step import TrainState
 
 # With several hosts a look at host 0's clock is a message, so they look every so many steps.
@@ -53,7 +54,7 @@ class Keeper:
             return True
         if not self._every_minutes or not self.may_save(step):
             return False
-        return devices.first_says(time.monotonic() - self._saved > 60 * self._every_minutes)
+        return distributed.first_says(time.monotonic() - self._saved > 60 * self._every_minutes)
 
     def may_save(self, step: int) -> bool:
         """Return whether `due` can say so of this step; of several hosts at some steps only."""
@@ -63,7 +64,7 @@ class Keeper:
     def save(self, step: int, replicated: TrainState) -> None:
         """Begin to save the state after `step`.  Raise UserError as `check` does."""
         self.check(replicated)
-        state: TrainState = devices.to_host(replicated)
+        state: TrainState = distributed.to_host(replicated)
         epoch = step // self._plan.steps_per_epoch
         about = {**self._about, "epoch": epoch, "bad": [int(x) for x in state.not_finite]}
         training = {
@@ -91,7 +92,7 @@ class Keeper:
 
     def check(self, replicated: TrainState) -> None:
         """Raise UserError naming the first step that was not finite, unless these are left out."""
-        steps, first = map(int, devices.to_host(replicated.not_finite))
+        steps, first = map(int, distributed.to_host(replicated.not_finite))
         if not steps or self._plan.step.skip:
             return
         self._checkpoints.wait()

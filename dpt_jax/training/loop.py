@@ -11,26 +11,27 @@ import numpy as np
 import optax
 from etils import epath
 
+from dpt_jax import distributed
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import check_readable
 from dpt_jax.errors import UserError
-from dpt_jax.inference.adoption import initial_prompts, other_clip
-from dpt_jax.inference.experiment import Experiment, training_meta
-from dpt_jax.inference.texts import held_texts
+from dpt_jax.logging import Progress, say
 from dpt_jax.prompts import Prompts
-from dpt_jax.runtime import devices, failures
-from dpt_jax.runtime.console import Progress, say
-from dpt_jax.runtime.metrics import MetricWriter
-from dpt_jax.runtime.signals import StopRequest
-from dpt_jax.storage.checkpoints import Checkpoints, Saved
-from dpt_jax.storage.digests import digest
+from dpt_jax.runtime import failures
 from dpt_jax.storage.lock import locked
 from dpt_jax.training import train_files
+from dpt_jax.training.checkpoints import Checkpoints, Saved
+from dpt_jax.training.digests import digest
+from dpt_jax.training.initial_prompts import initial_prompts, other_clip
 from dpt_jax.training.keeper import Keeper
+from dpt_jax.training.metrics import MetricWriter
 from dpt_jax.training.optimizer import make_optimizer, state_from_saved
 from dpt_jax.training.plan import Plan, batches_of, make_plan
 from dpt_jax.training.schedule import Schedule, learning_rates
+from dpt_jax.training.setup import Experiment, training_meta
+from dpt_jax.training.signals import StopRequest
 from dpt_jax.training.step import NotFinite, Totals, TrainState, make_step, new_state
+from dpt_jax.training.texts import held_texts
 
 # In the metadata of a checkpoint: over how many epochs, and how many steps an epoch has.
 AVERAGED, STEPS_PER_EPOCH = "averaged", "steps_per_epoch"
@@ -66,7 +67,7 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
         failures.agree()
         state = begin(experiment, checkpoints, optimizer, plan, workdir, allow_changes)
         failures.agree()
-        devices.check_same(lambda: {"prompt to start from (init_from)": digest(state.prompts)})
+        distributed.check_same(lambda: {"prompt to start from (init_from)": digest(state.prompts)})
         with failures.fatal():
             train_files.write(dataset.train, workdir)
         start = int(state.step)
@@ -98,7 +99,7 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
         # Checkpoints are written in the background: only now is the last one known to be whole.
         with failures.fatal():
             checkpoints.wait()
-        host: TrainState = devices.to_host(replicated)
+        host: TrainState = distributed.to_host(replicated)
         if host.not_finite.steps:
             say(
                 f"{host.not_finite.steps} of {plan.total} steps were not finite and were left out, "
@@ -110,7 +111,7 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
 @contextlib.contextmanager
 def _locked_for_all(workdir: epath.Path) -> Iterator[Callable[[], None]]:
     """Make the workdir and keep a second training out of it; all hosts wait until it is so."""
-    if devices.is_first():
+    if distributed.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir) as check:
         failures.agree()
@@ -130,8 +131,8 @@ def _steps(
     """Take all steps from `state` on; return the last state, on the devices."""
     take_step = make_step(experiment.model, optimizer, plan.step)
     start, hosts, local = int(state.step), jax.process_count(), jax.local_device_count()
-    replicated: TrainState = devices.replicate(state)
-    schedule: Schedule = devices.replicate(plan.schedule.as_arrays())
+    replicated: TrainState = distributed.replicate(state)
+    schedule: Schedule = distributed.replicate(plan.schedule.as_arrays())
     unreadable: set[int] = set()
     nothing = loader.no_images(experiment.model.clip.image_size)
     failed: Exception | None = None  # what has kept this host from loading its images
@@ -173,7 +174,7 @@ def _steps(
                 keeper.stop(step, replicated)
             if keeper.due(step):
                 keeper.save(step, replicated)
-    if left_out := devices.sum_over_hosts(len(unreadable)):
+    if left_out := distributed.sum_over_hosts(len(unreadable)):
         say(
             f"{left_out} of {len(experiment.dataset.train)} training images could not be read "
             "and were left out."
@@ -272,8 +273,8 @@ def _devices_in_words() -> str:
 
 def _epoch_values(replicated: TrainState, schedule: Schedule, step: int) -> dict[str, float]:
     """Return the means over the epoch that ends with `step`, and its learning rates."""
-    totals = Totals(*map(float, devices.to_host(replicated.totals)))
-    if not totals.images and not devices.to_host(replicated.not_finite.steps):
+    totals = Totals(*map(float, distributed.to_host(replicated.totals)))
+    if not totals.images and not distributed.to_host(replicated.not_finite.steps):
         raise UserError(
             "none of the training images could be read: "
             "check dataset.root, and where the images are."

@@ -8,9 +8,9 @@ import jax
 from ml_collections import ConfigDict
 
 from dpt_jax.data import loader
-from dpt_jax.inference.experiment import Experiment
 from dpt_jax.training.averaging import epoch_weights
 from dpt_jax.training.schedule import Schedule
+from dpt_jax.training.setup import Experiment
 from dpt_jax.training.step import StepConfig
 
 # Batches from step `start` on, for this host.

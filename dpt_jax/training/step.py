@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dpt_jax import distributed
 from dpt_jax.data.loader import Batch
-from dpt_jax.inference.experiment import Frozen
 from dpt_jax.losses import Counts, count, loss
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.model.outputs import Plain, Texts
 from dpt_jax.prompts import Prompts
-from dpt_jax.runtime import devices
 from dpt_jax.training.averaging import after_step
 from dpt_jax.training.schedule import Schedule, learning_rates
+from dpt_jax.training.setup import Frozen
 
 Scalar = Any  # an array without axes: of JAX within a step, of NumPy on the host
 # What the loss is differentiated by: the prompts, and the class features (C, E) made from them,
@@ -78,7 +78,7 @@ class Sums(NamedTuple):
 Differentiate = Callable[[Trained, Batch, Plain], tuple[tuple[Scalar, Scalar], Trained]]
 
 
-@functools.lru_cache(maxsize=devices.KEPT_PROGRAMS)
+@functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
 def make_step(
     model: PromptedCLIP,
     optimizer: optax.GradientTransformationExtraArgs,
@@ -116,7 +116,7 @@ def make_step(
             leave_out_if_not_finite(state, updated, sums, config.skip, schedule), schedule
         )
 
-    return jax.pmap(step, axis_name=devices.AXIS, devices=on, donate_argnums=0)
+    return jax.pmap(step, axis_name=distributed.AXIS, devices=on, donate_argnums=0)
 
 
 def batch_gradient(
@@ -137,7 +137,7 @@ def batch_gradient(
 
     def encode(prompts: Prompts) -> tuple[jax.Array | None, Texts]:
         texts = model.encode_texts(
-            params(prompts), frozen.layout, frozen.texts, devices.AXIS, frozen.held
+            params(prompts), frozen.layout, frozen.texts, distributed.AXIS, frozen.held
         )
         return texts.learned, texts
 
@@ -147,7 +147,7 @@ def batch_gradient(
     # Attention is for pictures only, and the parts of a batch would carry it along.
     plain = model.plain(params(state.prompts), batch["image"], texts)._replace(attention=None)
     counts = jax.lax.psum(
-        count(plain.indices, batch["label"], batch["weight"], model.cavpt_layers), devices.AXIS
+        count(plain.indices, batch["label"], batch["weight"], model.cavpt_layers), distributed.AXIS
     )
 
     def objective(trained: Trained, part: Batch, plain: Plain) -> tuple[Scalar, Scalar]:
@@ -184,7 +184,7 @@ def accumulate(
 
 def all_reduce(own: Sums) -> Sums:
     """Return the sums over the devices of all hosts, which every device then has."""
-    return jax.lax.psum(own, devices.AXIS)
+    return jax.lax.psum(own, distributed.AXIS)
 
 
 def add_to_totals(state: TrainState, schedule: Schedule, sums: Sums, counts: Counts) -> Totals:

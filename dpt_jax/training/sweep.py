@@ -9,24 +9,24 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax import settings
+from dpt_jax import distributed, settings
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.errors import UserError
-from dpt_jax.inference.experiment import Experiment, prepare
-from dpt_jax.inference.kept import KeptImages
-from dpt_jax.inference.provenance import finished
+from dpt_jax.evaluation.kept import KeptImages
+from dpt_jax.evaluation.provenance import finished
+from dpt_jax.logging import say
 from dpt_jax.methods import PROBE
-from dpt_jax.runtime import devices, failures
-from dpt_jax.runtime.console import say
-from dpt_jax.storage.lock import is_locked
-from dpt_jax.training.grid import Overrides, Run, Target, run_config, target_config
-from dpt_jax.training.run import (
+from dpt_jax.runs import (
     check_same_sweep,
     evaluate_run,
     probe,
     train_and_evaluate,
     with_dtype,
 )
+from dpt_jax.runtime import failures
+from dpt_jax.storage.lock import is_locked
+from dpt_jax.training.grid import Overrides, Run, Target, run_config, target_config
+from dpt_jax.training.setup import Experiment, prepare
 
 MANY_MAPS = 30_000  # of which half are of programs that later runs do not use
 
@@ -83,8 +83,8 @@ class Runner:
         check_same_sweep(config, workdir)
         made = 0
         # The answer of host 0, so that no host begins a run that the others skip.
-        if not devices.first_says(finished(workdir, config)):
-            if devices.first_says(is_locked(workdir)):
+        if not distributed.first_says(finished(workdir, config)):
+            if distributed.first_says(is_locked(workdir)):
                 raise ElsewhereError(f"{workdir} is being trained in by another process.")
             with failures.run():
                 _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
@@ -103,7 +103,7 @@ class Runner:
         """Test the prompts of `workdir` on a target; return False where that was done before."""
         config = target_config(run, target, self.overrides, workdir)
         target_dir = settings.evaluation_dir(workdir, config)
-        if devices.first_says(finished(target_dir, config)):
+        if distributed.first_says(finished(target_dir, config)):
             return False
         with failures.run():
             _say_result(evaluate_run(config, workdir, target_dir, self._prepare))
@@ -154,6 +154,6 @@ def attempt(run: Run, execute: Callable[[Run], int]) -> Ended:
         return Ended(failed=f"{type(reason).__name__}: {reason}")
     finally:
         # Every compiled program keeps memory maps, of which Linux grants a process 65,530.
-        if devices.memory_maps() > MANY_MAPS:
+        if distributed.memory_maps() > MANY_MAPS:
             jax.clear_caches()
     return Ended(made=made)

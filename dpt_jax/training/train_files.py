@@ -4,11 +4,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpt_jax import distributed
 from dpt_jax.data.dataset import Dataset, digest_of_examples
 from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
-from dpt_jax.runtime import devices
-from dpt_jax.runtime.console import say
+from dpt_jax.logging import say
 
 TRAIN_FILES = "train_files.txt"
 DIGEST = "train_files"  # in the metadata of a checkpoint
@@ -71,7 +71,7 @@ def read(workdir: pathlib.Path) -> list[str] | None:
 
 def write(examples: Sequence[Example], workdir: pathlib.Path) -> None:
     """Write the list of a run's images, on host 0."""
-    if devices.is_first():
+    if distributed.is_first():
         (workdir / TRAIN_FILES).write_bytes(_as_bytes(examples))
 
 

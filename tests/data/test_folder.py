@@ -14,7 +14,7 @@ from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import find_images, read_folder
 from dpt_jax.data.records import Example, Files, UnreadableImageError, read_image
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.files import as_path
+from dpt_jax.io import as_path
 from dpt_jax.runtime.store_errors import StoreError
 from tests.helpers import coop_trees
 from tests.helpers.object_store import put_folder

@@ -19,7 +19,7 @@ from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.records import UnreadableImageError
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.files import as_path
+from dpt_jax.io import as_path
 from tests.helpers import tfds_trees
 from tests.helpers.commands import command
 from tests.helpers.datasets import run_dataset

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from dpt_jax import commands
+from dpt_jax import cli
 from tests.helpers import forks
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -107,10 +107,10 @@ def in_process(
     ):
         try:
             if arguments[0] == "main.py":
-                commands.main_py(arguments[1:])
+                cli.main_py(arguments[1:])
             else:
                 assert arguments[:2] == ("-m", "dpt_jax"), arguments
-                commands.main(arguments[2:])
+                cli.main(arguments[2:])
         except SystemExit as end:
             code = int(end.code or 0)
     done = subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())

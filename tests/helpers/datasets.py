@@ -9,9 +9,9 @@ from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data import loader
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.dataset import load_dataset
-from dpt_jax.inference.experiment import learned_layout, plain_layouts
-from dpt_jax.inference.scores import distinct
+from dpt_jax.evaluation.metrics import distinct
 from dpt_jax.methods import METHODS
+from dpt_jax.training.setup import learned_layout, plain_layouts
 from dpt_jax.training.train_files import check_trainable
 from tests.helpers.commands import command, in_process
 

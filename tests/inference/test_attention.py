@@ -9,7 +9,7 @@ from PIL import Image
 
 import dpt_jax
 from dpt_jax.data.folder import find_images
-from dpt_jax.inference.attention import Sight, describe
+from dpt_jax.predictor.attention import Sight, describe
 from dpt_jax.report.clouds import Cloud, draw_clouds
 from dpt_jax.report.heat_maps import draw_sight
 from dpt_jax.report.run_figures import draw_confusion

@@ -16,7 +16,7 @@ from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import conditioning
 from dpt_jax.prompts.conditioning import MetaNet, images_at_a_time
 from dpt_jax.prompts.text import plain_layout, prompt_layout
-from dpt_jax.storage.checkpoints import Checkpoints, load_newest
+from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
 

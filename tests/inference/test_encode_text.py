@@ -7,10 +7,10 @@ import pytest
 
 import dpt_jax
 from configs import coop, zeroshot
-from dpt_jax.inference import adoption
-from dpt_jax.inference import experiment as experiments
-from dpt_jax.inference.predictor import Predictor
-from dpt_jax.storage.checkpoints import Saved
+from dpt_jax.predictor.predictor import Predictor
+from dpt_jax.training import initial_prompts as adoption
+from dpt_jax.training import setup as experiments
+from dpt_jax.training.checkpoints import Saved
 
 pytestmark = pytest.mark.compiles
 

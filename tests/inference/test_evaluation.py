@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from configs import coop, vpt
-from dpt_jax.inference import adoption, evaluation
-from dpt_jax.inference import experiment as experiments
+from dpt_jax.evaluation import evaluate as evaluation
+from dpt_jax.training import initial_prompts as adoption
+from dpt_jax.training import setup as experiments
 from dpt_jax.training.loop import train
 from tests.helpers.commands import in_process
 from tests.helpers.configs import small_config

@@ -6,8 +6,8 @@ import pytest
 
 from configs import coop, dpt, vlp, zeroshot
 from dpt_jax.errors import UserError
-from dpt_jax.inference import adoption
-from dpt_jax.inference import experiment as experiments
+from dpt_jax.training import initial_prompts as adoption
+from dpt_jax.training import setup as experiments
 from tests.helpers.configs import small_config
 
 pytestmark = pytest.mark.compiles

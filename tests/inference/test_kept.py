@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from dpt_jax.data import records
-from dpt_jax.inference import adoption, evaluation, kept, kept_on_disk
-from dpt_jax.inference import experiment as experiments
-from dpt_jax.runtime.files import as_path
+from dpt_jax.evaluation import evaluate as evaluation
+from dpt_jax.evaluation import kept, kept_on_disk
+from dpt_jax.io import as_path
+from dpt_jax.training import initial_prompts as adoption
+from dpt_jax.training import setup as experiments
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 from tests.helpers.object_store import put_folder

@@ -16,14 +16,15 @@ import dpt_jax
 from configs import coop, vpt, zeroshot
 from dpt_jax import settings
 from dpt_jax.clip.pretrained import Pretrained
+from dpt_jax.convert.published import convert_reference
 from dpt_jax.errors import UserError
-from dpt_jax.inference import adoption, program
-from dpt_jax.inference import experiment as experiments
-from dpt_jax.inference.attention import describe
-from dpt_jax.inference.evaluation import evaluate
-from dpt_jax.inference.predictor import Predictor
-from dpt_jax.inference.published import convert_reference
-from dpt_jax.storage.checkpoints import Checkpoints, Saved, load_newest
+from dpt_jax.evaluation.evaluate import evaluate
+from dpt_jax.predictor import program
+from dpt_jax.predictor.attention import describe
+from dpt_jax.predictor.predictor import Predictor
+from dpt_jax.training import initial_prompts as adoption
+from dpt_jax.training import setup as experiments
+from dpt_jax.training.checkpoints import Checkpoints, Saved, load_newest
 from tests.helpers import make_clip
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.configs import small_config

@@ -9,17 +9,17 @@ import pytest
 
 from configs import coop
 from dpt_jax import settings
-from dpt_jax.commands import convert
+from dpt_jax.cli import convert
 from dpt_jax.errors import UserError
-from dpt_jax.inference import adoption
-from dpt_jax.inference import experiment as experiments
-from dpt_jax.inference.backbone import backbone_id
-from dpt_jax.inference.evaluation import evaluate
-from dpt_jax.inference.provenance import finished, outdated, read_current
+from dpt_jax.evaluation.evaluate import evaluate
+from dpt_jax.evaluation.provenance import finished, outdated, read_current
 from dpt_jax.report.one_run import report_run
 from dpt_jax.report.runs import report_folder
-from dpt_jax.storage import prompt_file
-from dpt_jax.storage.checkpoints import Checkpoints, load_newest
+from dpt_jax.training import initial_prompts as adoption
+from dpt_jax.training import prompt_file
+from dpt_jax.training import setup as experiments
+from dpt_jax.training.checkpoints import Checkpoints, load_newest
+from dpt_jax.training.fingerprint import backbone_id
 from tests.helpers.configs import small_config
 
 

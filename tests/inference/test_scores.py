@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from hypothesis.strategies import floats
 
-from dpt_jax.inference.scores import calibration, class_scores, distinct, softmax
+from dpt_jax.evaluation.metrics import calibration, class_scores, distinct, softmax
 
 
 def test_calibration_by_hand():

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 import dpt_jax
-from dpt_jax.inference import words as explain
+from dpt_jax.predictor import words as explain
 from tests.helpers.commands import command, in_process
 
 

@@ -5,9 +5,9 @@ import pytest
 
 from dpt_jax.data.catalogue import PAPER_DATASETS
 from dpt_jax.errors import UserError
+from dpt_jax.io import as_path
 from dpt_jax.report.papers import AVERAGE, read_published
 from dpt_jax.report.runs import report_folder
-from dpt_jax.runtime.files import as_path
 from tests.helpers.commands import ROOT, assert_refused, in_process
 from tests.helpers.run_results import rows_of, write
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dpt_jax.inference.results import read_result
+from dpt_jax.evaluation.results import read_result
 from dpt_jax.report import runs as report
 from dpt_jax.report.one_run import in_words
 from tests.helpers.run_results import rows_of, write

@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from dpt_jax.errors import UserError
+from dpt_jax.io import as_path, entries, listed_once, write_whole
 from dpt_jax.runtime import object_store, store_errors
 from dpt_jax.runtime.bucket import Entry
-from dpt_jax.runtime.files import as_path, entries, listed_once, write_whole
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpt_jax.runtime import devices
+from dpt_jax import distributed
 
 UNLIMITED_V1 = 9223372036854771712
 
@@ -35,7 +35,7 @@ def machine(root, cgroup, **limits):
     ],
 )
 def test_the_limit_of_a_container_is_its_memory(cgroup, limits, tmp_path):
-    assert devices.host_memory(machine(tmp_path, cgroup, **limits)) == 1 << 20
+    assert distributed.host_memory(machine(tmp_path, cgroup, **limits)) == 1 << 20
 
 
 @pytest.mark.parametrize("cgroup", ["0::/\n", "4:memory:/\n"])
@@ -45,4 +45,8 @@ def test_without_a_limit_it_is_the_memory_of_the_machine(cgroup, tmp_path):
         cgroup,
         **{"memory.max": "max", "memory/memory.limit_in_bytes": UNLIMITED_V1},
     )
-    assert devices.host_memory(root) == devices.host_memory(tmp_path / "nothing here") > 1 << 27
+    assert (
+        distributed.host_memory(root)
+        == distributed.host_memory(tmp_path / "nothing here")
+        > 1 << 27
+    )

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from dpt_jax.runtime.signals import EXIT_CODE
 from dpt_jax.storage.lock import locked
+from dpt_jax.training.signals import EXIT_CODE
 from tests.helpers import hosts as two_hosts
 from tests.helpers.golden import SMALL
 from tests.helpers.hosts import Watched, start
@@ -35,7 +35,7 @@ INTERRUPTED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts in the background ignores it
 sys.argv = ["main.py", *sys.argv[1:]]
-from dpt_jax.inference import experiment
+from dpt_jax.training import setup as experiment
 experiment.load_dataset = lambda *_: os.kill(os.getpid(), signal.SIGINT)
 import runpy
 runpy.run_path("main.py", run_name="__main__")

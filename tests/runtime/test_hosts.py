@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
+from dpt_jax import distributed
 from dpt_jax.errors import UserError
-from dpt_jax.runtime import devices
-from dpt_jax.runtime.signals import EXIT_CODE
-from dpt_jax.storage.checkpoints import load_newest
+from dpt_jax.training.checkpoints import load_newest
+from dpt_jax.training.signals import EXIT_CODE
 from tests.helpers.commands import command, in_process
 from tests.helpers.hosts import SETTINGS, finish, start_hosts
 
@@ -117,7 +117,7 @@ def test_a_run_that_is_stopped_and_then_killed_on_one_host_ends_with_the_same_bi
             assert time.monotonic() < deadline, "no checkpoint was written"
             time.sleep(0.02)
         second.kill()
-        output = first.communicate(timeout=4 * devices.HEARTBEAT_SECONDS)[0]
+        output = first.communicate(timeout=4 * distributed.HEARTBEAT_SECONDS)[0]
         assert f"going on at step {stopped} of 24" in output
         assert first.returncode != 0
         assert not (workdir / "results.json").exists()
@@ -157,16 +157,16 @@ def test_evaluation_on_two_hosts(slurm, two_hosts, clip_dir):
 @pytest.mark.parametrize(
     "hosts",
     [
-        devices.Hosts(coordinator="localhost:1"),
-        devices.Hosts(processes=2, process=0),
-        devices.Hosts("localhost:1", 2, 0, cluster=True),
+        distributed.Hosts(coordinator="localhost:1"),
+        distributed.Hosts(processes=2, process=0),
+        distributed.Hosts("localhost:1", 2, 0, cluster=True),
     ],
 )
 def test_contradicting_hosts_are_refused(hosts):
     with pytest.raises(
         UserError, match="--coordinator, --processes and --process together, or --cluster alone"
     ):
-        devices.connect(hosts)
+        distributed.connect(hosts)
 
 
 def test_a_cluster_that_is_none_is_told_so():

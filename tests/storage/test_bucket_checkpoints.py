@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from dpt_jax.errors import UserError
+from dpt_jax.io import as_path
 from dpt_jax.runtime import store_errors
-from dpt_jax.runtime.files import as_path
 from dpt_jax.runtime.transfer import upload
 from dpt_jax.storage.bucket_lock import BucketLock
-from dpt_jax.storage.checkpoints import Checkpoints, load_newest
-from dpt_jax.storage.manifest import MANIFEST
-from dpt_jax.storage.newest import newest
+from dpt_jax.training.checkpoints import Checkpoints, load_newest
+from dpt_jax.training.manifest import MANIFEST
+from dpt_jax.training.newest import newest
 
 PROMPTS = {"text": {"context": np.arange(6, dtype=np.float32).reshape(1, 2, 3)}}
 TRAINING = {"momentum": PROMPTS, "totals": np.zeros(3, np.float32)}

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.files import as_path
+from dpt_jax.io import as_path
 from dpt_jax.runtime.transfer import local_copy
 from dpt_jax.storage.weights import convert_clip, local_weights
 from tests.helpers.object_store import put_folder

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dpt_jax.errors import UserError
-from dpt_jax.storage import manifest
-from dpt_jax.storage.checkpoints import DAMAGED, Checkpoints, load_newest
-from dpt_jax.storage.manifest import MANIFEST, DamagedError
+from dpt_jax.training import manifest
+from dpt_jax.training.checkpoints import DAMAGED, Checkpoints, load_newest
+from dpt_jax.training.manifest import MANIFEST, DamagedError
 
 PROMPTS = {"text": {"context": np.arange(6, dtype=np.float32).reshape(1, 2, 3)}}
 TRAINING = {"opt/trace": np.ones(3, np.float32), "opt/count": np.int32(2)}

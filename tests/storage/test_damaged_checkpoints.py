@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dpt_jax.errors import UserError
-from dpt_jax.storage.checkpoints import DAMAGED, Checkpoints, load_newest
+from dpt_jax.training.checkpoints import DAMAGED, Checkpoints, load_newest
 from tests.helpers.faults import damaged, write
 
 pytestmark = pytest.mark.compiles

@@ -9,12 +9,12 @@ import safetensors
 import safetensors.numpy
 
 import dpt_jax
-from dpt_jax.commands import convert
+from dpt_jax.cli import convert
+from dpt_jax.convert.published import reverse_reference
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
-from dpt_jax.inference.published import reverse_reference
-from dpt_jax.storage import prompt_file
-from dpt_jax.storage.checkpoints import load_newest
+from dpt_jax.training import prompt_file
+from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
 from tests.helpers.prompt_trees import same_bytes

@@ -5,10 +5,10 @@ import pytest
 
 from configs import coop
 from dpt_jax import settings
+from dpt_jax.convert.checkpoints import CAVPT, TEXT, VISUAL, account
+from dpt_jax.convert.published import convert_reference
 from dpt_jax.errors import UserError
-from dpt_jax.inference.published import convert_reference
-from dpt_jax.storage.checkpoints import load_newest
-from dpt_jax.storage.published import CAVPT, TEXT, VISUAL, account
+from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.configs import small_config
 from tests.helpers.published_files import write_module
 

@@ -5,11 +5,11 @@ import pytest
 
 from dpt_jax import settings
 from dpt_jax.clip.files import read_torch_file
+from dpt_jax.convert import relatives
+from dpt_jax.convert.checkpoints import TEXT, read_published
+from dpt_jax.convert.published import convert_reference, reverse_reference
 from dpt_jax.errors import UserError
-from dpt_jax.inference.published import convert_reference, reverse_reference
-from dpt_jax.storage import relatives
-from dpt_jax.storage.checkpoints import load_newest
-from dpt_jax.storage.published import TEXT, read_published
+from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.configs import small_config
 from tests.helpers.published_files import write_module
 

@@ -9,16 +9,16 @@ import torch
 
 from configs import dpt
 from dpt_jax import settings
-from dpt_jax.errors import UserError
-from dpt_jax.inference.published import convert_reference, reverse_reference
-from dpt_jax.storage.checkpoints import load_newest
-from dpt_jax.storage.published import (
+from dpt_jax.convert.checkpoints import (
     CAVPT,
     MODULES,
     VISUAL,
     prompts_from_published,
     published_from_prompts,
 )
+from dpt_jax.convert.published import convert_reference, reverse_reference
+from dpt_jax.errors import UserError
+from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.commands import in_process
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL

@@ -12,12 +12,12 @@ from benchmarks.random_clip import SIZES
 from dpt_jax.clip.model import normalize, param_shapes
 from dpt_jax.clip.tokenizer import load_tokenizer
 from dpt_jax.data.paper.imagenet import imagenet_classnames
-from dpt_jax.inference import flops
 from dpt_jax.losses import count, loss
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.model.outputs import Texts
 from dpt_jax.prompts.text import prompt_layout
+from dpt_jax.training import flops
 from tests.helpers.commands import command
 
 

@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import promptsrc
+from dpt_jax import distributed
 from dpt_jax.clip.model import normalize
 from dpt_jax.errors import UserError
-from dpt_jax.inference import experiment as experiments
-from dpt_jax.inference.texts import held_texts
 from dpt_jax.losses import consistency, count
 from dpt_jax.methods import Consistency
 from dpt_jax.model.outputs import Held, Outputs
 from dpt_jax.prompts.text import plain_layout
-from dpt_jax.runtime import devices
-from dpt_jax.storage.checkpoints import Checkpoints
 from dpt_jax.training import loop
+from dpt_jax.training import setup as experiments
 from dpt_jax.training.averaging import after_step, epoch_weights
+from dpt_jax.training.checkpoints import Checkpoints
+from dpt_jax.training.texts import held_texts
 from tests.helpers.configs import small_config
 
 TEMPLATES = ("a photo of a {}.", "a {} in a video game.")
@@ -99,13 +99,13 @@ def test_an_average_over_other_epochs_is_refused(experiment, finished, tmp_path)
 def test_texts_to_hold_to_are_the_mean_of_what_comes_out(experiment, clip):
     """As published, not normalised before the mean, as the ensemble of zero-shot CLIP is."""
     names = experiment.dataset.classnames
-    params = {"clip": devices.to_host(experiment.frozen.clip)}
+    params = {"clip": distributed.to_host(experiment.frozen.clip)}
     encode = jax.jit(experiment.model.encode_plain)
     each = [
         encode(params, plain_layout([template.format(n) for n in names], clip.tokenizer))
         for template in TEMPLATES
     ]
-    found = devices.to_host(held_texts(experiment))
+    found = distributed.to_host(held_texts(experiment))
     np.testing.assert_allclose(found, sum(each) / 2, rtol=1e-4, atol=1e-5)
     assert np.abs(normalize(found) - normalize(sum(map(normalize, each)))).max() > 1e-4
 

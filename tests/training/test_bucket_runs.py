@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from dpt_jax.runtime import devices
-from dpt_jax.runtime.files import as_path
-from dpt_jax.runtime.metrics import read_metrics
-from dpt_jax.runtime.signals import EXIT_CODE
-from dpt_jax.storage.checkpoints import load_newest
+from dpt_jax import distributed
+from dpt_jax.io import as_path
 from dpt_jax.storage.shelf import steps_of
+from dpt_jax.training.checkpoints import load_newest
+from dpt_jax.training.metrics import read_metrics
+from dpt_jax.training.signals import EXIT_CODE
 from tests.helpers.commands import in_process
 from tests.helpers.faults import SETTINGS, Run
 from tests.helpers.golden import SMALL
@@ -225,7 +225,7 @@ def test_two_hosts_that_share_a_bucket_alone(clip_dir, bucket, tmp_path):
             assert time.monotonic() < deadline, "no checkpoint was written"
             time.sleep(0.02)
         second.kill()
-        first.communicate(timeout=4 * devices.HEARTBEAT_SECONDS)
+        first.communicate(timeout=4 * distributed.HEARTBEAT_SECONDS)
         assert first.returncode != 0
     finally:
         for process in processes:

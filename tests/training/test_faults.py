@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from dpt_jax.runtime.signals import EXIT_CODE
-from dpt_jax.storage.checkpoints import DAMAGED, load_newest
 from dpt_jax.storage.lock import locked
+from dpt_jax.training.checkpoints import DAMAGED, load_newest
+from dpt_jax.training.signals import EXIT_CODE
 from tests.helpers.commands import COMPILATION, assert_refused, command, in_process
 from tests.helpers.faults import SETTINGS, Run, kill_at_random, settings_of
 
@@ -95,7 +95,7 @@ def test_ctrl_c_before_there_is_anything_to_save(weights, tmp_path):
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts in the background ignores it
 sys.argv = ["main.py", *sys.argv[1:]]
-from dpt_jax.inference import experiment
+from dpt_jax.training import setup as experiment
 experiment.load_dataset = lambda *_: os.kill(os.getpid(), signal.SIGINT)
 import runpy
 runpy.run_path("main.py", run_name="__main__")

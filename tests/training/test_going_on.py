@@ -9,15 +9,14 @@ import optax
 import pytest
 
 from configs import coop
-from dpt_jax import settings
+from dpt_jax import distributed, settings
 from dpt_jax.errors import UserError
-from dpt_jax.inference import adoption
-from dpt_jax.inference import experiment as experiments
-from dpt_jax.runtime import devices
-from dpt_jax.storage.checkpoints import Checkpoints, load_newest
+from dpt_jax.runs import evaluate_run, train_and_evaluate, with_dtype
+from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import loop
+from dpt_jax.training import setup as experiments
+from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from dpt_jax.training.optimizer import make_optimizer, state_from_saved, state_to_save
-from dpt_jax.training.run import evaluate_run, train_and_evaluate, with_dtype
 from dpt_jax.training.schedule import Schedule, learning_rates
 from dpt_jax.training.step import StepConfig, make_step, new_state
 from tests.helpers.configs import small_config
@@ -179,11 +178,11 @@ def test_what_follows_a_step_that_was_left_out(config, clip):
     def after(*batches, schedule=schedule, momentum=0.0):
         state = new_state(prompts, optimizer)
         pushed = jax.tree.map(lambda x: np.full_like(x, momentum), state.opt_state)
-        state = devices.replicate(state._replace(opt_state=pushed))
+        state = distributed.replicate(state._replace(opt_state=pushed))
         for one in batches:
-            numbers = devices.replicate(schedule.as_arrays())
+            numbers = distributed.replicate(schedule.as_arrays())
             state = take_step(state, experiment.frozen, one, numbers)
-        return devices.to_host(state)
+        return distributed.to_host(state)
 
     first, second = after(batch), after(broken, batch)
     assert (second.step, *second.not_finite) == (2, 1, 1)

@@ -15,14 +15,14 @@ from etils import epath
 from dpt_jax import settings
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.errors import UserError
-from dpt_jax.inference import evaluation
-from dpt_jax.inference import experiment as experiments
-from dpt_jax.inference.results import RESULTS_FILE
+from dpt_jax.evaluation import evaluate as evaluation
+from dpt_jax.evaluation.results import RESULTS_FILE
 from dpt_jax.report import one_run, runs
-from dpt_jax.runtime.metrics import MetricWriter
-from dpt_jax.runtime.signals import EXIT_CODE
-from dpt_jax.storage import prompt_file
-from dpt_jax.storage.checkpoints import FOLDER, load_newest
+from dpt_jax.training import prompt_file
+from dpt_jax.training import setup as experiments
+from dpt_jax.training.checkpoints import FOLDER, load_newest
+from dpt_jax.training.metrics import MetricWriter
+from dpt_jax.training.signals import EXIT_CODE
 from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
 

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from dpt_jax.commands import sweep
+from dpt_jax.cli import sweep
 from dpt_jax.data.catalogue import PAPER_DATASETS
 from dpt_jax.training.grid import Run, run_config
 

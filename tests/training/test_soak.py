@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.inference import experiment as experiments
-from dpt_jax.storage.checkpoints import Checkpoints, load_newest
 from dpt_jax.training import loop as training
+from dpt_jax.training import setup as experiments
+from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from tests.clip.test_damaged_weights import fuzz_weights
 from tests.helpers.commands import command, in_process
 from tests.helpers.faults import SETTINGS, damaged, kill_at_random, write

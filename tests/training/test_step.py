@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpt_jax import distributed
 from dpt_jax.clip.blocks import KEPT
-from dpt_jax.inference.experiment import Frozen
 from dpt_jax.methods import L1, Consistency, PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import prompt_layout
-from dpt_jax.runtime import devices
+from dpt_jax.training.setup import Frozen
 from dpt_jax.training.step import StepConfig, TrainState, all_reduce, batch_gradient
 
 NAMES = ["airplane", "sea_horse", "a rather long name"]
@@ -67,6 +67,6 @@ def gradient(clip, remat, microbatch, on):
         sums, _ = batch_gradient(model, config, state, frozen, batch, jnp.array(True))
         return all_reduce(sums).gradient
 
-    together = jax.vmap(step, (None, None, 0), axis_name=devices.AXIS)
+    together = jax.vmap(step, (None, None, 0), axis_name=distributed.AXIS)
     found = jax.jit(together)(Frozen(clip.params, layout, texts, held), prompts, batch)
     return jax.tree.map(lambda x: np.asarray(x[0]), found)

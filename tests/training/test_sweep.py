@@ -9,10 +9,10 @@ import pytest
 from dpt_jax import settings
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.errors import UserError
-from dpt_jax.inference import experiment as experiments
 from dpt_jax.methods import METHODS, TEXT
 from dpt_jax.storage.lock import locked
 from dpt_jax.training import grid, sweep
+from dpt_jax.training import setup as experiments
 from dpt_jax.training.grid import Run, Target, plan
 from dpt_jax.training.sweep import Runner
 from tests.helpers import coop_trees

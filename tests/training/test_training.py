@@ -10,14 +10,14 @@ import pytest
 from configs import coop, dpt, vlp
 from dpt_jax import settings
 from dpt_jax.errors import UserError
-from dpt_jax.inference import adoption
-from dpt_jax.inference import experiment as experiments
-from dpt_jax.inference.evaluation import evaluate
+from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.runtime.metrics import MetricWriter
-from dpt_jax.storage.checkpoints import Checkpoints, load_newest
+from dpt_jax.training import initial_prompts as adoption
+from dpt_jax.training import setup as experiments
+from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from dpt_jax.training.loop import train
+from dpt_jax.training.metrics import MetricWriter
 from dpt_jax.training.optimizer import make_optimizer
 from dpt_jax.training.schedule import Schedule, learning_rates
 from tests.helpers.configs import small_config
@@ -126,7 +126,7 @@ def test_gradient_accumulation_trains_to_the_same(trained, clip_dir, clip, tmp_p
 def test_what_is_kept_for_the_backward_pass_goes_by_the_memory(monkeypatch, clip_dir, clip):
     config = make_config(clip_dir)
     assert experiments.prepare(config, clip).model.remat == "matmuls"
-    monkeypatch.setattr("dpt_jax.runtime.devices.memory", lambda: 100_000)
+    monkeypatch.setattr("dpt_jax.distributed.memory", lambda: 100_000)
     assert experiments.prepare(config, clip).model.remat == "blocks"
     config.train.remat = "none"
     assert experiments.prepare(config, clip).model.remat == "none"

@@ -1,0 +1,85 @@
+"""The commands: `dpt-jax COMMAND …`, which is `python -m dpt_jax COMMAND …`, and main.py.
+
+Each has a file of its own with two functions: `add_arguments` and `run`. Only `main` is imported
+from outside.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dpt_jax.cli import terminal
+from dpt_jax.errors import UserError
+
+COMMANDS = {
+    "train": "Train prompts, and evaluate them.",
+    "eval": "Evaluate the newest prompts of a run.",
+    "predict": "Classify images.",
+    "visualize": "Draw what a prompt sees in images.",
+    "explain": "Print the words nearest to each learned context vector.",
+    "report": "Make tables and figures of runs.",
+    "probe": "Fit a linear probe to compare prompts with.",
+    "sweep": "Run methods x datasets x shots x seeds as one job.",
+    "settings": "Print every settings key with its default, range and help.",
+    "convert": "Convert weights and prompts from and to other formats.",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].lower()}{message[1:]}: see `{self.prog} --help`.")
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "dpt-jax") -> None:
+    """Run the command that the arguments name, those of the process by default."""
+    terminal.guard(lambda: _dispatch(list(sys.argv[1:] if arguments is None else arguments), prog))
+
+
+def main_py(arguments: Sequence[str]) -> None:
+    """Run main.py: `train`, or `eval` with --mode=eval."""
+    terminal.guard(lambda: _run("train", list(arguments), "main.py"))
+
+
+def _dispatch(arguments: list[str], prog: str) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage(prog))
+        sys.exit(0 if arguments else 2)
+    name = arguments.pop(0)
+    if name == "--version":
+        from dpt_jax import __version__
+
+        print(__version__)
+        return
+    if name not in COMMANDS:
+        raise UserError(f"{name!r} is no command: use one of {', '.join(COMMANDS)}.")
+    _run(name, arguments, f"{prog} {name}")
+
+
+def _run(name: str, arguments: list[str], prog: str) -> None:
+    # A command imports JAX when it runs: --help and a mistyped flag need not wait for that.
+    command = importlib.import_module(f"dpt_jax.cli.{name}")
+    parser = Parser(
+        prog,
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    parser.add_argument(
+        "--debug", action="store_true", help="show where in the program wrong input was noticed"
+    )
+    if "-h" in arguments or "--help" in arguments:
+        parser.parse_args(["--help"])
+    terminal.keep_tracebacks("--debug" in arguments)
+    command.run(parser, arguments)
+
+
+def _usage(prog: str) -> str:
+    lines = [f"  {name:10} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [f"usage: {prog} COMMAND …", "", *lines, "", f"`{prog} COMMAND --help` has more."]
+    )

@@ -1,0 +1,132 @@
+"""Convert weights and prompts.
+
+    dpt-jax convert clip SRC DST
+    dpt-jax convert export W FILE.safetensors
+    dpt-jax convert serve W DIR [--clip=WEIGHTS]
+    dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
+    dpt-jax convert reference --reverse W CHECKPOINT_DIR
+
+`clip` turns any CLIP that `clip.weights` takes into an Orbax folder. `export`
+writes the prompts of a workdir to one small file, which serves wherever a workdir is only read:
+predict, --mode=eval, init_from, and here. `serve` compiles the classifier into a file that runs
+without this package. `reference` turns a checkpoint folder of the published PyTorch code into a
+workdir that --mode=eval and init_from take; what a checkpoint does not hold (backbone, dataset,
+class position, top_k) comes from the flags. With --reverse it goes the other way.
+"""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from dpt_jax.cli import arguments as shared
+from dpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from etils import epath
+
+USAGE = (
+    "use `convert clip SRC DST`, `export W FILE.safetensors`, `serve W DIR`, "
+    "`reference CHECKPOINT_DIR --workdir=W` or `reference --reverse W CHECKPOINT_DIR`"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is converted, and the flags of some conversions."""
+    parser.usage = f"{parser.prog} clip|export|serve|reference SRC DST [options]"
+    parser.add_argument("names", nargs="*", metavar="WHAT SRC DST", help="see above")
+    parser.add_argument("--workdir", metavar="W", help="the run to read, or for reference to write")
+    parser.add_argument(
+        "--reverse",
+        action="store_true",
+        help="from a workdir to a checkpoint of the published code",
+    )
+    parser.add_argument(
+        "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"
+    )
+    shared.add_settings(parser)
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Convert what the first argument names."""
+    flags, given = shared.parse_with_settings(parser, arguments)
+    from dpt_jax.io import as_path
+
+    shared.start_libraries()
+    what, *names = flags.names or [""]
+    reads_run = what in ("export", "serve") or (what == "reference" and flags.reverse)
+    if reads_run and flags.workdir:
+        names.insert(0, flags.workdir)
+    match [what, *names]:
+        case ["clip", source, target]:
+            clip(source, target)
+        case ["export", source, target]:
+            export(as_path(source), as_path(target))
+        case ["serve", source, target]:
+            serve(flags, as_path(source), as_path(target))
+        case ["reference", source, target] if flags.reverse:
+            from dpt_jax.convert.published import reverse_reference
+
+            reverse_reference(as_path(source), as_path(target))
+        case ["reference", directory] if not flags.reverse:
+            if not flags.workdir:
+                raise UserError(
+                    "convert reference: --workdir is not given; it says where the converted "
+                    "prompts go."
+                )
+            from dpt_jax.convert.published import convert_reference
+
+            convert_reference(
+                as_path(directory),
+                as_path(flags.workdir),
+                given.config,
+                given.overrides,
+            )
+        case _:
+            raise UserError(f"convert: unknown arguments {flags.names}; {USAGE}.")
+
+
+def clip(source: str, target: str) -> None:
+    """Write a CLIP as an Orbax folder.  Raise UserError where it cannot be read or written."""
+    from dpt_jax.logging import say
+    from dpt_jax.storage.weights import convert_clip
+
+    convert_clip(source, target)
+    say(f"wrote {target}")
+
+
+def export(source: "epath.Path", target: "epath.Path") -> None:
+    """Write the prompts of a workdir to a prompt file.
+
+    Raise UserError where there are none, or the file's name does not end in .safetensors.
+    """
+    from dpt_jax import settings
+    from dpt_jax.convert.published import read_run
+    from dpt_jax.evaluation.provenance import outdated
+    from dpt_jax.evaluation.results import RESULTS_FILE, read_result
+    from dpt_jax.io import size_of
+    from dpt_jax.logging import say
+    from dpt_jax.training import prompt_file
+
+    if target.suffix != prompt_file.SUFFIX:
+        raise UserError(f"convert export: {target} should end in {prompt_file.SUFFIX}.")
+    config, saved = read_run(source)
+    if prompt_file.is_prompt_file(source):
+        results = prompt_file.read_header(source).get("results")
+    else:
+        results = read_result(source / RESULTS_FILE) if (source / RESULTS_FILE).is_file() else None
+        if results and (why := outdated(results, source)):
+            say(f"{why}: these results are left out of {target}.")
+            results = None
+    prompt_file.write(target, saved.step, saved.prompts, saved.meta, config.to_dict(), results)
+    size = size_of(target) / 1024
+    say(f"wrote {target}: {settings.method(config)} prompts, {size:.0f} kB")
+
+
+def serve(flags: argparse.Namespace, source: "epath.Path", target: "epath.Path") -> None:
+    """Write the classifier of a run as a program.  Raise UserError where it cannot be loaded."""
+    from dpt_jax.io import make_folder, size_of
+    from dpt_jax.logging import say
+    from dpt_jax.predictor import program
+
+    predictor = shared.load_predictor(flags, source, batch_size=0)
+    for file in program.write(predictor, make_folder(target, "convert serve")):
+        say(f"wrote {file} ({size_of(file) / 1024:,.0f} kB)")

@@ -1,0 +1,31 @@
+"""Print the words of the vocabulary that are nearest to each learned context vector.
+
+    dpt-jax explain W [--top=3] [--clip=WEIGHTS]
+
+Distances are Euclidean, between embeddings as they enter the text tower. The last column is the
+distance to the nearest word, divided by the mean distance between two words: near 1, the vector is
+no word at all.
+"""
+
+import argparse
+
+from dpt_jax.cli import arguments as shared
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the run and the number of words."""
+    shared.add_run(parser)
+    parser.add_argument(
+        "--top", type=shared.at_least_one, default=3, metavar="N", help="words per vector (3)"
+    )
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Print the table."""
+    flags = parser.parse_intermixed_args(arguments)
+    workdir = shared.only_run(flags)
+    from dpt_jax.predictor.words import header, neighbours, rows
+    from dpt_jax.report.tables import markdown
+
+    found = neighbours(shared.load_predictor(flags, workdir, batch_size=1), flags.top)
+    print(markdown(header(found), rows(found)))

@@ -1,0 +1,63 @@
+"""Make tables and figures of finished runs.
+
+    dpt-jax report RUNS                    over all runs below a folder
+    dpt-jax report RUNS --beside=FILE.csv  and their accuracies beside published ones
+    dpt-jax report W                       over the classes of one run
+    dpt-jax report W --html                one page with all there is to see of a run
+
+Over a folder: mean ± standard deviation of the seeds for each method and dataset, as Markdown
+(printed, and report.md) and CSV (report.csv), and accuracy against shots (report.png). Over one
+run: accuracy of each class (report.md, report.csv), the confusion matrix (report.png), the training
+(training.png) and how sure the answers are (reliability.png). The page (report.html) has these, the
+settings, the features before and after, and answers with heat maps. All are written there.
+
+FILE.csv has the columns method,dataset,shots,accuracy and may have classes (all, base or new) and
+source; accuracies are in percent, and a dataset may be "average". That of the published averages of
+ViT-B/16 is dpt_jax/assets/published_vit_b16.csv.
+"""
+
+import argparse
+
+from dpt_jax.cli import arguments as shared
+from dpt_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the folder, and whether to make a page."""
+    parser.add_argument(
+        "folders", nargs="*", metavar="FOLDER", help="a workdir, or a folder of runs"
+    )
+    parser.add_argument("--workdir", metavar="W", help="the run, instead of the first argument")
+    parser.add_argument("--html", action="store_true", help="make one page of one run")
+    parser.add_argument("--beside", metavar="FILE", help="a CSV of published numbers, see above")
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Write the report, and print its tables."""
+    flags = parser.parse_intermixed_args(arguments)
+    folders = [*([flags.workdir] if flags.workdir else []), *flags.folders]
+    if len(folders) != 1:
+        raise UserError("give one folder: dpt-jax report RUNS.")
+    from dpt_jax.evaluation.results import RESULTS_FILE
+    from dpt_jax.io import as_path
+    from dpt_jax.logging import say
+    from dpt_jax.report.one_run import report_run
+    from dpt_jax.report.runs import report_folder
+
+    folder = as_path(folders[0])
+    whole_run = (folder / RESULTS_FILE).exists()
+    if flags.beside is not None and (flags.html or whole_run):
+        raise UserError("--beside is for the report over a folder of runs, not for that of one.")
+    if flags.html:
+        from dpt_jax.report.page import write_page
+
+        shared.start_libraries()
+        say(f"written: {write_page(folder)}")
+        return
+    if whole_run:
+        text, written = report_run(folder)
+    else:
+        beside = None if flags.beside is None else as_path(flags.beside)
+        text, written = report_folder(folder, beside)
+    say(text)
+    say(f"written to {folder}: {', '.join(written)}")

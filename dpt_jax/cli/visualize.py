@@ -1,0 +1,67 @@
+"""Draw what a trained prompt sees in images.
+
+    dpt-jax visualize W IMAGE… [--top=4] [--out=DIR] [--clip=WEIGHTS]
+
+Writes one PNG per image to DIR (W/pictures): the image and its likeliest classes, what the class
+token of CLIP's last block looks at without and with the prompts, and what CAVPT made the prompt of
+each of these classes of.
+"""
+
+import argparse
+import itertools
+import pathlib
+import sys
+
+from dpt_jax.cli import arguments as shared
+from dpt_jax.errors import UserError
+
+FOLDER = "pictures"
+TOP, MOST = 4, 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the run, the images and where the pictures go."""
+    shared.add_run(parser, "IMAGE…")
+    parser.add_argument("--top", type=int, choices=range(1, MOST + 1), default=TOP, metavar="N",
+                        help=f"classes per image, 1 to {MOST} ({TOP})")  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="the folder to write to; default W/pictures")
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Draw one picture per image."""
+    flags = parser.parse_intermixed_args(arguments)
+    workdir, names = shared.split_run(flags)
+    if not names:
+        raise UserError("no image is named: dpt-jax visualize W IMAGE…")
+    from dpt_jax.data.folder import find_images
+
+    paths = find_images(names)
+    from dpt_jax.io import as_path, make_folder
+    from dpt_jax.logging import say
+    from dpt_jax.predictor.attention import describe
+    from dpt_jax.report.heat_maps import draw_sight
+    from dpt_jax.training import prompt_file
+
+    predictor = shared.load_predictor(flags, workdir, batch_size=1)
+    default = prompt_file.folder_of(workdir) / FOLDER
+    folder = make_folder(as_path(flags.out) if flags.out else default, "--out")
+    # No image is overwritten by its picture.
+    taken = {as_path(path).resolve() for path in paths}
+    unreadable = 0
+    for path in paths:
+        try:
+            pixels = predictor.pixels(path)
+        except UserError as reason:
+            unreadable += 1
+            say(str(reason), file=sys.stderr)
+            continue
+        name = pathlib.PurePath(path).stem
+        numbered = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
+        files = (folder / f"{one}.png" for one in numbered)
+        file = next(file for file in files if file.resolve() not in taken)
+        taken.add(file.resolve())
+        (sight,) = describe(predictor, pixels, flags.top)
+        draw_sight(sight, path, predictor.model.prompts.method, file)
+        say(str(file))
+    if unreadable == len(paths):
+        raise UserError(f"none of the {len(paths)} images could be read.")

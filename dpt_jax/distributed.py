@@ -1,0 +1,261 @@
+"""The hosts and devices of a run, what is placed on them, and the programs compiled for them.
+
+Arrays on devices have a leading axis of this host's devices, as jax.pmap takes and gives them.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import os
+import pathlib
+import platform
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dpt_jax.errors import UserError
+from dpt_jax.io import cache_folder
+from dpt_jax.runtime import failures
+from dpt_jax.version import __version__
+
+AXIS = "batch"  # the axis of pmap: every device of every host
+KEPT_PROGRAMS = 8  # of a kind, for the runs of a sweep that differ in their data alone
+# A host that is silent for so long has died, and the others end too: start them all again.
+HEARTBEAT_SECONDS = 30
+# Where the schedulers whose processes JAX can connect by itself say how many there are.
+CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """The processes of a run as the command line names them."""
+
+    coordinator: str | None = None  # HOST:PORT of process 0
+    processes: int | None = None
+    process: int | None = None
+    cluster: bool = False
+
+    @property
+    def are_several(self) -> bool:
+        """Return whether this process is to join others, by flags or by what a scheduler says."""
+        scheduled = any(int(os.environ.get(name, "1")) > 1 for name in CLUSTERS)
+        return self != Hosts() or scheduled
+
+
+def connect(hosts: Hosts) -> None:
+    """Join the processes of a run, before anything else uses JAX.
+
+    They are those of the command line, or of the environment of a cluster: if
+    `hosts` asks for it (a TPU pod slice), and under srun and mpirun with several
+    processes. Raise UserError if the flags contradict each other, if nobody
+    answers, or if the hosts have different numbers of devices.
+    """
+    named = [value is not None for value in (hosts.coordinator, hosts.processes, hosts.process)]
+    if any(named) and (not all(named) or hosts.cluster):
+        raise UserError(
+            "give --coordinator, --processes and --process together, or --cluster alone."
+        )
+    if not hosts.are_several:
+        return
+    try:
+        # What is None, JAX takes from the environment.
+        jax.distributed.initialize(
+            hosts.coordinator,
+            hosts.processes,
+            hosts.process,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as reason:
+        raise UserError(f"the processes of this run could not be connected: {reason}") from reason
+    failures.watch()
+    _check_equal_devices()
+
+
+def _check_equal_devices() -> None:
+    """Raise UserError if the hosts have different numbers of devices.
+
+    A batch is shared equally by all hosts, and then by the devices of each.
+    """
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        words = ", ".join(f"host {host} has {counts[host]}" for host in sorted(counts))
+        raise UserError(
+            f"the hosts have different numbers of devices ({words}): give each of them the same."
+        )
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs for later runs on this machine, unless JAX is set otherwise."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / processor()))
+        # Small programs too: a start has dozens of them.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def processor() -> str:
+    """Return a name for this kind of processor, whose instructions another may not have."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        kind = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        kind = platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+
+
+def arithmetic() -> dict[str, Any]:
+    """Return what the bits of a program's results depend on besides the program and its inputs."""
+    device = jax.local_devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "device": [device.platform, device.device_kind, device.client.platform_version],
+        "devices": [jax.local_device_count(), jax.process_index(), jax.process_count()],
+        "processor": [processor(), cores],
+        "jax": [jax.__version__, os.environ.get("XLA_FLAGS"), os.environ.get("LIBTPU_INIT_ARGS")],
+        "precision": jax.config.values["jax_default_matmul_precision"],
+    }
+
+
+def memory() -> int:
+    """Return the bytes that one device has; a CPU device has its share of this process's memory."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit", host_memory() // jax.local_device_count())
+
+
+def memory_maps() -> int:
+    """Return how many memory maps this process has; 0 where the system does not say."""
+    try:
+        return pathlib.Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def host_memory(root: pathlib.Path = pathlib.Path("/")) -> int:
+    """Return the bytes of memory of this machine, or of the container if it is allowed fewer."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *_container_limits(root)])
+
+
+def _container_limits(root: pathlib.Path) -> list[int]:
+    """Return the memory limits of the process's control groups, of version 1 or 2, if any.
+
+    Each group is limited by those above it too. Within a container the path of
+    the group may be that of the machine, of which only the top is mounted.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not a Linux
+        return []
+    limits = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if not controllers:
+            top, file = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            top, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        folder = top / group.strip("/")
+        for one in (folder, *folder.parents):
+            if one == top.parent:
+                break
+            try:
+                limits.append(int((one / file).read_text()))
+            except (OSError, ValueError):  # not mounted here, or "max"
+                continue
+    return limits
+
+
+def is_first() -> bool:
+    """Return whether this is host 0, which writes and speaks."""
+    return jax.process_index() == 0
+
+
+def replicate(tree: Any) -> Any:
+    """Return a copy of every array on each of this host's devices.
+
+    Arrays that were replicated before stay as they are.
+
+    The copies are placed as pmap places its results, so that a program compiled
+    for the one takes the other, and without a stacked copy on the host.
+    """
+    devices = jax.local_devices()
+    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+
+    def place(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
+        x = np.asarray(x)
+        copies = [jax.device_put(x[None], device) for device in devices]
+        return jax.make_array_from_single_device_arrays((len(devices), *x.shape), sharding, copies)
+
+    return jax.tree.map(place, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """Return one of the copies of every array, on the host, where no later step changes it."""
+    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
+
+
+def on_all_hosts(here: bool) -> bool:
+    """Return whether it is so on every host, each of which asks."""
+    return sum_over_hosts(int(here)) == jax.process_count()
+
+
+def check_same(facts: Callable[[], Mapping[str, str]]) -> None:
+    """Raise UserError, on all hosts, naming what one of them has other than host 0.
+
+    facts: gives them by a name for the sentence; not called on a single host. Each host asks, with
+    the same names.
+    """
+    if jax.process_count() == 1:
+        return
+    own = facts()
+    # Hosts of other versions may have other facts.
+    _check_same_digests({"version of dpt-jax": "\n".join([__version__, *own])})
+    _check_same_digests(own)
+
+
+def _check_same_digests(facts: Mapping[str, str]) -> None:
+    digests = [hashlib.sha256(text.encode(errors="surrogateescape")) for text in facts.values()]
+    own = np.stack([np.frombuffer(digest.digest(), np.uint8) for digest in digests])
+    everywhere = multihost_utils.process_allgather(own)  # (hosts, facts, 32)
+    for host, theirs in enumerate(everywhere):
+        for name, one, first in zip(facts, theirs, everywhere[0], strict=True):
+            if (one != first).any():
+                raise UserError(
+                    f"host {host} has another {name} than host 0: give all hosts the same command "
+                    "and the same files."
+                )
+
+
+def first_says(here: bool) -> bool:
+    """Return what host 0 says, on all hosts, each of which asks."""
+    return bool(of_first(int(here)))
+
+
+def of_first(number: int) -> int:
+    """Return host 0's number, on all hosts, each of which asks."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def sum_over_hosts(number: int) -> int:
+    """Return the sum of every host's number."""
+    return int(np.sum(multihost_utils.process_allgather(np.asarray(number))))
+
+
+def rows_of_all_hosts(own: np.ndarray) -> np.ndarray:
+    """Return the rows (n, …) of all hosts, the same n on each: (hosts · n, …).
+
+    Row 0 of each host comes first, then row 1 of each, and so on.
+    """
+    if jax.process_count() == 1:
+        return own
+    everywhere = multihost_utils.process_allgather(own)  # (hosts, n, …)
+    return np.swapaxes(everywhere, 0, 1).reshape(-1, *own.shape[1:])

@@ -1,0 +1,239 @@
+"""Evaluation: predictions on the whole test split, and the files that hold them."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from dpt_jax import distributed
+from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.data import loader
+from dpt_jax.errors import UserError
+from dpt_jax.evaluation.finite import check_finite
+from dpt_jax.evaluation.images import read_test_images
+from dpt_jax.evaluation.kept import KeptBatch
+from dpt_jax.evaluation.metrics import calibration, class_scores, distinct
+from dpt_jax.evaluation.provenance import describe
+from dpt_jax.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE
+from dpt_jax.io import write_whole
+from dpt_jax.logging import Progress, say
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.model.outputs import Outputs, Plain, Texts
+from dpt_jax.runtime import failures
+from dpt_jax.training.checkpoints import Saved
+from dpt_jax.training.setup import Experiment, Frozen
+
+
+class Predictions(NamedTuple):
+    """The N test images that could be read, in the dataset's order.
+
+    logits: (N, C) float32; label: (N,); row: (N,) index into the dataset's test examples.
+    """
+
+    logits: np.ndarray
+    zero_shot_logits: np.ndarray
+    label: np.ndarray
+    row: np.ndarray
+
+
+class Classifier(NamedTuple):
+    """Evaluation, pmapped: every argument and result has a leading device axis.
+
+    encode(frozen, prompts) -> the text features, once for all images;
+    classify(frozen, prompts, texts, images (devices, b, H, W, 3)) -> what the
+    method and plain CLIP make of the images, without the auxiliary logits.
+    The same in two programs, of which the first one serves all methods:
+    look(frozen.clip, images) -> the features z (devices, b, E) of plain CLIP;
+    answer(frozen, prompts, texts, images, z) -> the method's logits and plain
+    CLIP's, (devices, b, C). images: None where the image tower has no prompts.
+    """
+
+    encode: Callable[[Frozen, Any], Texts]
+    classify: Callable[[Frozen, Any, Texts, Any], tuple[Outputs, Plain]]
+    look: Callable[[Any, Any], jax.Array]
+    answer: Callable[[Frozen, Any, Texts, Any, Any], tuple[jax.Array, jax.Array]]
+
+
+@functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
+def make_classifier(model: PromptedCLIP, on: tuple[jax.Device, ...] | None = None) -> Classifier:
+    """Return the programs that evaluations run.
+
+    on: the devices, None for the local ones.
+    """
+
+    def encode(frozen: Frozen, prompts: Any) -> Texts:
+        params = {"clip": frozen.clip, "prompts": prompts}
+        return model.encode_texts(params, frozen.layout, frozen.texts, distributed.AXIS)
+
+    def classify(frozen: Frozen, prompts: Any, texts: Texts, images: Any) -> tuple[Outputs, Plain]:
+        params = {"clip": frozen.clip, "prompts": prompts}
+        plain = model.plain(params, images, texts)
+        return model(params, images, texts, plain)._replace(auxiliary_logits=None), plain
+
+    def answer(
+        frozen: Frozen, prompts: Any, texts: Texts, images: Any, features: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        params = {"clip": frozen.clip, "prompts": prompts}
+        plain = model.plain_of(params, features, texts)
+        return model(params, images, texts, plain).logits, plain.logits
+
+    return Classifier(
+        jax.pmap(encode, axis_name=distributed.AXIS, devices=on),
+        jax.pmap(classify, axis_name=distributed.AXIS, devices=on),
+        make_look(model.clip, model.dtype, on),
+        jax.pmap(answer, axis_name=distributed.AXIS, devices=on),
+    )
+
+
+@functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
+def make_look(
+    clip: CLIPConfig, dtype: Any, on: tuple[jax.Device, ...] | None
+) -> Callable[[Any, Any], jax.Array]:
+    """Return the program of plain CLIP, see Classifier."""
+    model = PromptedCLIP(clip, PromptConfig(classes=1), dtype)
+
+    def look(params: Any, images: Any) -> jax.Array:
+        return model.plain_features({"clip": params}, images)
+
+    return jax.pmap(look, axis_name=distributed.AXIS, devices=on)
+
+
+def predict(experiment: Experiment, prompts: Any) -> Predictions:
+    """Return logits of the method and of zero-shot CLIP for the test split.
+
+    Raise UserError where none of its images could be read.
+    """
+    dataset, model = experiment.dataset, experiment.model
+    classifier = make_classifier(model)
+    prompts = distributed.replicate(prompts)
+    texts = classifier.encode(experiment.frozen, prompts)
+
+    def answer(batch: KeptBatch) -> tuple[jax.Array, jax.Array]:
+        images = batch.images if model.prompts.sees_prompts else None
+        return classifier.answer(experiment.frozen, prompts, texts, images, batch.features)
+
+    found = Predictions(*over_test_images(experiment, "evaluate", answer))
+    if not len(found.label):
+        raise UserError(
+            f"{experiment.config.dataset.name}: none of its {len(dataset.test)} test images could "
+            "be read."
+        )
+    return found
+
+
+def over_test_images(
+    experiment: Experiment, title: str, take: Callable[[KeptBatch], tuple[jax.Array, ...]]
+) -> list[np.ndarray]:
+    """Return the columns (N, …) that `take` makes of the batches, then label (N,) and row (N,).
+
+    N are the test images that could be read, and a row is an index into the dataset's. All devices
+    share a batch: host h of n takes images h, h + n, h + 2n and so on, and all hosts have the
+    whole result. title: of the progress bar.
+    """
+    images, hosts = len(experiment.dataset.test), jax.process_count()
+    rows = -(-min(experiment.config.eval.batch_size, images) // hosts)
+    steps = -(-images // (rows * hosts))
+    running: list[tuple[Any, loader.Batch]] = []
+    parts: list[tuple[np.ndarray, ...]] = []
+    with Progress(title, steps) as progress:
+        for batch in read_test_images(
+            experiment, rows, steps, make_classifier(experiment.model).look
+        ):
+            running.append((take(batch), batch.known))
+            # This batch is computed while the last one's answers are fetched.
+            if len(running) > 1:
+                parts.append(_columns(*running.pop(0), rows))
+            progress.advance()
+        parts += [_columns(*one, rows) for one in running]
+    failures.agree()
+    *columns, weight = (
+        distributed.rows_of_all_hosts(np.concatenate(column)) for column in zip(*parts, strict=True)
+    )
+    readable = np.flatnonzero(weight)
+    return [column[readable] for column in columns]
+
+
+def _columns(taken: Any, batch: loader.Batch, rows: int) -> tuple[np.ndarray, ...]:
+    """Return what was taken, label, index and weight of a batch, padded to `rows`."""
+    own = [np.asarray(x).reshape(-1, x.shape[-1])[:rows] for x in taken]
+    images = len(batch["label"])
+    known = [np.pad(batch[name], (0, rows - images)) for name in ("label", "index", "weight")]
+    return (*own, *known)
+
+
+def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[str, Any]:
+    """Predict, write results.json (and predictions.npz with eval.save_logits); return the results.
+
+    saved: the prompts, and what their checkpoint says of them.
+    """
+    method = experiment.model.prompts.method
+    failures.agree()
+    distributed.check_same(lambda: {"prompt to evaluate": saved.digest})
+    found = predict(experiment, saved.prompts)
+    answers = {
+        "the logits of plain CLIP": found.zero_shot_logits,
+        f"the logits of {method}": found.logits,
+    }
+    check_finite(answers, saved.prompts, experiment.frozen.clip)
+    return write_results(experiment, method, found, saved, workdir)
+
+
+def write_results(
+    experiment: Experiment, method: str, found: Predictions, saved: Saved, workdir: epath.Path
+) -> dict[str, Any]:
+    """Score what a method predicts, and write the files; return the results.  See `evaluate`."""
+    config, dataset = experiment.config, experiment.dataset
+    of = describe(experiment, saved)
+    meta = saved.meta
+    names = distinct(dataset.classnames)
+    scores = class_scores(found.logits.argmax(-1), found.label, names)
+    unread = sorted({example.label for example in dataset.test} - set(found.label.tolist()))
+    if unread:
+        classes = ", ".join(dataset.classnames[label] for label in unread)
+        say(f"no test image of these classes could be read: {classes}.")
+    results = {
+        "method": method,
+        "dataset": config.dataset.name,
+        "shots": config.dataset.shots,
+        "seed": config.seed,
+        "split": "test",
+        "classes": config.dataset.classes,
+        "trained_on": {key: meta[key] for key in ("dataset", "classes")}
+        if meta.get("dataset")
+        else None,
+        "of": of,
+        "n": len(found.label),
+        "unreadable": len(dataset.test) - len(found.label),
+        "accuracy": float((found.logits.argmax(-1) == found.label).mean()),
+        "macro_f1": float(np.mean([s["f1"] for s in scores.values() if s["n"]])),
+        "zero_shot_accuracy": float((found.zero_shot_logits.argmax(-1) == found.label).mean()),
+        "calibration": calibration(found.logits, found.label),
+        "zero_shot_calibration": calibration(found.zero_shot_logits, found.label),
+        "per_class": scores,
+    }
+    if not distributed.is_first():
+        return results
+    workdir.mkdir(parents=True, exist_ok=True)
+    if config.eval.save_logits:
+        with (workdir / PREDICTIONS_FILE).open("wb") as file:
+            np.savez(
+                file,
+                logits=found.logits.astype(np.float32),
+                label=found.label,
+                path=np.array([dataset.test[i].path for i in found.row]),
+                classnames=np.array(dataset.classnames),
+                step=of["step"],
+                prompts=of["prompts"],
+                backbone=of["backbone"],
+                template=of["template"],
+                test_list=of["test_list"],
+            )
+    # Last and in one piece: where results.json is, the evaluation is whole.
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    write_whole(workdir / RESULTS_FILE, text.encode())
+    return results

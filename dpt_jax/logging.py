@@ -1,0 +1,66 @@
+"""Lines and progress bars on the console, from host 0 alone."""
+
+import sys
+import time
+from typing import TextIO
+
+import tqdm
+
+from dpt_jax.distributed import is_first
+
+SECONDS_BETWEEN_LINES = 30
+
+
+class Progress:
+    """A bar with the time left on a terminal; otherwise plain lines in `file`, now and then."""
+
+    def __init__(self, title: str, total: int, start: int = 0, file: TextIO | None = None) -> None:
+        self._file = file
+        self._title, self._total, self._start, self._done = title, total, start, start
+        self._began = self._spoke = time.monotonic()
+        self._terminal = sys.stderr.isatty() and is_first()
+        self._bar = tqdm.tqdm(
+            total=total,
+            initial=start,
+            desc=title,
+            disable=not self._terminal,
+            dynamic_ncols=True,
+            unit="step",
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self) -> None:
+        """One step done."""
+        self._bar.update()
+        self._done += 1
+        now = time.monotonic()
+        steps = self._done - self._start - 1
+        if not steps:
+            self._began = now  # the first step compiles, and says nothing of the others
+        elif not self._terminal and now - self._spoke > SECONDS_BETWEEN_LINES:
+            left = (now - self._began) / steps * (self._total - self._done)
+            self._say(
+                f"{self._title}: {self._done} of {self._total} steps, about {left:.0f} s left"
+            )
+
+    def report(self, line: str, status: str) -> None:
+        """`line` on its own, or, beside the bar, the shorter `status`."""
+        if self._terminal:
+            self._bar.set_postfix_str(status)
+        else:
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._spoke = time.monotonic()
+        say(line, self._file)
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """A line on standard output, or in `file`, at once."""
+    if is_first():
+        print(line, file=file, flush=True)

@@ -1,0 +1,189 @@
+"""The commands as a user runs them, on small real images."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dpt_jax.training.checkpoints import load_newest
+from tests.helpers.commands import command, in_process
+from tests.helpers.golden import SMALL, relative_error
+
+pytestmark = pytest.mark.compiles
+
+CASE = json.loads((SMALL / "case.json").read_text())
+LOGITS = 1e-4
+
+
+@pytest.fixture(scope="module")
+def flags(clip_dir):
+    return [
+        "--config=configs/dpt.py:folder",
+        f"--config.clip.weights={clip_dir}",
+        f"--config.dataset.root={SMALL / 'images'}",
+        f"--config.dataset.template={CASE['template']}",
+        "--config.dataset.shots=-1",
+        f"--config.cavpt.top_k={CASE['top_k']}",
+        f"--config.loss.guidance_epochs={CASE['guidance_epochs']}",
+        f"--config.train.visual_lr={CASE['visual_lr']}",
+        f"--config.train.epochs={CASE['epochs_run']}",
+        f"--config.train.warmup_epochs={CASE['warmup_epochs']}",
+        f"--config.train.batch_size={CASE['batch']}",
+        "--config.train.augment=False",
+        "--config.eval.save_logits=True",
+    ]
+
+
+@pytest.fixture(scope="module")
+def converted(flags, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "converted"
+    in_process(
+        "-m",
+        "dpt_jax",
+        "convert",
+        "reference",
+        str(SMALL / "checkpoint"),
+        f"--workdir={workdir}",
+        *flags,
+    )
+    return workdir
+
+
+def predictions(workdir):
+    return np.load(workdir / "predictions.npz")
+
+
+def prompts_of(workdir):
+    return jax.tree.leaves(load_newest(workdir).prompts)
+
+
+def test_published_checkpoint_evaluates(converted):
+    in_process("main.py", "--config=configs/dpt.py:folder", "--mode=eval", f"--workdir={converted}")
+    expected, found = np.load(SMALL / "expected.npz"), predictions(converted)
+    assert relative_error(found["logits"], expected["initial_test_logits"]) < LOGITS
+    np.testing.assert_array_equal(found["path"], expected["paths"])
+    np.testing.assert_array_equal(found["label"], expected["labels"])
+    assert list(found["classnames"]) == CASE["classnames"]
+    results = json.loads((converted / "results.json").read_text())
+    assert results["n"] == 18
+    assert results["accuracy"] == pytest.approx(
+        (expected["initial_test_logits"].argmax(1) == expected["labels"]).mean(), abs=1e-6
+    )
+
+
+def test_zero_shot(flags, tmp_path):
+    off = [
+        f"--config.{key}=0" for key in ("text_prompt.length", "visual_prompt.length", "cavpt.top_k")
+    ]
+    in_process("main.py", *flags, *off, f"--workdir={tmp_path / 'run'}")
+    expected = np.load(SMALL / "expected.npz")["zeroshot_test_logits"]
+    assert relative_error(predictions(tmp_path / "run")["logits"], expected) < LOGITS
+
+
+def test_training_from_published_checkpoint(converted, flags, tmp_path):
+    """One batch an epoch, no augmentation: the losses and final logits of the published code.
+
+    Stopped half-way (as a run with fewer epochs) and on two devices it is the same run.
+    """
+    expected = np.load(SMALL / "expected.npz")
+    run = tmp_path / "run"
+    in_process("main.py", *flags, f"--config.init_from={converted}", f"--workdir={run}")
+    assert relative_error(predictions(run)["logits"], expected["final_test_logits"]) < LOGITS
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(losses, expected["losses"], rtol=1e-4)
+    assert len((run / "train_files.txt").read_text().splitlines()) == 12
+
+
+def test_any_number_of_devices_trains_to_the_same_prompts(flags, tmp_path):
+    """Also with 5 rows a batch, which neither 2 nor 4 devices divide."""
+    found = {}
+    for devices in (1, 2, 4):
+        workdir = tmp_path / str(devices)
+        command(
+            "main.py",
+            *flags,
+            "--config.train.batch_size=5",
+            "--config.train.epochs=2",
+            "--config.train.warmup_epochs=0",
+            f"--workdir={workdir}",
+            devices=devices,
+        )
+        found[devices] = prompts_of(workdir)
+    for devices in (2, 4):
+        for a, b in zip(found[devices], found[1], strict=True):
+            assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):
+    """Six steps of two an epoch, with augmentation; every checkpoint is gone on from."""
+    options = [
+        *flags,
+        "--config.train.batch_size=6",
+        "--config.train.epochs=3",
+        "--config.train.augment=True",
+        "--config.checkpoint.every_steps=1",
+        "--config.checkpoint.keep=9",
+    ]
+    whole = tmp_path / "whole"
+    in_process("main.py", *options, f"--workdir={whole}")
+    expected, metrics = prompts_of(whole), (whole / "metrics.jsonl").read_text().splitlines()
+    for step in (1, 2, 3, 5):
+        stopped = tmp_path / f"stopped{step}"
+        shutil.copytree(whole, stopped)
+        for later in range(step + 1, 7):
+            shutil.rmtree(stopped / "checkpoints" / str(later))
+        done = in_process("main.py", *options, f"--workdir={stopped}")
+        assert f"going on at step {step} of 6" in done.stdout
+        for a, b in zip(prompts_of(stopped), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+        again = [
+            json.loads(line)["loss"]
+            for line in (stopped / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert again == [json.loads(line)["loss"] for line in metrics]
+    assert "training is finished" in in_process("main.py", *options, f"--workdir={whole}").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--config.dataset.root=/nowhere"], "/nowhere"),
+        (["--config.clip.weights=/nowhere"], "/nowhere"),
+        (["--config.train.epoch=3"], "epoch"),
+        (["--config.train.epochs=0"], "train.epochs"),
+        (["--config.cavpt.first_layer=9"], "cavpt.first_layer"),
+        (["--workdir=main.py"], "--workdir: main.py cannot be written to"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(flags, tmp_path, arguments, says):
+    done = in_process("main.py", *flags, f"--workdir={tmp_path / 'run'}", *arguments, check=False)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluating_a_workdir_that_is_not_there_leaves_nothing_behind(tmp_path):
+    done = in_process(
+        "main.py",
+        "--config=configs/dpt.py",
+        "--mode=eval",
+        f"--workdir={tmp_path / 'no'}",
+        check=False,
+    )
+    assert done.returncode == 2
+    assert not (tmp_path / "no").exists()
+
+
+def test_unknown_config_file():
+    done = in_process("main.py", "--config=configs/nothing.py:emoji", check=False)
+    assert done.returncode == 2
+    assert "there is no file configs/nothing.py" in done.stderr
+
+
+def test_unknown_dataset_of_a_config():
+    done = in_process("main.py", "--config=configs/dpt.py:nothing", check=False)
+    assert done.returncode == 2
+    assert "nothing" in done.stderr
+    assert "Traceback" not in done.stderr
