@@ -98,7 +98,6 @@ def export(source: "epath.Path", target: "epath.Path") -> None:
 
     Raise UserError where there are none, or the file's name does not end in .safetensors.
     """
-    from dpt_jax import settings
     from dpt_jax.convert.published import read_run
     from dpt_jax.evaluation.provenance import outdated
     from dpt_jax.evaluation.results import RESULTS_FILE, read_result
@@ -118,7 +117,7 @@ def export(source: "epath.Path", target: "epath.Path") -> None:
             results = None
     prompt_file.write(target, saved.step, saved.prompts, saved.meta, config.to_dict(), results)
     size = size_of(target) / 1024
-    say(f"wrote {target}: {settings.method(config)} prompts, {size:.0f} kB")
+    say(f"wrote {target}: {config.method} prompts, {size:.0f} kB")
 
 
 def serve(flags: argparse.Namespace, source: "epath.Path", target: "epath.Path") -> None:

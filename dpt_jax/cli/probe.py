@@ -26,13 +26,12 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
-    from dpt_jax.methods import PROBE
+    from dpt_jax.methods import PROBE, ZERO_SHOT
     from dpt_jax.runs import probe
     from dpt_jax.training.checkpoints import FOLDER
 
     config = given.config
-    for key, off in PROBE.switched_off.items():
-        settings.set_key(config, key, off)
+    config.method = ZERO_SHOT
     settings.check(config)
     default = settings.run_dir(as_path("runs"), config, PROBE.name)
     workdir = as_path(flags.workdir) if flags.workdir else default

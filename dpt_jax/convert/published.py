@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dpt_jax import settings
+from dpt_jax import methods, settings
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.files import Tensors, write_torch_file
 from dpt_jax.clip.pretrained import load_clip
@@ -26,7 +26,7 @@ from dpt_jax.data.dataset import load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.io import make_folder
 from dpt_jax.logging import say
-from dpt_jax.methods import ZERO_SHOT
+from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
@@ -34,6 +34,8 @@ from dpt_jax.storage.weights import local_weights
 from dpt_jax.training.checkpoints import FOLDER, Checkpoints, Saved, load_newest
 from dpt_jax.training.fingerprint import backbone_id
 
+# Methods that DPT's code does not have, and whose checkpoints differ from its own.
+OF_OTHER_CODE = ("cocoop", "ivlp", "maple", "promptsrc")
 # What a method's prompts are made by; the rest is of the backbone, the data and the training.
 METHOD_SECTIONS = ("text_prompt.", "visual_prompt.", "cavpt.", "loss.")
 
@@ -56,13 +58,15 @@ def convert_reference(
     except KeyError as reason:
         raise UserError(f"{directory}: tensor {reason.args[0]} is missing.") from reason
     method = method_of(modules)
-    if method == "ivlp" and settings.method(config) == "promptsrc":
+    if method == "ivlp" and config.method == "promptsrc":
         # Without the frozen tower in it, a file can be of either.
         method = "promptsrc"
     if method:
         take_settings(config, method, overrides)
         drop_words_that_count_for_nothing(config, prompts, pretrained.tokenizer)
-    for key, value in sizes(prompts, clip, method).items():
+    wanted = "" if config.method in OF_OTHER_CODE else config.method
+    found = method_with(prompts, method or wanted)
+    for key, value in {"method": found, **sizes(prompts, clip, method)}.items():
         said = overrides.get(key, value)
         from_the_end = key == "cavpt.first_layer" and said == value - clip.vision.layers - 1
         if said != value and not from_the_end:
@@ -71,17 +75,12 @@ def convert_reference(
                 f"{said}."
             )
         settings.set_key(config, key, value)
-    if "cavpt" in prompts and not config.cavpt.top_k:
-        raise UserError(
-            f"{directory} holds a CAVPT, so cavpt.top_k must not be 0: give the one it was "
-            "trained with."
-        )
     settings.check(config)
     check_fit(prompts, config, clip, directory, next(iter(modules)) if method else "")
     check_classes(prompts, config, directory)
     settings.save(config, workdir)
     meta = {
-        "method": settings.method(config),
+        "method": config.method,
         "classnames": None,
         "epoch": epoch,
         "source": "published PyTorch code",
@@ -118,18 +117,20 @@ def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
 def modules_of(config: ConfigDict, prompts: Prompts, source: pathlib.Path) -> dict[str, Tensors]:
     """Return the state dict of each module.  Raise UserError where no code has a place for them."""
     text, visual = config.text_prompt, config.visual_prompt
-    deep = bool(text.length) and (text.depth > 1 or (text.fixed_words and bool(text.init.strip())))
-    if not deep and not (visual.length and (visual.ln_pre or visual.coupled)):
-        if visual.length and visual.depth > 0:
+    parts = METHODS[config.method].parts
+    has_text, has_visual = methods.TEXT in parts, methods.VISUAL in parts
+    deep = has_text and (text.depth > 1 or (text.fixed_words and bool(text.init.strip())))
+    if not deep and not (has_visual and (visual.ln_pre or visual.coupled)):
+        if has_visual and visual.depth > 0:
             raise UserError(
                 f"{source} has visual tokens that carry on after layer {visual.depth} and do not "
                 "pass the layer norm of the patches: no published code has such ones."
             )
         return published_from_prompts(prompts, visual.length)
     if (
-        (visual.length and not visual.ln_pre)
-        or config.cavpt.top_k
-        or (text.length and (text.class_specific or text.class_position != "end"))
+        (has_visual and not visual.ln_pre)
+        or methods.CLASS_AWARE in parts
+        or (has_text and (text.class_specific or text.class_position != "end"))
         or text.conditioned
     ):
         raise UserError(
@@ -146,9 +147,24 @@ def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
     Raise UserError where there are none.
     """
     config = settings.load_saved(source)
-    if settings.method(config) == ZERO_SHOT:
+    if config.method == ZERO_SHOT:
         raise UserError(f"{source} is zero-shot, so it has no prompts to convert.")
     return config, load_newest(source)
+
+
+def method_with(prompts: Prompts, wanted: str) -> str:
+    """Return the method of a tree of prompts: the wanted one if it learns these parts.
+
+    Several methods learn the same parts; the first one of the table is the plainest.
+    """
+    parts = {methods.TEXT} if "text" in prompts else set()
+    if "visual" in prompts or "coupling" in prompts:
+        parts |= {methods.VISUAL}
+    if "cavpt" in prompts:
+        parts = {methods.TEXT, methods.VISUAL, methods.CLASS_AWARE}
+    if wanted in METHODS and set(METHODS[wanted].parts) == parts:
+        return wanted
+    return next(name for name, method in METHODS.items() if set(method.parts) == parts)
 
 
 def take_settings(config: ConfigDict, method: str, overrides: Mapping[str, Any]) -> None:
@@ -180,24 +196,24 @@ def sizes(prompts: Prompts, clip: CLIPConfig, method: str | None) -> dict[str, A
     """
     text: tuple[int, ...] = prompts["text"]["context"].shape if "text" in prompts else ()
     visual: tuple[int, ...] = prompts["visual"]["tokens"].shape if "visual" in prompts else ()
-    if coupled := "coupling" in prompts:
+    if "coupling" in prompts:
         visual = (len(prompts["coupling"]["kernel"]), text[-2])
     keys: dict[str, Any] = {
-        "text_prompt.length": text[-2] if text else 0,
         "text_prompt.depth": text[0] if text else 1,
         "text_prompt.class_specific": len(text) == 4,
         "text_prompt.conditioned": "meta_net" in prompts,
-        "visual_prompt.length": visual[1] if visual else 0,
+        "visual_prompt.coupled": "coupling" in prompts,
         "visual_prompt.ln_pre": bool(method and visual),
-        "visual_prompt.coupled": coupled,
         "visual_prompt.depth": visual[0] if method and visual else -1,
     }
+    if text:
+        keys["text_prompt.length"] = text[-2]
+    if visual:
+        keys["visual_prompt.length"] = visual[1]
     if not method:
         keys |= {"text_prompt.init": "", "text_prompt.fixed_words": False}
     if "cavpt" in prompts:
         keys["cavpt.first_layer"] = clip.vision.layers + 1 - len(prompts["cavpt"]["global_tokens"])
-    else:
-        keys["cavpt.top_k"] = 0
     return keys
 
 

@@ -12,7 +12,7 @@ from dpt_jax.data.dataset import digest_of_examples
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE, Results, read_result
 from dpt_jax.io import as_path
-from dpt_jax.methods import SWITCHES, ZERO_SHOT
+from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import FOLDER, Saved
@@ -21,7 +21,7 @@ from dpt_jax.training.newest import newest
 from dpt_jax.training.setup import Experiment, data_of
 
 # Keys that do not change the result, or that results name in another way.
-ELSEWHERE = ("seed", "init_from", "dtype", "clip.weights")
+ELSEWHERE = ("method", "seed", "init_from", "dtype", "clip.weights")
 
 
 def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
@@ -47,7 +47,10 @@ def fingerprint(experiment: Experiment) -> dict[str, Any]:
     """Return every setting that changes the result, but for the seed."""
     config = experiment.config
     flat = settings.flat(config.to_dict())
-    absent = tuple(f"{key.partition('.')[0]}." for key in SWITCHES.values() if not flat[key])
+    parts = METHODS[config.method].parts
+    absent = tuple(
+        f"{section}." for part, section in settings.SECTION_OF.items() if part not in parts
+    )
     if not experiment.model.prompts.learned:
         absent += ("train.", "loss.")
     left_out = {*ELSEWHERE, *settings.keys_that_may_change()}

@@ -200,7 +200,7 @@ def load(
         raise UserError(f"batch_size is {batch_size!r}: give a whole number, 0 for the default.")
     distributed.keep_compiled()
     holder = _holder(config, source)
-    trained = Saved(0, {}, {}) if settings.method(config) == ZERO_SHOT else load_newest(holder)
+    trained = Saved(0, {}, {}) if config.method == ZERO_SHOT else load_newest(holder)
     names: Sequence[str] | None = classnames
     if names is None and holder == source:
         names = trained.meta.get("classnames")

@@ -9,7 +9,7 @@ from etils import epath
 
 from dpt_jax.evaluation.provenance import read_current, unfinished
 from dpt_jax.evaluation.results import Results
-from dpt_jax.methods import ROWS, ZERO_SHOT
+from dpt_jax.methods import METHODS, ROWS, TEXT, ZERO_SHOT
 from dpt_jax.report import run_figures
 from dpt_jax.report.tables import CSVWriter, markdown
 from dpt_jax.settings import load_saved, shots_in_words
@@ -124,7 +124,8 @@ def draw_training(workdir: epath.Path, file: epath.Path | BinaryIO) -> bool:
     if not records:
         return False
     config = load_saved(workdir)
-    both = config.text_prompt.length and (config.visual_prompt.length or config.cavpt.top_k)
+    method = METHODS[config.method]
+    both = TEXT in method.parts and method.visual
     run_figures.draw_training(records, config.loss.guidance_epochs if both else 0, file)
     return True
 

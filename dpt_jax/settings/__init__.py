@@ -6,7 +6,7 @@ Everything that other rooms use is named here: `from dpt_jax import settings`.
 from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.settings.arguments import ConfigArguments, read_config_arguments
 from dpt_jax.settings.config import (
-    method,
+    SECTION_OF,
     of_method,
     prompt_config,
     settings_for_evaluation,
@@ -36,6 +36,7 @@ __all__ = [
     "DEFAULT_DATASET",
     "KEYS",
     "SCHEMA",
+    "SECTION_OF",
     "ConfigArguments",
     "Key",
     "Resume",
@@ -49,7 +50,6 @@ __all__ = [
     "keys_that_may_change",
     "load",
     "load_saved",
-    "method",
     "nearest",
     "of_method",
     "page",

@@ -8,15 +8,24 @@ from ml_collections import ConfigDict
 from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
-from dpt_jax.methods import SWITCHES, Consistency, PromptConfig
+from dpt_jax.methods import (
+    CLASS_AWARE,
+    METHODS,
+    TEXT,
+    VISUAL,
+    ZERO_SHOT,
+    Consistency,
+    PromptConfig,
+)
 from dpt_jax.settings.keys import Value
 from dpt_jax.settings.recipes import FEW_SHOT, published
 from dpt_jax.settings.saved import CONFIG_FILE, load
 from dpt_jax.settings.schema import check, defaults, set_key
 
-# What prompts are made for: a run that starts from another run's prompts takes these from there.
-PROMPT_SECTIONS = ("clip", "text_prompt", "visual_prompt", "cavpt")
-# But not whether these parts are on, whose learned parameters are their own.
+# A run that starts from another run's prompts takes its CLIP, and the sizes of the parts that both
+# have.
+SECTION_OF = {TEXT: "text_prompt", VISUAL: "visual_prompt", CLASS_AWARE: "cavpt"}
+# Keys of these that add parameters of their own.
 OWN = ("coupled", "conditioned")
 
 
@@ -29,28 +38,31 @@ def of_method(name: str, dataset: str = DEFAULT_DATASET, protocol: str = "") -> 
     """
     dataset, _, named = dataset.partition(":")
     config = defaults()
+    config.method = name if name in METHODS else ZERO_SHOT
     config.dataset.name = dataset
     for key, value in published(name, dataset, protocol or named or FEW_SHOT).items():
         set_key(config, key, value)
     return config
 
 
-def method(config: ConfigDict) -> str:
-    """Return the method's name, from the parts that are on."""
-    return prompt_config(config, classes=1, layers=1).method
-
-
 def prompt_config(
     config: ConfigDict, classes: int, layers: int, init_tokens: int = 0
 ) -> PromptConfig:
-    """Return the prompts that a configuration asks for, on a vision tower of `layers` layers.
+    """Return the sizes of the learned parts of a configuration.
 
-    init_tokens: how many tokens the words of text_prompt.init have, which the tokenizer knows, 0
-    for none or not known. They decide the length of a text prompt that is on, but where
-    text_prompt.fixed_words keeps some of them. Raise UserError where these are too few.
+    Args:
+      config: Checked by `check`.
+      classes: Number of classes.
+      layers: Layers of the image tower.
+      init_tokens: Tokens of text_prompt.init, 0 if there are none or they are not known yet. They
+        set the length of the context unless text_prompt.fixed_words keeps some of them fixed.
+
+    Raises:
+      UserError: Fewer initial tokens than text_prompt.length are to be learned.
     """
+    parts = METHODS[config.method].parts
     text, visual, cavpt, loss = config.text_prompt, config.visual_prompt, config.cavpt, config.loss
-    if text.fixed_words and 0 < init_tokens < text.length:
+    if TEXT in parts and text.fixed_words and 0 < init_tokens < text.length:
         raise UserError(
             f"text_prompt.length is {text.length}, but of text_prompt.init={text.init!r} the first "
             f"{init_tokens} tokens can be learned at most (text_prompt.fixed_words): give fewer, "
@@ -59,23 +71,27 @@ def prompt_config(
     first = cavpt.first_layer + layers + 1 if cavpt.first_layer < 0 else cavpt.first_layer
     return PromptConfig(
         classes=classes,
-        text_length=text.length
-        and (text.length if text.fixed_words else init_tokens or text.length),
+        text_length=0
+        if TEXT not in parts
+        else text.length
+        if text.fixed_words
+        else init_tokens or text.length,
         text_depth=text.depth,
         class_specific=text.class_specific,
-        conditioned=text.conditioned,
-        visual_length=visual.length,
+        conditioned=text.conditioned and TEXT in parts,
+        visual_length=visual.length if VISUAL in parts else 0,
         visual_depth=max(visual.depth, 0),
         ln_pre=visual.ln_pre,
-        coupled=visual.coupled,
-        top_k=cavpt.top_k,
-        first_layer=first if cavpt.top_k else 0,
+        coupled=visual.coupled and VISUAL in parts,
+        top_k=cavpt.top_k if CLASS_AWARE in parts else 0,
+        first_layer=first if CLASS_AWARE in parts else 0,
         consistency=Consistency(
             text=loss.text_consistency,
             text_distance=loss.text_distance,
             image=loss.image_consistency,
             logits=loss.logit_consistency,
         ),
+        method=config.method,
     )
 
 
@@ -98,8 +114,9 @@ def settings_for_training(
         started = (workdir / CONFIG_FILE).exists()
         source = load(workdir if started else as_path(config.init_from), config)
         config = config.copy_and_resolve_references()
-        for section in PROMPT_SECTIONS:
-            if _both_have(section, config, source):
+        config.clip = source.clip.copy_and_resolve_references()
+        for part, section in SECTION_OF.items():
+            if all(part in METHODS[one.method].parts for one in (config, source)):
                 own = {key: config[section][key] for key in OWN if key in config[section]}
                 config[section] = source[section].copy_and_resolve_references()
                 config[section].update(own)
@@ -126,22 +143,13 @@ def settings_for_evaluation(
     trained_on = saved.dataset.name, saved.dataset.classes
     found = _with(saved, overrides)
     moved = elsewhere and (found.dataset.name, found.dataset.classes) != trained_on
-    if moved and found.text_prompt.class_specific and found.text_prompt.length:
+    if moved and found.text_prompt.class_specific and TEXT in METHODS[found.method].parts:
         raise UserError(
             f"{found.init_from} has a context for each of its own classes "
             "(text_prompt.class_specific), which means nothing for other classes, those of "
             f"{found.dataset.name} ({found.dataset.classes})."
         )
     return found
-
-
-def _both_have(section: str, config: ConfigDict, source: ConfigDict) -> bool:
-    """Return whether a part is on in both; one that is off stays off, one that is new stays new."""
-    switch = next((key for key in SWITCHES.values() if key.startswith(f"{section}.")), None)
-    if switch is None:
-        return True
-    name = switch.partition(".")[2]
-    return bool(config[section][name] and source[section][name])
 
 
 def _with(config: ConfigDict, overrides: Mapping[str, Value]) -> ConfigDict:

@@ -4,7 +4,7 @@ import enum
 from typing import NamedTuple
 
 from dpt_jax.data.catalogue import DEFAULT_DATASET
-from dpt_jax.methods import COSINE, L1
+from dpt_jax.methods import COSINE, L1, METHODS
 
 Value = int | float | bool | str | None
 
@@ -44,6 +44,13 @@ class Key(NamedTuple):
 FREE, BOUND = Resume.FREE, Resume.BOUND
 
 SCHEMA: tuple[Key, ...] = (
+    Key(
+        "method",
+        "dpt",
+        "Method, which says what is learned; set by --config=configs/METHOD.py.",
+        choices=tuple(METHODS),
+        resume=BOUND,
+    ),
     Key("seed", 1, "Seed of the few-shot sample, the first prompts and the augmentation.", least=0),
     Key(
         "dtype",
@@ -98,8 +105,8 @@ SCHEMA: tuple[Key, ...] = (
     Key(
         "text_prompt.length",
         16,
-        "Context tokens of the text prompt; 0 turns it off.",
-        least=0,
+        "Context tokens of the text prompt.",
+        least=1,
         resume=BOUND,
     ),
     Key(
@@ -113,7 +120,7 @@ SCHEMA: tuple[Key, ...] = (
     Key(
         "text_prompt.conditioned",
         False,
-        "Add to the context what a small network makes of the image.",
+        "Add to the context what a small network computes from the image.",
         resume=BOUND,
     ),
     Key(
@@ -138,8 +145,8 @@ SCHEMA: tuple[Key, ...] = (
     Key(
         "visual_prompt.length",
         10,
-        "Visual prompt tokens per layer; 0 turns them off.",
-        least=0,
+        "Visual prompt tokens per layer.",
+        least=1,
         resume=BOUND,
     ),
     Key(
@@ -158,14 +165,14 @@ SCHEMA: tuple[Key, ...] = (
     Key(
         "visual_prompt.coupled",
         False,
-        "Make the visual tokens of the context's, by a linear layer for each layer.",
+        "Compute the visual tokens from the context, by a linear layer for each layer.",
         resume=BOUND,
     ),
     Key(
         "cavpt.top_k",
         10,
-        "Classes that class-aware prompts are made for; 0 turns them off.",
-        least=0,
+        "Classes that class-aware prompts are computed for.",
+        least=1,
         resume=BOUND,
     ),
     Key(

@@ -4,7 +4,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax.io import as_path
-from dpt_jax.settings.config import method
 from dpt_jax.training import prompt_file
 
 
@@ -20,7 +19,7 @@ def run_dir(runs: epath.Path, config: ConfigDict, name: str = "") -> epath.Path:
     """
     dataset = config.dataset
     shots = "all" if dataset.shots < 0 else dataset.shots
-    run = runs / (name or method(config)) / dataset.name / f"{shots}shot" / f"seed{config.seed}"
+    run = runs / (name or config.method) / dataset.name / f"{shots}shot" / f"seed{config.seed}"
     return run if dataset.classes == "all" else run / dataset.classes
 
 

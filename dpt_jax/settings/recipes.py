@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dpt_jax.data.catalogue import EMBEDDED, settings_of
 from dpt_jax.errors import UserError
-from dpt_jax.methods import L1, ROWS
+from dpt_jax.methods import L1
 from dpt_jax.settings.keys import Value
 
 # Where PromptSRC's average of the few-shot protocol lies late.
@@ -160,4 +160,4 @@ def published(method: str, dataset: str, protocol: str) -> dict[str, Value]:
         for key in QUARTERED:
             if key in recipe:
                 recipe[key] = max(1, round(int(recipe[key] or 0) / 4))
-    return {**recipe, **settings_of(dataset), **ROWS[method].switched_off}
+    return {**recipe, **settings_of(dataset)}

@@ -8,8 +8,11 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from dpt_jax.errors import UserError, can_be_shown
+from dpt_jax.methods import METHODS, TEXT, VISUAL
 from dpt_jax.settings.keys import KEYS, SCHEMA, Key, Value
 
+# Sizes of parts, and a method without that part.
+WITHOUT = {"text_prompt.length": "vpt", "visual_prompt.length": "coop", "cavpt.top_k": "vlp"}
 LARGEST = 2**31  # whole numbers on devices have 32 bits
 
 
@@ -37,14 +40,40 @@ def check(config: ConfigDict) -> None:
     if config.visual_prompt.depth == 0 or config.visual_prompt.depth < -1:
         raise UserError(
             f"visual_prompt.depth is {config.visual_prompt.depth}: give a positive number, or -1 "
-            "for all layers; visual_prompt.length=0 turns the visual prompt off."
+            "for all layers."
         )
-    text = config.text_prompt
-    if text.length and text.fixed_words and text.class_position != "end":
+    method, text = METHODS[config.method], config.text_prompt
+    if TEXT in method.parts and text.fixed_words and text.class_position != "end":
         raise UserError(
             "text_prompt.fixed_words keeps words between the context and a name behind it, so "
             f"text_prompt.class_position cannot be {text.class_position}: give end."
         )
+    coupled = config.visual_prompt.coupled
+    for key, part in (
+        ("text_prompt.conditioned", TEXT if text.conditioned else ""),
+        ("visual_prompt.coupled", TEXT if coupled else ""),
+        ("visual_prompt.coupled", VISUAL if coupled else ""),
+    ):
+        if part and part not in method.parts:
+            raise UserError(
+                f"{key} needs a {part}, but {method.label} (method={method.name}) has none: turn "
+                "it off, or choose another method."
+            )
+    if coupled and text.class_specific:
+        raise UserError(
+            "visual_prompt.coupled computes the visual tokens from one context, but "
+            "text_prompt.class_specific learns one for each class: turn one of them off."
+        )
+    for key, possible, compared in (
+        ("text_consistency", TEXT in method.parts, "texts"),
+        ("image_consistency", method.visual, "image features"),
+        ("logit_consistency", bool(method.parts), "logits"),
+    ):
+        if config.loss[key] and not possible:
+            raise UserError(
+                f"loss.{key} is {config.loss[key]:g}, but the {compared} of {method.label} "
+                f"(method={method.name}) are those of frozen CLIP: give 0, or another method."
+            )
     _check_templates("dataset.template", config.dataset.template)
     if config.loss.template:
         _check_templates("loss.template", config.loss.template)
@@ -69,6 +98,11 @@ def _check_value(key: Key, value: Any) -> None:
         raise UserError(f"{key.name} is {value}: it must be below 2³¹.")
     if isinstance(value, str) and not can_be_shown(value):
         raise UserError(f"{key.name}: {value!r} has a character that cannot be shown.")
+    if key.name in WITHOUT and value == 0:
+        raise UserError(
+            f"{key.name} is 0: to train without that part choose a method that does not have it, "
+            f"such as --config=configs/{WITHOUT[key.name]}.py."
+        )
     if key.least is not None and not value >= key.least:
         raise UserError(f"{key.name} is {value}: it must be at least {key.least:g}.")
     if key.choices and value not in key.choices:
@@ -112,8 +146,8 @@ def page() -> str:
     lines = [
         "# Settings",
         "",
-        "Each key, as `--config.KEY=VALUE`. The defaults are DPT's published settings; a method "
-        "turns parts off, and a dataset sets its own template and epochs.",
+        "Each key, as `--config.KEY=VALUE`. The defaults are DPT's published settings; other "
+        "methods and datasets set their own.",
         "`dpt-jax settings` prints this page.",
         "",
         "| key | default | values | what it does | may change when a run goes on |",

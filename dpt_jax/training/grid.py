@@ -10,8 +10,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax import settings
 from dpt_jax.data.catalogue import DEFAULT_DATASET, PAPER_DATASETS, SHIFTED_IMAGENETS
-from dpt_jax.errors import UserError
-from dpt_jax.methods import ROWS, SWITCHES, ZERO_SHOT, method_with
+from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.settings.recipes import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
 
 Overrides = Mapping[str, settings.Value]
@@ -25,6 +24,7 @@ PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # Keys that the sweep varies itself, and the flag that says how.
 SWEPT = {
+    "method": "--methods",
     "dataset.name": "--datasets",
     "dataset.shots": "--shots",
     "dataset.classes": "--protocol",
@@ -127,32 +127,15 @@ def target_config(
     """Return the configuration that tests the prompts of `workdir` on a target."""
     named = method_config(run.method, target.dataset, overrides, run.protocol)
     source = {"init_from": str(workdir), "dataset.classes": target.classes}
-    own = {**_meant_for(named, overrides), **source}
+    own = {**overrides, **source}
     return settings.settings_for_evaluation(named, own, True, workdir)
 
 
 def method_config(
     method: str, dataset: str, overrides: Overrides, protocol: str = FEW_SHOT
 ) -> ConfigDict:
-    """Return a method's settings on a dataset, in a protocol.
-
-    Raise UserError where the overrides make another method of it.
-    """
+    """Return a method's settings on a dataset, in a protocol."""
     config = settings.of_method(method, dataset, protocol)
-    for key, value in _meant_for(config, overrides).items():
+    for key, value in overrides.items():
         settings.set_key(config, key, value)
-    if settings.method(config) != method_with(ROWS[method].parts).name:
-        raise UserError(
-            f"the settings given with --config make {settings.method(config)} of {method}."
-        )
     return config
-
-
-def _meant_for(config: ConfigDict, overrides: Overrides) -> dict[str, settings.Value]:
-    """Return the overrides without sizes of parts that the method does not have.
-
-    These would make another method of it.
-    """
-    values = settings.flat(config.to_dict())
-    absent = {key for key in SWITCHES.values() if not values[key]}
-    return {key: value for key, value in overrides.items() if key not in absent}

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import coop, dpt, vlp, zeroshot
+from configs import dpt, vlp, zeroshot
 from dpt_jax.errors import UserError
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.compiles
 
 
 def make_config(clip_dir, method=dpt, **overrides):
-    own = {"text_prompt__length": 4, "visual_prompt__length": 0 if method is coop else 2}
+    own = {"text_prompt__length": 4, "visual_prompt__length": 2}
     own |= {"train__epochs": 2, "train__batch_size": 6}
     return small_config(clip_dir, method, **{**own, **overrides})
 

@@ -42,7 +42,7 @@ def run_of(workdir, method, clip: Pretrained, clip_dir, **values) -> pathlib.Pat
     config = small_config(clip_dir, method, **values)
     prepared = experiments.prepare(config, clip)
     settings.save(config, workdir)
-    if settings.method(config) != "zeroshot":
+    if config.method != "zeroshot":
         with Checkpoints(workdir, create=True) as checkpoints:
             prompts = adoption.initial_prompts(prepared)
             checkpoints.save(1, prompts, {**experiments.training_meta(prepared), "epoch": 1})

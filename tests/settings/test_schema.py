@@ -28,7 +28,7 @@ def test_a_file_and_a_name_give_the_same_settings(method, monkeypatch):
     by_file, _ = read(f"--config=configs/{method}.py:eurosat")
     by_name, _ = read(f"--config={method}:eurosat")
     assert by_file.config.to_dict() == by_name.config.to_dict()
-    assert settings.method(by_file.config) == method
+    assert by_file.config.method == method
     assert by_file.dataset_named
 
 

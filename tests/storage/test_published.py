@@ -40,7 +40,7 @@ def test_buffers_and_what_kgcoop_does_not_use_are_left(tmp_path, config):
     write(tmp_path / "kgcoop", {"ctx": CONTEXT, **BUFFERS, **unused})
     convert_reference(tmp_path / "kgcoop", tmp_path / "w", config, {})
     found = settings.load_saved(tmp_path / "w")
-    assert (settings.method(found), found.loss.text_consistency) == ("kgcoop", 8.0)
+    assert (found.method, found.loss.text_consistency) == ("kgcoop", 8.0)
     np.testing.assert_array_equal(
         load_newest(tmp_path / "w").prompts["text"]["context"][0], CONTEXT
     )

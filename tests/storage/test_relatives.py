@@ -111,7 +111,7 @@ def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, co
     convert_reference(tmp_path / "theirs", tmp_path / "w", config, {})
     found = settings.load_saved(tmp_path / "w")
     method = "coop" if name.endswith("alone") else name.partition(",")[0]
-    assert settings.method(found) == load_newest(tmp_path / "w").meta["method"] == method
+    assert found.method == load_newest(tmp_path / "w").meta["method"] == method
     assert found.text_prompt.init == ("" if "long" in name else "a photo of a")
     assert (found.loss.image_consistency > 0) == (method == "promptsrc")
     reverse_reference(tmp_path / "w", tmp_path / "ours")
@@ -142,7 +142,7 @@ def test_a_file_without_the_frozen_tower_is_of_the_method_that_is_named(tmp_path
         named.clip.weights = config.clip.weights
         convert_reference(tmp_path / "theirs", tmp_path / method, named, {})
         found = settings.load_saved(tmp_path / method)
-        assert (settings.method(found), found.loss.text_consistency) == (method, loss)
+        assert (found.method, found.loss.text_consistency) == (method, loss)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_two_methods_in_one_folder_are_refused(tmp_path):
     [
         {"text_prompt.depth": 2},
         {"visual_prompt.ln_pre": True},
-        {"cavpt.top_k": 0, "visual_prompt.depth": 2},
+        {"method": "vlp", "visual_prompt.depth": 2},
     ],
 )
 def test_what_no_published_code_has_is_not_written(trained, tmp_path, values):

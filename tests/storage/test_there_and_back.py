@@ -107,9 +107,7 @@ def test_what_the_published_code_has_no_place_for(trained, tmp_path):
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="is there already"):
         reverse_reference(trained, deep)
-    for part in ("text_prompt", "visual_prompt"):
-        config[part]["length"] = 0
-    config["cavpt"]["top_k"] = 0
+    config["method"] = "zeroshot"
     (deep / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="is zero-shot"):
         reverse_reference(deep, tmp_path / "new")

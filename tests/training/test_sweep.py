@@ -168,13 +168,14 @@ def test_what_is_missing_of_a_finished_run_is_made(overrides, tmp_path):
 
 
 def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
-    """A length makes no CoOp of zero-shot; a part that is switched off is an error."""
+    """A length makes no CoOp of zero-shot; a part without size is an error."""
     for method in METHODS:
         (run,) = plan("few-shot", [method], ["folder"], [], [1], [1])
         config = grid.run_config(run, {**overrides, "visual_prompt.length": 3, "cavpt.top_k": 2})
-        assert settings.method(config) == method
-        assert config.text_prompt.length == (2 if TEXT in METHODS[method].parts else 0)
-    with pytest.raises(UserError, match="make vlp of dpt"):
+        prompts = settings.prompt_config(config, 3, 4)
+        assert prompts.method == method
+        assert bool(prompts.text_length) == (TEXT in METHODS[method].parts)
+    with pytest.raises(UserError, match="cavpt"):
         grid.run_config(run, {**overrides, "cavpt.top_k": 0})
 
 
@@ -265,7 +266,7 @@ def test_evaluating_elsewhere_leaves_the_results_of_the_run_alone(overrides, tmp
             "--config.init_from: the sweep varies it, use --protocol",
         ),
         (["--config=configs/vpt.py"], "--workdir and --config=FILE are for main.py"),
-        (["--config.cavpt.top_k=0"], "make vlp of dpt"),
+        (["--config.cavpt.top_k=0"], "configs/vlp.py"),
         (["--workdir=somewhere"], "--workdir and --config=FILE are for main.py"),
         (
             ["--protocol=base-to-new", "--targets=dtd"],

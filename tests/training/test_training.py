@@ -42,7 +42,7 @@ def test_learning_rates_of_the_published_settings():
 
 
 def make_config(clip_dir, method=dpt, **overrides):
-    own = {"text_prompt__length": 4, "visual_prompt__length": 0 if method is coop else 2}
+    own = {"text_prompt__length": 4, "visual_prompt__length": 2}
     own |= {"train__epochs": 2, "train__batch_size": 6}
     return small_config(clip_dir, method, **{**own, **overrides})
 
