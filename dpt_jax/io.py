@@ -107,14 +107,78 @@ def make_folder(folder: epath.Path, what: str) -> epath.Path:
     return folder
 
 
-def write_whole(file: epath.Path, content: bytes) -> None:
-    """Write a file in one piece: if it is there, it is whole."""
-    if is_remote(file):
-        file.write_bytes(content)
-        return
-    written = file.with_name(f"{file.name}.tmp")
-    written.write_bytes(content)
-    written.replace(file)
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Turn whatever a reader of a foreign file raises into one UserError with the file's path.
+
+    Args:
+      path: of the file or folder.
+      what: it should be, with its article: "a tokenizer".
+
+    Raises:
+      UserError: for every exception in the body except KeyboardInterrupt and the like.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as reason:
+        raise UserError(
+            f"{reason.filename or path} does not exist, or has been removed."
+        ) from reason
+    except OSError as reason:
+        file = reason.filename or path
+        raise UserError(f"{file} cannot be read: {reason.strerror or short(reason)}.") from reason
+    except MemoryError as reason:
+        raise UserError(f"{path} cannot be read: not enough memory.") from reason
+    except Exception as reason:
+        raise UserError(
+            f"{path} cannot be read as {what} ({type(reason).__name__}: {short(reason)})."
+        ) from reason
+
+
+def short(reason: BaseException) -> str:
+    """Return an exception's text on one line of at most 200 characters, without a full stop."""
+    return " ".join(str(reason).split())[:200].removesuffix(".")
+
+
+def write_whole(file: epath.Path, content: bytes | str) -> None:
+    """Write a file such that nobody ever sees a part of it, after a power cut neither.
+
+    Args:
+      file: local or in a bucket, in a folder that exists.
+      content: bytes, or text that is encoded in UTF-8.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    content = content.encode(errors="surrogateescape") if isinstance(content, str) else content
+    try:
+        if is_remote(file):
+            file.write_bytes(content)
+            return
+        with tempfile.NamedTemporaryFile(
+            dir=file.parent, prefix=f".{file.name}.", delete=False
+        ) as written:
+            try:
+                written.write(content)
+                written.flush()
+                os.fsync(written.fileno())
+                os.chmod(written.name, 0o666 & ~_umask())
+                os.replace(written.name, file)
+            except BaseException:
+                os.unlink(written.name)
+                raise
+    except OSError as reason:
+        raise UserError(
+            f"{file} cannot be written: {reason.strerror or short(reason)}."
+        ) from reason
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @contextlib.contextmanager
