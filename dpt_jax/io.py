@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import cast
 
@@ -157,28 +158,19 @@ def write_whole(file: epath.Path, content: bytes | str) -> None:
         if is_remote(file):
             file.write_bytes(content)
             return
-        with tempfile.NamedTemporaryFile(
-            dir=file.parent, prefix=f".{file.name}.", delete=False
-        ) as written:
-            try:
+        half = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with half.open("xb") as written:
                 written.write(content)
                 written.flush()
                 os.fsync(written.fileno())
-                os.chmod(written.name, 0o666 & ~_umask())
-                os.replace(written.name, file)
-            except BaseException:
-                os.unlink(written.name)
-                raise
+            half.replace(file)
+        finally:
+            half.unlink(missing_ok=True)
     except OSError as reason:
         raise UserError(
             f"{file} cannot be written: {reason.strerror or short(reason)}."
         ) from reason
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dpt_jax.evaluation.kept import KeptBatch
+from dpt_jax.errors import UserError
 from dpt_jax.io import cache_folder, write_whole
 from dpt_jax.logging import say
 
@@ -54,7 +55,7 @@ class KeptOnDisk:
             with self._alone():
                 write_whole(self._file(key), _digest(key, packed) + packed)
                 self._make_room()
-        except OSError as reason:
+        except (OSError, UserError) as reason:
             say(f"features of test images are not kept in {self._folder} ({reason}).")
 
     def _file(self, key: str) -> pathlib.Path:

@@ -80,10 +80,7 @@ def write(
     }
     tensors = flax.traverse_util.flatten_dict(prompts, sep=".")
     content = safetensors.numpy.save(jax.tree.map(np.ascontiguousarray, tensors), header)
-    try:
-        write_whole(file, content)
-    except OSError as reason:
-        raise UserError(f"{file} cannot be written ({reason}).") from reason
+    write_whole(file, content)
 
 
 def read_header(file: epath.Path) -> dict[str, Any]:
