@@ -16,7 +16,7 @@ from dpt_jax.data.listfiles import LAYOUT, read_json
 from dpt_jax.data.listing import visible
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.io import as_path, generations, listed_once
+from dpt_jax.io import as_path, listed_once
 from dpt_jax.logging import say
 
 
@@ -45,8 +45,7 @@ def _read_coop(benchmark: Benchmark, root: epath.Path, skip_missing: bool) -> Sp
     train, val, test = (
         [Example(f"{prefix}/{r.path}", r.label) for r in records] for records in lists
     )
-    read = Files(root, generations(directory))
-    return Splits(read, _class_names(lists, directory), train, val, test)
+    return Splits(Files(root), _class_names(lists, directory), train, val, test)
 
 
 def _lists(benchmark: Benchmark, directory: epath.Path, images: epath.Path) -> Lists:

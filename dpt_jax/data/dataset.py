@@ -13,7 +13,7 @@ from dpt_jax.data import sampling
 from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.records import Example, Files, Source, Splits, UnreadableImageError
+from dpt_jax.data.records import Example, Source, Splits, UnreadableImageError
 from dpt_jax.data.sample import read_sample
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
@@ -70,10 +70,7 @@ def _dataset(
     val: list[Example],
     test: list[Example],
 ) -> Dataset:
-    read: Source = whole.read
-    if isinstance(read, Files):  # loader processes get it: of a million images what they need
-        read = read.only(example.path for example in (*train, *val, *test))
-    return Dataset(read, classnames, train, val, test, digest_of(whole))
+    return Dataset(whole.read, classnames, train, val, test, digest_of(whole))
 
 
 def digest_of(whole: Splits) -> str:

@@ -18,7 +18,7 @@ from dpt_jax.data.listing import (
 )
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.io import as_path, generations, is_remote, listed_once
+from dpt_jax.io import as_path, is_remote, listed_once
 
 SHOULD_HOLD = "it should hold train/CLASS/ and test/CLASS/ folders"
 
@@ -70,7 +70,7 @@ def _read_folder(root: epath.Path) -> Splits:
             f"{root / 'val'}: folders that are left out, since train/ and test/ have no such "
             f"class: {', '.join(unknown)}."
         )
-    return Splits(Files(root, generations(root)), tuple(classnames), train, val, test)
+    return Splits(Files(root), tuple(classnames), train, val, test)
 
 
 def _folder_by_class(directory: epath.Path) -> dict[str, str]:

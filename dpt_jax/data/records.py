@@ -1,36 +1,48 @@
-"""What every source of images gives: examples, their splits, and a way to read an image."""
+"""Examples of a dataset, the cache of its decoded images, and image files as RGB."""
 
+import abc
 import dataclasses
+import errno
 import functools
-import hashlib
 import io
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import BinaryIO, NamedTuple, Protocol
+from collections.abc import Callable, Hashable
+from typing import BinaryIO, NamedTuple
 
 from etils import epath
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote
-from dpt_jax.runtime import object_store
-from dpt_jax.runtime.bucket import as_bucket_path
-from dpt_jax.runtime.store_errors import StoreError
 
 # An example's path to its image as RGB. Picklable, since loader processes get it.
 Reader = Callable[[str], Image.Image]
 
-# read_image has sentences of its own. Loader threads share the filter, so it is set once.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Raster formats only: for PostScript, Pillow would start the program that the file is written for.
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF"),
+    *("JPEG2000", "TGA", "ICO", "PCX"),
+)
+# What the system reports about a file itself. Any other error, such as too many open files or a
+# stale handle of a network disk, says nothing about the image and ends the run.
+ABOUT_THE_FILE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL),
+    *(errno.ENAMETOOLONG, errno.ENXIO),
+}
+CACHED_BYTES = 2 * 2**30  # of decoded images
 
 EIGHT_BITS = {
     *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"),
     *("CMYK", "YCbCr", "LAB", "HSV"),
 }
-# PIL gives 16-bit greys of these formats as 32-bit numbers from 0 to 65535, in some versions.
+# PIL returns 16-bit greys of these formats as 32-bit numbers from 0 to 65535, in some versions.
 SIXTEEN_BITS_AS_32 = ("PNG", "PPM")
+
+# read_image has its own message. Loader threads share the filter, so it is set once.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Example(NamedTuple):
@@ -40,14 +52,110 @@ class Example(NamedTuple):
     label: int
 
 
-class Source(Protocol):
-    """The Reader of a dataset, which knows when an image has become another."""
+class UnreadableImageError(UserError):
+    """An image file that is missing or cannot be decoded."""
+
+
+class ImageCache:
+    """Decoded images up to a limit.
+
+    Images that the current dataset has used are not evicted: evicting the least recently used one
+    would never hit when a dataset larger than the cache is read in order.
+    """
+
+    def __init__(self, limit: int = CACHED_BYTES) -> None:
+        """Create an empty cache.
+
+        Args:
+            limit: bytes of all images together.
+        """
+        self.limit = limit
+        self._bytes = 0
+        self._images: dict[Hashable, tuple[object, Image.Image]] = {}  # the last used one last
+        self._lock = threading.Lock()  # loader threads share the cache
+
+    def get(self, key: Hashable, user: object, decode: Callable[[], Image.Image]) -> Image.Image:
+        """Return the image of a key, decoded if it is not cached.
+
+        Args:
+            key: identifies the image and the state of its file.
+            user: the dataset in use, by identity.
+            decode: returns the image.
+        """
+        with self._lock:
+            if key in self._images:
+                image = self._images.pop(key)[1]
+                self._images[key] = user, image
+                return image
+        image = decode()
+        with self._lock:
+            if key not in self._images and self._make_room(_size(image), user):
+                self._images[key] = user, image
+                self._bytes += _size(image)
+        return image
+
+    def _make_room(self, size: int, user: object) -> bool:
+        """Evict other datasets' images, and return whether an image of this size fits."""
+        while self._images and self._bytes + size > self.limit:
+            oldest, (owner, image) = next(iter(self._images.items()))
+            if owner is user:
+                return False
+            del self._images[oldest]
+            self._bytes -= _size(image)
+        return size <= self.limit
+
+
+def _size(image: Image.Image) -> int:
+    return 4 * image.width * image.height  # PIL pads RGB to four bytes
+
+
+# One for training and test images of all runs of this process.
+cache = ImageCache()
+
+
+class Source(abc.ABC):
+    """Reads a dataset's images by their path, through the cache of decoded images."""
 
     def __call__(self, path: str) -> Image.Image:
-        """Return the image. Raise UnreadableImageError."""
+        """Return an image as RGB, which must not be changed in place.
 
-    def state(self, paths: Iterable[str]) -> str:
-        """Return a digest that another one takes the place of where one of the images changes."""
+        Raises:
+            UnreadableImageError: the file is missing or cannot be decoded.
+        """
+        return cache.get(self.key(path), self, lambda: self.read(path))
+
+    @abc.abstractmethod
+    def key(self, path: str) -> Hashable:
+        """Return what identifies an image and changes with its file."""
+
+    @abc.abstractmethod
+    def read(self, path: str) -> Image.Image:
+        """Return an image as RGB, see __call__."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files(Source):
+    """Reads image files below a folder."""
+
+    root: epath.Path
+
+    def key(self, path: str) -> Hashable:
+        """Return the file's path with its size and times. A bucket's objects are not asked for.
+
+        Copying can preserve mtime, but not ctime.
+        """
+        file = self.root / path
+        if is_remote(file):
+            return str(file)
+        try:
+            found = os.stat(file)
+        except OSError:
+            return str(file)
+        return str(file), found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+    def read(self, path: str) -> Image.Image:
+        """Return an image as RGB, see __call__."""
+        return read_image(self.root / path)
 
 
 class Splits(NamedTuple):
@@ -60,99 +168,29 @@ class Splits(NamedTuple):
     test: list[Example]
 
 
-class UnreadableImageError(UserError):
-    """An image file that is missing or is none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Reads image files below a folder.
-
-    listed: of a folder in a bucket the generations of the objects by their keys, as it was listed.
-    An image is read as it was then.
-    """
-
-    root: epath.Path
-    listed: Mapping[str, int] = dataclasses.field(default_factory=dict, repr=False)
-
-    def __call__(self, path: str) -> Image.Image:
-        """Return the image.
-
-        Raise UnreadableImageError, and UserError where it was written again after the listing.
-        """
-        file = self.root / path
-        if (generation := self._generation(path)) is None:
-            return read_image(file)
-        name = as_bucket_path(file).object_name
-        try:
-            content = object_store.read(name, generation)
-        except FileNotFoundError as reason:
-            if file.is_file():
-                raise UserError(
-                    f"{file} was written again while this run used it: give the same command "
-                    "again, which takes the images as they are then."
-                ) from reason
-            raise UnreadableImageError(f"{file} is not there.") from reason
-        return read_image(io.BytesIO(content), str(file))
-
-    def only(self, paths: Iterable[str]) -> "Files":
-        """Return a reader of these images, which knows of no others."""
-        keys = {self._key(path) for path in paths} if self.listed else ()
-        return Files(self.root, {key: self.listed[key] for key in keys if key in self.listed})
-
-    def state(self, paths: Iterable[str]) -> str:
-        """Return what changes with any of these images: a digest of what is known of each file."""
-        if is_remote(self.root):
-            return digest_of_states([str(self.root), *map(self._generation, paths)])
-        files = [state_of_file(self.root / path) for path in paths]
-        return digest_of_states([os.path.realpath(self.root), *files])
-
-    def _generation(self, path: str) -> int | None:
-        """Return that of an object in a bucket, None where none was listed."""
-        return self.listed.get(self._key(path)) if self.listed else None
-
-    def _key(self, path: str) -> str:
-        return as_bucket_path(self.root / path).object_name.key
-
-
-def state_of_file(file: str | os.PathLike[str]) -> tuple[int, ...] | None:
-    """Return what changes with a local file, None for no such file.
-
-    That is its size and its times. Who copies a file may set the first of them, mtime, but not the
-    second, ctime.
-    """
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def digest_of_states(states: Iterable[object]) -> str:
-    """Return the SHA-256 of what is known of several files, in their order."""
-    found = hashlib.sha256()
-    for state in states:
-        found.update(f"{state!r}\n".encode())
-    return found.hexdigest()
-
-
 def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image.Image:
-    """Return the image as RGB. Raise UnreadableImageError naming a file that is none.
+    """Return an image as RGB.
 
-    Raise StoreError where a bucket does not let it be read.
-    name: what to call an open file. As in the published pipeline a camera's
-    orientation tag is not followed and transparency is dropped. See to_rgb for
-    pixels of more than eight bits.
+    As in the published pipeline, a camera's orientation tag is ignored and transparency dropped.
+    See to_rgb for pixels of more than eight bits.
+
+    Args:
+        file: a path or an open file.
+        name: what messages call an open file.
+
+    Raises:
+        UnreadableImageError: the file is missing or cannot be decoded.
+        UserError: reading fails for a reason that has nothing to do with this file.
     """
     name = name or str(file)
     try:
         if isinstance(file, str | os.PathLike) and is_remote(file):
             file = io.BytesIO(as_path(file).read_bytes())
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             _report_if_large(name, *image.size)
             return to_rgb(image)
-    except StoreError:  # which says nothing of this image
-        raise
+    except MemoryError as reason:
+        raise UserError(f"{name} cannot be read: there is not enough memory.") from reason
     except FileNotFoundError as reason:
         raise UnreadableImageError(f"{name} is not there.") from reason
     except Image.DecompressionBombError as reason:
@@ -160,26 +198,44 @@ def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image
             f"{name} cannot be read as an image (it has more than {2 * _pixels_limit() / 1e6:.0f} "
             "million pixels: make it smaller)."
         ) from reason
-    except Exception as reason:  # PIL's decoders raise what they like
-        raise UnreadableImageError(f"{name} cannot be read as an image ({reason}).") from reason
+    except Exception as reason:  # PIL's decoders raise any type
+        if _is_about_the_file(reason, name):
+            raise UnreadableImageError(f"{name} cannot be read as an image ({reason}).") from reason
+        if isinstance(reason, UserError):
+            raise
+        raise UserError(
+            f"{name} cannot be read ({reason}), for a reason that is not the image: run the same "
+            "command again once it is gone."
+        ) from reason
+
+
+def _is_about_the_file(reason: Exception, name: str) -> bool:
+    """Return whether an error means that this image is unreadable, and not the disk or a folder."""
+    if isinstance(reason, PermissionError):
+        return os.access(os.path.dirname(name) or ".", os.X_OK)
+    if isinstance(reason, OSError) and reason.errno is not None:
+        return reason.errno in ABOUT_THE_FILE
+    return not isinstance(reason, UserError) or isinstance(reason, UnreadableImageError)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as RGB. Raise UnreadableImageError where its scale is unknown.
+    """Return an image of any mode as RGB.
 
     Sixteen bits a pixel, which PIL would cut off at 255, are scaled to eight.
-    Of 32-bit and floating-point pixels nothing says which value is white.
+
+    Raises:
+        UnreadableImageError: 32-bit or floating-point pixels, whose white is not specified.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS_AS_32):
         return _deep_grey(image).convert("RGB")
     if image.mode not in EIGHT_BITS:
-        kind = {"I": "32-bit whole numbers", "F": "floating-point numbers"}.get(image.mode)
+        kind = {"I": "32-bit integers", "F": "floating-point numbers"}.get(image.mode)
         raise UnreadableImageError(
-            f"its pixels are {kind or f'of the kind {image.mode}'}, of which nothing says "
-            "what is white: save it with 8 or 16 bits a pixel"
+            f"its pixels are {kind or f'of mode {image.mode}'}, whose white is not specified: save "
+            "it with 8 or 16 bits a pixel"
         )
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns where it drops a table of transparencies at once
+        image = image.convert("RGBA")  # PIL warns if it drops a table of transparencies at once
     if image.mode in ("RGBa", "La"):
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     return image.convert("RGB")
@@ -196,7 +252,7 @@ def _deep_grey(image: Image.Image) -> Image.Image:
 
 
 def _pixels_limit() -> int:
-    """Return the number of pixels from which on an image is large; twice it is refused."""
+    """Return the number of pixels above which an image is large. Twice as many are refused."""
     return Image.MAX_IMAGE_PIXELS or sys.maxsize
 
 
@@ -207,7 +263,7 @@ def _report_if_large(name: str, width: int, height: int) -> None:
 
 @functools.cache  # once a file, not once an epoch
 def _report_large(name: str, width: int, height: int) -> None:
-    # Not by way of the console, which asks JAX for the host: loader processes must not start it.
+    # Not with logging.say, which asks JAX for the host: loader processes must not start it.
     print(
         f"{name} is large, {width} x {height} pixels: reading it takes time and about "
         f"{3 * width * height / 2**30:.1f} GiB of memory.",

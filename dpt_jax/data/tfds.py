@@ -11,9 +11,8 @@ import importlib.util
 import io
 import multiprocessing
 import os
-import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -25,10 +24,9 @@ from dpt_jax.data.benchmark import Lists, Record, split_all
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.records import (
     Example,
+    Source,
     Splits,
-    digest_of_states,
     read_image,
-    state_of_file,
 )
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote
@@ -37,7 +35,7 @@ from dpt_jax.runtime.transfer import local_copy
 
 
 @dataclasses.dataclass(frozen=True)
-class Records:
+class Records(Source):
     """Reads images of a prepared dataset. The path of one is SPLIT/NUMBER.
 
     sources: for each split its serialised records. features: finds the encoded
@@ -48,7 +46,7 @@ class Records:
     sources: Mapping[str, Sequence[bytes]]
     features: Any
 
-    def __call__(self, path: str) -> Image.Image:
+    def read(self, path: str) -> Image.Image:
         """Return the image, or the middle frame. Raise UnreadableImageError."""
         split, _, number = path.partition("/")
         (encoded,) = self.features.deserialize_example_np(self.sources[split][int(number)]).values()
@@ -56,13 +54,9 @@ class Records:
             encoded = encoded[len(encoded) // 2]
         return read_image(io.BytesIO(encoded), f"{self.directory}, image {path},")
 
-    def state(self, paths: Iterable[str]) -> str:
-        """Return what changes with any image: a digest of what is known of all files there.
-
-        A folder in a bucket has another copy here once it has changed.
-        """
-        files = sorted(pathlib.Path(self.directory).iterdir())
-        return digest_of_states([self.directory, *((f.name, state_of_file(f)) for f in files)])
+    def key(self, path: str) -> Hashable:
+        """Return what identifies an image: the prepared dataset and its number there."""
+        return self.directory, path
 
 
 def read_tfds(name: str, root: str) -> Splits:

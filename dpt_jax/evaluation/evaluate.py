@@ -13,9 +13,8 @@ from dpt_jax import distributed
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
+from dpt_jax.evaluation.features import EncodedBatch, read_test_images
 from dpt_jax.evaluation.finite import check_finite
-from dpt_jax.evaluation.images import read_test_images
-from dpt_jax.evaluation.kept import KeptBatch
 from dpt_jax.evaluation.metrics import calibration, class_scores, distinct
 from dpt_jax.evaluation.provenance import describe
 from dpt_jax.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE
@@ -113,7 +112,7 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
     prompts = distributed.replicate(prompts)
     texts = classifier.encode(experiment.frozen, prompts)
 
-    def answer(batch: KeptBatch) -> tuple[jax.Array, jax.Array]:
+    def answer(batch: EncodedBatch) -> tuple[jax.Array, jax.Array]:
         images = batch.images if model.prompts.sees_prompts else None
         return classifier.answer(experiment.frozen, prompts, texts, images, batch.features)
 
@@ -127,7 +126,7 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
 
 
 def over_test_images(
-    experiment: Experiment, title: str, take: Callable[[KeptBatch], tuple[jax.Array, ...]]
+    experiment: Experiment, title: str, take: Callable[[EncodedBatch], tuple[jax.Array, ...]]
 ) -> list[np.ndarray]:
     """Return the columns (N, …) that `take` makes of the batches, then label (N,) and row (N,).
 

@@ -8,7 +8,6 @@ import numpy as np
 from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import Predictions, over_test_images, predict
-from dpt_jax.evaluation.kept import KeptImages
 from dpt_jax.logging import say
 from dpt_jax.training.setup import Experiment
 
@@ -36,7 +35,8 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
             "give it a folder val/ beside train/ and test/."
         )
     # The test images are wanted twice, for plain CLIP's own answers and for the probe's.
-    experiment = experiment._replace(kept=experiment.kept or KeptImages(limit=0))
+    if experiment.features is None:
+        experiment = experiment._replace(features={})
     found = predict(experiment, {})
     train, label = _features(experiment, dataset.train, "train")
     val, val_label = _features(experiment, dataset.val, "validate")

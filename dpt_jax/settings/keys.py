@@ -279,14 +279,6 @@ SCHEMA: tuple[Key, ...] = (
         least=1,
         resume=FREE,
     ),
-    Key(
-        "eval.cache_mb",
-        0,
-        "Megabytes on this disk for what plain CLIP makes of test images, which other processes "
-        "then need not see again; 0 keeps nothing there.",
-        least=0,
-        resume=FREE,
-    ),
     Key("eval.save_logits", False, "Write predictions.npz.", resume=FREE),
     Key("checkpoint.every_steps", 100, "Steps between checkpoints.", least=1, resume=FREE),
     Key(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,6 @@ from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.clip.text import TextLayout
 from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
-from dpt_jax.evaluation.kept import KeptImages
 from dpt_jax.io import as_path
 from dpt_jax.logging import say
 from dpt_jax.methods import ZERO_SHOT, PromptConfig
@@ -44,8 +43,8 @@ class Experiment(NamedTuple):
     """One configuration, ready to run.
 
     frozen has a leading device axis, and so have the parameters of pretrained,
-    which are the same arrays: the host keeps no copy. kept: where the test images
-    are kept for other experiments of this process, None for nowhere.
+    which are the same arrays: the host keeps no copy. features: the cache of frozen
+    features that experiments of this process share (evaluation.features), or None.
     """
 
     config: ConfigDict
@@ -53,7 +52,7 @@ class Experiment(NamedTuple):
     model: PromptedCLIP
     pretrained: Pretrained
     frozen: Frozen
-    kept: KeptImages | None = None
+    features: dict[Hashable, Any] | None = None
 
 
 def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experiment:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dpt_jax import distributed, settings
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.kept import KeptImages
+from dpt_jax.evaluation.features import FeatureCache
 from dpt_jax.evaluation.provenance import finished
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE
@@ -66,7 +66,7 @@ class Runner:
     def __init__(self, runs: epath.Path, overrides: Overrides) -> None:
         self.runs, self.overrides = runs, overrides
         self.backbones: dict[tuple[str, str], Pretrained] = {}
-        self._images = KeptImages()
+        self._features: FeatureCache = {}
 
     def __call__(self, run: Run) -> int:
         """Make the results of a run that are not there yet; return how many were made.
@@ -113,7 +113,7 @@ class Runner:
         which = (config.clip.weights, config.dtype)
         experiment = prepare(config, self.backbones.get(which))
         self.backbones[which] = experiment.pretrained
-        return experiment._replace(kept=self._images)
+        return experiment._replace(features=self._features)
 
 
 def _say_result(results: Mapping[str, Any]) -> None:

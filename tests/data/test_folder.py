@@ -12,10 +12,8 @@ from PIL import Image
 from dpt_jax.data import listing
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import find_images, read_folder
-from dpt_jax.data.records import Example, Files, UnreadableImageError, read_image
+from dpt_jax.data.records import Example, Files, UnreadableImageError
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path
-from dpt_jax.runtime.store_errors import StoreError
 from tests.helpers import coop_trees
 from tests.helpers.object_store import put_folder
 
@@ -204,42 +202,15 @@ def test_a_folder_without_images_that_the_console_has_made_is_one(bucket, store,
         read_folder(f"{bucket}/data")
 
 
-def test_an_image_of_a_bucket_is_read_as_it_was_listed(bucket, tmp_path):
-    """One that has become another ends the run, whatever is left out; one that is gone may be."""
-    images(tmp_path, "test/a/1.png", "test/a/2.png", "test/b/3.png")
-    put_folder(tmp_path, bucket)
-    listed, paths = read_folder(bucket).read, ["test/a/1.png", "test/a/2.png", "test/b/3.png"]
-    before = listed.state(paths)
-    (as_path(bucket) / paths[0]).write_bytes((tmp_path / paths[0]).read_bytes())
-    (as_path(bucket) / paths[1]).unlink()
-    with pytest.raises(UserError, match=r"a/1\.png was written again while this run used") as found:
-        listed(paths[0])
-    assert not isinstance(found.value, UnreadableImageError)
-    with pytest.raises(UnreadableImageError, match=r"a/2\.png is not there"):
-        listed(paths[1])
-    assert listed(paths[2]).size == (4, 4)
-    again = read_folder(bucket).read
-    assert again(paths[0]).size == (4, 4)
-    assert again.state(paths[2:]) == listed.state(paths[2:])
-    assert again.state(paths[:1]) != listed.state(paths[:1])
-    assert listed.state(paths) == before
-
-
-def test_a_store_that_refuses_does_not_make_images_unreadable(store):
-    """Which would be left out with dataset.on_error=skip, all of them."""
-    with pytest.raises(StoreError, match="there is no bucket gs://nobody-has-this"):
-        read_image("gs://nobody-has-this/x.png")
-
-
-def test_a_file_that_has_become_another_of_its_size_and_time_has_another_state(tmp_path):
+def test_a_file_that_has_become_another_of_its_size_and_time_has_another_key(tmp_path):
     images(tmp_path, "1.png")
     file, read = tmp_path / "1.png", Files(tmp_path)
-    before, times = read.state(["1.png"]), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
-    assert read.state(["1.png"]) == before
+    before, times = read.key("1.png"), (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    assert read.key("1.png") == before
     time.sleep(0.02)  # a file system's clock has steps of some milliseconds
     file.write_bytes(file.read_bytes()[::-1])
     os.utime(file, ns=times)
-    assert read.state(["1.png"]) != before
+    assert read.key("1.png") != before
 
 
 def test_a_listing_takes_a_request_for_a_thousand_images(bucket, store, tmp_path):

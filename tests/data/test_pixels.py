@@ -92,7 +92,7 @@ def test_eight_bits_look_the_same_in_any_mode(mode):
 )
 def test_32_bits_are_named(array):
     """Whether 255, 65535 or 2147483647 is white, a TIFF does not say."""
-    with pytest.raises(UnreadableImageError, match=r"it cannot be read .*32-bit whole numbers"):
+    with pytest.raises(UnreadableImageError, match=r"it cannot be read .*32-bit"):
         read_image(written(Image.fromarray(array), "TIFF"), "it")
 
 
@@ -100,7 +100,7 @@ def test_32_bits_are_named(array):
 @pytest.mark.parametrize("kind", ["TIFF", "PPM"])
 def test_floats_are_named(scale, kind):
     image = Image.fromarray((GREY / 255 * scale).astype(np.float32))
-    with pytest.raises(UnreadableImageError, match=r"what is white: save it with 8 or 16 bits"):
+    with pytest.raises(UnreadableImageError, match="floating-point"):
         read_image(written(image, kind), "it")
 
 
