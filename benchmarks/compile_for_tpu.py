@@ -114,8 +114,8 @@ def report(options: argparse.Namespace, chip: Chip) -> dict[str, Any]:
     import jax
     import jaxlib
 
+    from benchmarks import flops
     from benchmarks.tpu_programs import make_case, programs
-    from dpt_jax.training import flops
 
     case = make_case(options, chip, len(on))
     images = options.batch * len(on)

@@ -77,12 +77,12 @@ def main(_: list[str]) -> None:
     import jax
     import numpy as np
 
+    from benchmarks import flops
     from benchmarks.random_clip import published_settings, random_clip
     from dpt_jax import distributed
     from dpt_jax.data.dataset import Dataset
     from dpt_jax.data.paper.imagenet import imagenet_classnames
     from dpt_jax.data.records import Files
-    from dpt_jax.training import flops
     from dpt_jax.training import setup as experiments
 
     config = published_settings(METHOD.value, CLIP.value)

@@ -6,8 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dpt_jax.training.grid import plan
-from dpt_jax.training.sweep import Runner
+from dpt_jax.sweep import Runner, plan
 from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
 

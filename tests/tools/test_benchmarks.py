@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from benchmarks import flops
 from benchmarks.random_clip import SIZES
 from dpt_jax.clip.model import normalize, param_shapes
 from dpt_jax.clip.tokenizer import load_tokenizer
@@ -17,7 +18,6 @@ from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.model.outputs import Texts
 from dpt_jax.prompts.text import prompt_layout
-from dpt_jax.training import flops
 from tests.helpers.commands import command
 
 

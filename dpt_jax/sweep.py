@@ -1,0 +1,261 @@
+"""Sweeps: the runs of a protocol, and a runner of many runs in one process."""
+
+import itertools
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from dpt_jax import distributed, settings
+from dpt_jax.clip.pretrained import Pretrained
+from dpt_jax.data.catalogue import DEFAULT_DATASET, PAPER_DATASETS, SHIFTED_IMAGENETS
+from dpt_jax.errors import UserError
+from dpt_jax.evaluation.features import FeatureCache
+from dpt_jax.evaluation.provenance import finished
+from dpt_jax.logging import say
+from dpt_jax.methods import PROBE, ZERO_SHOT
+from dpt_jax.runs import check_same_sweep, evaluate_run, probe, train_and_evaluate, with_dtype
+from dpt_jax.runtime import failures
+from dpt_jax.settings.recipes import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
+from dpt_jax.storage.lock import is_locked
+from dpt_jax.training.checkpoints import FOLDER
+from dpt_jax.training.setup import Experiment, prepare
+
+Overrides = Mapping[str, settings.Value]
+
+# Default datasets to train on, and other datasets to test the prompts on.
+PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    FEW_SHOT: ((DEFAULT_DATASET,), ()),
+    BASE_TO_NEW: ((DEFAULT_DATASET,), ()),
+    CROSS_DATASET: (("imagenet",), tuple(name for name in PAPER_DATASETS if name != "imagenet")),
+    DOMAIN_SHIFT: (("imagenet",), SHIFTED_IMAGENETS),
+}
+# Keys that a sweep sets itself, and the flag that says how.
+SWEPT = {
+    "method": "--methods",
+    "dataset.name": "--datasets",
+    "dataset.shots": "--shots",
+    "dataset.classes": "--protocol",
+    "seed": "--seeds",
+    "init_from": "--protocol",
+}
+MANY_MAPS = 30_000  # memory maps, of which Linux grants a process 65,530
+
+
+class Target(NamedTuple):
+    """Another dataset, or other classes, that a run's prompts are tested on."""
+
+    dataset: str
+    classes: str
+
+
+class Run(NamedTuple):
+    """One training and its tests; one test for zero-shot CLIP.
+
+    method: one of `dpt_jax.methods.ROWS`.
+    """
+
+    method: str
+    dataset: str
+    shots: int
+    seed: int
+    classes: str
+    targets: tuple[Target, ...]
+    protocol: str = FEW_SHOT
+
+    def __str__(self) -> str:
+        classes = "" if self.classes == "all" else f" ({self.classes} classes)"
+        name = f"{self.method} on {self.dataset}{classes}"
+        if self.method == ZERO_SHOT:
+            return name
+        return f"{name}, {settings.shots_in_words(self.shots)}, seed {self.seed}"
+
+
+class ElsewhereError(UserError):
+    """Another process trains this run."""
+
+
+class Outcome(NamedTuple):
+    """The runs that were not finished here: those that failed, with reasons, and those that
+    another process trains.
+    """
+
+    failed: list[tuple[Run, str]]
+    elsewhere: list[Run]
+
+
+def plan(
+    protocol: str,
+    methods: Sequence[str],
+    datasets: Sequence[str],
+    targets: Sequence[str],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+) -> list[Run]:
+    """Return the runs of a sweep, those of a dataset and method together.
+
+    Zero-shot CLIP depends on neither shots nor seeds, so it has one run a dataset.
+    """
+    runs = []
+    for dataset, method in itertools.product(datasets, methods):
+        classes, tested = "all", [Target(name, "all") for name in targets if name != dataset]
+        if protocol == BASE_TO_NEW:
+            classes, tested = "base", [Target(dataset, "new")]
+        samples = list(itertools.product(shots, seeds))
+        for shot, seed in samples[:1] if method == ZERO_SHOT else samples:
+            runs.append(Run(method, dataset, shot, seed, classes, tuple(tested), protocol))
+    return runs
+
+
+def in_order_of_part(planned: Sequence[Run], number: int, parts: int) -> list[Run]:
+    """Return all runs, beginning with every `parts`-th one from the `number`-th (from 1) on."""
+    own = planned[number - 1 :: parts]
+    return [*own, *(run for run in planned if run not in set(own))]
+
+
+def run_config(run: Run, overrides: Overrides) -> ConfigDict:
+    """Return the checked configuration of a run.  Overrides take precedence over published values.
+
+    Raises:
+      UserError: A value is impossible, or a dataset unknown; also for the run's targets.
+    """
+    config = _published(run.method, run.dataset, run.protocol, overrides)
+    config.dataset.shots, config.dataset.classes, config.seed = run.shots, run.classes, run.seed
+    settings.check(config)
+    for target in run.targets:
+        _published(run.method, target.dataset, run.protocol, overrides)
+    return config
+
+
+def target_config(
+    run: Run, target: Target, overrides: Overrides, workdir: epath.Path
+) -> ConfigDict:
+    """Return the configuration that tests the prompts of `workdir` on a target."""
+    config = _published(run.method, target.dataset, run.protocol, overrides)
+    source = {"init_from": str(workdir), "dataset.classes": target.classes}
+    return settings.settings_for_evaluation(config, {**overrides, **source}, True, workdir)
+
+
+def _published(method: str, dataset: str, protocol: str, overrides: Overrides) -> ConfigDict:
+    config = settings.of_method(method, dataset, protocol)
+    for key, value in overrides.items():
+        settings.set_key(config, key, value)
+    return config
+
+
+def state(run: Run, runs: epath.Path, overrides: Overrides) -> str:
+    """Return how far a run is, by the files of its folder."""
+    config = run_config(run, overrides)
+    workdir = settings.run_dir(runs, config, run.method)
+    if is_locked(workdir):
+        return "in training by another process"
+    try:
+        check_same_sweep(with_dtype(config, workdir), workdir)
+    except UserError:
+        return "made with other settings"
+    tests = [(workdir, config)]
+    for target in run.targets if (workdir / settings.CONFIG_FILE).exists() else ():
+        tested = target_config(run, target, overrides, workdir)
+        tests.append((settings.evaluation_dir(workdir, tested), tested))
+    if run.method != PROBE.name and all(finished(*test) for test in tests):
+        return "finished"
+    return "begun" if (workdir / FOLDER).exists() else "to do"
+
+
+class Runner:
+    """Executes runs in this process, which loads a backbone and encodes test images once."""
+
+    def __init__(self, runs: epath.Path, overrides: Overrides) -> None:
+        self.runs, self.overrides = runs, overrides
+        self.backbones: dict[tuple[str, str], Pretrained] = {}
+        self._features: FeatureCache = {}
+
+    def __call__(self, run: Run) -> int:
+        """Compute the missing results of a run; return how many were missing.
+
+        Raises:
+          UserError: As `dpt-jax train` and `dpt-jax eval`, for the first of the tests that fails.
+          ElsewhereError: Another process trains this run.
+        """
+        config = run_config(run, self.overrides)
+        workdir = settings.run_dir(self.runs, config, run.method)
+        config = with_dtype(config, workdir)
+        if run.method == PROBE.name:  # takes seconds, so it is fitted again each time
+            with failures.run():
+                _say_result(probe(config, workdir, self._prepare))
+            return 1
+        check_same_sweep(config, workdir)
+        made = 0
+        # Host 0 decides, so that no host begins a run that the others skip.
+        if not distributed.first_says(finished(workdir, config)):
+            if distributed.first_says(is_locked(workdir)):
+                raise ElsewhereError(f"{workdir} is being trained in by another process.")
+            with failures.run():
+                _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
+            made += 1
+        failed = []
+        for target in run.targets:
+            try:
+                made += self._test(run, target, workdir)
+            except UserError as reason:  # the other targets are tested
+                failed.append(f"on {target.dataset}: {reason}")
+        if failed:
+            raise UserError(" ".join(failed))
+        return made
+
+    def _test(self, run: Run, target: Target, workdir: epath.Path) -> bool:
+        """Test the prompts of `workdir` on a target; return False if that was done before."""
+        config = target_config(run, target, self.overrides, workdir)
+        target_dir = settings.evaluation_dir(workdir, config)
+        if distributed.first_says(finished(target_dir, config)):
+            return False
+        with failures.run():
+            _say_result(evaluate_run(config, workdir, target_dir, self._prepare))
+        return True
+
+    def _prepare(self, config: ConfigDict) -> Experiment:
+        key = (config.clip.weights, config.dtype)
+        experiment = prepare(config, self.backbones.get(key))
+        self.backbones[key] = experiment.pretrained
+        return experiment._replace(features=self._features)
+
+
+def _say_result(results: Mapping[str, Any]) -> None:
+    classes = "" if results["classes"] == "all" else f", {results['classes']} classes"
+    accuracy, images = 100 * results["accuracy"], results["n"]
+    say(f"  {accuracy:.1f} % of {images} test images of {results['dataset']}{classes}")
+
+
+def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> Outcome:
+    """Execute the runs in order; a run that fails does not end the others."""
+    outcome = Outcome([], [])
+    began, made = time.monotonic(), 0
+    for number, run in enumerate(planned, 1):
+        minutes = (time.monotonic() - began) / 60
+        took = f", {minutes:.0f} min so far" if number > 1 else ""
+        if made:  # what was finished before took no time
+            left = minutes / made * (len(planned) - number + 1)
+            took += f", at most {left:.0f} min left"
+        say(f"run {number} of {len(planned)}{took}: {run}")
+        try:
+            if execute(run):
+                made += 1
+            else:
+                say("  finished before")
+        except ElsewhereError as reason:
+            say(f"  left to another process: {reason}")
+            outcome.elsewhere.append(run)
+        except UserError as reason:
+            say(f"  failed: {reason}")
+            outcome.failed.append((run, str(reason)))
+        except Exception as reason:  # a bug in one run is no reason to lose the others
+            traceback.print_exc()
+            outcome.failed.append((run, f"{type(reason).__name__}: {reason}"))
+        # Compiled programs hold memory maps.
+        if distributed.memory_maps() > MANY_MAPS:
+            jax.clear_caches()
+    return outcome

@@ -1,0 +1,264 @@
+"""Sweeps and their protocols, on the small images and a small CLIP."""
+
+import itertools
+import json
+
+import jax
+import pytest
+
+from dpt_jax import settings, sweep
+from dpt_jax.data.catalogue import CATALOGUE
+from dpt_jax.errors import UserError
+from dpt_jax.methods import METHODS, TEXT
+from dpt_jax.storage.lock import locked
+from dpt_jax.sweep import Run, Runner, Target, plan
+from dpt_jax.training import setup
+from tests.helpers import coop_trees
+from tests.helpers.commands import assert_refused, command, in_process
+from tests.helpers.golden import SMALL
+
+pytestmark = pytest.mark.compiles
+
+
+@pytest.fixture
+def overrides(clip_dir):
+    """Small runs on the small images."""
+    return {
+        "clip.weights": str(clip_dir),
+        "dataset.root": str(SMALL / "images"),
+        "text_prompt.length": 2,
+        "train.epochs": 1,
+    }
+
+
+def results(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+def workdir_of(runs, run, overrides):
+    return settings.run_dir(runs, sweep.run_config(run, overrides))
+
+
+def test_plan_of_each_protocol():
+    runs = plan("few-shot", ["zeroshot", "coop"], ["dtd", "eurosat"], [], [1, 2], [1, 2, 3])
+    assert len(runs) == 2 * (1 + 6)
+    assert runs[6] == Run("coop", "dtd", 2, 3, "all", ())
+    (run,) = plan("base-to-new", ["dpt"], ["dtd"], [], [16], [1])
+    assert (run.classes, run.targets) == ("base", (Target("dtd", "new"),))
+    for protocol, others in (("cross-dataset", 10), ("domain-generalization", 4)):
+        datasets, targets = sweep.PROTOCOLS[protocol]
+        (run,) = plan(protocol, ["dpt"], datasets, targets, [16], [1])
+        assert (run.dataset, run.classes, len(run.targets)) == ("imagenet", "all", others)
+
+
+def test_parts_have_each_run_once_and_any_part_can_finish_the_sweep():
+    planned = plan("few-shot", list(METHODS), ["dtd", "eurosat"], [], [1, 4, 16], [1, 2, 3])
+    parts = [sweep.in_order_of_part(planned, number, 3) for number in (1, 2, 3)]
+    own = [part[: len(planned[number::3])] for number, part in enumerate(parts)]
+    assert sorted(itertools.chain(*own)) == sorted(planned)
+    assert all(sorted(part) == sorted(planned) for part in parts)
+
+
+def test_the_preset_and_the_plan(tmp_path):
+    """The table of DPT's paper; zero-shot has neither shots nor seeds."""
+    done = in_process("-m", "dpt_jax", "sweep", "--preset=paper", "--plan", f"--runs={tmp_path}")
+    lines = done.stdout.splitlines()
+    assert "dpt on eurosat, 16 shots, seed 3: to do" in lines
+    assert lines[-1] == f"671 runs in {tmp_path}: 671 to do."
+    assert not list(tmp_path.iterdir())
+
+
+def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
+    overrides, tmp_path, monkeypatch, capsys
+):
+    loads = []
+    load = setup.load_clip
+    monkeypatch.setattr(
+        setup, "load_clip", lambda *arguments: loads.append(arguments) or load(*arguments)
+    )
+    planned = plan("few-shot", ["zeroshot", "coop"], ["folder"], [], [1, 2], [1])
+    assert {sweep.state(run, tmp_path, overrides) for run in planned} == {"to do"}
+    assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
+    assert len(loads) == 1
+    assert {sweep.state(run, tmp_path, overrides) for run in planned} == {"finished"}
+    found = sorted(file.parent for file in tmp_path.rglob("results.json"))
+    assert [folder.relative_to(tmp_path).as_posix() for folder in found] == [
+        "coop/folder/1shot/seed1",
+        "coop/folder/2shot/seed1",
+        "zeroshot/folder/1shot/seed1",
+    ]
+    (found[0] / "results.json").unlink()
+    assert sweep.state(planned[1], tmp_path, overrides) == "begun"
+    capsys.readouterr()
+    assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
+    assert capsys.readouterr().out.count("finished before") == 2
+
+
+def test_runs_of_other_lengths_need_no_other_program(overrides, tmp_path):
+    """One and two steps an epoch, one and two epochs: what differs is an argument of the step."""
+    compiled = []
+
+    def listen(event, *_, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    # A batch of a size that no other test has compiled.
+    overrides |= {"train.batch_size": 5, "text_prompt.length": 3}
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        counts = []
+        for shots, epochs in ((1, 1), (2, 1), (1, 2)):
+            (run,) = plan("few-shot", ["coop"], ["folder"], [], [shots], [1])
+            assert Runner(tmp_path / str(epochs), {**overrides, "train.epochs": epochs})(run) == 1
+            counts.append(len(compiled))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert 0 < counts[0] == counts[2]
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(overrides, tmp_path):
+    planned = plan("few-shot", ["coop"], ["folder"], [], [1], [1, 2])
+    workdir = workdir_of(tmp_path, planned[0], overrides)
+    workdir.mkdir(parents=True)
+    with locked(workdir):
+        assert sweep.state(planned[0], tmp_path, overrides) == "in training by another process"
+        assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [planned[0]])
+    assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
+    assert results(workdir)["method"] == "coop"
+
+
+def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys):
+    planned = plan("few-shot", ["coop"], ["folder"], [], [1], [1, 2, 3])
+    damaged = workdir_of(tmp_path, planned[1], overrides)
+    damaged.mkdir(parents=True)
+    (damaged / "config.json").write_text("{")
+    runner = Runner(tmp_path, overrides)
+
+    def execute(run):
+        if run == planned[0]:
+            raise KeyError("a bug")
+        return runner(run)
+
+    failed, _ = sweep.sweep(planned, execute)
+    assert [run for run, _ in failed] == planned[:2]
+    assert failed[0][1] == "KeyError: 'a bug'"
+    assert "config.json" in failed[1][1]
+    assert (workdir_of(tmp_path, planned[2], overrides) / "results.json").exists()
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(overrides, tmp_path):
+    """Nor one of another backbone or folder, which a resumed run of main.py may have."""
+    (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
+    Runner(tmp_path, overrides)(run)
+    for key, value in (
+        ("train.epochs", 2),
+        ("clip.weights", "tiny-clip"),
+        ("dataset.root", "/nowhere"),
+    ):
+        changed = {**overrides, key: value}
+        with pytest.raises(UserError, match=key):
+            Runner(tmp_path, changed)(run)
+        assert sweep.state(run, tmp_path, changed) == "made with other settings"
+
+
+def test_missing_results_of_a_finished_run_are_computed(overrides, tmp_path):
+    """Logits that are asked for later, and results that another test has overwritten."""
+    (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
+    assert Runner(tmp_path, overrides)(run) == 1
+    assert Runner(tmp_path, {**overrides, "eval.save_logits": True})(run) == 1
+    workdir = workdir_of(tmp_path, run, overrides)
+    assert (workdir / "predictions.npz").exists()
+    (workdir / "results.json").write_text(json.dumps({**results(workdir), "dataset": "emoji"}))
+    assert Runner(tmp_path, overrides)(run) == 1
+    assert results(workdir)["dataset"] == "folder"
+
+
+def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
+    overrides |= {"visual_prompt.length": 3, "cavpt.top_k": 2}
+    for method in METHODS:
+        (run,) = plan("few-shot", [method], ["folder"], [], [1], [1])
+        prompts = settings.prompt_config(sweep.run_config(run, overrides), 3, 4)
+        assert prompts.method == method
+        assert bool(prompts.text_length) == (TEXT in METHODS[method].parts)
+
+
+def test_base_to_new(overrides, tmp_path):
+    """DPT trained on three of six classes, with their classifier, is tested on the other three."""
+    (run,) = plan("base-to-new", ["dpt"], ["folder"], [], [2], [1])
+    assert Runner(tmp_path, overrides)(run) == 2
+    workdir = tmp_path / "dpt" / "folder" / "2shot" / "seed1" / "base"
+    base, new = results(workdir), results(workdir / "on" / "folder-new")
+    assert list(base["per_class"]) == ["airplane", "dollar bill", "grand piano"]
+    assert list(new["per_class"]) == ["sea horse", "water lilly", "yin yang"]
+    assert base["trained_on"] == new["trained_on"] == {"dataset": "folder", "classes": "base"}
+    assert (new["classes"], new["shots"], new["n"]) == ("new", 2, 9)
+    assert Runner(tmp_path, overrides)(run) == 0
+
+
+def test_a_target_that_fails_does_not_end_the_others(overrides, tmp_path):
+    (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
+    run = run._replace(targets=(Target("fgvc_aircraft", "all"), Target("folder", "new")))
+    with pytest.raises(UserError, match="fgvc_aircraft"):
+        Runner(tmp_path, overrides)(run)
+    assert results(workdir_of(tmp_path, run, overrides) / "on" / "folder-new")["n"] == 9
+
+
+@pytest.mark.parametrize("method", ["zeroshot", "dpt"])
+def test_prompts_of_one_dataset_on_others(method, overrides, tmp_path):
+    """Trained on the tiny ImageNet; tested on another dataset and on a shifted ImageNet."""
+    data = tmp_path / "data"
+    names = ["imagenet", "dtd", "imagenet_r"]
+    for name in names:
+        coop_trees.make(name, data)
+    overrides["dataset.root"] = str(data)
+    (run,) = plan("cross-dataset", [method], ["imagenet"], names, [1], [1])
+    assert Runner(tmp_path / "runs", overrides)(run) == 3
+    workdir = tmp_path / "runs" / method / "imagenet" / "1shot" / "seed1"
+    for name in names[1:]:
+        found = results(workdir / "on" / name)
+        assert (found["dataset"], found["shots"], len(found["per_class"])) == (name, 1, 2)
+        assert found["trained_on"] == (
+            None if method == "zeroshot" else {"dataset": "imagenet", "classes": "all"}
+        )
+        saved = json.loads((workdir / "on" / name / "config.json").read_text())
+        assert saved["dataset"]["template"] == CATALOGUE[name].settings["dataset.template"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--methods=coop,tip"], "'tip'"),
+        (["--datasets=imagnet"], "'imagnet'"),
+        (["--shots=1,two"], "--shots=1,two"),
+        (["--shots=0"], "dataset.shots"),
+        (["--config.seed=3"], "--seeds"),
+        (["--config.init_from=somewhere"], "--protocol"),
+        (["--config=configs/vpt.py"], "--config=FILE"),
+        (["--config.cavpt.top_k=0"], "configs/vlp.py"),
+        (["--workdir=somewhere"], "--workdir"),
+        (["--protocol=base-to-new", "--targets=dtd"], "--targets"),
+        (["--methods="], "--methods"),
+        (["--methods=probe", "--protocol=base-to-new"], "--methods=probe"),
+        (["emoji"], "'emoji'"),
+        (["--preset=papers"], "'papers'"),
+        (["--preset=paper", "--protocol=base-to-new"], "--protocol"),
+        (["--part=3/2"], "--part=3/2"),
+        (["--preset=paper"], "imagenet/"),
+    ],
+)
+def test_wrong_input_is_one_sentence(arguments, names, tmp_path):
+    done = in_process("-m", "dpt_jax", "sweep", f"--runs={tmp_path}", *arguments, check=False)
+    assert_refused(done, names)
+
+
+def test_the_command_and_its_exit_code(tmp_path, clip_dir):
+    """A dataset whose root is missing fails, the embedded one runs; tables are made of it."""
+    arguments = ["--methods=zeroshot", "--datasets=emoji,eurosat", f"--runs={tmp_path}"]
+    weights = f"--config.clip.weights={clip_dir}"
+    done = command("-m", "dpt_jax", "sweep", *arguments, weights, check=False)
+    assert done.returncode == 1
+    assert "1 of 2 runs are finished" in done.stdout
+    assert "failed: zeroshot on eurosat: dataset.root is not set" in done.stdout
+    done = command("-m", "dpt_jax", "report", str(tmp_path))
+    assert "| zero-shot |" in done.stdout
