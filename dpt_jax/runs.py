@@ -8,19 +8,17 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed, settings
+from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate, write_results
 from dpt_jax.evaluation.probe import fit_and_predict
+from dpt_jax.evaluation.provenance import has_own_data
 from dpt_jax.methods import PROBE
 from dpt_jax.training import train_files
 from dpt_jax.training.checkpoints import FOLDER, Saved
+from dpt_jax.training.fingerprint import training_meta
 from dpt_jax.training.initial_prompts import saved_prompts
 from dpt_jax.training.loop import train
-from dpt_jax.training.setup import (
-    Experiment,
-    compute_dtype,
-    prepare,
-    training_meta,
-)
+from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 
 Results = dict[str, Any]
 # Loads data and backbone; a sweep's keeps the backbone for the runs that follow.
@@ -40,10 +38,15 @@ def train_and_evaluate(
     """
     config = with_dtype(config, workdir)
     experiment = prepare(config)
-    # A run keeps the settings that it was started with, for whoever reads its results.
-    (settings.save if allow_changes else settings.save_once)(config, workdir)
     if experiment.model.prompts.learned:
         train(experiment, workdir, allow_changes)
+    elif not has_own_data(experiment, Saved(0, {}, {}), workdir):
+        raise UserError(
+            f"{workdir} has results of {config.method} on other images: use another --workdir, or "
+            "--mode=eval."
+        )
+    else:
+        settings.save(config, workdir)
     # The prompts that are on disk: results belong to these.
     return evaluate(experiment, saved_prompts(experiment, workdir), workdir)
 
@@ -62,12 +65,8 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
     if distributed.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
     train_files.write(experiment.dataset.train, workdir)
-    about = training_meta(experiment) | {
-        "method": PROBE.name,
-        "dataset": config.dataset.name,
-        "classes": config.dataset.classes,
-    }
-    return write_results(experiment, PROBE.name, found, Saved(0, {}, about), workdir)
+    about = training_meta(experiment) | {"method": PROBE.name}
+    return write_results(experiment, found, Saved(0, {}, about), workdir)
 
 
 def evaluate_run(
@@ -75,19 +74,36 @@ def evaluate_run(
     source: epath.Path,
     workdir: epath.Path,
     prepare: Prepare = prepare,
-) -> Results:
-    """Evaluate the newest prompts of `source`, a workdir or a prompt file; return the results.
+) -> tuple[Results, epath.Path]:
+    """Evaluate the newest prompts of `source`, a workdir or a prompt file.
 
-    workdir: where the results are written: that of the run, or another one if its prompts are
-    evaluated on other data.
+    Args:
+      config: Of the evaluation, checked.
+      source: Where the prompts are.
+      workdir: Where the results go. A run keeps its own: on another dataset, or other classes,
+        they go to WORKDIR/on/DATASET.
+      prepare: Loads data and backbone.
+
+    Returns:
+      The results, and the folder that they were written to.
+
+    Raises:
+      UserError: The prompts were trained with other settings, or the workdir has other prompts.
     """
     config = with_dtype(config, source)
     experiment = prepare(config)
     saved = saved_prompts(experiment, source)
-    # A run keeps the settings that it was trained with. Elsewhere, they are those of the results.
-    trained_here = (workdir / FOLDER).exists()
-    (settings.save_once if trained_here else settings.save)(config, workdir)
-    return evaluate(experiment, saved, workdir)
+    if workdir != source and (workdir / FOLDER).exists():
+        raise UserError(
+            f"--workdir: {workdir} is a run of its own: give another folder for the results of "
+            f"the prompts of {source}."
+        )
+    if workdir == source and not has_own_data(experiment, saved, workdir):
+        workdir = settings.evaluation_dir(source, config)
+        config.init_from = str(source)
+    if not (workdir / FOLDER).exists():
+        settings.save(config, workdir)
+    return evaluate(experiment, saved, workdir), workdir
 
 
 def check_same_sweep(config: ConfigDict, workdir: epath.Path) -> None:

@@ -214,7 +214,8 @@ class Runner:
         if distributed.first_says(finished(target_dir, config)):
             return False
         with failures.run():
-            _say_result(evaluate_run(config, workdir, target_dir, self._prepare))
+            results, _ = evaluate_run(config, workdir, target_dir, self._prepare)
+            _say_result(results)
         return True
 
     def _prepare(self, config: ConfigDict) -> Experiment:

@@ -97,7 +97,7 @@ def evaluate(given: "ConfigArguments", named: "epath.Path | None") -> None:
         workdir = settings.evaluation_dir(as_path(config.init_from), config)
     named_elsewhere = "init_from" in overrides or not (workdir / FOLDER).exists()
     source = as_path(config.init_from) if config.init_from and named_elsewhere else workdir
-    _report(evaluate_run(config, source, workdir), workdir)
+    _report(*evaluate_run(config, source, workdir))
 
 
 def _report(results: dict[str, Any], workdir: "epath.Path") -> None:

@@ -32,7 +32,7 @@ from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.storage.weights import local_weights
 from dpt_jax.training.checkpoints import FOLDER, Checkpoints, Saved, load_newest
-from dpt_jax.training.fingerprint import backbone_id
+from dpt_jax.training.fingerprint import clip_fingerprint, result_settings
 
 # Methods that DPT's code does not have, and whose checkpoints differ from its own.
 OF_OTHER_CODE = ("cocoop", "ivlp", "maple", "promptsrc")
@@ -79,15 +79,18 @@ def convert_reference(
     check_fit(prompts, config, clip, directory, next(iter(modules)) if method else "")
     check_classes(prompts, config, directory)
     settings.save(config, workdir)
+    # A checkpoint does not say what it was trained on; the settings do.
     meta = {
         "method": config.method,
-        "classnames": None,
+        "dataset": config.dataset.name,
+        "classes": config.dataset.classes,
         "epoch": epoch,
+        "settings": result_settings(config),
+        "classnames": None,
+        "clip": clip_fingerprint(pretrained),
+        "changes": [],
         "source": "published PyTorch code",
     }
-    # A checkpoint does not say what it was trained on; the flags do.
-    meta |= {"dataset": config.dataset.name, "classes": config.dataset.classes}
-    meta |= {"backbone": backbone_id(pretrained, replicated=False)}
     with Checkpoints(workdir, create=True) as checkpoints:
         checkpoints.save(epoch, prompts, meta)
         checkpoints.wait()

@@ -1,6 +1,7 @@
 """Evaluation: predictions on the whole test split, and the files that hold them."""
 
 import functools
+import io
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from dpt_jax.evaluation.finite import check_finite
 from dpt_jax.evaluation.metrics import calibration, class_scores, distinct
 from dpt_jax.evaluation.provenance import describe
 from dpt_jax.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE
-from dpt_jax.io import write_whole
+from dpt_jax.io import make_folder, write_whole
 from dpt_jax.logging import Progress, say
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
@@ -166,46 +167,39 @@ def _columns(taken: Any, batch: loader.Batch, rows: int) -> tuple[np.ndarray, ..
 
 
 def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[str, Any]:
-    """Predict, write results.json (and predictions.npz with eval.save_logits); return the results.
+    """Predict and write results.json; return the results.
 
-    saved: the prompts, and what their checkpoint says of them.
+    Args:
+      experiment: The dataset, and the CLIP of the prompts.
+      saved: The prompts with their record.
+      workdir: Where results.json goes, and predictions.npz with eval.save_logits.
+
+    Raises:
+      UserError: Logits are not finite, no image can be read, or a file cannot be written.
     """
-    method = experiment.model.prompts.method
     failures.agree()
     distributed.check_same(lambda: {"prompt to evaluate": saved.digest})
     found = predict(experiment, saved.prompts)
     answers = {
         "the logits of plain CLIP": found.zero_shot_logits,
-        f"the logits of {method}": found.logits,
+        f"the logits of {experiment.config.method}": found.logits,
     }
     check_finite(answers, saved.prompts, experiment.frozen.clip)
-    return write_results(experiment, method, found, saved, workdir)
+    return write_results(experiment, found, saved, workdir)
 
 
 def write_results(
-    experiment: Experiment, method: str, found: Predictions, saved: Saved, workdir: epath.Path
+    experiment: Experiment, found: Predictions, saved: Saved, workdir: epath.Path
 ) -> dict[str, Any]:
-    """Score what a method predicts, and write the files; return the results.  See `evaluate`."""
-    config, dataset = experiment.config, experiment.dataset
-    of = describe(experiment, saved)
-    meta = saved.meta
-    names = distinct(dataset.classnames)
-    scores = class_scores(found.logits.argmax(-1), found.label, names)
+    """Score predictions and write the files, see `evaluate`; return the results."""
+    dataset = experiment.dataset
+    scores = class_scores(found.logits.argmax(-1), found.label, distinct(dataset.classnames))
     unread = sorted({example.label for example in dataset.test} - set(found.label.tolist()))
     if unread:
         classes = ", ".join(dataset.classnames[label] for label in unread)
         say(f"no test image of these classes could be read: {classes}.")
     results = {
-        "method": method,
-        "dataset": config.dataset.name,
-        "shots": config.dataset.shots,
-        "seed": config.seed,
-        "split": "test",
-        "classes": config.dataset.classes,
-        "trained_on": {key: meta[key] for key in ("dataset", "classes")}
-        if meta.get("dataset")
-        else None,
-        "of": of,
+        **describe(experiment, saved),
         "n": len(found.label),
         "unreadable": len(dataset.test) - len(found.label),
         "accuracy": float((found.logits.argmax(-1) == found.label).mean()),
@@ -217,22 +211,22 @@ def write_results(
     }
     if not distributed.is_first():
         return results
-    workdir.mkdir(parents=True, exist_ok=True)
-    if config.eval.save_logits:
-        with (workdir / PREDICTIONS_FILE).open("wb") as file:
-            np.savez(
-                file,
-                logits=found.logits.astype(np.float32),
-                label=found.label,
-                path=np.array([dataset.test[i].path for i in found.row]),
-                classnames=np.array(dataset.classnames),
-                step=of["step"],
-                prompts=of["prompts"],
-                backbone=of["backbone"],
-                template=of["template"],
-                test_list=of["test_list"],
-            )
-    # Last and in one piece: where results.json is, the evaluation is whole.
+    make_folder(workdir, "--workdir")
+    if experiment.config.eval.save_logits:
+        content = io.BytesIO()
+        np.savez(
+            content,
+            logits=found.logits.astype(np.float32),
+            label=found.label,
+            path=np.array([dataset.test[i].path for i in found.row]),
+            classnames=np.array(dataset.classnames),
+            **{
+                key: results["of"][key]
+                for key in ("step", "prompts", "backbone", "template", "test_list")
+            },
+        )
+        write_whole(workdir / PREDICTIONS_FILE, content.getvalue())
+    # Last: if there is a results.json, the evaluation is complete.
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_whole(workdir / RESULTS_FILE, text.encode())
+    write_whole(workdir / RESULTS_FILE, text)
     return results

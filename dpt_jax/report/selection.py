@@ -11,7 +11,6 @@ from dpt_jax.evaluation.provenance import outdated, unfinished
 from dpt_jax.evaluation.results import RESULTS_FILE, Results, read_result
 from dpt_jax.report.cells import Cell, cell_of
 from dpt_jax.settings import KEYS
-from dpt_jax.training.fingerprint import is_same
 
 WORKDIR = "workdir"  # under which a result says where it was read
 SHORT = 6  # characters of a digest
@@ -83,7 +82,7 @@ def with_distinct_names(results: Iterable[Results]) -> list[Results]:
     def name(dataset: Mapping[str, str], backbone: str) -> str:
         own = dataset["name"]
         more = [dataset["digest"][:SHORT]] if len(data[own]) > 1 else []
-        others = not all(is_same(one, backbone) for one in backbones[own])
+        others = len(backbones[own]) > 1
         more += [f"CLIP {backbone[:SHORT]}"] if others else []
         return f"{own} ({', '.join(more)})" if more else own
 

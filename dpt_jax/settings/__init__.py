@@ -27,7 +27,6 @@ from dpt_jax.settings.saved import (
     load,
     load_saved,
     save,
-    save_once,
 )
 from dpt_jax.settings.schema import check, defaults, flat, nearest, page, set_key
 
@@ -57,7 +56,6 @@ __all__ = [
     "read_config_arguments",
     "run_dir",
     "save",
-    "save_once",
     "set_key",
     "settings_for_evaluation",
     "settings_for_training",

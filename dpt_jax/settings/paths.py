@@ -1,9 +1,12 @@
 """Where runs are kept."""
 
+import itertools
+
 from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax.io import as_path
+from dpt_jax.settings.saved import CONFIG_FILE, load
 from dpt_jax.training import prompt_file
 
 
@@ -26,11 +29,27 @@ def run_dir(runs: epath.Path, config: ConfigDict, name: str = "") -> epath.Path:
 def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
     """Return RUN/on/DATASET[-CLASSES], for a run's prompts on another dataset or other classes.
 
-    Of a prompt file, RUN is its name without .safetensors.
+    Of a prompt file, RUN is its name without .safetensors. The second folder of images gets its own
+    name behind that: RUN/on/folder-NAME.
     """
     dataset = config.dataset
     name = dataset.name if dataset.classes == "all" else f"{dataset.name}-{dataset.classes}"
-    return prompt_file.folder_of(run) / "on" / name
+    on = prompt_file.folder_of(run) / "on"
+    if dataset.name != "folder" or not dataset.root:
+        return on / name
+    root = as_path(dataset.root).resolve()
+    names = itertools.chain(
+        [name, f"{name}-{root.name}"], (f"{name}-{root.name}-{i}" for i in itertools.count(2))
+    )
+    return next(on / name for name in names if _root_of(on / name, config) in (None, root))
+
+
+def _root_of(folder: epath.Path, config: ConfigDict) -> epath.Path | None:
+    """Return the images of the evaluation whose results a folder has, None if there is none."""
+    if not (folder / CONFIG_FILE).exists():
+        return None
+    root = load(folder, config).dataset.root
+    return as_path(root).resolve() if root else None
 
 
 def shots_in_words(shots: int) -> str:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError
+from dpt_jax.io import write_whole
 from dpt_jax.settings.keys import KEYS, SCHEMA, Resume
 from dpt_jax.settings.schema import check, defaults, flat, nearest, set_key
 from dpt_jax.training import prompt_file
@@ -22,15 +23,9 @@ def save(config: ConfigDict, workdir: epath.Path) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        write_whole(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
     except OSError as reason:
         raise UserError(f"--workdir: {workdir} cannot be written to ({reason}).") from reason
-
-
-def save_once(config: ConfigDict, workdir: epath.Path) -> None:
-    """Write config.json unless the workdir has one, from the start of its run."""
-    if not (workdir / CONFIG_FILE).exists():
-        save(config, workdir)
 
 
 def load(source: epath.Path, default: ConfigDict) -> ConfigDict:

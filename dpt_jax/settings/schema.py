@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from dpt_jax.data.catalogue import EMBEDDED
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.methods import METHODS, TEXT, VISUAL
 from dpt_jax.settings.keys import KEYS, SCHEMA, Key, Value
@@ -36,6 +37,13 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"dataset.shots is {config.dataset.shots}: give a positive number, or -1 for all "
             "images."
+        )
+    data = config.dataset
+    if data.root and data.name in EMBEDDED and data.source == "folder":
+        raise UserError(
+            f"dataset.root is {data.root}, but {data.name} is part of this package and has no "
+            "folder: leave dataset.root out, or name the folder's images with "
+            "--config=configs/METHOD.py:folder."
         )
     if config.visual_prompt.depth == 0 or config.visual_prompt.depth < -1:
         raise UserError(

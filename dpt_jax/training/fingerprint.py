@@ -1,41 +1,129 @@
-"""What tells one CLIP from another, of whose prompts the sizes alone would fit."""
+"""What identifies a CLIP and a dataset, and the record of a training.
 
-import hashlib
-from typing import Any
+The training writes the record into the metadata of its checkpoints. It alone says what prompts are:
+an evaluation with other settings is refused, and cannot relabel them.
+"""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from dpt_jax import distributed
-from dpt_jax.clip.config import CLIPConfig
+from dpt_jax import settings
 from dpt_jax.clip.pretrained import Pretrained
+from dpt_jax.data.dataset import Dataset, digest_of_examples
+from dpt_jax.errors import UserError
+from dpt_jax.io import as_path
+from dpt_jax.methods import METHODS
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from dpt_jax.training.checkpoints import Saved
+    from dpt_jax.training.setup import Experiment
+
+Record = dict[str, Any]
+
+# Settings that name a path.
+NOT_RECORDED = ("init_from", "dataset.sample")
+# Settings that an evaluation may choose: the results state its own.
+OF_EVALUATION = ("dtype", "dataset.name", "dataset.source", "dataset.classes", "dataset.template")
 
 
-def backbone_id(clip: Pretrained, replicated: bool = True) -> str:
-    """Return what tells one CLIP from another of its sizes, whatever type it is loaded in.
-
-    It ends with what earlier versions wrote, which was of a few tensors alone. replicated: whether
-    the parameters have a leading device axis.
-    """
-    vision = clip.params["vision"]
-    some = [vision["class_embedding"], vision["ln_post"], clip.params["logit_scale"]]
-    some = distributed.to_host(some) if replicated else some
-    rounded = [np.asarray(x).astype(jnp.bfloat16).tobytes() for x in jax.tree.leaves(some)]
-    return clip.digest + hashlib.sha256(b"".join(rounded)).hexdigest()[:16]
-
-
-def is_same(one: str, other: str) -> bool:
-    """Return whether two ids are of one CLIP, as far as the shorter one says."""
-    return one.endswith(other) or other.endswith(one)
-
-
-def computes(clip: CLIPConfig) -> dict[str, Any]:
-    """Return what a CLIP does with its weights, and with images, that the weights do not say."""
+def clip_fingerprint(clip: Pretrained) -> dict[str, Any]:
+    """Return the digest of CLIP's weights, in whatever type they are, and how it uses them."""
+    towers = {"image tower": clip.config.vision, "text tower": clip.config.text}
     return {
-        "preprocessing": clip.preprocessing.to_dict(),
-        **{
-            name: {"heads": tower.heads, "activation": tower.activation}
-            for name, tower in (("vision", clip.vision), ("text", clip.text))
-        },
+        "weights": clip.digest,
+        "preprocessing": clip.config.preprocessing.to_dict(),
+        **{name: {"heads": x.heads, "activation": x.activation} for name, x in towers.items()},
     }
+
+
+def fingerprint(clip: Pretrained, dataset: Dataset) -> dict[str, Any]:
+    """Return what identifies a CLIP, and the class names and the images of a dataset.
+
+    Of a dataset `data` is of all its images and classes, `train` and `test` of those in use.
+    """
+    return {
+        "clip": clip_fingerprint(clip),
+        "data": dataset.digest,
+        "train": digest_of_examples(dataset.train),
+        "test": digest_of_examples(dataset.test),
+    }
+
+
+def name_of_data(config: "ConfigDict") -> str:
+    """Return the name of a dataset for people: of a folder of images, the folder's own."""
+    dataset = config.dataset
+    own = as_path(dataset.root).resolve().name if dataset.name == "folder" and dataset.root else ""
+    return own or dataset.name
+
+
+def result_settings(config: "ConfigDict") -> dict[str, Any]:
+    """Return the settings that change a result, those of the parts that the method has."""
+    parts = METHODS[config.method].parts
+    absent = [
+        f"{section}." for part, section in settings.SECTION_OF.items() if part not in parts
+    ] + ([] if parts else ["train.", "loss."])
+    left_out = settings.keys_that_may_change() | {*NOT_RECORDED}
+    return {
+        key: value
+        for key, value in settings.flat(config.to_dict()).items()
+        if key not in left_out and not key.startswith(tuple(absent))
+    }
+
+
+def training_meta(experiment: "Experiment", before: "Saved | None" = None) -> Record:
+    """Return the record of a training, for the metadata of its checkpoints.
+
+    Args:
+      experiment: What is trained.
+      before: The checkpoint from which the run resumes.
+
+    Returns:
+      method, dataset, classes and epochs; `settings`, see `result_settings`; the class names; the
+      fingerprints of the CLIP, of the data and of the training images; whether the prompts
+      started from others; `changes` on the way, a list of {"step": number, "before": {key: value}}.
+    """
+    config = experiment.config
+    found = fingerprint(experiment.pretrained, experiment.dataset)
+    own = result_settings(config)
+    if "cavpt.first_layer" in own:  # may count from the end
+        own["cavpt.first_layer"] = experiment.model.prompts.first_layer
+    record = {
+        "method": config.method,
+        "dataset": config.dataset.name,
+        "classes": config.dataset.classes,
+        "epochs": config.train.epochs,
+        "settings": own,
+        "classnames": list(experiment.dataset.classnames),
+        "clip": found["clip"],
+        "data": {"name": name_of_data(config), "digest": found["data"]},
+        "train_list": found["train"],
+        "init_from": bool(config.init_from),
+        "changes": [],
+    }
+    if before:
+        was, now = (one["settings"] | {"train_list": one["train_list"]}
+                    for one in (before.meta, record))  # fmt: skip
+        changed = {key: value for key, value in was.items() if now.get(key) != value}
+        change = [{"step": before.step, "before": changed}] if changed else []
+        record["changes"] = [*before.meta["changes"], *change]
+        record["init_from"] = before.meta["init_from"]
+    return record
+
+
+def check_not_relabelled(experiment: "Experiment", record: Mapping[str, Any], source: str) -> None:
+    """Raise UserError if an evaluation has settings other than those of the training.
+
+    Args:
+      experiment: The evaluation.
+      record: Of the prompts, see `training_meta`.
+      source: Where they are from.
+    """
+    trained, here = record["settings"], training_meta(experiment)["settings"]
+    for key, value in here.items():
+        if key not in OF_EVALUATION and trained.get(key, value) != value:
+            raise UserError(
+                f"{source} was trained with {key}={trained[key]!r}, so it cannot be evaluated "
+                f"with {value!r}: leave out --config.{key}, or name the run that you mean."
+            )

@@ -18,7 +18,7 @@ from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.checkpoints import Saved, load_newest
-from dpt_jax.training.fingerprint import backbone_id, computes, is_same
+from dpt_jax.training.fingerprint import check_not_relabelled, clip_fingerprint
 from dpt_jax.training.setup import Experiment
 
 
@@ -58,6 +58,8 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
 
     Raise UserError naming the source where they do not fit.
     """
+    if saved.meta:
+        check_not_relabelled(experiment, saved.meta, source)
     # On standard error, since standard output may be JSON.
     if far := unfinished(saved.meta):
         say(f"{source}: its training has not ended, these prompts are of {far}.", file=sys.stderr)
@@ -78,15 +80,10 @@ def unfinished(training: Mapping[str, Any]) -> str:
 
 
 def other_clip(saved: Saved, experiment: Experiment) -> str:
-    """Return in what the CLIP of saved prompts is another one, "" where it is the same."""
-    if not is_same(saved.meta.get("backbone") or "", backbone_id(experiment.pretrained)):
-        return "another CLIP"
-    own, theirs = computes(experiment.model.clip), saved.meta.get("computes") or {}
-    part = next((name for name in own if theirs.get(name, own[name]) != own[name]), "")
-    if not part:
-        return ""
-    what = "preprocessing of images" if part == "preprocessing" else f"heads or activation ({part})"
-    return f"other {what}"
+    """Return in words how the CLIP of saved prompts differs, "" if it is the same."""
+    theirs, own = saved.meta.get("clip", {}), clip_fingerprint(experiment.pretrained)
+    different = [name for name in own if theirs.get(name) != own[name]]
+    return f"another CLIP (other {', '.join(different)})" if different else ""
 
 
 def adopt(

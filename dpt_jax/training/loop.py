@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from dpt_jax import distributed
+from dpt_jax import distributed, settings
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import check_readable
 from dpt_jax.errors import UserError
@@ -22,13 +22,14 @@ from dpt_jax.storage.lock import locked
 from dpt_jax.training import train_files
 from dpt_jax.training.checkpoints import Checkpoints, Saved
 from dpt_jax.training.digests import digest
+from dpt_jax.training.fingerprint import Record, training_meta
 from dpt_jax.training.initial_prompts import initial_prompts, other_clip
 from dpt_jax.training.keeper import Keeper
 from dpt_jax.training.metrics import MetricWriter
 from dpt_jax.training.optimizer import make_optimizer, state_from_saved
 from dpt_jax.training.plan import Plan, batches_of, make_plan
 from dpt_jax.training.schedule import Schedule, learning_rates
-from dpt_jax.training.setup import Experiment, training_meta
+from dpt_jax.training.setup import Experiment
 from dpt_jax.training.signals import StopRequest
 from dpt_jax.training.step import NotFinite, Totals, TrainState, make_step, new_state
 from dpt_jax.training.texts import held_texts
@@ -62,14 +63,10 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
         StopRequest() as stop,
         Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints,
     ):
-        # Where the run goes on. The list of its images is written only after it is known that
-        # these are the ones that it was trained on so far.
         failures.agree()
-        state = begin(experiment, checkpoints, optimizer, plan, workdir, allow_changes)
+        state, about = begin(experiment, checkpoints, optimizer, plan, workdir, allow_changes)
         failures.agree()
         distributed.check_same(lambda: {"prompt to start from (init_from)": digest(state.prompts)})
-        with failures.fatal():
-            train_files.write(dataset.train, workdir)
         start = int(state.step)
         if start > plan.total:
             raise UserError(
@@ -79,12 +76,13 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
         if start == plan.total:
             say(f"{workdir}: training is finished (step {start}); evaluating only.")
             return state.prompts
+        # Only of a run that takes steps: what is finished stays what it was trained as.
+        with failures.fatal():
+            train_files.write(dataset.train, workdir)
+            settings.save(config, workdir)
         _say_start(experiment, plan, state, workdir)
 
-        about = training_meta(experiment) | {
-            train_files.DIGEST: train_files.digest(dataset.train),
-            STEPS_PER_EPOCH: plan.steps_per_epoch,
-        }
+        about[STEPS_PER_EPOCH] = plan.steps_per_epoch
         experiment = experiment._replace(
             frozen=experiment.frozen._replace(held=held_texts(experiment))
         )
@@ -189,8 +187,10 @@ def begin(
     plan: Plan,
     workdir: epath.Path,
     allow_changes: bool = False,
-) -> TrainState:
-    """Return the state that a run goes on with, on the host: the newest whole one, or a new one.
+) -> tuple[TrainState, Record]:
+    """Return the state with which a run resumes, on the host, and the record of the training.
+
+    The state is that of the newest whole checkpoint, or a new one.
 
     New prompts are made for a new run alone: one that has started no longer needs what
     `init_from` names. Raise UserError if the run was trained on another CLIP or on other images,
@@ -205,7 +205,8 @@ def begin(
         training_like["average"] = like
     found = checkpoints.resume(like, training_like)
     if found is None:
-        return new_state(initial_prompts(experiment), optimizer, average=bool(weights))
+        fresh = new_state(initial_prompts(experiment), optimizer, average=bool(weights))
+        return fresh, training_meta(experiment)
     saved, training = found
     # Where CLIP's weights lie may change, but not which they are.
     if other := other_clip(saved, experiment):
@@ -218,9 +219,14 @@ def begin(
             f"{workdir} averages its prompts over {saved.meta.get(AVERAGED)} epochs, by weights "
             f"that it began with, so it cannot go on to {len(weights)}: use another --workdir."
         )
+    if list(experiment.dataset.classnames) != saved.meta["classnames"]:
+        raise UserError(
+            f"{workdir} was trained on other class names than {experiment.config.dataset.name} has "
+            "now: give it those that it began with, or use another --workdir."
+        )
     train_files.check_same_images(experiment.dataset.train, workdir, saved.meta, allow_changes)
     _check_epochs(saved, plan, workdir)
-    return TrainState(
+    state = TrainState(
         np.int32(saved.step),
         saved.prompts,
         state_from_saved(optimizer, saved.prompts, training["momentum"]),
@@ -228,6 +234,7 @@ def begin(
         NotFinite(*np.array(saved.meta.get("bad", (0, 0)), np.int32)),
         training.get("average"),
     )
+    return state, training_meta(experiment, saved)
 
 
 def _check_epochs(saved: Saved, plan: Plan, workdir: epath.Path) -> None:

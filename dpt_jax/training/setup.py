@@ -14,15 +14,14 @@ from dpt_jax import distributed, settings
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.clip.text import TextLayout
-from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
-from dpt_jax.io import as_path
+from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.logging import say
-from dpt_jax.methods import ZERO_SHOT, PromptConfig
+from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout, same_texts
 from dpt_jax.runtime import failures
 from dpt_jax.storage.weights import local_weights
-from dpt_jax.training.fingerprint import backbone_id, computes
+from dpt_jax.training.fingerprint import fingerprint
 
 # Settings that each host may have its own of: what the paths name is compared instead.
 OF_A_HOST = ("clip.weights", "dataset.root", "dataset.sample", "dataset.workers", "init_from")
@@ -112,12 +111,11 @@ def _facts(
         for key, value in settings.flat(config.to_dict()).items()
         if key not in OF_A_HOST
     }
-    images = dataset.digest, digest_of_examples(dataset.train)
-    weights = backbone_id(pretrained), computes(model.clip)
+    found = fingerprint(pretrained, dataset)
     return {
         **shared,
-        "list of images (dataset.root, dataset.sample)": repr(images),
-        "CLIP (clip.weights)": repr(weights),
+        "CLIP (clip.weights)": repr(found.pop("clip")),
+        "list of images (dataset.root, dataset.sample)": repr(found),
     }
 
 
@@ -251,34 +249,3 @@ def compute_dtype(config: ConfigDict) -> Any:
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
-
-
-def data_of(experiment: Experiment) -> dict[str, str]:
-    """Return the name of a dataset for people, a folder's own, and the digest of its images."""
-    config = experiment.config.dataset
-    name = config.name
-    if name == "folder" and config.root:
-        name = as_path(config.root).resolve().name or name
-    return {"name": name, "digest": experiment.dataset.digest}
-
-
-def training_meta(experiment: Experiment) -> dict[str, Any]:
-    """Return what a checkpoint says of the training that made its prompts."""
-    dataset = experiment.config.dataset
-    method = experiment.model.prompts.method
-    meta = {
-        "method": method,
-        "backbone": backbone_id(experiment.pretrained),
-        "computes": computes(experiment.model.clip),
-        "classnames": list(experiment.dataset.classnames),
-        "data": data_of(experiment),
-        "train_list": digest_of_examples(experiment.dataset.train),
-        "epochs": experiment.config.train.epochs,
-        # Not from which prompts: each seed of a result has its own.
-        "init_from": bool(experiment.config.init_from),
-    }
-    return (
-        meta
-        if method == ZERO_SHOT
-        else {**meta, "dataset": dataset.name, "classes": dataset.classes}
-    )

@@ -8,10 +8,10 @@ from dpt_jax import distributed
 from dpt_jax.data.dataset import Dataset, digest_of_examples
 from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
+from dpt_jax.io import write_whole
 from dpt_jax.logging import say
 
 TRAIN_FILES = "train_files.txt"
-DIGEST = "train_files"  # in the metadata of a checkpoint
 
 
 def check_trainable(dataset: Dataset, name: str) -> None:
@@ -29,11 +29,6 @@ def check_trainable(dataset: Dataset, name: str) -> None:
         )
 
 
-def digest(examples: Sequence[Example]) -> str:
-    """Return a short digest of the images and their labels, in their order."""
-    return digest_of_examples(examples)[:16]
-
-
 def check_same_images(
     examples: Sequence[Example],
     workdir: pathlib.Path,
@@ -42,15 +37,12 @@ def check_same_images(
 ) -> None:
     """Raise UserError if a run that goes on was trained on other images before.
 
-    meta: the metadata of its checkpoint, which has a digest of their list. With
-    `allow_changes` the change is reported instead.
+    meta: the record of its checkpoint, see training.fingerprint. With `allow_changes` the change
+    is reported instead.
     """
-    paths, stored = [example.path for example in examples], read(workdir)
-    same_list = stored is None or stored == paths
-    # A checkpoint of an older version has no digest: there the list alone decides.
-    if same_list and meta.get(DIGEST, digest(examples)) == digest(examples):
+    if meta["train_list"] == digest_of_examples(examples):
         return
-    change = _in_words(stored or [], paths)
+    change = _in_words(read(workdir) or [], [example.path for example in examples])
     if not allow_changes:
         raise UserError(
             f"{workdir} was trained on other images than the dataset has now ({change}): use "
@@ -72,13 +64,7 @@ def read(workdir: pathlib.Path) -> list[str] | None:
 def write(examples: Sequence[Example], workdir: pathlib.Path) -> None:
     """Write the list of a run's images, on host 0."""
     if distributed.is_first():
-        (workdir / TRAIN_FILES).write_bytes(_as_bytes(examples))
-
-
-def _as_bytes(examples: Sequence[Example]) -> bytes:
-    # File names need not be Unicode.
-    text = "".join(f"{example.path}\n" for example in examples)
-    return text.encode(errors="surrogateescape")
+        write_whole(workdir / TRAIN_FILES, "".join(f"{example.path}\n" for example in examples))
 
 
 def _in_words(before: Sequence[str], now: Sequence[str]) -> str:
@@ -88,6 +74,5 @@ def _in_words(before: Sequence[str], now: Sequence[str]) -> str:
     parts += [f"{len(new)} new, such as {new[0]}"] if new else []
     parts += [f"{len(gone)} gone, such as {gone[0]}"] if gone else []
     if not (gone or new):
-        # An edited list, or one that another run has overwritten, agrees with the dataset.
-        parts = ["train_files.txt is not the list of its checkpoint, or its order differs"]
+        parts = ["another order or other labels"]
     return "; ".join(parts)

@@ -25,6 +25,7 @@ from dpt_jax.predictor.predictor import Predictor
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import Checkpoints, Saved, load_newest
+from dpt_jax.training.fingerprint import training_meta
 from tests.helpers import make_clip
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.configs import small_config
@@ -45,7 +46,7 @@ def run_of(workdir, method, clip: Pretrained, clip_dir, **values) -> pathlib.Pat
     if config.method != "zeroshot":
         with Checkpoints(workdir, create=True) as checkpoints:
             prompts = adoption.initial_prompts(prepared)
-            checkpoints.save(1, prompts, {**experiments.training_meta(prepared), "epoch": 1})
+            checkpoints.save(1, prompts, {**training_meta(prepared), "epoch": 1})
             checkpoints.wait()
     return workdir
 

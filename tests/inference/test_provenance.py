@@ -19,7 +19,8 @@ from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import prompt_file
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import Checkpoints, load_newest
-from dpt_jax.training.fingerprint import backbone_id
+from dpt_jax.training.digests import digest_of_json
+from dpt_jax.training.fingerprint import clip_fingerprint, training_meta
 from tests.helpers.configs import small_config
 
 
@@ -40,7 +41,7 @@ def save(prepared, workdir, step, noise):
     """A checkpoint of a training that ended with these prompts."""
     prompts = jax.tree.map(lambda x: x + np.float32(noise), adoption.initial_prompts(prepared))
     with Checkpoints(workdir, create=True) as checkpoints:
-        meta = {**experiments.training_meta(prepared), "epoch": 1}
+        meta = {**training_meta(prepared), "epoch": 1}
         checkpoints.save(step, prompts, meta)
         checkpoints.wait()
 
@@ -65,7 +66,7 @@ def test_results_name_what_they_are_of(run, prepared):
     saved = load_newest(run)
     of = json.loads((run / "results.json").read_text())["of"]
     assert (of["step"], of["prompts"]) == (1, saved.digest)
-    assert of["backbone"] == backbone_id(prepared.pretrained)
+    assert of["backbone"] == digest_of_json(clip_fingerprint(prepared.pretrained))
     assert of["template"] == prepared.config.dataset.template
     assert of["data"]["name"] == of["trained_on"]["name"] == "images"
     assert of["settings"]["train.text_lr"] == prepared.config.train.text_lr
