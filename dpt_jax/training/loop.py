@@ -15,6 +15,7 @@ from dpt_jax import distributed, settings
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import check_readable
 from dpt_jax.errors import UserError
+from dpt_jax.io import make_folder
 from dpt_jax.logging import Progress, say
 from dpt_jax.prompts import Prompts
 from dpt_jax.runtime import failures
@@ -110,7 +111,7 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
 def _locked_for_all(workdir: epath.Path) -> Iterator[Callable[[], None]]:
     """Make the workdir and keep a second training out of it; all hosts wait until it is so."""
     if distributed.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
+        make_folder(workdir, "--workdir")
     with locked(workdir) as check:
         failures.agree()
         yield check

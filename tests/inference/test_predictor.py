@@ -177,23 +177,23 @@ def test_an_evaluation_elsewhere_has_its_own_classes(clip, clip_dir, tmp_path):
 def test_another_clip_is_refused(trained, clip_dir, tmp_path):
     """Of other sizes, and one that differs in nothing but its weights, or in some of them."""
     make_clip.write(tmp_path / "seed", seed=1)
-    with pytest.raises(UserError, match=r"trained was trained on another CLIP than .*seed"):
+    with pytest.raises(UserError, match=r"trained was trained on another CLIP .*seed"):
         dpt_jax.load(trained, clip=str(tmp_path / "seed"))
-    with pytest.raises(UserError, match="was trained on another CLIP than tiny-clip"):
+    with pytest.raises(UserError, match="was trained on another CLIP .* than tiny-clip"):
         dpt_jax.load(trained, clip="tiny-clip")
     shutil.copytree(clip_dir, tmp_path / "merged")
     tensors = load_file(clip_dir / "model.safetensors")
     tensors["vision_model.encoder.layers.1.self_attn.q_proj.weight"] *= np.float32(1.01)
     save_file(tensors, tmp_path / "merged" / "model.safetensors")
-    with pytest.raises(UserError, match=r"trained was trained on another CLIP than .*merged"):
+    with pytest.raises(UserError, match=r"trained was trained on another CLIP .*merged"):
         dpt_jax.load(trained, clip=str(tmp_path / "merged"))
 
 
 @pytest.mark.parametrize(
     ("file", "change", "says"),
     [
-        ("preprocessor_config.json", {"resample": 2}, "other preprocessing of images than"),
-        ("config.json", {"vision_config": {"hidden_act": "gelu"}}, r"activation \(vision\) than"),
+        ("preprocessor_config.json", {"resample": 2}, "other preprocessing"),
+        ("config.json", {"vision_config": {"hidden_act": "gelu"}}, "other image tower"),
     ],
 )
 def test_same_weights_that_compute_other_things(trained, clip_dir, tmp_path, file, change, says):
