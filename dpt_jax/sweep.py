@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax import distributed, settings
 from dpt_jax.clip.pretrained import Pretrained
-from dpt_jax.data.catalogue import DEFAULT_DATASET, PAPER_DATASETS, SHIFTED_IMAGENETS
+from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.features import FeatureCache
 from dpt_jax.evaluation.provenance import finished
@@ -137,14 +137,21 @@ def target_config(
     """Return the configuration that tests the prompts of `workdir` on a target."""
     config = _published(run.method, target.dataset, run.protocol, overrides)
     source = {"init_from": str(workdir), "dataset.classes": target.classes}
-    return settings.settings_for_evaluation(config, {**overrides, **source}, True, workdir)
+    own = {**_of_dataset(target.dataset, overrides), **source}
+    return settings.settings_for_evaluation(config, own, True, workdir)
 
 
 def _published(method: str, dataset: str, protocol: str, overrides: Overrides) -> ConfigDict:
     config = settings.of_method(method, dataset, protocol)
-    for key, value in overrides.items():
+    for key, value in _of_dataset(dataset, overrides).items():
         settings.set_key(config, key, value)
     return config
+
+
+def _of_dataset(dataset: str, overrides: Overrides) -> Overrides:
+    """Return the overrides, without the folder of images for a dataset of this package."""
+    without = ("dataset.root",) if dataset in EMBEDDED else ()
+    return {key: value for key, value in overrides.items() if key not in without}
 
 
 def state(run: Run, runs: epath.Path, overrides: Overrides) -> str:
