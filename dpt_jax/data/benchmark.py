@@ -1,4 +1,4 @@
-"""How a dataset of the paper is described, and what the readers of its raw download share."""
+"""How a published dataset is described, and the rules that made its splits."""
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from etils import epath
 
-from dpt_jax.data.listfiles import LAYOUT
 from dpt_jax.data.listing import image_names, visible
 from dpt_jax.errors import UserError
 
@@ -44,11 +43,13 @@ def as_they_are(labels: Sequence[str]) -> dict[str, str]:
 class TfdsUse(NamedTuple):
     """How a dataset of tensorflow-datasets is used.
 
-    builder: its name and config. train, val, test: which of its splits serve as
-    what, "+" joining several and "" for none; without test, train is split by
-    the rule that made the published splits. classnames: from TFDS's labels to
-    {label: published class name} in the published order, without the classes
-    that are left out. subset: there are labels that have no images.
+    Attributes:
+        builder: its name and config.
+        train, val, test: which of its splits serve as what, "+" joining several and "" for none.
+            Without test, train is split by the rule that made the published splits.
+        classnames: from TFDS's labels to {label: published class name} in the published order,
+            without the classes that are left out.
+        subset: some labels have no images.
     """
 
     builder: str
@@ -60,17 +61,18 @@ class TfdsUse(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """What is particular to one dataset of the paper.
+    """What is particular to one published dataset.
 
-    template: the hand-written text of a class, for zero-shot CLIP and the frozen
-    texts of training. classes, test_images: how many there are in the published
-    split. directory: where CoOp's DATASETS.md puts it under the
-    common root. images: the folder that image paths are relative to, below it.
-    read_raw: reads the lists of its raw download. split: the file of its
-    published split, or "" where the data come with one. tfds: its use of TFDS,
-    None where TFDS does not have it. trainable: False for the shifted ImageNets,
-    which are only tested on. differs: settings by key that the published scripts
-    set otherwise than the defaults.
+    Attributes:
+        template: the hand-written text of a class, for zero-shot CLIP and the frozen texts.
+        classes, test_images: how many there are in the published split.
+        directory: where CoOp's DATASETS.md puts it below the common root.
+        images: the folder that image paths are relative to, below the directory.
+        read_raw: reads the lists of its raw download.
+        split: the file of its published split, or "" if the data come with one.
+        tfds: its use of TFDS, or None if TFDS does not have it.
+        trainable: False for the shifted ImageNets, which are only tested on.
+        differs: settings by key that the published scripts set otherwise than the defaults.
     """
 
     name: str
@@ -92,51 +94,41 @@ class Benchmark(NamedTuple):
 
 
 def split_all(records: Iterable[Record]) -> Lists:
-    """Return half of each class to train on, a fifth to validate, the rest to test.
-
-    Each class is shuffled once, with a fixed seed, as the published splits were made.
-    """
-    generator = random.Random(SPLIT_SEED)
+    """Return half of each class to train on, a fifth to validate, the rest to test."""
     lists = Lists([], [], [])
-    for items in _by_label(records).values():
-        generator.shuffle(items)
+    for items in _shuffled_classes(records):
         train = round(len(items) * 0.5)
         val = train + round(len(items) * 0.2)
-        if not 0 < train < val < len(items):
-            raise UserError(
-                f"class {items[0].classname!r} has {len(items)} images, too few to split into "
-                "train, val and test."
-            )
         for own, part in zip(lists, (items[:train], items[train:val], items[val:]), strict=True):
-            own.extend(part)
+            _extend(own, part, items)
     return lists
 
 
 def split_train(records: Iterable[Record], test: list[Record]) -> Lists:
-    """Return a fifth of each class to validate, the rest to train on; `test` is the data's own.
-
-    Each class is shuffled once, with a fixed seed, as the published splits were made.
-    """
-    generator = random.Random(SPLIT_SEED)
+    """Return a fifth of each class to validate, the rest to train on, and the data's own test."""
     lists = Lists([], [], test)
-    for items in _by_label(records).values():
-        generator.shuffle(items)
+    for items in _shuffled_classes(records):
         val = round(len(items) * 0.2)
-        if not val:
-            raise UserError(
-                f"class {items[0].classname!r} has {len(items)} images, too few to split into "
-                "train and val."
-            )
-        lists.val.extend(items[:val])
-        lists.train.extend(items[val:])
+        _extend(lists.val, items[:val], items)
+        _extend(lists.train, items[val:], items)
     return lists
 
 
-def _by_label(records: Iterable[Record]) -> dict[int, list[Record]]:
+def _shuffled_classes(records: Iterable[Record]) -> list[list[Record]]:
+    """Return the records of each class, shuffled with a fixed seed as for the published splits."""
+    generator = random.Random(SPLIT_SEED)
     groups: dict[int, list[Record]] = {}
     for record in records:
         groups.setdefault(record.label, []).append(record)
-    return groups
+    for items in groups.values():
+        generator.shuffle(items)
+    return list(groups.values())
+
+
+def _extend(own: list[Record], part: list[Record], items: list[Record]) -> None:
+    if not part:
+        raise UserError(f"class {items[0].classname!r} has {len(items)} images, too few to split.")
+    own.extend(part)
 
 
 def class_folders(
@@ -151,10 +143,8 @@ def class_folders(
 
 
 def folder_names(directory: epath.Path) -> list[str]:
-    """Return the names of the folders in a directory, sorted. Raise UserError where it has none."""
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not there; {LAYOUT}.")
+    """Return the names of the folders in a directory, sorted."""
     found = [name for name, is_folder in visible(directory) if is_folder]
     if not found:
-        raise UserError(f"{directory} has no class folders; {LAYOUT}.")
+        raise UserError(f"{directory} has no class folders.")
     return found

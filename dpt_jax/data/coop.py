@@ -1,37 +1,41 @@
-"""The datasets of the paper in the directory layout that CoOp's DATASETS.md asks for.
+"""The published datasets in the directory layout of CoOp's DATASETS.md.
 
-Images as distributed and the published `split_zhou_*.json`; where such a file
-is absent, a split made from the raw download by the rule that made it.
+Images as distributed and the published `split_zhou_*.json`. If that file is missing, a split is
+made from the raw download by the rule that made it.
 """
 
+import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from etils import epath
 
 from dpt_jax.data.benchmark import Benchmark, Lists, Record
 from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.listfiles import LAYOUT, read_json
+from dpt_jax.data.listfiles import text
 from dpt_jax.data.listing import visible
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.io import as_path, listed_once
+from dpt_jax.io import as_path, reading
 from dpt_jax.logging import say
+
+LAYOUT = (
+    "see CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) for where to get it and how to lay it out"
+)
 
 
 def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Splits:
-    """Return the dataset `name` below the common root; paths are relative to that root.
+    """Return a dataset below the common root. Its paths are relative to that root.
 
-    skip_missing: do not ask whether every image that is named is there.
-    Raise UserError naming the directory, file or class that is missing.
+    Args:
+        name: of the dataset in the catalogue.
+        root: the folder that has the dataset's own directory.
+        skip_missing: do not check whether every listed image exists.
+
+    Raises:
+        UserError: a directory, file, image or class is missing. The message names it.
     """
     benchmark, root = CATALOGUE[name], as_path(root)
-    with listed_once(root / benchmark.directory):
-        return _read_coop(benchmark, root, skip_missing)
-
-
-def _read_coop(benchmark: Benchmark, root: epath.Path, skip_missing: bool) -> Splits:
     directory = root / benchmark.directory
     images = directory / benchmark.images
     for folder in (directory, images):
@@ -53,59 +57,44 @@ def _lists(benchmark: Benchmark, directory: epath.Path, images: epath.Path) -> L
         return benchmark.read_raw(directory, images)
     file = directory / benchmark.split
     if file.is_file():
-        return _read_split(file)
+        with reading(file, "JSON with train, val and test lists of [path, label, class name]"):
+            content = json.loads(text(file))
+            return Lists(*([_record(*entry) for entry in content[s]] for s in Lists._fields))
     try:
         lists = benchmark.read_raw(directory, images)
     except UserError as reason:
         raise UserError(
-            f"{file} is not there, and no split can be made without it: {reason}"
+            f"{file} is not there, and no split can be made without it: {reason} For the layout, "
+            f"{LAYOUT}."
         ) from reason
-    say(
-        f"{file} is not there: going by a split made by the same rule, so not on the published "
-        "images."
-    )
+    say(f"{file} is not there: using a split made by the same rule, so not the published images.")
     return lists
 
 
-def _read_split(file: epath.Path) -> Lists:
-    content = read_json(file)
-    try:
-        return Lists(*([_record(entry) for entry in content[split]] for split in Lists._fields))
-    except (ValueError, KeyError, TypeError) as reason:
-        raise UserError(
-            f"{file} is not a split: it should be JSON with train, val and test lists of "
-            f"[path, label, class name] ({type(reason).__name__}: {reason}); download it again."
-        ) from reason
-
-
-def _record(entry: Any) -> Record:
-    """Return an entry of a split. Raise ValueError or TypeError where it is none."""
-    path, label, classname = entry
+def _record(path: str, label: int, classname: str) -> Record:
     if not isinstance(path, str) or not isinstance(classname, str) or isinstance(label, float):
-        raise TypeError(f"{entry!r} is not [path, label, class name]")
+        raise TypeError(f"[{path!r}, {label!r}, {classname!r}] is not [path, label, class name]")
     return Record(path, int(label), classname)
 
 
 def _check_paths(directory: epath.Path, records: Sequence[Record]) -> None:
-    """Raise UserError for a path that leads out of the dataset or is none."""
+    """Raise UserError for a path that leads out of the dataset or is not a path."""
     for record in records:
         path = pathlib.PurePosixPath(record.path)
-        if path.is_absolute() or ".." in path.parts:
+        if (
+            not path.name
+            or path.is_absolute()
+            or ".." in path.parts
+            or not can_be_shown(record.path)
+        ):
             raise UserError(
-                f"{directory} lists {record.path!r}, which is outside the dataset; download its "
-                "lists again."
-            )
-        if not path.name or not can_be_shown(record.path):
-            raise UserError(
-                f"{directory} lists {record.path!r}, which is no path; download its lists again."
+                f"{directory} lists {record.path!r}, which is not a path in the dataset; download "
+                "its lists again."
             )
 
 
 def _class_names(lists: Lists, directory: epath.Path) -> tuple[str, ...]:
-    """Return names in label order, as the training images have them, if there are any.
-
-    Raise UserError for a class without one.
-    """
+    """Return names in label order, as the training images have them, if there are any."""
     named = {r.label: r.classname for records in lists for r in records}
     if not named:
         raise UserError(f"{directory} lists no images at all; download it again.")
@@ -123,9 +112,9 @@ def _class_names(lists: Lists, directory: epath.Path) -> tuple[str, ...]:
 
 
 def _check_files(images: epath.Path, records: Sequence[Record]) -> None:
-    """Raise UserError where a listed image is not there.
+    """Raise UserError if a listed image is missing.
 
-    Each folder is listed once, which is faster than a look at each file.
+    Each folder is listed once, which is faster than to ask for each file.
     """
     there: dict[str, set[str]] = {}
     missing = []
@@ -134,15 +123,11 @@ def _check_files(images: epath.Path, records: Sequence[Record]) -> None:
         if folder not in there:
             path = images / folder
             own = visible(path, dangling=False) if path.is_dir() else []
-            there[folder] = {entry.name for entry in own}
+            there[folder] = {entry for entry, _ in own}
         if name not in there[folder]:
             missing.append(images / record.path)
     if missing:
-        others = (
-            f", nor are {len(missing) - 1} more images that the dataset's lists name"
-            if len(missing) > 1
-            else ""
-        )
+        others = f", nor are {len(missing) - 1} more listed images" if len(missing) > 1 else ""
         raise UserError(
             f"{missing[0]} is not there{others}: complete the download, or leave missing images "
             "out with --config.dataset.on_error=skip."

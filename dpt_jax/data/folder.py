@@ -2,129 +2,160 @@
 
 import glob
 import os
+import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from etils import epath
 
 from dpt_jax.data.listing import (
     EXTENSIONS,
+    as_utf8,
     endings,
-    image_names,
     is_image_name,
+    no_images,
     visible,
     walk,
 )
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.io import as_path, is_remote, listed_once
+from dpt_jax.io import as_path, is_remote
 
 SHOULD_HOLD = "it should hold train/CLASS/ and test/CLASS/ folders"
+
+
+class _ClassFolder(NamedTuple):
+    """A folder of a class in one split, and its images."""
+
+    name: str
+    images: list[str]
+
+
+class _LeftOut(NamedTuple):
+    """Files that are not used."""
+
+    beside: list[str]
+    below: list[str]
+    others: list[str]
 
 
 def read_folder(path: str | os.PathLike[str]) -> Splits:
     """Return {train,val,test}/CLASS/IMAGE, with classes in the order of the folder names.
 
-    train/ may be missing, for a dataset that is only evaluated on, and so may val/.
-    The classes are those of train/ and test/, where folders whose names are the same
-    text are one class. Raise UserError for a folder that is no dataset, a name that
-    is no class name and two folders of one split that are one text.
+    train/ may be missing, for a dataset that is only evaluated on, and so may val/. The classes
+    are those of train/ and test/. Folders of several splits whose names are the same text, but
+    for underscores and the form of Unicode, are one class.
+
+    Raises:
+        UserError: the folder is not a dataset, a class has no name or no images, or two folders of
+            one split are the same class.
     """
     root = as_path(path)
-    with listed_once(root):
-        return _read_folder(root)
-
-
-def _read_folder(root: epath.Path) -> Splits:
     if not root.is_dir():
         raise UserError(f"dataset.root: {root} is not a folder; {SHOULD_HOLD}.")
     if not (root / "test").is_dir():
         raise UserError(f"dataset.root: {root} has no test/ folder; {SHOULD_HOLD}.")
-    splits = [split for split in ("train", "val", "test") if (root / split).is_dir()]
-    folders = {split: _folder_by_class(root / split) for split in splits}
+    left_out = _LeftOut([], [], [])
+    splits = {
+        split: _class_folders(root, split, left_out) if (root / split).is_dir() else {}
+        for split in ("train", "val", "test")
+    }
     # The order is that of the folders' names, in which an underscore is not yet a space.
     name_of: dict[str, str] = {}
-    for split in (split for split in splits if split != "val"):
-        for classname, folder in folders[split].items():
-            name = unicodedata.normalize("NFC", folder)
+    for split in ("train", "test"):
+        for classname, folder in splits[split].items():
+            name = unicodedata.normalize("NFC", as_utf8(folder.name))
             name_of[classname] = min(name, name_of.get(classname, name))
     classnames = sorted(name_of, key=name_of.__getitem__)
-    if not classnames:
-        raise UserError(f"dataset.root: {root} has no class folders in train/ or test/.")
-
-    def examples(split: str) -> list[Example]:
-        return [
-            Example(f"{split}/{folder}/{image}", label)
+    train, val, test = (
+        [
+            Example(f"{split}/{own.name}/{image}", label)
             for label, classname in enumerate(classnames)
-            if (folder := folders.get(split, {}).get(classname))
-            for image in image_names(root / split / folder)
+            if (own := folders.get(classname))
+            for image in own.images
         ]
-
-    train, val, test = (examples(split) for split in ("train", "val", "test"))
+        for split, folders in splits.items()
+    )
     if not test:
         raise UserError(f"{root / 'test'} holds no class folders with images.")
-    _report_left_out(root, splits)
-    if unknown := [one for name, one in folders.get("val", {}).items() if name not in name_of]:
-        _say(
-            f"{root / 'val'}: folders that are left out, since train/ and test/ have no such "
-            f"class: {', '.join(unknown)}."
-        )
+    _report(root, left_out, classnames, splits["val"])
     return Splits(Files(root), tuple(classnames), train, val, test)
 
 
-def _folder_by_class(directory: epath.Path) -> dict[str, str]:
-    """Return {class name: folder} of one split."""
-    found: dict[str, str] = {}
-    for folder in (entry.name for entry in visible(directory) if entry.is_folder):
-        if not can_be_shown(folder):
-            raise UserError(
-                f"dataset.root: the folder {folder!r} in {directory} is no name of a class: "
-                "rename it."
-            )
-        # A Mac and Linux write one name in two forms of Unicode.
-        classname = " ".join(unicodedata.normalize("NFC", folder).replace("_", " ").split())
-        if not classname:
-            raise UserError(
-                f"dataset.root: the name of the folder {folder!r} in {directory} is blank: "
-                "rename it."
-            )
+def _class_folders(root: epath.Path, split: str, left_out: _LeftOut) -> dict[str, _ClassFolder]:
+    """Return {class name: folder} of one split, and add the files that are not used."""
+    found: dict[str, _ClassFolder] = {}
+    for folder, is_folder in visible(root / split):
+        if not is_folder:
+            kind = left_out.beside if is_image_name(folder) else left_out.others
+            kind.append(f"{split}/{folder}")
+            continue
+        classname = _class_name(root / split, folder)
         if classname in found:
             raise UserError(
-                f"dataset.root: {found[classname]!r} and {folder!r} in {directory} are both the "
-                f"class {classname!r}: rename or join them."
+                f"dataset.root: {found[classname].name!r} and {folder!r} in {root / split} are "
+                f"both the class {classname!r}: rename or join them."
             )
-        found[classname] = folder
+        found[classname] = _ClassFolder(folder, [])
+        for name, is_inner_folder in visible(root / split / folder):
+            if is_inner_folder:
+                below = [file.name for file in walk(root / split / folder / name)]
+                left_out.below.extend(
+                    f"{split}/{folder}/{name}/…/{file}" for file in below if is_image_name(file)
+                )
+            elif is_image_name(name):
+                found[classname].images.append(name)
+            else:
+                left_out.others.append(f"{split}/{folder}/{name}")
+        if not found[classname].images:
+            raise no_images(root / split / folder)
     return found
 
 
-def _report_left_out(root: epath.Path, splits: Sequence[str]) -> None:
-    """Say once which files are not taken, for their ending or their place."""
-    beside: list[str] = []
-    below: list[str] = []
-    others: list[str] = []
-    for split in splits:
-        for name, is_folder in visible(root / split):
-            if not is_folder:
-                (beside if is_image_name(name) else others).append(f"{split}/{name}")
-                continue
-            for inner, is_inner_folder in visible(root / split / name):
-                if is_inner_folder:
-                    below += [
-                        f"{split}/{name}/{inner}/…/{file.name}"
-                        for file in walk(root / split / name / inner)
-                        if is_image_name(file.name)
-                    ]
-                elif not is_image_name(inner):
-                    others.append(f"{split}/{name}/{inner}")
+def _class_name(directory: epath.Path, folder: str) -> str:
+    """Return the class name of a folder, as CLIP reads it."""
+    # A Mac and Linux write one name in two forms of Unicode.
+    name = unicodedata.normalize("NFC", as_utf8(folder))
+    classname = " ".join(name.replace("_", " ").split())
+    if not classname or not can_be_shown(name):
+        raise UserError(
+            f"dataset.root: the folder {folder!r} in {directory} is not a class name: rename it."
+        )
+    return classname
+
+
+def _report(
+    root: epath.Path,
+    left_out: _LeftOut,
+    classnames: list[str],
+    val: dict[str, _ClassFolder],
+) -> None:
+    """Warn once about files that are not used and about names that are not words."""
     kinds = (
-        (beside, "beside the class folders"),
-        (below, "in folders below a class folder"),
-        (others, f"without the ending of an image ({endings(others)})"),
+        (left_out.beside, "beside the class folders"),
+        (left_out.below, "in folders below a class folder"),
+        (left_out.others, f"without the ending of an image ({endings(left_out.others)})"),
     )
     found = [f"{len(files)} {what}, such as {files[0]}" for files, what in kinds if files]
     if found:
         _say(f"{root}: files that are left out: {'; '.join(found)}.")
+    if unknown := [folder.name for name, folder in val.items() if name not in classnames]:
+        _say(
+            f"{root / 'val'}: folders that are left out, since train/ and test/ have no such "
+            f"class: {', '.join(unknown)}."
+        )
+    if ids := wordnet_ids(classnames):
+        _say(
+            f"{root}: {len(ids)} class folders, such as {ids[0]}, are named by WordNet ids, which "
+            "mean nothing to CLIP: rename them to class names."
+        )
+
+
+def wordnet_ids(names: Iterable[str]) -> list[str]:
+    """Return the names that are or begin with a WordNet id such as n07753592."""
+    return [name for name in names if re.match(r"n\d{8}\b", name)]
 
 
 def _say(line: str) -> None:
@@ -136,19 +167,19 @@ def _say(line: str) -> None:
 def find_images(paths: Sequence[str]) -> list[str]:
     """Return the images that paths, folders and patterns name, each once, sorted below each path.
 
-    A file that is named is taken whatever its name ends in. Files below a folder
-    that do not end as an image does are left out and counted on standard error.
-    Raise UserError for a path that is not there and where there are no images.
+    A file that is named is taken whatever its name ends in. Other files below a folder are left
+    out and counted on standard error.
+
+    Raises:
+        UserError: a path does not exist, or there are no images.
     """
     found: dict[str, None] = {}
     others: list[str] = []
     for path in paths:
         for one in _named_by(path):
-            if not one.is_dir():
-                found[os.fspath(one)] = None
-                continue
-            for file in walk(one):
-                if is_image_name(file.name):
+            named = not one.is_dir()
+            for file in [one] if named else walk(one):
+                if named or is_image_name(file.name):
                     found[os.fspath(file)] = None
                 else:
                     others.append(os.fspath(file))
@@ -164,7 +195,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
 
 
 def _named_by(text: str) -> list[epath.Path]:
-    """Return the file or folder of that name or, without one, those that fit the pattern."""
+    """Return the file or folder of that name or, if there is none, those that fit the pattern."""
     path = as_path(text)
     if path.exists():
         return [path]

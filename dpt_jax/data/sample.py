@@ -1,34 +1,45 @@
 """A sample of training images that a file lists, instead of one that is drawn."""
 
 import collections
+import io
+import json
+import pickle
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from dpt_jax.data.listfiles import parse_json, read_bytes, read_text
 from dpt_jax.data.records import Example, Splits
-from dpt_jax.data.unpickle import UnsafePickleError, read_records
 from dpt_jax.errors import UserError
+from dpt_jax.io import reading
 
-# The fields of a record in CoOp's pickles, and of a line of the .jsonl made from them.
-FIELDS = {"_impath", "_label", "_domain", "_classname"}
+# Where CoOp's code, and code that was made from it, have the class of the records.
+RECORD_CLASSES = {
+    ("dassl.data.datasets.base_dataset", "Datum"),
+    ("dassl.data.datasets", "Datum"),
+    ("datasets.utils", "Datum"),
+}
 
 
 class Listed(NamedTuple):
-    """An image as a file lists it; label is None where the file has none."""
+    """An image as a file lists it, with its label if the file has one."""
 
     path: str
     label: int | None
 
 
 def read_sample(file: epath.Path, whole: Splits, shots: int) -> list[Example]:
-    """Return the training images that a file lists, in its order, repeated where it repeats them.
+    """Return the training images that a file lists, in its order, repeated if it repeats them.
 
-    The file is a run's train_files.txt, a .jsonl with one record a line, or a .pkl
-    as CoOp's code writes it. shots: dataset.shots, which the sample must have, or -1.
-    Raise UserError for a file that is none of these, an image that is not among the
-    training images, a label that is not the dataset's and another number of shots.
+    Args:
+        file: a run's train_files.txt, a .jsonl with one record a line, or a .pkl as CoOp's code
+            writes it, of which only the records are read.
+        whole: the dataset that the images are of.
+        shots: dataset.shots, which the sample must have, or -1.
+
+    Raises:
+        UserError: the file is none of these, lists an image that is not a training image of the
+            dataset or has another label, or has another number of shots.
     """
     readers = {".txt": _read_train_files, ".jsonl": _read_jsonl, ".pkl": _read_pickle}
     if file.suffix not in readers:
@@ -36,7 +47,8 @@ def read_sample(file: epath.Path, whole: Splits, shots: int) -> list[Example]:
             f"dataset.sample: {file} should be a train_files.txt, a .jsonl or a .pkl of CoOp's "
             "layout."
         )
-    listed = readers[file.suffix](file)
+    with reading(file, "a sample of training images (dataset.sample)"):
+        listed = readers[file.suffix](file.read_bytes())
     if not listed:
         raise UserError(f"dataset.sample: {file} lists no images.")
     sample = _match(file, listed, whole)
@@ -44,46 +56,39 @@ def read_sample(file: epath.Path, whole: Splits, shots: int) -> list[Example]:
     return sample
 
 
-def _read_train_files(file: epath.Path) -> list[Listed]:
+def _read_train_files(content: bytes) -> list[Listed]:
     # As the run wrote them: names may hold any bytes, and begin or end with spaces.
-    lines = read_text(file, errors="surrogateescape").split("\n")
+    lines = content.decode(errors="surrogateescape").split("\n")
     return [Listed(line.removesuffix("\r"), None) for line in lines if line.strip()]
 
 
-def _read_jsonl(file: epath.Path) -> list[Listed]:
-    return [
-        _listed(parse_json(line, f"{file}, line {number},"), f"{file}, line {number},")
-        for number, line in enumerate(read_text(file).split("\n"), 1)
-        if line.strip()
-    ]
+def _read_jsonl(content: bytes) -> list[Listed]:
+    lines = content.decode("utf-8-sig").split("\n")
+    return [_listed(json.loads(line)) for line in lines if line.strip()]
 
 
-def _read_pickle(file: epath.Path) -> list[Listed]:
-    try:
-        content = read_records(read_bytes(file))
-    except UnsafePickleError as reason:
-        raise UserError(f"dataset.sample: {file} is not a pickled sample ({reason}).") from reason
-    if type(content) is not dict or not {"train"} <= set(content) <= {"train", "val"}:
-        raise UserError(f"dataset.sample: {file} should hold the lists 'train' and 'val'.")
-    if type(content["train"]) is not list:
-        raise UserError(f"dataset.sample: 'train' in {file} is not a list.")
-    return [
-        _listed(record, f"{file}, image {number},")
-        for number, record in enumerate(content["train"], 1)
-    ]
+class _Record:
+    """Stands for the published class of a record, with its attributes."""
 
 
-def _listed(record: Any, where: str) -> Listed:
-    if (
-        not isinstance(record, dict)
-        or not {"_impath", "_label"} <= set(record) <= FIELDS
-        or not isinstance(record["_impath"], str)
-        or type(record["_label"]) is not int
-    ):
-        raise UserError(
-            f"dataset.sample: {where} is not a record of _impath, _label, _domain and _classname."
-        )
-    return Listed(record["_impath"], record["_label"])
+class _Unpickler(pickle.Unpickler):
+    """Unpickles records of the published classes, and calls nothing that a file names."""
+
+    def find_class(self, module: str, name: str) -> type[_Record]:
+        if (module, name) not in RECORD_CLASSES:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
+        return _Record
+
+
+def _read_pickle(content: bytes) -> list[Listed]:
+    return [_listed(vars(record)) for record in _Unpickler(io.BytesIO(content)).load()["train"]]
+
+
+def _listed(record: dict[str, Any]) -> Listed:
+    path, label = record["_impath"], record["_label"]
+    if not isinstance(path, str) or type(label) is not int:
+        raise TypeError(f"{record} should have a path as _impath and a number as _label")
+    return Listed(path, label)
 
 
 def _match(file: epath.Path, listed: Iterable[Listed], whole: Splits) -> list[Example]:
@@ -100,7 +105,7 @@ def _match(file: epath.Path, listed: Iterable[Listed], whole: Splits) -> list[Ex
             elsewhere = any(end in others for end in ends)
             raise UserError(
                 f"dataset.sample: {file} lists {path!r}, which is "
-                + ("an image to test on." if elsewhere else "not in the dataset.")
+                + ("a validation or test image." if elsewhere else "not in the dataset.")
             )
         if label not in (None, label_of[found]):
             raise UserError(
@@ -112,7 +117,7 @@ def _match(file: epath.Path, listed: Iterable[Listed], whole: Splits) -> list[Ex
 
 
 def _check_shots(file: epath.Path, sample: list[Example], whole: Splits, shots: int) -> None:
-    """Raise UserError where dataset.shots, which results are filed under, is not the sample's."""
+    """Raise UserError if the sample has other shots than dataset.shots, which labels results."""
     most = max(collections.Counter(example.label for example in sample).values())
     there = max(collections.Counter(example.label for example in whole.train).values())
     if shots >= 0 and not min(shots, there) <= most <= shots:

@@ -1,6 +1,7 @@
 """Datasets whose images lie in class folders."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -24,21 +25,38 @@ CALTECH101_RENAMED = {
 # TFDS's names are all lower case, which hides that the published order puts upper case first.
 CALTECH101_FOLDERS = {name.lower(): name for name in (*CALTECH101_IGNORED, *CALTECH101_RENAMED)}
 
+EUROSAT_NAMES = {
+    "AnnualCrop": "Annual Crop Land",
+    "Forest": "Forest",
+    "HerbaceousVegetation": "Herbaceous Vegetation Land",
+    "Highway": "Highway or Road",
+    "Industrial": "Industrial Buildings",
+    "Pasture": "Pasture Land",
+    "PermanentCrop": "Permanent Crop Land",
+    "Residential": "Residential Buildings",
+    "River": "River",
+    "SeaLake": "Sea or Lake",
+}
 
-def read_caltech101(directory: epath.Path, images: epath.Path) -> Lists:
-    """Return the lists that the published rule makes, with the published names."""
-    folders = [name for name in folder_names(images) if name not in CALTECH101_IGNORED]
-    classnames = [CALTECH101_RENAMED.get(name, name) for name in folders]
-    return split_all(class_folders(images, folders, classnames))
+
+def read_folders(
+    directory: epath.Path,
+    images: epath.Path,
+    renamed: Mapping[str, str] = {},
+    ignored: Sequence[str] = (),
+) -> Lists:
+    """Return the lists that the published rule makes, with the folders' names or other ones."""
+    folders = [name for name in folder_names(images) if name not in ignored]
+    return split_all(class_folders(images, folders, [renamed.get(name, name) for name in folders]))
 
 
 def caltech101_names(labels: Sequence[str]) -> dict[str, str]:
     """Return the class names of TFDS's labels, in the order of the folders."""
     folders = {label: CALTECH101_FOLDERS.get(label, label) for label in labels}
-    kept = [label for label in labels if folders[label] not in CALTECH101_IGNORED]
+    used = [label for label in labels if folders[label] not in CALTECH101_IGNORED]
     return {
         label: CALTECH101_RENAMED.get(folders[label], label).replace("_", " ")
-        for label in sorted(kept, key=folders.__getitem__)
+        for label in sorted(used, key=folders.__getitem__)
     }
 
 
@@ -49,17 +67,12 @@ CALTECH101 = Benchmark(
     test_images=2_465,
     directory="caltech-101",
     images="101_ObjectCategories",
-    read_raw=read_caltech101,
+    read_raw=functools.partial(
+        read_folders, renamed=CALTECH101_RENAMED, ignored=CALTECH101_IGNORED
+    ),
     split="split_zhou_Caltech101.json",
     tfds=TfdsUse("caltech101", train="train", test="test", classnames=caltech101_names),
 )
-
-
-def read_folders(directory: epath.Path, images: epath.Path) -> Lists:
-    """Return the lists that the published rule makes, with the folders' names."""
-    folders = folder_names(images)
-    return split_all(class_folders(images, folders, folders))
-
 
 FOOD101 = Benchmark(
     name="food101",
@@ -78,7 +91,6 @@ FOOD101 = Benchmark(
     ),
 )
 
-
 DTD = Benchmark(
     name="dtd",
     template="{} texture.",
@@ -91,28 +103,6 @@ DTD = Benchmark(
     tfds=TfdsUse("dtd", train="train", val="validation", test="test"),
 )
 
-
-EUROSAT_NAMES = {
-    "AnnualCrop": "Annual Crop Land",
-    "Forest": "Forest",
-    "HerbaceousVegetation": "Herbaceous Vegetation Land",
-    "Highway": "Highway or Road",
-    "Industrial": "Industrial Buildings",
-    "Pasture": "Pasture Land",
-    "PermanentCrop": "Permanent Crop Land",
-    "Residential": "Residential Buildings",
-    "River": "River",
-    "SeaLake": "Sea or Lake",
-}
-
-
-def read_eurosat(directory: epath.Path, images: epath.Path) -> Lists:
-    """Return the lists that the published rule makes, with the published names."""
-    folders = folder_names(images)
-    classnames = [EUROSAT_NAMES.get(name, name) for name in folders]
-    return split_all(class_folders(images, folders, classnames))
-
-
 EUROSAT = Benchmark(
     name="eurosat",
     template="a centered satellite photo of {}.",
@@ -120,7 +110,7 @@ EUROSAT = Benchmark(
     test_images=8_100,
     directory="eurosat",
     images="2750",
-    read_raw=read_eurosat,
+    read_raw=functools.partial(read_folders, renamed=EUROSAT_NAMES),
     split="split_zhou_EuroSAT.json",
     tfds=TfdsUse(
         "eurosat/rgb",

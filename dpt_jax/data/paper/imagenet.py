@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from etils import epath
 
 from dpt_jax.data.benchmark import Benchmark, Lists, Record, TfdsUse, class_folders, folder_names
-from dpt_jax.data.listfiles import look_up, read_fields
+from dpt_jax.data.listfiles import fields
+from dpt_jax.errors import UserError
+from dpt_jax.io import reading
 
 TEMPLATE = "a photo of a {}."
 
@@ -24,7 +26,9 @@ def names_of_wordnet_ids(labels: Sequence[str]) -> dict[str, str]:
 
 def name_by_folder(directory: epath.Path) -> dict[str, str]:
     """Return {WordNet id: class name} of the directory's own list, in the order of the classes."""
-    return {folder: name for folder, name in read_fields(directory / "classnames.txt", 2)}
+    file = directory / "classnames.txt"
+    with reading(file, "a list of WordNet ids with their names"):
+        return {folder: name for folder, name in fields(file, 2)}
 
 
 def wordnet_folders(
@@ -32,7 +36,9 @@ def wordnet_folders(
 ) -> list[Record]:
     """Return the images of folders that are named by WordNet ids."""
     names = name_by_folder(directory)
-    return class_folders(images, folders, [look_up(folder, names, images) for folder in folders])
+    if unknown := [folder for folder in folders if folder not in names]:
+        raise UserError(f"{images / unknown[0]} is not in {directory / 'classnames.txt'}.")
+    return class_folders(images, folders, [names[folder] for folder in folders])
 
 
 def read_imagenet(directory: epath.Path, images: epath.Path) -> Lists:

@@ -1,5 +1,6 @@
 """Datasets that come with lists of their images: text, JSON or MATLAB files."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,15 +8,8 @@ from typing import Any
 from etils import epath
 
 from dpt_jax.data.benchmark import Benchmark, Lists, Record, TfdsUse, split_all, split_train
-from dpt_jax.data.listfiles import (
-    look_up,
-    read_fields,
-    read_json,
-    read_lines,
-    read_matlab,
-    whole_number,
-)
-from dpt_jax.errors import UserError
+from dpt_jax.data.listfiles import fields, lines, matlab_row, text
+from dpt_jax.io import reading
 
 
 def renamed(rename: Callable[[str], str]) -> Callable[[Sequence[str]], dict[str, str]]:
@@ -24,9 +18,9 @@ def renamed(rename: Callable[[str], str]) -> Callable[[Sequence[str]], dict[str,
 
 
 def _whole(cell: Any) -> int:
-    """Return a MATLAB number, which may be stored as a float, as a whole one."""
+    """Return a MATLAB number, which may be stored as a float, as an integer."""
     if int(cell) != cell:
-        raise ValueError(f"{cell} is no class number")
+        raise ValueError(f"{cell} is not a class number")
     return int(cell)
 
 
@@ -35,10 +29,11 @@ def read_oxford_pets(directory: epath.Path, images: epath.Path) -> Lists:
 
     def read(split: str) -> list[Record]:
         file = directory / "annotations" / f"{split}.txt"
-        return [
-            Record(f"{image}.jpg", whole_number(label, file) - 1, image.rpartition("_")[0].lower())
-            for image, label, _, _ in read_fields(file, 4)
-        ]
+        with reading(file, "a list of images"):
+            return [
+                Record(f"{image}.jpg", int(label) - 1, image.rpartition("_")[0].lower())
+                for image, label, _, _ in fields(file, 4)
+            ]
 
     return split_train(read("trainval"), read("test"))
 
@@ -65,18 +60,19 @@ def car_name(name: str) -> str:
 def read_stanford_cars(directory: epath.Path, images: epath.Path) -> Lists:
     """Read the class names and the annotations of both splits from MATLAB files."""
     meta = directory / "devkit" / "cars_meta.mat"
-    classes = dict(
-        enumerate(read_matlab(meta, "class_names", lambda cell: car_name(str(cell.item()))), 1)
-    )
-
-    def image_and_label(row: Any) -> tuple[str, int]:
-        return str(row["fname"].item()), _whole(row["class"].item())
+    with reading(meta, "a MATLAB list of class names"):
+        names = [car_name(str(cell.item())) for cell in matlab_row(meta, "class_names")]
+    name_of = dict(enumerate(names, 1))
 
     def read(folder: str, file: epath.Path) -> list[Record]:
-        return [
-            Record(f"{folder}/{image}", label - 1, look_up(label, classes, file))
-            for image, label in read_matlab(file, "annotations", image_and_label)
-        ]
+        with reading(file, "a MATLAB list of images"):
+            found = [
+                (str(row["fname"].item()), _whole(row["class"].item()))
+                for row in matlab_row(file, "annotations")
+            ]
+            return [
+                Record(f"{folder}/{image}", label - 1, name_of[label]) for image, label in found
+            ]
 
     trainval = read("cars_train", directory / "devkit" / "cars_train_annos.mat")
     return split_train(trainval, read("cars_test", directory / "cars_test_annos_withlabels.mat"))
@@ -97,15 +93,16 @@ STANFORD_CARS = Benchmark(
 
 def read_oxford_flowers(directory: epath.Path, images: epath.Path) -> Lists:
     """Read the label of each numbered image from MATLAB, and names of labels from JSON."""
-    file = directory / "cat_to_name.json"
-    name_of = read_json(file)
-    if not isinstance(name_of, dict) or not all(isinstance(n, str) for n in name_of.values()):
-        raise UserError(f"{file} should hold a name for each class number; download it again.")
-    labels_file = directory / "imagelabels.mat"
-    return split_all(
-        Record(f"image_{i:05d}.jpg", label - 1, look_up(str(label), name_of, labels_file))
-        for i, label in enumerate(read_matlab(labels_file, "labels", _whole), 1)
-    )
+    names_file, labels_file = directory / "cat_to_name.json", directory / "imagelabels.mat"
+    with reading(names_file, "a JSON object of class names"):
+        name_of = {label: str(name) for label, name in json.loads(text(names_file)).items()}
+    with reading(labels_file, "a MATLAB list of labels"):
+        labels = [_whole(cell) for cell in matlab_row(labels_file, "labels")]
+        records = [
+            Record(f"image_{i:05d}.jpg", label - 1, name_of[str(label)])
+            for i, label in enumerate(labels, 1)
+        ]
+    return split_all(records)
 
 
 OXFORD_FLOWERS = Benchmark(
@@ -130,15 +127,14 @@ OXFORD_FLOWERS = Benchmark(
 
 def read_fgvc_aircraft(directory: epath.Path, images: epath.Path) -> Lists:
     """Read lines such as "1025794 707-320" of the dataset's own three splits."""
-    variants = read_lines(directory / "variants.txt")
-    labels = {variant: label for label, variant in enumerate(variants)}
+    variants = directory / "variants.txt"
+    with reading(variants, "a list of class names"):
+        labels = {variant: label for label, variant in enumerate(lines(variants))}
 
     def read(split: str) -> list[Record]:
         file = directory / f"images_variant_{split}.txt"
-        return [
-            Record(f"{image}.jpg", look_up(name, labels, file), name)
-            for image, name in read_fields(file, 2)
-        ]
+        with reading(file, "a list of images"):
+            return [Record(f"{image}.jpg", labels[name], name) for image, name in fields(file, 2)]
 
     return Lists(read("train"), read("val"), read("test"))
 
@@ -155,29 +151,23 @@ FGVC_AIRCRAFT = Benchmark(
 
 
 def sun397_name(path: str) -> str:
-    """Return a class's path reversed, without the folder of its letter: "c/church/outdoor" ->
-    "outdoor church"."""
+    """Return a class's path reversed, without the folder of its letter.
+
+    "c/church/outdoor" becomes "outdoor church".
+    """
     return " ".join(reversed(path.strip("/").split("/")[1:]))
 
 
 def read_sun397(directory: epath.Path, images: epath.Path) -> Lists:
     """Read lists of paths that begin with a slash: "/i/inn/indoor"."""
-
-    def paths(file: epath.Path) -> list[str]:
-        lines = read_lines(file)
-        for line in lines:
-            if not line.startswith("/"):
-                raise UserError(f"{file}: {line!r} should begin with a slash; download it again.")
-        return [line[1:] for line in lines]
-
-    labels = {folder: label for label, folder in enumerate(paths(directory / "ClassName.txt"))}
+    classes = directory / "ClassName.txt"
+    with reading(classes, "a list of classes"):
+        labels = {folder: label for label, folder in enumerate(lines(classes))}
 
     def read(file: epath.Path) -> list[Record]:
-        records = []
-        for path in paths(file):
-            folder = path.rpartition("/")[0]
-            records.append(Record(path, look_up(folder, labels, file), sun397_name(folder)))
-        return records
+        with reading(file, "a list of images"):
+            folders = [(path[1:], path.rpartition("/")[0]) for path in lines(file)]
+            return [Record(path, labels[folder], sun397_name(folder)) for path, folder in folders]
 
     return split_train(read(directory / "Training_01.txt"), read(directory / "Testing_01.txt"))
 
@@ -209,16 +199,18 @@ def read_ucf101(directory: epath.Path, images: epath.Path) -> Lists:
     """Read lists of videos, each of which is one image here: its middle frame."""
     lists = directory / "ucfTrainTestlist"
     classes = lists / "classInd.txt"
-    labels = {action: whole_number(label, classes) - 1 for label, action in read_fields(classes, 2)}
+    with reading(classes, "a list of classes"):
+        labels = {action: int(label) - 1 for label, action in fields(classes, 2)}
 
     def read(file: epath.Path) -> list[Record]:
         records = []
-        for line in read_lines(file):
-            # "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1", in the test list without the label.
-            action, _, video = line.split()[0].partition("/")
-            folder = ucf101_name(action)
-            frame = f"{folder}/{video.removesuffix('.avi')}.jpg"
-            records.append(Record(frame, look_up(action, labels, file), folder))
+        with reading(file, "a list of videos"):
+            for line in lines(file):
+                # "ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1", in the test list without label.
+                action, _, video = line.split()[0].partition("/")
+                folder = ucf101_name(action)
+                frame = f"{folder}/{video.removesuffix('.avi')}.jpg"
+                records.append(Record(frame, labels[action], folder))
         return records
 
     return split_train(read(lists / "trainlist01.txt"), read(lists / "testlist01.txt"))
