@@ -1,5 +1,6 @@
 """Paths as people write them: local, below ~, or gs://."""
 
+import codecs
 import contextlib
 import os
 import pathlib
@@ -21,6 +22,11 @@ from dpt_jax.runtime.bucket import (
 )
 
 SCHEME = BUCKETS.removesuffix("//")
+# What a server, or Git without its large files, delivers instead of a file.
+STAND_INS = {
+    b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` in its folder",
+    b"<": "an HTML or XML page: the download failed, so download it again",
+}
 
 
 def as_path(name: str | os.PathLike[str]) -> epath.Path:
@@ -133,9 +139,24 @@ def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except MemoryError as reason:
         raise UserError(f"{path} cannot be read: not enough memory.") from reason
     except Exception as reason:
+        refuse_stand_in(path)
         raise UserError(
             f"{path} cannot be read as {what} ({type(reason).__name__}: {short(reason)})."
         ) from reason
+
+
+def refuse_stand_in(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if a file is empty, a web page or a Git LFS pointer, whatever its name."""
+    file = as_path(path)
+    if not file.is_file():
+        return
+    with file.open("rb") as opened:
+        start = opened.read(100).removeprefix(codecs.BOM_UTF8).lstrip()
+    if not start:
+        raise UserError(f"{file} is empty: download or copy it again.")
+    for begins, what in STAND_INS.items():
+        if start.startswith(begins):
+            raise UserError(f"{file} is {what}.")
 
 
 def short(reason: BaseException) -> str:
