@@ -14,7 +14,7 @@ from dpt_jax import settings
 from dpt_jax.clip.files import Tensors, read_tensors
 from dpt_jax.clip.layouts import common_names
 from dpt_jax.clip.names import from_transformers
-from dpt_jax.convert.checkpoints import prompts_from_published
+from dpt_jax.convert.published import prompts_from_published
 from dpt_jax.losses import count, loss
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.model.prompted_clip import Params

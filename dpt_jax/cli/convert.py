@@ -63,7 +63,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         case ["serve", source, target]:
             serve(flags, as_path(source), as_path(target))
         case ["reference", source, target] if flags.reverse:
-            from dpt_jax.convert.published import reverse_reference
+            from dpt_jax.convert.reference import reverse_reference
 
             reverse_reference(as_path(source), as_path(target))
         case ["reference", directory] if not flags.reverse:
@@ -72,7 +72,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
                     "convert reference: --workdir is not given; it says where the converted "
                     "prompts go."
                 )
-            from dpt_jax.convert.published import convert_reference
+            from dpt_jax.convert.reference import convert_reference
 
             convert_reference(
                 as_path(directory),
@@ -98,7 +98,7 @@ def export(source: "epath.Path", target: "epath.Path") -> None:
 
     Raise UserError where there are none, or the file's name does not end in .safetensors.
     """
-    from dpt_jax.convert.published import read_run
+    from dpt_jax.convert.reference import read_run
     from dpt_jax.evaluation.provenance import outdated
     from dpt_jax.evaluation.results import RESULTS_FILE, read_result
     from dpt_jax.io import size_of

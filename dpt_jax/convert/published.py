@@ -1,267 +1,243 @@
-"""Workdirs from checkpoint folders of the published PyTorch code, and back."""
+"""Checkpoints of the published PyTorch codes: which tensor is which array of the prompts.
+
+The code of CoOp, CoCoOp, KgCoOp, VPT, VLP and DPT saves the state dict of each learned module. That
+of IVLP, PromptSRC and MaPLe saves one module, which has the whole CLIP in it.
+"""
 
 import pathlib
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
-import jax
-from ml_collections import ConfigDict
+import flax.traverse_util
+import numpy as np
 
-from dpt_jax import methods, settings
-from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.clip.files import Tensors, write_torch_file
-from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.clip.tokenizer import Tokenizer
-from dpt_jax.convert.checkpoints import (
-    CAVPT,
-    TEXT,
-    VISUAL,
-    method_of,
-    prompts_from_published,
-    published_from_prompts,
-    read_published,
-)
-from dpt_jax.convert.relatives import COUPLED, JOINT, module_from_prompts
-from dpt_jax.data.dataset import load_dataset
+from dpt_jax.clip.files import Tensors, read_torch_file
 from dpt_jax.errors import UserError
-from dpt_jax.io import make_folder
-from dpt_jax.logging import say
-from dpt_jax.methods import METHODS, ZERO_SHOT
-from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
-from dpt_jax.prompts.text import context_tokens
-from dpt_jax.storage.weights import local_weights
-from dpt_jax.training.checkpoints import FOLDER, Checkpoints, Saved, load_newest
-from dpt_jax.training.fingerprint import clip_fingerprint, result_settings
 
-# Methods that DPT's code does not have, and whose checkpoints differ from its own.
-OF_OTHER_CODE = ("cocoop", "ivlp", "maple", "promptsrc")
-# What a method's prompts are made by; the rest is of the backbone, the data and the training.
-METHOD_SECTIONS = ("text_prompt.", "visual_prompt.", "cavpt.", "loss.")
+TEXT = "prompt_learner"
+VISUAL = "image_encoder.transformer.ctx_learner"
+CAVPT = "image_encoder.transformer.extractor"
+JOINT = "VLPromptLearner"  # of IVLP and PromptSRC
+COUPLED = "MultiModalPromptLearner"  # of MaPLe
 
 
-def convert_reference(
-    directory: pathlib.Path, workdir: pathlib.Path, config: ConfigDict, overrides: Mapping[str, Any]
-) -> None:
-    """Write a workdir with the prompts of a checkpoint folder of the published code.
+class Entry(NamedTuple):
+    """One array of the prompts, and its tensors in a published module.
 
-    The sizes come from the checkpoint. Raise UserError where a size in `overrides` contradicts it,
-    or where the prompts do not fit the backbone.
+    Attributes:
+      path: Of the array in the tree of prompts.
+      name: Of the tensor. With {}, each layer of the array has a tensor of its own.
+      first: Name of the tensor of the first layer, if it does not follow `name`.
+      number: Number of the first layer that has `name`.
+      transposed: Whether the tensor is the weight of a torch.nn.Linear.
     """
-    if (workdir / FOLDER).exists() or (workdir / settings.CONFIG_FILE).exists():
-        raise UserError(f"{workdir} already holds a run: name a new --workdir.")
-    epoch, modules = read_published(directory)
-    pretrained = load_clip(local_weights(config.clip.weights))
-    clip = pretrained.config
-    try:
-        prompts = prompts_from_published(modules)
-    except KeyError as reason:
-        raise UserError(f"{directory}: tensor {reason.args[0]} is missing.") from reason
-    method = method_of(modules)
-    if method == "ivlp" and config.method == "promptsrc":
-        # Without the frozen tower in it, a file can be of either.
-        method = "promptsrc"
-    if method:
-        take_settings(config, method, overrides)
-        drop_words_that_count_for_nothing(config, prompts, pretrained.tokenizer)
-    wanted = "" if config.method in OF_OTHER_CODE else config.method
-    found = method_with(prompts, method or wanted)
-    for key, value in {"method": found, **sizes(prompts, clip, method)}.items():
-        said = overrides.get(key, value)
-        from_the_end = key == "cavpt.first_layer" and said == value - clip.vision.layers - 1
-        if said != value and not from_the_end:
-            raise UserError(
-                f"{directory}: {key} is {value} in the checkpoint, but the command line says "
-                f"{said}."
-            )
-        settings.set_key(config, key, value)
-    settings.check(config)
-    check_fit(prompts, config, clip, directory, next(iter(modules)) if method else "")
-    check_classes(prompts, config, directory)
-    settings.save(config, workdir)
-    # A checkpoint does not say what it was trained on; the settings do.
-    meta = {
-        "method": config.method,
-        "dataset": config.dataset.name,
-        "classes": config.dataset.classes,
-        "epoch": epoch,
-        "settings": result_settings(config),
-        "classnames": None,
-        "clip": clip_fingerprint(pretrained),
-        "changes": [],
-        "source": "published PyTorch code",
-    }
-    with Checkpoints(workdir, create=True) as checkpoints:
-        checkpoints.save(epoch, prompts, meta)
-        checkpoints.wait()
-    say(f"wrote {workdir}: {meta['method']} prompts of epoch {epoch}")
+
+    path: str
+    name: str
+    first: str = ""
+    number: int = 0
+    transposed: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the first axis of the array is that of the layers."""
+        return bool(self.first) or "{}" in self.name
+
+    def names(self, layers: int) -> list[str]:
+        """Return the names of the tensors of an array of so many layers."""
+        if not self.stacked:
+            return [self.name]
+        first = [self.first] if self.first else []
+        numbers = range(self.number, self.number + layers - len(first))
+        return [*first, *map(self.name.format, numbers)]
+
+    def names_in(self, tensors: Tensors) -> list[str]:
+        """Return the names that a state dict with so many tensors should have; [] for none."""
+        pattern = re.escape(self.name).replace(r"\{\}", r"\d+")
+        found = sum(bool(re.fullmatch(pattern, name)) for name in tensors)
+        if not found and self.first not in tensors:
+            return []
+        return self.names(found + bool(self.first))
 
 
-def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
-    """Write the prompts of a workdir as a checkpoint folder that the published code loads.
+def _linear(path: str, name: str) -> tuple[Entry, Entry]:
+    kernel = Entry(f"{path}.kernel", f"{name}.weight", transposed=True)
+    return kernel, Entry(f"{path}.bias", f"{name}.bias")
 
-    Raise UserError where that code has no place for them.
+
+def _norm(path: str, name: str) -> tuple[Entry, Entry]:
+    return Entry(f"{path}.scale", f"{name}.weight"), Entry(f"{path}.bias", f"{name}.bias")
+
+
+_DEEP = "{}.transformer.resblocks.{{}}.VPT_shallow".format
+_COUPLING = "prompt_learner.compound_prompt_projections.{}"
+ENTRIES: dict[str, tuple[Entry, ...]] = {
+    TEXT: (
+        Entry("text.context", "", first="ctx"),
+        *_linear("meta_net.linear1", "meta_net.linear1"),
+        *_linear("meta_net.linear2", "meta_net.linear2"),
+    ),
+    VISUAL: (Entry("visual.tokens", "ctx"),),
+    CAVPT: (
+        Entry("cavpt.global_tokens", "ctx"),
+        *_linear("cavpt.class_projection", "meta_nets.{}"),
+        Entry("cavpt.query.kernel", "attns.{}.qmlp.weight", transposed=True),
+        Entry("cavpt.key.kernel", "attns.{}.kmlp.weight", transposed=True),
+        Entry("cavpt.value.kernel", "attns.{}.vmlp.weight", transposed=True),
+        *_norm("cavpt.ln_classifier", "lns.{}"),
+        Entry("cavpt.classifier.kernel", "classfiers.{}.weight", transposed=True),
+        *_norm("cavpt.ln_prompt", "lns2.{}"),
+    ),
+    JOINT: (
+        Entry("text.context", _DEEP("text_encoder"), "prompt_learner.ctx", 1),
+        Entry("visual.tokens", _DEEP("image_encoder"), "image_encoder.VPT", 1),
+    ),
+    COUPLED: (
+        Entry("text.context", "prompt_learner.compound_prompts_text.{}", "prompt_learner.ctx"),
+        Entry("coupling.kernel", f"{_COUPLING}.weight", "prompt_learner.proj.weight", 0, True),
+        Entry("coupling.bias", f"{_COUPLING}.bias", "prompt_learner.proj.bias"),
+    ),
+}
+# Tensors that are not converted: buffers of the class names of the training, in KgCoOp's file what
+# its code does not use, and CLIP itself.
+BUFFERS = r"token_(prefix|suffix)"
+UNUSED_BY_KGCOOP = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
+FROZEN_TOWER = "prompt_learner.ZS_image_encoder."  # in PromptSRC's file only
+WHOLE_CLIP = (
+    rf"logit_scale|prompt_learner\.{BUFFERS}"
+    r"|(image_encoder|text_encoder|prompt_learner\.ZS_image_encoder)\."
+    r"(class_embedding|positional_embedding|proj|text_projection|conv1\.weight"
+    r"|(ln_pre|ln_post|ln_final|transformer\.resblocks\.\d+\.(ln_1|ln_2|attn|mlp))\..+)"
+)
+IGNORED = {TEXT: BUFFERS, JOINT: WHOLE_CLIP, COUPLED: WHOLE_CLIP}
+
+
+class Published(NamedTuple):
+    """A checkpoint of a published code: the epoch, and the state dict of each module."""
+
+    epoch: int
+    modules: dict[str, Tensors]
+
+
+def read_published(directory: pathlib.Path) -> Published:
+    """Read the last epoch that all modules of a checkpoint folder have, else the best model.
+
+    Raises:
+      UserError: There is no such checkpoint, or it is of two methods.
     """
-    config, saved = read_run(source)
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise UserError(f"{directory} is there already: name a new folder.")
-    modules = modules_of(config, saved.prompts, source)
-    epoch = saved.meta.get("epoch", saved.step)
-    for name, tensors in modules.items():
-        folder = make_folder(directory / name, "convert reference --reverse")
-        write_torch_file(folder / f"model.pth.tar-{epoch}", tensors, epoch)
-        (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
-    say(
-        f"wrote {directory}, which the published code loads with --model-dir and --load-epoch "
-        f"{epoch}"
-    )
-
-
-def modules_of(config: ConfigDict, prompts: Prompts, source: pathlib.Path) -> dict[str, Tensors]:
-    """Return the state dict of each module.  Raise UserError where no code has a place for them."""
-    text, visual = config.text_prompt, config.visual_prompt
-    parts = METHODS[config.method].parts
-    has_text, has_visual = methods.TEXT in parts, methods.VISUAL in parts
-    deep = has_text and (text.depth > 1 or (text.fixed_words and bool(text.init.strip())))
-    if not deep and not (has_visual and (visual.ln_pre or visual.coupled)):
-        if has_visual and visual.depth > 0:
-            raise UserError(
-                f"{source} has visual tokens that carry on after layer {visual.depth} and do not "
-                "pass the layer norm of the patches: no published code has such ones."
-            )
-        return published_from_prompts(prompts, visual.length)
-    if (
-        (has_visual and not visual.ln_pre)
-        or methods.CLASS_AWARE in parts
-        or (has_text and (text.class_specific or text.class_position != "end"))
-        or text.conditioned
-    ):
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a folder; it should hold one of {', '.join(ENTRIES)}.")
+    folders = [directory / name for name in ENTRIES if (directory / name).is_dir()]
+    if not folders:
         raise UserError(
-            f"{source} has context tokens of several layers, fixed words, or visual tokens among "
-            "the patches, and besides what no published code has together with them."
+            f"{directory} holds none of {', '.join(ENTRIES)}, so it is not a checkpoint of the "
+            "published code."
         )
-    module = COUPLED if visual.coupled else JOINT
-    return {module: module_from_prompts(module, prompts)}
-
-
-def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
-    """Return settings and newest prompts of a workdir or prompt file.
-
-    Raise UserError where there are none.
-    """
-    config = settings.load_saved(source)
-    if config.method == ZERO_SHOT:
-        raise UserError(f"{source} is zero-shot, so it has no prompts to convert.")
-    return config, load_newest(source)
-
-
-def method_with(prompts: Prompts, wanted: str) -> str:
-    """Return the method of a tree of prompts: the wanted one if it learns these parts.
-
-    Several methods learn the same parts; the first one of the table is the plainest.
-    """
-    parts = {methods.TEXT} if "text" in prompts else set()
-    if "visual" in prompts or "coupling" in prompts:
-        parts |= {methods.VISUAL}
-    if "cavpt" in prompts:
-        parts = {methods.TEXT, methods.VISUAL, methods.CLASS_AWARE}
-    if wanted in METHODS and set(METHODS[wanted].parts) == parts:
-        return wanted
-    return next(name for name, method in METHODS.items() if set(method.parts) == parts)
-
-
-def take_settings(config: ConfigDict, method: str, overrides: Mapping[str, Any]) -> None:
-    """Set what a method's prompts are made by, but where the command line says something else."""
-    own = settings.flat(settings.of_method(method, config.dataset.name).to_dict())
-    for key, value in own.items():
-        if key.startswith(METHOD_SECTIONS) and key not in overrides:
-            settings.set_key(config, key, value)
-
-
-def drop_words_that_count_for_nothing(
-    config: ConfigDict, prompts: Prompts, tokenizer: Tokenizer
-) -> None:
-    """Leave no initial words where the context is none that could have begun with them.
-
-    It has as many tokens as they, or fewer where the others stay fixed. A published context that
-    is longer has begun at random.
-    """
-    words = len(context_tokens(config.text_prompt.init, tokenizer))
-    length = prompts["text"]["context"].shape[-2] if "text" in prompts else 0
-    if length > words or (length < words and not config.text_prompt.fixed_words):
-        config.text_prompt.init = ""
-
-
-def sizes(prompts: Prompts, clip: CLIPConfig, method: str | None) -> dict[str, Any]:
-    """Return the settings that the shapes of the prompts decide, and those of DPT's own code.
-
-    method: the relative whose prompts these are, None for those of DPT's code.
-    """
-    text: tuple[int, ...] = prompts["text"]["context"].shape if "text" in prompts else ()
-    visual: tuple[int, ...] = prompts["visual"]["tokens"].shape if "visual" in prompts else ()
-    if "coupling" in prompts:
-        visual = (len(prompts["coupling"]["kernel"]), text[-2])
-    keys: dict[str, Any] = {
-        "text_prompt.depth": text[0] if text else 1,
-        "text_prompt.class_specific": len(text) == 4,
-        "text_prompt.conditioned": "meta_net" in prompts,
-        "visual_prompt.coupled": "coupling" in prompts,
-        "visual_prompt.ln_pre": bool(method and visual),
-        "visual_prompt.depth": visual[0] if method and visual else -1,
-    }
-    if text:
-        keys["text_prompt.length"] = text[-2]
-    if visual:
-        keys["visual_prompt.length"] = visual[1]
-    if not method:
-        keys |= {"text_prompt.init": "", "text_prompt.fixed_words": False}
-    if "cavpt" in prompts:
-        keys["cavpt.first_layer"] = clip.vision.layers + 1 - len(prompts["cavpt"]["global_tokens"])
-    return keys
-
-
-def check_fit(
-    prompts: Any, config: ConfigDict, clip: CLIPConfig, directory: pathlib.Path, module: str = ""
-) -> None:
-    """Raise UserError naming a tensor whose shape is not the one this backbone needs.
-
-    module: the one that all prompts are of, if they are of one.
-    """
-    classes = 1
-    if "cavpt" in prompts:
-        classes = prompts["cavpt"]["classifier"]["kernel"].shape[-1]
-    elif config.text_prompt.class_specific:
-        classes = prompts["text"]["context"].shape[1]
-    model = PromptedCLIP(clip, settings.prompt_config(config, classes, clip.vision.layers))
-    wanted = jax.eval_shape(model.init, jax.random.key(0))
-    there, here = (
-        settings.flat(jax.tree.map(lambda x: tuple(x.shape), tree)) for tree in (prompts, wanted)
-    )
-    modules = {"text": TEXT, "meta_net": TEXT, "visual": VISUAL, "cavpt": CAVPT}
-    for name in sorted({*there, *here}):
-        if there.get(name) != here.get(name):
-            raise UserError(
-                f"{directory / (module or modules[name.partition('.')[0]])}: {name} has shape "
-                f"{there.get(name)}, "
-                f"but the backbone {config.clip.weights} needs {here.get(name)}."
-            )
-
-
-def check_classes(prompts: Any, config: ConfigDict, directory: pathlib.Path) -> None:
-    """Raise UserError where a context of each class is of another number than the dataset has.
-
-    A dataset that cannot be loaded here is reported, and not compared.
-    """
-    if not config.text_prompt.class_specific:
-        return
-    theirs = prompts["text"]["context"].shape[1]
-    try:
-        own = len(load_dataset(config.dataset, config.seed).classnames)
-    except UserError as reason:
-        say(f"the {theirs} classes of {directory} are not compared with a dataset ({reason})")
-        return
-    if own != theirs:
+    if folders[-1].name in (JOINT, COUPLED) and len(folders) > 1:
         raise UserError(
-            f"{directory} has a context for each of {theirs} classes, but {config.dataset.name} "
-            f"({config.dataset.classes} classes) has {own}: name the dataset of its training."
+            f"{directory} holds checkpoints of two methods ({folders[0].name} and "
+            f"{folders[-1].name}): give a folder with one of them."
         )
+    epochs = set.intersection(*map(_epochs, folders))
+    name = f"model.pth.tar-{max(epochs)}" if epochs else "model-best.pth.tar"
+    modules, epoch = {}, None
+    for folder in folders:
+        if not (folder / name).exists():
+            raise UserError(
+                f"{folder} has no {name}, and no epoch that the folders beside it have too."
+            )
+        read = read_torch_file(folder / name)
+        modules[folder.name], epoch = read.tensors, read.epoch
+    return Published(max(epochs) if epochs else epoch or 0, modules)
+
+
+def _epochs(folder: pathlib.Path) -> set[int]:
+    names = (re.fullmatch(r"model\.pth\.tar-(\d+)", file.name) for file in folder.iterdir())
+    return {int(found[1]) for found in names if found}
+
+
+def method_of(modules: Mapping[str, Tensors]) -> str | None:
+    """Return the method of a checkpoint, None for CoOp, VPT, VLP and DPT.
+
+    Those four are told apart by the modules that are there.
+    """
+    if COUPLED in modules:
+        return "maple"
+    if JOINT in modules:
+        frozen = any(name.startswith(FROZEN_TOWER) for name in modules[JOINT])
+        return "promptsrc" if frozen else "ivlp"
+    tensors = modules.get(TEXT, {})
+    if UNUSED_BY_KGCOOP[0] in tensors:
+        return "kgcoop"
+    return "cocoop" if any(name.startswith("meta_net.") for name in tensors) else None
+
+
+def prompts_from_published(
+    modules: Mapping[str, Tensors], directory: pathlib.Path | None = None
+) -> Prompts:
+    """Return the prompts of a checkpoint as a tree of float32 arrays.
+
+    Args:
+      modules: The state dict of each module.
+      directory: Of the checkpoint, for messages.
+
+    Raises:
+      UserError: A tensor is missing, or is none of the published code's.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for module, tensors in modules.items():
+        where = f"{directory}: {module}" if directory else module
+        left = set(tensors)
+        if module == TEXT and UNUSED_BY_KGCOOP[0] in left:
+            left -= {*UNUSED_BY_KGCOOP}
+        learned = {name: tensors[name] for name in left}
+        names = {entry: entry.names_in(learned) for entry in ENTRIES[module]}
+        # A part is there as a whole or not at all, and the first one is always there.
+        parts = {entry.path.partition(".")[0] for entry, found in names.items() if found}
+        parts |= {ENTRIES[module][0].path.partition(".")[0]}
+        for entry, found in names.items():
+            if entry.path.partition(".")[0] not in parts:
+                continue
+            if missing := [name for name in found or entry.names(1) if name not in learned]:
+                raise UserError(f"{where}: tensor {missing[0]} is missing.")
+            left -= {*found}
+            layers = [tensors[name].T if entry.transposed else tensors[name] for name in found]
+            arrays[entry.path] = np.stack(layers) if entry.stacked else layers[0]
+        more = sorted(name for name in left if not re.fullmatch(IGNORED.get(module, ""), name))
+        if more:
+            raise UserError(
+                f"{where}: tensor {more[0]} is not one of the published code, so nothing was "
+                "converted."
+            )
+    # If CAVPT begins at the first layer, the published visual prompt has no layers.
+    arrays = {path: x for path, x in arrays.items() if path != "visual.tokens" or len(x)}
+    as_float = {path: np.asarray(x, np.float32, order="C") for path, x in arrays.items()}
+    return flax.traverse_util.unflatten_dict(as_float, sep=".")
+
+
+def published_from_prompts(prompts: Prompts, visual_length: int) -> dict[str, Tensors]:
+    """Return the state dicts of CoOp's and DPT's modules: inverse of `prompts_from_published`.
+
+    visual_length: Tokens of a layer. DPT's code loads a visual prompt in any case, also one of no
+    layers.
+    """
+    modules = {module: module_from_prompts(module, prompts) for module in (TEXT, VISUAL, CAVPT)}
+    if modules[CAVPT] and not modules[VISUAL]:
+        width = prompts["cavpt"]["global_tokens"].shape[-1]
+        modules[VISUAL] = {"ctx": np.zeros((0, visual_length, width), np.float32)}
+    return {module: tensors for module, tensors in modules.items() if tensors}
+
+
+def module_from_prompts(module: str, prompts: Prompts) -> Tensors:
+    """Return the learned tensors of a module.  Its code keeps CLIP's own if a file has none."""
+    tensors: Tensors = {}
+    arrays = flax.traverse_util.flatten_dict(prompts, sep=".")
+    for entry in ENTRIES[module]:
+        if entry.path in arrays:
+            array = arrays[entry.path]
+            layers = array if entry.stacked else array[None]
+            for name, layer in zip(entry.names(len(layers)), layers, strict=True):
+                tensors[name] = np.ascontiguousarray(layer.T if entry.transposed else layer)
+    return tensors

@@ -1,7 +1,6 @@
 """What the published code's golden files say of parts and prompts, as this package has them."""
 
-from dpt_jax.convert.checkpoints import MODULES, prompts_from_published
-from dpt_jax.convert.relatives import COUPLED, JOINT
+from dpt_jax.convert.published import CAVPT, COUPLED, JOINT, TEXT, VISUAL, prompts_from_published
 from dpt_jax.methods import Consistency, PromptConfig
 
 
@@ -17,7 +16,7 @@ def by_module(tensors):
     """Return the tensors of each published module, by their names in it."""
     modules = {}
     for name, value in tensors.items():
-        module = next(m for m in MODULES if name.startswith(f"{m}."))
+        module = next(m for m in (TEXT, VISUAL, CAVPT) if name.startswith(f"{m}."))
         modules.setdefault(module, {})[name.removeprefix(f"{module}.")] = value
     return modules
 

@@ -16,7 +16,7 @@ import dpt_jax
 from configs import coop, vpt, zeroshot
 from dpt_jax import settings
 from dpt_jax.clip.pretrained import Pretrained
-from dpt_jax.convert.published import convert_reference
+from dpt_jax.convert.reference import convert_reference
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.predictor import program

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 import dpt_jax
 from dpt_jax.cli import convert
-from dpt_jax.convert.published import reverse_reference
+from dpt_jax.convert.reference import reverse_reference
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 from dpt_jax.training import prompt_file

@@ -1,0 +1,273 @@
+"""Workdirs from checkpoint folders of the published PyTorch codes, and back."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dpt_jax import methods, settings
+from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.clip.files import Tensors, write_torch_file
+from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.clip.tokenizer import Tokenizer
+from dpt_jax.convert.published import (
+    CAVPT,
+    COUPLED,
+    JOINT,
+    TEXT,
+    VISUAL,
+    method_of,
+    module_from_prompts,
+    prompts_from_published,
+    published_from_prompts,
+    read_published,
+)
+from dpt_jax.data.dataset import load_dataset
+from dpt_jax.errors import UserError
+from dpt_jax.io import make_folder, write_whole
+from dpt_jax.logging import say
+from dpt_jax.methods import METHODS, ZERO_SHOT
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.text import context_tokens
+from dpt_jax.storage.weights import local_weights
+from dpt_jax.training.checkpoints import FOLDER, Checkpoints, Saved, load_newest
+from dpt_jax.training.fingerprint import clip_fingerprint, result_settings
+
+# Methods whose own code saves other tensors than DPT's code.
+OF_OTHER_CODE = ("cocoop", "ivlp", "maple", "promptsrc")
+# Settings that belong to the method of a checkpoint; the others are of CLIP and the data.
+METHOD_SECTIONS = ("text_prompt.", "visual_prompt.", "cavpt.", "loss.")
+
+
+def convert_reference(
+    directory: pathlib.Path, workdir: pathlib.Path, config: ConfigDict, overrides: Mapping[str, Any]
+) -> None:
+    """Write a workdir with the prompts of a checkpoint folder of a published code.
+
+    Args:
+      directory: The checkpoint, one folder a module.
+      workdir: A new one.
+      config: Everything that a checkpoint does not hold. Its method and sizes are set here.
+      overrides: The part of it that was asked for explicitly.
+
+    Raises:
+      UserError: A tensor is missing, unknown or does not fit CLIP, or an override contradicts the
+        checkpoint.
+    """
+    if (workdir / FOLDER).exists() or (workdir / settings.CONFIG_FILE).exists():
+        raise UserError(f"{workdir} already holds a run: name a new --workdir.")
+    epoch, modules = read_published(directory)
+    prompts = prompts_from_published(modules, directory)
+    pretrained = load_clip(local_weights(config.clip.weights))
+    method = method_of(modules)
+    if method == "ivlp" and config.method == "promptsrc":
+        method = "promptsrc"  # whose file is the same if it lacks the frozen tower
+    if method:
+        _set_published(config, method, overrides)
+        _drop_other_words(config, prompts, pretrained.tokenizer)
+    for key, value in _keys(prompts, method, config.method, pretrained.config).items():
+        asked = overrides.get(key, value)
+        if key == "cavpt.first_layer" and asked < 0:
+            asked += pretrained.config.vision.layers + 1
+        if asked != value:
+            raise UserError(
+                f"{directory}: {key} is {value} in the checkpoint, but the command line says "
+                f"{overrides[key]}."
+            )
+        settings.set_key(config, key, value)
+    settings.check(config)
+    _check_shapes(prompts, config, pretrained.config, directory, modules)
+    _check_classes(prompts, config, directory)
+    settings.save(config, workdir)
+    # A checkpoint does not say what it was trained on; the settings do.
+    record = {
+        "method": config.method,
+        "dataset": config.dataset.name,
+        "classes": config.dataset.classes,
+        "epoch": epoch,
+        "settings": result_settings(config),
+        "classnames": None,
+        "clip": clip_fingerprint(pretrained),
+        "changes": [],
+        "source": "published PyTorch code",
+    }
+    with Checkpoints(workdir, create=True) as checkpoints:
+        checkpoints.save(epoch, prompts, record)
+        checkpoints.wait()
+    say(f"wrote {workdir}: {config.method} prompts of epoch {epoch}")
+
+
+def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
+    """Write the prompts of a workdir as a checkpoint folder that a published code loads.
+
+    Raises:
+      UserError: No published code has such prompts, or the folder is not new.
+    """
+    config, saved = read_run(source)
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise UserError(f"{directory} already exists: name a new folder.")
+    modules = _modules_from_prompts(config, saved.prompts, source)
+    epoch = saved.meta.get("epoch", saved.step)
+    for name, tensors in modules.items():
+        folder = make_folder(directory / name, "convert reference --reverse")
+        write_torch_file(folder / f"model.pth.tar-{epoch}", tensors, epoch)
+        write_whole(folder / "checkpoint", f"model.pth.tar-{epoch}\n")
+    say(
+        f"wrote {directory}, which the published code loads with --model-dir and --load-epoch "
+        f"{epoch}"
+    )
+
+
+def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
+    """Return settings and newest prompts of a workdir or prompt file.
+
+    Raises:
+      UserError: It has none.
+    """
+    config = settings.load_saved(source)
+    if config.method == ZERO_SHOT:
+        raise UserError(f"{source} is zero-shot, so it has no prompts to convert.")
+    return config, load_newest(source)
+
+
+def _modules_from_prompts(
+    config: ConfigDict, prompts: Prompts, source: pathlib.Path
+) -> dict[str, Tensors]:
+    text, visual, parts = config.text_prompt, config.visual_prompt, METHODS[config.method].parts
+    has_text, has_visual = methods.TEXT in parts, methods.VISUAL in parts
+    deep_text = has_text and (text.depth > 1 or (text.fixed_words and bool(text.init.strip())))
+    if not deep_text and not (has_visual and (visual.ln_pre or visual.coupled)):
+        if has_visual and visual.depth > 0:
+            raise UserError(
+                f"{source} has visual tokens that stay in the sequence after layer {visual.depth} "
+                "and skip the layer norm of the patches: no published code has these."
+            )
+        return published_from_prompts(prompts, visual.length)
+    if (
+        (has_visual and not visual.ln_pre)
+        or methods.CLASS_AWARE in parts
+        or (has_text and (text.class_specific or text.class_position != "end"))
+        or text.conditioned
+    ):
+        raise UserError(
+            f"{source} combines context tokens of several layers, fixed words, or visual tokens "
+            "among the patches with other parts: no published code has such prompts."
+        )
+    module = COUPLED if visual.coupled else JOINT
+    return {module: module_from_prompts(module, prompts)}
+
+
+def _set_published(config: ConfigDict, method: str, overrides: Mapping[str, Any]) -> None:
+    """Set the published settings of a method's prompts and losses, apart from the overrides."""
+    published = settings.flat(settings.of_method(method, config.dataset.name).to_dict())
+    for key, value in published.items():
+        if key.startswith(METHOD_SECTIONS) and key not in overrides:
+            settings.set_key(config, key, value)
+
+
+def _drop_other_words(config: ConfigDict, prompts: Prompts, tokenizer: Tokenizer) -> None:
+    """Remove the initial words if the context cannot have started from them.
+
+    A longer one did not, and a shorter one only if the other words are fixed.
+    """
+    words = len(context_tokens(config.text_prompt.init, tokenizer))
+    length = prompts["text"]["context"].shape[-2] if "text" in prompts else 0
+    if length > words or (length < words and not config.text_prompt.fixed_words):
+        config.text_prompt.init = ""
+
+
+def _method_with(prompts: Prompts, wanted: str) -> str:
+    """Return the wanted method if it has the parts of these prompts, else the first one."""
+    parts = {methods.TEXT} if "text" in prompts else set()
+    if "visual" in prompts or "coupling" in prompts:
+        parts |= {methods.VISUAL}
+    if "cavpt" in prompts:
+        parts = {methods.TEXT, methods.VISUAL, methods.CLASS_AWARE}
+    if wanted in METHODS and set(METHODS[wanted].parts) == parts:
+        return wanted
+    return next(name for name, method in METHODS.items() if set(method.parts) == parts)
+
+
+def _keys(prompts: Prompts, method: str | None, named: str, clip: CLIPConfig) -> dict[str, Any]:
+    """Return the settings that a checkpoint decides.
+
+    Args:
+      prompts: Whose shapes are the sizes.
+      method: See `method_of`.
+      named: The method that the command line names, for what several methods have alike.
+      clip: Of which the number of layers counts.
+    """
+    text: tuple[int, ...] = prompts["text"]["context"].shape if "text" in prompts else ()
+    visual: tuple[int, ...] = prompts["visual"]["tokens"].shape if "visual" in prompts else ()
+    if "coupling" in prompts:
+        visual = (len(prompts["coupling"]["kernel"]), text[-2])
+    keys: dict[str, Any] = {
+        "method": _method_with(prompts, method or ("" if named in OF_OTHER_CODE else named)),
+        "text_prompt.depth": text[0] if text else 1,
+        "text_prompt.class_specific": len(text) == 4,
+        "text_prompt.conditioned": "meta_net" in prompts,
+        "visual_prompt.coupled": "coupling" in prompts,
+        "visual_prompt.ln_pre": bool(method and visual),
+        "visual_prompt.depth": visual[0] if method and visual else -1,
+    }
+    if text:
+        keys["text_prompt.length"] = text[-2]
+    if visual:
+        keys["visual_prompt.length"] = visual[1]
+    if not method:
+        keys |= {"text_prompt.init": "", "text_prompt.fixed_words": False}
+    if "cavpt" in prompts:
+        keys["cavpt.first_layer"] = clip.vision.layers + 1 - len(prompts["cavpt"]["global_tokens"])
+    return keys
+
+
+def _check_shapes(
+    prompts: Prompts,
+    config: ConfigDict,
+    clip: CLIPConfig,
+    directory: pathlib.Path,
+    modules: Mapping[str, Tensors],
+) -> None:
+    """Raise UserError naming an array whose shape does not fit this CLIP."""
+    classes = 1
+    if "cavpt" in prompts:
+        classes = prompts["cavpt"]["classifier"]["kernel"].shape[-1]
+    elif config.text_prompt.class_specific:
+        classes = prompts["text"]["context"].shape[1]
+    model = PromptedCLIP(clip, settings.prompt_config(config, classes, clip.vision.layers))
+    there, here = (
+        settings.flat(jax.tree.map(lambda x: tuple(x.shape), tree))
+        for tree in (prompts, jax.eval_shape(model.init, jax.random.key(0)))
+    )
+    own = {"text": TEXT, "meta_net": TEXT, "visual": VISUAL, "cavpt": CAVPT}
+    for name in sorted({*there, *here}):
+        if there.get(name) != here.get(name):
+            part = own.get(name.partition(".")[0], "")
+            raise UserError(
+                f"{directory / (part if part in modules else next(iter(modules)))}: {name} has "
+                f"shape {there.get(name)}, but the backbone {config.clip.weights} needs "
+                f"{here.get(name)}."
+            )
+
+
+def _check_classes(prompts: Prompts, config: ConfigDict, directory: pathlib.Path) -> None:
+    """Raise UserError if a class-specific context has another number of classes than the dataset.
+
+    A dataset that cannot be loaded is reported, and not compared.
+    """
+    if not config.text_prompt.class_specific:
+        return
+    theirs = prompts["text"]["context"].shape[1]
+    try:
+        own = len(load_dataset(config.dataset, config.seed).classnames)
+    except UserError as reason:
+        say(f"the {theirs} classes of {directory} are not compared with a dataset ({reason})")
+        return
+    if own != theirs:
+        raise UserError(
+            f"{directory} has a context for each of {theirs} classes, but {config.dataset.name} "
+            f"({config.dataset.classes} classes) has {own}: name the dataset of its training."
+        )
