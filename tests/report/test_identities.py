@@ -90,19 +90,6 @@ def test_a_training_that_had_not_ended_is_no_seed_of_a_result(tmp_path):
     assert "seed 2, to epoch 1 of 2: 30.0 %" in in_words(found)
 
 
-def test_a_backbone_is_known_by_the_shorter_name_of_an_older_version(tmp_path):
-    write_folder(tmp_path / "a", 90)
-    write_folder(tmp_path / "b", 80, seed=2, train_list="u", backbone="d" * 16 + "b" * 16)
-    text = report.report_folder(tmp_path)[0]
-    assert rows_of(text)[2:] == [["DPT", "85.0 ± 5.0"]]
-    # One that shares its end alone, such as the same CLIP with an adapter merged into it.
-    write_folder(tmp_path / "b", 80, seed=2, train_list="u", backbone="d" * 16 + "b" * 16)
-    write_folder(tmp_path / "a", 90, backbone="e" * 16 + "b" * 16)
-    text = report.report_folder(tmp_path)[0]
-    assert "### flowers (CLIP dddddd)\n" in text
-    assert "### flowers (CLIP eeeeee)\n" in text
-
-
 @pytest.mark.parametrize(
     ("other", "says"),
     [
