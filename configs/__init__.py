@@ -1,0 +1,1 @@
+"""The methods' published configurations, and `common`, which has every key."""

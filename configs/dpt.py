@@ -1,12 +1,24 @@
 """DPT: text prompt, visual prompt and class-aware visual prompt.
 
-python main.py --config=configs/dpt.py[:DATASET]
+python main.py --config=configs/dpt.py
+
+The default is 16 shots of the bundled digits: 3 minutes on two CPU cores, 53.7 ± 1.8 % (mean and
+standard deviation of five seeds; zero-shot CLIP 12.4 %). Emoji at 8 shots: 36.7 ± 1.0 % of three
+seeds (zero-shot 31.4 %). See docs/measurements.md. The paper's datasets have not been measured:
+
+python main.py --config=configs/dpt.py:eurosat --config.dataset.root=DATA
+
+Values of the paper and of fanrena/DPT.
 """
 
 from ml_collections import ConfigDict
 
-from dpt_jax import settings
+from dpt_jax.configs import common
 
 
-def get_config(dataset: str = settings.DEFAULT_DATASET) -> ConfigDict:
-    return settings.of_method("dpt", dataset)
+def get_config(arg: str = common.DEFAULT_DATASET) -> ConfigDict:
+    """Return the configuration of DATASET[:PROTOCOL]."""
+    dataset, _ = common.parse(arg)
+    config = common.get_config()
+    config.method = "dpt"
+    return common.on_dataset(config, dataset)

@@ -1,12 +1,19 @@
-"""Plain CLIP: nothing is learned.
+"""Zero-shot CLIP: nothing is learned.
 
-python main.py --config=configs/zeroshot.py[:DATASET]
+python main.py --config=configs/zeroshot.py
+
+The bundled CLIP gets 12.4 % of the bundled digits, 31.4 % of the emoji in Twitter's style and
+43.2 % in Google's. See docs/measurements.md.
 """
 
 from ml_collections import ConfigDict
 
-from dpt_jax import settings
+from dpt_jax.configs import common
 
 
-def get_config(dataset: str = settings.DEFAULT_DATASET) -> ConfigDict:
-    return settings.of_method("zeroshot", dataset)
+def get_config(arg: str = common.DEFAULT_DATASET) -> ConfigDict:
+    """Return the configuration of DATASET[:PROTOCOL]."""
+    dataset, _ = common.parse(arg)
+    config = common.get_config()
+    config.method = "zeroshot"
+    return common.on_dataset(config, dataset)

@@ -1,0 +1,196 @@
+"""Every configuration key with its default. The defaults are DPT's published values.
+
+A method's file begins with `get_config`, sets the method's own values, and ends with `on_dataset`,
+which sets those of a dataset. `dpt-jax settings` prints the keys and comments below.
+"""
+
+import importlib.resources
+
+from ml_collections import ConfigDict
+
+from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, settings_of
+from dpt_jax.errors import UserError
+
+FEW_SHOT, BASE_TO_NEW = "few-shot", "base-to-new"
+CROSS_DATASET, DOMAIN_SHIFT = "cross-dataset", "domain-generalization"
+PROTOCOLS = (FEW_SHOT, BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT)
+
+
+def get_config() -> ConfigDict:
+    """Return all keys at their defaults."""
+    config = ConfigDict()
+    # Method, which says what is learned. Each file of configs/ sets its own.
+    config.method = "dpt"
+    # Seed of the few-shot sample, the initial prompts and the augmentation.
+    config.seed = 1
+    # Data type of the computation: auto, float32 or bfloat16. auto is float32 on a CPU and bfloat16
+    # on other devices.
+    config.dtype = "auto"
+    # Workdir or prompt file whose prompts the training starts from.
+    config.init_from = ""
+
+    config.clip = ConfigDict()
+    # CLIP: a hub id, a folder, a weight file, or tiny-clip, which is bundled.
+    config.clip.weights = "openai/clip-vit-base-patch32"
+
+    config.dataset = ConfigDict()
+    # Dataset: digits, emoji or emoji_noto (bundled), folder (your own images), or one of the
+    # paper's. --config=configs/METHOD.py:NAME sets it.
+    config.dataset.name = DEFAULT_DATASET
+    # Layout of the images: folder (class folders), coop (CoOp's DATASETS.md) or tfds
+    # (tensorflow-datasets).
+    config.dataset.source = "folder"
+    # Folder of the images; data_dir of tensorflow-datasets.
+    config.dataset.root = ""
+    # File that lists the training images, instead of a random sample.
+    config.dataset.sample = ""
+    # Training images per class; -1 takes all.
+    config.dataset.shots = 16
+    # Classes: all, base (the first half of them) or new (the other half).
+    config.dataset.classes = "all"
+    # Text of a class for frozen CLIP. Features of several texts, separated by |, are averaged.
+    config.dataset.template = "a photo of a {}."
+    # Unreadable images: raise ends the run, skip leaves them out.
+    config.dataset.on_error = "raise"
+    # Processes that decode images; 0 uses threads.
+    config.dataset.workers = 0
+
+    config.text_prompt = ConfigDict()
+    # Context tokens of a class.
+    config.text_prompt.length = 16
+    # Text layers with context tokens of their own; later layers reuse the last ones.
+    config.text_prompt.depth = 1
+    # Whether each class has a context of its own.
+    config.text_prompt.class_specific = False
+    # Whether a small network adds to the context what it computes from the image (CoCoOp).
+    config.text_prompt.conditioned = False
+    # Position of the class name in the text: end, middle or front.
+    config.text_prompt.class_position = "end"
+    # Words that the context is initialised from; their number of tokens sets its length.
+    config.text_prompt.init = ""
+    # Whether only the first text_prompt.length of these tokens are learned and the others fixed.
+    config.text_prompt.fixed_words = False
+
+    config.visual_prompt = ConfigDict()
+    # Visual tokens of a layer.
+    config.visual_prompt.length = 10
+    # Image layers with visual tokens of their own; later layers reuse the last ones. -1 is all
+    # layers before the class-aware prompts, whose tokens end there.
+    config.visual_prompt.depth = -1
+    # Whether the first layer's tokens pass the layer norm before the first block, as patches do.
+    config.visual_prompt.ln_pre = False
+    # Whether the visual tokens are computed from the context, by a linear layer for each layer
+    # (MaPLe).
+    config.visual_prompt.coupled = False
+
+    config.cavpt = ConfigDict()
+    # Number of the likeliest classes that class-aware prompts are computed for.
+    config.cavpt.top_k = 10
+    # First layer with class-aware prompts, counted from 1; -1 is the last.
+    config.cavpt.first_layer = -1
+
+    config.loss = ConfigDict()
+    # Weight of the auxiliary loss of the class-aware prompts.
+    config.loss.alpha = 0.3
+    # Epochs in which each tower is also trained against the frozen other one.
+    config.loss.guidance_epochs = 30
+    # Weight of the distance between learned and frozen texts.
+    config.loss.text_consistency = 0.0
+    # That distance: cosine (1 - cosine) or l1 (mean absolute difference).
+    config.loss.text_distance = "cosine"
+    # Weight of the mean absolute difference between prompted and frozen image features.
+    config.loss.image_consistency = 0.0
+    # Weight of the KL divergence between prompted and frozen answers, divided by the classes.
+    config.loss.logit_consistency = 0.0
+    # Text of a class in frozen CLIP for these losses; features of several, separated by |, are
+    # averaged without normalisation. Empty for dataset.template.
+    config.loss.template = ""
+
+    config.train = ConfigDict()
+    # Images of a step, on all devices together.
+    config.train.batch_size = 32
+    # Epochs.
+    config.train.epochs = 60
+    # Whether training images are cropped and mirrored at random.
+    config.train.augment = True
+    # Training images are shifted at random by up to this many pixels, at the model's input size, in
+    # each direction; the edge is repeated.
+    config.train.shift = 0
+    # Peak learning rate of visual and class-aware prompts.
+    config.train.visual_lr = 0.01
+    # Peak learning rate of the text prompt.
+    config.train.text_lr = 0.002
+    # Warm-up epochs of visual and class-aware prompts.
+    config.train.warmup_epochs = 10
+    # Epochs of the cosine schedule; 0 for train.epochs.
+    config.train.schedule_epochs = 0
+    # Gaussian average of the prompts over the epochs, which replaces them at the end: its centre.
+    config.train.average_mean = 0.0
+    # Its standard deviation in epochs; 0 takes no average.
+    config.train.average_deviation = 0.0
+    # Images that a device takes at a time; 0 takes all. Fewer need less memory, and give the same
+    # result.
+    config.train.microbatch = 0
+    # What the backward pass recomputes: none, matmuls (all except matrix products) or blocks (all
+    # except the inputs of blocks, which needs the least memory).
+    config.train.remat = "matmuls"
+    # Whether a step whose loss, gradient or result is not finite is left out, instead of ending the
+    # run.
+    config.train.skip_nonfinite = False
+
+    config.eval = ConfigDict()
+    # Test images of a batch, on all devices together.
+    config.eval.batch_size = 100
+    # Whether predictions.npz is written.
+    config.eval.save_logits = False
+
+    config.checkpoint = ConfigDict()
+    # Steps between checkpoints.
+    config.checkpoint.every_steps = 100
+    # Minutes between checkpoints; 0 counts only steps.
+    config.checkpoint.every_minutes = 10.0
+    # Number of newest checkpoints that are kept.
+    config.checkpoint.keep = 2
+    return config
+
+
+def parse(arg: str) -> tuple[str, str]:
+    """Return dataset and protocol of the argument DATASET[:PROTOCOL] of a configuration.
+
+    Prompts for the shifted ImageNets are those that are tested on other datasets too, so
+    domain-generalization is cross-dataset here.
+
+    Raises:
+      UserError: The protocol is unknown.
+    """
+    dataset, _, protocol = arg.partition(":")
+    protocol = protocol or FEW_SHOT
+    if protocol not in PROTOCOLS:
+        raise UserError(
+            f"--config: {protocol!r} is not a protocol; choose one of {', '.join(PROTOCOLS)}."
+        )
+    return dataset or DEFAULT_DATASET, CROSS_DATASET if protocol == DOMAIN_SHIFT else protocol
+
+
+def on_dataset(config: ConfigDict, dataset: str) -> ConfigDict:
+    """Set the values of a dataset, which take precedence over those of a method.
+
+    Raises:
+      UserError: The dataset is unknown.
+    """
+    config.dataset.name = dataset
+    config.update_from_flattened_dict(settings_of(dataset))
+    if dataset in EMBEDDED:
+        # The bundled CLIP has three text and four image layers, where published depths are for
+        # twelve; and it knows few words of the templates of photos.
+        for prompt in (config.text_prompt, config.visual_prompt):
+            if prompt.depth > 0:
+                prompt.depth = max(1, round(prompt.depth / 4))
+        config.loss.template = ""
+    return config
+
+
+def imagenet_templates() -> str:
+    """Return the 60 of OpenAI's ImageNet templates that PromptSRC uses, separated by |."""
+    file = importlib.resources.files("dpt_jax") / "assets" / "imagenet_templates.txt"
+    return "|".join(file.read_text(encoding="utf-8").splitlines())

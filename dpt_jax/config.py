@@ -1,0 +1,552 @@
+"""Configurations: read from the command line, validated, saved with a run and loaded again.
+
+`configs/common.py` has every key. A configuration is a ConfigDict of these keys.
+"""
+
+import difflib
+import importlib
+import itertools
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from dpt_jax.configs import common
+from dpt_jax.errors import UserError, can_be_shown
+from dpt_jax.io import as_path, make_folder, reading, write_whole
+from dpt_jax.methods import (
+    CLASS_AWARE,
+    COSINE,
+    L1,
+    METHODS,
+    TEXT,
+    VISUAL,
+    ZERO_SHOT,
+    Consistency,
+    PromptConfig,
+)
+from dpt_jax.training import prompt_file
+
+Value = int | float | bool | str
+
+CONFIG_FILE = "config.json"
+DEFAULT = "dpt"
+LARGEST = 2**31  # integers on devices have 32 bits
+
+CHOICES: dict[str, Collection[str]] = {
+    "method": METHODS,
+    "dtype": ("auto", "float32", "bfloat16"),
+    "dataset.source": ("folder", "coop", "tfds"),
+    "dataset.classes": ("all", "base", "new"),
+    "dataset.on_error": ("raise", "skip"),
+    "text_prompt.class_position": ("end", "middle", "front"),
+    "loss.text_distance": (COSINE, L1),
+    "train.remat": ("none", "matmuls", "blocks"),
+}
+AT_LEAST = {
+    0: (
+        *("seed", "dataset.workers", "loss.alpha", "loss.guidance_epochs"),
+        *("loss.text_consistency", "loss.image_consistency", "loss.logit_consistency"),
+        *("train.shift", "train.visual_lr", "train.text_lr", "train.warmup_epochs"),
+        *("train.schedule_epochs", "train.average_deviation", "train.microbatch"),
+        "checkpoint.every_minutes",
+    ),
+    1: (
+        *("text_prompt.length", "text_prompt.depth", "visual_prompt.length", "cavpt.top_k"),
+        *("train.batch_size", "train.epochs", "eval.batch_size"),
+        *("checkpoint.every_steps", "checkpoint.keep"),
+    ),
+}
+# A method without the part of a size.
+WITHOUT = {"text_prompt.length": "vpt", "visual_prompt.length": "coop", "cavpt.top_k": "vlp"}
+
+# Keys that a resumed run may change, since its result does not depend on them, and keys that its
+# prompts depend on. It may change all others with --allow_changes.
+FREE = (
+    *("clip.weights", "dataset.root", "dataset.on_error", "dataset.workers"),
+    *("train.microbatch", "train.remat", "train.skip_nonfinite"),
+    *("eval.batch_size", "eval.save_logits"),
+    *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
+)
+BOUND = (
+    *("method", "init_from", "dataset.name", "dataset.classes"),
+    *("text_prompt.length", "text_prompt.depth", "text_prompt.class_specific"),
+    *("text_prompt.conditioned", "text_prompt.class_position", "text_prompt.init"),
+    *("text_prompt.fixed_words", "visual_prompt.length", "visual_prompt.depth"),
+    *("visual_prompt.ln_pre", "visual_prompt.coupled", "cavpt.top_k", "cavpt.first_layer"),
+    *("train.average_mean", "train.average_deviation"),
+)
+
+# A run that starts from another run's prompts takes the sizes of the parts that both have, except
+# keys that add parameters of their own.
+SECTION_OF = {TEXT: "text_prompt", VISUAL: "visual_prompt", CLASS_AWARE: "cavpt"}
+OWN = ("coupled", "conditioned")
+
+
+class Given(NamedTuple):
+    """The configuration of a command line.
+
+    Attributes:
+      file: Value of --config, None if missing.
+      config: With the overrides; not validated.
+      overrides: Value of each --config.KEY.
+    """
+
+    file: str | None
+    config: ConfigDict
+    overrides: dict[str, Value]
+
+    @property
+    def dataset_named(self) -> bool:
+        """Whether --config names a dataset."""
+        return self.file is not None and ":" in self.file
+
+
+def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
+    """Return the configuration of a command line, and the other arguments.
+
+    Args:
+      arguments: --config=FILE[:ARG], a path or a method's name, and --config.KEY=VALUE anywhere
+        among others.
+
+    Raises:
+      UserError: A key is unknown, a value has the wrong type, or the file is not a configuration.
+    """
+    known = flat(common.get_config().to_dict())
+    file: str | None = None
+    others: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        flag, given, value = argument.partition("=")
+        name = flag.lstrip("-")
+        if argument == "--":
+            others += [argument, *left]
+        elif flag in ("--config", "-config"):
+            file = value if given else next(left, "")
+        else:
+            others.append(argument)
+            key = name.removeprefix("no").removeprefix("config.")
+            if flag.startswith("-") and name.startswith(("config.", "noconfig.")):
+                if key not in known:
+                    raise UserError(f"{flag}: there is no such key{nearest(key, known)}")
+                if name.startswith("no") and not isinstance(known[key], bool):
+                    raise UserError(f"{flag}: only a key that is true or false can be negated.")
+    # The flag of the file goes first, since it defines the flags of its keys.
+    name = DEFAULT if file is None else file
+    argv = ["", f"--config={_path(name)}", *others]
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    sys.modules.pop("config_config", None)  # config_flags' name for the file, whatever its path
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv, known_only=True)[1:]
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as reason:
+        raise UserError(_explain(reason, name)) from reason
+    config = values["config"].value
+    _check_keys(config, name)
+    return Given(file, config, config_flags.get_override_values(values["config"])), rest
+
+
+def _path(name: str) -> str:
+    """Return PATH[:ARG] of a configuration that is named by its path or by its method.
+
+    Raises:
+      UserError: The file does not exist.
+    """
+    file, colon, arg = name.partition(":")
+    if file in METHODS:
+        path = pathlib.Path(common.__file__).with_name(f"{file}.py")
+    else:
+        path = pathlib.Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"--config: {file or 'its value'} is not a file. configs/ has those of the methods, "
+            f"which their names stand for: {', '.join(METHODS)}."
+        )
+    return f"{path}{colon}{arg}"
+
+
+def _explain(reason: Exception, file: str) -> str:
+    """Return an error of config_flags as a sentence; its last line has the cause."""
+    lines = [line for line in str(reason).splitlines() if line.strip()]
+    cause = lines[-1].strip().removeprefix("flag ").rstrip(".")
+    return f"{cause}." if cause.startswith("--config.") else f"--config={file}: {cause}."
+
+
+def _check_keys(config: Any, file: str) -> None:
+    """Raise UserError if a configuration file has not exactly the keys of common.py."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: get_config of {file} does not return a ConfigDict.")
+    known, found = flat(common.get_config().to_dict()), flat(config.to_dict())
+    for key in found:
+        if key not in known:
+            raise UserError(f"{file}: {key} is not a key{nearest(key, known)}")
+    for key in known:
+        if key not in found:
+            raise UserError(
+                f"{file}: {key} is missing; begin with `config = common.get_config()` of "
+                "dpt_jax.configs."
+            )
+
+
+def published(method: str, dataset: str = common.DEFAULT_DATASET, protocol: str = "") -> ConfigDict:
+    """Return the published configuration of a method.
+
+    Args:
+      method: A name of `dpt_jax.methods.ROWS`; the linear probe has zero-shot CLIP's.
+      dataset: A name that `common.on_dataset` takes, or NAME:PROTOCOL.
+      protocol: One of `common.PROTOCOLS`.
+    """
+    name = method if method in METHODS else ZERO_SHOT
+    module = importlib.import_module(f"dpt_jax.configs.{name}")
+    config: ConfigDict = module.get_config(f"{dataset}:{protocol}" if protocol else dataset)
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Check all that can be checked without images and weights.
+
+    Raises:
+      UserError: A value is impossible; the sentence names its key.
+    """
+    values = flat(config.to_dict())
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key} is {value}: give a number.")
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise UserError(f"{key} is {value}: it must be below 2³¹.")
+        if isinstance(value, str) and not can_be_shown(value):
+            raise UserError(f"{key}: {value!r} has a character that cannot be displayed.")
+    for key, choices in CHOICES.items():
+        if values[key] not in choices:
+            raise UserError(f"{key}: {values[key]!r} is not one of {', '.join(choices)}.")
+    for key, method in WITHOUT.items():
+        if values[key] == 0:
+            raise UserError(
+                f"{key} is 0: choose a method without that part, --config=configs/{method}.py."
+            )
+    for least, keys in AT_LEAST.items():
+        for key in keys:
+            if values[key] < least:
+                raise UserError(f"{key} is {values[key]}: it must be at least {least}.")
+    for key, every in (("dataset.shots", "images"), ("visual_prompt.depth", "layers")):
+        if values[key] == 0 or values[key] < -1:
+            raise UserError(
+                f"{key} is {values[key]}: give a positive number, or -1 for all {every}."
+            )
+    data = config.dataset
+    if data.root and data.name in common.EMBEDDED and data.source == "folder":
+        raise UserError(
+            f"dataset.root is {data.root}, but {data.name} is part of this package and has no "
+            "folder: leave dataset.root out, or use --config=configs/METHOD.py:folder."
+        )
+    for key in ("dataset.template", "loss.template"):
+        for text in values[key].split("|") if values[key] or key == "dataset.template" else ():
+            if text.count("{}") != 1 or text.count("{") + text.count("}") != 2:
+                raise UserError(f"{key}: {text.strip()!r} must have one {{}}, for the class name.")
+    _validate_parts(config)
+
+
+def _validate_parts(config: ConfigDict) -> None:
+    """Raise UserError if keys contradict each other or the parts of the method."""
+    method = METHODS[config.method]
+    text, visual, loss = config.text_prompt, config.visual_prompt, config.loss
+    has_text, has_visual = TEXT in method.parts, VISUAL in method.parts
+    for key, wanted, possible, needed in (
+        ("text_prompt.conditioned", text.conditioned, has_text, "a text prompt"),
+        ("visual_prompt.coupled", visual.coupled, has_text and has_visual, "both prompts"),
+        ("loss.text_consistency", loss.text_consistency, has_text, "a text prompt"),
+        ("loss.image_consistency", loss.image_consistency, method.visual, "a visual prompt"),
+        ("loss.logit_consistency", loss.logit_consistency, bool(method.parts), "a prompt"),
+    ):
+        if wanted and not possible:
+            raise UserError(
+                f"{key} is {wanted}, which needs {needed}, and method={method.name} does not have "
+                "it: turn the key off, or choose another method."
+            )
+    if visual.coupled and text.class_specific:
+        raise UserError(
+            "visual_prompt.coupled computes the visual tokens from one context, but "
+            "text_prompt.class_specific learns one for each class: turn one of them off."
+        )
+    if has_text and text.fixed_words and text.class_position != "end":
+        raise UserError(
+            "text_prompt.fixed_words keeps words between the context and the class name, so "
+            f"text_prompt.class_position cannot be {text.class_position}: give end."
+        )
+
+
+def for_training(
+    config: ConfigDict, overrides: Mapping[str, Value], workdir: epath.Path
+) -> ConfigDict:
+    """Return the validated configuration of a training in `workdir`.
+
+    A run that starts from another run's prompts takes their CLIP and sizes from there, unless
+    `overrides`, the values of the command line, say otherwise.
+    """
+    if config.init_from:
+        # A run that has started has these in its own file; the other run may be gone by now.
+        started = (workdir / CONFIG_FILE).exists()
+        source = load(workdir if started else as_path(config.init_from), config)
+        config = config.copy_and_resolve_references()
+        config.clip = source.clip.copy_and_resolve_references()
+        for part, section in SECTION_OF.items():
+            if all(part in METHODS[one.method].parts for one in (config, source)):
+                own = {key: config[section][key] for key in OWN if key in config[section]}
+                config[section] = source[section].copy_and_resolve_references()
+                config[section].update(own)
+    return _overridden(config, overrides)
+
+
+def for_evaluation(
+    config: ConfigDict, overrides: Mapping[str, Value], dataset_named: bool, workdir: epath.Path
+) -> ConfigDict:
+    """Return the validated configuration that evaluates the prompts of `workdir` or init_from.
+
+    Args:
+      config: Of the command line.
+      overrides: Of the command line; they take precedence over the saved configuration.
+      dataset_named: Whether --config names a dataset, which then replaces the saved one.
+      workdir: Of the run. Without a configuration in it, `config` is used.
+
+    Raises:
+      UserError: The prompts have a context for each class of another dataset.
+    """
+    elsewhere = overrides.get("init_from")
+    if not elsewhere and not (workdir / CONFIG_FILE).exists():
+        return _overridden(config, overrides)
+    saved = load(as_path(str(elsewhere)) if elsewhere else workdir, config)
+    if dataset_named and config.dataset.name != saved.dataset.name:
+        shots = saved.dataset.shots  # of the training
+        saved.dataset = config.dataset.copy_and_resolve_references()
+        saved.dataset.shots = shots
+    trained_on = saved.dataset.name, saved.dataset.classes
+    found = _overridden(saved, overrides)
+    moved = elsewhere and (found.dataset.name, found.dataset.classes) != trained_on
+    if moved and found.text_prompt.class_specific and TEXT in METHODS[found.method].parts:
+        raise UserError(
+            f"{found.init_from} has a context for each of its own classes "
+            "(text_prompt.class_specific), so it cannot be tested on those of "
+            f"{found.dataset.name} ({found.dataset.classes})."
+        )
+    return found
+
+
+def _overridden(config: ConfigDict, overrides: Mapping[str, Value]) -> ConfigDict:
+    config.update_from_flattened_dict(overrides)
+    validate(config)
+    return config
+
+
+def save(config: ConfigDict, workdir: epath.Path) -> None:
+    """Write config.json.  Only the first host writes.
+
+    Raises:
+      UserError: It cannot be written.
+    """
+    from dpt_jax.distributed import is_first
+
+    if is_first():
+        make_folder(workdir, "--workdir")
+        write_whole(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def load(source: epath.Path, default: ConfigDict) -> ConfigDict:
+    """Return the configuration saved in a workdir or prompt file.
+
+    A key that it does not have has the default of common.py, or, if the result does not depend on
+    it, the value of `default`.
+
+    Raises:
+      UserError: There is no configuration, or a key is unknown or has another type.
+    """
+    if prompt_file.is_prompt_file(source):
+        file, saved = source, prompt_file.read_header(source)["settings"]
+    else:
+        file = source / CONFIG_FILE
+        if not file.exists():
+            raise UserError(f"{source} is not a workdir of a run: it has no {CONFIG_FILE}.")
+        with reading(file, "a configuration"):
+            saved = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(saved, Mapping):
+        raise UserError(f"{file} does not hold a configuration, but {saved!r:.80}.")
+    config = common.get_config()
+    given = flat(default.to_dict())
+    known = flat(config.to_dict())
+    for key, value in {**{key: given[key] for key in FREE}, **flat(saved)}.items():
+        if key not in known:
+            raise UserError(f"{file}: {key} is not a key{nearest(key, known)}")
+        try:
+            set_key(config, key, value)
+        except (TypeError, ValueError) as reason:
+            raise UserError(f"{file}: {key} cannot be {value!r}.") from reason
+    return config
+
+
+def load_saved(source: epath.Path) -> ConfigDict:
+    """Return the validated configuration of a workdir or prompt file.  Raises UserError as `load`."""
+    config = load(source, common.get_config())
+    try:
+        validate(config)
+    except UserError as reason:
+        raise UserError(f"{source}: {reason}") from reason
+    return config
+
+
+def keys_that_may_change(*, asked: bool = False) -> frozenset[str]:
+    """Return the keys that a resumed run may change; asked: with --allow_changes."""
+    if not asked:
+        return frozenset(FREE)
+    return frozenset(flat(common.get_config().to_dict())) - {*BOUND}
+
+
+def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collection[str]) -> str:
+    """Return, in words, the keys that differ from those of the run in `workdir`, "" if none.
+
+    Raises:
+      UserError: One of them is not in `may_change`.
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        return ""
+    old, new = flat(load(workdir, config).to_dict()), flat(config.to_dict())
+    changed = {key: f"{key} ({old[key]!r} there, {new[key]!r} now)" for key in new
+               if old[key] != new[key]}  # fmt: skip
+    refused = [key for key in changed if key not in may_change]
+    if refused:
+        bound = any(key in BOUND for key in refused)
+        raise UserError(
+            f"{workdir} holds a run with other settings: "
+            f"{', '.join(changed[key] for key in refused)}; use them, or another --workdir"
+            f"{'' if bound else ', or allow the change with --allow_changes'}."
+        )
+    return ", ".join(changed.values())
+
+
+def prompt_config(
+    config: ConfigDict, classes: int, layers: int, init_tokens: int = 0
+) -> PromptConfig:
+    """Return the sizes of the learned parts of a configuration.
+
+    Args:
+      config: Validated.
+      classes: Number of classes.
+      layers: Layers of the image tower.
+      init_tokens: Tokens of text_prompt.init, 0 if there are none or they are not known yet. They
+        set the length of the context, unless text_prompt.fixed_words keeps some of them fixed.
+
+    Raises:
+      UserError: There are fewer initial tokens than text_prompt.length asks to learn.
+    """
+    text, visual, cavpt, loss = config.text_prompt, config.visual_prompt, config.cavpt, config.loss
+    parts = METHODS[config.method].parts
+    length = text.length
+    if init_tokens and not text.fixed_words:
+        length = init_tokens
+    if TEXT in parts and 0 < init_tokens < length:
+        raise UserError(
+            f"text_prompt.length is {length}, but only the first {init_tokens} tokens of "
+            f"text_prompt.init={text.init!r} can be learned (text_prompt.fixed_words): give fewer, "
+            "or no words at all."
+        )
+    first = cavpt.first_layer + layers + 1 if cavpt.first_layer < 0 else cavpt.first_layer
+    return PromptConfig(
+        classes=classes,
+        text_length=length if TEXT in parts else 0,
+        text_depth=text.depth,
+        class_specific=text.class_specific,
+        conditioned=text.conditioned,
+        visual_length=visual.length if VISUAL in parts else 0,
+        visual_depth=max(visual.depth, 0),
+        ln_pre=visual.ln_pre,
+        coupled=visual.coupled,
+        top_k=cavpt.top_k if CLASS_AWARE in parts else 0,
+        first_layer=first if CLASS_AWARE in parts else 0,
+        consistency=Consistency(
+            text=loss.text_consistency,
+            text_distance=loss.text_distance,
+            image=loss.image_consistency,
+            logits=loss.logit_consistency,
+        ),
+        method=config.method,
+    )
+
+
+def templates(config: ConfigDict, key: str = "dataset.template") -> list[str]:
+    """Return the texts of a class; features of several texts are averaged."""
+    section, name = key.split(".")
+    return [text.strip() for text in config[section][name].split("|")]
+
+
+def default_workdir(config: ConfigDict) -> epath.Path:
+    """Return runs/METHOD/DATASET/SHOTSshot/seedN, with base or new below for half the classes."""
+    return run_dir(as_path("runs"), config)
+
+
+def run_dir(runs: epath.Path, config: ConfigDict, name: str = "") -> epath.Path:
+    """Return the workdir of a run below `runs`; name: instead of that of the method."""
+    dataset = config.dataset
+    shots = "all" if dataset.shots < 0 else dataset.shots
+    run = runs / (name or config.method) / dataset.name / f"{shots}shot" / f"seed{config.seed}"
+    return run if dataset.classes == "all" else run / dataset.classes
+
+
+def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
+    """Return RUN/on/DATASET[-CLASSES], for a run's prompts on another dataset or other classes.
+
+    For a prompt file, RUN is its name without .safetensors. A second folder of images has its name
+    added: RUN/on/folder-NAME.
+    """
+    dataset = config.dataset
+    name = dataset.name if dataset.classes == "all" else f"{dataset.name}-{dataset.classes}"
+    on = prompt_file.folder_of(run) / "on"
+    if dataset.name != "folder" or not dataset.root:
+        return on / name
+    root = as_path(dataset.root).resolve()
+    names = itertools.chain(
+        [name, f"{name}-{root.name}"], (f"{name}-{root.name}-{i}" for i in itertools.count(2))
+    )
+    return next(on / name for name in names if _root_of(on / name, config) in (None, root))
+
+
+def _root_of(folder: epath.Path, config: ConfigDict) -> epath.Path | None:
+    """Return the folder of images of the results in a folder, None if it has none."""
+    if not (folder / CONFIG_FILE).exists():
+        return None
+    root = load(folder, config).dataset.root
+    return as_path(root).resolve() if root else None
+
+
+def shots_in_words(shots: int) -> str:
+    """Return "1 shot", "8 shots", "all images" for -1, "no training" for zero-shot's 0."""
+    return {-1: "all images", 0: "no training", 1: "1 shot"}.get(shots, f"{shots} shots")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": 1} for {"a": {"b": 1}}."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            result.update(flat(value, f"{prefix}{key}."))
+        else:
+            result[prefix + key] = value
+    return result
+
+
+def set_key(config: ConfigDict, key: str, value: Any) -> None:
+    """Set "section.name".  Raises KeyError or TypeError as a ConfigDict does."""
+    config.update_from_flattened_dict({key: value})
+
+
+def nearest(key: str, known: Collection[str]) -> str:
+    """Return "; did you mean KEY?", or "." if no key is similar, in any section."""
+    last = {name.rpartition(".")[2]: name for name in reversed([*known])}
+    found = difflib.get_close_matches(key, known, 1, 0.7) or [
+        last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last), 1, 0.7)
+    ]
+    return f"; did you mean {found[0]}?" if found else "."
