@@ -55,9 +55,6 @@ assets: .venv/installed-dev
 	$(BIN)/python tools/draw_method.py docs/method.png
 	$(BIN)/python tools/draw_family.py docs/family.png
 
-docs/settings.md: dpt_jax/settings/keys.py .venv/installed
-	$(BIN)/dpt-jax settings > $@
-
 .venv/installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e .

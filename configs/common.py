@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.dataset = ConfigDict()
     # Dataset: digits, emoji or emoji_noto (bundled), folder (your own images), or one of the
     # paper's. --config=configs/METHOD.py:NAME sets it.
-    config.dataset.name = DEFAULT_DATASET
+    config.dataset.name = "digits"
     # Layout of the images: folder (class folders), coop (CoOp's DATASETS.md) or tfds
     # (tensorflow-datasets).
     config.dataset.source = "folder"

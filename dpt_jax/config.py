@@ -390,7 +390,11 @@ def load(source: epath.Path, default: ConfigDict) -> ConfigDict:
 
 
 def load_saved(source: epath.Path) -> ConfigDict:
-    """Return the validated configuration of a workdir or prompt file.  Raises UserError as `load`."""
+    """Return the validated configuration of a workdir or prompt file.
+
+    Raises:
+      UserError: As `load`, or a value is impossible.
+    """
     config = load(source, common.get_config())
     try:
         validate(config)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax import distributed, settings
 from dpt_jax.clip.pretrained import Pretrained
+from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.features import FeatureCache
@@ -20,7 +21,6 @@ from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ZERO_SHOT
 from dpt_jax.runs import check_same_sweep, evaluate_run, probe, train_and_evaluate, with_dtype
 from dpt_jax.runtime import failures
-from dpt_jax.settings.recipes import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
 from dpt_jax.storage.lock import is_locked
 from dpt_jax.training.checkpoints import FOLDER
 from dpt_jax.training.setup import Experiment, prepare

@@ -42,12 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"
     )
-    shared.add_settings(parser)
+    shared.add_config(parser)
 
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Convert what the first argument names."""
-    flags, given = shared.parse_with_settings(parser, arguments)
+    flags, given = shared.parse(parser, arguments)
     from dpt_jax.io import as_path
 
     shared.start_libraries()

@@ -10,6 +10,7 @@ no word at all.
 import argparse
 
 from dpt_jax.cli import arguments as shared
+from dpt_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Print the table."""
     flags = parser.parse_intermixed_args(arguments)
-    workdir = shared.only_run(flags)
+    workdir, others = shared.split_run(flags)
+    if others:
+        raise UserError(f"unknown argument {others[0]!r}: the command takes one run.")
     from dpt_jax.predictor.words import header, neighbours, rows
     from dpt_jax.report.tables import markdown
 

@@ -1,8 +1,8 @@
-"""Fit a linear probe to plain CLIP's features of the same shots, to compare prompts with.
+"""Fit a linear probe to frozen CLIP's features of the same shots, to compare prompts with.
 
     dpt-jax probe [--config=configs/METHOD.py[:DATASET]] [--workdir=W] [--config.KEY=VALUE …]
 
-The settings of data and CLIP are those of the configuration, whatever its prompts. W is by default
+Uses the configuration's data and CLIP, and no prompts. W is by default
 runs/probe/DATASET/SHOTSshot/seedN. `dpt-jax report` shows the results beside those of the methods.
 Needs scikit-learn and validation images.
 """
@@ -15,14 +15,16 @@ from dpt_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the settings and the workdir."""
-    shared.add_run_settings(parser)
     parser.add_argument("--workdir", metavar="W", help="where the results are kept")
+    shared.add_config(parser)
+    shared.add_hosts(parser)
 
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Fit the probe, and print its accuracy."""
-    flags, given = shared.begin(parser, arguments)
-    from dpt_jax import settings
+    flags, given = shared.parse(parser, arguments)
+    shared.connect_hosts(flags)
+    from dpt_jax.config import run_dir, validate
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
@@ -31,9 +33,13 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.training.checkpoints import FOLDER
 
     config = given.config
+    # Nothing is learned, so neither these parts nor the losses of the method count.
     config.method = ZERO_SHOT
-    settings.check(config)
-    default = settings.run_dir(as_path("runs"), config, PROBE.name)
+    config.text_prompt.conditioned = config.visual_prompt.coupled = False
+    config.loss.text_consistency = config.loss.image_consistency = 0.0
+    config.loss.logit_consistency = 0.0
+    validate(config)
+    default = run_dir(as_path("runs"), config, PROBE.name)
     workdir = as_path(flags.workdir) if flags.workdir else default
     if (workdir / FOLDER).exists():
         raise UserError(f"--workdir: {workdir} is a run of prompts: give another folder.")

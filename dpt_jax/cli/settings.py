@@ -1,9 +1,10 @@
-"""Print every settings key with its default, range and help.
+"""Print every settings key with its default and a comment, as configs/common.py has them.
 
 dpt-jax settings
 """
 
 import argparse
+import textwrap
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,8 +12,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
-    """Print the page that docs/settings.md has."""
+    """Print the keys, and which of them a resumed run may change."""
     parser.parse_args(arguments)
-    from dpt_jax.settings import page
+    import inspect
 
-    print(page(), end="")
+    from dpt_jax.config import BOUND, FREE
+    from dpt_jax.configs import common
+
+    for line in inspect.getsource(common.get_config).splitlines():
+        line = line.strip()
+        if line.startswith("# "):
+            print(line)
+        elif line.startswith("config.") and "ConfigDict" not in line:
+            print(f"--{line.replace(' = ', '=', 1)}\n")
+    for says, keys in (
+        ("A resumed run may change", FREE),
+        ("It never may change", BOUND),
+    ):
+        print(textwrap.fill(f"{says} {', '.join(keys)}.", 100))
+    print("It may change all others with --allow_changes.")

@@ -57,16 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", metavar="I/N", default="1/1", help="begin with part I of N")
     parser.add_argument("--plan", action="store_true", help="print the runs, run nothing")
     parser.add_argument("--workdir", help=argparse.SUPPRESS)
-    parser.add_argument("others", nargs="*", help=argparse.SUPPRESS)
-    shared.add_settings(parser)
+    shared.add_config(parser)
     shared.add_hosts(parser)
 
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Run what is planned, and report what failed."""
-    flags, given = shared.parse_with_settings(parser, arguments)
-    if flags.others:
-        raise UserError(f"unknown argument {flags.others[0]!r}: see `dpt-jax sweep --help`.")
+    flags, given = shared.parse(parser, arguments)
     if given.file is not None or flags.workdir:
         raise UserError(
             "--workdir and --config=FILE are for `dpt-jax train`: a sweep has --runs, --methods "

@@ -5,11 +5,11 @@
     python main.py --config=configs/dpt.py --mode=eval --workdir=W
 
 `dpt-jax train` and `dpt-jax eval` are the same. Exit codes: 0 done, 2 wrong input, 75 stopped and
-saved (the same command goes on), 130 interrupted before there was anything to save.
+saved (the same command resumes), 130 interrupted before there was anything to save.
 """
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dpt_jax.cli import arguments as shared
 from dpt_jax.errors import UserError
@@ -17,73 +17,83 @@ from dpt_jax.errors import UserError
 if TYPE_CHECKING:
     from etils import epath
 
-    from dpt_jax.settings import ConfigArguments
-
-MODES = ("train", "eval")
+    from dpt_jax.config import Given
+    from dpt_jax.runs import Results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of main.py."""
-    shared.add_run_settings(parser)
     parser.add_argument(
         "--workdir",
         metavar="W",
-        help="where the run is kept; default runs/METHOD/DATASET/SHOTSshot/seedN",
+        help="folder of the run; default runs/METHOD/DATASET/SHOTSshot/seedN",
     )
-    parser.add_argument("--mode", choices=MODES, default="train", help="default train")
+    parser.add_argument("--mode", choices=("train", "eval"), default="train", help="default train")
     parser.add_argument(
         "--allow_changes",
         action="store_true",
-        help="go on with other settings than the run was started with",
+        help="resume with other settings than the run was started with",
     )
+    shared.add_config(parser)
+    shared.add_hosts(parser)
 
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
-    """Train or evaluate, as --mode says."""
-    flags, given = shared.begin(parser, arguments)
+    """Train and evaluate, or with --mode=eval only evaluate."""
+    flags, given = shared.parse(parser, arguments)
+    shared.connect_hosts(flags)
+    from dpt_jax.config import default_workdir
+    from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
+    from dpt_jax.logging import say
 
-    workdir = as_path(flags.workdir) if flags.workdir else None
+    named = as_path(flags.workdir) if flags.workdir else None
+    workdir = named or default_workdir(given.config)
     if flags.mode == "train":
-        train(given, workdir, flags.allow_changes)
+        results = train(given, workdir, flags.allow_changes)
     else:
-        evaluate(given, workdir)
+        results, workdir = evaluate(given, workdir, named is None)
+    say(summary(results))
+    say(f"results: {workdir / RESULTS_FILE}")
+    if flags.mode == "train":
+        say(f"next, a page of the run: dpt-jax report {workdir} --html")
 
 
-def train(given: "ConfigArguments", named: "epath.Path | None", allow_changes: bool) -> None:
-    """Train and evaluate in the named workdir, or in the default one."""
-    from dpt_jax import settings
+def train(given: "Given", workdir: "epath.Path", allow_changes: bool) -> "Results":
+    """Train in a workdir and evaluate; return the results."""
+    from dpt_jax.config import check_same_run, for_training, keys_that_may_change
     from dpt_jax.logging import say
     from dpt_jax.runs import train_and_evaluate, with_dtype
     from dpt_jax.training import prompt_file
 
-    workdir = named or settings.default_workdir(given.config)
     if prompt_file.is_prompt_file(workdir):
         raise UserError(
             f"--workdir: {workdir} is a file of prompts: evaluate it with --mode=eval, or start "
             "from it with --config.init_from and a folder as --workdir."
         )
-    config = settings.settings_for_training(given.config, given.overrides, workdir)
-    config = with_dtype(config, workdir)
-    may_change = settings.keys_that_may_change(asked=allow_changes)
-    if changed := settings.check_same_run(config, workdir, may_change):
-        say(f"{workdir}: going on with other settings than it was started with: {changed}.")
-    _report(train_and_evaluate(config, workdir, allow_changes), workdir)
-    say(f"next, a page of the run: dpt-jax report {workdir} --html")
+    config = with_dtype(for_training(given.config, given.overrides, workdir), workdir)
+    if changed := check_same_run(config, workdir, keys_that_may_change(asked=allow_changes)):
+        say(f"{workdir}: resuming with other settings than it was started with: {changed}.")
+    return train_and_evaluate(config, workdir, allow_changes)
 
 
-def evaluate(given: "ConfigArguments", named: "epath.Path | None") -> None:
-    """Evaluate what the named workdir or prompt file, or init_from, holds."""
-    from dpt_jax import settings
+def evaluate(
+    given: "Given", workdir: "epath.Path", is_default: bool
+) -> "tuple[Results, epath.Path]":
+    """Evaluate the prompts of a workdir, a prompt file or init_from.
+
+    Returns:
+      The results, and the folder that they were written to.
+    """
+    from dpt_jax.config import evaluation_dir, for_evaluation
     from dpt_jax.io import as_path
     from dpt_jax.runs import evaluate_run
     from dpt_jax.training import prompt_file
     from dpt_jax.training.checkpoints import FOLDER
 
     overrides = dict(given.overrides)
-    workdir = named or settings.default_workdir(given.config)
-    # Prompts from elsewhere are evaluated below the run that they are of.
-    elsewhere = "init_from" in overrides and named is None
+    # Prompts from elsewhere are evaluated in a folder below their run.
+    elsewhere = "init_from" in overrides and is_default
     if prompt_file.is_prompt_file(workdir):
         if "init_from" in overrides:
             raise UserError(
@@ -92,17 +102,9 @@ def evaluate(given: "ConfigArguments", named: "epath.Path | None") -> None:
             )
         overrides["init_from"] = str(workdir)
         elsewhere = True
-    config = settings.settings_for_evaluation(given.config, overrides, given.dataset_named, workdir)
+    config = for_evaluation(given.config, overrides, given.dataset_named, workdir)
     if elsewhere:
-        workdir = settings.evaluation_dir(as_path(config.init_from), config)
+        workdir = evaluation_dir(as_path(config.init_from), config)
     named_elsewhere = "init_from" in overrides or not (workdir / FOLDER).exists()
     source = as_path(config.init_from) if config.init_from and named_elsewhere else workdir
-    _report(*evaluate_run(config, source, workdir))
-
-
-def _report(results: dict[str, Any], workdir: "epath.Path") -> None:
-    from dpt_jax.evaluation.results import RESULTS_FILE, summary
-    from dpt_jax.logging import say
-
-    say(summary(results))
-    say(f"results: {workdir / RESULTS_FILE}")
+    return evaluate_run(config, source, workdir)

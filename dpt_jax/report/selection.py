@@ -6,11 +6,12 @@ from typing import Any
 
 from etils import epath
 
+from dpt_jax.config import flat
+from dpt_jax.configs import common
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.provenance import outdated, unfinished
 from dpt_jax.evaluation.results import RESULTS_FILE, Results, read_result
 from dpt_jax.report.cells import Cell, cell_of
-from dpt_jax.settings import KEYS
 
 WORKDIR = "workdir"  # under which a result says where it was read
 SHORT = 6  # characters of a digest
@@ -120,7 +121,8 @@ def _difference(a: Results, b: Results) -> str:
     if not (of_a and of_b):
         return ""
     # Of results older than a key it is the default, by which they were made.
-    default = {key: KEYS[key].default for key in {*of_a["settings"], *of_b["settings"]} & {*KEYS}}
+    known = flat(common.get_config().to_dict())
+    default = {key: known[key] for key in {*of_a["settings"], *of_b["settings"]} & {*known}}
     here, there = default | of_a["settings"], default | of_b["settings"]
     for key in sorted({*here, *there}):
         if here.get(key) != there.get(key):

@@ -197,7 +197,7 @@ def test_export_says_what_it_cannot_do(trained, tmp_path):
         convert.export(trained, tmp_path / "prompts.bin")
     with pytest.raises(UserError, match="cannot be written"):
         convert.export(trained, tmp_path / "nowhere" / "prompts.safetensors")
-    with pytest.raises(UserError, match="is no workdir of a run"):
+    with pytest.raises(UserError, match="is not a workdir of a run"):
         convert.export(tmp_path, tmp_path / "prompts.safetensors")
     done = in_process("-m", "dpt_jax", "convert", "export", str(trained), check=False)
     assert done.returncode == 2

@@ -123,15 +123,6 @@ def test_gradient_accumulation_trains_to_the_same(trained, clip_dir, clip, tmp_p
     assert results["accuracy"] == json.loads((trained / "results.json").read_text())["accuracy"]
 
 
-def test_what_is_kept_for_the_backward_pass_goes_by_the_memory(monkeypatch, clip_dir, clip):
-    config = make_config(clip_dir)
-    assert experiments.prepare(config, clip).model.remat == "matmuls"
-    monkeypatch.setattr("dpt_jax.distributed.memory", lambda: 100_000)
-    assert experiments.prepare(config, clip).model.remat == "blocks"
-    config.train.remat = "none"
-    assert experiments.prepare(config, clip).model.remat == "none"
-
-
 def test_visual_tokens_that_carry_on_take_memory_as_those_of_the_image(clip):
     """As many as an image has, from the first layer on, take that of another image."""
     length = clip.config.grid**2 + 1

@@ -1,0 +1,314 @@
+"""Configurations: the published ones, the command line's, those of a run, and what is refused."""
+
+import importlib
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs import common, coop, dpt, ivlp, kgcoop, maple, promptsrc, vlp, vpt
+from dpt_jax import config as configs
+from dpt_jax.data.catalogue import DEFAULT_DATASET
+from dpt_jax.errors import UserError
+from dpt_jax.methods import METHODS
+from tests.helpers.commands import ROOT, assert_refused, in_process
+
+KEYS = configs.flat(common.get_config().to_dict())
+
+
+def read(*arguments):
+    return configs.from_command_line(arguments)
+
+
+def saved_run(workdir, config, **overrides):
+    for key, value in overrides.items():
+        configs.set_key(config, key.replace("__", "."), value)
+    configs.save(config, workdir)
+    return workdir
+
+
+def test_the_keys_that_rules_name_are_keys():
+    named = {*configs.CHOICES, *configs.FREE, *configs.BOUND, *configs.WITHOUT}
+    named |= {key for keys in configs.AT_LEAST.values() for key in keys}
+    assert named <= KEYS.keys()
+    assert not {*configs.FREE} & {*configs.BOUND}
+    assert KEYS["dataset.name"] == DEFAULT_DATASET
+
+
+def test_settings_prints_every_key_with_a_comment():
+    printed = in_process("-m", "dpt_jax", "settings").stdout
+    for key in KEYS:
+        assert re.search(rf"^# .*\n--config\.{re.escape(key)}=", printed, re.MULTILINE), key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_file_is_its_method_and_valid(method, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    by_file, _ = read(f"--config=configs/{method}.py:eurosat:base-to-new")
+    by_name, _ = read(f"--config={method}:eurosat:base-to-new")
+    assert by_file.config.to_dict() == by_name.config.to_dict()
+    assert by_file.dataset_named
+    config = importlib.import_module(f"configs.{method}").get_config("folder")
+    configs.validate(config)
+    assert config.method == configs.prompt_config(config, 3, 12).method == method
+    assert str(configs.default_workdir(config)) == f"runs/{method}/folder/16shot/seed1"
+
+
+def test_published_settings_of_dpt():
+    config = dpt.get_config("folder")
+    prompts = configs.prompt_config(config, classes=100, layers=12)
+    assert (prompts.text_length, prompts.visual_length, prompts.top_k) == (16, 10, 10)
+    assert prompts.first_layer == 12
+    assert (config.loss.alpha, config.loss.guidance_epochs) == (0.3, 30)
+    train = config.train
+    assert (train.epochs, train.batch_size, train.visual_lr, train.text_lr) == (60, 32, 0.01, 0.002)
+    assert train.warmup_epochs == 10
+    assert dpt.get_config("imagenet").train.warmup_epochs == 1
+
+
+def test_published_settings_of_relatives():
+    """On the CLIP of their tables; tiny-clip has fewer layers."""
+    config = ivlp.get_config("dtd")
+    prompts = configs.prompt_config(config, classes=100, layers=12, init_tokens=4)
+    assert (prompts.text_length, prompts.text_depth) == (2, 12)
+    assert (prompts.visual_length, prompts.visual_depth, prompts.ln_pre) == (2, 12, True)
+    assert config.clip.weights == "openai/clip-vit-base-patch16"
+    drawn = ivlp.get_config("emoji")
+    assert (drawn.clip.weights, drawn.text_prompt.depth) == ("tiny-clip", 3)
+    assert drawn.text_prompt.init == "a drawing of a"
+    assert kgcoop.get_config("dtd").loss.template == "a photo of a {}, a type of texture."
+    config = maple.get_config("imagenet:cross-dataset")
+    assert (config.text_prompt.depth, config.train.epochs, config.train.text_lr) == (3, 2, 0.0026)
+    for arg, numbers in {
+        "sun397": (9, 50, 30, 30),
+        "eurosat:base-to-new": (9, 20, 15, 1),
+        "imagenet:cross-dataset": (3, 20, 6, 10),
+        "imagenet:domain-generalization": (3, 20, 6, 10),
+    }.items():
+        config = promptsrc.get_config(arg)
+        train = config.train
+        found = (train.epochs, train.average_mean, train.average_deviation)
+        assert (config.text_prompt.depth, *found) == numbers
+        assert len(configs.templates(config, "loss.template")) == 60
+
+
+def test_initial_words_set_the_length_unless_some_stay_fixed():
+    config = dpt.get_config()
+    assert configs.prompt_config(config, 3, 4, init_tokens=4).text_length == 4
+    config.method = "vpt"
+    assert configs.prompt_config(config, 3, 4, init_tokens=4).text_length == 0
+    config = ivlp.get_config()
+    assert configs.prompt_config(config, 3, 4, init_tokens=4).text_length == 2
+    config.text_prompt.length = 5
+    assert configs.prompt_config(config, 3, 4).text_length == 5  # the words are not known yet
+    with pytest.raises(UserError, match="text_prompt"):
+        configs.prompt_config(config, 3, 4, init_tokens=4)
+
+
+def test_other_arguments_are_left_alone():
+    given, rest = read("predict", "--top=3", "--config.seed", "7", "--", "--config.seed=8")
+    assert given.overrides == {"seed": 7}
+    assert rest == ["predict", "--top=3", "--", "--config.seed=8"]
+    assert read("--config.seed=3", "--config=coop")[0].config.method == "coop"  # in any order
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("--config.train.augment=False", False),
+        ("--config.train.augment", True),
+        ("--noconfig.train.augment", False),
+        ("-config.train.augment=t", True),
+    ],
+)
+def test_switches(argument, value):
+    assert read(argument)[0].overrides == {"train.augment": value}
+
+
+@pytest.mark.parametrize(
+    ("argument", "names"),
+    [
+        ("--config.train.epoch=3", "did you mean train.epochs?"),
+        ("--config.epochs=3", "did you mean train.epochs?"),
+        ("--config.qqq.zzz=3", "--config.qqq.zzz"),
+        ("--config.train=3", "--config.train"),
+        ("--config.train.epochs=many", "--config.train.epochs=many"),
+        ("--config.train.epochs=2.5", "--config.train.epochs=2.5"),
+        ("--config.train.visual_lr=fast", "--config.train.visual_lr=fast"),
+        ("--config.train.augment=perhaps", "--config.train.augment=perhaps"),
+        ("--config.seed", "--config.seed"),
+        ("--noconfig.seed", "--noconfig.seed"),
+        ("--config=nowhere.py", "nowhere.py"),
+        ("--config=dpt:imagnet", "'imagnet'"),
+        ("--config=dpt:dtd:few", "'few'"),
+        ("--config.train.visual_lr=inf", "train.visual_lr"),
+        ("--config.seed=99999999999", "seed"),
+        ("--config.text_prompt.length=0", "configs/vpt.py"),
+        ("--config.visual_prompt.depth=0", "visual_prompt.depth"),
+        ("--config.dataset.shots=-2", "dataset.shots"),
+        ("--config.dataset.classes=old", "dataset.classes"),
+        ("--config.dataset.template={0.__class__}", "dataset.template"),
+        ("--config.text_prompt.init=a\u202eb", "text_prompt.init"),
+        ("--config=dpt --config.dataset.root=x", "dataset.root"),
+        ("--config=vpt --config.text_prompt.conditioned", "text_prompt.conditioned"),
+        ("--config=coop --config.visual_prompt.coupled", "visual_prompt.coupled"),
+        ("--config=maple --config.text_prompt.class_specific", "text_prompt.class_specific"),
+        ("--config=vpt --config.loss.text_consistency=8", "loss.text_consistency"),
+        ("--config=coop --config.loss.image_consistency=8", "loss.image_consistency"),
+        ("--config=zeroshot --config.loss.logit_consistency=8", "loss.logit_consistency"),
+        ("--config=ivlp --config.text_prompt.class_position=front", "fixed_words"),
+    ],
+)
+def test_wrong_settings_are_one_sentence_and_write_nothing(argument, names, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    done = in_process("main.py", *argument.split(" "), workdir, check=False)
+    assert_refused(done, names)
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ("x = 1", "get_config"),
+        ("def get_config(): return {}", "ConfigDict"),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config(): return ConfigDict({'train': {'epoch': 3}})",
+            "train.epoch .* did you mean train.epochs",
+        ),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config(): return ConfigDict({'train': {'epochs': 3}})",
+            "common.get_config",
+        ),
+    ],
+)
+def test_a_config_file_of_ones_own_is_checked(tmp_path, content, names):
+    file = tmp_path / "mine.py"
+    file.write_text(content)
+    with pytest.raises(UserError, match=f"mine.py.*{names}"):
+        read(f"--config={file}")
+
+
+@given(st.sampled_from(sorted(KEYS)), st.integers(0, 3), st.sampled_from("abcxyz_."))
+def test_a_mistyped_key_is_named(key, place, letter):
+    mistyped = f"{key[: -1 - place]}{letter}{key[len(key) - place :]}"
+    if mistyped not in KEYS:
+        with pytest.raises(UserError, match=rf"--config\.{re.escape(mistyped)}: "):
+            read(f"--config.{mistyped}=1")
+
+
+VALUES = st.one_of(
+    *(st.integers(), st.floats(), st.booleans(), st.text(max_size=20)),
+    st.sampled_from(["all", "auto", "{}", "a {}"]),
+)
+
+
+@given(
+    st.sampled_from(sorted(METHODS)),
+    st.dictionaries(st.sampled_from(sorted(KEYS)), VALUES, max_size=3),
+)
+def test_any_value_is_taken_or_refused_with_its_key(method, values):
+    config = configs.published(method)
+    try:
+        config.update_from_flattened_dict(values)
+    except (TypeError, ValueError):
+        return  # ml_collections refuses another type
+    try:
+        configs.validate(config)
+        configs.prompt_config(config, classes=3, layers=4)
+    except UserError as reason:
+        assert any(key in str(reason) for key in KEYS)
+
+
+def test_saved_and_loaded(tmp_path):
+    config = saved_run(tmp_path, dpt.get_config(), train__schedule_epochs=7)
+    assert configs.load_saved(tmp_path).train.schedule_epochs == 7
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["method"] == "dpt"
+    # A key younger than the run has the default, unless results do not depend on it.
+    del config["seed"], config["checkpoint"]["keep"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    given = dpt.get_config()
+    given.seed, given.checkpoint.keep = 9, 9
+    found = configs.load(tmp_path, given)
+    assert (found.seed, found.checkpoint.keep) == (1, 9)
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (None, "config.json"),
+        ("{", "config.json"),
+        ('{"train": {"speed": 1}}', "train.speed"),
+        ('{"seed": "one"}', "seed"),
+        ('{"cavpt": 3}', "cavpt"),
+        ("[]", "config.json"),
+    ],
+)
+def test_a_damaged_saved_configuration_is_named(tmp_path, content, names):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=f"{tmp_path}.*{names}"):
+        configs.load_saved(tmp_path)
+
+
+def test_evaluation_uses_the_saved_run_and_the_command_line_takes_precedence(tmp_path):
+    saved_run(tmp_path, vlp.get_config("folder"), train__epochs=3, dataset__root="/there")
+    overrides = {"dataset.root": "/here", "eval.save_logits": True}
+    found = configs.for_evaluation(dpt.get_config("folder"), overrides, False, tmp_path)
+    assert (found.method, found.train.epochs) == ("vlp", 3)
+    assert (found.dataset.root, found.eval.save_logits) == ("/here", True)
+
+
+def test_evaluation_on_a_dataset_that_the_command_line_names(tmp_path):
+    saved_run(tmp_path, dpt.get_config("folder"), dataset__root="/there", dataset__shots=4)
+    found = configs.for_evaluation(dpt.get_config("emoji"), {}, True, tmp_path)
+    assert (found.dataset.name, found.dataset.root, found.dataset.shots) == ("emoji", "", 4)
+    assert found.clip.weights == "openai/clip-vit-base-patch32"  # of the prompts
+    found = configs.for_evaluation(dpt.get_config("folder"), {}, True, tmp_path)
+    assert (found.dataset.root, found.dataset.shots) == ("/there", 4)
+
+
+def test_evaluation_of_another_workdir(tmp_path):
+    other = saved_run(tmp_path / "other", coop.get_config(), seed=5)
+    overrides = {"init_from": str(other)}
+    found = configs.for_evaluation(dpt.get_config(), overrides, False, tmp_path / "new")
+    assert (found.method, found.seed) == ("coop", 5)
+    saved_run(other, coop.get_config(), text_prompt__class_specific=True)
+    overrides["dataset.classes"] = "new"
+    with pytest.raises(UserError, match="class_specific"):
+        configs.for_evaluation(dpt.get_config(), overrides, False, tmp_path / "new")
+
+
+def test_training_from_other_prompts_takes_their_sizes_but_not_their_parts(tmp_path):
+    other = saved_run(
+        tmp_path / "vpt", vpt.get_config(), visual_prompt__length=3, clip__weights="mine"
+    )
+    config = dpt.get_config()
+    config.init_from = str(other)
+    found = configs.for_training(config, {"init_from": str(other)}, tmp_path / "new")
+    assert (found.method, found.clip.weights) == ("dpt", "mine")
+    assert (found.visual_prompt.length, found.text_prompt.length) == (3, 16)
+    config = maple.get_config()
+    config.init_from = str(saved_run(tmp_path / "ivlp", ivlp.get_config(), text_prompt__depth=2))
+    found = configs.for_training(config, {}, tmp_path / "new")
+    assert (found.text_prompt.depth, found.visual_prompt.coupled) == (2, True)
+
+
+def test_a_resumed_run_may_change_what_its_result_does_not_depend_on(tmp_path):
+    saved_run(tmp_path, dpt.get_config("emoji"))
+    config = dpt.get_config("emoji")
+    config.dataset.workers, config.checkpoint.keep = 3, 9
+    free, asked = configs.keys_that_may_change(), configs.keys_that_may_change(asked=True)
+    assert "dataset.workers (0 there, 3 now)" in configs.check_same_run(config, tmp_path, free)
+    config.train.epochs = 61
+    with pytest.raises(UserError, match=r"train\.epochs .*--allow_changes"):
+        configs.check_same_run(config, tmp_path, free)
+    assert "train.epochs" in configs.check_same_run(config, tmp_path, asked)
+    config.text_prompt.length = 4
+    with pytest.raises(UserError, match=r"text_prompt\.length"):
+        configs.check_same_run(config, tmp_path, asked)
