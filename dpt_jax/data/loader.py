@@ -1,10 +1,13 @@
 """Batches of uint8 images by Grain, from any step on.
 
-They are the same for the same seed, with any number of workers and hosts.
+They are the same for the same seed, with any number of workers, threads and hosts.
 """
 
 import dataclasses
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +17,7 @@ from absl import flags
 from PIL import Image
 
 from dpt_jax.clip.preprocessing import Preprocessing, test_transform
+from dpt_jax.data import records
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
 from dpt_jax.data.transforms import shifted, train_transform
 from dpt_jax.errors import UserError
@@ -22,12 +26,14 @@ from dpt_jax.errors import UserError
 # weight (B,) float32, 0 for an image that could not be read and is black.
 Batch = dict[str, Any]
 
+LEAST_THREADS, MOST_THREADS = 4, 16  # that decode images in one process
+
 
 @dataclasses.dataclass(frozen=True)
 class _Load:
-    """From (index, example) to its image and label; with a generator, as the training asks.
+    """Loads the image and label of (index, example), augmented if there is a generator.
 
-    augment, shift: see TrainLoading.
+    For augment and shift see TrainLoading.
     """
 
     read: Reader
@@ -50,7 +56,7 @@ class _Load:
                     f"{str(reason).removesuffix('.')}, though the dataset has it: repair or remove "
                     "it, or leave such images out with --config.dataset.on_error=skip."
                 ) from reason
-            # Batches keep their size and order, so that a run can go on; the row has no weight.
+            # Batches keep their size and order, so that a run can resume. The row has no weight.
             image, weight = Image.new("RGB", (self.size, self.size)), 0.0
         return {
             "image": self._pixels(image, generator),
@@ -68,7 +74,7 @@ class _Load:
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Return the batches of an epoch. The last partial one is dropped where there is a full one."""
+    """Return the batches of an epoch. A partial one is dropped unless it is the only one."""
     return max(examples // batch_size, 1)
 
 
@@ -76,11 +82,16 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 class Loading:
     """What is loaded, and how.
 
-    size: pixels on a side. preprocessing: the model's own. batch_size: rows of one
-    batch of test_batches, and of all hosts' batches together in train_batches.
-    workers: loader processes, 0 for threads of this one. skip_unreadable: an image
-    that cannot be read becomes black and has no weight, instead of ending the run.
-    host, hosts: of every `hosts` rows this host gets the one at `host`.
+    Attributes:
+        read: opens an image.
+        examples: the images in order.
+        size: pixels on a side.
+        batch_size: rows of a batch of test_batches. In train_batches, of all hosts together.
+        preprocessing: the model's own.
+        workers: loader processes, 0 for threads of this one.
+        skip_unreadable: an unreadable image becomes black without weight, instead of ending
+            the run.
+        host, hosts: of every `hosts` rows this host gets the one at `host`.
     """
 
     read: Reader
@@ -98,8 +109,11 @@ class Loading:
 class TrainLoading(Loading):
     """What is loaded to train on.
 
-    augment: a random part of each image, mirrored half the time. shift: the most
-    pixels by which what then has `size` pixels is moved.
+    Attributes:
+        epochs: passes over the examples.
+        seed: decides the order and the augmentations.
+        augment: take a random part of each image, mirrored half the time.
+        shift: the most pixels by which an image of `size` pixels is then moved.
     """
 
     epochs: int
@@ -112,9 +126,12 @@ class TrainLoading(Loading):
 class _Steps:
     """This host's batches from step `start` to step `end`.
 
-    images: of all epochs, one epoch after the other. rows: of all hosts' batches
-    together. Which images a step takes is worked out here and not by slicing and
-    repeating the data set, since some versions of Grain then repeat the first epoch.
+    The images of a step are worked out here and not by slicing and repeating the data set, since
+    some versions of Grain then repeat the first epoch.
+
+    Attributes:
+        images: one epoch after the other.
+        rows: of all hosts' batches together.
     """
 
     images: grain.MapDataset
@@ -138,9 +155,11 @@ class _Steps:
 def train_batches(config: TrainLoading, start: int = 0) -> Iterator[Batch]:
     """Return the batches of a training from number `start` on, shuffled and augmented every epoch.
 
-    Fewer examples than batch_size make one smaller batch an epoch. The hosts
-    together have the rows that one host would have. Raise UserError where the rows
-    of a batch cannot be shared equally, or images would be shifted out of themselves.
+    Fewer examples than batch_size make one smaller batch an epoch. The hosts together have the
+    rows that one host would have.
+
+    Raises:
+        UserError: hosts cannot share the rows of a batch, or the shift is as large as the images.
     """
     examples, hosts = len(config.examples), config.hosts
     rows = min(config.batch_size, examples)
@@ -176,51 +195,62 @@ def train_batches(config: TrainLoading, start: int = 0) -> Iterator[Batch]:
 
 
 def test_batches(config: Loading) -> Iterator[Batch]:
-    """Return the examples in their order, of all hosts' or this host's, the last batch smaller."""
+    """Return the examples of this host in their order. The last batch may be smaller."""
     load = _Load(config.read, config.size, config.skip_unreadable, config.preprocessing)
     data = grain.MapDataset.source(list(enumerate(config.examples))).map(load)
     data = data[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
     return _read(data, config.workers)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Batches:
-    """The batches of a Grain iterator, with errors as they were raised.
-
-    Some versions of Grain append notes on its own traceback to the message of an error.
-    """
-
-    iterator: Iterator[Batch]
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        try:
-            return next(self.iterator)
-        except UserError as reason:
-            raise type(reason)(str(reason).partition("\n")[0]) from reason
-
-
 def _read(data: grain.MapDataset, workers: int) -> Iterator[Batch]:
-    batches = data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = min(max((cores or 1) // max(workers, 1), LEAST_THREADS), MOST_THREADS)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + LEAST_THREADS)
+    batches = data.to_iter_dataset(options)
     if workers:
-        # Grain asks for flags of its own, also where absl is not used.
+        # Grain asks for its own flags, also if absl is not used.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers), _leave_ctrl_c_to_the_run
+            grain.MultiprocessingOptions(num_workers=workers), _start_worker
         )
-    return _Batches(iter(batches))
+    return _with_own_errors(iter(batches))
 
 
-def _leave_ctrl_c_to_the_run(worker: int, workers: int) -> None:
-    """Ignore Ctrl-C, which loader processes get too: it is the run that stops, and ends them."""
+def _with_own_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches. Raise UserError as the reader raised it, or if a loader process died."""
+    try:
+        yield from batches
+    except UserError as reason:
+        # Some versions of Grain append notes on their own traceback to the message.
+        raise type(reason)(str(reason).partition("\n")[0]) from reason
+    except RuntimeError as reason:
+        if "terminated unexpectedly" not in str(reason):
+            raise
+        raise UserError(
+            "a loader process was killed, perhaps for lack of memory: run the same command again, "
+            "if need be with fewer processes (--config.dataset.workers)."
+        ) from reason
+
+
+def _start_worker(worker: int, workers: int) -> None:
+    """Prepare a loader process, which is started once for all its batches."""
+    # Ctrl-C reaches loader processes too, but it is the run that stops and ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    records.cache.limit //= workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does, which may have been killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def no_images(size: int) -> Batch:
-    """Return a batch of no image, of which `shard` makes one of padding alone."""
+    """Return an empty batch, which `shard` pads."""
     return {
         "image": np.zeros((0, size, size, 3), np.uint8),
         "label": np.zeros(0, np.int32),
@@ -232,8 +262,8 @@ def no_images(size: int) -> Batch:
 def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:
     """Return the batch padded to `rows` and split over the devices: (devices, b, …).
 
-    b is rounded up to a multiple. The padding is zeros, its `weight` too. The index
-    stays on the host.
+    b is rounded up to a multiple. The padding is zeros, its weight too. The index stays on the
+    host.
     """
     rows = -(-rows // (devices * multiple)) * devices * multiple
     own = len(batch["label"])

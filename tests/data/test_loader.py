@@ -2,6 +2,10 @@
 
 import dataclasses
 import itertools
+import multiprocessing
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from dpt_jax.data.dataset import Dataset, check_readable
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Example, Files, UnreadableImageError
 from dpt_jax.errors import UserError
+from tests.helpers.commands import ROOT
 from tests.helpers.golden import SMALL
 
 IMAGES = SMALL / "images"
@@ -209,6 +214,49 @@ def test_a_training_image_that_cannot_be_read_is_one_sentence(tmp_path, workers)
     assert "\n" not in str(error.value)
     skipping = dataclasses.replace(loading, skip_unreadable=True)
     assert next(loader.train_batches(skipping))["weight"].tolist() == [0]
+
+
+class Endless:
+    """Gives images as long as they are asked for."""
+
+    def __call__(self, path):
+        return Image.new("RGB", (8, 8))
+
+
+def long_training():
+    loading = loader.TrainLoading(
+        preprocessing=CLIP_PREPROCESSING,
+        read=Endless(),
+        examples=[Example("x", 0)],
+        size=8,
+        batch_size=1,
+        epochs=10**6,
+        seed=0,
+        workers=1,
+    )
+    return loader.train_batches(loading)
+
+
+def test_a_killed_loader_process_is_one_sentence():
+    batches = long_training()
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(UserError, match="loader process"):
+        list(batches)
+
+
+@pytest.mark.process
+def test_loader_processes_end_with_a_killed_run():
+    code = (
+        "import os, signal; from tests.data.test_loader import long_training; "
+        "batches = long_training(); next(batches); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    # The output ends when no process has it open any more.
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=ROOT, timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 class Counting:
