@@ -1,4 +1,4 @@
-"""A dataset as lists of examples and labels, whatever it came from."""
+"""Datasets as lists of examples and labels, from any source."""
 
 import collections
 import hashlib
@@ -17,17 +17,23 @@ from dpt_jax.data.records import Example, Source, Splits, UnreadableImageError
 from dpt_jax.data.sample import read_sample
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path
+from dpt_jax.io import as_path, listed_once
 from dpt_jax.logging import say
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
-READERS = 4  # threads that look for readable images
+READERS = 4  # threads
 
 
 class Dataset(NamedTuple):
-    """Images of C classes: `train` is the few-shot sample, `test` the whole test split.
+    """Images of C classes.
 
-    val: the whole validation split, which may be empty.
+    Attributes:
+        read: opens an image.
+        classnames: of the labels, in order.
+        train: the few-shot sample.
+        val: the whole validation split, which may be empty.
+        test: the whole test split.
+        digest: of all classes and all images, whichever were taken.
     """
 
     read: Source
@@ -35,41 +41,35 @@ class Dataset(NamedTuple):
     train: list[Example]
     val: list[Example]
     test: list[Example]
-    digest: str = ""  # of all classes and all images, whichever are taken of them
+    digest: str = ""
 
 
 def load_dataset(config: ConfigDict, seed: int) -> Dataset:
     """Return the dataset that config.dataset names, with its few-shot sample.
 
-    config: has been checked. seed: what the sample is drawn with, where
-    dataset.sample names no file of it. Raise UserError where a folder, file,
-    split or class is not as it should be.
+    Args:
+        config: config.dataset, validated.
+        seed: draws the sample, unless dataset.sample names a file of it.
+
+    Raises:
+        UserError: a folder, file, split or class is missing or damaged.
     """
     whole = read_splits(config)
     # The shots are drawn before the classes are split, so that both halves are of one sample.
-    train = _sample(config, whole, seed)
-    if config.classes == "all":
-        return _dataset(whole, whole.classnames, train, whole.val, whole.test)
-    labels = sampling.half_of_classes(len(whole.classnames), config.classes)
-    if not labels:
-        raise UserError(
-            f"{config.name} has one class, so there is no {config.classes!r} half of its classes."
+    train, val, test = _sample(config, whole, seed), whole.val, whole.test
+    classnames = whole.classnames
+    if config.classes != "all":
+        labels = sampling.half_of_classes(len(classnames), config.classes)
+        if not labels:
+            raise UserError(
+                f"{config.name} has one class, so there is no {config.classes!r} half of its "
+                "classes."
+            )
+        classnames = tuple(classnames[label] for label in labels)
+        train, val, test = (
+            [Example(e.path, e.label - labels[0]) for e in part if e.label in labels]
+            for part in (train, val, test)
         )
-    train, val, test = (
-        [Example(e.path, e.label - labels[0]) for e in examples if e.label in labels]
-        for examples in (train, whole.val, whole.test)
-    )
-    classnames = tuple(whole.classnames[label] for label in labels)
-    return _dataset(whole, classnames, train, val, test)
-
-
-def _dataset(
-    whole: Splits,
-    classnames: tuple[str, ...],
-    train: list[Example],
-    val: list[Example],
-    test: list[Example],
-) -> Dataset:
     return Dataset(whole.read, classnames, train, val, test, digest_of(whole))
 
 
@@ -89,7 +89,7 @@ def digest_of_examples(examples: Sequence[Example]) -> str:
 
 def _sample(config: ConfigDict, whole: Splits, seed: int) -> list[Example]:
     """Return the images to train on, of all classes."""
-    if config.sample and whole.train:  # there is none where a dataset is only tested on
+    if config.sample and whole.train:  # a dataset that is only tested on has no sample
         return read_sample(as_path(config.sample), whole, config.shots)
     train, _ = sampling.few_shot(whole.train, whole.val, config.shots, seed)
     most = max(collections.Counter(example.label for example in whole.train).values(), default=0)
@@ -109,34 +109,39 @@ def read_splits(config: ConfigDict) -> Splits:
             "name one of them in --config=configs/METHOD.py:NAME, or use dataset.source=folder."
         )
     check_root(config)
-    root = as_path(config.root) if config.root else None
     if config.source == "tfds":
-        return read_tfds(config.name, str(root or ""))
-    if config.source == "coop":
-        assert root is not None
-        return read_coop(config.name, root, skip_missing=config.on_error == "skip")
-    return read_folder(root or BUNDLED / config.name)
+        return read_tfds(config.name, config.root)
+    root = as_path(config.root) if config.root else BUNDLED / config.name
+    with listed_once(root / CATALOGUE[config.name].directory if config.source == "coop" else root):
+        if config.source == "coop":
+            return read_coop(config.name, root, skip_missing=config.on_error == "skip")
+        return read_folder(root)
 
 
 def check_root(config: ConfigDict) -> None:
-    """Raise UserError where a dataset that is not here by itself has no dataset.root."""
-    if config.root or config.source == "tfds" or config.name in EMBEDDED:
-        return
-    holds = (
-        f"{CATALOGUE[config.name].directory}/, laid out as CoOp's DATASETS.md says"
-        if config.source == "coop"
-        else "train/ and test/"
-    )
-    raise UserError(
-        f"dataset.root is not set: give the folder that holds {holds}, --config.dataset.root=DIR."
-    )
+    """Raise UserError if dataset.root is missing, or set for a bundled dataset."""
+    if config.name in EMBEDDED:
+        if config.root:
+            raise UserError(
+                f"{config.name} is bundled, so it has no dataset.root: name your own images "
+                "`folder`, as in --config=configs/dpt.py:folder."
+            )
+    elif not config.root and config.source != "tfds":
+        holds = (
+            f"{CATALOGUE[config.name].directory}/, laid out as CoOp's DATASETS.md says"
+            if config.source == "coop"
+            else "train/ and test/"
+        )
+        raise UserError(
+            f"dataset.root is not set: give the folder that holds {holds}, "
+            "--config.dataset.root=DIR."
+        )
 
 
 def check_readable(dataset: Dataset) -> None:
-    """Raise UserError where no training image of a class, or no test image, can be read.
+    """Raise UserError if no training image of a class, or no test image, can be read.
 
-    Reads one image of each class and one to test on, more only where the first ones
-    cannot be read.
+    Reads one image of each class and one test image, and more only if those are unreadable.
     """
     paths: dict[int, list[str]] = collections.defaultdict(list)
     for example in dataset.train:

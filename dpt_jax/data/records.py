@@ -185,7 +185,7 @@ def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image
     name = name or str(file)
     try:
         if isinstance(file, str | os.PathLike) and is_remote(file):
-            file = io.BytesIO(as_path(file).read_bytes())
+            file = io.BytesIO(_download(file))
         with Image.open(file, formats=FORMATS) as image:
             _report_if_large(name, *image.size)
             return to_rgb(image)
@@ -207,6 +207,16 @@ def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image
             f"{name} cannot be read ({reason}), for a reason that is not the image: run the same "
             "command again once it is gone."
         ) from reason
+
+
+def _download(file: str | os.PathLike[str]) -> bytes:
+    """Return an object of a bucket. Raise FileNotFoundError, or UserError for any other reason."""
+    try:
+        return as_path(file).read_bytes()
+    except FileNotFoundError:
+        raise
+    except Exception as reason:
+        raise UserError(f"{file} cannot be read ({reason}).") from reason
 
 
 def _is_about_the_file(reason: Exception, name: str) -> bool:

@@ -1,7 +1,7 @@
-"""The datasets of the paper from tensorflow-datasets, prepared on first use and read by position.
+"""The published datasets from tensorflow-datasets, prepared on first use and read by position.
 
-Its splits are not the published ones: results compare with each other, not with
-the paper. Which split is used as what stands in the catalogue.
+TFDS's splits are not the published ones: results compare with each other, not with the papers. The
+catalogue says which split is used as what. Prepared data are read without TensorFlow.
 """
 
 import contextlib
@@ -17,52 +17,53 @@ from concurrent import futures
 from typing import Any
 
 import numpy as np
-from etils import epath
 from PIL import Image
 
 from dpt_jax.data.benchmark import Lists, Record, split_all
 from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.records import (
-    Example,
-    Source,
-    Splits,
-    read_image,
-)
+from dpt_jax.data.records import Example, Source, Splits, read_image
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, is_remote
+from dpt_jax.io import as_path, is_remote, write_whole
 from dpt_jax.logging import Progress, say
 from dpt_jax.runtime.transfer import local_copy
 
 
 @dataclasses.dataclass(frozen=True)
 class Records(Source):
-    """Reads images of a prepared dataset. The path of one is SPLIT/NUMBER.
+    """Reads images of a prepared dataset by the path SPLIT/NUMBER.
 
-    sources: for each split its serialised records. features: finds the encoded
-    image, or the encoded frames of a video, in one.
+    Attributes:
+        directory: of the prepared dataset.
+        sources: the serialised records of each split.
+        features: parses the encoded image, or the encoded frames of a video, from a record.
     """
 
     directory: str
     sources: Mapping[str, Sequence[bytes]]
     features: Any
 
+    def key(self, path: str) -> Hashable:
+        """Return what identifies an image: the prepared dataset and its number there."""
+        return self.directory, path
+
     def read(self, path: str) -> Image.Image:
-        """Return the image, or the middle frame. Raise UnreadableImageError."""
+        """Return an image as RGB, of a video the middle frame."""
         split, _, number = path.partition("/")
         (encoded,) = self.features.deserialize_example_np(self.sources[split][int(number)]).values()
         if not isinstance(encoded, bytes):
             encoded = encoded[len(encoded) // 2]
         return read_image(io.BytesIO(encoded), f"{self.directory}, image {path},")
 
-    def key(self, path: str) -> Hashable:
-        """Return what identifies an image: the prepared dataset and its number there."""
-        return self.directory, path
-
 
 def read_tfds(name: str, root: str) -> Splits:
-    """Return the dataset `name`. root: TFDS's data directory, "" for its own default.
+    """Return a dataset of the catalogue.
 
-    Raise UserError where TFDS does not have it, or it cannot be prepared.
+    Args:
+        name: of the dataset.
+        root: TFDS's data directory, or "" for TFDS's default.
+
+    Raises:
+        UserError: TFDS does not have the dataset, or it cannot be prepared.
     """
     use = CATALOGUE[name].tfds
     if use is None:
@@ -97,23 +98,23 @@ def read_tfds(name: str, root: str) -> Splits:
         lists = Lists(records(use.train), records(use.val), records(use.test))
     else:
         lists = split_all(records(use.train))
-    # Images and frames are stored as bytes, which Text hands over undecoded: they are left to PIL.
+    train, val, test = ([Example(r.path, r.label) for r in part] for part in lists)
+    # Images and frames are stored as bytes. As Text they stay encoded, and are left to PIL.
     encoded = tfds.features.Text()
     parse = (
         {"video": tfds.features.Sequence(encoded)} if "video" in features else {"image": encoded}
     )
-    train, val, test = ([Example(r.path, r.label) for r in part] for part in lists)
     read = Records(str(builder.data_dir), sources, tfds.features.FeaturesDict(parse))
     return Splits(read, classnames, train, val, test)
 
 
 def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
-    """Return the data directory, or a copy of what is needed of one in a bucket.
+    """Return the data directory, or a copy of what is needed from a bucket.
 
-    array_record reads from disks alone. Raise UserError where the bucket does not have it.
+    array_record only reads from disks.
     """
     if not root or not is_remote(root):
-        return root
+        return str(as_path(root)) if root else ""
     folder = name.partition(":")[0]
     parts = {part for split in splits for part in split.split("+")}
 
@@ -130,17 +131,16 @@ def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
 
 
 def _prepared(name: str, root: str) -> Any:
-    """Return the builder, its data downloaded and written if they were not yet."""
-    if name.startswith("ucf101"):
-        _need_tensorflow(name)  # also to read: TFDS asks it for the type of a video's pixels
-        importlib.import_module("tensorflow").config.set_visible_devices(
-            [], "GPU"
-        )  # they are JAX's
+    """Return the builder, after downloading and preparing its data if they are missing."""
+    if name.startswith("ucf101"):  # TFDS asks TensorFlow for the type of a video's pixels
+        _need_tensorflow(name)
+        # The accelerators are JAX's.
+        importlib.import_module("tensorflow").config.set_visible_devices([], "GPU")
     try:
         builder = _builder(name, root)
         if builder.is_prepared():
             return builder
-        _need_tensorflow(name)  # which TFDS would miss only after the download
+        _need_tensorflow(name)  # before the download
         say(f"tensorflow-datasets downloads and prepares {name}.")
         # In another process, since TensorFlow takes the memory of accelerators for itself.
         with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
@@ -166,10 +166,8 @@ def _prepare(name: str, root: str) -> None:
 def _builder(name: str, root: str) -> Any:
     import tensorflow_datasets as tfds
 
-    if name.startswith("ucf101"):
-        importlib.import_module(
-            "tensorflow_datasets.video.ucf101"
-        )  # TFDS does not find videos by name
+    if name.startswith("ucf101"):  # TFDS does not find videos by name
+        importlib.import_module("tensorflow_datasets.video.ucf101")
     return tfds.builder(name, data_dir=root or None)
 
 
@@ -203,16 +201,16 @@ def _records(builder: Any, split: str) -> Sequence[bytes]:
 def _labels(builder: Any, split: str, records: Sequence[bytes]) -> np.ndarray:
     """Return TFDS's label of every record, (N,) int32.
 
-    Labels stand inside the records, so all of the data are read once. Then they
-    are kept beside the data, where that can be written to.
+    Labels are inside the records, so this reads all of the data once. Then they are cached beside
+    the data, if that folder is writable.
     """
     import tensorflow_datasets as tfds
 
-    file = epath.Path(builder.data_dir) / f"labels-{split}.npy"
+    file = as_path(builder.data_dir) / f"labels-{split}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):
-        kept = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
-        if kept.shape == (len(records),):
-            return kept
+        cached = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        if cached.shape == (len(records),):
+            return cached
     only_label = tfds.features.FeaturesDict({"label": builder.info.features["label"]})
     labels = np.zeros(len(records), np.int32)
     with Progress(f"labels of {builder.name}, {split}", len(records)) as progress:
@@ -221,6 +219,6 @@ def _labels(builder: Any, split: str, records: Sequence[bytes]) -> np.ndarray:
             progress.advance()
     buffer = io.BytesIO()
     np.save(buffer, labels)
-    with contextlib.suppress(OSError):
-        file.write_bytes(buffer.getvalue())
+    with contextlib.suppress(UserError):
+        write_whole(file, buffer.getvalue())
     return labels
