@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from dpt_jax import settings
+from dpt_jax.config import method_config
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.report.cells import scores_of
 from dpt_jax.report.curves import draw_panel
@@ -53,7 +53,7 @@ def main(runs: str, file: str) -> None:
 def draw_task(axes: Any) -> None:
     """Draw nine classes: images to train on, and two of the other style."""
     names = ("emoji", "emoji_noto")
-    twemoji, noto = (load_dataset(settings.of_method("dpt", name).dataset, 1) for name in names)
+    twemoji, noto = (load_dataset(method_config("dpt", name).dataset, 1) for name in names)
     labels = range(0, len(twemoji.classnames), 2)
     sheet = Image.new("RGB", (LABEL + (COLUMNS + 2) * SIDE + 20, len(labels) * SIDE), "white")
     for row, label in enumerate(labels):

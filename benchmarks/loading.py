@@ -26,7 +26,8 @@ from absl import app, flags, logging
 
 from benchmarks.jpegs import write_images
 from benchmarks.random_clip import random_clip
-from dpt_jax import distributed, settings
+from dpt_jax import distributed
+from dpt_jax.config import method_config
 from dpt_jax.data import loader
 from dpt_jax.evaluation.evaluate import make_classifier
 from dpt_jax.training import initial_prompts as adoption
@@ -83,7 +84,7 @@ def main(_: list[str]) -> None:
 
 def make_experiment(root: pathlib.Path) -> experiments.Experiment:
     """Return DPT on the images, on a backbone of random weights."""
-    config = settings.of_method("dpt", "folder")
+    config = method_config("dpt", "folder")
     config.dataset.root, config.dataset.shots, config.train.batch_size = str(root), -1, BATCH.value
     return experiments.prepare(config, random_clip("vit-b-32", experiments.compute_dtype(config)))
 

@@ -10,10 +10,10 @@ import numpy as np
 from etils import epath
 
 from benchmarks.random_clip import SIZES, openai_tokenizer, published_settings
-from dpt_jax import settings
 from dpt_jax.clip.files import Tensors, read_tensors
 from dpt_jax.clip.layouts import common_names
 from dpt_jax.clip.names import from_transformers
+from dpt_jax.config import prompt_config
 from dpt_jax.convert.published import prompts_from_published
 from dpt_jax.losses import count, loss
 from dpt_jax.model import PromptedCLIP
@@ -31,7 +31,7 @@ class Counterpart:
         self.config, self._sizes = published_settings(method, clip), SIZES[clip]
         tokenizer = openai_tokenizer()
         words = context_tokens(self.config.text_prompt.init, tokenizer)
-        self.prompted = settings.prompt_config(
+        self.prompted = prompt_config(
             self.config, len(names), self._sizes.vision.layers, len(words)
         )
         length = self.prompted.text_length

@@ -8,11 +8,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax import settings
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.clip.tokenizer import Tokenizer, load_tokenizer
+from dpt_jax.config import method_config
 
 
 def _vit(
@@ -37,7 +37,7 @@ def published_settings(method: str, clip: str) -> ConfigDict:
     No more layers have tokens of their own than it has. The texts that losses hold to are those of
     the dataset's template: they are computed before the training, and no step sees how.
     """
-    config = settings.of_method(method, "imagenet")
+    config = method_config(method, "imagenet")
     sizes = SIZES[clip]
     for prompt, tower in ((config.text_prompt, sizes.text), (config.visual_prompt, sizes.vision)):
         prompt.depth = min(prompt.depth, tower.layers, sizes.vision.layers)

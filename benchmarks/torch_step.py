@@ -28,9 +28,9 @@ from torch.nn.functional import normalize
 from benchmarks.random_clip import SIZES, openai_tokenizer, published_settings
 from benchmarks.torch_timing import timed
 from benchmarks.torch_twin import Twin
-from dpt_jax import settings
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.transformers_config import config_to_dict
+from dpt_jax.config import prompt_config
 from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.methods import TRAINED
 from dpt_jax.model import PromptedCLIP
@@ -69,7 +69,7 @@ def main(_: list[str]) -> None:
     clip: Any = make_clip(sizes)
     config = published_settings(METHOD.value, CLIP.value)
     words = len(context_tokens(config.text_prompt.init, openai_tokenizer()))
-    prompted = settings.prompt_config(config, CLASSES.value, sizes.vision.layers, words)
+    prompted = prompt_config(config, CLASSES.value, sizes.vision.layers, words)
     shapes = jax.eval_shape(PromptedCLIP(sizes, prompted).init, jax.random.key(0))
 
     def drawn(*shape: int) -> torch.Tensor:

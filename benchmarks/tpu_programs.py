@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.chips import Chip
 from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
-from dpt_jax import settings
 from dpt_jax.clip.text import TextLayout
+from dpt_jax.config import method_config, prompt_config, templates
 from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.evaluation.evaluate import make_classifier
 from dpt_jax.model import PromptedCLIP
@@ -38,10 +38,10 @@ class Case(NamedTuple):
 
 def make_case(options: argparse.Namespace, chip: Chip, chips: int) -> Case:
     """Return the case that the flags of compile_for_tpu.py name."""
-    config = settings.of_method(options.method, "imagenet")
+    config = method_config(options.method, "imagenet")
     sizes, tokenizer = SIZES[options.clip], openai_tokenizer()
     names = imagenet_classnames()[: options.classes]
-    prompts = settings.prompt_config(config, len(names), sizes.vision.layers)
+    prompts = prompt_config(config, len(names), sizes.vision.layers)
     if not config.text_prompt.fixed_words:
         config.text_prompt.init = ""
     if prompts.text_length:
@@ -50,7 +50,7 @@ def make_case(options: argparse.Namespace, chip: Chip, chips: int) -> Case:
             names, tokenizer, prompts.text_length, fixed=words[prompts.text_length :]
         )
     else:
-        template = settings.templates(config)[0]
+        template = templates(config)[0]
         layout = plain_layout([template.format(name) for name in names], tokenizer)
     dtype = jnp.dtype(options.dtype)
     model = PromptedCLIP(sizes, prompts, dtype)

@@ -195,7 +195,9 @@ def _check_keys(config: Any, file: str) -> None:
             )
 
 
-def published(method: str, dataset: str = common.DEFAULT_DATASET, protocol: str = "") -> ConfigDict:
+def method_config(
+    method: str, dataset: str = common.DEFAULT_DATASET, protocol: str = ""
+) -> ConfigDict:
     """Return the published configuration of a method.
 
     Args:
@@ -282,7 +284,7 @@ def _validate_parts(config: ConfigDict) -> None:
         )
 
 
-def for_training(
+def training_config(
     config: ConfigDict, overrides: Mapping[str, Value], workdir: epath.Path
 ) -> ConfigDict:
     """Return the validated configuration of a training in `workdir`.
@@ -293,7 +295,7 @@ def for_training(
     if config.init_from:
         # A run that has started has these in its own file; the other run may be gone by now.
         started = (workdir / CONFIG_FILE).exists()
-        source = load(workdir if started else as_path(config.init_from), config)
+        source = read_config(workdir if started else as_path(config.init_from), config)
         config = config.copy_and_resolve_references()
         config.clip = source.clip.copy_and_resolve_references()
         for part, section in SECTION_OF.items():
@@ -304,7 +306,7 @@ def for_training(
     return _overridden(config, overrides)
 
 
-def for_evaluation(
+def evaluation_config(
     config: ConfigDict, overrides: Mapping[str, Value], dataset_named: bool, workdir: epath.Path
 ) -> ConfigDict:
     """Return the validated configuration that evaluates the prompts of `workdir` or init_from.
@@ -321,7 +323,7 @@ def for_evaluation(
     elsewhere = overrides.get("init_from")
     if not elsewhere and not (workdir / CONFIG_FILE).exists():
         return _overridden(config, overrides)
-    saved = load(as_path(str(elsewhere)) if elsewhere else workdir, config)
+    saved = read_config(as_path(str(elsewhere)) if elsewhere else workdir, config)
     if dataset_named and config.dataset.name != saved.dataset.name:
         shots = saved.dataset.shots  # of the training
         saved.dataset = config.dataset.copy_and_resolve_references()
@@ -344,7 +346,7 @@ def _overridden(config: ConfigDict, overrides: Mapping[str, Value]) -> ConfigDic
     return config
 
 
-def save(config: ConfigDict, workdir: epath.Path) -> None:
+def save_config(config: ConfigDict, workdir: epath.Path) -> None:
     """Write config.json.  Only the first host writes.
 
     Raises:
@@ -357,7 +359,7 @@ def save(config: ConfigDict, workdir: epath.Path) -> None:
         write_whole(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def load(source: epath.Path, default: ConfigDict) -> ConfigDict:
+def read_config(source: epath.Path, default: ConfigDict) -> ConfigDict:
     """Return the configuration saved in a workdir or prompt file.
 
     A key that it does not have has the default of common.py, or, if the result does not depend on
@@ -383,19 +385,19 @@ def load(source: epath.Path, default: ConfigDict) -> ConfigDict:
         if key not in known:
             raise UserError(f"{file}: {key} is not a key{nearest(key, known)}")
         try:
-            set_key(config, key, value)
+            config.update_from_flattened_dict({key: value})
         except (TypeError, ValueError) as reason:
             raise UserError(f"{file}: {key} cannot be {value!r}.") from reason
     return config
 
 
-def load_saved(source: epath.Path) -> ConfigDict:
+def load_config(source: epath.Path) -> ConfigDict:
     """Return the validated configuration of a workdir or prompt file.
 
     Raises:
-      UserError: As `load`, or a value is impossible.
+      UserError: As `read_config`, or a value is impossible.
     """
-    config = load(source, common.get_config())
+    config = read_config(source, common.get_config())
     try:
         validate(config)
     except UserError as reason:
@@ -418,7 +420,7 @@ def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collecti
     """
     if not (workdir / CONFIG_FILE).exists():
         return ""
-    old, new = flat(load(workdir, config).to_dict()), flat(config.to_dict())
+    old, new = flat(read_config(workdir, config).to_dict()), flat(config.to_dict())
     changed = {key: f"{key} ({old[key]!r} there, {new[key]!r} now)" for key in new
                if old[key] != new[key]}  # fmt: skip
     refused = [key for key in changed if key not in may_change]
@@ -522,7 +524,7 @@ def _root_of(folder: epath.Path, config: ConfigDict) -> epath.Path | None:
     """Return the folder of images of the results in a folder, None if it has none."""
     if not (folder / CONFIG_FILE).exists():
         return None
-    root = load(folder, config).dataset.root
+    root = read_config(folder, config).dataset.root
     return as_path(root).resolve() if root else None
 
 
@@ -540,11 +542,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             result[prefix + key] = value
     return result
-
-
-def set_key(config: ConfigDict, key: str, value: Any) -> None:
-    """Set "section.name".  Raises KeyError or TypeError as a ConfigDict does."""
-    config.update_from_flattened_dict({key: value})
 
 
 def nearest(key: str, known: Collection[str]) -> str:

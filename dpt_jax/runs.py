@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax import distributed, settings
+from dpt_jax import distributed
+from dpt_jax.config import (
+    CONFIG_FILE,
+    check_same_run,
+    evaluation_dir,
+    keys_that_may_change,
+    read_config,
+    save_config,
+)
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate, write_results
 from dpt_jax.evaluation.probe import fit_and_predict
@@ -46,7 +54,7 @@ def train_and_evaluate(
             "--mode=eval."
         )
     else:
-        settings.save(config, workdir)
+        save_config(config, workdir)
     # The prompts that are on disk: results belong to these.
     return evaluate(experiment, saved_prompts(experiment, workdir), workdir)
 
@@ -99,10 +107,10 @@ def evaluate_run(
             f"the prompts of {source}."
         )
     if workdir == source and not has_own_data(experiment, saved, workdir):
-        workdir = settings.evaluation_dir(source, config)
+        workdir = evaluation_dir(source, config)
         config.init_from = str(source)
     if not (workdir / FOLDER).exists():
-        settings.save(config, workdir)
+        save_config(config, workdir)
     return evaluate(experiment, saved, workdir), workdir
 
 
@@ -112,7 +120,7 @@ def check_same_sweep(config: ConfigDict, workdir: epath.Path) -> None:
     One that is finished may not be of another backbone, nor on another folder.
     """
     fixed = {"clip.weights"} | ({"dataset.root"} if config.dataset.source == "folder" else set())
-    settings.check_same_run(config, workdir, settings.keys_that_may_change() - fixed)
+    check_same_run(config, workdir, keys_that_may_change() - fixed)
 
 
 def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
@@ -125,9 +133,9 @@ def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     if config.dtype != "auto":
         return config
     config = config.copy_and_resolve_references()
-    if (workdir / settings.CONFIG_FILE).exists():
+    if (workdir / CONFIG_FILE).exists():
         # "auto" itself in a workdir of an older version, which did not say.
-        config.dtype = settings.load(workdir, config).dtype
+        config.dtype = read_config(workdir, config).dtype
     else:
         config.dtype = jnp.dtype(compute_dtype(config)).name
     return config

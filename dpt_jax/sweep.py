@@ -10,8 +10,18 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax import distributed, settings
+from dpt_jax import distributed
 from dpt_jax.clip.pretrained import Pretrained
+from dpt_jax.config import (
+    CONFIG_FILE,
+    Value,
+    evaluation_config,
+    evaluation_dir,
+    method_config,
+    run_dir,
+    shots_in_words,
+    validate,
+)
 from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
@@ -25,7 +35,7 @@ from dpt_jax.storage.lock import is_locked
 from dpt_jax.training.checkpoints import FOLDER
 from dpt_jax.training.setup import Experiment, prepare
 
-Overrides = Mapping[str, settings.Value]
+Overrides = Mapping[str, Value]
 
 # Default datasets to train on, and other datasets to test the prompts on.
 PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -72,7 +82,7 @@ class Run(NamedTuple):
         name = f"{self.method} on {self.dataset}{classes}"
         if self.method == ZERO_SHOT:
             return name
-        return f"{name}, {settings.shots_in_words(self.shots)}, seed {self.seed}"
+        return f"{name}, {shots_in_words(self.shots)}, seed {self.seed}"
 
 
 class ElsewhereError(UserError):
@@ -125,7 +135,7 @@ def run_config(run: Run, overrides: Overrides) -> ConfigDict:
     """
     config = _published(run.method, run.dataset, run.protocol, overrides)
     config.dataset.shots, config.dataset.classes, config.seed = run.shots, run.classes, run.seed
-    settings.check(config)
+    validate(config)
     for target in run.targets:
         _published(run.method, target.dataset, run.protocol, overrides)
     return config
@@ -138,13 +148,13 @@ def target_config(
     config = _published(run.method, target.dataset, run.protocol, overrides)
     source = {"init_from": str(workdir), "dataset.classes": target.classes}
     own = {**_of_dataset(target.dataset, overrides), **source}
-    return settings.settings_for_evaluation(config, own, True, workdir)
+    return evaluation_config(config, own, True, workdir)
 
 
 def _published(method: str, dataset: str, protocol: str, overrides: Overrides) -> ConfigDict:
-    config = settings.of_method(method, dataset, protocol)
+    config = method_config(method, dataset, protocol)
     for key, value in _of_dataset(dataset, overrides).items():
-        settings.set_key(config, key, value)
+        config.update_from_flattened_dict({key: value})
     return config
 
 
@@ -157,7 +167,7 @@ def _of_dataset(dataset: str, overrides: Overrides) -> Overrides:
 def state(run: Run, runs: epath.Path, overrides: Overrides) -> str:
     """Return how far a run is, by the files of its folder."""
     config = run_config(run, overrides)
-    workdir = settings.run_dir(runs, config, run.method)
+    workdir = run_dir(runs, config, run.method)
     if is_locked(workdir):
         return "in training by another process"
     try:
@@ -165,9 +175,9 @@ def state(run: Run, runs: epath.Path, overrides: Overrides) -> str:
     except UserError:
         return "made with other settings"
     tests = [(workdir, config)]
-    for target in run.targets if (workdir / settings.CONFIG_FILE).exists() else ():
+    for target in run.targets if (workdir / CONFIG_FILE).exists() else ():
         tested = target_config(run, target, overrides, workdir)
-        tests.append((settings.evaluation_dir(workdir, tested), tested))
+        tests.append((evaluation_dir(workdir, tested), tested))
     if run.method != PROBE.name and all(finished(*test) for test in tests):
         return "finished"
     return "begun" if (workdir / FOLDER).exists() else "to do"
@@ -189,7 +199,7 @@ class Runner:
           ElsewhereError: Another process trains this run.
         """
         config = run_config(run, self.overrides)
-        workdir = settings.run_dir(self.runs, config, run.method)
+        workdir = run_dir(self.runs, config, run.method)
         config = with_dtype(config, workdir)
         if run.method == PROBE.name:  # takes seconds, so it is fitted again each time
             with failures.run():
@@ -217,7 +227,7 @@ class Runner:
     def _test(self, run: Run, target: Target, workdir: epath.Path) -> bool:
         """Test the prompts of `workdir` on a target; return False if that was done before."""
         config = target_config(run, target, self.overrides, workdir)
-        target_dir = settings.evaluation_dir(workdir, config)
+        target_dir = evaluation_dir(workdir, config)
         if distributed.first_says(finished(target_dir, config)):
             return False
         with failures.run():

@@ -24,8 +24,8 @@ def read(*arguments):
 
 def saved_run(workdir, config, **overrides):
     for key, value in overrides.items():
-        configs.set_key(config, key.replace("__", "."), value)
-    configs.save(config, workdir)
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    configs.save_config(config, workdir)
     return workdir
 
 
@@ -212,7 +212,7 @@ VALUES = st.one_of(
     st.dictionaries(st.sampled_from(sorted(KEYS)), VALUES, max_size=3),
 )
 def test_any_value_is_taken_or_refused_with_its_key(method, values):
-    config = configs.published(method)
+    config = configs.method_config(method)
     try:
         config.update_from_flattened_dict(values)
     except (TypeError, ValueError):
@@ -226,7 +226,7 @@ def test_any_value_is_taken_or_refused_with_its_key(method, values):
 
 def test_saved_and_loaded(tmp_path):
     config = saved_run(tmp_path, dpt.get_config(), train__schedule_epochs=7)
-    assert configs.load_saved(tmp_path).train.schedule_epochs == 7
+    assert configs.load_config(tmp_path).train.schedule_epochs == 7
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["method"] == "dpt"
     # A key younger than the run has the default, unless results do not depend on it.
@@ -234,7 +234,7 @@ def test_saved_and_loaded(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     given = dpt.get_config()
     given.seed, given.checkpoint.keep = 9, 9
-    found = configs.load(tmp_path, given)
+    found = configs.read_config(tmp_path, given)
     assert (found.seed, found.checkpoint.keep) == (1, 9)
 
 
@@ -253,35 +253,35 @@ def test_a_damaged_saved_configuration_is_named(tmp_path, content, names):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=f"{tmp_path}.*{names}"):
-        configs.load_saved(tmp_path)
+        configs.load_config(tmp_path)
 
 
 def test_evaluation_uses_the_saved_run_and_the_command_line_takes_precedence(tmp_path):
     saved_run(tmp_path, vlp.get_config("folder"), train__epochs=3, dataset__root="/there")
     overrides = {"dataset.root": "/here", "eval.save_logits": True}
-    found = configs.for_evaluation(dpt.get_config("folder"), overrides, False, tmp_path)
+    found = configs.evaluation_config(dpt.get_config("folder"), overrides, False, tmp_path)
     assert (found.method, found.train.epochs) == ("vlp", 3)
     assert (found.dataset.root, found.eval.save_logits) == ("/here", True)
 
 
 def test_evaluation_on_a_dataset_that_the_command_line_names(tmp_path):
     saved_run(tmp_path, dpt.get_config("folder"), dataset__root="/there", dataset__shots=4)
-    found = configs.for_evaluation(dpt.get_config("emoji"), {}, True, tmp_path)
+    found = configs.evaluation_config(dpt.get_config("emoji"), {}, True, tmp_path)
     assert (found.dataset.name, found.dataset.root, found.dataset.shots) == ("emoji", "", 4)
     assert found.clip.weights == "openai/clip-vit-base-patch32"  # of the prompts
-    found = configs.for_evaluation(dpt.get_config("folder"), {}, True, tmp_path)
+    found = configs.evaluation_config(dpt.get_config("folder"), {}, True, tmp_path)
     assert (found.dataset.root, found.dataset.shots) == ("/there", 4)
 
 
 def test_evaluation_of_another_workdir(tmp_path):
     other = saved_run(tmp_path / "other", coop.get_config(), seed=5)
     overrides = {"init_from": str(other)}
-    found = configs.for_evaluation(dpt.get_config(), overrides, False, tmp_path / "new")
+    found = configs.evaluation_config(dpt.get_config(), overrides, False, tmp_path / "new")
     assert (found.method, found.seed) == ("coop", 5)
     saved_run(other, coop.get_config(), text_prompt__class_specific=True)
     overrides["dataset.classes"] = "new"
     with pytest.raises(UserError, match="class_specific"):
-        configs.for_evaluation(dpt.get_config(), overrides, False, tmp_path / "new")
+        configs.evaluation_config(dpt.get_config(), overrides, False, tmp_path / "new")
 
 
 def test_training_from_other_prompts_takes_their_sizes_but_not_their_parts(tmp_path):
@@ -290,12 +290,12 @@ def test_training_from_other_prompts_takes_their_sizes_but_not_their_parts(tmp_p
     )
     config = dpt.get_config()
     config.init_from = str(other)
-    found = configs.for_training(config, {"init_from": str(other)}, tmp_path / "new")
+    found = configs.training_config(config, {"init_from": str(other)}, tmp_path / "new")
     assert (found.method, found.clip.weights) == ("dpt", "mine")
     assert (found.visual_prompt.length, found.text_prompt.length) == (3, 16)
     config = maple.get_config()
     config.init_from = str(saved_run(tmp_path / "ivlp", ivlp.get_config(), text_prompt__depth=2))
-    found = configs.for_training(config, {}, tmp_path / "new")
+    found = configs.training_config(config, {}, tmp_path / "new")
     assert (found.text_prompt.depth, found.visual_prompt.coupled) == (2, True)
 
 

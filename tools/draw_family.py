@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Circle, Rectangle
 
-from dpt_jax import settings
+from dpt_jax.config import method_config, prompt_config
 from dpt_jax.methods import METHODS, Method, PromptConfig
 from tools.draw_method import INK, Point, arrow, note
 
@@ -143,7 +143,7 @@ def panel(axes: Any, method: Method) -> None:
 
 def published(method: str) -> PromptConfig:
     """Return the parts of a method as published."""
-    return settings.prompt_config(settings.of_method(method, "imagenet"), 100, PUBLISHED_LAYERS)
+    return prompt_config(method_config(method, "imagenet"), 100, PUBLISHED_LAYERS)
 
 
 def depth(layers: int) -> int:

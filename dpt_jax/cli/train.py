@@ -61,7 +61,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
 def train(given: "Given", workdir: "epath.Path", allow_changes: bool) -> "Results":
     """Train in a workdir and evaluate; return the results."""
-    from dpt_jax.config import check_same_run, for_training, keys_that_may_change
+    from dpt_jax.config import check_same_run, keys_that_may_change, training_config
     from dpt_jax.logging import say
     from dpt_jax.runs import train_and_evaluate, with_dtype
     from dpt_jax.training import prompt_file
@@ -71,7 +71,7 @@ def train(given: "Given", workdir: "epath.Path", allow_changes: bool) -> "Result
             f"--workdir: {workdir} is a file of prompts: evaluate it with --mode=eval, or start "
             "from it with --config.init_from and a folder as --workdir."
         )
-    config = with_dtype(for_training(given.config, given.overrides, workdir), workdir)
+    config = with_dtype(training_config(given.config, given.overrides, workdir), workdir)
     if changed := check_same_run(config, workdir, keys_that_may_change(asked=allow_changes)):
         say(f"{workdir}: resuming with other settings than it was started with: {changed}.")
     return train_and_evaluate(config, workdir, allow_changes)
@@ -85,7 +85,7 @@ def evaluate(
     Returns:
       The results, and the folder that they were written to.
     """
-    from dpt_jax.config import evaluation_dir, for_evaluation
+    from dpt_jax.config import evaluation_config, evaluation_dir
     from dpt_jax.io import as_path
     from dpt_jax.runs import evaluate_run
     from dpt_jax.training import prompt_file
@@ -102,7 +102,7 @@ def evaluate(
             )
         overrides["init_from"] = str(workdir)
         elsewhere = True
-    config = for_evaluation(given.config, overrides, given.dataset_named, workdir)
+    config = evaluation_config(given.config, overrides, given.dataset_named, workdir)
     if elsewhere:
         workdir = evaluation_dir(as_path(config.init_from), config)
     named_elsewhere = "init_from" in overrides or not (workdir / FOLDER).exists()

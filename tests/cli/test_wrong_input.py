@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs import coop
-from dpt_jax import settings
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
+from dpt_jax.config import save_config
 from dpt_jax.data import loader
 from dpt_jax.data.folder import find_images, read_folder
 from dpt_jax.data.records import UnreadableImageError, read_image
@@ -176,7 +176,7 @@ def test_a_context_of_each_class_with_other_classes_is_refused_before_weights_ar
     """The runs' settings tell it."""
     config = coop.get_config()
     config.text_prompt.class_specific, config.dataset.classes = True, "base"
-    settings.save(config, tmp_path)
+    save_config(config, tmp_path)
     done = in_process(
         "main.py",
         "--config=configs/coop.py",

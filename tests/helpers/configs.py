@@ -5,7 +5,6 @@ import pathlib
 from ml_collections import ConfigDict
 
 from configs import dpt
-from dpt_jax import settings
 from tests.helpers.golden import SMALL
 
 
@@ -14,5 +13,5 @@ def small_config(clip_dir: pathlib.Path, method=dpt, **values) -> ConfigDict:
     config = method.get_config("folder")
     config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
     for key, value in values.items():
-        settings.set_key(config, key.replace("__", "."), value)
+        config.update_from_flattened_dict({key.replace("__", "."): value})
     return config
