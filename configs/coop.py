@@ -1,12 +1,12 @@
-"""CoOp: only the text prompt, as DPT's paper trains it.
+"""CoOp: only the text prompt, with the epochs of DPT's paper.
 
 python main.py --config=configs/coop.py
 
 The default, 16 shots of the bundled digits, gets 26.7 ± 3.7 % (five seeds); emoji at 8 shots
 32.0 ± 0.0 % (three seeds). See docs/measurements.md. The paper's datasets have not been measured.
 
-CoOp's own repository trains for more epochs: 50 at 1 shot and on ImageNet, 100 at 2 and 4 shots,
-200 at 8 and 16 shots (--config.train.epochs=200).
+KaiyangZhou/CoOp trains for 50 epochs at 1 shot and on ImageNet, 100 at 2 and 4 shots, and 200 at 8
+and 16 shots (--config.train.epochs=200); its other values are these.
 """
 
 from ml_collections import ConfigDict

@@ -18,4 +18,7 @@ def get_config(arg: str = common.DEFAULT_DATASET) -> ConfigDict:
     dataset, _ = common.parse(arg)
     config = common.get_config()
     config.method = "vpt"
-    return common.on_dataset(config, dataset)
+    config = common.on_dataset(config, dataset)
+    if dataset == "imagenet":
+        config.train.warmup_epochs = 10  # only DPT and VLP have one epoch there
+    return config

@@ -28,7 +28,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.evaluation.features import FeatureCache
 from dpt_jax.evaluation.provenance import finished
 from dpt_jax.logging import say
-from dpt_jax.methods import PROBE, ZERO_SHOT
+from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
 from dpt_jax.runs import check_same_sweep, evaluate_run, probe, train_and_evaluate, with_dtype
 from dpt_jax.runtime import failures
 from dpt_jax.storage.lock import is_locked
@@ -136,6 +136,11 @@ def run_config(run: Run, overrides: Overrides) -> ConfigDict:
     config = _published(run.method, run.dataset, run.protocol, overrides)
     config.dataset.shots, config.dataset.classes, config.seed = run.shots, run.classes, run.seed
     validate(config)
+    if config.text_prompt.class_specific and TEXT in ROWS[run.method].parts and run.targets:
+        raise UserError(
+            "text_prompt.class_specific learns a context for each class, which cannot be tested on "
+            f"other classes: leave it out with --protocol={run.protocol}."
+        )
     for target in run.targets:
         _published(run.method, target.dataset, run.protocol, overrides)
     return config

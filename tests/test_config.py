@@ -66,6 +66,7 @@ def test_published_settings_of_dpt():
     assert (train.epochs, train.batch_size, train.visual_lr, train.text_lr) == (60, 32, 0.01, 0.002)
     assert train.warmup_epochs == 10
     assert dpt.get_config("imagenet").train.warmup_epochs == 1
+    assert vpt.get_config("imagenet").train.warmup_epochs == 10
 
 
 def test_published_settings_of_relatives():
@@ -82,7 +83,7 @@ def test_published_settings_of_relatives():
     config = maple.get_config("imagenet:cross-dataset")
     assert (config.text_prompt.depth, config.train.epochs, config.train.text_lr) == (3, 2, 0.0026)
     for arg, numbers in {
-        "sun397": (9, 50, 30, 30),
+        "eurosat": (9, 50, 30, 30),
         "eurosat:base-to-new": (9, 20, 15, 1),
         "imagenet:cross-dataset": (3, 20, 6, 10),
         "imagenet:domain-generalization": (3, 20, 6, 10),
