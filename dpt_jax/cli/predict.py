@@ -135,23 +135,11 @@ def _classify(
     """Write the answers for all images; return why some could not be read, {path: reason}."""
     import numpy as np
 
-    from dpt_jax.data import loader
-    from dpt_jax.data.records import Example
+    from dpt_jax.evaluation.metrics import softmax
     from dpt_jax.logging import Progress
 
     top = min(flags.top, len(predictor.classnames))
     read = Readable({})
-    examples = [Example(path, 0) for path in paths]
-    batches = loader.test_batches(
-        loader.Loading(
-            read=read,
-            examples=examples,
-            size=predictor.model.clip.image_size,
-            preprocessing=predictor.model.clip.preprocessing,
-            batch_size=predictor.rows,
-            skip_unreadable=True,
-        )
-    )
     with contextlib.ExitStack() as stack:
         output = Output(stack, flags, top)
         # On a terminal, answers and a bar would run into each other, and the answers say as much.
@@ -159,8 +147,8 @@ def _classify(
         if not sys.stdout.isatty() or flags.csv or flags.json:
             steps = -(-len(paths) // predictor.rows)
             bar = stack.enter_context(Progress("predict", steps, file=sys.stderr))
-        for batch in batches:
-            probabilities = predictor.classify(batch["image"])
+        for batch, outputs, _ in predictor.answers(paths, read, skip_unreadable=True):
+            probabilities = softmax(outputs.logits)
             best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
             for index, own, order in zip(batch["index"], probabilities, best, strict=True):
                 answers = [(predictor.classnames[c], float(own[c])) for c in order]

@@ -50,7 +50,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     unreadable = 0
     for path in paths:
         try:
-            pixels = predictor.pixels(path)
+            (sight,) = describe(predictor, path, flags.top)
         except UserError as reason:
             unreadable += 1
             say(str(reason), file=sys.stderr)
@@ -60,7 +60,6 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         files = (folder / f"{one}.png" for one in numbered)
         file = next(file for file in files if file.resolve() not in taken)
         taken.add(file.resolve())
-        (sight,) = describe(predictor, pixels, flags.top)
         draw_sight(sight, path, predictor.model.prompts.method, file)
         say(str(file))
     if unreadable == len(paths):

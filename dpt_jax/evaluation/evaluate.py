@@ -3,8 +3,8 @@
 import functools
 import io
 import json
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -12,7 +12,6 @@ from etils import epath
 
 from dpt_jax import distributed
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.features import EncodedBatch, read_test_images
 from dpt_jax.evaluation.finite import check_finite
@@ -27,6 +26,9 @@ from dpt_jax.model.outputs import Outputs, Plain, Texts
 from dpt_jax.runtime import failures
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.setup import Experiment, Frozen
+
+Item = TypeVar("Item")
+PyTree = Any
 
 
 class Predictions(NamedTuple):
@@ -127,43 +129,74 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
 
 
 def over_test_images(
-    experiment: Experiment, title: str, take: Callable[[EncodedBatch], tuple[jax.Array, ...]]
+    experiment: Experiment,
+    title: str,
+    compute: Callable[[EncodedBatch], tuple[jax.Array, ...]],
 ) -> list[np.ndarray]:
-    """Return the columns (N, …) that `take` makes of the batches, then label (N,) and row (N,).
+    """Compute something of each readable test image.
 
-    N are the test images that could be read, and a row is an index into the dataset's. All devices
-    share a batch: host h of n takes images h, h + n, h + 2n and so on, and all hosts have the
-    whole result. title: of the progress bar.
+    All devices of all hosts share a batch: host h of n takes images h, h + n, h + 2n and so on.
+
+    Args:
+      experiment: Its test split is read.
+      title: Of the progress bar.
+      compute: From a batch to arrays (devices, b, …).
+
+    Returns:
+      These columns (N, …) of the N readable images, then label (N,) and row (N,), the index into
+      the test split. All hosts have them all.
     """
     images, hosts = len(experiment.dataset.test), jax.process_count()
     rows = -(-min(experiment.config.eval.batch_size, images) // hosts)
     steps = -(-images // (rows * hosts))
-    running: list[tuple[Any, loader.Batch]] = []
-    parts: list[tuple[np.ndarray, ...]] = []
+    encode = make_classifier(experiment.model).look
+    batches = read_test_images(experiment, rows, steps, encode)
+    parts = []
     with Progress(title, steps) as progress:
-        for batch in read_test_images(
-            experiment, rows, steps, make_classifier(experiment.model).look
-        ):
-            running.append((take(batch), batch.known))
-            # This batch is computed while the last one's answers are fetched.
-            if len(running) > 1:
-                parts.append(_columns(*running.pop(0), rows))
+        for batch, columns in overlapped(batches, compute, lambda x: len(x.known["label"])):
+            parts.append((*columns, *(batch.known[name] for name in ("label", "index", "weight"))))
             progress.advance()
-        parts += [_columns(*one, rows) for one in running]
     failures.agree()
-    *columns, weight = (
-        distributed.rows_of_all_hosts(np.concatenate(column)) for column in zip(*parts, strict=True)
-    )
-    readable = np.flatnonzero(weight)
-    return [column[readable] for column in columns]
+
+    def gather(parts: Sequence[np.ndarray]) -> np.ndarray:
+        own = np.concatenate(parts)
+        # Hosts with fewer images, which are the last ones, have padding of weight 0.
+        missing = [(0, rows * steps - len(own)), *[(0, 0)] * (own.ndim - 1)]
+        return distributed.rows_of_all_hosts(np.pad(own, missing))
+
+    *columns, weight = map(gather, zip(*parts, strict=True))
+    return [column[weight > 0] for column in columns]
 
 
-def _columns(taken: Any, batch: loader.Batch, rows: int) -> tuple[np.ndarray, ...]:
-    """Return what was taken, label, index and weight of a batch, padded to `rows`."""
-    own = [np.asarray(x).reshape(-1, x.shape[-1])[:rows] for x in taken]
-    images = len(batch["label"])
-    known = [np.pad(batch[name], (0, rows - images)) for name in ("label", "index", "weight")]
-    return (*own, *known)
+def overlapped(
+    batches: Iterable[Item],
+    compute: Callable[[Item], PyTree],
+    images: Callable[[Item], int],
+) -> Iterator[tuple[Item, PyTree]]:
+    """Compute batches, and fetch the results of one while the devices compute the next.
+
+    Args:
+      batches: Of images.
+      compute: From a batch to a tree of arrays (devices, b, …), padded.
+      images: The number of images of a batch, without padding.
+
+    Yields:
+      A batch, and its results as host arrays (images, …).
+    """
+
+    def fetch(batch: Item, results: PyTree) -> tuple[Item, PyTree]:
+        rows = images(batch)
+        return batch, jax.tree.map(
+            lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:rows], results
+        )
+
+    running: list[tuple[Item, PyTree]] = []
+    for batch in batches:
+        running.append((batch, compute(batch)))
+        if len(running) > 1:
+            yield fetch(*running.pop(0))
+    for one in running:
+        yield fetch(*one)
 
 
 def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[str, Any]:

@@ -1,45 +1,44 @@
-"""Names of classes that somebody gives, in place of those of the training."""
+"""Class names that replace those of the training."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import re
+from collections.abc import Iterable
 
 from etils import epath
 
 from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.training.setup import Experiment
-
-
-def check_bound(prepared: Experiment, classnames: Sequence[str], training: dict[str, Any]) -> None:
-    """Raise UserError where the context is bound to other classes than these."""
-    if prepared.model.prompts.class_specific and list(classnames) != training.get("classnames"):
-        raise UserError(
-            "this context is one for each class of its training, and means nothing for others."
-        )
+from dpt_jax.io import reading
 
 
 def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
-    """Return the names as a list.  Raise UserError where one is blank or given twice."""
+    """Return the names as a list.
+
+    Raises:
+      UserError: There is none, or one is blank or occurs twice. It begins with `source`.
+    """
     if isinstance(classnames, str):
         raise UserError(f"{source} is {classnames!r}: give a list of names.")
     names: dict[str, None] = {}
     for name in classnames:
         if not isinstance(name, str) or not name.strip() or not can_be_shown(name):
-            raise UserError(f"{source}: {name!r} is no name of a class.")
+            raise UserError(f"{source}: {name!r} is not a class name.")
         if name in names:
-            raise UserError(f"{source} names {name!r} twice: remove one, or tell the two apart.")
-        names[str(name)] = None  # also one of NumPy's strings
+            raise UserError(f"{source} has {name!r} twice: remove one, or rename it.")
+        names[str(name)] = None  # also a string of NumPy's
     if not names:
-        raise UserError(f"{source} names no class: give at least one.")
+        raise UserError(f"{source} has no class name: give at least one.")
     return list(names)
 
 
 def read_classnames(file: epath.Path) -> list[str]:
     """Return the class names of a text file, one a line.
 
-    Raise UserError, see check_classnames.
+    CoOp's lists of ImageNet have the WordNet id before each name. Raise UserError, see
+    `check_classnames`.
     """
-    try:
+    with reading(file, "a list of class names"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as reason:
-        raise UserError(f"--classes: {file} cannot be read as text ({reason}).") from reason
-    return check_classnames([line.strip() for line in lines if line.strip()], str(file))
+    names = [line.strip() for line in lines if line.strip()]
+    with_ids = [re.fullmatch(r"n\d{8}\s+(.+)", name) for name in names]
+    if all(with_ids):
+        names = [found[1] for found in with_ids if found]
+    return check_classnames(names, str(file))

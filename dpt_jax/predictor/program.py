@@ -29,7 +29,7 @@ def export(predictor: "Predictor") -> jax.export.Exported:
     constants of the program; it has a text tower only where the texts depend on the image.
     """
     model = predictor.model
-    predictor.classify(np.zeros((1, *[model.clip.image_size] * 2, 3), np.uint8))  # if it is finite
+    predictor.predict(np.zeros((1, *[model.clip.image_size] * 2, 3), np.uint8))  # is it finite?
     used = ["vision", "logit_scale", *(["text"] if model.prompts.conditioned else [])]
     clip = {name: predictor.pretrained.params[name] for name in used}
     params = {"clip": distributed.to_host(clip), "prompts": predictor.prompts}

@@ -110,7 +110,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
         (["--workdir=/nowhere", str(IMAGES), "--csv=README.md"], "/nowhere"),
         (
             ["--workdir=TRAINED", str(IMAGES), "--classes=/nowhere.txt"],
-            "--classes: /nowhere.txt cannot be read",
+            "/nowhere.txt does not exist",
         ),
         (["--workdir=TRAINED", str(IMAGES), "--top=0"], "top"),
     ],
