@@ -2,7 +2,7 @@
 
     pip install libtpu
     python benchmarks/compile_for_tpu.py --topology=v5e:2x2 --clip=vit-b-16 --classes=1000
-        --batch=32 [--method=dpt] [--dtype=bfloat16] [--remat=auto] [--mode=train] [--hlo=FILE]
+        --batch=32 [--method=dpt] [--dtype=bfloat16] [--remat=matmuls] [--mode=train] [--hlo=FILE]
 
 --batch is the number of images of a chip. Prints one JSON line:
     compile_s        of the TPU compiler; tracing is not counted
@@ -80,7 +80,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, metavar="IMAGES", help="of a chip")
     parser.add_argument("--method", choices=tuple(METHODS), default="dpt")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--remat", choices=("auto", "none", "matmuls", "blocks"), default="auto")
+    parser.add_argument("--remat", choices=("none", "matmuls", "blocks"), default="matmuls")
     parser.add_argument("--mode", choices=("train", "eval"), default="train")
     parser.add_argument("--hlo", help="a file to write the compiled program to")
     options = parser.parse_args(arguments)
@@ -120,7 +120,7 @@ def report(options: argparse.Namespace, chip: Chip) -> dict[str, Any]:
     case = make_case(options, chip, len(on))
     images = options.batch * len(on)
     if case.train:
-        needed = flops.step(case.model, case.layout, images, case.step.guided)
+        needed = flops.step(case.model, case.layout, images, case.step.guidance)
     else:
         needed = flops.evaluation(case.model, case.layout, images)
     operations = needed / len(on)

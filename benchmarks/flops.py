@@ -8,23 +8,23 @@ weights. Symbols: D width, M width of the MLP, T tokens, Q tokens whose output i
 import numpy as np
 
 from dpt_jax.clip.config import TransformerConfig
-from dpt_jax.clip.text import TextLayout
-from dpt_jax.model import PromptedCLIP
+from dpt_jax.clip.packing import PackedTexts
+from dpt_jax.model import PromptedCLIP, visual_depth, visual_layers
 from dpt_jax.prompts.cavpt import ATTENTION_WIDTH, GLOBAL_TOKENS
-from dpt_jax.prompts.conditioning import NARROWING
+from dpt_jax.prompts.meta_net import REDUCTION
 
 
-def step(model: PromptedCLIP, layout: TextLayout, images: int, guided: bool = True) -> float:
+def step(model: PromptedCLIP, layout: PackedTexts, images: int, guided: bool = True) -> float:
     """Return the operations of one training step.
 
     layout: the learned texts'. guided: whether the loss compares each tower with the other's plain
     one (`loss.guidance_epochs`).
     """
-    prompts = model.prompts
+    prompts = model.config
     total = _embed(model, images)
     if _step_needs_plain(model, guided):
         total += _vision(model, images, prompted=False)
-    if prompts.sees_prompts:
+    if prompts.has_visual_prompts:
         total += _vision(model, images, prompted=True)
         total += _vision(model, images, prompted=True, backward=True)
     if prompts.text_length:
@@ -34,12 +34,12 @@ def step(model: PromptedCLIP, layout: TextLayout, images: int, guided: bool = Tr
     return total + 3 * own + 6 * _cosines(model, layout, images)
 
 
-def evaluation(model: PromptedCLIP, layout: TextLayout, images: int) -> float:
+def evaluation(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
     """Return those of evaluating images in one program, with the text features given.
 
     A context that depends on the image has no text features to give: they are counted.
     """
-    shared = _embed(model, images) if model.prompts.sees_prompts else 0.0
+    shared = _embed(model, images) if model.config.has_visual_prompts else 0.0
     return plain(model, images) + answer(model, layout, images) - shared
 
 
@@ -48,22 +48,22 @@ def plain(model: PromptedCLIP, images: int) -> float:
     return _embed(model, images) + _vision(model, images, prompted=False)
 
 
-def answer(model: PromptedCLIP, layout: TextLayout, images: int) -> float:
+def answer(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
     """Return those of an evaluation where the text features and plain CLIP's images are known."""
     total = 2 * _cosines(model, layout, images)
-    if model.prompts.sees_prompts:
+    if model.config.has_visual_prompts:
         total += _embed(model, images) + _vision(model, images, prompted=True)
-    if model.prompts.conditioned:
+    if model.config.conditioned:
         total += images * text(model, layout)
     return total + _made_of_others(model, images) + _cavpt(model, images, auxiliary=False)
 
 
-def text(model: PromptedCLIP, layout: TextLayout, backward: bool = False) -> float:
+def text(model: PromptedCLIP, layout: PackedTexts, backward: bool = False) -> float:
     """Return those of the text tower, once for all classes."""
-    tower, layers = model.clip.text, model.clip.text.layers
+    tower, layers = model.clip_config.text, model.clip_config.text.layers
     prefix, lengths = (
         len(layout.prefix_tokens),
-        np.unique(layout.text[layout.text >= 0], return_counts=True)[1],
+        np.unique(layout.segment_ids[layout.segment_ids >= 0], return_counts=True)[1],
     )
     own, texts = int(lengths.sum()), len(lengths)
     pairs = prefix * (prefix + 1) / 2 + float(
@@ -74,30 +74,35 @@ def text(model: PromptedCLIP, layout: TextLayout, backward: bool = False) -> flo
     last = _block(tower, prefix + own, texts, last_pairs, backward)
     # Only the context is learned: no gradient goes into the first layer's other tokens.
     unneeded = 6.0 * tower.width**2 * own if backward and (layout.context < 0).all() else 0.0
-    return whole * (layers - 1) + last + 2.0 * texts * tower.width * model.clip.embed_dim - unneeded
+    return (
+        whole * (layers - 1)
+        + last
+        + 2.0 * texts * tower.width * model.clip_config.embed_dim
+        - unneeded
+    )
 
 
 def _step_needs_plain(model: PromptedCLIP, guided: bool) -> bool:
     """Return whether a step's result depends on what plain CLIP makes of the images."""
-    prompts = model.prompts
-    compared = guided and prompts.text_length and prompts.sees_prompts
+    prompts = model.config
+    compared = guided and prompts.text_length and prompts.has_visual_prompts
     held = prompts.consistency.image or prompts.consistency.logits
     return bool(
-        not prompts.sees_prompts or prompts.conditioned or prompts.top_k or compared or held
+        not prompts.has_visual_prompts or prompts.conditioned or prompts.top_k or compared or held
     )
 
 
 def _vision(model: PromptedCLIP, images: int, prompted: bool, backward: bool = False) -> float:
     """Return those of the image tower's blocks, without CAVPT's own attention."""
-    tower, prompts = model.clip.vision, model.prompts
-    patches = model.clip.grid**2 + 1
+    tower, prompts = model.clip_config.vision, model.config
+    patches = model.clip_config.grid**2 + 1
     # The visual tokens of layer J are ordinary ones from there on, where J is not the last layer.
     joining = prompted and 0 < prompts.visual_depth < tower.layers and prompts.visual_length > 0
-    total = 2.0 * images * tower.width * model.clip.embed_dim
+    total = 2.0 * images * tower.width * model.clip_config.embed_dim
     for layer in range(tower.layers):
         joined = joining and layer >= prompts.visual_depth - 1
         tokens = patches + (prompts.visual_length if joined else 0)
-        cavpt = prompted and prompts.top_k and layer >= model.visual_layers
+        cavpt = prompted and prompts.top_k and layer >= visual_layers(model.clip_config, prompts)
         has_own = prompted and not cavpt and not joined
         seen = prompts.top_k if cavpt else prompts.visual_length if has_own else 0
         asked = 1 if layer == tower.layers - 1 else tokens
@@ -127,33 +132,37 @@ def _cavpt(model: PromptedCLIP, images: int, auxiliary: bool) -> float:
 
     auxiliary: whether their auxiliary logits are wanted too.
     """
-    width, k = model.clip.vision.width, model.prompts.top_k
-    looked_at = model.clip.grid**2 + 1 + GLOBAL_TOKENS
-    one = k * model.clip.embed_dim * width + (k + looked_at) * width * ATTENTION_WIDTH
+    width, k = model.clip_config.vision.width, model.config.top_k
+    looked_at = model.clip_config.grid**2 + 1 + GLOBAL_TOKENS
+    one = k * model.clip_config.embed_dim * width + (k + looked_at) * width * ATTENTION_WIDTH
     one += k * looked_at * (ATTENTION_WIDTH + width) + k * width**2
-    one += k * width * model.prompts.classes if auxiliary else 0
+    one += k * width * model.config.classes if auxiliary else 0
     return 2.0 * images * one * model.cavpt_layers if k else 0.0
 
 
 def _made_of_others(model: PromptedCLIP, images: int) -> float:
     """Return those of visual tokens that are made of the text's, and of contexts of images'."""
-    prompts, clip = model.prompts, model.clip
+    prompts, clip = model.config, model.clip_config
     total = 0.0
     if prompts.coupled:
         total += (
-            2.0 * model.visual_depth * prompts.visual_length * clip.text.width * clip.vision.width
+            2.0
+            * visual_depth(model.clip_config, model.config)
+            * prompts.visual_length
+            * clip.text.width
+            * clip.vision.width
         )
     if prompts.conditioned:
-        hidden = clip.embed_dim // NARROWING
+        hidden = clip.embed_dim // REDUCTION
         total += 2.0 * images * hidden * (clip.embed_dim + clip.text.width)
     return total
 
 
-def _cosines(model: PromptedCLIP, layout: TextLayout, images: int) -> float:
+def _cosines(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
     """Return those of one array of logits."""
-    return 2.0 * images * layout.order.shape[-1] * model.clip.embed_dim
+    return 2.0 * images * layout.eot_index.shape[-1] * model.clip_config.embed_dim
 
 
 def _embed(model: PromptedCLIP, images: int) -> float:
-    clip = model.clip
+    clip = model.clip_config
     return 2.0 * images * clip.grid**2 * 3 * clip.patch_size**2 * clip.vision.width

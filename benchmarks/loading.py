@@ -91,8 +91,8 @@ def make_experiment(root: pathlib.Path) -> experiments.Experiment:
 
 def batches(experiment: experiments.Experiment, train: bool, workers: int) -> Iterator[Any]:
     """Return the batches of several passes over the images."""
-    dataset, size = experiment.dataset, experiment.model.clip.image_size
-    preprocessing = experiment.model.clip.preprocessing
+    dataset, size = experiment.dataset, experiment.model.clip_config.image_size
+    preprocessing = experiment.model.clip_config.preprocessing
     if train:
         return loader.train_batches(
             loader.TrainLoading(
@@ -133,8 +133,9 @@ def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
     """Return images/s of the training step."""
     prompts = adoption.initial_prompts(experiment)
     optimizer = make_optimizer()
-    step = make_step(experiment.model, optimizer, StepConfig(0.3))
-    state = new_state(prompts, optimizer)
+    config = StepConfig(0.3)
+    step = make_step(experiment.model, optimizer, config)
+    state = new_state(experiment.model, config, prompts, optimizer)
     state = distributed.replicate(state)
     schedule = distributed.replicate(Schedule(0.01, 0.002, 1, 2, 1, 30).as_arrays())
     shards = loader.shard(batch, BATCH.value, jax.local_device_count())

@@ -1,8 +1,10 @@
 """What this package makes of a step of published code: how much is learned, and the loss."""
 
+import functools
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +12,16 @@ import numpy as np
 from etils import epath
 
 from benchmarks.random_clip import SIZES, openai_tokenizer, published_settings
+from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.clip.files import Tensors, read_tensors
 from dpt_jax.clip.layouts import common_names
 from dpt_jax.clip.names import from_transformers
+from dpt_jax.clip.packing import pack
 from dpt_jax.config import prompt_config
 from dpt_jax.convert.published import prompts_from_published
-from dpt_jax.losses import count, loss
-from dpt_jax.model import PromptedCLIP
-from dpt_jax.model.prompted_clip import Params
-from dpt_jax.prompts.text import context_tokens, prompt_layout
-
-Array = jax.Array
+from dpt_jax.losses import Rows, count, losses
+from dpt_jax.model import PromptedCLIP, init_prompts
+from dpt_jax.prompts.text import context_tokens, prompted_texts
 
 
 class Counterpart:
@@ -35,12 +36,12 @@ class Counterpart:
             self.config, len(names), self._sizes.vision.layers, len(words)
         )
         length = self.prompted.text_length
-        self._layout = prompt_layout(names, tokenizer, length, fixed=words[length:])
+        self._packed = pack(prompted_texts(names, tokenizer, length, fixed=words[length:]))
         self._model = PromptedCLIP(self._sizes, self.prompted)
 
     def learned(self) -> int:
         """Return how many values are learned."""
-        shapes = jax.eval_shape(self._model.init, jax.random.key(0))
+        shapes = jax.eval_shape(functools.partial(init_prompts, self._model), jax.random.key(0))
         return sum(math.prod(shape.shape) for shape in jax.tree.leaves(shapes))
 
     def loss(
@@ -64,13 +65,17 @@ class Counterpart:
             "prompts": prompts_from_published(modules),
         }
         frozen = jnp.ones((config.classes, self._sizes.embed_dim)) if texts is None else texts
-        held = jnp.asarray(frozen) if config.held else None
-        alpha, guided = self.config.loss.alpha, self.config.loss.guidance_epochs > 0
+        target = jnp.asarray(frozen) if config.has_consistency else None
+        guidance = self.config.loss.guidance_epochs > 0
+        terms = losses(config, self.config.loss.alpha, guidance)
 
         def total(params: Params, images: Array, labels: Array) -> Array:
-            own = self._model.encode_texts(params, self._layout, jnp.asarray(frozen), held=held)
-            outputs, rows = self._model(params, images, own), jnp.ones(len(labels))
-            counts = count(outputs.indices, labels, rows, self._model.cavpt_layers)
-            return loss(config, outputs, labels, rows, counts, guided, alpha)
+            apply: Any = functools.partial(self._model.apply, {"params": params})
+            texts = apply(self._packed, jnp.asarray(frozen), None, target, method="texts")
+            outputs, rows = apply(images, texts), Rows(labels, jnp.ones(len(labels)))
+            counts = count(outputs.zero_shot.indices, rows, self._model.cavpt_layers)
+            return jnp.asarray(
+                sum(loss(outputs, rows, counts, guidance) for loss in terms.values())
+            )
 
         return float(jax.jit(total)(params, images.transpose(0, 2, 3, 1), labels))

@@ -45,7 +45,7 @@ class Twin:
         hidden = torch.full((tokens.shape[1],) * 2, float("-inf"), device=tokens.device)
         self._mask = hidden.triu(1).to(self._names.dtype)[None, None]
         self._frozen, self._held, self._alpha = frozen, held, alpha
-        self._guided = bool(guided and config.text_length and config.sees_prompts)
+        self._guided = bool(guided and config.text_length and config.has_visual_prompts)
         self._scale = model.logit_scale.exp()
 
     def loss(self, prompts: Any, images: Tensor, labels: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Twin:
         t = self._texts(prompts["text"]["context"]) if config.text_length else None
         texts = self._frozen if t is None else F.normalize(t, dim=-1)
         features, auxiliary = z, None
-        if config.sees_prompts:
+        if config.has_visual_prompts:
             features, auxiliary = self._prompted(prompts, images, z, t)
         assert features is not None
         logits = scale * features @ texts.T
@@ -75,7 +75,7 @@ class Twin:
     def _needs_plain(self) -> bool:
         config = self._config
         guided = self._guided or config.top_k or config.consistency.image
-        return bool(guided or config.consistency.logits or not config.sees_prompts)
+        return bool(guided or config.consistency.logits or not config.has_visual_prompts)
 
     def _conditioned_loss(self, prompts: Any, z: Any, labels: Tensor) -> Tensor:
         """Return the cross-entropy where each image has a context, and so C texts, of its own."""
@@ -182,7 +182,7 @@ class Twin:
     ) -> Tensor | float:
         """Return the terms that hold texts, images and logits to plain CLIP's."""
         weights, total = self._config.consistency, torch.zeros((), device=logits.device)
-        if not self._config.held:
+        if not self._config.has_consistency:
             return total
         assert self._held is not None
         if weights.text and weights.text_distance == COSINE:

@@ -1,7 +1,7 @@
 """The programs that main.py runs, lowered from shapes for devices that need not be here."""
 
 import argparse
-import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,16 +11,15 @@ import numpy as np
 
 from benchmarks.chips import Chip
 from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
-from dpt_jax.clip.text import TextLayout
+from dpt_jax.clip.packing import PackedTexts, pack, plain_texts
 from dpt_jax.config import method_config, prompt_config, templates
 from dpt_jax.data.paper.imagenet import imagenet_classnames
 from dpt_jax.evaluation.evaluate import make_classifier
-from dpt_jax.model import PromptedCLIP
-from dpt_jax.model.outputs import Texts
-from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
+from dpt_jax.model import PromptedCLIP, Texts, init_prompts
+from dpt_jax.prompts.text import context_tokens, prompted_texts
 from dpt_jax.training.optimizer import make_optimizer
 from dpt_jax.training.schedule import Schedule
-from dpt_jax.training.setup import Frozen, choose_remat, text_tokens
+from dpt_jax.training.setup import Frozen
 from dpt_jax.training.step import StepConfig, make_step, new_state
 
 
@@ -28,7 +27,7 @@ class Case(NamedTuple):
     """What is compiled.  Arrays are shapes with a leading axis of `chips`."""
 
     model: PromptedCLIP
-    layout: TextLayout
+    layout: PackedTexts
     frozen: Frozen
     images: int  # of a chip
     chips: int
@@ -46,31 +45,25 @@ def make_case(options: argparse.Namespace, chip: Chip, chips: int) -> Case:
         config.text_prompt.init = ""
     if prompts.text_length:
         words = context_tokens(config.text_prompt.init, tokenizer)
-        layout = prompt_layout(
-            names, tokenizer, prompts.text_length, fixed=words[prompts.text_length :]
-        )
+        fixed = words[prompts.text_length :]
+        layout = pack(prompted_texts(names, tokenizer, prompts.text_length, fixed=fixed))
     else:
         template = templates(config)[0]
-        layout = plain_layout([template.format(name) for name in names], tokenizer)
+        layout = pack(plain_texts([template.format(name) for name in names], tokenizer, 77))
     dtype = jnp.dtype(options.dtype)
-    model = PromptedCLIP(sizes, prompts, dtype)
-    remat = options.remat
-    if remat == "auto":
-        tokens = text_tokens(prompts, layout, options.batch, chips)
-        remat = choose_remat(model, tokens, options.batch, chip.memory_bytes)
-    model = dataclasses.replace(model, remat=remat)
+    model = PromptedCLIP(sizes, prompts, dtype, options.remat)
     texts: Any = jax.ShapeDtypeStruct((len(names), sizes.embed_dim), jnp.float32)
-    held = texts if prompts.held and options.mode == "train" else None
+    held = texts if prompts.has_consistency and options.mode == "train" else None
     frozen = Frozen(clip_shapes(options.clip, dtype), layout, texts, held)
-    step = StepConfig(config.loss.alpha, guided=config.loss.guidance_epochs > 0)
+    step = StepConfig(config.loss.alpha, guidance=config.loss.guidance_epochs > 0)
     train = options.mode == "train"
     return Case(model, layout, stacked(frozen, chips), options.batch, chips, train, step)
 
 
 def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
     """Return (name, lowered program): the training step, or the two of an evaluation."""
-    prompts = jax.eval_shape(case.model.init, jax.random.key(0))
-    side = case.model.clip.image_size
+    prompts = jax.eval_shape(functools.partial(init_prompts, case.model), jax.random.key(0))
+    side = case.model.clip_config.image_size
     images = jax.ShapeDtypeStruct((case.images, side, side, 3), np.uint8)
     if not case.train:
         classifier = make_classifier(case.model, tuple(on))
@@ -86,7 +79,7 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
         "weight": jax.ShapeDtypeStruct((case.images,), np.float32),
     }
     optimizer = make_optimizer()
-    state = jax.eval_shape(lambda p: new_state(p, optimizer), prompts)
+    state = jax.eval_shape(lambda p: new_state(case.model, case.step, p, optimizer), prompts)
     step: Any = make_step(case.model, optimizer, case.step, tuple(on))
     schedule = Schedule(0.01, 0.002, 1, 2, 1, 30).as_arrays()
     arguments = (

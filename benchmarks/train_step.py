@@ -1,8 +1,8 @@
 """Times a step, beside what its mathematics needs and what the machine can do.
 
     python benchmarks/train_step.py [--clip=vit-b-32] [--classes=100] [--batch=32] [--method=dpt]
-        [--dtype=float32] [--mode=train] [--devices=N] [--steps=5] [--microbatch=0] [--remat=auto]
-        [--memory] [--gemm=4096]
+        [--dtype=float32] [--mode=train] [--devices=N] [--steps=5] [--microbatch=0]
+        [--remat=matmuls] [--memory] [--gemm=4096]
 
 Takes random weights of a published size, or of a small one that is tried in seconds, and the
 first --classes of ImageNet's class names.
@@ -59,7 +59,7 @@ DEVICES = flags.DEFINE_integer(
 )
 STEPS = flags.DEFINE_integer("steps", 5, "How many steps are timed.", lower_bound=0)
 MICROBATCH = flags.DEFINE_integer("microbatch", 0, "train.microbatch.", lower_bound=0)
-REMAT = flags.DEFINE_enum("remat", "auto", ["auto", "none", "matmuls", "blocks"], "train.remat.")
+REMAT = flags.DEFINE_enum("remat", "matmuls", ["none", "matmuls", "blocks"], "train.remat.")
 MEMORY = flags.DEFINE_bool(
     "memory", False, "Compile once more for the compiler's account of the memory."
 )
@@ -94,13 +94,13 @@ def main(_: list[str]) -> None:
     experiment = experiments.assemble(config, dataset, random_clip(CLIP.value, dtype))
     generator, local = np.random.default_rng(0), jax.local_device_count()
     part = local * max(MICROBATCH.value, 1)
-    rows, size = -(-BATCH.value // part) * part // local, experiment.model.clip.image_size
+    rows, size = -(-BATCH.value // part) * part // local, experiment.model.clip_config.image_size
     batch = {
         "image": generator.integers(0, 256, (local, rows, size, size, 3), np.uint8),
         "label": generator.integers(0, len(names), (local, rows), np.int32),
         "weight": np.ones((local, rows), np.float32),
     }
-    layout = distributed.to_host(experiment.frozen.layout)
+    layout = distributed.to_host(experiment.frozen.packed)
     train, guided = MODE.value == "train", config.loss.guidance_epochs > 0
     if train:
         needed = flops.step(experiment.model, layout, local * rows, guided) / 1e9
@@ -146,17 +146,17 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
     from dpt_jax.training.optimizer import make_optimizer
     from dpt_jax.training.schedule import Schedule
     from dpt_jax.training.step import StepConfig, make_step, new_state
-    from dpt_jax.training.texts import held_texts
+    from dpt_jax.training.texts import consistency_target
 
     prompts, loss = initial_prompts(experiment), experiment.config.loss
     # What the losses hold to has the template's texts here, as the settings above say.
-    frozen = experiment.frozen._replace(held=held_texts(experiment))
+    frozen = experiment.frozen._replace(target=consistency_target(experiment))
     optimizer = make_optimizer()
-    config = StepConfig(loss.alpha, MICROBATCH.value, guided=loss.guidance_epochs > 0)
+    config = StepConfig(loss.alpha, MICROBATCH.value, guidance=loss.guidance_epochs > 0)
     step = make_step(experiment.model, optimizer, config)
     schedule = Schedule(0.01, 0.002, 1, 2, 1, loss.guidance_epochs).as_arrays()
     schedule = distributed.replicate(schedule)
-    state = distributed.replicate(new_state(prompts, optimizer))
+    state = distributed.replicate(new_state(experiment.model, config, prompts, optimizer))
     compiled = account(step, state, frozen, batch, schedule) if MEMORY.value else {}
 
     def run() -> Any:

@@ -1,28 +1,113 @@
-"""The training losses of all methods (table "Losses" of docs/method.md).
+"""The training losses of all methods, by name (table "Losses" of docs/method.md).
 
-Every loss is a mean over images that are spread over devices and over parts of
-a batch. So each part computes its sum, divided by the count of all parts. The
-result depends neither on the number of devices or parts, nor on how the images
-that count are spread over them.
+Every loss is a mean over images that are spread over devices and over parts of a batch. So each
+part computes its sum divided by the count of all parts, and the result does not depend on the
+number of devices or parts, nor on how the images are spread over them.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dpt_jax.methods import COSINE, Consistency, PromptConfig
-from dpt_jax.model.outputs import Held, Outputs
+from dpt_jax.methods import COSINE, PromptConfig
+from dpt_jax.model import Outputs
 
 Array = jax.Array
 DUAL_WEIGHT_UNDER_GUIDANCE = 0.1
 
 
 class Counts(NamedTuple):
-    """What the losses are means over (scalars)."""
+    """The numbers that the losses are means over (scalars)."""
 
-    images: Any
-    class_prompts: Any  # those that were made for the true class
+    images: Array
+    class_prompts: Array  # those of the true class
+
+
+class Rows(NamedTuple):
+    """The images of one part of the batch."""
+
+    labels: Array  # (B,) int
+    weights: Array  # (B,) float, 0 for padding, else 1
+
+
+# (outputs, rows, counts of all rows on all devices, () bool: whether guidance is on) -> scalar
+Loss = Callable[[Outputs, Rows, Counts, Array | bool], Array]
+
+
+def losses(config: PromptConfig, alpha: float, guidance: bool) -> dict[str, Loss]:
+    """Return the terms of a method's loss, weighted; the loss is their sum.
+
+    Args:
+      alpha: weight of the auxiliary loss of CAVPT.
+      guidance: whether any epoch has guidance. Without, its terms are left out.
+    """
+    # Only a method with prompts in both towers has something to guide.
+    guidance = guidance and bool(config.text_length) and config.has_visual_prompts
+    weights = config.consistency
+
+    def logits(outputs: Outputs, rows: Rows, counts: Counts, guided: Array | bool) -> Array:
+        weight = jnp.where(guided, DUAL_WEIGHT_UNDER_GUIDANCE, 1.0) if guidance else 1.0
+        return weight * mean(cross_entropy(outputs.logits, rows.labels), rows, counts)
+
+    def text_logits(outputs: Outputs, rows: Rows, counts: Counts, guided: Array | bool) -> Array:
+        loss = mean(cross_entropy(outputs.text_logits, rows.labels), rows, counts)
+        return jnp.asarray(guided, jnp.float32) * loss
+
+    def image_logits(outputs: Outputs, rows: Rows, counts: Counts, guided: Array | bool) -> Array:
+        loss = mean(cross_entropy(outputs.image_logits, rows.labels), rows, counts)
+        return jnp.asarray(guided, jnp.float32) * loss
+
+    def auxiliary(outputs: Outputs, rows: Rows, counts: Counts, _: Array | bool) -> Array:
+        hits = true_class(outputs.zero_shot.indices, rows)[:, None]  # the same for every layer
+        labels = jnp.broadcast_to(rows.labels[:, None, None], outputs.auxiliary_logits.shape[:-1])
+        total = (cross_entropy(outputs.auxiliary_logits, labels) * hits).sum()
+        return alpha * total / jnp.maximum(counts.class_prompts, 1)
+
+    def text_consistency(outputs: Outputs, rows: Rows, counts: Counts, _: Array | bool) -> Array:
+        # Unless the context depends on the image this is the same for all rows, and each adds its
+        # share of it.
+        each = text_distance(weights.text_distance, outputs.learned_texts, outputs.target_texts)
+        return weights.text * mean(each, rows, counts)
+
+    def image_consistency(outputs: Outputs, rows: Rows, counts: Counts, _: Array | bool) -> Array:
+        each = jnp.abs(outputs.features - outputs.zero_shot.features).mean(-1)
+        return weights.image * mean(each, rows, counts)
+
+    def logit_consistency(outputs: Outputs, rows: Rows, counts: Counts, _: Array | bool) -> Array:
+        each = divergence(outputs.target_logits, outputs.logits)
+        return weights.logits * mean(each, rows, counts)
+
+    terms: dict[str, Loss] = {"text_logits": text_logits, "image_logits": image_logits}
+    terms = terms if guidance else {}
+    terms["logits"] = logits
+    if config.top_k:
+        terms["auxiliary"] = auxiliary
+    if weights.text:
+        terms["text_consistency"] = text_consistency
+    if weights.image:
+        terms["image_consistency"] = image_consistency
+    if weights.logits:
+        terms["logit_consistency"] = logit_consistency
+    return terms
+
+
+def count(indices: Array | None, rows: Rows, layers: int) -> Counts:
+    """Return the counts of some rows, which do not depend on the prompts.
+
+    Args:
+      indices: (B, K), the classes of CAVPT, or None.
+      layers: how many have CAVPT.
+    """
+    if indices is None:
+        return Counts(rows.weights.sum(), jnp.zeros(()))
+    return Counts(rows.weights.sum(), layers * true_class(indices, rows).sum())
+
+
+def mean(each: Array, rows: Rows, counts: Counts) -> Array:
+    """Return what these rows contribute to a mean over all rows.  each: (B,), or () for all."""
+    return (each * rows.weights).sum() / jnp.maximum(counts.images, 1)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -31,95 +116,31 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
 
 
-def count(indices: Array | None, labels: Array, rows: Array, layers: int) -> Counts:
-    """Return the counts of some rows, which do not depend on the prompts.
-
-    indices: (B, K), the classes that CAVPT looks at, or None. labels: (B,).
-    rows: (B,) float, 0 for padding rows, else 1. layers: how many have CAVPT.
-    """
-    if indices is None:
-        return Counts(rows.sum(), jnp.zeros(()))
-    return Counts(rows.sum(), layers * _true_class(indices, labels, rows).sum())
-
-
-def loss(
-    config: PromptConfig,
-    outputs: Outputs,
-    labels: Array,
-    rows: Array,
-    counts: Counts,
-    guided: Array | bool,
-    alpha: float,
-) -> Array:
-    """Return what these rows add to the loss, a scalar.
-
-    labels, rows: as for `count`. counts: those of all rows there are, on all
-    devices. guided: whether the epoch is before the end of guidance; False, if
-    none is, leaves out what guidance alone needs. alpha: weight of the
-    auxiliary loss.
-    """
-
-    def mean(logits: Array) -> Array:
-        return (cross_entropy(logits, labels) * rows).sum() / jnp.maximum(counts.images, 1)
-
-    if guided is False or not (config.text_length and config.sees_prompts):
-        result = mean(outputs.logits)
-    else:
-        early = jnp.asarray(guided, jnp.float32)
-        result = early * (mean(outputs.text_logits) + mean(outputs.image_logits))
-        result += jnp.where(guided, DUAL_WEIGHT_UNDER_GUIDANCE, 1.0) * mean(outputs.logits)
-    if outputs.auxiliary_logits is not None and outputs.indices is not None:
-        hits = _true_class(outputs.indices, labels, rows)[
-            :, None
-        ]  # (B, 1, K), the same for every layer
-        wanted = jnp.broadcast_to(labels[:, None, None], outputs.auxiliary_logits.shape[:-1])
-        total = (cross_entropy(outputs.auxiliary_logits, wanted) * hits).sum()
-        result += alpha * total / jnp.maximum(counts.class_prompts, 1)
-    if config.held:
-        result += consistency(config.consistency, outputs, rows, counts)
-    return result
-
-
-def consistency(weights: Consistency, outputs: Outputs, rows: Array, counts: Counts) -> Array:
-    """Return what these rows add to the losses that hold what is prompted to plain CLIP.
-
-    That of the texts is the same for all images unless the context depends on them: each row adds
-    its share of it.
-    """
-    held, images = outputs.held, jnp.maximum(counts.images, 1)
-    assert held is not None, "a model whose loss holds something needs Texts.held"
-    result = jnp.zeros(())
-    if weights.text:
-        each = text_distance(weights.text_distance, held)
-        result += weights.text * (each * rows).sum() / images
-    if weights.image:
-        each = jnp.abs(outputs.features - held.to_features).mean(-1)
-        result += weights.image * (each * rows).sum() / images
-    if weights.logits:
-        each = divergence(held.to_logits, outputs.logits)
-        result += weights.logits * (each * rows).sum() / images
-    return result
-
-
 def divergence(target: Array, logits: Array) -> Array:
     """Return Σ_c q (log q − log p) / C, (…, C) -> (…): q of the target, p of the logits.
 
-    It is divided by the number of classes, as published.
+    The division by the number of classes is PromptSRC's, as published.
     """
     log_q, log_p = jax.nn.log_softmax(target), jax.nn.log_softmax(logits)
     return (jnp.exp(log_q) * (log_q - log_p)).mean(-1)
 
 
-def text_distance(kind: str, held: Held) -> Array:
-    """Return how far t̂ is from t̄: 1 − mean cosine, or the mean over |t̂ − t̄|.
+def text_distance(kind: str, learned: Array, target: Array) -> Array:
+    """Return the distance of t̂ from t̄: 1 − mean cosine, or the mean of |t̂ − t̄|.
 
-    It is a scalar, or (B,) where the context depends on the image.
+    Args:
+      kind: COSINE or L1.
+      learned: t̂ (C, E), or (B, C, E) if the context depends on the image.
+      target: t̄ (C, E).
+
+    Returns:
+      A scalar, or (B,).
     """
     if kind == COSINE:
-        return 1 - (held.texts * held.to_texts).sum(-1).mean(-1)
-    return jnp.abs(held.texts - held.to_texts).mean((-2, -1))
+        return 1 - (learned * target).sum(-1).mean(-1)
+    return jnp.abs(learned - target).mean((-2, -1))
 
 
-def _true_class(indices: Array, labels: Array, rows: Array) -> Array:
-    """Return (B, K) float, 1 for a class prompt of the true class, in a row that counts."""
-    return ((indices == labels[:, None]) & (rows[:, None] > 0)).astype(jnp.float32)
+def true_class(indices: Array, rows: Rows) -> Array:
+    """Return (B, K) float, 1 for a class prompt of the true class in a row that is no padding."""
+    return ((indices == rows.labels[:, None]) & (rows.weights[:, None] > 0)).astype(jnp.float32)

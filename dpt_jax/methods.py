@@ -125,16 +125,16 @@ class PromptConfig:
     method: str = ""
 
     @property
-    def held(self) -> bool:
+    def has_consistency(self) -> bool:
         """Whether a loss compares prompted with frozen outputs."""
         return bool(self.consistency.text or self.consistency.image or self.consistency.logits)
 
     @property
-    def learned(self) -> bool:
+    def has_prompts(self) -> bool:
         """Whether there is a prompt at all."""
         return bool(self.text_length or self.visual_length or self.top_k)
 
     @property
-    def sees_prompts(self) -> bool:
+    def has_visual_prompts(self) -> bool:
         """Whether the image tower has prompts."""
         return bool(self.visual_length or self.top_k)

@@ -46,7 +46,7 @@ def train_and_evaluate(
     """
     config = with_dtype(config, workdir)
     experiment = prepare(config)
-    if experiment.model.prompts.learned:
+    if experiment.model.config.has_prompts:
         train(experiment, workdir, allow_changes)
     elif not has_own_data(experiment, Saved(0, {}, {}), workdir):
         raise UserError(

@@ -11,14 +11,25 @@ import pytest
 from dpt_jax import settings
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.losses import count, cross_entropy, divergence, loss, text_distance
-from dpt_jax.model import PromptedCLIP
-from dpt_jax.prompts.text import context_tokens, plain_layout, prompt_layout
-from dpt_jax.training.averaging import after_step, epoch_weights
+from dpt_jax.losses import cross_entropy, divergence, text_distance
+from dpt_jax.model import PromptedCLIP, init_prompts
+from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.optimizer import make_optimizer
-from dpt_jax.training.schedule import Schedule, learning_rates
+from dpt_jax.training.schedule import (
+    Schedule,
+    average_epochs,
+    epoch_weights,
+    learning_rates,
+)
 from tests.helpers import make_clip
 from tests.helpers.golden import Golden, relative_error
+from tests.helpers.models import (
+    apply,
+    frozen_features,
+    packed_prompts,
+    prompt_shapes,
+    total_loss,
+)
 from tests.helpers.published_cases import config_of, prompts_of
 
 pytestmark = pytest.mark.compiles
@@ -55,20 +66,19 @@ class Case:
         self.clip, self.tokenizer = clip.params, clip.tokenizer
         initial = meta["CTX_INIT"]  # KgCoOp's is a switch
         words = context_tokens(PHOTO if initial is True else initial or "", clip.tokenizer)
-        self.layout = prompt_layout(
+        self.packed = packed_prompts(
             meta["classnames"],
             clip.tokenizer,
             self.config.text_length,
             fixed=words[self.config.text_length :],
         )
         self.embedded = np.asarray(clip.params["text"]["token_embedding"])[words]
-        encode = jax.jit(self.model.encode_plain)
         templates = meta.get("templates", [f"{PHOTO} {{}}."])
         plain = [template.format(n) for template in templates for n in meta["classnames"]]
-        texts = encode({"clip": clip.params}, plain_layout(plain, clip.tokenizer))
+        texts = frozen_features(self.model, clip.params, plain, clip.tokenizer)
         # As they are, not normalised.
         self.frozen = texts.reshape(len(templates), meta["C"], -1).mean(0)
-        self.held = self.frozen if self.config.held else None
+        self.target = self.frozen if self.config.has_consistency else None
         self.prompts = prompts_of(self.golden.tensors("param"))
         self.images = self.golden["image"].transpose(0, 2, 3, 1)
         self.labels = self.golden["label"]
@@ -79,24 +89,21 @@ class Case:
         return self._step(prompts, self.clip)
 
     def texts_of_images(self, prompts):
-        params = {"clip": self.clip, "prompts": prompts}
+        own = self.golden["image_features"]
+        own = own / np.linalg.norm(own, axis=-1, keepdims=True)
 
         @jax.jit
-        def encode(params):
-            own = self.golden["image_features"]
-            own = own / np.linalg.norm(own, axis=-1, keepdims=True)
-            return self.model.encode_for_images(params, self.layout, own)
+        def encode(clip, prompts):
+            method = "encode_text_for_images"
+            return apply(self.model, clip, prompts, self.packed, own, method=method)
 
-        return encode(params)
+        return encode(self.clip, prompts)
 
     def _loss(self, prompts, clip):
-        params = {"clip": clip, "prompts": prompts}
-        texts = self.model.encode_texts(params, self.layout, self.frozen, held=self.held)
-        outputs = self.model(params, self.images, texts)
-        rows = jnp.ones(len(self.labels))
-        counts = count(outputs.indices, self.labels, rows, self.model.cavpt_layers)
-        total = loss(self.config, outputs, self.labels, rows, counts, False, 0.0)
-        return total, (outputs, texts)
+        own = functools.partial(apply, self.model, clip, prompts)
+        texts = own(self.packed, self.frozen, target=self.target, method="texts")
+        outputs = own(self.images, texts)
+        return total_loss(self.model, outputs, self.labels, guidance=False), (outputs, texts)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -111,9 +118,9 @@ def errors_in_norm(found, expected):
 
 def test_tokens(case):
     """Learned places, fixed words and names put together are the published token ids."""
-    learned, layout = case.config.text_length, case.layout
+    learned, layout = case.config.text_length, case.packed
     for c, expected in enumerate(case.golden["tokens"]):
-        own = layout.text == c
+        own = layout.segment_ids == c
         ids = np.concatenate([layout.prefix_tokens, layout.tokens[own]])
         context = np.concatenate([layout.prefix_context, layout.context[own]])
         np.testing.assert_array_equal(context[1 : learned + 1], range(learned))
@@ -133,32 +140,34 @@ def settings_of_the_templates():
 
 def terms_of(case, outputs):
     """Return the terms of the loss that a golden file names, without their weights."""
-    if not case.config.held:
+    if not case.config.has_consistency:
         return {}
     terms = {"loss_ce": cross_entropy(outputs.logits, case.labels).mean()}
     if case.meta["kind"] == "KgCoOp":
-        terms["score"] = text_distance("cosine", outputs.held)
+        terms["score"] = text_distance("cosine", outputs.learned_texts, outputs.target_texts)
     else:
-        terms["scl_text"] = text_distance("l1", outputs.held)
-        terms["scl_image"] = jnp.abs(outputs.features - outputs.held.to_features).mean()
-        terms["scl_logits"] = divergence(outputs.held.to_logits, outputs.logits).mean()
+        terms["scl_text"] = text_distance("l1", outputs.learned_texts, outputs.target_texts)
+        terms["scl_image"] = jnp.abs(outputs.features - outputs.zero_shot.features).mean()
+        terms["scl_logits"] = divergence(outputs.target_logits, outputs.logits).mean()
     return terms
 
 
-def test_texts_that_the_learned_ones_are_held_to(case):
+def test_target_texts(case):
     if case.meta["kind"] == "KgCoOp":
-        found = normalize(case.held)
+        found = normalize(case.target)
         assert relative_error(found, case.golden["frozen_text_features"]) < LOGITS
-    elif case.config.held:
-        assert relative_error(case.held, case.golden["fixed_embeddings"]) < LOGITS
+    elif case.config.has_consistency:
+        assert relative_error(case.target, case.golden["fixed_embeddings"]) < LOGITS
         assert settings_of_the_templates() == case.meta["templates"]
 
 
 def test_visual_tokens_that_are_made_of_the_text(case):
     if case.config.coupled:
-        found = jax.jit(case.model.visual_tokens)(case.prompts)
+        found = jax.jit(lambda p: apply(case.model, case.clip, p, method="visual_tokens"))(
+            case.prompts
+        )
         assert relative_error(found, case.golden["visual_prompts"]) < LOGITS
-        fresh = case.model.init(jax.random.key(0))["coupling"]
+        fresh = init_prompts(case.model, jax.random.key(0))["coupling"]
         # Of the layers behind the first each starts as a copy of one draw.
         for weight in jax.tree.leaves(fresh):
             np.testing.assert_array_equal(weight[1], weight[-1])
@@ -180,11 +189,10 @@ def test_numbers_at_the_start(case):
     for name, term in terms_of(case, outputs).items():
         assert float(term) == pytest.approx(float(golden[name]), rel=1e-5), name
     if "zero_shot_features" in golden.arrays:
-        held = outputs.held
         own = golden["zero_shot_features"]
         own = own / np.linalg.norm(own, axis=-1, keepdims=True)
-        assert relative_error(held.to_features, own) < LOGITS
-        assert relative_error(held.to_logits, golden["zero_shot_logits"]) < LOGITS
+        assert relative_error(outputs.zero_shot.features, own) < LOGITS
+        assert relative_error(outputs.target_logits, golden["zero_shot_logits"]) < LOGITS
     errors = errors_in_norm(gradient, prompts_of(golden.tensors("grad")))
     assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
 
@@ -194,7 +202,7 @@ def test_training_trajectory(case):
     meta, golden = case.meta, case.golden
     weights = epoch_weights(meta["max_epoch"], meta.get("GPA_MEAN", 0), meta.get("GPA_STD", 0))
     epochs = meta["max_epoch"]
-    schedule = Schedule(meta["lr"], meta["lr"], meta["warmup"], epochs, steps_per_epoch=1)
+    schedule = Schedule(meta["lr"], meta["lr"], meta["warmup"], epochs, 1, average=weights)
     optimizer = make_optimizer()
     prompts, state = case.prompts, optimizer.init(case.prompts)
     average = jax.tree.map(np.zeros_like, prompts)
@@ -206,7 +214,7 @@ def test_training_trajectory(case):
         updates, state = optimizer.update(gradient, state, prompts, rates=rates)
         prompts = optax.apply_updates(prompts, updates)
         if weights:
-            averaged, average = after_step(epoch + 1, 1, weights, prompts, average)
+            averaged, average = average_epochs(schedule, epoch + 1, prompts, average)
             # Up to the last epoch training does not see it.
             same = jax.tree.map(np.array_equal, averaged, prompts)
             assert all(jax.tree.leaves(same)) == (epoch < epochs - 1)
@@ -223,5 +231,5 @@ def test_training_trajectory(case):
 
 
 def test_new_prompts_have_the_published_shapes(case):
-    fresh = jax.eval_shape(case.model.init, jax.random.key(0))
+    fresh = prompt_shapes(case.model)
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, case.prompts)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
-from dpt_jax.losses import count, loss
+from dpt_jax.losses import Rows, count, losses
 from dpt_jax.methods import PromptConfig
-from dpt_jax.model.outputs import Outputs
+from dpt_jax.model import Outputs, ZeroShot
 
 pytestmark = pytest.mark.compiles
 
@@ -24,13 +24,26 @@ def outputs_of(seed, rows):
     draw = [generator.standard_normal((rows, 5), dtype=np.float32) for _ in range(4)]
     auxiliary = generator.standard_normal((rows, 2, 3, 5), dtype=np.float32)
     indices = np.stack([generator.permutation(5)[:3] for _ in range(rows)])
-    return Outputs(*draw, auxiliary, indices, None, None, None), generator.integers(0, 5, rows)
+    logits, zero_shot, text_logits, image_logits = draw
+    outputs = Outputs(
+        logits,
+        text_logits,
+        image_logits,
+        features=None,
+        learned_texts=None,
+        zero_shot=ZeroShot(None, zero_shot, indices, None),
+        auxiliary_logits=auxiliary,
+    )
+    return outputs, generator.integers(0, 5, rows)
 
 
 def total(outputs, labels, rows, guided):
-    return float(
-        loss(DPT, outputs, labels, rows, count(outputs.indices, labels, rows, 2), guided, 0.3)
-    )
+    rows = Rows(labels, rows)
+    return share(outputs, rows, count(outputs.zero_shot.indices, rows, 2), guided)
+
+
+def share(outputs, rows, counts, guided):
+    return float(sum(one(outputs, rows, counts, guided) for one in losses(DPT, 0.3, True).values()))
 
 
 def cross_entropy(logits, labels):
@@ -53,7 +66,7 @@ def test_loss_is_the_published_formula_whatever_the_padding(seed, rows, guided):
         for b in range(rows)
         for layer in range(2)
         for k in range(3)
-        if outputs.indices[b, k] == labels[b]
+        if outputs.zero_shot.indices[b, k] == labels[b]
     ]
     if qualified:
         expected += 0.3 * cross_entropy(*zip(*qualified, strict=True))
@@ -66,9 +79,9 @@ def test_loss_is_the_published_formula_whatever_the_padding(seed, rows, guided):
     assert total(padded, every, weight, guided) == pytest.approx(expected, rel=1e-4)
 
     # In two parts that know the counts of both, as gradient accumulation and devices take them.
-    counts = count(padded.indices, every, weight, 2)
+    counts = count(padded.zero_shot.indices, Rows(every, weight), 2)
     shares = []
     for part in (slice(None, rows - 1), slice(rows - 1, None)):
-        own = Outputs(*(None if x is None else x[part] for x in padded))
-        shares.append(loss(DPT, own, every[part], weight[part], counts, guided, 0.3))
-    assert float(sum(shares)) == pytest.approx(expected, rel=1e-4)
+        own = jax.tree.map(lambda x, part=part: x[part], padded)
+        shares.append(share(own, Rows(every[part], weight[part]), counts, guided))
+    assert sum(shares) == pytest.approx(expected, rel=1e-4)

@@ -1,17 +1,15 @@
 """The method against arrays computed by the published code (float32, CPU)."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from dpt_jax.losses import count, loss
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.prompts.text import plain_layout, prompt_layout
 from dpt_jax.training.optimizer import make_optimizer
 from dpt_jax.training.schedule import Schedule, learning_rates
 from tests.helpers.golden import Golden, relative_error
+from tests.helpers.models import apply, frozen_features, packed_prompts, total_loss
 from tests.helpers.published_cases import config_of, prompts_of
 
 LOGITS = 1e-4  # of the largest logit
@@ -28,25 +26,22 @@ class Case:
         self.config = config_of(meta)
         self.model = PromptedCLIP(clip.config, self.config)
         self.clip = clip.params
-        self.layout = prompt_layout(
+        self.packed = packed_prompts(
             meta["classnames"], clip.tokenizer, meta["n_ctx_text"], meta["position"], meta["csc"]
         )
-        plain = plain_layout([TEMPLATE.format(name) for name in meta["classnames"]], clip.tokenizer)
-        self.frozen = jax.jit(self.model.encode_plain)({"clip": clip.params}, plain)
+        plain = [TEMPLATE.format(name) for name in meta["classnames"]]
+        self.frozen = frozen_features(self.model, clip.params, plain, clip.tokenizer)
         self.prompts = prompts_of(golden.tensors("param"))
         self.images = golden["image"].transpose(0, 2, 3, 1)
         self.labels = golden["label"]
 
     def outputs(self, prompts):
-        params = {"clip": self.clip, "prompts": prompts}
-        return self.model(
-            params, self.images, self.model.encode_texts(params, self.layout, self.frozen)
-        )
+        texts = apply(self.model, self.clip, prompts, self.packed, self.frozen, method="texts")
+        return apply(self.model, self.clip, prompts, self.images, texts)
 
     def loss(self, prompts, guided):
-        rows, outputs = jnp.ones(len(self.labels)), self.outputs(prompts)
-        counts = count(outputs.indices, self.labels, rows, self.model.cavpt_layers)
-        return loss(self.config, outputs, self.labels, rows, counts, guided, self.meta["alpha"])
+        outputs, alpha = self.outputs(prompts), self.meta["alpha"]
+        return total_loss(self.model, outputs, self.labels, guided=guided, alpha=alpha)
 
 
 @pytest.fixture(scope="module", params=["dpt_last_layer", "coop_end"])
@@ -56,19 +51,19 @@ def case(request, clip) -> Case:
 
 def test_tokens(case, clip):
     """Prefix, context places and own tokens put together are the published token ids."""
-    placeholder, layout = clip.tokenizer.encode("X")[0], case.layout
+    placeholder, layout = clip.tokenizer.encode("X")[0], case.packed
     for c, expected in enumerate(case.golden["tokens"]):
-        own = layout.text == c
+        own = layout.segment_ids == c
         ids = np.concatenate([layout.prefix_tokens, layout.tokens[own]])
         context = np.concatenate([layout.prefix_context, layout.context[own]])
         ids = np.where(context >= 0, placeholder, ids)
         np.testing.assert_array_equal(ids, expected[: len(ids)])
         assert not expected[len(ids) :].any()
         np.testing.assert_array_equal(
-            layout.position[own], np.arange(len(layout.prefix_tokens), len(ids))
+            layout.position_ids[own], np.arange(len(layout.prefix_tokens), len(ids))
         )
-        row, place = np.divmod(layout.order[c], layout.ends.shape[1])
-        assert layout.tokens[row, layout.ends[row, place]] == clip.tokenizer.end
+        row, place = np.divmod(layout.eot_index[c], layout.eot_positions.shape[1])
+        assert layout.tokens[row, layout.eot_positions[row, place]] == clip.tokenizer.end
 
 
 def test_logits(case):
@@ -78,7 +73,7 @@ def test_logits(case):
         assert relative_error(outputs.text_logits, case.golden["logits_text"]) < LOGITS
         assert relative_error(outputs.image_logits, case.golden["logits_image"]) < LOGITS
         assert relative_error(outputs.auxiliary_logits, case.golden["layer_logits"]) < LOGITS
-        np.testing.assert_array_equal(outputs.indices, case.golden["indices"])
+        np.testing.assert_array_equal(outputs.zero_shot.indices, case.golden["indices"])
 
 
 @pytest.mark.parametrize("phase", ["early", "late"])

@@ -147,7 +147,7 @@ def _classify(
         if not sys.stdout.isatty() or flags.csv or flags.json:
             steps = -(-len(paths) // predictor.rows)
             bar = stack.enter_context(Progress("predict", steps, file=sys.stderr))
-        for batch, outputs, _ in predictor.answers(paths, read, skip_unreadable=True):
+        for batch, outputs in predictor.answers(paths, read, skip_unreadable=True):
             probabilities = softmax(outputs.logits)
             best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
             for index, own, order in zip(batch["index"], probabilities, best, strict=True):

@@ -60,7 +60,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         files = (folder / f"{one}.png" for one in numbered)
         file = next(file for file in files if file.resolve() not in taken)
         taken.add(file.resolve())
-        draw_sight(sight, path, predictor.model.prompts.method, file)
+        draw_sight(sight, path, predictor.model.config.method, file)
         say(str(file))
     if unreadable == len(paths):
         raise UserError(f"none of the {len(paths)} images could be read.")

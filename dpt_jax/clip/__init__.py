@@ -7,9 +7,9 @@ import os
 
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.model import CLIP
-from dpt_jax.clip.text import TextLayout
+from dpt_jax.clip.packing import PackedTexts
 
-__all__ = ["CLIP", "CLIPConfig", "TextLayout", "TransformerConfig"]
+__all__ = ["CLIP", "CLIPConfig", "PackedTexts", "TransformerConfig"]
 
 # Without PyTorch, transformers says at its import that models are missing; its tokenizer, which
 # is all that is used here, is not.

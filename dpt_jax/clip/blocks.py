@@ -1,35 +1,37 @@
-"""Transformer blocks that look at prompt tokens, and their stack.
+"""Transformer blocks that take extra key/value tokens, and their stack.
 
-A prompt is a *memory* of a block: tokens that are looked at (keys and values)
-but neither look nor survive (no queries, no MLP, no output). Appending tokens
-to a block's input and dropping their outputs again computes the same thing and
-costs more.
+A prompt token whose output is dropped after the block is an *extra key/value token*: it has keys
+and values, but no query, no MLP and no output. Appending it to the block's input and dropping its
+output computes the same and costs more.
 
-Shapes: B rows of a batch, T tokens, M memory tokens, D width. Parameters are
-float32 or the compute dtype; layer norm and softmax always run in float32.
+Shapes: B batch rows, T tokens, M extra key/value tokens, D width. Parameters are float32 or the
+compute dtype; layer norm and softmax run in float32.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from dpt_jax.clip.config import TransformerConfig
-from dpt_jax.clip.rows import spread
+from dpt_jax.clip.gather import broadcast
 
 Array = jax.Array
+PyTree = Any  # nested dicts, tuples and lists of arrays
+Params = dict[str, Any]  # nested dicts of arrays by name
+Carry = TypeVar("Carry")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
 }
 
-
 WEIGHTS = "weights"
-# What a block keeps for its backward pass besides its input, by the name of the choice.
-KEPT = {
+# What a block saves for its backward pass besides its input, by the value of train.remat.
+REMAT_POLICIES = {
     "none": jax.checkpoint_policies.save_anything_except_these_names(WEIGHTS),
     "matmuls": jax.checkpoint_policies.save_only_these_names(
         "query", "key", "value", "attended", "hidden"
@@ -39,10 +41,10 @@ KEPT = {
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm computed in float32, returned in the dtype of its input."""
+    """Layer norm computed in float32 and returned in the dtype of its input."""
 
     epsilon: float = 1e-5
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     use_fast_variance: bool = False
 
     @nn.compact
@@ -51,67 +53,90 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """One pre-LN transformer block."""
+    """One pre-LN transformer block.
+
+    Attributes:
+      config: sizes of the tower.
+      dtype: compute dtype.
+    """
 
     config: TransformerConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
-    @nn.compact
+    def setup(self) -> None:
+        config, dtype = self.config, self.dtype
+        heads = (config.heads, config.width // config.heads)
+        self.ln_1 = LayerNorm(config.layer_norm_eps)
+        self.query, self.key, self.value = (
+            nn.DenseGeneral(heads, dtype=dtype) for _ in ("query", "key", "value")
+        )
+        self.out = nn.DenseGeneral(config.width, axis=(-2, -1), dtype=dtype)
+        self.ln_2 = LayerNorm(config.layer_norm_eps)
+        self.mlp_in = nn.Dense(config.mlp_width, dtype=dtype)
+        self.mlp_out = nn.Dense(config.width, dtype=dtype)
+
     def __call__(
         self,
         x: Array,
-        memory: Array | None = None,
+        extra_kv: Array | None = None,
         *,
         mask: Array | None = None,
         query: Array | None = None,
-        attention: bool = False,
-    ) -> Any:
-        """Updates the tokens of x, which attend to themselves and to the memory.
+    ) -> Array:
+        """Return the outputs of the tokens of x, which attend to themselves and to extra_kv.
 
-        x: (B, T, D). memory: (B or 1, M, D), seen by every token. mask: (B or 1,
-        T, T) bool, which tokens of x each token of x sees; all, where None.
-        query: (B or 1, Q) int32, the only tokens whose outputs are wanted; the
-        result is then (B, Q, D). attention: asks for (result, what each of its
-        tokens looks at: (B, heads, Q or T, T + M), see `attention_weights`).
+        Args:
+          x: (B, T, D).
+          extra_kv: (B or 1, M, D), attended to by every token.
+          mask: (B or 1, T, T) bool, which tokens of x each token of x attends to; None for all.
+          query: (B or 1, Q) int32, positions of the only tokens whose outputs are computed; None
+            for all.
+
+        Returns:
+          (B, T, D), or (B, Q, D) with `query`.
         """
-        config = self.config
-        norm_1, norm_2 = (LayerNorm(config.layer_norm_eps, name=f"ln_{i}") for i in (1, 2))
-        heads = (config.heads, config.width // config.heads)
-        to_query, to_key, to_value = (
-            nn.DenseGeneral(heads, dtype=self.dtype, name=name)
-            for name in ("query", "key", "value")
-        )
-
-        normed = norm_1(x)
-        keys, values = (
-            checkpoint_name(to_key(normed), "key"),
-            checkpoint_name(to_value(normed), "value"),
-        )
-        if query is not None:
-            places = query[..., None]
-            x, normed = (jnp.take_along_axis(t, places, axis=1) for t in (x, normed))
-            mask = None if mask is None else jnp.take_along_axis(mask, places, axis=1)
-        if memory is not None:
-            seen = norm_1(memory)
-            shape = (x.shape[0], memory.shape[1], *heads)
-            keys = jnp.concatenate([keys, spread(to_key(seen), shape)], axis=1)
-            values = jnp.concatenate([values, spread(to_value(seen), shape)], axis=1)
-            if mask is not None:
-                mask = jnp.pad(mask, ((0, 0), (0, 0), (0, memory.shape[1])), constant_values=True)
-        queries = checkpoint_name(to_query(normed), "query")
-
+        x, queries, keys, values, mask = self._project(x, extra_kv, mask, query)
         attended = jax.nn.dot_product_attention(
             queries, keys, values, mask=None if mask is None else mask[:, None]
         )
-        x = x + nn.DenseGeneral(config.width, axis=(-2, -1), dtype=self.dtype, name="out")(attended)
-        x = checkpoint_name(x, "attended")
-        hidden = checkpoint_name(
-            nn.Dense(config.mlp_width, dtype=self.dtype, name="mlp_in")(norm_2(x)), "hidden"
-        )
-        x = x + nn.Dense(config.width, dtype=self.dtype, name="mlp_out")(
-            ACTIVATIONS[config.activation](hidden)
-        )
-        return (x, attention_weights(queries, keys, mask)) if attention else x
+        x = checkpoint_name(x + self.out(attended), "attended")
+        hidden = checkpoint_name(self.mlp_in(self.ln_2(x)), "hidden")
+        return x + self.mlp_out(ACTIVATIONS[self.config.activation](hidden))
+
+    def attention(
+        self,
+        x: Array,
+        extra_kv: Array | None = None,
+        *,
+        mask: Array | None = None,
+        query: Array | None = None,
+    ) -> Array:
+        """Return the attention weights (B, heads, T or Q, T + M) of `__call__`, float32.
+
+        For pictures. In one program with `__call__` the projections are computed once.
+        """
+        _, queries, keys, _, mask = self._project(x, extra_kv, mask, query)
+        return attention_weights(queries, keys, mask)
+
+    def _project(
+        self, x: Array, extra_kv: Array | None, mask: Array | None, query: Array | None
+    ) -> tuple[Array, Array, Array, Array, Array | None]:
+        """Return x at the queries, queries, keys, values (B, tokens, heads, d), and the mask."""
+        normed = self.ln_1(x)
+        keys = checkpoint_name(self.key(normed), "key")
+        values = checkpoint_name(self.value(normed), "value")
+        if query is not None:
+            positions = query[..., None]
+            x, normed = (jnp.take_along_axis(t, positions, axis=1) for t in (x, normed))
+            mask = None if mask is None else jnp.take_along_axis(mask, positions, axis=1)
+        if extra_kv is not None:
+            extra = self.ln_1(extra_kv)
+            shape = (x.shape[0], extra_kv.shape[1], *keys.shape[2:])
+            keys = jnp.concatenate([keys, broadcast(self.key(extra), shape)], axis=1)
+            values = jnp.concatenate([values, broadcast(self.value(extra), shape)], axis=1)
+            if mask is not None:
+                mask = jnp.pad(mask, ((0, 0), (0, 0), (0, extra_kv.shape[1])), constant_values=True)
+        return x, checkpoint_name(self.query(normed), "query"), keys, values, mask
 
 
 def attention_weights(queries: Array, keys: Array, mask: Array | None = None) -> Array:
@@ -125,54 +150,67 @@ def attention_weights(queries: Array, keys: Array, mask: Array | None = None) ->
 
 
 class Transformer(nn.Module):
-    """A stack of blocks whose weights carry a leading layer axis, so that layers scan."""
+    """A stack of blocks whose parameters are stacked over layers, so that layers can be scanned.
+
+    Attributes:
+      config: sizes of the tower.
+      dtype: compute dtype.
+      remat: what the backward pass saves, a key of REMAT_POLICIES.
+    """
 
     config: TransformerConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: str = "matmuls"
 
     def setup(self) -> None:
         self._block = Block(self.config, self.dtype, parent=None)
         self.blocks = self.param("blocks", self._init_blocks)
 
-    def _init_blocks(self, key: Array) -> Any:
+    def _init_blocks(self, key: Array) -> Params:
         tokens = jnp.zeros((1, 1, self.config.width))
         keys = jax.random.split(key, self.config.layers)
         return jax.vmap(lambda k: self._block.init(k, tokens)["params"])(keys)
 
-    def block(self, layer: int | Array) -> Callable[..., Array]:
-        """The block of one layer (0-based), as a function with Block's arguments."""
+    def block(self, layer: int | Array) -> Block:
+        """Return the block of one layer (0-based), bound to its parameters."""
         weights = jax.tree.map(
             lambda w: checkpoint_name(
                 jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), WEIGHTS
             ),
             self.blocks,
         )
-
-        def block(*args: Any, **kwargs: Any) -> Any:
-            return self._block.apply({"params": weights}, *args, **kwargs)
-
-        return block
+        return self._block.bind({"params": weights})
 
     def scan(
         self,
-        step: Callable[[Callable[..., Array], Any, Any], tuple[Any, Any]],
-        carry: Any,
+        step: Callable[[Block, Carry, PyTree], Carry],
+        carry: Carry,
         start: int,
         stop: int,
-        per_layer: Any = None,
-    ) -> tuple[Any, Any]:
-        """Runs layers start..stop-1 (0-based) as one compiled loop.
+        per_layer: PyTree = None,
+    ) -> Carry:
+        """Run layers start … stop - 1 (0-based) as one compiled loop.
 
-        step(block, carry, inputs) -> (carry, output), where inputs is the
-        layer's slice of per_layer; returns the last carry and stacked outputs.
+        Args:
+          step: (block, carry, the layer's slice of per_layer) -> carry.
+          per_layer: arrays with a leading axis of stop - start layers.
         """
 
-        def body(carry: Any, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
+        def body(carry: Carry, inputs: tuple[Array, PyTree]) -> tuple[Carry, None]:
             layer, own = inputs
-            return step(self.block(layer), carry, own)
+            return step(self.block(layer), carry, own), None
 
-        # The loop counts layers and takes each one's weights where they are: scanned over, those of
-        # start..stop-1 would be copied first, and kept a second time for the backward pass.
-        body = jax.checkpoint(body, policy=KEPT[self.remat], prevent_cse=False)
-        return jax.lax.scan(body, carry, (jnp.arange(start, stop), per_layer))
+        if start == stop:
+            return carry
+        # The loop counts layers and slices each one's parameters where they are. Scanned over,
+        # those of start … stop - 1 would be copied first, and saved again for the backward pass.
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        return jax.lax.scan(body, carry, (jnp.arange(start, stop), per_layer))[0]
+
+    def checkpointed_block(self, layer: int) -> Callable[..., Array]:
+        """Return the block of one layer, which saves what `remat` names for its backward pass."""
+
+        def run(x: Array, extra_kv: Array | None = None) -> Array:
+            return self.block(layer)(x, extra_kv)
+
+        return jax.checkpoint(run, policy=REMAT_POLICIES[self.remat])

@@ -1,49 +1,34 @@
-"""The text tower, which encodes many short texts in few rows.
+"""The text tower, which encodes packed texts.
 
-Shapes: C texts, R rows of packed texts, T tokens, D width, E joint embedding.
+Shapes: C texts, R rows of packed texts, T tokens of a row, D width, E joint embedding.
 """
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.typing import DTypeLike
 
-from dpt_jax.clip.blocks import Array, LayerNorm, Transformer
+from dpt_jax.clip import packing
+from dpt_jax.clip.blocks import Array, Block, LayerNorm, Transformer
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.clip.rows import take_rows
+from dpt_jax.clip.gather import deterministic_gather
+from dpt_jax.clip.packing import PackedTexts, local_rows
 
-
-class TextLayout(NamedTuple):
-    """C texts, split into the tokens they all begin with and their own tokens.
-
-    Attention is causal, so the shared beginning is the same for every text and
-    is encoded once (P tokens); the own tokens look at it as a memory. Several
-    texts share a row of T tokens, where each sees itself only, so that the cost
-    goes with the tokens there are and not with the longest text.
-
-    A place holds either a token id or, where `*context` is not negative, that
-    row of the learned context (of all classes' rows, one class after the other,
-    where each has its own).
-    """
-
-    prefix_tokens: np.ndarray | Array  # (P,) int32
-    prefix_context: np.ndarray | Array  # (P,) int32, -1: no context here
-    tokens: np.ndarray | Array  # (R, T) int32
-    context: np.ndarray | Array  # (R, T) int32, -1: no context here
-    text: np.ndarray | Array  # (R, T) int32, the text a place belongs to, -1: padding
-    position: np.ndarray | Array  # (R, T) int32, where it stands in its text, the prefix counted
-    ends: np.ndarray | Array  # (R, Q) int32, places of the row's end-of-text tokens, padded with 0
-    order: np.ndarray | Array  # (C,) int32, where each text's end is in the flattened `ends`
+# The tokens of the shared prefix (1, P, D) and of the rows (R, T, D).
+Tokens = tuple[Array, Array]
 
 
 class TextTower(nn.Module):
-    """Text tower: token and position embeddings, causal blocks, projection at the end of text."""
+    """Text tower: token and position embeddings, causal blocks, projection at the end of text.
+
+    Attributes:
+      config: sizes of the CLIP.
+      dtype: compute dtype.
+      remat: what the backward pass saves, a key of blocks.REMAT_POLICIES.
+    """
 
     config: CLIPConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: str = "matmuls"
 
     def setup(self) -> None:
@@ -57,90 +42,81 @@ class TextTower(nn.Module):
         self.ln_final = LayerNorm(config.text.layer_norm_eps)
         self.projection = self.param("projection", normal, (width, config.embed_dim))
 
-    def __call__(self, layout: TextLayout, context: Array | None = None) -> Array:
-        """Text features (C, E), float32, not normalised.  context: see `rows`."""
-        ends = self.rows(layout, context)
-        return ends.reshape(-1, ends.shape[-1])[jnp.asarray(layout.order)]
+    def __call__(
+        self, texts: PackedTexts, context: Array | None = None, axis: str | None = None
+    ) -> Array:
+        """Return text features (C, E), float32, not normalised.
 
-    def rows(self, layout: TextLayout, context: Array | None = None) -> Array:
-        """Features (R, Q, E) at the `ends` of every row, float32, not normalised.
-
-        context: learned tokens, (depth, n, D), or (depth, C, n, D) where each
-        text has its own. context[0] enters with the token embeddings;
-        context[l] replaces what the context places hold before layer l.
+        Args:
+          texts: the packed texts.
+          context: learned tokens, (depth, n, D), or (depth, C, n, D) if each text has its own.
+            context[0] enters with the token embeddings; context[l] replaces what the context
+            positions hold before layer l.
+          axis: a mapped axis of devices, each of which encodes some of the rows.
         """
+        if axis is None:
+            features = self._rows(texts, context)
+        else:
+            own = self._rows(local_rows(texts, axis), context)
+            features = jax.lax.all_gather(own, axis, tiled=True)
+        return features.reshape(-1, features.shape[-1])[jnp.asarray(texts.eot_index)]
+
+    def _rows(self, texts: PackedTexts, context: Array | None) -> Array:
+        """Return features (R, Q, E) at the end-of-text tokens of every row."""
         blocks, last = self.transformer, self.config.text.layers - 1
-        masks = causal(jnp.zeros_like(layout.prefix_tokens)[None]), causal(jnp.asarray(layout.text))
-        places = jnp.asarray(layout.prefix_context)[None], jnp.asarray(layout.context)
+        prefix_mask = causal_mask(jnp.zeros_like(texts.prefix_tokens)[None])
+        mask = causal_mask(jnp.asarray(texts.segment_ids))
 
-        def place(carry: tuple[Array, ...], rows: Array) -> tuple[Array, ...]:
-            """Put the rows (n, D) or (C, n, D) of the context where the layout has them."""
-            shared = rows.ndim == 2
-            rows = rows.reshape(-1, rows.shape[-1])
-
-            def take(index: Array) -> Array:
-                numbers = jnp.maximum(index, 0)
-                # Of a context for each text no row is taken twice, and there are many.
-                return take_rows(rows, numbers) if shared else rows[numbers]
-
-            return tuple(
-                jnp.where(index[..., None] >= 0, take(index).astype(x.dtype), x)
-                for x, index in zip(carry, places, strict=True)
+        def insert(tokens: Tokens, rows: Array) -> Tokens:
+            """Replace the tokens at the context positions by rows (n, D) or (C, n, D)."""
+            # A context for each text takes no row twice, and has many rows.
+            gather = deterministic_gather if rows.ndim == 2 else lambda table, i: table[i]
+            table = rows.reshape(-1, rows.shape[-1])
+            prefix, own = (
+                jnp.where(i[..., None] >= 0, gather(table, jnp.maximum(i, 0)).astype(x.dtype), x)
+                for x, i in zip(
+                    tokens,
+                    (jnp.asarray(texts.prefix_context)[None], jnp.asarray(texts.context)),
+                    strict=True,
+                )
             )
+            return prefix, own
 
-        def step(block: Callable[..., Array], carry: Any, rows: Array | None) -> tuple[Any, None]:
-            prefix, own = carry if rows is None else place(carry, rows)
-            return (block(prefix, mask=masks[0]), block(own, prefix, mask=masks[1])), None
+        def step(block: Block, tokens: Tokens, rows: Array | None) -> Tokens:
+            prefix, own = tokens if rows is None else insert(tokens, rows)
+            return block(prefix, mask=prefix_mask), block(own, prefix, mask=mask)
 
-        tokens = layout.prefix_tokens[None], layout.tokens
-        positions = jnp.arange(len(layout.prefix_tokens))[None], layout.position
-        carry = tuple(jnp.take(self.token_embedding, t, axis=0).astype(self.dtype) for t in tokens)
+        tokens = self._embed(texts.prefix_tokens)[None], self._embed(texts.tokens)
         if context is not None:
-            carry = place(carry, context[0])
-        carry = tuple(
-            x + jnp.take(self.position_embedding, position, axis=0).astype(self.dtype)
-            for x, position in zip(carry, positions, strict=True)
+            tokens = insert(tokens, context[0])
+        prefix_positions = jnp.arange(len(texts.prefix_tokens))[None]
+        tokens = (
+            tokens[0] + self._positions(prefix_positions),
+            tokens[1] + self._positions(texts.position_ids),
         )
 
         depth = 1 if context is None else min(context.shape[0], last)
         start = 0
         if context is not None and depth > 1:
-            carry, _ = blocks.scan(step, carry, 0, 1)
-            carry, _ = blocks.scan(step, carry, 1, depth, context[1:depth])
+            tokens = blocks.scan(step, tokens, 0, 1)
+            tokens = blocks.scan(step, tokens, 1, depth, context[1:depth])
             start = depth
-        carry, _ = blocks.scan(step, carry, start, last)
+        tokens = blocks.scan(step, tokens, start, last)
         if context is not None and context.shape[0] > last > 0:
-            carry = place(carry, context[last])
-        prefix, own = carry
-        ends = blocks.block(last)(own, prefix, mask=masks[1], query=jnp.asarray(layout.ends))
+            tokens = insert(tokens, context[last])
+        prefix, own = tokens
+        # Only the end-of-text tokens leave the last block, so only their queries are computed.
+        ends = blocks.block(last)(own, prefix, mask=mask, query=jnp.asarray(texts.eot_positions))
         return (self.ln_final(ends) @ self.projection.astype(self.dtype)).astype(jnp.float32)
 
+    def _embed(self, tokens: packing.Array) -> Array:
+        return jnp.take(self.token_embedding, jnp.asarray(tokens), axis=0).astype(self.dtype)
 
-def share(layout: TextLayout, axis: str) -> TextLayout:
-    """Return the rows of a layout that are this device's, of the devices along a mapped axis.
-
-    `order` stays that of all rows.
-    """
-    devices, device = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
-    rows = -(-layout.tokens.shape[0] // devices)
-
-    def own(x: Any, padding: int) -> Array:
-        padded = jnp.pad(x, ((0, rows * devices - x.shape[0]), (0, 0)), constant_values=padding)
-        return jax.lax.dynamic_slice_in_dim(padded, device * rows, rows)
-
-    return layout._replace(
-        tokens=own(layout.tokens, 0),
-        context=own(layout.context, -1),
-        text=own(layout.text, -1),
-        position=own(layout.position, 0),
-        ends=own(layout.ends, 0),
-    )
+    def _positions(self, positions: packing.Array) -> Array:
+        return jnp.take(self.position_embedding, jnp.asarray(positions), axis=0).astype(self.dtype)
 
 
-def causal(text: Array) -> Array:
-    """Return the mask (R, T, T) of rows whose places belong to the texts (R, T).
-
-    A place sees its own text up to itself.
-    """
-    length = text.shape[1]
-    return (text[:, :, None] == text[:, None, :]) & jnp.tri(length, dtype=bool)
+def causal_mask(segment_ids: Array) -> Array:
+    """Return the mask (R, T, T) by which a position attends to its own text, up to itself."""
+    length = segment_ids.shape[1]
+    return (segment_ids[:, :, None] == segment_ids[:, None, :]) & jnp.tri(length, dtype=bool)

@@ -1,55 +1,29 @@
-"""The image tower, a ViT that accepts prompt tokens at every layer.
+"""The image tower: a ViT in pieces, so that prompts can enter at every layer.
 
-Shapes: B images, T tokens, M memory tokens, D width, E joint embedding.
+Shapes: B images, T tokens, M extra key/value tokens, D width, E joint embedding.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dpt_jax.clip.blocks import Array, LayerNorm, Transformer
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.clip.rows import spread
-
-
-class LayerPrompts(NamedTuple):
-    """Prompt tokens for the next `layers` blocks of the vision tower.
-
-    `make(inputs, x)` returns (memory (B or 1, M, D) or None, named outputs) for
-    the tokens x (B, T, D) entering a block; `inputs` is that block's slice of
-    `per_layer`, a tree of arrays with a leading axis of `layers`. `joining`
-    (M, D) are tokens that stand behind the others from the first of these
-    blocks on, and are ordinary tokens to the last layer of the tower.
-    """
-
-    layers: int
-    make: Callable[[Any, Array], tuple[Array | None, Any]]
-    per_layer: Any = None
-    joining: Array | None = None
-
-
-def no_memory(_: Any, x: Array) -> tuple[None, None]:
-    """Return what LayerPrompts.make does where a block has no prompt of its own."""
-    return None, None
-
-
-class Seen(NamedTuple):
-    """What the vision tower makes of B images.  Unused entries cost nothing under jit."""
-
-    features: Array  # (B, E), float32
-    # (B, heads, 1 + patches + M), float32: what the class token of the last block looks at.
-    attention: Array
-    made: list[Any]  # per element of the prompts, the named outputs of its `make`
 
 
 class VisionTower(nn.Module):
-    """Image tower (ViT): patches, class token first, pre-LN blocks, projection."""
+    """Image tower (ViT): patches, class token first, pre-LN blocks, projection.
+
+    `embed`, `blocks` up to the last layer, then `last_block` is a forward pass.
+
+    Attributes:
+      config: sizes of the CLIP.
+      dtype: compute dtype.
+      remat: what the backward pass saves, a key of blocks.REMAT_POLICIES.
+    """
 
     config: CLIPConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: str = "matmuls"
 
     def setup(self) -> None:
@@ -66,8 +40,13 @@ class VisionTower(nn.Module):
         self.ln_post = LayerNorm(config.vision.layer_norm_eps)
         self.projection = self.param("projection", normal, (width, config.embed_dim))
 
+    def __call__(self, images: Array) -> tuple[Array, Array]:
+        """Encode normalised images (B, H, W, 3) without prompts, see `last_block`."""
+        last = self.config.vision.layers - 1
+        return self.last_block(self.blocks(self.embed(images), 0, last))
+
     def embed(self, images: Array) -> Array:
-        """Normalised images (B, H, W, 3) -> tokens entering the first block (B, 1 + patches, D)."""
+        """Return the tokens (B, 1 + patches, D) of normalised images (B, H, W, 3)."""
         batch, grid, patch = images.shape[0], self.config.grid, self.config.patch_size
         images = images[:, : grid * patch, : grid * patch].astype(self.dtype)
         patches = images.reshape(batch, grid, patch, grid, patch, 3).transpose(0, 1, 3, 2, 4, 5)
@@ -76,55 +55,37 @@ class VisionTower(nn.Module):
         x = jnp.concatenate([first, x], axis=1) + self.position_embedding.astype(self.dtype)
         return self.ln_pre(x)
 
-    def __call__(self, images: Array, prompts: Sequence[LayerPrompts] = ()) -> Seen:
-        """What the tower makes of the images.
+    def blocks(self, x: Array, start: int, stop: int, extra_kv: Array | None = None) -> Array:
+        """Run tokens x (B, T, D) through blocks start … stop - 1 (0-based).
 
-        images: normalised, (B, H, W, 3). prompts: from the first layer on;
-        layers after the last of them see no prompt.
+        extra_kv: (stop - start, M, D), the extra key/value tokens of each of these blocks.
         """
-        layers = self.config.vision.layers
-        x, start, made = self.embed(images), 0, []
-        for prompt in prompts:
-            x, attention, output = self._run(x, start, prompt)
-            start += prompt.layers
-            made.append(output)
-        if start < layers:
-            x, attention, _ = self._run(x, start, LayerPrompts(layers - start, no_memory))
+        return self.transformer.scan(
+            lambda block, x, own: block(x, None if own is None else own[None]),
+            x,
+            start,
+            stop,
+            extra_kv,
+        )
+
+    def block(self, layer: int, x: Array, extra_kv: Array) -> Array:
+        """Run tokens x (B, T, D) through one block (0-based).  extra_kv: (B or 1, M, D)."""
+        return self.transformer.checkpointed_block(layer)(x, extra_kv)
+
+    def last_block(self, x: Array, extra_kv: Array | None = None) -> tuple[Array, Array]:
+        """Run tokens x (B, T, D) through the last block and the projection.
+
+        Args:
+          extra_kv: (B or 1, M, D).
+
+        Returns:
+          Features (B, E), not normalised, and the attention weights of the class token
+          (B, heads, T + M); both float32.
+        """
+        block = self.transformer.block(self.config.vision.layers - 1)
+        # Only the class token leaves the last block, so only its query is computed.
+        first = jnp.zeros((1, 1), jnp.int32)
+        attention = block.attention(x, extra_kv, query=first)[:, :, 0]
+        x = block(x, extra_kv, query=first)
         features = self.ln_post(x[:, 0]) @ self.projection.astype(self.dtype)
-        return Seen(features.astype(jnp.float32), attention, made)
-
-    def _run(self, x: Array, start: int, prompt: LayerPrompts) -> tuple[Array, Any, Any]:
-        """Run tokens x through the blocks from `start` on that this prompt is for.
-
-        Return (tokens, the class token's attention where the last block is
-        among them, what the prompt made).
-        """
-
-        def step(block: Callable[..., Array], x: Array, inputs: Any) -> tuple[Array, Any]:
-            memory, output = prompt.make(inputs, x)
-            return block(x, memory), output
-
-        ends = start + prompt.layers == self.config.vision.layers
-        scanned = prompt.layers - ends
-        attention = output = None
-        if prompt.joining is not None:
-            joining = prompt.joining.astype(x.dtype)
-            x = jnp.concatenate([x, spread(joining, (x.shape[0], *joining.shape))], axis=1)
-        if scanned:
-            inputs = jax.tree.map(lambda a: a[:scanned], prompt.per_layer)
-            x, output = self.transformer.scan(step, x, start, start + scanned, inputs)
-        if ends:
-            # Only the class token leaves the last block, so only its query is computed.
-            memory, final = prompt.make(jax.tree.map(lambda a: a[-1], prompt.per_layer), x)
-            first = jnp.zeros((1, 1), jnp.int32)
-            x, looked = self.transformer.block(start + scanned)(
-                x, memory, query=first, attention=True
-            )
-            attention = looked[:, :, 0]
-            final = jax.tree.map(lambda a: a[None], final)
-            output = (
-                jax.tree.map(lambda a, b: jnp.concatenate([a, b]), output, final)
-                if scanned
-                else final
-            )
-        return x, attention, output
+        return features.astype(jnp.float32), attention

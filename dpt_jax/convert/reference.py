@@ -1,5 +1,6 @@
 """Workdirs from checkpoint folders of the published PyTorch codes, and back."""
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import make_folder, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, ZERO_SHOT
-from dpt_jax.model import PromptedCLIP
+from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.storage.weights import local_weights
@@ -240,7 +241,10 @@ def _check_shapes(
     model = PromptedCLIP(clip, settings.prompt_config(config, classes, clip.vision.layers))
     there, here = (
         settings.flat(jax.tree.map(lambda x: tuple(x.shape), tree))
-        for tree in (prompts, jax.eval_shape(model.init, jax.random.key(0)))
+        for tree in (
+            prompts,
+            jax.eval_shape(functools.partial(init_prompts, model), jax.random.key(0)),
+        )
     )
     own = {"text": TEXT, "meta_net": TEXT, "visual": VISUAL, "cavpt": CAVPT}
     for name in sorted({*there, *here}):

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from dpt_jax import distributed
+from dpt_jax.clip.blocks import PyTree
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.features import EncodedBatch, read_test_images
@@ -21,8 +23,8 @@ from dpt_jax.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.io import make_folder, write_whole
 from dpt_jax.logging import Progress, say
 from dpt_jax.methods import PromptConfig
-from dpt_jax.model import PromptedCLIP
-from dpt_jax.model.outputs import Outputs, Plain, Texts
+from dpt_jax.model import Outputs, PromptedCLIP, Texts
+from dpt_jax.prompts import Prompts
 from dpt_jax.runtime import failures
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.setup import Experiment, Frozen
@@ -56,7 +58,7 @@ class Classifier(NamedTuple):
     """
 
     encode: Callable[[Frozen, Any], Texts]
-    classify: Callable[[Frozen, Any, Texts, Any], tuple[Outputs, Plain]]
+    classify: Callable[[Frozen, Any, Texts, Any], Outputs]
     look: Callable[[Any, Any], jax.Array]
     answer: Callable[[Frozen, Any, Texts, Any, Any], tuple[jax.Array, jax.Array]]
 
@@ -68,26 +70,35 @@ def make_classifier(model: PromptedCLIP, on: tuple[jax.Device, ...] | None = Non
     on: the devices, None for the local ones.
     """
 
-    def encode(frozen: Frozen, prompts: Any) -> Texts:
-        params = {"clip": frozen.clip, "prompts": prompts}
-        return model.encode_texts(params, frozen.layout, frozen.texts, distributed.AXIS)
+    def apply(frozen: Frozen, prompts: Prompts, *args: PyTree, method: str) -> PyTree:
+        variables = {"params": {"clip": frozen.clip, "prompts": prompts}}
+        return model.apply(variables, *args, method=method)
 
-    def classify(frozen: Frozen, prompts: Any, texts: Texts, images: Any) -> tuple[Outputs, Plain]:
-        params = {"clip": frozen.clip, "prompts": prompts}
-        plain = model.plain(params, images, texts)
-        return model(params, images, texts, plain)._replace(auxiliary_logits=None), plain
+    def encode(frozen: Frozen, prompts: Prompts) -> Texts:
+        return apply(frozen, prompts, frozen.packed, frozen.texts, distributed.AXIS, method="texts")
+
+    def classify(frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array) -> Outputs:
+        outputs = apply(frozen, prompts, images, texts, method="__call__")
+        return outputs._replace(auxiliary_logits=None)
 
     def answer(
-        frozen: Frozen, prompts: Any, texts: Texts, images: Any, features: jax.Array
+        frozen: Frozen,
+        prompts: Prompts,
+        texts: Texts,
+        images: jax.Array | None,
+        features: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        params = {"clip": frozen.clip, "prompts": prompts}
-        plain = model.plain_of(params, features, texts)
-        return model(params, images, texts, plain).logits, plain.logits
+        zero_shot = apply(frozen, prompts, features, texts, method="zero_shot_of")
+        if images is None:
+            outputs = apply(frozen, prompts, texts, zero_shot, method="classify")
+        else:
+            outputs = apply(frozen, prompts, images, texts, zero_shot, method="__call__")
+        return outputs.logits, zero_shot.logits
 
     return Classifier(
         jax.pmap(encode, axis_name=distributed.AXIS, devices=on),
         jax.pmap(classify, axis_name=distributed.AXIS, devices=on),
-        make_look(model.clip, model.dtype, on),
+        make_look(model.clip_config, jnp.dtype(model.dtype), on),
         jax.pmap(answer, axis_name=distributed.AXIS, devices=on),
     )
 
@@ -100,7 +111,8 @@ def make_look(
     model = PromptedCLIP(clip, PromptConfig(classes=1), dtype)
 
     def look(params: Any, images: Any) -> jax.Array:
-        return model.plain_features({"clip": params}, images)
+        variables = {"params": {"clip": params}}
+        return jnp.asarray(model.apply(variables, images, method="encode_image"))
 
     return jax.pmap(look, axis_name=distributed.AXIS, devices=on)
 
@@ -116,7 +128,7 @@ def predict(experiment: Experiment, prompts: Any) -> Predictions:
     texts = classifier.encode(experiment.frozen, prompts)
 
     def answer(batch: EncodedBatch) -> tuple[jax.Array, jax.Array]:
-        images = batch.images if model.prompts.sees_prompts else None
+        images = batch.images if model.config.has_visual_prompts else None
         return classifier.answer(experiment.frozen, prompts, texts, images, batch.features)
 
     found = Predictions(*over_test_images(experiment, "evaluate", answer))

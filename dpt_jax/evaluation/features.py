@@ -54,7 +54,7 @@ def read_test_images(
     # All hosts encode together or none does.
     if not distributed.on_all_hosts(cached is not None):
         cached = None
-    if cached and not experiment.model.prompts.sees_prompts:
+    if cached and not experiment.model.config.has_visual_prompts:
         yield from cached
         return
     read = []
@@ -70,7 +70,7 @@ def read_test_images(
 
 def _batches(experiment: Experiment, rows: int, steps: int) -> Iterator[loader.Batch]:
     """Yield `steps` batches of this host's test images."""
-    config, dataset, clip = experiment.config, experiment.dataset, experiment.model.clip
+    config, dataset, clip = experiment.config, experiment.dataset, experiment.model.clip_config
     batches = loader.test_batches(
         loader.Loading(
             read=dataset.read,
@@ -96,4 +96,11 @@ def _key(experiment: Experiment, rows: int) -> Hashable:
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
     images = tuple((dataset.read.key(example.path), example.label) for example in dataset.test)
-    return images, config.dataset.on_error, config.clip.weights, model.dtype, model.clip, rows
+    return (
+        images,
+        config.dataset.on_error,
+        config.clip.weights,
+        model.dtype,
+        model.clip_config,
+        rows,
+    )

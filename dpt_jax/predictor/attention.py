@@ -44,21 +44,21 @@ def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight
       images: See Predictor.predict.
       top: Number of likeliest classes.
     """
-    grid, prompts = predictor.model.clip.grid, predictor.model.prompts
+    grid, prompts = predictor.model.clip_config.grid, predictor.model.config
 
     def patches(attention: np.ndarray) -> np.ndarray:
         """Select the patches: (…, 1 + patches + others) to (…, grid, grid)."""
         return attention[..., 1 : 1 + grid**2].reshape(*attention.shape[:-1], grid, grid)
 
     sights = []
-    for batch, outputs, plain in predictor.answers(images, attention=True):
-        probability, zero_shot = softmax(outputs.logits), softmax(plain.logits)
+    for batch, outputs in predictor.answers(images, attention=True):
+        probability, zero_shot = softmax(outputs.logits), softmax(outputs.zero_shot.logits)
         for i, image in enumerate(batch["image"]):
             best = np.argsort(-probability[i], kind="stable")[:top]
             maps: list[np.ndarray | None] = []
             if outputs.class_attention is not None:
                 last = patches(outputs.class_attention[i, -1])
-                by_class = dict(zip(outputs.indices[i].tolist(), last, strict=True))
+                by_class = dict(zip(outputs.zero_shot.indices[i].tolist(), last, strict=True))
                 maps = [by_class.get(c) for c in best.tolist()]
             sights.append(
                 Sight(
@@ -66,9 +66,9 @@ def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight
                     classes=[predictor.classnames[c] for c in best],
                     probability=probability[i, best],
                     zero_shot=zero_shot[i, best],
-                    plain=patches(plain.attention[i].mean(0)),
+                    plain=patches(outputs.zero_shot.attention[i].mean(0)),
                     prompted=patches(outputs.attention[i].mean(0))
-                    if prompts.sees_prompts
+                    if prompts.has_visual_prompts
                     else None,
                     class_maps=maps,
                 )

@@ -25,8 +25,7 @@ from dpt_jax.evaluation.metrics import softmax
 from dpt_jax.evaluation.results import RESULTS_FILE
 from dpt_jax.io import as_path
 from dpt_jax.methods import ZERO_SHOT
-from dpt_jax.model import PromptedCLIP
-from dpt_jax.model.outputs import Outputs, Plain
+from dpt_jax.model import Outputs, PromptedCLIP
 from dpt_jax.predictor.classnames import check_classnames
 from dpt_jax.storage.weights import local_weights
 from dpt_jax.training import initial_prompts, setup
@@ -83,7 +82,7 @@ class Predictor:
         Raises:
           UserError: One cannot be read as an image, or the logits are not finite.
         """
-        parts = [softmax(outputs.logits) for _, outputs, _ in self.answers(images)]
+        parts = [softmax(outputs.logits) for _, outputs in self.answers(images)]
         return np.concatenate(parts or [np.zeros((0, len(self.classnames)), np.float32)])
 
     def encode_image(self, images: Images) -> np.ndarray:
@@ -95,8 +94,10 @@ class Predictor:
         Returns:
           (N, E) float32, of unit length.
         """
-        parts = [outputs.features for _, outputs, _ in self.answers(images)]
-        return np.concatenate(parts or [np.zeros((0, self.model.clip.embed_dim), np.float32)])
+        parts = [outputs.features for _, outputs in self.answers(images)]
+        return np.concatenate(
+            parts or [np.zeros((0, self.model.clip_config.embed_dim), np.float32)]
+        )
 
     def encode_text(self, classnames: Sequence[str] | None = None) -> np.ndarray:
         """Return the features of class names, in the learned context or in the template.
@@ -113,7 +114,7 @@ class Predictor:
         Raises:
           UserError: The context depends on the image, or is learned for other classes.
         """
-        if self.model.prompts.conditioned:
+        if self.model.config.conditioned:
             raise UserError(
                 f"the context of {self.config.method} depends on the image, so a class has no text "
                 "features of its own: predict takes images."
@@ -122,7 +123,7 @@ class Predictor:
             classnames = check_classnames(classnames, "encode_text")
         if classnames is None or tuple(classnames) == tuple(self.classnames):
             learned = distributed.to_host(self._texts.learned)
-        elif self.model.prompts.class_specific:
+        elif self.model.config.class_specific:
             raise UserError(
                 "the context of each class is learned (text_prompt.class_specific), so other class "
                 "names have none."
@@ -139,7 +140,7 @@ class Predictor:
         read: Reader | None = None,
         skip_unreadable: bool = False,
         attention: bool = False,
-    ) -> Iterator[tuple[loader.Batch, Any, Any]]:
+    ) -> Iterator[tuple[loader.Batch, Outputs]]:
         """Yield the outputs of the model in batches, while the next images are decoded.
 
         Args:
@@ -151,48 +152,49 @@ class Predictor:
 
         Yields:
           The batch: image (B, size, size, 3) uint8, index (B,) into `images` and weight (B,); and
-          model.Outputs and model.Plain, of host arrays.
+          model.Outputs, of host arrays.
         """
         batches = loader.test_batches(
             loader.Loading(
                 read=read or _as_rgb,
                 examples=[Example(image, 0) for image in _sequence(images)],
-                size=self.model.clip.image_size,
-                preprocessing=self.model.clip.preprocessing,
+                size=self.model.clip_config.image_size,
+                preprocessing=self.model.clip_config.preprocessing,
                 batch_size=self.rows,
                 skip_unreadable=skip_unreadable,
             )
         )
 
-        def compute(batch: loader.Batch) -> tuple[Outputs, Plain]:
+        def compute(batch: loader.Batch) -> Outputs:
             pixels = loader.shard(batch, self.rows, jax.local_device_count())["image"]
-            outputs, plain = self._classifier.classify(
+            outputs = self._classifier.classify(
                 self._experiment.frozen, self._prompts, self._texts, pixels
             )
             if not attention:
-                outputs = outputs._replace(attention=None, class_attention=None)
-                plain = plain._replace(attention=None)
-            return outputs, plain
+                zero_shot = outputs.zero_shot._replace(attention=None)
+                outputs = outputs._replace(
+                    attention=None, class_attention=None, zero_shot=zero_shot
+                )
+            return outputs
 
-        for batch, (outputs, plain) in overlapped(batches, compute, lambda x: len(x["label"])):
-            self._check("the logits of plain CLIP", plain.logits)
+        for batch, outputs in overlapped(batches, compute, lambda x: len(x["label"])):
+            self._check("the logits of frozen CLIP", outputs.zero_shot.logits)
             self._check("the logits", outputs.logits)
-            yield batch, outputs, plain
+            yield batch, outputs
 
     def pixels(self, images: Images) -> np.ndarray:
         """Return images as the model takes them, (N, size, size, 3) uint8."""
-        clip = self.model.clip
+        clip = self.model.clip_config
         made = [
             test_transform(_as_rgb(image), clip.image_size, clip.preprocessing)
             for image in _sequence(images)
         ]
         return np.stack(made)
 
-    def see(self, images: Images) -> tuple[Any, Any]:
-        """Return model.Outputs and model.Plain of all images, see `answers`."""
-        parts = [found for _, *found in self.answers(images, attention=True)]
-        outputs, plain = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-        return outputs, plain
+    def outputs(self, images: Images) -> Outputs:
+        """Return model.Outputs of all images, with attention, see `answers`."""
+        parts = [outputs for _, outputs in self.answers(images, attention=True)]
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def _check(self, what: str, answers: np.ndarray) -> None:
         check_finite({what: answers}, self.prompts, self._experiment.frozen.clip)
@@ -253,7 +255,7 @@ def load(
     pretrained = load_clip(local_weights(config.clip.weights), setup.compute_dtype(config))
     without_images = Dataset(Files(pathlib.Path()), tuple(names), [], [], [])
     experiment = setup.assemble(config, without_images, pretrained)
-    if experiment.model.prompts.learned:
+    if experiment.model.config.has_prompts:
         saved = initial_prompts.fit(experiment, saved, str(source))
     return Predictor(experiment, saved, batch_size or (8 if jax.default_backend() == "cpu" else 64))
 

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from dpt_jax import distributed
+from dpt_jax.model import Outputs
 
 if TYPE_CHECKING:
     from dpt_jax.predictor.predictor import Predictor
@@ -29,16 +30,19 @@ def export(predictor: "Predictor") -> jax.export.Exported:
     constants of the program; it has a text tower only where the texts depend on the image.
     """
     model = predictor.model
-    predictor.predict(np.zeros((1, *[model.clip.image_size] * 2, 3), np.uint8))  # is it finite?
-    used = ["vision", "logit_scale", *(["text"] if model.prompts.conditioned else [])]
+    predictor.predict(
+        np.zeros((1, *[model.clip_config.image_size] * 2, 3), np.uint8)
+    )  # is it finite?
+    used = ["vision", "logit_scale", *(["text"] if model.config.conditioned else [])]
     clip = {name: predictor.pretrained.params[name] for name in used}
     params = {"clip": distributed.to_host(clip), "prompts": predictor.prompts}
     params, texts = jax.tree.map(jnp.asarray, (params, predictor.texts))
 
     def probabilities(images: jax.Array) -> jax.Array:
-        return jax.nn.softmax(model(params, images, texts).logits)
+        outputs: Outputs = model.apply({"params": params}, images, texts)  # type: ignore[assignment]
+        return jax.nn.softmax(outputs.logits)
 
-    size = model.clip.image_size
+    size = model.clip_config.image_size
     shape = jax.export.symbolic_shape(f"b, {size}, {size}, 3")
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
     return jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(images)
@@ -46,16 +50,16 @@ def export(predictor: "Predictor") -> jax.export.Exported:
 
 def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
     """Write the program, a description, and an example that runs it; return the files."""
-    resize = predictor.model.clip.preprocessing.resize
+    resize = predictor.model.clip_config.preprocessing.resize
     about: dict[str, Any] = {
         "classnames": list(predictor.classnames),
-        "image_size": predictor.model.clip.image_size,
-        "method": predictor.model.prompts.method,
+        "image_size": predictor.model.clip_config.image_size,
+        "method": predictor.model.config.method,
         "backbone": predictor.config.clip.weights,
         "dtype": np.dtype(predictor.model.dtype).name,
         # What jax.export promises: https://docs.jax.dev/en/latest/export/export.html
         "read_by": f"JAX {jax.__version__} and what is released in the half year after it",
-        "preprocessing": predictor.model.clip.preprocessing.to_dict(),
+        "preprocessing": predictor.model.clip_config.preprocessing.to_dict(),
         "input": f"uint8 (b, image_size, image_size, 3), RGB: {_INPUT[resize]}; mean and std are "
         "the program's own",
         "output": "float32 (b, classes), probabilities in the order of classnames",

@@ -31,11 +31,11 @@ def neighbours(predictor: Predictor, top: int) -> list[Neighbours]:
     """
     if "text" not in predictor.prompts:
         raise UserError(
-            f"{predictor.model.prompts.method} learns no context, so there are no words to explain."
+            f"{predictor.model.config.method} learns no context, so there are no words to explain."
         )
-    if predictor.model.prompts.conditioned:
+    if predictor.model.config.conditioned:
         raise UserError(
-            f"the context of {predictor.model.prompts.method} depends on the image, so it has no "
+            f"the context of {predictor.model.config.method} depends on the image, so it has no "
             "fixed words to explain."
         )
     own, tokenizer = (

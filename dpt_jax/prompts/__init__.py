@@ -1,7 +1,7 @@
-"""What is learned: the text prompt, the visual prompt and the class-aware visual prompt."""
+"""The learned prompts, one module each: text prompt, visual prompt, CAVPT, CoCoOp's meta-net."""
 
-from typing import Any
+from dpt_jax.clip.blocks import Params
 
 # The learned parameters by part: {"text": …, "visual" or "coupling": …, "meta_net": …,
-# "cavpt": …}, those of the parts in use.
-Prompts = dict[str, Any]
+# "cavpt": …}, as far as the method has them.
+Prompts = Params

@@ -1,14 +1,15 @@
 """The class-aware visual prompt (CAVPT): tokens made for each image from its likeliest classes.
 
-Symbols of the paper: B images, K classes looked at, T tokens, C classes,
-D_v width of the vision tower, E joint embedding.
+Symbols of the paper: B images, K likeliest classes, T tokens, C classes, D_v width of the vision
+tower, E joint embedding, G global tokens.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dpt_jax.clip.blocks import LayerNorm
 from dpt_jax.prompts.linear import linear
@@ -18,35 +19,40 @@ GLOBAL_TOKENS = 10  # G_l: 10 whatever K is, as published
 ATTENTION_WIDTH = 32
 
 
-class Made(NamedTuple):
-    """What the losses and pictures read of the class prompts of one layer, float32."""
+class ClassPrompts(NamedTuple):
+    """The class prompts of one layer, and what losses and pictures read of them (float32)."""
 
-    auxiliary: Array  # (B, K, C), logits
-    # (B, K, T + GLOBAL_TOKENS), what each class prompt is made of: image tokens, then global ones
-    attention: Array
+    tokens: Array  # (B, K, D_v)
+    auxiliary_logits: Array  # (B, K, C)
+    attention: Array  # (B, K, T + G), over the image tokens, then the global ones
 
 
 class ClassAwarePrompt(nn.Module):
-    """Class prompts of one layer, by cross-attention from text features to image tokens."""
+    """Class prompts of one layer, by cross-attention from text features to image tokens.
+
+    Attributes:
+      classes: C of the auxiliary classifier.
+      dtype: compute dtype.
+    """
 
     classes: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, text_features: Array) -> tuple[Array, Made]:
-        """x: (B, T, D_v) tokens entering the block; text_features: (B, K, E), those of
-        the K likeliest classes, un-normalised.
+    def __call__(self, x: Array, text_features: Array) -> ClassPrompts:
+        """Return the class prompts.
 
-        Returns the class prompts (B, K, D_v) and what else there is to see of them.
-        No gradient flows into x; it flows through text_features into
-        the text prompt.
+        Args:
+          x: (B, T, D_v), the tokens entering the block. They get no gradient.
+          text_features: (B, K, E), those of the K likeliest classes, not normalised. Their
+            gradient trains the text prompt.
         """
-        width, embed = x.shape[-1], text_features.shape[-1]
+        width, embed_dim = x.shape[-1], text_features.shape[-1]
         tokens = self.param("global_tokens", nn.initializers.normal(0.02), (GLOBAL_TOKENS, width))
         shared = jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)).astype(self.dtype)
         m = jnp.concatenate([jax.lax.stop_gradient(x), shared], axis=1)
 
-        c = linear(width, embed, "class_projection", self.dtype, bias=True)(
+        c = linear(width, embed_dim, "class_projection", self.dtype, bias=True)(
             text_features.astype(self.dtype)
         ).astype(self.dtype)
         query = linear(ATTENTION_WIDTH, width, "query", self.dtype)(c)
@@ -58,4 +64,4 @@ class ClassAwarePrompt(nn.Module):
         auxiliary = linear(self.classes, width, "classifier", self.dtype)(
             LayerNorm(name="ln_classifier")(o)
         )
-        return LayerNorm(name="ln_prompt")(o + c), Made(auxiliary.astype(jnp.float32), a)
+        return ClassPrompts(LayerNorm(name="ln_prompt")(o + c), auxiliary.astype(jnp.float32), a)

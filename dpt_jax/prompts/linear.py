@@ -1,29 +1,28 @@
-"""Linear layers that start as PyTorch's, which the published methods are made of."""
-
-from typing import Any
+"""Linear layers that start as PyTorch's, which the published methods consist of."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
-def torch_uniform(fan_in: int) -> Any:
-    """Return U(±1/√fan_in), what PyTorch starts the weight and bias of a linear layer with."""
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """Return U(±1/√fan_in), the initial weight and bias of PyTorch's linear layer."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
         key, shape, dtype, -bound, bound
     )
 
 
-def linear(features: int, fan_in: int, name: str, dtype: Any, bias: bool = False) -> nn.Dense:
+def linear(features: int, fan_in: int, name: str, dtype: DTypeLike, bias: bool = False) -> nn.Dense:
     """Return a linear layer that starts as PyTorch's does.
 
-    Its product is of the dtype. A bias is added in float32, in which its gradient is summed too,
-    and so is the result.
+    Its product is computed in `dtype`. A bias is added in float32, so its gradient is summed in
+    float32 too, and the result is float32.
     """
     init = torch_uniform(fan_in)
 
-    def promote(*arrays: jax.Array | None, **_: Any) -> list[jax.Array | None]:
+    def promote(*arrays: jax.Array | None, **_: object) -> list[jax.Array | None]:
         x, kernel, bias = arrays
         return [jnp.asarray(x, dtype), jnp.asarray(kernel, dtype), bias]
 

@@ -8,7 +8,7 @@ import functools
 import html
 import io
 from collections.abc import Callable, Iterable, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -114,7 +114,7 @@ def write_page(workdir: epath.Path) -> epath.Path:
 
 def answer(predictor: Predictor, dataset: Dataset) -> Answers:
     """Return the answers to the test images that can be read."""
-    size, batch = predictor.model.clip.image_size, predictor.rows
+    size, batch = predictor.model.clip_config.image_size, predictor.rows
     parts = []
     with Progress("report", -(-len(dataset.test) // batch)) as progress:
         for rows in loader.test_batches(
@@ -122,19 +122,20 @@ def answer(predictor: Predictor, dataset: Dataset) -> Answers:
                 read=dataset.read,
                 examples=dataset.test,
                 size=size,
-                preprocessing=predictor.model.clip.preprocessing,
+                preprocessing=predictor.model.clip_config.preprocessing,
                 batch_size=batch,
                 skip_unreadable=True,
             )
         ):
-            outputs, plain = predictor.see(rows["image"])
+            outputs: Any = predictor.outputs(rows["image"])
+            zero_shot = outputs.zero_shot
             probability = softmax(outputs.logits)
             found = Answers(
                 probability=probability,
-                plain=plain.logits.argmax(-1),
+                plain=zero_shot.logits.argmax(-1),
                 label=rows["label"],
                 row=rows["index"],
-                before=plain.features,
+                before=zero_shot.features,
                 after=outputs.features,
             )
             parts.append(Answers(*(column[rows["weight"] > 0] for column in found)))
@@ -148,7 +149,7 @@ def pictures(predictor: Predictor, dataset: Dataset, answers: Answers) -> Iterab
     Of prompts, the right ones are those that plain CLIP gets wrong.
     """
     where, right = "", answers.right
-    if predictor.model.prompts.learned:
+    if predictor.model.config.has_prompts:
         where, right = " where plain CLIP is wrong", right & (answers.plain != answers.label)
     for heading, among in ((f"Right{where}", right), ("Wrong", ~answers.right)):
         yield f"<h3>{heading}, and surest of it</h3>"
@@ -162,9 +163,9 @@ def pictures(predictor: Predictor, dataset: Dataset, answers: Answers) -> Iterab
             caption = f"{path}: {predictor.classnames[answers.label[i]]}"
             if not answers.right[i]:
                 caption += f", taken for {sight.classes[0]}"
-            elif predictor.model.prompts.learned:
+            elif predictor.model.config.has_prompts:
                 caption += f", which plain CLIP takes for {predictor.classnames[answers.plain[i]]}"
-            draw = functools.partial(draw_sight, sight, path, predictor.model.prompts.method)
+            draw = functools.partial(draw_sight, sight, path, predictor.model.config.method)
             yield _drawn(draw, caption)
 
 
@@ -183,7 +184,7 @@ def features(predictor: Predictor, answers: Answers) -> str:
 
     The texts are on the same axes.
     """
-    texts, prompts = predictor.texts, predictor.model.prompts
+    texts, prompts = predictor.texts, predictor.model.config
     clouds = {"before: plain CLIP": principal_axes(answers.before, texts.frozen)}
     if not prompts.conditioned:  # else each image has texts of its own, on no common axes
         after = principal_axes(answers.after, predictor.encode_text())
@@ -217,7 +218,7 @@ def principal_axes(images: np.ndarray, texts: np.ndarray) -> Cloud:
 
 def words(predictor: Predictor) -> str:
     """Return the table of `dpt-jax explain`, or why there is none."""
-    if predictor.model.prompts.conditioned:
+    if predictor.model.config.conditioned:
         return "<p>The context depends on the image, so it has no fixed words.</p>"
     found = explain.neighbours(predictor, NEAREST)
     return _table(explain.header(found), explain.rows(found))

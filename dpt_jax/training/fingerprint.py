@@ -88,7 +88,7 @@ def training_meta(experiment: "Experiment", before: "Saved | None" = None) -> Re
     found = fingerprint(experiment.pretrained, experiment.dataset)
     own = result_settings(config)
     if "cavpt.first_layer" in own:  # may count from the end
-        own["cavpt.first_layer"] = experiment.model.prompts.first_layer
+        own["cavpt.first_layer"] = experiment.model.config.first_layer
     record = {
         "method": config.method,
         "dataset": config.dataset.name,

@@ -11,67 +11,111 @@ import numpy as np
 from etils import epath
 
 from dpt_jax import distributed, settings
+from dpt_jax.clip.blocks import Params
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.logging import say
-from dpt_jax.model import PromptedCLIP
+from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.checkpoints import Saved, load_newest
 from dpt_jax.training.fingerprint import check_not_relabelled, clip_fingerprint
 from dpt_jax.training.setup import Experiment
 
+# The auxiliary classifier of CAVPT, whose last axis is the classes of the training.
+CLASSIFIER = "cavpt.classifier.kernel"
+
 
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
 def make_init(model: PromptedCLIP) -> Callable[[jax.Array, np.ndarray | None], Prompts]:
-    """Return PromptedCLIP.init, compiled once for all runs of the same model."""
-    return jax.jit(model.init)
+    """Return init_prompts, compiled once for all runs of the same model."""
+    return jax.jit(functools.partial(init_prompts, model))
 
 
-def initial_prompts(experiment: Experiment) -> Any:
-    """Return new prompts from the seed; the parts that `init_from` has come from there."""
+def initial_prompts(experiment: Experiment) -> Prompts:
+    """Return new prompts from the seed, merged with those of `init_from`."""
     config, model, pretrained = experiment.config, experiment.model, experiment.pretrained
     words = context_tokens(config.text_prompt.init, pretrained.tokenizer)
     start = None
-    if learned := words[: model.prompts.text_length]:
+    if learned := words[: model.config.text_length]:
         embedding = distributed.to_host(pretrained.params["text"]["token_embedding"])
         start = np.asarray(embedding, np.float32)[learned]
     fresh = jax.tree.map(np.asarray, make_init(model)(jax.random.key(config.seed), start))
     if not config.init_from:
         return fresh
     saved = load_newest(as_path(config.init_from))
-    return adopt(fresh, saved, experiment, config.init_from)
+    return merge_pretrained(fresh, saved, experiment, config.init_from)
 
 
 def saved_prompts(experiment: Experiment, workdir: epath.Path) -> Saved:
-    """Return the newest prompts of a workdir or prompt file, as the experiment takes them.
-
-    Raise UserError where they do not fit.
-    """
-    if not experiment.model.prompts.learned:
+    """Return the newest prompts of a workdir or prompt file.  Raise UserError if none fit."""
+    if not experiment.model.config.has_prompts:
         return Saved(0, {}, {})
     return fit(experiment, load_newest(workdir), str(workdir))
 
 
 def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
-    """Return the saved prompts that the experiment evaluates; say so where they are unfinished.
+    """Return saved prompts for an evaluation, with a warning if their training has not finished.
 
-    Raise UserError naming the source where they do not fit.
+    source: where they are from. Raise UserError naming it if they do not fit.
     """
     if saved.meta:
         check_not_relabelled(experiment, saved.meta, source)
     # On standard error, since standard output may be JSON.
-    if far := unfinished(saved.meta):
-        say(f"{source}: its training has not ended, these prompts are of {far}.", file=sys.stderr)
-    fresh = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    return saved._replace(prompts=adopt(fresh, saved, experiment, source, evaluate=True))
+    if epoch := unfinished(saved.meta):
+        say(
+            f"{source}: its training has not finished, these prompts are of {epoch}.",
+            file=sys.stderr,
+        )
+    wanted = _shapes_of(experiment)
+    if other := other_clip(saved, experiment):
+        raise UserError(
+            f"{source} was trained on {other} than {experiment.config.clip.weights}: give the CLIP "
+            "that it was trained on."
+        )
+    _check_classes(saved, experiment, source)
+    for part in saved.prompts:
+        if part not in wanted:
+            say(f"{source} has a {part} prompt, which this method does not use.")
+    for part in wanted:
+        if part not in saved.prompts:
+            raise UserError(f"{source} has no {part} prompt, which this method needs.")
+        _check_shapes(saved.prompts[part], wanted[part], part, source)
+    return saved._replace(prompts={part: saved.prompts[part] for part in wanted})
+
+
+def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, source: str) -> Prompts:
+    """Return new prompts with the parts that saved ones have, to train on.
+
+    The auxiliary classifier is bound to the classes of its training: it starts fresh for others.
+    source: where the saved prompts are from. Raise UserError naming it if they do not fit.
+    """
+    if other := other_clip(saved, experiment):
+        say(
+            f"{source} was trained on {other} than {experiment.config.clip.weights}: its prompts "
+            "are used for initialisation only."
+        )
+    same_classes = _check_classes(saved, experiment, source)
+    merged = dict(fresh)
+    for part in fresh.keys() & saved.prompts.keys():
+        own, theirs = fresh[part], saved.prompts[part]
+        _check_shapes(theirs, own, part, source)
+        if part == "cavpt":
+            shapes = [prompt["classifier"]["kernel"].shape for prompt in (theirs, own)]
+            if not same_classes or shapes[0] != shapes[1]:
+                say(
+                    f"{source} was trained on other classes, so the auxiliary classifier starts "
+                    "fresh."
+                )
+                theirs = {**theirs, "classifier": own["classifier"]}
+        merged[part] = theirs
+    return merged
 
 
 def unfinished(training: Mapping[str, Any]) -> str:
-    """Return how far a training is, "" where it has ended or is not known.
+    """Return "epoch E of N" if a training has not finished, else "".
 
-    training: the epoch and the number of epochs, as checkpoints name them. Those of other or older
-    programs do not have both.
+    training: the metadata of a checkpoint. Those converted from other programs have no epochs.
     """
     epoch, epochs = training.get("epoch"), training.get("epochs")
     if epoch is None or epochs is None or epoch >= epochs:
@@ -86,78 +130,36 @@ def other_clip(saved: Saved, experiment: Experiment) -> str:
     return f"another CLIP (other {', '.join(different)})" if different else ""
 
 
-def adopt(
-    fresh: Prompts, saved: Saved, experiment: Experiment, source: str, evaluate: bool = False
-) -> Prompts:
-    """Return `fresh` with the parts that `saved` has; to evaluate, it must have them all.
+def _shapes_of(experiment: Experiment) -> Prompts:
+    init = functools.partial(init_prompts, experiment.model)
+    return jax.eval_shape(init, jax.random.key(0))
 
-    Two parts are bound to the classes of the training. The auxiliary classifier starts anew for
-    other classes, and is not used to evaluate. A class-specific context is refused for them.
 
-    source: where the saved prompts are from. Raise UserError naming it where they do not fit.
+def _check_classes(saved: Saved, experiment: Experiment, source: str) -> bool:
+    """Return whether saved prompts are of these classes, as far as known.
+
+    Raise UserError if they are not, and have a context for each class.
     """
-    classnames = list(experiment.dataset.classnames)
-    weights = experiment.config.clip.weights
-    if other := other_clip(saved, experiment):
-        other = f"{source} was trained on {other} than {weights}"
-        if evaluate:
-            raise UserError(
-                f"{other}, where its prompts mean nothing: give the one that it was trained on."
-            )
-        say(f"{other}: its prompts are a start like any other there.")
-    same_classes = saved.meta.get("classnames") in (None, classnames)
-    if experiment.model.prompts.class_specific and not same_classes and "text" in saved.prompts:
+    same = saved.meta.get("classnames") in (None, list(experiment.dataset.classnames))
+    if experiment.model.config.class_specific and not same and "text" in saved.prompts:
         raise UserError(
-            f"{source} has a context for each of its own classes (text_prompt.class_specific), "
-            "which means nothing for other classes: train one on these, or use a shared context."
+            f"{source} has a context for each of its own classes (text_prompt.class_specific): "
+            "train one on these classes, or use a shared context."
         )
-    for part in saved.prompts:
-        if part not in fresh and evaluate:
-            say(f"{source} has a {part} prompt, which these settings switch off: it is left out.")
-    adopted = dict(fresh)
-    for part, wanted in fresh.items():
-        if part not in saved.prompts:
-            if evaluate:
-                raise UserError(
-                    f"{source} has no {part} prompt, but the configuration switches it on."
-                )
-            continue
-        theirs = saved.prompts[part]
-        _check_shapes(theirs, wanted, part, source)
-        if part == "cavpt" and not evaluate:
-            shapes = [prompt["classifier"]["kernel"].shape for prompt in (theirs, wanted)]
-            if not same_classes or shapes[0] != shapes[1]:
-                say(
-                    f"{source} was trained on other classes, so the auxiliary classifier starts "
-                    "anew."
-                )
-                theirs = {**theirs, "classifier": wanted["classifier"]}
-        adopted[part] = theirs
-    return adopted
+    return same
 
 
-def _shapes(tree: Any, part: str) -> dict[str, tuple[Any, ...]]:
-    """Return the shapes by name, with "classes" for the classes of CAVPT's classifier.
-
-    Their number is not compared: the classifier is bound to the classes of its training.
-    """
-    found = {name: tuple(x.shape) for name, x in settings.flat({part: tree}).items()}
-    kernel = "cavpt.classifier.kernel"
-    if len(found.get(kernel, ())) == 3:
-        found[kernel] = (*found[kernel][:-1], "classes")
-    return found
-
-
-def _check_shapes(theirs: Any, wanted: Any, part: str, source: str) -> None:
+def _check_shapes(theirs: Params, wanted: Params, part: str, source: str) -> None:
     """Raise UserError naming a prompt that is missing, left over, or of another shape or type."""
-    there, here = _shapes(theirs, part), _shapes(wanted, part)
+    there, here = settings.flat({part: theirs}), settings.flat({part: wanted})
     for name in [*here, *there]:
-        if there.get(name) != here.get(name):
+        shapes = [tuple(tree[name].shape) if name in tree else None for tree in (there, here)]
+        if name == CLASSIFIER:  # its classes are those of the training
+            shapes = [shape and shape[:-1] for shape in shapes]
+        if shapes[0] != shapes[1]:
             raise UserError(
-                f"{source}: prompt {name} has shape {there.get(name)}, but this backbone and "
-                "configuration "
-                f"ask for {here.get(name)}."
+                f"{source}: prompt {name} has shape {shapes[0]}, but this CLIP and configuration "
+                f"need {shapes[1]}."
             )
-    for name, value in settings.flat({part: theirs}).items():
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise UserError(f"{source}: prompt {name} is {value.dtype}, not floating point.")
+        if not jnp.issubdtype(there[name].dtype, jnp.floating):
+            raise UserError(f"{source}: prompt {name} is {there[name].dtype}, not floating point.")

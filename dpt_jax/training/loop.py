@@ -1,15 +1,15 @@
-"""Training: the loop around the step, from a new or a saved state to the last epoch."""
+"""Training: from a new or a saved state to the last epoch."""
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
+from ml_collections import ConfigDict
 
 from dpt_jax import distributed, settings
 from dpt_jax.data import loader
@@ -17,213 +17,241 @@ from dpt_jax.data.dataset import check_readable
 from dpt_jax.errors import UserError
 from dpt_jax.io import make_folder
 from dpt_jax.logging import Progress, say
+from dpt_jax.model import init_prompts
 from dpt_jax.prompts import Prompts
-from dpt_jax.runtime import failures
 from dpt_jax.storage.lock import locked
 from dpt_jax.training import train_files
 from dpt_jax.training.checkpoints import Checkpoints, Saved
 from dpt_jax.training.digests import digest
 from dpt_jax.training.fingerprint import Record, training_meta
 from dpt_jax.training.initial_prompts import initial_prompts, other_clip
-from dpt_jax.training.keeper import Keeper
 from dpt_jax.training.metrics import MetricWriter
-from dpt_jax.training.optimizer import make_optimizer, state_from_saved
-from dpt_jax.training.plan import Plan, batches_of, make_plan
-from dpt_jax.training.schedule import Schedule, learning_rates
+from dpt_jax.training.optimizer import make_optimizer, state_from_saved, state_to_save
+from dpt_jax.training.schedule import Schedule, learning_rates, make_schedule
 from dpt_jax.training.setup import Experiment
-from dpt_jax.training.signals import StopRequest
-from dpt_jax.training.step import NotFinite, Totals, TrainState, make_step, new_state
-from dpt_jax.training.texts import held_texts
+from dpt_jax.training.signals import Stopped, StopRequest
+from dpt_jax.training.step import (
+    NotFinite,
+    StepConfig,
+    Totals,
+    TrainState,
+    make_step,
+    new_state,
+    new_totals,
+)
+from dpt_jax.training.texts import consistency_target
 
 # In the metadata of a checkpoint: over how many epochs, and how many steps an epoch has.
 AVERAGED, STEPS_PER_EPOCH = "averaged", "steps_per_epoch"
+# With several hosts, reading host 0's clock is a message, so they read it every so many steps.
+STEPS_BETWEEN_CLOCKS = 20
+
+
+class Plan(NamedTuple):
+    """The numbers of a training run."""
+
+    images_per_host: int  # of a batch
+    steps: int  # of the whole run
+    schedule: Schedule
+    step: StepConfig
 
 
 def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = False) -> Prompts:
     """Train to the last epoch, from the newest checkpoint if there is one; return the prompts.
 
-    Write checkpoints, metrics and the list of training images to the workdir.
-    Raise UserError if there is nothing to train on, another process trains in
-    the workdir, a run goes on with other images (unless `allow_changes`), a
-    checkpoint cannot be written or a step is not finite. Raise Stopped if a
-    signal asks for it.
+    Writes checkpoints, metrics and the list of training images to the workdir.
+
+    Raises:
+      UserError: if there is nothing to train on, another process trains in the workdir, a run
+        resumes with other images (unless `allow_changes`), a checkpoint cannot be written, or a
+        step is not finite.
+      Stopped: after a signal, when the state is saved.
     """
-    config, dataset = experiment.config, experiment.dataset
+    config, dataset, model = experiment.config, experiment.dataset, experiment.model
     train_files.check_trainable(dataset, config.dataset.name)
     if config.dataset.on_error == "skip":
         check_readable(dataset)
-    plan = make_plan(config, len(dataset.train))
-    optimizer = make_optimizer()
-    batches_from = batches_of(experiment)
-
-    def images_of(step: int) -> list[str]:
-        return [dataset.train[i].path for i in next(batches_from(step - 1))["index"]]
-
+    plan, optimizer = make_plan(config, len(dataset.train)), make_optimizer()
+    steps_per_epoch = int(plan.schedule.steps_per_epoch)
+    if distributed.is_first():
+        make_folder(workdir, "--workdir")
     with (
-        _locked_for_all(workdir) as check_lock,
+        locked(workdir) as check_lock,
         StopRequest() as stop,
         Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints,
     ):
-        failures.agree()
-        state, about = begin(experiment, checkpoints, optimizer, plan, workdir, allow_changes)
-        failures.agree()
-        distributed.check_same(lambda: {"prompt to start from (init_from)": digest(state.prompts)})
+        state, record = restore(experiment, checkpoints, plan, workdir, allow_changes)
+        distributed.check_same(lambda: {"initial prompt (init_from)": digest(state.prompts)})
         start = int(state.step)
-        if start > plan.total:
+        if start > plan.steps:
             raise UserError(
                 f"{workdir} was trained for {start} steps, but these settings end at step "
-                f"{plan.total}: give at least as many epochs, or use another --workdir."
+                f"{plan.steps}: give at least as many epochs, or use another --workdir."
             )
-        if start == plan.total:
+        if start == plan.steps:
             say(f"{workdir}: training is finished (step {start}); evaluating only.")
             return state.prompts
-        # Only of a run that takes steps: what is finished stays what it was trained as.
-        with failures.fatal():
-            train_files.write(dataset.train, workdir)
-            settings.save(config, workdir)
-        _say_start(experiment, plan, state, workdir)
+        # Only a run that takes steps writes these: a finished one stays what it was trained as.
+        train_files.write(dataset.train, workdir)
+        settings.save(config, workdir)
+        if start:
+            say(f"{workdir}: resuming at step {start} of {plan.steps}.")
+        say(_description(experiment, plan, state))
 
-        about[STEPS_PER_EPOCH] = plan.steps_per_epoch
-        experiment = experiment._replace(
-            frozen=experiment.frozen._replace(held=held_texts(experiment))
-        )
-        if plan.schedule.average:
-            about[AVERAGED] = len(plan.schedule.average)
-        with MetricWriter(workdir, start) as writer:
-            # A run that goes on from a checkpoint needs the metrics of the steps before it.
-            first = (check_lock, writer.settle)
-            keeper = Keeper(checkpoints, first, about, plan, config.checkpoint, images_of)
-            batches = batches_from(start)
-            replicated = _steps(experiment, plan, optimizer, state, batches, keeper, stop, writer)
-        # Checkpoints are written in the background: only now is the last one known to be whole.
-        with failures.fatal():
-            checkpoints.wait()
-        host: TrainState = distributed.to_host(replicated)
-        if host.not_finite.steps:
-            say(
-                f"{host.not_finite.steps} of {plan.total} steps were not finite and were left out, "
-                f"the first is step {host.not_finite.first}."
-            )
-        return host.prompts
+        frozen = experiment.frozen._replace(target=consistency_target(experiment))
+        take_step = make_step(model, optimizer, plan.step)
+        state = distributed.replicate(state)
+        schedule = distributed.replicate(plan.schedule.as_arrays())
+        batches = train_batches(experiment, start)
+        unreadable: set[int] = set()
+        since, images, saved_at = time.perf_counter(), 0, time.monotonic()
+        with (
+            MetricWriter(workdir, start) as writer,
+            Progress("train", plan.steps, start) as progress,
+        ):
 
+            def save(step: int) -> None:
+                check_finite(experiment, checkpoints, plan, state)
+                check_lock()
+                writer.settle()  # a run that resumes here needs the metrics of the steps before
+                host = distributed.to_host(state)
+                checkpoints.save(
+                    step, host.prompts, {**record, **_progress(plan, host)}, _training(host)
+                )
 
-@contextlib.contextmanager
-def _locked_for_all(workdir: epath.Path) -> Iterator[Callable[[], None]]:
-    """Make the workdir and keep a second training out of it; all hosts wait until it is so."""
-    if distributed.is_first():
-        make_folder(workdir, "--workdir")
-    with locked(workdir) as check:
-        failures.agree()
-        yield check
-
-
-def _steps(
-    experiment: Experiment,
-    plan: Plan,
-    optimizer: optax.GradientTransformationExtraArgs,
-    state: TrainState,
-    batches: Iterator[loader.Batch],
-    keeper: Keeper,
-    stop: StopRequest,
-    writer: MetricWriter,
-) -> TrainState:
-    """Take all steps from `state` on; return the last state, on the devices."""
-    take_step = make_step(experiment.model, optimizer, plan.step)
-    start, hosts, local = int(state.step), jax.process_count(), jax.local_device_count()
-    replicated: TrainState = distributed.replicate(state)
-    schedule: Schedule = distributed.replicate(plan.schedule.as_arrays())
-    unreadable: set[int] = set()
-    nothing = loader.no_images(experiment.model.clip.image_size)
-    failed: Exception | None = None  # what has kept this host from loading its images
-    with Progress("train", plan.total, start) as progress:
-        since, images = time.perf_counter(), 0
-        for step in range(start + 1, plan.total + 1):
-            try:
-                batch = next(batches) if failed is None else nothing
-            except Exception as error:
-                # A SIGTERM to all processes ends those of the loader too. The batches that they
-                # had are loaded again when the run goes on.
-                if stop and hosts == 1:
-                    keeper.stop(step - 1, replicated)
-                # The other hosts need this one until they agree that the run has failed.
-                failures.hold(error)
-                batch, failed = nothing, error
-            images += len(batch["label"]) * hosts
-            unreadable.update(batch["index"][batch["weight"] == 0].tolist())
-            rows = loader.shard(batch, plan.images_per_host, local, plan.step.microbatch or 1)
-            # JAX returns before the devices are done, so that the next batch is loaded meanwhile.
-            # Whatever reads the state waits for them: hence once an epoch and no more often.
-            replicated = take_step(replicated, experiment.frozen, rows, schedule)
-            progress.advance()
-            # All hosts ask after every step, so that they stop after the same one.
-            stopping = stop.after(step) and step < plan.total
-            # Nothing is saved or reported of steps that a host took without its images.
-            if stopping or keeper.may_save(step) or step % plan.steps_per_epoch == 0:
-                failures.agree(failed)
-            if step % plan.steps_per_epoch == 0:
-                keeper.check(replicated)
-                values = _epoch_values(replicated, plan.schedule, step)
-                values["images_per_s"] = images / (time.perf_counter() - since)
-                since, images = time.perf_counter(), 0
-                with failures.fatal():
+            for step in range(start + 1, plan.steps + 1):
+                try:
+                    batch = next(batches)
+                except Exception:
+                    # A SIGTERM to the process group ends the loader's processes too. The images
+                    # that they had are loaded again when the run resumes.
+                    if not stop or jax.process_count() > 1:
+                        raise
+                    save(step - 1)
+                    checkpoints.wait()
+                    raise _stopped(step - 1, plan) from None
+                images += len(batch["label"]) * jax.process_count()
+                unreadable.update(batch["index"][batch["weight"] == 0].tolist())
+                rows = loader.shard(
+                    batch,
+                    plan.images_per_host,
+                    jax.local_device_count(),
+                    plan.step.microbatch or 1,
+                )
+                # JAX returns before the devices have finished, so the next batch is loaded
+                # meanwhile. Reading the state waits for them: hence once an epoch.
+                state = take_step(state, frozen, rows, schedule)
+                progress.advance()
+                if step % steps_per_epoch == 0:
+                    check_finite(experiment, checkpoints, plan, state)
+                    values = _epoch_values(state, plan.schedule, step)
+                    values["images_per_s"] = images / (time.perf_counter() - since)
+                    since, images = time.perf_counter(), 0
                     writer.write(step, values)
-                line = _line(values, experiment.config.train.epochs)
-                progress.report(line, f"loss {values['loss']:.3f}")
-            if stopping:
-                keeper.stop(step, replicated)
-            if keeper.due(step):
-                keeper.save(step, replicated)
-    if left_out := distributed.sum_over_hosts(len(unreadable)):
+                    line = _line(values, config.train.epochs)
+                    progress.report(line, f"loss {values['loss']:.3f}")
+                # All hosts ask after every step, so they stop after the same one.
+                stopping = stop.after(step) and step < plan.steps
+                if stopping or save_is_due(config.checkpoint, step, plan.steps, saved_at):
+                    save(step)
+                    saved_at = time.monotonic()
+                if stopping:
+                    checkpoints.wait()
+                    raise _stopped(step, plan)
+        # Checkpoints are written in the background: only now is the last one whole.
+        checkpoints.wait()
+    host: TrainState = distributed.to_host(state)
+    if count := distributed.sum_over_hosts(len(unreadable)):
+        say(f"{count} of {len(dataset.train)} training images could not be read and were left out.")
+    if host.not_finite.steps:
         say(
-            f"{left_out} of {len(experiment.dataset.train)} training images could not be read "
-            "and were left out."
+            f"{host.not_finite.steps} of {plan.steps} steps were not finite and were left out, "
+            f"the first is step {host.not_finite.first}."
         )
-    return replicated
+    return host.prompts
 
 
-def begin(
+def make_plan(config: ConfigDict, images: int) -> Plan:
+    """Return the numbers of a run on so many images."""
+    train = config.train
+    per_host = -(-min(train.batch_size, images) // jax.process_count())
+    steps_per_epoch = loader.steps_per_epoch(images, train.batch_size)
+    step = StepConfig(
+        alpha=config.loss.alpha,
+        # A larger part than a device has images would be padded for nothing.
+        microbatch=min(train.microbatch, -(-per_host // jax.local_device_count())),
+        skip=train.skip_nonfinite,
+        guidance=config.loss.guidance_epochs > 0,
+    )
+    schedule = make_schedule(config, steps_per_epoch)
+    return Plan(per_host, steps_per_epoch * train.epochs, schedule, step)
+
+
+def train_batches(experiment: Experiment, start: int) -> Iterator[loader.Batch]:
+    """Yield this host's batches from step `start` on."""
+    config, dataset, clip = experiment.config, experiment.dataset, experiment.model.clip_config
+    loading = loader.TrainLoading(
+        read=dataset.read,
+        examples=dataset.train,
+        size=clip.image_size,
+        preprocessing=clip.preprocessing,
+        batch_size=config.train.batch_size,
+        epochs=config.train.epochs,
+        seed=config.seed,
+        augment=config.train.augment,
+        shift=config.train.shift,
+        workers=config.dataset.workers,
+        skip_unreadable=config.dataset.on_error == "skip",
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+    return loader.train_batches(loading, start)
+
+
+def restore(
     experiment: Experiment,
     checkpoints: Checkpoints,
-    optimizer: optax.GradientTransformationExtraArgs,
     plan: Plan,
     workdir: epath.Path,
-    allow_changes: bool = False,
+    allow_changes: bool,
 ) -> tuple[TrainState, Record]:
-    """Return the state with which a run resumes, on the host, and the record of the training.
+    """Return the state of the newest whole checkpoint, or a new one, and the training's record.
 
-    The state is that of the newest whole checkpoint, or a new one.
+    A run that has started no longer needs the prompts of `init_from`.
 
-    New prompts are made for a new run alone: one that has started no longer needs what
-    `init_from` names. Raise UserError if the run was trained on another CLIP or on other images,
-    or in epochs of other steps or number than it can go on with.
+    Raises:
+      UserError: if the run was trained on another CLIP, on other images, or in epochs of another
+        length or number than it can resume with.
     """
-    shapes = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_prompts(experiment.model, key), jax.random.key(0))
     like: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    totals = np.zeros(len(Totals._fields), np.float32)
-    training_like = {"momentum": like, "totals": totals}
+    training_like = {"momentum": like, "totals": new_totals(experiment.model, plan.step)}
     weights = plan.schedule.average
-    if weights:
+    if weights is not None:
         training_like["average"] = like
     found = checkpoints.resume(like, training_like)
+    optimizer = make_optimizer()
     if found is None:
-        fresh = new_state(initial_prompts(experiment), optimizer, average=bool(weights))
-        return fresh, training_meta(experiment)
+        prompts = initial_prompts(experiment)
+        state = new_state(experiment.model, plan.step, prompts, optimizer, weights is not None)
+        return state, training_meta(experiment)
     saved, training = found
-    # Where CLIP's weights lie may change, but not which they are.
+    # The path of CLIP's weights may change, but not the weights.
     if other := other_clip(saved, experiment):
         raise UserError(
-            f"{workdir} was trained on {other} than {experiment.config.clip.weights}: go on with "
-            "the one that it began with, or use another --workdir."
+            f"{workdir} was trained on {other} than {experiment.config.clip.weights}: give the one "
+            "that it began with, or use another --workdir."
         )
-    if weights and saved.meta.get(AVERAGED) != len(weights):
+    if weights is not None and saved.meta.get(AVERAGED) != len(weights):
         raise UserError(
-            f"{workdir} averages its prompts over {saved.meta.get(AVERAGED)} epochs, by weights "
-            f"that it began with, so it cannot go on to {len(weights)}: use another --workdir."
+            f"{workdir} averages its prompts over {saved.meta.get(AVERAGED)} epochs, with weights "
+            f"fixed at its start, so it cannot be extended to {len(weights)}: use another "
+            "--workdir."
         )
     if list(experiment.dataset.classnames) != saved.meta["classnames"]:
         raise UserError(
             f"{workdir} was trained on other class names than {experiment.config.dataset.name} has "
-            "now: give it those that it began with, or use another --workdir."
+            "now: restore those that it began with, or use another --workdir."
         )
     train_files.check_same_images(experiment.dataset.train, workdir, saved.meta, allow_changes)
     _check_epochs(saved, plan, workdir)
@@ -231,28 +259,61 @@ def begin(
         np.int32(saved.step),
         saved.prompts,
         state_from_saved(optimizer, saved.prompts, training["momentum"]),
-        Totals(*training["totals"]),
+        training["totals"],
         NotFinite(*np.array(saved.meta.get("bad", (0, 0)), np.int32)),
         training.get("average"),
     )
     return state, training_meta(experiment, saved)
 
 
-def _check_epochs(saved: Saved, plan: Plan, workdir: epath.Path) -> None:
-    """Say where the steps of a run count as another number of epochs than they were.
+def save_is_due(config: ConfigDict, step: int, last: int, saved_at: float) -> bool:
+    """Return whether to save after this step: by steps, by the clock, and at the end.
 
-    Raise UserError where that would end the run too early, or some epochs would not be averaged.
+    All hosts ask together, and the clock is that of host 0.
     """
-    now = plan.steps_per_epoch
-    before = saved.meta.get(STEPS_PER_EPOCH, now)  # older versions do not say
+    if step % config.every_steps == 0 or step == last:
+        return True
+    if not config.every_minutes or (jax.process_count() > 1 and step % STEPS_BETWEEN_CLOCKS):
+        return False
+    return distributed.first_says(time.monotonic() - saved_at > 60 * config.every_minutes)
+
+
+def check_finite(
+    experiment: Experiment, checkpoints: Checkpoints, plan: Plan, state: TrainState
+) -> None:
+    """Raise UserError naming the first step that was not finite, unless such steps are skipped."""
+    steps, first = map(int, distributed.to_host(state.not_finite))
+    if not steps or plan.step.skip:
+        return
+    checkpoints.wait()
+    good = checkpoints.steps()
+    last = f"the last good checkpoint is of step {good[0]}" if good else "no checkpoint before it"
+    batch = next(train_batches(experiment, first - 1))
+    images = ", ".join(experiment.dataset.train[i].path for i in batch["index"])
+    raise UserError(
+        f"the loss, its gradient or the prompts are not finite at step {first}; {last} "
+        f"({checkpoints.directory}). The images of the step: {images}. Check these, try a smaller "
+        "train.visual_lr or dtype=float32, or skip such steps with "
+        "--config.train.skip_nonfinite=True."
+    )
+
+
+def _check_epochs(saved: Saved, plan: Plan, workdir: epath.Path) -> None:
+    """Say if the steps so far are another number of epochs now.
+
+    Raise UserError if that would end the run too early, or leave epochs out of an average.
+    """
+    now = plan.schedule.steps_per_epoch
+    before = saved.meta[STEPS_PER_EPOCH]
     if before == now:
         return
     change = (
-        f"{workdir}: an epoch had {before} steps and has {now} now, so that its {saved.step} steps "
+        f"{workdir}: an epoch had {before} steps and has {now} now, so its {saved.step} steps "
         f"count as {saved.step / now:.1f} epochs instead of {saved.step / before:.1f}"
     )
-    if plan.schedule.average or saved.step >= plan.total:
-        why = "it averages its epochs" if plan.schedule.average else "it would count as finished"
+    averages = plan.schedule.average is not None
+    if averages or saved.step >= plan.steps:
+        why = "it averages its epochs" if averages else "it would count as finished"
         raise UserError(
             f"{change}, and {why}: use the batch size and the images that it began with, or "
             "another --workdir."
@@ -260,41 +321,59 @@ def _check_epochs(saved: Saved, plan: Plan, workdir: epath.Path) -> None:
     say(f"{change}.")
 
 
-def _say_start(experiment: Experiment, plan: Plan, state: TrainState, workdir: epath.Path) -> None:
+def _progress(plan: Plan, state: TrainState) -> dict[str, object]:
+    """Return what the metadata of a checkpoint has besides the training's record."""
+    averaged = {} if plan.schedule.average is None else {AVERAGED: len(plan.schedule.average)}
+    return {
+        STEPS_PER_EPOCH: plan.schedule.steps_per_epoch,
+        **averaged,
+        "epoch": int(state.step) // int(plan.schedule.steps_per_epoch),
+        "bad": [int(x) for x in state.not_finite],
+    }
+
+
+def _training(state: TrainState) -> dict[str, Prompts | Totals]:
+    """Return what a checkpoint saves of a state besides the prompts."""
+    average = {} if state.average is None else {"average": state.average}
+    return {"momentum": state_to_save(state.opt_state), "totals": state.totals, **average}
+
+
+def _stopped(step: int, plan: Plan) -> Stopped:
+    say(f"stopped at step {step} of {plan.steps} and saved: the same command resumes there.")
+    return Stopped()
+
+
+def _description(experiment: Experiment, plan: Plan, state: TrainState) -> str:
     dataset, model = experiment.dataset, experiment.model
-    if state.step:
-        say(f"{workdir}: going on at step {state.step} of {plan.total}.")
     parameters = sum(x.size for x in jax.tree.leaves(state.prompts))
-    say(
-        f"Training {model.prompts.method} on {len(dataset.train)} images of "
+    devices, hosts = jax.device_count(), jax.process_count()
+    where = f"{devices} {jax.default_backend()} device{'s' if devices > 1 else ''}"
+    where += f" of {hosts} hosts" if hosts > 1 else ""
+    return (
+        f"Training {model.config.method} on {len(dataset.train)} images of "
         f"{len(dataset.classnames)} classes: {experiment.config.train.epochs} epochs of "
-        f"{plan.steps_per_epoch} steps, {parameters:,} parameters, {_devices_in_words()}, "
+        f"{plan.schedule.steps_per_epoch} steps, {parameters:,} parameters, {where}, "
         f"{jnp.dtype(model.dtype).name}."
     )
 
 
-def _devices_in_words() -> str:
-    count, hosts = jax.device_count(), jax.process_count()
-    words = f"{count} {jax.default_backend()} device{'s' if count > 1 else ''}"
-    return f"{words} of {hosts} hosts" if hosts > 1 else words
-
-
-def _epoch_values(replicated: TrainState, schedule: Schedule, step: int) -> dict[str, float]:
+def _epoch_values(state: TrainState, schedule: Schedule, step: int) -> dict[str, float]:
     """Return the means over the epoch that ends with `step`, and its learning rates."""
-    totals = Totals(*map(float, distributed.to_host(replicated.totals)))
-    if not totals.images and not distributed.to_host(replicated.not_finite.steps):
+    totals = {name: float(x) for name, x in distributed.to_host(state.totals).items()}
+    if not totals["images"] and not distributed.to_host(state.not_finite.steps):
         raise UserError(
-            "none of the training images could be read: "
-            "check dataset.root, and where the images are."
+            "none of the training images could be read: check dataset.root and the image files."
         )
     rates = learning_rates(schedule, step - 1)
-    images = totals.images or math.nan  # no image counts if all steps of the epoch were left out
+    images = totals["images"] or math.nan  # no image counts if all steps were left out
+    losses = {name: x / images for name, x in totals.items() if name.startswith("loss_")}
     return {
-        "epoch": step // schedule.steps_per_epoch,
-        "loss": totals.loss / images,
-        "accuracy": totals.hits / images,
+        "epoch": step // int(schedule.steps_per_epoch),
+        "loss": sum(losses.values()),
+        "accuracy": totals["hits"] / images,
         "visual_lr": float(rates["visual"]),
         "text_lr": float(rates["text"]),
+        **(losses if len(losses) > 1 else {}),
     }
 
 

@@ -1,8 +1,7 @@
-"""SGD as the published methods use it: one group for the visual side, one for the text prompt."""
+"""SGD as the published methods use it, with a learning rate for each of the two sides."""
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import optax
@@ -14,12 +13,12 @@ WEIGHT_DECAY = 5e-4
 TEXT_PARTS = ("text", "meta_net")  # of the prompts; the others are of the visual side
 
 
-@functools.lru_cache  # the same one, also to `make_step`
+@functools.lru_cache  # the same object for every call, as `make_step` caches by it
 def make_optimizer() -> optax.GradientTransformationExtraArgs:
     """Return momentum SGD on prompts, with weight decay added to the gradient before momentum.
 
     `update` takes the learning rates of the step as `rates`, see `schedule.learning_rates`: they
-    follow the steps of the run, also where some of them were left out.
+    follow the steps of the run, also if some of them were left out.
     """
     return optax.chain(
         optax.add_decayed_weights(WEIGHT_DECAY), optax.trace(MOMENTUM), _scale_by_rates()
@@ -27,21 +26,19 @@ def make_optimizer() -> optax.GradientTransformationExtraArgs:
 
 
 def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
-    """Multiply by minus the rate of each part: that of the text, or the visual one."""
+    """Multiply each part by minus the learning rate of its side."""
 
     def update(
         updates: Prompts,
         state: optax.EmptyState,
-        prompts: Any = None,
+        prompts: Prompts | None = None,
         *,
-        rates: Mapping[str, Any],
-        **_: Any,
+        rates: Mapping[str, jax.Array],
+        **_: object,
     ) -> tuple[Prompts, optax.EmptyState]:
-        factors = {group: -rate for group, rate in rates.items()}
-
-        def scale(part: str) -> Any:
-            factor = factors["text" if part in TEXT_PARTS else "visual"]
-            return jax.tree.map(lambda x: factor * x, updates[part])
+        def scale(part: str) -> Prompts:
+            rate = -rates["text" if part in TEXT_PARTS else "visual"]
+            return jax.tree.map(lambda x: rate * x, updates[part])
 
         return {part: scale(part) for part in updates}, state
 
@@ -49,10 +46,9 @@ def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
 
 
 def state_to_save(opt_state: optax.OptState) -> Prompts:
-    """Return the momentum, a tree like the prompts: all that the optimizer has to remember.
+    """Return the momentum, a tree like the prompts: the whole state of the optimizer.
 
-    What is saved names no class of Optax, so that another version of it, whose
-    states are other classes, goes on with it.
+    The tree names no class of Optax, so another version of it can restore the state.
     """
     return optax.tree.get(opt_state, "trace")
 

@@ -1,35 +1,37 @@
-"""How long a run's phases are, and its learning rates: numbers that a compiled step takes."""
+"""The schedule of a run as numbers that a compiled step takes as an argument.
+
+Runs that differ in these numbers only share one compiled program.
+"""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from dpt_jax.training.averaging import Weights
+from dpt_jax.prompts import Prompts
 
 WARMUP_LR = 1e-5
 TEXT_WARMUP_EPOCHS = 1
 
+Scalar = Any  # a number, or an array without axes: of NumPy on the host, of JAX in a step
+
 
 class Schedule(NamedTuple):
-    """The numbers by which the runs of a sweep differ, and which no program is compiled for.
+    """Learning rates and phases of a run."""
 
-    visual_lr, text_lr: the highest learning rates. warmup_epochs: of the visual side.
-    schedule_epochs: length of the cosine. guidance_epochs: those of the guidance loss. average: the
-    weight of each epoch in the average that the prompts end with, None without.
-    """
-
-    visual_lr: Any
-    text_lr: Any
-    warmup_epochs: Any
-    schedule_epochs: Any
-    steps_per_epoch: Any
-    guidance_epochs: Any = 0
-    average: Weights | None = None
+    visual_lr: Scalar  # highest learning rate of the visual side
+    text_lr: Scalar  # and of the text side
+    warmup_epochs: Scalar  # of the visual side
+    schedule_epochs: Scalar  # length of the cosine
+    steps_per_epoch: Scalar
+    guidance_epochs: Scalar = 0
+    # (epochs,), weights of the average over epochs that replaces the prompts at the end (PromptSRC)
+    average: tuple[float, ...] | np.ndarray | jax.Array | None = None
 
     def as_arrays(self) -> "Schedule":
-        """Return the numbers as a step takes them: float32 and int32, average (epochs,) float32."""
+        """Return the numbers as a step takes them: float32 and int32."""
         return Schedule(
             np.float32(self.visual_lr),
             np.float32(self.text_lr),
@@ -41,20 +43,63 @@ class Schedule(NamedTuple):
         )
 
 
-def learning_rates(schedule: Schedule, step: Any) -> dict[str, jax.Array]:
-    """Return the learning rate of the visual side and of the text prompt at a step, from 0."""
+def make_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
+    """Return the schedule of a configuration."""
+    train = config.train
+    return Schedule(
+        visual_lr=train.visual_lr,
+        text_lr=train.text_lr,
+        warmup_epochs=train.warmup_epochs,
+        schedule_epochs=train.schedule_epochs or train.epochs,
+        steps_per_epoch=steps_per_epoch,
+        guidance_epochs=config.loss.guidance_epochs,
+        average=epoch_weights(train.epochs, train.average_mean, train.average_deviation) or None,
+    )
+
+
+def learning_rates(schedule: Schedule, step: Scalar) -> dict[str, jax.Array]:
+    """Return the learning rates of the visual and of the text side at a step, from 0."""
     return {
         "visual": _rate(schedule, schedule.visual_lr, schedule.warmup_epochs, step),
         "text": _rate(schedule, schedule.text_lr, TEXT_WARMUP_EPOCHS, step),
     }
 
 
-def _rate(schedule: Schedule, base: Any, warmup_epochs: Any, step: Any) -> jax.Array:
-    """Return the rate at a step, which is constant within an epoch e.
+def _rate(schedule: Schedule, base: Scalar, warmup_epochs: Scalar, step: Scalar) -> jax.Array:
+    """Return the learning rate at a step, which is constant within an epoch e.
 
-    1e-5 while e < w, then base · (1 + cos(π (e − w) / E_t)) / 2: the cosine
-    starts at the end of warm-up and does not reach zero.
+    1e-5 while e < w, then base · (1 + cos(π (e − w) / E_t)) / 2: the cosine starts at the end of
+    warm-up and does not reach zero.
     """
     epoch = jnp.asarray(step) // schedule.steps_per_epoch
     cosine = base * (1 + jnp.cos((epoch - warmup_epochs) * (jnp.pi / schedule.schedule_epochs))) / 2
     return jnp.where(epoch < warmup_epochs, WARMUP_LR, cosine)
+
+
+def epoch_weights(epochs: int, mean: float, deviation: float) -> tuple[float, ...]:
+    """Return w_e = exp(−(e − μ)² / 2σ²) of epochs e = 1 … N, normalised to the sum 1.
+
+    None for a deviation of 0, which turns the average off.
+    """
+    if not deviation:
+        return ()
+    exponents = -((np.arange(1, epochs + 1) - mean) ** 2) / (2 * deviation**2)
+    # The largest becomes 1 before the sum, so a mean far from all epochs does not underflow.
+    weights = np.exp(exponents - exponents.max())
+    return tuple((weights / weights.sum()).tolist())
+
+
+def average_epochs(
+    schedule: Schedule, step: Scalar, prompts: Prompts, average: Prompts | None
+) -> tuple[Prompts, Prompts]:
+    """Return the prompts after `step` (from 1), and the weighted sum θ̄ over the epochs so far.
+
+    θ̄ = Σ w_e θ_e, with θ_e the prompts after the last step of epoch e. Training does not depend on
+    it; after the last step it replaces the prompts.
+    """
+    weights = jnp.asarray(schedule.average, jnp.float32)
+    epoch, within = step // schedule.steps_per_epoch, step % schedule.steps_per_epoch
+    weight = jnp.where(within == 0, weights[epoch - 1], 0.0)
+    average = jax.tree.map(lambda sum, own: sum + weight * own, average, prompts)
+    last = step == len(weights) * schedule.steps_per_epoch
+    return jax.tree.map(lambda sum, own: jnp.where(last, sum, own), average, prompts), average

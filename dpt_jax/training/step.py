@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,27 +10,28 @@ import numpy as np
 import optax
 
 from dpt_jax import distributed
+from dpt_jax.clip.blocks import PyTree
 from dpt_jax.data.loader import Batch
-from dpt_jax.losses import Counts, count, loss
-from dpt_jax.model import PromptedCLIP
-from dpt_jax.model.outputs import Plain, Texts
+from dpt_jax.losses import Counts, Rows, count, losses
+from dpt_jax.model import PromptedCLIP, Texts
 from dpt_jax.prompts import Prompts
-from dpt_jax.training.averaging import after_step
-from dpt_jax.training.schedule import Schedule, learning_rates
+from dpt_jax.training.schedule import Scalar, Schedule, average_epochs, learning_rates
 from dpt_jax.training.setup import Frozen
 
-Scalar = Any  # an array without axes: of JAX within a step, of NumPy on the host
-# What the loss is differentiated by: the prompts, and the class features (C, E) made from them,
-# unless they depend on the image.
-Trained = tuple[Prompts, jax.Array | None]
+
+class StepConfig(NamedTuple):
+    """The settings that a step is compiled for."""
+
+    alpha: float  # weight of the auxiliary loss
+    microbatch: int = 0  # images that a device takes at a time, 0 for all that it has
+    # Whether training continues after a step that is not finite. Such a step changes nothing in
+    # either case.
+    skip: bool = False
+    guidance: bool = True  # whether any epoch has guidance; the schedule says which
 
 
-class Totals(NamedTuple):
-    """Sums over the images of this epoch."""
-
-    loss: Scalar
-    hits: Scalar
-    images: Scalar
+# Sums over images: their number, how many are classified right, and each term of the loss.
+Totals = dict[str, Scalar]
 
 
 class NotFinite(NamedTuple):
@@ -43,39 +44,37 @@ class NotFinite(NamedTuple):
 class TrainState(NamedTuple):
     """Everything that a step changes."""
 
-    step: Scalar  # how many steps there have been
+    step: Scalar  # number of steps so far
     prompts: Prompts
     opt_state: optax.OptState
-    totals: Totals
+    totals: Totals  # of this epoch
     not_finite: NotFinite
-    average: Prompts | None = None  # the sum over the epochs so far, where they are averaged
+    average: Prompts | None = None  # weighted sum over the epochs so far, see `average_epochs`
 
 
-class StepConfig(NamedTuple):
-    """The settings that a step is compiled for.
-
-    microbatch: the images that a device takes at a time, 0 for all that it has.
-    skip: whether training goes on after a step that is not finite. Such a step
-    changes no prompt in either case. guided: whether any epoch has guidance; the
-    schedule says which.
-    """
-
-    alpha: float
-    microbatch: int = 0
-    skip: bool = False
-    guided: bool = True
-
-
-class Sums(NamedTuple):
-    """What the images of a device, or of all devices, add to the loss and to its gradient."""
-
-    loss: Scalar
-    hits: Scalar
-    gradient: Prompts
+def new_state(
+    model: PromptedCLIP,
+    config: StepConfig,
+    prompts: Prompts,
+    optimizer: optax.GradientTransformation,
+    average: bool = False,
+) -> TrainState:
+    """Return the initial state, on the host.  average: whether the run averages its epochs."""
+    zero = np.int32(0)
+    return TrainState(
+        zero,
+        prompts,
+        optimizer.init(prompts),
+        new_totals(model, config),
+        NotFinite(zero, zero),
+        jax.tree.map(np.zeros_like, prompts) if average else None,
+    )
 
 
-# (trained, images and their labels, what plain CLIP sees in them) -> (loss, hits), gradient
-Differentiate = Callable[[Trained, Batch, Plain], tuple[tuple[Scalar, Scalar], Trained]]
+def new_totals(model: PromptedCLIP, config: StepConfig) -> Totals:
+    """Return the totals of no images."""
+    terms = losses(model.config, config.alpha, config.guidance)
+    return dict.fromkeys(["images", "hits", *(f"loss_{name}" for name in terms)], np.float32(0))
 
 
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
@@ -83,173 +82,130 @@ def make_step(
     model: PromptedCLIP,
     optimizer: optax.GradientTransformationExtraArgs,
     config: StepConfig,
-    on: tuple[jax.Device, ...] | None = None,
+    devices: tuple[jax.Device, ...] | None = None,
 ) -> Callable[[TrainState, Frozen, Batch, Schedule], TrainState]:
     """Return the training step, pmapped over this host's devices.
 
-    Every argument has a leading device axis; the batch is what loader.shard
-    makes, and the schedule is an argument so that runs of other lengths need no
-    other program. Loss, gradient and totals are global sums over global counts,
-    so the result depends neither on how many devices and hosts share the batch,
-    nor on the parts in which a device takes its images. on: the devices, None
-    for the local ones.
+    Every argument has a leading device axis; the batch is `loader.shard`'s. Loss, gradient and
+    totals are global sums over global counts, so the result depends neither on how many devices
+    and hosts share the batch, nor on the parts in which a device takes its images.
+    devices: None for the local ones.
     """
 
     def step(state: TrainState, frozen: Frozen, batch: Batch, schedule: Schedule) -> TrainState:
         epoch = state.step // schedule.steps_per_epoch
-        guided = config.guided and epoch < schedule.guidance_epochs
-        own, counts = batch_gradient(model, config, state, frozen, batch, guided)
-        sums = all_reduce(own)
-        updates, opt_state = optimizer.update(
-            sums.gradient,
-            state.opt_state,
-            state.prompts,
-            rates=learning_rates(schedule, state.step),
-        )
+        guided = config.guidance and epoch < schedule.guidance_epochs
+        gradient, sums = accumulate_gradients(model, config, state.prompts, frozen, batch, guided)
+        gradient, sums = jax.lax.psum((gradient, sums), distributed.AXIS)
+        rates = learning_rates(schedule, state.step)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.prompts, rates=rates)
+        prompts = optax.apply_updates(state.prompts, updates)
+        begins = state.step % schedule.steps_per_epoch == 0
+        before = jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.totals)
         updated = state._replace(
             step=state.step + 1,
-            prompts=optax.apply_updates(state.prompts, updates),
+            prompts=prompts,
             opt_state=opt_state,
-            totals=add_to_totals(state, schedule, sums, counts),
+            totals=jax.tree.map(jnp.add, before, sums),
         )
-        return averaged(
-            leave_out_if_not_finite(state, updated, sums, config.skip, schedule), schedule
+        unchanged = state._replace(step=state.step + 1, totals=before)
+        finite = jax.tree.reduce(
+            jnp.logical_and,
+            jax.tree.map(lambda x: jnp.isfinite(x).all(), (sums, gradient, prompts)),
         )
+        state = keep_finite(config, finite, updated, unchanged)
+        if schedule.average is not None:
+            prompts, average = average_epochs(schedule, state.step, state.prompts, state.average)
+            state = state._replace(prompts=prompts, average=average)
+        return state
 
-    return jax.pmap(step, axis_name=distributed.AXIS, devices=on, donate_argnums=0)
+    return jax.pmap(step, axis_name=distributed.AXIS, devices=devices, donate_argnums=0)
 
 
-def batch_gradient(
+def keep_finite(
+    config: StepConfig, finite: jax.Array, updated: TrainState, unchanged: TrainState
+) -> TrainState:
+    """Return `updated` if the step was finite, else `unchanged`, with the step counted.
+
+    After such a step nothing changes any more, unless the config skips it: the prompts stay those
+    of the last good step until the loop looks.
+    """
+    before = unchanged.not_finite
+    first = jnp.where(~finite & (before.steps == 0), unchanged.step, before.first)
+    use = finite & (config.skip | (before.steps == 0))
+    state = jax.tree.map(lambda new, old: jnp.where(use, new, old), updated, unchanged)
+    return state._replace(not_finite=NotFinite(before.steps + ~finite, first))
+
+
+def accumulate_gradients(
     model: PromptedCLIP,
     config: StepConfig,
-    state: TrainState,
+    prompts: Prompts,
     frozen: Frozen,
     batch: Batch,
     guided: jax.Array | bool,
-) -> tuple[Sums, Counts]:
-    """Return this device's part of loss and gradient, and the counts of all devices.
+) -> tuple[Prompts, Totals]:
+    """Return this device's part of the gradient, and its sums.
 
-    guided: whether this step has guidance, () bool; False where no step has.
+    guided: whether this step has guidance, () bool.
     """
+    terms = losses(model.config, config.alpha, config.guidance)
 
-    def params(prompts: Prompts) -> dict[str, Any]:
-        return {"clip": frozen.clip, "prompts": prompts}
+    def apply(prompts: Prompts, *args: PyTree, method: str = "__call__") -> PyTree:
+        return model.apply(
+            {"params": {"clip": frozen.clip, "prompts": prompts}}, *args, method=method
+        )
 
-    def encode(prompts: Prompts) -> tuple[jax.Array | None, Texts]:
-        texts = model.encode_texts(
-            params(prompts), frozen.layout, frozen.texts, distributed.AXIS, frozen.held
+    def encode(prompts: Prompts) -> tuple[jax.Array, Texts]:
+        texts = apply(
+            prompts, frozen.packed, frozen.texts, distributed.AXIS, frozen.target, method="texts"
         )
         return texts.learned, texts
 
-    # Texts are encoded once a step, however many parts the batch is taken in: `pull` takes the
-    # gradients of all parts back into the text prompt together.
-    learned, pull, texts = jax.vjp(encode, state.prompts, has_aux=True)
-    # Attention is for pictures only, and the parts of a batch would carry it along.
-    plain = model.plain(params(state.prompts), batch["image"], texts)._replace(attention=None)
-    counts = jax.lax.psum(
-        count(plain.indices, batch["label"], batch["weight"], model.cavpt_layers), distributed.AXIS
+    # Texts are encoded once a step, whatever the number of parts: `pull` takes the gradients of all
+    # parts back into the text prompt together.
+    learned, pull, texts = jax.vjp(encode, prompts, has_aux=True)
+    zero_shot = apply(prompts, batch["image"], texts, method="zero_shot")
+    # For pictures only, and the scan over parts would carry it.
+    zero_shot = zero_shot._replace(attention=None)
+    counts: Counts = jax.lax.psum(
+        count(zero_shot.indices, Rows(batch["label"], batch["weight"]), model.cavpt_layers),
+        distributed.AXIS,
     )
 
-    def objective(trained: Trained, part: Batch, plain: Plain) -> tuple[Scalar, Scalar]:
-        prompts, learned = trained
-        outputs = model(params(prompts), part["image"], texts._replace(learned=learned), plain)
-        labels, weight = part["label"], part["weight"]
-        # The counts are global. So this is the share of these images in the global loss, and the
-        # gradients of all shares add up to its gradient.
-        share = loss(model.prompts, outputs, labels, weight, counts, guided, config.alpha)
-        return share, ((outputs.logits.argmax(-1) == labels) * weight).sum()
+    def objective(trained: tuple[Prompts, jax.Array], part: PyTree) -> tuple[jax.Array, Totals]:
+        (prompts, learned), (batch, zero_shot) = trained, part
+        outputs = apply(prompts, batch["image"], texts._replace(learned=learned), zero_shot)
+        rows = Rows(batch["label"], batch["weight"])
+        # The counts are global, so these are shares of the global losses, and the gradients of all
+        # shares add up to the global gradient.
+        values = {
+            f"loss_{name}": loss(outputs, rows, counts, guided) for name, loss in terms.items()
+        }
+        hits = ((outputs.logits.argmax(-1) == rows.labels) * rows.weights).sum()
+        return jnp.asarray(sum(values.values())), {"hits": hits, **values}
 
-    differentiate = jax.value_and_grad(objective, has_aux=True)
-    (share, hits), (gradient, to_texts) = accumulate(
-        differentiate, (state.prompts, learned), batch, plain, config.microbatch
-    )
-    return Sums(share, hits, jax.tree.map(jnp.add, gradient, pull(to_texts)[0])), counts
+    differentiate = jax.grad(objective, has_aux=True)
 
+    def add(sums: PyTree, part: PyTree) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, sums, differentiate((prompts, learned), part)), None
 
-def accumulate(
-    differentiate: Differentiate, trained: Trained, batch: Batch, plain: Plain, microbatch: int
-) -> tuple[tuple[Scalar, Scalar], Trained]:
-    """Return the sums over the whole batch, computed for `microbatch` images at a time."""
-    weight = batch["weight"]
-    if microbatch in (0, len(weight)):
-        return differentiate(trained, batch, plain)
-    parts = jax.tree.map(lambda x: x.reshape(-1, microbatch, *x.shape[1:]), (batch, plain))
-    nothing = jax.tree.map(jnp.zeros_like, ((weight[0], weight[0]), trained))
-
-    def add(sums: Any, part: tuple[Batch, Plain]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, sums, differentiate(trained, *part)), None
-
-    return jax.lax.scan(add, nothing, parts)[0]
-
-
-def all_reduce(own: Sums) -> Sums:
-    """Return the sums over the devices of all hosts, which every device then has."""
-    return jax.lax.psum(own, distributed.AXIS)
-
-
-def add_to_totals(state: TrainState, schedule: Schedule, sums: Sums, counts: Counts) -> Totals:
-    """Return the totals with this step's images, from zero where it begins an epoch."""
-    before = _totals_before(state, schedule)
-    # The loss is a mean over images; the totals hold sums.
-    return Totals(
-        before.loss + sums.loss * counts.images,
-        before.hits + sums.hits,
-        before.images + counts.images,
-    )
-
-
-def leave_out_if_not_finite(
-    state: TrainState, updated: TrainState, sums: Sums, skip: bool, schedule: Schedule
-) -> TrainState:
-    """Return `updated`, or `state` with the step counted where something is not finite.
-
-    That is the loss, the gradient, or a prompt that the update has made too large for float32.
-
-    After such a step nothing changes any more, unless `skip` allows it: the
-    prompts stay those of the last good step until the loop looks.
-    """
-    # The same on all devices, since loss and gradient are sums over them.
-    leaves = jax.tree.leaves((sums.loss, sums.gradient, updated.prompts))
-    finite = jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
-    before = state.not_finite
-    first_one = ~finite & (before.steps == 0)
-    not_finite = NotFinite(
-        before.steps + ~finite, jnp.where(first_one, state.step + 1, before.first)
-    )
-    taken = finite & (skip | (before.steps == 0))
-    unchanged = state._replace(step=updated.step, totals=_totals_before(state, schedule))
-    kept = jax.tree.map(lambda new, old: jnp.where(taken, new, old), updated, unchanged)
-    return kept._replace(not_finite=not_finite)
-
-
-def averaged(state: TrainState, schedule: Schedule) -> TrainState:
-    """Return the state with the prompts in its average, see training.averaging."""
-    if state.average is None or schedule.average is None:
-        return state
-    prompts, average = after_step(
-        state.step, schedule.steps_per_epoch, schedule.average, state.prompts, state.average
-    )
-    return state._replace(prompts=prompts, average=average)
-
-
-def _totals_before(state: TrainState, schedule: Schedule) -> Totals:
-    begins = state.step % schedule.steps_per_epoch == 0
-    return jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.totals)
-
-
-def new_state(
-    prompts: Prompts, optimizer: optax.GradientTransformation, average: bool = False
-) -> TrainState:
-    """Return the state, on the host, of a training that begins with these prompts.
-
-    average: whether it averages them.
-    """
-    zero, none = np.float32(0), np.int32(0)
-    return TrainState(
-        none,
-        prompts,
-        optimizer.init(prompts),
-        Totals(zero, zero, zero),
-        NotFinite(none, none),
-        jax.tree.map(np.zeros_like, prompts) if average else None,
-    )
+    parts = batch, zero_shot
+    size = config.microbatch
+    if size in (0, len(batch["weight"])):
+        (gradient, to_learned), sums = differentiate((prompts, learned), parts)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), parts)
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(differentiate, (prompts, learned), first),
+        )
+        ((gradient, to_learned), sums), _ = jax.lax.scan(add, zeros, parts)
+    gradient = jax.tree.map(jnp.add, gradient, pull(to_learned)[0])
+    # The losses are means over images; the totals are sums.
+    scaled = {
+        name: value * counts.images if name.startswith("loss_") else value
+        for name, value in sums.items()
+    }
+    return gradient, {**scaled, "images": batch["weight"].sum()}

@@ -132,7 +132,7 @@ def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):
         for later in range(step + 1, 7):
             shutil.rmtree(stopped / "checkpoints" / str(later))
         done = in_process("main.py", *options, f"--workdir={stopped}")
-        assert f"going on at step {step} of 6" in done.stdout
+        assert f"resuming at step {step} of 6" in done.stdout
         for a, b in zip(prompts_of(stopped), expected, strict=True):
             np.testing.assert_array_equal(a, b)
         again = [

@@ -7,10 +7,8 @@ import pytest
 
 from dpt_jax.clip.blocks import Block, attention_weights
 from dpt_jax.clip.config import TransformerConfig
-from dpt_jax.clip.model import CLIP
-from dpt_jax.clip.rows import take_rows
-from dpt_jax.clip.text import causal
-from dpt_jax.clip.vision import LayerPrompts
+from dpt_jax.clip.gather import deterministic_gather
+from dpt_jax.clip.text import causal_mask
 from tests.helpers.plain_towers import CLOSE, normal, random_like, triangle
 
 pytestmark = pytest.mark.compiles
@@ -24,7 +22,7 @@ def block():
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1, 64)))
     params = random_like(shapes, seed=0, scale=0.2)
     return jax.jit(
-        lambda *args, **kwargs: module.apply(params, *args, **kwargs), static_argnames="attention"
+        lambda *args, **kwargs: module.apply(params, *args, **kwargs), static_argnames="method"
     )
 
 
@@ -56,7 +54,7 @@ def test_texts_in_one_row_do_not_see_each_other(block):
     """Packed rows against a row a text, padding and memory included."""
     x, memory = normal(3, 2, 9, 64), normal(5, 1, 2, 64)
     owners = jnp.array([[0, 0, 0, 1, 1, 2, 2, 2, 2], [3, 3, 4, 4, 4, 4, 4, -1, -1]])
-    packed = np.asarray(block(x, memory, mask=causal(owners)))
+    packed = np.asarray(block(x, memory, mask=causal_mask(owners)))
     for row, start, stop in [(0, 0, 3), (0, 3, 5), (0, 5, 9), (1, 0, 2), (1, 2, 7)]:
         alone = block(x[row : row + 1, start:stop], memory, mask=triangle(stop - start))
         np.testing.assert_allclose(packed[row, start:stop], alone[0], **CLOSE)
@@ -64,7 +62,7 @@ def test_texts_in_one_row_do_not_see_each_other(block):
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
-    """The weights, applied to values, give the fused result; asking for them changes nothing."""
+    """The weights, applied to values, give the fused result."""
     query, key, value = normal(6, 2, 5, 2, 32), normal(7, 2, 5, 2, 32), normal(8, 2, 5, 2, 32)
     mask = triangle(5) if masked else None
     fused = jax.jit(jax.nn.dot_product_attention)(
@@ -73,8 +71,7 @@ def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
     weights = jax.jit(attention_weights)(query, key, mask)
     np.testing.assert_allclose(np.einsum("bhqk,bkhd->bqhd", weights, value), fused, **CLOSE)
     x, memory = normal(1, 2, 5, 64), normal(2, 1, 3, 64)
-    result, shown = block(x, memory, mask=mask, query=np.array([[4]]), attention=True)
-    np.testing.assert_array_equal(result, block(x, memory, mask=mask, query=np.array([[4]])))
+    shown = block(x, memory, mask=mask, query=np.array([[4]]), method="attention")
     assert shown.shape == (2, 2, 1, 8)
     np.testing.assert_allclose(shown.sum(-1), 1, rtol=1e-5)
 
@@ -90,25 +87,9 @@ def test_rows_that_are_taken_several_times_have_a_gradient_of_one_order():
     def plain(table, numbers):
         return table[numbers]
 
-    np.testing.assert_array_equal(take_rows(table, numbers), plain(table, numbers))
-    np.testing.assert_allclose(gradient(take_rows)(table), gradient(plain)(table), **CLOSE)
+    np.testing.assert_array_equal(deterministic_gather(table, numbers), plain(table, numbers))
+    np.testing.assert_allclose(
+        gradient(deterministic_gather)(table), gradient(plain)(table), **CLOSE
+    )
     assert "scatter" in str(jax.make_jaxpr(gradient(plain))(table))
-    assert "scatter" not in str(jax.make_jaxpr(gradient(take_rows))(table))
-
-
-def test_layer_prompts_cover_any_split(clip):
-    """Prompts given for some layers leave the layers behind them as they are."""
-    images = normal(11, 2, 32, 32, 3)
-    model = CLIP(clip.config)
-
-    def run(prompts):
-        return jax.jit(
-            lambda p: model.apply(
-                {"params": p}, method=lambda m: m.vision(images, prompts).features
-            )
-        )(clip.params)
-
-    def silent(layers):
-        return LayerPrompts(layers, lambda _, x: (None, None))
-
-    np.testing.assert_allclose(run([silent(1), silent(2)]), run([]), **CLOSE)
+    assert "scatter" not in str(jax.make_jaxpr(gradient(deterministic_gather))(table))

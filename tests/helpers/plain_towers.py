@@ -8,7 +8,9 @@ import numpy as np
 
 from dpt_jax.clip.blocks import Block
 from dpt_jax.clip.model import CLIP
-from dpt_jax.clip.text import causal
+from dpt_jax.clip.text import causal_mask
+from dpt_jax.model import visual_depth, visual_layers
+from tests.helpers.models import apply, prompt_shapes
 
 NAMES = ["airplane", "sea_horse", "water lilly", "a rather long name", "dog"]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -27,11 +29,11 @@ def random_like(shapes, seed, scale=0.3):
 
 def random_prompts(model, seed):
     """Return prompts of a model, none of which is nearly zero."""
-    return random_like(jax.eval_shape(model.init, jax.random.key(0)), seed)
+    return random_like(prompt_shapes(model), seed)
 
 
 def triangle(length):
-    return causal(jnp.zeros((1, length), jnp.int32))
+    return causal_mask(jnp.zeros((1, length), jnp.int32))
 
 
 def layer_norm(x, p):
@@ -104,12 +106,20 @@ def _enter(config, params, images):
     """The tokens that enter the first block, and plain CLIP's features."""
     module = CLIP(config)
     x = module.apply({"params": params}, method=lambda m: m.vision.embed(images))
-    return x, module.apply({"params": params}, method=lambda m: m.vision(images).features)
+    return x, module.apply({"params": params}, method=lambda m: m.vision(images)[0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _block(config, params, x):
-    return Block(config).apply({"params": params}, x, attention=True)
+    def run(block):
+        return block(x), block.attention(x)
+
+    return Block(config).apply({"params": params}, method=run)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _visual_tokens(model, prompts):
+    return apply(model, {}, prompts, method="visual_tokens")
 
 
 def plain_prompted_tower(clip, model, prompts, images, texts):
@@ -118,18 +128,19 @@ def plain_prompted_tower(clip, model, prompts, images, texts):
 
     Each block is called by itself, so that all models of these sizes share what is compiled.
     """
-    config, weights = model.prompts, clip.params["vision"]
+    config, weights = model.config, clip.params["vision"]
+    before_cavpt = visual_layers(clip.config, config)
     x, z = map(np.asarray, _enter(clip.config, clip.params, images))
     idx = np.argsort(-(unit(z) @ texts.frozen.T), axis=1)
     idx = idx[:, : min(config.top_k, len(texts.frozen))]
-    has_tokens = config.visual_length and model.visual_layers
-    visual = np.asarray(jax.jit(model.visual_tokens)(prompts)) if has_tokens else None
+    has_tokens = config.visual_length and before_cavpt
+    visual = np.asarray(_visual_tokens(model, prompts)) if has_tokens else None
     auxiliary, made_of, tokens = [], [], x.shape[1]
     for layer in range(clip.config.vision.layers):
-        if layer < model.visual_layers:
+        if layer < before_cavpt:
             added = (
                 visual[layer]
-                if visual is not None and layer < model.visual_depth
+                if visual is not None and layer < visual_depth(clip.config, config)
                 else np.zeros((0, x.shape[-1]), np.float32)
             )
             if config.ln_pre and layer == 0:
@@ -138,7 +149,7 @@ def plain_prompted_tower(clip, model, prompts, images, texts):
             if layer == config.visual_depth - 1:
                 tokens += config.visual_length
         else:
-            own = layer_of(prompts["cavpt"], layer - model.visual_layers)
+            own = layer_of(prompts["cavpt"], layer - before_cavpt)
             auxiliary_logits, attended, added = _class_prompts(own, x, texts.learned[idx])
             auxiliary.append(auxiliary_logits)
             made_of.append(attended)

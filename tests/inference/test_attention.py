@@ -36,7 +36,7 @@ def test_sights_are_what_the_model_computed(predictor, files):
     CAVPT looks at.
     """
     pixels = predictor.pixels(files)
-    outputs, plain = predictor.see(pixels)
+    outputs = predictor.outputs(pixels)
     probability = predictor.predict(files)
     unseen = 0
     for i, sight in enumerate(describe(predictor, pixels, top=6)):
@@ -44,17 +44,19 @@ def test_sights_are_what_the_model_computed(predictor, files):
         assert list(sight.classes) == [predictor.classnames[c] for c in order]
         np.testing.assert_allclose(sight.probability, probability[i, order], rtol=1e-6)
         np.testing.assert_array_equal(sight.image, pixels[i])
-        np.testing.assert_allclose(sight.plain.ravel(), plain.attention[i].mean(0)[1:17], rtol=1e-6)
+        np.testing.assert_allclose(
+            sight.plain.ravel(), outputs.zero_shot.attention[i].mean(0)[1:17], rtol=1e-6
+        )
         np.testing.assert_allclose(
             sight.prompted.ravel(), outputs.attention[i].mean(0)[1:17], rtol=1e-6
         )
         assert sight.prompted.shape == (4, 4)
         for c, own in zip(order, sight.class_maps, strict=True):
-            if c not in outputs.indices[i]:
+            if c not in outputs.zero_shot.indices[i]:
                 assert own is None
                 unseen += 1
                 continue
-            place = list(outputs.indices[i]).index(c)
+            place = list(outputs.zero_shot.indices[i]).index(c)
             np.testing.assert_array_equal(own.ravel(), outputs.class_attention[i, -1, place, 1:17])
     assert unseen == 3 * len(files)  # of six classes CAVPT looks at three
 

@@ -12,13 +12,13 @@ import pytest
 import dpt_jax
 from dpt_jax.errors import UserError
 from dpt_jax.methods import PromptConfig
-from dpt_jax.model import PromptedCLIP
-from dpt_jax.prompts import conditioning
-from dpt_jax.prompts.conditioning import MetaNet, images_at_a_time
-from dpt_jax.prompts.text import plain_layout, prompt_layout
+from dpt_jax.model import PromptedCLIP, init_prompts
+from dpt_jax.prompts import meta_net
+from dpt_jax.prompts.meta_net import MetaNet, images_at_a_time
 from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
+from tests.helpers.models import apply, frozen_features, packed_prompts
 
 pytestmark = pytest.mark.compiles
 
@@ -30,35 +30,38 @@ def test_it_is_the_context_of_each_image_under_every_other_part(
     clip, tokens_at_a_time, monkeypatch
 ):
     """DPT with it, some images at a time: as DPT of each image alone with a context of its own."""
-    monkeypatch.setattr(conditioning, "TOKENS_AT_A_TIME", tokens_at_a_time)
+    monkeypatch.setattr(meta_net, "TOKENS_AT_A_TIME", tokens_at_a_time)
     parts = PromptConfig(
         len(NAMES), 4, text_depth=2, visual_length=2, top_k=2, first_layer=4, conditioned=True
     )
     model = PromptedCLIP(clip.config, parts)
     alone = PromptedCLIP(clip.config, dataclasses.replace(parts, conditioned=False))
-    prompts = jax.tree.map(lambda x: 5 * x, jax.jit(model.init)(jax.random.key(1)))
-    params = {"clip": clip.params, "prompts": prompts}
+    prompts = jax.tree.map(
+        lambda x: 5 * x, jax.jit(lambda key: init_prompts(model, key))(jax.random.key(1))
+    )
     images = jax.random.normal(jax.random.key(2), (3, 32, 32, 3))
-    layout = prompt_layout(NAMES, clip.tokenizer, 4)
-    frozen = jax.jit(model.encode_plain)(params, plain_layout(NAMES, clip.tokenizer))
+    packed = packed_prompts(NAMES, clip.tokenizer, 4)
+    frozen = frozen_features(model, clip.params, NAMES, clip.tokenizer)
+
+    def run(model, clip_params, prompts, images):
+        texts = apply(model, clip_params, prompts, packed, frozen, method="texts")
+        return apply(model, clip_params, prompts, images, texts)
 
     @jax.jit
-    def together(params):
-        return model(params, images, model.encode_texts(params, layout, frozen))
+    def together(clip_params, prompts):
+        return run(model, clip_params, prompts, images)
 
     @jax.jit
-    def one(params, added, image):
-        context = params["prompts"]["text"]["context"]
-        own = {**params["prompts"], "text": {"context": context.at[0].add(added)}}
-        own_params = {**params, "prompts": own}
-        return alone(own_params, image[None], alone.encode_texts(own_params, layout, frozen))
+    def one(clip_params, prompts, added, image):
+        context = prompts["text"]["context"]
+        own = {**prompts, "text": {"context": context.at[0].add(added)}}
+        return run(alone, clip_params, own, image[None])
 
     net = MetaNet(clip.config.embed_dim, clip.config.text.width)
-    texts = model.encode_texts(params, layout, frozen)
-    z = jax.jit(lambda p: model.plain(p, images, texts).features)(params)
-    found = together(params)
+    z = jax.jit(lambda p: apply(model, p, {}, images, method="encode_image"))(clip.params)
+    found = together(clip.params, prompts)
     for b, added in enumerate(net.apply({"params": prompts["meta_net"]}, z)):
-        expected = one(params, added, images[b])
+        expected = one(clip.params, prompts, added, images[b])
         for name in ("logits", "text_logits", "auxiliary_logits", "class_attention"):
             own, theirs = (getattr(x, name) for x in (found, expected))
             np.testing.assert_allclose(own[b], theirs[0], rtol=1e-3, atol=2e-3, err_msg=name)
@@ -70,7 +73,6 @@ def test_images_at_a_time_are_a_divisor_that_fits():
     assert images_at_a_time(100, 2**15 // 30) == 25
     assert images_at_a_time(7, 2**15 // 3) == 1
     assert images_at_a_time(1, 2**20) == 1
-    assert images_at_a_time("b", 5) == "b"
 
 
 ARGUMENTS = (

@@ -68,9 +68,9 @@ def test_published_prompts_give_the_published_logits(clip_dir, tmp_path):
     convert_reference(SMALL / "checkpoint", tmp_path / "w", config, {})
     predictor = dpt_jax.load(tmp_path / "w", CASE["classnames"])
     expected = np.load(SMALL / "expected.npz")
-    outputs, plain = predictor.see(predictor.pixels([IMAGES / path for path in expected["paths"]]))
+    outputs = predictor.outputs(predictor.pixels([IMAGES / path for path in expected["paths"]]))
     assert relative_error(outputs.logits, expected["initial_test_logits"]) < 1e-4
-    assert relative_error(plain.logits, expected["zeroshot_test_logits"]) < 1e-4
+    assert relative_error(outputs.zero_shot.logits, expected["zeroshot_test_logits"]) < 1e-4
     assert dpt_jax.load(tmp_path / "w").classnames == tuple(CASE["classnames"])  # from the dataset
 
 
@@ -127,7 +127,7 @@ def test_what_is_no_image_is_said(predictor, wrong):
 
 
 def test_logits_are_features_of_images_with_features_of_texts(predictor, files, clip):
-    logits = predictor.see(predictor.pixels(files))[0].logits
+    logits = predictor.outputs(predictor.pixels(files)).logits
     scale = np.exp(np.asarray(clip.params["logit_scale"]))
     images, texts = predictor.encode_image(files), predictor.encode_text()
     np.testing.assert_allclose(scale * images @ texts.T, logits, rtol=1e-4, atol=1e-3)
@@ -148,7 +148,7 @@ def test_logits_are_features_of_images_with_features_of_texts(predictor, files, 
 )
 def test_every_method(method, values, clip, clip_dir, files, tmp_path, capsys):
     predictor = dpt_jax.load(run_of(tmp_path / "run", method, clip, clip_dir, **values))
-    said = "run: its training has not ended, these prompts are of epoch 1 of 60.\n"
+    said = "run: its training has not finished, these prompts are of epoch 1 of 60.\n"
     assert capsys.readouterr().err.endswith("" if method is zeroshot else said)
     np.testing.assert_allclose(predictor.predict(files).sum(-1), 1, rtol=1e-5)
     assert predictor.classnames == tuple(CASE["classnames"])
@@ -216,7 +216,7 @@ def test_same_weights_that_compute_other_things(trained, clip_dir, tmp_path, fil
         (["dog", " "], "' ' is not a class name"),
         (["dog", 3], "3 is not a class name"),
         ("dog", "classnames is 'dog': give a list"),
-        (["dog " * 80], "makes a text of .* tokens, but CLIP's text tower takes 77"),
+        (["dog " * 80], "is a text of .* tokens, but CLIP's text tower takes 77"),
     ],
 )
 def test_wrong_class_names(trained, names, says):

@@ -10,7 +10,7 @@ import pytest
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
-from dpt_jax.prompts.text import plain_layout, prompt_layout
+from tests.helpers.models import apply, frozen_features, packed_prompts
 from tests.helpers.plain_towers import (
     NAMES,
     normal,
@@ -23,9 +23,8 @@ pytestmark = pytest.mark.compiles
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def encode(model, clip, prompts, layout, plain):
-    params = {"clip": clip, "prompts": prompts}
-    return model.encode_texts(params, layout, model.encode_plain(params, plain))
+def encode(model, clip, prompts, packed, frozen):
+    return apply(model, clip, prompts, packed, frozen, method="texts")
 
 
 def forward(model, clip, prompts, images):
@@ -34,16 +33,16 @@ def forward(model, clip, prompts, images):
     The texts know nothing of the image tower's prompts, so that models that differ in these share
     what is compiled.
     """
-    own = PromptConfig(len(NAMES), 4, text_depth=model.prompts.text_depth)
+    own = PromptConfig(len(NAMES), 4, text_depth=model.config.text_depth)
     texts = encode(
         PromptedCLIP(clip.config, own, model.dtype),
         clip.params,
         {"text": prompts["text"]},
-        prompt_layout(NAMES, clip.tokenizer, 4),
-        plain_layout(NAMES, clip.tokenizer),
+        packed_prompts(NAMES, clip.tokenizer, 4),
+        frozen_features(model, clip.params, NAMES, clip.tokenizer),
     )
-    params = {"clip": clip.params, "prompts": prompts}
-    return jax.jit(model)(params, images, texts), jax.tree.map(np.asarray, texts)
+    run = jax.jit(functools.partial(apply, model))
+    return run(clip.params, prompts, images, texts), jax.tree.map(np.asarray, texts)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer, c
     np.testing.assert_allclose(outputs.features, features, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(outputs.attention, attention, rtol=1e-3, atol=1e-5)
     if top_k:
-        np.testing.assert_array_equal(outputs.indices, idx)
+        np.testing.assert_array_equal(outputs.zero_shot.indices, idx)
         np.testing.assert_allclose(outputs.auxiliary_logits, of_classes[0], rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(outputs.class_attention, of_classes[1], rtol=1e-3, atol=1e-5)
 

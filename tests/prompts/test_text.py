@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpt_jax.clip import packing
 from dpt_jax.clip.model import CLIP
 from dpt_jax.data.paper.imagenet import imagenet_classnames
-from dpt_jax.prompts import text
-from dpt_jax.prompts.text import plain_layout, prompt_layout
+from dpt_jax.prompts.text import prompted_texts
 from tests.helpers.commands import command
+from tests.helpers.models import packed_plain, packed_prompts
 from tests.helpers.plain_towers import CLOSE, NAMES, normal, plain_rows, plain_text_features
 
 pytestmark = pytest.mark.compiles
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.compiles
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
     """The shared beginning encoded once, own tokens packed in rows: as the written-out tower."""
-    monkeypatch.setattr(text, "ROW", row)
+    monkeypatch.setattr(packing, "ROW_TOKENS", row)
     length, width = 5, clip.config.text.width
     own = (len(NAMES),) if class_specific else ()
     context = jnp.asarray(normal(6, depth, *own, length, width, scale=0.3))
@@ -31,7 +32,7 @@ def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
         if class_specific
         else jnp.broadcast_to(context[:, None], (depth, len(NAMES), length, width))
     )
-    layout = prompt_layout(NAMES, clip.tokenizer, length, position, class_specific)
+    layout = packed_prompts(NAMES, clip.tokenizer, length, position, class_specific)
     model = CLIP(clip.config)
     actual = jax.jit(
         lambda p: model.apply({"params": p}, method=lambda m: m.text(layout, context))
@@ -42,22 +43,23 @@ def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
 
 def test_prefix_is_as_long_as_it_can_be(clip):
     """The whole shared context is encoded once, and only where it is the same for all."""
-    assert len(prompt_layout(NAMES, clip.tokenizer, 16, "end").prefix_tokens) == 17
-    assert len(prompt_layout(NAMES, clip.tokenizer, 16, "middle").prefix_tokens) == 9
+    assert len(packed_prompts(NAMES, clip.tokenizer, 16, "end").prefix_tokens) == 17
+    assert len(packed_prompts(NAMES, clip.tokenizer, 16, "middle").prefix_tokens) == 9
     assert (
-        len(prompt_layout(NAMES, clip.tokenizer, 16, "end", class_specific=True).prefix_tokens) == 1
+        len(packed_prompts(NAMES, clip.tokenizer, 16, "end", class_specific=True).prefix_tokens)
+        == 1
     )
     assert (
-        len(plain_layout([f"a photo of a {n}." for n in NAMES], clip.tokenizer).prefix_tokens) == 5
+        len(packed_plain([f"a photo of a {n}." for n in NAMES], clip.tokenizer).prefix_tokens) == 5
     )
-    assert prompt_layout(["dog"], clip.tokenizer, 4).tokens.shape == (1, 1)
+    assert packed_prompts(["dog"], clip.tokenizer, 4).tokens.shape == (1, 1)
 
 
 def test_classes_of_one_text_are_found(clip):
     """CLIP reads no capitals; with a context of its own each class is another text."""
     names = ["A", "b", "a", "sea_horse", "Sea Horse", "ab"]
     found = [
-        text.same_texts(prompt_layout(names, clip.tokenizer, 2, class_specific=specific))
+        packing.duplicates(prompted_texts(names, clip.tokenizer, 2, class_specific=specific))
         for specific in (False, True)
     ]
     assert found == [[[0, 2], [3, 4]], []]
@@ -66,19 +68,22 @@ def test_classes_of_one_text_are_found(clip):
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=200))
 def test_packing_keeps_every_text_once_in_rows_with_little_padding(lengths):
-    rows = text.pack(lengths)
+    rows = packing.assign_rows(lengths)
     assert sorted(c for row in rows for c in row) == list(range(len(lengths)))
     widest = max(sum(lengths[c] for c in row) for row in rows)
-    assert widest <= max(text.ROW, *lengths)
+    assert widest <= max(packing.ROW_TOKENS, *lengths)
     # Two rows that are half empty would have been one.
-    assert sum(2 * sum(lengths[c] for c in row) <= max(text.ROW, *lengths) for row in rows) <= 1
+    assert (
+        sum(2 * sum(lengths[c] for c in row) <= max(packing.ROW_TOKENS, *lengths) for row in rows)
+        <= 1
+    )
 
 
 def test_a_thousand_names_cost_what_their_tokens_cost(clip):
     """Few places of ImageNet's packed names are padding; of the published 77 a class, most are."""
-    layout = prompt_layout(imagenet_classnames(), clip.tokenizer, 16)
-    assert (layout.text >= 0).mean() > 0.95
-    assert layout.tokens.size < 0.1 * 77 * len(layout.order)
+    layout = packed_prompts(imagenet_classnames(), clip.tokenizer, 16)
+    assert (layout.segment_ids >= 0).mean() > 0.95
+    assert layout.tokens.size < 0.1 * 77 * len(layout.eot_index)
 
 
 def test_texts_shared_by_devices(clip_dir):

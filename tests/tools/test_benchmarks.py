@@ -13,12 +13,10 @@ from benchmarks.random_clip import SIZES
 from dpt_jax.clip.model import normalize, param_shapes
 from dpt_jax.clip.tokenizer import load_tokenizer
 from dpt_jax.data.paper.imagenet import imagenet_classnames
-from dpt_jax.losses import count, loss
 from dpt_jax.methods import PromptConfig
-from dpt_jax.model import PromptedCLIP
-from dpt_jax.model.outputs import Texts
-from dpt_jax.prompts.text import prompt_layout
+from dpt_jax.model import PromptedCLIP, Texts
 from tests.helpers.commands import command
+from tests.helpers.models import apply, packed_prompts, prompt_shapes, total_loss
 
 
 def products(jaxpr) -> float:
@@ -69,25 +67,23 @@ def test_what_a_step_needs_is_nearly_what_it_computes(classes, images, parts, ta
     """
     sizes, guided = SIZES["vit-b-32"], task == "guided"
     model = PromptedCLIP(sizes, PromptConfig(classes, **parts))
-    names, length = imagenet_classnames()[:classes], model.prompts.text_length
-    layout = prompt_layout(names, load_tokenizer(tmp_path), length)
-    prompts = jax.eval_shape(model.init, jax.random.key(0))
-    clip, frozen = param_shapes(sizes), jax.ShapeDtypeStruct((classes, 512), jnp.float32)
+    names, length = imagenet_classnames()[:classes], model.config.text_length
+    packed = packed_prompts(names, load_tokenizer(tmp_path), length)
+    prompts, clip = prompt_shapes(model), param_shapes(sizes)
+    frozen = jax.ShapeDtypeStruct((classes, 512), jnp.float32)
     pixels = jax.ShapeDtypeStruct((images, 224, 224, 3), jnp.float32)
 
     def total(prompts, clip, frozen, pixels):
-        params = {"clip": clip, "prompts": prompts}
-        outputs = model(params, pixels, model.encode_texts(params, layout, frozen))
-        labels, rows = jnp.zeros(images, int), jnp.ones(images)
-        counts = count(outputs.indices, labels, rows, model.cavpt_layers)
-        guidance = jnp.array(True) if guided else False
-        return loss(model.prompts, outputs, labels, rows, counts, guidance, 1)
+        texts = apply(model, clip, prompts, packed, frozen, method="texts")
+        outputs = apply(model, clip, prompts, pixels, texts)
+        labels = jnp.zeros(images, int)
+        return total_loss(model, outputs, labels, None, jnp.array(True), 1, guidance=guided)
 
     def evaluate(prompts, clip, learned, pixels):
-        own = None if model.prompts.conditioned else learned
-        texts = Texts(normalize(learned), own, None, layout)
-        outputs = model({"clip": clip, "prompts": prompts}, pixels, texts)
-        return outputs.logits, outputs.zero_shot_logits
+        packed_texts = packed if model.config.conditioned else None
+        texts = Texts(normalize(learned), learned, None, packed_texts)
+        outputs = apply(model, clip, prompts, pixels, texts)
+        return outputs.logits, outputs.zero_shot.logits
 
     evaluates = task == "evaluation"
     function = evaluate if evaluates else jax.grad(total)
@@ -95,9 +91,9 @@ def test_what_a_step_needs_is_nearly_what_it_computes(classes, images, parts, ta
     used, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars))
     computed = products(used)
     if evaluates:
-        needed = flops.evaluation(model, layout, images)
+        needed = flops.evaluation(model, packed, images)
     else:
-        needed = flops.step(model, layout, images, guided)
+        needed = flops.step(model, packed, images, guided)
     assert needed <= computed < 1.1 * needed
 
 
@@ -111,7 +107,7 @@ def test_what_a_step_needs_is_nearly_what_it_computes(classes, images, parts, ta
 )
 def test_a_step_sees_plain_clip_where_its_loss_does(parts, share, tmp_path):
     model = PromptedCLIP(SIZES["vit-b-32"], PromptConfig(10, **parts))
-    layout = prompt_layout(["name"] * 10, load_tokenizer(tmp_path), 16)
+    layout = packed_prompts(["name"] * 10, load_tokenizer(tmp_path), 16)
     guided, later = (flops.step(model, layout, 8, early) for early in (True, False))
     assert (guided - later) / flops.plain(model, 8) == pytest.approx(share, abs=0.1)
 

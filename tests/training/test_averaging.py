@@ -13,16 +13,16 @@ from configs import promptsrc
 from dpt_jax import distributed
 from dpt_jax.clip.model import normalize
 from dpt_jax.errors import UserError
-from dpt_jax.losses import consistency, count
-from dpt_jax.methods import Consistency
-from dpt_jax.model.outputs import Held, Outputs
-from dpt_jax.prompts.text import plain_layout
+from dpt_jax.losses import Rows, count, losses
+from dpt_jax.methods import Consistency, PromptConfig
+from dpt_jax.model import Outputs, ZeroShot
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
-from dpt_jax.training.averaging import after_step, epoch_weights
 from dpt_jax.training.checkpoints import Checkpoints
-from dpt_jax.training.texts import held_texts
+from dpt_jax.training.schedule import Schedule, average_epochs, epoch_weights
+from dpt_jax.training.texts import consistency_target
 from tests.helpers.configs import small_config
+from tests.helpers.models import frozen_features
 
 TEMPLATES = ("a photo of a {}.", "a {} in a video game.")
 
@@ -99,13 +99,13 @@ def test_an_average_over_other_epochs_is_refused(experiment, finished, tmp_path)
 def test_texts_to_hold_to_are_the_mean_of_what_comes_out(experiment, clip):
     """As published, not normalised before the mean, as the ensemble of zero-shot CLIP is."""
     names = experiment.dataset.classnames
-    params = {"clip": distributed.to_host(experiment.frozen.clip)}
-    encode = jax.jit(experiment.model.encode_plain)
     each = [
-        encode(params, plain_layout([template.format(n) for n in names], clip.tokenizer))
+        frozen_features(
+            experiment.model, clip.params, [template.format(n) for n in names], clip.tokenizer
+        )
         for template in TEMPLATES
     ]
-    found = distributed.to_host(held_texts(experiment))
+    found = distributed.to_host(consistency_target(experiment))
     np.testing.assert_allclose(found, sum(each) / 2, rtol=1e-4, atol=1e-5)
     assert np.abs(normalize(found) - normalize(sum(map(normalize, each)))).max() > 1e-4
 
@@ -122,49 +122,58 @@ def test_weights_are_those_of_the_formula_and_sum_to_one(epochs, mean, deviation
 
 def test_only_the_last_step_of_an_epoch_counts():
     average, prompts = {"x": np.zeros(1)}, {}
+    schedule = Schedule(0.1, 0.1, 1, 3, steps_per_epoch=2, average=(0.5, 0.25, 0.25))
     for step in range(1, 7):
-        prompts, average = after_step(step, 2, (0.5, 0.25, 0.25), {"x": np.full(1, step)}, average)
+        prompts, average = average_epochs(schedule, step, {"x": np.full(1, step)}, average)
         assert float(prompts["x"][0]) == (step if step < 6 else 0.5 * 2 + 0.25 * 4 + 0.25 * 6)
 
 
 def outputs_of(seed, rows):
-    """Random outputs for `rows` images of 4 classes, and what they are held to."""
+    """Random outputs for `rows` images of 4 classes, with targets of the consistency losses."""
     draw = np.random.default_rng(seed).standard_normal
     logits = np.float32(draw((rows, 4)))
-    texts, to_texts = (normalize(jnp.asarray(draw((4, 8)))) for _ in range(2))
-    features, to_features = np.float32(draw((rows, 8))), np.float32(draw((rows, 8)))
-    held = Held(texts, to_texts, to_features, np.float32(draw((rows, 4))))
-    return Outputs(*[logits] * 4, None, None, features, None, None, held)
+    texts, target_texts = (normalize(jnp.asarray(draw((4, 8)))) for _ in range(2))
+    features, frozen = np.float32(draw((rows, 8))), np.float32(draw((rows, 8)))
+    target_logits = np.float32(draw((rows, 4)))
+    return Outputs(
+        *[logits] * 3,
+        features,
+        texts,
+        ZeroShot(frozen, logits, None, None),
+        target_texts=target_texts,
+        target_logits=target_logits,
+    )
 
 
 def part_of(outputs, rows):
-    def own(x):
-        return x[rows]
-
-    held = outputs.held
-    held = held._replace(to_features=own(held.to_features), to_logits=own(held.to_logits))
-    return outputs._replace(logits=own(outputs.logits), features=own(outputs.features), held=held)
+    zero_shot = outputs.zero_shot._replace(features=outputs.zero_shot.features[rows])
+    own = {name: getattr(outputs, name)[rows] for name in ("logits", "features", "target_logits")}
+    return outputs._replace(zero_shot=zero_shot, **own)
 
 
 @pytest.mark.parametrize("kind", ["l1", "cosine"])
 def test_consistency_is_the_published_formula_whatever_the_padding_and_the_parts(kind):
-    weights = Consistency(25.0, kind, 10.0, 3.0)
+    config = PromptConfig(4, consistency=Consistency(25.0, kind, 10.0, 3.0))
+    terms = losses(config, alpha=0.0, guidance=False)
     whole, padding = outputs_of(0, 7), np.array([1, 1, 1, 0, 1, 0, 1], np.float32)
-    counts = count(None, np.zeros(7, int), padding, 0)
+    counts = count(None, Rows(np.zeros(7, int), padding), 0)
     real = part_of(whole, padding > 0)
-    held = real.held
-    q, p = (jax.nn.softmax(x, axis=-1) for x in (held.to_logits, real.logits))
+    q, p = (jax.nn.softmax(x, axis=-1) for x in (real.target_logits, real.logits))
     texts = {
-        "l1": np.abs(held.texts - held.to_texts).mean(),
-        "cosine": 1 - (held.texts * held.to_texts).sum(-1).mean(),
+        "l1": np.abs(real.learned_texts - real.target_texts).mean(),
+        "cosine": 1 - (real.learned_texts * real.target_texts).sum(-1).mean(),
     }[kind]
-    expected = (
-        25 * texts
-        + 10 * np.abs(real.features - held.to_features).mean()
-        + 3 * (q * (np.log(q) - np.log(p))).sum() / q.size
-    )
-    found = sum(
-        consistency(weights, part_of(whole, rows), padding[rows], counts)
-        for rows in (slice(None, 3), slice(3, None))
-    )
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    expected = {
+        "text_consistency": 25 * texts,
+        "image_consistency": 10 * np.abs(real.features - real.zero_shot.features).mean(),
+        "logit_consistency": 3 * (q * (np.log(q) - np.log(p))).sum() / q.size,
+    }
+    assert set(terms) == {"logits", *expected}
+    for name, value in expected.items():
+        found = sum(
+            terms[name](
+                part_of(whole, rows), Rows(np.zeros(7, int)[rows], padding[rows]), counts, False
+            )
+            for rows in (slice(None, 3), slice(3, None))
+        )
+        assert float(found) == pytest.approx(float(value), rel=1e-5), name

@@ -165,7 +165,7 @@ def test_what_follows_a_step_that_was_left_out(config, clip):
     schedule = Schedule(0.01, 0.002, 1, 2, steps_per_epoch=1)
     optimizer = make_optimizer()
     take_step = make_step(experiment.model, optimizer, StepConfig(0.3, skip=True))
-    size = experiment.model.clip.image_size
+    size = experiment.model.clip_config.image_size
     generator = np.random.default_rng(0)
     batch = {
         "image": generator.integers(0, 256, (1, 6, size, size, 3), np.uint8),

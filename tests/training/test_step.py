@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dpt_jax import distributed
-from dpt_jax.clip.blocks import KEPT
+from dpt_jax.clip.blocks import REMAT_POLICIES
 from dpt_jax.methods import L1, Consistency, PromptConfig
-from dpt_jax.model import PromptedCLIP
-from dpt_jax.prompts.text import prompt_layout
+from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.training.setup import Frozen
-from dpt_jax.training.step import StepConfig, TrainState, all_reduce, batch_gradient
+from dpt_jax.training.step import StepConfig, accumulate_gradients
+from tests.helpers.models import packed_prompts
 
 NAMES = ["airplane", "sea_horse", "a rather long name"]
 # A context of each image, visual tokens that are made of it and carry on into the layer of the
@@ -38,7 +38,7 @@ def test_neither_what_is_kept_nor_parts_nor_devices_change_a_gradient(clip):
         patch.setattr(jax, "checkpoint", lambda function, **_: function)
         expected = gradient(clip, "matmuls", microbatch=0, on=1)
     cases = (("none", 1, 1), ("matmuls", 2, 2), ("blocks", 1, 2))
-    assert {remat for remat, *_ in cases} == set(KEPT)
+    assert {remat for remat, *_ in cases} == set(REMAT_POLICIES)
     for remat, microbatch, on in cases:
         found = gradient(clip, remat, microbatch, on)
         errors = jax.tree.map(error_in_norm, found, expected)
@@ -52,8 +52,10 @@ def error_in_norm(found, expected):
 def gradient(clip, remat, microbatch, on):
     """The gradient of a step under guidance, on so many simulated devices."""
     model = PromptedCLIP(clip.config, EVERYTHING, remat=remat)
-    prompts = jax.tree.map(lambda x: 3 * x, jax.jit(model.init)(jax.random.key(7)))
-    layout = prompt_layout(NAMES, clip.tokenizer, EVERYTHING.text_length)
+    prompts = jax.tree.map(
+        lambda x: 3 * x, jax.jit(lambda key: init_prompts(model, key))(jax.random.key(7))
+    )
+    packed = packed_prompts(NAMES, clip.tokenizer, EVERYTHING.text_length)
     texts, held = jax.random.normal(jax.random.key(1), (2, len(NAMES), clip.config.embed_dim))
     batch = {
         "image": jax.random.normal(jax.random.key(2), (on, 4 // on, 32, 32, 3)),
@@ -62,11 +64,10 @@ def gradient(clip, remat, microbatch, on):
     }
 
     def step(frozen, prompts, batch):
-        state = TrainState(jnp.int32(0), prompts, *[None] * 3)
-        config = StepConfig(0.3, microbatch)
-        sums, _ = batch_gradient(model, config, state, frozen, batch, jnp.array(True))
-        return all_reduce(sums).gradient
+        config, guided = StepConfig(0.3, microbatch), jnp.array(True)
+        own, _ = accumulate_gradients(model, config, prompts, frozen, batch, guided)
+        return jax.lax.psum(own, distributed.AXIS)
 
     together = jax.vmap(step, (None, None, 0), axis_name=distributed.AXIS)
-    found = jax.jit(together)(Frozen(clip.params, layout, texts, held), prompts, batch)
+    found = jax.jit(together)(Frozen(clip.params, packed, texts, held), prompts, batch)
     return jax.tree.map(lambda x: np.asarray(x[0]), found)

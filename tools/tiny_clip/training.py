@@ -16,7 +16,7 @@ import optax
 
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.model import CLIP, normalize
-from dpt_jax.clip.text import TextLayout
+from dpt_jax.clip.packing import PackedTexts
 from tools.tiny_clip.augment import augment
 from tools.tiny_clip.corpus import IMAGE_SIZE, Batch, Corpus, batches
 
@@ -138,17 +138,17 @@ def make_optimizer(learning_rate: float, steps: int) -> optax.GradientTransforma
     )
 
 
-def init_params(config: CLIPConfig, key: jax.Array, layout: TextLayout) -> Params:
+def init_params(config: CLIPConfig, key: jax.Array, layout: PackedTexts) -> Params:
     """Return random parameters, float32.  layout: any, for the shapes alone."""
     pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
     model = CLIP(config, jnp.bfloat16)
     return jax.jit(model.init)(key, pixels, layout)["params"]
 
 
-def caption_layout(captions: jax.Array | np.ndarray, start: int) -> TextLayout:
+def caption_layout(captions: jax.Array | np.ndarray, start: int) -> PackedTexts:
     """Return the layout of captions (B, T) that all follow one start-of-text token.
 
-    A caption has a row of its own, where `prompts.text.plain_layout` packs several into one: the
+    A caption has a row of its own, where `packing.pack` packs several into one: the
     shapes then depend on B and T alone, and one compiled step serves every batch. The captions are
     padded with end-of-text; what follows the first end has no effect, since attention is causal.
     """
@@ -156,16 +156,16 @@ def caption_layout(captions: jax.Array | np.ndarray, start: int) -> TextLayout:
     count, length = captions.shape
     rows = jnp.broadcast_to(jnp.arange(count)[:, None], captions.shape)
     places = jnp.broadcast_to(jnp.arange(1, length + 1), captions.shape)
-    return TextLayout(
+    return PackedTexts(
         prefix_tokens=jnp.array([start]),
         prefix_context=jnp.array([-1]),
         tokens=captions,
         context=jnp.full_like(captions, -1),
-        text=rows,
-        position=places,
+        segment_ids=rows,
+        position_ids=places,
         # End-of-text is the largest token there is, so the first of the largest is the first end.
-        ends=jnp.argmax(captions, axis=1)[:, None],
-        order=jnp.arange(count),
+        eot_positions=jnp.argmax(captions, axis=1)[:, None],
+        eot_index=jnp.arange(count),
     )
 
 
@@ -179,7 +179,7 @@ def image_features(clip: CLIP, key: jax.Array, pixels: jax.Array, kept: int) -> 
     order = jnp.argsort(jax.random.uniform(key, (len(x), x.shape[1] - 1)), axis=1)[:, :kept]
     patches = jnp.take_along_axis(x[:, 1:], order[..., None], axis=1)
     x = jnp.concatenate([x[:, :1], patches], axis=1)
-    x, _ = tower.transformer.scan(lambda block, x, _: (block(x), None), x, 0, last)
+    x = tower.blocks(x, 0, last)
     # Only the class token leaves the last block.
     x = tower.transformer.block(last)(x, query=jnp.zeros((1, 1), jnp.int32))
     return tower.ln_post(x[:, 0]) @ tower.projection

@@ -1,0 +1,401 @@
+"""PromptedCLIP: one frozen CLIP and the learned prompts of a method.
+
+Every method is this model with some of its parts. Symbols as in the paper: B images, C classes,
+K likeliest classes, E joint embedding, t̂ and Z learned and frozen text features, f̂ and z prompted
+and frozen image features, s the temperature.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from dpt_jax.clip.blocks import Array
+from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.clip.gather import broadcast, deterministic_gather
+from dpt_jax.clip.model import CLIP, normalize
+from dpt_jax.clip.packing import PackedTexts
+from dpt_jax.clip.preprocessing import normalize_pixels
+from dpt_jax.methods import PromptConfig
+from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.cavpt import ClassAwarePrompt, ClassPrompts
+from dpt_jax.prompts.meta_net import MetaNet, add_to_context, images_at_a_time
+from dpt_jax.prompts.text import TextPrompt, initializer
+from dpt_jax.prompts.visual import Coupling, VisualPrompt
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+OptionalArray = Any  # an array, or None for methods without it
+
+
+class Texts(NamedTuple):
+    """Text features of the classes."""
+
+    frozen: Array  # Z (C, E), normalised
+    # t (C, E), not normalised; the frozen ones without a text prompt, or if t depends on the image
+    learned: Array
+    target: Array | None = None  # t̄ (C, E), normalised: the target of the consistency losses
+    packed: PackedTexts | None = None  # of the learned ones, if they depend on the image
+
+
+class ZeroShot(NamedTuple):
+    """The outputs of frozen CLIP, float32.  They do not depend on the prompts."""
+
+    features: Array  # z (B, E)
+    logits: Array  # (B, C), s z Zᵀ
+    indices: OptionalArray  # (B, K), the likeliest classes, best first, for CAVPT
+    attention: OptionalArray  # (B, heads, 1 + patches), of the class token in the last block
+
+
+class Outputs(NamedTuple):
+    """The outputs that losses, evaluation and pictures read, float32.
+
+    Under jit, those that are not used cost nothing.
+    """
+
+    logits: Array  # (B, C), the prediction of the method
+    text_logits: Array  # (B, C), s z t̂ᵀ
+    image_logits: Array  # (B, C), s f̂ Zᵀ
+    features: Array  # f̂ (B, E)
+    learned_texts: Array  # t̂ (C, E); (B, C, E) if the context depends on the image
+    zero_shot: ZeroShot
+    auxiliary_logits: OptionalArray = None  # (B, CAVPT layers, K, C)
+    # (B, heads, 1 + patches + M), of the class token in the last block, prompts after the patches
+    attention: OptionalArray = None
+    # (B, CAVPT layers, K, 1 + patches + G), what each class prompt attends to
+    class_attention: OptionalArray = None
+    target_texts: OptionalArray = None  # t̄ (C, E)
+    target_logits: OptionalArray = None  # (B, C), s z t̄ᵀ
+
+
+class VisionOutput(NamedTuple):
+    """The outputs of the prompted image tower, see Outputs."""
+
+    features: Array  # f̂ (B, E), normalised
+    attention: Array
+    auxiliary_logits: OptionalArray
+    class_attention: OptionalArray
+
+
+def exact_products(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Compute products of float32 matrices in float32.
+
+    By default a TPU rounds such matrices to bfloat16 before it multiplies, and a GPU to TF32.
+    Products of bfloat16 matrices are not affected.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+class PromptedCLIP(nn.Module):
+    """A frozen CLIP and learned prompts.
+
+    Its parameters are {"clip": frozen, "prompts": learned}; `init_prompts` makes the latter.
+
+    Attributes:
+      clip_config: sizes of the CLIP.
+      config: the prompts, and their sizes.
+      dtype: compute dtype.
+      remat: what the backward pass saves, a key of clip.blocks.REMAT_POLICIES.
+    """
+
+    clip_config: CLIPConfig
+    config: PromptConfig
+    dtype: DTypeLike = jnp.float32
+    remat: str = "matmuls"
+
+    def setup(self) -> None:
+        self.clip = CLIP(self.clip_config, self.dtype, self.remat)
+        self.prompts = LearnedPrompts(self.clip_config, self.config)
+
+    @exact_products
+    def __call__(self, images: Array, texts: Texts, zero_shot: ZeroShot | None = None) -> Outputs:
+        """Classify images.
+
+        Args:
+          images: (B, H, W, 3), uint8, or floats that are normalised already.
+          texts: the classes, see `texts`.
+          zero_shot: the outputs of frozen CLIP for these images, if they are known.
+        """
+        if zero_shot is None:
+            zero_shot = self.zero_shot(images, texts)
+        if not self.config.has_visual_prompts:
+            return self.classify(texts, zero_shot)
+        learned = self._learned_texts(texts, zero_shot.features)
+        return self._outputs(texts, learned, zero_shot, self._encode(images, learned, zero_shot))
+
+    @exact_products
+    def classify(self, texts: Texts, zero_shot: ZeroShot) -> Outputs:
+        """Classify images by their frozen features, with a method that has no visual prompt."""
+        learned = self._learned_texts(texts, zero_shot.features)
+        return self._outputs(texts, learned, zero_shot, None)
+
+    @exact_products
+    def zero_shot(self, images: Array, texts: Texts) -> ZeroShot:
+        """Return the outputs of frozen CLIP for images (B, H, W, 3), see `__call__`."""
+        features, attention = self.clip.vision(self._pixels(images))
+        return self.zero_shot_of(normalize(features), texts)._replace(attention=attention)
+
+    @exact_products
+    def zero_shot_of(self, features: Array, texts: Texts) -> ZeroShot:
+        """Return the outputs of frozen CLIP for images with known features z (B, E)."""
+        logits = self._temperature() * features @ texts.frozen.T
+        k = min(self.config.top_k, texts.frozen.shape[0])
+        return ZeroShot(features, logits, jax.lax.top_k(logits, k)[1] if k else None, None)
+
+    @exact_products
+    def encode_image(self, images: Array) -> Array:
+        """Return the frozen features z (B, E) of images, normalised."""
+        return normalize(self.clip.vision(self._pixels(images))[0])
+
+    @exact_products
+    def encode_text(self, texts: PackedTexts, axis: str | None = None) -> Array:
+        """Return features (C, E) of texts, with their context if they have one; not normalised.
+
+        axis: the mapped axis of devices that share the work, see TextTower.
+        """
+        context = self.prompts.context() if self.config.text_length else None
+        return self.clip.text(texts, context, axis)
+
+    @exact_products
+    def encode_text_for_images(self, texts: PackedTexts, features: Array) -> Array:
+        """Return features (B, C, E) of texts in the context of each image (CoCoOp).
+
+        features: z (B, E). Images do not interact, so any number of them is encoded at a time.
+        """
+        contexts = add_to_context(self.prompts.context(), self.prompts.offsets(features))
+        tower, variables = self.clip.text.unbind()
+
+        def encode(context: Array) -> Array:
+            return jnp.asarray(tower.apply(variables, texts, context))
+
+        images = features.shape[0]
+        # In a program that is exported for any number of images, this is a symbol.
+        part = images_at_a_time(images, texts.tokens.size) if isinstance(images, int) else images
+        if part == images:
+            return jax.vmap(encode)(contexts)
+        return jax.lax.map(encode, contexts, batch_size=part)
+
+    def texts(
+        self,
+        packed: PackedTexts,
+        frozen: Array,
+        axis: str | None = None,
+        target: Array | None = None,
+    ) -> Texts:
+        """Return the text features of the classes.
+
+        Args:
+          packed: the texts with the learned context; ignored without a text prompt.
+          frozen: (C, E), of the templates, see `encode_text`.
+          axis: see `encode_text`.
+          target: (C, E), the target of the consistency losses, not normalised.
+        """
+        target = None if target is None else normalize(target)
+        if self.config.conditioned:
+            return Texts(normalize(frozen), frozen, target, packed)
+        learned = self.encode_text(packed, axis) if self.config.text_length else frozen
+        return Texts(normalize(frozen), learned, target)
+
+    def visual_tokens(self) -> Array:
+        """Return P (J_v, n_v, D_v) of a method with a visual prompt, float32, before ln_pre."""
+        return self.prompts.visual_tokens()
+
+    @property
+    def cavpt_layers(self) -> int:
+        """Return how many layers, up to the last, have class-aware prompts."""
+        return self.clip_config.vision.layers - visual_layers(self.clip_config, self.config)
+
+    def _encode(self, images: Array, learned: Array, zero_shot: ZeroShot) -> VisionOutput:
+        """Encode images by the prompted image tower.  learned: t (C, E), or (B, C, E)."""
+        clip, config, tower = self.clip_config, self.config, self.clip.vision
+        last, before_cavpt = clip.vision.layers - 1, visual_layers(clip, config)
+        x, extra_kv, layer = tower.embed(self._pixels(images)), None, 0
+        if config.visual_length and before_cavpt:
+            tokens = self.prompts.visual_tokens().astype(self.dtype)
+            if config.ln_pre:
+                tokens = tokens.at[0].set(tower.ln_pre(tokens[0]))
+            # Tokens whose outputs are dropped before the next layer are extra key/value tokens.
+            # Those of layer J_v are not if they stay: they join the sequence.
+            stay = joined_layers(clip, config) > 0
+            layer = min(len(tokens) - stay, last)
+            x = tower.blocks(x, 0, layer, tokens[:layer])
+            if stay:
+                joining = broadcast(tokens[-1], (x.shape[0], *tokens.shape[1:]))
+                x = jnp.concatenate([x, joining], axis=1)
+            elif len(tokens) > last:
+                extra_kv = tokens[last][None]
+        x = tower.blocks(x, layer, min(before_cavpt, last))
+        if not config.top_k:
+            features, attention = tower.last_block(x, extra_kv)
+            return VisionOutput(normalize(features), attention, None, None)
+
+        gather = jax.vmap(deterministic_gather) if learned.ndim == 3 else deterministic_gather
+        likeliest = gather(learned, zero_shot.indices)
+        auxiliary, class_attention = [], []
+        for layer in range(before_cavpt, last + 1):
+            prompts = self.prompts.class_prompts(layer - before_cavpt, x, likeliest, self.dtype)
+            auxiliary.append(prompts.auxiliary_logits)
+            class_attention.append(prompts.attention)
+            if layer < last:
+                x = tower.block(layer, x, prompts.tokens)
+        features, attention = tower.last_block(x, prompts.tokens)
+        return VisionOutput(
+            normalize(features), attention, jnp.stack(auxiliary, 1), jnp.stack(class_attention, 1)
+        )
+
+    def _outputs(
+        self, texts: Texts, learned: Array, zero_shot: ZeroShot, vision: VisionOutput | None
+    ) -> Outputs:
+        z, s, learned = zero_shot.features, self._temperature(), normalize(learned)
+        if vision is None:
+            vision = VisionOutput(z, zero_shot.attention, None, None)
+        target_logits = None if texts.target is None else s * z @ texts.target.T
+        return Outputs(
+            logits=cosines(
+                s * vision.features, learned if self.config.text_length else texts.frozen
+            ),
+            text_logits=cosines(s * z, learned),
+            image_logits=s * vision.features @ texts.frozen.T,
+            features=vision.features,
+            learned_texts=learned,
+            zero_shot=zero_shot,
+            auxiliary_logits=vision.auxiliary_logits,
+            attention=vision.attention,
+            class_attention=vision.class_attention,
+            target_texts=texts.target,
+            target_logits=target_logits,
+        )
+
+    def _learned_texts(self, texts: Texts, features: Array) -> Array:
+        """Return t (C, E), or (B, C, E) if the context depends on images with these features."""
+        if texts.packed is not None:
+            return self.encode_text_for_images(texts.packed, features)
+        return texts.learned
+
+    def _pixels(self, images: Array) -> Array:
+        return normalize_pixels(images, self.clip_config.preprocessing)
+
+    def _temperature(self) -> Array:
+        return jnp.exp(self.clip.logit_scale.astype(jnp.float32))
+
+
+class LearnedPrompts(nn.Module):
+    """The learned parts, a submodule each, except CAVPT: its parameters are stacked by layer."""
+
+    clip_config: CLIPConfig
+    config: PromptConfig
+
+    def setup(self) -> None:
+        parts = part_modules(self.clip_config, self.config)
+        for name in ("text", "visual", "coupling", "meta_net"):
+            if name in parts:
+                setattr(self, name, parts[name])
+
+    def context(self) -> Array:
+        """Return the context (depth, …, n, D_t)."""
+        return self.text()
+
+    def offsets(self, features: Array) -> Array:
+        """Return π (B, D_t) of image features z (B, E)."""
+        return self.meta_net(features)
+
+    def visual_tokens(self) -> Array:
+        """Return P (J_v, n_v, D_v)."""
+        return self.coupling(self.text()) if self.config.coupled else self.visual()
+
+    def class_prompts(
+        self, index: int, x: Array, features: Array, dtype: DTypeLike
+    ) -> ClassPrompts:
+        """Return the class prompts of the layer with this index among those with CAVPT."""
+        params = jax.tree.map(lambda w: w[index], self.get_variable("params", "cavpt"))
+        # The classes of the training, which need not be those of this evaluation.
+        classes = params["classifier"]["kernel"].shape[-1]
+        module = ClassAwarePrompt(classes, dtype, parent=None)
+        return jax.jit(module.apply)({"params": params}, x, features)
+
+
+def part_modules(
+    clip: CLIPConfig, config: PromptConfig, context_start: np.ndarray | None = None
+) -> dict[str, nn.Module]:
+    """Return the modules of the learned parts, but for CAVPT's, by their name in the parameters."""
+    parts: dict[str, nn.Module] = {}
+    if config.text_length:
+        classes = config.classes if config.class_specific else None
+        parts["text"] = TextPrompt(
+            config.text_length,
+            config.text_depth,
+            clip.text.width,
+            classes,
+            initializer(context_start),
+        )
+    depth = visual_depth(clip, config)
+    if config.coupled:
+        parts["coupling"] = Coupling(depth, clip.text.width, clip.vision.width)
+    elif config.visual_length and visual_layers(clip, config):
+        parts["visual"] = VisualPrompt(depth, config.visual_length, clip.vision.width)
+    if config.conditioned:
+        parts["meta_net"] = MetaNet(clip.embed_dim, clip.text.width)
+    return parts
+
+
+def init_prompts(
+    model: PromptedCLIP, key: Array, context_start: np.ndarray | None = None
+) -> Prompts:
+    """Return new prompts, float32.
+
+    Args:
+      key: a key of jax.random.
+      context_start: (n, D_t), embeddings of the words that the context starts from.
+    """
+    clip, config = model.clip_config, model.config
+    text_key, visual_key, cavpt_key = jax.random.split(key, 3)
+    z = jnp.zeros((1, clip.embed_dim))
+    arguments = {
+        "text": (text_key,),
+        "visual": (visual_key,),
+        "coupling": (visual_key, jnp.zeros((config.text_depth, 1, clip.text.width))),
+        "meta_net": (jax.random.fold_in(text_key, 1), z),
+    }
+    prompts: Prompts = {
+        name: module.init(*arguments[name])["params"]
+        for name, module in part_modules(clip, config, context_start).items()
+    }
+    if config.top_k:
+        x = jnp.zeros((1, 1, clip.vision.width))
+        module = ClassAwarePrompt(config.classes)
+        keys = jax.random.split(cavpt_key, model.cavpt_layers)
+        prompts["cavpt"] = jax.vmap(lambda k: module.init(k, x, z[None])["params"])(keys)
+    return prompts
+
+
+def visual_layers(clip: CLIPConfig, config: PromptConfig) -> int:
+    """Return how many layers, from the first on, attend to visual tokens: those before CAVPT."""
+    return config.first_layer - 1 if config.top_k else clip.vision.layers
+
+
+def visual_depth(clip: CLIPConfig, config: PromptConfig) -> int:
+    """Return J_v, how many layers, from the first on, have visual tokens of their own."""
+    return config.visual_depth or visual_layers(clip, config)
+
+
+def joined_layers(clip: CLIPConfig, config: PromptConfig) -> int:
+    """Return in how many layers, up to the last, visual tokens are part of the sequence."""
+    # Only the class token leaves the last layer, so tokens of that layer need not join.
+    after = clip.vision.layers - config.visual_depth
+    return after + 1 if config.visual_depth and after else 0
+
+
+def cosines(images: Array, texts: Array) -> Array:
+    """Return the products (B, C) of images (B, E) and texts (C, E), or (B, C, E) of each image."""
+    return images @ texts.T if texts.ndim == 2 else jnp.einsum("be,bce->bc", images, texts)

@@ -1,0 +1,44 @@
+"""Short forms of what tests ask of a PromptedCLIP."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from dpt_jax.clip.packing import pack, plain_texts
+from dpt_jax.losses import Rows, count, losses
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model import init_prompts
+from dpt_jax.prompts.text import prompted_texts
+
+
+def apply(model, clip_params, prompts, *args, method="__call__", **kwargs):
+    variables = {"params": {"clip": clip_params, "prompts": prompts}}
+    return model.apply(variables, *args, method=method, **kwargs)
+
+
+def prompt_shapes(model):
+    return jax.eval_shape(functools.partial(init_prompts, model), jax.random.key(0))
+
+
+def packed_prompts(names, tokenizer, *args, **kwargs):
+    return pack(prompted_texts(names, tokenizer, *args, **kwargs))
+
+
+def packed_plain(texts, tokenizer):
+    return pack(plain_texts(texts, tokenizer, 77))
+
+
+def frozen_features(model, clip_params, texts, tokenizer):
+    """The features (C, E) of plain texts in frozen CLIP, not normalised."""
+    frozen = model.clone(config=PromptConfig(classes=1))
+    encode = jax.jit(functools.partial(apply, frozen, method="encode_text"))
+    return encode(clip_params, {}, packed_plain(texts, tokenizer))
+
+
+def total_loss(model, outputs, labels, weights=None, guided=False, alpha=0.0, guidance=True):
+    """The loss of some images, which are all there are."""
+    rows = Rows(labels, jnp.ones(len(labels)) if weights is None else weights)
+    counts = count(outputs.zero_shot.indices, rows, model.cavpt_layers)
+    terms = losses(model.config, alpha, guidance)
+    return sum(loss(outputs, rows, counts, guided) for loss in terms.values())
