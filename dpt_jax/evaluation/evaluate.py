@@ -30,7 +30,6 @@ from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.setup import Experiment, Frozen
 
 Item = TypeVar("Item")
-PyTree = Any
 
 
 class Predictions(NamedTuple):

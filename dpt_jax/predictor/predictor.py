@@ -34,6 +34,7 @@ from dpt_jax.training.texts import TextEncoder
 
 # One image, or a batch of them: a path, a PIL image or an array.
 Images = Any
+HostOutputs = Any  # model.Outputs, of NumPy arrays
 
 
 class Predictor:
@@ -140,7 +141,7 @@ class Predictor:
         read: Reader | None = None,
         skip_unreadable: bool = False,
         attention: bool = False,
-    ) -> Iterator[tuple[loader.Batch, Outputs]]:
+    ) -> Iterator[tuple[loader.Batch, HostOutputs]]:
         """Yield the outputs of the model in batches, while the next images are decoded.
 
         Args:
@@ -178,7 +179,7 @@ class Predictor:
             return outputs
 
         for batch, outputs in overlapped(batches, compute, lambda x: len(x["label"])):
-            self._check("the logits of frozen CLIP", outputs.zero_shot.logits)
+            self._check("the logits of plain CLIP", outputs.zero_shot.logits)
             self._check("the logits", outputs.logits)
             yield batch, outputs
 
@@ -191,7 +192,7 @@ class Predictor:
         ]
         return np.stack(made)
 
-    def outputs(self, images: Images) -> Outputs:
+    def outputs(self, images: Images) -> HostOutputs:
         """Return model.Outputs of all images, with attention, see `answers`."""
         parts = [outputs for _, outputs in self.answers(images, attention=True)]
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)

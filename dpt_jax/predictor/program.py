@@ -30,9 +30,8 @@ def export(predictor: "Predictor") -> jax.export.Exported:
     constants of the program; it has a text tower only where the texts depend on the image.
     """
     model = predictor.model
-    predictor.predict(
-        np.zeros((1, *[model.clip_config.image_size] * 2, 3), np.uint8)
-    )  # is it finite?
+    size = model.clip_config.image_size
+    predictor.predict(np.zeros((1, size, size, 3), np.uint8))  # raises if it is not finite
     used = ["vision", "logit_scale", *(["text"] if model.config.conditioned else [])]
     clip = {name: predictor.pretrained.params[name] for name in used}
     params = {"clip": distributed.to_host(clip), "prompts": predictor.prompts}
