@@ -65,7 +65,6 @@ class Benchmark(NamedTuple):
 
     Attributes:
         template: the hand-written text of a class, for zero-shot CLIP and the frozen texts.
-        classes, test_images: how many there are in the published split.
         directory: where CoOp's DATASETS.md puts it below the common root.
         images: the folder that image paths are relative to, below the directory.
         read_raw: reads the lists of its raw download.
@@ -77,8 +76,6 @@ class Benchmark(NamedTuple):
 
     name: str
     template: str
-    classes: int
-    test_images: int
     directory: str
     images: str
     read_raw: RawReader

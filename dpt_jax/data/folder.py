@@ -33,14 +33,6 @@ class _ClassFolder(NamedTuple):
     images: list[str]
 
 
-class _LeftOut(NamedTuple):
-    """Files that are not used."""
-
-    beside: list[str]
-    below: list[str]
-    others: list[str]
-
-
 def read_folder(path: str | os.PathLike[str]) -> Splits:
     """Return {train,val,test}/CLASS/IMAGE, with classes in the order of the folder names.
 
@@ -57,7 +49,7 @@ def read_folder(path: str | os.PathLike[str]) -> Splits:
         raise UserError(f"dataset.root: {root} is not a folder; {SHOULD_HOLD}.")
     if not (root / "test").is_dir():
         raise UserError(f"dataset.root: {root} has no test/ folder; {SHOULD_HOLD}.")
-    left_out = _LeftOut([], [], [])
+    left_out: list[str] = []
     splits = {
         split: _class_folders(root, split, left_out) if (root / split).is_dir() else {}
         for split in ("train", "val", "test")
@@ -84,13 +76,12 @@ def read_folder(path: str | os.PathLike[str]) -> Splits:
     return Splits(Files(root), tuple(classnames), train, val, test)
 
 
-def _class_folders(root: epath.Path, split: str, left_out: _LeftOut) -> dict[str, _ClassFolder]:
+def _class_folders(root: epath.Path, split: str, left_out: list[str]) -> dict[str, _ClassFolder]:
     """Return {class name: folder} of one split, and add the files that are not used."""
     found: dict[str, _ClassFolder] = {}
     for folder, is_folder in visible(root / split):
         if not is_folder:
-            kind = left_out.beside if is_image_name(folder) else left_out.others
-            kind.append(f"{split}/{folder}")
+            left_out.append(f"{split}/{folder}")
             continue
         classname = _class_name(root / split, folder)
         if classname in found:
@@ -99,16 +90,14 @@ def _class_folders(root: epath.Path, split: str, left_out: _LeftOut) -> dict[str
                 f"both the class {classname!r}: rename or join them."
             )
         found[classname] = _ClassFolder(folder, [])
-        for name, is_inner_folder in visible(root / split / folder):
-            if is_inner_folder:
-                below = [file.name for file in walk(root / split / folder / name)]
-                left_out.below.extend(
-                    f"{split}/{folder}/{name}/…/{file}" for file in below if is_image_name(file)
-                )
+        for name, is_folder in visible(root / split / folder):
+            if is_folder:
+                below = walk(root / split / folder / name)
+                left_out.extend(file.relative_to(root).as_posix() for file in below)
             elif is_image_name(name):
                 found[classname].images.append(name)
             else:
-                left_out.others.append(f"{split}/{folder}/{name}")
+                left_out.append(f"{split}/{folder}/{name}")
         if not found[classname].images:
             raise no_images(root / split / folder)
     return found
@@ -128,19 +117,17 @@ def _class_name(directory: epath.Path, folder: str) -> str:
 
 def _report(
     root: epath.Path,
-    left_out: _LeftOut,
+    left_out: list[str],
     classnames: list[str],
     val: dict[str, _ClassFolder],
 ) -> None:
     """Warn once about files that are not used and about names that are not words."""
-    kinds = (
-        (left_out.beside, "beside the class folders"),
-        (left_out.below, "in folders below a class folder"),
-        (left_out.others, f"without the ending of an image ({endings(left_out.others)})"),
-    )
-    found = [f"{len(files)} {what}, such as {files[0]}" for files, what in kinds if files]
-    if found:
-        _say(f"{root}: files that are left out: {'; '.join(found)}.")
+    if left_out:
+        _say(
+            f"{root}: {len(left_out)} files are left out ({endings(left_out)}), such as "
+            f"{left_out[0]}: images are those in SPLIT/CLASS/ that end in "
+            f"{', '.join(sorted(EXTENSIONS))}."
+        )
     if unknown := [folder.name for name, folder in val.items() if name not in classnames]:
         _say(
             f"{root / 'val'}: folders that are left out, since train/ and test/ have no such "

@@ -3,12 +3,9 @@
 import abc
 import dataclasses
 import errno
-import functools
 import io
 import os
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Hashable
 from typing import BinaryIO, NamedTuple
 
@@ -40,9 +37,6 @@ EIGHT_BITS = {
 }
 # PIL returns 16-bit greys of these formats as 32-bit numbers from 0 to 65535, in some versions.
 SIXTEEN_BITS_AS_32 = ("PNG", "PPM")
-
-# read_image has its own message. Loader threads share the filter, so it is set once.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Example(NamedTuple):
@@ -187,7 +181,6 @@ def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image
         if isinstance(file, str | os.PathLike) and is_remote(file):
             file = io.BytesIO(_download(file))
         with Image.open(file, formats=FORMATS) as image:
-            _report_if_large(name, *image.size)
             return to_rgb(image)
     except MemoryError as reason:
         raise UserError(f"{name} cannot be read: there is not enough memory.") from reason
@@ -195,8 +188,7 @@ def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image
         raise UnreadableImageError(f"{name} is not there.") from reason
     except Image.DecompressionBombError as reason:
         raise UnreadableImageError(
-            f"{name} cannot be read as an image (it has more than {2 * _pixels_limit() / 1e6:.0f} "
-            "million pixels: make it smaller)."
+            f"{name} cannot be read as an image (it has too many pixels: make it smaller)."
         ) from reason
     except Exception as reason:  # PIL's decoders raise any type
         if _is_about_the_file(reason, name):
@@ -259,23 +251,3 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     grey = image.convert("I").point(lambda value: value / step).convert("L")
     inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
     return ImageOps.invert(grey) if inverted else grey
-
-
-def _pixels_limit() -> int:
-    """Return the number of pixels above which an image is large. Twice as many are refused."""
-    return Image.MAX_IMAGE_PIXELS or sys.maxsize
-
-
-def _report_if_large(name: str, width: int, height: int) -> None:
-    if width * height > _pixels_limit():
-        _report_large(name, width, height)
-
-
-@functools.cache  # once a file, not once an epoch
-def _report_large(name: str, width: int, height: int) -> None:
-    # Not with logging.say, which asks JAX for the host: loader processes must not start it.
-    print(
-        f"{name} is large, {width} x {height} pixels: reading it takes time and about "
-        f"{3 * width * height / 2**30:.1f} GiB of memory.",
-        file=sys.stderr,
-    )

@@ -41,8 +41,6 @@ def read_oxford_pets(directory: epath.Path, images: epath.Path) -> Lists:
 OXFORD_PETS = Benchmark(
     name="oxford_pets",
     template="a photo of a {}, a type of pet.",
-    classes=37,
-    test_images=3_669,
     directory="oxford_pets",
     images="images",
     read_raw=read_oxford_pets,
@@ -81,8 +79,6 @@ def read_stanford_cars(directory: epath.Path, images: epath.Path) -> Lists:
 STANFORD_CARS = Benchmark(
     name="stanford_cars",
     template="a photo of a {}.",
-    classes=196,
-    test_images=8_041,
     directory="stanford_cars",
     images="",
     read_raw=read_stanford_cars,
@@ -108,8 +104,6 @@ def read_oxford_flowers(directory: epath.Path, images: epath.Path) -> Lists:
 OXFORD_FLOWERS = Benchmark(
     name="oxford_flowers",
     template="a photo of a {}, a type of flower.",
-    classes=102,
-    test_images=2_463,
     directory="oxford_flowers",
     images="jpg",
     read_raw=read_oxford_flowers,
@@ -142,8 +136,6 @@ def read_fgvc_aircraft(directory: epath.Path, images: epath.Path) -> Lists:
 FGVC_AIRCRAFT = Benchmark(
     name="fgvc_aircraft",
     template="a photo of a {}, a type of aircraft.",
-    classes=100,
-    test_images=3_333,
     directory="fgvc_aircraft",
     images="images",
     read_raw=read_fgvc_aircraft,
@@ -175,8 +167,6 @@ def read_sun397(directory: epath.Path, images: epath.Path) -> Lists:
 SUN397 = Benchmark(
     name="sun397",
     template="a photo of a {}.",
-    classes=397,
-    test_images=19_850,
     directory="sun397",
     images="SUN397",
     read_raw=read_sun397,
@@ -219,8 +209,6 @@ def read_ucf101(directory: epath.Path, images: epath.Path) -> Lists:
 UCF101 = Benchmark(
     name="ucf101",
     template="a photo of a person doing {}.",
-    classes=101,
-    test_images=3_783,
     directory="ucf101",
     images="UCF-101-midframes",
     read_raw=read_ucf101,
