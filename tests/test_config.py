@@ -5,7 +5,8 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as tries
 from hypothesis import strategies as st
 
 from configs import common, coop, dpt, ivlp, kgcoop, maple, promptsrc, vlp, vpt
@@ -194,6 +195,7 @@ def test_a_config_file_of_ones_own_is_checked(tmp_path, content, names):
         read(f"--config={file}")
 
 
+@tries(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(KEYS)), st.integers(0, 3), st.sampled_from("abcxyz_."))
 def test_a_mistyped_key_is_named(key, place, letter):
     mistyped = f"{key[: -1 - place]}{letter}{key[len(key) - place :]}"
@@ -208,6 +210,7 @@ VALUES = st.one_of(
 )
 
 
+@tries(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(sorted(METHODS)),
     st.dictionaries(st.sampled_from(sorted(KEYS)), VALUES, max_size=3),

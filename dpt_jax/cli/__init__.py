@@ -1,7 +1,7 @@
 """The commands: `dpt-jax COMMAND …`, which is `python -m dpt_jax COMMAND …`, and main.py.
 
-Each has a file of its own with two functions: `add_arguments` and `run`. Only `main` is imported
-from outside.
+Each command has a file with two functions, `add_arguments` and `run`. A file imports JAX in `run`,
+so that --help and mistyped flags are fast.
 """
 
 import argparse
@@ -17,18 +17,18 @@ COMMANDS = {
     "train": "Train prompts, and evaluate them.",
     "eval": "Evaluate the newest prompts of a run.",
     "predict": "Classify images.",
-    "visualize": "Draw what a prompt sees in images.",
+    "visualize": "Draw what the image tower attends to.",
     "explain": "Print the words nearest to each learned context vector.",
     "report": "Make tables and figures of runs.",
     "probe": "Fit a linear probe to compare prompts with.",
     "sweep": "Run methods x datasets x shots x seeds as one job.",
-    "settings": "Print every settings key with its default, range and help.",
+    "settings": "Print every settings key with its default and a comment.",
     "convert": "Convert weights and prompts from and to other formats.",
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one sentence."""
+    """An argument parser whose errors are one sentence."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].lower()}{message[1:]}: see `{self.prog} --help`.")
@@ -55,12 +55,11 @@ def _dispatch(arguments: list[str], prog: str) -> None:
         print(__version__)
         return
     if name not in COMMANDS:
-        raise UserError(f"{name!r} is no command: use one of {', '.join(COMMANDS)}.")
+        raise UserError(f"{name!r} is not a command: use one of {', '.join(COMMANDS)}.")
     _run(name, arguments, f"{prog} {name}")
 
 
 def _run(name: str, arguments: list[str], prog: str) -> None:
-    # A command imports JAX when it runs: --help and a mistyped flag need not wait for that.
     command = importlib.import_module(f"dpt_jax.cli.{name}")
     parser = Parser(
         prog,
@@ -70,7 +69,7 @@ def _run(name: str, arguments: list[str], prog: str) -> None:
     )
     command.add_arguments(parser)
     parser.add_argument(
-        "--debug", action="store_true", help="show where in the program wrong input was noticed"
+        "--debug", action="store_true", help="print a traceback for wrong input too"
     )
     if "-h" in arguments or "--help" in arguments:
         parser.parse_args(["--help"])
@@ -81,5 +80,5 @@ def _run(name: str, arguments: list[str], prog: str) -> None:
 def _usage(prog: str) -> str:
     lines = [f"  {name:10} {text}" for name, text in COMMANDS.items()]
     return "\n".join(
-        [f"usage: {prog} COMMAND …", "", *lines, "", f"`{prog} COMMAND --help` has more."]
+        [f"usage: {prog} COMMAND …", "", *lines, "", f"`{prog} COMMAND --help` shows more."]
     )

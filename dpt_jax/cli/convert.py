@@ -6,12 +6,12 @@
     dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert reference --reverse W CHECKPOINT_DIR
 
-`clip` turns any CLIP that `clip.weights` takes into an Orbax folder. `export`
-writes the prompts of a workdir to one small file, which serves wherever a workdir is only read:
-predict, --mode=eval, init_from, and here. `serve` compiles the classifier into a file that runs
-without this package. `reference` turns a checkpoint folder of the published PyTorch code into a
-workdir that --mode=eval and init_from take; what a checkpoint does not hold (backbone, dataset,
-class position, top_k) comes from the flags. With --reverse it goes the other way.
+`clip` converts any CLIP that `clip.weights` takes to an Orbax folder. `export` writes the prompts
+of a workdir to one small file, which replaces the workdir in predict, --mode=eval, init_from and
+convert. `serve` compiles the classifier into a file that runs without this package. `reference`
+converts a checkpoint folder of the published PyTorch code to a workdir for --mode=eval and
+init_from. The flags give what a checkpoint does not hold: backbone, dataset, class position, top_k.
+--reverse converts a workdir to such a folder.
 """
 
 import argparse
@@ -30,7 +30,7 @@ USAGE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what is converted, and the flags of some conversions."""
+    """Add the flags of all conversions."""
     parser.usage = f"{parser.prog} clip|export|serve|reference SRC DST [options]"
     parser.add_argument("names", nargs="*", metavar="WHAT SRC DST", help="see above")
     parser.add_argument("--workdir", metavar="W", help="the run to read, or for reference to write")
@@ -69,8 +69,8 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         case ["reference", directory] if not flags.reverse:
             if not flags.workdir:
                 raise UserError(
-                    "convert reference: --workdir is not given; it says where the converted "
-                    "prompts go."
+                    "convert reference: --workdir is missing; name the folder for the converted "
+                    "prompts."
                 )
             from dpt_jax.convert.reference import convert_reference
 
@@ -85,7 +85,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
 
 def clip(source: str, target: str) -> None:
-    """Write a CLIP as an Orbax folder.  Raise UserError where it cannot be read or written."""
+    """Write a CLIP as an Orbax folder."""
     from dpt_jax.logging import say
     from dpt_jax.storage.weights import convert_clip
 
@@ -94,10 +94,7 @@ def clip(source: str, target: str) -> None:
 
 
 def export(source: "epath.Path", target: "epath.Path") -> None:
-    """Write the prompts of a workdir to a prompt file.
-
-    Raise UserError where there are none, or the file's name does not end in .safetensors.
-    """
+    """Write the prompts of a workdir, and its results if they belong to them, to a prompt file."""
     from dpt_jax.convert.reference import read_run
     from dpt_jax.evaluation.provenance import outdated
     from dpt_jax.evaluation.results import RESULTS_FILE, read_result
@@ -121,7 +118,7 @@ def export(source: "epath.Path", target: "epath.Path") -> None:
 
 
 def serve(flags: argparse.Namespace, source: "epath.Path", target: "epath.Path") -> None:
-    """Write the classifier of a run as a program.  Raise UserError where it cannot be loaded."""
+    """Write the classifier of a run as a program."""
     from dpt_jax.io import make_folder, size_of
     from dpt_jax.logging import say
     from dpt_jax.predictor import program

@@ -3,7 +3,7 @@
     dpt-jax eval --workdir=W [--config.dataset.root=DIR …]
     dpt-jax eval --config=configs/dpt.py:DATASET --config.init_from=W
 
-The second tests the prompts of W on another dataset, and writes to W/on/DATASET.
+The second command tests the prompts of W on another dataset, and writes to W/on/DATASET.
 """
 
 import argparse

@@ -2,9 +2,8 @@
 
     dpt-jax explain W [--top=3] [--clip=WEIGHTS]
 
-Distances are Euclidean, between embeddings as they enter the text tower. The last column is the
-distance to the nearest word, divided by the mean distance between two words: near 1, the vector is
-no word at all.
+Distances are Euclidean, between inputs of the text tower. The last column is the distance to the
+nearest word, divided by the mean distance between two words: near 1, the vector is like no word.
 """
 
 import argparse

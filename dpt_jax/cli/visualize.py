@@ -1,10 +1,10 @@
-"""Draw what a trained prompt sees in images.
+"""Draw what the image tower attends to, with and without the prompts.
 
     dpt-jax visualize W IMAGE… [--top=4] [--out=DIR] [--clip=WEIGHTS]
 
-Writes one PNG per image to DIR (W/pictures): the image and its likeliest classes, what the class
-token of CLIP's last block looks at without and with the prompts, and what CAVPT made the prompt of
-each of these classes of.
+Writes one PNG per image to DIR (W/pictures): the image and its likeliest classes, the attention of
+the last block's class token without and with the prompts, and the attention by which CAVPT computes
+the prompt of each of these classes.
 """
 
 import argparse
