@@ -1,4 +1,4 @@
-"""The datasets that have a name: those of the paper, and those that come with the repository."""
+"""The datasets that have a name: published ones, and those bundled with the package."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ CATALOGUE: dict[str, Benchmark] = {
     )
 }
 
-# Averages of the paper are over these; the shifted ImageNets are tested on with ImageNet's prompts.
+# Averages are over these. Prompts trained on ImageNet are tested on the shifted ImageNets.
 PAPER_DATASETS = tuple(name for name, benchmark in CATALOGUE.items() if benchmark.trainable)
 SHIFTED_IMAGENETS = tuple(name for name, benchmark in CATALOGUE.items() if not benchmark.trainable)
 

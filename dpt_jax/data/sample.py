@@ -33,7 +33,7 @@ def read_sample(file: epath.Path, whole: Splits, shots: int) -> list[Example]:
 
     Args:
         file: a run's train_files.txt, a .jsonl with one record a line, or a .pkl as CoOp's code
-            writes it, of which only the records are read.
+            writes it. Nothing in a .pkl is run.
         whole: the dataset that the images are of.
         shots: dataset.shots, which the sample must have, or -1.
 

@@ -1,4 +1,4 @@
-"""The few-shot samples and class halves that published results are compared on."""
+"""Few-shot samples and halves of the classes, as published results use them."""
 
 import random
 from collections.abc import Sequence
@@ -11,11 +11,10 @@ VALIDATION_SHOTS = 4
 def few_shot(
     train: Sequence[Example], val: Sequence[Example], shots: int, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """`shots` examples a class of train and min(shots, 4) of val, as published splits are drawn.
+    """Return `shots` examples a class of train and min(shots, 4) of val, as CoOp draws them.
 
-    One generator seeded with `seed` draws, for train and then for val, class by
-    class in the order in which the classes first appear; a class with fewer
-    examples is taken whole. shots = -1 takes everything.
+    One generator draws for train and then for val, class by class in the order in which the
+    classes first appear. A class with fewer examples is taken whole. shots = -1 takes everything.
     """
     if shots < 0:
         return list(train), list(val)
@@ -34,6 +33,6 @@ def _draw(examples: Sequence[Example], shots: int, generator: random.Random) -> 
 
 
 def half_of_classes(classes: int, half: str) -> range:
-    """The labels of "base", the first ceil(C/2), or of "new", the rest."""
+    """Return the labels of "base", the first ceil(C/2), or of "new", the rest."""
     middle = (classes + 1) // 2
     return range(middle) if half == "base" else range(middle, classes)

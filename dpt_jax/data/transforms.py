@@ -1,7 +1,7 @@
-"""From an image to the uint8 square that goes to the device.
+"""Random resized crops and shifts of training images, as the published pipeline makes them.
 
-The published pipeline on PIL images, with the model's own interpolation.
-Scaling to floats and the model's mean and deviation are left to the device.
+On PIL images, with the model's own interpolation. Scaling to floats and normalization are done on
+the device.
 """
 
 import math
@@ -22,7 +22,7 @@ def train_transform(
     generator: np.random.Generator,
     preprocessing: Preprocessing = CLIP_PREPROCESSING,
 ) -> np.ndarray:
-    """Return a random part at `size` pixels, half the time mirrored: (size, size, 3) uint8."""
+    """Return a random resized crop, flipped half the time: (size, size, 3) uint8."""
     image = image.crop(random_box(*image.size, generator)).resize(
         (size, size), preprocessing.resample
     )
@@ -34,11 +34,10 @@ def train_transform(
 def random_box(
     width: int, height: int, generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) of a random part of an image.
+    """Return (left, top, right, bottom) of a random crop, as torchvision's RandomResizedCrop.
 
-    It has 8 to 100 % of the area and a side ratio of 3/4 to 4/3. Ratios are drawn
-    evenly in their logarithm. Where ten draws do not fit the image, it is the
-    centre, cut to the nearest allowed ratio.
+    It has 8 to 100 % of the area and a side ratio of 3/4 to 4/3, which is drawn uniformly in its
+    logarithm. If ten draws do not fit the image, it is the centre crop of the nearest ratio.
     """
     for _ in range(ATTEMPTS):
         area = width * height * generator.uniform(*AREA)
@@ -55,9 +54,9 @@ def random_box(
 
 
 def shifted(pixels: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
-    """Return (size, size, 3) pixels, moved by up to `most` pixels to each side, evenly drawn.
+    """Return (size, size, 3) pixels, moved by up to `most` pixels in each direction.
 
-    What comes in from outside repeats the edge.
+    Shifts are drawn uniformly. The edge is repeated.
     """
     right, down = generator.integers(-most, most + 1, 2)
     height, width = pixels.shape[:2]
