@@ -15,12 +15,14 @@ import numpy as np
 from PIL import Image
 
 FOLDER = pathlib.Path(__file__).parent
+# Raster formats only: for PostScript, Pillow would start another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000", "TGA", "ICO")
 ABOUT = json.loads((FOLDER / "classifier.json").read_text(encoding="utf-8"))
 
 
 def load_image(file: str) -> np.ndarray:
     """Return the image as the classifier takes it: (size, size, 3) uint8."""
-    with Image.open(file) as opened:
+    with Image.open(file, formats=FORMATS) as opened:
         whole_numbers = opened.mode.startswith("I")
         sixteen_bits = opened.mode.startswith("I;16") or opened.format in ("PNG", "PPM")
         if (
