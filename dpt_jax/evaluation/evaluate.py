@@ -272,5 +272,5 @@ def write_results(
         write_whole(workdir / PREDICTIONS_FILE, content.getvalue())
     # Last: if there is a results.json, the evaluation is complete.
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_whole(workdir / RESULTS_FILE, text)
+    write_whole(workdir / RESULTS_FILE, text.encode(errors="backslashreplace"))
     return results

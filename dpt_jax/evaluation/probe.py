@@ -1,6 +1,6 @@
-"""A linear probe: logistic regression on the features of plain CLIP, fitted to the same shots.
+"""A linear probe: logistic regression on frozen CLIP's features of the same shots.
 
-It says what the frozen features can tell apart, which is what prompts are compared with.
+It shows what the frozen features can separate, as a baseline for prompts.
 """
 
 import numpy as np
@@ -11,18 +11,27 @@ from dpt_jax.evaluation.evaluate import Predictions, over_test_images, predict
 from dpt_jax.logging import say
 from dpt_jax.training.setup import Experiment
 
-# Inverse strengths of the regularisation, the strongest first. Features have unit length, which
-# makes the useful ones large.
+# Inverse strengths of the regularisation, the strongest first. They are large since features have
+# unit length.
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 MOST_ITERATIONS = 5000
 
 
 def fit_and_predict(experiment: Experiment) -> Predictions:
-    """Return the log-probabilities of a probe of the training images for the test split.
+    """Fit probes to the training images, and predict the test split with the best one.
 
-    experiment: of plain CLIP, with an image of each class to train on. The regularisation is the
-    one that gets most of the validation split right, the stronger one of equals. Raise UserError
-    without a validation split, and where scikit-learn is not installed.
+    The best one has the highest accuracy on the validation split; of equals, the one with the
+    strongest regularisation.
+
+    Args:
+      experiment: Of zero-shot CLIP, with training images of each class.
+
+    Returns:
+      Predictions, whose logits are log-probabilities.
+
+    Raises:
+      UserError: There is no validation split, a class has no readable training image, or
+        scikit-learn is not installed.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -34,21 +43,29 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
             f"{name} has no validation images, by which the probe chooses its regularisation: "
             "give it a folder val/ beside train/ and test/."
         )
-    # The test images are wanted twice, for plain CLIP's own answers and for the probe's.
+    # Zero-shot CLIP and the probe classify the same features.
     if experiment.features is None:
         experiment = experiment._replace(features={})
     found = predict(experiment, {})
     train, label = _features(experiment, dataset.train, "train")
     val, val_label = _features(experiment, dataset.val, "validate")
     test, _ = _features(experiment, dataset.test, "evaluate")
+    # The columns of a fitted probe are the classes that it has seen.
+    if unseen := sorted({*range(len(dataset.classnames))} - {*label.tolist()}):
+        raise UserError(
+            f"{name}: no training image of class {dataset.classnames[unseen[0]]!r} can be read: "
+            "repair them or remove the class."
+        )
+    if not len(val_label):
+        raise UserError(f"{name}: none of its {len(dataset.val)} validation images can be read.")
     fitted = [
         LogisticRegression(C=strength, max_iter=MOST_ITERATIONS).fit(train, label)
         for strength in STRENGTHS
     ]
-    right = [float((one.predict(val) == val_label).mean()) for one in fitted]
-    best = int(np.argmax(right))
+    accuracies = [float((one.predict(val) == val_label).mean()) for one in fitted]
+    best = int(np.argmax(accuracies))
     say(
-        f"probe: C = {STRENGTHS[best]:g} gets {100 * right[best]:.1f} % of {len(val_label)} "
+        f"probe: C = {STRENGTHS[best]:g} gets {100 * accuracies[best]:.1f} % of {len(val_label)} "
         "validation images right."
     )
     return found._replace(logits=fitted[best].predict_log_proba(test).astype(np.float32))
@@ -57,7 +74,7 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
 def _features(
     experiment: Experiment, examples: list[Example], title: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of plain CLIP (N, E) and the label (N,) of the examples."""
+    """Return the frozen features (N, E) and labels (N,) of the readable examples."""
     others = experiment._replace(dataset=experiment.dataset._replace(test=examples))
     features, label, _ = over_test_images(others, title, lambda batch: (batch.features,))
     return features, label

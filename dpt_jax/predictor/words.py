@@ -9,62 +9,57 @@ from dpt_jax import distributed
 from dpt_jax.errors import UserError
 from dpt_jax.predictor.predictor import Predictor
 
-PAIRS = 10_000  # of words, whose mean distance is the measure
+PAIRS = 10_000  # of words, for the mean distance of two words
 
 
 class Neighbours(NamedTuple):
-    """One context vector: whose it is ("" where all classes share it), its place, and its nearest
-    words.
+    """The nearest words of one context vector.
+
+    Attributes:
+      classname: The class of a class-specific context, else "".
+      place: In the context, from 1.
+      words: The nearest first.
+      distances: Euclidean, of the embeddings.
+      in_word_distances: The first of these, divided by the mean distance of two words.
     """
 
     classname: str
-    place: int  # from 1
+    place: int
     words: list[str]
     distances: list[float]
-    in_word_distances: float  # the first of these, over the mean distance of two words
+    in_word_distances: float
 
 
 def neighbours(predictor: Predictor, top: int) -> list[Neighbours]:
     """Return the `top` nearest words of each context vector of the first layer.
 
-    Raise UserError where no context was learned, or where it depends on the image.
+    Raises:
+      UserError: The method learns no context, or the context depends on the image.
     """
+    method = predictor.config.method
     if "text" not in predictor.prompts:
-        raise UserError(
-            f"{predictor.model.config.method} learns no context, so there are no words to explain."
-        )
+        raise UserError(f"{method} learns no context, so there are no words to explain.")
     if predictor.model.config.conditioned:
         raise UserError(
-            f"the context of {predictor.model.config.method} depends on the image, so it has no "
-            "fixed words to explain."
+            f"the context of {method} depends on the image, so it has no fixed words to explain."
         )
-    own, tokenizer = (
-        predictor.pretrained.params["text"]["token_embedding"],
-        predictor.pretrained.tokenizer,
-    )
-    vocabulary = np.asarray(distributed.to_host(own), np.float32)
-    generator = np.random.default_rng(0)
-    a, b = generator.integers(len(vocabulary), size=(2, PAIRS))
+    pretrained = predictor.pretrained
+    embedding = distributed.to_host(pretrained.params["text"]["token_embedding"])
+    vocabulary = np.asarray(embedding, np.float32)
+    a, b = np.random.default_rng(0).integers(len(vocabulary), size=(2, PAIRS))
     usual = float(np.linalg.norm(vocabulary[a] - vocabulary[b], axis=-1)[a != b].mean())
     context = np.asarray(predictor.prompts["text"]["context"][0], np.float32)
-    specific = context.ndim == 3
+    by_class = {"": context}
+    if context.ndim == 3:
+        by_class = dict(zip(predictor.classnames, context, strict=True))
     found = []
-    classnames = predictor.classnames if specific else [""]
-    contexts = context if specific else [context]
-    for classname, vectors in zip(classnames, contexts, strict=True):
-        for i, vector in enumerate(vectors):
+    for classname, vectors in by_class.items():
+        for place, vector in enumerate(vectors, 1):
             distance = np.linalg.norm(vocabulary - vector, axis=-1)
             nearest = np.argsort(distance, kind="stable")[:top]
-            words = [tokenizer.decode([int(token)]).strip() for token in nearest]
-            found.append(
-                Neighbours(
-                    classname,
-                    i + 1,
-                    words,
-                    distance[nearest].tolist(),
-                    float(distance[nearest[0]] / usual),
-                )
-            )
+            words = [pretrained.tokenizer.decode([token]).strip() for token in nearest.tolist()]
+            distances = distance[nearest].tolist()
+            found.append(Neighbours(classname, place, words, distances, distances[0] / usual))
     return found
 
 
@@ -80,10 +75,7 @@ def rows(found: Sequence[Neighbours]) -> list[list[str]]:
         [
             *([one.classname] if one.classname else []),
             str(one.place),
-            *(
-                f"{word} ({distance:.3f})"
-                for word, distance in zip(one.words, one.distances, strict=True)
-            ),
+            *(f"{word} ({x:.3f})" for word, x in zip(one.words, one.distances, strict=True)),
             f"{one.in_word_distances:.2f}",
         ]
         for one in found

@@ -70,5 +70,5 @@ def test_a_program_needs_nothing_of_this_package(trained, tmp_path, monkeypatch)
     # A program that this JAX does not read, as one of years ago: the example says what to do.
     (served / "classifier.jax").write_bytes(b"of another time")
     monkeypatch.setattr("sys.argv", ["classify.py", files[0]])
-    with pytest.raises(SystemExit, match=f"It is for JAX {jax.__version__} and what is released"):
+    with pytest.raises(SystemExit, match=f"It is for JAX {jax.__version__} and releases of"):
         runpy.run_path(str(served / "classify.py"), run_name="__main__")
