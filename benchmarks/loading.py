@@ -29,7 +29,7 @@ from benchmarks.random_clip import random_clip
 from dpt_jax import distributed
 from dpt_jax.config import method_config
 from dpt_jax.data import loader
-from dpt_jax.evaluation.evaluate import make_classifier
+from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.optimizer import make_optimizer
@@ -148,9 +148,9 @@ def training_rate(experiment: experiments.Experiment, batch: Any) -> float:
 
 def testing_rate(experiment: experiments.Experiment, batch: Any) -> float:
     """Return images/s of the prompted model with the text features given."""
-    classifier, frozen = make_classifier(experiment.model), experiment.frozen
+    classifier, frozen = make_programs(experiment.model), experiment.frozen
     prompts = distributed.replicate(adoption.initial_prompts(experiment))
-    texts = classifier.encode(frozen, prompts)
+    texts = classifier.encode_texts(frozen, prompts)
     images = loader.shard(batch, BATCH.value, jax.local_device_count())["image"]
     jax.block_until_ready(classifier.classify(frozen, prompts, texts, images))
     began = time.perf_counter()

@@ -14,7 +14,7 @@ from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
 from dpt_jax.clip.packing import PackedTexts, pack, plain_texts
 from dpt_jax.config import method_config, prompt_config, templates
 from dpt_jax.data.paper.imagenet import imagenet_classnames
-from dpt_jax.evaluation.evaluate import make_classifier
+from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts.text import context_tokens, prompted_texts
 from dpt_jax.training.optimizer import make_optimizer
@@ -66,11 +66,11 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
     side = case.model.clip_config.image_size
     images = jax.ShapeDtypeStruct((case.images, side, side, 3), np.uint8)
     if not case.train:
-        classifier = make_classifier(case.model, tuple(on))
+        classifier = make_programs(case.model, tuple(on))
         given = (case.frozen, stacked(prompts, case.chips))
-        texts: Texts = jax.eval_shape(classifier.encode, *given)
+        texts: Texts = jax.eval_shape(classifier.encode_texts, *given)
         classify: Any = classifier.classify
-        encode: Any = classifier.encode
+        encode: Any = classifier.encode_texts
         lowered = classify.lower(*given, texts, stacked(images, case.chips))
         return [("classify", lowered), ("texts", encode.lower(*given))]
     batch = {

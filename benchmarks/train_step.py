@@ -170,15 +170,15 @@ def training(experiment: Any, batch: Any) -> dict[str, Any]:
 def evaluating(experiment: Any, batch: Any) -> dict[str, Any]:
     """Return step_s, text_s, compile_s and compiled_gb of the evaluation."""
     from dpt_jax import distributed
-    from dpt_jax.evaluation.evaluate import make_classifier
+    from dpt_jax.evaluation.evaluate import make_programs
     from dpt_jax.training.initial_prompts import initial_prompts
 
-    classifier, frozen = make_classifier(experiment.model), experiment.frozen
+    classifier, frozen = make_programs(experiment.model), experiment.frozen
     prompts = distributed.replicate(initial_prompts(experiment))
-    texts = classifier.encode(frozen, prompts)
+    texts = classifier.encode_texts(frozen, prompts)
     arguments = frozen, prompts, texts, batch["image"]
     compiled = account(classifier.classify, *arguments) if MEMORY.value else {}
-    encoding = timed(lambda: classifier.encode(frozen, prompts))
+    encoding = timed(lambda: classifier.encode_texts(frozen, prompts))
     result = timed(lambda: classifier.classify(*arguments)) | compiled
     return result | {"text_s": encoding["step_s"]} if STEPS.value else result
 

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.typing import ArrayLike, DTypeLike
 
 from dpt_jax import distributed
-from dpt_jax.clip.blocks import PyTree
+from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.features import EncodedBatch, read_test_images
@@ -33,9 +34,13 @@ Item = TypeVar("Item")
 
 
 class Predictions(NamedTuple):
-    """The N test images that could be read, in the dataset's order.
+    """Of the N test images that can be read, in the dataset's order.
 
-    logits: (N, C) float32; label: (N,); row: (N,) index into the dataset's test examples.
+    Attributes:
+      logits: (N, C) float32.
+      zero_shot_logits: (N, C) float32.
+      label: (N,), the true class indices.
+      row: (N,), indices into the test split.
     """
 
     logits: np.ndarray
@@ -44,43 +49,42 @@ class Predictions(NamedTuple):
     row: np.ndarray
 
 
-class Classifier(NamedTuple):
-    """Evaluation, pmapped: every argument and result has a leading device axis.
+class Programs(NamedTuple):
+    """Compiled programs; every argument and result has a leading device axis.
 
-    encode(frozen, prompts) -> the text features, once for all images;
-    classify(frozen, prompts, texts, images (devices, b, H, W, 3)) -> what the
-    method and plain CLIP make of the images, without the auxiliary logits.
-    The same in two programs, of which the first one serves all methods:
-    look(frozen.clip, images) -> the features z (devices, b, E) of plain CLIP;
-    answer(frozen, prompts, texts, images, z) -> the method's logits and plain
-    CLIP's, (devices, b, C). images: None where the image tower has no prompts.
+    Attributes:
+      encode_texts: (frozen, prompts) -> the texts of the classes.
+      classify: (frozen, prompts, texts, images (devices, b, H, W, 3)) -> outputs of the model.
+      encode_images: (CLIP's parameters, images) -> features of frozen CLIP (devices, b, E). The
+        same program serves all methods.
+      logits: (frozen, prompts, texts, images, features) -> logits (devices, b, C) of the method
+        and of zero-shot CLIP. Methods without visual prompts need no images.
     """
 
-    encode: Callable[[Frozen, Any], Texts]
-    classify: Callable[[Frozen, Any, Texts, Any], Outputs]
-    look: Callable[[Any, Any], jax.Array]
-    answer: Callable[[Frozen, Any, Texts, Any, Any], tuple[jax.Array, jax.Array]]
+    encode_texts: Callable[[Frozen, Prompts], Texts]
+    classify: Callable[[Frozen, Prompts, Texts, ArrayLike], Outputs]
+    encode_images: Callable[[Params, ArrayLike], jax.Array]
+    logits: Callable[
+        [Frozen, Prompts, Texts, ArrayLike | None, jax.Array], tuple[jax.Array, jax.Array]
+    ]
 
 
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
-def make_classifier(model: PromptedCLIP, on: tuple[jax.Device, ...] | None = None) -> Classifier:
-    """Return the programs that evaluations run.
-
-    on: the devices, None for the local ones.
-    """
+def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = None) -> Programs:
+    """Return the programs of an evaluation, for the local devices by default."""
 
     def apply(frozen: Frozen, prompts: Prompts, *args: PyTree, method: str) -> PyTree:
         variables = {"params": {"clip": frozen.clip, "prompts": prompts}}
         return model.apply(variables, *args, method=method)
 
-    def encode(frozen: Frozen, prompts: Prompts) -> Texts:
+    def encode_texts(frozen: Frozen, prompts: Prompts) -> Texts:
         return apply(frozen, prompts, frozen.packed, frozen.texts, distributed.AXIS, method="texts")
 
     def classify(frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array) -> Outputs:
         outputs = apply(frozen, prompts, images, texts, method="__call__")
         return outputs._replace(auxiliary_logits=None)
 
-    def answer(
+    def logits(
         frozen: Frozen,
         prompts: Prompts,
         texts: Texts,
@@ -94,46 +98,46 @@ def make_classifier(model: PromptedCLIP, on: tuple[jax.Device, ...] | None = Non
             outputs = apply(frozen, prompts, images, texts, zero_shot, method="__call__")
         return outputs.logits, zero_shot.logits
 
-    return Classifier(
-        jax.pmap(encode, axis_name=distributed.AXIS, devices=on),
-        jax.pmap(classify, axis_name=distributed.AXIS, devices=on),
-        make_look(model.clip_config, jnp.dtype(model.dtype), on),
-        jax.pmap(answer, axis_name=distributed.AXIS, devices=on),
+    return Programs(
+        jax.pmap(encode_texts, axis_name=distributed.AXIS, devices=devices),
+        jax.pmap(classify, axis_name=distributed.AXIS, devices=devices),
+        _make_image_encoder(model.clip_config, jnp.dtype(model.dtype), devices),
+        jax.pmap(logits, axis_name=distributed.AXIS, devices=devices),
     )
 
 
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
-def make_look(
-    clip: CLIPConfig, dtype: Any, on: tuple[jax.Device, ...] | None
-) -> Callable[[Any, Any], jax.Array]:
-    """Return the program of plain CLIP, see Classifier."""
+def _make_image_encoder(
+    clip: CLIPConfig, dtype: DTypeLike, devices: tuple[jax.Device, ...] | None
+) -> Callable[[Params, ArrayLike], jax.Array]:
     model = PromptedCLIP(clip, PromptConfig(classes=1), dtype)
 
-    def look(params: Any, images: Any) -> jax.Array:
+    def encode_images(params: Params, images: jax.Array) -> jax.Array:
         variables = {"params": {"clip": params}}
         return jnp.asarray(model.apply(variables, images, method="encode_image"))
 
-    return jax.pmap(look, axis_name=distributed.AXIS, devices=on)
+    return jax.pmap(encode_images, axis_name=distributed.AXIS, devices=devices)
 
 
-def predict(experiment: Experiment, prompts: Any) -> Predictions:
+def predict(experiment: Experiment, prompts: Prompts) -> Predictions:
     """Return logits of the method and of zero-shot CLIP for the test split.
 
-    Raise UserError where none of its images could be read.
+    Raises:
+      UserError: None of its images can be read.
     """
     dataset, model = experiment.dataset, experiment.model
-    classifier = make_classifier(model)
+    programs = make_programs(model)
     prompts = distributed.replicate(prompts)
-    texts = classifier.encode(experiment.frozen, prompts)
+    texts = programs.encode_texts(experiment.frozen, prompts)
 
-    def answer(batch: EncodedBatch) -> tuple[jax.Array, jax.Array]:
+    def logits(batch: EncodedBatch) -> tuple[jax.Array, jax.Array]:
         images = batch.images if model.config.has_visual_prompts else None
-        return classifier.answer(experiment.frozen, prompts, texts, images, batch.features)
+        return programs.logits(experiment.frozen, prompts, texts, images, batch.features)
 
-    found = Predictions(*over_test_images(experiment, "evaluate", answer))
+    found = Predictions(*over_test_images(experiment, "evaluate", logits))
     if not len(found.label):
         raise UserError(
-            f"{experiment.config.dataset.name}: none of its {len(dataset.test)} test images could "
+            f"{experiment.config.dataset.name}: none of its {len(dataset.test)} test images can "
             "be read."
         )
     return found
@@ -160,8 +164,8 @@ def over_test_images(
     images, hosts = len(experiment.dataset.test), jax.process_count()
     rows = -(-min(experiment.config.eval.batch_size, images) // hosts)
     steps = -(-images // (rows * hosts))
-    encode = make_classifier(experiment.model).look
-    batches = read_test_images(experiment, rows, steps, encode)
+    encode_images = make_programs(experiment.model).encode_images
+    batches = read_test_images(experiment, rows, steps, encode_images)
     parts = []
     with Progress(title, steps) as progress:
         for batch, columns in overlapped(batches, compute, lambda x: len(x.known["label"])):

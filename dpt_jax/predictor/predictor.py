@@ -19,7 +19,7 @@ from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.data.records import Example, Files, Reader, UnreadableImageError, read_image, to_rgb
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import make_classifier, overlapped
+from dpt_jax.evaluation.evaluate import make_programs, overlapped
 from dpt_jax.evaluation.finite import check_finite
 from dpt_jax.evaluation.metrics import softmax
 from dpt_jax.evaluation.results import RESULTS_FILE
@@ -66,8 +66,8 @@ class Predictor:
         self.training = saved.meta
         self._experiment = experiment
         self._prompts = distributed.replicate(saved.prompts)
-        self._classifier = make_classifier(experiment.model)
-        self._texts = self._classifier.encode(experiment.frozen, self._prompts)
+        self._programs = make_programs(experiment.model)
+        self._texts = self._programs.encode_texts(experiment.frozen, self._prompts)
         self._encode_names = TextEncoder(experiment, self._prompts)
 
     def predict(self, images: Images) -> np.ndarray:
@@ -168,7 +168,7 @@ class Predictor:
 
         def compute(batch: loader.Batch) -> Outputs:
             pixels = loader.shard(batch, self.rows, jax.local_device_count())["image"]
-            outputs = self._classifier.classify(
+            outputs = self._programs.classify(
                 self._experiment.frozen, self._prompts, self._texts, pixels
             )
             if not attention:

@@ -39,7 +39,7 @@ def test_a_batch_is_started_before_the_last_one_is_fetched(clip, clip_dir, monke
     prompts = adoption.initial_prompts(prepared)
     expected = evaluation.predict(prepared, prompts)
     events = []
-    make = evaluation.make_classifier
+    make = evaluation.make_programs
 
     def recording(model):
         made = make(model)
@@ -47,11 +47,11 @@ def test_a_batch_is_started_before_the_last_one_is_fetched(clip, clip_dir, monke
         def answer(*arguments):
             number = sum(what == "start" for what, _ in events)
             events.append(("start", number))
-            return tuple(Answer(logits, number, events) for logits in made.answer(*arguments))
+            return tuple(Answer(logits, number, events) for logits in made.logits(*arguments))
 
-        return made._replace(answer=answer)
+        return made._replace(logits=answer)
 
-    monkeypatch.setattr(evaluation, "make_classifier", recording)
+    monkeypatch.setattr(evaluation, "make_programs", recording)
     found = evaluation.predict(prepared, prompts)
     for own, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(own, other)

@@ -1,0 +1,193 @@
+"""Results are labelled by the training, and belong to its newest prompts."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import coop
+from dpt_jax import settings
+from dpt_jax.cli import convert
+from dpt_jax.errors import UserError
+from dpt_jax.evaluation.evaluate import evaluate
+from dpt_jax.evaluation.provenance import finished, outdated, read_current
+from dpt_jax.report.one_run import report_run
+from dpt_jax.report.runs import report_folder
+from dpt_jax.training import initial_prompts, prompt_file, setup
+from dpt_jax.training.checkpoints import Checkpoints, load_newest
+from dpt_jax.training.fingerprint import training_meta
+from tests.helpers.commands import in_process
+from tests.helpers.configs import small_config
+from tests.helpers.golden import SMALL
+
+
+@pytest.fixture(scope="module")
+def config(clip_dir):
+    config = small_config(clip_dir, coop, text_prompt__length=2, train__epochs=1)
+    config.eval.save_logits = True
+    return config
+
+
+@pytest.fixture(scope="module")
+def prepared(config, clip):
+    return setup.prepare(config, clip)
+
+
+def save(prepared, workdir, step, noise):
+    """A checkpoint of a training that ended with these prompts."""
+    fresh = initial_prompts.initial_prompts(prepared)
+    prompts = jax.tree.map(lambda x: x + np.float32(noise), fresh)
+    with Checkpoints(workdir, create=True) as checkpoints:
+        checkpoints.save(step, prompts, {**training_meta(prepared), "epoch": 1})
+        checkpoints.wait()
+
+
+@pytest.fixture(scope="module")
+def evaluated(prepared, config, tmp_path_factory):
+    """A run with results, and the same prompts tested as on another dataset."""
+    workdir = tmp_path_factory.mktemp("runs") / "base"
+    settings.save(config, workdir)
+    save(prepared, workdir, 1, 0.0)
+    for folder in (workdir, workdir / "on" / "other"):
+        evaluate(prepared, load_newest(workdir), folder)
+    return workdir
+
+
+@pytest.fixture
+def run(evaluated, tmp_path):
+    return shutil.copytree(evaluated, tmp_path / "runs" / "base")
+
+
+def results_of(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+def test_results_name_what_they_are_of(run, prepared):
+    results, saved = results_of(run), load_newest(run)
+    assert (results["shots"], results["seed"]) == (16, 1)
+    of = results["of"]
+    assert (of["step"], of["prompts"]) == (1, saved.digest)
+    assert of["template"] == prepared.config.dataset.template
+    assert of["data"]["name"] == of["trained_on"]["name"] == "images"
+    assert of["settings"]["train.text_lr"] == prepared.config.train.text_lr
+    assert not {"seed", "dataset.root", "clip.weights"}.intersection(of["settings"])
+    with np.load(run / "predictions.npz") as found:
+        assert (int(found["step"]), str(found["prompts"])) == (1, saved.digest)
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["dataset.shots=2", "seed=3", "train.text_lr=0.9", "train.epochs=9", "method=kgcoop"],
+)
+def test_an_evaluation_cannot_relabel_prompts(run, other):
+    before = [file.read_bytes() for file in (run / "results.json", run / "config.json")]
+    done = in_process("main.py", "--mode=eval", f"--workdir={run}", f"--config.{other}",
+                      check=False)  # fmt: skip
+    assert done.returncode == 2
+    assert other.partition("=")[0] in done.stderr
+    assert [file.read_bytes() for file in (run / "results.json", run / "config.json")] == before
+
+
+def test_a_finished_run_stays_what_it_was_trained_as(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    files = [run / name for name in ("results.json", "config.json", "train_files.txt")]
+    before = [file.read_bytes() for file in files]
+    changed = (f"--workdir={run}", "--config.seed=7", "--allow_changes")
+    config = json.loads((run / "config.json").read_text())
+    same = [f"--config.{key}={config[key.partition('.')[0]][key.partition('.')[2]]}" for key in
+            ("clip.weights", "dataset.root", "dataset.shots", "train.epochs", "text_prompt.length",
+             "visual_prompt.length", "cavpt.top_k")]  # fmt: skip
+    done = in_process("main.py", "--config=configs/dpt.py:folder", *same, *changed, check=False)
+    assert done.returncode == 2
+    assert "seed" in done.stderr
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_changes_on_the_way_are_recorded(prepared, config, tmp_path):
+    save(prepared, tmp_path, 1, 0.0)
+    other = config.copy_and_resolve_references()
+    other.train.text_lr = 0.5
+    record = training_meta(prepared._replace(config=other), load_newest(tmp_path))
+    change = {"step": 1, "before": {"train.text_lr": config.train.text_lr}}
+    assert record["changes"] == [change]
+    assert record["settings"]["train.text_lr"] == 0.5
+
+
+def test_other_folders_have_results_of_their_own(run, tmp_path, clip_dir):
+    """Those of the run stay; two folders of one name are told apart."""
+    before = (run / "results.json").read_bytes()
+    found = []
+    for place in ("a", "b"):
+        root = shutil.copytree(SMALL / "images", tmp_path / place / "images")
+        if place == "b":
+            next((root / "test").rglob("*.png")).unlink()
+        else:
+            (root / "test" / "airplane").rename(root / "test" / "aeroplane")
+            (root / "train" / "airplane").rename(root / "train" / "aeroplane")
+        in_process("main.py", "--mode=eval", f"--workdir={run}", f"--config.dataset.root={root}")
+        found += [set(file.parent.name for file in (run / "on").rglob("results.json"))]
+    assert found == [{"other", "folder"}, {"other", "folder", "folder-images"}]
+    assert (
+        results_of(run / "on" / "folder-images")["n"] == results_of(run / "on" / "folder")["n"] - 1
+    )
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_zero_shot_stays_on_its_folder(clip_dir, tmp_path):
+    flags = ("--config=configs/zeroshot.py:folder", f"--config.clip.weights={clip_dir}")
+    run = (f"--workdir={tmp_path / 'run'}", *flags)
+    in_process("main.py", *run, f"--config.dataset.root={SMALL / 'images'}")
+    other = shutil.copytree(SMALL / "images", tmp_path / "other")
+    next((other / "test").rglob("*.png")).unlink()
+    done = in_process("main.py", *run, f"--config.dataset.root={other}", check=False)
+    assert done.returncode == 2
+    in_process("main.py", *run, f"--config.dataset.root={other}", "--mode=eval")
+    elsewhere = tmp_path / "run" / "on" / "folder"
+    assert results_of(tmp_path / "run")["n"] == results_of(elsewhere)["n"] + 1
+
+
+def test_results_of_other_prompts_are_noticed_by_all_who_read_them(run, prepared, config):
+    """After more training, or a new one: the run's own results, and those elsewhere."""
+    elsewhere = run / "on" / "other"
+    assert finished(run, config)
+    assert finished(elsewhere, config)
+    assert not outdated(read_current(elsewhere), elsewhere)
+    save(prepared, run, 2, 0.1)
+    for folder in (run, elsewhere):
+        assert not finished(folder, config)
+        with pytest.raises(UserError, match="step 1"):
+            report_run(folder)
+    assert "| " not in report_folder(run.parent)[0]
+    convert.export(run, run / "prompts.safetensors")
+    assert prompt_file.read_header(run / "prompts.safetensors")["results"] is None
+    evaluate(prepared, load_newest(run), run)
+    assert finished(run, config)
+    assert read_current(run)["of"]["step"] == 2
+
+
+def test_results_of_an_exported_file_are_not_those_of_a_run_that_resumed(run, prepared):
+    """They share the folder of evaluations on other data, RUN/on/DATASET."""
+    file, elsewhere = run.with_name(f"{run.name}.safetensors"), run / "on" / "other"
+    convert.export(run, file)
+    save(prepared, run, 2, 0.1)
+    evaluate(prepared, load_newest(file), elsewhere)
+    with pytest.raises(UserError, match="step 1"):
+        read_current(elsewhere)
+    shutil.rmtree(run / "checkpoints")
+    assert read_current(elsewhere)["of"]["step"] == 1
+
+
+def test_a_run_is_finished_with_the_results_that_are_asked_for(run, config):
+    for key, value in (("train.epochs", 2), ("dataset.template", "{}"), ("dataset.classes", "new")):
+        other = config.copy_and_resolve_references()
+        settings.set_key(other, key, value)
+        assert not finished(run, other)
+    whole = (run / "predictions.npz").read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"PK"):
+        (run / "predictions.npz").write_bytes(content)
+        assert not finished(run, config)
+    other = config.copy_and_resolve_references()
+    other.eval.save_logits = False
+    assert finished(run, other)
