@@ -29,50 +29,6 @@ Batch = dict[str, Any]
 LEAST_THREADS, MOST_THREADS = 4, 16  # that decode images in one process
 
 
-@dataclasses.dataclass(frozen=True)
-class _Load:
-    """Loads the image and label of (index, example), augmented if there is a generator.
-
-    For augment and shift see TrainLoading.
-    """
-
-    read: Reader
-    size: int
-    skip_unreadable: bool
-    preprocessing: Preprocessing
-    augment: bool = False
-    shift: int = 0
-
-    def __call__(
-        self, numbered: tuple[int, Example], generator: np.random.Generator | None = None
-    ) -> Batch:
-        index, example = numbered
-        weight = 1.0
-        try:
-            image = self.read(example.path)
-        except UnreadableImageError as reason:
-            if not self.skip_unreadable:
-                raise UnreadableImageError(
-                    f"{str(reason).removesuffix('.')}, though the dataset has it: repair or remove "
-                    "it, or leave such images out with --config.dataset.on_error=skip."
-                ) from reason
-            # Batches keep their size and order, so that a run can resume. The row has no weight.
-            image, weight = Image.new("RGB", (self.size, self.size)), 0.0
-        return {
-            "image": self._pixels(image, generator),
-            "label": np.int32(example.label),
-            "index": np.int32(index),
-            "weight": np.float32(weight),
-        }
-
-    def _pixels(self, image: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
-        if self.augment and generator:
-            pixels = train_transform(image, self.size, generator, self.preprocessing)
-        else:
-            pixels = test_transform(image, self.size, self.preprocessing)
-        return shifted(pixels, self.shift, generator) if self.shift and generator else pixels
-
-
 def steps_per_epoch(examples: int, batch_size: int) -> int:
     """Return the batches of an epoch. A partial one is dropped unless it is the only one."""
     return max(examples // batch_size, 1)
@@ -120,6 +76,44 @@ class TrainLoading(Loading):
     seed: int
     augment: bool = True
     shift: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Load:
+    """Loads the image and label of (index, example), augmented if there is a generator."""
+
+    config: Loading  # without examples, of which loader processes need one at a time
+
+    def __call__(
+        self, numbered: tuple[int, Example], generator: np.random.Generator | None = None
+    ) -> Batch:
+        (index, example), config, weight = numbered, self.config, 1.0
+        try:
+            image = config.read(example.path)
+        except UnreadableImageError as reason:
+            if not config.skip_unreadable:
+                raise UnreadableImageError(
+                    f"{str(reason).removesuffix('.')}, though the dataset has it: repair or remove "
+                    "it, or leave such images out with --config.dataset.on_error=skip."
+                ) from reason
+            # Batches keep their size and order, so that a run can resume. The row has no weight.
+            image, weight = Image.new("RGB", (config.size, config.size)), 0.0
+        return {
+            "image": self._pixels(image, generator),
+            "label": np.int32(example.label),
+            "index": np.int32(index),
+            "weight": np.float32(weight),
+        }
+
+    def _pixels(self, image: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
+        size, preprocessing = self.config.size, self.config.preprocessing
+        if generator is None or not isinstance(self.config, TrainLoading):
+            return test_transform(image, size, preprocessing)
+        if self.config.augment:
+            pixels = train_transform(image, size, generator, preprocessing)
+        else:
+            pixels = test_transform(image, size, preprocessing)
+        return shifted(pixels, self.config.shift, generator) if self.config.shift else pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,14 +168,7 @@ def train_batches(config: TrainLoading, start: int = 0) -> Iterator[Batch]:
             f"train.shift is {config.shift}, but images have {config.size} pixels on a side here: "
             "give fewer."
         )
-    load = _Load(
-        config.read,
-        config.size,
-        config.skip_unreadable,
-        config.preprocessing,
-        config.augment,
-        config.shift,
-    )
+    load = _Load(dataclasses.replace(config, examples=()))
     images = grain.MapDataset.source(list(enumerate(config.examples))).seed(config.seed).shuffle()
     steps = _Steps(
         images=images.random_map(load) if config.augment or config.shift else images.map(load),
@@ -196,7 +183,7 @@ def train_batches(config: TrainLoading, start: int = 0) -> Iterator[Batch]:
 
 def test_batches(config: Loading) -> Iterator[Batch]:
     """Return the examples of this host in their order. The last batch may be smaller."""
-    load = _Load(config.read, config.size, config.skip_unreadable, config.preprocessing)
+    load = _Load(dataclasses.replace(config, examples=()))
     data = grain.MapDataset.source(list(enumerate(config.examples))).map(load)
     data = data[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
     return _read(data, config.workers)

@@ -147,17 +147,6 @@ def test_case_brackets_braces_and_emoji_are_names(tmp_path):
     assert [f"a photo of a {name}." for name in found.classnames][5] == "a photo of a {}."
 
 
-def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    images(tmp_path, "train/a/1.png", "test/a/2.png")
-    assert (
-        find_images(["~/test"])
-        == find_images(["~/test/*/*.png"])
-        == [str(tmp_path / "test/a/2.png")]
-    )
-    assert read_folder("~").classnames == ("a",)
-
-
 def test_images_of_a_bucket(bucket, tmp_path):
     images(tmp_path, "train/a/1.png", "test/a/2.png", "test/a/._3.png", "test/a/b/4.png")
     put_folder(tmp_path, bucket)
@@ -174,7 +163,7 @@ def test_images_of_a_bucket(bucket, tmp_path):
         find_images([f"{bucket}/none"])
     with pytest.raises(UserError, match=r"\*\* works on local files only"):
         find_images([f"{bucket}/**/*.png"])
-    with pytest.raises(UserError, match=r"there is no bucket gs://nobody-has-this"):
+    with pytest.raises(UserError, match="nobody-has-this"):
         find_images(["gs://nobody-has-this/x"])
 
 

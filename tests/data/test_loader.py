@@ -89,7 +89,7 @@ def images_of(**settings):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [1, 3])
-def test_loader_goes_on_from_any_step(start, workers):
+def test_loader_resumes_from_any_step(start, workers):
     """In the middle of an epoch too, and with another number of workers than before."""
     rest, whole = list(batches_of(workers=workers, start=start)), list(batches_of())
     assert len(rest) == 6 - start

@@ -8,7 +8,6 @@ import tarfile
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
 from dpt_jax.data import loader
@@ -262,12 +261,3 @@ def test_files_that_cannot_be_read_by_position_are_named(tmp_path):
     command("-m", "tests.helpers.tfds_trees", str(tmp_path), "dtd", "tfrecord")
     with pytest.raises(UserError, match=r"dtd/3.* tfrecord"):
         read_tfds("dtd", str(tmp_path))
-
-
-def test_a_split_that_was_not_prepared_is_named(tmp_path):
-    builder = tfds.builder("imagenet2012", data_dir=tmp_path)
-    examples = tfds_trees.examples(builder.info.features, TWO_CLASSES, "validation")
-    builder._split_generators = lambda _: {"validation": examples}
-    builder.download_and_prepare(file_format="array_record")
-    with pytest.raises(UserError, match="'train'"):
-        read_tfds("imagenet", str(tmp_path))
