@@ -415,12 +415,16 @@ def keys_that_may_change(*, asked: bool = False) -> frozenset[str]:
 def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collection[str]) -> str:
     """Return, in words, the keys that differ from those of the run in `workdir`, "" if none.
 
+    dtype=auto is the type that the run was started with.
+
     Raises:
       UserError: One of them is not in `may_change`.
     """
     if not (workdir / CONFIG_FILE).exists():
         return ""
     old, new = flat(read_config(workdir, config).to_dict()), flat(config.to_dict())
+    if config.dtype == "auto":
+        new["dtype"] = old["dtype"]
     changed = {key: f"{key} ({old[key]!r} there, {new[key]!r} now)" for key in new
                if old[key] != new[key]}  # fmt: skip
     refused = [key for key in changed if key not in may_change]

@@ -1,4 +1,4 @@
-"""A whole run, from a checked configuration to results, for main.py and for sweeps."""
+"""A whole run, from a validated configuration to results, for `dpt-jax train` and for sweeps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ from dpt_jax.training.loop import train
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 
 Results = dict[str, Any]
-# Loads data and backbone; a sweep's keeps the backbone for the runs that follow.
+# Loads data and backbone; that of a sweep caches the backbone for later runs.
 Prepare = Callable[[ConfigDict], Experiment]
 
 
@@ -39,10 +39,16 @@ def train_and_evaluate(
     allow_changes: bool = False,
     prepare: Prepare = prepare,
 ) -> Results:
-    """Train as the configuration says, or go on with what the workdir has; return the results.
+    """Train, or resume what the workdir has, and evaluate the newest prompts; return the results.
 
-    config: checked, and compared with that of the workdir. allow_changes: whether a run may go on
-    with settings and images other than those that it was started with.
+    Args:
+      config: Validated, and compared with that of the workdir.
+      workdir: Of the run.
+      allow_changes: Whether a resumed run may have other settings and images.
+      prepare: Loads data and backbone.
+
+    Raises:
+      UserError: The workdir has results of zero-shot CLIP on other images.
     """
     config = with_dtype(config, workdir)
     experiment = prepare(config)
@@ -55,16 +61,17 @@ def train_and_evaluate(
         )
     else:
         save_config(config, workdir)
-    # The prompts that are on disk: results belong to these.
     return evaluate(experiment, saved_prompts(experiment, workdir), workdir)
 
 
 def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -> Results:
-    """Fit a linear probe to the shots of a configuration of plain CLIP; return its results.
+    """Fit a linear probe to the shots of a zero-shot configuration; return its results.
 
-    The workdir gets the list of training images and the results. It gets no settings, since
-    whoever reads these takes the workdir for plain CLIP's. Raise UserError as `fit_and_predict`,
-    and where a class has no image to train on.
+    The workdir gets the list of training images and the results, but no config.json, which would
+    make it a run of zero-shot CLIP.
+
+    Raises:
+      UserError: As `fit_and_predict`, or a class has no training image.
     """
     config = with_dtype(config, workdir)
     experiment = prepare(config)
@@ -86,7 +93,7 @@ def evaluate_run(
     """Evaluate the newest prompts of `source`, a workdir or a prompt file.
 
     Args:
-      config: Of the evaluation, checked.
+      config: Of the evaluation, validated.
       source: Where the prompts are.
       workdir: Where the results go. A run keeps its own: on another dataset, or other classes,
         they go to WORKDIR/on/DATASET.
@@ -115,26 +122,23 @@ def evaluate_run(
 
 
 def check_same_sweep(config: ConfigDict, workdir: epath.Path) -> None:
-    """Raise UserError where a workdir has a run that is not one of a sweep with these settings.
+    """Raise UserError if a workdir has a run with other settings, backbone or images.
 
-    One that is finished may not be of another backbone, nor on another folder.
+    Unlike a resumed run, a finished one is not loaded, which would compare the last two.
     """
     fixed = {"clip.weights"} | ({"dataset.root"} if config.dataset.source == "folder" else set())
     check_same_run(config, workdir, keys_that_may_change() - fixed)
 
 
 def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
-    """Return the configuration with `dtype=auto` replaced by what it means.
+    """Return the configuration with dtype=auto replaced by float32 or bfloat16.
 
-    That is what the workdir was started with, on whatever devices. A new run
-    gets what its devices are best at. So config.json says what was computed in,
-    and a run that was begun on a CPU goes on in float32 on a GPU.
+    It is the type that the workdir was started with, on whatever device, or that of this device.
     """
     if config.dtype != "auto":
         return config
     config = config.copy_and_resolve_references()
     if (workdir / CONFIG_FILE).exists():
-        # "auto" itself in a workdir of an older version, which did not say.
         config.dtype = read_config(workdir, config).dtype
     else:
         config.dtype = jnp.dtype(compute_dtype(config)).name

@@ -29,7 +29,7 @@ from dpt_jax.evaluation.features import FeatureCache
 from dpt_jax.evaluation.provenance import finished
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
-from dpt_jax.runs import check_same_sweep, evaluate_run, probe, train_and_evaluate, with_dtype
+from dpt_jax.runs import check_same_sweep, evaluate_run, probe, train_and_evaluate
 from dpt_jax.runtime import failures
 from dpt_jax.storage.lock import is_locked
 from dpt_jax.training.checkpoints import FOLDER
@@ -176,7 +176,7 @@ def state(run: Run, runs: epath.Path, overrides: Overrides) -> str:
     if is_locked(workdir):
         return "in training by another process"
     try:
-        check_same_sweep(with_dtype(config, workdir), workdir)
+        check_same_sweep(config, workdir)
     except UserError:
         return "made with other settings"
     tests = [(workdir, config)]
@@ -205,7 +205,6 @@ class Runner:
         """
         config = run_config(run, self.overrides)
         workdir = run_dir(self.runs, config, run.method)
-        config = with_dtype(config, workdir)
         if run.method == PROBE.name:  # takes seconds, so it is fitted again each time
             with failures.run():
                 _say_result(probe(config, workdir, self._prepare))

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from dpt_jax import settings
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.config import method_config, templates
 from dpt_jax.losses import cross_entropy, divergence, text_distance
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts.text import context_tokens
@@ -135,7 +135,7 @@ def test_initial_context_is_of_the_words(case):
 
 
 def settings_of_the_templates():
-    return settings.templates(settings.of_method("promptsrc", "dtd"), "loss.template")
+    return templates(method_config("promptsrc", "dtd"), "loss.template")
 
 
 def terms_of(case, outputs):

@@ -63,7 +63,7 @@ def train(given: "Given", workdir: "epath.Path", allow_changes: bool) -> "Result
     """Train in a workdir and evaluate; return the results."""
     from dpt_jax.config import check_same_run, keys_that_may_change, training_config
     from dpt_jax.logging import say
-    from dpt_jax.runs import train_and_evaluate, with_dtype
+    from dpt_jax.runs import train_and_evaluate
     from dpt_jax.training import prompt_file
 
     if prompt_file.is_prompt_file(workdir):
@@ -71,7 +71,7 @@ def train(given: "Given", workdir: "epath.Path", allow_changes: bool) -> "Result
             f"--workdir: {workdir} is a file of prompts: evaluate it with --mode=eval, or start "
             "from it with --config.init_from and a folder as --workdir."
         )
-    config = with_dtype(training_config(given.config, given.overrides, workdir), workdir)
+    config = training_config(given.config, given.overrides, workdir)
     if changed := check_same_run(config, workdir, keys_that_may_change(asked=allow_changes)):
         say(f"{workdir}: resuming with other settings than it was started with: {changed}.")
     return train_and_evaluate(config, workdir, allow_changes)

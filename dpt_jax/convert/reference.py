@@ -8,11 +8,20 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dpt_jax import methods, settings
+from dpt_jax import methods
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.files import Tensors, write_torch_file
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.clip.tokenizer import Tokenizer
+from dpt_jax.config import (
+    CONFIG_FILE,
+    flat,
+    load_config,
+    method_config,
+    prompt_config,
+    save_config,
+    validate,
+)
 from dpt_jax.convert.published import (
     CAVPT,
     COUPLED,
@@ -58,7 +67,7 @@ def convert_reference(
       UserError: A tensor is missing, unknown or does not fit CLIP, or an override contradicts the
         checkpoint.
     """
-    if (workdir / FOLDER).exists() or (workdir / settings.CONFIG_FILE).exists():
+    if (workdir / FOLDER).exists() or (workdir / CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: name a new --workdir.")
     epoch, modules = read_published(directory)
     prompts = prompts_from_published(modules, directory)
@@ -78,11 +87,11 @@ def convert_reference(
                 f"{directory}: {key} is {value} in the checkpoint, but the command line says "
                 f"{overrides[key]}."
             )
-        settings.set_key(config, key, value)
-    settings.check(config)
+        config.update_from_flattened_dict({key: value})
+    validate(config)
     _check_shapes(prompts, config, pretrained.config, directory, modules)
     _check_classes(prompts, config, directory)
-    settings.save(config, workdir)
+    save_config(config, workdir)
     # A checkpoint does not say what it was trained on; the settings do.
     record = {
         "method": config.method,
@@ -128,7 +137,7 @@ def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
     Raises:
       UserError: It has none.
     """
-    config = settings.load_saved(source)
+    config = load_config(source)
     if config.method == ZERO_SHOT:
         raise UserError(f"{source} is zero-shot, so it has no prompts to convert.")
     return config, load_newest(source)
@@ -163,10 +172,10 @@ def _modules_from_prompts(
 
 def _set_published(config: ConfigDict, method: str, overrides: Mapping[str, Any]) -> None:
     """Set the published settings of a method's prompts and losses, apart from the overrides."""
-    published = settings.flat(settings.of_method(method, config.dataset.name).to_dict())
+    published = flat(method_config(method, config.dataset.name).to_dict())
     for key, value in published.items():
         if key.startswith(METHOD_SECTIONS) and key not in overrides:
-            settings.set_key(config, key, value)
+            config.update_from_flattened_dict({key: value})
 
 
 def _drop_other_words(config: ConfigDict, prompts: Prompts, tokenizer: Tokenizer) -> None:
@@ -238,9 +247,9 @@ def _check_shapes(
         classes = prompts["cavpt"]["classifier"]["kernel"].shape[-1]
     elif config.text_prompt.class_specific:
         classes = prompts["text"]["context"].shape[1]
-    model = PromptedCLIP(clip, settings.prompt_config(config, classes, clip.vision.layers))
+    model = PromptedCLIP(clip, prompt_config(config, classes, clip.vision.layers))
     there, here = (
-        settings.flat(jax.tree.map(lambda x: tuple(x.shape), tree))
+        flat(jax.tree.map(lambda x: tuple(x.shape), tree))
         for tree in (
             prompts,
             jax.eval_shape(functools.partial(init_prompts, model), jax.random.key(0)),

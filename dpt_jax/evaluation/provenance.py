@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax import settings
+from dpt_jax.config import CONFIG_FILE, read_config
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE, Results, read_result
 from dpt_jax.io import as_path
@@ -83,7 +83,7 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
         return False
     if not own.get("data") or own["data"]["digest"] == experiment.dataset.digest:
         return True
-    root = settings.load(workdir, config).dataset.root
+    root = read_config(workdir, config).dataset.root
     return bool(root) and _real(root) == _real(config.dataset.root)
 
 
@@ -119,7 +119,7 @@ def source_of(workdir: epath.Path) -> epath.Path:
         # A run and its exported file share this folder, and a report is of the run's prompts.
         return file if file.is_file() and not (run / FOLDER).exists() else run
     try:
-        named = json.loads((workdir / settings.CONFIG_FILE).read_bytes())["init_from"]
+        named = json.loads((workdir / CONFIG_FILE).read_bytes())["init_from"]
     except (OSError, ValueError, KeyError, TypeError):
         return workdir
     return as_path(named) if named and isinstance(named, str) else workdir

@@ -11,10 +11,11 @@ from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
-from dpt_jax import distributed, settings
+from dpt_jax import distributed
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.preprocessing import test_transform
 from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.config import load_config
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.data.records import Example, Files, Reader, UnreadableImageError, read_image, to_rgb
@@ -234,7 +235,7 @@ def load(
       UserError: Something is missing or does not fit.
     """
     source = as_path(workdir)
-    config = settings.load_saved(source)
+    config = load_config(source)
     if clip:
         config.clip.weights = clip
     if classnames is not None:

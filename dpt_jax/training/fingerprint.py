@@ -7,8 +7,8 @@ an evaluation with other settings is refused, and cannot relabel them.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dpt_jax import settings
 from dpt_jax.clip.pretrained import Pretrained
+from dpt_jax.config import SECTION_OF, flat, keys_that_may_change
 from dpt_jax.data.dataset import Dataset, digest_of_examples
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
@@ -61,13 +61,13 @@ def name_of_data(config: "ConfigDict") -> str:
 def result_settings(config: "ConfigDict") -> dict[str, Any]:
     """Return the settings that change a result, those of the parts that the method has."""
     parts = METHODS[config.method].parts
-    absent = [
-        f"{section}." for part, section in settings.SECTION_OF.items() if part not in parts
-    ] + ([] if parts else ["train.", "loss."])
-    left_out = settings.keys_that_may_change() | {*NOT_RECORDED}
+    absent = [f"{section}." for part, section in SECTION_OF.items() if part not in parts] + (
+        [] if parts else ["train.", "loss."]
+    )
+    left_out = keys_that_may_change() | {*NOT_RECORDED}
     return {
         key: value
-        for key, value in settings.flat(config.to_dict()).items()
+        for key, value in flat(config.to_dict()).items()
         if key not in left_out and not key.startswith(tuple(absent))
     }
 

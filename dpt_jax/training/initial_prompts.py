@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from dpt_jax import distributed, settings
+from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params
+from dpt_jax.config import flat
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.logging import say
@@ -151,7 +152,7 @@ def _check_classes(saved: Saved, experiment: Experiment, source: str) -> bool:
 
 def _check_shapes(theirs: Params, wanted: Params, part: str, source: str) -> None:
     """Raise UserError naming a prompt that is missing, left over, or of another shape or type."""
-    there, here = settings.flat({part: theirs}), settings.flat({part: wanted})
+    there, here = flat({part: theirs}), flat({part: wanted})
     for name in [*here, *there]:
         shapes = [tuple(tree[name].shape) if name in tree else None for tree in (there, here)]
         if name == CLASSIFIER:  # its classes are those of the training

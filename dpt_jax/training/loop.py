@@ -11,7 +11,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax import distributed, settings
+from dpt_jax import distributed
+from dpt_jax.config import save_config
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import check_readable
 from dpt_jax.errors import UserError
@@ -93,7 +94,7 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
             return state.prompts
         # Only a run that takes steps writes these: a finished one stays what it was trained as.
         train_files.write(dataset.train, workdir)
-        settings.save(config, workdir)
+        save_config(config, workdir)
         if start:
             say(f"{workdir}: resuming at step {start} of {plan.steps}.")
         say(_description(experiment, plan, state))

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from dpt_jax import distributed, settings
+from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.packing import PackedTexts, Text, duplicates, pack, plain_texts
 from dpt_jax.clip.pretrained import Pretrained, load_clip
+from dpt_jax.config import flat, prompt_config, templates
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.logging import say
@@ -68,7 +69,7 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
         words = config.text_prompt.init.strip() and not config.text_prompt.fixed_words
         wanted = config.visual_prompt.length if config.visual_prompt.coupled else 1
         tokens, classes = wanted if words else 0, len(dataset.classnames)
-        check_fit(clip, settings.prompt_config(config, classes, clip.vision.layers, tokens))
+        check_fit(clip, prompt_config(config, classes, clip.vision.layers, tokens))
 
     if pretrained is None:
         pretrained = load_clip(local_weights(config.clip.weights), compute_dtype(config), accept)
@@ -97,7 +98,7 @@ def _facts(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> dict
     """Return what all hosts must agree on, see `distributed.check_same`."""
     shared = {
         f"--config.{key}": repr(value)
-        for key, value in settings.flat(config.to_dict()).items()
+        for key, value in flat(config.to_dict()).items()
         if key not in OF_A_HOST
     }
     found = fingerprint(pretrained, dataset)
@@ -114,7 +115,7 @@ def make_model(
     """Return the model of a configuration.  Raise UserError if the prompts do not fit the CLIP."""
     clip = pretrained.config
     words = context_tokens(config.text_prompt.init, pretrained.tokenizer)
-    prompts = settings.prompt_config(config, len(classnames), clip.vision.layers, len(words))
+    prompts = prompt_config(config, len(classnames), clip.vision.layers, len(words))
     check_fit(clip, prompts)
     return PromptedCLIP(clip, prompts, compute_dtype(config), config.train.remat)
 
@@ -171,7 +172,7 @@ def template_texts(
     tokenizer, length = pretrained.tokenizer, pretrained.config.context_length
     return [
         plain_texts([template.format(name) for name in classnames], tokenizer, length)
-        for template in settings.templates(config, key)
+        for template in templates(config, key)
     ]
 
 

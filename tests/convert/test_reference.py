@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs import coop, dpt
-from dpt_jax import settings
 from dpt_jax.clip.files import read_torch_file
+from dpt_jax.config import load_config, method_config, read_config, save_config
 from dpt_jax.convert.published import CAVPT, JOINT, TEXT, VISUAL
 from dpt_jax.convert.reference import convert_reference, reverse_reference
 from dpt_jax.errors import UserError
@@ -44,7 +44,7 @@ def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, co
     """The method and its sizes are those of the tensors, although --config says DPT."""
     modules, others = CHECKPOINTS[name]
     convert_reference(write(tmp_path / "theirs", modules, others), tmp_path / "w", config, {})
-    found, saved = settings.load_saved(tmp_path / "w"), load_newest(tmp_path / "w")
+    found, saved = load_config(tmp_path / "w"), load_newest(tmp_path / "w")
     method = name.partition(",")[0]
     assert found.method == saved.meta["method"] == method
     assert saved.step == EPOCH
@@ -63,13 +63,13 @@ def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, co
 def test_the_sizes_of_a_checkpoint_are_kept_as_settings(tmp_path, config):
     write(tmp_path / "ivlp", *CHECKPOINTS["ivlp"])
     convert_reference(tmp_path / "ivlp", tmp_path / "w", config, {})
-    found = settings.load_saved(tmp_path / "w")
+    found = load_config(tmp_path / "w")
     text, visual = found.text_prompt, found.visual_prompt
     assert (text.length, text.depth, text.fixed_words) == (2, 3, True)
     assert (visual.length, visual.depth, visual.ln_pre) == (5, 3, True)
     write(tmp_path / "dpt", *CHECKPOINTS["dpt"])
     convert_reference(tmp_path / "dpt", tmp_path / "w2", config, {"cavpt.first_layer": -2})
-    assert settings.load_saved(tmp_path / "w2").cavpt.first_layer == LAYERS - 1
+    assert load_config(tmp_path / "w2").cavpt.first_layer == LAYERS - 1
 
 
 def test_kgcoop_and_promptsrc_are_known_by_more_than_their_prompts(tmp_path, config):
@@ -78,14 +78,14 @@ def test_kgcoop_and_promptsrc_are_known_by_more_than_their_prompts(tmp_path, con
               ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")}  # fmt: skip
     write(tmp_path / "kgcoop", {TEXT: {"ctx": normal(4, WIDTH)}}, unused)
     convert_reference(tmp_path / "kgcoop", tmp_path / "w", config, {})
-    found = settings.load_saved(tmp_path / "w")
+    found = load_config(tmp_path / "w")
     assert (found.method, found.loss.text_consistency) == ("kgcoop", 8.0)
     write(tmp_path / "joint", {JOINT: joint(4, 2, 4, 2)})
     for method, loss in (("promptsrc", 25.0), ("ivlp", 0.0)):
-        named = settings.of_method(method, "folder")
+        named = method_config(method, "folder")
         named.clip.weights = config.clip.weights
         convert_reference(tmp_path / "joint", tmp_path / method, named, {})
-        found = settings.load_saved(tmp_path / method)
+        found = load_config(tmp_path / method)
         assert (found.method, found.loss.text_consistency) == (method, loss)
 
 
@@ -95,7 +95,7 @@ def test_prompts_trained_here_there_and_back(trained, tmp_path):
     in_process(*back, "--reverse", str(trained), str(tmp_path / "published"))
     folder = tmp_path / "published" / TEXT
     shutil.copy(folder / "model.pth.tar-2", folder / "model.pth.tar-9")
-    config = settings.load(trained, dpt.get_config())
+    config = read_config(trained, dpt.get_config())
     convert_reference(tmp_path / "published", tmp_path / "back", config, {})
     saved, own = load_newest(tmp_path / "back"), load_newest(trained)
     assert same_bytes(saved.prompts, own.prompts)
@@ -138,7 +138,7 @@ def test_a_converted_run_is_evaluated_and_keeps_its_results(tmp_path, clip_dir):
 )
 def test_settings_that_contradict_the_checkpoint(tmp_path, config, overrides):
     for key, value in overrides.items():
-        settings.set_key(config, key, value)
+        config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=next(iter(overrides))):
         convert_reference(GOLDEN, tmp_path / "w", config, overrides)
     assert not (tmp_path / "w").exists()
@@ -210,10 +210,10 @@ def test_classes_are_not_compared_with_a_dataset_that_is_elsewhere(tmp_path, con
     ],
 )
 def test_what_no_published_code_has_is_not_written(trained, tmp_path, values):
-    config = settings.load_saved(trained)
+    config = load_config(trained)
     for key, value in values.items():
-        settings.set_key(config, key, value)
-    settings.save(config, tmp_path / "w")
+        config.update_from_flattened_dict({key: value})
+    save_config(config, tmp_path / "w")
     (tmp_path / "w" / "checkpoints").symlink_to(trained / "checkpoints")
     with pytest.raises(UserError, match=r"w combines|w has visual tokens"):
         reverse_reference(tmp_path / "w", tmp_path / "out")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import coop
-from dpt_jax import settings
 from dpt_jax.cli import convert
+from dpt_jax.config import save_config
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.evaluation.provenance import finished, outdated, read_current
@@ -48,7 +48,7 @@ def save(prepared, workdir, step, noise):
 def evaluated(prepared, config, tmp_path_factory):
     """A run with results, and the same prompts tested as on another dataset."""
     workdir = tmp_path_factory.mktemp("runs") / "base"
-    settings.save(config, workdir)
+    save_config(config, workdir)
     save(prepared, workdir, 1, 0.0)
     for folder in (workdir, workdir / "on" / "other"):
         evaluate(prepared, load_newest(workdir), folder)
@@ -182,7 +182,7 @@ def test_results_of_an_exported_file_are_not_those_of_a_run_that_resumed(run, pr
 def test_a_run_is_finished_with_the_results_that_are_asked_for(run, config):
     for key, value in (("train.epochs", 2), ("dataset.template", "{}"), ("dataset.classes", "new")):
         other = config.copy_and_resolve_references()
-        settings.set_key(other, key, value)
+        other.update_from_flattened_dict({key: value})
         assert not finished(run, other)
     whole = (run / "predictions.npz").read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"PK"):

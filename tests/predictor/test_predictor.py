@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import dpt_jax
 from configs import coop, vpt, zeroshot
-from dpt_jax import settings
 from dpt_jax.clip.pretrained import Pretrained
+from dpt_jax.config import evaluation_dir, load_config, save_config
 from dpt_jax.convert.reference import convert_reference
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
@@ -42,7 +42,7 @@ def run_of(workdir, method, clip: Pretrained, clip_dir, **values) -> pathlib.Pat
     """A workdir with fresh prompts of a method, as a training would leave it at its start."""
     config = small_config(clip_dir, method, **values)
     prepared = experiments.prepare(config, clip)
-    settings.save(config, workdir)
+    save_config(config, workdir)
     if config.method != "zeroshot":
         with Checkpoints(workdir, create=True) as checkpoints:
             prompts = adoption.initial_prompts(prepared)
@@ -165,10 +165,10 @@ def test_every_method(method, values, clip, clip_dir, files, tmp_path, capsys):
 
 def test_an_evaluation_elsewhere_has_its_own_classes(clip, clip_dir, tmp_path):
     run = run_of(tmp_path / "run", coop, clip, clip_dir, text_prompt__length=2)
-    config = settings.load_saved(run)
+    config = load_config(run)
     config.init_from, config.dataset.classes = str(run), "new"
-    elsewhere = settings.evaluation_dir(run, config)
-    settings.save(config, elsewhere)
+    elsewhere = evaluation_dir(run, config)
+    save_config(config, elsewhere)
     (elsewhere / "results.json").write_text("{}")
     assert dpt_jax.load(run).classnames == tuple(CASE["classnames"])
     assert dpt_jax.load(elsewhere).classnames == tuple(CASE["classnames"][3:])
@@ -230,7 +230,7 @@ def test_devices_share_what_is_read_at_a_time(trained, files):
 import sys
 import numpy as np
 import dpt_jax
-from dpt_jax import settings
+from dpt_jax.config import evaluation_dir, load_config, save_config
 predictor = dpt_jax.load(sys.argv[1], batch_size=2)
 assert predictor.rows == 4
 np.save(sys.argv[2], predictor.predict(sys.argv[3:]))

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from configs import coop
-from dpt_jax import distributed, settings
+from dpt_jax import distributed
+from dpt_jax.config import save_config
 from dpt_jax.errors import UserError
 from dpt_jax.runs import evaluate_run, train_and_evaluate, with_dtype
 from dpt_jax.training import initial_prompts as adoption
@@ -113,7 +114,7 @@ def test_the_dtype_that_is_computed_in_is_saved_and_kept(config, tmp_path):
     # As if it had been started on a GPU.
     begun = with_dtype(config, workdir)
     begun.dtype = "bfloat16"
-    settings.save(begun, workdir)
+    save_config(begun, workdir)
     assert with_dtype(config, workdir).dtype == "bfloat16"
 
 

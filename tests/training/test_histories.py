@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from dpt_jax import settings
 from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.config import method_config, validate
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation import evaluate as evaluation
 from dpt_jax.evaluation.results import RESULTS_FILE
@@ -211,10 +211,10 @@ class History:
         saved = load_newest(epath.Path(source))
         key = (saved.digest, place)
         if key not in self._true:
-            config = settings.of_method("vlp", "folder")
+            config = method_config("vlp", "folder")
             config.clip.weights, config.dataset.root = str(self.clip_dir), str(self.data / place)
             config.text_prompt.length = config.visual_prompt.length = 2
-            settings.check(config)
+            validate(config)
             experiment = experiments.prepare(config)
             found = evaluation.predict(experiment, jax.tree.map(np.asarray, saved.prompts))
             accuracy = float((found.logits.argmax(-1) == found.label).mean())

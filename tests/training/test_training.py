@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import coop, dpt, vlp
-from dpt_jax import settings
+from dpt_jax.config import evaluation_config, save_config
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.training import initial_prompts as adoption
@@ -47,7 +47,7 @@ def make_config(clip_dir, method=dpt, **overrides):
 
 def run(config, clip, workdir):
     experiment = experiments.prepare(config, clip)
-    settings.save(config, workdir)
+    save_config(config, workdir)
     prompts = train(experiment, workdir)
     return prompts, evaluate(experiment, adoption.saved_prompts(experiment, workdir), workdir)
 
@@ -140,7 +140,7 @@ def three_classes(tmp_path):
 
 
 def test_evaluation_on_other_classes(trained, clip, three_classes, tmp_path):
-    config = settings.settings_for_evaluation(
+    config = evaluation_config(
         dpt.get_config(), {"dataset.root": str(three_classes)}, False, trained
     )
     experiment = experiments.prepare(config, clip)
@@ -175,7 +175,7 @@ def test_class_specific_context_is_refused_for_other_classes(
         clip,
         workdir,
     )
-    config = settings.settings_for_evaluation(
+    config = evaluation_config(
         coop.get_config(), {"dataset.root": str(three_classes)}, False, workdir
     )
     with pytest.raises(UserError, match="class_specific"):
