@@ -9,6 +9,8 @@ import hashlib
 import os
 import pathlib
 import platform
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,16 +18,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dpt_jax.errors import UserError
+from dpt_jax.errors import USER_ERROR, UserError
 from dpt_jax.io import cache_folder
-from dpt_jax.runtime import failures
 from dpt_jax.version import __version__
 
 AXIS = "batch"  # the axis of pmap: every device of every host
 KEPT_PROGRAMS = 8  # of a kind, for the runs of a sweep that differ in their data alone
-# A host that is silent for so long has died, and the others end too: start them all again.
-HEARTBEAT_SECONDS = 30
-# Where the schedulers whose processes JAX can connect by itself say how many there are.
+# A process that ends, or is silent for so long, ends those of the other hosts.
+HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 20, 60
+# How long the processes of a run wait for each other at the start, and when they say so.
+CONNECT_SECONDS, SILENT_SECONDS = 300.0, 5.0
+# Variables by which SLURM and Open MPI, whose processes JAX connects by itself, count processes.
 CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
@@ -39,52 +42,78 @@ class Hosts:
     cluster: bool = False
 
     @property
-    def are_several(self) -> bool:
-        """Return whether this process is to join others, by flags or by what a scheduler says."""
-        scheduled = any(int(os.environ.get(name, "1")) > 1 for name in CLUSTERS)
-        return self != Hosts() or scheduled
+    def scheduled_by(self) -> str:
+        """Return the variable by which a scheduler counts several processes, or ""."""
+        return next((name for name in CLUSTERS if int(os.environ.get(name, "1")) > 1), "")
 
 
 def connect(hosts: Hosts) -> None:
     """Join the processes of a run, before anything else uses JAX.
 
-    They are those of the command line, or of the environment of a cluster: if
-    `hosts` asks for it (a TPU pod slice), and under srun and mpirun with several
-    processes. Raise UserError if the flags contradict each other, if nobody
-    answers, or if the hosts have different numbers of devices.
+    Args:
+      hosts: the flags. Without any, srun and mpirun with several processes are recognised by their
+        variables; a TPU pod slice needs `cluster`.
+
+    Raises:
+      UserError: if flags contradict each other, another process is missing, or the hosts have
+        different numbers of devices.
     """
     named = [value is not None for value in (hosts.coordinator, hosts.processes, hosts.process)]
     if any(named) and (not all(named) or hosts.cluster):
         raise UserError(
             "give --coordinator, --processes and --process together, or --cluster alone."
         )
-    if not hosts.are_several:
+    if hosts == Hosts() and not hosts.scheduled_by:
         return
+    connected = threading.Event()
+    threading.Thread(target=_report_waiting, args=(hosts, connected), daemon=True).start()
     try:
         # What is None, JAX takes from the environment.
         jax.distributed.initialize(
             hosts.coordinator,
             hosts.processes,
             hosts.process,
+            initialization_timeout=int(2 * CONNECT_SECONDS),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as reason:
         raise UserError(f"the processes of this run could not be connected: {reason}") from reason
-    failures.watch()
-    _check_equal_devices()
-
-
-def _check_equal_devices() -> None:
-    """Raise UserError if the hosts have different numbers of devices.
-
-    A batch is shared equally by all hosts, and then by the devices of each.
-    """
+    finally:
+        connected.set()
     counts = collections.Counter(device.process_index for device in jax.devices())
-    if len(set(counts.values())) > 1:
+    if len(set(counts.values())) > 1:  # a batch is split equally
         words = ", ".join(f"host {host} has {counts[host]}" for host in sorted(counts))
         raise UserError(
             f"the hosts have different numbers of devices ({words}): give each of them the same."
         )
+
+
+def _report_waiting(hosts: Hosts, connected: threading.Event) -> None:
+    """Announce that other processes are missing, and end this one if they do not come.
+
+    JAX would wait in silence, and abort.
+    """
+    cause = "--cluster"
+    if hosts.processes:
+        cause = f"--processes={hosts.processes}"
+    elif name := hosts.scheduled_by:
+        cause = f"{name}={os.environ[name]} (unset it to train in this process alone)"
+    if connected.wait(SILENT_SECONDS):
+        return
+    print(
+        f"waiting for the other processes of this run, up to {CONNECT_SECONDS:.0f} s: {cause}.",
+        file=sys.stderr,
+        flush=True,
+    )
+    if not connected.wait(CONNECT_SECONDS - SILENT_SECONDS):
+        print(
+            f"error: not all processes of this run were started within {CONNECT_SECONDS:.0f} s: "
+            f"start as many as {cause} says.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(USER_ERROR)
 
 
 def keep_compiled() -> None:
@@ -118,55 +147,12 @@ def arithmetic() -> dict[str, Any]:
     }
 
 
-def memory() -> int:
-    """Return the bytes that one device has; a CPU device has its share of this process's memory."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit", host_memory() // jax.local_device_count())
-
-
 def memory_maps() -> int:
     """Return how many memory maps this process has; 0 where the system does not say."""
     try:
         return pathlib.Path("/proc/self/maps").read_bytes().count(b"\n")
     except OSError:
         return 0
-
-
-def host_memory(root: pathlib.Path = pathlib.Path("/")) -> int:
-    """Return the bytes of memory of this machine, or of the container if it is allowed fewer."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([machine, *_container_limits(root)])
-
-
-def _container_limits(root: pathlib.Path) -> list[int]:
-    """Return the memory limits of the process's control groups, of version 1 or 2, if any.
-
-    Each group is limited by those above it too. Within a container the path of
-    the group may be that of the machine, of which only the top is mounted.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # not a Linux
-        return []
-    limits = []
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if not controllers:
-            top, file = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            top, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        folder = top / group.strip("/")
-        for one in (folder, *folder.parents):
-            if one == top.parent:
-                break
-            try:
-                limits.append(int((one / file).read_text()))
-            except (OSError, ValueError):  # not mounted here, or "max"
-                continue
-    return limits
 
 
 def is_first() -> bool:

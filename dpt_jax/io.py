@@ -1,27 +1,34 @@
-"""Paths as people write them: local, below ~, or gs://."""
+"""Paths as people write them (local, below ~, or gs://), and files that are read and written whole.
+
+Paths in a bucket are epath's over gcsfs. Orbax uses the same.
+"""
 
 import codecs
 import contextlib
+import functools
+import hashlib
+import importlib.util
+import logging
 import os
 import pathlib
+import re
+import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
 
 from etils import epath
+from etils.epath import backend
 
 from dpt_jax.errors import UserError
-from dpt_jax.runtime.bucket import (
-    BUCKETS,
-    Entry,
-    bucket_path,
-    known_generations,
-    known_listing,
-    scan,
-)
 
-SCHEME = BUCKETS.removesuffix("//")
+BUCKETS = "gs://"
+EMULATOR = "STORAGE_EMULATOR_HOST"  # another server than Google's, which needs no credentials
+# Without these, epath takes TensorFlow's file system wherever TensorFlow is installed, and gcsfs
+# asks for the type of each bucket with a client of its own. Both are read at the first gs:// path.
+os.environ.setdefault("EPATH_USE_TF", "0")
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 # What a server, or Git without its large files, delivers instead of a file.
 STAND_INS = {
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull` in its folder",
@@ -29,24 +36,40 @@ STAND_INS = {
 }
 
 
+class Entry(NamedTuple):
+    """A name in a folder, and whether it is a folder itself."""
+
+    name: str
+    is_folder: bool
+
+
 def as_path(name: str | os.PathLike[str]) -> epath.Path:
     """Return the path of a flag, a key or an argument, with ~ expanded.
 
-    A local path is pathlib's, which has the methods of epath's and more; one in a bucket is a
-    `bucket.BucketPath`. Raise UserError for an empty name and for a scheme other than gs://.
+    Args:
+      name: a local path, or gs://BUCKET/KEY.
+
+    Returns:
+      For a local path pathlib's, which has the methods of epath's and more.
+
+    Raises:
+      UserError: for an empty name, another scheme than gs://, and gs:// without gcsfs.
     """
     text = os.fspath(name)
     if not text:
         raise UserError("a path is empty: name a file or a folder.")
-    scheme, found, _ = text.partition("://")
-    if found and f"{scheme}://" != BUCKETS:
+    if text.startswith("gs:") and not text.startswith(BUCKETS):  # what pathlib makes of gs://
+        rest = text.removeprefix("gs:").lstrip("/")
+        raise UserError(f"{text}: paths in a bucket begin with two slashes: write {BUCKETS}{rest}.")
+    scheme, found, rest = text.partition("://")
+    if not found:
+        return cast(epath.Path, pathlib.Path(text).expanduser())
+    if f"{scheme}://" != BUCKETS:
         raise UserError(f"{text}: paths are local or begin with {BUCKETS}, not with {scheme}://.")
-    if found:
-        return bucket_path(text)
-    if text.startswith(SCHEME):  # also what pathlib makes of gs://
-        path = text.removeprefix(SCHEME).lstrip("/")
-        raise UserError(f"{text}: paths in a bucket begin with two slashes: write {BUCKETS}{path}.")
-    return cast(epath.Path, pathlib.Path(text).expanduser())
+    if not rest.strip("/"):
+        raise UserError(f"{text} does not name a bucket: write gs://BUCKET/FOLDER.")
+    _configure_gcsfs()
+    return epath.Path(text)
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -54,61 +77,159 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith(BUCKETS)
 
 
-def entries(folder: epath.Path, dangling: bool = True) -> Iterator[Entry]:
-    """Yield what stands in a folder, in any order.  Raise OSError where it cannot be listed.
+def file_system(path: str | os.PathLike[str]) -> Any:
+    """Return the fsspec file system of a path that epath uses: gcsfs's for one in a bucket."""
+    return backend.fsspec_backend.fs(as_path(path))
 
-    dangling: whether a link to nothing is a file, so that whoever reads it names it.
+
+@functools.cache
+def _configure_gcsfs() -> None:
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError("gs:// paths need gcsfs: `pip install gcsfs`.")
+    import fsspec
+
+    options: dict[str, Any] = {"use_listings_cache": False}  # other hosts write there too
+    if EMULATOR in os.environ:
+        options["token"] = "anon"
+    for scheme in ("gs", "gcs"):
+        fsspec.config.conf.setdefault(scheme, {}).update(options)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises
+
+
+def entries(folder: epath.Path, dangling: bool = True) -> Iterator[Entry]:
+    """Yield what is in a folder, in any order.
+
+    Args:
+      folder: local or in a bucket.
+      dangling: whether a link to nothing counts as a file.
+
+    Raises:
+      OSError: if the folder cannot be listed.
     """
     if is_remote(folder):
-        yield from scan(folder)
+        own = os.fspath(folder).removeprefix(BUCKETS)
+        for found in file_system(folder).ls(own, detail=True):
+            path = found["name"].rstrip("/")
+            if path != own:  # the console makes a folder as an empty object of its name
+                yield Entry(path.rpartition("/")[2], found["type"] == "directory")
         return
     # scandir knows from the listing what is a file, without a look at each of 1.3 million.
-    with os.scandir(folder) as found:
-        for entry in found:
+    with os.scandir(folder) as listed:
+        for entry in listed:
             is_folder = entry.is_dir()
             if is_folder or entry.is_file() or (dangling and not os.path.exists(entry.path)):
-                yield Entry(entry.name, is_folder)  # else: a pipe
+                yield Entry(entry.name, is_folder)  # everything but pipes and devices
+
+
+def find_files(folder: epath.Path, name: str) -> list[epath.Path]:
+    """Return the files of a name below a folder, at any depth, sorted."""
+    if is_remote(folder):
+        found = file_system(folder).find(os.fspath(folder))
+        return [as_path(BUCKETS + path) for path in sorted(found) if path.endswith(f"/{name}")]
+    return sorted(folder.rglob(name))
 
 
 @contextlib.contextmanager
 def listed_once(folder: epath.Path) -> Iterator[None]:
-    """Answer within, from one listing, what is asked of paths below a folder of a bucket.
+    """Answer questions about paths below a folder of a bucket from one listing.
 
-    That takes a request for each 1,000 objects, and none for a path. Of a local folder do nothing.
+    That takes a request for 1,000 objects instead of one for each path. A local folder is not
+    listed.
     """
     if not is_remote(folder):
         yield
         return
-    with known_listing(folder):
+    gcs = file_system(folder)
+    gcs.dircache.use_listings_cache = True
+    try:
+        gcs.find(os.fspath(folder))
         yield
-
-
-def generations(folder: epath.Path) -> dict[str, int]:
-    """Return, within `listed_once`, the generations of a bucket's objects by their keys.
-
-    Those of the listing that has this folder. There are none for a local folder.
-    """
-    return known_generations(folder) if is_remote(folder) else {}
+    finally:
+        gcs.dircache.use_listings_cache = False
+        gcs.invalidate_cache()
 
 
 def cache_folder() -> pathlib.Path:
-    """Return where this package keeps what it can make or get again."""
+    """Return the folder of what this package can download or compute again."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(home) / "dpt_jax"
 
 
+def local_copy(
+    folder: epath.Path, wanted: Callable[[str], bool], tell: Callable[[str], object]
+) -> pathlib.Path:
+    """Copy objects of a bucket to the cache folder, once for each state of them.
+
+    Args:
+      folder: in a bucket.
+      wanted: tells by an object's path below the folder whether it is copied.
+      tell: prints a line, if something is copied.
+
+    Returns:
+      The local folder.
+
+    Raises:
+      UserError: if the bucket cannot be read, or there is no room.
+    """
+    with reading(folder, "a folder of a bucket"):
+        found = _objects(folder, wanted)
+        state = hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:12]
+        target = cache_folder() / "buckets" / f"{os.fspath(folder).removeprefix(BUCKETS)}@{state}"
+        if all((target / name).is_file() for name in found):
+            return target
+        tell(f"copying {len(found)} files from {folder} to {target}")
+        half = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            for name in found:
+                (half / name).parent.mkdir(parents=True, exist_ok=True)
+            sources = [f"{folder}/{name}" for name in found]
+            file_system(folder).get(sources, [str(half / name) for name in found])
+            if _objects(folder, wanted) != found:
+                raise UserError(f"{folder} changed while it was copied: give the command again.")
+            shutil.rmtree(target, ignore_errors=True)  # caches lose files that are not used
+            half.rename(target)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+    return target
+
+
+def _objects(folder: epath.Path, wanted: Callable[[str], bool]) -> dict[str, str]:
+    """Return the objects below a folder with their generation, which each writing changes."""
+    start = os.fspath(folder).removeprefix(BUCKETS).rstrip("/") + "/"
+    found = file_system(folder).find(os.fspath(folder), detail=True)
+    relative = {name.removeprefix(start): about for name, about in found.items()}
+    return {
+        name: str(about.get("generation"))
+        for name, about in relative.items()
+        if name and not name.endswith("/") and wanted(name)
+    }
+
+
+def move_folder(folder: epath.Path, target: epath.Path) -> None:
+    """Move a folder, within the disk or within the bucket."""
+    if is_remote(folder):
+        gcs = file_system(folder)
+        gcs.copy(os.fspath(folder), os.fspath(target), recursive=True)
+        gcs.rm(os.fspath(folder), recursive=True)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(target)
+
+
 def size_of(file: epath.Path) -> int:
     """Return the bytes of a file, local or in a bucket."""
-    return len(file.read_bytes())
+    return file_system(file).size(os.fspath(file))
 
 
 def make_folder(folder: epath.Path, what: str) -> epath.Path:
-    """Make a folder unless it is there, and return it.
+    """Make a folder unless it exists, and return it.
 
-    Raise UserError, which begins with `what`, where it cannot be made.
+    Raises:
+      UserError: that begins with `what`, if it cannot be made.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not is_remote(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as reason:
         raise UserError(f"{what}: {folder} cannot be made ({reason}).") from reason
     return folder
@@ -165,7 +286,7 @@ def short(reason: BaseException) -> str:
 
 
 def write_whole(file: epath.Path, content: bytes | str) -> None:
-    """Write a file such that nobody ever sees a part of it, after a power cut neither.
+    """Write a file such that nobody ever sees a part of it, not even after a power cut.
 
     Args:
       file: local or in a bucket, in a folder that exists.
@@ -196,7 +317,7 @@ def write_whole(file: epath.Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def on_this_disk(file: epath.Path) -> Iterator[pathlib.Path]:
-    """Give a local file of the same name and content, for a library that reads no other."""
+    """Give a local file of the same name and content, for a library that only reads those."""
     if not is_remote(file):
         yield cast(pathlib.Path, file)
         return
@@ -204,3 +325,15 @@ def on_this_disk(file: epath.Path) -> Iterator[pathlib.Path]:
         local = pathlib.Path(folder) / file.name
         local.write_bytes(file.read_bytes())
         yield local
+
+
+@contextlib.contextmanager
+def without_wildcards(folder: epath.Path) -> Iterator[epath.Path]:
+    """Give Orbax, which takes a path with [, * or ? for a pattern, a link to such a folder."""
+    if is_remote(folder) or not re.search(r"[*?\[\]\\]", os.fspath(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="dpt_jax-") as links:
+        link = pathlib.Path(links) / "folder"
+        link.symlink_to(folder, target_is_directory=True)
+        yield cast(epath.Path, link)

@@ -30,9 +30,8 @@ from dpt_jax.evaluation.provenance import finished
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
 from dpt_jax.runs import check_same_sweep, evaluate_run, probe, train_and_evaluate
-from dpt_jax.runtime import failures
-from dpt_jax.storage.lock import is_locked
 from dpt_jax.training.checkpoints import FOLDER
+from dpt_jax.training.lock import LockedError, is_locked
 from dpt_jax.training.setup import Experiment, prepare
 
 Overrides = Mapping[str, Value]
@@ -83,10 +82,6 @@ class Run(NamedTuple):
         if self.method == ZERO_SHOT:
             return name
         return f"{name}, {shots_in_words(self.shots)}, seed {self.seed}"
-
-
-class ElsewhereError(UserError):
-    """Another process trains this run."""
 
 
 class Outcome(NamedTuple):
@@ -201,22 +196,20 @@ class Runner:
 
         Raises:
           UserError: As `dpt-jax train` and `dpt-jax eval`, for the first of the tests that fails.
-          ElsewhereError: Another process trains this run.
+          LockedError: Another process trains this run.
         """
         config = run_config(run, self.overrides)
         workdir = run_dir(self.runs, config, run.method)
         if run.method == PROBE.name:  # takes seconds, so it is fitted again each time
-            with failures.run():
-                _say_result(probe(config, workdir, self._prepare))
+            _say_result(probe(config, workdir, self._prepare))
             return 1
         check_same_sweep(config, workdir)
         made = 0
         # Host 0 decides, so that no host begins a run that the others skip.
         if not distributed.first_says(finished(workdir, config)):
             if distributed.first_says(is_locked(workdir)):
-                raise ElsewhereError(f"{workdir} is being trained in by another process.")
-            with failures.run():
-                _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
+                raise LockedError(f"{workdir} is being trained in by another process.")
+            _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
             made += 1
         failed = []
         for target in run.targets:
@@ -234,9 +227,8 @@ class Runner:
         target_dir = evaluation_dir(workdir, config)
         if distributed.first_says(finished(target_dir, config)):
             return False
-        with failures.run():
-            results, _ = evaluate_run(config, workdir, target_dir, self._prepare)
-            _say_result(results)
+        results, _ = evaluate_run(config, workdir, target_dir, self._prepare)
+        _say_result(results)
         return True
 
     def _prepare(self, config: ConfigDict) -> Experiment:
@@ -268,16 +260,24 @@ def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> Outcome:
                 made += 1
             else:
                 say("  finished before")
-        except ElsewhereError as reason:
+        except LockedError as reason:
             say(f"  left to another process: {reason}")
             outcome.elsewhere.append(run)
         except UserError as reason:
+            _end_on_several_hosts()
             say(f"  failed: {reason}")
             outcome.failed.append((run, str(reason)))
         except Exception as reason:  # a bug in one run is no reason to lose the others
+            _end_on_several_hosts()
             traceback.print_exc()
             outcome.failed.append((run, f"{type(reason).__name__}: {reason}"))
         # Compiled programs hold memory maps.
         if distributed.memory_maps() > MANY_MAPS:
             jax.clear_caches()
     return outcome
+
+
+def _end_on_several_hosts() -> None:
+    """Raise the current error on several hosts: it may be of this one, and the others wait."""
+    if jax.process_count() > 1:
+        raise

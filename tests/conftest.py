@@ -1,6 +1,5 @@
-"""Small models and runs that many tests share, and which tests start processes."""
+"""Small models and runs that many tests share."""
 
-import inspect
 import itertools
 import os
 import pathlib
@@ -25,21 +24,6 @@ flags.FLAGS.mark_as_parsed()
 
 for option, value in COMPILATION.items():
     jax.config.update(option, value)
-
-
-# What stands in a test, or in a fixture of it, that starts a process.
-STARTS = ("command(", "subprocess.", "ObjectStore(", "Run(", "Machine(")
-STARTS += ("kill_at_random(", "start_hosts(", "run_dataset(")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Mark the tests that start processes, which `make check` leaves out."""
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        functions = [item.function, *(each[-1].func for each in fixtures)]
-        own = [f for f in functions if "/tests/" in inspect.getfile(inspect.unwrap(f))]
-        if any(start in inspect.getsource(f) for f in own for start in STARTS):
-            item.add_marker(pytest.mark.process)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from dpt_jax.config import prompt_config, run_dir
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS, TEXT
-from dpt_jax.storage.lock import locked
 from dpt_jax.sweep import Run, Runner, Target, plan
 from dpt_jax.training import setup
+from dpt_jax.training.lock import locked
 from tests.helpers import coop_trees
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.golden import SMALL

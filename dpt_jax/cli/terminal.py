@@ -1,42 +1,101 @@
 """How a command ends: one sentence and exit code 2 for wrong input, a traceback for a bug."""
 
+import errno
 import io
 import os
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable
+from typing import Any
 
-from dpt_jax.errors import UserError
-from dpt_jax.runtime import failures
+from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
+
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, and try again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name another place, or ask for it"),
+    errno.EMFILE: "raise the limit with `ulimit -n`",
+}
+STORES = ("gcsfs", "google", "aiohttp")  # packages whose errors are those of a bucket
 
 _debug = False
 
 
 def keep_tracebacks(wanted: bool) -> None:
-    """Say whether wrong input ends in a traceback too (--debug)."""
+    """Set whether wrong input ends in a traceback too (--debug)."""
     global _debug
     _debug = wanted
 
 
 def guard(command: Callable[[], None]) -> None:
-    """Run a command, and end the process, and those of other hosts, as its errors ask for."""
+    """Run a command, and end the process as its errors ask for."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be Unicode
+    sys.unraisablehook = _of_the_main_thread
     try:
         command()
     except BrokenPipeError:  # the reader, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
-        _end_other_hosts(error)
-        code, line = failures.ending(error)
-        if code == failures.BUG or (_debug and isinstance(error, UserError)):
-            raise
-        print(line, file=sys.stderr, flush=True)
+        code, sentence = ending(error)
+        one_of_several = _is_one_of_several()
+        if code == BUG or _debug:
+            if not one_of_several:
+                raise
+            traceback.print_exception(error)
+        print(sentence, file=sys.stderr, flush=True)
+        if one_of_several:
+            _leave(code)
         sys.exit(code)
 
 
-def _end_other_hosts(error: BaseException) -> None:
-    """End all hosts as this one ends, which does not return then; with one host do nothing."""
-    if "jax" in sys.modules:  # otherwise there is no other host yet
-        failures.end_all(error)
+def _of_the_main_thread(error: Any) -> None:
+    """Print what cannot be raised, unless it is of a background thread (TensorStore's)."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(error)
+
+
+def ending(error: BaseException) -> tuple[int, str]:
+    """Return the exit code after an error, and a line for the person at the terminal."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "stopped."
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return USER_ERROR, f"error: {text}"
+    if isinstance(error, FileNotFoundError) and "temporary directory" in text:
+        return USER_ERROR, "error: no folder for temporary files is writable: name one by TMPDIR."
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        remedy = REMEDIES.get(error.errno or 0, "see whether it is there and can be used")
+        return USER_ERROR, f"error: {place}{error.strerror or text}: {remedy}."
+    if type(error).__module__.partition(".")[0] in STORES:
+        return USER_ERROR, f"error: the bucket cannot be used ({type(error).__name__}: {text})."
+    if isinstance(error, RuntimeError) and "initialize backend" in text:
+        named = os.environ.get("JAX_PLATFORMS", "")
+        return USER_ERROR, f"error: JAX_PLATFORMS={named}: {text[:200]}"
+    return BUG, f"{type(error).__name__}: {text}"
+
+
+def _is_one_of_several() -> bool:
+    if "jax" not in sys.modules:  # otherwise there is no other host yet
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def _leave(code: int) -> None:
+    """End this process of a run on several hosts; heartbeats that stop end the others.
+
+    Python's own exit would wait for them. Host 0, without which they end at once, leaves them time
+    to print what went wrong there.
+    """
+    import jax
+
+    if jax.process_index() == 0:
+        time.sleep(1)
+    sys.stdout.flush()
+    os._exit(code)

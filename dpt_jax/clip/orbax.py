@@ -1,12 +1,7 @@
 """A CLIP as an Orbax directory, which is read without torch."""
 
-import contextlib
 import json
-import os
-import pathlib
-import re
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
@@ -20,10 +15,9 @@ from dpt_jax.clip.processors import PROCESSOR_FILES, to_transformers
 from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.clip.transformers_config import CONFIG_FILE, config_to_dict, read_description
 from dpt_jax.errors import UserError
+from dpt_jax.io import without_wildcards
 
 FOLDER = "params"
-# Orbax takes a path for a pattern of file names.
-_WILDCARDS = re.compile(r"[\[\]*?\\]")
 
 
 def is_orbax(path: epath.Path) -> bool:
@@ -61,24 +55,6 @@ def _read_params(directory: epath.Path, config: CLIPConfig) -> Any:
                 f"{directory} is not a whole Orbax checkpoint of a CLIP ({first_line}): a part of "
                 "it may not have been copied."
             ) from reason
-
-
-@contextlib.contextmanager
-def without_wildcards(folder: epath.Path) -> Iterator[epath.Path]:
-    """Give the folder, or where Orbax would take its path for a pattern, a link to it.
-
-    Raise FileNotFoundError where there is nothing to link to.
-    """
-    path = os.fspath(folder)
-    if not _WILDCARDS.search(path):
-        yield folder
-        return
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not there")
-    with tempfile.TemporaryDirectory(prefix="dpt_jax-") as links:
-        link = pathlib.Path(links) / "folder"
-        link.symlink_to(path, target_is_directory=True)
-        yield epath.Path(link)
 
 
 def _check_same_tree(there: Any, wanted: Any, directory: epath.Path) -> None:

@@ -23,9 +23,8 @@ from dpt_jax.data.benchmark import Lists, Record, split_all
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.records import Example, Source, Splits, read_image
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, is_remote, write_whole
+from dpt_jax.io import as_path, is_remote, local_copy, write_whole
 from dpt_jax.logging import Progress, say
-from dpt_jax.runtime.transfer import local_copy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,6 @@ from dpt_jax.logging import Progress, say
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import Outputs, PromptedCLIP, Texts
 from dpt_jax.prompts import Prompts
-from dpt_jax.runtime import failures
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.setup import Experiment, Frozen
 
@@ -171,7 +170,6 @@ def over_test_images(
         for batch, columns in overlapped(batches, compute, lambda x: len(x.known["label"])):
             parts.append((*columns, *(batch.known[name] for name in ("label", "index", "weight"))))
             progress.advance()
-    failures.agree()
 
     def gather(parts: Sequence[np.ndarray]) -> np.ndarray:
         own = np.concatenate(parts)
@@ -225,7 +223,6 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[
     Raises:
       UserError: Logits are not finite, no image can be read, or a file cannot be written.
     """
-    failures.agree()
     distributed.check_same(lambda: {"prompt to evaluate": saved.digest})
     found = predict(experiment, saved.prompts)
     answers = {

@@ -16,10 +16,9 @@ from dpt_jax.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE, Results, 
 from dpt_jax.io import as_path
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.training import initial_prompts, prompt_file
-from dpt_jax.training.checkpoints import FOLDER, Saved
+from dpt_jax.training.checkpoints import FOLDER, Saved, newest
 from dpt_jax.training.digests import digest_of_json
 from dpt_jax.training.fingerprint import fingerprint, name_of_data, training_meta
-from dpt_jax.training.newest import newest
 from dpt_jax.training.setup import Experiment
 
 

@@ -11,6 +11,7 @@ from dpt_jax.configs import common
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.provenance import outdated, unfinished
 from dpt_jax.evaluation.results import RESULTS_FILE, Results, read_result
+from dpt_jax.io import find_files
 from dpt_jax.report.cells import Cell, cell_of
 
 WORKDIR = "workdir"  # under which a result says where it was read
@@ -26,7 +27,7 @@ def read_results(folder: epath.Path) -> list[Results]:
         raise UserError(
             f"{folder} is not a folder: give the one that holds the runs, such as runs/."
         )
-    files = sorted(folder.rglob(RESULTS_FILE))
+    files = find_files(folder, RESULTS_FILE)
     if not files:
         raise UserError(
             f"{folder} holds no finished run (no {RESULTS_FILE} in it or below): train first."

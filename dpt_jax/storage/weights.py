@@ -8,11 +8,9 @@ from dpt_jax.clip import orbax
 from dpt_jax.clip.files import INDEX, SHARD
 from dpt_jax.clip.locate import SMALL_FILES, find_weights, weight_names
 from dpt_jax.clip.pretrained import load_clip, save_orbax
-from dpt_jax.clip.transformers_config import CONFIG_FILE
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, entries, is_remote, listed_once
+from dpt_jax.io import as_path, entries, file_system, is_remote, listed_once, local_copy
 from dpt_jax.logging import say
-from dpt_jax.runtime.transfer import local_copy, upload
 
 
 def local_weights(weights: str) -> str:
@@ -50,13 +48,13 @@ def convert_clip(weights: str, directory: str) -> None:
 
     Raise UserError where it cannot be read, or the directory is already there.
     """
-    clip, target = load_clip(local_weights(weights)), as_path(directory).absolute()
+    clip, target = load_clip(local_weights(weights)), as_path(directory)
     if not is_remote(target):
-        save_orbax(clip, str(target))
+        save_orbax(clip, str(target.absolute()))
         return
     if target.exists():
         raise orbax.already_there(target)
     with tempfile.TemporaryDirectory(prefix="dpt_jax-") as disk:
         folder = as_path(disk) / target.name
         save_orbax(clip, str(folder))
-        upload(folder, target, last=CONFIG_FILE)
+        file_system(target).put(f"{folder}/", f"{target}/", recursive=True)

@@ -1,6 +1,7 @@
 """Checkpoints of a run: prompts and optimizer by step; never CLIP's weights."""
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,25 +13,35 @@ from etils import epath
 
 from dpt_jax import distributed
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path
+from dpt_jax.io import as_path, entries, is_remote, move_folder, reading, short, without_wildcards
 from dpt_jax.logging import say
-from dpt_jax.runtime.store_errors import StoreError
-from dpt_jax.storage.shelf import open_shelf
-from dpt_jax.training import manifest, prompt_file
+from dpt_jax.training import prompt_file
 from dpt_jax.training.digests import digest, digest_of_json
-from dpt_jax.training.manifest import DamagedError
-from dpt_jax.training.orbax_manager import open_manager
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 DIGESTS = "digests"
+TREE = (ocp.StandardCheckpointHandler, ocp.args.StandardSave, ocp.args.StandardRestore)
+ITEMS = {
+    "prompts": TREE,
+    "training": TREE,
+    "meta": (ocp.JsonCheckpointHandler, ocp.args.JsonSave, ocp.args.JsonRestore),
+}
+COMMITTED = "commit_success.txt"  # Orbax writes it last in a bucket, which cannot rename
+
+
+class DamagedError(Exception):
+    """A file of a checkpoint is missing, cut, or not what was written."""
 
 
 class Saved(NamedTuple):
-    """What evaluation and `init_from` need of a checkpoint.
+    """Prompts of a checkpoint or a prompt file.
 
-    meta: method, backbone, classnames, dataset and classes of the training, as far as known.
-    digest: of the prompts as they were saved.
+    Attributes:
+      step: after which they were saved.
+      prompts: a tree of host arrays.
+      meta: the record of the training.
+      digest: of the prompts.
     """
 
     step: int
@@ -40,30 +51,46 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The newest few checkpoints of a workdir, written in the background.
+    """The newest checkpoints of a workdir, written in the background.
 
-    Each holds the items `prompts` and `meta`; those of a training run also
-    `training` (optimizer state and running totals). The step is all that the
-    loader needs to go on. A manifest has the digest of every file, and `meta`
-    that of every item. Several hosts save and restore together, on a file
-    system that they share, or through a bucket (see `shelf`); host 0 writes.
+    Each has the items `prompts` and `meta`; those of a training run also `training` (optimizer
+    state and running totals). `meta` holds a digest of every item. Several hosts save and restore
+    together, on a file system that they share or in a bucket; host 0 writes.
+
+    Attributes:
+      directory: of the checkpoints.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2, create: bool = False) -> None:
-        self._workdir = as_path(workdir).absolute()
+        """Open the checkpoints of a workdir.
+
+        Args:
+          workdir: local or in a bucket.
+          keep: how many checkpoints are not removed.
+          create: whether to write; otherwise nothing in the workdir changes.
+        """
+        workdir = as_path(workdir)
+        self._workdir = workdir if is_remote(workdir) else workdir.absolute()
         self.directory = self._workdir / FOLDER
-        self._saving = -1
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep if create else None,
+            create=False,
+            enable_async_checkpointing=create,
+        )
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for item, (handler, save, restore) in ITEMS.items():
+            made = handler()
+            registry.add(item, save, made)
+            registry.add(item, restore, made)
         self._closing = contextlib.ExitStack()
-        try:
-            self._shelf = open_shelf(self.directory, keep, create, self._closing)
-            self._root = self._shelf.root
-            finalizing = self._finish if create else None
-            self._manager = open_manager(self._root, keep, finalizing, self._shelf.alone)
-        except OSError as reason:
-            self._closing.close()
-            raise UserError(
-                f"{self.directory} cannot be used for checkpoints ({reason})."
-            ) from reason
+        with reading(self.directory, "a folder of checkpoints"):
+            if create and distributed.is_first() and not is_remote(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+            self._is_new = not self.steps()
+            root = self._closing.enter_context(without_wildcards(self.directory))
+            self._manager = ocp.CheckpointManager(
+                epath.Path(root), options=options, handler_registry=registry
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -74,81 +101,91 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, the newest first."""
-        return self._shelf.steps()
+        return steps_of(self.directory)
 
     def save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any = None) -> None:
-        """Start to write; the trees are of host arrays that nobody changes any more.
+        """Start to write a checkpoint.  The first one of a run is waited for and read back.
 
-        The first checkpoint of a run is waited for and read back. Raise UserError where this
-        checkpoint, or one that was started before, cannot be written.
+        Args:
+          step: of the training.
+          prompts: a tree of host arrays that nobody changes any more.
+          meta: the record of the training.
+          training: a tree of host arrays.
+
+        Raises:
+          UserError: if this checkpoint, or the previous one, cannot be written.
         """
-        first = not self.steps()
-        if self._shelf.alone and not distributed.is_first():
-            self._shelf.note(step)
-        else:
-            self._begin_to_save(step, prompts, meta, training)
-        if first:
-            self.wait()
-            self._read_back(step)
-
-    def _begin_to_save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any) -> None:
         digests = {"prompts": digest(prompts), "meta": digest_of_json(meta)}
         items = {"prompts": ocp.args.StandardSave(prompts)}
         if training is not None:
-            items["training"] = ocp.args.StandardSave(training)
             digests["training"] = digest(training)
+            items["training"] = ocp.args.StandardSave(training)
         items["meta"] = ocp.args.JsonSave({**meta, DIGESTS: digests})
         with self._writing():
-            self._finished()  # the manifest of the one before is of its own step
-            self._saving = step
             self._manager.save(step, args=ocp.args.Composite(**items))
+        if self._is_new:
+            self.wait()
+            try:
+                self._restore(step)
+            except (DamagedError, UserError) as reason:
+                raise UserError(
+                    f"{self.directory}: the first checkpoint was written but cannot be read back "
+                    f"({short(reason)}): use another --workdir."
+                ) from reason
+            self._is_new = False
 
     def wait(self) -> None:
-        """Return when everything is on disk, or in the bucket.  Raise UserError, see `save`."""
+        """Return when everything is written.  Raise UserError, see `save`."""
         with self._writing():
-            self._finished()
-        if self._shelf.alone:
-            distributed.on_all_hosts(True)  # host 0 alone has had to wait
-
-    def _finished(self) -> None:
-        self._manager.wait_until_finished()
-        self._shelf.settle()
+            self._manager.wait_until_finished()
 
     def load(self, step: int) -> Saved:
-        """Return prompts (host arrays) and metadata of a step.
+        """Return the prompts of a step.
 
-        Raise DamagedError, and UserError where the checkpoint cannot be read for another reason.
+        Raises:
+          DamagedError: if a file is not what was written.
+          UserError: if the checkpoint cannot be read for another reason.
         """
-        return self._read(step)[0]
+        return self._restore(step)[0]
 
     def resume(self, like_prompts: Any, like_training: Any) -> tuple[Saved, Any] | None:
         """Return the newest checkpoint that is whole, and its training item; None in a new run.
 
-        like_prompts, like_training: trees of host arrays, whose structure and shapes they have.
-        Damaged checkpoints that are newer are reported and moved aside, so that the run can write
-        theirs again. Raise UserError, and move nothing, where a checkpoint cannot be read for
-        another reason than damage, is of prompts alone or of other shapes, or none is whole.
+        Newer checkpoints that are damaged are moved aside with a warning, so that the run can write
+        them again.
+
+        Args:
+          like_prompts: a tree of arrays with the expected structure, shapes and types.
+          like_training: the same for the training item.
+
+        Raises:
+          UserError: if a checkpoint cannot be read for another reason than damage, does not fit
+            these settings, or none is whole. Nothing is moved then.
         """
         damaged: dict[int, DamagedError | None] = {}
         steps = self.steps()
         distributed.check_same(lambda: {"list of checkpoints (workdir)": repr(steps)})
         for step in steps:
-            damage, failure, found = None, None, None
             try:
-                saved, digests = self._read(step)
-                self._check_fits(saved, like_prompts)
-                found = saved, self._read_training(step, like_training, digests)
+                saved, training = self._restore(step)
+                damaged[step] = None
             except DamagedError as reason:
-                damage = reason
-            except UserError as reason:
-                failure = reason
-            if not distributed.on_all_hosts(failure is None):
-                raise failure or UserError(f"another host cannot read step {step}.")
-            if distributed.on_all_hosts(damage is None):
-                for other, why in damaged.items():
-                    self._set_aside(other, why)
-                return found
-            damaged[step] = damage
+                damaged[step] = reason
+            if not distributed.on_all_hosts(damaged[step] is None):
+                continue
+            name = self.directory / str(step)
+            if training is None:
+                raise UserError(
+                    f"{self.directory} holds prompts without a training state, so that they cannot "
+                    "be resumed: start a run from them with --config.init_from and another "
+                    "--workdir."
+                )
+            _check_fits(saved.prompts, like_prompts, f"{name} has prompts")
+            _check_fits(training, like_training, f"{name} has a training state")
+            del damaged[step]
+            for other, why in damaged.items():
+                self._set_aside(other, why)
+            return saved, training
         if damaged:
             first = next(filter(None, damaged.values()), "another host cannot read them")
             raise UserError(
@@ -157,71 +194,34 @@ class Checkpoints:
             )
         return None
 
-    def _read(self, step: int) -> tuple[Saved, dict[str, str]]:
-        """Return prompts, metadata, and the digests of all items; older versions have none."""
-        self._shelf.fetch(step)
-        with self._verified(step):
-            there = self._manager.item_metadata(step)["prompts"]
-            wanted = jax.tree.map(
-                lambda leaf: np.empty(leaf.shape, leaf.dtype), getattr(there, "tree", there)
-            )
-            items = ocp.args.Composite(
-                prompts=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore()
-            )
-            restored = self._manager.restore(step, args=items)
-            prompts, meta = jax.tree.map(np.asarray, restored["prompts"]), dict(restored["meta"])
-            digests = meta.pop(DIGESTS, {})
-            self._compare(step, digests, "prompts", digest(prompts))
-            self._compare(step, digests, "meta", digest_of_json(meta))
-        return Saved(step, prompts, meta, digest(prompts)), digests
+    def _restore(self, step: int) -> tuple[Saved, Any]:
+        """Return prompts, record and training item (None if missing) as they were saved.
 
-    def _read_training(self, step: int, like: Any, digests: dict[str, str]) -> Any:
-        if not (self._root / str(step) / "training").is_dir() and "training" not in digests:
-            raise UserError(
-                f"{self.directory} holds prompts without a training state, so there is no run to "
-                "go on with: start one from them with --config.init_from and another --workdir."
-            )
-        with self._verified(step):
-            there = self._manager.item_metadata(step)["training"]
-            fields = set(getattr(there, "tree", there))
-        if fields != set(like):
-            raise UserError(
-                f"{self.directory / str(step)} has a training state of another version "
-                f"({', '.join(sorted(fields))}), which this one cannot go on with: finish the run "
-                "with the version that began it, or start from its prompts with "
-                "--config.init_from and another --workdir."
-            )
-        with self._verified(step):
-            like = jax.tree.map(np.asarray, like)
-            items = ocp.args.Composite(training=ocp.args.StandardRestore(like))
-            training = jax.tree.map(np.asarray, self._manager.restore(step, args=items)["training"])
-            self._compare(step, digests, "training", digest(training))
-            if jax.tree.map(np.shape, training) != jax.tree.map(np.shape, like):
-                raise ValueError("its training state has other shapes than this version's")
-        return training
-
-    def _verified(self, step: int) -> contextlib.AbstractContextManager[None]:
-        return manifest.verified(self._root / str(step), str(self.directory / str(step)))
-
-    def _check_fits(self, saved: Saved, like: Any) -> None:
-        there, here = (jax.tree.map(np.shape, tree) for tree in (saved.prompts, like))
-        if there != here:
-            raise UserError(
-                f"{self.directory / str(saved.step)} has prompts of other shapes than these "
-                "settings ask for: go on with the settings that it was started with, or use "
-                "another --workdir."
-            )
-
-    def _read_back(self, step: int) -> None:
-        """Raise UserError where what was just written cannot be read."""
+        They are compared with their digests before anything is cast or reshaped.
+        """
+        folder = self.directory / str(step)
         try:
-            self._shelf.refetch(step)
-            self._read(step)
-        except (DamagedError, UserError) as reason:
-            raise UserError(
-                f"{self.directory}: the first checkpoint was written but cannot be read back "
-                f"({str(reason).removesuffix('.')}): use another --workdir."
-            ) from reason
+            present = {entry.name for entry in entries(folder)}
+            items = {name: restore() for name, (_, _, restore) in ITEMS.items() if name in present}
+            found = dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
+            meta = dict(found.pop("meta"))
+            digests = meta.pop(DIGESTS)
+            trees = {
+                name: jax.tree.map(np.asarray, found[name]) for name in items if name != "meta"
+            }
+            own = {name: digest(tree) for name, tree in trees.items()}
+            own["meta"] = digest_of_json(meta)
+            if wrong := [name for name in digests if own.get(name) != digests[name]]:
+                raise ValueError(f"the digest of its {wrong[0]} is not the one that was written")
+            return Saved(step, trees["prompts"], meta, own["prompts"]), trees.get("training")
+        except FileNotFoundError as reason:
+            raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
+        except (OSError, MemoryError):
+            with reading(folder, "a checkpoint"):
+                raise
+        except Exception as reason:  # of Orbax's, TensorStore's and JSON's own types
+            _check_readable(folder)
+            raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
 
     def _set_aside(self, step: int, reason: DamagedError | None) -> None:
         """Move a damaged checkpoint to WORKDIR/damaged, on host 0."""
@@ -229,48 +229,66 @@ class Checkpoints:
             aside = self._workdir / DAMAGED / str(step)
             while aside.exists():
                 aside = aside.parent / f"{aside.name}.again"
-            self._shelf.set_aside(step, aside)
+            move_folder(self.directory / str(step), aside)
             why = reason or "another host cannot read a checkpoint"
-            say(f"{why}: moved to {aside}; going on from the one before.", file=sys.stderr)
-        self._shelf.forget(step)
+            say(f"{why}: moved to {aside}; resuming from the previous one.", file=sys.stderr)
         distributed.on_all_hosts(True)  # no host looks again before it is moved
         self._manager.reload()
-
-    def _finish(self) -> None:
-        """Write the manifest of what Orbax is about to make final, and to a bucket, on host 0."""
-        if not distributed.is_first():
-            return
-        for folder in self._root.iterdir():
-            if folder.name.partition(".")[0] == str(self._saving):
-                manifest.write(folder)
-                self._shelf.put(folder, self._saving)
-
-    def _compare(self, step: int, digests: dict[str, str], item: str, found: str) -> None:
-        if digests and digests.get(item) != found:
-            raise DamagedError(
-                f"{self.directory / str(step)} is damaged "
-                f"(the digest of its {item} is not the one that was written)"
-            )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        # Orbax and TensorStore have no type of their own.
-        except (OSError, ValueError, RuntimeError) as reason:
+        except Exception as reason:  # of Orbax's, TensorStore's and gcsfs's own types
             whole = self.steps()
             last = f"the last whole one is of step {whole[0]}" if whole else "there is none yet"
-            way_out = "Give" if isinstance(reason, StoreError) else "Make room, and give"
             raise UserError(
-                f"{self.directory}: a checkpoint cannot be written ({reason}); {last}. "
-                f"{way_out} the same command again."
+                f"{self.directory}: a checkpoint cannot be written ({short(reason)}); {last}. Make "
+                "room, and give the same command again."
             ) from reason
+
+
+def _check_fits(found: Any, like: Any, what: str) -> None:
+    """Raise UserError if a tree of arrays has another structure, other shapes or types."""
+    if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, like):
+        raise UserError(
+            f"{what} of other shapes than these settings ask for: use the settings that the run "
+            "was started with, or another --workdir."
+        )
+    for there, here in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
+        if there.dtype != here.dtype:
+            raise UserError(
+                f"{what} of {there.dtype}, and this process computes in {here.dtype}: set "
+                "JAX_ENABLE_X64 as it was when the run was started."
+            )
+
+
+def _check_readable(folder: epath.Path) -> None:
+    """Raise UserError if the system refuses to read a file: then it need not be damaged."""
+    with reading(folder, "a checkpoint"):
+        for name, is_folder in entries(folder):
+            if is_folder:
+                _check_readable(folder / name)
+            else:
+                (folder / name).read_bytes()
+
+
+def steps_of(folder: epath.Path) -> list[int]:
+    """Return the steps that have a whole checkpoint in a folder, the newest first."""
+    found = entries(folder) if folder.is_dir() else ()
+    steps = [int(name) for name, is_folder in found if is_folder and name.isdecimal()]
+    if is_remote(folder):
+        steps = [step for step in steps if (folder / str(step) / COMMITTED).exists()]
+    return sorted(steps, reverse=True)
 
 
 def load_newest(workdir: epath.PathLike) -> Saved:
     """Return the newest whole prompts of a workdir, or those of a prompt file.
 
-    Damaged checkpoints are reported. Raise UserError where there are no prompts.
+    A warning is printed for damaged checkpoints.
+
+    Raises:
+      UserError: if there are no prompts.
     """
     source = as_path(workdir)
     if prompt_file.is_prompt_file(source):
@@ -283,8 +301,38 @@ def load_newest(workdir: epath.PathLike) -> Saved:
                 try:
                     return checkpoints.load(step)
                 except DamagedError as reason:
-                    say(f"{reason}: trying the one before.", file=sys.stderr)
+                    say(f"{reason}: trying the previous one.", file=sys.stderr)
                     whole = " that is whole"
     raise UserError(
         f"{workdir} holds no checkpoint{whole}: train there first, or name another --workdir."
     )
+
+
+class Newest(NamedTuple):
+    """The step and the digest of prompts, see `digests.digest`."""
+
+    step: int
+    prompts: str
+
+
+def newest(source: epath.Path) -> Newest | None:
+    """Return which prompts are the newest of a workdir or a prompt file, or None.
+
+    A checkpoint's prompts are only read if their digest cannot be.
+
+    Raises:
+      UserError: if they cannot be read.
+    """
+    if prompt_file.is_prompt_file(source):
+        if not source.is_file():
+            return None
+    elif steps := steps_of(source / FOLDER):
+        try:
+            file = source / FOLDER / str(steps[0]) / "meta" / "metadata"
+            return Newest(steps[0], str(json.loads(file.read_bytes())[DIGESTS]["prompts"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # damaged
+    else:
+        return None
+    saved = load_newest(source)
+    return Newest(saved.step, saved.digest)

@@ -16,16 +16,15 @@ from dpt_jax.config import save_config
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import check_readable
 from dpt_jax.errors import UserError
-from dpt_jax.io import make_folder
 from dpt_jax.logging import Progress, say
 from dpt_jax.model import init_prompts
 from dpt_jax.prompts import Prompts
-from dpt_jax.storage.lock import locked
 from dpt_jax.training import train_files
 from dpt_jax.training.checkpoints import Checkpoints, Saved
 from dpt_jax.training.digests import digest
 from dpt_jax.training.fingerprint import Record, training_meta
 from dpt_jax.training.initial_prompts import initial_prompts, other_clip
+from dpt_jax.training.lock import locked
 from dpt_jax.training.metrics import MetricWriter
 from dpt_jax.training.optimizer import make_optimizer, state_from_saved, state_to_save
 from dpt_jax.training.schedule import Schedule, learning_rates, make_schedule
@@ -74,10 +73,8 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
         check_readable(dataset)
     plan, optimizer = make_plan(config, len(dataset.train)), make_optimizer()
     steps_per_epoch = int(plan.schedule.steps_per_epoch)
-    if distributed.is_first():
-        make_folder(workdir, "--workdir")
     with (
-        locked(workdir) as check_lock,
+        locked(workdir),
         StopRequest() as stop,
         Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints,
     ):
@@ -113,8 +110,6 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
 
             def save(step: int) -> None:
                 check_finite(experiment, checkpoints, plan, state)
-                check_lock()
-                writer.settle()  # a run that resumes here needs the metrics of the steps before
                 host = distributed.to_host(state)
                 checkpoints.save(
                     step, host.prompts, {**record, **_progress(plan, host)}, _training(host)

@@ -1,17 +1,17 @@
-"""What a run records: metrics.jsonl and TensorBoard events, written by host 0."""
+"""metrics.jsonl and TensorBoard events of a run, written by host 0."""
 
-import concurrent.futures
+import contextlib
 import json
 import pathlib
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
 from dpt_jax.distributed import is_first
-from dpt_jax.io import is_remote
-from dpt_jax.runtime.store_errors import StoreError
+from dpt_jax.io import as_path, is_remote, reading, write_whole
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -19,103 +19,67 @@ METRICS_FILE = "metrics.jsonl"
 class MetricWriter:
     """Appends one record a step to metrics.jsonl and TensorBoard.
 
-    A resumed run goes on after step `start`: records of later steps, written
-    before it was stopped, are dropped, so that no step is there twice. In a
-    bucket, where nothing can be appended to, the files are written whole,
-    from copies on this disk.
+    A resumed run continues after step `start`: records of later steps, written before it was
+    stopped, are dropped, so that no step is there twice. For a bucket, whose objects cannot be
+    appended to, the files are written on this disk and copied after each record.
     """
 
     def __init__(self, workdir: epath.Path, start: int) -> None:
         if not is_first():
             return
-        self._uploads = _Uploads(workdir) if is_remote(workdir) else None
-        folder = self._uploads.folder if self._uploads else workdir
-        file = folder / METRICS_FILE
+        self._workdir, self._closing = workdir, contextlib.ExitStack()
+        self._folder = pathlib.Path(workdir)
+        if is_remote(workdir):
+            made = tempfile.TemporaryDirectory(prefix="dpt_jax-")
+            self._folder = pathlib.Path(self._closing.enter_context(made))
         kept = [record for record in read_metrics(workdir) if record["step"] <= start]
-        file.write_text("".join(f"{json.dumps(record)}\n" for record in kept))
-        self._file = file.open("a")
-        self._board = _tensorboard().SummaryWriter(str(folder), purge_step=start + 1)
+        write_whole(as_path(self._folder) / METRICS_FILE, _lines(kept))
+        self._board = _tensorboard().SummaryWriter(
+            str(self._folder), purge_step=start + 1, filename_suffix=f".{start + 1}"
+        )
+        self._closing.callback(self._upload)
+        self._closing.callback(self._board.close)
 
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+    def __exit__(self, *_: object) -> None:
         if is_first():
-            self._file.close()
-            self._board.close()
-            if self._uploads:
-                # What the store has failed at it would fail at again.
-                self._uploads.close(finish=not isinstance(error, StoreError))
+            self._closing.close()
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record scalars under names such as "loss"."""
         if not is_first():
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(_lines([{"step": step, **values}]))
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-        if self._uploads:
-            self._board.flush()
-            self._uploads.begin()
+        self._board.flush()
+        self._upload()
 
-    def settle(self) -> None:
-        """Return when all that was recorded is where the run is kept."""
-        if is_first() and self._uploads:
-            self._uploads.finish()
-
-
-class _Uploads:
-    """Files of a folder on this disk that are written to a bucket, in the background."""
-
-    def __init__(self, target: epath.Path) -> None:
-        self._target = target
-        self._disk = tempfile.TemporaryDirectory(prefix="dpt_jax-")
-        self.folder = pathlib.Path(self._disk.name)
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._running: concurrent.futures.Future[None] | None = None
-        self._behind = False  # whether something was recorded after the upload that runs began
-
-    def begin(self) -> None:
-        """Begin to write the files, unless they are being written."""
-        self._behind = self._running is not None and not self._running.done()
-        if not self._behind:
-            self._wait()
-            self._running = self._thread.submit(self._put)
-
-    def finish(self) -> None:
-        """Return when the files are written as they are now.  Raise StoreError."""
-        self._wait()
-        if self._behind:
-            self._put()
-            self._behind = False
-
-    def close(self, finish: bool) -> None:
-        if finish:
-            self.finish()
-        self._thread.shutdown()
-        self._disk.cleanup()
-
-    def _put(self) -> None:
-        for file in sorted(self.folder.iterdir()):
-            (self._target / file.name).write_bytes(file.read_bytes())
-
-    def _wait(self) -> None:
-        if self._running is not None:
-            running, self._running = self._running, None
-            running.result()
+    def _upload(self) -> None:
+        if is_remote(self._workdir):
+            for written in self._folder.iterdir():
+                write_whole(self._workdir / written.name, written.read_bytes())
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
     """Return the records of metrics.jsonl, without a line that a stop cut in half."""
-    file, records = workdir / METRICS_FILE, []
-    for line in file.read_text().splitlines() if file.exists() else ():
+    file, records = as_path(workdir) / METRICS_FILE, []
+    with reading(file, "metrics"):
+        text = file.read_bytes().decode(errors="replace") if file.exists() else ""
+    for line in text.splitlines():
         try:
             record = json.loads(line)
             records += [record] if "step" in record else []
         except (ValueError, TypeError):
             continue
     return records
+
+
+def _lines(records: list[dict[str, Any]]) -> str:
+    return "".join(f"{json.dumps(record)}\n" for record in records)
 
 
 def _tensorboard() -> Any:

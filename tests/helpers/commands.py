@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Sequence
 
 from dpt_jax import cli
-from tests.helpers import forks
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -24,8 +23,7 @@ if importlib.metadata.version("jaxlib").startswith(("0.9.", "0.10.")):  # 0.12 r
     QUICKLY_COMPILED += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY_COMPILED}".strip()
 
-# Programs compiled by one test serve the others, also those that run commands and those of other
-# test processes.
+# Programs compiled by one test serve the others, also in the processes that tests start.
 if "TEST_COMPILATION_CACHE" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
     os.environ["TEST_COMPILATION_CACHE"] = COMPILED.name
@@ -33,7 +31,6 @@ COMPILATION = {
     "jax_compilation_cache_dir": os.environ["TEST_COMPILATION_CACHE"],
     "jax_persistent_cache_min_compile_time_secs": 0.05,
 }
-# JAX reads them when it is imported, which forks have behind them.
 os.environ |= {name.upper(): str(value) for name, value in COMPILATION.items()}
 
 
@@ -41,10 +38,24 @@ def simulated(devices: int) -> dict[str, str]:
     """The environment of a process with so many CPU devices."""
     return {
         **os.environ,
+        "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"{QUICKLY_COMPILED} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "HF_HUB_OFFLINE": "1",
     }
+
+
+def start(*arguments: str, devices: int = 1, **environment: str) -> subprocess.Popen:
+    """`python ARGUMENTS…` in a process group of its own, with stderr in its stdout."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**simulated(devices), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def command(
@@ -58,37 +69,22 @@ def command(
     """`python ARGUMENTS…` on simulated CPU devices, from the root of the repository or with it on
     the path.
 
-    without: variables that it does not get. Commands are forks with their imports done, unless they
-    get variables of their own, which may be for the imports.
+    without: variables that it does not get.
     """
-    env = {**simulated(devices), "PYTHONPATH": str(ROOT), **environment}
-    env = {name: value for name, value in env.items() if name not in without}
-    if forks.can_start(arguments) and not environment and not without:
-        done = _forked(arguments, cwd, env)
-    else:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=cwd,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    env = {**simulated(devices), **environment}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={name: value for name, value in env.items() if name not in without},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if check and done.returncode:
         raise AssertionError(
             f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         )
     return done
-
-
-def _forked(
-    arguments: Sequence[str], cwd: pathlib.Path, env: dict[str, str]
-) -> subprocess.CompletedProcess:
-    with tempfile.NamedTemporaryFile() as errors:
-        fork = forks.Fork(arguments, cwd=cwd, env=env, errors=pathlib.Path(errors.name))
-        output, _ = fork.communicate()
-        written = errors.read().decode(errors="backslashreplace")
-        return subprocess.CompletedProcess(arguments, fork.wait(), output, written)
 
 
 def in_process(

@@ -1,75 +1,66 @@
-"""What the tests of faults and the soak share: runs that are hit, and bytes that are damaged."""
+"""Runs that are hit, and bytes that are damaged."""
 
 import os
 import pathlib
-import random
 import signal
-import time
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
-from tests.helpers.commands import ROOT, simulated
-from tests.helpers.forks import Fork
+from dpt_jax.io import as_path
+from dpt_jax.training.checkpoints import load_newest
+from dpt_jax.training.metrics import read_metrics
+from tests.helpers.commands import start
 from tests.helpers.golden import SMALL
 
-
-def settings_of(method: str) -> list[str]:
-    """Six images a step, two steps an epoch; every sample newly augmented."""
-    return [
-        f"--config=configs/{method}.py:folder",
-        f"--config.dataset.root={SMALL / 'images'}",
-        "--config.dataset.shots=-1",
-        "--config.text_prompt.length=4",
-        "--config.train.batch_size=6",
-        "--config.train.warmup_epochs=1",
-    ]
-
-
-# What happens to a run is the same for all methods, and this one starts first.
-SETTINGS = settings_of("coop")
+# Six images a step, two steps an epoch; every sample newly augmented.
+SETTINGS = [
+    "--config=configs/coop.py:folder",
+    f"--config.dataset.root={SMALL / 'images'}",
+    "--config.dataset.shots=-1",
+    "--config.text_prompt.length=4",
+    "--config.train.batch_size=6",
+    "--config.train.warmup_epochs=1",
+]
 
 
 class Run:
-    """main.py in a process of its own group, whose output is read as it comes."""
+    """main.py in a process of its own, whose output is read as it comes."""
 
-    def __init__(self, *arguments: str, main: str = "main.py", **environment: str) -> None:
-        """main: the file that is run."""
+    def __init__(self, *arguments: str, **environment: str) -> None:
         self.output = ""
-        env = {**simulated(devices=1), **environment}
-        self.process = Fork([main, *SETTINGS, *arguments], cwd=ROOT, env=env)
+        self.process = start("main.py", *SETTINGS, *arguments, **environment)
 
     def read_until(self, text: str) -> None:
-        """Reads on until a line with this text has come, or the process has ended."""
-        for line in self.process.stdout:
+        """Read until a line with this text has come, or the process has ended."""
+        for line in self.process.stdout or ():
             self.output += line
             if text in line:
                 return
 
     def send(self, number: signal.Signals) -> None:
-        """A signal to the whole group, as Ctrl-C and schedulers send it."""
+        """Send a signal to the whole group, as Ctrl-C and schedulers do."""
         os.killpg(self.process.pid, number)
 
     def end(self, timeout: float = 120) -> int:
-        """Waits for the end; the exit code."""
+        """Wait for the end; return the exit code."""
         self.output += self.process.communicate(timeout=timeout)[0]
-        return self.process.wait()
+        return self.process.returncode
 
 
-def kill_at_random(arguments: list[str], kills: int, seed: int, longest: float) -> int:
-    """Starts a run again and again and kills it at a random moment of the training; how often it
-    was killed before it
-    was finished."""
-    moments, survived = random.Random(seed), 0
-    for _ in range(kills):
-        run = Run(*arguments)
-        run.read_until("Training coop")
-        time.sleep(moments.uniform(0, longest))
-        if run.process.poll() is None:
-            survived += 1
-        run.send(signal.SIGKILL)
-        run.end()
-    return survived
+def assert_same_end(workdir: str | pathlib.Path, whole: pathlib.Path) -> None:
+    """Assert that two runs have the same prompts, results and metrics, to the last bit."""
+    there = as_path(workdir)
+    jax.tree.map(
+        np.testing.assert_array_equal, load_newest(there).prompts, load_newest(whole).prompts
+    )
+    assert (there / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+    records = [
+        [{**record, "images_per_s": 0} for record in read_metrics(as_path(run))]
+        for run in (there, whole)
+    ]
+    assert records[0] == records[1]
 
 
 def damaged(whole: bytes, generator: np.random.Generator) -> Iterator[tuple[str, bytes | None]]:

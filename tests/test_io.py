@@ -1,0 +1,133 @@
+"""Paths as people write them, files that are read and written whole, and folders of a bucket."""
+
+import errno
+import os
+import pathlib
+
+import pytest
+
+from dpt_jax.errors import UserError
+from dpt_jax.io import (
+    Entry,
+    as_path,
+    entries,
+    find_files,
+    listed_once,
+    local_copy,
+    move_folder,
+    reading,
+    size_of,
+    write_whole,
+)
+from tests.helpers.object_store import put_folder
+
+FILES = ("train/a/1.png", "train/a/2.png", "train/b [x]/1.png", "test/a/3.png", "x.txt")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in FILES:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(name.encode())
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def remote(folder, bucket):
+    put_folder(folder, f"{bucket}/data/set")
+    return as_path(f"{bucket}/data/set/")
+
+
+def test_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert as_path("~/a") == pathlib.Path("/home/me/a")
+    assert str(as_path("gs://bucket/a") / "b") == "gs://bucket/a/b"
+    for wrong in ("", "gs:/bucket/a", "gs:bucket", "gs://", "s3://bucket/a"):
+        with pytest.raises(UserError, match=wrong or "empty"):
+            as_path(wrong)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_whole(tmp_path / "a", "ü")
+    assert (tmp_path / "a").read_bytes() == "ü".encode()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=f"{tmp_path / 'a'}.*No space"):
+        write_whole(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == "ü".encode()
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.EIO, "I/O error"), KeyError("x"), RecursionError(), MemoryError()]
+)
+def test_whatever_a_reader_raises_is_one_sentence(tmp_path, failure):
+    with pytest.raises(UserError, match=str(tmp_path)), reading(tmp_path / "a", "a tokenizer"):
+        raise failure
+
+
+def test_what_is_not_the_file_passes(tmp_path):
+    for passes in (KeyboardInterrupt, UserError("another sentence")):
+        with pytest.raises((KeyboardInterrupt, UserError)) as raised, reading(tmp_path, "a file"):
+            raise passes
+        assert str(tmp_path) not in str(raised.value)
+
+
+@pytest.mark.parametrize("place", ["folder", "remote"])
+def test_what_is_in_a_folder(place, request):
+    path = request.getfixturevalue(place)
+    with listed_once(path):
+        assert sorted(entries(path)) == [
+            Entry("test", True), Entry("train", True), Entry("x.txt", False),
+        ]  # fmt: skip
+        assert sorted(entries(path / "train")) == [Entry("a", True), Entry("b [x]", True)]
+        assert (path / "train").is_dir()
+        assert (path / "train/a/1.png").is_file()
+        assert not (path / "train/c").exists()
+    assert find_files(path, "1.png") == [path / "train/a/1.png", path / "train/b [x]/1.png"]
+    assert size_of(path / "x.txt") == 5
+    with pytest.raises(FileNotFoundError):
+        list(entries(path / "none"))
+    move_folder(path / "train", path / "aside")
+    assert not (path / "train").exists()
+    assert (path / "aside/b [x]/1.png").read_bytes() == b"train/b [x]/1.png"
+
+
+@pytest.mark.process
+def test_a_listing_takes_few_requests(remote, store):
+    before = len(store.requests())
+    with listed_once(remote):
+        for name in FILES * 10:
+            assert (remote / name).is_file()
+    assert len(store.requests()) - before < 10
+
+
+@pytest.mark.process
+def test_a_copy_is_made_once_for_each_state(remote, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said = []
+
+    def copy():
+        return local_copy(remote, lambda name: name.startswith("train"), said.append)
+
+    first = copy()
+    assert sorted(file.name for file in first.rglob("*.*")) == ["1.png", "1.png", "2.png"]
+    assert copy() == first
+    assert len(said) == 1
+    (first / "train/a/1.png").unlink()  # somebody tidied up
+    assert (copy() / "train/a/1.png").is_file()
+    (remote / "train/a/1.png").write_bytes(b"new")
+    assert (copy() / "train/a/1.png").read_bytes() == b"new"
+    with pytest.raises(UserError, match=str(remote)):  # it changes meanwhile
+        local_copy(remote, lambda name: "3" in name, lambda _: write_whole(remote / FILES[3], "x"))
+
+
+@pytest.mark.process
+def test_what_a_store_refuses_is_one_sentence(store):
+    with pytest.raises(UserError, match="gs://no-bucket/a"):
+        write_whole(as_path("gs://no-bucket/a"), b"")
+    with pytest.raises(UserError, match="gs://no-bucket/a"), reading("gs://no-bucket/a", "a file"):
+        as_path("gs://no-bucket/a").read_bytes()

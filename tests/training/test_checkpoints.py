@@ -1,0 +1,208 @@
+"""Checkpoints on a disk and in a bucket: damage, other errors, and what is resumed."""
+
+import errno
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dpt_jax.errors import UserError
+from dpt_jax.io import as_path, file_system
+from dpt_jax.training.checkpoints import DAMAGED, Checkpoints, DamagedError, load_newest, newest
+from tests.helpers.faults import damaged, write
+
+PROMPTS = {
+    "text": {"context": np.arange(6, dtype=np.float32).reshape(1, 2, 3)},
+    "visual": {"tokens": np.ones((2, 2), np.float32)},
+}
+LIKE = {"momentum": PROMPTS, "totals": np.zeros(3, np.float32)}
+
+
+def prompts_of(step):
+    return jax.tree.map(lambda x: x + np.float32(step), PROMPTS)
+
+
+def training_of(step):
+    return {"momentum": prompts_of(step), "totals": np.full(3, step, np.float32)}
+
+
+def written(workdir, steps=(1, 2)):
+    with Checkpoints(workdir, create=True) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, prompts_of(step), {"epoch": step}, training_of(step))
+        checkpoints.wait()
+    return workdir
+
+
+def resume(workdir):
+    """The step at which a run resumes, whose trees are those that were saved."""
+    with Checkpoints(workdir, create=True) as checkpoints:
+        saved, training = checkpoints.resume(PROMPTS, LIKE)
+    jax.tree.map(np.testing.assert_array_equal, saved.prompts, prompts_of(saved.step))
+    jax.tree.map(np.testing.assert_array_equal, training, training_of(saved.step))
+    assert saved.meta == {"epoch": saved.step}
+    return saved.step
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("two"))
+
+
+@pytest.fixture
+def copied(two_steps, tmp_path):
+    return shutil.copytree(two_steps, tmp_path / "run")
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def workdir(request, tmp_path):
+    if request.param == "disk":
+        return tmp_path / "run"
+    return as_path(request.getfixturevalue("bucket")) / "run"
+
+
+def files_of(workdir):
+    return sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
+
+
+def test_the_newest_few_are_kept(workdir):
+    written(workdir, steps=(1, 2, 3))
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.steps() == [3, 2]
+    saved = load_newest(workdir)
+    assert (saved.step, saved.digest) == tuple(newest(workdir))
+    assert resume(workdir) == 3
+
+
+def test_a_damaged_checkpoint_is_moved_aside_and_written_again(workdir, capsys):
+    written(workdir)
+    gcs = file_system(workdir)
+    data = max(gcs.find(f"{workdir}/checkpoints/2/prompts/d"), key=gcs.size)
+    flipped = bytearray(gcs.cat_file(data))
+    flipped[len(flipped) // 2] ^= 4
+    gcs.pipe_file(data, bytes(flipped))
+    assert load_newest(workdir).step == 1
+    assert resume(workdir) == 1
+    assert f"{workdir / DAMAGED / '2'}" in capsys.readouterr().err
+    assert (workdir / DAMAGED / "2").is_dir()
+    written(workdir, steps=(2,))
+    assert resume(workdir) == 2
+
+
+def test_half_a_checkpoint_in_a_bucket_is_not_one(bucket):
+    """Its upload was interrupted; it is written again."""
+    workdir = written(as_path(bucket) / "run")
+    (workdir / "checkpoints" / "2" / "commit_success.txt").unlink()
+    assert load_newest(workdir).step == 1
+    assert resume(workdir) == 1
+    written(workdir, steps=(2,))
+    assert resume(workdir) == 2
+
+
+def test_every_damage_to_the_newest_checkpoint(two_steps, tmp_path):
+    """Each file in five ways: the previous checkpoint is used, or nothing has changed."""
+    generator, recognised = np.random.default_rng(0), 0
+    newest_folder = two_steps / "checkpoints" / "2"
+    for file in sorted(file for file in newest_folder.rglob("*") if file.is_file()):
+        for kind, content in damaged(file.read_bytes(), generator):
+            workdir = tmp_path / "run"
+            shutil.copytree(two_steps, workdir)
+            write(workdir / file.relative_to(two_steps), content)
+            step = resume(workdir)
+            assert (workdir / DAMAGED).exists() == (step == 1), (file, kind)
+            recognised += (workdir / DAMAGED).exists()
+            shutil.rmtree(workdir)
+    assert recognised > 20
+
+
+def test_a_folder_copied_in_part_is_damaged(copied):
+    shutil.rmtree(copied / "checkpoints" / "2" / "prompts")
+    with Checkpoints(copied) as checkpoints, pytest.raises(DamagedError, match=r"checkpoints/2 "):
+        checkpoints.load(2)
+    assert resume(copied) == 1
+
+
+def test_without_a_whole_checkpoint_nothing_is_moved(copied):
+    for step in ("1", "2"):
+        (copied / "checkpoints" / step / "meta" / "metadata").write_text("{")
+    before = files_of(copied)
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"none of the 2 .*{copied}.* is whole"):
+            resume(copied)
+    with pytest.raises(UserError, match="is whole"):
+        load_newest(copied)
+    assert files_of(copied) == before
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "I/O"), MemoryError()],
+)
+def test_what_is_not_damage_moves_nothing(copied, monkeypatch, failure):
+    def fail(*_, **__):
+        raise failure
+
+    before = files_of(copied)
+    with Checkpoints(copied, create=True) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        for read in (lambda: checkpoints.resume(PROMPTS, LIKE), lambda: checkpoints.load(2)):
+            with pytest.raises(UserError, match=str(copied)):
+                read()
+    assert files_of(copied) == before
+
+
+@pytest.mark.parametrize(
+    ("prompts", "training", "says"),
+    [
+        (PROMPTS, {**LIKE, "more": np.zeros(2, np.float32)}, "shapes"),
+        (PROMPTS, {**LIKE, "totals": np.zeros(4, np.float32)}, "shapes"),
+        ({"text": PROMPTS["text"]}, LIKE, "shapes"),
+        (jax.tree.map(np.float64, PROMPTS), LIKE, "JAX_ENABLE_X64"),
+    ],
+)
+def test_other_settings_are_not_damage(copied, prompts, training, says):
+    before = files_of(copied)
+    with Checkpoints(copied, create=True) as checkpoints, pytest.raises(UserError, match=says):
+        checkpoints.resume(prompts, training)
+    assert files_of(copied) == before
+
+
+def test_prompts_without_a_training_state_are_not_resumed(tmp_path):
+    with Checkpoints(tmp_path, create=True) as checkpoints:
+        checkpoints.save(1, PROMPTS, {})
+        checkpoints.wait()
+    assert load_newest(tmp_path).step == 1
+    with pytest.raises(UserError, match="init_from"):
+        resume(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lr[0.01]", "a\\b", "what?*"])
+def test_a_path_of_any_characters(tmp_path, name):
+    """Orbax takes such a path for a pattern, and loses what it writes there."""
+    assert resume(written(tmp_path / name / "run", steps=(1,))) == 1
+
+
+def test_the_first_checkpoint_of_a_run_is_read_back(tmp_path, monkeypatch):
+    def fail(*_):
+        raise DamagedError("it is gone")
+
+    monkeypatch.setattr(Checkpoints, "_restore", fail)
+    with (
+        Checkpoints(tmp_path, create=True) as checkpoints,
+        pytest.raises(UserError, match=str(tmp_path)),
+    ):
+        checkpoints.save(1, PROMPTS, {}, LIKE)
+
+
+def test_a_workdir_that_is_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        Checkpoints(tmp_path / "file", create=True)
+
+
+def test_a_folder_that_is_only_read_does_not_change(copied):
+    before = {file: os.stat(copied / file).st_mtime_ns for file in files_of(copied)}
+    assert load_newest(copied).step == 2
+    assert {file: os.stat(copied / file).st_mtime_ns for file in files_of(copied)} == before
