@@ -25,7 +25,7 @@ soak: .venv/installed-dev
 
 # The loader, the parity and the commands at the oldest versions that requirements.txt admits.
 minimum: .venv-minimum/installed
-	.venv-minimum/bin/python -m pytest -q tests/test_parity.py tests/data/test_loader.py tests/commands/test_main.py
+	.venv-minimum/bin/python -m pytest -q tests/test_parity.py tests/data/test_loader.py tests/cli/test_main.py
 
 # The tables and the figure of the digits: the methods, CoOp with a context per class, and a linear probe, at 1 to 16
 # shots from five seeds. Hours on two CPU cores.

@@ -1,4 +1,4 @@
-"""Configurations: read from the command line, validated, saved with a run and loaded again.
+"""Configurations: validated, saved with a run and loaded again.
 
 `configs/common.py` has every key. A configuration is a ConfigDict of these keys.
 """
@@ -8,14 +8,11 @@ import importlib
 import itertools
 import json
 import math
-import pathlib
-import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from absl import flags
 from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from dpt_jax.configs import common
 from dpt_jax.errors import UserError, can_be_shown
@@ -36,7 +33,6 @@ from dpt_jax.training import prompt_file
 Value = int | float | bool | str
 
 CONFIG_FILE = "config.json"
-DEFAULT = "dpt"
 LARGEST = 2**31  # integers on devices have 32 bits
 
 CHOICES: dict[str, Collection[str]] = {
@@ -87,112 +83,6 @@ BOUND = (
 # keys that add parameters of their own.
 SECTION_OF = {TEXT: "text_prompt", VISUAL: "visual_prompt", CLASS_AWARE: "cavpt"}
 OWN = ("coupled", "conditioned")
-
-
-class Given(NamedTuple):
-    """The configuration of a command line.
-
-    Attributes:
-      file: Value of --config, None if missing.
-      config: With the overrides; not validated.
-      overrides: Value of each --config.KEY.
-    """
-
-    file: str | None
-    config: ConfigDict
-    overrides: dict[str, Value]
-
-    @property
-    def dataset_named(self) -> bool:
-        """Whether --config names a dataset."""
-        return self.file is not None and ":" in self.file
-
-
-def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
-    """Return the configuration of a command line, and the other arguments.
-
-    Args:
-      arguments: --config=FILE[:ARG], a path or a method's name, and --config.KEY=VALUE anywhere
-        among others.
-
-    Raises:
-      UserError: A key is unknown, a value has the wrong type, or the file is not a configuration.
-    """
-    known = flat(common.get_config().to_dict())
-    file: str | None = None
-    others: list[str] = []
-    left = iter(arguments)
-    for argument in left:
-        flag, given, value = argument.partition("=")
-        name = flag.lstrip("-")
-        if argument == "--":
-            others += [argument, *left]
-        elif flag in ("--config", "-config"):
-            file = value if given else next(left, "")
-        else:
-            others.append(argument)
-            key = name.removeprefix("no").removeprefix("config.")
-            if flag.startswith("-") and name.startswith(("config.", "noconfig.")):
-                if key not in known:
-                    raise UserError(f"{flag}: there is no such key{nearest(key, known)}")
-                if name.startswith("no") and not isinstance(known[key], bool):
-                    raise UserError(f"{flag}: only a key that is true or false can be negated.")
-    # The flag of the file goes first, since it defines the flags of its keys.
-    name = DEFAULT if file is None else file
-    argv = ["", f"--config={_path(name)}", *others]
-    values = flags.FlagValues()
-    values.set_gnu_getopt(True)
-    sys.modules.pop("config_config", None)  # config_flags' name for the file, whatever its path
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        rest = values(argv, known_only=True)[1:]
-    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as reason:
-        raise UserError(_explain(reason, name)) from reason
-    config = values["config"].value
-    _check_keys(config, name)
-    return Given(file, config, config_flags.get_override_values(values["config"])), rest
-
-
-def _path(name: str) -> str:
-    """Return PATH[:ARG] of a configuration that is named by its path or by its method.
-
-    Raises:
-      UserError: The file does not exist.
-    """
-    file, colon, arg = name.partition(":")
-    if file in METHODS:
-        path = pathlib.Path(common.__file__).with_name(f"{file}.py")
-    else:
-        path = pathlib.Path(file).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"--config: {file or 'its value'} is not a file. configs/ has those of the methods, "
-            f"which their names stand for: {', '.join(METHODS)}."
-        )
-    return f"{path}{colon}{arg}"
-
-
-def _explain(reason: Exception, file: str) -> str:
-    """Return an error of config_flags as a sentence; its last line has the cause."""
-    lines = [line for line in str(reason).splitlines() if line.strip()]
-    cause = lines[-1].strip().removeprefix("flag ").rstrip(".")
-    return f"{cause}." if cause.startswith("--config.") else f"--config={file}: {cause}."
-
-
-def _check_keys(config: Any, file: str) -> None:
-    """Raise UserError if a configuration file has not exactly the keys of common.py."""
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config: get_config of {file} does not return a ConfigDict.")
-    known, found = flat(common.get_config().to_dict()), flat(config.to_dict())
-    for key in found:
-        if key not in known:
-            raise UserError(f"{file}: {key} is not a key{nearest(key, known)}")
-    for key in known:
-        if key not in found:
-            raise UserError(
-                f"{file}: {key} is missing; begin with `config = common.get_config()` of "
-                "dpt_jax.configs."
-            )
 
 
 def method_config(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from configs import common, coop, dpt, ivlp, kgcoop, maple, promptsrc, vlp, vpt
 from dpt_jax import config as configs
+from dpt_jax.cli.config_flag import from_command_line
 from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS
@@ -20,7 +21,7 @@ KEYS = configs.flat(common.get_config().to_dict())
 
 
 def read(*arguments):
-    return configs.from_command_line(arguments)
+    return from_command_line(arguments)
 
 
 def saved_run(workdir, config, **overrides):

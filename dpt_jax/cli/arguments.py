@@ -8,7 +8,7 @@ from dpt_jax.errors import UserError
 if TYPE_CHECKING:
     from etils import epath
 
-    from dpt_jax.config import Given
+    from dpt_jax.cli.config_flag import Given
     from dpt_jax.predictor.predictor import Predictor
 
 RUN_HELP = "the workdir of a run, or a file of `dpt-jax convert export`"
@@ -49,7 +49,7 @@ def parse(
     Raises:
       UserError: A flag, a key or a value is wrong.
     """
-    from dpt_jax.config import from_command_line
+    from dpt_jax.cli.config_flag import from_command_line
 
     given, rest = from_command_line(arguments)
     return parser.parse_intermixed_args(rest), given

@@ -17,7 +17,7 @@ from dpt_jax.errors import UserError
 if TYPE_CHECKING:
     from etils import epath
 
-    from dpt_jax.config import Given
+    from dpt_jax.cli.config_flag import Given
     from dpt_jax.runs import Results
 
 

@@ -10,9 +10,7 @@ from hypothesis import settings as tries
 from hypothesis import strategies as st
 from PIL import Image
 
-from configs import coop
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
-from dpt_jax.config import save_config
 from dpt_jax.data import loader
 from dpt_jax.data.folder import find_images, read_folder
 from dpt_jax.data.records import UnreadableImageError, read_image
@@ -170,21 +168,3 @@ def test_an_image_that_unpacks_to_gigabytes_is_refused(tmp_path):
 def test_an_image_with_another_ending_is_an_image(tmp_path):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "png.jpg", "PNG")
     assert read_image(tmp_path / "png.jpg").getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_a_context_of_each_class_with_other_classes_is_refused_before_weights_are_read(tmp_path):
-    """The runs' settings tell it."""
-    config = coop.get_config()
-    config.text_prompt.class_specific, config.dataset.classes = True, "base"
-    save_config(config, tmp_path)
-    done = in_process(
-        "main.py",
-        "--config=configs/coop.py",
-        "--mode=eval",
-        f"--config.init_from={tmp_path}",
-        "--config.dataset.classes=new",
-        "--config.clip.weights=/nowhere",
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "has a context for each of its own classes" in done.stderr
