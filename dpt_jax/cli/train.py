@@ -16,6 +16,7 @@ from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from etils import epath
+    from ml_collections import ConfigDict
 
     from dpt_jax.cli.config_flag import Given
     from dpt_jax.runs import Results
@@ -46,11 +47,13 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
+    from dpt_jax.runs import train_and_evaluate
 
     named = as_path(flags.workdir) if flags.workdir else None
     workdir = named or default_workdir(given.config)
     if flags.mode == "train":
-        results = train(given, workdir, flags.allow_changes)
+        config = config_to_train(given, workdir, flags.allow_changes)
+        results = train_and_evaluate(config, workdir, flags.allow_changes)
     else:
         results, workdir = evaluate(given, workdir, named is None)
     say(summary(results))
@@ -59,11 +62,14 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         say(f"next, a page of the run: dpt-jax report {workdir} --html")
 
 
-def train(given: "Given", workdir: "epath.Path", allow_changes: bool) -> "Results":
-    """Train in a workdir and evaluate; return the results."""
+def config_to_train(given: "Given", workdir: "epath.Path", allow_changes: bool) -> "ConfigDict":
+    """Return the configuration of a training in a workdir.
+
+    Raises:
+      UserError: The workdir is a prompt file, or has a run with other settings.
+    """
     from dpt_jax.config import check_same_run, keys_that_may_change, training_config
     from dpt_jax.logging import say
-    from dpt_jax.runs import train_and_evaluate
     from dpt_jax.training import prompt_file
 
     if prompt_file.is_prompt_file(workdir):
@@ -74,7 +80,7 @@ def train(given: "Given", workdir: "epath.Path", allow_changes: bool) -> "Result
     config = training_config(given.config, given.overrides, workdir)
     if changed := check_same_run(config, workdir, keys_that_may_change(asked=allow_changes)):
         say(f"{workdir}: resuming with other settings than it was started with: {changed}.")
-    return train_and_evaluate(config, workdir, allow_changes)
+    return config
 
 
 def evaluate(
