@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import errno
+import importlib.util
 import io
 import os
 import threading
@@ -22,6 +23,7 @@ Reader = Callable[[str], Image.Image]
 FORMATS = (
     *("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF"),
     *("JPEG2000", "TGA", "ICO", "PCX"),
+    *(("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()),  # from Pillow 11.3 on
 )
 # What the system reports about a file itself. Any other error, such as too many open files or a
 # stale handle of a network disk, says nothing about the image and ends the run.

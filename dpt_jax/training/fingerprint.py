@@ -113,14 +113,16 @@ def training_meta(experiment: "Experiment", before: "Saved | None" = None) -> Re
 
 
 def check_not_relabelled(experiment: "Experiment", record: Mapping[str, Any], source: str) -> None:
-    """Raise UserError if an evaluation has settings other than those of the training.
+    """Raise UserError if an evaluation has other settings than the training, or that has no record.
 
     Args:
       experiment: The evaluation.
       record: Of the prompts, see `training_meta`.
       source: Where they are from.
     """
-    trained, here = record["settings"], training_meta(experiment)["settings"]
+    trained, here = record.get("settings"), training_meta(experiment)["settings"]
+    if not isinstance(trained, Mapping) or not isinstance(record.get("changes"), list):
+        raise UserError(f"{source} has no record of its training: train or convert it again.")
     for key, value in here.items():
         if key not in OF_EVALUATION and trained.get(key, value) != value:
             raise UserError(
