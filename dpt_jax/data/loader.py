@@ -7,6 +7,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from dpt_jax.errors import UserError
 Batch = dict[str, Any]
 
 LEAST_THREADS, MOST_THREADS = 4, 16  # that decode images in one process
+QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -198,6 +200,9 @@ def _read(data: grain.MapDataset, workers: int) -> Iterator[Batch]:
         # Grain asks for its own flags, also if absl is not used.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
+        # Python passes these to its resource tracker, which removes what a killed process leaves.
+        if QUIET_TRACKER not in sys.warnoptions:
+            sys.warnoptions.append(QUIET_TRACKER)
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers), _start_worker
         )

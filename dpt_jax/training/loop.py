@@ -102,7 +102,8 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
         schedule = distributed.replicate(plan.schedule.as_arrays())
         batches = train_batches(experiment, start)
         unreadable: set[int] = set()
-        since, images, saved_at = time.perf_counter(), 0, time.monotonic()
+        since, images = time.perf_counter(), 0
+        saved, saved_at = start, time.monotonic()
         with (
             MetricWriter(workdir, start) as writer,
             Progress("train", plan.steps, start) as progress,
@@ -119,12 +120,15 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
                 try:
                     batch = next(batches)
                 except Exception:
+                    if jax.process_count() > 1:
+                        raise
+                    if step - 1 > saved:
+                        save(step - 1)
+                        checkpoints.wait()
+                    if not stop:
+                        raise
                     # A SIGTERM to the process group ends the loader's processes too. The images
                     # that they had are loaded again when the run resumes.
-                    if not stop or jax.process_count() > 1:
-                        raise
-                    save(step - 1)
-                    checkpoints.wait()
                     raise _stopped(step - 1, plan) from None
                 images += len(batch["label"]) * jax.process_count()
                 unreadable.update(batch["index"][batch["weight"] == 0].tolist())
@@ -150,7 +154,7 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
                 stopping = stop.after(step) and step < plan.steps
                 if stopping or save_is_due(config.checkpoint, step, plan.steps, saved_at):
                     save(step)
-                    saved_at = time.monotonic()
+                    saved, saved_at = step, time.monotonic()
                 if stopping:
                     checkpoints.wait()
                     raise _stopped(step, plan)
