@@ -92,7 +92,7 @@ def link_distributions(names: set[str], packages: pathlib.Path) -> None:
 
 def test_the_environment_has_no_extras(installed):
     _, run = installed
-    looked_for = ("torch", "tensorflow", "tensorflow_datasets", "pytest", "gcsfs")
+    looked_for = ("torch", "tensorflow", "pytest", "gcsfs")
     code = f"import importlib.util as u; print([n for n in {looked_for} if u.find_spec(n)])"
     assert run("-c", code) == "[]\n"
 
