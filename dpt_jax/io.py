@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import pathlib
@@ -16,7 +17,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TextIO, cast
 
 from etils import epath
 from etils.epath import backend
@@ -313,6 +314,19 @@ def write_whole(file: epath.Path, content: bytes | str) -> None:
         raise UserError(
             f"{file} cannot be written: {reason.strerror or short(reason)}."
         ) from reason
+
+
+@contextlib.contextmanager
+def text_stream(file: epath.Path) -> Iterator[TextIO]:
+    """Give a CSV file to write: line by line on a disk, as a whole at the end in a bucket."""
+    escaped = "backslashreplace"  # of names that are not Unicode
+    if not is_remote(file):
+        with open(file, "w", encoding="utf-8", newline="", errors=escaped) as out:
+            yield out
+        return
+    text = io.StringIO(newline="")
+    yield text
+    write_whole(file, text.getvalue().encode(errors=escaped))
 
 
 @contextlib.contextmanager

@@ -254,6 +254,7 @@ def test_wrong_input_is_one_sentence(arguments, names, tmp_path):
     assert_refused(done, names)
 
 
+@pytest.mark.process
 def test_the_command_and_its_exit_code(tmp_path, clip_dir):
     """A dataset whose root is missing fails, the embedded one runs; tables are made of it."""
     arguments = ["--methods=zeroshot", "--datasets=emoji,eurosat", f"--runs={tmp_path}"]

@@ -51,13 +51,12 @@ class Output:
         """stack: closes what is opened here. top: the classes reported for an image."""
         self._csv = self._json = None
         if flags.csv:
-            from dpt_jax.io import as_path
+            from dpt_jax.io import as_path, text_stream
             from dpt_jax.report.tables import CSVWriter
 
             file = as_path(flags.csv)
             try:
-                out = stack.enter_context(file.open("w", encoding="utf-8", newline="",
-                                                    errors="backslashreplace"))  # fmt: skip
+                out = stack.enter_context(text_stream(file))
             except OSError as reason:
                 raise UserError(f"--csv: {file} cannot be written ({reason}).") from reason
             numbered = [

@@ -93,6 +93,7 @@ def test_training_from_published_checkpoint(converted, flags, tmp_path):
     assert len((run / "train_files.txt").read_text().splitlines()) == 12
 
 
+@pytest.mark.process
 def test_any_number_of_devices_trains_to_the_same_prompts(flags, tmp_path):
     """Also with 5 rows a batch, which neither 2 nor 4 devices divide."""
     found = {}

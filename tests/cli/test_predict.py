@@ -68,6 +68,7 @@ def test_json(trained, predictor, mixed, files):
         )
 
 
+@pytest.mark.process
 def test_csv_and_other_classes(trained, mixed, tmp_path):
     (tmp_path / "names.txt").write_text("a zebra\n\n@handle\nA Zebra\n", encoding="utf-8")
     done = command(
@@ -123,6 +124,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(trained, arguments, says):
     ).stat().st_size > 1000  # nothing is written before all else is known to be right
 
 
+@pytest.mark.process
 def test_a_reader_that_has_enough_is_no_error(trained):
     done = command("-c", f"""
 import subprocess, sys

@@ -7,7 +7,7 @@ from gcsfs.retry import HttpError
 
 from dpt_jax.cli.terminal import ending
 from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
-from tests.helpers.commands import command
+from tests.helpers.commands import assert_refused, command
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,6 @@ from tests.helpers.commands import command
             "TMPDIR",
         ),
         (HttpError({"code": 503, "message": "try later"}), USER_ERROR, "bucket"),
-        (RuntimeError("Unable to initialize backend 'tpu'"), USER_ERROR, "JAX_PLATFORMS"),
         (KeyError("x"), BUG, "KeyError"),
         (RuntimeError("x"), BUG, "RuntimeError"),
     ],
@@ -34,6 +33,13 @@ def test_exit_codes_and_sentences(error, code, says):
     assert found == code
     assert says in sentence
     assert "\n" not in sentence
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("platform", ["cuda", "none"])
+def test_a_backend_that_is_not_there(platform, tmp_path):
+    done = command("main.py", f"--workdir={tmp_path}", check=False, JAX_PLATFORMS=platform)
+    assert_refused(done, f"JAX_PLATFORMS='{platform}'")
 
 
 @pytest.mark.process

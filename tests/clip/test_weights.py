@@ -116,6 +116,7 @@ except UserError as reason:
 """
 
 
+@pytest.mark.process
 def test_hub_id_from_the_local_cache(source, expected, tmp_path, monkeypatch):
     """As a machine without network that has downloaded the model before."""
     snapshot = tmp_path / "hub" / "models--someone--tiny" / "snapshots" / "0123"

@@ -96,6 +96,7 @@ def test_split_from_folders_is_that_of_the_published_rule(tmp_path):
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["dtd", "imagenet_r"])
 def test_a_dataset_runs_to_its_results(name, tmp_path, tiny_clip_dir):
     """One to train on, and one that is only tested on."""

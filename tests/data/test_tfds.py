@@ -90,6 +90,7 @@ def test_a_copy_of_what_is_needed_is_read_from_a_bucket(root, bucket, tmp_path, 
         read_tfds("food101", f"{bucket}/tfds")
 
 
+@pytest.mark.process
 def test_of_a_video_the_middle_frame_is_read(root):
     """In a process of its own, since this dataset needs TensorFlow to be read."""
     code = (
@@ -159,6 +160,7 @@ except UserError as reason:
     assert f"needs tensorflow for {name}" in without_tensorflow(code).stdout
 
 
+@pytest.mark.process
 def test_a_dataset_runs_to_its_results(root, tiny_clip_dir, tmp_path):
     results = run_dataset("imagenet", "tfds", root, tiny_clip_dir, tmp_path / "run")
     assert len(results["per_class"]) == 1000
@@ -256,6 +258,7 @@ def test_a_dataset_that_cannot_be_prepared_is_one_sentence(tmp_path):
         read_tfds("fgvc_aircraft", str(tmp_path))
 
 
+@pytest.mark.process
 def test_files_that_cannot_be_read_by_position_are_named(tmp_path):
     """TFDS's own default format."""
     command("-m", "tests.helpers.tfds_trees", str(tmp_path), "dtd", "tfrecord")

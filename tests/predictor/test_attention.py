@@ -89,6 +89,7 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     assert len(list((tmp_path / "other").iterdir())) == 4
 
 
+@pytest.mark.process
 def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
     """What matplotlib would set as mathematics, and a name that no encoding gives."""
     odd = [r"$\frac$.png", "$x_$.png", os.fsdecode(b"n\xff.png")]

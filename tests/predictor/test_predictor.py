@@ -224,6 +224,7 @@ def test_class_names_of_a_file(tmp_path):
         assert read_classnames(file) == ["tench", "goldfish"]
 
 
+@pytest.mark.process
 def test_devices_share_what_is_read_at_a_time(trained, files):
     """Two devices take two batches together, and give what one gives."""
     script = """

@@ -33,6 +33,7 @@ print(json.dumps({"platforms": program.platforms, "input": str(program.in_avals[
 """
 
 
+@pytest.mark.process
 def test_a_program_needs_nothing_of_this_package(trained, tmp_path, monkeypatch):
     served = tmp_path / "served"
     done = in_process("-m", "dpt_jax", "convert", "serve", str(trained), str(served))

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 
 import dpt_jax
 from dpt_jax.predictor import words as explain
@@ -39,6 +40,7 @@ def test_words_of_classes_that_have_their_own(trained):
     assert {len(row) for row in explain.rows(found)} == {len(explain.header(found))}
 
 
+@pytest.mark.process
 def test_explain_prints_a_table(trained):
     lines = command(
         "-m", "dpt_jax", "explain", f"--workdir={trained}", "--top=2"

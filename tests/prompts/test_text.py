@@ -86,6 +86,7 @@ def test_a_thousand_names_cost_what_their_tokens_cost(clip):
     assert layout.tokens.size < 0.1 * 77 * len(layout.eot_index)
 
 
+@pytest.mark.process
 def test_texts_shared_by_devices(clip_dir):
     """Rows that four devices cannot share equally: features and gradients of one device."""
     command("-m", "tests.helpers.shared_texts", str(clip_dir), devices=4)

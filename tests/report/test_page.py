@@ -60,6 +60,7 @@ class Page(html.parser.HTMLParser):
             self.cells.append(data)
 
 
+@pytest.mark.process
 def test_one_page_a_run(trained, tmp_path):
     """Self-contained, with class names that are markup shown as text."""
     workdir = tmp_path / "run"

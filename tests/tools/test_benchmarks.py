@@ -112,6 +112,7 @@ def test_a_step_sees_plain_clip_where_its_loss_does(parts, share, tmp_path):
     assert (guided - later) / flops.plain(model, 8) == pytest.approx(share, abs=0.1)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_benchmark_of_a_step(mode):
     """As benchmarks/README.md runs it, but on two images and a small backbone."""
@@ -138,6 +139,7 @@ def test_the_benchmark_of_a_step(mode):
     assert ("text_s" in result) == (mode == "eval")
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_table_of_steps_here_and_in_torch():
     """A line a method, with times and their ratio."""

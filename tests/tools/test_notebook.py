@@ -77,6 +77,7 @@ def test_the_tutorial_runs_and_shows_what_it_showed(copy, monkeypatch):
         check(run_cells(nbformat.read(copy, as_version=4)))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_tutorial_runs_in_a_kernel(copy):
     command("tools/run_notebook.py", str(copy))

@@ -84,6 +84,7 @@ def test_a_step_that_the_code_cannot_take_is_one_sentence(method, clip, batch, s
         find(tmp_path / PUBLISHED[method].clone, method, clip, batch)
 
 
+@pytest.mark.process
 def test_nothing_is_timed_where_a_clone_is_missing(tmp_path):
     done = command(
         "benchmarks/beside_torch.py", f"--published={tmp_path}", "--methods=coop", check=False
