@@ -190,7 +190,8 @@ def _named_by(text: str) -> list[epath.Path]:
         if "**" in text:
             raise UserError(f"{text}: ** works on local files only; name the folder instead.")
         folder = next((p for p in path.parents if not glob.has_magic(os.fspath(p))), path)
-        named = sorted(folder.glob(path.relative_to(folder).as_posix()))
+        matches = folder.glob(path.relative_to(folder).as_posix())
+        named = sorted(match for match in matches if not match.name.startswith("."))
     else:
         named = [as_path(name) for name in sorted(glob.glob(os.fspath(path), recursive=True))]
     if not named:
