@@ -226,7 +226,7 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[
     distributed.check_same(lambda: {"prompt to evaluate": saved.digest})
     found = predict(experiment, saved.prompts)
     answers = {
-        "the logits of plain CLIP": found.zero_shot_logits,
+        "the logits of zero-shot CLIP": found.zero_shot_logits,
         f"the logits of {experiment.config.method}": found.logits,
     }
     check_finite(answers, saved.prompts, experiment.frozen.clip)

@@ -30,5 +30,5 @@ def _cause(what: str, prompts: Mapping[str, Any], params: Mapping[str, Any]) -> 
         for name, value in flax.traverse_util.flatten_dict(tree, sep=".").items():
             if not bool(jnp.isfinite(value).all()):
                 return f"the {whose} {name} has such values"
-    of = "CLIP's weights" if "plain CLIP" in what else "the prompts and CLIP's weights"
+    of = "CLIP's weights" if "zero-shot CLIP" in what else "the prompts and CLIP's weights"
     return f"check {of}, or try dtype=float32"

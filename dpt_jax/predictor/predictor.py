@@ -180,7 +180,7 @@ class Predictor:
             return outputs
 
         for batch, outputs in overlapped(batches, compute, lambda x: len(x["label"])):
-            self._check("the logits of plain CLIP", outputs.zero_shot.logits)
+            self._check("the logits of zero-shot CLIP", outputs.zero_shot.logits)
             self._check("the logits", outputs.logits)
             yield batch, outputs
 

@@ -270,7 +270,7 @@ def test_weights_that_are_not_finite_are_refused(clip, clip_dir, files, tmp_path
     broken = clip._replace(params={**clip.params, "vision": vision})
     config = small_config(clip_dir, zeroshot)
     prepared = experiments.prepare(config, broken)
-    says = r"plain CLIP are not finite: the weight of CLIP vision\.ln_post"
+    says = r"zero-shot CLIP are not finite: the weight of CLIP vision\.ln_post"
     with pytest.raises(UserError, match=says):
         Predictor(prepared, Saved(0, {}, {}), batch_size=4).predict(files[:1])
     with pytest.raises(UserError, match=says):
