@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from dpt_jax.errors import UserError
-from dpt_jax.io import on_this_disk, write_whole
+from dpt_jax.io import on_this_disk, reading, write_whole
 
 SUFFIX = ".safetensors"
 FORMAT = "dpt_jax prompts, version 1"
@@ -33,6 +33,21 @@ RESULTS = (
     "macro_f1",
     "zero_shot_accuracy",
 )
+
+ENTRIES = {
+    *("method", "backbone", "template", "classnames", "results"),
+    *("settings", "training", "step"),
+}
+PARTS = ("text", "meta_net", "visual", "coupling", "cavpt")
+# Types of what the record of the training may have.
+RECORD: dict[str, Any] = {
+    "method": str,
+    "backbone": str | None,
+    "classnames": list | None,
+    "epoch": int | None,
+    "data": dict | None,
+    "train_list": str | None,
+}
 
 
 def is_prompt_file(source: epath.Path) -> bool:
@@ -84,84 +99,40 @@ def write(
 
 
 def read_header(file: epath.Path) -> dict[str, Any]:
-    """Return the header's entries.
+    """Return the header's entries, see `write`.
 
-    Raise UserError where the file is missing, damaged or not of prompts.
+    Raises:
+      UserError: if the file is missing, damaged or not of prompts.
     """
     import safetensors
 
     if not file.is_file():
         raise UserError(
-            f"{file} is not there: give a prompt file of `dpt-jax convert export`, or a workdir."
+            f"{file} does not exist: give a prompt file of `dpt-jax convert export`, or a workdir."
         )
-    try:
+    with reading(file, "a prompt file"):
         with on_this_disk(file) as local, safetensors.safe_open(local, "numpy") as opened:
             header = opened.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as reason:
-        raise UserError(
-            f"{file} cannot be read ({reason}); it is damaged or no safetensors file."
-        ) from reason
-    if header.get("format") != FORMAT:
-        raise UserError(
-            f"{file} is no file of prompts (its header says {header.get('format')!r}, not "
-            f"{FORMAT!r}): "
-            "write one with `dpt-jax convert export WORKDIR FILE`."
-        )
-    try:
-        entries = {key: json.loads(value) for key, value in header.items() if key != "format"}
-    except (ValueError, RecursionError) as reason:
-        raise UserError(f"{file}: its header is damaged ({reason}).") from reason
-    _check(entries, file)
+        if header.pop("format", None) != FORMAT:
+            raise ValueError(f"the format in its header is not {FORMAT!r}")
+        entries = {key: json.loads(value) for key, value in header.items()}
+        if set(entries) != ENTRIES:
+            raise ValueError(f"the entries of its header are {', '.join(sorted(entries))}")
+        training = entries["training"]
+        for key, kind in {"settings": dict, "training": dict, "step": int}.items():
+            _check_type(key, entries[key], kind)
+        _check_type("results", entries["results"], dict | None)
+        for key, kind in RECORD.items():
+            _check_type(f"training.{key}", training.get(key), kind)
+        names = training.get("classnames")
+        if names is not None and not (names and all(isinstance(x, str) and x for x in names)):
+            raise ValueError("training.classnames in its header are not class names")
     return entries
 
 
-ENTRIES = (
-    *("method", "backbone", "template", "classnames", "results"),
-    *("settings", "training", "step"),
-)
-PARTS = ("text", "meta_net", "visual", "coupling", "cavpt")
-
-
-def _check(entries: Mapping[str, Any], file: epath.Path) -> None:
-    """Raise UserError where an entry is missing, unknown or of another type."""
-    if unknown := sorted(set(entries) - set(ENTRIES)):
-        raise UserError(
-            f"{file}: its header has an entry {unknown[0]!r}, which this version does not know; "
-            "a newer one may have written it."
-        )
-    if missing := [key for key in ("settings", "step", "training") if key not in entries]:
-        raise UserError(f"{file}: its header lacks {missing[0]}.")
-    training = entries["training"]
-    types: dict[str, Any] = {
-        "settings": Mapping,
-        "training": Mapping,
-        "step": int,
-        "results": Mapping | None,
-    }
-    wrong = [key for key, kind in types.items() if not isinstance(entries.get(key), kind)]
-    if not wrong:
-        types = {
-            "method": str,
-            "backbone": str | None,
-            "classnames": list | None,
-            "epoch": int | None,
-            "data": Mapping | None,
-            "train_list": str | None,
-        }
-        wrong = [
-            f"training.{key}"
-            for key, kind in types.items()
-            if not isinstance(training.get(key), kind)
-        ]
-    names = [] if wrong else training.get("classnames")
-    if (
-        names is not None
-        and not wrong
-        and not (names and all(isinstance(name, str) and name for name in names))
-    ):
-        wrong = ["training.classnames"]
-    if wrong:
-        raise UserError(f"{file}: {wrong[0]} in its header is not what `convert export` writes.")
+def _check_type(key: str, value: Any, kind: Any) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{key} in its header is not what `convert export` writes")
 
 
 def read(file: epath.Path) -> tuple[int, Any, dict[str, Any]]:
@@ -169,15 +140,9 @@ def read(file: epath.Path) -> tuple[int, Any, dict[str, Any]]:
     import safetensors.numpy
 
     header = read_header(file)
-    try:
+    with reading(file, "a prompt file"):
         loaded = safetensors.numpy.load(file.read_bytes())
         tensors = flax.traverse_util.unflatten_dict(loaded, sep=".")
-    except (
-        Exception
-    ) as reason:  # names and types of tensors can be anything in a file from elsewhere
-        raise UserError(f"{file}: its tensors are not those of prompts ({reason}).") from reason
-    if unknown := sorted(set(tensors) - set(PARTS)):
-        raise UserError(
-            f"{file}: its tensors {unknown[0]!r} are of no prompt that this version knows."
-        )
+        if unknown := sorted(set(tensors) - set(PARTS)):
+            raise ValueError(f"its tensors {unknown[0]!r} are not of a known prompt")
     return header["step"], tensors, header["training"]

@@ -66,7 +66,7 @@ def test_other_images_are_refused_or_reported(config, clip, images, started, cap
     train(config, clip, started, allow_changes=True)
     said = capsys.readouterr().out
     assert "going on with other images than it was trained on (12 before, 18 now" in said
-    assert "an epoch had 2 steps and has 3 now, so that its 2 steps count as 0.7 epochs" in said
+    assert "an epoch had 2 steps and has 3 now, so its 2 steps count as 0.7 epochs" in said
     assert len((started / "train_files.txt").read_text().splitlines()) == 18
     # The steps of two epochs are not taken for those of three.
     config.train.epochs, config.train.batch_size = 3, 9
@@ -142,7 +142,7 @@ def test_an_optimizer_of_one_more_element_goes_on(config, clip, started, capsys,
     monkeypatch.setattr(loop, "make_optimizer", longer)
     capsys.readouterr()
     found = train(config, clip, started)
-    assert "going on at step 2 of 4" in capsys.readouterr().out
+    assert "resuming at step 2 of 4" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
@@ -153,7 +153,7 @@ def test_a_training_state_of_another_version_is_not_called_damage(config, clip, 
         old = {"opt_state": {"count": np.zeros(1)}, "totals": np.zeros(3, np.float32)}
         checkpoints.save(2, saved.prompts, saved.meta, old)
         checkpoints.wait()
-    with pytest.raises(UserError, match="training state of another version"):
+    with pytest.raises(UserError, match="training state of other shapes"):
         train(config, clip, started)
     assert (started / "checkpoints" / "2").is_dir()
     assert not (started / "damaged").exists()
@@ -165,7 +165,8 @@ def test_what_follows_a_step_that_was_left_out(config, clip):
     # Warm-up is over after the first step.
     schedule = Schedule(0.01, 0.002, 1, 2, steps_per_epoch=1)
     optimizer = make_optimizer()
-    take_step = make_step(experiment.model, optimizer, StepConfig(0.3, skip=True))
+    step = StepConfig(0.3, skip=True)
+    take_step = make_step(experiment.model, optimizer, step)
     size = experiment.model.clip_config.image_size
     generator = np.random.default_rng(0)
     batch = {
@@ -177,7 +178,7 @@ def test_what_follows_a_step_that_was_left_out(config, clip):
     prompts = adoption.initial_prompts(experiment)
 
     def after(*batches, schedule=schedule, momentum=0.0):
-        state = new_state(prompts, optimizer)
+        state = new_state(experiment.model, step, prompts, optimizer)
         pushed = jax.tree.map(lambda x: np.full_like(x, momentum), state.opt_state)
         state = distributed.replicate(state._replace(opt_state=pushed))
         for one in batches:

@@ -106,12 +106,12 @@ def test_files_that_are_no_prompts(shared, tmp_path):
     damaged = tmp_path / "damaged.safetensors"
     for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
         damaged.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"damaged\.safetensors cannot be read"):
+        with pytest.raises(UserError, match=r"damaged\.safetensors"):
             load_newest(damaged)
     safetensors.numpy.save_file({"x": np.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"other\.safetensors is no file of prompts"):
+    with pytest.raises(UserError, match=r"other\.safetensors"):
         dpt_jax.load(tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"none\.safetensors is not there"):
+    with pytest.raises(UserError, match=r"none\.safetensors"):
         dpt_jax.load(tmp_path / "none.safetensors")
     for key in ("settings", "step", "training", "classnames"):
         with safetensors.safe_open(shared, "numpy") as opened:
@@ -119,13 +119,12 @@ def test_files_that_are_no_prompts(shared, tmp_path):
         tensors = safetensors.numpy.load_file(shared)
         header[key] = header[key][:-1] + ","
         safetensors.numpy.save_file(tensors, damaged, header)
-        with pytest.raises(UserError, match=r"damaged\.safetensors: its header is damaged"):
+        with pytest.raises(UserError, match=r"damaged\.safetensors"):
             load_newest(damaged)
         del header[key]
         safetensors.numpy.save_file(tensors, damaged, header)
-        if key != "classnames":
-            with pytest.raises(UserError, match=rf"damaged\.safetensors: its header lacks {key}"):
-                dpt_jax.load(damaged)
+        with pytest.raises(UserError, match=r"damaged\.safetensors"):
+            dpt_jax.load(damaged)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +209,8 @@ def test_a_file_that_has_more_than_this_version_knows_is_refused(shared, tmp_pat
         header = opened.metadata()
     tensors, file = safetensors.numpy.load_file(shared), tmp_path / "odd.safetensors"
     safetensors.numpy.save_file(tensors, file, {**header, "scale": "2"})
-    with pytest.raises(UserError, match=r"odd\.safetensors: its header has an entry 'scale'"):
+    with pytest.raises(UserError, match=r"odd\.safetensors.*scale"):
         load_newest(file)
     safetensors.numpy.save_file({**tensors, "other_net.w": np.zeros(2, np.float32)}, file, header)
-    with pytest.raises(
-        UserError, match=r"odd\.safetensors: its tensors 'other_net' are of no prompt"
-    ):
+    with pytest.raises(UserError, match=r"odd\.safetensors.*other_net"):
         load_newest(file)
