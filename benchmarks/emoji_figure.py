@@ -17,35 +17,31 @@ from PIL import Image
 
 from dpt_jax.config import method_config
 from dpt_jax.data.dataset import load_dataset
-from dpt_jax.report.cells import scores_of
-from dpt_jax.report.curves import draw_panel
-from dpt_jax.report.figures import pyplot
-from dpt_jax.report.runs import curves
-from dpt_jax.report.selection import read_results, select
+from dpt_jax.methods import ZERO_SHOT
+from dpt_jax.report.figures import draw_panel, pyplot
+from dpt_jax.report.frame import results
+from dpt_jax.report.runs import counted, summarise
 
 SIDE, COLUMNS, LABEL = 66, 4, 170
 
 
 def main(runs: str, file: str) -> None:
     """Draw the runs below the folder `runs` to `file`."""
-    scores = scores_of(select(read_results(pathlib.Path(runs)))[0])
+    found = counted(results(runs))
     plt = pyplot()
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(13, 4), width_ratios=(1.15, 1, 1), layout="constrained"
-    )
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), width_ratios=(1.15, 1, 1))
     draw_task(left)
     for axes, name, title in (
         (middle, "emoji", "Twemoji, the style of the shots"),
         (right, "emoji_noto", "the same prompts on Noto, another style"),
     ):
-        own = {
-            cell: score
-            for cell, score in scores.items()
-            if cell.dataset == name
-            and cell.classes == "all"
-            and cell.trained_classes in ("", "all")
-        }
-        draw_panel(axes, title, curves(own))
+        own = found[
+            (found.dataset == name)
+            & (found.classes == "all")
+            & found.trained_classes.isin(["", "all"])
+            & ((found.shots > 0) | (found.method == ZERO_SHOT))
+        ]
+        draw_panel(axes, title, summarise(own, ["method", "shots"]))
     middle.legend(fontsize=8)
     figure.savefig(file, dpi=110)
 

@@ -12,9 +12,11 @@ from dpt_jax.errors import UserError
 from dpt_jax.version import __version__
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from dpt_jax.predictor.predictor import Predictor
 
-__all__ = ["Predictor", "UserError", "__version__", "load"]
+__all__ = ["Predictor", "UserError", "__version__", "load", "results"]
 
 
 def load(
@@ -33,6 +35,26 @@ def load(
     from dpt_jax.predictor import predictor
 
     return predictor.load(run, classnames, clip, batch_size)
+
+
+def results(runs: str | os.PathLike[str]) -> "pd.DataFrame":
+    """Read the results of all runs in a folder.
+
+    Args:
+        runs: A folder of runs, or one workdir.
+
+    Returns:
+        One row per results.json: method, dataset, classes, trained_on, trained_classes, shots,
+        seed, accuracy, macro_f1 and zero_shot_accuracy (0 to 1), ece, n, unreadable, path,
+        digests of what the results are of, and the settings by key. `excluded` is the reason why
+        a report leaves the run out, and "" if it does not.
+
+    Raises:
+        UserError: There is no results.json, or one is damaged.
+    """
+    from dpt_jax.report import frame
+
+    return frame.results(runs)
 
 
 def __getattr__(name: str) -> object:

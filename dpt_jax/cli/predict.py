@@ -10,6 +10,7 @@ one per line.
 
 import argparse
 import contextlib
+import csv
 import dataclasses
 import json
 import sys
@@ -52,7 +53,6 @@ class Output:
         self._csv = self._json = None
         if flags.csv:
             from dpt_jax.io import as_path, text_stream
-            from dpt_jax.report.tables import CSVWriter
 
             file = as_path(flags.csv)
             try:
@@ -62,15 +62,18 @@ class Output:
             numbered = [
                 f"{column}_{i + 1}" for i in range(top) for column in ("class", "probability")
             ]
-            self._csv = CSVWriter(out, ["path", "error", *numbered])
+            self._csv = csv.writer(out)
+            self._csv.writerow(["path", "error", *numbered])
         elif flags.json:
             self._json = "["
 
     def write(self, path: str, top: Sequence[tuple[str, float]], error: str = "") -> None:
         """Write the likeliest classes of an image with their probabilities, or its error."""
         if self._csv:
+            from dpt_jax.report.tables import inert
+
             answers = [cell for name, p in top for cell in (name, f"{p:.6f}")]
-            self._csv.write([path, error, *answers])
+            self._csv.writerow(map(inert, [path, error, *answers]))
         elif self._json:
             classes = [{"class": name, "probability": p} for name, p in top]
             answer = {"error": error} if error else {"predictions": classes}

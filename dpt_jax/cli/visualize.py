@@ -36,7 +36,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.data.folder import find_images
 
     paths = find_images(names)
-    from dpt_jax.io import as_path, make_folder
+    from dpt_jax.io import as_path, make_folder, write_whole
     from dpt_jax.logging import say
     from dpt_jax.predictor.attention import describe
     from dpt_jax.report.heat_maps import draw_sight
@@ -60,7 +60,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         files = (folder / f"{one}.png" for one in numbered)
         file = next(file for file in files if file.resolve() not in taken)
         taken.add(file.resolve())
-        draw_sight(sight, path, predictor.model.config.method, file)
+        write_whole(file, draw_sight(sight, path, predictor.model.config.method))
         say(str(file))
     if unreadable == len(paths):
         raise UserError(f"none of the {len(paths)} images could be read.")

@@ -12,7 +12,7 @@ CALIBRATION_BINS = 15
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the probabilities of logits (…, C), in their dtype.
 
-    SciPy has the same, whose import takes half a second of every start.
+    scipy.special has the same function, but importing it adds half a second to every command.
     """
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
@@ -21,33 +21,43 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def class_scores(
     predicted: np.ndarray, label: np.ndarray, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return the scores of each class.
+    """Score each class.
 
-    n: its images. accuracy: the part of them that is recognised. f1: 0 where it is undefined.
-    predicted: what its images were taken for, {class: images}, most first.
+    Args:
+        predicted: Class indices (N,).
+        label: True class indices (N,).
+        names: The distinct names of the C classes.
+
+    Returns:
+        By name: `n`, the images of the class; `accuracy`, None without images; `f1`, 0 where it is
+        undefined; `predicted`, how many of its images each class was predicted for, most first.
     """
     scores = {}
     for c, name in enumerate(names):
-        hits, n, named = (
-            ((predicted == c) & (label == c)).sum(),
-            (label == c).sum(),
-            (predicted == c).sum(),
-        )
-        taken_for = collections.Counter(predicted[label == c].tolist())
+        own = predicted[label == c]
+        hits, n, answers = int((own == c).sum()), len(own), int((predicted == c).sum())
         scores[name] = {
-            "n": int(n),
-            "accuracy": float(hits / n) if n else None,
-            "f1": float(2 * hits / (n + named)) if n + named else 0.0,
-            "predicted": {names[other]: count for other, count in taken_for.most_common()},
+            "n": n,
+            "accuracy": hits / n if n else None,
+            "f1": 2 * hits / (n + answers) if n + answers else 0.0,
+            "predicted": {
+                names[other]: count
+                for other, count in collections.Counter(own.tolist()).most_common()
+            },
         }
     return scores
 
 
 def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
-    """Return how far confidence is from accuracy (Guo et al. 2017, equation 5).
+    """Compare confidence with accuracy (Guo et al. 2017, equation 5).
 
-    ece: the expected calibration error, from 0 to 1. bins: for each fifteenth of the probabilities
-    that has images, their number, their mean probability and their accuracy.
+    Args:
+        logits: (N, C).
+        label: True class indices (N,).
+
+    Returns:
+        `ece`, the expected calibration error from 0 to 1; `bins`, for each of 15 equal intervals of
+        confidence that is not empty: the number of `images`, mean `confidence` and `accuracy`.
     """
     probabilities = softmax(logits.astype(np.float64))
     confidence, right = probabilities.max(-1), probabilities.argmax(-1) == label
@@ -65,10 +75,7 @@ def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
 
 
 def distinct(classnames: Sequence[str]) -> list[str]:
-    """Return the names; one that several classes have gets the class's number.
-
-    ImageNet has such a name, "missile".
-    """
+    """Add the class index to names that several classes share, such as ImageNet's "missile"."""
     times = collections.Counter(classnames)
     return [
         name if times[name] == 1 else f"{name} (class {i})" for i, name in enumerate(classnames)

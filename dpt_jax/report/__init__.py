@@ -1,4 +1,5 @@
 """Tables, figures and pages of finished runs.
 
-Import `runs` (over many), `one_run`, `page`, `tables` and `heat_maps`.
+`frame` reads results into a DataFrame. `runs` reports on a folder of runs, `one_run` on a single
+run, and `page` writes the HTML page of a run.
 """

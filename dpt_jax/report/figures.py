@@ -1,40 +1,208 @@
-"""What all figures share: matplotlib without a screen, and texts as they can be drawn."""
+"""Figures, as PNG: accuracy against shots, and those of one run.
 
-import pathlib
-from typing import Any, BinaryIO, cast
+Colours of methods are told apart by colour-blind readers, markers in print; see `methods.py`.
+"""
 
-from etils import epath
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-MOST_LETTERS = 30  # of a class's name
+import numpy as np
+import pandas as pd
+
+from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
+
+COLUMNS = 4  # of a grid of panels
+LONGEST_NAME = 30  # letters of a class name
+MOST_NAMED_CLASSES = 60  # of a confusion matrix; more do not fit
+STYLE: Any = {
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "grid.alpha": 0.3,
+    "legend.fontsize": 8,
+    "savefig.dpi": 110,
+    "text.parse_math": False,  # names may have dollar signs
+}
+
+
+class Cloud(NamedTuple):
+    """Features on two axes: of images (N, 2), of texts (C, 2), and each axis's share (2,) of the
+    images' variance.
+    """
+
+    images: np.ndarray
+    texts: np.ndarray
+    variance: np.ndarray
 
 
 def pyplot() -> Any:
-    """Return matplotlib.pyplot, which draws to files alone."""
+    """Return matplotlib.pyplot, which needs no screen."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot
 
-    matplotlib.rcParams["text.parse_math"] = False  # names are no formulas, whatever is in them
-
+    matplotlib.rcParams.update(STYLE)
     return matplotlib.pyplot
 
 
-def save(figure: Any, file: epath.Path | BinaryIO, dpi: int) -> None:
-    """Write a figure as a PNG, to a file in a bucket too, and close it."""
-    if isinstance(file, pathlib.PurePath):
-        with cast(epath.Path, file).open("wb") as out:
-            figure.savefig(out, dpi=dpi, format="png")
-    else:
-        figure.savefig(file, dpi=dpi, format="png")
+def png(figure: Any) -> bytes:
+    """Return a figure as PNG, and close it."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
     pyplot().close(figure)
+    return file.getvalue()
 
 
-def printable(text: str) -> str:
-    """Return the text as it can be drawn: on one line, other bytes than Unicode written out."""
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+def printable(text: str, longest: int = 10**6) -> str:
+    """Return a text on one line, with invalid Unicode escaped, shortened to `longest` letters."""
+    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def shortened(text: str, most: int) -> str:
-    text = printable(text)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def draw_curves(panels: Mapping[str, pd.DataFrame]) -> bytes:
+    """Draw a grid of panels of accuracy against shots, with their titles."""
+    columns = min(len(panels), COLUMNS)
+    rows = -(-len(panels) // columns)
+    size = (max(3.6 * columns, 5), 3.2 * rows)
+    figure, grid = pyplot().subplots(rows, columns, figsize=size, squeeze=False)
+    for axes, (title, cells) in zip(grid.flat, panels.items(), strict=False):
+        draw_panel(axes, title, cells)
+    for unused in grid.flat[len(panels) :]:
+        unused.set_axis_off()
+    grid.flat[0].legend()
+    return png(figure)
+
+
+def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
+    """Draw curves with bars of one standard deviation; zero-shot is a line.
+
+    cells: mean and std in percent, by method and shots.
+    """
+    methods = [name for name in ROWS if name in cells.index.get_level_values("method")]
+    for i, method in enumerate(methods):
+        own, style = cells.xs(method, level="method").sort_index(), ROWS[method]
+        common = {"color": style.colour, "label": style.label}
+        if method == ZERO_SHOT:
+            axes.axhline(own["mean"].iloc[0], linestyle="--", linewidth=1, **common)
+            continue
+        # A small shift keeps the bars of the methods apart.
+        shots = own.index * 2 ** (0.05 * (i - len(methods) / 2))
+        axes.errorbar(shots, own["mean"], own["std"], marker=style.marker, markersize=4, capsize=2,
+                      linewidth=1.2, **common)  # fmt: skip
+    ticks = sorted({*cells.index.get_level_values("shots")} - {0})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(shots) for shots in ticks])
+    axes.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
+    axes.minorticks_off()
+    axes.set(xlabel="shots (training images a class)", ylabel="test accuracy (%)", title=title)
+    axes.grid()
+
+
+def draw_confusion(matrix: np.ndarray, classnames: Sequence[str], title: str) -> bytes:
+    """Draw a matrix (C, C) in percent of the true class, which is the row."""
+    side = min(max(0.28 * len(classnames) + 2.5, 4.5), 16)
+    figure, axes = pyplot().subplots(figsize=(side + 1, side))
+    image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=100)
+    figure.colorbar(image, label="images of the true class (%)", shrink=0.8)
+    numbered = len(classnames) > MOST_NAMED_CLASSES
+    if not numbered:
+        names = [printable(name, LONGEST_NAME) for name in classnames]
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+    unit = " (number)" if numbered else ""
+    axes.set(xlabel=f"predicted class{unit}", ylabel=f"true class{unit}", title=title)
+    return png(figure)
+
+
+def draw_training(records: Sequence[Mapping[str, float]], guidance_epochs: int) -> bytes:
+    """Draw loss, training accuracy and learning rates by epoch.
+
+    Args:
+        records: Those of metrics.jsonl, one an epoch.
+        guidance_epochs: After which the loss has fewer terms; 0 if it never changes.
+    """
+    metrics = pd.DataFrame(records).set_index("epoch")
+    figure, axes = pyplot().subplots(1, 3, figsize=(10.5, 3))
+    blue, orange = ROWS["vpt"].colour, ROWS["dpt"].colour
+    axes[0].plot(metrics.loss, color=orange)
+    axes[1].plot(100 * metrics.accuracy, color=orange)
+    axes[2].plot(metrics.visual_lr, color=blue, label="visual prompt")
+    axes[2].plot(metrics.text_lr, color="#000000", linestyle="--", label="text prompt")
+    axes[2].set_yscale("log")
+    # The default labels of a logarithmic axis are formulas, see STYLE.
+    axes[2].yaxis.set_major_formatter("{x:g}")
+    axes[2].yaxis.set_minor_formatter("")
+    axes[2].legend()
+    labels = ("training loss (nats)", "training accuracy (%)", "learning rate")
+    for one, label in zip(axes, labels, strict=True):
+        one.set(xlabel="epoch", ylabel=label)
+        one.grid()
+    if 0 < guidance_epochs < metrics.index[-1]:
+        for one in axes[:2]:
+            one.axvline(guidance_epochs, color="#000000", linestyle=":", linewidth=1)
+        axes[0].annotate("guidance ends", (guidance_epochs, axes[0].get_ylim()[1]), xytext=(4, -4),
+                         textcoords="offset points", fontsize=8, va="top")  # fmt: skip
+    return png(figure)
+
+
+def draw_reliability(calibrations: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Draw accuracy against confidence, and the number of images at each confidence.
+
+    calibrations: {method: what `metrics.calibration` returns}.
+    """
+    methods = len(calibrations)
+    figure, grid = pyplot().subplots(
+        2, methods, figsize=(4.2 * methods, 4.6), squeeze=False, sharex=True, sharey="row",
+        height_ratios=[3, 1],
+    )  # fmt: skip
+    for (above, below), (method, found) in zip(grid.T, calibrations.items(), strict=True):
+        colour = ROWS[method].colour if method != ZERO_SHOT else "#777777"
+        bins = pd.DataFrame(found["bins"])
+        confidence, accuracy, label = 100 * bins.confidence, 100 * bins.accuracy, ROWS[method].label
+        above.plot([0, 100], [0, 100], color="#000000", linestyle="--", linewidth=1,
+                   label="perfect calibration")  # fmt: skip
+        above.vlines(confidence, confidence, accuracy, color=colour, alpha=0.5)
+        above.plot(confidence, accuracy, color=colour, marker="o", label=label, clip_on=False)
+        above.set_title(f"{label}: expected calibration error {100 * found['ece']:.1f} %")
+        above.legend(loc="upper left")
+        below.bar(confidence, bins.images, width=4, color=colour)
+        below.set_xlabel("probability of the answer (%)")
+        above.grid()
+        below.grid()
+    grid[0, 0].set(ylabel="correct answers (%)", xlim=(0, 100), ylim=(0, 100))
+    grid[1, 0].set_ylabel("images")
+    return png(figure)
+
+
+def draw_clouds(clouds: Mapping[str, Cloud], label: np.ndarray, classnames: Sequence[str]) -> bytes:
+    """Draw the features of images (points) and of class texts (stars), one panel a cloud.
+
+    Args:
+        clouds: By title.
+        label: True class indices (N,) of the images.
+        classnames: Only the classes with most images have colours; the others are grey.
+    """
+    colours = [*(method.colour for method in METHODS.values()), "#F0E442"][:9]
+    shown = np.argsort(-np.bincount(label, minlength=len(classnames)), kind="stable")
+    styles = [*zip(shown.tolist(), colours, "osv^DPX<>", strict=False)]
+    rest = ~np.isin(label, shown[: len(styles)])
+    edge = {"edgecolors": "#000000", "linewidths": 1}
+    size = (5.2 * len(clouds) + 1.6, 4.6)
+    figure, grid = pyplot().subplots(1, len(clouds), figsize=size, squeeze=False)
+    for axes, (title, cloud) in zip(grid.flat, clouds.items(), strict=True):
+        others = "images of other classes" if rest.any() else ""
+        axes.scatter(*cloud.images[rest].T, s=8, color="#CCCCCC", label=others)
+        for c, colour, marker in styles:
+            name = printable(classnames[c], LONGEST_NAME)
+            own = cloud.images[label == c]
+            axes.scatter(*own.T, s=18, color=colour, marker=marker, label=name)
+        for c, colour, _ in styles:
+            axes.scatter(*cloud.texts[c], s=220, color=colour, marker="*", **edge)
+        first, second = (f"{100 * share:.0f} %" for share in cloud.variance)
+        axes.set(title=title, xlabel=f"first axis ({first} of the images' variance)",
+                 ylabel=f"second axis ({second})", xticks=[], yticks=[])  # fmt: skip
+    last = grid.flat[-1]
+    last.scatter([], [], s=120, color="#FFFFFF", marker="*", label="text of a class", **edge)
+    last.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return png(figure)

@@ -1,85 +1,79 @@
-"""The report over one run: its classes, its training, and how sure its answers are."""
+"""The report on one run: its classes, its training, and its calibration."""
 
-import collections
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from etils import epath
 
+from dpt_jax.config import load_config, shots_in_words
 from dpt_jax.evaluation.provenance import read_current, unfinished
 from dpt_jax.evaluation.results import Results
+from dpt_jax.io import write_whole
 from dpt_jax.methods import METHODS, ROWS, TEXT, ZERO_SHOT
-from dpt_jax.report import run_figures
-from dpt_jax.report.tables import CSVWriter, markdown
-from dpt_jax.settings import load_saved, shots_in_words
+from dpt_jax.report import figures
+from dpt_jax.report.tables import inert, markdown
 from dpt_jax.training.metrics import read_metrics
 
 TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
 TRAINING_FILE, RELIABILITY_FILE = "training.png", "reliability.png"
 CONFUSIONS_LISTED = 10
 CLASS_HEADER = ["class", "images", "accuracy (%)", "F1"]
-CONFUSED_HEADER = ["images of", "taken for", "times"]
+CONFUSED_HEADER = ["true class", "predicted class", "images"]
 
 
 def report_run(workdir: epath.Path) -> tuple[str, list[str]]:
-    """Write the report over one run; return its Markdown, and the names of the files.
+    """Write the tables and figures of a run into its workdir.
 
-    Raise UserError without results, or with results of other prompts than the run's newest.
+    Returns:
+        The Markdown text and the names of the files.
+
+    Raises:
+        UserError: There are no results, or they are of older prompts than the newest.
     """
     results = read_current(workdir)
-    classes = results["per_class"]
     text = f"### {title(results)}\n\n{in_words(results)}\n\n"
     text += f"{markdown(CLASS_HEADER, class_rows(results))}\n"
     if confused := confused_rows(results):
         text += f"\nMost often confused:\n\n{markdown(CONFUSED_HEADER, confused)}\n"
-    (workdir / TABLE_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
-    with (workdir / CSV_FILE).open(
-        "w", newline="", encoding="utf-8", errors="backslashreplace"
-    ) as out:
-        writer = CSVWriter(out, ["class", "images", "accuracy", "f1"])
-        for name, one in classes.items():
-            writer.write([name, one["n"], one["accuracy"], one["f1"]])
-    written = [TABLE_FILE, CSV_FILE, FIGURE_FILE]
-    draw_confusion(results, workdir / FIGURE_FILE)
-    if draw_training(workdir, workdir / TRAINING_FILE):
-        written.append(TRAINING_FILE)
-    if draw_reliability(results, workdir / RELIABILITY_FILE):
-        written.append(RELIABILITY_FILE)
-    return text, written
+    classes = pd.DataFrame(results["per_class"]).T.reindex(columns=["n", "accuracy", "f1"])
+    table = classes.reset_index(names="class").rename(columns={"n": "images"}).map(inert)
+    # Class names of folders may have bytes that are not Unicode.
+    contents: dict[str, str | bytes | None] = {
+        TABLE_FILE: text.encode(errors="backslashreplace"),
+        CSV_FILE: table.to_csv(index=False).encode(errors="backslashreplace"),
+        FIGURE_FILE: draw_confusion(results),
+        TRAINING_FILE: draw_training(workdir),
+        RELIABILITY_FILE: draw_reliability(results),
+    }
+    written = {name: content for name, content in contents.items() if content is not None}
+    for name, content in written.items():
+        write_whole(workdir / name, content)
+    return text, [*written]
 
 
 def title(results: Results) -> str:
-    """Return such as "DPT on emoji"."""
-    return f"{ROWS[results['method']].label} on {dataset_of(results)}"
-
-
-def dataset_of(results: Results) -> str:
-    """Return the name of the dataset for people: of a folder, the folder's own."""
-    return (results.get("of") or {}).get("data", {}).get("name") or results["dataset"]
-
-
-def trained_dataset(results: Results) -> str:
-    """Return the name of the dataset that the prompts were trained on."""
-    trained = (results.get("of") or {}).get("trained_on") or {}
-    return trained.get("name") or results["trained_on"]["dataset"]
+    """Return such as "DPT on emoji".  A folder of images is called by its own name."""
+    data = (results.get("of") or {}).get("data") or {}
+    return f"{ROWS[results['method']].label} on {data.get('name', results['dataset'])}"
 
 
 def in_words(results: Results) -> str:
-    """Return what was trained on what, and how well it does."""
-    trained = results["trained_on"]
-    made = ""
-    if trained:
-        shots = shots_in_words(results["shots"])
-        far = f", to {epoch}" if (epoch := unfinished(results)) else ""
-        made = f"Trained on {trained_dataset(results)}, {shots}, seed {results['seed']}{far}: "
-    words = f"{100 * results['accuracy']:.1f} % of {results['n']:,} test images right"
+    """Describe the training and the scores in one sentence."""
+    words = ""
+    if trained := results["trained_on"]:
+        data = (results.get("of") or {}).get("trained_on") or {}
+        words = f"Trained on {data.get('name', trained['dataset'])}, "
+        words += f"{shots_in_words(results['shots'])}, seed {results['seed']}"
+        words += f", to {progress}: " if (progress := unfinished(results)) else ": "
+    words += f"{100 * results['accuracy']:.1f} % of {results['n']:,} test images right"
     if results["method"] != ZERO_SHOT and "zero_shot_accuracy" in results:
         words += f" (zero-shot {100 * results['zero_shot_accuracy']:.1f} %)"
     words += f", macro F1 {results['macro_f1']:.3f}"
     if "calibration" in results:
         words += f", expected calibration error {100 * results['calibration']['ece']:.1f} %"
-    return f"{made}{words}."
+    return f"{words}."
 
 
 def class_rows(results: Results) -> list[list[str]]:
@@ -97,59 +91,44 @@ def class_rows(results: Results) -> list[list[str]]:
 
 def confused_rows(results: Results) -> list[list[str]]:
     """Return a row of CONFUSED_HEADER for each of the most frequent mistakes."""
-    classes = results["per_class"]
-    wrong = collections.Counter(
-        {
-            (name, other): c
-            for name, one in classes.items()
-            for other, c in one["predicted"].items()
-            if other != name
-        }
-    )
-    return [
-        [name, other, f"{count} of {classes[name]['n']}"]
-        for (name, other), count in wrong.most_common(CONFUSIONS_LISTED)
+    wrong = [
+        (count, name, other, one["n"])
+        for name, one in results["per_class"].items()
+        for other, count in one["predicted"].items()
+        if other != name
     ]
-
-
-def draw_confusion(results: Results, file: epath.Path | BinaryIO) -> None:
-    """Draw the confusion matrix."""
-    classes = results["per_class"]
-    run_figures.draw_confusion(confusion_matrix(classes), list(classes), title(results), file)
-
-
-def draw_training(workdir: epath.Path, file: epath.Path | BinaryIO) -> bool:
-    """Draw the training's curves; return False where nothing was trained there."""
-    records = read_metrics(workdir)
-    if not records:
-        return False
-    config = load_saved(workdir)
-    method = METHODS[config.method]
-    both = TEXT in method.parts and method.visual
-    run_figures.draw_training(records, config.loss.guidance_epochs if both else 0, file)
-    return True
-
-
-def draw_reliability(results: Results, file: epath.Path | BinaryIO) -> bool:
-    """Draw how often answers are right against how sure they are.
-
-    Return False for results of a version that did not note it.
-    """
-    if "calibration" not in results:
-        return False
-    found = {
-        ZERO_SHOT: results["zero_shot_calibration"],
-        results["method"]: results["calibration"],
-    }
-    run_figures.draw_reliability(found, file)
-    return True
+    wrong.sort(key=lambda mistake: -mistake[0])
+    return [[name, other, f"{count} of {n}"] for count, name, other, n in wrong[:CONFUSIONS_LISTED]]
 
 
 def confusion_matrix(classes: Mapping[str, Any]) -> np.ndarray:
-    """Return (C, C): the percent of the images of class i that are taken for class j."""
-    names = {name: i for i, name in enumerate(classes)}
-    matrix = np.zeros((len(names), len(names)))
-    for name, one in classes.items():
-        for other, count in one["predicted"].items():
-            matrix[names[name], names[other]] = 100 * count / one["n"]
-    return matrix
+    """Return (C, C): the percentage of the images of class i for which class j is predicted."""
+    counts = pd.DataFrame({name: one["predicted"] for name, one in classes.items()}, dtype=float).T
+    images = pd.Series({name: max(one["n"], 1) for name, one in classes.items()})
+    matrix = counts.reindex(index=list(classes), columns=list(classes)).fillna(0)
+    return 100 * matrix.div(images, axis=0).to_numpy()
+
+
+def draw_confusion(results: Results) -> bytes:
+    """Draw the confusion matrix."""
+    classes = results["per_class"]
+    return figures.draw_confusion(confusion_matrix(classes), list(classes), title(results))
+
+
+def draw_training(workdir: epath.Path) -> bytes | None:
+    """Draw the training's curves; None if nothing was trained in the workdir."""
+    records = read_metrics(workdir)
+    if not records:
+        return None
+    config = load_config(workdir)
+    method = METHODS[config.method]
+    guided = TEXT in method.parts and method.visual
+    return figures.draw_training(records, config.loss.guidance_epochs if guided else 0)
+
+
+def draw_reliability(results: Results) -> bytes | None:
+    """Draw accuracy against confidence; None if the results do not have it."""
+    if "calibration" not in results:
+        return None
+    zero_shot = {ZERO_SHOT: results["zero_shot_calibration"]}
+    return figures.draw_reliability(zero_shot | {results["method"]: results["calibration"]})

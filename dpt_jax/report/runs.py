@@ -1,258 +1,276 @@
-"""The report over all runs below a folder: tables, and accuracy against shots."""
+"""The report on all runs of a folder: tables, a CSV file, and accuracy against shots."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
+import pandas as pd
 from etils import epath
 
+from dpt_jax.config import shots_in_words
+from dpt_jax.io import write_whole
 from dpt_jax.methods import ROWS, ZERO_SHOT
-from dpt_jax.report.beside import beside_tables
-from dpt_jax.report.cells import (
-    Cell,
-    Score,
-    Scores,
-    average_over_datasets,
-    away,
-    harmonic_mean,
-    in_domain,
-    in_order,
-    in_rank,
-    methods_of,
-    rank,
-    scores_of,
-)
-from dpt_jax.report.curves import Curves, Point, draw_curves
-from dpt_jax.report.differences import difference_tables
+from dpt_jax.report.figures import draw_curves
+from dpt_jax.report.frame import CELL, results, shots_rank
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
-from dpt_jax.report.papers import read_published
-from dpt_jax.report.selection import read_results, select
-from dpt_jax.report.tables import CSVWriter, markdown
-from dpt_jax.settings import shots_in_words
+from dpt_jax.report.published import compare, harmonic_mean, read_published
+from dpt_jax.report.tables import inert, markdown
 
-
-def few_shot_tables(scores: Scores) -> list[str]:
-    """Return tables of methods × shots, one a dataset, and their average."""
-    cells = in_domain(scores)
-    trained = [cell for cell in cells if cell.trained_on]
-    # What is only tested on, with prompts of another dataset, stands in the table of that, also
-    # zero-shot.
-    shown_elsewhere = {cell.dataset for cell in away(scores)}.difference(
-        cell.dataset for cell in trained
-    )
-    datasets = in_order(cell.dataset for cell in cells if cell.dataset not in shown_elsewhere)
-    shots = sorted({cell.shots for cell in trained}, key=lambda s: (s < 0, s)) or [0]
-    tables = []
-    for dataset in datasets:
-        own = {cell: score for cell, score in cells.items() if cell.dataset == dataset}
-        rows = []
-        for method in methods_of(own):
-            score_at = {cell.shots: score for cell, score in own.items() if cell.method == method}
-            if method == ZERO_SHOT:
-                score_at = dict.fromkeys(shots, score_at[0])
-            rows.append([ROWS[method].label, *(str(score_at.get(s, "")) for s in shots)])
-        images = next(iter(own.values())).images
-        title = (
-            f"### {dataset}\n\nAccuracy (%) on {images:,} test images, {_seeds(own.values())}.\n\n"
-        )
-        tables.append(title + markdown(["method", *map(shots_in_words, shots)], rows))
-    average = average_over_datasets(cells, datasets)
-    if len(datasets) > 1 and average:
-        rows = [
-            [
-                ROWS[method].label,
-                *(f"{average[method, s]:.1f}" if (method, s) in average else "" for s in shots),
-            ]
-            for method in methods_of(cells)
-        ]
-        title = f"### Average over {len(datasets)} datasets\n\n"
-        title += "Mean of their accuracies (%), where all have run.\n\n"
-        tables.append(title + markdown(["method", *map(shots_in_words, shots)], rows))
-    return tables
-
-
-def base_to_new_tables(scores: Scores) -> list[str]:
-    """Return a table for each dataset whose base classes were trained on.
-
-    It has the accuracy on base and on new classes, and their harmonic mean.
-    """
-    tables = []
-    for dataset in in_order(cell.dataset for cell in scores if cell.classes == "base"):
-        rows = []
-        halves: dict[tuple[str, int], dict[str, Score]] = {}
-        for cell, score in scores.items():
-            trained_here = (cell.trained_on, cell.trained_classes) in (("", ""), (dataset, "base"))
-            if cell.dataset == dataset and cell.classes != "all" and trained_here:
-                halves.setdefault((cell.method, cell.shots), {})[cell.classes] = score
-        for (method, shots), own in sorted(
-            halves.items(), key=lambda item: (rank(item[0][0]), item[0][1])
-        ):
-            if own.keys() != {"base", "new"}:
-                continue
-            base, new = own["base"].accuracy.mean(), own["new"].accuracy.mean()
-            texts = [
-                _shots(shots),
-                str(own["base"]),
-                str(own["new"]),
-                f"{harmonic_mean(base, new):.1f}",
-            ]
-            rows.append([ROWS[method].label, *texts])
-        if rows:
-            all_halves = [score for own in halves.values() for score in own.values()]
-            title = f"### {dataset}: base to new classes\n\n"
-            title += (
-                f"Trained on the base half of the classes, accuracy (%), {_seeds(all_halves)}.\n\n"
-            )
-            tables.append(
-                title + markdown(["method", "shots", "base", "new", "harmonic mean"], rows)
-            )
-    return tables
-
-
-def transfer_tables(scores: Scores) -> list[str]:
-    """Return a table for each dataset that prompts were trained on.
-
-    It has their accuracy there and on each other dataset.
-    """
-    tables = []
-    elsewhere = away(scores)
-    for source, half in in_order((cell.trained_on, cell.trained_classes) for cell in elsewhere):
-        targets = in_order(
-            c.dataset for c in elsewhere if (c.trained_on, c.trained_classes) == (source, half)
-        )
-        rows, shown = [], []
-        for method in methods_of(scores):
-            trained = ("", "") if method == ZERO_SHOT else (source, half)
-            for shots in sorted({cell.shots for cell in scores if cell.method == method}):
-                found = [
-                    scores.get(Cell(method, *trained, shots, name, "all"))
-                    for name in (source, *targets)
-                ]
-                on_targets = [score.accuracy.mean() for score in found[1:] if score]
-                if not on_targets:
-                    continue
-                average = f"{np.mean(on_targets):.1f}" if len(on_targets) == len(targets) else ""
-                shown += [score for score in found if score]
-                rows.append(
-                    [
-                        ROWS[method].label,
-                        _shots(shots),
-                        *(str(score or "") for score in found),
-                        average,
-                    ]
-                )
-        header = ["method", "shots", f"{source} (source)", *targets, "average of targets"]
-        if len(targets) == 1:
-            header, rows = header[:-1], [row[:-1] for row in rows]
-        name = f"{source} ({half} classes)" if half in ("base", "new") else source
-        title = f"### From {name} to other datasets\n\n"
-        title += f"Prompts trained on {name}, accuracy (%), {_seeds(shown)}.\n\n"
-        tables.append(title + markdown(header, rows))
-    return tables
-
-
-def _shots(shots: int) -> str:
-    return {-1: "all", 0: ""}.get(shots, str(shots))
-
-
-def _seeds(scores: Iterable[Score]) -> str:
-    """Return such as "mean ± standard deviation of 3 seeds"."""
-    counts = sorted({len(score.accuracy) for score in scores})
-    if not counts or counts == [1]:
-        return "one seed"
-    # Zero-shot, which needs no seeds, is of one.
-    counts = [count for count in counts if count > 1]
-    most = f" to {counts[-1]}" if len(counts) > 1 else ""
-    return f"mean ± standard deviation of {counts[0]}{most} seeds"
-
-
-def write_csv(scores: Scores, file: epath.Path) -> None:
-    """Write one line for each cell."""
-    with file.open("w", newline="", encoding="utf-8") as out:
-        header = [
-            *Cell._fields,
-            "images",
-            "seeds",
-            "accuracy_mean",
-            "accuracy_std",
-            "macro_f1_mean",
-            "macro_f1_std",
-        ]
-        writer = CSVWriter(out, header)
-        for cell, score in scores.items():
-            numbers = [
-                score.accuracy.mean(),
-                score.accuracy.std(),
-                score.macro_f1.mean(),
-                score.macro_f1.std(),
-            ]
-            writer.write(
-                [*cell, score.images, len(score.accuracy), *(f"{number:.3f}" for number in numbers)]
-            )
-
-
-def curves(cells: Scores) -> Curves:
-    """Return accuracy against shots, of cells that differ in method and shots only.
-
-    Runs on all images have no place among shots.
-    """
-    return {
-        method: sorted(
-            Point(cell.shots, score.accuracy.mean(), score.accuracy.std())
-            for cell, score in cells.items()
-            if cell.method == method and cell.shots >= 0
-        )
-        for method in methods_of(cell for cell in cells if cell.shots >= 0)
-    }
-
-
-def report_panels(scores: Scores) -> dict[str, Curves]:
-    """Return what the paper's figure shows, {title: {method: points}}.
-
-    The average comes first, then each dataset; without a training there is nothing.
-    """
-    cells = in_domain(scores)
-    datasets = in_order(cell.dataset for cell in cells if cell.shots > 0)
-    panels: dict[str, Curves] = {}
-    average: dict[str, list[Point]] = {}
-    for (method, shots), mean in sorted(average_over_datasets(cells, datasets).items()):
-        if shots > 0:
-            average.setdefault(method, []).append(Point(shots, mean, 0.0))
-    if len(datasets) > 1 and set(average) - {ZERO_SHOT}:
-        panels[f"average over {len(datasets)} datasets"] = {
-            method: average[method] for method in in_rank(average)
-        }
-    for dataset in datasets:
-        panels[dataset] = curves(
-            {cell: score for cell, score in cells.items() if cell.dataset == dataset}
-        )
-    return panels
+REFERENCES = (ZERO_SHOT, "vpt")  # the methods that gains are measured against
+HARMONIC, AVERAGE = "harmonic mean", "average of targets"
 
 
 def report_folder(folder: epath.Path, beside: epath.Path | None = None) -> tuple[str, list[str]]:
-    """Write the report over all runs below a folder; return Markdown and files' names.
+    """Write report.md, report.csv and report.png.
 
-    beside: a CSV file of published accuracies that ours are set beside.
+    Args:
+        folder: All runs in it and below are read.
+        beside: A CSV file of published accuracies to compare with.
+
+    Returns:
+        The Markdown text and the names of the files.
     """
-    results, notes = select(read_results(folder))
-    scores = scores_of(results)
-    published = read_published(beside, {cell.dataset for cell in scores}) if beside else {}
+    frame = results(folder)
+    runs = counted(frame)
+    published = read_published(beside, set(runs.dataset)) if beside else None
     tables = [
-        *few_shot_tables(scores),
-        *difference_tables(scores),
-        *base_to_new_tables(scores),
-        *transfer_tables(scores),
-    ]
-    if not tables:
-        tables = [
-            "No run here has a counterpart to stand beside in a table; each is a line of "
-            f"{CSV_FILE}."
-        ]
-    tables += beside_tables(scores, published)
-    if notes:
+        *few_shot_tables(runs),
+        *gain_tables(runs),
+        *base_to_new_tables(runs),
+        *transfer_tables(runs),
+    ] or [f"No run here has a counterpart in a table; each is a line of {CSV_FILE}."]
+    if published is not None:
+        tables += compare(runs, published)
+    if notes := [note for note in frame.excluded.unique() if note]:
         tables.append("\n".join(["To know:\n", *(f"- {note}" for note in notes)]))
     text = "\n\n".join(tables) + "\n"
-    (folder / TABLE_FILE).write_text(text, encoding="utf-8")
-    write_csv(scores, folder / CSV_FILE)
-    if panels := report_panels(scores):
-        draw_curves(panels, folder / FIGURE_FILE)
+    write_whole(folder / TABLE_FILE, text)
+    lines = runs.groupby(CELL, sort=False).agg(
+        images=("n", "first"),
+        seeds=("seed", "count"),
+        accuracy_mean=("accuracy", "mean"),
+        accuracy_std=("accuracy", population_std),
+        macro_f1_mean=("macro_f1", "mean"),
+        macro_f1_std=("macro_f1", population_std),
+    )
+    lines = lines.reset_index().map(inert)
+    write_whole(folder / CSV_FILE, lines.to_csv(index=False, float_format="%.3f"))
+    if panels := curves(runs):
+        write_whole(folder / FIGURE_FILE, draw_curves(panels))
     return text, [TABLE_FILE, CSV_FILE, *([FIGURE_FILE] if panels else [])]
+
+
+def counted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs that count, accuracy and macro F1 in percent.
+
+    A seed counts once, however often it was evaluated.
+    """
+    runs = frame[frame.excluded == ""].drop_duplicates([*CELL, "seed"], keep="last")
+    return runs.assign(accuracy=100 * runs.accuracy, macro_f1=100 * runs.macro_f1)
+
+
+def population_std(values: pd.Series) -> float:
+    """Return the standard deviation that published tables have."""
+    return values.std(ddof=0)
+
+
+def in_domain(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs on all classes of what they were trained on.
+
+    Zero-shot, which has no shots, is repeated for each number of shots.
+    """
+    runs = runs[runs.classes == "all"]
+    trained = runs[(runs.trained_on == runs.dataset) & (runs.trained_classes == "all")]
+    zero_shot = runs[runs.method == ZERO_SHOT]
+    shots = sorted(trained.shots.unique(), key=shots_rank) or [0]
+    return pd.concat([*(zero_shot.assign(shots=number) for number in shots), trained])
+
+
+def away(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs on all classes of another dataset than they were trained on."""
+    return runs[
+        (runs.trained_on != "") & (runs.classes == "all") & (runs.trained_on != runs.dataset)
+    ]
+
+
+def few_shot_tables(runs: pd.DataFrame) -> list[str]:
+    """Return tables of methods × shots: one for each dataset, and their average."""
+    own = in_domain(runs)
+    # The targets of a transfer are in the table of their source.
+    targets = {*away(runs).dataset} - {*own.dataset[own.method != ZERO_SHOT]}
+    own = own[~own.dataset.isin(targets)]
+    datasets = [*own.dataset.unique()]
+    columns = {shots: shots_in_words(shots) for shots in sorted({*own.shots}, key=shots_rank)}
+    cells = summarise(own, ["dataset", "method", "shots"])
+    tables = []
+    for dataset in datasets:
+        here = cells.xs(dataset)
+        images = own.n[own.dataset == dataset].iloc[0]
+        title = f"### {dataset}\n\nAccuracy (%) on {images:,} test images{of_seeds(here)}.\n\n"
+        tables.append(title + grid(here, columns))
+    average = average_over(cells, datasets)
+    if len(datasets) > 1 and len(average):
+        title = f"### Average over {len(datasets)} datasets\n\n"
+        title += f"Mean of their accuracies (%), where all have run{of_seeds(average, 'over')}."
+        tables.append(f"{title}\n\n{grid(average, columns)}")
+    return tables
+
+
+def gain_tables(runs: pd.DataFrame) -> list[str]:
+    """Return tables of methods × shots: the gain over zero-shot and over VPT, for each dataset.
+
+    A gain is the mean difference of equal seeds. Its standard error needs at least two of them.
+    """
+    tables = []
+    for dataset, own in in_domain(runs).groupby("dataset", sort=False):
+        for reference in REFERENCES:
+            keys = ["shots"] if reference == ZERO_SHOT else ["shots", "seed"]
+            theirs = own.loc[own.method == reference, [*keys, "accuracy"]]
+            others = own[~own.method.isin([ZERO_SHOT, reference])]
+            both = others.merge(theirs, on=keys, suffixes=("", "_of_reference"))
+            both["gain"] = both.accuracy - both.accuracy_of_reference
+            gains = both.groupby(["method", "shots"]).gain.agg(["mean", "sem", "count"])
+            gains = gains[gains["count"] > 1]
+            if gains.empty:
+                continue
+            gains["seeds"] = gains["count"].astype(str)
+            gains["text"] = gains.apply("{mean:+.1f} ± {sem:.1f}".format_map, axis=1)
+            shots = sorted({*gains.index.get_level_values("shots")}, key=shots_rank)
+            title = f"### {dataset}: gain over {ROWS[reference].label}\n\nPoints of accuracy"
+            title += of_seeds(gains, "mean ± standard error of the differences of the same")
+            columns = {number: shots_in_words(number) for number in shots}
+            tables.append(f"{title}.\n\n{grid(gains, columns)}")
+    return tables
+
+
+def base_to_new_tables(runs: pd.DataFrame) -> list[str]:
+    """Return a table for each dataset whose base classes were trained on.
+
+    It has the accuracy on base and on new classes. Their harmonic mean is that of the mean
+    accuracies, over the seeds that have both.
+    """
+    zero_shot, here = runs.method == ZERO_SHOT, runs.trained_on == runs.dataset
+    halves = runs[(runs.classes != "all") & (zero_shot | here & (runs.trained_classes == "base"))]
+    tables = []
+    for dataset, own in halves.groupby("dataset", sort=False):
+        cells = [summarise(own, ["method", "shots", "classes"])]
+        for (method, shots), one in own.groupby(["method", "shots"]):
+            by_seed = one.pivot(index="seed", columns="classes", values="accuracy")
+            if {*by_seed.columns} != {"base", "new"}:
+                cells[0] = cells[0].drop((method, shots))
+            elif len(both := by_seed.dropna()):
+                mean = harmonic_mean(both.base.mean(), both.new.mean())
+                seeds = "" if method == ZERO_SHOT else str(len(both))
+                index = pd.MultiIndex.from_tuples(
+                    [(method, shots, HARMONIC)], names=cells[0].index.names
+                )
+                cells.append(pd.DataFrame({"text": f"{mean:.1f}", "seeds": seeds}, index))
+        if len(cells[0]):
+            found = pd.concat(cells)
+            title = f"### {dataset}: base to new classes\n\n"
+            title += f"Trained on the base half of the classes, accuracy (%){of_seeds(found)}.\n\n"
+            columns = {name: name for name in ("base", "new", HARMONIC)}
+            tables.append(title + grid(found, columns))
+    return tables
+
+
+def transfer_tables(runs: pd.DataFrame) -> list[str]:
+    """Return a table for each dataset whose prompts were tested on other datasets."""
+    tables = []
+    for (source, half), there in away(runs).groupby(["trained_on", "trained_classes"], sort=False):
+        targets = [*there.dataset.unique()]
+        trained = (runs.trained_on == source) & (runs.trained_classes == half)
+        own = runs[
+            (runs.classes == "all")
+            & runs.dataset.isin([source, *targets])
+            & (trained | (runs.method == ZERO_SHOT))
+        ]
+        # A method that was not tested on a target has no row.
+        on_target = own.dataset.isin(targets)
+        own = own[on_target.groupby([own.method, own.shots]).transform("any")]
+        cells = summarise(own, ["method", "shots", "dataset"])
+        columns = {source: f"{source} (source)"} | {name: name for name in targets}
+        if len(targets) > 1:
+            average = pd.concat({AVERAGE: average_over(cells, targets)}, names=["dataset"])
+            cells = pd.concat([cells, average.reorder_levels(cells.index.names)])
+            columns[AVERAGE] = AVERAGE
+        name = f"{source} ({half} classes)" if half in ("base", "new") else source
+        title = f"### From {name} to other datasets\n\n"
+        title += f"Prompts trained on {name}, accuracy (%){of_seeds(cells)}.\n\n"
+        tables.append(title + grid(cells, columns))
+    return tables
+
+
+def curves(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return accuracy against shots by title: the average over datasets, then each dataset."""
+    own = in_domain(runs)
+    own = own[own.shots > 0]
+    datasets = [*own.dataset[own.method != ZERO_SHOT].unique()]
+    cells = summarise(own, ["dataset", "method", "shots"])
+    average = average_over(cells, datasets)
+    panels = {}
+    if len(datasets) > 1 and {*average.index.get_level_values("method")} - {ZERO_SHOT}:
+        panels[f"average over {len(datasets)} datasets"] = average.assign(std=0.0)
+    return panels | {dataset: cells.xs(dataset) for dataset in datasets}
+
+
+def summarise(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return mean, std and count over the seeds of each cell, as `text` and `seeds` too.
+
+    by: columns, of which one is the method. Zero-shot CLIP has no seeds.
+    """
+    cells = runs.groupby(by, sort=False).accuracy.agg(
+        mean="mean", std=population_std, count="count"
+    )
+    return cells.assign(
+        text=[
+            f"{mean:.1f} ± {std:.1f}" if count > 1 else f"{mean:.1f}"
+            for mean, std, count in cells.itertuples(index=False)
+        ],
+        seeds=_without_zero_shot(cells["count"].astype(str)),
+    )
+
+
+def average_over(cells: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
+    """Average the cells of `summarise` over datasets, where all of them have run."""
+    means = cells["mean"].unstack("dataset").reindex(columns=datasets).dropna()
+    counts = cells["count"].unstack("dataset").reindex(means.index)[datasets].astype(int)
+    least, most = counts.min(axis=1).astype(str), counts.max(axis=1).astype(str)
+    mean = means.mean(axis=1)
+    seeds = _without_zero_shot(least.where(least == most, least + " to " + most))
+    return pd.DataFrame({"mean": mean, "text": mean.map("{:.1f}".format), "seeds": seeds})
+
+
+def _without_zero_shot(seeds: pd.Series) -> pd.Series:
+    return seeds.mask(seeds.index.get_level_values("method") == ZERO_SHOT, "")
+
+
+def of_seeds(cells: pd.DataFrame, what: str = "mean ± standard deviation of") -> str:
+    """Return such as ", mean ± standard deviation of 3 seeds".
+
+    If the numbers of seeds differ, it is "n seeds", and `grid` adds n to each cell.
+    """
+    counts = {*cells.seeds} - {""}
+    if counts <= {"1"}:
+        return ", one seed" if counts else ""
+    return f", {what} {counts.pop() if len(counts) == 1 else 'n'} seeds"
+
+
+def grid(cells: pd.DataFrame, columns: Mapping[Any, str]) -> str:
+    """Return a Markdown table.
+
+    Args:
+        cells: `text` and `seeds`, by method, perhaps shots, and what the columns are.
+        columns: The header of each column.
+    """
+    text = cells.text
+    if len({*cells.seeds} - {""}) > 1:
+        text = text + cells.seeds.map(lambda seeds: f" (n={seeds})" if seeds else "")
+    table = text.unstack().reindex(columns=list(columns)).fillna("")
+    ranks = {"method": list(ROWS).index, "shots": shots_rank}
+    table = table.sort_index(key=lambda level: level.map(ranks[level.name]))
+    rows = []
+    for key, row in zip(table.index.to_frame().values, table.values, strict=True):
+        method, *shots = key
+        shown = ({0: "", -1: "all"}.get(number, str(number)) for number in shots)
+        rows.append([ROWS[method].label, *shown, *row])
+    return markdown([*table.index.names, *columns.values()], rows)

@@ -1,36 +1,21 @@
-"""Tables as Markdown and CSV."""
+"""Tables as Markdown, and cells that are safe in a CSV file."""
 
-import csv
 from collections.abc import Iterable, Sequence
-from typing import TextIO
 
-# What a cell begins with that spreadsheets take for a formula, the wide forms of it too.
+from tabulate import tabulate
+
+# First characters that make a spreadsheet read a cell as a formula, full-width forms included.
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    escaped = [
+    """Format a Markdown table with aligned columns."""
+    lines = [
         [" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (header, *rows)
     ]
-    lines = [f"| {' | '.join(row)} |" for row in escaped]
-    return "\n".join([lines[0], "| --- " * len(header) + "|", *lines[1:]])
+    return tabulate(lines[1:], lines[0], tablefmt="github", disable_numparse=True)
 
 
-class CSVWriter:
-    """Rows of text and numbers; text that a spreadsheet would take for a formula gets an apostrophe
-    in front.
-    """
-
-    def __init__(self, out: TextIO, header: Sequence[str]) -> None:
-        """out: opened with newline=""."""
-        self._writer = csv.writer(out)
-        self.write(header)
-
-    def write(self, row: Iterable[object]) -> None:
-        """Write one row."""
-        self._writer.writerow([_inert(cell) for cell in row])
-
-
-def _inert(cell: object) -> object:
+def inert(cell: object) -> object:
+    """Put an apostrophe before text that a spreadsheet would run as a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell

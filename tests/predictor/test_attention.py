@@ -1,5 +1,6 @@
 """What a trained prompt looks at, and the pictures of it."""
 
+import io
 import os
 import shutil
 
@@ -10,9 +11,8 @@ from PIL import Image
 import dpt_jax
 from dpt_jax.data.folder import find_images
 from dpt_jax.predictor.attention import Sight, describe
-from dpt_jax.report.clouds import Cloud, draw_clouds
+from dpt_jax.report.figures import Cloud, draw_clouds, draw_confusion
 from dpt_jax.report.heat_maps import draw_sight
-from dpt_jax.report.run_figures import draw_confusion
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.golden import SMALL
 
@@ -106,13 +106,13 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
     assert len(done.stdout.splitlines()) == 3
     assert sorted(os.listdir(tmp_path / "out")) == sorted(odd)
     matrix, names = np.eye(2), [r"$\frac$", "a\nb\udcff"]
-    draw_confusion(matrix, names, r"$\frac$", tmp_path / "confusion.png")
+    assert draw_confusion(matrix, names, r"$\frac$")
     cloud = Cloud(np.eye(2), np.eye(2), np.ones(2))
-    draw_clouds({"before": cloud}, np.arange(2), names, tmp_path / "clouds.png")
+    assert draw_clouds({"before": cloud}, np.arange(2), names)
 
 
 @pytest.mark.parametrize("classes", [1, 8])
-def test_a_sight_of_any_number_of_classes_is_drawn(classes, tmp_path):
+def test_a_sight_of_any_number_of_classes_is_drawn(classes):
     """Very long names, a class that was not looked at, a map without attention: nothing is clipped
     or divided by 0.
     """
@@ -126,8 +126,8 @@ def test_a_sight_of_any_number_of_classes_is_drawn(classes, tmp_path):
         np.zeros((8, 8, 3), np.uint8), names, chances, chances, np.ones((2, 2)) / 5, None, maps
     )
     with np.errstate(all="raise"):
-        draw_sight(sight, "x" * 500, "dpt", tmp_path / "sight.png")
-    assert Image.open(tmp_path / "sight.png").size[0] > 1000
+        drawn = draw_sight(sight, "x" * 500, "dpt")
+    assert Image.open(io.BytesIO(drawn)).size[0] > 1000
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from dpt_jax.data.catalogue import PAPER_DATASETS
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
-from dpt_jax.report.papers import AVERAGE, read_published
+from dpt_jax.report.published import AVERAGE, read_published
 from dpt_jax.report.runs import report_folder
 from tests.helpers.commands import ROOT, assert_refused, in_process
 from tests.helpers.run_results import rows_of, write
@@ -44,9 +44,9 @@ def test_differences_are_in_points_and_in_standard_errors_of_the_mean(runs):
     text = beside(runs, lines)
     error = np.std([50, 54, 58], ddof=1) / np.sqrt(3)
     assert rows_of(text)[2:] == [
-        ["zero-shot", "", "40.00", "41.00", "-1.00", ""],
-        ["CoOp", "1 shot", "54.00", "50.00", "+4.00", f"{4 / error:+.1f}"],
-        ["DPT", "16 shots", "70.00", "71.50", "-1.50", ""],
+        ["zero-shot", "", "40.00", "41.00", "-1.00", "", ""],
+        ["CoOp", "1 shot", "54.00", "50.00", "+4.00", f"{4 / error:+.1f}", "3"],
+        ["DPT", "16 shots", "70.00", "71.50", "-1.50", "", "1"],
     ]
     assert "Published: a paper." in text
     assert "1 of 4 published numbers have no run here." in text
@@ -56,7 +56,7 @@ def test_datasets_are_in_the_papers_order(runs):
     text = report_folder(runs)[0]
     assert text.index("### caltech101") < text.index("### dtd") < text.index("### Average")
     tables = beside(runs, ["coop,dtd,1,50,,", "coop,caltech101,1,50,,"])
-    assert tables.index("| 64.00 |") < tables.index("### dtd: beside")
+    assert tables.index("| 64.00 ") < tables.index("### dtd: beside")
 
 
 def test_the_average_needs_all_of_the_papers_datasets(runs):
@@ -71,7 +71,7 @@ def test_the_average_needs_all_of_the_papers_datasets(runs):
     text = report_folder_text(runs, line).partition("Average over 11 datasets: beside")[2]
     error = np.std([50, 54, 58], ddof=1) / np.sqrt(3) / np.sqrt(11)
     assert rows_of(text)[2:] == [
-        ["CoOp", "1 shot", "54.00", "60.00", "-6.00", f"{-6 / error:+.1f}"]
+        ["CoOp", "1 shot", "54.00", "60.00", "-6.00", f"{-6 / error:+.1f}", "3"]
     ]
 
 
@@ -95,7 +95,13 @@ def test_base_to_new_has_the_harmonic_mean_of_both(tmp_path):
     found = rows_of(text)[2:]
     assert [row[2] for row in found] == ["base", "new", "harmonic mean"]
     difference = ours - theirs
-    numbers = [f"{ours:.2f}", f"{theirs:.2f}", f"{difference:+.2f}", f"{difference / error:+.1f}"]
+    numbers = [
+        f"{ours:.2f}",
+        f"{theirs:.2f}",
+        f"{difference:+.2f}",
+        f"{difference / error:+.1f}",
+        "3",
+    ]
     assert found[2][3:] == numbers
     assert "1 of 3 published numbers have no run here" in text
 
@@ -103,12 +109,9 @@ def test_base_to_new_has_the_harmonic_mean_of_both(tmp_path):
 def test_the_shipped_averages_are_those_of_the_papers():
     """Their harmonic means are published too, so a figure that was mistyped shows."""
     found = read_published(as_path(SHIPPED), ())
-    means = {
-        place.method: 2 / (1 / one.accuracy + 1 / found[place._replace(classes="new")].accuracy)
-        for place, one in found.items()
-        if place.classes == "base"
-    }
-    assert {method: round(mean, 2) for method, mean in means.items()} == {
+    halves = found.pivot(index="method", columns="classes", values="accuracy")
+    means = 2 / (1 / halves.base + 1 / halves.new)
+    assert means.round(2).to_dict() == {
         "zeroshot": 71.70,
         "coop": 71.66,
         "cocoop": 75.83,
@@ -117,53 +120,47 @@ def test_the_shipped_averages_are_those_of_the_papers():
         "maple": 78.55,
         "promptsrc": 79.97,
     }
-    assert all(place.dataset == AVERAGE and one.source for place, one in found.items())
+    assert {*found.dataset} == {AVERAGE} and all(found.source)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "line"),
     [
-        ("method,dataset,shots\ncoop,dtd,1\n", "line 1: column 'accuracy' is missing"),
-        ("method,dataset,shots,accuracy,acc\n", "line 1: column 'acc' is unknown"),
-        ("method,dataset,shots,accuracy,shots\n", "line 1: column 'shots' is there twice"),
-        ("method;dataset;shots;accuracy\n", "line 1: column 'method' is missing"),
-        ("# a comment\n", "has no accuracy below its header"),
-        ("coop,dtd,1\n", "line 3: it has 3 fields, and the header has 4"),
-        ("CoOp,dtd,1,50\n", "line 3: method 'CoOp' is not one of zeroshot, coop"),
-        ("coop,dtdd,1,50\n", "line 3: dataset 'dtdd' is none of a run here"),
-        ("coop,dtd,0,50\n", "line 3: shots '0' are no number from 1"),
-        ("coop,dtd,x,50\n", "line 3: shots 'x' are no number from 1"),
-        ("zeroshot,dtd,16,50\n", "line 3: shots '16' of zeroshot, which has none"),
-        ("coop,dtd,1,101\n", "line 3: accuracy '101' is no number from 0 to 100"),
-        ("coop,dtd,1,nan\n", "line 3: accuracy 'nan' is no number"),
-        ("coop,dtd,1,50 %\n", "line 3: accuracy '50 %' is no number"),
-        ("coop,dtd,1,50\n\ncoop,dtd,1,51\n", "line 5: line 3 has the same method"),
-        ("coop,dtd,1,0.5\n", "no accuracy is above 1; give them in percent"),
-        (b"\xff\xfe,", "it is no text in UTF-8"),
+        ("method,dataset,shots\ncoop,dtd,1\n", 1),
+        ("method,dataset,shots,accuracy,acc\n", 1),
+        ("method,dataset,shots,accuracy,shots\n", 1),
+        ("method;dataset;shots;accuracy\n", 1),
+        ("# a comment\n", None),
+        ("coop,dtd,1\n", 3),
+        ("CoOp,dtd,1,50\n", 3),
+        ("coop,dtdd,1,50\n", 3),
+        ("coop,dtd,0,50\n", 3),
+        ("coop,dtd,x,50\n", 3),
+        ("zeroshot,dtd,16,50\n", 3),
+        ("coop,dtd,1,101\n", 3),
+        ("coop,dtd,1,nan\n", 3),
+        ("coop,dtd,1,50 %\n", 3),
+        ("coop,dtd,1,50\n\ncoop,dtd,1,51\n", 5),
+        ("coop,dtd,1,0.5\n", None),
+        ("method,dataset,shots,accuracy,classes\ncoop,dtd,1,50,novel\n", 2),
+        (b"\xff\xfe,", None),
     ],
 )
-def test_a_wrong_file_is_one_sentence_with_the_line(text, says, tmp_path):
+def test_a_wrong_file_is_named_with_the_line(text, line, tmp_path):
     file = tmp_path / "published.csv"
     if isinstance(text, bytes):
         file.write_bytes(text)
     else:
         header = "" if "method" in text[:8] else "# source\nmethod,dataset,shots,accuracy\n"
         file.write_text(header + text, encoding="utf-8")
-    with pytest.raises(UserError, match=says.replace("(", r"\(")) as caught:
+    with pytest.raises(UserError, match=f"published.csv{f', line {line}:' if line else ' '}"):
         read_published(as_path(file), ())
-    assert str(file) in str(caught.value)
-
-
-def test_classes_are_all_base_or_new(tmp_path):
-    (tmp_path / "p.csv").write_text("method,dataset,shots,accuracy,classes\ncoop,dtd,1,50,novel\n")
-    with pytest.raises(UserError, match="line 2: classes 'novel' are not all, base or new"):
-        read_published(as_path(tmp_path / "p.csv"), ())
 
 
 def test_the_command(runs):
     report = ("-m", "dpt_jax", "report")
     missing = in_process(*report, str(runs), f"--beside={runs / 'no.csv'}", check=False)
-    assert_refused(missing, "no.csv: it cannot be read")
+    assert_refused(missing, "no.csv")
     one = in_process(*report, str(runs / "d"), f"--beside={SHIPPED}", check=False)
     assert_refused(one, "--beside is for the report over a folder of runs")
     text = in_process(*report, str(runs), f"--beside={SHIPPED}").stdout

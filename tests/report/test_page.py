@@ -38,8 +38,8 @@ def test_surest_answers_are_of_different_classes():
     probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.05, 0.95]])
     label = np.array([0, 0, 1, 1, 0])
     answers = page.Answers(probability, label, label, np.arange(5), probability, probability)
-    assert page.surest(answers, answers.right) == [0, 2, 1, 3]
-    assert page.surest(answers, ~answers.right) == [4]
+    assert page.most_confident(answers, answers.correct) == [0, 2, 1, 3]
+    assert page.most_confident(answers, ~answers.correct) == [4]
 
 
 class Page(html.parser.HTMLParser):
@@ -78,11 +78,11 @@ def test_one_page_a_run(trained, tmp_path):
     assert len(found.asked) >= 6
     for heading in (
         "Training",
-        "Right where plain CLIP is wrong, and surest of it",
-        "Wrong, and surest of it",
+        "Correct where zero-shot CLIP is wrong, most confident first",
+        "Wrong, most confident first",
         "Features before and after",
-        "What the context is near to",
-        "How sure the answers are",
+        "Words near the context",
+        "Calibration",
         "Settings",
     ):
         assert heading in found.text

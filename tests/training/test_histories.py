@@ -50,8 +50,8 @@ def quick(monkeypatch):
     """Load the backbone once for all commands, and draw no figures."""
     monkeypatch.setattr(experiments, "load_clip", _load_once)
     for name in ("draw_confusion", "draw_training", "draw_reliability"):
-        monkeypatch.setattr(one_run, name, lambda *_: True)
-    monkeypatch.setattr(runs, "draw_curves", lambda *_: None)
+        monkeypatch.setattr(one_run, name, lambda *_: b"")
+    monkeypatch.setattr(runs, "draw_curves", lambda *_: b"")
 
 
 @functools.lru_cache(maxsize=1)

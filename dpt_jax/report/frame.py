@@ -1,0 +1,148 @@
+"""Results of runs as a pandas DataFrame."""
+
+import os
+from typing import Any
+
+import pandas as pd
+
+from dpt_jax.data.catalogue import PAPER_DATASETS
+from dpt_jax.errors import UserError
+from dpt_jax.evaluation.provenance import outdated, unfinished
+from dpt_jax.evaluation.results import RESULTS_FILE, Results, read_result
+from dpt_jax.io import as_path, find_files
+from dpt_jax.methods import ROWS, ZERO_SHOT
+
+# Runs that agree in these differ only in their seed: they are averaged into one cell of a table.
+CELL = ["method", "trained_on", "trained_classes", "shots", "dataset", "classes"]
+# Runs of one cell, and those of one seed, must also agree in these columns.
+SAME_IN_CELL = {
+    "n": "the number of test images",
+    "test_list": "their test images",
+    "init_from": "init_from",
+}
+SAME_IN_SEED = {"train_list": "their training images", "prompts": "their prompts"}
+UNKNOWN = "unknown"  # the training of a checkpoint that does not say what it was trained on
+DIGEST = 6  # characters of a digest that are shown
+
+
+def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read every results.json in a folder and below.  See `dpt_jax.results`."""
+    folder = as_path(runs)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the folder of the runs, such as runs/.")
+    files = find_files(folder, RESULTS_FILE)
+    if not files:
+        raise UserError(f"{folder} has no finished run (no {RESULTS_FILE} in or below it).")
+    read = [read_result(file) for file in files]
+    frame = pd.DataFrame([_row(one, file.parent) for one, file in zip(read, files, strict=True)])
+    _name_datasets(frame)
+    settings = [(one.get("of") or {}).get("settings", {}) for one in read]
+    # Of dtype object, or integers become floats where another method does not have the key.
+    frame = frame.join(pd.DataFrame(settings, index=frame.index, dtype=object))
+    _exclude_mixed(frame, sorted({key for one in settings for key in one}))
+    datasets = sorted(frame.dataset.unique(), key=_dataset_rank)
+    ranks = {"dataset": datasets.index, "method": list(ROWS).index, "shots": shots_rank}
+    by = ["dataset", "method", "shots", "seed"]
+    return frame.sort_values(
+        by, key=lambda column: column.map(ranks.get(column.name, int)), kind="stable",
+        ignore_index=True,
+    )  # fmt: skip
+
+
+def shots_rank(shots: int) -> float:
+    """Return a sort key that puts -1, all images, last."""
+    return shots if shots >= 0 else float("inf")
+
+
+def _dataset_rank(name: str) -> int:
+    """Return the place of a dataset in the paper's tables; other datasets come last."""
+    own = name.partition(" (")[0]  # without the digest, see _name_datasets
+    return PAPER_DATASETS.index(own) if own in PAPER_DATASETS else len(PAPER_DATASETS)
+
+
+def _row(one: Results, workdir: Any) -> dict[str, Any]:
+    """Return one row, without the settings."""
+    of, zero_shot = one.get("of") or {}, one["method"] == ZERO_SHOT
+    data, trained_data = of.get("data") or {}, of.get("trained_on") or {}
+    unknown = "" if zero_shot else UNKNOWN
+    trained_on = one["trained_on"] or {"dataset": unknown, "classes": unknown}
+    known = trained_data if one["trained_on"] else {}
+    excluded = ""
+    if why := outdated(one, workdir):
+        excluded = f"{why}: left out; evaluate again, with --mode=eval."
+    elif progress := unfinished(one):
+        excluded = f"{workdir} is of {progress}: left out; finish its training."
+    return {
+        "method": one["method"],
+        "dataset": data.get("name", one["dataset"]),
+        "classes": one["classes"],
+        "trained_on": known.get("name", trained_on["dataset"]),
+        "trained_classes": trained_on["classes"],
+        # Zero-shot CLIP uses no sample.
+        "shots": 0 if zero_shot else one["shots"],
+        "seed": 0 if zero_shot else one["seed"],
+        "accuracy": one["accuracy"],
+        "macro_f1": one["macro_f1"],
+        "zero_shot_accuracy": one.get("zero_shot_accuracy"),
+        "ece": one.get("calibration", {}).get("ece"),
+        "n": one["n"],
+        "unreadable": one.get("unreadable", 0),
+        "path": str(workdir),
+        "excluded": excluded,
+        "data": data.get("digest", ""),
+        "trained_data": known.get("digest", ""),
+        "backbone": of.get("backbone", ""),
+        "prompts": of.get("prompts", ""),
+        "train_list": of.get("train_list", ""),
+        "test_list": of.get("test_list", ""),
+        "init_from": bool(of.get("init_from")),
+    }
+
+
+def _name_datasets(frame: pd.DataFrame) -> None:
+    """Add a digest to names that several datasets share, or one dataset seen by several CLIPs."""
+    pairs = (("dataset", "data"), ("trained_on", "trained_data"))
+    used = frame[frame.excluded == ""]
+    both = pd.concat(
+        [used[[*pair, "backbone"]].set_axis(["name", "data", "backbone"], axis=1) for pair in pairs]
+    )
+    both = both[both.data != ""]
+    ambiguous = both.groupby("name")[["data", "backbone"]].nunique() > 1
+
+    def named(name: str, data: str, backbone: str) -> str:
+        if name not in ambiguous.index or not data:
+            return name
+        shown = {"data": data[:DIGEST], "backbone": f"CLIP {backbone[:DIGEST]}"}
+        added = [shown[column] for column in shown if ambiguous.loc[name, column]]
+        return f"{name} ({', '.join(added)})" if added else name
+
+    for name, data in pairs:
+        columns = (frame[name], frame[data], frame.backbone)
+        frame[name] = [named(*row) for row in zip(*columns, strict=True)]
+
+
+def _exclude_mixed(frame: pd.DataFrame, settings: list[str]) -> None:
+    """Exclude the cells whose runs differ in more than their seed."""
+    same = SAME_IN_CELL | {key: key for key in settings}
+    for cell, runs in frame[frame.excluded == ""].groupby(CELL, sort=False):
+        why = _difference(runs, same)
+        for _, of_seed in runs.groupby("seed"):
+            why = why or _difference(of_seed, SAME_IN_SEED, " of one seed")
+        if why:
+            frame.loc[runs.index, "excluded"] = (
+                f"{why}, so they are not seeds of one result: all {len(runs)} runs of {cell[0]} on "
+                f"{cell[4]} like these are left out; report on them separately."
+            )
+
+
+def _difference(runs: pd.DataFrame, columns: dict[str, str], which: str = "") -> str:
+    """Name two runs and the first column in which they differ; "" if there is none."""
+    for column, meaning in columns.items():
+        values = runs[column].map(str)
+        for other in runs.index[values != values.iloc[0]]:
+            a, b = runs.iloc[0], runs.loc[other]
+            words = f"{a.path} and {b.path}{which} differ in {meaning}"
+            # A digest says nothing to a reader.
+            is_digest = column in ("test_list", *SAME_IN_SEED)
+            return words if is_digest else f"{words} ({a[column]} and {b[column]})"
+    return ""

@@ -1,0 +1,204 @@
+"""Accuracies of runs compared with published ones, which a CSV file has."""
+
+import csv
+import itertools
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from etils import epath
+
+from dpt_jax.config import shots_in_words
+from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED, PAPER_DATASETS
+from dpt_jax.errors import UserError
+from dpt_jax.io import reading
+from dpt_jax.methods import ROWS, ZERO_SHOT
+from dpt_jax.report.frame import shots_rank
+from dpt_jax.report.tables import markdown
+
+AVERAGE = "average"  # over the paper's datasets
+NEEDED, OPTIONAL = ("method", "dataset", "shots", "accuracy"), ("classes", "source")
+CLASSES = ("all", "base", "new")
+HARMONIC = "harmonic mean"
+EXPLAINED = (
+    "Accuracy (%), the difference in points, and the same in standard errors of our mean over "
+    "the seeds."
+)
+PLACE = ["method", "dataset", "shots", "classes"]  # what identifies a published accuracy
+
+
+class Ours(NamedTuple):
+    """A mean over seeds and datasets, its standard error (NaN with one seed), and the seeds."""
+
+    mean: float
+    error: float
+    seeds: str
+
+
+def read_published(file: epath.Path, datasets: Collection[str]) -> pd.DataFrame:
+    """Read a CSV file of published accuracies.
+
+    Args:
+        file: It has the columns NEEDED and perhaps OPTIONAL. Lines that begin with # are comments.
+        datasets: Names of datasets that are allowed besides those of the catalogue.
+
+    Returns:
+        Columns PLACE, accuracy in percent, and source. Shots are 0 for zero-shot.
+
+    Raises:
+        UserError: With the line that is wrong.
+    """
+    with reading(file, "a CSV file of published accuracies"):
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    known = {*CATALOGUE, *EMBEDDED, AVERAGE, *datasets}
+    header: list[str] = []
+    rows: dict[tuple[str, str, int, str], tuple[float, str]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip(" ,;\t") or line.startswith("#"):
+            continue
+        try:
+            fields = [field.strip() for field in next(csv.reader([line]))]
+            if not header:
+                header = _checked_header(fields)
+                continue
+            row = dict(zip(header, fields, strict=True))
+            place, accuracy = _place(row, known), float(row["accuracy"])
+            if not 0 <= accuracy <= 100:
+                raise ValueError(f"accuracy {accuracy} is not between 0 and 100")
+            if place in rows:
+                raise ValueError("an earlier line has the same method, dataset, shots and classes")
+        except ValueError as reason:
+            raise UserError(f"{file}, line {number}: {reason}.") from reason
+        rows[place] = accuracy, row.get("source", "")
+    if max((accuracy for accuracy, _ in rows.values()), default=0) <= 1:
+        raise UserError(f"{file} has no accuracy above 1: give accuracies in percent.")
+    return pd.DataFrame(
+        [(*place, *found) for place, found in rows.items()], columns=[*PLACE, "accuracy", "source"]
+    )
+
+
+def _checked_header(fields: list[str]) -> list[str]:
+    wrong = {*NEEDED} - {*fields} or {*fields} - {*NEEDED, *OPTIONAL}
+    if wrong or len({*fields}) < len(fields):
+        raise ValueError(
+            f"the header must be {','.join(NEEDED)}, and may have {' and '.join(OPTIONAL)}"
+            + (f"; wrong: {', '.join(sorted(wrong))}" if wrong else "")
+        )
+    return fields
+
+
+def _place(row: dict[str, str], known: Collection[str]) -> tuple[str, str, int, str]:
+    """Return PLACE of a row.  Raise ValueError if it has wrong values."""
+    classes = row.get("classes") or "all"
+    for key, value, allowed in (
+        ("method", row["method"], ROWS),
+        ("dataset", row["dataset"], known),
+        ("classes", classes, CLASSES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{key} {value!r} is not one of {', '.join(allowed)}")
+    shots = int(row["shots"] or 0)
+    if shots < -1 or (shots == 0) != (row["method"] == ZERO_SHOT):
+        raise ValueError(
+            f"shots {row['shots']!r} must be images per class, -1 for all, and empty for zero-shot"
+        )
+    return row["method"], row["dataset"], shots, classes
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """Return 2·base·new / (base + new), and 0 for two zeros."""
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def compare(runs: pd.DataFrame, published: pd.DataFrame) -> list[str]:
+    """Return tables of accuracies beside published ones, the average last.
+
+    All classes are in one table. Base and new classes and their harmonic mean are in another.
+    """
+    order = [*dict.fromkeys([*CATALOGUE, *runs.dataset, *EMBEDDED, AVERAGE])]
+    order.append(order.pop(order.index(AVERAGE)))
+    tables, found = [], 0
+    for halves, dataset in itertools.product((False, True), order):
+        here = published[(published.dataset == dataset) & ((published.classes != "all") == halves)]
+        rows = []
+        theirs: dict[tuple[str, int, str], float] = {}
+        for one in sorted(here.itertuples(), key=_rank):
+            theirs[one.method, one.shots, one.classes] = one.accuracy
+            own = {name: _by_seed(runs, one, name) for name in {one.classes, "base"}}
+            if ours := _ours(own[one.classes]):
+                found += 1
+                rows.append(_row(one, one.classes, ours, one.accuracy))
+            base = theirs.get((one.method, one.shots, "base"))
+            if one.classes != "new" or base is None:
+                continue
+            if ours := _our_harmonic_mean(own["base"], own["new"]):
+                rows.append(_row(one, HARMONIC, ours, harmonic_mean(base, one.accuracy)))
+        if rows:
+            name = f"Average over {len(PAPER_DATASETS)} datasets" if dataset == AVERAGE else dataset
+            title = f"### {name}{', base to new classes' if halves else ''}: beside published"
+            title += f" numbers\n\n{EXPLAINED}"
+            if sources := [source for source in here.source.unique() if source]:
+                title += f" Published: {'; '.join(sources)}."
+            table = pd.DataFrame(rows) if halves else pd.DataFrame(rows).drop(columns="classes")
+            tables.append(f"{title}\n\n{markdown(table.columns, table.values)}")
+    if found < len(published):
+        left_out = (
+            f"{len(published) - found} of {len(published)} published numbers have no run here"
+        )
+        if AVERAGE in published.dataset.values:
+            left_out += f"; an average has one where all {len(PAPER_DATASETS)} datasets have run"
+        tables.append(f"{left_out}.")
+    return tables
+
+
+def _rank(one: Any) -> tuple[int, float, int]:
+    return list(ROWS).index(one.method), shots_rank(one.shots), CLASSES.index(one.classes)
+
+
+def _by_seed(runs: pd.DataFrame, one: Any, classes: str) -> pd.DataFrame:
+    """Return accuracies (seeds, datasets) of one method; NaN where it has not run."""
+    own = runs[(runs.method == one.method) & (runs.shots == one.shots) & (runs.classes == classes)]
+    if one.method != ZERO_SHOT:
+        trained = "all" if classes == "all" else "base"
+        own = own[(own.trained_on == own.dataset) & (own.trained_classes == trained)]
+    datasets = PAPER_DATASETS if one.dataset == AVERAGE else [one.dataset]
+    return own.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=datasets)
+
+
+def _ours(by_seed: pd.DataFrame) -> Ours | None:
+    """Average over seeds, then over datasets; None if a dataset has not run."""
+    counts = by_seed.count()
+    if not counts.all():
+        return None
+    variance = (by_seed.var(ddof=1) / counts).sum(skipna=False)
+    seeds = " to ".join(dict.fromkeys([str(counts.min()), str(counts.max())]))
+    return Ours(by_seed.mean().mean(), np.sqrt(variance) / len(counts), seeds)
+
+
+def _our_harmonic_mean(base: pd.DataFrame, new: pd.DataFrame) -> Ours | None:
+    """Return the harmonic mean of the mean accuracies over the seeds that have both.
+
+    Its standard error is that of base·dH/dbase + new·dH/dnew, with both of the same run.
+    """
+    base, new = base.where(new.notna()), new.where(base.notna())
+    if (b := _ours(base)) is None or (n := _ours(new)) is None:
+        return None
+    total = b.mean + n.mean
+    by_base, by_new = 2 * (n.mean / total) ** 2, 2 * (b.mean / total) ** 2
+    moved = _ours(by_base * base + by_new * new)
+    return Ours(harmonic_mean(b.mean, n.mean), moved.error if moved else np.nan, b.seeds)
+
+
+def _row(one: Any, classes: str, ours: Ours, published: float) -> dict[str, str]:
+    difference = ours.mean - published
+    return {
+        "method": ROWS[one.method].label,
+        "shots": shots_in_words(one.shots) if one.shots else "",
+        "classes": classes,
+        "ours": f"{ours.mean:.2f}",
+        "published": f"{published:.2f}",
+        "difference": f"{difference:+.2f}",
+        "standard errors": f"{difference / ours.error:+.1f}" if ours.error > 0 else "",
+        "seeds": "" if one.method == ZERO_SHOT else ours.seeds,
+    }
