@@ -14,8 +14,7 @@ from etils import epath
 from benchmarks.random_clip import SIZES, openai_tokenizer, published_settings
 from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.clip.files import Tensors, read_tensors
-from dpt_jax.clip.layouts import common_names
-from dpt_jax.clip.names import from_transformers
+from dpt_jax.clip.layouts import params_of
 from dpt_jax.clip.packing import pack
 from dpt_jax.config import prompt_config
 from dpt_jax.convert.published import prompts_from_published
@@ -59,9 +58,8 @@ class Counterpart:
         none. images: (B, 3, H, W), float32, normalised. labels: (B,).
         """
         file, config = epath.Path(weights), self.prompted
-        tensors = common_names(read_tensors(file), file).tensors
         params = {
-            "clip": from_transformers(tensors, self._sizes, file),
+            "clip": params_of(read_tensors(file), self._sizes, file),
             "prompts": prompts_from_published(modules),
         }
         frozen = jnp.ones((config.classes, self._sizes.embed_dim)) if texts is None else texts

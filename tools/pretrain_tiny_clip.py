@@ -7,7 +7,6 @@ It sees no other drawings than Noto's, so that Twemoji stays a style that it doe
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
@@ -17,11 +16,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from etils import epath
 
 from dpt_jax.clip.tokenizer import load_tokenizer
-from dpt_jax.clip.vocabulary import openai_vocabulary, vocabulary_files
 from dpt_jax.errors import UserError
 from tools.emoji_names import read_emoji
 from tools.tiny_clip.corpus import make_corpus
-from tools.tiny_clip.model_folder import MERGES, model_card, write_model
+from tools.tiny_clip.model_folder import model_card, write_model, write_vocabulary
 from tools.tiny_clip.training import Params, Recipe, tiny_config, train
 
 
@@ -64,17 +62,14 @@ def pretrain(package: str, target: pathlib.Path, recipe: Recipe) -> None:
     except OSError as reason:
         raise UserError(f"{target} cannot be made ({reason}).") from reason
 
-    vocabulary = vocabulary_files(*openai_vocabulary(MERGES))
-    for name, text in vocabulary.items():
-        (target / name).write_text(text, encoding="utf-8")
-    config = tiny_config(len(json.loads(vocabulary["vocab.json"])))
+    config = tiny_config(write_vocabulary(target))
     tokenizer = load_tokenizer(epath.Path(target), config.vocab_size)
     corpus = make_corpus(emoji, tokenizer)
     print(f"{len(emoji)} drawings, {corpus.fits.shape[1]} phrases, {config.vocab_size} tokens")
 
     def write(params: Params, epoch: int, loss: float) -> None:
         card = model_card(config, len(emoji), recipe, epoch, loss)
-        write_model(target, params, config, tokenizer, card)
+        write_model(target, params, config, card)
         print(f"wrote {target}", flush=True)
 
     train(corpus, config, tokenizer.start, recipe, write)

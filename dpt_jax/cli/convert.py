@@ -86,10 +86,10 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
 def clip(source: str, target: str) -> None:
     """Write a CLIP as an Orbax folder."""
+    from dpt_jax.clip.pretrained import load_clip, save_orbax
     from dpt_jax.logging import say
-    from dpt_jax.storage.weights import convert_clip
 
-    convert_clip(source, target)
+    save_orbax(load_clip(source), target)
     say(f"wrote {target}")
 
 

@@ -1,36 +1,54 @@
 """Weight files as flat dicts of host arrays, whatever wrote them.
 
-PyTorch files are read with torch's weights_only unpickler and nothing else.
+No file runs code: safetensors and MessagePack hold numbers only, and of the pickle of a PyTorch
+file every class is replaced by one without behaviour, so that PyTorch need not be installed.
 """
 
+import collections
 import io
+import math
 import os
 import pathlib
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.serialization
 import flax.traverse_util
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from dpt_jax.clip.json_files import read_json, say_if_other
+from dpt_jax.clip.config import read_json, section
 from dpt_jax.errors import UserError
+from dpt_jax.io import reading, refuse_stand_in
 
 Tensors = dict[str, np.ndarray]
 INDEX = ".index.json"
 SHARD = re.compile(r"-\d+-of-\d+\.[a-z]+$")
-# What training writes beside the tensors: open_clip's, and the published code's framework.
+# What training writes beside the tensors: open_clip's, and the framework of the published code.
 _TRAINING_FIELDS = {"epoch", "name", "optimizer", "scaler", "scheduler", "val_result"}
+_DTYPES = {
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": jnp.bfloat16,
+    "DoubleStorage": np.float64,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
 
 
 def read_tensors(file: epath.Path) -> Tensors:
     """Return the tensors of a weight file, or of all files that an index names.
 
-    Raise UserError for a file that is none, is damaged, or is one of several shards.
+    Raises:
+      UserError: if the file is of another kind, damaged, or one of several shards.
     """
     if file.name.endswith(INDEX):
         return _read_shards(file)
@@ -42,54 +60,15 @@ def read_tensors(file: epath.Path) -> Tensors:
 
 
 def _read_one(file: epath.Path) -> Tensors:
-    readers: dict[str, Callable[[epath.Path], Tensors]] = {
-        ".safetensors": _read_safetensors,
-        ".msgpack": _read_msgpack,
-        **dict.fromkeys((".bin", ".pt", ".pth"), lambda file: read_torch_file(file).tensors),
-    }
+    readers: dict[str, Callable[[epath.Path], Tensors]]
+    readers = {".safetensors": _read_safetensors, ".msgpack": _read_msgpack}
+    readers |= dict.fromkeys((".bin", ".pt", ".pth"), lambda file: read_torch_file(file).tensors)
     if file.suffix not in readers:
         raise UserError(
             f"{file} is not a weight file: its name should end in {', '.join(readers)}."
         )
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(100)
-        if not start:
-            raise UserError(f"{file} is empty: get it again.")
-        say_if_other(file, start)
+    with reading(file, f"a {file.suffix} file of weights"):
         return readers[file.suffix](file)
-    except (UserError, MemoryError, ImportError):
-        raise
-    except Exception as reason:  # each format's library has its own types for a damaged file
-        raise UserError(
-            f"{file} cannot be read ({reason}); it is damaged or not what its name says."
-        ) from reason
-
-
-def _read_shards(index: epath.Path) -> Tensors:
-    """Return the tensors of all shards, each from the file that the index names for it."""
-    fields = read_json(index)
-    places = fields.section("weight_map").values
-    if not places:
-        raise fields.error("weight_map", "an object with a file for each tensor")
-    tensors: Tensors = {}
-    shards: dict[str, list[str]] = {}
-    for name, shard in places.items():
-        if not isinstance(shard, str) or not shard or "/" in shard or "\\" in shard:
-            raise UserError(f"{index}: weight_map.{name} is {shard!r}, which names no file.")
-        shards.setdefault(shard, []).append(name)
-    for shard, names in shards.items():
-        if not (index.parent / shard).exists():
-            raise UserError(f"{index} names {shard}, which is not there: the model is incomplete.")
-        own = _read_one(index.parent / shard)
-        for name in sorted({*own, *names}):
-            if name not in own or name not in names:
-                where = "lacks" if name not in own else "has"
-                raise UserError(
-                    f"{index.parent / shard} {where} tensor {name}, against what {index.name} says."
-                )
-        tensors |= own
-    return tensors
 
 
 def _read_safetensors(file: epath.Path) -> Tensors:
@@ -99,7 +78,7 @@ def _read_safetensors(file: epath.Path) -> Tensors:
 
 
 def _read_msgpack(file: epath.Path) -> Tensors:
-    """Return the tensors of a Flax checkpoint of transformers, as its PyTorch files have them.
+    """Return the tensors of a Flax checkpoint of transformers as its PyTorch files have them.
 
     There a kernel is transposed, and scale and embedding are called weight.
     """
@@ -114,75 +93,173 @@ def _read_msgpack(file: epath.Path) -> Tensors:
     return tensors
 
 
+def shards_of(index: epath.Path) -> dict[str, set[str]]:
+    """Return the files that an index names, each with the names of its tensors."""
+    shards: dict[str, set[str]] = collections.defaultdict(set)
+    for name, shard in section(read_json(index), "weight_map", f"{index}: ").items():
+        if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
+            raise UserError(f"{index}: weight_map.{name} is {shard!r}, not the name of a shard.")
+        shards[shard].add(name)
+    if not shards:
+        raise UserError(f"{index} names no tensors in weight_map.")
+    return shards
+
+
+def _read_shards(index: epath.Path) -> Tensors:
+    tensors: Tensors = {}
+    for shard, names in shards_of(index).items():
+        if not (index.parent / shard).exists():
+            raise UserError(f"{index} names {shard}, which is missing: the model is incomplete.")
+        own = _read_one(index.parent / shard)
+        if wrong := sorted(own.keys() ^ names):
+            raise UserError(
+                f"{index.parent / shard} does not hold the tensors that {index.name} names "
+                f"({wrong[0]})."
+            )
+        tensors |= own
+    return tensors
+
+
 class TorchFile(NamedTuple):
-    """The state dict of a PyTorch file, and the epoch written beside it."""
+    """The state dict of a PyTorch file, and the epoch that a training wrote beside it."""
 
     tensors: Tensors
     epoch: int | None
 
 
 def read_torch_file(file: epath.Path | pathlib.Path) -> TorchFile:
-    """A PyTorch state dict, bare or under "state_dict", read with weights_only.
+    """Return a PyTorch state dict, bare or under "state_dict", or the tensors of TorchScript.
 
-    Also OpenAI's .pt archives, which are TorchScript programs: only their
-    tensors are read, nothing of the program is run.
-    Raises UserError where torch is not installed, the file is damaged, or it
-    holds other things than tensors.
+    Raises:
+      UserError: if the file is damaged or holds something else.
     """
-    torch = _import_torch(str(file))
-    data = file.read_bytes()
-    try:
-        if _is_torchscript(data):
-            return TorchFile(_read_torchscript(data, torch), None)
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as reason:
-        raise UserError(
-            f"{file} is damaged, or holds more than tensors and is not read, since that could run "
-            "code."
-        ) from reason
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as reason:
-        raise UserError(
-            f"{file} cannot be read ({reason}); it is damaged or not what its name says."
-        ) from reason
-    state, epoch = _state_dict(state, file)
-    if not state or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
-    ):
-        raise UserError(f"{file} is not a PyTorch state dict (names and tensors).")
-    return TorchFile({name: _to_numpy(value, torch) for name, value in state.items()}, epoch)
+    with reading(file, "a PyTorch file"):
+        data = file.read_bytes()
+        if not zipfile.is_zipfile(io.BytesIO(data)):
+            refuse_stand_in(file)
+            data = _converted(data, str(file))
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            root = _TorchUnpickler(archive).load()
+    if isinstance(root, _Inert):
+        if not root.scripted:
+            raise UserError(f"{file} is a pickled {root.kind}: save its state dict only.")
+        return TorchFile(_scripted_tensors(root), None)
+    return _state_dict(root, file)
 
 
-def _state_dict(read: Any, file: epath.Path | pathlib.Path) -> tuple[Any, int | None]:
-    """Return the state dict of what a file holds, and the epoch of a training checkpoint.
-
-    Raise UserError that names a field of a checkpoint that is not known here.
-    """
-    if not isinstance(read, dict):
-        raise UserError(f"{file} is not a PyTorch state dict (names and tensors).")
-    if "state_dict" in read:
-        if other := next((field for field in read if not _is_known(field)), None):
+def _state_dict(read: Any, file: epath.Path | pathlib.Path) -> TorchFile:
+    """Return the tensors and the epoch.  Raise UserError for anything but a state dict."""
+    epoch = None
+    if isinstance(read, dict) and "state_dict" in read:
+        if other := [str(key) for key in read if key not in {"state_dict", *_TRAINING_FIELDS}]:
             raise UserError(
-                f"{file} is a training checkpoint with the field {other!r}, which is not known "
-                "here: save its state dict alone."
+                f"{file} is a training checkpoint with the field {other[0]!r}, which is not known "
+                "here: save its state dict only."
             )
-        epoch = read.get("epoch")
-        state = read["state_dict"]
-        return state if isinstance(state, dict) else {}, epoch if isinstance(epoch, int) else None
-    if other := next((field for field, value in read.items() if isinstance(value, dict)), None):
+        read, epoch = read["state_dict"], read.get("epoch")
+    if not isinstance(read, dict) or not read:
+        raise UserError(f"{file} is not a PyTorch state dict (names and tensors).")
+    if other := [name for name, value in read.items() if not isinstance(value, np.ndarray)]:
+        name = max(other, key=lambda name: isinstance(read[name], dict))
         raise UserError(
-            f"{file} has no field 'state_dict', but a field {other!r}: save the state dict alone."
+            f"{file} is not a PyTorch state dict: its field {name!r} is not a tensor. Save the "
+            "state dict only."
         )
-    return read, None
+    return TorchFile(dict(read), epoch if isinstance(epoch, int) else None)
 
 
-def _is_known(field: Any) -> bool:
-    return field == "state_dict" or field in _TRAINING_FIELDS
+class _Inert(dict):
+    """Stands for every object of a pickle that is not a tensor: attributes, no behaviour."""
+
+    kind, scripted = "", False
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def append(self, value: Any) -> None:
+        """Ignore an element of what is a list there."""
+
+    extend = append
+
+
+class _TorchUnpickler(pickle.Unpickler):
+    """Reads what torch.save and torch.jit.save write, without importing any class.
+
+    A tensor is a view of a storage, which is a record of the archive.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        pickled = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+        super().__init__(archive.open(pickled))
+        self._archive, self._root = archive, pickled.removesuffix("data.pkl")
+        self._storages: dict[str, np.ndarray] = {}
+        order = f"{self._root}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise ValueError("its numbers are stored big-endian")
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in of a class or function; nothing is imported."""
+        if module == "torch" and name in _DTYPES:
+            return np.dtype(_DTYPES[name])
+        named = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        }
+        scripted = module.startswith("__torch__")
+        inert = type("_Inert", (_Inert,), {"kind": f"{module}.{name}", "scripted": scripted})
+        return named.get((module, name), inert)
+
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        """Return a storage: its numbers as a vector."""
+        _, dtype, key, _, count = pid
+        if key not in self._storages:
+            if not isinstance(dtype, np.dtype):
+                raise ValueError(f"it has numbers of type {dtype.kind}")
+            record = self._archive.read(f"{self._root}data/{key}")
+            numbers = np.frombuffer(record, dtype, count)
+            self._storages[key] = numbers.astype(np.float32) if dtype == jnp.bfloat16 else numbers
+        return self._storages[key]
+
+
+def _tensor(
+    storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
+) -> np.ndarray:
+    """Return the view of a storage that is a tensor; no view reaches beyond the storage."""
+    if min((offset, *shape, *strides)) < 0 or len(shape) != len(strides):
+        raise ValueError("a tensor has negative sizes")
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if math.prod(shape) and last >= len(storage):
+        raise ValueError("a tensor is larger than its numbers")
+    steps = [step * storage.itemsize for step in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
+
+
+def _scripted_tensors(module: Any, prefix: str = "") -> Tensors:
+    """Return the tensors of a TorchScript module and of the modules in it."""
+    tensors: Tensors = {}
+    for name, value in vars(module).items():
+        if isinstance(value, np.ndarray):
+            tensors[prefix + name] = value
+        elif isinstance(value, _Inert) and value.scripted:
+            tensors |= _scripted_tensors(value, f"{prefix}{name}.")
+    return tensors
+
+
+def _converted(data: bytes, file: str) -> bytes:
+    """Return a file of PyTorch before 1.6 as the archive that later versions write."""
+    torch = _import_torch(file)
+    archive = io.BytesIO()
+    torch.save(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), archive)
+    return archive.getvalue()
 
 
 def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:
-    """Write a state dict as the published code's framework saves it.
+    """Write a state dict as the framework of the published code saves it.
 
-    Raise UserError where torch is not installed.
+    Raises:
+      UserError: if torch is not installed.
     """
     torch = _import_torch(str(file))
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
@@ -191,67 +268,8 @@ def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:
 
 
 def _import_torch(file: str) -> Any:
-    """The torch module, or a UserError that says which file asks for it."""
     try:
         import torch
     except ImportError as reason:
-        raise UserError(
-            f"{file} is a PyTorch file, which takes `pip install torch` (a CPU build will do)."
-        ) from reason
+        raise UserError(f"{file} takes `pip install torch` (a CPU build will do).") from reason
     return torch
-
-
-def _to_numpy(tensor: Any, torch: Any) -> np.ndarray:
-    return (
-        tensor.detach()
-        .to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype)
-        .numpy()
-    )
-
-
-def _is_torchscript(data: bytes) -> bool:
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        return False
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-class _Inert:
-    """Stands for every class of a TorchScript program: attributes, no behaviour."""
-
-
-def _read_torchscript(data: bytes, torch: Any) -> Tensors:
-    """The tensors of a TorchScript archive through torch.load's weights_only unpickler.
-
-    That unpickler refuses TorchScript archives by their look, so the data
-    records are handed to it as the plain checkpoint that they also are, with
-    each of the program's classes standing for an object without behaviour.
-    """
-    plain = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(data)) as source,
-        zipfile.ZipFile(plain, "w", zipfile.ZIP_STORED) as target,
-    ):
-        for name in source.namelist():
-            _, _, record = name.partition("/")
-            if record in ("data.pkl", "version", "byteorder") or record.startswith("data/"):
-                target.writestr(f"archive/{record}", source.read(name))
-    classes = [
-        (type("Inert", (_Inert,), {}), name)
-        for name in torch.serialization.get_unsafe_globals_in_checkpoint(
-            io.BytesIO(plain.getvalue())
-        )
-        if name.startswith("__torch__.")
-    ]
-    plain.seek(0)
-    with torch.serialization.safe_globals(classes):
-        root = torch.load(plain, map_location="cpu", weights_only=True)
-
-    def walk(node: Any, prefix: str) -> Iterator[tuple[str, np.ndarray]]:
-        for name, value in vars(node).items():
-            if isinstance(value, torch.Tensor):
-                yield prefix + name, _to_numpy(value, torch)
-            elif isinstance(value, _Inert):
-                yield from walk(value, f"{prefix}{name}.")
-
-    return dict(walk(root, ""))

@@ -1,43 +1,76 @@
-"""How a weight file names its tensors: as transformers, or as OpenAI and open_clip.
+"""How weight files name the tensors of a CLIP: a table for transformers, one for OpenAI's code.
 
-Everything passes through the names of transformers' CLIPModel; `common_names`
-renames the others to them, and refuses the models that are no plain CLIP ViT.
+open_clip uses OpenAI's names. All of them store a linear layer as (outputs, inputs).
 """
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.files import Tensors
+from dpt_jax.clip.model import param_shapes
 from dpt_jax.errors import UserError
 
-# (OpenAI's, transformers'): parts of names, longer before those they contain.
-_OPENAI_PARTS = (
-    ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
-    ("transformer.resblocks.", "text_model.encoder.layers."),
-    (".ln_1.", ".layer_norm1."),
-    (".ln_2.", ".layer_norm2."),
-    (".attn.out_proj.", ".self_attn.out_proj."),
-    (".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.c_proj.", ".mlp.fc2."),
-    ("visual.ln_pre.", "vision_model.pre_layrnorm."),
-    ("visual.ln_post.", "vision_model.post_layernorm."),
-    ("ln_final.", "text_model.final_layer_norm."),
-    ("visual.conv1.", "vision_model.embeddings.patch_embedding."),
-    ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
-    ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
-    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    ("token_embedding.", "text_model.embeddings.token_embedding."),
-)
-_OPENAI_TRANSPOSED = {
-    "visual.proj": "visual_projection.weight",
-    "text_projection": "text_projection.weight",
+# Our name -> the file's. "." and "_" at the end are followed by weight or bias.
+TRANSFORMERS = {
+    "logit_scale": "logit_scale",
+    "vision/class_embedding": "vision_model.embeddings.class_embedding",
+    "vision/patch_embedding": "vision_model.embeddings.patch_embedding.weight",
+    "vision/position_embedding": "vision_model.embeddings.position_embedding.weight",
+    "vision/ln_pre": "vision_model.pre_layrnorm.",
+    "vision/ln_post": "vision_model.post_layernorm.",
+    "vision/projection": "visual_projection.weight",
+    "vision/transformer/blocks": "vision_model.encoder.layers.",
+    "text/token_embedding": "text_model.embeddings.token_embedding.weight",
+    "text/position_embedding": "text_model.embeddings.position_embedding.weight",
+    "text/ln_final": "text_model.final_layer_norm.",
+    "text/projection": "text_projection.weight",
+    "text/transformer/blocks": "text_model.encoder.layers.",
+    # Of a block:
+    "ln_1": "layer_norm1.",
+    "ln_2": "layer_norm2.",
+    "query": "self_attn.q_proj.",
+    "key": "self_attn.k_proj.",
+    "value": "self_attn.v_proj.",
+    "out": "self_attn.out_proj.",
+    "mlp_in": "mlp.fc1.",
+    "mlp_out": "mlp.fc2.",
 }
-# Beginnings of names that no plain CLIP has, and what has them.
-_OTHER_MODELS = {
+OPENAI = {
+    "logit_scale": "logit_scale",
+    "vision/class_embedding": "visual.class_embedding",
+    "vision/patch_embedding": "visual.conv1.weight",
+    "vision/position_embedding": "visual.positional_embedding",
+    "vision/ln_pre": "visual.ln_pre.",
+    "vision/ln_post": "visual.ln_post.",
+    "vision/projection": "visual.proj",
+    "vision/transformer/blocks": "visual.transformer.resblocks.",
+    "text/token_embedding": "token_embedding.weight",
+    "text/position_embedding": "positional_embedding",
+    "text/ln_final": "ln_final.",
+    "text/projection": "text_projection",
+    "text/transformer/blocks": "transformer.resblocks.",
+    # Of a block; query, key and value are the thirds of one tensor:
+    "ln_1": "ln_1.",
+    "ln_2": "ln_2.",
+    "query": "attn.in_proj_",
+    "key": "attn.in_proj_",
+    "value": "attn.in_proj_",
+    "out": "attn.out_proj.",
+    "mlp_in": "mlp.c_fc.",
+    "mlp_out": "mlp.c_proj.",
+}
+# Beginnings of names that no plain CLIP has, and the models that have them.
+OTHER_MODELS = {
     "visual.layer1.": "a CLIP with a ResNet image tower; only ViT image towers take prompts",
     "visual.attnpool.": "a CLIP with a ResNet image tower; only ViT image towers take prompts",
     "visual.trunk.": "a CLIP with an image tower of timm, which is not supported",
@@ -50,109 +83,158 @@ _OTHER_MODELS = {
     "vision_model.head.": "a SigLIP, which is not supported",
     "logit_bias": "a SigLIP, which is not supported",
 }
-_PREFIXES = ("module.", "_orig_mod.")  # of training on several devices, of torch.compile
-# Buffers that OpenAI's archives and older versions of the libraries write; no weights.
-_OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
-_BUFFERS = {"attn_mask", *_OPENAI_SIZES}
+PREFIX = re.compile(r"(module\.|_orig_mod\.)*")  # of training on several devices, of torch.compile
+# Buffers of OpenAI's archives and of older versions of the libraries; not weights.
+BUFFER = re.compile(r"attn_mask|input_resolution|context_length|vocab_size|.*\.position_ids")
 
 
-def plain_names(tensors: Tensors, file: epath.Path) -> tuple[Tensors, str, str]:
-    """Return the tensors without the prefixes of their names, and these: (…, of all, of the text).
+class _Parameter(NamedTuple):
+    """A parameter, and where and how a file stores it.
 
-    Raise UserError for a model of another kind, named by what its names say.
+    Attributes:
+      path: in our tree, with "/".
+      names: of its tensor in the file, or of those of all layers.
+      third: which third of the tensor it is, None for the whole.
+      shape: ours, without the axis of layers.
+      stored: shape in the file.
+      axes: permutation from the file's axes to ours, before `shape` splits and joins them.
     """
-    prefix = ""
-    while found := next((p for p in _PREFIXES if tensors and _all_begin(tensors, p)), ""):
-        prefix += found
-        tensors = {name.removeprefix(found): value for name, value in tensors.items()}
+
+    path: str
+    names: list[str]
+    third: int | None
+    shape: tuple[int, ...]
+    stored: tuple[int, ...]
+    axes: tuple[int, ...]
+
+
+def params_of(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Params:
+    """Return the parameters of a weight file in either layout.
+
+    Args:
+      tensors: of the file, under its names.
+      config: sizes of the model.
+      file: for errors.
+
+    Returns:
+      The parameter tree of `CLIP(config)`, in the file's type.
+
+    Raises:
+      UserError: naming the tensor that is missing, left over, not floating point or of another
+        shape than the sizes ask for.
+    """
+    left, flat = dict(tensors), {}
+    prefix, text = _prefixes(tensors)
+    table = OPENAI if any(n.startswith(f"{prefix}visual.") for n in tensors) else TRANSFORMERS
+    for parameter in _parameters(config, table, prefix, text):
+        layers = []
+        for name in parameter.names:
+            value = _checked(tensors, name, parameter, file)
+            left.pop(name, None)
+            if parameter.third is not None:
+                value = np.split(value, 3)[parameter.third]
+            value = value.reshape(parameter.stored).transpose(parameter.axes)
+            layers.append(value.reshape(parameter.shape))
+        flat[parameter.path] = np.stack(layers) if _stacked(parameter.path) else layers[0]
+    for name in sorted(left):
+        if not BUFFER.fullmatch(name.removeprefix(prefix).removeprefix(text)):
+            raise UserError(f"{file}: tensor {name} is not part of a CLIP ViT of these sizes.")
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def to_transformers(params: Params, config: CLIPConfig) -> Tensors:
+    """Return the parameters as the state dict of transformers' CLIPModel."""
+    flat = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
+    tensors: Tensors = {}
+    for parameter in _parameters(config, TRANSFORMERS):
+        value = flat[parameter.path]
+        layers = value if _stacked(parameter.path) else [value]
+        permuted = [parameter.stored[axis] for axis in parameter.axes]
+        for name, layer in zip(parameter.names, layers, strict=True):
+            stored = layer.reshape(permuted).transpose(np.argsort(parameter.axes))
+            tensors[name] = np.asarray(stored, order="C")
+    return tensors
+
+
+def refuse_other_models(tensors: Tensors, file: epath.Path) -> None:
+    """Raise UserError if the names of the tensors are those of another kind of model."""
+    prefix, _ = _prefixes(tensors)
     for name in tensors:
-        for begins, what in _OTHER_MODELS.items():
-            if name.startswith(begins):
-                raise UserError(f"{file} is {what} (tensor {prefix}{name}).")
-        if ".lora_" in name:
-            raise UserError(
-                f"{file} is a LoRA adapter (tensor {prefix}{name}): merge it into its model first."
-            )
-    text = "text." if any(name.startswith("text.") for name in tensors) else ""
-    plain: Tensors = {}
-    for name, value in tensors.items():
-        short = name.removeprefix(text)
-        if short in plain:
-            raise UserError(f"{file} has tensor {short} twice, with and without {text!r}.")
-        if short not in _BUFFERS and not short.endswith(".position_ids"):
-            plain[short] = value
-    return plain, prefix, text
+        short = name.removeprefix(prefix)
+        for begins, what in OTHER_MODELS.items():
+            if short.startswith(begins):
+                raise UserError(f"{file} is {what} (tensor {name}).")
+        if ".lora_" in short:
+            raise UserError(f"{file} is a LoRA adapter (tensor {name}): merge it first.")
 
 
-def _all_begin(names: Tensors, prefix: str) -> bool:
-    return all(name.startswith(prefix) for name in names)
+def _prefixes(tensors: Tensors) -> tuple[str, str]:
+    """Return what all names begin with, and what those of the text tower begin with after it."""
+    prefix = PREFIX.match(next(iter(tensors), ""))[0]  # type: ignore[index]
+    prefix = prefix if all(name.startswith(prefix) for name in tensors) else ""
+    text = "text." if any(name.startswith(f"{prefix}text.") for name in tensors) else ""
+    return prefix, text
 
 
-class Named(NamedTuple):
-    """Tensors under the names of transformers' CLIPModel.
-
-    spell: what the file calls a tensor, given its name here. openai: whether
-    the file is one of OpenAI's own archives.
-    """
-
-    tensors: Tensors
-    spell: Callable[[str], str]
-    openai: bool
-
-
-def common_names(tensors: Tensors, file: epath.Path) -> Named:
-    """Return a file's tensors under transformers' names.
-
-    Raise UserError for a model of another kind, named by what its names say.
-    """
-    plain, prefix, text = plain_names(tensors, file)
-    openai = all(name in tensors for name in _OPENAI_SIZES)
-    if not any(name.startswith("visual.") for name in plain):
-        return Named(plain, lambda name: prefix + name, False)
-
-    def spell(name: str) -> str:
-        short = openai_name(name)
-        of_text = not short.startswith("visual.") and short != "logit_scale"
-        return prefix + (text if of_text else "") + short
-
-    return Named(openai_to_transformers(plain, file), spell, openai)
-
-
-def openai_to_transformers(tensors: Tensors, file: epath.Path) -> Tensors:
-    """Return OpenAI's state dict under the names of transformers' CLIPModel."""
-    renamed: Tensors = {}
-
-    def put(new: str, value: np.ndarray, name: str) -> None:
-        if new in renamed:
-            raise UserError(f"{file} has tensor {name} twice, also as {new}.")
-        renamed[new] = value
-
-    for name, value in tensors.items():
-        new = _OPENAI_TRANSPOSED.get(name, name)
-        if new != name:
-            put(new, value.T, name)
-            continue
-        for theirs, ours in _OPENAI_PARTS:
-            if theirs in new and ours not in new:
-                new = new.replace(theirs, ours)
-        if m := re.match(r"(.*)\.attn\.in_proj_(weight|bias)$", new):
-            if not value.ndim or value.shape[0] % 3:
-                raise UserError(
-                    f"{file}: tensor {name} has shape {value.shape}, which is not three alike."
-                )
-            for letter, part in zip("qkv", np.split(value, 3), strict=True):
-                put(f"{m[1]}.self_attn.{letter}_proj.{m[2]}", part, name)
+def _parameters(
+    config: CLIPConfig, table: dict[str, str], prefix: str = "", text: str = ""
+) -> Iterator[_Parameter]:
+    """Yield the parameters of a model with their places in a file that is named by `table`."""
+    kinds = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+    for path, leaf in flax.traverse_util.flatten_dict(param_shapes(config), sep="/").items():
+        own, third = prefix + (text if path.startswith("text/") else ""), None
+        module, _, kind = path.rpartition("/")
+        shape = leaf.shape[1:] if _stacked(path) else leaf.shape
+        if path in table:
+            names = [own + table[path]]
+        elif module in table:  # a layer norm
+            names = [own + table[module] + kinds[kind]]
         else:
-            put(new, value, name)
-    return renamed
+            blocks, _, part = module.rpartition("/")
+            names = [
+                f"{own}{table[blocks]}{i}.{table[part]}{kinds[kind]}" for i in range(leaf.shape[0])
+            ]
+            if table is OPENAI and part in ("query", "key", "value"):
+                third = ("query", "key", "value").index(part)
+        stored, axes = _stored(path, shape, config, table)
+        yield _Parameter(path, names, third, shape, stored, axes)
 
 
-def openai_name(name: str) -> str:
-    """Return what OpenAI calls a tensor of transformers' CLIPModel (q, k and v are one there)."""
-    for theirs, ours in _OPENAI_TRANSPOSED.items():
-        if name == ours:
-            return theirs
-    name = re.sub(r"\.self_attn\.[qkv]_proj\.", ".attn.in_proj_", name)
-    for theirs, ours in _OPENAI_PARTS:
-        name = name.replace(ours, theirs)
-    return name
+def _stacked(path: str) -> bool:
+    """Return whether a parameter has an axis of layers."""
+    return "/blocks/" in path
+
+
+def _stored(
+    path: str, shape: tuple[int, ...], config: CLIPConfig, table: dict[str, str]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of a parameter in a file, and the permutation of its axes to ours."""
+    if path == "vision/patch_embedding":
+        return (shape[-1], 3, config.patch_size, config.patch_size), (2, 3, 1, 0)
+    if path.endswith("/bias"):  # those of query, key and value are (heads, size) here
+        return (math.prod(shape),), (0,)
+    projection = path.endswith("/projection") and table is TRANSFORMERS
+    if path.endswith("/kernel") or projection:
+        inputs = 2 if "/out/" in path else 1  # axes: heads and their size, or the width
+        return (math.prod(shape[inputs:]), math.prod(shape[:inputs])), (1, 0)
+    return shape, tuple(range(len(shape)))
+
+
+def _checked(tensors: Tensors, name: str, parameter: _Parameter, file: epath.Path) -> np.ndarray:
+    """Return a tensor of the file.  Raise UserError if it is missing or does not fit."""
+    if name not in tensors:
+        raise UserError(
+            f"{file}: tensor {name} is missing; the file is incomplete or not a CLIP ViT of these "
+            "sizes."
+        )
+    value, shape = tensors[name], parameter.stored
+    if parameter.third is not None:
+        shape = (3 * shape[0], *shape[1:])
+    if value.shape not in (shape, shape or (1,)):  # a scalar may be stored as a vector of one
+        raise UserError(
+            f"{file}: tensor {name} has shape {value.shape}, but the model's sizes ask for "
+            f"{shape}; the file and its configuration do not belong together."
+        )
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise UserError(f"{file}: tensor {name} is {value.dtype}, not floating point.")
+    return value

@@ -1,124 +1,145 @@
-"""open_clip_config.json, open_clip's own description of a model, as our sizes."""
+"""open_clip_config.json, which describes a model and its preprocessing in open_clip's words."""
+
+from typing import Any
 
 from etils import epath
 
-from dpt_jax.clip.config import CLIPConfig, Description, TransformerConfig, check_sizes
-from dpt_jax.clip.json_files import Section, read_json
-from dpt_jax.clip.processors import from_open_clip
+from dpt_jax.clip.config import (
+    CLIPConfig,
+    Description,
+    TransformerConfig,
+    check_sizes,
+    read_json,
+    section,
+    square,
+    values,
+)
+from dpt_jax.clip.preprocessing import MEAN, STD, Preprocessing, channels
 from dpt_jax.errors import UserError
 
 CONFIG_FILE = "open_clip_config.json"
-# Keys that change nothing in a finished model of the kind that is read here.
+# Sizes with open_clip's defaults.
+_VISION: dict[str, Any] = {"image_size": 224, "patch_size": 16, "width": 768, "head_width": 64}
+_TEXT: dict[str, Any] = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8}
+_BOTH: dict[str, Any] = {"layers": 12, "mlp_ratio": 4.0}
+# Keys that change nothing in a finished CLIP with two plain transformers.
 _NEUTRAL = {
-    "model_cfg": {"custom_text", "init_logit_scale", "cast_dtype", "output_dict"},
-    "vision_cfg": {
-        *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
-        *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"),
-    },
-    "text_cfg": {
-        *("pad_id", "output_tokens", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
-    },
+    *("custom_text", "init_logit_scale", "cast_dtype", "output_dict"),
+    *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
+    *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"),
+    *("pad_id", "eos_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
 }
-# Keys that may be there with the value of a plain tower alone.
-_PLAIN = {
-    "pool_type": ("tok", "argmax", "eos"),
-    "pos_embed_type": ("learnable",),
-    "proj_type": ("linear",),
-    "block_type": ("default",),
-    "tokenizer_mode": ("clip",),
+# Keys with the values that a plain tower may have.
+_PLAIN: dict[str, Any] = {
+    "vision_cfg": {"pool_type": ("tok",)},
+    "text_cfg": {"pool_type": ("argmax", "eos")},
+    "both": {
+        "pos_embed_type": ("learnable",),
+        "proj_type": ("linear",),
+        "block_type": ("default",),
+        "tokenizer_mode": ("clip",),
+    },
 }
 
 
 def read_description(file: epath.Path) -> Description:
-    """Return what an open_clip_config.json says.
+    """Return what an open_clip_config.json says; keys that are missing have open_clip's defaults.
 
-    Keys that are missing are as in open_clip. Raise UserError for a model of
-    another kind, named by the key that makes it one, and for a value that cannot be.
+    Raises:
+      UserError: naming the key, for another kind of model or a value that is not supported.
     """
-    raw = read_json(file)
-    if not raw.has("model_cfg"):
-        raise raw.error("model_cfg", "an object")
-    model = raw.section("model_cfg")
-    # A model that is built from a Hugging Face or timm one says so; nothing else need be there.
-    vision, text = model.section("vision_cfg"), model.section("text_cfg")
-    _refuse_other_towers(vision, text)
-    activation = "quick_gelu" if model.flag("quick_gelu") else "gelu"
-    config = CLIPConfig(
-        embed_dim=model.whole("embed_dim"),
-        image_size=(image_size := vision.side("image_size", 224)),
-        patch_size=vision.side("patch_size", 16),
-        vision=_vision_tower(vision, activation),
-        text=_text_tower(text, activation),
-        vocab_size=text.whole("vocab_size", 49408),
-        context_length=text.whole("context_length", 77),
-        preprocessing=from_open_clip(raw.section("preprocess_cfg"), image_size),
-    )
-    end = text.whole("eos_id", 2, least=0)
-    by_end = text.get("pool_type") == "eos"
-    for part, name in ((model, "model_cfg"), (vision, "vision_cfg"), (text, "text_cfg")):
-        _refuse_unknown(part, name)
-    check_sizes(config, file)
-    return Description(config, end if by_end else None)
-
-
-def _vision_tower(fields: Section, activation: str) -> TransformerConfig:
-    width, head = fields.whole("width", 768), fields.whole("head_width", 64)
-    if width % head:
-        raise fields.error("head_width", f"a divisor of the width of {width}")
-    return _tower(fields, width, width // head, activation)
-
-
-def _text_tower(fields: Section, activation: str) -> TransformerConfig:
-    width = fields.whole("width", 512)
-    return _tower(fields, width, fields.whole("heads", 8), activation)
-
-
-def _tower(fields: Section, width: int, heads: int, activation: str) -> TransformerConfig:
-    norm = fields.section("norm_kwargs")
-    eps = norm.number("eps", 1e-5)
-    if left := norm.left():
-        raise UserError(f"{fields.file}: {norm.name}{min(left)} is not supported.")
-    return TransformerConfig(
-        width=width,
-        layers=fields.whole("layers", 12),
-        heads=heads,
-        mlp_width=int(width * fields.number("mlp_ratio", 4.0)),
-        activation=activation,
-        layer_norm_eps=eps,
-    )
-
-
-def _refuse_other_towers(vision: Section, text: Section) -> None:
-    """Raise UserError that names the kind of a tower that is no plain transformer."""
-    for fields, key, kind in (
-        (vision, "timm_model_name", "an image tower of timm"),
-        (vision, "eva_model_name", "an EVA image tower"),
-        (text, "hf_model_name", "a text tower of transformers"),
-        (text, "hf_tokenizer_name", "a tokenizer of transformers"),
-    ):
-        if name := fields.get(key):
-            raise UserError(
-                f"{fields.file}: {fields.name}{key} is {name!r}: a CLIP with {kind} is not "
-                "supported."
-            )
-    if isinstance(vision.get("layers"), list):
+    raw, where = read_json(file), f"{file}: "
+    model, where = section(raw, "model_cfg", where), f"{where}model_cfg."
+    if not model:
+        raise UserError(f"{where[:-1]} is missing.")
+    sizes = values(model, {"embed_dim": 0, "quick_gelu": False}, where)
+    activation = "quick_gelu" if sizes["quick_gelu"] else "gelu"
+    vision = _tower(model, "vision_cfg", _VISION | _BOTH, where)
+    text = _tower(model, "text_cfg", _TEXT | _BOTH, where)
+    _refuse_others(model, where, {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"})
+    if vision["width"] % vision["head_width"]:
         raise UserError(
-            f"{vision.file} describes a CLIP with a ResNet image tower; only ViT image towers take "
-            "prompts."
+            f"{where}vision_cfg.head_width of {vision['head_width']} does not divide the width of "
+            f"{vision['width']}."
         )
+    config = CLIPConfig(
+        embed_dim=sizes["embed_dim"],
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        vision=_sizes(vision, vision["width"] // vision["head_width"], activation),
+        text=_sizes(text, text["heads"], activation),
+        vocab_size=text["vocab_size"],
+        context_length=text["context_length"],
+        preprocessing=_preprocessing(raw, vision["image_size"], f"{file}: "),
+    )
+    check_sizes(config, file)
+    own = section(model, "text_cfg", where)
+    by_end = own.get("pool_type") == "eos"
+    return Description(config, values(own, {"eos_id": 2}, where)["eos_id"] if by_end else None)
 
 
-def _refuse_unknown(fields: Section, name: str) -> None:
-    """Raise UserError for a key that makes the model another one than is computed here."""
-    for key, value in fields.values.items():
-        if key in _PLAIN and value and value not in _PLAIN[key]:
-            raise fields.error(key, f"{' or '.join(_PLAIN[key])}")
-    pooled = fields.get("pool_type")
-    if pooled and (pooled == "tok") != (name == "vision_cfg"):
-        raise fields.error("pool_type", "tok" if name == "vision_cfg" else "argmax or eos")
-    for key, value in fields.left().items():
-        # Absent, null, false, 0 and empty are how open_clip leaves a part out.
-        if key not in _NEUTRAL[name] and key not in _PLAIN and value:
-            raise UserError(
-                f"{fields.file}: {fields.name}{key} is {value!r}; a CLIP with it is not supported."
-            )
+def _tower(model: dict[str, Any], name: str, sizes: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the sizes of a tower.  Raise UserError if it is not a plain transformer."""
+    raw, where = section(model, name, where), f"{where}{name}."
+    for key, kind in {
+        "timm_model_name": "an image tower of timm",
+        "eva_model_name": "an EVA image tower",
+        "hf_model_name": "a text tower of transformers",
+        "hf_tokenizer_name": "a tokenizer of transformers",
+    }.items():
+        if raw.get(key):
+            raise UserError(f"{where}{key} is {raw[key]!r}: a CLIP with {kind} is not supported.")
+    if isinstance(raw.get("layers"), list):
+        raise UserError(
+            f"{where}layers is a list: a CLIP with a ResNet image tower has no prompts."
+        )
+    sides = {key: square(raw[key]) for key in ("image_size", "patch_size") if key in raw}
+    found = values(raw | sides, sizes, where)
+    norm = section(raw, "norm_kwargs", where)
+    found |= values(norm, {"eps": 1e-5}, f"{where}norm_kwargs.")
+    if other := sorted(norm.keys() - {"eps"}):
+        raise UserError(f"{where}norm_kwargs.{other[0]} is not supported.")
+    plain: dict[str, Any] = {**_PLAIN[name], **_PLAIN["both"]}
+    for key in plain:
+        if raw.get(key) and raw[key] not in plain[key]:
+            raise UserError(f"{where}{key} is {raw[key]!r}, not {' or '.join(plain[key])}.")
+    _refuse_others(raw, where, {*sizes, *plain, "norm_kwargs"})
+    return found
+
+
+def _refuse_others(fields: dict[str, Any], where: str, known: set[str]) -> None:
+    """Raise UserError for a key that is not known, unless its value leaves the part out."""
+    for key, value in fields.items():
+        if value and key not in known | _NEUTRAL:
+            raise UserError(f"{where}{key} is {value!r}: a CLIP with it is not supported.")
+
+
+def _sizes(fields: dict[str, Any], heads: int, activation: str) -> TransformerConfig:
+    width = fields["width"]
+    mlp_width = int(width * fields["mlp_ratio"])
+    return TransformerConfig(
+        width, fields["layers"], heads, mlp_width, activation, float(fields["eps"])
+    )
+
+
+def _preprocessing(raw: dict[str, Any], image_size: int, where: str) -> Preprocessing:
+    given, where = section(raw, "preprocess_cfg", where), f"{where}preprocess_cfg."
+    given = {key: value for key, value in given.items() if value is not None}
+    allowed = {
+        "size": (image_size, [image_size, image_size]),
+        "mode": ("RGB",),
+        # "random" draws one of the other two in training, and is bicubic in evaluation.
+        "interpolation": ("bicubic", "bilinear", "random"),
+        "resize_mode": ("shortest", "squash"),
+    }
+    for key, choices in allowed.items():
+        if given.get(key, choices[0]) not in choices:
+            raise UserError(f"{where}{key} is {given[key]!r}, not {choices[0]!r}.")
+    # fill_color is only of the resize_mode "longest".
+    _refuse_others(given, where, {*allowed, "mean", "std", "fill_color"})
+    return Preprocessing(
+        channels(given.get("mean", list(MEAN)), f"{where}mean"),
+        channels(given.get("std", list(STD)), f"{where}std", positive=True),
+        "bilinear" if given.get("interpolation") == "bilinear" else "bicubic",
+        "squash" if given.get("resize_mode") == "squash" else "crop",
+    )

@@ -1,16 +1,19 @@
-"""What a model wants done to an image before its tower sees it.
+"""How an image becomes the input of the image tower.
 
-`test_transform` makes the uint8 square on the host, `normalize_pixels` scales it
-to floats on the device.
+`test_transform` crops the uint8 square on the host, `normalize_pixels` scales it to floats on the
+device.
 """
 
 import dataclasses
+import reprlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+
+from dpt_jax.errors import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,8 +26,8 @@ INTERPOLATIONS = {
     "hamming": Image.Resampling.HAMMING,
 }
 RESIZES = ("crop", "squash")
-# Sides of a resized image in squares from which on only the square itself is made: the memory
-# is then that of the square, however thin the image is.
+# Above this ratio of sides only the centre is resized, so that a thin image takes no more memory
+# than its square.
 THIN = 16
 
 
@@ -32,9 +35,10 @@ THIN = 16
 class Preprocessing:
     """How an image becomes a square of floats; the defaults are those of OpenAI's CLIP.
 
-    mean, std: of the channels, for pixels from 0 to 1. interpolation: one of
-    INTERPOLATIONS. resize: "crop" takes the shorter side to the square's and
-    cuts the centre out, "squash" takes both sides there.
+    Attributes:
+      mean, std: of the channels, for pixels from 0 to 1.
+      interpolation: one of INTERPOLATIONS.
+      resize: "crop" resizes the shorter side and crops the centre, "squash" resizes both sides.
     """
 
     mean: tuple[float, float, float] = MEAN
@@ -44,21 +48,34 @@ class Preprocessing:
 
     @property
     def resample(self) -> Image.Resampling:
-        """Return PIL's name of the interpolation."""
+        """Pillow's constant of the interpolation."""
         return INTERPOLATIONS[self.interpolation]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
+        """Return the fields as JSON takes them."""
         return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
 
 CLIP_PREPROCESSING = Preprocessing()
 
 
+def channels(value: Any, where: str, positive: bool = False) -> tuple[float, float, float]:
+    """Return the three numbers of a JSON value, one a channel; one number stands for three.
+
+    Raises:
+      UserError: if they are not three finite numbers, or `positive` and one is not above 0.
+    """
+    numbers = value if isinstance(value, list) else [value] * 3
+    right = len(numbers) == 3 and all(type(x) in (int, float) and abs(x) < 1e38 for x in numbers)
+    if not right or (positive and min(numbers) <= 0):
+        raise UserError(f"{where} is {reprlib.repr(value)}, not three numbers, one a channel.")
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
+
+
 def test_transform(
     image: Image.Image, size: int, preprocessing: Preprocessing = CLIP_PREPROCESSING
 ) -> np.ndarray:
-    """Return the part of an RGB image that the model sees: (size, size, 3) uint8."""
+    """Return an RGB image resized and cropped for the image tower: (size, size, 3) uint8."""
     resample = preprocessing.resample
     if preprocessing.resize == "squash":
         return np.asarray(image.resize((size, size), resample))
@@ -79,7 +96,7 @@ def test_transform(
 def normalize_pixels(
     images: jax.Array, preprocessing: Preprocessing = CLIP_PREPROCESSING
 ) -> jax.Array:
-    """Return uint8 images (B, H, W, 3) as normalized float32; float images pass as they are."""
+    """Return uint8 images (B, H, W, 3) as normalized float32; float images are returned as is."""
     if images.dtype != jnp.uint8:
         return images
     mean, std = jnp.asarray(preprocessing.mean), jnp.asarray(preprocessing.std)

@@ -1,7 +1,8 @@
-"""Byte-pair tokens of CLIP, from a model's own vocabulary or the original one."""
+"""Byte-pair tokens of CLIP, from a model's own vocabulary or OpenAI's."""
 
 import dataclasses
 import html
+import json
 import pathlib
 import tempfile
 from typing import Any
@@ -9,70 +10,132 @@ from typing import Any
 import ftfy
 from etils import epath
 
-from dpt_jax.clip.vocabulary import (
-    END,
-    OPENAI_SIZE,
-    START,
-    Vocabulary,
-    check_fits,
-    read_vocabulary,
-)
+from dpt_jax.clip.config import read_json, section
+from dpt_jax.clip.vocabulary import END, OPENAI_SIZE, START, WORD_END, openai_vocabulary
 from dpt_jax.errors import UserError
+from dpt_jax.io import reading, refuse_stand_in
+
+# transformers 5 writes the first one only, earlier versions and OpenAI's conversions the others.
+TOKENIZER_FILE = "tokenizer.json"
+PLAIN_FILES = ("vocab.json", "merges.txt")
+VOCABULARY_FILES = (TOKENIZER_FILE, *PLAIN_FILES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Encodes text as CLIP does: lower case, byte-pair merges, no special tokens added.
+    """Encodes text as OpenAI's tokenizer does, without adding special tokens.
 
-    files: the texts of the files that its vocabulary was read from, by name.
+    Attributes:
+      tokenizer: transformers' CLIPTokenizer.
+      start: id of the start-of-text token.
+      end: id of the end-of-text token.
+      file: the text of its tokenizer.json.
     """
 
     tokenizer: Any
     start: int
     end: int
-    files: dict[str, str]
+    file: str
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of the text, without start-of-text and end-of-text.
 
-        Mended as OpenAI's tokenizer does it, where transformers' does not: broken
-        Unicode, typographic quotes and ligatures, HTML entities.
+        As in OpenAI's code, broken Unicode, typographic quotes, ligatures and HTML entities are
+        repaired, and the whole text is lowered at once: a Greek capital sigma depends on its place.
         """
-        mended = html.unescape(html.unescape(ftfy.fix_text(text)))
-        return self.tokenizer.encode(mended, add_special_tokens=False)
+        clean = html.unescape(html.unescape(ftfy.fix_text(text))).lower()
+        return self.tokenizer.encode(clean, add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of some token ids."""
+        """Return the text of token ids."""
         return self.tokenizer.decode(ids)
 
 
 def load_tokenizer(
     directory: epath.Path, vocab_size: int = OPENAI_SIZE, end: int | None = None
 ) -> Tokenizer:
-    """Return the tokenizer of a model folder; OpenAI's where it has none and the size is its.
+    """Return the tokenizer of a model folder, OpenAI's if the folder has none and the size fits.
 
-    vocab_size: rows of the model's token embedding. end: the id of the token at
-    which the model takes a text's feature, None for the highest id of the text.
-    Raise UserError for a vocabulary that is damaged, or not the model's.
+    Args:
+      directory: the model folder.
+      vocab_size: rows of the model's token embedding.
+      end: id of the token at which the text feature is taken; None for the highest id of a text.
+
+    Raises:
+      UserError: if the vocabulary is damaged or does not fit the model.
     """
-    vocabulary = read_vocabulary(directory, vocab_size)
-    check_fits(vocabulary, vocab_size, end)
-    return make_tokenizer(vocabulary)
+    names = [name for name in VOCABULARY_FILES if (directory / name).exists()]
+    if not names and vocab_size != OPENAI_SIZE:
+        raise UserError(
+            f"{directory} has no vocabulary, and OpenAI's has {OPENAI_SIZE} tokens where the "
+            f"model has {vocab_size}: add its {' and '.join(PLAIN_FILES)}, or its {TOKENIZER_FILE}."
+        )
+    source = str(directory / names[0]) if names else "OpenAI's vocabulary"
+    tokenizer = _read(directory, names) if names else make_tokenizer(*openai_vocabulary())
+    file = tokenizer.backend_tokenizer.to_str()
+    # CLIPTokenizer lowers letter by letter, and composes characters after that, not before.
+    tokenizer.backend_tokenizer.normalizer = None
+    vocabulary, merges = tokenizer.get_vocab(), json.loads(file)["model"]["merges"]
+    _check_whole(vocabulary, merges, set(tokenizer.added_tokens_encoder), source)
+    _check_fits(vocabulary, vocab_size, end, source)
+    return Tokenizer(tokenizer, vocabulary[START], vocabulary[END], file)
 
 
-def make_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
-    """Return the tokenizer of a vocabulary.  Raise UserError where transformers refuses it."""
-    from transformers import CLIPTokenizer  # seconds to import, so only where text is tokenised
+def make_tokenizer(vocabulary: dict[str, int], merges: list[str]) -> Any:
+    """Return transformers' CLIPTokenizer of a vocabulary and its merges, "a b" each."""
+    from transformers import CLIPTokenizer  # a second to import
 
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in vocabulary.files.items():
-            (pathlib.Path(folder) / name).write_text(text, encoding="utf-8")
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(folder)
-            ids = tokenizer.get_vocab()
-        except Exception as reason:  # the tokenizers library raises a bare Exception
-            raise UserError(f"{vocabulary.source}: no CLIP vocabulary ({reason}).") from reason
-    if ids != vocabulary.ids:
-        raise UserError(f"{vocabulary.source}: transformers reads another vocabulary from it.")
-    start, end = (vocabulary.ids[token] for token in (START, END))
-    return Tokenizer(tokenizer, start, end, vocabulary.files)
+    pairs: Any = [tuple(merge.split(" ")) for merge in merges]
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs)
+
+
+def _read(directory: epath.Path, names: list[str]) -> Any:
+    """Return transformers' CLIPTokenizer of the vocabulary files in a folder."""
+    from transformers import CLIPTokenizer
+
+    if TOKENIZER_FILE in names:
+        names = [TOKENIZER_FILE]
+        file = directory / TOKENIZER_FILE
+        model = section(read_json(file), "model", f"{file}: ")
+        if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != WORD_END:
+            raise UserError(
+                f"{file} is not a tokenizer of CLIP's kind, byte pairs with {WORD_END}."
+            )
+    elif missing := [name for name in PLAIN_FILES if name not in names]:
+        raise UserError(f"{directory / missing[0]} is missing beside {names[0]}.")
+    with tempfile.TemporaryDirectory(prefix="dpt_jax-") as copies:
+        for name in names:
+            refuse_stand_in(directory / name)
+            (pathlib.Path(copies) / name).write_bytes((directory / name).read_bytes())
+        with reading(directory / names[-1], "CLIP's vocabulary"):
+            return CLIPTokenizer.from_pretrained(copies)
+
+
+def _check_whole(
+    vocabulary: dict[str, int], merges: list[list[str]], added: set[str], source: str
+) -> None:
+    """Raise UserError if a token cannot be reached, as after a cut merges.txt, or is missing."""
+    for token in (START, END):
+        if token not in vocabulary:
+            raise UserError(f"{source}: the token {token} is missing.")
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise UserError(f"{source}: two tokens have the same id.")
+    reached = added | {first + second for first, second in merges}
+    for token in vocabulary.keys() - reached:
+        if len(token.removesuffix(WORD_END)) > 1:
+            raise UserError(f"{source} is cut or damaged: no merge makes the token {token!r}.")
+
+
+def _check_fits(vocabulary: dict[str, int], vocab_size: int, end: int | None, source: str) -> None:
+    """Raise UserError if the vocabulary is not the model's: see load_tokenizer."""
+    highest = max(vocabulary.values())
+    if highest >= vocab_size:
+        raise UserError(
+            f"{source}: token ids go up to {highest}, but the model has {vocab_size} tokens."
+        )
+    if vocabulary[END] != (vocab_size - 1 if end is None else end):
+        where = f"its configuration says {end}" if end is not None else "takes the highest id"
+        raise UserError(
+            f"{source}: {END} has the id {vocabulary[END]} of {vocab_size}, but the model takes "
+            f"the text feature at another one ({where})."
+        )

@@ -42,7 +42,6 @@ from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
-from dpt_jax.storage.weights import local_weights
 from dpt_jax.training.checkpoints import FOLDER, Checkpoints, Saved, load_newest
 from dpt_jax.training.fingerprint import clip_fingerprint, result_settings
 
@@ -71,7 +70,7 @@ def convert_reference(
         raise UserError(f"{workdir} already holds a run: name a new --workdir.")
     epoch, modules = read_published(directory)
     prompts = prompts_from_published(modules, directory)
-    pretrained = load_clip(local_weights(config.clip.weights))
+    pretrained = load_clip(config.clip.weights)
     method = method_of(modules)
     if method == "ivlp" and config.method == "promptsrc":
         method = "promptsrc"  # whose file is the same if it lacks the frozen tower

@@ -28,7 +28,6 @@ from dpt_jax.io import as_path
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import Outputs, PromptedCLIP
 from dpt_jax.predictor.classnames import check_classnames
-from dpt_jax.storage.weights import local_weights
 from dpt_jax.training import initial_prompts, setup
 from dpt_jax.training.checkpoints import FOLDER, Saved, load_newest
 from dpt_jax.training.texts import TextEncoder
@@ -254,7 +253,7 @@ def load(
             raise UserError(
                 f"{source} does not say what its classes are: name them ({reason})"
             ) from reason
-    pretrained = load_clip(local_weights(config.clip.weights), setup.compute_dtype(config))
+    pretrained = load_clip(config.clip.weights, setup.compute_dtype(config))
     without_images = Dataset(Files(pathlib.Path()), tuple(names), [], [], [])
     experiment = setup.assemble(config, without_images, pretrained)
     if experiment.model.config.has_prompts:

@@ -21,7 +21,6 @@ from dpt_jax.logging import say
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP, visual_depth, visual_layers
 from dpt_jax.prompts.text import context_tokens, prompted_texts
-from dpt_jax.storage.weights import local_weights
 from dpt_jax.training.fingerprint import fingerprint
 
 # Settings that may differ between hosts: what the paths contain is compared instead.
@@ -72,7 +71,7 @@ def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experim
         check_fit(clip, prompt_config(config, classes, clip.vision.layers, tokens))
 
     if pretrained is None:
-        pretrained = load_clip(local_weights(config.clip.weights), compute_dtype(config), accept)
+        pretrained = load_clip(config.clip.weights, compute_dtype(config), accept)
     return assemble(config, dataset, pretrained)
 
 

@@ -7,18 +7,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from dpt_jax.clip.pretrained import Pretrained, load_clip
+from dpt_jax.clip.pretrained import load_clip, save_orbax
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
-from dpt_jax.storage.weights import convert_clip, local_weights
 from tests.helpers.object_store import put_folder
 from tests.helpers.weight_files import as_flax, assert_same, torch_state, write_shards
 
 WEIGHTS = "model.safetensors"
-
-
-def load(weights: str) -> Pretrained:
-    return load_clip(local_weights(weights))
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +55,8 @@ def test_every_format_by_its_folder_and_by_its_file(bucket, model, tmp_path, wri
         write(folder, load_file(source / WEIGHTS))
         (folder / WEIGHTS).unlink()
     put_folder(folder, f"{bucket}/clip")
-    assert_same(load(f"{bucket}/clip"), expected)
-    assert_same(load(f"{bucket}/clip/{file}"), expected)
+    assert_same(load_clip(f"{bucket}/clip"), expected)
+    assert_same(load_clip(f"{bucket}/clip/{file}"), expected)
 
 
 def test_what_is_needed_is_copied_once(bucket, model, tmp_path, store, cache, capsys):
@@ -72,34 +67,34 @@ def test_what_is_needed_is_copied_once(bucket, model, tmp_path, store, cache, ca
     (tmp_path / "clip" / "samples").mkdir()
     (tmp_path / "clip" / "samples" / "x.png").write_bytes(b"large")
     put_folder(tmp_path / "clip", f"{bucket}/clip")
-    load(f"{bucket}/clip")
+    load_clip(f"{bucket}/clip")
     assert f"from {bucket}/clip to {cache}" in capsys.readouterr().out
     copied = {file.name for file in cache.rglob("*") if file.is_file()}
     assert WEIGHTS in copied
     assert copied <= {file.name for file in source.iterdir()}
     before = len(store.requests())
-    load(f"{bucket}/clip")
+    load_clip(f"{bucket}/clip")
     assert all("/o?" in path for _, path in store.requests()[before:])  # listings alone
     # What somebody has tidied up there would be taken for what the model does without.
     next(cache.rglob("preprocessor_config.json")).unlink()
-    load(f"{bucket}/clip")
+    load_clip(f"{bucket}/clip")
     assert {file.name for file in cache.rglob("*") if file.is_file()} == copied
     (as_path(bucket) / "clip" / WEIGHTS).write_bytes(b"damaged")
     with pytest.raises(UserError, match=rf"{cache}.*{WEIGHTS} cannot be read"):
-        load(f"{bucket}/clip")
+        load_clip(f"{bucket}/clip")
 
 
 def test_an_orbax_folder_is_written_and_read(bucket, model):
-    source, expected = model
-    convert_clip(str(source), f"{bucket}/orbax")
-    assert_same(load(f"{bucket}/orbax"), expected)
+    _, expected = model
+    save_orbax(expected, f"{bucket}/orbax")
+    assert_same(load_clip(f"{bucket}/orbax"), expected)
     with pytest.raises(UserError, match="already exists"):
-        convert_clip(str(source), f"{bucket}/orbax")
+        save_orbax(expected, f"{bucket}/orbax")
 
 
 def test_no_model_there(bucket, model, tmp_path):
     (as_path(bucket) / "empty" / "notes.txt").write_text("nothing")
     with pytest.raises(UserError, match=rf"{bucket}/empty has no CLIP weights"):
-        load(f"{bucket}/empty")
-    with pytest.raises(UserError, match=rf"clip.weights: {bucket}/none is not there"):
-        load(f"{bucket}/none")
+        load_clip(f"{bucket}/empty")
+    with pytest.raises(UserError, match=rf"clip.weights: {bucket}/none"):
+        load_clip(f"{bucket}/none")

@@ -6,8 +6,8 @@ import pytest
 from etils import epath
 
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.layouts import params_of
 from dpt_jax.clip.model import CLIP, normalize
-from dpt_jax.clip.names import from_transformers
 from dpt_jax.clip.packing import pack_one_a_row
 from tests.golden.make_clip_features import MODELS, inputs, weights
 from tests.helpers.golden import DATA, relative_error
@@ -15,15 +15,19 @@ from tests.helpers.golden import DATA, relative_error
 pytestmark = pytest.mark.compiles
 
 
+def packed(texts):
+    """Whole texts, one a row."""
+    own = [[(int(token), -1) for token in tokens] for tokens in texts]
+    return pack_one_a_row(own, len(own), max(map(len, own)) - 1)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_features_and_logits(name):
     sizes, golden, (images, texts) = MODELS[name], np.load(DATA / f"{name}.npz"), inputs()
     towers = [TransformerConfig(sizes[w], 12, sizes[w] // 64, 4 * sizes[w]) for w in ("vw", "tw")]
     config = CLIPConfig(sizes["embed"], sizes["res"], sizes["patch"], *towers)
-    params = from_transformers(weights(sizes), config, epath.Path(name))
-    own = [[(int(token), -1) for token in tokens] for tokens in texts]
-    packed = pack_one_a_row(own, len(own), max(map(len, own)) - 1)
-    image, text = jax.jit(CLIP(config).apply)({"params": params}, images, packed)
+    params = params_of(weights(sizes), config, epath.Path(name))
+    image, text = jax.jit(CLIP(config).apply)({"params": params}, images, packed(texts))
     assert relative_error(image, golden["image_features"]) < 1e-4
     assert relative_error(text, golden["text_features"]) < 1e-4
     logits = np.exp(params["logit_scale"]) * normalize(image) @ normalize(text).T

@@ -15,7 +15,7 @@ from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.preprocessing import Preprocessing
 from dpt_jax.clip.pretrained import BUNDLED, load_clip
 from dpt_jax.errors import UserError
-from tests.clip.test_full_size import layout_of
+from tests.clip.test_full_size import packed
 from tests.golden import make_open_clip_features as golden
 from tests.helpers.golden import relative_error
 
@@ -62,7 +62,7 @@ def save_as(kind, folder, model):
 )
 def test_features_are_those_of_open_clip(tmp_path, model, kind):
     clip = load_clip(str(save_as(kind, write(tmp_path / model, model), model)))
-    layout = layout_of(golden.TEXTS)
+    layout = packed(golden.TEXTS)
     apply = jax.jit(CLIP(clip.config).apply)
     image, text = apply({"params": clip.params}, golden.images(), layout)
     arrays = np.load(golden.FILE)
@@ -78,7 +78,7 @@ def test_golden_weights_tell_the_models_apart(tmp_path):
     folder = write(tmp_path / "wrong", "quick_gelu", model_cfg=wrong)
     clip = load_clip(str(save_as("safetensors", folder, "quick_gelu")))
     image = CLIP(clip.config).apply(
-        {"params": clip.params}, method=lambda m: m.vision(golden.images()).features
+        {"params": clip.params}, method=lambda m: m.vision(golden.images())[0]
     )
     theirs = np.load(golden.FILE)["quick_gelu.image"]
     assert relative_error(image, theirs) > 1e-3
@@ -149,10 +149,8 @@ def test_what_is_no_plain_clip_is_named(tmp_path, part, key, value):
     def change(raw):
         (raw["model_cfg"][part] if part else raw["model_cfg"])[key] = value
 
-    says = {"layers": "ResNet", "heads": "7 heads"}.get(key, key)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=rf"{open_clip.CONFIG_FILE}.*{key}"):
         read(tmp_path, change)
-    assert open_clip.CONFIG_FILE in str(error.value)
 
 
 @pytest.mark.parametrize(

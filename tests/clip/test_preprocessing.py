@@ -23,7 +23,7 @@ from dpt_jax.clip.preprocessing import (
     test_transform as transform,
 )
 from dpt_jax.clip.pretrained import BUNDLED
-from dpt_jax.clip.processors import read_processor, to_transformers
+from dpt_jax.clip.transformers_config import processor_to_dict, read_processor
 from dpt_jax.errors import UserError
 
 SIZE = 32
@@ -72,7 +72,7 @@ def test_mean_and_deviation_are_the_models():
 
 
 def processor(folder, name="preprocessor_config.json", **change):
-    raw = {**to_transformers(CLIP_PREPROCESSING, SIZE), **change}
+    raw = {**processor_to_dict(CLIP_PREPROCESSING, SIZE), **change}
     whole = raw if name.startswith("pre") else {"image_processor": raw}
     (folder / name).write_text(json.dumps(whole))
     return read_processor(epath.Path(folder), SIZE)
@@ -82,8 +82,8 @@ def processor(folder, name="preprocessor_config.json", **change):
 def test_processor_there_and_back(tmp_path, own):
     for interpolation in INTERPOLATIONS:
         own = dataclasses.replace(own, interpolation=interpolation)
-        assert processor(tmp_path, **to_transformers(own, SIZE)) == own or own.resize == "squash"
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(to_transformers(own, SIZE)))
+        assert processor(tmp_path, **processor_to_dict(own, SIZE)) == own or own.resize == "squash"
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor_to_dict(own, SIZE)))
         assert read_processor(epath.Path(tmp_path), SIZE) == own
 
 
@@ -122,11 +122,9 @@ def test_as_transformers_5_and_the_first_version_write_it(tmp_path):
     ],
 )
 def test_processor_that_is_not_supported_is_named(tmp_path, key, value):
-    with pytest.raises(UserError, match=r"preprocessor_config\.json") as error:
+    said = value if key == "image_processor_type" else key
+    with pytest.raises(UserError, match=rf"preprocessor_config\.json.*{said}"):
         processor(tmp_path, **{key: value})
-    said = str(value) if key == "image_processor_type" else key
-    pixels = f"images of {SIZE + 4 if key == 'size' else SIZE - 4} pixels"
-    assert said in str(error.value) or pixels in str(error.value) or "height" in str(error.value)
 
 
 @pytest.fixture

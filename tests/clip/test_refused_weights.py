@@ -1,6 +1,7 @@
-"""Weights that are not those of a CLIP, or not whole: refused by name."""
+"""Weights and configurations that are not those of a CLIP, or not whole, are refused by name."""
 
 import json
+import random
 import shutil
 
 import flax.serialization
@@ -10,9 +11,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.clip.pretrained import BUNDLED, load_clip
 from dpt_jax.errors import UserError
+from tests.helpers.vocabularies import tokenizer_json
 from tests.helpers.weight_files import as_flax, torch_bytes, torch_state, write_shards
+
+TINY = BUNDLED / "tiny-clip"
+WEIGHTS = ("model.safetensors", "flax_model.msgpack", "pytorch_model.bin")
+OTHERS = [None, True, -1, 0, 3, 1.5, 1e400, "x", "", [], [1], {}, {"a": 1}]
 
 
 def test_shards_that_are_not_what_the_index_says(copy, source):
@@ -20,15 +26,13 @@ def test_shards_that_are_not_what_the_index_says(copy, source):
     whole = json.loads(index.read_text())
     left = dict(whole["weight_map"])
     del left["logit_scale"]
-    index.write_text(json.dumps({"weight_map": left}))
-    with pytest.raises(UserError, match="has tensor logit_scale, against what"):
-        load_clip(str(copy))
-    index.write_text(json.dumps({"weight_map": {"logit_scale": "../../secret.safetensors"}}))
-    with pytest.raises(UserError, match=r"weight_map\.logit_scale is"):
-        load_clip(str(copy))
+    for places, says in ((left, "logit_scale"), ({"logit_scale": "../../x.safetensors"}, "x.saf")):
+        index.write_text(json.dumps({"weight_map": places}))
+        with pytest.raises(UserError, match=says):
+            load_clip(str(copy))
     index.write_text(json.dumps(whole))
     (copy / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match="the model is incomplete"):
+    with pytest.raises(UserError, match="model-00002-of-00002"):
         load_clip(str(copy))
 
 
@@ -36,16 +40,15 @@ def test_shards_that_are_not_what_the_index_says(copy, source):
     ("data", "says"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
-        (b"", "is empty"),
+        (b"", "empty"),
         (b"<!DOCTYPE html><html>", "HTML"),
     ],
 )
-@pytest.mark.parametrize("name", ["model.safetensors", "flax_model.msgpack", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_file_that_is_another_thing_is_named(copy, name, data, says):
     (copy / name).write_bytes(data)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=rf"{copy / name}.*{says}"):
         load_clip(str(copy))
-    assert str(copy / name) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,7 @@ def test_file_that_is_another_thing_is_named(copy, name, data, says):
         ("image_encoder.model.x", "MobileCLIP"),
         ("visual.transformer.resblocks.0.attn.lora_A", "LoRA"),
         ("text_decoder.ln_final.weight", "CoCa"),
+        ("visual.layer1.0.conv1.weight", "ResNet"),
     ],
 )
 def test_tensors_of_another_model_are_refused_by_its_name(copy, openai, name, says):
@@ -67,26 +71,20 @@ def test_tensors_of_another_model_are_refused_by_its_name(copy, openai, name, sa
         load_clip(str(copy))
 
 
-def test_tensorflow_weights_alone(copy):
-    (copy / "tf_model.h5").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"TensorFlow alone \(tf_model\.h5\)"):
-        load_clip(str(copy))
-
-
 @pytest.mark.parametrize(
     ("name", "says"),
     [
         ("ViT-B/32", "openai/clip-vit-base-patch32"),
         ("ViT-L/14@336px", "openai/clip-vit-large-patch14-336"),
         ("ViT-B-16", "openai/clip-vit-base-patch16"),
-        ("ViT-H-14", "name of an architecture"),
-        ("hf-hub:laion/some-clip", "write laion/some-clip here"),
+        ("ViT-H-14", "architecture"),
+        ("hf-hub:laion/some-clip", "write laion/some-clip"),
         ("RN50", "ResNet"),
-        ("nobody/here.pt", "no file or directory"),
-        (" ", "is empty"),
+        ("nobody/here.pt", "nobody/here.pt"),
+        (" ", "empty"),
     ],
 )
-def test_name_that_is_no_path_says_what_is_meant(name, says):
+def test_name_that_is_not_a_path_says_what_is_meant(name, says):
     with pytest.raises(UserError, match=says):
         load_clip(name)
 
@@ -100,34 +98,38 @@ def change(tensors, name, how):
         tensors[f"{name}.more"] = np.zeros(3, np.float32)
     elif how == "integers":
         tensors[name] = np.zeros(tensors[name].shape, np.int64)
+    else:
+        tensors[name] = np.full(tensors[name].shape, np.nan, np.float32)
 
 
-@pytest.mark.parametrize(
-    ("how", "says"),
-    [("missing", "is missing"), ("shape", "shape"), ("surplus", "not part"), ("integers", "int64")],
-)
-def test_tensor_that_does_not_fit_is_named(copy, source, openai, tmp_path, how, says):
+@pytest.mark.parametrize("how", ["missing", "shape", "surplus", "integers"])
+def test_tensor_that_does_not_fit_is_named(copy, source, openai, tmp_path, how):
     name = "vision_model.encoder.layers.1.mlp.fc1.weight"
     tensors = load_file(source / "model.safetensors")
     change(tensors, name, how)
     save_file(tensors, copy / "model.safetensors")
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=rf"{copy / 'model.safetensors'}.*{name}"):
         load_clip(str(copy))
-    assert name in str(error.value)
-    assert str(copy / "model.safetensors") in str(error.value)
 
     name = "visual.transformer.resblocks.1.attn.out_proj.weight"
     tensors = dict(openai)
     change(tensors, name, how)
     torch.save(torch_state(tensors), tmp_path / "tiny.pt")
     shutil.copy(source / "config.json", tmp_path)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=rf"{tmp_path / 'tiny.pt'}.*{name}"):
         load_clip(str(tmp_path / "tiny.pt"))
-    assert name in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "flax_model.msgpack", "pytorch_model.bin"])
-@pytest.mark.parametrize("kept", [0, 100, 200_000])
+def test_weights_that_are_not_finite_are_named(copy, source):
+    tensors = load_file(source / "model.safetensors")
+    change(tensors, "vision_model.encoder.layers.1.mlp.fc1.weight", "nan")
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors.*mlp_in/kernel"):
+        load_clip(str(copy))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("kept", [100, 200_000])
 def test_truncated_file_is_named(copy, source, name, kept):
     tensors = load_file(source / "model.safetensors")
     whole = {
@@ -136,23 +138,112 @@ def test_truncated_file_is_named(copy, source, name, kept):
         "pytorch_model.bin": lambda: torch_bytes(torch_state(tensors)),
     }[name]()
     (copy / name).write_bytes(whole[:kept])
-    with pytest.raises(UserError) as error:
-        load_clip(str(copy))
-    assert str(copy / name) in str(error.value)
-
-
-@pytest.mark.parametrize("model_type", ["siglip", "bert"])
-def test_other_architecture_is_refused(copy, source, model_type):
-    shutil.copy(source / "model.safetensors", copy)
-    raw = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**raw, "model_type": model_type}))
-    with pytest.raises(UserError, match=model_type):
+    with pytest.raises(UserError, match=str(copy / name)):
         load_clip(str(copy))
 
 
-def test_directory_without_weights_or_sizes(copy, source, tmp_path):
-    with pytest.raises(UserError, match="no CLIP weights"):
+def test_folder_without_weights_or_sizes(copy, source, tmp_path):
+    with pytest.raises(UserError, match=str(copy)):
+        load_clip(str(copy))
+    (copy / "tf_model.h5").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"TensorFlow \(tf_model\.h5\)"):
         load_clip(str(copy))
     shutil.copy(source / "model.safetensors", tmp_path)
     with pytest.raises(UserError, match=r"config\.json is missing"):
         load_clip(str(tmp_path))
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A folder with all files that transformers' layout has."""
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(TINY / name, tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(TINY)), encoding="utf-8")
+    write_shards(tmp_path, load_file(TINY / "model.safetensors"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        (None, "model_type", "siglip"),
+        (None, "projection_dim", None),
+        (None, "text_config", []),
+        ("vision_config", "image_size", [64, 32]),
+        ("text_config", "num_attention_heads", "2"),
+        ("text_config", "num_attention_heads", True),
+        ("vision_config", "patch_size", 0),
+        ("text_config", "num_hidden_layers", None),
+        ("vision_config", "hidden_act", "relu"),
+        ("vision_config", "hidden_act", ["gelu"]),
+        ("vision_config", "num_channels", 1),
+        ("vision_config", "layer_norm_eps", "1e-5"),
+    ],
+)
+def test_value_of_a_configuration_that_is_not_supported_is_named(tiny, part, key, value):
+    file = tiny / "config.json"
+    raw = json.loads(file.read_text())
+    (raw[part] if part else raw)[key] = value
+    file.write_text(json.dumps(raw))
+    said = value if key == "model_type" else key
+    with pytest.raises(UserError, match=rf"{file}.*{said}"):
+        load_clip(str(tiny))
+
+
+def test_configuration_with_a_byte_order_mark_and_a_pair(tiny):
+    file = tiny / "config.json"
+    raw = json.loads(file.read_text())
+    raw["vision_config"]["image_size"] = [64, 64]
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(raw).encode())
+    assert load_clip(str(tiny)).config == load_clip("tiny-clip").config
+
+
+def places(raw, path=()):
+    """Every place of a JSON value, to the third level."""
+    yield path
+    children = (
+        raw.items() if isinstance(raw, dict) else enumerate(raw if isinstance(raw, list) else ())
+    )
+    for key, value in list(children)[:12] if len(path) < 3 else ():
+        yield from places(value, (*path, key))
+
+
+def put(raw, path, value):
+    if not path:
+        return value
+    raw = raw.copy()
+    raw[path[0]] = put(raw[path[0]], path[1:], value)
+    return raw
+
+
+def damages(whole, draw, count):
+    """A file that is cut, with another byte, or JSON with another value somewhere."""
+    yield from (b"", b"\xff\xfe" + whole[:50], b"[" * 100_000, b"null", b'{"caf\xe9": 1}')
+    raw = json.loads(whole)
+    for _ in range(count):
+        yield whole[: draw.randrange(len(whole))]
+        at = draw.randrange(len(whole))
+        yield whole[:at] + bytes([draw.randrange(256)]) + whole[at + 1 :]
+        yield json.dumps(put(raw, draw.choice(list(places(raw))), draw.choice(OTHERS))).encode()
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "preprocessor_config.json", "tokenizer.json"),
+        "model.safetensors.index.json",
+    ],
+)
+def test_damaged_json_is_read_or_refused(tiny, name, count):
+    """And never ends in another exception than the one that names the file."""
+    whole, refused = (tiny / name).read_bytes(), 0
+    for data in damages(whole, random.Random(0), count):
+        (tiny / name).write_bytes(data)
+        try:
+            load_clip(str(tiny))
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert str(tiny) in str(error)
+    assert refused > count

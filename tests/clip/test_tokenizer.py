@@ -1,13 +1,16 @@
-"""Token ids as OpenAI's own tokenizer gives them; a wrong token costs accuracy and tells nobody."""
+"""Token ids are those of OpenAI's tokenizer; a vocabulary that is not the model's is refused."""
 
 import json
+import shutil
 
 import pytest
 from etils import epath
 
-from dpt_jax.clip.tokenizer import load_tokenizer
-from dpt_jax.clip.vocabulary import PLAIN_FILES, openai_vocabulary, vocabulary_files
+from dpt_jax.clip.pretrained import BUNDLED, load_clip
+from dpt_jax.clip.tokenizer import PLAIN_FILES, load_tokenizer
+from dpt_jax.clip.vocabulary import END, START
 from dpt_jax.errors import UserError
+from tests.helpers.vocabularies import tokenizer_json
 
 # Computed by the tokenizer of the published code.
 IDS = {
@@ -26,6 +29,9 @@ IDS = {
     "名前": [41673, 235, 161, 231, 491],
     "Ⅳ ½": [158, 227, 367, 33613],
 }
+TINY = BUNDLED / "tiny-clip"
+SIZE, LAST = 4514, 4513
+TEXT = "a drawing of a vegetable"
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +44,124 @@ def test_ids(tokenizer, text):
     assert tokenizer.encode(text) == IDS[text]
 
 
+def test_the_whole_text_is_lowered_at_once(tokenizer):
+    """A capital sigma at the end of a word is another letter than one within it."""
+    assert tokenizer.encode("ΟΔΟΣ") == tokenizer.encode("οδος") != tokenizer.encode("οδοσ")
+
+
 def test_special_tokens(tokenizer):
     assert (tokenizer.start, tokenizer.end) == (49406, 49407)
 
 
-def test_own_vocabulary_of_a_model(tmp_path):
-    """A cut vocabulary spells rare words in more pieces; its ids stay within it."""
-    for name, text in vocabulary_files(*openai_vocabulary(100)).items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    small = load_tokenizer(epath.Path(tmp_path), 614)
-    size = len(json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8")))
-    assert size == 512 + 100 + 2
-    assert len(small.encode("husky")) > 1
-    assert max(small.encode("siberian husky 名前")) < size - 2
-    assert small.end == size - 1
-
-
-def test_damaged_vocabulary_is_named(tmp_path):
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with vocab.json and merges.txt of the tiny CLIP."""
     for name in PLAIN_FILES:
-        (tmp_path / name).write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"vocab\.json is not valid JSON"):
-        load_tokenizer(epath.Path(tmp_path))
+        shutil.copy(TINY / name, tmp_path)
+    return epath.Path(tmp_path)
+
+
+def write_json(folder, change=lambda raw: None):
+    raw = tokenizer_json(TINY)
+    change(raw)
+    (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    return epath.Path(folder)
+
+
+@pytest.mark.parametrize("merges", ["pairs", "texts"])
+def test_tokenizer_json_only(tmp_path, merges):
+    """As transformers 5 saves it, and with merges as its older versions wrote them."""
+
+    def change(raw):
+        if merges == "texts":
+            raw["model"]["merges"] = [" ".join(pair) for pair in raw["model"]["merges"]]
+
+    own = load_tokenizer(write_json(tmp_path, change), SIZE, LAST)
+    assert (own.start, own.end) == (4512, LAST)
+    assert own.encode(TEXT) == load_tokenizer(epath.Path(TINY), SIZE).encode(TEXT)
+
+
+def test_added_token(tmp_path):
+    def change(raw):
+        raw["added_tokens"].append({**raw["added_tokens"][0], "id": SIZE, "content": "<thing>"})
+
+    own = load_tokenizer(write_json(tmp_path, change), SIZE + 1, LAST)
+    assert own.encode("a <thing>") == [*own.encode("a"), SIZE]
+    with pytest.raises(UserError, match=str(SIZE)):
+        load_tokenizer(epath.Path(tmp_path), SIZE, LAST)
+
+
+def test_openais_vocabulary_is_only_for_models_of_its_size(tmp_path):
+    with pytest.raises(UserError, match=str(SIZE)):
+        load_tokenizer(epath.Path(tmp_path), SIZE)
+
+
+@pytest.mark.parametrize("missing", PLAIN_FILES)
+def test_half_a_vocabulary(folder, missing):
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=missing):
+        load_tokenizer(folder, SIZE)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "\n".join(text.split("\n")[:3000]),
+        lambda text: "",
+        lambda text: "<html>\n<body>404 not found</body>\n",
+        lambda text: text + "zz zz\n",
+        lambda text: "version https://git-lfs.github.com/spec/v1\n",
+    ],
+)
+def test_damaged_merges(folder, damage):
+    file = folder / "merges.txt"
+    file.write_text(damage(file.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(UserError, match=str(folder)):
+        load_tokenizer(folder, SIZE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ids: ids.pop(START),
+        lambda ids: ids.pop("th"),
+        lambda ids: ids.update({START: 4511}),
+        lambda ids: ids.update({START: "7"}),
+        lambda ids: ids.update({"!": -1}),
+        lambda ids: ids.update({"!": 4514}),
+        lambda ids: ids.update({"!": LAST, END: 0}),
+        lambda ids: ids.clear(),
+    ],
+)
+def test_damaged_vocabulary(folder, change):
+    ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    change(ids)
+    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    with pytest.raises(UserError, match=str(folder)):
+        load_tokenizer(folder, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("type", "WordPiece"), ("end_of_word_suffix", None), ("merges", [["a"]]), ("vocab", [])],
+)
+def test_tokenizer_of_another_kind(tmp_path, key, value):
+    write_json(tmp_path, lambda raw: raw["model"].update({key: value}))
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        load_tokenizer(epath.Path(tmp_path), SIZE)
+
+
+def test_end_of_text_of_the_configuration(tmp_path):
+    """The text feature is taken at the end token: where the two disagree, nothing is right."""
+    for file in TINY.iterdir():
+        shutil.copy(file, tmp_path)
+    config = json.loads((TINY / "config.json").read_text())
+    for end, right in ((LAST, True), (2, True), (None, True), (7, False), (49407, False)):
+        config["text_config"]["eos_token_id"] = end
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if right:
+            assert load_clip(str(tmp_path)).tokenizer.end == LAST
+        else:
+            with pytest.raises(UserError, match=str(end)):
+                load_clip(str(tmp_path))

@@ -13,8 +13,8 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from dpt_jax.clip import transformers_config
+from dpt_jax.clip.layouts import to_transformers
 from dpt_jax.clip.model import param_shapes
-from dpt_jax.clip.names import to_transformers
 from dpt_jax.clip.pretrained import BUNDLED, load_clip, save_orbax
 from dpt_jax.errors import UserError
 from tests.helpers.commands import command
@@ -65,7 +65,7 @@ def test_sharded_weights(copy, source, expected, ending):
     index = write_shards(copy, load_file(source / "model.safetensors"), ending)
     assert_same(load_clip(str(copy)), expected)
     assert_same(load_clip(str(index)), expected)
-    with pytest.raises(UserError, match="is one of several shards"):
+    with pytest.raises(UserError, match="model-00001-of-00002"):
         load_clip(str(copy / f"model-00001-of-00002.{ending}"))
 
 
@@ -94,7 +94,7 @@ def test_orbax_directory(source, expected, tmp_path):
     target = tmp_path / "orbax"
     save_orbax(load_clip(str(source)), str(target))
     assert_same(load_clip(str(target)), expected)
-    with pytest.raises(UserError, match="already exists"):
+    with pytest.raises(UserError, match=str(target)):
         save_orbax(expected, str(target))
     shapes = json.loads((target / "config.json").read_text())
     shapes["vision_config"]["num_hidden_layers"] = 3
@@ -127,7 +127,7 @@ def test_hub_id_from_the_local_cache(source, expected, tmp_path, monkeypatch):
     total = float(np.sum(expected.params["text"]["token_embedding"], dtype=np.float64))
     found, refused = done.stdout.splitlines()
     assert float(found) == pytest.approx(total)
-    assert refused.startswith("clip.weights: someone/else is neither on this disk")
+    assert "someone/else" in refused
 
 
 CONFIGS = [

@@ -8,21 +8,21 @@ import numpy as np
 import safetensors.numpy
 
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.clip.names import to_transformers
+from dpt_jax.clip.layouts import to_transformers
 from dpt_jax.clip.preprocessing import MEAN, STD
-from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.clip.transformers_config import config_to_dict
-from dpt_jax.clip.vocabulary import END, START
+from dpt_jax.clip.vocabulary import END, START, openai_vocabulary
 from tools.tiny_clip.corpus import TEMPLATES
 from tools.tiny_clip.training import Params, Recipe
 
 MERGES = 4000  # of CLIP's byte-pair encoding
 
 
-def write_model(
-    target: pathlib.Path, params: Params, config: CLIPConfig, tokenizer: Tokenizer, card: str
-) -> None:
-    """Write the directory, in float16 but for the temperature; transformers' CLIPModel loads it."""
+def write_model(target: pathlib.Path, params: Params, config: CLIPConfig, card: str) -> None:
+    """Write the directory but for the vocabulary; transformers' CLIPModel loads it.
+
+    Weights are float16, except the temperature.
+    """
     tensors = {
         name: tensor.astype(np.float16) for name, tensor in to_transformers(params, config).items()
     }
@@ -46,9 +46,16 @@ def write_model(
     }
     for name, content in contents.items():
         (target / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for name, text in tokenizer.files.items():
-        (target / name).write_text(text, encoding="utf-8")
     (target / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_vocabulary(target: pathlib.Path, merge_count: int = MERGES) -> int:
+    """Write CLIP's vocabulary, cut off after some merges.  Return its size."""
+    ids, merges = openai_vocabulary(merge_count)
+    lines = "\n".join(["#version: 0.2", *merges, ""])
+    (target / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
+    (target / "merges.txt").write_text(lines, encoding="utf-8")
+    return len(ids)
 
 
 def preprocessing(size: int) -> dict[str, Any]:
