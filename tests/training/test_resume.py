@@ -81,19 +81,26 @@ def test_damaged(settings, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     (workdir / "results.json").unlink()
-    data = max((workdir / "checkpoints" / "120" / "prompts").rglob("d/*"),
-               key=lambda file: file.stat().st_size)  # fmt: skip
+    (data,) = (workdir / "checkpoints" / "120" / "prompts" / "d").iterdir()
     data.write_bytes(data.read_bytes()[:-1])
     done = in_process("main.py", *SETTINGS, *settings, f"--workdir={workdir}")
     assert f"{workdir / DAMAGED / '120'}" in done.stderr
     assert_same_end(workdir, whole)
 
 
-# A disk that takes small files only, as a full one does: checkpoints do not fit any more.
+# A disk that only takes small files from the training on, as a full one does.
 FULL = """
 import resource, runpy, sys
+from dpt_jax.training import loop
+
+restore = loop.restore
+
+def fill(*arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+    return restore(*arguments)
+
+loop.restore = fill
 sys.argv = ["main.py", *sys.argv[1:]]
-resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
 runpy.run_path("main.py", run_name="__main__")
 """
 
