@@ -67,11 +67,11 @@ def connect_hosts(flags: argparse.Namespace) -> None:
 
 
 def start_libraries() -> None:
-    """Prepare libraries that read absl's flags, and log only warnings."""
+    """Prepare libraries that read absl's flags, and keep their logs off the terminal."""
     from absl import flags, logging
 
     flags.FLAGS.mark_as_parsed()  # Grain reads its own
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.FATAL)  # Orbax logs tracebacks of what it raises
 
 
 def add_run(parser: argparse.ArgumentParser, *others: str) -> None:

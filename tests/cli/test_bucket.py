@@ -18,7 +18,11 @@ def test_everything_in_a_bucket(clip_dir, bucket):
     in_process("-m", "dpt_jax", "sweep", "--methods=zeroshot,coop", "--datasets=folder",
                "--shots=1", "--seeds=1", f"--runs={bucket}/runs", *data)  # fmt: skip
     assert len(find_files(there, "results.json")) == 2
+    in_process("-m", "dpt_jax", "report", f"{bucket}/runs")
+    assert (there / "runs" / "report.md").is_file()
     run = find_files(there, "metrics.jsonl")[0].parent
+    in_process("-m", "dpt_jax", "report", str(run), "--html")
+    assert "data:image/png" in (run / "report.html").read_text()
     in_process("-m", "dpt_jax", "convert", "export", str(run), f"{bucket}/a.safetensors")
     config = "--config=configs/coop.py:folder"
     in_process("main.py", config, *data, "--config.dataset.workers=2", "--config.dataset.shots=2",
