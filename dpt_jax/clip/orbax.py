@@ -35,7 +35,10 @@ def read_params(directory: epath.Path, config: CLIPConfig) -> Any:
         without_wildcards(directory) as folder,
         ocp.StandardCheckpointer() as checkpointer,
     ):
-        there = checkpointer.metadata(folder / ORBAX_FOLDER).item_metadata.tree
+        metadata = checkpointer.metadata(folder / ORBAX_FOLDER).item_metadata
+        if metadata is None:
+            raise UserError(f"{directory / ORBAX_FOLDER} is incomplete: copy the folder again.")
+        there = metadata.tree
         _check_shapes(there, param_shapes(config), directory)
         wanted = jax.tree.map(lambda s: np.empty(s.shape, s.dtype), there)
         return jax.tree.map(np.asarray, checkpointer.restore(folder / ORBAX_FOLDER, wanted))
