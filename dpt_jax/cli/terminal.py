@@ -73,10 +73,14 @@ def ending(error: BaseException) -> tuple[int, str]:
         return USER_ERROR, f"error: {place}{error.strerror or text}: {remedy}."
     if type(error).__module__.partition(".")[0] in STORES:
         return USER_ERROR, f"error: the bucket cannot be used ({type(error).__name__}: {text})."
-    frames = traceback.extract_tb(error.__traceback__)
-    if frames and frames[-1].filename.endswith("xla_bridge.py"):  # where JAX starts its devices
-        named = os.environ.get("JAX_PLATFORMS", "")
-        return USER_ERROR, f"error: JAX cannot use JAX_PLATFORMS={named!r} here: {text[:200]}"
+    if named := os.environ.get("JAX_PLATFORMS"):
+        import jax
+
+        try:
+            jax.devices()
+        except Exception as reason:  # of several types, with frames removed
+            why = str(reason) or type(reason).__name__
+            return USER_ERROR, f"error: JAX_PLATFORMS={named!r} cannot be used here: {why[:200]}"
     return BUG, f"{type(error).__name__}: {text}"
 
 

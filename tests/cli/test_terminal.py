@@ -37,8 +37,12 @@ def test_exit_codes_and_sentences(error, code, says):
 
 @pytest.mark.process
 @pytest.mark.parametrize("platform", ["cuda", "none"])
-def test_a_backend_that_is_not_there(platform, tmp_path):
-    done = command("main.py", f"--workdir={tmp_path}", check=False, JAX_PLATFORMS=platform)
+@pytest.mark.parametrize("predicts", [True, False])
+def test_a_backend_that_is_not_there(platform, predicts, trained, files, tmp_path):
+    arguments = ["main.py", f"--workdir={tmp_path}"]
+    if predicts:
+        arguments = ["-m", "dpt_jax", "predict", str(trained), files[0]]
+    done = command(*arguments, check=False, JAX_PLATFORMS=platform)
     assert_refused(done, f"JAX_PLATFORMS='{platform}'")
 
 
