@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from dpt_jax.data.paper.imagenet import imagenet_classnames
+from dpt_jax.data.catalogue import imagenet_classnames
 
 
 def write_images(root: pathlib.Path, files: int, classes: int, pixels: int = 500) -> float:

@@ -39,7 +39,7 @@ from benchmarks.published_loss import Counterpart
 from benchmarks.random_clip import SIZES
 from benchmarks.torch_timing import timed
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.data.paper.imagenet import imagenet_classnames
+from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.errors import UserError
 
 CODE = flags.DEFINE_string("code", None, "A clone of the published code.", required=True)

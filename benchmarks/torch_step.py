@@ -31,7 +31,7 @@ from benchmarks.torch_twin import Twin
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.transformers_config import config_to_dict
 from dpt_jax.config import prompt_config
-from dpt_jax.data.paper.imagenet import imagenet_classnames
+from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.methods import TRAINED
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.text import context_tokens

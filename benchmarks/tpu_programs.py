@@ -13,7 +13,7 @@ from benchmarks.chips import Chip
 from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
 from dpt_jax.clip.packing import PackedTexts, pack, plain_texts
 from dpt_jax.config import method_config, prompt_config, templates
-from dpt_jax.data.paper.imagenet import imagenet_classnames
+from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts.text import context_tokens, prompted_texts

@@ -80,8 +80,8 @@ def main(_: list[str]) -> None:
     from benchmarks import flops
     from benchmarks.random_clip import published_settings, random_clip
     from dpt_jax import distributed
+    from dpt_jax.data.catalogue import imagenet_classnames
     from dpt_jax.data.dataset import Dataset
-    from dpt_jax.data.paper.imagenet import imagenet_classnames
     from dpt_jax.data.records import Files
     from dpt_jax.training import setup as experiments
 

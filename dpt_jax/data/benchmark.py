@@ -1,18 +1,22 @@
-"""How a published dataset is described, and the rules that made its splits."""
+"""How a published dataset is described, what made its splits, and readers of its lists."""
 
+import io
 import random
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
 
-from dpt_jax.data.listing import image_names, visible
+from dpt_jax.data.folder import image_names, visible
 from dpt_jax.errors import UserError
+from dpt_jax.io import reading
 
 # A split made here must not depend on the run's seed, or each seed had other test images.
 SPLIT_SEED = 1
 
 Setting = str | int | float | bool
+T = TypeVar("T")
 
 
 class Record(NamedTuple):
@@ -111,7 +115,7 @@ def split_train(records: Iterable[Record], test: list[Record]) -> Lists:
     return lists
 
 
-def _shuffled_classes(records: Iterable[Record]) -> list[list[Record]]:
+def _shuffled_classes(records: Iterable[Record]) -> Iterable[list[Record]]:
     """Return the records of each class, shuffled with a fixed seed as for the published splits."""
     generator = random.Random(SPLIT_SEED)
     groups: dict[int, list[Record]] = {}
@@ -119,7 +123,7 @@ def _shuffled_classes(records: Iterable[Record]) -> list[list[Record]]:
         groups.setdefault(record.label, []).append(record)
     for items in groups.values():
         generator.shuffle(items)
-    return list(groups.values())
+    return groups.values()
 
 
 def _extend(own: list[Record], part: list[Record], items: list[Record]) -> None:
@@ -129,7 +133,7 @@ def _extend(own: list[Record], part: list[Record], items: list[Record]) -> None:
 
 
 def class_folders(
-    images: epath.Path, folders: Sequence[str], classnames: Sequence[str]
+    images: epath.Path, folders: Iterable[str], classnames: Iterable[str]
 ) -> list[Record]:
     """Return the images of class folders, labelled in the order of the folders."""
     return [
@@ -145,3 +149,23 @@ def folder_names(directory: epath.Path) -> list[str]:
     if not found:
         raise UserError(f"{directory} has no class folders.")
     return found
+
+
+def text(file: epath.Path) -> str:
+    """Return the text of a UTF-8 file, with or without a byte-order mark."""
+    return file.read_bytes().decode("utf-8-sig")
+
+
+def read_lines(file: epath.Path, parse: Callable[[str], T]) -> list[T]:
+    """Return what `parse` returns for each line of a text file that is not blank, stripped."""
+    with reading(file, "a list of images or classes"):
+        return [parse(line.strip()) for line in text(file).splitlines() if line.strip()]
+
+
+def read_matlab(file: epath.Path, variable: str, parse: Callable[[Any], T]) -> list[T]:
+    """Return what `parse` returns for each cell of a variable's first row in a MATLAB file."""
+    from scipy.io import loadmat  # slow to import
+
+    with reading(file, "a MATLAB file"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of duplicate names in a damaged file
+        return [parse(cell) for cell in loadmat(io.BytesIO(file.read_bytes()))[variable][0]]

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from dpt_jax.data.benchmark import Benchmark, Lists, Record
+from dpt_jax.data.benchmark import Benchmark, Lists, Record, text
 from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.listfiles import text
-from dpt_jax.data.listing import visible
+from dpt_jax.data.folder import visible
 from dpt_jax.data.records import Example, Files, Splits
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.io import as_path, reading

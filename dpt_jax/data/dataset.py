@@ -14,7 +14,6 @@ from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Example, Source, Splits, UnreadableImageError
-from dpt_jax.data.sample import read_sample
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, listed_once
@@ -90,7 +89,7 @@ def digest_of_examples(examples: Sequence[Example]) -> str:
 def _sample(config: ConfigDict, whole: Splits, seed: int) -> list[Example]:
     """Return the images to train on, of all classes."""
     if config.sample and whole.train:  # a dataset that is only tested on has no sample
-        return read_sample(as_path(config.sample), whole, config.shots)
+        return sampling.read_sample(as_path(config.sample), whole, config.shots)
     train, _ = sampling.few_shot(whole.train, whole.val, config.shots, seed)
     most = max(collections.Counter(example.label for example in whole.train).values(), default=0)
     if config.shots > most > 0:

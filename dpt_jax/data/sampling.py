@@ -1,11 +1,26 @@
-"""Few-shot samples and halves of the classes, as published results use them."""
+"""Few-shot samples, drawn as for published results or listed by a file; halves of the classes."""
 
+import collections
+import io
+import json
+import pickle
 import random
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from dpt_jax.data.records import Example
+from etils import epath
+
+from dpt_jax.data.records import Example, Splits
+from dpt_jax.errors import UserError
+from dpt_jax.io import reading
 
 VALIDATION_SHOTS = 4
+# Where CoOp's code, and code that was made from it, have the class of the records.
+RECORD_CLASSES = {
+    ("dassl.data.datasets.base_dataset", "Datum"),
+    ("dassl.data.datasets", "Datum"),
+    ("datasets.utils", "Datum"),
+}
 
 
 def few_shot(
@@ -36,3 +51,109 @@ def half_of_classes(classes: int, half: str) -> range:
     """Return the labels of "base", the first ceil(C/2), or of "new", the rest."""
     middle = (classes + 1) // 2
     return range(middle) if half == "base" else range(middle, classes)
+
+
+class Listed(NamedTuple):
+    """An image as a file lists it, with its label if the file has one."""
+
+    path: str
+    label: int | None
+
+
+def read_sample(file: epath.Path, whole: Splits, shots: int) -> list[Example]:
+    """Return the training images that a file lists, in its order, repeated if it repeats them.
+
+    Args:
+        file: a run's train_files.txt, a .jsonl with one record a line, or a .pkl as CoOp's code
+            writes it. Nothing in a .pkl is run.
+        whole: the dataset that the images are of.
+        shots: dataset.shots, which the sample must have, or -1.
+
+    Raises:
+        UserError: the file is none of these, lists an image that is not a training image of the
+            dataset or has another label, or has another number of shots.
+    """
+    readers = {".txt": _read_train_files, ".jsonl": _read_jsonl, ".pkl": _read_pickle}
+    if file.suffix not in readers:
+        raise UserError(
+            f"dataset.sample: {file} should be a train_files.txt, a .jsonl or a .pkl of CoOp's "
+            "layout."
+        )
+    with reading(file, "a sample of training images (dataset.sample)"):
+        listed = readers[file.suffix](file.read_bytes())
+    if not listed:
+        raise UserError(f"dataset.sample: {file} lists no images.")
+    sample = _match(file, listed, whole)
+    _check_shots(file, sample, whole, shots)
+    return sample
+
+
+def _read_train_files(content: bytes) -> list[Listed]:
+    # As the run wrote them: names may hold any bytes, and begin or end with spaces.
+    lines = content.decode(errors="surrogateescape").split("\n")
+    return [Listed(line.removesuffix("\r"), None) for line in lines if line.strip()]
+
+
+def _read_jsonl(content: bytes) -> list[Listed]:
+    lines = content.decode("utf-8-sig").split("\n")
+    return [_listed(json.loads(line)) for line in lines if line.strip()]
+
+
+class _Record:
+    """Stands for the published class of a record, with its attributes."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles records of the published classes, and calls nothing that a file names."""
+
+    def find_class(self, module: str, name: str) -> type[_Record]:
+        if (module, name) not in RECORD_CLASSES:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
+        return _Record
+
+
+def _read_pickle(content: bytes) -> list[Listed]:
+    return [_listed(vars(record)) for record in _Unpickler(io.BytesIO(content)).load()["train"]]
+
+
+def _listed(record: dict[str, Any]) -> Listed:
+    path, label = record["_impath"], record["_label"]
+    if not isinstance(path, str) or type(label) is not int:
+        raise TypeError(f"{record} should have a path as _impath and a number as _label")
+    return Listed(path, label)
+
+
+def _match(file: epath.Path, listed: Sequence[Listed], whole: Splits) -> list[Example]:
+    """Return the dataset's own examples of what the file lists."""
+    label_of = {example.path: example.label for example in whole.train}
+    others = {example.path for example in (*whole.val, *whole.test)}
+    sample = []
+    for path, label in listed:
+        # Paths may begin with another machine's folder: /their/data/imagenet/images/train/…
+        parts = path.replace("\\", "/").split("/") if path not in label_of else [path]
+        ends = ["/".join(parts[i:]) for i in range(len(parts))]
+        found = next((end for end in ends if end in label_of), None)
+        if found is None:
+            elsewhere = any(end in others for end in ends)
+            raise UserError(
+                f"dataset.sample: {file} lists {path!r}, which is "
+                + ("a validation or test image." if elsewhere else "not in the dataset.")
+            )
+        if label not in (None, label_of[found]):
+            raise UserError(
+                f"dataset.sample: {file} gives {path!r} the label {label}, but in the dataset it "
+                f"has {label_of[found]}, {whole.classnames[label_of[found]]!r}."
+            )
+        sample.append(Example(found, label_of[found]))
+    return sample
+
+
+def _check_shots(file: epath.Path, sample: list[Example], whole: Splits, shots: int) -> None:
+    """Raise UserError if the sample has other shots than dataset.shots, which labels results."""
+    most = max(collections.Counter(example.label for example in sample).values())
+    there = max(collections.Counter(example.label for example in whole.train).values())
+    if shots >= 0 and not min(shots, there) <= most <= shots:
+        raise UserError(
+            f"dataset.sample: {file} has up to {most} images a class, but dataset.shots is "
+            f"{shots}: give --config.dataset.shots={most}."
+        )

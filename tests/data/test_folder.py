@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from dpt_jax.data import listing
+from dpt_jax.data import folder
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import find_images, read_folder
 from dpt_jax.data.records import Example, Files, UnreadableImageError
@@ -189,6 +189,6 @@ def test_a_folder_that_may_not_be_listed_is_one_sentence(tmp_path, monkeypatch):
     def refuse(folder):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(listing.os, "scandir", refuse)
+    monkeypatch.setattr(folder.os, "scandir", refuse)
     with pytest.raises(UserError, match="cannot be read"):
-        listing.visible(epath.Path(tmp_path))
+        folder.visible(epath.Path(tmp_path))

@@ -12,7 +12,7 @@ import pytest
 from configs import dpt
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.records import Example, Files, Splits
-from dpt_jax.data.sample import read_sample
+from dpt_jax.data.sampling import read_sample
 from dpt_jax.errors import UserError
 from tests.helpers import coop_trees
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dpt_jax.clip import packing
 from dpt_jax.clip.model import CLIP
-from dpt_jax.data.paper.imagenet import imagenet_classnames
+from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.prompts.text import prompted_texts
 from tests.helpers.commands import command
 from tests.helpers.models import packed_plain, packed_prompts

@@ -12,7 +12,7 @@ from benchmarks import flops
 from benchmarks.random_clip import SIZES
 from dpt_jax.clip.model import normalize, param_shapes
 from dpt_jax.clip.tokenizer import load_tokenizer
-from dpt_jax.data.paper.imagenet import imagenet_classnames
+from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP, Texts
 from tests.helpers.commands import command

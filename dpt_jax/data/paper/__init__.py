@@ -1,1 +1,0 @@
-"""The published datasets, each beside the function that reads its raw download."""
