@@ -134,27 +134,6 @@ def processor() -> str:
     return f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
 
-def arithmetic() -> dict[str, Any]:
-    """Return what the bits of a program's results depend on besides the program and its inputs."""
-    device = jax.local_devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "device": [device.platform, device.device_kind, device.client.platform_version],
-        "devices": [jax.local_device_count(), jax.process_index(), jax.process_count()],
-        "processor": [processor(), cores],
-        "jax": [jax.__version__, os.environ.get("XLA_FLAGS"), os.environ.get("LIBTPU_INIT_ARGS")],
-        "precision": jax.config.values["jax_default_matmul_precision"],
-    }
-
-
-def memory_maps() -> int:
-    """Return how many memory maps this process has; 0 where the system does not say."""
-    try:
-        return pathlib.Path("/proc/self/maps").read_bytes().count(b"\n")
-    except OSError:
-        return 0
-
-
 def is_first() -> bool:
     """Return whether this is host 0, which writes and speaks."""
     return jax.process_index() == 0
@@ -221,14 +200,7 @@ def _check_same_digests(facts: Mapping[str, str]) -> None:
 
 def first_says(here: bool) -> bool:
     """Return what host 0 says, on all hosts, each of which asks."""
-    return bool(of_first(int(here)))
-
-
-def of_first(number: int) -> int:
-    """Return host 0's number, on all hosts, each of which asks."""
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(here)))
 
 
 def sum_over_hosts(number: int) -> int:
@@ -241,7 +213,5 @@ def rows_of_all_hosts(own: np.ndarray) -> np.ndarray:
 
     Row 0 of each host comes first, then row 1 of each, and so on.
     """
-    if jax.process_count() == 1:
-        return own
     everywhere = multihost_utils.process_allgather(own)  # (hosts, n, …)
     return np.swapaxes(everywhere, 0, 1).reshape(-1, *own.shape[1:])

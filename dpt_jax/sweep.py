@@ -52,7 +52,6 @@ SWEPT = {
     "seed": "--seeds",
     "init_from": "--protocol",
 }
-MANY_MAPS = 30_000  # memory maps, of which Linux grants a process 65,530
 
 
 class Target(NamedTuple):
@@ -271,8 +270,9 @@ def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> Outcome:
             _end_on_several_hosts()
             traceback.print_exc()
             outcome.failed.append((run, f"{type(reason).__name__}: {reason}"))
-        # Compiled programs hold memory maps.
-        if distributed.memory_maps() > MANY_MAPS:
+        # The programs of a dataset fit no other, and hold memory maps, of which there are only so
+        # many.
+        if number < len(planned) and planned[number].dataset != run.dataset:
             jax.clear_caches()
     return outcome
 

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name another place, or ask for it"),
     errno.EMFILE: "raise the limit with `ulimit -n`",
 }
+NO_BUCKET = re.compile(r"\bb/([^/]+)/o$")  # the end of the URL that Cloud Storage does not find
 STORES = ("gcsfs", "google", "aiohttp")  # packages whose errors are those of a bucket
 
 _debug = False
@@ -67,6 +69,8 @@ def ending(error: BaseException) -> tuple[int, str]:
         return USER_ERROR, f"error: {text}"
     if isinstance(error, FileNotFoundError) and "temporary directory" in text:
         return USER_ERROR, "error: no folder for temporary files is writable: name one by TMPDIR."
+    if isinstance(error, FileNotFoundError) and (bucket := NO_BUCKET.search(text)):
+        return USER_ERROR, f"error: there is no bucket gs://{bucket[1]}, or you cannot read it."
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         remedy = REMEDIES.get(error.errno or 0, "see whether it is there and can be used")

@@ -53,7 +53,7 @@ def test_a_bucket_that_is_not_there_is_one_sentence(store, arguments, tmp_path):
     given = arguments[0] == "-m" or arguments[1].startswith("--workdir")
     where = [] if given else [f"--workdir={tmp_path}"]
     done = in_process(*arguments, *where, check=False)
-    assert_refused(done, "there is no bucket gs://nobody-has-this")
+    assert_refused(done, "gs://nobody-has-this")
     assert len(done.stderr.strip().splitlines()) == 1
 
 
