@@ -383,13 +383,11 @@ def templates(config: ConfigDict, key: str = "dataset.template") -> list[str]:
     return [text.strip() for text in config[section][name].split("|")]
 
 
-def default_workdir(config: ConfigDict) -> epath.Path:
-    """Return runs/METHOD/DATASET/SHOTSshot/seedN, with base or new below for half the classes."""
-    return run_dir(as_path("runs"), config)
-
-
 def run_dir(runs: epath.Path, config: ConfigDict, name: str = "") -> epath.Path:
-    """Return the workdir of a run below `runs`; name: instead of that of the method."""
+    """Return RUNS/METHOD/DATASET/SHOTSshot/seedN, with base or new below for half the classes.
+
+    name: instead of that of the method.
+    """
     dataset = config.dataset
     shots = "all" if dataset.shots < 0 else dataset.shots
     run = runs / (name or config.method) / dataset.name / f"{shots}shot" / f"seed{config.seed}"

@@ -20,6 +20,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate, write_results
 from dpt_jax.evaluation.probe import fit_and_predict
 from dpt_jax.evaluation.provenance import has_own_data
+from dpt_jax.logging import say
 from dpt_jax.methods import PROBE
 from dpt_jax.training import train_files
 from dpt_jax.training.checkpoints import FOLDER, Saved
@@ -42,14 +43,17 @@ def train_and_evaluate(
     """Train, or resume what the workdir has, and evaluate the newest prompts; return the results.
 
     Args:
-      config: Validated, and compared with that of the workdir.
+      config: Validated.
       workdir: Of the run.
       allow_changes: Whether a resumed run may have other settings and images.
       prepare: Loads data and backbone.
 
     Raises:
-      UserError: The workdir has results of zero-shot CLIP on other images.
+      UserError: The workdir has a run with other settings, or results of zero-shot CLIP on other
+        images.
     """
+    if changed := check_same_run(config, workdir, keys_that_may_change(asked=allow_changes)):
+        say(f"{workdir}: resuming with other settings than it was started with: {changed}.")
     config = with_dtype(config, workdir)
     experiment = prepare(config)
     if experiment.model.config.has_prompts:

@@ -14,6 +14,7 @@ from dpt_jax import config as configs
 from dpt_jax.cli.config_flag import from_command_line
 from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.errors import UserError
+from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS
 from tests.helpers.commands import ROOT, assert_refused, in_process
 
@@ -55,7 +56,7 @@ def test_each_file_is_its_method_and_valid(method, monkeypatch):
     config = importlib.import_module(f"configs.{method}").get_config("folder")
     configs.validate(config)
     assert config.method == configs.prompt_config(config, 3, 12).method == method
-    assert str(configs.default_workdir(config)) == f"runs/{method}/folder/16shot/seed1"
+    assert str(configs.run_dir(as_path("runs"), config)) == f"runs/{method}/folder/16shot/seed1"
 
 
 def test_published_settings_of_dpt():

@@ -56,7 +56,10 @@ def _dispatch(arguments: list[str], prog: str) -> None:
         return
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command: use one of {', '.join(COMMANDS)}.")
-    _run(name, arguments, f"{prog} {name}")
+    prog = f"{prog} {name}"
+    if name == "eval":
+        name, arguments = "train", ["--mode=eval", *arguments]
+    _run(name, arguments, prog)
 
 
 def _run(name: str, arguments: list[str], prog: str) -> None:

@@ -2,10 +2,13 @@
 
     python main.py --config=configs/dpt.py
     python main.py --config=configs/dpt.py:folder --config.dataset.root=DIR --workdir=W
-    python main.py --config=configs/dpt.py --mode=eval --workdir=W
+    python main.py --mode=eval --workdir=W [--config.dataset.root=DIR …]
+    python main.py --mode=eval --config=configs/dpt.py:DATASET --config.init_from=W
 
-`dpt-jax train` and `dpt-jax eval` are the same. Exit codes: 0 done, 2 wrong input, 75 stopped and
-saved (the same command resumes), 130 interrupted before there was anything to save.
+The last command tests the prompts of W, a workdir or a prompt file, on another dataset, and writes
+to W/on/DATASET. `dpt-jax train` is main.py, and `dpt-jax eval` is main.py --mode=eval. Exit codes:
+0 done, 2 wrong input, 75 stopped and saved (the same command resumes), 130 interrupted before there
+was anything to save.
 """
 
 import argparse
@@ -16,7 +19,6 @@ from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from etils import epath
-    from ml_collections import ConfigDict
 
     from dpt_jax.cli.config_flag import Given
     from dpt_jax.runs import Results
@@ -43,44 +45,29 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Train and evaluate, or with --mode=eval only evaluate."""
     flags, given = shared.parse(parser, arguments)
     shared.connect_hosts(flags)
-    from dpt_jax.config import default_workdir
+    from dpt_jax.config import run_dir, training_config
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
     from dpt_jax.runs import train_and_evaluate
+    from dpt_jax.training.prompt_file import is_prompt_file
 
-    named = as_path(flags.workdir) if flags.workdir else None
-    workdir = named or default_workdir(given.config)
-    if flags.mode == "train":
-        config = config_to_train(given, workdir, flags.allow_changes)
-        results = train_and_evaluate(config, workdir, flags.allow_changes)
-    else:
-        results, workdir = evaluate(given, workdir, named is None)
-    say(summary(results))
-    say(f"results: {workdir / RESULTS_FILE}")
-    if flags.mode == "train":
-        say(f"next, a page of the run: dpt-jax report {workdir} --html")
-
-
-def config_to_train(given: "Given", workdir: "epath.Path", allow_changes: bool) -> "ConfigDict":
-    """Return the configuration of a training in a workdir.
-
-    Raises:
-      UserError: The workdir is a prompt file, or has a run with other settings.
-    """
-    from dpt_jax.config import check_same_run, keys_that_may_change, training_config
-    from dpt_jax.logging import say
-    from dpt_jax.training import prompt_file
-
-    if prompt_file.is_prompt_file(workdir):
+    workdir = as_path(flags.workdir) if flags.workdir else run_dir(as_path("runs"), given.config)
+    trains = flags.mode == "train"
+    if trains and is_prompt_file(workdir):
         raise UserError(
             f"--workdir: {workdir} is a file of prompts: evaluate it with --mode=eval, or start "
             "from it with --config.init_from and a folder as --workdir."
         )
-    config = training_config(given.config, given.overrides, workdir)
-    if changed := check_same_run(config, workdir, keys_that_may_change(asked=allow_changes)):
-        say(f"{workdir}: resuming with other settings than it was started with: {changed}.")
-    return config
+    if trains:
+        config = training_config(given.config, given.overrides, workdir)
+        results = train_and_evaluate(config, workdir, flags.allow_changes)
+    else:
+        results, workdir = evaluate(given, workdir, is_default=not flags.workdir)
+    say(summary(results))
+    say(f"results: {workdir / RESULTS_FILE}")
+    if trains:
+        say(f"next, a page of the run: dpt-jax report {workdir} --html")
 
 
 def evaluate(
