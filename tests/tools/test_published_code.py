@@ -53,6 +53,7 @@ def test_a_trainer_steps_as_in_dassl(tmp_path, monkeypatch):
     dassl_stand_in.install()
     del sys.modules["fake_trainer"]
     cfg = Branch(OPTIM=Branch(LR=0.0))
+    torch.manual_seed(0)
     made = importlib.import_module("fake_trainer").Fake(cfg, ["a", "b"], torch.device("cpu"))
     frozen, learned = (layer.weight.clone() for layer in made.model)
     batch = {"img": torch.eye(3), "label": torch.tensor([0, 1, 1])}
