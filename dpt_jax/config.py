@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from etils import epath
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from dpt_jax.configs import common
@@ -425,15 +426,10 @@ def shots_in_words(shots: int) -> str:
     return {-1: "all images", 0: "no training", 1: "1 shot"}.get(shots, f"{shots} shots")
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return {"a.b": 1} for {"a": {"b": 1}}."""
-    result: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            result.update(flat(value, f"{prefix}{key}."))
-        else:
-            result[prefix + key] = value
-    return result
+    found: dict[str, Any] = flatten_dict(tree, sep=".")
+    return found
 
 
 def nearest(key: str, known: Collection[str]) -> str:

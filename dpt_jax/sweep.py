@@ -83,15 +83,6 @@ class Run(NamedTuple):
         return f"{name}, {shots_in_words(self.shots)}, seed {self.seed}"
 
 
-class Outcome(NamedTuple):
-    """The runs that were not finished here: those that failed, with reasons, and those that
-    another process trains.
-    """
-
-    failed: list[tuple[Run, str]]
-    elsewhere: list[Run]
-
-
 def plan(
     protocol: str,
     methods: Sequence[str],
@@ -152,8 +143,7 @@ def target_config(
 
 def _published(method: str, dataset: str, protocol: str, overrides: Overrides) -> ConfigDict:
     config = method_config(method, dataset, protocol)
-    for key, value in _of_dataset(dataset, overrides).items():
-        config.update_from_flattened_dict({key: value})
+    config.update_from_flattened_dict(_of_dataset(dataset, overrides))
     return config
 
 
@@ -243,9 +233,16 @@ def _say_result(results: Mapping[str, Any]) -> None:
     say(f"  {accuracy:.1f} % of {images} test images of {results['dataset']}{classes}")
 
 
-def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> Outcome:
-    """Execute the runs in order; a run that fails does not end the others."""
-    outcome = Outcome([], [])
+def sweep(
+    planned: Sequence[Run], execute: Callable[[Run], int]
+) -> tuple[list[tuple[Run, str]], list[Run]]:
+    """Execute the runs in order; a run that fails does not end the others.
+
+    Returns:
+      The runs that failed, with reasons, and those that another process trains.
+    """
+    failed: list[tuple[Run, str]] = []
+    elsewhere: list[Run] = []
     began, made = time.monotonic(), 0
     for number, run in enumerate(planned, 1):
         minutes = (time.monotonic() - began) / 60
@@ -261,20 +258,20 @@ def sweep(planned: Sequence[Run], execute: Callable[[Run], int]) -> Outcome:
                 say("  finished before")
         except LockedError as reason:
             say(f"  left to another process: {reason}")
-            outcome.elsewhere.append(run)
+            elsewhere.append(run)
         except UserError as reason:
             _end_on_several_hosts()
             say(f"  failed: {reason}")
-            outcome.failed.append((run, str(reason)))
+            failed.append((run, str(reason)))
         except Exception as reason:  # a bug in one run is no reason to lose the others
             _end_on_several_hosts()
             traceback.print_exc()
-            outcome.failed.append((run, f"{type(reason).__name__}: {reason}"))
+            failed.append((run, f"{type(reason).__name__}: {reason}"))
         # The programs of a dataset fit no other, and hold memory maps, of which there are only so
         # many.
         if number < len(planned) and planned[number].dataset != run.dataset:
             jax.clear_caches()
-    return outcome
+    return failed, elsewhere
 
 
 def _end_on_several_hosts() -> None:

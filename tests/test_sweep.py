@@ -228,7 +228,7 @@ def test_prompts_of_one_dataset_on_others(method, overrides, tmp_path):
     [
         (["--methods=coop,tip"], "'tip'"),
         (["--datasets=imagnet"], "'imagnet'"),
-        (["--shots=1,two"], "--shots=1,two"),
+        (["--shots=1,two"], "--shots"),
         (["--shots=0"], "dataset.shots"),
         (["--config.seed=3"], "--seeds"),
         (["--config.init_from=somewhere"], "--protocol"),
@@ -245,7 +245,7 @@ def test_prompts_of_one_dataset_on_others(method, overrides, tmp_path):
         (["emoji"], "emoji"),
         (["--preset=papers"], "'papers'"),
         (["--preset=paper", "--protocol=base-to-new"], "--protocol"),
-        (["--part=3/2"], "--part=3/2"),
+        (["--part=3/2"], "--part"),
         (["--preset=paper"], "imagenet/"),
     ],
 )

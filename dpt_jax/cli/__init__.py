@@ -36,19 +36,20 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None, prog: str = "dpt-jax") -> None:
     """Run the command that the arguments name, those of the process by default."""
-    terminal.guard(lambda: _dispatch(list(sys.argv[1:] if arguments is None else arguments), prog))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    terminal.guard(lambda given: _dispatch(given, prog), given)
 
 
 def main_py(arguments: Sequence[str]) -> None:
     """Run main.py: `train`, or `eval` with --mode=eval."""
-    terminal.guard(lambda: _run("train", list(arguments), "main.py"))
+    terminal.guard(lambda given: _run("train", given, "main.py"), list(arguments))
 
 
 def _dispatch(arguments: list[str], prog: str) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage(prog))
         sys.exit(0 if arguments else 2)
-    name = arguments.pop(0)
+    name, *arguments = arguments
     if name == "--version":
         from dpt_jax import __version__
 
@@ -76,7 +77,6 @@ def _run(name: str, arguments: list[str], prog: str) -> None:
     )
     if "-h" in arguments or "--help" in arguments:
         parser.parse_args(["--help"])
-    terminal.keep_tracebacks("--debug" in arguments)
     command.run(parser, arguments)
 
 

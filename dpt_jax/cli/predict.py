@@ -11,11 +11,10 @@ one per line.
 import argparse
 import contextlib
 import csv
-import dataclasses
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from dpt_jax.cli import arguments as shared
 from dpt_jax.errors import UserError
@@ -28,68 +27,12 @@ if TYPE_CHECKING:
 BATCH = 128  # images that a device takes at a time, at most
 
 
-@dataclasses.dataclass(frozen=True)
-class Readable:
-    """Read images, and remember why one could not be read: {path: reason}."""
+class Answer(NamedTuple):
+    """The likeliest classes of an image with their probabilities, or why it cannot be read."""
 
-    failed: dict[str, str]
-
-    def __call__(self, path: str) -> "Image.Image":
-        from dpt_jax.data.records import UnreadableImageError, read_image
-        from dpt_jax.io import as_path
-
-        try:
-            return read_image(as_path(path))
-        except UnreadableImageError as reason:
-            self.failed[path] = str(reason)
-            raise
-
-
-class Output:
-    """Where answers go, image by image: lines, one JSON list, or a CSV file."""
-
-    def __init__(self, stack: contextlib.ExitStack, flags: argparse.Namespace, top: int) -> None:
-        """stack: closes what is opened here. top: the classes reported for an image."""
-        self._csv = self._json = None
-        if flags.csv:
-            from dpt_jax.io import as_path, text_stream
-
-            file = as_path(flags.csv)
-            try:
-                out = stack.enter_context(text_stream(file))
-            except OSError as reason:
-                raise UserError(f"--csv: {file} cannot be written ({reason}).") from reason
-            numbered = [
-                f"{column}_{i + 1}" for i in range(top) for column in ("class", "probability")
-            ]
-            self._csv = csv.writer(out)
-            self._csv.writerow(["path", "error", *numbered])
-        elif flags.json:
-            self._json = "["
-
-    def write(self, path: str, top: Sequence[tuple[str, float]], error: str = "") -> None:
-        """Write the likeliest classes of an image with their probabilities, or its error."""
-        if self._csv:
-            from dpt_jax.report.tables import inert
-
-            answers = [cell for name, p in top for cell in (name, f"{p:.6f}")]
-            self._csv.writerow(map(inert, [path, error, *answers]))
-        elif self._json:
-            classes = [{"class": name, "probability": p} for name, p in top]
-            answer = {"error": error} if error else {"predictions": classes}
-            line = json.dumps({"path": path, **answer}, ensure_ascii=False)
-            print(self._json, line, sep="\n  ", end="", flush=True)
-            self._json = ","
-        elif not error:
-            answers = [f"{name} {100 * p:.1f} %" for name, p in top]
-            print(f"{path}  {'  '.join(answers)}", flush=True)
-        if error:
-            print(error, file=sys.stderr, flush=True)
-
-    def finish(self) -> None:
-        """End the list, after the last image."""
-        if self._json:
-            print("\n]", flush=True)
+    path: str
+    classes: list[tuple[str, float]]
+    error: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,9 +65,18 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     # The next power of two, so that few images wait for few, and one program serves many calls.
     rows = min(1 << (len(paths) - 1).bit_length(), BATCH)
     predictor = shared.load_predictor(flags, workdir, rows, classnames)
-    failed = _classify(predictor, paths, flags)
+    top = min(flags.top, len(predictor.classnames))
+    # On a terminal, answers and a bar would run into each other, and the answers say as much.
+    shows_bar = not sys.stdout.isatty() or flags.csv or flags.json
+    failed: dict[str, str] = {}
+    answers = _classify(predictor, paths, top, failed, shows_bar)
     if flags.csv:
+        _write_csv(answers, flags.csv, top)
         print(f"written to {flags.csv}: {len(paths) - len(failed)} images")
+    elif flags.json:
+        _print_json(answers)
+    else:
+        _print_lines(answers)
     if len(failed) == len(paths):
         raise UserError(f"none of the {len(paths)} images could be read.")
     if failed:
@@ -132,31 +84,70 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
 
 def _classify(
-    predictor: "Predictor", paths: list[str], flags: argparse.Namespace
-) -> dict[str, str]:
-    """Write the answers for all images; return why some could not be read, {path: reason}."""
+    predictor: "Predictor", paths: Sequence[str], top: int, failed: dict[str, str], shows_bar: bool
+) -> Iterator[Answer]:
+    """Yield the answers for all images; print why one cannot be read, and add that to `failed`."""
     import numpy as np
 
+    from dpt_jax.data.records import UnreadableImageError, read_image
     from dpt_jax.evaluation.metrics import softmax
+    from dpt_jax.io import as_path
     from dpt_jax.logging import Progress
 
-    top = min(flags.top, len(predictor.classnames))
-    read = Readable({})
+    def read(path: str) -> "Image.Image":
+        try:
+            return read_image(as_path(path))
+        except UnreadableImageError as reason:
+            failed[path] = str(reason)
+            raise
+
     with contextlib.ExitStack() as stack:
-        output = Output(stack, flags, top)
-        # On a terminal, answers and a bar would run into each other, and the answers say as much.
         bar = None
-        if not sys.stdout.isatty() or flags.csv or flags.json:
+        if shows_bar:
             steps = -(-len(paths) // predictor.rows)
             bar = stack.enter_context(Progress("predict", steps, file=sys.stderr))
         for batch, outputs in predictor.answers(paths, read, skip_unreadable=True):
             probabilities = softmax(outputs.logits)
             best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
             for index, own, order in zip(batch["index"], probabilities, best, strict=True):
-                answers = [(predictor.classnames[c], float(own[c])) for c in order]
-                error = read.failed.get(paths[index], "")
-                output.write(paths[index], [] if error else answers, error)
+                path = paths[index]
+                error = failed.get(path, "")
+                if error:
+                    print(error, file=sys.stderr, flush=True)
+                classes = [(predictor.classnames[c], float(own[c])) for c in order]
+                yield Answer(path, [] if error else classes, error)
             if bar:
                 bar.advance()
-        output.finish()
-    return read.failed
+
+
+def _print_lines(answers: Iterator[Answer]) -> None:
+    """Print a line for each image."""
+    for path, classes, error in answers:
+        if not error:
+            said = "  ".join(f"{name} {100 * p:.1f} %" for name, p in classes)
+            print(f"{path}  {said}", flush=True)
+
+
+def _print_json(answers: Iterator[Answer]) -> None:
+    """Print one list, image by image."""
+    before = "["
+    for path, classes, error in answers:
+        predictions = [{"class": name, "probability": p} for name, p in classes]
+        answer = {"path": path, **({"error": error} if error else {"predictions": predictions})}
+        print(before, json.dumps(answer, ensure_ascii=False), sep="\n  ", end="", flush=True)
+        before = ","
+    print("\n]", flush=True)
+
+
+def _write_csv(answers: Iterator[Answer], name: str, top: int) -> None:
+    """Write a table, image by image."""
+    from dpt_jax.io import as_path, text_stream
+    from dpt_jax.report.tables import inert
+
+    with text_stream(as_path(name)) as out:
+        table = csv.writer(out)
+        columns = [f"{column}_{i + 1}" for i in range(top) for column in ("class", "probability")]
+        table.writerow(["path", "error", *columns])
+        for path, classes, error in answers:
+            cells = [cell for class_, p in classes for cell in (class_, f"{p:.6f}")]
+            table.writerow(map(inert, [path, error, *cells]))

@@ -38,23 +38,46 @@ if TYPE_CHECKING:
     from dpt_jax.sweep import Overrides, Run
 
 
+def names(text: str) -> list[str]:
+    """Return the names of a flag, without spaces around them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(text: str) -> list[int]:
+    """Return the whole numbers of a flag."""
+    return [int(name) for name in names(text)]
+
+
+def part(text: str) -> tuple[int, int]:
+    """Return I and N of --part=I/N."""
+    number, parts = map(int, text.split("/"))
+    if not 1 <= number <= parts:
+        raise ValueError
+    return number, parts
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is run; --config.KEY=VALUE holds for all runs."""
     parser.add_argument("--preset", choices=("paper",), help="a whole table: paper")
-    parser.add_argument("--methods", help="default the five of DPT's paper, see above")
-    parser.add_argument("--datasets", help="what to train on; default the protocol's")
-    parser.add_argument("--targets", help="what else to test the prompts on")
+    parser.add_argument("--methods", type=names, help="default the five of DPT's paper, see above")
+    parser.add_argument("--datasets", type=names, help="what to train on; default the protocol's")
+    parser.add_argument("--targets", type=names, help="what else to test the prompts on")
     parser.add_argument(
-        "--shots", default="1,2,4,8,16", help="images per class, -1 for all; default 1,2,4,8,16"
+        "--shots",
+        type=numbers,
+        default="1,2,4,8,16",
+        help="images per class, -1 for all; default 1,2,4,8,16",
     )
-    parser.add_argument("--seeds", default="1,2,3", help="default 1,2,3")
+    parser.add_argument("--seeds", type=numbers, default="1,2,3", help="default 1,2,3")
     parser.add_argument(
         "--protocol",
         choices=("few-shot", "base-to-new", "cross-dataset", "domain-generalization"),
         help="what is trained and tested on what; default few-shot",
     )
     parser.add_argument("--runs", default="runs", help="the folder of the runs; default runs")
-    parser.add_argument("--part", metavar="I/N", default="1/1", help="begin with part I of N")
+    parser.add_argument(
+        "--part", type=part, metavar="I/N", default="1/1", help="begin with part I of N"
+    )
     parser.add_argument("--plan", action="store_true", help="print the runs, run nothing")
     parser.add_argument("--workdir", help=argparse.SUPPRESS)
     shared.add_config(parser)
@@ -73,8 +96,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
 
-    number, parts = _part(flags.part)
-    planned = sweep.in_order_of_part(_planned(flags, given.overrides), number, parts)
+    planned = sweep.in_order_of_part(_planned(flags, given.overrides), *flags.part)
     # A value that no run can have ends the sweep before it begins.
     configs = [sweep.run_config(one, given.overrides) for one in planned]
     runs = as_path(flags.runs)
@@ -110,7 +132,7 @@ def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
     protocol = flags.protocol or sweep.FEW_SHOT
     if flags.preset and protocol != sweep.FEW_SHOT:
         raise UserError(f"--preset={flags.preset} is of --protocol={sweep.FEW_SHOT}: drop one.")
-    methods = list(OF_THE_PAPER) if flags.methods is None else _names(flags.methods)
+    methods = list(OF_THE_PAPER) if flags.methods is None else flags.methods
     unknown = [method for method in methods if method not in ROWS]
     if unknown:
         raise UserError(f"--methods: {unknown[0]!r} is not one of {', '.join(ROWS)}.")
@@ -122,15 +144,15 @@ def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
     if flags.targets and protocol == sweep.BASE_TO_NEW:
         raise UserError("--targets: base-to-new tests on the new classes, not on other datasets.")
     datasets, targets = sweep.PROTOCOLS[protocol]
+    if flags.preset:
+        datasets = PAPER_DATASETS
     planned = sweep.plan(
         protocol,
         methods,
-        (PAPER_DATASETS if flags.preset else datasets)
-        if flags.datasets is None
-        else _names(flags.datasets),
-        targets if flags.targets is None else _names(flags.targets),
-        _numbers("--shots", flags.shots),
-        _numbers("--seeds", flags.seeds),
+        datasets if flags.datasets is None else flags.datasets,
+        targets if flags.targets is None else flags.targets,
+        flags.shots,
+        flags.seeds,
     )
     if not planned:
         raise UserError(
@@ -151,26 +173,3 @@ def _check_roots(configs: Sequence["ConfigDict"]) -> None:
             missing.append(reason)
     if len(missing) == len(configs):
         raise missing[0]
-
-
-def _part(text: str) -> tuple[int, int]:
-    """Return I and N of --part=I/N.  Raise UserError for anything else."""
-    first, _, last = text.partition("/")
-    try:
-        number, parts = int(first), int(last)
-    except ValueError:
-        number = parts = 0
-    if not 1 <= number <= parts:
-        raise UserError(f"--part={text}: give I/N, I from 1 to N, such as 1/4.")
-    return number, parts
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _numbers(flag: str, text: str) -> list[int]:
-    try:
-        return [int(number) for number in _names(text)]
-    except ValueError as reason:
-        raise UserError(f"{flag}={text}: give whole numbers, such as 1,2,4.") from reason

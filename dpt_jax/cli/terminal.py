@@ -21,30 +21,25 @@ REMEDIES = {
 NO_BUCKET = re.compile(r"\bb/([^/]+)/o$")  # the end of the URL that Cloud Storage does not find
 STORES = ("gcsfs", "google", "aiohttp")  # packages whose errors are those of a bucket
 
-_debug = False
 
+def guard(command: Callable[[list[str]], None], arguments: list[str]) -> None:
+    """Run a command with its arguments, and end the process as its errors ask for.
 
-def keep_tracebacks(wanted: bool) -> None:
-    """Set whether wrong input ends in a traceback too (--debug)."""
-    global _debug
-    _debug = wanted
-
-
-def guard(command: Callable[[], None]) -> None:
-    """Run a command, and end the process as its errors ask for."""
+    With --debug, wrong input ends in a traceback too.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be Unicode
     sys.unraisablehook = _of_the_main_thread
     try:
-        command()
+        command(arguments)
     except BrokenPipeError:  # the reader, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
         code, sentence = ending(error)
         one_of_several = _is_one_of_several()
-        if code == BUG or _debug:
+        if code == BUG or "--debug" in arguments:
             if not one_of_several:
                 raise
             traceback.print_exception(error)
