@@ -19,14 +19,14 @@ from dpt_jax.config import (
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate, write_results
 from dpt_jax.evaluation.probe import fit_and_predict
-from dpt_jax.evaluation.provenance import has_own_data
+from dpt_jax.evaluation.results import has_own_data
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE
 from dpt_jax.training import train_files
 from dpt_jax.training.checkpoints import FOLDER, Saved
-from dpt_jax.training.fingerprint import training_meta
 from dpt_jax.training.initial_prompts import saved_prompts
 from dpt_jax.training.loop import train
+from dpt_jax.training.record import training_meta
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 
 Results = dict[str, Any]

@@ -26,7 +26,7 @@ from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.features import FeatureCache
-from dpt_jax.evaluation.provenance import finished
+from dpt_jax.evaluation.results import finished
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
 from dpt_jax.runs import check_same_sweep, evaluate_run, probe, train_and_evaluate

@@ -96,8 +96,7 @@ def clip(source: str, target: str) -> None:
 def export(source: "epath.Path", target: "epath.Path") -> None:
     """Write the prompts of a workdir, and its results if they belong to them, to a prompt file."""
     from dpt_jax.convert.reference import read_run
-    from dpt_jax.evaluation.provenance import outdated
-    from dpt_jax.evaluation.results import RESULTS_FILE, read_result
+    from dpt_jax.evaluation.results import RESULTS_FILE, outdated, read_result
     from dpt_jax.io import size_of
     from dpt_jax.logging import say
     from dpt_jax.training import prompt_file

@@ -59,7 +59,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     paths = find_images(names)
     # Importing JAX takes seconds that a mistyped path need not wait for.
     from dpt_jax.io import as_path
-    from dpt_jax.predictor.classnames import read_classnames
+    from dpt_jax.predictor.predictor import read_classnames
 
     classnames = read_classnames(as_path(flags.classes)) if flags.classes else None
     # The next power of two, so that few images wait for few, and one program serves many calls.

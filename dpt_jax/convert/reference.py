@@ -43,7 +43,8 @@ from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.checkpoints import FOLDER, Checkpoints, Saved, load_newest
-from dpt_jax.training.fingerprint import clip_fingerprint, result_settings
+from dpt_jax.training.record import result_settings
+from dpt_jax.training.setup import clip_fingerprint
 
 # Methods whose own code saves other tensors than DPT's code.
 OF_OTHER_CODE = ("cocoop", "ivlp", "maple", "promptsrc")

@@ -3,9 +3,10 @@
 import functools
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,17 +18,16 @@ from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.features import EncodedBatch, read_test_images
-from dpt_jax.evaluation.finite import check_finite
 from dpt_jax.evaluation.metrics import calibration, class_scores, distinct
-from dpt_jax.evaluation.provenance import describe
 from dpt_jax.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.io import make_folder, write_whole
 from dpt_jax.logging import Progress, say
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import Outputs, PromptedCLIP, Texts
 from dpt_jax.prompts import Prompts
-from dpt_jax.training.checkpoints import Saved
-from dpt_jax.training.setup import Experiment, Frozen
+from dpt_jax.training.checkpoints import Saved, digest_of_json
+from dpt_jax.training.record import name_of_data, training_meta
+from dpt_jax.training.setup import Experiment, Frozen, fingerprint
 
 Item = TypeVar("Item")
 
@@ -212,6 +212,25 @@ def overlapped(
         yield fetch(*one)
 
 
+def check_finite(results: Mapping[str, np.ndarray], prompts: Prompts, clip: Params) -> None:
+    """Raise UserError if an array is not finite, naming the likely cause.
+
+    Args:
+      results: Arrays by what they are called in a sentence, those of frozen CLIP first.
+      prompts: The parameters of the model, and
+      clip: of CLIP. The first that is not finite is named.
+    """
+    for what, array in results.items():
+        if np.isfinite(array).all():
+            continue
+        for whose, tree in (("prompt", prompts), ("weight of CLIP", clip)):
+            for name, value in flax.traverse_util.flatten_dict(tree, sep=".").items():
+                if not bool(jnp.isfinite(value).all()):
+                    raise UserError(f"{what} are not finite: the {whose} {name} has such values.")
+        of = "CLIP's weights" if "zero-shot CLIP" in what else "the prompts and CLIP's weights"
+        raise UserError(f"{what} are not finite: check {of}, or try dtype=float32.")
+
+
 def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[str, Any]:
     """Predict and write results.json; return the results.
 
@@ -275,3 +294,46 @@ def write_results(
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     write_whole(workdir / RESULTS_FILE, text.encode(errors="backslashreplace"))
     return results
+
+
+def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
+    """Return the labels of an evaluation's results, the origin of the prompts under "of".
+
+    What is about the training comes from its record, see training.record, and only what is
+    about the test from the settings of the evaluation.
+    """
+    config, here = experiment.config, fingerprint(experiment.pretrained, experiment.dataset)
+    record = saved.meta or training_meta(experiment)
+    trained = {
+        key: value
+        for key, value in record["settings"].items()
+        if key not in ("method", "seed") and not key.startswith("dataset.")
+    }
+    tested = {
+        "dtype": np.dtype(experiment.model.dtype).name,
+        "dataset.template": config.dataset.template,
+    }
+    changes = {"changes": record["changes"]} if record["changes"] else {}
+    return {
+        "method": record["method"],
+        "dataset": config.dataset.name,
+        "shots": record["settings"]["dataset.shots"],
+        "seed": record["settings"]["seed"],
+        "split": "test",
+        "classes": config.dataset.classes,
+        "trained_on": {key: record[key] for key in ("dataset", "classes")} if saved.meta else None,
+        "of": {
+            "step": saved.step,
+            "epoch": saved.meta.get("epoch"),
+            "epochs": saved.meta.get("epochs"),
+            "prompts": saved.digest,
+            "backbone": digest_of_json(here["clip"]),
+            "template": config.dataset.template,
+            "test_list": here["test"],
+            "data": {"name": name_of_data(config), "digest": here["data"]},
+            "trained_on": saved.meta.get("data"),
+            "train_list": saved.meta.get("train_list"),
+            "init_from": bool(saved.meta.get("init_from")),
+            "settings": {**trained, **tested, **changes},
+        },
+    }

@@ -1,13 +1,23 @@
-"""results.json and predictions.npz: names, reading, and a summary in words."""
+"""results.json and predictions.npz: reading them, and whether they are of the newest prompts."""
 
+import contextlib
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
-from dpt_jax.io import reading
+from dpt_jax.config import CONFIG_FILE, read_config
+from dpt_jax.errors import UserError
+from dpt_jax.io import as_path, reading
 from dpt_jax.methods import ROWS, ZERO_SHOT
+from dpt_jax.training import prompt_file
+from dpt_jax.training.checkpoints import FOLDER, Saved, newest
+from dpt_jax.training.setup import Experiment
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
@@ -32,6 +42,106 @@ def read_result(file: epath.Path) -> dict[str, Any]:
         if results["method"] not in ROWS or not 0 <= results["accuracy"] <= 1:
             raise ValueError("its method or accuracy is not valid")
     return results
+
+
+def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> bool:
+    """Return whether an evaluation is on the dataset of the run in a workdir.
+
+    It is if name, classes and either the images or their folder are the same. The first
+    evaluation decides if the record of the prompts does not say which dataset they are of.
+    """
+    config, own = experiment.config, dict(saved.meta)
+    if not own.get("data"):
+        with contextlib.suppress(UserError, KeyError):
+            results = read_result(workdir / RESULTS_FILE)
+            own |= {key: results[key] for key in ("dataset", "classes")}
+            own |= {"data": results["of"]["data"]}
+    asked = config.dataset.name, config.dataset.classes
+    if own and (own["dataset"], own["classes"]) != asked:
+        return False
+    if not own.get("data") or own["data"]["digest"] == experiment.dataset.digest:
+        return True
+    root = read_config(workdir, config).dataset.root
+    return bool(root) and _real(root) == _real(config.dataset.root)
+
+
+def outdated(results: Results, workdir: epath.Path) -> str:
+    """Return why results are not of the newest prompts of their run, "" if they are.
+
+    Results whose run cannot be found are taken as they are.
+    """
+    of = results.get("of")
+    if results["method"] == ZERO_SHOT or not of:
+        return ""
+    held = newest(source_of(workdir))
+    if held is None or held.prompts == of["prompts"]:
+        return ""
+    return (
+        f"{workdir / RESULTS_FILE} is of the prompts of step {of['step']}, but the newest of the "
+        f"run are of step {held.step}"
+    )
+
+
+def source_of(workdir: epath.Path) -> epath.Path:
+    """Return the workdir or prompt file whose prompts a folder of results is of."""
+    if (workdir / FOLDER).exists():
+        return workdir
+    if workdir.parent.name == "on":
+        run = workdir.parent.parent
+        file = run.with_name(f"{run.name}{prompt_file.SUFFIX}")
+        # A run and its exported file share this folder, and a report is of the run's prompts.
+        return file if file.is_file() and not (run / FOLDER).exists() else run
+    try:
+        named = json.loads((workdir / CONFIG_FILE).read_bytes())["init_from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return workdir
+    return as_path(named) if named and isinstance(named, str) else workdir
+
+
+def read_current(workdir: epath.Path) -> dict[str, Any]:
+    """Return the results of a workdir.
+
+    Raise UserError if there are none, or if they are not of its newest prompts.
+    """
+    results = read_result(workdir / RESULTS_FILE)
+    if why := outdated(results, workdir):
+        raise UserError(f"{why}: evaluate again, with --mode=eval.")
+    return results
+
+
+def finished(workdir: epath.Path, config: ConfigDict) -> bool:
+    """Return whether a workdir has the results that a configuration asks for.
+
+    They must be of the newest prompts, trained to the end, and of the same test classes and
+    template, and so must predictions.npz if it is asked for.
+    """
+    try:
+        results = read_result(workdir / RESULTS_FILE)
+        of = results["of"]
+        tested_on = results["dataset"], results["classes"], of["template"]
+        if tested_on != (config.dataset.name, config.dataset.classes, config.dataset.template):
+            return False
+        zero_shot = results["method"] == ZERO_SHOT
+        if not zero_shot and of["epoch"] not in (None, config.train.epochs):
+            return False
+        if outdated(results, workdir):
+            return False
+        return not config.eval.save_logits or _predictions_of(workdir) == of["prompts"]
+    except (UserError, KeyError, TypeError):
+        return False
+
+
+def _predictions_of(workdir: epath.Path) -> str | None:
+    """Return the digest of the prompts that predictions.npz is of, None if it cannot be read."""
+    try:
+        with (workdir / PREDICTIONS_FILE).open("rb") as file, np.load(file) as found:
+            return str(found["prompts"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def _real(root: str) -> epath.Path | None:
+    return as_path(root).resolve() if root else None
 
 
 def summary(results: Results) -> str:

@@ -2,7 +2,8 @@
 
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,21 +14,18 @@ from PIL import Image
 
 from dpt_jax import distributed
 from dpt_jax.clip.model import normalize
-from dpt_jax.clip.preprocessing import test_transform
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.config import load_config
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset, load_dataset
 from dpt_jax.data.records import Example, Files, Reader, UnreadableImageError, read_image, to_rgb
-from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import make_programs, overlapped
-from dpt_jax.evaluation.finite import check_finite
+from dpt_jax.errors import UserError, can_be_shown
+from dpt_jax.evaluation.evaluate import check_finite, make_programs, overlapped
 from dpt_jax.evaluation.metrics import softmax
 from dpt_jax.evaluation.results import RESULTS_FILE
-from dpt_jax.io import as_path
+from dpt_jax.io import as_path, reading
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import Outputs, PromptedCLIP
-from dpt_jax.predictor.classnames import check_classnames
 from dpt_jax.training import initial_prompts, setup
 from dpt_jax.training.checkpoints import FOLDER, Saved, load_newest
 from dpt_jax.training.texts import TextEncoder
@@ -45,7 +43,7 @@ class Predictor:
     Attributes:
       classnames: Of the C classes, in the order of the probabilities.
       config: The settings of the run.
-      training: The record of the training, see training.fingerprint.
+      training: The record of the training, see training.record.
       batch_size: Images that a device takes at a time.
       prompts: The learned parameters, host arrays.
     """
@@ -183,20 +181,6 @@ class Predictor:
             self._check("the logits", outputs.logits)
             yield batch, outputs
 
-    def pixels(self, images: Images) -> np.ndarray:
-        """Return images as the model takes them, (N, size, size, 3) uint8."""
-        clip = self.model.clip_config
-        made = [
-            test_transform(_as_rgb(image), clip.image_size, clip.preprocessing)
-            for image in _sequence(images)
-        ]
-        return np.stack(made)
-
-    def outputs(self, images: Images) -> HostOutputs:
-        """Return model.Outputs of all images, with attention, see `answers`."""
-        parts = [outputs for _, outputs in self.answers(images, attention=True)]
-        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
-
     def _check(self, what: str, answers: np.ndarray) -> None:
         check_finite({what: answers}, self.prompts, self._experiment.frozen.clip)
 
@@ -259,6 +243,40 @@ def load(
     if experiment.model.config.has_prompts:
         saved = initial_prompts.fit(experiment, saved, str(source))
     return Predictor(experiment, saved, batch_size or (8 if jax.default_backend() == "cpu" else 64))
+
+
+def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
+    """Return the names as a list.
+
+    Raises:
+      UserError: There is none, or one is blank or occurs twice. It begins with `source`.
+    """
+    if isinstance(classnames, str):
+        raise UserError(f"{source} is {classnames!r}: give a list of names.")
+    names: dict[str, None] = {}
+    for name in classnames:
+        if not isinstance(name, str) or not name.strip() or not can_be_shown(name):
+            raise UserError(f"{source}: {name!r} is not a class name.")
+        if name in names:
+            raise UserError(f"{source} has {name!r} twice: remove one, or rename it.")
+        names[str(name)] = None  # also a string of NumPy's
+    if not names:
+        raise UserError(f"{source} has no class name: give at least one.")
+    return list(names)
+
+
+def read_classnames(file: epath.Path) -> list[str]:
+    """Return the class names of a text file, one a line, see `check_classnames`.
+
+    CoOp's lists of ImageNet have the WordNet id before each name.
+    """
+    with reading(file, "a list of class names"):
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
+    with_ids = [re.fullmatch(r"n\d{8}\s+(.+)", name) for name in names]
+    if all(with_ids):
+        names = [found[1] for found in with_ids if found]
+    return check_classnames(names, str(file))
 
 
 def prompts_of(experiment: setup.Experiment, source: epath.Path) -> Saved:

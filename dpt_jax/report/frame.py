@@ -7,10 +7,10 @@ import pandas as pd
 
 from dpt_jax.data.catalogue import PAPER_DATASETS
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.provenance import outdated, unfinished
-from dpt_jax.evaluation.results import RESULTS_FILE, Results, read_result
+from dpt_jax.evaluation.results import RESULTS_FILE, Results, outdated, read_result
 from dpt_jax.io import as_path, find_files
 from dpt_jax.methods import ROWS, ZERO_SHOT
+from dpt_jax.training.record import unfinished
 
 # Runs that agree in these differ only in their seed: they are averaged into one cell of a table.
 CELL = ["method", "trained_on", "trained_classes", "shots", "dataset", "classes"]
@@ -70,7 +70,7 @@ def _row(one: Results, workdir: Any) -> dict[str, Any]:
     excluded = ""
     if why := outdated(one, workdir):
         excluded = f"{why}: left out; evaluate again, with --mode=eval."
-    elif progress := unfinished(one):
+    elif progress := unfinished(of):
         excluded = f"{workdir} is of {progress}: left out; finish its training."
     return {
         "method": one["method"],

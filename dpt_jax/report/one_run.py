@@ -8,13 +8,13 @@ import pandas as pd
 from etils import epath
 
 from dpt_jax.config import load_config, shots_in_words
-from dpt_jax.evaluation.provenance import read_current, unfinished
-from dpt_jax.evaluation.results import Results
+from dpt_jax.evaluation.results import Results, read_current
 from dpt_jax.io import write_whole
 from dpt_jax.methods import METHODS, ROWS, TEXT, ZERO_SHOT
 from dpt_jax.report import figures
 from dpt_jax.report.tables import inert, markdown
 from dpt_jax.training.metrics import read_metrics
+from dpt_jax.training.record import unfinished
 
 TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
 TRAINING_FILE, RELIABILITY_FILE = "training.png", "reliability.png"
@@ -63,10 +63,11 @@ def in_words(results: Results) -> str:
     """Describe the training and the scores in one sentence."""
     words = ""
     if trained := results["trained_on"]:
-        data = (results.get("of") or {}).get("trained_on") or {}
+        of = results.get("of") or {}
+        data = of.get("trained_on") or {}
         words = f"Trained on {data.get('name', trained['dataset'])}, "
         words += f"{shots_in_words(results['shots'])}, seed {results['seed']}"
-        words += f", to {progress}: " if (progress := unfinished(results)) else ": "
+        words += f", to {progress}: " if (progress := unfinished(of)) else ": "
     words += f"{100 * results['accuracy']:.1f} % of {results['n']:,} test images right"
     if results["method"] != ZERO_SHOT and "zero_shot_accuracy" in results:
         words += f" (zero-shot {100 * results['zero_shot_accuracy']:.1f} %)"

@@ -6,7 +6,7 @@ It has its pictures inside and needs no network. The template is page.html.
 import base64
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jinja2
@@ -14,10 +14,9 @@ import numpy as np
 from etils import epath
 
 from dpt_jax.config import flat, load_config
-from dpt_jax.data import loader
 from dpt_jax.data.dataset import Dataset
 from dpt_jax.evaluation.metrics import softmax
-from dpt_jax.evaluation.provenance import read_current
+from dpt_jax.evaluation.results import read_current
 from dpt_jax.io import write_whole
 from dpt_jax.logging import Progress
 from dpt_jax.methods import ROWS
@@ -103,22 +102,15 @@ def write_page(workdir: epath.Path) -> epath.Path:
 
 def classify(predictor: Predictor, dataset: Dataset) -> Answers:
     """Classify the readable test images."""
-    loading = loader.Loading(
-        read=dataset.read,
-        examples=dataset.test,
-        size=predictor.model.clip_config.image_size,
-        preprocessing=predictor.model.clip_config.preprocessing,
-        batch_size=predictor.rows,
-        skip_unreadable=True,
-    )
+    paths = [example.path for example in dataset.test]
+    labels = np.array([example.label for example in dataset.test])
     parts = []
-    with Progress("report", -(-len(dataset.test) // predictor.rows)) as progress:
-        for batch in loader.test_batches(loading):
-            outputs: Any = predictor.outputs(batch["image"])
+    with Progress("report", -(-len(paths) // predictor.rows)) as progress:
+        for batch, outputs in predictor.answers(paths, dataset.read, skip_unreadable=True):
             found = Answers(
                 probability=softmax(outputs.logits),
                 zero_shot=outputs.zero_shot.logits.argmax(-1),
-                label=batch["label"],
+                label=labels[batch["index"]],
                 row=batch["index"],
                 before=outputs.zero_shot.features,
                 after=outputs.features,
@@ -146,7 +138,7 @@ def pictures(
         chosen, drawn = most_confident(answers, among), []
         paths = [dataset.test[answers.row[i]].path for i in chosen]
         images = [dataset.read(path) for path in paths]
-        sights = describe(predictor, predictor.pixels(images)) if images else []
+        sights = describe(predictor, images)
         for i, path, sight in zip(chosen, paths, sights, strict=True):
             caption = f"{path}: {names[answers.label[i]]}"
             if not answers.correct[i]:

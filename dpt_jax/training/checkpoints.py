@@ -1,6 +1,7 @@
 """Checkpoints of a run: prompts and optimizer by step; never CLIP's weights."""
 
 import contextlib
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, entries, is_remote, move_folder, reading, short, without_wildcards
 from dpt_jax.logging import say
 from dpt_jax.training import prompt_file
-from dpt_jax.training.digests import digest, digest_of_json
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
@@ -28,6 +28,20 @@ ITEMS = {
     "meta": (ocp.JsonCheckpointHandler, ocp.args.JsonSave, ocp.args.JsonRestore),
 }
 COMMITTED = "commit_success.txt"  # Orbax writes it last in a bucket, which cannot rename
+
+
+def digest(tree: Any) -> str:
+    """Return the SHA-256 of a tree of host arrays: types, shapes and bytes, in the tree's order."""
+    found = hashlib.sha256()
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        found.update(f"{leaf.dtype} {leaf.shape} ".encode())
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def digest_of_json(values: Any) -> str:
+    """Return the SHA-256 of values as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class DamagedError(Exception):
@@ -309,7 +323,7 @@ def load_newest(workdir: epath.PathLike) -> Saved:
 
 
 class Newest(NamedTuple):
-    """The step and the digest of prompts, see `digests.digest`."""
+    """The step and the digest of prompts, see `digest`."""
 
     step: int
     prompts: str

@@ -2,8 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +19,8 @@ from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.checkpoints import Saved, load_newest
-from dpt_jax.training.fingerprint import check_not_relabelled, clip_fingerprint
-from dpt_jax.training.setup import Experiment
+from dpt_jax.training.record import check_not_relabelled, unfinished
+from dpt_jax.training.setup import Experiment, clip_fingerprint
 
 # The auxiliary classifier of CAVPT, whose last axis is the classes of the training.
 CLASSIFIER = "cavpt.classifier.kernel"
@@ -111,17 +110,6 @@ def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, sourc
                 theirs = {**theirs, "classifier": own["classifier"]}
         merged[part] = theirs
     return merged
-
-
-def unfinished(training: Mapping[str, Any]) -> str:
-    """Return "epoch E of N" if a training has not finished, else "".
-
-    training: the metadata of a checkpoint. Those converted from other programs have no epochs.
-    """
-    epoch, epochs = training.get("epoch"), training.get("epochs")
-    if epoch is None or epochs is None or epoch >= epochs:
-        return ""
-    return f"epoch {epoch} of {epochs}"
 
 
 def other_clip(saved: Saved, experiment: Experiment) -> str:

@@ -20,13 +20,12 @@ from dpt_jax.logging import Progress, say
 from dpt_jax.model import init_prompts
 from dpt_jax.prompts import Prompts
 from dpt_jax.training import train_files
-from dpt_jax.training.checkpoints import Checkpoints, Saved
-from dpt_jax.training.digests import digest
-from dpt_jax.training.fingerprint import Record, training_meta
+from dpt_jax.training.checkpoints import Checkpoints, Saved, digest
 from dpt_jax.training.initial_prompts import initial_prompts, other_clip
 from dpt_jax.training.lock import locked
 from dpt_jax.training.metrics import MetricWriter
 from dpt_jax.training.optimizer import make_optimizer, state_from_saved, state_to_save
+from dpt_jax.training.record import Record, training_meta
 from dpt_jax.training.schedule import Schedule, learning_rates, make_schedule
 from dpt_jax.training.setup import Experiment
 from dpt_jax.training.signals import Stopped, StopRequest

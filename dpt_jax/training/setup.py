@@ -15,13 +15,12 @@ from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.packing import PackedTexts, Text, duplicates, pack, plain_texts
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.config import flat, prompt_config, templates
-from dpt_jax.data.dataset import Dataset, load_dataset
+from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.logging import say
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP, visual_depth, visual_layers
 from dpt_jax.prompts.text import context_tokens, prompted_texts
-from dpt_jax.training.fingerprint import fingerprint
 
 # Settings that may differ between hosts: what the paths contain is compared instead.
 OF_A_HOST = ("clip.weights", "dataset.root", "dataset.sample", "dataset.workers", "init_from")
@@ -91,6 +90,29 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     )
     frozen = Frozen(pretrained.params, distributed.replicate(pack(texts)), features)
     return Experiment(config, dataset, model, pretrained, frozen)
+
+
+def clip_fingerprint(pretrained: Pretrained) -> dict[str, Any]:
+    """Return the digest of CLIP's weights, in whatever type they are, and how it uses them."""
+    towers = {"image tower": pretrained.config.vision, "text tower": pretrained.config.text}
+    return {
+        "weights": pretrained.digest,
+        "preprocessing": pretrained.config.preprocessing.to_dict(),
+        **{name: {"heads": x.heads, "activation": x.activation} for name, x in towers.items()},
+    }
+
+
+def fingerprint(pretrained: Pretrained, dataset: Dataset) -> dict[str, Any]:
+    """Return what identifies a CLIP, and the class names and the images of a dataset.
+
+    Of a dataset `data` is of all its images and classes, `train` and `test` of those in use.
+    """
+    return {
+        "clip": clip_fingerprint(pretrained),
+        "data": dataset.digest,
+        "train": digest_of_examples(dataset.train),
+        "test": digest_of_examples(dataset.test),
+    }
 
 
 def _facts(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> dict[str, str]:

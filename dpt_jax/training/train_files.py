@@ -37,7 +37,7 @@ def check_same_images(
 ) -> None:
     """Raise UserError if a run that goes on was trained on other images before.
 
-    meta: the record of its checkpoint, see training.fingerprint. With `allow_changes` the change
+    meta: the record of its checkpoint, see training.record. With `allow_changes` the change
     is reported instead.
     """
     if meta["train_list"] == digest_of_examples(examples):

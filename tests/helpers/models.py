@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dpt_jax.clip.packing import pack, plain_texts
 from dpt_jax.losses import Rows, count, losses
@@ -42,3 +43,12 @@ def total_loss(model, outputs, labels, weights=None, guided=False, alpha=0.0, gu
     counts = count(outputs.zero_shot.indices, rows, model.cavpt_layers)
     terms = losses(model.config, alpha, guidance)
     return sum(loss(outputs, rows, counts, guided) for loss in terms.values())
+
+
+def all_outputs(predictor, images):
+    """The pixels (N, size, size, 3) of images, and the outputs of the model, with attention."""
+    pixels, outputs = zip(
+        *((batch["image"], found) for batch, found in predictor.answers(images, attention=True)),
+        strict=True,
+    )
+    return np.concatenate(pixels), jax.tree.map(lambda *x: np.concatenate(x), *outputs)

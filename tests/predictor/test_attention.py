@@ -15,6 +15,7 @@ from dpt_jax.report.figures import Cloud, draw_clouds, draw_confusion
 from dpt_jax.report.heat_maps import draw_sight
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.golden import SMALL
+from tests.helpers.models import all_outputs
 
 pytestmark = pytest.mark.compiles
 
@@ -35,11 +36,10 @@ def test_sights_are_what_the_model_computed(predictor, files):
     """Each map is the attention of its own class, whatever place the class has among those that
     CAVPT looks at.
     """
-    pixels = predictor.pixels(files)
-    outputs = predictor.outputs(pixels)
+    pixels, outputs = all_outputs(predictor, files)
     probability = predictor.predict(files)
     unseen = 0
-    for i, sight in enumerate(describe(predictor, pixels, top=6)):
+    for i, sight in enumerate(describe(predictor, files, top=6)):
         order = np.argsort(-probability[i])
         assert list(sight.classes) == [predictor.classnames[c] for c in order]
         np.testing.assert_allclose(sight.probability, probability[i, order], rtol=1e-6)

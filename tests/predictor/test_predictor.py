@@ -17,19 +17,20 @@ from configs import coop, vpt, zeroshot
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import evaluation_dir, load_config, save_config
 from dpt_jax.convert.reference import convert_reference
+from dpt_jax.data.records import read_image
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.predictor import program
 from dpt_jax.predictor.attention import describe
-from dpt_jax.predictor.classnames import read_classnames
-from dpt_jax.predictor.predictor import Predictor
+from dpt_jax.predictor.predictor import Predictor, read_classnames
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import Checkpoints, Saved, load_newest
-from dpt_jax.training.fingerprint import training_meta
+from dpt_jax.training.record import training_meta
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL, relative_error
+from tests.helpers.models import all_outputs
 
 pytestmark = pytest.mark.compiles
 
@@ -68,7 +69,7 @@ def test_published_prompts_give_the_published_logits(clip_dir, tmp_path):
     convert_reference(SMALL / "checkpoint", tmp_path / "w", config, {})
     predictor = dpt_jax.load(tmp_path / "w", CASE["classnames"])
     expected = np.load(SMALL / "expected.npz")
-    outputs = predictor.outputs(predictor.pixels([IMAGES / path for path in expected["paths"]]))
+    _, outputs = all_outputs(predictor, [IMAGES / path for path in expected["paths"]])
     assert relative_error(outputs.logits, expected["initial_test_logits"]) < 1e-4
     assert relative_error(outputs.zero_shot.logits, expected["zeroshot_test_logits"]) < 1e-4
     assert dpt_jax.load(tmp_path / "w").classnames == tuple(CASE["classnames"])  # from the dataset
@@ -120,18 +121,18 @@ def test_what_is_not_an_image_is_refused(predictor, tmp_path):
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF"):
         opened.save(tmp_path / kind, kind)
         whole = (tmp_path / kind).read_bytes()
-        predictor.pixels(tmp_path / kind)
+        predictor.predict(tmp_path / kind)
         for _ in range(40):
             damaged = bytearray(whole)
             for place in generator.integers(0, len(whole), 3):
                 damaged[place] = generator.integers(256)
             (tmp_path / "damaged").write_bytes(damaged[: generator.integers(1, len(whole) + 1)])
             with contextlib.suppress(UserError):
-                predictor.pixels(tmp_path / "damaged")
+                read_image(tmp_path / "damaged")
 
 
 def test_logits_are_features_of_images_with_features_of_texts(predictor, files, clip):
-    logits = predictor.outputs(predictor.pixels(files)).logits
+    logits = all_outputs(predictor, files)[1].logits
     scale = np.exp(np.asarray(clip.params["logit_scale"]))
     images, texts = predictor.encode_image(files), predictor.encode_text()
     np.testing.assert_allclose(scale * images @ texts.T, logits, rtol=1e-4, atol=1e-3)
@@ -252,7 +253,7 @@ def test_answers_that_are_not_finite_are_refused(trained, files, tmp_path):
         checkpoints.wait()
     bad = dpt_jax.load(workdir)
     says = r"are not finite: the prompt visual\.tokens has such values"
-    for use in (bad.predict, bad.encode_image, lambda images: describe(bad, bad.pixels(images))):
+    for use in (bad.predict, bad.encode_image, lambda images: describe(bad, images)):
         with pytest.raises(UserError, match=says):
             use(files[:1])
     with pytest.raises(UserError, match=says):

@@ -12,6 +12,7 @@ import dpt_jax
 from dpt_jax.data.folder import find_images
 from tests.helpers.commands import command, in_process
 from tests.helpers.golden import SMALL
+from tests.helpers.models import all_outputs
 
 pytestmark = pytest.mark.compiles
 
@@ -44,7 +45,7 @@ def test_a_program_needs_nothing_of_this_package(trained, tmp_path, monkeypatch)
     predictor = dpt_jax.load(trained)
     files = find_images([str(IMAGES / "test")])
     expected = predictor.predict(files)
-    np.save(tmp_path / "images.npy", predictor.pixels(files))
+    np.save(tmp_path / "images.npy", all_outputs(predictor, files)[0])
     done = command(
         "-c", RUN, str(served), str(tmp_path / "images.npy"), cwd=tmp_path, PYTHONPATH=""
     )

@@ -46,6 +46,6 @@ def test_explain_prints_a_table(trained):
         "-m", "dpt_jax", "explain", f"--workdir={trained}", "--top=2"
     ).stdout.splitlines()
     assert len(lines) == 2 + 4
-    assert re.fullmatch(r"\| 1 \| .* \(\d\.\d+\) \| .* \(\d\.\d+\) \| \d\.\d\d \|", lines[2])
+    assert re.fullmatch(r"\| 1 +\| \S+ \(\d\.\d+\) +\| \S+ \(\d\.\d+\) +\| \d\.\d\d +\|", lines[2])
     done = in_process("-m", "dpt_jax", "explain", f"--workdir={trained}", "x", check=False)
     assert done.returncode == 2

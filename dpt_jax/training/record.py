@@ -1,24 +1,20 @@
-"""What identifies a CLIP and a dataset, and the record of a training.
+"""The record of a training, which its checkpoints hold.
 
-The training writes the record into the metadata of its checkpoints. It alone says what prompts are:
-an evaluation with other settings is refused, and cannot relabel them.
+It alone says what prompts are: an evaluation with other settings is refused, and cannot relabel
+them.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dpt_jax.clip.pretrained import Pretrained
+from ml_collections import ConfigDict
+
 from dpt_jax.config import SECTION_OF, flat, keys_that_may_change
-from dpt_jax.data.dataset import Dataset, digest_of_examples
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
-    from dpt_jax.training.checkpoints import Saved
-    from dpt_jax.training.setup import Experiment
+from dpt_jax.training.checkpoints import Saved
+from dpt_jax.training.setup import Experiment, fingerprint
 
 Record = dict[str, Any]
 
@@ -28,37 +24,14 @@ NOT_RECORDED = ("init_from", "dataset.sample")
 OF_EVALUATION = ("dtype", "dataset.name", "dataset.source", "dataset.classes", "dataset.template")
 
 
-def clip_fingerprint(clip: Pretrained) -> dict[str, Any]:
-    """Return the digest of CLIP's weights, in whatever type they are, and how it uses them."""
-    towers = {"image tower": clip.config.vision, "text tower": clip.config.text}
-    return {
-        "weights": clip.digest,
-        "preprocessing": clip.config.preprocessing.to_dict(),
-        **{name: {"heads": x.heads, "activation": x.activation} for name, x in towers.items()},
-    }
-
-
-def fingerprint(clip: Pretrained, dataset: Dataset) -> dict[str, Any]:
-    """Return what identifies a CLIP, and the class names and the images of a dataset.
-
-    Of a dataset `data` is of all its images and classes, `train` and `test` of those in use.
-    """
-    return {
-        "clip": clip_fingerprint(clip),
-        "data": dataset.digest,
-        "train": digest_of_examples(dataset.train),
-        "test": digest_of_examples(dataset.test),
-    }
-
-
-def name_of_data(config: "ConfigDict") -> str:
+def name_of_data(config: ConfigDict) -> str:
     """Return the name of a dataset for people: of a folder of images, the folder's own."""
     dataset = config.dataset
     own = as_path(dataset.root).resolve().name if dataset.name == "folder" and dataset.root else ""
     return own or dataset.name
 
 
-def result_settings(config: "ConfigDict") -> dict[str, Any]:
+def result_settings(config: ConfigDict) -> dict[str, Any]:
     """Return the settings that change a result, those of the parts that the method has."""
     parts = METHODS[config.method].parts
     absent = [f"{section}." for part, section in SECTION_OF.items() if part not in parts] + (
@@ -72,7 +45,7 @@ def result_settings(config: "ConfigDict") -> dict[str, Any]:
     }
 
 
-def training_meta(experiment: "Experiment", before: "Saved | None" = None) -> Record:
+def training_meta(experiment: Experiment, before: Saved | None = None) -> Record:
     """Return the record of a training, for the metadata of its checkpoints.
 
     Args:
@@ -112,7 +85,7 @@ def training_meta(experiment: "Experiment", before: "Saved | None" = None) -> Re
     return record
 
 
-def check_not_relabelled(experiment: "Experiment", record: Mapping[str, Any], source: str) -> None:
+def check_not_relabelled(experiment: Experiment, record: Mapping[str, Any], source: str) -> None:
     """Raise UserError if an evaluation has other settings than the training, or that has no record.
 
     Args:
@@ -129,3 +102,14 @@ def check_not_relabelled(experiment: "Experiment", record: Mapping[str, Any], so
                 f"{source} was trained with {key}={trained[key]!r}, so it cannot be evaluated "
                 f"with {value!r}: leave out --config.{key}, or name the run that you mean."
             )
+
+
+def unfinished(training: Mapping[str, Any]) -> str:
+    """Return "epoch E of N" if a training has not finished, else "".
+
+    training: its record, or the origin of results. Converted checkpoints have no epochs.
+    """
+    epoch, epochs = training.get("epoch"), training.get("epochs")
+    if epoch is None or epochs is None or epoch >= epochs:
+        return ""
+    return f"epoch {epoch} of {epochs}"
