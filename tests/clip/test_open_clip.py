@@ -57,8 +57,7 @@ def save_as(kind, folder, model):
 
 
 @pytest.mark.parametrize(
-    ("model", "kind"),
-    zip(golden.MODELS, ("safetensors", "bin", "checkpoint"), strict=True),
+    ("model", "kind"), zip(golden.MODELS, ("safetensors", "bin", "checkpoint"), strict=True)
 )
 def test_features_are_those_of_open_clip(tmp_path, model, kind):
     clip = load_clip(str(save_as(kind, write(tmp_path / model, model), model)))

@@ -19,9 +19,7 @@ from dpt_jax.clip.preprocessing import (
     Preprocessing,
     normalize_pixels,
 )
-from dpt_jax.clip.preprocessing import (
-    test_transform as transform,
-)
+from dpt_jax.clip.preprocessing import test_transform as transform
 from dpt_jax.clip.pretrained import BUNDLED
 from dpt_jax.clip.transformers_config import processor_to_dict, read_processor
 from dpt_jax.errors import UserError

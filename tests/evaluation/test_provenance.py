@@ -78,8 +78,7 @@ def test_results_name_what_they_are_of(run, prepared):
 
 
 @pytest.mark.parametrize(
-    "other",
-    ["dataset.shots=2", "seed=3", "train.text_lr=0.9", "train.epochs=9", "method=kgcoop"],
+    "other", ["dataset.shots=2", "seed=3", "train.text_lr=0.9", "train.epochs=9", "method=kgcoop"]
 )
 def test_an_evaluation_cannot_relabel_prompts(run, other):
     before = [file.read_bytes() for file in (run / "results.json", run / "config.json")]
