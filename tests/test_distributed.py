@@ -38,21 +38,16 @@ def predictions(workdir):
         return dict(np.load(file))
 
 
-@pytest.fixture(scope="module")
-def two_hosts(clip_dir, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("hosts") / "run"
-    return workdir, finish(start_hosts(clip_dir, workdir, *FEATURES, method=METHOD))
-
-
-def test_two_hosts_compute_what_one_does(two_hosts, clip_dir, tmp_path):
+def test_two_hosts_compute_what_one_does(clip_dir, tmp_path):
     """18 test images cannot be shared equally by batches of 8 on 4 devices."""
-    workdir, (first, second) = two_hosts
+    workdir, alone = tmp_path / "two", tmp_path / "one"
+    first, second = finish(start_hosts(clip_dir, workdir, *FEATURES, method=METHOD))
     arguments = [*SETTINGS, *FEATURES, f"--config.clip.weights={clip_dir}"]
     config = f"--config=configs/{METHOD}.py:folder"
-    command("main.py", config, *arguments, f"--workdir={tmp_path}", devices=4)
-    one, two = load_newest(workdir).prompts, load_newest(tmp_path).prompts
+    command("main.py", config, *arguments, f"--workdir={alone}", devices=4)
+    one, two = load_newest(workdir).prompts, load_newest(alone).prompts
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
-    found, expected = predictions(workdir), predictions(tmp_path)
+    found, expected = predictions(workdir), predictions(alone)
     for name in ("label", "path", "classnames"):
         np.testing.assert_array_equal(found[name], expected[name])
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-3)
@@ -64,21 +59,35 @@ def test_two_hosts_compute_what_one_does(two_hosts, clip_dir, tmp_path):
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
 
 
-def test_stopped_and_killed(clip_dir, bucket, tmp_path):
-    """In a bucket: SIGTERM to one host, SIGKILL to one host; the end is that of a whole run."""
-    whole, workdir = tmp_path / "whole", f"{bucket}/run"
-    finish(start_hosts(clip_dir, whole))
-    first, second = processes = start_hosts(clip_dir, workdir)
+@pytest.fixture(scope="module")
+def whole(clip_dir, tmp_path_factory):
+    """The workdir of a run of two hosts that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finish(start_hosts(clip_dir, workdir))
+    return workdir
+
+
+def test_stopped(whole, clip_dir, bucket):
+    """SIGTERM to one host; in a bucket, started by srun."""
+    workdir = f"{bucket}/run"
+    first, second = processes = start_hosts(clip_dir, workdir, slurm=True)
     for line in first.stdout:
         if "epoch 2/" in line:
             break
     second.terminate()
     printed = outputs(processes)
     assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], printed
-    stopped = load_newest(workdir).step
+    finish(start_hosts(clip_dir, workdir, slurm=True))
+    assert_same_end(workdir, whole)
+
+
+@pytest.mark.slow
+def test_killed(whole, clip_dir, bucket):
+    """SIGKILL to one host ends the other one too."""
+    workdir = f"{bucket}/run"
     first, second = processes = start_hosts(clip_dir, workdir)
     deadline = time.monotonic() + 120
-    while steps_of(as_path(f"{workdir}/checkpoints"))[0] == stopped:
+    while not steps_of(as_path(f"{workdir}/checkpoints")):
         assert time.monotonic() < deadline, "no checkpoint was written"
         time.sleep(0.05)
     second.send_signal(signal.SIGKILL)
@@ -113,14 +122,6 @@ def test_hosts_of_different_sizes_end_in_a_sentence(clip_dir, tmp_path):
     printed = outputs(processes, timeout=120)
     assert "host 0 has 2, host 1 has 1" in printed[0]
     assert processes[0].returncode == 2, printed
-
-
-def test_evaluation_by_srun(two_hosts, clip_dir):
-    workdir, _ = two_hosts
-    expected = predictions(workdir)
-    (workdir / "predictions.npz").unlink()
-    finish(start_hosts(clip_dir, workdir, *FEATURES, "--mode=eval", method=METHOD, slurm=True))
-    np.testing.assert_array_equal(predictions(workdir)["logits"], expected["logits"])
 
 
 # A process that waits for another one, whose patience is short.

@@ -96,21 +96,13 @@ def test_training_from_published_checkpoint(converted, flags, tmp_path):
 @pytest.mark.process
 def test_any_number_of_devices_trains_to_the_same_prompts(flags, tmp_path):
     """Also with 5 rows a batch, which neither 2 nor 4 devices divide."""
-    found = {}
-    for devices in (1, 2, 4):
-        workdir = tmp_path / str(devices)
-        command(
-            "main.py",
-            *flags,
-            "--config.train.batch_size=5",
-            "--config.train.epochs=2",
-            "--config.train.warmup_epochs=0",
-            f"--workdir={workdir}",
-            devices=devices,
-        )
-        found[devices] = prompts_of(workdir)
+    options = ["--config.train.batch_size=5", "--config.train.epochs=2"]
+    options += ["--config.train.warmup_epochs=0"]
+    in_process("main.py", *flags, *options, f"--workdir={tmp_path / '1'}")
     for devices in (2, 4):
-        for a, b in zip(found[devices], found[1], strict=True):
+        workdir = tmp_path / str(devices)
+        command("main.py", *flags, *options, f"--workdir={workdir}", devices=devices)
+        for a, b in zip(prompts_of(workdir), prompts_of(tmp_path / "1"), strict=True):
             assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
@@ -127,7 +119,7 @@ def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):
     whole = tmp_path / "whole"
     in_process("main.py", *options, f"--workdir={whole}")
     expected, metrics = prompts_of(whole), (whole / "metrics.jsonl").read_text().splitlines()
-    for step in (1, 2, 3, 5):
+    for step in (2, 3):  # between two epochs, and within one
         stopped = tmp_path / f"stopped{step}"
         shutil.copytree(whole, stopped)
         for later in range(step + 1, 7):

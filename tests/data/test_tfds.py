@@ -17,7 +17,6 @@ from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
 from tests.helpers import tfds_trees
 from tests.helpers.commands import command
-from tests.helpers.datasets import run_dataset
 from tests.helpers.golden import DATA
 from tests.helpers.object_store import put_folder
 
@@ -158,13 +157,6 @@ except UserError as reason:
     print(reason)
 """
     assert f"needs tensorflow for {name}" in without_tensorflow(code).stdout
-
-
-@pytest.mark.process
-def test_a_dataset_runs_to_its_results(root, tiny_clip_dir, tmp_path):
-    results = run_dataset("imagenet", "tfds", root, tiny_clip_dir, tmp_path / "run")
-    assert len(results["per_class"]) == 1000
-    assert results["n"] == 1000 * tfds_trees.PER_CLASS
 
 
 def test_a_dataset_of_one_split_is_divided_by_the_published_rule(root):

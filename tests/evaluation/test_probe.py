@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 
-from dpt_jax.sweep import Runner, plan
 from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
 
@@ -55,15 +54,6 @@ def test_a_probe_separates_what_it_was_fitted_to(clip_dir, validated, tmp_path):
     # Nothing takes it for a run whose prompts it could show.
     page = in_process("-m", "dpt_jax", "report", str(tmp_path / "run"), "--html", check=False)
     assert page.returncode == 2
-
-
-def test_a_sweep_runs_probes_beside_methods(clip_dir, validated, tmp_path):
-    overrides = {"clip.weights": str(clip_dir), "dataset.root": str(validated)}
-    runner = Runner(tmp_path, overrides)
-    for run in plan("few-shot", ["zeroshot", "probe"], ["folder"], [], [1], [1, 2]):
-        assert runner(run) == 1
-    done = in_process("-m", "dpt_jax", "report", str(tmp_path))
-    assert "| linear probe |" in done.stdout
 
 
 def test_without_validation_images_there_is_no_probe(clip_dir, tmp_path):

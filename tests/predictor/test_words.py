@@ -3,11 +3,10 @@
 import re
 
 import numpy as np
-import pytest
 
 import dpt_jax
 from dpt_jax.predictor import words as explain
-from tests.helpers.commands import command, in_process
+from tests.helpers.commands import in_process
 
 
 def test_words_of_a_context_that_is_words(trained, clip, tmp_path):
@@ -40,9 +39,8 @@ def test_words_of_classes_that_have_their_own(trained):
     assert {len(row) for row in explain.rows(found)} == {len(explain.header(found))}
 
 
-@pytest.mark.process
 def test_explain_prints_a_table(trained):
-    lines = command(
+    lines = in_process(
         "-m", "dpt_jax", "explain", f"--workdir={trained}", "--top=2"
     ).stdout.splitlines()
     assert len(lines) == 2 + 4

@@ -11,7 +11,7 @@ import pytest
 import dpt_jax
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report import page
-from tests.helpers.commands import command, in_process
+from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -60,7 +60,6 @@ class Page(html.parser.HTMLParser):
             self.cells.append(data)
 
 
-@pytest.mark.process
 def test_one_page_a_run(trained, tmp_path):
     """Self-contained, with class names that are markup shown as text."""
     workdir = tmp_path / "run"
@@ -69,7 +68,7 @@ def test_one_page_a_run(trained, tmp_path):
     old, evil = next(iter(results["per_class"])), "<script>x</script>"
     text = json.dumps(results).replace(json.dumps(old), json.dumps(evil))
     (workdir / "results.json").write_text(text)
-    done = command("-m", "dpt_jax", "report", "--html", str(workdir))
+    done = in_process("-m", "dpt_jax", "report", "--html", str(workdir))
     assert f"written: {workdir / 'report.html'}" in done.stdout
     found = Page((workdir / "report.html").read_text(encoding="utf-8"))
     assert "script" not in found.tags

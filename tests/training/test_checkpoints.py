@@ -11,7 +11,6 @@ import pytest
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, file_system
 from dpt_jax.training.checkpoints import DAMAGED, Checkpoints, DamagedError, load_newest, newest
-from tests.helpers.faults import damaged, write
 
 PROMPTS = {
     "text": {"context": np.arange(6, dtype=np.float32).reshape(1, 2, 3)},
@@ -101,22 +100,6 @@ def test_half_a_checkpoint_in_a_bucket_is_not_one(bucket):
     assert resume(workdir) == 2
 
 
-def test_every_damage_to_the_newest_checkpoint(two_steps, tmp_path):
-    """Each file in five ways: the previous checkpoint is used, or nothing has changed."""
-    generator, recognised = np.random.default_rng(0), 0
-    newest_folder = two_steps / "checkpoints" / "2"
-    for file in sorted(file for file in newest_folder.rglob("*") if file.is_file()):
-        for kind, content in damaged(file.read_bytes(), generator):
-            workdir = tmp_path / "run"
-            shutil.copytree(two_steps, workdir)
-            write(workdir / file.relative_to(two_steps), content)
-            step = resume(workdir)
-            assert (workdir / DAMAGED).exists() == (step == 1), (file, kind)
-            recognised += (workdir / DAMAGED).exists()
-            shutil.rmtree(workdir)
-    assert recognised > 20
-
-
 def test_a_folder_copied_in_part_is_damaged(copied):
     shutil.rmtree(copied / "checkpoints" / "2" / "prompts")
     with Checkpoints(copied) as checkpoints, pytest.raises(DamagedError, match=r"checkpoints/2 "):
@@ -178,10 +161,9 @@ def test_prompts_without_a_training_state_are_not_resumed(tmp_path):
         resume(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["lr[0.01]", "a\\b", "what?*"])
-def test_a_path_of_any_characters(tmp_path, name):
+def test_a_path_of_any_characters(tmp_path):
     """Orbax takes such a path for a pattern, and loses what it writes there."""
-    assert resume(written(tmp_path / name / "run", steps=(1,))) == 1
+    assert resume(written(tmp_path / "lr[0.01]" / "run", steps=(1,))) == 1
 
 
 def test_the_first_checkpoint_of_a_run_is_read_back(tmp_path, monkeypatch):

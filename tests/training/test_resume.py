@@ -10,7 +10,6 @@ import pytest
 
 from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import DAMAGED, load_newest
-from dpt_jax.training.lock import locked
 from dpt_jax.training.signals import EXIT_CODE
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.faults import SETTINGS, Run, assert_same_end
@@ -33,7 +32,9 @@ def whole(settings, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_stopped(settings, whole, tmp_path, number):
     """With loader processes, which get the signal too."""
     arguments = [*settings, f"--workdir={tmp_path}"]
@@ -44,17 +45,6 @@ def test_stopped(settings, whole, tmp_path, number):
     assert "Traceback" not in run.output
     assert 10 <= load_newest(tmp_path).step < 120
     assert not (tmp_path / "results.json").exists()
-    in_process("main.py", *SETTINGS, *arguments)
-    assert_same_end(tmp_path, whole)
-
-
-def test_killed(settings, whole, tmp_path):
-    arguments = [*settings, f"--workdir={tmp_path}"]
-    for epoch in ("epoch 9/", "epoch 30/"):
-        run = Run(*arguments)
-        run.read_until(epoch)
-        run.send(signal.SIGKILL)
-        assert run.end() == -signal.SIGKILL
     in_process("main.py", *SETTINGS, *arguments)
     assert_same_end(tmp_path, whole)
 
@@ -116,12 +106,6 @@ def test_a_full_disk(settings, whole, tmp_path):
     assert load_newest(workdir).step == 119
     in_process("main.py", *arguments)
     assert_same_end(workdir, whole)
-
-
-def test_two_processes_on_one_workdir(settings, tmp_path):
-    with locked(tmp_path):
-        done = in_process("main.py", *SETTINGS, *settings, f"--workdir={tmp_path}", check=False)
-    assert_refused(done, str(tmp_path))
 
 
 def test_checkpoints_by_the_clock(clip_dir, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
-from dpt_jax.training.checkpoints import load_newest
+from dpt_jax.training.checkpoints import DAMAGED, load_newest
 from tests.helpers.commands import in_process
 from tests.helpers.configs import small_config
 from tests.helpers.faults import SETTINGS, Run, assert_same_end, damaged, write
@@ -52,7 +52,8 @@ def test_damaged_checkpoints(tmp_path):
         for _, content in damaged(file.read_bytes(), generator):
             shutil.copytree(two_steps, tmp_path / "run")
             write(tmp_path / "run" / file.relative_to(two_steps), content)
-            resume(tmp_path / "run")
+            step = resume(tmp_path / "run")
+            assert (tmp_path / "run" / DAMAGED).exists() == (step == 1), (file, content)
             shutil.rmtree(tmp_path / "run")
 
 
