@@ -5,9 +5,6 @@ import json
 import re
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as tries
-from hypothesis import strategies as st
 
 from configs import common, coop, dpt, ivlp, kgcoop, maple, promptsrc, vlp, vpt
 from dpt_jax import config as configs
@@ -135,33 +132,24 @@ def test_switches(argument, value):
     ("argument", "names"),
     [
         ("--config.train.epoch=3", "did you mean train.epochs?"),
-        ("--config.epochs=3", "did you mean train.epochs?"),
         ("--config.qqq.zzz=3", "--config.qqq.zzz"),
         ("--config.train=3", "--config.train"),
         ("--config.train.epochs=many", "--config.train.epochs=many"),
-        ("--config.train.epochs=2.5", "--config.train.epochs=2.5"),
         ("--config.train.visual_lr=fast", "--config.train.visual_lr=fast"),
         ("--config.train.augment=perhaps", "--config.train.augment=perhaps"),
         ("--config.seed", "--config.seed"),
-        ("--noconfig.seed", "--noconfig.seed"),
         ("--config=nowhere.py", "nowhere.py"),
         ("--config=dpt:imagnet", "'imagnet'"),
         ("--config=dpt:dtd:few", "'few'"),
-        ("--config.train.visual_lr=inf", "train.visual_lr"),
-        ("--config.seed=99999999999", "seed"),
         ("--config.text_prompt.length=0", "configs/vpt.py"),
         ("--config.visual_prompt.depth=0", "visual_prompt.depth"),
-        ("--config.dataset.shots=-2", "dataset.shots"),
         ("--config.dataset.classes=old", "dataset.classes"),
         ("--config.dataset.template={0.__class__}", "dataset.template"),
         ("--config.text_prompt.init=a\u202eb", "text_prompt.init"),
         ("--config=dpt --config.dataset.root=x", "dataset.root"),
         ("--config=vpt --config.text_prompt.conditioned", "text_prompt.conditioned"),
         ("--config=coop --config.visual_prompt.coupled", "visual_prompt.coupled"),
-        ("--config=maple --config.text_prompt.class_specific", "text_prompt.class_specific"),
         ("--config=vpt --config.loss.text_consistency=8", "loss.text_consistency"),
-        ("--config=coop --config.loss.image_consistency=8", "loss.image_consistency"),
-        ("--config=zeroshot --config.loss.logit_consistency=8", "loss.logit_consistency"),
         ("--config=ivlp --config.text_prompt.class_position=front", "fixed_words"),
     ],
 )
@@ -195,39 +183,6 @@ def test_a_config_file_of_ones_own_is_checked(tmp_path, content, names):
     file.write_text(content)
     with pytest.raises(UserError, match=f"mine.py.*{names}"):
         read(f"--config={file}")
-
-
-@tries(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.sampled_from(sorted(KEYS)), st.integers(0, 3), st.sampled_from("abcxyz_."))
-def test_a_mistyped_key_is_named(key, place, letter):
-    mistyped = f"{key[: -1 - place]}{letter}{key[len(key) - place :]}"
-    if mistyped not in KEYS:
-        with pytest.raises(UserError, match=rf"--config\.{re.escape(mistyped)}: "):
-            read(f"--config.{mistyped}=1")
-
-
-VALUES = st.one_of(
-    *(st.integers(), st.floats(), st.booleans(), st.text(max_size=20)),
-    st.sampled_from(["all", "auto", "{}", "a {}"]),
-)
-
-
-@tries(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.sampled_from(sorted(METHODS)),
-    st.dictionaries(st.sampled_from(sorted(KEYS)), VALUES, max_size=3),
-)
-def test_any_value_is_taken_or_refused_with_its_key(method, values):
-    config = configs.method_config(method)
-    try:
-        config.update_from_flattened_dict(values)
-    except (TypeError, ValueError):
-        return  # ml_collections refuses another type
-    try:
-        configs.validate(config)
-        configs.prompt_config(config, classes=3, layers=4)
-    except UserError as reason:
-        assert any(key in str(reason) for key in KEYS)
 
 
 def test_saved_and_loaded(tmp_path):

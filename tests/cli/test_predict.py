@@ -108,11 +108,6 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
             ["--workdir=TRAINED", str(IMAGES), "--csv=/nowhere/out.csv"],
             "/nowhere/out.csv",
         ),
-        (["--workdir=/nowhere", str(IMAGES), "--csv=README.md"], "/nowhere"),
-        (
-            ["--workdir=TRAINED", str(IMAGES), "--classes=/nowhere.txt"],
-            "/nowhere.txt does not exist",
-        ),
         (["--workdir=TRAINED", str(IMAGES), "--top=0"], "top"),
     ],
 )
@@ -122,15 +117,3 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(trained, arguments, says):
     assert (
         ROOT / "README.md"
     ).stat().st_size > 1000  # nothing is written before all else is known to be right
-
-
-@pytest.mark.process
-def test_a_reader_that_has_enough_is_no_error(trained):
-    done = command("-c", f"""
-import subprocess, sys
-predict = [sys.executable, "-m", "dpt_jax", "predict", "--workdir={trained}", {str(IMAGES)!r}]
-running = subprocess.Popen(predict, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-running.stdout.close()
-print(running.stderr.read(), running.wait())
-""")  # fmt: skip
-    assert done.stdout.split() == ["1"]

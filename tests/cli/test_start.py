@@ -53,12 +53,5 @@ def test_a_second_start_compiles_nothing(cold, tmp_path):
     assert second["found"] >= 5
 
 
-def test_each_program_is_compiled_once(cold):
-    """Frozen texts, training step, learned texts, plain CLIP's features of the images, and the
-    answers; the step not again for the state that it returns.
-    """
-    assert cold[1]["pmapped"] == 5
-
-
 def test_nothing_is_imported_that_is_not_asked_for(cold):
     assert cold[1]["heavy"] == []

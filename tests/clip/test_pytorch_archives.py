@@ -62,19 +62,6 @@ def test_training_checkpoint_needs_a_configuration(openai, source, expected, tmp
     assert_same(load_clip(str(file)), expected)
 
 
-@pytest.mark.parametrize(
-    ("field", "says"), [("ema", "field 'ema'"), ("optimizer_states", "'optimizer_states'")]
-)
-def test_field_of_a_checkpoint_that_is_not_known_is_named(openai, tmp_path, field, says):
-    file = tmp_path / "epoch_2.pt"
-    torch.save({"epoch": 2, "state_dict": torch_state(openai), field: {}}, file)
-    with pytest.raises(UserError, match=says):
-        load_clip(str(file))
-    torch.save({"epoch": 2, "model_state_dict": torch_state(openai)}, file)
-    with pytest.raises(UserError, match="'model_state_dict'"):
-        load_clip(str(file))
-
-
 def test_openai_archive_is_read_without_running_it(openai, source, expected, tmp_path):
     """As OpenAI publishes them: a TorchScript program whose modules hold the weights."""
 

@@ -1,7 +1,6 @@
 """Weights and configurations that are not those of a CLIP, or not whole, are refused by name."""
 
 import json
-import random
 import shutil
 
 import flax.serialization
@@ -18,7 +17,6 @@ from tests.helpers.weight_files import as_flax, torch_bytes, torch_state, write_
 
 TINY = BUNDLED / "tiny-clip"
 WEIGHTS = ("model.safetensors", "flax_model.msgpack", "pytorch_model.bin")
-OTHERS = [None, True, -1, 0, 3, 1.5, 1e400, "x", "", [], [1], {}, {"a": 1}]
 
 
 def test_shards_that_are_not_what_the_index_says(copy, source):
@@ -57,10 +55,7 @@ def test_file_that_is_another_thing_is_named(copy, name, data, says):
         ("visual.trunk.cls_token", "timm"),
         ("visual.attn_pool.query", "attentional pooling"),
         ("logit_bias", "SigLIP"),
-        ("visual.blocks.0.norm1.weight", "EVA"),
-        ("image_encoder.model.x", "MobileCLIP"),
         ("visual.transformer.resblocks.0.attn.lora_A", "LoRA"),
-        ("text_decoder.ln_final.weight", "CoCa"),
         ("visual.layer1.0.conv1.weight", "ResNet"),
     ],
 )
@@ -75,11 +70,9 @@ def test_tensors_of_another_model_are_refused_by_its_name(copy, openai, name, sa
     ("name", "says"),
     [
         ("ViT-B/32", "openai/clip-vit-base-patch32"),
-        ("ViT-L/14@336px", "openai/clip-vit-large-patch14-336"),
         ("ViT-B-16", "openai/clip-vit-base-patch16"),
         ("ViT-H-14", "architecture"),
         ("hf-hub:laion/some-clip", "write laion/some-clip"),
-        ("RN50", "ResNet"),
         ("nobody/here.pt", "nobody/here.pt"),
         (" ", "empty"),
     ],
@@ -168,16 +161,9 @@ def tiny(tmp_path):
     [
         (None, "model_type", "siglip"),
         (None, "projection_dim", None),
-        (None, "text_config", []),
         ("vision_config", "image_size", [64, 32]),
         ("text_config", "num_attention_heads", "2"),
-        ("text_config", "num_attention_heads", True),
-        ("vision_config", "patch_size", 0),
-        ("text_config", "num_hidden_layers", None),
         ("vision_config", "hidden_act", "relu"),
-        ("vision_config", "hidden_act", ["gelu"]),
-        ("vision_config", "num_channels", 1),
-        ("vision_config", "layer_norm_eps", "1e-5"),
     ],
 )
 def test_value_of_a_configuration_that_is_not_supported_is_named(tiny, part, key, value):
@@ -188,62 +174,3 @@ def test_value_of_a_configuration_that_is_not_supported_is_named(tiny, part, key
     said = value if key == "model_type" else key
     with pytest.raises(UserError, match=rf"{file}.*{said}"):
         load_clip(str(tiny))
-
-
-def test_configuration_with_a_byte_order_mark_and_a_pair(tiny):
-    file = tiny / "config.json"
-    raw = json.loads(file.read_text())
-    raw["vision_config"]["image_size"] = [64, 64]
-    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(raw).encode())
-    assert load_clip(str(tiny)).config == load_clip("tiny-clip").config
-
-
-def places(raw, path=()):
-    """Every place of a JSON value, to the third level."""
-    yield path
-    children = (
-        raw.items() if isinstance(raw, dict) else enumerate(raw if isinstance(raw, list) else ())
-    )
-    for key, value in list(children)[:12] if len(path) < 3 else ():
-        yield from places(value, (*path, key))
-
-
-def put(raw, path, value):
-    if not path:
-        return value
-    raw = raw.copy()
-    raw[path[0]] = put(raw[path[0]], path[1:], value)
-    return raw
-
-
-def damages(whole, draw, count):
-    """A file that is cut, with another byte, or JSON with another value somewhere."""
-    yield from (b"", b"\xff\xfe" + whole[:50], b"[" * 100_000, b"null", b'{"caf\xe9": 1}')
-    raw = json.loads(whole)
-    for _ in range(count):
-        yield whole[: draw.randrange(len(whole))]
-        at = draw.randrange(len(whole))
-        yield whole[:at] + bytes([draw.randrange(256)]) + whole[at + 1 :]
-        yield json.dumps(put(raw, draw.choice(list(places(raw))), draw.choice(OTHERS))).encode()
-
-
-@pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("config.json", "preprocessor_config.json", "tokenizer.json"),
-        "model.safetensors.index.json",
-    ],
-)
-def test_damaged_json_is_read_or_refused(tiny, name, count):
-    """And never ends in another exception than the one that names the file."""
-    whole, refused = (tiny / name).read_bytes(), 0
-    for data in damages(whole, random.Random(0), count):
-        (tiny / name).write_bytes(data)
-        try:
-            load_clip(str(tiny))
-        except UserError as error:
-            refused += 1
-            assert "\n" not in str(error)
-            assert str(tiny) in str(error)
-    assert refused > count

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -66,11 +66,6 @@ def test_base_and_new_share_one_sample():
         assert rejoined == getattr(whole, part)
 
 
-def save(path, size=(8, 8), mode="RGB"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, 1).save(path)
-
-
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -83,16 +78,6 @@ def save(path, size=(8, 8), mode="RGB"):
 def test_wrong_dataset_settings_are_named(settings, says):
     with pytest.raises(UserError, match=says):
         load_dataset(config_of(**settings), seed=1)
-
-
-@settings(deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([16, 32]))
-def test_test_transform_resizes_the_shorter_side_and_crops_the_centre(width, height, size):
-    image = Image.new("RGB", (width, height), (10, 20, 30))
-    pixels = preprocessing.test_transform(image, size)
-    assert pixels.shape == (size, size, 3)
-    assert pixels.dtype == np.uint8
-    np.testing.assert_array_equal(pixels, np.broadcast_to([10, 20, 30], pixels.shape))
 
 
 def test_test_transform_of_a_square_is_one_bicubic_resize():

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt_jax.clip import preprocessing
 from dpt_jax.data import records
 from dpt_jax.data.records import UnreadableImageError, read_image, to_rgb
 from dpt_jax.errors import UserError
@@ -36,14 +35,6 @@ def grey_of(file):
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bits_are_scaled(kind):
     np.testing.assert_allclose(grey_of(written(Image.fromarray(RAMP), kind)), GREY, atol=1)
-
-
-@pytest.mark.parametrize(
-    ("mode", "order"), [("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2"), ("I;16N", "=u2")]
-)
-def test_sixteen_bits_of_any_byte_order_are_scaled(mode, order):
-    image = Image.frombytes(mode, (8, 8), RAMP.astype(order).tobytes())
-    np.testing.assert_allclose(np.asarray(to_rgb(image))[..., 0], GREY, atol=1)
 
 
 def with_tag(content, tag, value):
@@ -142,31 +133,3 @@ def test_a_file_that_may_not_be_read_is_unreadable_and_a_folder_is_not(tmp_path,
     with pytest.raises(UserError) as found:
         read_image(tmp_path / "1.png")
     assert not isinstance(found.value, UnreadableImageError)
-
-
-def test_a_table_of_transparencies_is_dropped_without_a_warning(recwarn):
-    image = Image.new("P", (4, 4), 1)
-    image.putpalette([0, 0, 0, 10, 200, 30])
-    file = written(image, "PNG", transparency=b"\xff\x10")
-    assert read_image(file, "it").getpixel((0, 0)) == (10, 200, 30)
-    assert not recwarn.list
-
-
-@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 2), (1, 400), (20_000, 1)])
-def test_a_thin_image_takes_no_more_memory_than_a_square(size):
-    """Resized whole, one pixel beside 60,000 is 9 GB."""
-    image = Image.new("RGB", size, (200, 10, 10))
-    pixels = preprocessing.test_transform(image, 224)
-    assert pixels.shape == (224, 224, 3)
-    assert (pixels == [200, 10, 10]).all()
-
-
-@pytest.mark.parametrize("size", [(20, 370), (370, 20), (7, 300), (301, 9), (33, 900)])
-def test_the_middle_of_a_thin_image_is_that_of_the_whole_one(size, monkeypatch):
-    """But for the rounding between PIL's two passes, whose order depends on the sizes."""
-    drawn = np.random.default_rng(0).integers(64, 192, (size[1], size[0], 3), np.uint8)
-    image = Image.fromarray(drawn)
-    middle = preprocessing.test_transform(image, 32).astype(int)
-    monkeypatch.setattr(preprocessing, "THIN", 10**9)
-    whole = preprocessing.test_transform(image, 32)
-    assert abs(middle - whole).max() <= 2

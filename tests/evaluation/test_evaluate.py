@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import coop, vpt
+from configs import vpt
 from dpt_jax.evaluation import evaluate as evaluation
-from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.loop import train
 from tests.helpers.commands import in_process
@@ -17,49 +16,6 @@ from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
-
-
-class Answer:
-    """An array on a device, which says when it is fetched."""
-
-    def __init__(self, array, number, events):
-        self.array, self.number, self.events = np.asarray(array), number, events
-        self.shape = self.array.shape
-
-    def __array__(self, dtype=None, copy=None):
-        self.events.append(("fetch", self.number))
-        return self.array
-
-
-def test_a_batch_is_started_before_the_last_one_is_fetched(clip, clip_dir, monkeypatch):
-    """And no more than two are on the way."""
-    config = small_config(clip_dir, coop)
-    config.text_prompt.length, config.eval.batch_size = 2, 5
-    prepared = experiments.prepare(config, clip)
-    prompts = adoption.initial_prompts(prepared)
-    expected = evaluation.predict(prepared, prompts)
-    events = []
-    make = evaluation.make_programs
-
-    def recording(model):
-        made = make(model)
-
-        def answer(*arguments):
-            number = sum(what == "start" for what, _ in events)
-            events.append(("start", number))
-            return tuple(Answer(logits, number, events) for logits in made.logits(*arguments))
-
-        return made._replace(logits=answer)
-
-    monkeypatch.setattr(evaluation, "make_programs", recording)
-    found = evaluation.predict(prepared, prompts)
-    for own, other in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(own, other)
-    order = list(dict.fromkeys(events))
-    assert order == [
-        *(("start", 0), ("start", 1), ("fetch", 0), ("start", 2), ("fetch", 1)),
-        *(("start", 3), ("fetch", 2), ("fetch", 3)),
-    ]
 
 
 def test_training_and_evaluation_take_images_as_the_model_does(clip, clip_dir, tmp_path):

@@ -104,16 +104,6 @@ def test_a_finished_run_stays_what_it_was_trained_as(trained, tmp_path):
     assert [file.read_bytes() for file in files] == before
 
 
-def test_changes_on_the_way_are_recorded(prepared, config, tmp_path):
-    save(prepared, tmp_path, 1, 0.0)
-    other = config.copy_and_resolve_references()
-    other.train.text_lr = 0.5
-    record = training_meta(prepared._replace(config=other), load_newest(tmp_path))
-    change = {"step": 1, "before": {"train.text_lr": config.train.text_lr}}
-    assert record["changes"] == [change]
-    assert record["settings"]["train.text_lr"] == 0.5
-
-
 def test_other_folders_have_results_of_their_own(run, tmp_path, clip_dir):
     """Those of the run stay; two folders of one name are told apart."""
     before = (run / "results.json").read_bytes()

@@ -12,7 +12,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import meta_net
-from dpt_jax.prompts.meta_net import MetaNet, images_at_a_time
+from dpt_jax.prompts.meta_net import MetaNet
 from dpt_jax.training.checkpoints import Checkpoints
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
@@ -65,12 +65,6 @@ def test_it_is_the_context_of_each_image_under_every_other_part(
             np.testing.assert_allclose(own[b], theirs[0], rtol=1e-3, atol=2e-3, err_msg=name)
     # And it does depend on the image.
     assert jnp.abs(found.text_logits[0] / found.text_logits[1] - 1).max() > 1e-2
-
-
-def test_images_at_a_time_are_a_divisor_that_fits():
-    assert images_at_a_time(100, 2**15 // 30) == 25
-    assert images_at_a_time(7, 2**15 // 3) == 1
-    assert images_at_a_time(1, 2**20) == 1
 
 
 ARGUMENTS = (

@@ -1,6 +1,5 @@
 """What a trained prompt looks at, and the pictures of it."""
 
-import io
 import os
 import shutil
 
@@ -8,11 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import dpt_jax
-from dpt_jax.data.folder import find_images
-from dpt_jax.predictor.attention import Sight, describe
+from dpt_jax.predictor.attention import describe
 from dpt_jax.report.figures import Cloud, draw_clouds, draw_confusion
-from dpt_jax.report.heat_maps import draw_sight
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.golden import SMALL
 from tests.helpers.models import all_outputs
@@ -20,16 +16,6 @@ from tests.helpers.models import all_outputs
 pytestmark = pytest.mark.compiles
 
 IMAGES = SMALL / "images"
-
-
-@pytest.fixture(scope="module")
-def predictor(trained):
-    return dpt_jax.load(trained)
-
-
-@pytest.fixture(scope="module")
-def files():
-    return find_images([str(IMAGES / "test")])
 
 
 def test_sights_are_what_the_model_computed(predictor, files):
@@ -111,33 +97,10 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
     assert draw_clouds({"before": cloud}, np.arange(2), names)
 
 
-@pytest.mark.parametrize("classes", [1, 8])
-def test_a_sight_of_any_number_of_classes_is_drawn(classes):
-    """Very long names, a class that was not looked at, a map without attention: nothing is clipped
-    or divided by 0.
-    """
-    names = [
-        f"{'one of' if i % 2 else 'another of'} the rather long names without room, {i}"
-        for i in range(classes)
-    ]
-    maps = [None if i == 1 else np.zeros((2, 2)) for i in range(classes)]
-    chances = np.full(classes, 1 / classes)
-    sight = Sight(
-        np.zeros((8, 8, 3), np.uint8), names, chances, chances, np.ones((2, 2)) / 5, None, maps
-    )
-    with np.errstate(all="raise"):
-        drawn = draw_sight(sight, "x" * 500, "dpt")
-    assert Image.open(io.BytesIO(drawn)).size[0] > 1000
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--workdir=TRAINED"], "no image is named"),
-        (["--workdir=TRAINED", "/nowhere/a.png"], "/nowhere/a.png is not there"),
-        (["--workdir=TRAINED", "README.md"], "none of the 1 images could be read"),
         (["--workdir=TRAINED", "--out=README.md", str(IMAGES)], "--out: README.md cannot be made"),
-        (["--workdir=/nowhere", str(IMAGES)], "/nowhere"),
         ([str(IMAGES)], "no image is named: dpt-jax"),
     ],
 )

@@ -1,6 +1,5 @@
 """Classifying images with a trained prompt, from Python."""
 
-import contextlib
 import json
 import pathlib
 import shutil
@@ -13,9 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import dpt_jax
-from configs import coop, vpt, zeroshot
-from dpt_jax.clip.pretrained import Pretrained
-from dpt_jax.config import evaluation_dir, load_config, save_config
+from configs import zeroshot
 from dpt_jax.convert.reference import convert_reference
 from dpt_jax.data.records import read_image
 from dpt_jax.errors import UserError
@@ -37,19 +34,6 @@ pytestmark = pytest.mark.compiles
 
 IMAGES = SMALL / "images"
 CASE = json.loads((SMALL / "case.json").read_text())
-
-
-def run_of(workdir, method, clip: Pretrained, clip_dir, **values) -> pathlib.Path:
-    """A workdir with fresh prompts of a method, as a training would leave it at its start."""
-    config = small_config(clip_dir, method, **values)
-    prepared = experiments.prepare(config, clip)
-    save_config(config, workdir)
-    if config.method != "zeroshot":
-        with Checkpoints(workdir, create=True) as checkpoints:
-            prompts = adoption.initial_prompts(prepared)
-            checkpoints.save(1, prompts, {**training_meta(prepared), "epoch": 1})
-            checkpoints.wait()
-    return workdir
 
 
 def test_probabilities_are_those_of_the_evaluation(predictor, trained):
@@ -111,7 +95,6 @@ def test_every_form_of_an_image(predictor, files, tmp_path):
 
 
 def test_what_is_not_an_image_is_refused(predictor, tmp_path):
-    """Also files with damaged bytes: decoders raise more types than OSError."""
     arrays = [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 7), np.uint8), np.uint8(3)]
     for wrong in (*arrays, np.zeros((0, 0, 3), np.uint8), "none.png"):
         with pytest.raises(UserError, match=r"an image is a path|none\.png"):
@@ -141,42 +124,6 @@ def test_logits_are_features_of_images_with_features_of_texts(predictor, files, 
         predictor.encode_text(predictor.classnames[::-1]), texts[::-1], rtol=1e-3, atol=1e-5
     )
     assert predictor.encode_text(["a zebra"]).shape == (1, texts.shape[1])
-
-
-@pytest.mark.parametrize(
-    ("method", "values"),
-    [
-        (zeroshot, {}),
-        (coop, {"text_prompt__class_specific": True}),
-        (vpt, {"visual_prompt__length": 2}),
-    ],
-)
-def test_every_method(method, values, clip, clip_dir, files, tmp_path, capsys):
-    predictor = dpt_jax.load(run_of(tmp_path / "run", method, clip, clip_dir, **values))
-    said = "run: its training has not finished, these prompts are of epoch 1 of 60.\n"
-    assert capsys.readouterr().err.endswith("" if method is zeroshot else said)
-    np.testing.assert_allclose(predictor.predict(files).sum(-1), 1, rtol=1e-5)
-    assert predictor.classnames == tuple(CASE["classnames"])
-    images, texts = predictor.encode_image(files), predictor.encode_text()
-    np.testing.assert_array_equal(
-        (images @ texts.T).argmax(-1), predictor.predict(files).argmax(-1)
-    )
-    if method is coop:
-        with pytest.raises(UserError, match="class_specific"):
-            dpt_jax.load(tmp_path / "run", ["one", "two"])
-        with pytest.raises(UserError, match="class_specific"):
-            predictor.encode_text(["one", "two"])
-
-
-def test_an_evaluation_elsewhere_has_its_own_classes(clip, clip_dir, tmp_path):
-    run = run_of(tmp_path / "run", coop, clip, clip_dir, text_prompt__length=2)
-    config = load_config(run)
-    config.init_from, config.dataset.classes = str(run), "new"
-    elsewhere = evaluation_dir(run, config)
-    save_config(config, elsewhere)
-    (elsewhere / "results.json").write_text("{}")
-    assert dpt_jax.load(run).classnames == tuple(CASE["classnames"])
-    assert dpt_jax.load(elsewhere).classnames == tuple(CASE["classnames"][3:])
 
 
 @pytest.mark.parametrize("part", ["sizes", "weights", "preprocessing", "image tower"])

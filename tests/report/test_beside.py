@@ -52,13 +52,6 @@ def test_differences_are_in_points_and_in_standard_errors_of_the_mean(runs):
     assert "1 of 4 published numbers have no run here." in text
 
 
-def test_datasets_are_in_the_papers_order(runs):
-    text = report_folder(runs)[0]
-    assert text.index("### caltech101") < text.index("### dtd") < text.index("### Average")
-    tables = beside(runs, ["coop,dtd,1,50,,", "coop,caltech101,1,50,,"])
-    assert tables.index("| 64.00 ") < tables.index("### dtd: beside")
-
-
 def test_the_average_needs_all_of_the_papers_datasets(runs):
     """Its standard error is that of a mean of eleven independent means."""
     line = f"coop,{AVERAGE},1,60,,"
@@ -127,19 +120,12 @@ def test_the_shipped_averages_are_those_of_the_papers():
     ("text", "line"),
     [
         ("method,dataset,shots\ncoop,dtd,1\n", 1),
-        ("method,dataset,shots,accuracy,acc\n", 1),
         ("method,dataset,shots,accuracy,shots\n", 1),
-        ("method;dataset;shots;accuracy\n", 1),
-        ("# a comment\n", None),
         ("coop,dtd,1\n", 3),
-        ("CoOp,dtd,1,50\n", 3),
         ("coop,dtdd,1,50\n", 3),
-        ("coop,dtd,0,50\n", 3),
         ("coop,dtd,x,50\n", 3),
         ("zeroshot,dtd,16,50\n", 3),
         ("coop,dtd,1,101\n", 3),
-        ("coop,dtd,1,nan\n", 3),
-        ("coop,dtd,1,50 %\n", 3),
         ("coop,dtd,1,50\n\ncoop,dtd,1,51\n", 5),
         ("coop,dtd,1,0.5\n", None),
         ("method,dataset,shots,accuracy,classes\ncoop,dtd,1,50,novel\n", 2),

@@ -10,7 +10,6 @@ from dpt_jax.errors import UserError
 from dpt_jax.methods import ROWS
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report import runs as report
-from dpt_jax.report.published import harmonic_mean
 from tests.helpers.commands import in_process
 from tests.helpers.run_results import rows_of, write
 
@@ -85,19 +84,6 @@ def test_half_a_sweep_has_its_tables_and_figure(tmp_path):
     assert (tmp_path / "report.png").exists()
 
 
-def test_prompts_of_unknown_training_do_not_count_as_trained_here(tmp_path):
-    write(tmp_path / "a", "dpt", 50)
-    write(tmp_path / "b", "dpt", 90)
-    (tmp_path / "b" / "results.json").write_text(
-        (tmp_path / "b" / "results.json")
-        .read_text()
-        .replace('{"dataset": "dtd", "classes": "all"}', "null")
-    )
-    text = report.report_folder(tmp_path)[0]
-    assert rows_of(text)[2] == ["DPT", "50.0"]
-    assert ["DPT", "1", "", "90.0"] in rows_of(text.partition("From unknown")[2])
-
-
 def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
     for method, base, new in (("zeroshot", 60, 40), ("dpt", 80, 20)):
         write(tmp_path / method, method, base, classes="base", trained=("dtd", "base"), shots=16)
@@ -133,11 +119,6 @@ def test_transfer_table_has_source_targets_and_their_average(tmp_path):
         ["zero-shot", "", "60.0", "40.0", "50.0", "45.0"],
         ["DPT", "16", "70.0", "45.0", "65.0", "55.0"],
     ]
-
-
-def test_harmonic_mean():
-    assert harmonic_mean(80, 20) == 32
-    assert harmonic_mean(0, 0) == 0
 
 
 CLASSES = {

@@ -166,18 +166,6 @@ def test_a_path_of_any_characters(tmp_path):
     assert resume(written(tmp_path / "lr[0.01]" / "run", steps=(1,))) == 1
 
 
-def test_the_first_checkpoint_of_a_run_is_read_back(tmp_path, monkeypatch):
-    def fail(*_):
-        raise DamagedError("it is gone")
-
-    monkeypatch.setattr(Checkpoints, "_restore", fail)
-    with (
-        Checkpoints(tmp_path, create=True) as checkpoints,
-        pytest.raises(UserError, match=str(tmp_path)),
-    ):
-        checkpoints.save(1, PROMPTS, {}, LIKE)
-
-
 def test_a_workdir_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):

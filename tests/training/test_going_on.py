@@ -5,7 +5,6 @@ import shutil
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from configs import coop
@@ -17,7 +16,7 @@ from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import Checkpoints, load_newest
-from dpt_jax.training.optimizer import make_optimizer, state_from_saved, state_to_save
+from dpt_jax.training.optimizer import make_optimizer
 from dpt_jax.training.schedule import Schedule, learning_rates
 from dpt_jax.training.step import StepConfig, make_step, new_state
 from tests.helpers.configs import small_config
@@ -116,34 +115,6 @@ def test_the_dtype_that_is_computed_in_is_saved_and_kept(config, tmp_path):
     begun.dtype = "bfloat16"
     save_config(begun, workdir)
     assert with_dtype(config, workdir).dtype == "bfloat16"
-
-
-def test_the_optimizer_is_saved_by_the_names_of_the_prompts():
-    prompts = {"text": {"context": np.ones(3, np.float32)}, "visual": {"tokens": np.ones(2)}}
-    optimizer = make_optimizer()
-    rates = {"visual": 0.01, "text": 0.002}
-    _, state = optimizer.update(prompts, optimizer.init(prompts), prompts, rates=rates)
-    saved = state_to_save(state)
-    assert jax.tree.structure(saved) == jax.tree.structure(prompts)
-    again = state_from_saved(optimizer, prompts, saved)
-    jax.tree.map(np.testing.assert_array_equal, again, state)
-
-
-def test_an_optimizer_of_one_more_element_goes_on(config, clip, started, capsys, monkeypatch):
-    """As another version of Optax may have one; the momentum is what counts."""
-
-    def longer():
-        return optax.chain(optax.scale_by_schedule(lambda _: 1.0), make_optimizer())
-
-    config.train.epochs = 2
-    other = started.with_name("other")
-    shutil.copytree(started, other)
-    expected = train(config, clip, other)
-    monkeypatch.setattr(loop, "make_optimizer", longer)
-    capsys.readouterr()
-    found = train(config, clip, started)
-    assert "resuming at step 2 of 4" in capsys.readouterr().out
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_a_training_state_of_another_version_is_not_called_damage(config, clip, started):

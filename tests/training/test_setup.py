@@ -1,10 +1,9 @@
 """What an experiment starts from: words for the context, and texts of the classes."""
 
-import jax
 import numpy as np
 import pytest
 
-from configs import dpt, vlp, zeroshot
+from configs import dpt, zeroshot
 from dpt_jax.errors import UserError
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
@@ -36,16 +35,6 @@ def test_initial_words_set_the_length_by_their_tokens(words, clip_dir, clip):
     np.testing.assert_array_equal(context[0], clip.params["text"]["token_embedding"][ids])
 
 
-@pytest.mark.parametrize("blank", ["   ", "_", "\t"])
-def test_blank_initial_words_are_none(blank, clip_dir, clip):
-    configs_ = [make_config(clip_dir, text_prompt__init=words) for words in (blank, "")]
-    found, expected = (
-        adoption.initial_prompts(experiments.prepare(config, clip)) for config in configs_
-    )
-    assert found["text"]["context"].shape[1] == configs_[0].text_prompt.length
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -59,17 +48,6 @@ def test_blank_initial_words_are_none(blank, clip_dir, clip):
 def test_initial_words_that_cannot_be_are_refused(words, says, clip_dir, clip):
     with pytest.raises(UserError, match=says):
         experiments.prepare(make_config(clip_dir, text_prompt__init=words), clip)
-
-
-@pytest.mark.parametrize("method", [zeroshot, vlp])
-def test_every_method_reads_the_same_names(method, clip_dir, clip):
-    """An underscore is a space for zero-shot and frozen texts, as it is for the learned prompt."""
-    experiment = experiments.prepare(make_config(clip_dir, method), clip)
-    texts = []
-    for name in ("hot_dog", "hot dog"):
-        dataset = experiment.dataset._replace(classnames=(name, "cat"), train=[], test=[])
-        texts.append(experiments.assemble(experiment.config, dataset, clip).frozen.texts)
-    np.testing.assert_array_equal(*texts)
 
 
 def test_several_templates_are_averaged_as_clip_does_it(clip_dir, clip):

@@ -13,10 +13,8 @@ from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
-from dpt_jax.training.checkpoints import Checkpoints, load_newest
+from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.loop import train
-from dpt_jax.training.metrics import MetricWriter
-from dpt_jax.training.optimizer import make_optimizer
 from dpt_jax.training.schedule import Schedule, learning_rates
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
@@ -58,17 +56,6 @@ def trained(clip_dir, clip, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "trained"
     run(make_config(clip_dir), clip, workdir)
     return workdir
-
-
-def test_optimizer_state_is_momentum_of_the_prompts_and_nothing_else(trained, clip_dir, clip):
-    experiment = experiments.prepare(make_config(clip_dir), clip)
-    prompts = adoption.initial_prompts(experiment)
-    state = make_optimizer().init(prompts)
-    learned = sorted(x.shape for x in jax.tree.leaves(prompts))
-    assert sorted(x.shape for x in jax.tree.leaves(state) if x.ndim) == learned
-    # And so the checkpoint: a few hundred kilobytes beside CLIP's hundred and more megabytes.
-    size = sum(f.stat().st_size for f in (trained / "checkpoints").rglob("*") if f.is_file())
-    assert size < 5 * sum(x.nbytes for x in jax.tree.leaves(prompts)) + 200_000
 
 
 def test_every_prompt_is_trained_and_clip_is_not(trained, clip_dir, clip):
@@ -207,37 +194,3 @@ def test_class_without_training_images_is_named(clip_dir, clip, three_classes, t
     experiment = experiments.prepare(make_config(clip_dir, dataset__root=str(three_classes)), clip)
     with pytest.raises(UserError, match="no training images of class 'sea horse'"):
         train(experiment, tmp_path / "run")
-
-
-def test_no_readable_training_image_is_said(clip_dir, clip, three_classes, tmp_path):
-    for file in (three_classes / "train").rglob("*.png"):
-        file.write_bytes(b"not a picture")
-    config = make_config(clip_dir, coop, dataset__root=str(three_classes), dataset__on_error="skip")
-    with pytest.raises(UserError, match="none of the 2 training images of class 'airplane' can"):
-        train(experiments.prepare(config, clip), tmp_path / "run")
-
-
-def test_prompts_without_training_state_cannot_be_gone_on_with(trained, clip_dir, clip, tmp_path):
-    saved = load_newest(trained)
-    with Checkpoints(tmp_path, create=True) as checkpoints:
-        checkpoints.save(1, saved.prompts, saved.meta)
-        checkpoints.wait()
-    with pytest.raises(UserError, match="init_from"):
-        train(experiments.prepare(make_config(clip_dir), clip), tmp_path)
-
-
-def test_no_checkpoint_is_named(tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        load_newest(tmp_path)
-
-
-def test_metrics_of_a_resumed_run_have_every_step_once(tmp_path):
-    with MetricWriter(tmp_path, 0) as writer:
-        for step in (1, 2, 3):
-            writer.write(step, {"loss": float(step)})
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(file.read_text() + '{"step": 4, "lo')
-    with MetricWriter(tmp_path, 2) as writer:
-        writer.write(3, {"loss": 9.0})
-    records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert records == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 3, "loss": 9.0}]
