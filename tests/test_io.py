@@ -97,15 +97,6 @@ def test_what_is_in_a_folder(place, request):
 
 
 @pytest.mark.process
-def test_a_listing_takes_few_requests(remote, store):
-    before = len(store.requests())
-    with listed_once(remote):
-        for name in FILES * 10:
-            assert (remote / name).is_file()
-    assert len(store.requests()) - before < 10
-
-
-@pytest.mark.process
 def test_a_copy_is_made_once_for_each_state(remote, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     said = []

@@ -15,7 +15,7 @@ from dpt_jax.sweep import Run, Runner, Target, plan
 from dpt_jax.training import setup
 from dpt_jax.training.lock import locked
 from tests.helpers import coop_trees
-from tests.helpers.commands import assert_refused, command, in_process
+from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -163,15 +163,6 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(ove
         assert sweep.state(run, tmp_path, changed) == "made with other settings"
 
 
-def test_missing_results_of_a_finished_run_are_computed(overrides, tmp_path):
-    """Logits that are asked for later."""
-    (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
-    assert Runner(tmp_path, overrides)(run) == 1
-    assert Runner(tmp_path, {**overrides, "eval.save_logits": True})(run) == 1
-    workdir = workdir_of(tmp_path, run, overrides)
-    assert (workdir / "predictions.npz").exists()
-
-
 def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
     overrides |= {"visual_prompt.length": 3, "cavpt.top_k": 2}
     for method in METHODS:
@@ -192,14 +183,6 @@ def test_base_to_new(overrides, tmp_path):
     assert base["trained_on"] == new["trained_on"] == {"dataset": "folder", "classes": "base"}
     assert (new["classes"], new["shots"], new["n"]) == ("new", 2, 9)
     assert Runner(tmp_path, overrides)(run) == 0
-
-
-def test_a_target_that_fails_does_not_end_the_others(overrides, tmp_path):
-    (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
-    run = run._replace(targets=(Target("fgvc_aircraft", "all"), Target("folder", "new")))
-    with pytest.raises(UserError, match="fgvc_aircraft"):
-        Runner(tmp_path, overrides)(run)
-    assert results(workdir_of(tmp_path, run, overrides) / "on" / "folder-new")["n"] == 9
 
 
 def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
@@ -249,14 +232,13 @@ def test_wrong_input_is_one_sentence(arguments, names, tmp_path):
     assert_refused(done, names)
 
 
-@pytest.mark.process
 def test_the_command_and_its_exit_code(tmp_path, clip_dir):
     """A dataset whose root is missing fails, the embedded one runs; tables are made of it."""
     arguments = ["--methods=zeroshot", "--datasets=emoji,eurosat", f"--runs={tmp_path}"]
     weights = f"--config.clip.weights={clip_dir}"
-    done = command("-m", "dpt_jax", "sweep", *arguments, weights, check=False)
+    done = in_process("-m", "dpt_jax", "sweep", *arguments, weights, check=False)
     assert done.returncode == 1
     assert "1 of 2 runs are finished" in done.stdout
     assert "failed: zeroshot on eurosat: dataset.root is not set" in done.stdout
-    done = command("-m", "dpt_jax", "report", str(tmp_path))
+    done = in_process("-m", "dpt_jax", "report", str(tmp_path))
     assert "| zero-shot |" in done.stdout

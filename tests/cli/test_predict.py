@@ -10,7 +10,7 @@ import pytest
 
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
-from tests.helpers.commands import ROOT, assert_refused, command, in_process
+from tests.helpers.commands import ROOT, assert_refused, in_process
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -68,20 +68,11 @@ def test_json(trained, predictor, mixed, files):
         )
 
 
-@pytest.mark.process
 def test_csv_and_other_classes(trained, mixed, tmp_path):
     (tmp_path / "names.txt").write_text("a zebra\n\n@handle\nA Zebra\n", encoding="utf-8")
-    done = command(
-        "-m",
-        "dpt_jax",
-        "predict",
-        f"--workdir={trained}",
-        f"--classes={tmp_path / 'names.txt'}",
-        f"--csv={tmp_path / 'out.csv'}",
-        "=1+1.png",
-        "a.png",
-        cwd=mixed,
-    )
+    options = [f"--classes={tmp_path / 'names.txt'}", f"--csv={tmp_path / 'out.csv'}"]
+    options += [f"--workdir={trained}", "=1+1.png", "a.png"]
+    done = in_process("-m", "dpt_jax", "predict", *options, cwd=mixed)
     assert "2 images" in done.stdout
     assert "it cannot tell them apart: 'a zebra' and 'A Zebra'." in done.stderr
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:

@@ -225,11 +225,3 @@ def test_a_dataset_that_cannot_be_prepared_is_one_sentence(tmp_path):
         read_tfds("imagenet", str(tmp_path))
     with pytest.raises(UserError, match="fgvc_aircraft"):  # which TFDS does not have
         read_tfds("fgvc_aircraft", str(tmp_path))
-
-
-@pytest.mark.process
-def test_files_that_cannot_be_read_by_position_are_named(tmp_path):
-    """TFDS's own default format."""
-    command("-m", "tests.helpers.tfds_trees", str(tmp_path), "dtd", "tfrecord")
-    with pytest.raises(UserError, match=r"dtd/3.* tfrecord"):
-        read_tfds("dtd", str(tmp_path))

@@ -89,21 +89,6 @@ def test_an_evaluation_cannot_relabel_prompts(run, other):
     assert [file.read_bytes() for file in (run / "results.json", run / "config.json")] == before
 
 
-def test_a_finished_run_stays_what_it_was_trained_as(trained, tmp_path):
-    run = shutil.copytree(trained, tmp_path / "run")
-    files = [run / name for name in ("results.json", "config.json", "train_files.txt")]
-    before = [file.read_bytes() for file in files]
-    changed = (f"--workdir={run}", "--config.seed=7", "--allow_changes")
-    config = json.loads((run / "config.json").read_text())
-    same = [f"--config.{key}={config[key.partition('.')[0]][key.partition('.')[2]]}" for key in
-            ("clip.weights", "dataset.root", "dataset.shots", "train.epochs", "text_prompt.length",
-             "visual_prompt.length", "cavpt.top_k")]  # fmt: skip
-    done = in_process("main.py", "--config=configs/dpt.py:folder", *same, *changed, check=False)
-    assert done.returncode == 2
-    assert "seed" in done.stderr
-    assert [file.read_bytes() for file in files] == before
-
-
 def test_other_folders_have_results_of_their_own(run, tmp_path, clip_dir):
     """Those of the run stay; two folders of one name are told apart."""
     before = (run / "results.json").read_bytes()
@@ -124,19 +109,6 @@ def test_other_folders_have_results_of_their_own(run, tmp_path, clip_dir):
     assert (run / "results.json").read_bytes() == before
 
 
-def test_zero_shot_stays_on_its_folder(clip_dir, tmp_path):
-    flags = ("--config=configs/zeroshot.py:folder", f"--config.clip.weights={clip_dir}")
-    run = (f"--workdir={tmp_path / 'run'}", *flags)
-    in_process("main.py", *run, f"--config.dataset.root={SMALL / 'images'}")
-    other = shutil.copytree(SMALL / "images", tmp_path / "other")
-    next((other / "test").rglob("*.png")).unlink()
-    done = in_process("main.py", *run, f"--config.dataset.root={other}", check=False)
-    assert done.returncode == 2
-    in_process("main.py", *run, f"--config.dataset.root={other}", "--mode=eval")
-    elsewhere = tmp_path / "run" / "on" / "folder"
-    assert results_of(tmp_path / "run")["n"] == results_of(elsewhere)["n"] + 1
-
-
 def test_results_of_other_prompts_are_noticed_by_all_who_read_them(run, prepared, config):
     """After more training, or a new one: the run's own results, and those elsewhere."""
     elsewhere = run / "on" / "other"
@@ -154,18 +126,6 @@ def test_results_of_other_prompts_are_noticed_by_all_who_read_them(run, prepared
     evaluate(prepared, load_newest(run), run)
     assert finished(run, config)
     assert read_current(run)["of"]["step"] == 2
-
-
-def test_results_of_an_exported_file_are_not_those_of_a_run_that_resumed(run, prepared):
-    """They share the folder of evaluations on other data, RUN/on/DATASET."""
-    file, elsewhere = run.with_name(f"{run.name}.safetensors"), run / "on" / "other"
-    convert.export(run, file)
-    save(prepared, run, 2, 0.1)
-    evaluate(prepared, load_newest(file), elsewhere)
-    with pytest.raises(UserError, match="step 1"):
-        read_current(elsewhere)
-    shutil.rmtree(run / "checkpoints")
-    assert read_current(elsewhere)["of"]["step"] == 1
 
 
 def test_a_run_is_finished_with_the_results_that_are_asked_for(run, config):

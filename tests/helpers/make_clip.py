@@ -1,16 +1,10 @@
-"""Writes a small CLIP with seeded random weights as a Hugging Face directory.
+"""Writes a small CLIP with seeded random weights as a Hugging Face directory, without a vocabulary:
+then it is that of OpenAI's models.
 
-    python make_clip.py OUT_DIR [--seed 0] [--embed 64 --res 32 --vl 4 --vw 128 --patch 8]
-        [--tw 128 --th 2 --tl 3]
-
-OUT_DIR gets config.json, model.safetensors, preprocessor_config.json and the
-real CLIP vocabulary (vocab.json, merges.txt). The weights are those that the
-golden arrays beside this file were computed with: each array's `meta` names
-the sizes and the seed (`wseed`). Needs numpy and safetensors only.
+The weights are those that the golden arrays in tests/golden/ were computed with: each array's
+`meta` names the sizes and the seed (`wseed`).
 """
 
-import argparse
-import gzip
 import json
 import math
 import pathlib
@@ -18,7 +12,9 @@ import pathlib
 import numpy as np
 from safetensors.numpy import save_file
 
-VOCAB = pathlib.Path(__file__).parents[2] / "dpt_jax" / "assets" / "bpe_simple_vocab_16e6.txt.gz"
+from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
+from dpt_jax.clip.transformers_config import processor_to_dict
+
 VOCAB_SIZE, CONTEXT = 49408, 77
 # Of a CLIP of two narrow layers a tower.
 TINY = {"embed": 32, "res": 16, "vl": 2, "vw": 128, "patch": 8, "tw": 64, "th": 1, "tl": 2}
@@ -161,28 +157,6 @@ def config(embed, res, vl, vw, patch, tw, th, tl):
     }
 
 
-def vocabulary():
-    """CLIP's byte-level BPE as (vocab, merges): 256 byte symbols, the same with </w>, the merges,
-    two specials.
-    """
-    merges = (
-        gzip.decompress(VOCAB.read_bytes())
-        .decode("utf-8")
-        .split("\n")[1 : VOCAB_SIZE - 256 - 2 - 256 + 1]
-    )
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("\u00a1"), ord("\u00ac") + 1),
-        *range(ord("\u00ae"), ord("\u00ff") + 1),
-    ]
-    byte_symbols = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    tokens = (
-        byte_symbols + [b + "</w>" for b in byte_symbols] + ["".join(m.split()) for m in merges]
-    )
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return {t: i for i, t in enumerate(tokens)}, merges
-
-
 def write(out, seed=0, embed=64, res=32, vl=4, vw=128, patch=8, tw=128, th=2, tl=3):
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -193,47 +167,5 @@ def write(out, seed=0, embed=64, res=32, vl=4, vw=128, patch=8, tw=128, th=2, tl
     (out / "config.json").write_text(
         json.dumps(config(embed, res, vl, vw, patch, tw, th, tl), indent=2)
     )
-    (out / "preprocessor_config.json").write_text(
-        json.dumps(
-            {
-                "image_processor_type": "CLIPImageProcessor",
-                "do_resize": True,
-                "size": {"shortest_edge": res},
-                "resample": 3,
-                "do_center_crop": True,
-                "crop_size": {"height": res, "width": res},
-                "do_rescale": True,
-                "rescale_factor": 1 / 255,
-                "do_normalize": True,
-                "image_mean": [0.48145466, 0.4578275, 0.40821073],
-                "image_std": [0.26862954, 0.26130258, 0.27577711],
-                "do_convert_rgb": True,
-            },
-            indent=2,
-        )
-    )
-    vocab, merges = vocabulary()
-    (out / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
-    (out / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    (out / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "CLIPTokenizer",
-                "model_max_length": CONTEXT,
-                "bos_token": "<|startoftext|>",
-                "eos_token": "<|endoftext|>",
-                "unk_token": "<|endoftext|>",
-                "pad_token": "<|endoftext|>",
-            },
-            indent=2,
-        )
-    )
-
-
-if __name__ == "__main__":
-    p = argparse.ArgumentParser()
-    p.add_argument("out")
-    for k, v in dict(seed=0, embed=64, res=32, vl=4, vw=128, patch=8, tw=128, th=2, tl=3).items():
-        p.add_argument(f"--{k}", type=int, default=v)
-    a = vars(p.parse_args())
-    write(a.pop("out"), **a)
+    processor = processor_to_dict(CLIP_PREPROCESSING, res)
+    (out / "preprocessor_config.json").write_text(json.dumps(processor))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dpt_jax.predictor.attention import describe
 from dpt_jax.report.figures import Cloud, draw_clouds, draw_confusion
-from tests.helpers.commands import assert_refused, command, in_process
+from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
 from tests.helpers.models import all_outputs
 
@@ -75,20 +75,13 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     assert len(list((tmp_path / "other").iterdir())) == 4
 
 
-@pytest.mark.process
 def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
     """What matplotlib would set as mathematics, and a name that no encoding gives."""
     odd = [r"$\frac$.png", "$x_$.png", os.fsdecode(b"n\xff.png")]
     for name in odd:
         shutil.copy(files[0], tmp_path / name)
-    done = command(
-        "-m",
-        "dpt_jax",
-        "visualize",
-        f"--workdir={trained}",
-        f"--out={tmp_path / 'out'}",
-        str(tmp_path),
-    )
+    options = [f"--workdir={trained}", f"--out={tmp_path / 'out'}", str(tmp_path)]
+    done = in_process("-m", "dpt_jax", "visualize", *options)
     assert len(done.stdout.splitlines()) == 3
     assert sorted(os.listdir(tmp_path / "out")) == sorted(odd)
     matrix, names = np.eye(2), [r"$\frac$", "a\nb\udcff"]

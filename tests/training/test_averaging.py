@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from configs import promptsrc
 from dpt_jax import distributed
@@ -19,7 +17,7 @@ from dpt_jax.model import Outputs, ZeroShot
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import Checkpoints
-from dpt_jax.training.schedule import Schedule, average_epochs, epoch_weights
+from dpt_jax.training.schedule import epoch_weights
 from dpt_jax.training.texts import consistency_target
 from tests.helpers.configs import small_config
 from tests.helpers.models import frozen_features
@@ -108,24 +106,6 @@ def test_texts_to_hold_to_are_the_mean_of_what_comes_out(experiment, clip):
     found = distributed.to_host(consistency_target(experiment))
     np.testing.assert_allclose(found, sum(each) / 2, rtol=1e-4, atol=1e-5)
     assert np.abs(normalize(found) - normalize(sum(map(normalize, each)))).max() > 1e-4
-
-
-@given(st.integers(1, 30), st.floats(0, 60), st.floats(0.5, 30))
-def test_weights_are_those_of_the_formula_and_sum_to_one(epochs, mean, deviation):
-    weights = epoch_weights(epochs, mean, deviation)
-    assert sum(weights) == pytest.approx(1)
-    expected = np.exp(-((np.arange(1, epochs + 1) - mean) ** 2) / (2 * deviation**2))
-    if expected.sum() > 1e-200:
-        np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-9, atol=1e-12)
-    assert epoch_weights(epochs, mean, 0.0) == ()
-
-
-def test_only_the_last_step_of_an_epoch_counts():
-    average, prompts = {"x": np.zeros(1)}, {}
-    schedule = Schedule(0.1, 0.1, 1, 3, steps_per_epoch=2, average=(0.5, 0.25, 0.25))
-    for step in range(1, 7):
-        prompts, average = average_epochs(schedule, step, {"x": np.full(1, step)}, average)
-        assert float(prompts["x"][0]) == (step if step < 6 else 0.5 * 2 + 0.25 * 4 + 0.25 * 6)
 
 
 def outputs_of(seed, rows):

@@ -15,7 +15,7 @@ from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import load_newest
-from tests.helpers.commands import in_process
+from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
 from tests.helpers.prompt_trees import same_bytes
 
@@ -58,47 +58,31 @@ def test_a_file_stands_where_a_workdir_does(shared, trained, tmp_path):
     files = find_images([str(IMAGES / "test")])
     expected = dpt_jax.load(trained).predict(files)
     np.testing.assert_array_equal(dpt_jax.load(shared).predict(files), expected)
-    convert.export(shared, tmp_path / "again.safetensors")
-    assert same_bytes(
-        load_newest(tmp_path / "again.safetensors").prompts, load_newest(shared).prompts
-    )
-    assert prompt_file.read_header(tmp_path / "again.safetensors") == prompt_file.read_header(
-        shared
-    )
+    again = tmp_path / "again.safetensors"
+    convert.export(shared, again)
+    assert same_bytes(load_newest(again).prompts, load_newest(shared).prompts)
+    assert prompt_file.read_header(again) == prompt_file.read_header(shared)
     root = f"--config.dataset.root={IMAGES}"
     in_process("main.py", "--config=configs/dpt.py", "--mode=eval", f"--workdir={shared}", root,
             "--config.eval.save_logits=True")  # fmt: skip
     elsewhere = shared.with_suffix("") / "on" / "folder"
     logits = (np.load(folder / "predictions.npz")["logits"] for folder in (elsewhere, trained))
-    np.testing.assert_allclose(
-        *logits, rtol=1e-3, atol=1e-3
-    )  # the training's was compiled in haste
-    done = in_process(
-        "main.py",
-        "--config=configs/dpt.py:folder",
-        f"--config.init_from={shared}",
-        root,
-        "--config.train.epochs=1",
-        "--config.train.visual_lr=0.0",
-        "--config.train.text_lr=0.0",
-        f"--workdir={tmp_path / 'on'}",
-    )
-    assert "Training dpt" in done.stdout
-    started, own = load_newest(tmp_path / "on").prompts, load_newest(trained).prompts
-    np.testing.assert_allclose(
-        started["visual"]["tokens"], own["visual"]["tokens"], atol=1e-3
-    )  # new ones: 0.02
+    # The training's was compiled in haste.
+    np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-3)
+    in_process("main.py", "--config=configs/dpt.py:folder", f"--config.init_from={shared}", root,
+               "--config.train.epochs=1", "--config.train.visual_lr=0.0",
+               "--config.train.text_lr=0.0", f"--workdir={tmp_path / 'on'}")  # fmt: skip
+    tokens = (load_newest(run).prompts["visual"]["tokens"] for run in (tmp_path / "on", trained))
+    np.testing.assert_allclose(*tokens, atol=1e-3)  # new ones: 0.02
 
 
 def test_a_file_is_not_trained_in(shared):
-    done = in_process("main.py", f"--workdir={shared}", check=False)
-    assert done.returncode == 2
-    assert "is a file of prompts: evaluate it with --mode=eval" in done.stderr
-    done = in_process(
-        "main.py", "--mode=eval", f"--workdir={shared}", "--config.init_from=other", check=False
-    )
-    assert done.returncode == 2
-    assert "--config.init_from names others" in done.stderr
+    for options, named in (
+        ([], "--mode=eval"),
+        (["--mode=eval", "--config.init_from=x"], "init_from"),
+    ):
+        done = in_process("main.py", f"--workdir={shared}", *options, check=False)
+        assert_refused(done, named)
 
 
 def test_files_that_are_no_prompts(shared, tmp_path):
@@ -113,18 +97,15 @@ def test_files_that_are_no_prompts(shared, tmp_path):
         dpt_jax.load(tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"none\.safetensors"):
         dpt_jax.load(tmp_path / "none.safetensors")
+    with safetensors.safe_open(shared, "numpy") as opened:
+        header = opened.metadata()
+    tensors = safetensors.numpy.load_file(shared)
     for key in ("settings", "step", "training", "classnames"):
-        with safetensors.safe_open(shared, "numpy") as opened:
-            header = opened.metadata()
-        tensors = safetensors.numpy.load_file(shared)
-        header[key] = header[key][:-1] + ","
-        safetensors.numpy.save_file(tensors, damaged, header)
-        with pytest.raises(UserError, match=r"damaged\.safetensors"):
-            load_newest(damaged)
-        del header[key]
-        safetensors.numpy.save_file(tensors, damaged, header)
-        with pytest.raises(UserError, match=r"damaged\.safetensors"):
-            dpt_jax.load(damaged)
+        for changed in ({**header, key: header[key][:-1] + ","},
+                        {name: header[name] for name in header if name != key}):  # fmt: skip
+            safetensors.numpy.save_file(tensors, damaged, changed)
+            with pytest.raises(UserError, match=r"damaged\.safetensors"):
+                dpt_jax.load(damaged)
 
 
 @pytest.mark.parametrize(
@@ -139,16 +120,13 @@ def test_a_header_that_says_something_else_is_refused(shared, tmp_path, entry, v
     """In one sentence that names the file, whatever is done with it."""
     with safetensors.safe_open(shared, "numpy") as opened:
         header = opened.metadata()
-    first, *rest = entry.split(".")
-    told = json.loads(header[first])
-    if rest:
-        part = told
-        for key in rest[:-1]:
-            part = part[key]
-        part[rest[-1]] = value
-    else:
-        told = value
-    header[first] = json.dumps(told)
+    first = entry.partition(".")[0]
+    whole = {first: json.loads(header[first])}
+    part = whole
+    for key in entry.split(".")[:-1]:
+        part = part[key]
+    part[entry.split(".")[-1]] = value
+    header[first] = json.dumps(whole[first])
     file = tmp_path / "odd.safetensors"
     safetensors.numpy.save_file(safetensors.numpy.load_file(shared), file, header)
     for use in (dpt_jax.load, lambda file: reverse_reference(file, tmp_path / "new")):
@@ -179,12 +157,9 @@ def test_tensors_that_are_no_prompts_are_refused(shared, tmp_path, change):
 
 
 def test_export_says_what_it_cannot_do(trained, tmp_path):
-    with pytest.raises(UserError, match=r"should end in \.safetensors"):
-        convert.export(trained, tmp_path / "prompts.bin")
-    with pytest.raises(UserError, match="cannot be written"):
-        convert.export(trained, tmp_path / "nowhere" / "prompts.safetensors")
-    with pytest.raises(UserError, match="is not a workdir of a run"):
-        convert.export(tmp_path, tmp_path / "prompts.safetensors")
+    for source, name in ((trained, "a.bin"), (trained, "no/a.safetensors"), (tmp_path, "")):
+        with pytest.raises(UserError, match=str(tmp_path / name)):
+            convert.export(source, tmp_path / (name or "a.safetensors"))
     done = in_process("-m", "dpt_jax", "convert", "export", str(trained), check=False)
     assert done.returncode == 2
     assert "unknown arguments" in done.stderr
