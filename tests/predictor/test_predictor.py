@@ -20,10 +20,8 @@ from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.predictor import program
 from dpt_jax.predictor.attention import describe
 from dpt_jax.predictor.predictor import Predictor, read_classnames
-from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import Checkpoints, Saved, load_newest
-from dpt_jax.training.record import training_meta
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL, relative_error
