@@ -4,7 +4,6 @@ Arrays on devices have a leading axis of this host's devices, as jax.pmap takes 
 """
 
 import collections
-import dataclasses
 import hashlib
 import os
 import pathlib
@@ -32,47 +31,47 @@ CONNECT_SECONDS, SILENT_SECONDS = 300.0, 5.0
 CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
-@dataclasses.dataclass(frozen=True)
-class Hosts:
-    """The processes of a run as the command line names them."""
-
-    coordinator: str | None = None  # HOST:PORT of process 0
-    processes: int | None = None
-    process: int | None = None
-    cluster: bool = False
-
-    @property
-    def scheduled_by(self) -> str:
-        """Return the variable by which a scheduler counts several processes, or ""."""
-        return next((name for name in CLUSTERS if int(os.environ.get(name, "1")) > 1), "")
-
-
-def connect(hosts: Hosts) -> None:
+def connect(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    cluster: bool = False,
+) -> None:
     """Join the processes of a run, before anything else uses JAX.
 
     Args:
-      hosts: the flags. Without any, srun and mpirun with several processes are recognised by their
-        variables; a TPU pod slice needs `cluster`.
+      coordinator: HOST:PORT of process 0. Without any flag, srun and mpirun with several processes
+        are recognised by their variables.
+      processes: their number.
+      process: number of this one.
+      cluster: whether to take these three from the environment of a TPU pod slice.
 
     Raises:
       UserError: if flags contradict each other, another process is missing, or the hosts have
         different numbers of devices.
     """
-    named = [value is not None for value in (hosts.coordinator, hosts.processes, hosts.process)]
-    if any(named) and (not all(named) or hosts.cluster):
+    named = [value is not None for value in (coordinator, processes, process)]
+    if any(named) and (not all(named) or cluster):
         raise UserError(
             "give --coordinator, --processes and --process together, or --cluster alone."
         )
-    if hosts == Hosts() and not hosts.scheduled_by:
+    counts_them = next((name for name in CLUSTERS if int(os.environ.get(name, "1")) > 1), "")
+    if all(named):
+        cause = f"--processes={processes}"
+    elif counts_them:
+        cause = f"{counts_them}={os.environ[counts_them]} (unset it to train in this process alone)"
+    elif cluster:
+        cause = "--cluster"
+    else:
         return
     connected = threading.Event()
-    threading.Thread(target=_report_waiting, args=(hosts, connected), daemon=True).start()
+    threading.Thread(target=_report_waiting, args=(cause, connected), daemon=True).start()
     try:
         # What is None, JAX takes from the environment.
         jax.distributed.initialize(
-            hosts.coordinator,
-            hosts.processes,
-            hosts.process,
+            coordinator,
+            processes,
+            process,
             initialization_timeout=int(2 * CONNECT_SECONDS),
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
@@ -89,16 +88,11 @@ def connect(hosts: Hosts) -> None:
         )
 
 
-def _report_waiting(hosts: Hosts, connected: threading.Event) -> None:
+def _report_waiting(cause: str, connected: threading.Event) -> None:
     """Announce that other processes are missing, and end this one if they do not come.
 
     JAX would wait in silence, and abort.
     """
-    cause = "--cluster"
-    if hosts.processes:
-        cause = f"--processes={hosts.processes}"
-    elif name := hosts.scheduled_by:
-        cause = f"{name}={os.environ[name]} (unset it to train in this process alone)"
     if connected.wait(SILENT_SECONDS):
         return
     print(

@@ -86,7 +86,7 @@ class Consistency(NamedTuple):
     logits: float = 0.0
 
 
-HELD_TO_NOTHING = Consistency()
+NO_CONSISTENCY = Consistency()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ class PromptConfig:
     coupled: bool = False
     top_k: int = 0
     first_layer: int = 0
-    consistency: Consistency = HELD_TO_NOTHING
+    consistency: Consistency = NO_CONSISTENCY
     method: str = ""
 
     @property

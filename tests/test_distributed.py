@@ -152,16 +152,12 @@ def test_processes_that_do_not_come(flags, variables, named):
 
 
 @pytest.mark.parametrize(
-    "hosts",
-    [
-        distributed.Hosts(coordinator="localhost:1"),
-        distributed.Hosts(processes=2, process=0),
-        distributed.Hosts("localhost:1", 2, 0, cluster=True),
-    ],
+    "flags",
+    [("localhost:1",), (None, 2, 0), ("localhost:1", 2, 0, True)],
 )
-def test_contradicting_flags_are_refused(hosts):
+def test_contradicting_flags_are_refused(flags):
     with pytest.raises(UserError, match="--coordinator, --processes and --process"):
-        distributed.connect(hosts)
+        distributed.connect(*flags)
 
 
 def test_a_cluster_that_is_none_is_refused():

@@ -77,7 +77,16 @@ def _run(name: str, arguments: list[str], prog: str) -> None:
     )
     if "-h" in arguments or "--help" in arguments:
         parser.parse_args(["--help"])
+    _start_libraries()
     command.run(parser, arguments)
+
+
+def _start_libraries() -> None:
+    """Prepare libraries that read absl's flags, and keep their logs off the terminal."""
+    from absl import flags, logging
+
+    flags.FLAGS.mark_as_parsed()  # Grain reads its own
+    logging.set_verbosity(logging.FATAL)  # Orbax logs tracebacks of what it raises
 
 
 def _usage(prog: str) -> str:

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from etils import epath
 
     from dpt_jax.cli.config_flag import Given
-    from dpt_jax.predictor.predictor import Predictor
 
 RUN_HELP = "the workdir of a run, or a file of `dpt-jax convert export`"
 
@@ -59,19 +58,8 @@ def connect_hosts(flags: argparse.Namespace) -> None:
     """Connect the hosts that the flags name, and keep compiled programs for later runs."""
     from dpt_jax import distributed
 
-    start_libraries()
-    distributed.connect(
-        distributed.Hosts(flags.coordinator, flags.processes, flags.process, flags.cluster)
-    )
+    distributed.connect(flags.coordinator, flags.processes, flags.process, flags.cluster)
     distributed.keep_compiled()
-
-
-def start_libraries() -> None:
-    """Prepare libraries that read absl's flags, and keep their logs off the terminal."""
-    from absl import flags, logging
-
-    flags.FLAGS.mark_as_parsed()  # Grain reads its own
-    logging.set_verbosity(logging.FATAL)  # Orbax logs tracebacks of what it raises
 
 
 def add_run(parser: argparse.ArgumentParser, *others: str) -> None:
@@ -95,19 +83,6 @@ def split_run(flags: argparse.Namespace) -> tuple["epath.Path", list[str]]:
     if not flags.workdir and not names:
         raise UserError(f"no run is named: give {RUN_HELP}.")
     return as_path(flags.workdir or names.pop(0)), names
-
-
-def load_predictor(
-    flags: argparse.Namespace,
-    run: "epath.Path",
-    batch_size: int,
-    classnames: list[str] | None = None,
-) -> "Predictor":
-    """Return the predictor of a run.  batch_size: images that a device takes at a time."""
-    from dpt_jax.predictor.predictor import load
-
-    start_libraries()
-    return load(run, classnames, flags.clip, batch_size)
 
 
 def at_least_one(text: str) -> int:

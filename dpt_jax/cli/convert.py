@@ -50,7 +50,6 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     flags, given = shared.parse(parser, arguments)
     from dpt_jax.io import as_path
 
-    shared.start_libraries()
     what, *names = flags.names or [""]
     reads_run = what in ("export", "serve") or (what == "reference" and flags.reverse)
     if reads_run and flags.workdir:
@@ -121,7 +120,8 @@ def serve(flags: argparse.Namespace, source: "epath.Path", target: "epath.Path")
     from dpt_jax.io import make_folder, size_of
     from dpt_jax.logging import say
     from dpt_jax.predictor import program
+    from dpt_jax.predictor.predictor import load
 
-    predictor = shared.load_predictor(flags, source, batch_size=0)
+    predictor = load(source, clip=flags.clip, batch_size=0)
     for file in program.write(predictor, make_folder(target, "convert serve")):
         say(f"wrote {file} ({size_of(file) / 1024:,.0f} kB)")

@@ -18,7 +18,6 @@ ViT-B/16 is dpt_jax/assets/published_vit_b16.csv.
 
 import argparse
 
-from dpt_jax.cli import arguments as shared
 from dpt_jax.errors import UserError
 
 
@@ -51,7 +50,6 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     if flags.html:
         from dpt_jax.report.page import write_page
 
-        shared.start_libraries()
         say(f"written: {write_page(folder)}")
         return
     if whole_run:

@@ -101,7 +101,6 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     configs = [sweep.run_config(one, given.overrides) for one in planned]
     runs = as_path(flags.runs)
     if flags.plan:
-        shared.start_libraries()
         states = [sweep.state(one, runs, given.overrides) for one in planned]
         for one, state in zip(planned, states, strict=True):
             print(f"{one}: {state}")

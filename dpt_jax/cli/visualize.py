@@ -39,10 +39,11 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.io import as_path, make_folder, write_whole
     from dpt_jax.logging import say
     from dpt_jax.predictor.attention import describe
+    from dpt_jax.predictor.predictor import load
     from dpt_jax.report.heat_maps import draw_sight
     from dpt_jax.training import prompt_file
 
-    predictor = shared.load_predictor(flags, workdir, batch_size=1)
+    predictor = load(workdir, clip=flags.clip, batch_size=1)
     default = prompt_file.folder_of(workdir) / FOLDER
     folder = make_folder(as_path(flags.out) if flags.out else default, "--out")
     # No image is overwritten by its picture.
