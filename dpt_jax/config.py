@@ -185,7 +185,7 @@ def training_config(
     """
     if config.init_from:
         # A run that has started has these in its own file; the other run may be gone by now.
-        started = (workdir / CONFIG_FILE).exists()
+        started = has_config(workdir)
         source = read_config(workdir if started else as_path(config.init_from), config)
         config = config.copy_and_resolve_references()
         config.clip = source.clip.copy_and_resolve_references()
@@ -212,7 +212,7 @@ def evaluation_config(
       UserError: The prompts have a context for each class of another dataset.
     """
     elsewhere = overrides.get("init_from")
-    if not elsewhere and not (workdir / CONFIG_FILE).exists():
+    if not elsewhere and not has_config(workdir):
         return _overridden(config, overrides)
     saved = read_config(as_path(str(elsewhere)) if elsewhere else workdir, config)
     if dataset_named and config.dataset.name != saved.dataset.name:
@@ -248,6 +248,12 @@ def save_config(config: ConfigDict, workdir: epath.Path) -> None:
     if is_first():
         make_folder(workdir, "--workdir")
         write_whole(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def has_config(workdir: epath.Path) -> bool:
+    """Return whether a workdir has settings. An empty file, left by a power cut, is none."""
+    file = workdir / CONFIG_FILE
+    return file.exists() and file.read_bytes() != b""
 
 
 def read_config(source: epath.Path, default: ConfigDict) -> ConfigDict:
@@ -311,7 +317,7 @@ def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collecti
     Raises:
       UserError: One of them is not in `may_change`.
     """
-    if not (workdir / CONFIG_FILE).exists():
+    if not has_config(workdir):
         return ""
     old, new = flat(read_config(workdir, config).to_dict()), flat(config.to_dict())
     if config.dtype == "auto":
@@ -415,7 +421,7 @@ def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
 
 def _root_of(folder: epath.Path, config: ConfigDict) -> epath.Path | None:
     """Return the folder of images of the results in a folder, None if it has none."""
-    if not (folder / CONFIG_FILE).exists():
+    if not has_config(folder):
         return None
     root = read_config(folder, config).dataset.root
     return as_path(root).resolve() if root else None

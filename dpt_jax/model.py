@@ -73,11 +73,11 @@ class Outputs(NamedTuple):
     target_logits: OptionalArray = None  # (B, C), s z t̄ᵀ
 
 
-class VisionOutput(NamedTuple):
+class PromptedVision(NamedTuple):
     """The outputs of the prompted image tower, see Outputs."""
 
     features: Array  # f̂ (B, E), normalised
-    attention: Array
+    attention: OptionalArray
     auxiliary_logits: OptionalArray
     class_attention: OptionalArray
 
@@ -156,7 +156,7 @@ class PromptedCLIP(nn.Module):
     @exact_products
     def encode_image(self, images: Array) -> Array:
         """Return the frozen features z (B, E) of images, normalised."""
-        return normalize(self.clip.vision(self._pixels(images))[0])
+        return normalize(self.clip.vision(self._pixels(images)).features)
 
     @exact_products
     def encode_text(self, texts: PackedTexts, axis: str | None = None) -> Array:
@@ -216,7 +216,7 @@ class PromptedCLIP(nn.Module):
         """Return how many layers, up to the last, have class-aware prompts."""
         return self.clip_config.vision.layers - visual_layers(self.clip_config, self.config)
 
-    def _encode(self, images: Array, learned: Array, zero_shot: ZeroShot) -> VisionOutput:
+    def _encode(self, images: Array, learned: Array, zero_shot: ZeroShot) -> PromptedVision:
         """Encode images by the prompted image tower.  learned: t (C, E), or (B, C, E)."""
         clip, config, tower = self.clip_config, self.config, self.clip.vision
         last, before_cavpt = clip.vision.layers - 1, visual_layers(clip, config)
@@ -238,7 +238,7 @@ class PromptedCLIP(nn.Module):
         x = tower.blocks(x, layer, min(before_cavpt, last))
         if not config.top_k:
             features, attention = tower.last_block(x, extra_kv)
-            return VisionOutput(normalize(features), attention, None, None)
+            return PromptedVision(normalize(features), attention, None, None)
 
         gather = jax.vmap(deterministic_gather) if learned.ndim == 3 else deterministic_gather
         likeliest = gather(learned, zero_shot.indices)
@@ -250,16 +250,16 @@ class PromptedCLIP(nn.Module):
             if layer < last:
                 x = tower.block(layer, x, prompts.tokens)
         features, attention = tower.last_block(x, prompts.tokens)
-        return VisionOutput(
+        return PromptedVision(
             normalize(features), attention, jnp.stack(auxiliary, 1), jnp.stack(class_attention, 1)
         )
 
     def _outputs(
-        self, texts: Texts, learned: Array, zero_shot: ZeroShot, vision: VisionOutput | None
+        self, texts: Texts, learned: Array, zero_shot: ZeroShot, vision: PromptedVision | None
     ) -> Outputs:
         z, s, learned = zero_shot.features, self._temperature(), normalize(learned)
         if vision is None:
-            vision = VisionOutput(z, zero_shot.attention, None, None)
+            vision = PromptedVision(z, zero_shot.attention, None, None)
         target_logits = None if texts.target is None else s * z @ texts.target.T
         return Outputs(
             logits=cosines(

@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from dpt_jax import distributed
 from dpt_jax.config import (
-    CONFIG_FILE,
     check_same_run,
     evaluation_dir,
+    has_config,
     keys_that_may_change,
     read_config,
     save_config,
@@ -142,7 +142,7 @@ def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     if config.dtype != "auto":
         return config
     config = config.copy_and_resolve_references()
-    if (workdir / CONFIG_FILE).exists():
+    if has_config(workdir):
         config.dtype = read_config(workdir, config).dtype
     else:
         config.dtype = jnp.dtype(compute_dtype(config)).name

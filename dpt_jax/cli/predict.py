@@ -134,7 +134,7 @@ def _print_json(answers: Iterator[Answer]) -> None:
     for path, classes, error in answers:
         predictions = [{"class": name, "probability": p} for name, p in classes]
         answer = {"path": path, **({"error": error} if error else {"predictions": predictions})}
-        print(before, json.dumps(answer, ensure_ascii=False), sep="\n  ", end="", flush=True)
+        print(before, json.dumps(answer), sep="\n  ", end="", flush=True)
         before = ","
     print("\n]", flush=True)
 

@@ -33,7 +33,7 @@ class CLIP(nn.Module):
 
     def __call__(self, images: Array, texts: PackedTexts) -> tuple[Array, Array]:
         """Return features of normalised images (B, H, W, 3) and of texts: (B, E), (C, E)."""
-        return self.vision(images)[0], self.text(texts)
+        return self.vision(images).features, self.text(texts)
 
 
 def normalize(features: Array) -> Array:

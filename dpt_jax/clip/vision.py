@@ -3,12 +3,21 @@
 Shapes: B images, T tokens, M extra key/value tokens, D width, E joint embedding.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from dpt_jax.clip.blocks import Array, LayerNorm, Transformer
 from dpt_jax.clip.config import CLIPConfig
+
+
+class VisionOutput(NamedTuple):
+    """The outputs of the tower, float32.  Under jit, an unused one costs nothing."""
+
+    features: Array  # (B, E), not normalised
+    attention: Array  # (B, heads, T + M), weights of the class token in the last block
 
 
 class VisionTower(nn.Module):
@@ -40,7 +49,7 @@ class VisionTower(nn.Module):
         self.ln_post = LayerNorm(config.vision.layer_norm_eps)
         self.projection = self.param("projection", normal, (width, config.embed_dim))
 
-    def __call__(self, images: Array) -> tuple[Array, Array]:
+    def __call__(self, images: Array) -> VisionOutput:
         """Encode normalised images (B, H, W, 3) without prompts, see `last_block`."""
         last = self.config.vision.layers - 1
         return self.last_block(self.blocks(self.embed(images), 0, last))
@@ -72,15 +81,10 @@ class VisionTower(nn.Module):
         """Run tokens x (B, T, D) through one block (0-based).  extra_kv: (B or 1, M, D)."""
         return self.transformer.checkpointed_block(layer)(x, extra_kv)
 
-    def last_block(self, x: Array, extra_kv: Array | None = None) -> tuple[Array, Array]:
+    def last_block(self, x: Array, extra_kv: Array | None = None) -> VisionOutput:
         """Run tokens x (B, T, D) through the last block and the projection.
 
-        Args:
-          extra_kv: (B or 1, M, D).
-
-        Returns:
-          Features (B, E), not normalised, and the attention weights of the class token
-          (B, heads, T + M); both float32.
+        extra_kv: (B or 1, M, D).
         """
         block = self.transformer.block(self.config.vision.layers - 1)
         # Only the class token leaves the last block, so only its query is computed.
@@ -88,4 +92,4 @@ class VisionTower(nn.Module):
         attention = block.attention(x, extra_kv, query=first)[:, :, 0]
         x = block(x, extra_kv, query=first)
         features = self.ln_post(x[:, 0]) @ self.projection.astype(self.dtype)
-        return features.astype(jnp.float32), attention
+        return VisionOutput(features.astype(jnp.float32), attention)

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from dpt_jax.clip.packing import Text, check_lengths, text_of_class
+from dpt_jax.clip.packing import (
+    PackedTexts,
+    Text,
+    check_lengths,
+    pack,
+    plain_texts,
+    text_of_class,
+)
 from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.errors import UserError
 
@@ -106,3 +113,10 @@ def prompted_texts(
         words = [*context[:before], *tokens[:stop], *context[before:], *tokens[stop:]]
         texts.append([(tokenizer.start, -1), *words, (tokenizer.end, -1)])
     return check_lengths(texts, classnames, context_length)
+
+
+def plain_layout(
+    texts: Sequence[str], tokenizer: Tokenizer, context_length: int = 77
+) -> PackedTexts:
+    """Return packed texts without context.  Raise UserError for one over context_length."""
+    return pack(plain_texts(texts, tokenizer, context_length))

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpt_jax.clip.packing import pack, plain_texts
+from dpt_jax.clip.packing import pack
 from dpt_jax.losses import Rows, count, losses
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import init_prompts
-from dpt_jax.prompts.text import prompted_texts
+from dpt_jax.prompts.text import plain_layout, prompted_texts
 
 
 def apply(model, clip_params, prompts, *args, method="__call__", **kwargs):
@@ -26,15 +26,11 @@ def packed_prompts(names, tokenizer, *args, **kwargs):
     return pack(prompted_texts(names, tokenizer, *args, **kwargs))
 
 
-def packed_plain(texts, tokenizer):
-    return pack(plain_texts(texts, tokenizer, 77))
-
-
 def frozen_features(model, clip_params, texts, tokenizer):
     """The features (C, E) of plain texts in frozen CLIP, not normalised."""
     frozen = model.clone(config=PromptConfig(classes=1))
     encode = jax.jit(functools.partial(apply, frozen, method="encode_text"))
-    return encode(clip_params, {}, packed_plain(texts, tokenizer))
+    return encode(clip_params, {}, plain_layout(texts, tokenizer))
 
 
 def total_loss(model, outputs, labels, weights=None, guided=False, alpha=0.0, guidance=True):

@@ -106,7 +106,7 @@ def _enter(config, params, images):
     """The tokens that enter the first block, and plain CLIP's features."""
     module = CLIP(config)
     x = module.apply({"params": params}, method=lambda m: m.vision.embed(images))
-    return x, module.apply({"params": params}, method=lambda m: m.vision(images)[0])
+    return x, module.apply({"params": params}, method=lambda m: m.vision(images).features)
 
 
 @functools.partial(jax.jit, static_argnums=0)

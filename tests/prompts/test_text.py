@@ -10,7 +10,8 @@ from dpt_jax.clip.model import CLIP
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.prompts.text import prompted_texts
 from tests.helpers.commands import command
-from tests.helpers.models import packed_plain, packed_prompts
+from dpt_jax.prompts.text import plain_layout
+from tests.helpers.models import packed_prompts
 from tests.helpers.plain_towers import CLOSE, NAMES, normal, plain_rows, plain_text_features
 
 pytestmark = pytest.mark.compiles
@@ -48,7 +49,7 @@ def test_prefix_is_as_long_as_it_can_be(clip):
         == 1
     )
     assert (
-        len(packed_plain([f"a photo of a {n}." for n in NAMES], clip.tokenizer).prefix_tokens) == 5
+        len(plain_layout([f"a photo of a {n}." for n in NAMES], clip.tokenizer).prefix_tokens) == 5
     )
     assert packed_prompts(["dog"], clip.tokenizer, 4).tokens.shape == (1, 1)
 

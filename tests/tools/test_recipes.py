@@ -13,7 +13,7 @@ from dpt_jax.clip.model import CLIP
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import BUNDLED
 from tests.helpers import emoji_package
-from tests.helpers.models import packed_plain
+from dpt_jax.prompts.text import plain_layout
 from tools import make_digits_dataset, make_emoji_dataset, pretrain_tiny_clip
 from tools.tiny_clip import corpus, training
 from tools.tiny_clip.augment import augment
@@ -60,7 +60,7 @@ def test_captions_have_the_features_of_ordinary_texts(tiny_clip):
     phrases = ["fruit", "a green apple", "clock"]
     tokens, index = corpus.encode_phrases(phrases, clip.tokenizer)
     assert list(index) == phrases
-    packed = packed_plain([corpus.TEMPLATES[0].format(p) for p in phrases], clip.tokenizer)
+    packed = plain_layout([corpus.TEMPLATES[0].format(p) for p in phrases], clip.tokenizer)
     model, params = CLIP(clip.config), {"params": clip.params}
     ours, theirs = (
         jax.jit(lambda layout: model.apply(params, layout, method=lambda clip, x: clip.text(x)))(
@@ -77,7 +77,7 @@ def test_image_features_of_all_patches_are_those_of_the_tower(tiny_clip):
     model, params = CLIP(clip.config), {"params": clip.params}
 
     def features(key, images):
-        whole = model.apply(params, images, method=lambda clip, x: clip.vision(x)[0])
+        whole = model.apply(params, images, method=lambda clip, x: clip.vision(x).features)
         every = clip.config.grid**2
         return whole, model.apply(params, key, images, every, method=training.image_features)
 
