@@ -8,9 +8,8 @@ import pytest
 from dpt_jax.clip import packing
 from dpt_jax.clip.model import CLIP
 from dpt_jax.data.catalogue import imagenet_classnames
-from dpt_jax.prompts.text import prompted_texts
+from dpt_jax.prompts.text import plain_layout, prompted_texts
 from tests.helpers.commands import command
-from dpt_jax.prompts.text import plain_layout
 from tests.helpers.models import packed_prompts
 from tests.helpers.plain_towers import CLOSE, NAMES, normal, plain_rows, plain_text_features
 

@@ -12,8 +12,8 @@ from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.model import CLIP
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data.dataset import BUNDLED
-from tests.helpers import emoji_package
 from dpt_jax.prompts.text import plain_layout
+from tests.helpers import emoji_package
 from tools import make_digits_dataset, make_emoji_dataset, pretrain_tiny_clip
 from tools.tiny_clip import corpus, training
 from tools.tiny_clip.augment import augment
