@@ -117,7 +117,7 @@ def classify(predictor: Predictor, dataset: Dataset) -> Answers:
             )
             parts.append(Answers(*(column[batch["weight"] > 0] for column in found)))
             progress.advance()
-    return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return Answers(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def pictures(

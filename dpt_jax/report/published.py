@@ -1,7 +1,6 @@
 """Accuracies of runs compared with published ones, which a CSV file has."""
 
 import csv
-import itertools
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -19,8 +18,8 @@ from dpt_jax.report.tables import markdown
 
 AVERAGE = "average"  # over the paper's datasets
 NEEDED, OPTIONAL = ("method", "dataset", "shots", "accuracy"), ("classes", "source")
-CLASSES = ("all", "base", "new")
 HARMONIC = "harmonic mean"
+CLASSES = ("all", "base", "new", HARMONIC)
 EXPLAINED = (
     "Accuracy (%), the difference in points, and the same in standard errors of our mean over "
     "the seeds."
@@ -94,7 +93,7 @@ def _place(row: dict[str, str], known: Collection[str]) -> tuple[str, str, int, 
     for key, value, allowed in (
         ("method", row["method"], ROWS),
         ("dataset", row["dataset"], known),
-        ("classes", classes, CLASSES),
+        ("classes", classes, CLASSES[:3]),
     ):
         if value not in allowed:
             raise ValueError(f"{key} {value!r} is not one of {', '.join(allowed)}")
@@ -116,44 +115,51 @@ def compare(runs: pd.DataFrame, published: pd.DataFrame) -> list[str]:
 
     All classes are in one table. Base and new classes and their harmonic mean are in another.
     """
-    order = [*dict.fromkeys([*CATALOGUE, *runs.dataset, *EMBEDDED, AVERAGE])]
-    order.append(order.pop(order.index(AVERAGE)))
-    tables, found = [], 0
-    for halves, dataset in itertools.product((False, True), order):
-        here = published[(published.dataset == dataset) & ((published.classes != "all") == halves)]
-        rows = []
-        theirs: dict[tuple[str, int, str], float] = {}
-        for one in sorted(here.itertuples(), key=_rank):
-            theirs[one.method, one.shots, one.classes] = one.accuracy
-            own = {name: _by_seed(runs, one, name) for name in {one.classes, "base"}}
-            if ours := _ours(own[one.classes]):
-                found += 1
-                rows.append(_row(one, one.classes, ours, one.accuracy))
-            base = theirs.get((one.method, one.shots, "base"))
-            if one.classes != "new" or base is None:
-                continue
-            if ours := _our_harmonic_mean(own["base"], own["new"]):
-                rows.append(_row(one, HARMONIC, ours, harmonic_mean(base, one.accuracy)))
-        if rows:
-            name = f"Average over {len(PAPER_DATASETS)} datasets" if dataset == AVERAGE else dataset
-            title = f"### {name}{', base to new classes' if halves else ''}: beside published"
-            title += f" numbers\n\n{EXPLAINED}"
-            if sources := [source for source in here.source.unique() if source]:
-                title += f" Published: {'; '.join(sources)}."
-            table = pd.DataFrame(rows) if halves else pd.DataFrame(rows).drop(columns="classes")
-            tables.append(f"{title}\n\n{markdown(table.columns, table.values)}")
-    if found < len(published):
-        left_out = (
-            f"{len(published) - found} of {len(published)} published numbers have no run here"
-        )
+    places = published.set_index(PLACE).accuracy
+    halves = places.unstack("classes").reindex(columns=["base", "new"]).dropna()
+    means = pd.Series([harmonic_mean(*both) for both in halves.values], halves.index)
+    numbers = pd.concat(
+        [places, pd.concat({HARMONIC: means}, names=["classes"]).reorder_levels(PLACE)]
+    )
+    frame = numbers.rename("accuracy").reset_index()
+    order = [*dict.fromkeys([*CATALOGUE, *runs.dataset, *EMBEDDED]), AVERAGE]
+    ranks = {"dataset": order.index, "method": list(ROWS).index, "shots": shots_rank}
+    ranks["classes"] = CLASSES.index
+    frame["halves"] = frame.classes != "all"
+    frame = frame.sort_values(
+        ["halves", "dataset", "method", "shots", "classes"],
+        key=lambda column: column.map(ranks.get(column.name, int)),
+    )
+    frame["ours"] = [_ours(runs, one) for one in frame.itertuples()]
+    found = frame.dropna(subset="ours")
+    tables = []
+    for (in_halves, dataset), own in found.groupby(["halves", "dataset"], sort=False):
+        here = published[published.dataset == dataset]
+        sources = here.source[(here.classes != "all") == in_halves].unique()
+        title = f"Average over {len(PAPER_DATASETS)} datasets" if dataset == AVERAGE else dataset
+        title += f"{', base to new classes' if in_halves else ''}: beside published numbers"
+        explained = EXPLAINED
+        if any(sources):
+            explained += f" Published: {'; '.join(filter(None, sources))}."
+        table = pd.DataFrame([_row(one) for one in own.itertuples()])
+        if not in_halves:
+            table = table.drop(columns="classes")
+        tables.append(f"### {title}\n\n{explained}\n\n{markdown(table.columns, table.values)}")
+    missing = len(published) - (found.classes != HARMONIC).sum()
+    if missing:
+        left_out = f"{missing} of {len(published)} published numbers have no run here"
         if AVERAGE in published.dataset.values:
             left_out += f"; an average has one where all {len(PAPER_DATASETS)} datasets have run"
         tables.append(f"{left_out}.")
     return tables
 
 
-def _rank(one: Any) -> tuple[int, float, int]:
-    return list(ROWS).index(one.method), shots_rank(one.shots), CLASSES.index(one.classes)
+def _ours(runs: pd.DataFrame, one: Any) -> Ours | None:
+    """Return our counterpart of a published number, None if a dataset has not run."""
+    if one.classes != HARMONIC:
+        return _mean(_by_seed(runs, one, one.classes))
+    base, new = _by_seed(runs, one, "base"), _by_seed(runs, one, "new")
+    return _our_harmonic_mean(base, new)
 
 
 def _by_seed(runs: pd.DataFrame, one: Any, classes: str) -> pd.DataFrame:
@@ -166,7 +172,7 @@ def _by_seed(runs: pd.DataFrame, one: Any, classes: str) -> pd.DataFrame:
     return own.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=datasets)
 
 
-def _ours(by_seed: pd.DataFrame) -> Ours | None:
+def _mean(by_seed: pd.DataFrame) -> Ours | None:
     """Average over seeds, then over datasets; None if a dataset has not run."""
     counts = by_seed.count()
     if not counts.all():
@@ -182,22 +188,23 @@ def _our_harmonic_mean(base: pd.DataFrame, new: pd.DataFrame) -> Ours | None:
     Its standard error is that of base·dH/dbase + new·dH/dnew, with both of the same run.
     """
     base, new = base.where(new.notna()), new.where(base.notna())
-    if (b := _ours(base)) is None or (n := _ours(new)) is None:
+    if (b := _mean(base)) is None or (n := _mean(new)) is None:
         return None
     total = b.mean + n.mean
     by_base, by_new = 2 * (n.mean / total) ** 2, 2 * (b.mean / total) ** 2
-    moved = _ours(by_base * base + by_new * new)
+    moved = _mean(by_base * base + by_new * new)
     return Ours(harmonic_mean(b.mean, n.mean), moved.error if moved else np.nan, b.seeds)
 
 
-def _row(one: Any, classes: str, ours: Ours, published: float) -> dict[str, str]:
-    difference = ours.mean - published
+def _row(one: Any) -> dict[str, str]:
+    ours: Ours = one.ours
+    difference = ours.mean - one.accuracy
     return {
         "method": ROWS[one.method].label,
         "shots": shots_in_words(one.shots) if one.shots else "",
-        "classes": classes,
+        "classes": one.classes,
         "ours": f"{ours.mean:.2f}",
-        "published": f"{published:.2f}",
+        "published": f"{one.accuracy:.2f}",
         "difference": f"{difference:+.2f}",
         "standard errors": f"{difference / ours.error:+.1f}" if ours.error > 0 else "",
         "seeds": "" if one.method == ZERO_SHOT else ours.seeds,

@@ -12,11 +12,11 @@ from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.report.figures import draw_curves
 from dpt_jax.report.frame import CELL, results, shots_rank
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
-from dpt_jax.report.published import compare, harmonic_mean, read_published
+from dpt_jax.report.published import HARMONIC, compare, harmonic_mean, read_published
 from dpt_jax.report.tables import inert, markdown
 
 REFERENCES = (ZERO_SHOT, "vpt")  # the methods that gains are measured against
-HARMONIC, AVERAGE = "harmonic mean", "average of targets"
+AVERAGE = "average of targets"
 
 
 def report_folder(folder: epath.Path, beside: epath.Path | None = None) -> tuple[str, list[str]]:
@@ -152,24 +152,22 @@ def base_to_new_tables(runs: pd.DataFrame) -> list[str]:
     halves = runs[(runs.classes != "all") & (zero_shot | here & (runs.trained_classes == "base"))]
     tables = []
     for dataset, own in halves.groupby("dataset", sort=False):
-        cells = [summarise(own, ["method", "shots", "classes"])]
-        for (method, shots), one in own.groupby(["method", "shots"]):
-            by_seed = one.pivot(index="seed", columns="classes", values="accuracy")
-            if {*by_seed.columns} != {"base", "new"}:
-                cells[0] = cells[0].drop((method, shots))
-            elif len(both := by_seed.dropna()):
-                mean = harmonic_mean(both.base.mean(), both.new.mean())
-                seeds = "" if method == ZERO_SHOT else str(len(both))
-                index = pd.MultiIndex.from_tuples(
-                    [(method, shots, HARMONIC)], names=cells[0].index.names
-                )
-                cells.append(pd.DataFrame({"text": f"{mean:.1f}", "seeds": seeds}, index))
-        if len(cells[0]):
-            found = pd.concat(cells)
-            title = f"### {dataset}: base to new classes\n\n"
-            title += f"Trained on the base half of the classes, accuracy (%){of_seeds(found)}.\n\n"
-            columns = {name: name for name in ("base", "new", HARMONIC)}
-            tables.append(title + grid(found, columns))
+        by_seed = own.pivot(index=["method", "shots", "seed"], columns="classes", values="accuracy")
+        by_seed = by_seed.reindex(columns=["base", "new"])
+        # A method that has run on one half only has no row.
+        complete = by_seed.groupby(["method", "shots"]).transform("count").all(axis=1)
+        if not complete.any():
+            continue
+        cells = summarise(own, ["method", "shots", "classes"])
+        rows = by_seed.index[complete].droplevel("seed")
+        cells = cells[cells.index.droplevel("classes").isin(rows)]
+        both = by_seed.dropna().groupby(["method", "shots"])
+        harmonic = pd.DataFrame({"seeds": _without_zero_shot(both.size().astype(str))})
+        harmonic["text"] = [f"{harmonic_mean(*means):.1f}" for means in both.mean().values]
+        cells = add_column(cells, "classes", HARMONIC, harmonic)
+        title = f"### {dataset}: base to new classes\n\n"
+        title += f"Trained on the base half of the classes, accuracy (%){of_seeds(cells)}.\n\n"
+        tables.append(title + grid(cells, {name: name for name in ("base", "new", HARMONIC)}))
     return tables
 
 
@@ -190,8 +188,7 @@ def transfer_tables(runs: pd.DataFrame) -> list[str]:
         cells = summarise(own, ["method", "shots", "dataset"])
         columns = {source: f"{source} (source)"} | {name: name for name in targets}
         if len(targets) > 1:
-            average = pd.concat({AVERAGE: average_over(cells, targets)}, names=["dataset"])
-            cells = pd.concat([cells, average.reorder_levels(cells.index.names)])
+            cells = add_column(cells, "dataset", AVERAGE, average_over(cells, targets))
             columns[AVERAGE] = AVERAGE
         name = f"{source} ({half} classes)" if half in ("base", "new") else source
         title = f"### From {name} to other datasets\n\n"
@@ -238,6 +235,12 @@ def average_over(cells: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
     mean = means.mean(axis=1)
     seeds = _without_zero_shot(least.where(least == most, least + " to " + most))
     return pd.DataFrame({"mean": mean, "text": mean.map("{:.1f}".format), "seeds": seeds})
+
+
+def add_column(cells: pd.DataFrame, level: str, name: str, more: pd.DataFrame) -> pd.DataFrame:
+    """Append cells that have no `level` of the index yet, and call it `name` there."""
+    more = pd.concat({name: more}, names=[level])
+    return pd.concat([cells, more.reorder_levels(cells.index.names)])
 
 
 def _without_zero_shot(seeds: pd.Series) -> pd.Series:
