@@ -81,8 +81,7 @@ def main(_: list[str]) -> None:
     from benchmarks.random_clip import published_settings, random_clip
     from dpt_jax import distributed
     from dpt_jax.data.catalogue import imagenet_classnames
-    from dpt_jax.data.dataset import Dataset
-    from dpt_jax.data.records import Files
+    from dpt_jax.data.records import Dataset, Files
     from dpt_jax.training import setup as experiments
 
     config = published_settings(METHOD.value, CLIP.value)

@@ -13,7 +13,7 @@ from etils import epath
 from dpt_jax.data.benchmark import Benchmark, Lists, Record, text
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.folder import visible
-from dpt_jax.data.records import Example, Files, Splits
+from dpt_jax.data.records import Dataset, Example, Files
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.io import as_path, reading
 from dpt_jax.logging import say
@@ -23,7 +23,7 @@ LAYOUT = (
 )
 
 
-def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Splits:
+def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Dataset:
     """Return a dataset below the common root. Its paths are relative to that root.
 
     Args:
@@ -48,7 +48,7 @@ def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Sp
     train, val, test = (
         [Example(f"{prefix}/{r.path}", r.label) for r in records] for records in lists
     )
-    return Splits(Files(root), _class_names(lists, directory), train, val, test)
+    return Dataset(Files(root), _class_names(lists, directory), train, val, test)
 
 
 def _lists(benchmark: Benchmark, directory: epath.Path, images: epath.Path) -> Lists:

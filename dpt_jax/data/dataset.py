@@ -5,7 +5,6 @@ import hashlib
 import pathlib
 from collections.abc import Sequence
 from concurrent import futures
-from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -13,7 +12,7 @@ from dpt_jax.data import sampling
 from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.records import Example, Source, Splits, UnreadableImageError
+from dpt_jax.data.records import Dataset, Example, UnreadableImageError
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, listed_once
@@ -21,26 +20,6 @@ from dpt_jax.logging import say
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 READERS = 4  # threads
-
-
-class Dataset(NamedTuple):
-    """Images of C classes.
-
-    Attributes:
-        read: opens an image.
-        classnames: of the labels, in order.
-        train: the few-shot sample.
-        val: the whole validation split, which may be empty.
-        test: the whole test split.
-        digest: of all classes and all images, whichever were taken.
-    """
-
-    read: Source
-    classnames: tuple[str, ...]
-    train: list[Example]
-    val: list[Example]
-    test: list[Example]
-    digest: str = ""
 
 
 def load_dataset(config: ConfigDict, seed: int) -> Dataset:
@@ -69,10 +48,10 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
             [Example(e.path, e.label - labels[0]) for e in part if e.label in labels]
             for part in (train, val, test)
         )
-    return Dataset(whole.read, classnames, train, val, test, digest_of(whole))
+    return Dataset(whole.read, classnames, train, val, test, _digest_of(whole))
 
 
-def digest_of(whole: Splits) -> str:
+def _digest_of(whole: Dataset) -> str:
     """Return a digest that tells one dataset from another of the same name."""
     found = hashlib.sha256("\0".join(whole.classnames).encode(errors="surrogateescape"))
     for split in (whole.train, whole.val, whole.test):
@@ -86,7 +65,7 @@ def digest_of_examples(examples: Sequence[Example]) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
-def _sample(config: ConfigDict, whole: Splits, seed: int) -> list[Example]:
+def _sample(config: ConfigDict, whole: Dataset, seed: int) -> list[Example]:
     """Return the images to train on, of all classes."""
     if config.sample and whole.train:  # a dataset that is only tested on has no sample
         return sampling.read_sample(as_path(config.sample), whole, config.shots)
@@ -100,7 +79,7 @@ def _sample(config: ConfigDict, whole: Splits, seed: int) -> list[Example]:
     return train
 
 
-def read_splits(config: ConfigDict) -> Splits:
+def read_splits(config: ConfigDict) -> Dataset:
     """Return the whole dataset that config.dataset names, from its source."""
     if config.source != "folder" and config.name not in CATALOGUE:
         raise UserError(

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 from etils import epath
 
-from dpt_jax.data.records import Example, Files, Splits
+from dpt_jax.data.records import Dataset, Example, Files
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.io import as_path, entries, is_remote, reading
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
+IMAGE_ENDINGS = ", ".join(sorted(EXTENSIONS))
 SHOULD_HOLD = "it should hold train/CLASS/ and test/CLASS/ folders"
 
 
@@ -69,16 +70,12 @@ def image_names(folder: epath.Path) -> list[str]:
     found = visible(folder) if folder.is_dir() else []
     names = [name for name, is_folder in found if not is_folder and is_image_name(name)]
     if not names:
-        raise no_images(folder)
+        raise _no_images(folder)
     return names
 
 
-def no_images(folder: epath.Path) -> UserError:
-    """Return the error of a class folder without images."""
-    return UserError(
-        f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}); add some or remove the "
-        "folder."
-    )
+def _no_images(folder: epath.Path) -> UserError:
+    return UserError(f"{folder} holds no images ({IMAGE_ENDINGS}); add some or remove the folder.")
 
 
 def as_utf8(name: str) -> str:
@@ -102,7 +99,7 @@ class _ClassFolder(NamedTuple):
     images: list[str]
 
 
-def read_folder(path: str | os.PathLike[str]) -> Splits:
+def read_folder(path: str | os.PathLike[str]) -> Dataset:
     """Return {train,val,test}/CLASS/IMAGE, with classes in the order of the folder names.
 
     train/ may be missing, for a dataset that is only evaluated on, and so may val/. The classes
@@ -142,7 +139,7 @@ def read_folder(path: str | os.PathLike[str]) -> Splits:
     if not test:
         raise UserError(f"{root / 'test'} holds no class folders with images.")
     _report(root, left_out, classnames, splits["val"])
-    return Splits(Files(root), tuple(classnames), train, val, test)
+    return Dataset(Files(root), tuple(classnames), train, val, test)
 
 
 def _class_folders(root: epath.Path, split: str, left_out: list[str]) -> dict[str, _ClassFolder]:
@@ -168,7 +165,7 @@ def _class_folders(root: epath.Path, split: str, left_out: list[str]) -> dict[st
             else:
                 left_out.append(f"{split}/{folder}/{name}")
         if not found[classname].images:
-            raise no_images(root / split / folder)
+            raise _no_images(root / split / folder)
     return found
 
 
@@ -195,7 +192,7 @@ def _report(
         _say(
             f"{root}: {len(left_out)} files are left out ({endings(left_out)}), such as "
             f"{left_out[0]}: images are those in SPLIT/CLASS/ that end in "
-            f"{', '.join(sorted(EXTENSIONS))}."
+            f"{IMAGE_ENDINGS}."
         )
     if unknown := [folder.name for name, folder in val.items() if name not in classnames]:
         _say(
@@ -240,7 +237,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
                 else:
                     others.append(os.fspath(file))
     if not found:
-        raise UserError(f"{', '.join(paths)}: no images there ({', '.join(sorted(EXTENSIONS))}).")
+        raise UserError(f"{', '.join(paths)}: no images there ({IMAGE_ENDINGS}).")
     if others:
         print(
             f"files that are left out: {len(others)} without the ending of an image "

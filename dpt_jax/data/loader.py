@@ -118,9 +118,9 @@ class _Load:
         return shifted(pixels, self.config.shift, generator) if self.config.shift else pixels
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class _Steps:
-    """This host's batches from step `start` to step `end`.
+    """This host's batches from step `start` to the last.
 
     The images of a step are worked out here and not by slicing and repeating the data set, since
     some versions of Grain then repeat the first epoch.
@@ -130,21 +130,20 @@ class _Steps:
         rows: of all hosts' batches together.
     """
 
+    config: TrainLoading
     images: grain.MapDataset
     rows: int
     start: int
-    end: int
-    host: int
-    hosts: int
 
     def __len__(self) -> int:
-        return max(self.end - self.start, 0)
+        steps = self.config.epochs * steps_per_epoch(len(self.images), self.rows)
+        return max(steps - self.start, 0)
 
     def __getitem__(self, index: int) -> Batch:
-        an_epoch = len(self.images)
+        an_epoch, config = len(self.images), self.config
         epoch, step = divmod(index + self.start, steps_per_epoch(an_epoch, self.rows))
         first = epoch * an_epoch + step * self.rows
-        loaded = [self.images[first + row] for row in range(self.host, self.rows, self.hosts)]
+        loaded = [self.images[first + row] for row in range(config.host, self.rows, config.hosts)]
         return {name: np.stack([image[name] for image in loaded]) for name in loaded[0]}
 
 
@@ -170,17 +169,11 @@ def train_batches(config: TrainLoading, start: int = 0) -> Iterator[Batch]:
             f"train.shift is {config.shift}, but images have {config.size} pixels on a side here: "
             "give fewer."
         )
-    load = _Load(dataclasses.replace(config, examples=()))
     images = grain.MapDataset.source(list(enumerate(config.examples))).seed(config.seed).shuffle()
-    steps = _Steps(
-        images=images.random_map(load) if config.augment or config.shift else images.map(load),
-        rows=rows,
-        start=start,
-        end=config.epochs * steps_per_epoch(examples, rows),
-        host=config.host,
-        hosts=hosts,
-    )
-    return _read(grain.MapDataset.source(steps), config.workers)
+    config = dataclasses.replace(config, examples=())
+    random = config.augment or config.shift
+    loaded = images.random_map(_Load(config)) if random else images.map(_Load(config))
+    return _read(grain.MapDataset.source(_Steps(config, loaded, rows, start)), config.workers)
 
 
 def test_batches(config: Loading) -> Iterator[Batch]:

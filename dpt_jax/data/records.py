@@ -154,14 +154,24 @@ class Files(Source):
         return read_image(self.root / path)
 
 
-class Splits(NamedTuple):
-    """A whole dataset of C classes, before a few-shot sample is drawn."""
+class Dataset(NamedTuple):
+    """Images of C classes.
+
+    Attributes:
+        read: opens an image.
+        classnames: of the labels, in order.
+        train: the whole training split or, from load_dataset, the few-shot sample of it.
+        val: the whole validation split, which may be empty.
+        test: the whole test split.
+        digest: of all classes and all images, whichever were taken; from load_dataset.
+    """
 
     read: Source
     classnames: tuple[str, ...]
     train: list[Example]
     val: list[Example]
     test: list[Example]
+    digest: str = ""
 
 
 def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image.Image:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from dpt_jax.data.records import Example, Splits
+from dpt_jax.data.records import Dataset, Example
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading
 
@@ -60,7 +60,7 @@ class Listed(NamedTuple):
     label: int | None
 
 
-def read_sample(file: epath.Path, whole: Splits, shots: int) -> list[Example]:
+def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
     """Return the training images that a file lists, in its order, repeated if it repeats them.
 
     Args:
@@ -123,7 +123,7 @@ def _listed(record: dict[str, Any]) -> Listed:
     return Listed(path, label)
 
 
-def _match(file: epath.Path, listed: Sequence[Listed], whole: Splits) -> list[Example]:
+def _match(file: epath.Path, listed: Sequence[Listed], whole: Dataset) -> list[Example]:
     """Return the dataset's own examples of what the file lists."""
     label_of = {example.path: example.label for example in whole.train}
     others = {example.path for example in (*whole.val, *whole.test)}
@@ -148,7 +148,7 @@ def _match(file: epath.Path, listed: Sequence[Listed], whole: Splits) -> list[Ex
     return sample
 
 
-def _check_shots(file: epath.Path, sample: list[Example], whole: Splits, shots: int) -> None:
+def _check_shots(file: epath.Path, sample: list[Example], whole: Dataset, shots: int) -> None:
     """Raise UserError if the sample has other shots than dataset.shots, which labels results."""
     most = max(collections.Counter(example.label for example in sample).values())
     there = max(collections.Counter(example.label for example in whole.train).values())

@@ -21,7 +21,7 @@ from PIL import Image
 
 from dpt_jax.data.benchmark import Lists, Record, split_all
 from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.records import Example, Source, Splits, read_image
+from dpt_jax.data.records import Dataset, Example, Source, read_image
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, local_copy, write_whole
 from dpt_jax.logging import Progress, say
@@ -54,7 +54,7 @@ class Records(Source):
         return read_image(io.BytesIO(encoded), f"{self.directory}, image {path},")
 
 
-def read_tfds(name: str, root: str) -> Splits:
+def read_tfds(name: str, root: str) -> Dataset:
     """Return a dataset of the catalogue.
 
     Args:
@@ -104,7 +104,7 @@ def read_tfds(name: str, root: str) -> Splits:
         {"video": tfds.features.Sequence(encoded)} if "video" in features else {"image": encoded}
     )
     read = Records(str(builder.data_dir), sources, tfds.features.FeaturesDict(parse))
-    return Splits(read, classnames, train, val, test)
+    return Dataset(read, classnames, train, val, test)
 
 
 def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:

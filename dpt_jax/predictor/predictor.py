@@ -17,8 +17,16 @@ from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.config import load_config
 from dpt_jax.data import loader
-from dpt_jax.data.dataset import Dataset, load_dataset
-from dpt_jax.data.records import Example, Files, Reader, UnreadableImageError, read_image, to_rgb
+from dpt_jax.data.dataset import load_dataset
+from dpt_jax.data.records import (
+    Dataset,
+    Example,
+    Files,
+    Reader,
+    UnreadableImageError,
+    read_image,
+    to_rgb,
+)
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.evaluation.evaluate import check_finite, make_programs, overlapped
 from dpt_jax.evaluation.metrics import softmax

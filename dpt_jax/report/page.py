@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from dpt_jax.config import flat, load_config
-from dpt_jax.data.dataset import Dataset
+from dpt_jax.data.records import Dataset
 from dpt_jax.evaluation.metrics import softmax
 from dpt_jax.evaluation.results import read_current
 from dpt_jax.io import write_whole

@@ -110,18 +110,21 @@ def harmonic_mean(base: float, new: float) -> float:
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
+def with_harmonic_means(published: pd.DataFrame) -> pd.DataFrame:
+    """Return PLACE and accuracy, with a line for each harmonic mean of base and new classes."""
+    places = published.set_index(PLACE).accuracy
+    halves = places.unstack("classes").reindex(columns=["base", "new"]).dropna()
+    means = pd.Series([harmonic_mean(*both) for both in halves.values], halves.index)
+    means = pd.concat({HARMONIC: means}, names=["classes"]).reorder_levels(PLACE)
+    return pd.concat([places, means]).rename("accuracy").reset_index()
+
+
 def compare(runs: pd.DataFrame, published: pd.DataFrame) -> list[str]:
     """Return tables of accuracies beside published ones, the average last.
 
     All classes are in one table. Base and new classes and their harmonic mean are in another.
     """
-    places = published.set_index(PLACE).accuracy
-    halves = places.unstack("classes").reindex(columns=["base", "new"]).dropna()
-    means = pd.Series([harmonic_mean(*both) for both in halves.values], halves.index)
-    numbers = pd.concat(
-        [places, pd.concat({HARMONIC: means}, names=["classes"]).reorder_levels(PLACE)]
-    )
-    frame = numbers.rename("accuracy").reset_index()
+    frame = with_harmonic_means(published)
     order = [*dict.fromkeys([*CATALOGUE, *runs.dataset, *EMBEDDED]), AVERAGE]
     ranks = {"dataset": order.index, "method": list(ROWS).index, "shots": shots_rank}
     ranks["classes"] = CLASSES.index

@@ -15,7 +15,8 @@ from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.packing import PackedTexts, Text, duplicates, pack, plain_texts
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.config import flat, prompt_config, templates
-from dpt_jax.data.dataset import Dataset, digest_of_examples, load_dataset
+from dpt_jax.data.dataset import digest_of_examples, load_dataset
+from dpt_jax.data.records import Dataset
 from dpt_jax.errors import UserError
 from dpt_jax.logging import say
 from dpt_jax.methods import PromptConfig

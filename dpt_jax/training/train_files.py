@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpt_jax import distributed
-from dpt_jax.data.dataset import Dataset, digest_of_examples
-from dpt_jax.data.records import Example
+from dpt_jax.data.dataset import digest_of_examples
+from dpt_jax.data.records import Dataset, Example
 from dpt_jax.errors import UserError
 from dpt_jax.io import write_whole
 from dpt_jax.logging import say

@@ -15,9 +15,9 @@ from PIL import Image
 
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
 from dpt_jax.data import loader
-from dpt_jax.data.dataset import Dataset, check_readable
+from dpt_jax.data.dataset import check_readable
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.records import Example, Files, UnreadableImageError
+from dpt_jax.data.records import Dataset, Example, Files, UnreadableImageError
 from dpt_jax.errors import UserError
 from tests.helpers.commands import ROOT
 from tests.helpers.golden import SMALL

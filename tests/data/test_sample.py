@@ -10,7 +10,7 @@ import pytest
 
 from configs import dpt
 from dpt_jax.data.dataset import load_dataset
-from dpt_jax.data.records import Example, Files, Splits
+from dpt_jax.data.records import Dataset, Example, Files
 from dpt_jax.data.sampling import read_sample
 from dpt_jax.errors import UserError
 from tests.helpers import coop_trees
@@ -23,7 +23,7 @@ ELSEWHERE = [f"/their/data/caltech/{path}" for path in PATHS]
 def whole(tmp_path):
     """A dataset of two classes, with a test image that is not to be trained on."""
     train = [Example(path, int("/b/" in path)) for path in PATHS]
-    return Splits(Files(tmp_path), ("a", "b"), train, [], [Example("images/b/9.jpg", 1)])
+    return Dataset(Files(tmp_path), ("a", "b"), train, [], [Example("images/b/9.jpg", 1)])
 
 
 @pytest.fixture
