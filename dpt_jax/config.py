@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from dpt_jax.configs import common
+from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.methods import (
@@ -243,8 +244,6 @@ def save_config(config: ConfigDict, workdir: epath.Path) -> None:
     Raises:
       UserError: It cannot be written.
     """
-    from dpt_jax.distributed import is_first
-
     if is_first():
         make_folder(workdir, "--workdir")
         write_whole(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")

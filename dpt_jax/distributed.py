@@ -1,6 +1,6 @@
 """The hosts and devices of a run, what is placed on them, and the programs compiled for them.
 
-Arrays on devices have a leading axis of this host's devices, as jax.pmap takes and gives them.
+Arrays on devices have a leading axis of this host's devices, as for jax.pmap.
 """
 
 import collections
@@ -22,8 +22,8 @@ from dpt_jax.io import cache_folder
 from dpt_jax.version import __version__
 
 AXIS = "batch"  # the axis of pmap: every device of every host
-KEPT_PROGRAMS = 8  # of a kind, for the runs of a sweep that differ in their data alone
-# A process that ends, or is silent for so long, ends those of the other hosts.
+KEPT_PROGRAMS = 8  # of a kind, for runs of a sweep that differ only in their data
+# The other hosts end this long after a process has ended or hangs.
 HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 20, 60
 # How long the processes of a run wait for each other at the start, and when they say so.
 CONNECT_SECONDS, SILENT_SECONDS = 300.0, 5.0
@@ -129,17 +129,15 @@ def processor() -> str:
 
 
 def is_first() -> bool:
-    """Return whether this is host 0, which writes and speaks."""
+    """Return whether this is host 0, which writes files and prints."""
     return jax.process_index() == 0
 
 
 def replicate(tree: Any) -> Any:
     """Return a copy of every array on each of this host's devices.
 
-    Arrays that were replicated before stay as they are.
-
-    The copies are placed as pmap places its results, so that a program compiled
-    for the one takes the other, and without a stacked copy on the host.
+    The copies have the sharding of pmap's results, so that a program is compiled once for both, and
+    the host makes no stacked copy. Replicated arrays are returned as they are.
     """
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
@@ -156,20 +154,20 @@ def replicate(tree: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Return one of the copies of every array, on the host, where no later step changes it."""
+    """Return one of the copies of every array, copied to the host."""
     return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
 
 
 def on_all_hosts(here: bool) -> bool:
-    """Return whether it is so on every host, each of which asks."""
+    """Return whether `here` is true on every host.  All hosts must call this together."""
     return sum_over_hosts(int(here)) == jax.process_count()
 
 
 def check_same(facts: Callable[[], Mapping[str, str]]) -> None:
     """Raise UserError, on all hosts, naming what one of them has other than host 0.
 
-    facts: gives them by a name for the sentence; not called on a single host. Each host asks, with
-    the same names.
+    facts: returns them by their names in the sentence; not called on a single host. All hosts must
+    call this together.
     """
     if jax.process_count() == 1:
         return
@@ -193,12 +191,12 @@ def _check_same_digests(facts: Mapping[str, str]) -> None:
 
 
 def first_says(here: bool) -> bool:
-    """Return what host 0 says, on all hosts, each of which asks."""
+    """Return host 0's value on all hosts.  All hosts must call this together."""
     return bool(multihost_utils.broadcast_one_to_all(np.int32(here)))
 
 
 def sum_over_hosts(number: int) -> int:
-    """Return the sum of every host's number."""
+    """Return the sum of every host's number.  All hosts must call this together."""
     return int(np.sum(multihost_utils.process_allgather(np.asarray(number))))
 
 

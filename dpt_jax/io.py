@@ -59,7 +59,7 @@ def as_path(name: str | os.PathLike[str]) -> epath.Path:
     text = os.fspath(name)
     if not text:
         raise UserError("a path is empty: name a file or a folder.")
-    if text.startswith("gs:") and not text.startswith(BUCKETS):  # what pathlib makes of gs://
+    if text.startswith("gs:") and not text.startswith(BUCKETS):  # gs:// through pathlib
         rest = text.removeprefix("gs:").lstrip("/")
         raise UserError(f"{text}: paths in a bucket begin with two slashes: write {BUCKETS}{rest}.")
     scheme, found, rest = text.partition("://")
@@ -114,7 +114,7 @@ def entries(folder: epath.Path, dangling: bool = True) -> Iterator[Entry]:
             if path != own:  # the console makes a folder as an empty object of its name
                 yield Entry(path.rpartition("/")[2], found["type"] == "directory")
         return
-    # scandir knows from the listing what is a file, without a look at each of 1.3 million.
+    # scandir takes file types from the listing, without a stat of each of 1.3 million.
     with os.scandir(folder) as listed:
         for entry in listed:
             is_folder = entry.is_dir()
@@ -132,10 +132,9 @@ def find_files(folder: epath.Path, name: str) -> list[epath.Path]:
 
 @contextlib.contextmanager
 def listed_once(folder: epath.Path) -> Iterator[None]:
-    """Answer questions about paths below a folder of a bucket from one listing.
+    """Cache the listing of a folder in a bucket, for is_file() and the like on paths below it.
 
-    That takes a request for 1,000 objects instead of one for each path. A local folder is not
-    listed.
+    That takes a request for 1,000 objects instead of one for each path.
     """
     if not is_remote(folder):
         yield
@@ -151,7 +150,7 @@ def listed_once(folder: epath.Path) -> Iterator[None]:
 
 
 def cache_folder() -> pathlib.Path:
-    """Return the folder of what this package can download or compute again."""
+    """Return the folder for what can be downloaded or computed again."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(home) / "dpt_jax"
 
@@ -163,7 +162,7 @@ def local_copy(
 
     Args:
       folder: in a bucket.
-      wanted: tells by an object's path below the folder whether it is copied.
+      wanted: whether an object is copied, by its path below the folder.
       tell: prints a line, if something is copied.
 
     Returns:
@@ -195,7 +194,7 @@ def local_copy(
 
 
 def _objects(folder: epath.Path, wanted: Callable[[str], bool]) -> dict[str, str]:
-    """Return the objects below a folder with their generation, which each writing changes."""
+    """Return the objects below a folder with their generation, which changes with each write."""
     start = os.fspath(folder).removeprefix(BUCKETS).rstrip("/") + "/"
     found = file_system(folder).find(os.fspath(folder), detail=True)
     relative = {name.removeprefix(start): about for name, about in found.items()}
@@ -287,7 +286,7 @@ def short(reason: BaseException) -> str:
 
 
 def write_whole(file: epath.Path, content: bytes | str) -> None:
-    """Write a file such that nobody ever sees a part of it, not even after a power cut.
+    """Write a file atomically, also across a power cut.
 
     Args:
       file: local or in a bucket, in a folder that exists.
@@ -318,7 +317,7 @@ def write_whole(file: epath.Path, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def text_stream(file: epath.Path) -> Iterator[TextIO]:
-    """Give a CSV file to write: line by line on a disk, as a whole at the end in a bucket."""
+    """Open a CSV file for writing: line by line on a disk, whole at the end in a bucket."""
     escaped = "backslashreplace"  # of names that are not Unicode
     if not is_remote(file):
         with open(file, "w", encoding="utf-8", newline="", errors=escaped) as out:
@@ -331,7 +330,7 @@ def text_stream(file: epath.Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def on_this_disk(file: epath.Path) -> Iterator[pathlib.Path]:
-    """Give a local file of the same name and content, for a library that only reads those."""
+    """Provide a local copy of a file in a bucket, for a library that reads only local files."""
     if not is_remote(file):
         yield cast(pathlib.Path, file)
         return
@@ -343,7 +342,7 @@ def on_this_disk(file: epath.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def without_wildcards(folder: epath.Path) -> Iterator[epath.Path]:
-    """Give Orbax, which takes a path with [, * or ? for a pattern, a link to such a folder."""
+    """Provide a link to a folder with [, * or ? in its path, which Orbax takes for a pattern."""
     if is_remote(folder) or not re.search(r"[*?\[\]\\]", os.fspath(folder)):
         yield folder
         return

@@ -1,4 +1,4 @@
-"""Lines and progress bars on the console, from host 0 alone."""
+"""Lines and progress bars on the console, only from host 0."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 30
 
 
 class Progress:
-    """A bar with the time left on a terminal; otherwise plain lines in `file`, now and then."""
+    """A progress bar on a terminal, otherwise a line in `file` every half minute."""
 
     def __init__(self, title: str, total: int, start: int = 0, file: TextIO | None = None) -> None:
         self._file = file
@@ -35,13 +35,13 @@ class Progress:
         self._bar.close()
 
     def advance(self) -> None:
-        """One step done."""
+        """Count a step."""
         self._bar.update()
         self._done += 1
         now = time.monotonic()
         steps = self._done - self._start - 1
         if not steps:
-            self._began = now  # the first step compiles, and says nothing of the others
+            self._began = now  # the first step includes compilation
         elif not self._terminal and now - self._spoke > SECONDS_BETWEEN_LINES:
             left = (now - self._began) / steps * (self._total - self._done)
             self._say(
@@ -49,7 +49,7 @@ class Progress:
             )
 
     def report(self, line: str, status: str) -> None:
-        """`line` on its own, or, beside the bar, the shorter `status`."""
+        """Print `line`, or show the shorter `status` beside the bar."""
         if self._terminal:
             self._bar.set_postfix_str(status)
         else:
@@ -61,6 +61,6 @@ class Progress:
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """A line on standard output, or in `file`, at once."""
+    """Print a line to standard output, or to `file`, and flush."""
     if is_first():
         print(line, file=file, flush=True)

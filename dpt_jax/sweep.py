@@ -263,7 +263,7 @@ def sweep(
             _end_on_several_hosts()
             say(f"  failed: {reason}")
             failed.append((run, str(reason)))
-        except Exception as reason:  # a bug in one run is no reason to lose the others
+        except Exception as reason:  # a bug in one run must not lose the others
             _end_on_several_hosts()
             traceback.print_exc()
             failed.append((run, f"{type(reason).__name__}: {reason}"))
