@@ -81,23 +81,22 @@ def evaluate(
     from dpt_jax.config import evaluation_config, evaluation_dir
     from dpt_jax.io import as_path
     from dpt_jax.runs import evaluate_run
-    from dpt_jax.training import prompt_file
     from dpt_jax.training.checkpoints import FOLDER
+    from dpt_jax.training.prompt_file import is_prompt_file
 
     overrides = dict(given.overrides)
-    # Prompts from elsewhere are evaluated in a folder below their run.
-    elsewhere = "init_from" in overrides and is_default
-    if prompt_file.is_prompt_file(workdir):
-        if "init_from" in overrides:
-            raise UserError(
-                "--workdir is a file of prompts and --config.init_from names others: give one of "
-                "the two."
-            )
+    is_file = is_prompt_file(workdir)
+    if is_file and "init_from" in overrides:
+        raise UserError(
+            "--workdir is a file of prompts and --config.init_from names others: give one of the "
+            "two."
+        )
+    if is_file:
         overrides["init_from"] = str(workdir)
-        elsewhere = True
     config = evaluation_config(given.config, overrides, given.dataset_named, workdir)
-    if elsewhere:
-        workdir = evaluation_dir(as_path(config.init_from), config)
-    named_elsewhere = "init_from" in overrides or not (workdir / FOLDER).exists()
-    source = as_path(config.init_from) if config.init_from and named_elsewhere else workdir
+    source = workdir
+    if config.init_from and ("init_from" in overrides or not (workdir / FOLDER).exists()):
+        source = as_path(config.init_from)
+    if is_file or ("init_from" in overrides and is_default):
+        workdir = evaluation_dir(source, config)
     return evaluate_run(config, source, workdir)
