@@ -27,8 +27,8 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     if others:
         raise UserError(f"unknown argument {others[0]!r}: the command takes one run.")
     from dpt_jax.predictor.predictor import load
-    from dpt_jax.predictor.words import header, neighbours, rows
+    from dpt_jax.predictor.words import neighbours, table
     from dpt_jax.report.tables import markdown
 
-    found = neighbours(load(workdir, clip=flags.clip, batch_size=1), flags.top)
-    print(markdown(header(found), rows(found)))
+    header, *rows = table(neighbours(load(workdir, clip=flags.clip, batch_size=1), flags.top))
+    print(markdown(header, rows))

@@ -1,11 +1,9 @@
 """Workdirs from checkpoint folders of the published PyTorch codes, and back."""
 
-import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from dpt_jax import methods
@@ -23,11 +21,8 @@ from dpt_jax.config import (
     validate,
 )
 from dpt_jax.convert.published import (
-    CAVPT,
     COUPLED,
     JOINT,
-    TEXT,
-    VISUAL,
     method_of,
     module_from_prompts,
     prompts_from_published,
@@ -39,10 +34,11 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import make_folder, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, ZERO_SHOT
-from dpt_jax.model import PromptedCLIP, init_prompts
+from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.checkpoints import FOLDER, Checkpoints, Saved, load_newest
+from dpt_jax.training.initial_prompts import check_shapes, shapes_of
 from dpt_jax.training.record import result_settings
 from dpt_jax.training.setup import clip_fingerprint
 
@@ -89,7 +85,7 @@ def convert_reference(
             )
         config.update_from_flattened_dict({key: value})
     validate(config)
-    _check_shapes(prompts, config, pretrained.config, directory, modules)
+    _check_fits(prompts, config, pretrained.config, directory)
     _check_classes(prompts, config, directory)
     save_config(config, workdir)
     # A checkpoint does not say what it was trained on; the settings do.
@@ -234,12 +230,8 @@ def _keys(prompts: Prompts, method: str | None, named: str, clip: CLIPConfig) ->
     return keys
 
 
-def _check_shapes(
-    prompts: Prompts,
-    config: ConfigDict,
-    clip: CLIPConfig,
-    directory: pathlib.Path,
-    modules: Mapping[str, Tensors],
+def _check_fits(
+    prompts: Prompts, config: ConfigDict, clip: CLIPConfig, directory: pathlib.Path
 ) -> None:
     """Raise UserError naming an array whose shape does not fit this CLIP."""
     classes = 1
@@ -248,22 +240,7 @@ def _check_shapes(
     elif config.text_prompt.class_specific:
         classes = prompts["text"]["context"].shape[1]
     model = PromptedCLIP(clip, prompt_config(config, classes, clip.vision.layers))
-    there, here = (
-        flat(jax.tree.map(lambda x: tuple(x.shape), tree))
-        for tree in (
-            prompts,
-            jax.eval_shape(functools.partial(init_prompts, model), jax.random.key(0)),
-        )
-    )
-    own = {"text": TEXT, "meta_net": TEXT, "visual": VISUAL, "cavpt": CAVPT}
-    for name in sorted({*there, *here}):
-        if there.get(name) != here.get(name):
-            part = own.get(name.partition(".")[0], "")
-            raise UserError(
-                f"{directory / (part if part in modules else next(iter(modules)))}: {name} has "
-                f"shape {there.get(name)}, but the backbone {config.clip.weights} needs "
-                f"{here.get(name)}."
-            )
+    check_shapes(prompts, shapes_of(model), str(directory))
 
 
 def _check_classes(prompts: Prompts, config: ConfigDict, directory: pathlib.Path) -> None:

@@ -63,20 +63,13 @@ def neighbours(predictor: Predictor, top: int) -> list[Neighbours]:
     return found
 
 
-def header(found: Sequence[Neighbours]) -> list[str]:
-    """Return the columns of `rows`."""
-    nearest = [f"nearest {i + 1} (distance)" for i in range(len(found[0].words))]
-    return [*(["class"] if found[0].classname else []), "context", *nearest, "in word distances"]
-
-
-def rows(found: Sequence[Neighbours]) -> list[list[str]]:
-    """Return one row for each context vector."""
-    return [
-        [
-            *([one.classname] if one.classname else []),
-            str(one.place),
-            *(f"{word} ({x:.3f})" for word, x in zip(one.words, one.distances, strict=True)),
-            f"{one.in_word_distances:.2f}",
-        ]
-        for one in found
-    ]
+def table(found: Sequence[Neighbours]) -> list[list[str]]:
+    """Return a header, and a row for each context vector."""
+    of_classes = bool(found[0].classname)
+    header = [f"nearest {i + 1} (distance)" for i in range(len(found[0].words))]
+    rows = [["class", "context", *header, "in word distances"]]
+    for one in found:
+        nearest = zip(one.words, one.distances, strict=True)
+        cells = [f"{word} ({distance:.3f})" for word, distance in nearest]
+        rows.append([one.classname, str(one.place), *cells, f"{one.in_word_distances:.2f}"])
+    return rows if of_classes else [row[1:] for row in rows]

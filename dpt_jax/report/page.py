@@ -22,7 +22,7 @@ from dpt_jax.logging import Progress
 from dpt_jax.methods import ROWS
 from dpt_jax.predictor.attention import describe
 from dpt_jax.predictor.predictor import Predictor, prompts_of
-from dpt_jax.predictor.words import header, neighbours, rows
+from dpt_jax.predictor.words import neighbours, table
 from dpt_jax.report import one_run
 from dpt_jax.report.figures import Cloud, draw_clouds
 from dpt_jax.report.heat_maps import draw_sight
@@ -74,8 +74,7 @@ def write_page(workdir: epath.Path) -> epath.Path:
     answers = classify(predictor, experiment.dataset)
     parts, words = predictor.model.config, []
     if "text" in predictor.prompts and not parts.conditioned:
-        found = neighbours(predictor, NEAREST)
-        words = [header(found), *rows(found)]
+        words = table(neighbours(predictor, NEAREST))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True
     )

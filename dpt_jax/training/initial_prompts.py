@@ -10,7 +10,6 @@ import numpy as np
 from etils import epath
 
 from dpt_jax import distributed
-from dpt_jax.clip.blocks import Params
 from dpt_jax.config import flat
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
@@ -67,21 +66,18 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
             f"{source}: its training has not finished, these prompts are of {epoch}.",
             file=sys.stderr,
         )
-    wanted = _shapes_of(experiment)
     if other := other_clip(saved, experiment):
         raise UserError(
             f"{source} was trained on {other} than {experiment.config.clip.weights}: give the CLIP "
             "that it was trained on."
         )
     _check_classes(saved, experiment, source)
-    for part in saved.prompts:
-        if part not in wanted:
-            say(f"{source} has a {part} prompt, which this method does not use.")
-    for part in wanted:
-        if part not in saved.prompts:
-            raise UserError(f"{source} has no {part} prompt, which this method needs.")
-        _check_shapes(saved.prompts[part], wanted[part], part, source)
-    return saved._replace(prompts={part: saved.prompts[part] for part in wanted})
+    wanted = shapes_of(experiment.model)
+    for part in sorted(saved.prompts.keys() - wanted.keys()):
+        say(f"{source} has a {part} prompt, which this method does not use.")
+    used = {part: saved.prompts[part] for part in wanted if part in saved.prompts}
+    check_shapes(used, wanted, source)
+    return saved._replace(prompts=used)
 
 
 def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, source: str) -> Prompts:
@@ -99,7 +95,7 @@ def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, sourc
     merged = dict(fresh)
     for part in fresh.keys() & saved.prompts.keys():
         own, theirs = fresh[part], saved.prompts[part]
-        _check_shapes(theirs, own, part, source)
+        check_shapes({part: theirs}, {part: own}, source)
         if part == "cavpt":
             shapes = [prompt["classifier"]["kernel"].shape for prompt in (theirs, own)]
             if not same_classes or shapes[0] != shapes[1]:
@@ -119,11 +115,6 @@ def other_clip(saved: Saved, experiment: Experiment) -> str:
     return f"another CLIP (other {', '.join(different)})" if different else ""
 
 
-def _shapes_of(experiment: Experiment) -> Prompts:
-    init = functools.partial(init_prompts, experiment.model)
-    return jax.eval_shape(init, jax.random.key(0))
-
-
 def _check_classes(saved: Saved, experiment: Experiment, source: str) -> bool:
     """Return whether saved prompts are of these classes, as far as known.
 
@@ -138,9 +129,20 @@ def _check_classes(saved: Saved, experiment: Experiment, source: str) -> bool:
     return same
 
 
-def _check_shapes(theirs: Params, wanted: Params, part: str, source: str) -> None:
-    """Raise UserError naming a prompt that is missing, left over, or of another shape or type."""
-    there, here = flat({part: theirs}), flat({part: wanted})
+def shapes_of(model: PromptedCLIP) -> Prompts:
+    """Return the prompts of a model as a tree of jax.ShapeDtypeStruct."""
+    return jax.eval_shape(functools.partial(init_prompts, model), jax.random.key(0))
+
+
+def check_shapes(prompts: Prompts, wanted: Prompts, source: str) -> None:
+    """Raise UserError naming a tensor that is missing, left over, or of another shape or type.
+
+    Args:
+      prompts: Saved ones.
+      wanted: A tree of arrays or shapes.
+      source: Where the prompts are from.
+    """
+    there, here = flat(prompts), flat(wanted)
     for name in [*here, *there]:
         shapes = [tuple(tree[name].shape) if name in tree else None for tree in (there, here)]
         if name == CLASSIFIER:  # its classes are those of the training

@@ -34,19 +34,23 @@ RESULTS = (
     "zero_shot_accuracy",
 )
 
+PARTS = ("text", "meta_net", "visual", "coupling", "cavpt")
 ENTRIES = {
     *("method", "backbone", "template", "classnames", "results"),
     *("settings", "training", "step"),
 }
-PARTS = ("text", "meta_net", "visual", "coupling", "cavpt")
-# Types of what the record of the training may have.
-RECORD: dict[str, Any] = {
-    "method": str,
-    "backbone": str | None,
-    "classnames": list | None,
-    "epoch": int | None,
-    "data": dict | None,
-    "train_list": str | None,
+# Types of the entries that are read, and of the record of the training.
+TYPES: dict[str, Any] = {
+    "step": int,
+    "settings": dict,
+    "training": dict,
+    "results": dict | None,
+    "training.method": str,
+    "training.backbone": str | None,
+    "training.classnames": list | None,
+    "training.epoch": int | None,
+    "training.data": dict | None,
+    "training.train_list": str | None,
 }
 
 
@@ -118,21 +122,14 @@ def read_header(file: epath.Path) -> dict[str, Any]:
         entries = {key: json.loads(value) for key, value in header.items()}
         if set(entries) != ENTRIES:
             raise ValueError(f"the entries of its header are {', '.join(sorted(entries))}")
-        training = entries["training"]
-        for key, kind in {"settings": dict, "training": dict, "step": int}.items():
-            _check_type(key, entries[key], kind)
-        _check_type("results", entries["results"], dict | None)
-        for key, kind in RECORD.items():
-            _check_type(f"training.{key}", training.get(key), kind)
-        names = training.get("classnames")
+        record = {f"training.{key}": value for key, value in entries["training"].items()}
+        for key, kind in TYPES.items():
+            if not isinstance((entries | record).get(key), kind):
+                raise TypeError(f"{key} in its header is not what `convert export` writes")
+        names = entries["training"].get("classnames")
         if names is not None and not (names and all(isinstance(x, str) and x for x in names)):
             raise ValueError("training.classnames in its header are not class names")
     return entries
-
-
-def _check_type(key: str, value: Any, kind: Any) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{key} in its header is not what `convert export` writes")
 
 
 def read(file: epath.Path) -> tuple[int, Any, dict[str, Any]]:

@@ -35,8 +35,9 @@ def test_words_of_classes_that_have_their_own(trained):
     assert [(one.classname, one.place) for one in found] == [
         (n, i) for n in predictor.classnames for i in (1, 2)
     ]
-    assert explain.header(found)[0] == "class"
-    assert {len(row) for row in explain.rows(found)} == {len(explain.header(found))}
+    table = explain.table(found)
+    assert table[0][0] == "class"
+    assert len({len(row) for row in table}) == 1
 
 
 def test_explain_prints_a_table(trained):
