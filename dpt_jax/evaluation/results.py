@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,8 +59,8 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
         return False
     if not own.get("data") or own["data"]["digest"] == experiment.dataset.digest:
         return True
-    root = read_config(workdir, config).dataset.root
-    return bool(root) and _real(root) == _real(config.dataset.root)
+    roots = read_config(workdir, config).dataset.root, config.dataset.root
+    return all(roots) and len({as_path(root).resolve() for root in roots}) == 1
 
 
 def outdated(results: Results, workdir: epath.Path) -> str:
@@ -126,22 +124,16 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
             return False
         if outdated(results, workdir):
             return False
-        return not config.eval.save_logits or _predictions_of(workdir) == of["prompts"]
+        if not config.eval.save_logits:
+            return True
+        with (
+            reading(workdir / PREDICTIONS_FILE, "predictions"),
+            (workdir / PREDICTIONS_FILE).open("rb") as file,
+            np.load(file) as found,
+        ):
+            return bool(str(found["prompts"]) == of["prompts"])
     except (UserError, KeyError, TypeError):
         return False
-
-
-def _predictions_of(workdir: epath.Path) -> str | None:
-    """Return the digest of the prompts that predictions.npz is of, None if it cannot be read."""
-    try:
-        with (workdir / PREDICTIONS_FILE).open("rb") as file, np.load(file) as found:
-            return str(found["prompts"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
-
-
-def _real(root: str) -> epath.Path | None:
-    return as_path(root).resolve() if root else None
 
 
 def summary(results: Results) -> str:
