@@ -77,7 +77,7 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
     monkeypatch.setattr(
         setup, "load_clip", lambda *arguments: loads.append(arguments) or load(*arguments)
     )
-    planned = plan("few-shot", ["zeroshot", "coop"], ["folder"], [], [1, 2], [1])
+    planned = plan("few-shot", ["zeroshot", "coop"], ["folder"], [], [1], [1])
     assert {sweep.state(run, tmp_path, overrides) for run in planned} == {"to do"}
     assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
     assert len(loads) == 1
@@ -85,14 +85,13 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
     found = sorted(file.parent for file in tmp_path.rglob("results.json"))
     assert [folder.relative_to(tmp_path).as_posix() for folder in found] == [
         "coop/folder/1shot/seed1",
-        "coop/folder/2shot/seed1",
         "zeroshot/folder/1shot/seed1",
     ]
     (found[0] / "results.json").unlink()
     assert sweep.state(planned[1], tmp_path, overrides) == "begun"
     capsys.readouterr()
     assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
-    assert capsys.readouterr().out.count("finished before") == 2
+    assert capsys.readouterr().out.count("finished before") == 1
 
 
 def test_runs_of_other_lengths_need_no_other_program(overrides, tmp_path):
@@ -232,11 +231,10 @@ def test_wrong_input_is_one_sentence(arguments, names, tmp_path):
     assert_refused(done, names)
 
 
-def test_the_command_and_its_exit_code(tmp_path, clip_dir):
+def test_the_command_and_its_exit_code(tmp_path):
     """A dataset whose root is missing fails, the embedded one runs; tables are made of it."""
     arguments = ["--methods=zeroshot", "--datasets=emoji,eurosat", f"--runs={tmp_path}"]
-    weights = f"--config.clip.weights={clip_dir}"
-    done = in_process("-m", "dpt_jax", "sweep", *arguments, weights, check=False)
+    done = in_process("-m", "dpt_jax", "sweep", *arguments, check=False)
     assert done.returncode == 1
     assert "1 of 2 runs are finished" in done.stdout
     assert "failed: zeroshot on eurosat: dataset.root is not set" in done.stdout

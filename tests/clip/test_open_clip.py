@@ -71,18 +71,6 @@ def test_features_are_those_of_open_clip(tmp_path, model, kind):
         assert relative_error(ours, arrays[f"{model}.{theirs}"]) < 2e-5
 
 
-def test_golden_weights_tell_the_models_apart(tmp_path):
-    """The comparison would miss nothing: another activation gives other features."""
-    wrong = copy.deepcopy(golden.MODELS["quick_gelu"]) | {"quick_gelu": False}
-    folder = write(tmp_path / "wrong", "quick_gelu", model_cfg=wrong)
-    clip = load_clip(str(save_as("safetensors", folder, "quick_gelu")))
-    image = CLIP(clip.config).apply(
-        {"params": clip.params}, method=lambda m: m.vision(golden.images())[0]
-    )
-    theirs = np.load(golden.FILE)["quick_gelu.image"]
-    assert relative_error(image, theirs) > 1e-3
-
-
 def read(tmp_path, change=None, **whole):
     raw = {"model_cfg": copy.deepcopy(golden.MODELS["quick_gelu"]), **whole}
     if change:

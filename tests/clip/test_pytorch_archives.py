@@ -99,13 +99,3 @@ def test_pickled_program_is_not_run(copy, tmp_path):
     with pytest.raises(UserError, match=r"pytorch_model\.bin"):
         load_clip(str(copy))
     assert not target.exists()
-
-
-def test_resnet_is_refused(tmp_path):
-    file = tmp_path / "RN50.pt"
-    torch.save(
-        {"visual.layer1.0.conv1.weight": torch.zeros(2, 2, 1, 1), "logit_scale": torch.tensor(1.0)},
-        file,
-    )
-    with pytest.raises(UserError, match="ResNet"):
-        load_clip(str(file))

@@ -161,7 +161,6 @@ def test_tensors_that_are_missing_unknown_or_of_other_shapes(
     "values",
     [
         {"text_prompt.depth": 2},
-        {"visual_prompt.ln_pre": True},
         {"method": "vlp", "visual_prompt.depth": 2},
     ],
 )

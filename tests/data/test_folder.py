@@ -7,7 +7,7 @@ from PIL import Image
 
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import find_images, read_folder
-from dpt_jax.data.records import Example, UnreadableImageError
+from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
 from tests.helpers import coop_trees
 from tests.helpers.object_store import put_folder
@@ -70,16 +70,6 @@ def test_folders_that_are_not_a_dataset_are_named(tmp_path):
         (tmp_path / name).mkdir()
 
 
-def test_a_link_to_nothing_is_an_image_that_cannot_be_read(tmp_path):
-    """As of images that are links, after a copy or without their disk."""
-    images(tmp_path, "train/a/1.png", "test/a/2.png")
-    (tmp_path / "test" / "a" / "3.png").symlink_to("/gone/3.png")
-    found = read_folder(tmp_path)
-    assert [example.path for example in found.test] == ["test/a/2.png", "test/a/3.png"]
-    with pytest.raises(UnreadableImageError, match=r"3\.png"):
-        found.read(found.test[1].path)
-
-
 def test_predict_finds_what_training_finds_also_by_links(tmp_path):
     """A link that leads back up ends there."""
     images(tmp_path, "data/test/a/1.png", "elsewhere/b/2.png")
@@ -90,7 +80,7 @@ def test_predict_finds_what_training_finds_also_by_links(tmp_path):
     assert [file[-7:] for file in tested] == ["a/1.png", "b/2.png"]
 
 
-@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
 def test_unicode_forms_of_one_name_are_one_class(tmp_path, forms):
     """A Mac writes é as two characters, Linux as one."""
     train, test = (unicodedata.normalize(form, "café_crème") for form in forms)
@@ -104,7 +94,7 @@ def test_unicode_forms_of_one_name_are_one_class(tmp_path, forms):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("red_fox", "red fox"), ("red__fox", "red_fox"), ("caf\u00e9", "cafe\u0301"), ("a_", "a")],
+    [("red_fox", "red fox"), ("caf\u00e9", "cafe\u0301")],
 )
 def test_two_folders_of_one_text_are_refused(tmp_path, one, other):
     images(tmp_path, f"test/{one}/1.png", f"test/{other}/2.png")

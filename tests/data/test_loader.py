@@ -112,13 +112,6 @@ def test_hosts_share_the_rows_of_every_batch(batch_size, hosts):
                 np.testing.assert_array_equal(rows, whole[name][host::hosts])
 
 
-def test_hosts_that_cannot_share_a_batch_are_refused():
-    with pytest.raises(UserError, match=r"train\.batch_size"):
-        batches_of(batch_size=5, hosts=2)
-    with pytest.raises(UserError, match="16 hosts"):
-        batches_of(batch_size=32, hosts=16)
-
-
 def test_test_batches_keep_the_order_and_the_last_images():
     dataset = read_folder(IMAGES)
     loading = loader.Loading(
@@ -259,15 +252,6 @@ class Counting:
         if path.startswith("bad"):
             raise UnreadableImageError(f"{path} cannot be read.")
         return Image.new("RGB", (4, 4))
-
-
-def test_test_images_none_of_which_can_be_read_are_refused_before_training():
-    test = [Example("bad1", 0), Example("bad2", 1)]
-    with pytest.raises(UserError, match="bad1"):
-        check_readable(Dataset(Counting(), ("ant",), [Example("a1", 0)], [], test))
-    read = Counting()
-    check_readable(Dataset(read, ("ant",), [], [], [*test, Example("a2", 0), Example("a3", 0)]))
-    assert read.seen == ["bad1", "bad2", "a2"]
 
 
 def test_a_class_of_which_no_image_can_be_read_is_named_before_training():

@@ -140,11 +140,6 @@ def test_hostile_pickles_are_refused_and_nothing_of_them_is_run(name, whole, tmp
     assert not (tmp_path / "hacked").exists()
 
 
-def test_a_file_of_another_kind_is_named(whole, tmp_path):
-    with pytest.raises(UserError, match=r"sample\.csv"):
-        read_sample(tmp_path / "sample.csv", whole, 1)
-
-
 @pytest.mark.parametrize("line", ["{", '{"_impath": 3, "_label": 0}', "\xe9"])
 def test_a_damaged_line_is_named(line, whole, tmp_path):
     file = tmp_path / "sample.jsonl"

@@ -63,14 +63,8 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     # In the folder of the images themselves: none of them is overwritten.
     before = (tmp_path / "other" / f"{name}.png").read_bytes()
     shutil.copy(files[0], tmp_path / "other" / f"{name}-2.png")
-    in_process(
-        "-m",
-        "dpt_jax",
-        "visualize",
-        f"--workdir={trained}",
-        f"--out={tmp_path / 'other'}",
-        str(tmp_path / "other"),
-    )
+    options = [f"--workdir={trained}", f"--out={tmp_path / 'other'}", str(tmp_path / "other")]
+    in_process("-m", "dpt_jax", "visualize", *options)
     assert (tmp_path / "other" / f"{name}.png").read_bytes() == before
     assert len(list((tmp_path / "other").iterdir())) == 4
 

