@@ -138,7 +138,9 @@ class Predictor:
         else:
             learned = self._encode_names(classnames)
         features = np.asarray(normalize(learned))
-        self._check("the features of the texts", features)
+        check_finite(
+            {"the features of the texts": features}, self.prompts, self._experiment.frozen.clip
+        )
         return features
 
     def answers(
@@ -185,12 +187,12 @@ class Predictor:
             return outputs
 
         for batch, outputs in overlapped(batches, compute, lambda x: len(x["label"])):
-            self._check("the logits of zero-shot CLIP", outputs.zero_shot.logits)
-            self._check("the logits", outputs.logits)
+            answers = {
+                "the logits of zero-shot CLIP": outputs.zero_shot.logits,
+                "the logits": outputs.logits,
+            }
+            check_finite(answers, self.prompts, self._experiment.frozen.clip)
             yield batch, outputs
-
-    def _check(self, what: str, answers: np.ndarray) -> None:
-        check_finite({what: answers}, self.prompts, self._experiment.frozen.clip)
 
     @property
     def rows(self) -> int:
