@@ -115,20 +115,23 @@ def draw_confusion(matrix: np.ndarray, classnames: Sequence[str], title: str) ->
     return png(figure)
 
 
-def draw_training(records: Sequence[Mapping[str, float]], guidance_epochs: int) -> bytes:
+def draw_training(
+    records: Sequence[Mapping[str, float]], rates: Mapping[str, str], guidance_epochs: int
+) -> bytes:
     """Draw loss, training accuracy and learning rates by epoch.
 
     Args:
         records: Those of metrics.jsonl, one an epoch.
+        rates: The keys of the learning rates, and what each is of.
         guidance_epochs: After which the loss has fewer terms; 0 if it never changes.
     """
     metrics = pd.DataFrame(records).set_index("epoch")
     figure, axes = pyplot().subplots(1, 3, figsize=(10.5, 3))
-    blue, orange = ROWS["vpt"].colour, ROWS["dpt"].colour
-    axes[0].plot(metrics.loss, color=orange)
-    axes[1].plot(100 * metrics.accuracy, color=orange)
-    axes[2].plot(metrics.visual_lr, color=blue, label="visual prompt")
-    axes[2].plot(metrics.text_lr, color="#000000", linestyle="--", label="text prompt")
+    axes[0].plot(metrics.loss, color=ROWS["dpt"].colour)
+    axes[1].plot(100 * metrics.accuracy, color=ROWS["dpt"].colour)
+    for key, label in rates.items():
+        style = {"color": "#000000", "linestyle": "--"} if key == "text_lr" else {}
+        axes[2].plot(metrics[key], **{"color": ROWS["vpt"].colour, "label": label, **style})
     axes[2].set_yscale("log")
     # The default labels of a logarithmic axis are formulas, see STYLE.
     axes[2].yaxis.set_major_formatter("{x:g}")
@@ -137,6 +140,7 @@ def draw_training(records: Sequence[Mapping[str, float]], guidance_epochs: int) 
     labels = ("training loss (nats)", "training accuracy (%)", "learning rate")
     for one, label in zip(axes, labels, strict=True):
         one.set(xlabel="epoch", ylabel=label)
+        one.xaxis.get_major_locator().set_params(integer=True)
         one.grid()
     if 0 < guidance_epochs < metrics.index[-1]:
         for one in axes[:2]:
@@ -165,7 +169,7 @@ def draw_reliability(calibrations: Mapping[str, Mapping[str, Any]]) -> bytes:
         above.vlines(confidence, confidence, accuracy, color=colour, alpha=0.5)
         above.plot(confidence, accuracy, color=colour, marker="o", label=label, clip_on=False)
         above.set_title(f"{label}: expected calibration error {100 * found['ece']:.1f} %")
-        above.legend(loc="upper left")
+        above.legend()
         below.bar(confidence, bins.images, width=4, color=colour)
         below.set_xlabel("probability of the answer (%)")
         above.grid()

@@ -123,8 +123,11 @@ def draw_training(workdir: epath.Path) -> bytes | None:
         return None
     config = load_config(workdir)
     method = METHODS[config.method]
-    guided = TEXT in method.parts and method.visual
-    return figures.draw_training(records, config.loss.guidance_epochs if guided else 0)
+    rates = {"visual_lr": "visual prompt"} if method.visual else {}
+    if TEXT in method.parts:
+        rates["text_lr"] = "text prompt"
+    guidance_epochs = config.loss.guidance_epochs if len(rates) == 2 else 0
+    return figures.draw_training(records, rates, guidance_epochs)
 
 
 def draw_reliability(results: Results) -> bytes | None:
