@@ -43,9 +43,9 @@ def tiny_clip_dir(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory) -> Iterator[ObjectStore]:
+def store() -> Iterator[ObjectStore]:
     """An object store, which this process and those that it starts ask in place of Google's."""
-    started = ObjectStore(tmp_path_factory.mktemp("store") / "log")
+    started = ObjectStore()
     os.environ |= started.environment
     yield started
     started.stop()
