@@ -1,51 +1,75 @@
-"""Compiles the programs of main.py for TPU chips, on a machine that has none.
+"""Compiles the programs of main.py for TPU chips, on a machine without one.
 
     pip install libtpu
     python benchmarks/compile_for_tpu.py --topology=v5e:2x2 --clip=vit-b-16 --classes=1000
         --batch=32 [--method=dpt] [--dtype=bfloat16] [--remat=matmuls] [--mode=train] [--hlo=FILE]
 
 --batch is the number of images of a chip. Prints one JSON line:
-    compile_s        of the TPU compiler; tracing is not counted
+    compile_s        of the TPU compiler, without tracing
     fits             whether the program fits the chip's memory; if not, needs_gb is what it needs
     gb               of a chip's memory: arguments (mostly CLIP's weights), temporaries, together
     chip_gb          the memory that a chip has
-    collectives      number and bytes of each kind, of a chip; null where jaxlib cannot read the
+    collectives      number and bytes of each kind, of a chip; null if jaxlib cannot read the
                      program of this libtpu, as 0.10.2 those of libtpu 0.0.52 for v5p and v6e
-    model_gflop      what the mathematics of a step needs of a chip, see training/flops.py
+    model_gflop      what the mathematics of a step needs of a chip, see benchmarks/flops.py
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
                      the rate of its memory
-With --mode=eval these are of classifying a batch, as `dpt-jax predict` does it (the evaluation of
+With --mode=eval these are of classifying a batch, as `dpt-jax predict` does (the evaluation of
 main.py runs its two halves); `texts` has those of encoding the class texts.
 """
 
+import os
+
+if __name__ == "__main__":
+    # Read when JAX and libtpu are imported: the compiler needs neither a TPU nor a TPU VM's
+    # services, and JAX itself runs on the CPU.
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_MIN_LOG_LEVEL": "3",
+        "TPU_STDERR_LOG_LEVEL": "3",
+    }
+
 import argparse
 import contextlib
+import functools
+import importlib.util
 import json
-import os
+import math
 import pathlib
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-# Started as a script, whose import path begins in this folder and not at the repository's root.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from benchmarks.chips import CHIPS, Chip, chip_of, least_ms
-from dpt_jax.errors import UserError
-from dpt_jax.methods import METHODS
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+from jax.experimental import topologies
 
-# The compiler needs neither a TPU nor the services of a TPU VM, and JAX itself runs on the CPU.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_STDERR_LOG_LEVEL": "3",
-}
+from benchmarks import flops
+from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
+from dpt_jax.cli.terminal import guard
+from dpt_jax.clip.packing import PackedTexts, pack, plain_texts
+from dpt_jax.config import method_config, prompt_config, templates
+from dpt_jax.data.catalogue import imagenet_classnames
+from dpt_jax.errors import UserError
+from dpt_jax.evaluation.evaluate import make_programs
+from dpt_jax.methods import METHODS
+from dpt_jax.model import PromptedCLIP, init_prompts
+from dpt_jax.prompts.text import context_tokens, prompted_texts
+from dpt_jax.training.optimizer import make_optimizer
+from dpt_jax.training.schedule import Schedule
+from dpt_jax.training.setup import Frozen
+from dpt_jax.training.step import StepConfig, make_step, new_state
+
 GB = 1e9
 NUMBER_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 COLLECTIVE = re.compile(
@@ -56,20 +80,36 @@ SHAPE = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 OUT_OF_MEMORY = re.compile(r"Used ([0-9.]+)([MGT]) of")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    options = parse(arguments)
-    try:
-        chip = chip_of(options.topology)
-        # Before JAX is imported, which reads them.
-        os.environ.update(ENVIRONMENT)
-        print(json.dumps(report(options, chip)))
-    except UserError as reason:
-        print(reason, file=sys.stderr)
-        raise SystemExit(2) from None
+class Chip(NamedTuple):
+    """One kind of chip.  Rates are per second; `flops` is the peak in bfloat16."""
+
+    topology: str  # the smallest one that libtpu compiles for
+    flops: float
+    memory_bytes: float
+    memory_bandwidth: float
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+# Google's figures per chip, from https://cloud.google.com/tpu/docs/v5e, …/v5p and …/v6e.
+CHIPS = {
+    "v5e": Chip("v5e:2x2", 197e12, 16e9, 819e9),
+    "v5p": Chip("v5p:2x2x1", 459e12, 95e9, 2765e9),
+    "v6e": Chip("v6e:2x2", 918e12, 32e9, 1638e9),
+}
+
+
+class Case(NamedTuple):
+    """What is compiled.  Arrays are shapes with a leading axis of `chips`."""
+
+    model: PromptedCLIP
+    layout: PackedTexts
+    frozen: Frozen
+    images: int  # of a chip
+    chips: int
+    train: bool
+    step: StepConfig
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the flags."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,42 +129,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def tpu_devices(topology: str) -> list[Any]:
-    """Return the devices to compile for.  Raise UserError where libtpu cannot give them."""
-    from jax.experimental import topologies
-
-    try:
-        # Imported for the sentence alone: JAX finds it by itself.
-        __import__("libtpu")
-        with quiet():
-            found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-        return list(found.devices)
-    except ImportError as reason:
-        raise UserError(
-            "libtpu is not installed, and it holds the TPU compiler: pip install libtpu."
-        ) from reason
-    except Exception as reason:  # JAX passes on what libtpu raises, of any kind
-        first = (str(reason).splitlines() or [""])[0]
-        raise UserError(f"--topology={topology}: libtpu does not take it ({first}).") from reason
-
-
-def report(options: argparse.Namespace, chip: Chip) -> dict[str, Any]:
-    """Compile what the options name, and return the line."""
+def report(options: argparse.Namespace) -> None:
+    """Compile what the flags name, and print the line."""
+    chip = chip_of(options.topology)
     on = tpu_devices(options.topology)
-    import jax
-    import jaxlib
-
-    from benchmarks import flops
-    from benchmarks.tpu_programs import make_case, programs
-
-    case = make_case(options, chip, len(on))
+    case = make_case(options, len(on))
     images = options.batch * len(on)
     if case.train:
         needed = flops.step(case.model, case.layout, images, case.step.guidance)
     else:
         needed = flops.evaluation(case.model, case.layout, images)
     operations = needed / len(on)
-    line: dict[str, Any] = {
+    (name, lowered), *others = programs(case, on)
+    line = {
         "topology": options.topology,
         "device": f"{len(on)} x {on[0].device_kind}",
         "clip": options.clip,
@@ -136,18 +153,93 @@ def report(options: argparse.Namespace, chip: Chip) -> dict[str, Any]:
         "remat": case.model.remat,
         "chip_gb": round(chip.memory_bytes / GB, 1),
         "model_gflop": round(operations / GB, 1),
+        **compile_one(lowered, chip, operations, options.hlo),
+        **{other: compile_one(lowered, chip, 0.0) for other, lowered in others},
+        "program": name,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
     }
-    (name, lowered), *others = programs(case, on)
-    line |= compile_one(lowered, chip, operations, options.hlo)
-    for other, lowered in others:
-        line[other] = compile_one(lowered, chip, 0.0)
-    return line | {"program": name, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    print(json.dumps(line))
+
+
+def chip_of(topology: str) -> Chip:
+    """Return the chip of a topology such as "v5e:2x2".  Raises UserError for an unknown one."""
+    kind, _, shape = topology.partition(":")
+    if kind not in CHIPS or not shape:
+        examples = ", ".join(chip.topology for chip in CHIPS.values())
+        raise UserError(f"--topology={topology}: give one such as {examples}.")
+    return CHIPS[kind]
+
+
+def tpu_devices(topology: str) -> list[Any]:
+    """Return the devices to compile for.  Raises UserError if libtpu does not know them."""
+    if not importlib.util.find_spec("libtpu"):
+        raise UserError("libtpu, which has the TPU compiler, is missing: pip install libtpu.")
+    try:
+        with quiet():
+            found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        return list(found.devices)
+    except Exception as reason:  # libtpu raises several types
+        first = (str(reason).splitlines() or [""])[0]
+        raise UserError(f"--topology={topology}: libtpu does not take it ({first}).") from reason
+
+
+def make_case(options: argparse.Namespace, chips: int) -> Case:
+    """Return the case that the flags name."""
+    config = method_config(options.method, "imagenet")
+    sizes, tokenizer = SIZES[options.clip], openai_tokenizer()
+    names = imagenet_classnames()[: options.classes]
+    prompts = prompt_config(config, len(names), sizes.vision.layers)
+    if not config.text_prompt.fixed_words:
+        config.text_prompt.init = ""
+    if prompts.text_length:
+        words = context_tokens(config.text_prompt.init, tokenizer)
+        fixed = words[prompts.text_length :]
+        layout = pack(prompted_texts(names, tokenizer, prompts.text_length, fixed=fixed))
+    else:
+        template = templates(config)[0]
+        layout = pack(plain_texts([template.format(name) for name in names], tokenizer, 77))
+    dtype, train = jnp.dtype(options.dtype), options.mode == "train"
+    model = PromptedCLIP(sizes, prompts, dtype, options.remat)
+    texts: Any = jax.ShapeDtypeStruct((len(names), sizes.embed_dim), jnp.float32)
+    target = texts if prompts.has_consistency and train else None
+    frozen = Frozen(clip_shapes(options.clip, dtype), layout, texts, target)
+    step = StepConfig(config.loss.alpha, guidance=config.loss.guidance_epochs > 0)
+    return Case(model, layout, stacked(frozen, chips), options.batch, chips, train, step)
+
+
+def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
+    """Return (name, lowered program): the training step, or the two of an evaluation."""
+    prompts = jax.eval_shape(functools.partial(init_prompts, case.model), jax.random.key(0))
+    side = case.model.clip_config.image_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((case.images, side, side, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((case.images,), np.int32),
+        "weight": jax.ShapeDtypeStruct((case.images,), np.float32),
+    }
+    batch = stacked(batch, case.chips)
+    if not case.train:
+        evaluation: Any = make_programs(case.model, tuple(on))
+        given = (case.frozen, stacked(prompts, case.chips))
+        texts = jax.eval_shape(evaluation.encode_texts, *given)
+        classify = evaluation.classify.lower(*given, texts, batch["image"])
+        return [("classify", classify), ("texts", evaluation.encode_texts.lower(*given))]
+    optimizer = make_optimizer()
+    state = jax.eval_shape(lambda p: new_state(case.model, case.step, p, optimizer), prompts)
+    step: Any = make_step(case.model, optimizer, case.step, tuple(on))
+    schedule = stacked(Schedule(0.01, 0.002, 1, 2, 1, 30).as_arrays(), case.chips)
+    return [("step", step.lower(stacked(state, case.chips), case.frozen, batch, schedule))]
+
+
+def stacked(tree: Any, chips: int) -> Any:
+    """Return the shapes of a tree with a leading axis of chips."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((chips, *x.shape), x.dtype), tree)
 
 
 def compile_one(
     lowered: Any, chip: Chip, operations: float, hlo: str | None = None
 ) -> dict[str, Any]:
-    """Compile a lowered program, and return what the compiler says of it."""
+    """Compile a lowered program, and return the compiler's account of it."""
     began = time.perf_counter()
     try:
         with quiet():
@@ -158,8 +250,9 @@ def compile_one(
             raise
         unit = {"M": 2**20, "G": 2**30, "T": 2**40}[needs[2]]
         return {"fits": False, "needs_gb": round(float(needs[1]) * unit / GB, 1)}
-    seconds = time.perf_counter() - began
-    text = as_text(compiled)
+    seconds, text = time.perf_counter() - began, None
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # a jaxlib too old for this libtpu
+        text = compiled.as_text()
     if hlo and text:
         pathlib.Path(hlo).write_text(text, encoding="utf-8")
     sizes = compiled.memory_analysis()
@@ -167,23 +260,17 @@ def compile_one(
     temporaries = sizes.temp_size_in_bytes
     together = arguments + results - sizes.alias_size_in_bytes + temporaries
     memory = {"arguments": arguments, "temporaries": temporaries, "together": together}
+    moved = arguments + results + 2 * temporaries
     return {
         "compile_s": round(seconds, 1),
         "fits": True,
         "gb": {name: round(size / GB, 2) for name, size in memory.items()},
         "collectives": collectives(text) if text else None,
-        "least_ms": least_ms(chip, operations, arguments + results + 2 * temporaries),
+        "least_ms": {
+            "flops": round(1e3 * operations / chip.flops, 3),
+            "memory": round(1e3 * moved / chip.memory_bandwidth, 3),
+        },
     }
-
-
-def as_text(compiled: Any) -> str | None:
-    """Return the compiled program, or None where jaxlib cannot read it."""
-    from jax.errors import JaxRuntimeError
-
-    try:
-        return compiled.as_text()
-    except JaxRuntimeError:
-        return None
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
@@ -192,23 +279,15 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
     for match in COLLECTIVE.finditer(text):
         kind = found.setdefault(match["kind"], {"count": 0, "bytes": 0})
         kind["count"] += 1
-        kind["bytes"] += sum(
-            NUMBER_BYTES.get(number, 4) * _product(sizes)
-            for number, sizes in SHAPE.findall(match["shapes"])
-        )
+        for number, sizes in SHAPE.findall(match["shapes"]):
+            elements = math.prod(int(size) for size in sizes.split(",") if size)
+            kind["bytes"] += NUMBER_BYTES.get(number, 4) * elements
     return found
-
-
-def _product(sizes: str) -> int:
-    result = 1
-    for size in filter(None, sizes.split(",")):
-        result *= int(size)
-    return result
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the compiler's notes off standard error."""
+    """Discard standard error, to which the compiler writes notes."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
@@ -221,4 +300,4 @@ def quiet() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    guard(lambda: report(parse()))

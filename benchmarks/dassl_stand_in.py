@@ -1,7 +1,7 @@
-"""As much of the package dassl as a training step of the published trainers calls.
+"""The part of the package dassl that a training step of the published trainers calls.
 
-Written from those calls. An epoch never ends here, so that no learning rate changes, nothing is
-averaged and nothing is saved.
+Written from those calls. An epoch never ends here: no learning rate changes, nothing is averaged or
+saved.
 """
 
 import importlib
@@ -44,14 +44,14 @@ class TrainerX:
             model.train()
 
     def check_cfg(self, cfg: Any) -> None:
-        """Accept a configuration; trainers say more."""
+        """Accept a configuration."""
 
     def build_model(self) -> None:
-        """Make the model: the trainer's own."""
+        """Build the model: overridden."""
         raise NotImplementedError
 
     def forward_backward(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Return the loss of a step that is taken: the trainer's own."""
+        """Take a step and return its loss: overridden."""
         raise NotImplementedError
 
     def register_model(

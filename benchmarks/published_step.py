@@ -3,18 +3,16 @@
     python benchmarks/published_step.py --code=CLONE --method=cocoop [--clip=vit-b-16]
         [--classes=100] [--batch=4] [--steps=2]
 
-Their trainer builds its model and takes its step as published, but in float32 instead of float16,
-with random images and a CLIP of random weights. published_code.py says which clone a method needs,
-and dassl_stand_in.py is in place of the package that the trainers inherit from. Prints the line of
-torch_step.py; where this package learns another number of values, or has another loss in the first
-step, there is a sentence and no time. A GPU is used where torch finds one.
+The trainer builds its model and takes its step as published, but in float32 instead of float16,
+with random images and weights. published.py lists the clones; dassl_stand_in.py replaces the
+package that trainers inherit from. Prints the line of torch_step.py. Raises if this package learns
+another number of values, or computes another loss of the first step. Uses a GPU if there is one.
 """
 
 import contextlib
 import importlib
 import inspect
 import io
-import json
 import operator
 import os
 import pathlib
@@ -24,90 +22,68 @@ import types
 from collections.abc import Iterator
 from unittest import mock
 
-# Started as a script, whose import path begins in this folder and not at the repository's root.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-# JAX computes one loss to compare with: a GPU is torch's.
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = "cpu"  # JAX computes one loss to compare; the GPU is for PyTorch
 
 import numpy as np
 import torch
 from absl import app, flags
 
 from benchmarks import dassl_stand_in
-from benchmarks.published_code import PUBLISHED, Branch, Published, configuration, find
-from benchmarks.published_loss import Counterpart
+from benchmarks.published import PUBLISHED, Branch, Counterpart, Published, find
 from benchmarks.random_clip import SIZES
-from benchmarks.torch_timing import timed
+from benchmarks.timing import FLAGS, define_flags, print_line, torch_times
+from dpt_jax.cli.terminal import guard
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.errors import UserError
 
-CODE = flags.DEFINE_string("code", None, "A clone of the published code.", required=True)
-METHOD = flags.DEFINE_enum("method", None, list(PUBLISHED), "What is trained.", required=True)
-CLIP = flags.DEFINE_enum("clip", "vit-b-16", list(SIZES), "The size of the backbone.")
-CLASSES = flags.DEFINE_integer("classes", 100, "Class texts.", lower_bound=2)
-BATCH = flags.DEFINE_integer("batch", 4, "Images a step.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 2, "How many are timed.", lower_bound=1)
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32"], "Of the computation.")
+define_flags("vit-b-16", batch=4, steps=2, methods=PUBLISHED, method=None)
+flags.DEFINE_string("code", None, "A clone of the published code.", required=True)
+flags.mark_flag_as_required("method")
+flags.register_validator("dtype", lambda dtype: dtype == "float32", "it can only be float32")
 TOLERANCE = 1e-4  # of a loss
 
 
 def main(_: list[str]) -> None:
     """Time the step that the flags name and print the line."""
-    try:
-        print(json.dumps(report(PUBLISHED[METHOD.value], pathlib.Path(CODE.value))))
-    except UserError as reason:
-        print(reason, file=sys.stderr)
-        raise SystemExit(2) from None
+    guard(time_step)
 
 
-def report(code: Published, clone: pathlib.Path) -> dict[str, object]:
-    """Return the line.  Raise UserError where the code is not there or its step is another one."""
-    folder = find(clone, METHOD.value, CLIP.value, BATCH.value)
+def time_step() -> None:
+    """Build the trainer, time its step, compare its first loss, and print the line."""
+    code = PUBLISHED[FLAGS.method]
+    folder = find(pathlib.Path(FLAGS.code), FLAGS.method, FLAGS.clip, FLAGS.batch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator, size = np.random.default_rng(0), SIZES[CLIP.value].image_size
-    names = imagenet_classnames()[: CLASSES.value]
-    images = generator.standard_normal((BATCH.value, 3, size, size), np.float32)
-    labels = generator.integers(0, len(names), BATCH.value)
+    generator, size = np.random.default_rng(0), SIZES[FLAGS.clip].image_size
+    names = imagenet_classnames()[: FLAGS.classes]
+    images = generator.standard_normal((FLAGS.batch, 3, size, size), np.float32)
+    labels = generator.integers(0, len(names), FLAGS.batch)
     batch = {"img": torch.tensor(images).to(device), "label": torch.tensor(labels).to(device)}
-    here = Counterpart(METHOD.value, CLIP.value, names)
-    cfg = configuration(here.config, here.prompted, CLIP.value)
+    here = Counterpart(FLAGS.method, FLAGS.clip, names)
     torch.manual_seed(0)
-    # What the trainers print is not the line.
     with (
-        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),  # trainers print
         tempfile.TemporaryDirectory() as temporary,
         in_float32(device),
     ):
         weights = pathlib.Path(temporary) / "clip.pt"
-        trainer = build(code, folder, cfg, names, weights, device)
+        trainer = build(code, folder, here.configuration(), names, weights, device)
         same("values are learned", trainer.learned(), here.learned(), 0)
         begun = {
             name: {key: host(x) for key, x in model.named_parameters() if x.requires_grad}
             for name, model in trainer.models.items()
         }
         found: list[float] = []
-        result = timed(
-            lambda: found.append(trainer.forward_backward(batch)["loss"]),
-            STEPS.value,
-            BATCH.value,
-            device,
-        )
+        result = torch_times(lambda: found.append(trainer.forward_backward(batch)["loss"]))
         texts = host(operator.attrgetter(code.texts)(trainer.model)) if code.texts else None
         same("is the loss", found[0], here.loss(weights, begun, texts, images, labels), TOLERANCE)
-    return {
-        "clip": CLIP.value,
-        "classes": len(names),
-        "batch": BATCH.value,
-        "method": METHOD.value,
-        "dtype": DTYPE.value,
-        **result,
-    }
+    print_line(result, torch=torch.__version__)
 
 
 @contextlib.contextmanager
 def in_float32(device: torch.device) -> Iterator[None]:
-    """Undo the casts to float16 that are written into the code, and on a CPU those to a GPU."""
+    """Undo the code's casts to float16 and, on a CPU, to a GPU."""
 
     def itself(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         return tensor
@@ -127,31 +103,29 @@ def build(
     weights: pathlib.Path,
     device: torch.device,
 ) -> dassl_stand_in.TrainerX:
-    """Return the trainer with its model, of random weights that are written to a file.
-
-    Raise UserError where the code imports something that is not installed.
-    """
+    """Return the trainer with its model, whose random weights are written to `weights`."""
     dassl_stand_in.install()
     sys.path.insert(0, str(folder))
     try:
         module = importlib.import_module(code.module)
         clip = importlib.import_module("clip.clip")
+        model = importlib.import_module("clip.model")
     except ModuleNotFoundError as missing:
         raise UserError(
-            f"--code={folder}: the code imports {missing.name}, which is not here: install it, or "
-            "clone the code whole."
+            f"--code={folder}: the code imports {missing.name}, which is missing: install it, or "
+            "clone the whole repository."
         ) from missing
-    torch.save(random_weights(importlib.import_module("clip.model"), SIZES[CLIP.value]), weights)
-    # Their loading goes on as published, from the file that would have been downloaded.
+    torch.save(random_weights(model, SIZES[FLAGS.clip]), weights)
+    # The code loads this file instead of downloading one.
     vars(clip)["_download"] = lambda url: str(weights)
-    vars(clip)["_MODELS"].setdefault(CLIP.value, "")
-    # PromptSRC's texts are computed before the training, and no step sees of how many templates.
+    vars(clip)["_MODELS"].setdefault(FLAGS.clip, "")
+    # PromptSRC's texts are computed before training: the number of templates costs no step.
     vars(module)["IMAGENET_TEMPLATES"] = ["a photo of a {}."]
     return getattr(module, code.trainer)(cfg, names, device)
 
 
 def random_weights(model: types.ModuleType, sizes: CLIPConfig) -> dict[str, torch.Tensor]:
-    """Return what a CLIP of their class begins with, which has no prompt."""
+    """Return the initial weights of the code's own CLIP, without prompts."""
     given: dict[str, object] = {
         "embed_dim": sizes.embed_dim,
         "image_resolution": sizes.image_size,
@@ -176,12 +150,11 @@ def host(tensor: torch.Tensor) -> np.ndarray:
 
 
 def same(what: str, theirs: float, ours: float, tolerance: float) -> None:
-    """Raise UserError where two numbers differ by more than a share of theirs."""
+    """Raise UserError if two numbers differ by more than a share of theirs."""
     if not abs(theirs - ours) <= tolerance * abs(theirs):
         raise UserError(
-            f"--code={CODE.value}: {theirs:g} {what} in the published code of {METHOD.value} and "
-            f"{ours:g} here, so their step is not this method's: take the commit "
-            f"{PUBLISHED[METHOD.value].commit[:7]}."
+            f"--code={FLAGS.code}: {theirs:g} {what} in the published code of {FLAGS.method}, "
+            f"{ours:g} here: take commit {PUBLISHED[FLAGS.method].commit[:7]}."
         )
 
 

@@ -5,9 +5,7 @@ import re
 import jax
 import pytest
 
-from benchmarks import compile_for_tpu
-from benchmarks.chips import CHIPS
-from benchmarks.tpu_programs import make_case, programs
+from benchmarks.compile_for_tpu import make_case, parse, programs
 
 pytestmark = pytest.mark.compiles
 
@@ -43,10 +41,8 @@ def test_matrices_of_float32_are_not_rounded_before_they_are_multiplied(dtype, m
 
     Of bfloat16's products one kind has a float32 matrix, the gradient of attention's scores.
     """
-    options = compile_for_tpu.parse(
-        ["--classes=20", "--batch=2", f"--mode={mode}", f"--dtype={dtype}"]
-    )
-    case = make_case(options, CHIPS["v5e"], 1)
+    options = parse(["--classes=20", "--batch=2", f"--mode={mode}", f"--dtype={dtype}"])
+    case = make_case(options, 1)
     for _, lowered in programs(case, jax.devices()[:1]):
         program = lowered.as_text()
         found = products(program)

@@ -1,0 +1,57 @@
+"""The compiled programs of a step, ready to run on a batch in memory."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from dpt_jax import distributed
+from dpt_jax.data.loader import Batch
+from dpt_jax.evaluation.evaluate import make_programs
+from dpt_jax.training.initial_prompts import initial_prompts
+from dpt_jax.training.optimizer import make_optimizer
+from dpt_jax.training.schedule import Schedule
+from dpt_jax.training.setup import Experiment
+from dpt_jax.training.step import StepConfig, make_step, new_state
+from dpt_jax.training.texts import consistency_target
+
+
+class Work(NamedTuple):
+    """A function that runs a program until its results are there, the program, its arguments."""
+
+    run: Callable[[], None]
+    program: Any
+    arguments: tuple[Any, ...]
+
+
+def training(experiment: Experiment, batch: Batch, microbatch: int = 0) -> Work:
+    """Return the training step.  batch: with a leading axis of devices."""
+    loss, optimizer = experiment.config.loss, make_optimizer()
+    frozen = experiment.frozen._replace(target=consistency_target(experiment))
+    config = StepConfig(loss.alpha, microbatch, guidance=loss.guidance_epochs > 0)
+    step = make_step(experiment.model, optimizer, config)
+    schedule = distributed.replicate(
+        Schedule(0.01, 0.002, 1, 2, 1, loss.guidance_epochs).as_arrays()
+    )
+    prompts = initial_prompts(experiment)
+    state = distributed.replicate(new_state(experiment.model, config, prompts, optimizer))
+    arguments = state, frozen, batch, schedule
+
+    def run() -> None:
+        nonlocal state  # the step donates it
+        state = jax.block_until_ready(step(state, frozen, batch, schedule))
+
+    return Work(run, step, arguments)
+
+
+def evaluation(experiment: Experiment, batch: Batch) -> tuple[Work, Work]:
+    """Return classifying a batch with text features given, and encoding the texts."""
+    programs, frozen = make_programs(experiment.model), experiment.frozen
+    prompts = distributed.replicate(initial_prompts(experiment))
+    texts = programs.encode_texts(frozen, prompts)
+
+    def work(program: Any, *arguments: Any) -> Work:
+        return Work(lambda: jax.block_until_ready(program(*arguments)), program, arguments)
+
+    classify = work(programs.classify, frozen, prompts, texts, batch["image"])
+    return classify, work(programs.encode_texts, frozen, prompts)

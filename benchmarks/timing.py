@@ -1,0 +1,84 @@
+"""Flags, times and the result line that the benchmarks of a step share."""
+
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from absl import flags
+
+from benchmarks.random_clip import SIZES
+from dpt_jax.methods import TRAINED
+
+FLAGS = flags.FLAGS
+STEP_FLAGS = ("clip", "classes", "batch", "method", "dtype")
+
+
+def define_flags(
+    clip: str = "vit-b-32",
+    batch: int = 32,
+    steps: int = 5,
+    methods: Iterable[str] = TRAINED,
+    method: str | None = "dpt",
+) -> None:
+    """Define the flags that name a step, with these defaults."""
+    flags.DEFINE_enum("clip", clip, list(SIZES), "Backbone size.")
+    flags.DEFINE_integer(
+        "classes", 100, "The first N ImageNet classes.", lower_bound=1, upper_bound=1000
+    )
+    flags.DEFINE_integer("batch", batch, "Images per step, on all devices.", lower_bound=1)
+    flags.DEFINE_enum("method", method, list(methods), "Method to train.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the computation.")
+    flags.DEFINE_integer("steps", steps, "Steps to time.", lower_bound=0)
+
+
+def times(step: Callable[[], object], steps: int) -> tuple[float, float]:
+    """Return the seconds of the first call of `step`, and the median of `steps` later ones."""
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        step()
+        return time.perf_counter() - began
+
+    first = seconds()
+    return first, statistics.median(seconds() for _ in range(steps))
+
+
+def torch_times(step: Callable[[], object]) -> dict[str, Any]:
+    """Return step_s and device of a PyTorch step; a GPU's memory too."""
+    import torch
+
+    if not torch.cuda.is_available():
+        _, median = times(step, FLAGS.steps)
+        return {"step_s": round(median, 4), "device": f"cpu, {torch.get_num_threads()} threads"}
+
+    def finished_step() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    _, median = times(finished_step, FLAGS.steps)
+    return {
+        "step_s": round(median, 4),
+        "device": torch.cuda.get_device_name(),
+        "device_peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
+    }
+
+
+def print_line(result: dict[str, Any], **versions: str) -> None:
+    """Print a result as one JSON line: the step's flags first, the machine and versions last."""
+    line = {name: FLAGS[name].value for name in STEP_FLAGS} | result
+    if "step_s" in result:
+        line["images_per_s"] = round(line["batch"] / result["step_s"], 2)
+    line |= {
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **versions,
+        "date": datetime.date.today().isoformat(),
+    }
+    print(json.dumps(line))
