@@ -300,4 +300,4 @@ def quiet() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    guard(lambda: report(parse()))
+    guard(lambda arguments: report(parse(arguments)), sys.argv[1:])

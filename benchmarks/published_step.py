@@ -45,12 +45,12 @@ flags.register_validator("dtype", lambda dtype: dtype == "float32", "it can only
 TOLERANCE = 1e-4  # of a loss
 
 
-def main(_: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Time the step that the flags name and print the line."""
-    guard(time_step)
+    guard(time_step, arguments)
 
 
-def time_step() -> None:
+def time_step(_: list[str]) -> None:
     """Build the trainer, time its step, compare its first loss, and print the line."""
     code = PUBLISHED[FLAGS.method]
     folder = find(pathlib.Path(FLAGS.code), FLAGS.method, FLAGS.clip, FLAGS.batch)

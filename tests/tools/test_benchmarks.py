@@ -131,7 +131,7 @@ def test_the_benchmark_of_a_step(mode):
         result
     )
     assert result["gemm_ratio"] == pytest.approx(
-        result["gflops_per_s"] / result["gemm_gflops_per_s"], abs=1e-3
+        result["gflops_per_s"] / result["gemm_gflops_per_s"], abs=0.01
     )
     # Training has the vocabulary, of 0.0126, and evaluation only the image tower.
     least, most = (0.0126, 0.1) if mode == "train" else (0.001, 0.01)
