@@ -38,7 +38,7 @@ def define_flags(
 
 
 def times(step: Callable[[], object], steps: int) -> tuple[float, float]:
-    """Return the seconds of the first call of `step`, and the median of `steps` later ones."""
+    """Return the seconds of the first call, and the median of `steps` (at least one) later ones."""
 
     def seconds() -> float:
         began = time.perf_counter()
@@ -46,7 +46,7 @@ def times(step: Callable[[], object], steps: int) -> tuple[float, float]:
         return time.perf_counter() - began
 
     first = seconds()
-    return first, statistics.median(seconds() for _ in range(steps))
+    return first, statistics.median(seconds() for _ in range(max(steps, 1)))
 
 
 def torch_times(step: Callable[[], object]) -> dict[str, Any]:
