@@ -281,6 +281,8 @@ def read_config(source: epath.Path, default: ConfigDict) -> ConfigDict:
         if key not in known:
             raise UserError(f"{file}: {key} is not a key{nearest(key, known)}")
         try:
+            if value is None:  # which ConfigDict takes for any type
+                raise TypeError
             config.update_from_flattened_dict({key: value})
         except (TypeError, ValueError) as reason:
             raise UserError(f"{file}: {key} cannot be {value!r}.") from reason
