@@ -57,14 +57,14 @@ from jax.experimental import topologies
 from benchmarks import flops
 from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
 from dpt_jax.cli.terminal import guard
-from dpt_jax.clip.packing import PackedTexts, pack, plain_texts
+from dpt_jax.clip.packing import PackedTexts, pack
 from dpt_jax.config import method_config, prompt_config, templates
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.methods import METHODS
 from dpt_jax.model import PromptedCLIP, init_prompts
-from dpt_jax.prompts.text import context_tokens, prompted_texts
+from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
 from dpt_jax.training.optimizer import make_optimizer
 from dpt_jax.training.schedule import Schedule
 from dpt_jax.training.setup import Frozen
@@ -198,7 +198,7 @@ def make_case(options: argparse.Namespace, chips: int) -> Case:
         layout = pack(prompted_texts(names, tokenizer, prompts.text_length, fixed=fixed))
     else:
         template = templates(config)[0]
-        layout = pack(plain_texts([template.format(name) for name in names], tokenizer, 77))
+        layout = plain_layout([template.format(name) for name in names], tokenizer)
     dtype, train = jnp.dtype(options.dtype), options.mode == "train"
     model = PromptedCLIP(sizes, prompts, dtype, options.remat)
     texts: Any = jax.ShapeDtypeStruct((len(names), sizes.embed_dim), jnp.float32)
