@@ -220,8 +220,10 @@ def _with_own_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 def _start_worker(worker: int, workers: int) -> None:
     """Prepare a loader process, which is started once for all its batches."""
-    # Ctrl-C reaches loader processes too, but it is the run that stops and ends them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a scheduler's SIGTERM reach loader processes too, but it is the run that stops and
+    # ends them. A process that dies with a lock of Grain's would keep the run from ending.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     records.cache.limit //= workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

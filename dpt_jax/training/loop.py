@@ -126,8 +126,8 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
                         checkpoints.wait()
                     if not stop:
                         raise
-                    # A SIGTERM to the process group ends the loader's processes too. The images
-                    # that they had are loaded again when the run resumes.
+                    # A SIGTERM to the process group ends loader processes that have only just
+                    # started. The images that they had are loaded again when the run resumes.
                     raise _stopped(step - 1, plan) from None
                 images += len(batch["label"]) * jax.process_count()
                 unreadable.update(batch["index"][batch["weight"] == 0].tolist())
