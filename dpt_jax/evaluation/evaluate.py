@@ -262,12 +262,14 @@ def write_results(
     if unread:
         classes = ", ".join(dataset.classnames[label] for label in unread)
         say(f"no test image of these classes could be read: {classes}.")
+    tested = [one for one in scores.values() if one["n"]]
     results = {
         **describe(experiment, saved),
         "n": len(found.label),
         "unreadable": len(dataset.test) - len(found.label),
         "accuracy": float((found.logits.argmax(-1) == found.label).mean()),
-        "macro_f1": float(np.mean([s["f1"] for s in scores.values() if s["n"]])),
+        "balanced_accuracy": float(np.mean([one["accuracy"] for one in tested])),
+        "macro_f1": float(np.mean([one["f1"] for one in tested])),
         "zero_shot_accuracy": float((found.zero_shot_logits.argmax(-1) == found.label).mean()),
         "calibration": calibration(found.logits, found.label),
         "zero_shot_calibration": calibration(found.zero_shot_logits, found.label),

@@ -82,6 +82,7 @@ def _row(one: Results, workdir: Any) -> dict[str, Any]:
         "shots": 0 if zero_shot else one["shots"],
         "seed": 0 if zero_shot else one["seed"],
         "accuracy": one["accuracy"],
+        "balanced_accuracy": one.get("balanced_accuracy"),
         "macro_f1": one["macro_f1"],
         "zero_shot_accuracy": one.get("zero_shot_accuracy"),
         "ece": one.get("calibration", {}).get("ece"),

@@ -71,6 +71,8 @@ def in_words(results: Results) -> str:
     words += f"{100 * results['accuracy']:.1f} % of {results['n']:,} test images right"
     if results["method"] != ZERO_SHOT and "zero_shot_accuracy" in results:
         words += f" (zero-shot {100 * results['zero_shot_accuracy']:.1f} %)"
+    if "balanced_accuracy" in results:
+        words += f", balanced accuracy {100 * results['balanced_accuracy']:.1f} %"
     words += f", macro F1 {results['macro_f1']:.3f}"
     if "calibration" in results:
         words += f", expected calibration error {100 * results['calibration']['ece']:.1f} %"
