@@ -107,10 +107,18 @@ def get_config() -> ConfigDict:
     config.loss.template = ""
 
     config.train = ConfigDict()
+    # Optimizer: sgd (momentum 0.9) or adamw.
+    config.train.optimizer = "sgd"
+    # Weight decay of the learned parts.
+    config.train.weight_decay = 0.0005
     # Images of a step, on all devices together.
     config.train.batch_size = 32
+    # Whether an incomplete last batch of an epoch is kept.
+    config.train.keep_partial = False
     # Epochs.
     config.train.epochs = 60
+    # Steps of the training for each shot (dataset.shots), instead of train.epochs; 0 takes those.
+    config.train.steps_per_shot = 0
     # Whether training images are cropped and mirrored at random.
     config.train.augment = True
     # Training images are shifted at random by up to this many pixels, at the model's input size, in
@@ -120,6 +128,11 @@ def get_config() -> ConfigDict:
     config.train.visual_lr = 0.01
     # Peak learning rate of the text prompt.
     config.train.text_lr = 0.002
+    # Peak learning rate of weights of CLIP.
+    config.train.weights_lr = 0.0002
+    # Cosine schedule: epochs (constant within an epoch, after the warm-up), or steps (from the peak
+    # at the first step to 1e-6 at the last, without warm-up).
+    config.train.schedule = "epochs"
     # Warm-up epochs of visual and class-aware prompts.
     config.train.warmup_epochs = 10
     # Epochs of the cosine schedule; 0 for train.epochs.

@@ -45,6 +45,8 @@ CHOICES: dict[str, Collection[str]] = {
     "dataset.on_error": ("raise", "skip"),
     "text_prompt.class_position": ("end", "middle", "front"),
     "loss.text_distance": (COSINE, L1),
+    "train.optimizer": ("sgd", "adamw"),
+    "train.schedule": ("epochs", "steps"),
     "train.remat": ("none", "matmuls", "blocks"),
 }
 AT_LEAST = {
@@ -53,6 +55,7 @@ AT_LEAST = {
         *("loss.text_consistency", "loss.image_consistency", "loss.logit_consistency"),
         *("train.shift", "train.visual_lr", "train.text_lr", "train.warmup_epochs"),
         *("train.schedule_epochs", "train.average_deviation", "train.microbatch"),
+        *("train.weights_lr", "train.weight_decay", "train.steps_per_shot"),
         "checkpoint.every_minutes",
     ),
     1: (
@@ -134,7 +137,17 @@ def validate(config: ConfigDict) -> None:
             raise UserError(
                 f"{key} is {values[key]}: give a positive number, or -1 for all {every}."
             )
-    data = config.dataset
+    data, train = config.dataset, config.train
+    if train.steps_per_shot and data.shots < 0:
+        raise UserError(
+            f"train.steps_per_shot is {train.steps_per_shot}, but dataset.shots=-1 takes all "
+            "images: give train.steps_per_shot=0, and the epochs as train.epochs."
+        )
+    if train.steps_per_shot and train.average_deviation:
+        raise UserError(
+            f"train.average_deviation is {train.average_deviation}, an average over epochs, but "
+            "train.steps_per_shot counts steps: turn one of them off."
+        )
     if data.root and data.name in common.EMBEDDED and data.source == "folder":
         raise UserError(
             f"dataset.root is {data.root}, but {data.name} is part of this package and has no "

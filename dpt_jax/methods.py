@@ -8,8 +8,9 @@ import dataclasses
 from typing import NamedTuple
 
 # The learned parts: a context of the class names; extra tokens of image layers; tokens of image
-# layers that are computed from the likeliest classes.
+# layers that are computed from the likeliest classes; changes of CLIP's own weights.
 TEXT, VISUAL, CLASS_AWARE = "text prompt", "visual prompt", "class-aware prompt"
+WEIGHTS = "weights"
 
 
 @dataclasses.dataclass(frozen=True)

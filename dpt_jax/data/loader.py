@@ -31,9 +31,13 @@ LEAST_THREADS, MOST_THREADS = 4, 16  # that decode images in one process
 QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
 
 
-def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Return the batches of an epoch. A partial one is dropped unless it is the only one."""
-    return max(examples // batch_size, 1)
+def steps_per_epoch(examples: int, batch_size: int, partial: bool = False) -> int:
+    """Return the batches of an epoch.
+
+    partial: whether an incomplete last batch is kept. If not, it is dropped unless it is the only
+    one.
+    """
+    return max(-(-examples // batch_size) if partial else examples // batch_size, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,12 +76,14 @@ class TrainLoading(Loading):
         seed: decides the order and the augmentations.
         augment: take a random part of each image, mirrored half the time.
         shift: the most pixels by which an image of `size` pixels is then moved.
+        partial: whether an incomplete last batch of an epoch is kept.
     """
 
     epochs: int
     seed: int
     augment: bool = True
     shift: int = 0
+    partial: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,15 +141,21 @@ class _Steps:
     rows: int
     start: int
 
+    @property
+    def per_epoch(self) -> int:
+        """Return the steps of an epoch."""
+        return steps_per_epoch(len(self.images), self.rows, self.config.partial)
+
     def __len__(self) -> int:
-        steps = self.config.epochs * steps_per_epoch(len(self.images), self.rows)
-        return max(steps - self.start, 0)
+        return max(self.config.epochs * self.per_epoch - self.start, 0)
 
     def __getitem__(self, index: int) -> Batch:
         an_epoch, config = len(self.images), self.config
-        epoch, step = divmod(index + self.start, steps_per_epoch(an_epoch, self.rows))
-        first = epoch * an_epoch + step * self.rows
-        loaded = [self.images[first + row] for row in range(config.host, self.rows, config.hosts)]
+        epoch, step = divmod(index + self.start, self.per_epoch)
+        rows = range(config.host, min(self.rows, an_epoch - step * self.rows), config.hosts)
+        loaded = [self.images[epoch * an_epoch + step * self.rows + row] for row in rows]
+        if not loaded:  # the other hosts have the last images of the epoch
+            return no_images(config.size)
         return {name: np.stack([image[name] for image in loaded]) for name in loaded[0]}
 
 
@@ -249,8 +261,7 @@ def no_images(size: int) -> Batch:
 def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:
     """Return the batch padded to `rows` and split over the devices: (devices, b, …).
 
-    b is rounded up to a multiple. The padding is zeros, its weight too. The index stays on the
-    host.
+    b is rounded up to a multiple. The padding is zeros, its weight too.
     """
     rows = -(-rows // (devices * multiple)) * devices * multiple
     own = len(batch["label"])
@@ -259,4 +270,4 @@ def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:
         padded = np.concatenate([x, np.zeros((rows - own, *x.shape[1:]), x.dtype)])
         return padded.reshape(devices, rows // devices, *x.shape[1:])
 
-    return {name: split(x) for name, x in batch.items() if name != "index"}
+    return {name: split(x) for name, x in batch.items()}

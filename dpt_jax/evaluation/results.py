@@ -120,7 +120,8 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
         if tested_on != (config.dataset.name, config.dataset.classes, config.dataset.template):
             return False
         zero_shot = results["method"] == ZERO_SHOT
-        if not zero_shot and of["epoch"] not in (None, config.train.epochs):
+        epochs = of["epochs"] if config.train.steps_per_shot else config.train.epochs
+        if not zero_shot and of["epoch"] not in (None, epochs):
             return False
         if outdated(results, workdir):
             return False

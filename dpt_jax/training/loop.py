@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -26,7 +27,7 @@ from dpt_jax.training.lock import locked
 from dpt_jax.training.metrics import MetricWriter
 from dpt_jax.training.optimizer import make_optimizer, state_from_saved, state_to_save
 from dpt_jax.training.record import Record, training_meta
-from dpt_jax.training.schedule import Schedule, learning_rates, make_schedule
+from dpt_jax.training.schedule import Schedule, learning_rates, make_schedule, run_length
 from dpt_jax.training.setup import Experiment
 from dpt_jax.training.signals import Stopped, StopRequest
 from dpt_jax.training.step import (
@@ -54,6 +55,11 @@ class Plan(NamedTuple):
     schedule: Schedule
     step: StepConfig
 
+    @property
+    def epochs(self) -> int:
+        """Return the number of epochs; the last one may be incomplete."""
+        return -(-self.steps // int(self.schedule.steps_per_epoch))
+
 
 def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = False) -> Prompts:
     """Train to the last epoch, from the newest checkpoint if there is one; return the prompts.
@@ -70,7 +76,7 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
     train_files.check_trainable(dataset, config.dataset.name)
     if config.dataset.on_error == "skip":
         check_readable(dataset)
-    plan, optimizer = make_plan(config, len(dataset.train)), make_optimizer()
+    plan, optimizer = make_plan(config, len(dataset.train)), optimizer_of(config)
     steps_per_epoch = int(plan.schedule.steps_per_epoch)
     with (
         locked(workdir),
@@ -141,13 +147,13 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
                 # meanwhile. Reading the state waits for them: hence once an epoch.
                 state = take_step(state, frozen, rows, schedule)
                 progress.advance()
-                if step % steps_per_epoch == 0:
+                if step % steps_per_epoch == 0 or step == plan.steps:
                     check_finite(experiment, checkpoints, plan, state)
-                    values = _epoch_values(state, plan.schedule, step)
+                    values = _epoch_values(state, plan, step)
                     values["images_per_s"] = images / (time.perf_counter() - since)
                     since, images = time.perf_counter(), 0
                     writer.write(step, values)
-                    line = _line(values, config.train.epochs)
+                    line = _line(values, plan.epochs)
                     progress.report(line, f"loss {values['loss']:.3f}")
                 # All hosts ask after every step, so they stop after the same one.
                 stopping = stop.after(step) and step < plan.steps
@@ -174,7 +180,6 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
     """Return the numbers of a run on so many images."""
     train = config.train
     per_host = -(-min(train.batch_size, images) // jax.process_count())
-    steps_per_epoch = loader.steps_per_epoch(images, train.batch_size)
     step = StepConfig(
         alpha=config.loss.alpha,
         # A larger part than a device has images would be padded for nothing.
@@ -182,8 +187,12 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
         skip=train.skip_nonfinite,
         guidance=config.loss.guidance_epochs > 0,
     )
-    schedule = make_schedule(config, steps_per_epoch)
-    return Plan(per_host, steps_per_epoch * train.epochs, schedule, step)
+    return Plan(per_host, run_length(config, images)[0], make_schedule(config, images), step)
+
+
+def optimizer_of(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """Return the optimizer of a configuration."""
+    return make_optimizer(config.train.optimizer, config.train.weight_decay)
 
 
 def train_batches(experiment: Experiment, start: int) -> Iterator[loader.Batch]:
@@ -195,10 +204,11 @@ def train_batches(experiment: Experiment, start: int) -> Iterator[loader.Batch]:
         size=clip.image_size,
         preprocessing=clip.preprocessing,
         batch_size=config.train.batch_size,
-        epochs=config.train.epochs,
+        epochs=make_plan(config, len(dataset.train)).epochs,
         seed=config.seed,
         augment=config.train.augment,
         shift=config.train.shift,
+        partial=config.train.keep_partial,
         workers=config.dataset.workers,
         skip_unreadable=config.dataset.on_error == "skip",
         host=jax.process_index(),
@@ -224,12 +234,15 @@ def restore(
     """
     shapes = jax.eval_shape(lambda key: init_prompts(experiment.model, key), jax.random.key(0))
     like: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    training_like = {"momentum": like, "totals": new_totals(experiment.model, plan.step)}
+    optimizer = optimizer_of(experiment.config)
+    training_like = {
+        "momentum": jax.tree.map(np.asarray, state_to_save(optimizer.init(like))),
+        "totals": new_totals(experiment.model, plan.step),
+    }
     weights = plan.schedule.average
     if weights is not None:
         training_like["average"] = like
     found = checkpoints.resume(like, training_like)
-    optimizer = make_optimizer()
     if found is None:
         prompts = initial_prompts(experiment)
         state = new_state(experiment.model, plan.step, prompts, optimizer, weights is not None)
@@ -326,9 +339,14 @@ def _progress(plan: Plan, state: TrainState) -> dict[str, object]:
     return {
         STEPS_PER_EPOCH: plan.schedule.steps_per_epoch,
         **averaged,
-        "epoch": int(state.step) // int(plan.schedule.steps_per_epoch),
+        "epoch": _epoch(plan, int(state.step)),
         "bad": [int(x) for x in state.not_finite],
     }
+
+
+def _epoch(plan: Plan, step: int) -> int:
+    """Return how many epochs have ended; the last one ends with the run."""
+    return plan.epochs if step == plan.steps else step // int(plan.schedule.steps_per_epoch)
 
 
 def _training(state: TrainState) -> dict[str, Prompts | Totals]:
@@ -350,35 +368,36 @@ def _description(experiment: Experiment, plan: Plan, state: TrainState) -> str:
     where += f" of {hosts} hosts" if hosts > 1 else ""
     return (
         f"Training {model.config.method} on {len(dataset.train)} images of "
-        f"{len(dataset.classnames)} classes: {experiment.config.train.epochs} epochs of "
+        f"{len(dataset.classnames)} classes: {plan.epochs} epochs of "
         f"{plan.schedule.steps_per_epoch} steps, {parameters:,} parameters, {where}, "
         f"{jnp.dtype(model.dtype).name}."
     )
 
 
-def _epoch_values(state: TrainState, schedule: Schedule, step: int) -> dict[str, float]:
+def _epoch_values(state: TrainState, plan: Plan, step: int) -> dict[str, float]:
     """Return the means over the epoch that ends with `step`, and its learning rates."""
     totals = {name: float(x) for name, x in distributed.to_host(state.totals).items()}
     if not totals["images"] and not distributed.to_host(state.not_finite.steps):
         raise UserError(
             "none of the training images could be read: check dataset.root and the image files."
         )
-    rates = learning_rates(schedule, step - 1)
+    rates = learning_rates(plan.schedule, step - 1)
     images = totals["images"] or math.nan  # no image counts if all steps were left out
     losses = {name: x / images for name, x in totals.items() if name.startswith("loss_")}
     return {
-        "epoch": step // int(schedule.steps_per_epoch),
+        "epoch": _epoch(plan, step),
         "loss": sum(losses.values()),
         "accuracy": totals["hits"] / images,
-        "visual_lr": float(rates["visual"]),
-        "text_lr": float(rates["text"]),
+        **{f"{name}_lr": float(rate) for name, rate in rates.items()},
         **(losses if len(losses) > 1 else {}),
     }
 
 
 def _line(values: dict[str, float], epochs: int) -> str:
+    names = ("visual", "text", "weights")
+    rates = [f"{name} {values[key]:.2e}" for name in names if (key := f"{name}_lr") in values]
     return (
         f"epoch {values['epoch']:.0f}/{epochs}  loss {values['loss']:.4f}  "
-        f"accuracy {values['accuracy']:.3f}  lr visual {values['visual_lr']:.2e} "
-        f"text {values['text_lr']:.2e}  {values['images_per_s']:.0f} images/s"
+        f"accuracy {values['accuracy']:.3f}  lr {' '.join(rates)}  "
+        f"{values['images_per_s']:.0f} images/s"
     )

@@ -14,6 +14,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS
 from dpt_jax.training.checkpoints import Saved
+from dpt_jax.training.schedule import run_length
 from dpt_jax.training.setup import Experiment, fingerprint
 
 Record = dict[str, Any]
@@ -59,6 +60,7 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
     """
     config = experiment.config
     found = fingerprint(experiment.pretrained, experiment.dataset)
+    steps, per_epoch = run_length(config, len(experiment.dataset.train))
     own = result_settings(config)
     if "cavpt.first_layer" in own:  # may count from the end
         own["cavpt.first_layer"] = experiment.model.config.first_layer
@@ -66,7 +68,7 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
         "method": config.method,
         "dataset": config.dataset.name,
         "classes": config.dataset.classes,
-        "epochs": config.train.epochs,
+        "epochs": -(-steps // per_epoch),
         "settings": own,
         "classnames": list(experiment.dataset.classnames),
         "clip": found["clip"],

@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from dpt_jax.data.loader import steps_per_epoch
+from dpt_jax.methods import METHODS, WEIGHTS
 from dpt_jax.prompts import Prompts
 
 WARMUP_LR = 1e-5
-TEXT_WARMUP_EPOCHS = 1
+TEXT_WARMUP_EPOCHS = 1  # of weights too
+LAST_LR = 1e-6  # of a cosine by steps
 
 Scalar = Any  # a number, or an array without axes: of NumPy on the host, of JAX in a step
 
@@ -29,48 +32,67 @@ class Schedule(NamedTuple):
     guidance_epochs: Scalar = 0
     # (epochs,), weights of the average over epochs that replaces the prompts at the end (PromptSRC)
     average: tuple[float, ...] | np.ndarray | jax.Array | None = None
+    weights_lr: Scalar | None = None  # of weights of CLIP, None if none are learned
+    cosine_steps: Scalar | None = None  # length of a cosine by steps, None for the one by epochs
+    seed: Scalar = 0  # of dropout
 
     def as_arrays(self) -> "Schedule":
         """Return the numbers as a step takes them: float32 and int32."""
+        real = ("visual_lr", "text_lr", "average", "weights_lr")
         return Schedule(
-            np.float32(self.visual_lr),
-            np.float32(self.text_lr),
-            np.int32(self.warmup_epochs),
-            np.int32(self.schedule_epochs),
-            np.int32(self.steps_per_epoch),
-            np.int32(self.guidance_epochs),
-            None if self.average is None else np.asarray(self.average, np.float32),
+            **{
+                name: x if x is None else np.asarray(x, np.float32 if name in real else np.int32)
+                for name, x in self._asdict().items()
+            }
         )
 
 
-def make_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
-    """Return the schedule of a configuration."""
+def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
+    """Return the steps of a training on so many images, and those of an epoch."""
     train = config.train
+    per_epoch = steps_per_epoch(images, train.batch_size, train.keep_partial)
+    return train.steps_per_shot * config.dataset.shots or per_epoch * train.epochs, per_epoch
+
+
+def make_schedule(config: ConfigDict, images: int) -> Schedule:
+    """Return the schedule of a configuration, for so many training images."""
+    train = config.train
+    steps, per_epoch = run_length(config, images)
     return Schedule(
         visual_lr=train.visual_lr,
         text_lr=train.text_lr,
         warmup_epochs=train.warmup_epochs,
         schedule_epochs=train.schedule_epochs or train.epochs,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=per_epoch,
         guidance_epochs=config.loss.guidance_epochs,
         average=epoch_weights(train.epochs, train.average_mean, train.average_deviation) or None,
+        weights_lr=train.weights_lr if WEIGHTS in METHODS[config.method].parts else None,
+        cosine_steps=steps if train.schedule == "steps" else None,
+        seed=config.seed,
     )
 
 
 def learning_rates(schedule: Schedule, step: Scalar) -> dict[str, jax.Array]:
-    """Return the learning rates of the visual and of the text side at a step, from 0."""
-    return {
+    """Return the learning rates of visual prompts, text prompts and weights at a step, from 0."""
+    rates = {
         "visual": _rate(schedule, schedule.visual_lr, schedule.warmup_epochs, step),
         "text": _rate(schedule, schedule.text_lr, TEXT_WARMUP_EPOCHS, step),
     }
+    if schedule.weights_lr is not None:
+        rates["weights"] = _rate(schedule, schedule.weights_lr, TEXT_WARMUP_EPOCHS, step)
+    return rates
 
 
 def _rate(schedule: Schedule, base: Scalar, warmup_epochs: Scalar, step: Scalar) -> jax.Array:
-    """Return the learning rate at a step, which is constant within an epoch e.
+    """Return the learning rate at a step.
 
-    1e-5 while e < w, then base · (1 + cos(π (e − w) / E_t)) / 2: the cosine starts at the end of
-    warm-up and does not reach zero.
+    By epochs it is constant within an epoch e: 1e-5 while e < w, then
+    base · (1 + cos(π (e − w) / E_t)) / 2. The cosine starts at the end of warm-up and does not
+    reach zero. By steps it falls from base at step 0 to 1e-6 at the end, without warm-up.
     """
+    if schedule.cosine_steps is not None:
+        falling = (1 + jnp.cos(step * (jnp.pi / schedule.cosine_steps))) / 2
+        return LAST_LR + (base - LAST_LR) * falling
     epoch = jnp.asarray(step) // schedule.steps_per_epoch
     cosine = base * (1 + jnp.cos((epoch - warmup_epochs) * (jnp.pi / schedule.schedule_epochs))) / 2
     return jnp.where(epoch < warmup_epochs, WARMUP_LR, cosine)
