@@ -95,22 +95,12 @@ def clip(source: str, target: str) -> None:
 def export(source: "epath.Path", target: "epath.Path") -> None:
     """Write the prompts of a workdir, and its results if they belong to them, to a prompt file."""
     from dpt_jax.convert.reference import read_run
-    from dpt_jax.evaluation.results import RESULTS_FILE, outdated, read_result
     from dpt_jax.io import size_of
     from dpt_jax.logging import say
-    from dpt_jax.training import prompt_file
+    from dpt_jax.predictor import predictor
 
-    if target.suffix != prompt_file.SUFFIX:
-        raise UserError(f"convert export: {target} should end in {prompt_file.SUFFIX}.")
     config, saved = read_run(source)
-    if prompt_file.is_prompt_file(source):
-        results = prompt_file.read_header(source).get("results")
-    else:
-        results = read_result(source / RESULTS_FILE) if (source / RESULTS_FILE).is_file() else None
-        if results and (why := outdated(results, source)):
-            say(f"{why}: these results are left out of {target}.")
-            results = None
-    prompt_file.write(target, saved.step, saved.prompts, saved.meta, config.to_dict(), results)
+    predictor.export(config, saved, source, target)
     size = size_of(target) / 1024
     say(f"wrote {target}: {config.method} prompts, {size:.0f} kB")
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dpt_jax.config import CONFIG_FILE, read_config
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, reading
+from dpt_jax.logging import say
 from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import FOLDER, Saved, newest
@@ -94,6 +95,23 @@ def source_of(workdir: epath.Path) -> epath.Path:
     except (OSError, ValueError, KeyError, TypeError):
         return workdir
     return as_path(named) if named and isinstance(named, str) else workdir
+
+
+def results_of(source: epath.Path) -> Results | None:
+    """Return the results of a workdir or prompt file, None if missing.
+
+    If they are not of the newest prompts, a warning is printed, and they count as missing.
+    """
+    if prompt_file.is_prompt_file(source):
+        found: Results | None = prompt_file.read_header(source)["results"]
+        return found
+    if not (source / RESULTS_FILE).is_file():
+        return None
+    results = read_result(source / RESULTS_FILE)
+    if why := outdated(results, source):
+        say(f"{why}: these results are left out.")
+        return None
+    return results
 
 
 def read_current(workdir: epath.Path) -> dict[str, Any]:

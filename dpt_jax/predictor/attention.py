@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dpt_jax.data.memory import Images
 from dpt_jax.evaluation.metrics import softmax
-from dpt_jax.predictor.predictor import Images, Predictor
+from dpt_jax.predictor.predictor import Predictor
 
 TOP = 4
 
@@ -41,7 +42,7 @@ def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight
 
     Args:
       predictor: Trained prompts.
-      images: See Predictor.predict.
+      images: See Predictor.predict_proba.
       top: Number of likeliest classes.
     """
     grid, prompts = predictor.model.clip_config.grid, predictor.model.config

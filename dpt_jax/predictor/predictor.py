@@ -1,16 +1,14 @@
 """Trained prompts on their CLIP, ready to classify images."""
 
 import os
-import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
-from PIL import Image
 
 from dpt_jax import distributed
 from dpt_jax.clip.model import normalize
@@ -18,28 +16,19 @@ from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.config import load_config
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import load_dataset
-from dpt_jax.data.records import (
-    Dataset,
-    Example,
-    Files,
-    Reader,
-    UnreadableImageError,
-    read_image,
-    to_rgb,
-)
-from dpt_jax.errors import UserError, can_be_shown
+from dpt_jax.data.memory import Images, Labels, as_rgb, check_classnames, image_list, label_indices
+from dpt_jax.data.records import Dataset, Example, Files, Reader
+from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import check_finite, make_programs, overlapped
 from dpt_jax.evaluation.metrics import softmax
-from dpt_jax.evaluation.results import RESULTS_FILE
+from dpt_jax.evaluation.results import RESULTS_FILE, results_of
 from dpt_jax.io import as_path, reading
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import Outputs, PromptedCLIP
-from dpt_jax.training import initial_prompts, setup
+from dpt_jax.training import initial_prompts, prompt_file, setup
 from dpt_jax.training.checkpoints import FOLDER, Saved, load_newest
 from dpt_jax.training.texts import TextEncoder
 
-# One image, or a batch of them: a path, a PIL image or an array.
-Images = Any
 HostOutputs = Any  # model.Outputs, of NumPy arrays
 
 
@@ -56,32 +45,50 @@ class Predictor:
       prompts: The learned parameters, host arrays.
     """
 
-    def __init__(self, experiment: setup.Experiment, saved: Saved, batch_size: int) -> None:
+    def __init__(
+        self,
+        experiment: setup.Experiment,
+        saved: Saved,
+        batch_size: int = 0,
+        source: epath.Path | None = None,
+    ) -> None:
         """Encode the classes.
 
         Args:
           experiment: A CLIP with classes.
           saved: The prompts.
-          batch_size: Images that a device takes at a time.
+          batch_size: Images that a device takes at a time; 0 for 8 on a CPU and 64 on other
+            devices.
+          source: The workdir or prompt file that they are from.
         """
+        experiment = experiment._replace(dataset=without_images(experiment.dataset.classnames))
         self.classnames = experiment.dataset.classnames
         self.config: ConfigDict = experiment.config
         self.model: PromptedCLIP = experiment.model
-        self.batch_size = batch_size
+        self.batch_size = batch_size or (8 if jax.default_backend() == "cpu" else 64)
         self.prompts = saved.prompts
         self.training = saved.meta
+        self._saved, self._source = saved, source
         self._experiment = experiment
         self._prompts = distributed.replicate(saved.prompts)
         self._programs = make_programs(experiment.model)
         self._texts = self._programs.encode_texts(experiment.frozen, self._prompts)
         self._encode_names = TextEncoder(experiment, self._prompts)
 
-    def predict(self, images: Images) -> np.ndarray:
-        """Return the probabilities of the classes.
+    def predict(self, images: Images) -> list[str]:
+        """Return the name of the likeliest class of each image.
+
+        Args:
+          images: See `predict_proba`.
+        """
+        return [self.classnames[c] for c in self.predict_proba(images).argmax(-1)]
+
+    def predict_proba(self, images: Images) -> np.ndarray:
+        """Return the probabilities of the classes, in the order of `classnames`.
 
         Args:
           images: Paths, PIL images or uint8 arrays (H, W) or (H, W, 3), one or a sequence of N;
-            also an array (N, H, W, 3).
+            also an array (N, H, W, 3) or (N, H, W).
 
         Returns:
           (N, C) float32.
@@ -92,11 +99,43 @@ class Predictor:
         parts = [softmax(outputs.logits) for _, outputs in self.answers(images)]
         return np.concatenate(parts or [np.zeros((0, len(self.classnames)), np.float32)])
 
+    def score(self, images: Images, labels: Labels) -> float:
+        """Return the accuracy, 0 to 1.
+
+        Args:
+          images: N images, see `predict_proba`.
+          labels: Their classes: N names, or N indices into `classnames`.
+
+        Raises:
+          UserError: A label is not a class, or there are not as many labels as images.
+        """
+        images = image_list(images)
+        indices, _ = label_indices(labels, len(images), self.classnames)
+        return float((self.predict_proba(images).argmax(-1) == indices).mean())
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write the prompts to a prompt file, which `dpt_jax.load` and all commands read.
+
+        Args:
+          file: Its name ends in .safetensors. CLIP is not in it.
+
+        Raises:
+          UserError: There are no prompts, they are used with other classes than they were trained
+            on, or the file cannot be written.
+        """
+        trained_on = self.training.get("classnames") or self.classnames
+        if list(trained_on) != list(self.classnames):
+            raise UserError(
+                f"{file}: the prompts were trained on other classes than these, which a prompt "
+                "file cannot say: load them without classnames, and save that."
+            )
+        export(self.config, self._saved, self._source, as_path(file))
+
     def encode_image(self, images: Images) -> np.ndarray:
         """Return the features of images in the prompted tower.
 
         Args:
-          images: See `predict`.
+          images: See `predict_proba`.
 
         Returns:
           (N, E) float32, of unit length.
@@ -110,7 +149,7 @@ class Predictor:
         """Return the features of class names, in the learned context or in the template.
 
         Their products with the images' features, times CLIP's logit scale, are the logits of
-        `predict`.
+        `predict_proba`.
 
         Args:
           classnames: C names, by default those of this predictor.
@@ -124,7 +163,7 @@ class Predictor:
         if self.model.config.conditioned:
             raise UserError(
                 f"the context of {self.config.method} depends on the image, so a class has no text "
-                "features of its own: predict takes images."
+                "features of its own: predict_proba takes images."
             )
         if classnames is not None:
             classnames = check_classnames(classnames, "encode_text")
@@ -153,7 +192,7 @@ class Predictor:
         """Yield the outputs of the model in batches, while the next images are decoded.
 
         Args:
-          images: See `predict`; with `read`, whatever that takes.
+          images: See `predict_proba`; with `read`, whatever that takes.
           read: Reads an image as PIL's.
           skip_unreadable: Whether an image that raises UnreadableImageError becomes black, and its
             weight 0, instead of ending the iteration.
@@ -165,8 +204,8 @@ class Predictor:
         """
         batches = loader.test_batches(
             loader.Loading(
-                read=read or _as_rgb,
-                examples=[Example(image, 0) for image in _sequence(images)],
+                read=read or as_rgb,
+                examples=[Example(image, 0) for image in image_list(images)],
                 size=self.model.clip_config.image_size,
                 preprocessing=self.model.clip_config.preprocessing,
                 batch_size=self.rows,
@@ -248,31 +287,10 @@ def load(
                 f"{source} does not say what its classes are: name them ({reason})"
             ) from reason
     pretrained = load_clip(config.clip.weights, setup.compute_dtype(config))
-    without_images = Dataset(Files(pathlib.Path()), tuple(names), [], [], [])
-    experiment = setup.assemble(config, without_images, pretrained)
+    experiment = setup.assemble(config, without_images(names), pretrained)
     if experiment.model.config.has_prompts:
         saved = initial_prompts.fit(experiment, saved, str(source))
-    return Predictor(experiment, saved, batch_size or (8 if jax.default_backend() == "cpu" else 64))
-
-
-def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
-    """Return the names as a list.
-
-    Raises:
-      UserError: There is none, or one is blank or occurs twice. It begins with `source`.
-    """
-    if isinstance(classnames, str):
-        raise UserError(f"{source} is {classnames!r}: give a list of names.")
-    names: dict[str, None] = {}
-    for name in classnames:
-        if not isinstance(name, str) or not name.strip() or not can_be_shown(name):
-            raise UserError(f"{source}: {name!r} is not a class name.")
-        if name in names:
-            raise UserError(f"{source} has {name!r} twice: remove one, or rename it.")
-        names[str(name)] = None  # also a string of NumPy's
-    if not names:
-        raise UserError(f"{source} has no class name: give at least one.")
-    return list(names)
+    return Predictor(experiment, saved, batch_size, source)
 
 
 def read_classnames(file: epath.Path) -> list[str]:
@@ -289,6 +307,25 @@ def read_classnames(file: epath.Path) -> list[str]:
     return check_classnames(names, str(file))
 
 
+def export(config: ConfigDict, saved: Saved, source: epath.Path | None, target: epath.Path) -> None:
+    """Write a prompt file, with the results of `source` if they are of these prompts.
+
+    Raises:
+      UserError: There are no prompts, or the file has another suffix or cannot be written.
+    """
+    if target.suffix != prompt_file.SUFFIX:
+        raise UserError(f"{target}: the name of a prompt file ends in {prompt_file.SUFFIX}.")
+    if not saved.prompts:
+        raise UserError(f"{target}: {config.method} has no prompts to write.")
+    results = results_of(source) if source else None
+    prompt_file.write(target, saved.step, saved.prompts, saved.meta, config.to_dict(), results)
+
+
+def without_images(classnames: Sequence[str]) -> Dataset:
+    """Return a dataset that has only classes."""
+    return Dataset(Files(as_path(".")), tuple(classnames), [], [], [])
+
+
 def prompts_of(experiment: setup.Experiment, source: epath.Path) -> Saved:
     """Return the prompts that a workdir's results are of: its own, or those of `init_from`."""
     return initial_prompts.saved_prompts(experiment, _holder(experiment.config, source))
@@ -298,35 +335,3 @@ def _holder(config: ConfigDict, source: epath.Path) -> epath.Path:
     if config.init_from and not (source / FOLDER).exists() and (source / RESULTS_FILE).exists():
         return as_path(config.init_from)
     return source
-
-
-def _sequence(images: Images) -> Sequence[Any]:
-    """Return one image or several as a sequence of images."""
-    if getattr(images, "ndim", 0) == 4:
-        return list(np.asarray(images))
-    return images if isinstance(images, list | tuple) else [images]
-
-
-def _as_rgb(image: Any) -> Image.Image:
-    """Return an image of any form as PIL's.
-
-    Raises:
-      UserError: It is not an image.
-    """
-    try:
-        if isinstance(image, str | os.PathLike):
-            return read_image(image)
-        if isinstance(image, Image.Image):
-            return to_rgb(image)
-    except UnreadableImageError as reason:
-        raise UserError(str(reason)) from reason
-    except Exception as reason:  # an opened image is decoded only now
-        raise UserError(f"{image!r} cannot be read ({reason}).") from reason
-    array = np.asarray(image)
-    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8 or not shaped or not array.size:
-        raise UserError(
-            "an image is a path, a PIL image or a uint8 array (H, W) or (H, W, 3), not an array "
-            f"of {array.dtype} with shape {array.shape}."
-        )
-    return Image.fromarray(array).convert("RGB")

@@ -38,7 +38,7 @@ def export(predictor: "Predictor") -> jax.export.Exported:
     """
     model = predictor.model
     size = model.clip_config.image_size
-    predictor.predict(np.zeros((1, size, size, 3), np.uint8))  # checks that it is finite
+    predictor.predict_proba(np.zeros((1, size, size, 3), np.uint8))  # checks that it is finite
     used = ["vision", "logit_scale", *(["text"] if model.config.conditioned else [])]
     clip = {name: predictor.pretrained.params[name] for name in used}
     params = {"clip": distributed.to_host(clip), "prompts": predictor.prompts}

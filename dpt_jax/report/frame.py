@@ -26,7 +26,20 @@ DIGEST = 6  # characters of a digest that are shown
 
 
 def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read every results.json in a folder and below.  See `dpt_jax.results`."""
+    """Read the results of all runs in a folder.
+
+    Args:
+        runs: A folder of runs, or one workdir.
+
+    Returns:
+        One row per results.json: method, dataset, classes, trained_on, trained_classes, shots,
+        seed, accuracy, macro_f1 and zero_shot_accuracy (0 to 1), ece, n, unreadable, path,
+        digests of what the results are of, and the settings by key. `excluded` is the reason why
+        a report leaves the run out, and "" if it does not.
+
+    Raises:
+        UserError: There is no results.json, or one is damaged.
+    """
     folder = as_path(runs)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder of the runs, such as runs/.")

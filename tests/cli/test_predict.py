@@ -58,7 +58,7 @@ def test_json(trained, predictor, mixed, files):
     assert "cannot be read as an image" in told["broken.png"]["error"]
     assert "1 of 3 images could not be read" in done.stderr
     for name, file in (("a.png", files[0]), ("=1+1.png", files[1])):
-        (own,) = predictor.predict(file)
+        (own,) = predictor.predict_proba(file)
         best = np.argsort(-own)[:2]
         assert [one["class"] for one in told[name]["predictions"]] == [
             predictor.classnames[c] for c in best

@@ -23,7 +23,7 @@ def test_sights_are_what_the_model_computed(predictor, files):
     CAVPT looks at.
     """
     pixels, outputs = all_outputs(predictor, files)
-    probability = predictor.predict(files)
+    probability = predictor.predict_proba(files)
     unseen = 0
     for i, sight in enumerate(describe(predictor, files, top=6)):
         order = np.argsort(-probability[i])

@@ -36,7 +36,7 @@ CASE = json.loads((SMALL / "case.json").read_text())
 def test_probabilities_are_those_of_the_evaluation(predictor, trained):
     """predictions.npz of main.py, image by image."""
     found = np.load(trained / "predictions.npz")
-    probabilities = predictor.predict([IMAGES / path for path in found["path"]])
+    probabilities = predictor.predict_proba([IMAGES / path for path in found["path"]])
     np.testing.assert_allclose(
         probabilities, scipy.special.softmax(found["logits"], -1), rtol=1e-4, atol=1e-6
     )
@@ -57,7 +57,7 @@ def test_published_prompts_give_the_published_logits(clip_dir, tmp_path):
 
 
 def test_any_number_of_images_is_one_program(predictor, files):
-    whole = predictor.predict(files)
+    whole = predictor.predict_proba(files)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, _, **__: (
@@ -65,29 +65,33 @@ def test_any_number_of_images_is_one_program(predictor, files):
         )
     )
     for n in (1, 3, 4, 9):
-        np.testing.assert_allclose(predictor.predict(files[:n]), whole[:n], rtol=1e-5, atol=1e-7)
-    assert predictor.predict([]).shape == (0, len(predictor.classnames))
+        np.testing.assert_allclose(
+            predictor.predict_proba(files[:n]), whole[:n], rtol=1e-5, atol=1e-7
+        )
+    assert predictor.predict_proba([]).shape == (0, len(predictor.classnames))
     assert not compiled
     predictor.encode_text(["of other", "shapes"])
     assert compiled
 
 
 def test_every_form_of_an_image(predictor, files, tmp_path):
-    expected = predictor.predict(files[0])
+    expected = predictor.predict_proba(files[0])
     opened = Image.open(files[0]).convert("RGB")
     array = np.asarray(opened)
     forms = [pathlib.Path(files[0]), opened, array, array[None], opened.convert("RGBA"), [files[0]]]
+    forms.append(np.array(files[:1]))
     for form in [*forms, jax.numpy.asarray(array[None])]:
-        np.testing.assert_array_equal(predictor.predict(form), expected)
+        np.testing.assert_array_equal(predictor.predict_proba(form), expected)
     grey = np.asarray(opened.convert("L"))
     np.testing.assert_array_equal(
-        predictor.predict([grey, files[0]])[0], predictor.predict(np.stack([grey] * 3, -1))[0]
+        predictor.predict_proba([grey, files[0]])[0],
+        predictor.predict_proba(np.stack([grey] * 3, -1))[0],
     )
     deep = np.random.default_rng(1).integers(0, 65536, (40, 40)).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     with Image.open(tmp_path / "deep.png") as image:
         np.testing.assert_array_equal(
-            predictor.predict(image), predictor.predict(tmp_path / "deep.png")
+            predictor.predict_proba(image), predictor.predict_proba(tmp_path / "deep.png")
         )
 
 
@@ -95,7 +99,32 @@ def test_what_is_not_an_image_is_refused(predictor, tmp_path):
     arrays = [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 7), np.uint8), np.uint8(3)]
     for wrong in (*arrays, np.zeros((0, 0, 3), np.uint8), "none.png"):
         with pytest.raises(UserError, match=r"an image is a path|none\.png"):
-            predictor.predict([wrong])
+            predictor.predict_proba([wrong])
+
+
+def test_names_and_score(predictor, files):
+    """By names and by numbers; what is not a label is named."""
+    names = predictor.predict(files)
+    indices = predictor.predict_proba(files).argmax(-1)
+    assert names == [predictor.classnames[c] for c in indices]
+    assert predictor.score(files, names) == predictor.score(files, indices) == 1
+    assert (
+        predictor.score(files[:2], [names[0], *({*predictor.classnames} - {names[1]})][:2]) == 0.5
+    )
+    for labels, named in ((["zebra"], "zebra"), ([1, 2], "1 and 2"), ([99], "99"), ([0.5], "0.5")):
+        with pytest.raises(UserError, match=named):
+            predictor.score(files[:1], labels)
+
+
+def test_saving_is_exporting(predictor, trained, tmp_path):
+    predictor.save(tmp_path / "saved.safetensors")
+    in_process("-m", "dpt_jax", "convert", "export", str(trained), str(tmp_path / "e.safetensors"))
+    assert (tmp_path / "saved.safetensors").read_bytes() == (
+        tmp_path / "e.safetensors"
+    ).read_bytes()
+    for wrong, named in ((predictor, "saved.bin"), (dpt_jax.load(trained, ["dog"]), "classes")):
+        with pytest.raises(UserError, match=named):
+            wrong.save(tmp_path / ("saved.bin" if wrong is predictor else "x.safetensors"))
 
 
 def test_logits_are_features_of_images_with_features_of_texts(predictor, files, clip):
@@ -166,10 +195,10 @@ import dpt_jax
 from dpt_jax.config import evaluation_dir, load_config, save_config
 predictor = dpt_jax.load(sys.argv[1], batch_size=2)
 assert predictor.rows == 4
-np.save(sys.argv[2], predictor.predict(sys.argv[3:]))
+np.save(sys.argv[2], predictor.predict_proba(sys.argv[3:]))
 """
     command("-c", script, str(trained), str(trained / "two.npy"), *files, devices=2)
-    found, expected = np.load(trained / "two.npy"), dpt_jax.load(trained).predict(files)
+    found, expected = np.load(trained / "two.npy"), dpt_jax.load(trained).predict_proba(files)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -184,7 +213,7 @@ def test_answers_that_are_not_finite_are_refused(trained, files, tmp_path):
         checkpoints.wait()
     bad = dpt_jax.load(workdir)
     says = r"are not finite: the prompt visual\.tokens has such values"
-    for use in (bad.predict, bad.encode_image, lambda images: describe(bad, images)):
+    for use in (bad.predict_proba, bad.encode_image, lambda images: describe(bad, images)):
         with pytest.raises(UserError, match=says):
             use(files[:1])
     with pytest.raises(UserError, match=says):
@@ -204,7 +233,7 @@ def test_weights_that_are_not_finite_are_refused(clip, clip_dir, files, tmp_path
     prepared = experiments.prepare(config, broken)
     says = r"zero-shot CLIP are not finite: the weight of CLIP vision\.ln_post"
     with pytest.raises(UserError, match=says):
-        Predictor(prepared, Saved(0, {}, {}), batch_size=4).predict(files[:1])
+        Predictor(prepared, Saved(0, {}, {}), batch_size=4).predict_proba(files[:1])
     with pytest.raises(UserError, match=says):
         evaluate(prepared, Saved(0, {}, {}), tmp_path)
     assert not (tmp_path / "results.json").exists()

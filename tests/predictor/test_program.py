@@ -42,7 +42,7 @@ def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
     )
     predictor = dpt_jax.load(trained)
     files = find_images([str(IMAGES / "test")])
-    expected = predictor.predict(files)
+    expected = predictor.predict_proba(files)
     np.save(tmp_path / "images.npy", all_outputs(predictor, files)[0])
     done = command(
         "-c", RUN, str(served), str(tmp_path / "images.npy"), cwd=tmp_path, PYTHONPATH=""
@@ -62,7 +62,7 @@ def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
     Image.fromarray(wide).save(tmp_path / "wide.png")
     both = [str(tmp_path / "wide.png"), str(tmp_path / "deep.png"), files[0]]
     done = command(str(served / "classify.py"), *both, cwd=tmp_path, PYTHONPATH="")
-    for line, own in zip(done.stdout.splitlines(), predictor.predict(both), strict=True):
+    for line, own in zip(done.stdout.splitlines(), predictor.predict_proba(both), strict=True):
         best = np.argsort(-own)[:3]
         assert line.split("  ")[1:] == [
             f"{predictor.classnames[c]} {100 * own[c]:.1f} %" for c in best

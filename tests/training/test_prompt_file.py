@@ -56,8 +56,8 @@ def test_a_file_has_the_prompts_to_the_byte_and_says_what_they_are(shared, train
 def test_a_file_stands_where_a_workdir_does(shared, trained, tmp_path):
     """predict and export in this process, main.py's evaluation and init_from as commands."""
     files = find_images([str(IMAGES / "test")])
-    expected = dpt_jax.load(trained).predict(files)
-    np.testing.assert_array_equal(dpt_jax.load(shared).predict(files), expected)
+    expected = dpt_jax.load(trained).predict_proba(files)
+    np.testing.assert_array_equal(dpt_jax.load(shared).predict_proba(files), expected)
     again = tmp_path / "again.safetensors"
     convert.export(shared, again)
     assert same_bytes(load_newest(again).prompts, load_newest(shared).prompts)

@@ -1,0 +1,175 @@
+"""Images and labels that a Python caller gives, instead of a folder."""
+
+import hashlib
+import os
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dpt_jax.data.records import (
+    Dataset,
+    Example,
+    Files,
+    Source,
+    UnreadableImageError,
+    read_image,
+    to_rgb,
+)
+from dpt_jax.errors import UserError, can_be_shown
+from dpt_jax.io import as_path, is_remote
+
+# Paths, PIL images or uint8 arrays (H, W) or (H, W, 3), one or a sequence of N; also an array
+# (N, H, W, 3) or (N, H, W).
+Images = Any
+# N class names, or N class indices from 0.
+Labels = Iterable[str] | Iterable[int] | np.ndarray
+
+
+def image_list(images: Images) -> list[Any]:
+    """Return one image or several as a list."""
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    one_array = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+    if isinstance(images, str | os.PathLike | Image.Image) or one_array:
+        return [images]
+    return list(np.asarray(images) if len(shape) > 2 else images)
+
+
+def as_rgb(image: Any) -> Image.Image:
+    """Return an image of any form as PIL's.
+
+    Raises:
+      UserError: It is not an image.
+    """
+    try:
+        if isinstance(image, str | os.PathLike):
+            return read_image(image)
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+    except UnreadableImageError as reason:
+        raise UserError(str(reason)) from reason
+    except Exception as reason:  # an opened image is decoded only now
+        raise UserError(f"{image!r} cannot be read ({reason}).") from reason
+    array = np.asarray(image)
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not shaped or not array.size:
+        raise UserError(
+            "an image is a path, a PIL image or a uint8 array (H, W) or (H, W, 3), not an array "
+            f"of {array.dtype} with shape {array.shape}."
+        )
+    return Image.fromarray(array).convert("RGB")
+
+
+def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
+    """Return the names as a list.
+
+    Raises:
+      UserError: There is none, or one is blank or occurs twice. It begins with `source`.
+    """
+    if isinstance(classnames, str):
+        raise UserError(f"{source} is {classnames!r}: give a list of names.")
+    names: dict[str, None] = {}
+    for name in classnames:
+        if not isinstance(name, str) or not name.strip() or not can_be_shown(name):
+            raise UserError(f"{source}: {name!r} is not a class name.")
+        if name in names:
+            raise UserError(f"{source} has {name!r} twice: remove one, or rename it.")
+        names[str(name)] = None  # also a string of NumPy's
+    if not names:
+        raise UserError(f"{source} has no class name: give at least one.")
+    return list(names)
+
+
+def label_indices(
+    labels: Labels, images: int, classnames: Iterable[str] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """Return class indices and class names.
+
+    Args:
+      labels: Of the images.
+      images: Their number N.
+      classnames: Of all classes. By default the names in the labels, sorted, or "0", "1", … for
+        numbers.
+
+    Returns:
+      (N,) int32, and the C names.
+
+    Raises:
+      UserError: A label is not a class, or N is 0 or not the number of labels.
+    """
+    values = [label.item() if hasattr(label, "item") else label for label in labels]
+    if len(values) != images or not images:
+        raise UserError(f"give a label for each image: there are {images} and {len(values)}.")
+    numbers = all(type(value) is int for value in values)
+    if not numbers and not all(isinstance(value, str) for value in values):
+        raise UserError(f"labels are class names or whole numbers from 0, not {values[0]!r:.80}.")
+    different = sorted(set(values))
+    named = map(str, range(len(different)) if numbers else different)
+    names = check_classnames(named if classnames is None else classnames, "classnames")
+    index = {i if numbers else name: i for i, name in enumerate(names)}
+    if unknown := [value for value in values if value not in index]:
+        known = [*index]
+        raise UserError(
+            f"the label {unknown[0]!r} is not a class: these are {known[0]!r} to {known[-1]!r}."
+        )
+    return np.array([index[value] for value in values], np.int32), names
+
+
+class Given(Source):
+    """Reads files by their path, and other images by the digest of their pixels."""
+
+    def __init__(self, images: Mapping[str, Any]) -> None:
+        """images: those that are not files, by digest."""
+        self._images = images
+
+    def __call__(self, path: str) -> Image.Image:
+        """Return an image as RGB; the cache of decoded images has only files."""
+        return as_rgb(self._images[path]) if path in self._images else super().__call__(path)
+
+    def key(self, path: str) -> Hashable:
+        """Return the digest, or what identifies a file."""
+        file = as_path(path)
+        return path if path in self._images else Files(file.parent).key(file.name)
+
+    def read(self, path: str) -> Image.Image:
+        """Return the image of a file as RGB."""
+        file = as_path(path)
+        return Files(file.parent).read(file.name)
+
+
+def in_memory(
+    images: Images,
+    labels: Labels,
+    classnames: Sequence[str] | None = None,
+    validation: tuple[Images, Labels] | None = None,
+) -> Dataset:
+    """Return images and labels as a dataset without test images.
+
+    An example's path is that of a file, absolute, or the digest of an image in memory: so the
+    digest of a dataset is one of its pixels.
+
+    Raises:
+      UserError: As `label_indices`, or an image in memory is not one.
+    """
+    held: dict[str, Any] = {}
+
+    def name(image: Any) -> str:
+        if isinstance(image, str | os.PathLike):
+            path = as_path(image)
+            return str(path if is_remote(path) else path.absolute())
+        pixels = as_rgb(image)
+        digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).hexdigest()
+        held[digest] = image
+        return digest
+
+    def examples(images: list[Any], indices: np.ndarray) -> list[Example]:
+        return [Example(name(x), int(label)) for x, label in zip(images, indices, strict=True)]
+
+    given = image_list(images)
+    indices, names = label_indices(labels, len(given), classnames)
+    train, val = examples(given, indices), []
+    if validation is not None:
+        given = image_list(validation[0])
+        val = examples(given, label_indices(validation[1], len(given), names)[0])
+    return Dataset(Given(held), tuple(names), train, val, [])
