@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
-from dpt_jax.clip.pretrained import Pretrained
+from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.config import (
     CONFIG_FILE,
     Value,
@@ -24,15 +24,16 @@ from dpt_jax.config import (
 )
 from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
+from dpt_jax.data.dataset import digest_of_files, load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.features import FeatureCache
-from dpt_jax.evaluation.results import finished
+from dpt_jax.evaluation.results import finished, of_same_sources
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
 from dpt_jax.runs import check_same_sweep, evaluate_run, probe, train_and_evaluate
 from dpt_jax.training.checkpoints import FOLDER
 from dpt_jax.training.lock import LockedError, is_locked
-from dpt_jax.training.setup import Experiment, prepare
+from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 
 Overrides = Mapping[str, Value]
 
@@ -154,7 +155,7 @@ def _of_dataset(dataset: str, overrides: Overrides) -> Overrides:
 
 
 def state(run: Run, runs: epath.Path, overrides: Overrides) -> str:
-    """Return how far a run is, by the files of its folder."""
+    """Return how far a run is, by the files of its folder; neither data nor CLIP are read."""
     config = run_config(run, overrides)
     workdir = run_dir(runs, config, run.method)
     if is_locked(workdir):
@@ -179,6 +180,7 @@ class Runner:
         self.runs, self.overrides = runs, overrides
         self.backbones: dict[tuple[str, str], Pretrained] = {}
         self._features: FeatureCache = {}
+        self._digests: dict[str, tuple[str, str]] = {}  # of datasets and their test files
 
     def __call__(self, run: Run) -> int:
         """Compute the missing results of a run; return how many were missing.
@@ -195,7 +197,7 @@ class Runner:
         check_same_sweep(config, workdir)
         made = 0
         # Host 0 decides, so that no host begins a run that the others skip.
-        if not distributed.first_says(finished(workdir, config)):
+        if not distributed.first_says(self._is_finished(workdir, config)):
             if distributed.first_says(is_locked(workdir)):
                 raise LockedError(f"{workdir} is being trained in by another process.")
             _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
@@ -214,17 +216,36 @@ class Runner:
         """Test the prompts of `workdir` on a target; return False if that was done before."""
         config = target_config(run, target, self.overrides, workdir)
         target_dir = evaluation_dir(workdir, config)
-        if distributed.first_says(finished(target_dir, config)):
+        if distributed.first_says(self._is_finished(target_dir, config)):
             return False
         results, _ = evaluate_run(config, workdir, target_dir, self._prepare)
         _say_result(results)
         return True
 
+    def _is_finished(self, workdir: epath.Path, config: ConfigDict) -> bool:
+        """Return whether a workdir has the results, of the data and the CLIP that are there now."""
+        if not finished(workdir, config):
+            return False
+        data = config.dataset.copy_and_resolve_references()
+        data.shots, data.sample = 1, ""  # the whole dataset counts
+        key = f"{data.to_json(sort_keys=True)} {config.seed}"
+        if key not in self._digests:
+            dataset = load_dataset(data, config.seed)
+            self._digests[key] = dataset.digest, digest_of_files(dataset)
+        clip = _name_of_clip(config)
+        if clip not in self.backbones:
+            self.backbones[clip] = load_clip(config.clip.weights, compute_dtype(config))
+        return of_same_sources(workdir, self.backbones[clip], *self._digests[key])
+
     def _prepare(self, config: ConfigDict) -> Experiment:
-        key = (config.clip.weights, config.dtype)
+        key = _name_of_clip(config)
         experiment = prepare(config, self.backbones.get(key))
         self.backbones[key] = experiment.pretrained
         return experiment._replace(features=self._features)
+
+
+def _name_of_clip(config: ConfigDict) -> tuple[str, str]:
+    return config.clip.weights, compute_dtype(config).name
 
 
 def _say_result(results: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import jax
 import pytest
@@ -14,8 +15,8 @@ from dpt_jax.methods import METHODS, TEXT
 from dpt_jax.sweep import Run, Runner, Target, plan
 from dpt_jax.training import setup
 from dpt_jax.training.lock import locked
-from tests.helpers import coop_trees
-from tests.helpers.commands import assert_refused, in_process
+from tests.helpers import coop_trees, make_clip
+from tests.helpers.commands import assert_refused, in_process, start
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -116,15 +117,71 @@ def test_runs_of_other_lengths_need_no_other_program(overrides, tmp_path):
     assert 0 < counts[0] == counts[1]
 
 
-def test_a_run_that_another_process_trains_is_left_to_it(overrides, tmp_path):
+@pytest.mark.parametrize("noticed", ["before it begins", "when it begins"])
+def test_a_run_that_another_process_trains_is_left_to_it(noticed, overrides, tmp_path, monkeypatch):
+    """Also if both look for the lock before either has it."""
+    if noticed == "when it begins":
+        monkeypatch.setattr(sweep, "is_locked", lambda workdir: False)
     planned = plan("few-shot", ["coop"], ["folder"], [], [1], [1, 2])
     workdir = workdir_of(tmp_path, planned[0], overrides)
     workdir.mkdir(parents=True)
     with locked(workdir):
-        assert sweep.state(planned[0], tmp_path, overrides) == "in training by another process"
+        if noticed == "before it begins":
+            assert sweep.state(planned[0], tmp_path, overrides) == "in training by another process"
         assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [planned[0]])
     assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
     assert results(workdir)["method"] == "coop"
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_two_sweeps_that_start_at_the_same_moment(overrides, tmp_path):
+    """One trains a run, the other leaves it, and both succeed."""
+    arguments = ["--methods=coop", "--datasets=folder", "--shots=1,2", "--seeds=1,2,3"]
+    arguments += [f"--runs={tmp_path}", *(f"--config.{k}={v}" for k, v in overrides.items())]
+    sweeps = [start("-m", "dpt_jax", "sweep", *arguments) for _ in range(2)]
+    said = [one.communicate()[0] for one in sweeps]
+    assert [one.returncode for one in sweeps] == [0, 0], said
+    assert all("Traceback" not in one for one in said), said
+    workdirs = [file.parent for file in tmp_path.rglob("config.json")]
+    assert len(workdirs) == 6
+    for workdir in workdirs:
+        assert results(workdir)["of"]["epoch"] == 1
+        assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 1
+    trained = sum(one.count("Training coop on") for one in said)
+    assert trained == 6, said
+
+
+def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, clip_dir, capsys):
+    """Test images that are added or changed, other class names, and other weights."""
+    root = shutil.copytree(SMALL / "images", tmp_path / "images")
+    weights = shutil.copytree(clip_dir, tmp_path / "clip")
+    overrides |= {"dataset.root": str(root), "clip.weights": str(weights)}
+    planned = plan("few-shot", ["zeroshot", "coop"], ["folder"], [], [1], [1])
+
+    def again():
+        """Return how many runs were finished before, and how many failed."""
+        capsys.readouterr()
+        failed, _ = sweep.sweep(planned, Runner(tmp_path / "runs", overrides))
+        return capsys.readouterr().out.count("finished before"), len(failed)
+
+    assert again() == (0, 0)
+    assert again() == (2, 0)
+    first, second, *_ = sorted((root / "test").rglob("*.png"))
+    shutil.copy(first, first.with_name("more.png"))
+    assert again() == (0, 0)
+    assert results(workdir_of(tmp_path / "runs", planned[1], overrides))["n"] == 19
+    shutil.copy(first, second)
+    assert again() == (0, 0)
+    assert again() == (2, 0)
+    for split in ("train", "test"):
+        (root / split / "airplane").rename(root / split / "aeroplane")
+    assert again() == (0, 1)  # the prompts were trained on other names
+    for split in ("train", "test"):
+        (root / split / "aeroplane").rename(root / split / "airplane")
+    assert again() == (1, 0)
+    make_clip.write(weights, seed=5)
+    assert again() == (0, 1)
 
 
 def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import os
 import pathlib
 from collections.abc import Sequence
 from concurrent import futures
@@ -12,10 +13,10 @@ from dpt_jax.data import sampling
 from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.records import Dataset, Example, UnreadableImageError
+from dpt_jax.data.records import Dataset, Example, Files, UnreadableImageError
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, listed_once
+from dpt_jax.io import as_path, is_remote, listed_once
 from dpt_jax.logging import say
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
@@ -34,7 +35,7 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
     """
     whole = read_splits(config)
     # The shots are drawn before the classes are split, so that both halves are of one sample.
-    train, val, test = _sample(config, whole, seed), whole.val, whole.test
+    (train, val), test = _sample(config, whole, seed), whole.test
     classnames = whole.classnames
     if config.classes != "all":
         labels = sampling.half_of_classes(len(classnames), config.classes)
@@ -65,18 +66,29 @@ def digest_of_examples(examples: Sequence[Example]) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
-def _sample(config: ConfigDict, whole: Dataset, seed: int) -> list[Example]:
-    """Return the images to train on, of all classes."""
+def digest_of_files(dataset: Dataset) -> str:
+    """Return the SHA-256 of the sizes of the test images, "" if they are no local files."""
+    if not isinstance(dataset.read, Files) or is_remote(dataset.read.root):
+        return ""
+    found = hashlib.sha256()
+    for example in dataset.test:
+        file = dataset.read.root / example.path
+        found.update(f"{os.stat(file).st_size if file.exists() else None} ".encode())
+    return found.hexdigest()
+
+
+def _sample(config: ConfigDict, whole: Dataset, seed: int) -> tuple[list[Example], list[Example]]:
+    """Return the images to train on and to validate on, of all classes."""
+    train, val = sampling.few_shot(whole.train, whole.val, config.shots, seed)
     if config.sample and whole.train:  # a dataset that is only tested on has no sample
-        return sampling.read_sample(as_path(config.sample), whole, config.shots)
-    train, _ = sampling.few_shot(whole.train, whole.val, config.shots, seed)
+        return sampling.read_sample(as_path(config.sample), whole, config.shots), val
     most = max(collections.Counter(example.label for example in whole.train).values(), default=0)
     if config.shots > most > 0:
         say(
             f"dataset.shots is {config.shots}, but no class has more than {most} training images: "
             "all are taken."
         )
-    return train
+    return train, val
 
 
 def read_splits(config: ConfigDict) -> Dataset:

@@ -161,7 +161,7 @@ class Dataset(NamedTuple):
         read: opens an image.
         classnames: of the labels, in order.
         train: the whole training split or, from load_dataset, the few-shot sample of it.
-        val: the whole validation split, which may be empty.
+        val: the same of the validation split, min(shots, 4) images a class. It may be empty.
         test: the whole test split.
         digest: of all classes and all images, whichever were taken; from load_dataset.
     """

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.data.dataset import digest_of_files
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.features import EncodedBatch, read_test_images
 from dpt_jax.evaluation.metrics import calibration, class_scores, distinct
@@ -332,6 +333,7 @@ def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
             "backbone": digest_of_json(here["clip"]),
             "template": config.dataset.template,
             "test_list": here["test"],
+            "test_files": digest_of_files(experiment.dataset),
             "data": {"name": name_of_data(config), "digest": here["data"]},
             "trained_on": saved.meta.get("data"),
             "train_list": saved.meta.get("train_list"),

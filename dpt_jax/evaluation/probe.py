@@ -20,8 +20,8 @@ MOST_ITERATIONS = 5000
 def fit_and_predict(experiment: Experiment) -> Predictions:
     """Fit probes to the training images, and predict the test split with the best one.
 
-    The best one has the highest accuracy on the validation split; of equals, the one with the
-    strongest regularisation.
+    The best one has the highest accuracy on the validation images of the sample, at most 4 a class
+    as few-shot protocols have; of equals, the one with the strongest regularisation.
 
     Args:
       experiment: Of zero-shot CLIP, with training images of each class.
@@ -65,8 +65,9 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
     accuracies = [float((one.predict(val) == val_label).mean()) for one in fitted]
     best = int(np.argmax(accuracies))
     say(
-        f"probe: C = {STRENGTHS[best]:g} gets {100 * accuracies[best]:.1f} % of {len(val_label)} "
-        "validation images right."
+        f"probe: fitted to {len(label)} training images; C = {STRENGTHS[best]:g} gets "
+        f"{100 * accuracies[best]:.1f} % of {len(val_label)} validation images right "
+        f"(at most {np.bincount(val_label).max()} a class)."
     )
     return found._replace(logits=fitted[best].predict_log_proba(test).astype(np.float32))
 

@@ -9,14 +9,15 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import CONFIG_FILE, read_config
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, reading
 from dpt_jax.logging import say
 from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.training import prompt_file
-from dpt_jax.training.checkpoints import FOLDER, Saved, newest
-from dpt_jax.training.setup import Experiment
+from dpt_jax.training.checkpoints import FOLDER, Saved, digest_of_json, newest
+from dpt_jax.training.setup import Experiment, clip_fingerprint
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
@@ -129,7 +130,8 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
     """Return whether a workdir has the results that a configuration asks for.
 
     They must be of the newest prompts, trained to the end, and of the same test classes and
-    template, and so must predictions.npz if it is asked for.
+    template, and so must predictions.npz if it is asked for. Data and CLIP are not read: see
+    `of_same_sources`.
     """
     try:
         results = read_result(workdir / RESULTS_FILE)
@@ -153,6 +155,22 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
             return bool(str(found["prompts"]) == of["prompts"])
     except (UserError, KeyError, TypeError):
         return False
+
+
+def of_same_sources(
+    workdir: epath.Path, pretrained: Pretrained, data: str, test_files: str
+) -> bool:
+    """Return whether a workdir's results are of a CLIP, a dataset and its test files.
+
+    Args:
+      workdir: With results.
+      pretrained: The CLIP.
+      data: The dataset's digest.
+      test_files: Of `digest_of_files`.
+    """
+    of = read_result(workdir / RESULTS_FILE)["of"]
+    now = digest_of_json(clip_fingerprint(pretrained)), data, test_files
+    return now == (of["backbone"], of["data"]["digest"], of.get("test_files"))
 
 
 def summary(results: Results) -> str:

@@ -23,16 +23,22 @@ class LockedError(UserError):
 
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
-    """Make the workdir and keep a second training out of it, on host 0.
+    """Make the workdir and keep a second training out of it; host 0 has the lock.
 
     Raises:
-      LockedError: if another process has the lock.
+      LockedError: on all hosts, if another process has the lock.
     """
-    if not distributed.is_first():
-        yield
-        return
     owner = f"process {os.getpid()} on {platform.node()}"
-    with (_locked_in_bucket if is_remote(workdir) else _locked_on_disk)(workdir, owner):
+    lock = _locked_in_bucket if is_remote(workdir) else _locked_on_disk
+    refused = None
+    with contextlib.ExitStack() as held:
+        if distributed.is_first():
+            try:
+                held.enter_context(lock(workdir, owner))
+            except LockedError as reason:
+                refused = reason
+        if distributed.first_says(refused is not None):
+            raise refused or LockedError(f"{workdir} is being trained in by another process.")
         yield
 
 

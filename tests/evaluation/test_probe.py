@@ -56,6 +56,13 @@ def test_a_probe_separates_what_it_was_fitted_to(clip_dir, validated, tmp_path):
     assert page.returncode == 2
 
 
+def test_a_probe_chooses_by_as_few_validation_images_as_protocols_have(
+    clip_dir, validated, tmp_path
+):
+    done = probe(clip_dir, validated, tmp_path / "run", "--config.dataset.shots=1")
+    assert "of 6 validation images right (at most 1 a class)" in done.stdout
+
+
 def test_without_validation_images_there_is_no_probe(clip_dir, tmp_path):
     done = probe(clip_dir, SMALL / "images", tmp_path / "run", check=False)
     assert done.returncode == 2
