@@ -40,8 +40,18 @@ def get_config() -> ConfigDict:
     # Layout of the images: folder (class folders), coop (CoOp's DATASETS.md) or tfds
     # (tensorflow-datasets).
     config.dataset.source = "folder"
-    # Folder of the images; data_dir of tensorflow-datasets.
+    # Folder of the images, or a zip or tar archive of it, or a .csv or .jsonl list of your own
+    # (path, label, perhaps split); data_dir of tensorflow-datasets.
     config.dataset.root = ""
+    # Part of each class of your own images that is kept for the test, if they have no split. As
+    # many are kept for validation. 1 keeps all for the test.
+    config.dataset.test_fraction = 0.2
+    # List of your own images (path, label, split) instead of a random split, such as the split.csv
+    # of another workdir.
+    config.dataset.split = ""
+    # Whether your own images are refused if they would give wrong accuracies: a class without
+    # test images, or a file that is in training or validation and in test.
+    config.dataset.strict = True
     # File that lists the training images, instead of a random sample.
     config.dataset.sample = ""
     # Training images per class; -1 takes all.

@@ -35,6 +35,7 @@ from dpt_jax.training import prompt_file
 Value = int | float | bool | str
 
 CONFIG_FILE = "config.json"
+SPLIT_FILE = "split.csv"  # of a run on images whose folders do not say the split
 LARGEST = 2**31  # integers on devices have 32 bits
 
 CHOICES: dict[str, Collection[str]] = {
@@ -71,6 +72,7 @@ WITHOUT = {"text_prompt.length": "vpt", "visual_prompt.length": "coop", "cavpt.t
 # prompts depend on. It may change all others with --allow_changes.
 FREE = (
     *("clip.weights", "dataset.root", "dataset.on_error", "dataset.workers"),
+    *("dataset.split", "dataset.strict"),
     *("train.microbatch", "train.remat", "train.skip_nonfinite"),
     *("eval.batch_size", "eval.save_logits"),
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),
@@ -151,7 +153,16 @@ def validate(config: ConfigDict) -> None:
     if data.root and data.name in common.EMBEDDED and data.source == "folder":
         raise UserError(
             f"dataset.root is {data.root}, but {data.name} is part of this package and has no "
-            "folder: leave dataset.root out, or use --config=configs/METHOD.py:folder."
+            f"folder: leave dataset.root out, or use --config={config.method}:folder."
+        )
+    if data.split and (data.name in common.EMBEDDED or data.source != "folder"):
+        raise UserError(
+            f"dataset.split is {data.split}, but {data.name} has a split of its own: leave it out, "
+            f"or use --config={config.method}:folder."
+        )
+    if not 0 < data.test_fraction <= 1:
+        raise UserError(
+            f"dataset.test_fraction is {data.test_fraction}: give a number above 0 and at most 1."
         )
     for key in ("dataset.template", "loss.template"):
         for text in values[key].split("|") if values[key] or key == "dataset.template" else ():
@@ -299,6 +310,8 @@ def read_config(source: epath.Path, default: ConfigDict) -> ConfigDict:
             config.update_from_flattened_dict({key: value})
         except (TypeError, ValueError) as reason:
             raise UserError(f"{file}: {key} cannot be {value!r}.") from reason
+    own = source / SPLIT_FILE  # wherever the list was that the run was started with
+    config.dataset.split = str(own) if file != source and own.exists() else ""
     return config
 
 

@@ -14,8 +14,10 @@ import os
 import pathlib
 import re
 import shutil
+import tarfile
 import tempfile
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TextIO, cast
 
@@ -191,6 +193,33 @@ def local_copy(
         finally:
             shutil.rmtree(half, ignore_errors=True)
     return target
+
+
+def unpacked(archive: epath.Path) -> epath.Path:
+    """Return the folder of a zip or tar archive, which is unpacked to the cache folder once.
+
+    Raises:
+      UserError: if it is not an archive, an entry leads out of the folder, or there is no room.
+    """
+    if is_remote(archive):
+        copy = local_copy(archive.parent, {archive.name}.__contains__, lambda line: None)
+        archive = cast(epath.Path, copy / archive.name)
+    with reading(archive, "a zip or tar archive of images"):
+        found = os.stat(archive)
+        state = (str(archive.resolve()), found.st_size, found.st_mtime_ns)
+        digest = hashlib.sha256(repr(state).encode(errors="surrogateescape")).hexdigest()[:12]
+        target = cache_folder() / "archives" / f"{archive.name}@{digest}"
+        if not target.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as half:
+                if zipfile.is_zipfile(archive):
+                    with zipfile.ZipFile(archive) as opened:
+                        opened.extractall(f"{half}/all")  # drops .. and links
+                else:
+                    with tarfile.open(archive) as tar:
+                        tar.extractall(f"{half}/all", filter="data")  # refuses them
+                os.rename(f"{half}/all", target)
+    return cast(epath.Path, target)
 
 
 def _objects(folder: epath.Path, wanted: Callable[[str], bool]) -> dict[str, str]:

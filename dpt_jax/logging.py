@@ -1,5 +1,6 @@
 """Lines and progress bars on the console, only from host 0."""
 
+import functools
 import sys
 import time
 from typing import TextIO
@@ -64,3 +65,9 @@ def say(line: str, file: TextIO | None = None) -> None:
     """Print a line to standard output, or to `file`, and flush."""
     if is_first():
         print(line, file=file, flush=True)
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Print a line unless this process has, such as a notice that all runs of a sweep share."""
+    say(line)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax import distributed
 from dpt_jax.config import (
+    SPLIT_FILE,
     check_same_run,
     evaluation_dir,
     has_config,
@@ -54,7 +55,7 @@ def train_and_evaluate(
     """
     if changed := check_same_run(config, workdir, keys_that_may_change(asked=allow_changes)):
         say(f"{workdir}: resuming with other settings than it was started with: {changed}.")
-    config = with_dtype(config, workdir)
+    config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
     if experiment.model.config.has_prompts:
         train(experiment, workdir, allow_changes)
@@ -65,6 +66,7 @@ def train_and_evaluate(
         )
     else:
         save_config(config, workdir)
+        train_files.write_split(experiment.dataset, workdir)
     return evaluate(experiment, saved_prompts(experiment, workdir), workdir)
 
 
@@ -77,13 +79,13 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
     Raises:
       UserError: As `fit_and_predict`, or a class has no training image.
     """
-    config = with_dtype(config, workdir)
+    config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
     train_files.check_trainable(experiment.dataset, config.dataset.name)
     found = fit_and_predict(experiment)
     if distributed.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
-    train_files.write(experiment.dataset.train, workdir)
+    train_files.write(experiment.dataset, workdir)
     about = training_meta(experiment) | {"method": PROBE.name}
     return write_results(experiment, found, Saved(0, {}, about), workdir)
 
@@ -122,6 +124,7 @@ def evaluate_run(
         config.init_from = str(source)
     if not (workdir / FOLDER).exists():
         save_config(config, workdir)
+        train_files.write_split(experiment.dataset, workdir)
     return evaluate(experiment, saved, workdir), workdir
 
 
@@ -146,4 +149,18 @@ def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
         config.dtype = read_config(workdir, config).dtype
     else:
         config.dtype = jnp.dtype(compute_dtype(config)).name
+    return config
+
+
+def with_split(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """Return the configuration with the split that a workdir was started with.
+
+    Images that were added since are then not in use. A split that the configuration names takes
+    precedence.
+    """
+    own = workdir / SPLIT_FILE
+    if config.dataset.split or config.dataset.source != "folder" or not own.exists():
+        return config
+    config = config.copy_and_resolve_references()
+    config.dataset.split = str(own)
     return config

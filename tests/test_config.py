@@ -145,7 +145,7 @@ def test_switches(argument, value):
         ("--config.dataset.classes=old", "dataset.classes"),
         ("--config.dataset.template={0.__class__}", "dataset.template"),
         ("--config.text_prompt.init=a\u202eb", "text_prompt.init"),
-        ("--config=dpt --config.dataset.root=x", "dataset.root"),
+        ("--config=dpt:digits --config.dataset.root=x", "dataset.root"),
         ("--config=vpt --config.text_prompt.conditioned", "text_prompt.conditioned"),
         ("--config=coop --config.visual_prompt.coupled", "visual_prompt.coupled"),
         ("--config=vpt --config.loss.text_consistency=8", "loss.text_consistency"),

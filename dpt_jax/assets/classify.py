@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 FOLDER = pathlib.Path(__file__).parent
 # Raster formats only: for PostScript, Pillow would start another program.
@@ -38,7 +38,9 @@ def load_image(file: str) -> np.ndarray:
             if whole_numbers
             else opened.convert("RGBA" if "transparency" in opened.info else "RGB")
         )
-    return make_square(image.convert("RGB"), ABOUT["image_size"], ABOUT["preprocessing"])
+    image = image.convert("RGB")
+    ImageOps.exif_transpose(image, in_place=True)  # photos of phones may lie on their side
+    return make_square(image, ABOUT["image_size"], ABOUT["preprocessing"])
 
 
 def make_square(image: Image.Image, size: int, how: dict) -> np.ndarray:

@@ -1,6 +1,7 @@
 """--config and --config.KEY, which absl's config_flags parses."""
 
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -64,8 +65,10 @@ def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
                     raise UserError(f"{flag}: there is no such key{nearest(key, known)}")
                 if name.startswith("no") and not isinstance(known[key], bool):
                     raise UserError(f"{flag}: only a key that is true or false can be negated.")
-    # The flag of the file goes first, since it defines the flags of its keys.
     name = DEFAULT if file is None else file
+    if ":" not in name and _is_of_a_method(name) and (dataset := _dataset_of(others)):
+        name = f"{name}:{dataset}"
+    # The flag of the file goes first, since it defines the flags of its keys.
     argv = ["", f"--config={_path(name)}", *others]
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
@@ -78,6 +81,17 @@ def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
     config = values["config"].value
     _check_keys(config, name)
     return Given(file, config, config_flags.get_override_values(values["config"])), rest
+
+
+def _is_of_a_method(file: str) -> bool:
+    own = pathlib.Path(common.__file__).resolve().parent
+    return pathlib.Path(_path(file)).resolve().parent == own
+
+
+def _dataset_of(arguments: Sequence[str]) -> str:
+    """Return the dataset that keys name if --config does not: images in a folder are the user's."""
+    given = re.findall(r"^--?config\.dataset\.(name|root)[=\n](.+)$", "\n".join(arguments), re.M)
+    return dict(given).get("name", "folder" if given else "")
 
 
 def _path(name: str) -> str:

@@ -1,7 +1,7 @@
 """Train prompts and evaluate them, or evaluate what was trained.
 
     python main.py --config=configs/dpt.py
-    python main.py --config=configs/dpt.py:folder --config.dataset.root=DIR --workdir=W
+    python main.py --config=configs/dpt.py:folder --config.dataset.root=DIR --workdir=W [--plan]
     python main.py --mode=eval --workdir=W [--config.dataset.root=DIR …]
     python main.py --mode=eval --config=configs/dpt.py:DATASET --config.init_from=W
 
@@ -19,6 +19,7 @@ from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from etils import epath
+    from ml_collections import ConfigDict
 
     from dpt_jax.cli.config_flag import Given
     from dpt_jax.runs import Results
@@ -31,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="folder of the run; default runs/METHOD/DATASET/SHOTSshot/seedN",
     )
-    parser.add_argument("--mode", choices=("train", "eval"), default="train", help="default train")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--mode", choices=("train", "eval"), default="train", help="default train")
+    group.add_argument(
+        "--plan", action="store_true", help="print a table of the images, and train nothing"
+    )
     parser.add_argument(
         "--allow_changes",
         action="store_true",
@@ -61,6 +66,9 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         )
     if trains:
         config = training_config(given.config, given.overrides, workdir)
+        if flags.plan:
+            say(plan(config, workdir))
+            return
         results = train_and_evaluate(config, workdir, flags.allow_changes)
     else:
         results, workdir = evaluate(given, workdir, is_default=not flags.workdir)
@@ -68,6 +76,19 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     say(f"results: {workdir / RESULTS_FILE}")
     if trains:
         say(f"next, a page of the run: dpt-jax report {workdir} --html")
+
+
+def plan(config: "ConfigDict", workdir: "epath.Path") -> str:
+    """Return a table of the images that a training would use, and what is to be known of them."""
+    from dpt_jax.data.dataset import load_dataset
+    from dpt_jax.data.look import look
+    from dpt_jax.runs import with_split
+    from dpt_jax.training.train_files import check_trainable
+
+    config = with_split(config, workdir)
+    dataset = load_dataset(config.dataset, config.seed)
+    check_trainable(dataset, config.dataset.name)
+    return look(dataset, config)
 
 
 def evaluate(

@@ -48,7 +48,7 @@ def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Da
     train, val, test = (
         [Example(f"{prefix}/{r.path}", r.label) for r in records] for records in lists
     )
-    return Dataset(Files(root), _class_names(lists, directory), train, val, test)
+    return Dataset(Files(root, upright=False), _class_names(lists, directory), train, val, test)
 
 
 def _lists(benchmark: Benchmark, directory: epath.Path, images: epath.Path) -> Lists:

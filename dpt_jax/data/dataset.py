@@ -49,7 +49,7 @@ def load_dataset(config: ConfigDict, seed: int) -> Dataset:
             [Example(e.path, e.label - labels[0]) for e in part if e.label in labels]
             for part in (train, val, test)
         )
-    return Dataset(whole.read, classnames, train, val, test, _digest_of(whole))
+    return Dataset(whole.read, classnames, train, val, test, _digest_of(whole), whole.split)
 
 
 def _digest_of(whole: Dataset) -> str:
@@ -105,22 +105,16 @@ def read_splits(config: ConfigDict) -> Dataset:
     with listed_once(root / CATALOGUE[config.name].directory if config.source == "coop" else root):
         if config.source == "coop":
             return read_coop(config.name, root, skip_missing=config.on_error == "skip")
-        return read_folder(root)
+        return read_folder(root, config.split, config.test_fraction, config.on_error == "skip")
 
 
 def check_root(config: ConfigDict) -> None:
-    """Raise UserError if dataset.root is missing, or set for a bundled dataset."""
-    if config.name in EMBEDDED:
-        if config.root:
-            raise UserError(
-                f"{config.name} is bundled, so it has no dataset.root: name your own images "
-                "`folder`, as in --config=configs/dpt.py:folder."
-            )
-    elif not config.root and config.source != "tfds":
+    """Raise UserError if dataset.root is missing."""
+    if config.name not in EMBEDDED and not config.root and config.source != "tfds":
         holds = (
             f"{CATALOGUE[config.name].directory}/, laid out as CoOp's DATASETS.md says"
             if config.source == "coop"
-            else "train/ and test/"
+            else "a folder for each class"
         )
         raise UserError(
             f"dataset.root is not set: give the folder that holds {holds}, "

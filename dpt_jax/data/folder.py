@@ -1,27 +1,35 @@
-"""Images in folders: datasets of your own, and images to classify.
+"""Images in folders, archives and lists: datasets of your own, and images to classify.
 
 Names that begin with a dot are hidden, in training and in predict alike.
 """
 
 import collections
 import contextlib
+import csv
 import glob
+import io
+import json
 import os
+import random
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from etils import epath
 
-from dpt_jax.data.records import Dataset, Example, Files
+from dpt_jax.data.records import INSTALLED, Dataset, Example, Files, contents, how_to_read
 from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.io import as_path, entries, is_remote, reading
+from dpt_jax.io import as_path, entries, is_remote, reading, unpacked
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
+EXTENSIONS |= INSTALLED
 IMAGE_ENDINGS = ", ".join(sorted(EXTENSIONS))
-SHOULD_HOLD = "it should hold train/CLASS/ and test/CLASS/ folders"
+SHOULD_HOLD = "it should hold folders CLASS/, or train/CLASS/ and test/CLASS/"
+SPLIT_SEED = 1
+SPLITS = ("train", "val", "test")
+LISTS = (".csv", ".jsonl")
 
 
 def visible(folder: epath.Path, dangling: bool = True) -> list[tuple[str, bool]]:
@@ -38,7 +46,7 @@ def visible(folder: epath.Path, dangling: bool = True) -> list[tuple[str, bool]]
         return sorted(
             (name, is_folder)
             for name, is_folder in entries(folder, dangling)
-            if not name.startswith(".")
+            if not name.startswith(".") and name != "__MACOSX"
         )
 
 
@@ -70,12 +78,15 @@ def image_names(folder: epath.Path) -> list[str]:
     found = visible(folder) if folder.is_dir() else []
     names = [name for name, is_folder in found if not is_folder and is_image_name(name)]
     if not names:
-        raise _no_images(folder)
+        raise _no_images(folder, [name for name, _ in found])
     return names
 
 
-def _no_images(folder: epath.Path) -> UserError:
-    return UserError(f"{folder} holds no images ({IMAGE_ENDINGS}); add some or remove the folder.")
+def _no_images(folder: epath.Path, others: Iterable[str]) -> UserError:
+    return UserError(
+        f"{folder} holds no images ({IMAGE_ENDINGS}{how_to_read(others)}); add some or remove the "
+        "folder."
+    )
 
 
 def as_utf8(name: str) -> str:
@@ -92,87 +103,247 @@ def endings(files: Iterable[str]) -> str:
     return ", ".join(f"{n} {ending}" for ending, n in sorted(count.items()))
 
 
-class _ClassFolder(NamedTuple):
-    """A folder of a class in one split, and its images."""
+class Listed(NamedTuple):
+    """An image of one's own: its path below the root, and the class as a folder or a list says it.
 
-    name: str
-    images: list[str]
+    Attributes:
+        path: relative to the root.
+        label: name of the class folder, or the label of a list.
+        split: train, val or test; "" if a split is to be drawn.
+    """
+
+    path: str
+    label: str
+    split: str
 
 
-def read_folder(path: str | os.PathLike[str]) -> Dataset:
-    """Return {train,val,test}/CLASS/IMAGE, with classes in the order of the folder names.
+def read_folder(
+    path: str | os.PathLike[str],
+    split: str | os.PathLike[str] = "",
+    test_fraction: float = 0.2,
+    skip_missing: bool = False,
+) -> Dataset:
+    """Return a dataset of one's own images, with classes in the order of their labels.
 
-    train/ may be missing, for a dataset that is only evaluated on, and so may val/. The classes
-    are those of train/ and test/. Folders of several splits whose names are the same text, but
-    for underscores and the form of Unicode, are one class.
+    The images are {train,val,test}/CLASS/IMAGE, or CLASS/IMAGE, of which a split is drawn. train/
+    may be missing, for a dataset that is only evaluated on, and so may val/. The classes are those
+    of training and test. Labels that are the same text, but for underscores and the form of
+    Unicode, are one class.
+
+    Args:
+        path: a folder, a zip or tar archive of one, or a list of images (see read_list).
+        split: a list of the images in use, with their split, instead of a random one.
+        test_fraction: of the images of a class, if a split is drawn; as many are for validation.
+        skip_missing: whether images that `split` lists may be missing.
 
     Raises:
-        UserError: the folder is not a dataset, a class has no name or no images, or two folders of
-            one split are the same class.
+        UserError: there is no dataset, a class has no name or too few images, two folders of one
+            split are the same class, or an image of `split` is missing.
     """
-    root = as_path(path)
-    if not root.is_dir():
-        raise UserError(f"dataset.root: {root} is not a folder; {SHOULD_HOLD}.")
-    if not (root / "test").is_dir():
-        raise UserError(f"dataset.root: {root} has no test/ folder; {SHOULD_HOLD}.")
+    source = as_path(path)
     left_out: list[str] = []
-    splits = {
-        split: _class_folders(root, split, left_out) if (root / split).is_dir() else {}
-        for split in ("train", "val", "test")
-    }
-    # The order is that of the folders' names, in which an underscore is not yet a space.
-    name_of: dict[str, str] = {}
-    for split in ("train", "test"):
-        for classname, folder in splits[split].items():
-            name = unicodedata.normalize("NFC", as_utf8(folder.name))
-            name_of[classname] = min(name, name_of.get(classname, name))
-    classnames = sorted(name_of, key=name_of.__getitem__)
-    train, val, test = (
-        [
-            Example(f"{split}/{own.name}/{image}", label)
-            for label, classname in enumerate(classnames)
-            if (own := folders.get(classname))
-            for image in own.images
-        ]
-        for split, folders in splits.items()
-    )
-    if not test:
-        raise UserError(f"{root / 'test'} holds no class folders with images.")
-    _report(root, left_out, classnames, splits["val"])
-    return Dataset(Files(root), tuple(classnames), train, val, test)
+    is_list = source.suffix.lower() in LISTS and source.is_file()
+    root = source
+    if source.is_file():
+        root = source.parent if is_list else _unpacked(source)
+    if split:
+        images = read_list(as_path(split))
+        if not skip_missing:
+            _check_split(images, root, as_path(split))
+    else:
+        images = read_list(source) if is_list else _in_folders(root, left_out)
+    drawn = not any(image.split for image in images)
+    if drawn:
+        images = draw_split(images, root, test_fraction)
+    dataset = _dataset(root, images, left_out)
+    return dataset._replace(split=_as_list(images)) if drawn or split else dataset
 
 
-def _class_folders(root: epath.Path, split: str, left_out: list[str]) -> dict[str, _ClassFolder]:
-    """Return {class name: folder} of one split, and add the files that are not used."""
-    found: dict[str, _ClassFolder] = {}
-    for folder, is_folder in visible(root / split):
+def _unpacked(archive: epath.Path) -> epath.Path:
+    """Return the folder of an archive; if all of it is below one folder, that one."""
+    root = unpacked(archive)
+    folders = [name for name, is_folder in visible(root) if is_folder]
+    top = root / folders[0] if len(folders) == 1 and folders[0] not in SPLITS else root
+    return top if any(is_folder for _, is_folder in visible(top)) else root
+
+
+def _in_folders(root: epath.Path, left_out: list[str]) -> list[Listed]:
+    """Return the images of class folders, and add the files that are not used."""
+    if not root.is_dir():
+        raise UserError(
+            f"dataset.root: {root} is not a folder, an archive or a list; {SHOULD_HOLD}."
+        )
+    if (root / "test").is_dir() and not _has_images(root / "test"):
+        splits = [name for name in SPLITS if (root / name).is_dir()]
+    elif (root / "train").is_dir() and not _has_images(root / "train"):
+        raise UserError(
+            f"dataset.root: {root} has train/ but no test/: add it, or name {root / 'train'}, of "
+            "which a part is then kept for the test."
+        )
+    else:
+        splits = [""]
+    return [image for split in splits for image in _class_folders(root, split, left_out)]
+
+
+def _has_images(folder: epath.Path) -> bool:
+    return any(is_image_name(name) for name, is_folder in visible(folder) if not is_folder)
+
+
+def _class_folders(root: epath.Path, split: str, left_out: list[str]) -> list[Listed]:
+    """Return the images of one split, or of all if it is "", and add the files not used."""
+    directory, prefix = (root / split, f"{split}/") if split else (root, "")
+    folder_of: dict[str, str] = {}
+    images = []
+    for folder, is_folder in visible(directory):
         if not is_folder:
-            left_out.append(f"{split}/{folder}")
+            left_out.append(f"{prefix}{folder}")
             continue
-        classname = _class_name(root / split, folder)
-        if classname in found:
+        classname = _class_name(directory, folder)
+        if classname in folder_of:
             raise UserError(
-                f"dataset.root: {found[classname].name!r} and {folder!r} in {root / split} are "
+                f"dataset.root: {folder_of[classname]!r} and {folder!r} in {directory} are "
                 f"both the class {classname!r}: rename or join them."
             )
-        found[classname] = _ClassFolder(folder, [])
-        for name, is_folder in visible(root / split / folder):
+        folder_of[classname] = folder
+        own: list[Listed] = []
+        others: list[str] = []
+        for name, is_folder in visible(directory / folder):
             if is_folder:
-                below = walk(root / split / folder / name)
-                left_out.extend(file.relative_to(root).as_posix() for file in below)
+                below = walk(directory / folder / name)
+                others.extend(file.relative_to(root).as_posix() for file in below)
             elif is_image_name(name):
-                found[classname].images.append(name)
+                own.append(Listed(f"{prefix}{folder}/{name}", folder, split))
             else:
-                left_out.append(f"{split}/{folder}/{name}")
-        if not found[classname].images:
-            raise _no_images(root / split / folder)
+                others.append(f"{prefix}{folder}/{name}")
+        if not own:
+            raise _no_images(directory / folder, others)
+        images += own
+        left_out += others
+    return images
+
+
+def read_list(file: epath.Path) -> list[Listed]:
+    """Return the images that a file lists by path and label, and by split if it says that.
+
+    Args:
+        file: a .csv with a header, or a .jsonl. A path is relative to the file's folder. A split is
+            train, val or test.
+
+    Raises:
+        UserError: it is not such a file, lists nothing or an image twice, or gives some images
+            a split and others none.
+    """
+    with reading(file, "a list of images with path, label and perhaps split"):
+        content = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+        if file.suffix.lower() == ".jsonl":
+            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        else:
+            rows = list(csv.DictReader(io.StringIO(content, newline="")))
+        images = [
+            Listed(row["path"].strip(), str(row["label"]), row.get("split") or "") for row in rows
+        ]
+    paths = collections.Counter(image.path for image in images)
+    for image in images:
+        if not image.path or not image.label.strip() or image.split not in ("", *SPLITS):
+            raise UserError(
+                f"{file}: {tuple(image)} is not a path, a label and a split (train, val or test)."
+            )
+        if paths[image.path] > 1:
+            raise UserError(f"{file} lists {image.path!r} more than once: remove the others.")
+        if bool(image.split) != bool(images[0].split):
+            raise UserError(f"{file} gives {image.path!r} another kind of split than the others.")
+    if not images:
+        raise UserError(f"{file} lists no images.")
+    return images
+
+
+def _as_list(images: Iterable[Listed]) -> str:
+    """Return the CSV file that read_list reads as these images."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerows([Listed._fields, *images])
+    return text.getvalue()
+
+
+def _check_split(images: Sequence[Listed], root: epath.Path, file: epath.Path) -> None:
+    """Raise UserError if images of a split are missing."""
+    missing = [image.path for image in images if not (root / image.path).exists()]
+    if missing:
+        raise UserError(
+            f"dataset.split: {file} lists {len(missing)} images that {root} does not have, such as "
+            f"{missing[0]}: add them or, to take other images, give --config.dataset.split= "
+            "without a value."
+        )
+
+
+def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> list[Listed]:
+    """Return the images with a random split, the same one for the same images.
+
+    Of n images of a class, round(fraction · n) are for the test, at least one, and as many for
+    validation. At least one is left to train on unless the fraction is 1. Copies of a file within a
+    class are in one split.
+
+    Raises:
+        UserError: a class has too few images.
+    """
+    by_label: dict[str, list[Listed]] = {}
+    for image in images:
+        by_label.setdefault(image.label, []).append(image)
+    generator = random.Random(SPLIT_SEED)
+    found = []
+    for label, own in sorted(by_label.items()):
+        most = len(own) if fraction == 1 else len(own) - 1
+        if not most:
+            raise UserError(
+                f"dataset.root: class {label!r} has one image in {root}, which cannot be split: "
+                "add some, or remove the class."
+            )
+        share = round(fraction * len(own))
+        room = {"test": min(max(share, 1), most)}
+        room["val"] = min(share, most - room["test"])
+        groups: dict[Hashable, list[Listed]] = {}
+        for image, content in zip(own, contents(root, [o.path for o in own]), strict=True):
+            groups.setdefault(content, []).append(image)
+        shuffled = list(groups.values())
+        generator.shuffle(shuffled)
+        split_of: dict[str, str] = {}
+        for group in shuffled:
+            split = next((name for name, left in room.items() if left >= len(group)), "train")
+            room[split] = room.get(split, 0) - len(group)
+            split_of |= {image.path: split for image in group}
+        found += [image._replace(split=split_of[image.path]) for image in own]
     return found
 
 
+def _dataset(root: epath.Path, images: Sequence[Listed], left_out: Sequence[str]) -> Dataset:
+    """Return the dataset of images with a split, and report files that are not used."""
+    # The order is that of the labels, in which an underscore is not yet a space.
+    name_of: dict[str, str] = {}
+    for image in images:
+        if image.split != "val":
+            classname = _class_name(root, image.label)
+            name = _composed(image.label)
+            name_of[classname] = min(name, name_of.get(classname, name))
+    classnames = sorted(name_of, key=name_of.__getitem__)
+    label_of = {classname: label for label, classname in enumerate(classnames)}
+    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
+    unknown: dict[str, None] = {}
+    for image in images:
+        label = label_of.get(_class_name(root, image.label))
+        if label is None:
+            unknown[image.label] = None
+        else:
+            splits[image.split].append(Example(image.path, label))
+    train, val, test = (sorted(own, key=lambda example: example.label) for own in splits.values())
+    if not test:
+        raise UserError(f"{root} has no class folders with images to test on; {SHOULD_HOLD}.")
+    _report(root, left_out, classnames, list(unknown))
+    return Dataset(Files(root), tuple(classnames), train, val, test)
+
+
 def _class_name(directory: epath.Path, folder: str) -> str:
-    """Return the class name of a folder, as CLIP reads it."""
-    # A Mac and Linux write one name in two forms of Unicode.
-    name = unicodedata.normalize("NFC", as_utf8(folder))
+    """Return the class name of a folder or a label, as CLIP reads it."""
+    name = _composed(folder)
     classname = " ".join(name.replace("_", " ").split())
     if not classname or not can_be_shown(name):
         raise UserError(
@@ -181,29 +352,33 @@ def _class_name(directory: epath.Path, folder: str) -> str:
     return classname
 
 
+def _composed(name: str) -> str:
+    """Return a name in the form of Unicode that Linux writes, where a Mac has another."""
+    return unicodedata.normalize("NFC", as_utf8(name))
+
+
 def _report(
-    root: epath.Path,
-    left_out: list[str],
-    classnames: list[str],
-    val: dict[str, _ClassFolder],
+    root: epath.Path, left_out: Sequence[str], classnames: Sequence[str], unknown: Sequence[str]
 ) -> None:
     """Warn once about files that are not used and about names that are not words."""
     if left_out:
         _say(
             f"{root}: {len(left_out)} files are left out ({endings(left_out)}), such as "
-            f"{left_out[0]}: images are those in SPLIT/CLASS/ that end in "
-            f"{IMAGE_ENDINGS}."
+            f"{left_out[0]}: images are those in class folders that end in "
+            f"{IMAGE_ENDINGS}{how_to_read(left_out)}."
         )
-    if unknown := [folder.name for name, folder in val.items() if name not in classnames]:
+    if unknown:
         _say(
-            f"{root / 'val'}: folders that are left out, since train/ and test/ have no such "
-            f"class: {', '.join(unknown)}."
+            f"{root}: validation images are left out, since train and test have no such class: "
+            f"{', '.join(unknown)}."
         )
     if ids := wordnet_ids(classnames):
         _say(
-            f"{root}: {len(ids)} class folders, such as {ids[0]}, are named by WordNet ids, which "
+            f"{root}: {len(ids)} classes, such as {ids[0]}, are named by WordNet ids, which "
             "mean nothing to CLIP: rename them to class names."
         )
+    if all(name.isdigit() for name in classnames):
+        _say(f"{root}: the classes are numbers, which mean little to CLIP: give them names.")
 
 
 def wordnet_ids(names: Iterable[str]) -> list[str]:
@@ -237,11 +412,13 @@ def find_images(paths: Sequence[str]) -> list[str]:
                 else:
                     others.append(os.fspath(file))
     if not found:
-        raise UserError(f"{', '.join(paths)}: no images there ({IMAGE_ENDINGS}).")
+        raise UserError(
+            f"{', '.join(paths)}: no images there ({IMAGE_ENDINGS}{how_to_read(others)})."
+        )
     if others:
         print(
             f"files that are left out: {len(others)} without the ending of an image "
-            f"({endings(others)}), such as {others[0]}.",
+            f"({endings(others)}), such as {others[0]}{how_to_read(others)}.",
             file=sys.stderr,
         )
     return list(found)

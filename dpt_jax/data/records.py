@@ -1,20 +1,25 @@
 """Examples of a dataset, the cache of its decoded images, and image files as RGB."""
 
 import abc
+import collections
+import contextlib
 import dataclasses
 import errno
+import functools
+import hashlib
+import importlib
 import importlib.util
 import io
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from etils import epath
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, is_remote
+from dpt_jax.io import as_path, is_remote, reading
 
 # An example's path to its image as RGB. Picklable, since loader processes get it.
 Reader = Callable[[str], Image.Image]
@@ -23,7 +28,6 @@ Reader = Callable[[str], Image.Image]
 FORMATS = (
     *("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF"),
     *("JPEG2000", "TGA", "ICO", "PCX"),
-    *(("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()),  # from Pillow 11.3 on
 )
 # What the system reports about a file itself. Any other error, such as too many open files or a
 # stale handle of a network disk, says nothing about the image and ends the run.
@@ -39,6 +43,38 @@ EIGHT_BITS = {
 }
 # PIL returns 16-bit greys of these formats as 32-bit numbers from 0 to 65535, in some versions.
 SIXTEEN_BITS_AS_32 = ("PNG", "PPM")
+
+
+class Plugin(NamedTuple):
+    """What makes Pillow read a format of phones: a module, and how to install it."""
+
+    format: str
+    module: str
+    install: str
+
+
+_HEIF = Plugin("HEIF", "pillow_heif", "pip install pillow-heif")
+PLUGINS = {
+    ".avif": Plugin("AVIF", "PIL.AvifImagePlugin", "pip install --upgrade pillow"),
+    ".heic": _HEIF,
+    ".heif": _HEIF,
+}
+INSTALLED = {end for end, plugin in PLUGINS.items() if importlib.util.find_spec(plugin.module)}
+
+
+def how_to_read(names: Iterable[str]) -> str:
+    """Return a hint for files that Pillow would read with another package, "" if there is none."""
+    ends = {os.path.splitext(name)[1].lower() for name in names} & ({*PLUGINS} - INSTALLED)
+    hints = (f"`{PLUGINS[end].install}` makes {end} readable" for end in sorted(ends))
+    return "".join(f"; {hint}" for hint in hints)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that are opened."""
+    if ".heic" in INSTALLED:
+        importlib.import_module(_HEIF.module).register_heif_opener()
+    return (*FORMATS, *sorted({PLUGINS[end].format for end in INSTALLED}))
 
 
 class Example(NamedTuple):
@@ -131,9 +167,15 @@ class Source(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Files(Source):
-    """Reads image files below a folder."""
+    """Reads image files below a folder.
+
+    Attributes:
+        root: the folder.
+        upright: whether a camera's orientation tag is applied.
+    """
 
     root: epath.Path
+    upright: bool = True
 
     def key(self, path: str) -> Hashable:
         """Return the file's path with its size and times. A bucket's objects are not asked for.
@@ -142,16 +184,16 @@ class Files(Source):
         """
         file = self.root / path
         if is_remote(file):
-            return str(file)
+            return str(file), self.upright
         try:
             found = os.stat(file)
         except OSError:
             return str(file)
-        return str(file), found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        return str(file), self.upright, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def read(self, path: str) -> Image.Image:
         """Return an image as RGB, see __call__."""
-        return read_image(self.root / path)
+        return read_image(self.root / path, upright=self.upright)
 
 
 class Dataset(NamedTuple):
@@ -164,6 +206,7 @@ class Dataset(NamedTuple):
         val: the same of the validation split, min(shots, 4) images a class. It may be empty.
         test: the whole test split.
         digest: of all classes and all images, whichever were taken; from load_dataset.
+        split: the CSV list of the images and their split, "" if their folders say it.
     """
 
     read: Source
@@ -172,28 +215,57 @@ class Dataset(NamedTuple):
     val: list[Example]
     test: list[Example]
     digest: str = ""
+    split: str = ""
 
 
-def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image.Image:
-    """Return an image as RGB.
+def contents(root: epath.Path, paths: Sequence[str]) -> list[Hashable]:
+    """Return for each file something that only files of the same bytes share.
 
-    As in the published pipeline, a camera's orientation tag is ignored and transparency dropped.
-    See to_rgb for pixels of more than eight bits.
+    Only files of the same size are read. Those of a bucket all differ, since none is read there.
+    """
+    if is_remote(root):
+        return list(paths)
+    sizes: list[Hashable] = [
+        os.stat(file).st_size if os.path.exists(file := root / path) else path for path in paths
+    ]
+    count = collections.Counter(sizes)
+
+    def content(path: str, size: Hashable) -> Hashable:
+        if count[size] == 1 or isinstance(size, str):
+            return path
+        with reading(root / path, "a file"), open(root / path, "rb") as opened:
+            return hashlib.file_digest(opened, "sha256").digest()
+
+    return [content(path, size) for path, size in zip(paths, sizes, strict=True)]
+
+
+def read_image(
+    file: str | os.PathLike[str] | BinaryIO, name: str = "", upright: bool = True
+) -> Image.Image:
+    """Return an image as RGB, see to_rgb.
 
     Args:
         file: a path or an open file.
         name: what messages call an open file.
+        upright: whether a camera's orientation tag is applied.
 
     Raises:
         UnreadableImageError: the file is missing or cannot be decoded.
         UserError: reading fails for a reason that has nothing to do with this file.
     """
+    with opened(file, name) as image:
+        return to_rgb(image, upright)
+
+
+@contextlib.contextmanager
+def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[Image.Image]:
+    """Open an image, of which only the header is read so far; args and errors of read_image."""
     name = name or str(file)
     try:
         if isinstance(file, str | os.PathLike) and is_remote(file):
             file = io.BytesIO(_download(file))
-        with Image.open(file, formats=FORMATS) as image:
-            return to_rgb(image)
+        with Image.open(file, formats=_formats()) as image:
+            yield image
     except MemoryError as reason:
         raise UserError(f"{name} cannot be read: there is not enough memory.") from reason
     except FileNotFoundError as reason:
@@ -204,7 +276,9 @@ def read_image(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image
         ) from reason
     except Exception as reason:  # PIL's decoders raise any type
         if _is_about_the_file(reason, name):
-            raise UnreadableImageError(f"{name} cannot be read as an image ({reason}).") from reason
+            raise UnreadableImageError(
+                f"{name} cannot be read as an image ({reason}){how_to_read([name])}."
+            ) from reason
         if isinstance(reason, UserError):
             raise
         raise UserError(
@@ -232,14 +306,30 @@ def _is_about_the_file(reason: Exception, name: str) -> bool:
     return not isinstance(reason, UserError) or isinstance(reason, UnreadableImageError)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as RGB.
+def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
+    """Return an image of any mode as RGB, without transparency.
 
     Sixteen bits a pixel, which PIL would cut off at 255, are scaled to eight.
+
+    Args:
+        image: not changed.
+        upright: whether a camera's orientation tag is applied. The published code ignores it.
 
     Raises:
         UnreadableImageError: 32-bit or floating-point pixels, whose white is not specified.
     """
+    rgb = _colours(image)
+    if upright:
+        try:
+            ImageOps.exif_transpose(rgb, in_place=True)
+        except MemoryError:
+            raise
+        except Exception:  # of any type, for tags that are damaged, as some cameras write them
+            pass
+    return rgb
+
+
+def _colours(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS_AS_32):
         return _deep_grey(image).convert("RGB")
     if image.mode not in EIGHT_BITS:

@@ -51,7 +51,8 @@ class Records(Source):
         (encoded,) = self.features.deserialize_example_np(self.sources[split][int(number)]).values()
         if not isinstance(encoded, bytes):
             encoded = encoded[len(encoded) // 2]
-        return read_image(io.BytesIO(encoded), f"{self.directory}, image {path},")
+        name = f"{self.directory}, image {path},"
+        return read_image(io.BytesIO(encoded), name, upright=False)
 
 
 def read_tfds(name: str, root: str) -> Dataset:

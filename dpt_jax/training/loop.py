@@ -16,8 +16,9 @@ from dpt_jax import distributed
 from dpt_jax.config import save_config
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import check_readable
+from dpt_jax.data.look import is_own, look
 from dpt_jax.errors import UserError
-from dpt_jax.logging import Progress, say
+from dpt_jax.logging import Progress, say, say_once
 from dpt_jax.model import init_prompts
 from dpt_jax.prompts import Prompts
 from dpt_jax.training import train_files
@@ -94,8 +95,10 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
         if start == plan.steps:
             say(f"{workdir}: training is finished (step {start}); evaluating only.")
             return state.prompts
+        if is_own(config.dataset):
+            say_once(look(dataset, config))
         # Only a run that takes steps writes these: a finished one stays what it was trained as.
-        train_files.write(dataset.train, workdir)
+        train_files.write(dataset, workdir)
         save_config(config, workdir)
         if start:
             say(f"{workdir}: resuming at step {start} of {plan.steps}.")

@@ -22,7 +22,10 @@ Record = dict[str, Any]
 # Settings that name a path.
 NOT_RECORDED = ("init_from", "dataset.sample")
 # Settings that an evaluation may choose: the results state its own.
-OF_EVALUATION = ("dtype", "dataset.name", "dataset.source", "dataset.classes", "dataset.template")
+OF_EVALUATION = (
+    *("dtype", "dataset.name", "dataset.source", "dataset.classes", "dataset.template"),
+    "dataset.test_fraction",
+)
 
 
 def name_of_data(config: ConfigDict) -> str:

@@ -24,7 +24,10 @@ from dpt_jax.model import PromptedCLIP, visual_depth, visual_layers
 from dpt_jax.prompts.text import context_tokens, prompted_texts
 
 # Settings that may differ between hosts: what the paths contain is compared instead.
-OF_A_HOST = ("clip.weights", "dataset.root", "dataset.sample", "dataset.workers", "init_from")
+OF_A_HOST = (
+    *("clip.weights", "dataset.root", "dataset.sample", "dataset.split", "dataset.workers"),
+    "init_from",
+)
 MOST_NAMED = 5  # groups of classes
 OTHER_TOKENS = 4  # of a text with a context: its start, a name, the full stop, its end
 

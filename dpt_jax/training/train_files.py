@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpt_jax import distributed
+from dpt_jax.config import SPLIT_FILE
 from dpt_jax.data.dataset import digest_of_examples
 from dpt_jax.data.records import Dataset, Example
 from dpt_jax.errors import UserError
@@ -61,10 +62,18 @@ def read(workdir: pathlib.Path) -> list[str] | None:
     return text.removesuffix("\n").split("\n")
 
 
-def write(examples: Sequence[Example], workdir: pathlib.Path) -> None:
-    """Write the list of a run's images, on host 0."""
+def write(dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Write the list of a run's training images and its split, on host 0."""
     if distributed.is_first():
-        write_whole(workdir / TRAIN_FILES, "".join(f"{example.path}\n" for example in examples))
+        paths = "".join(f"{example.path}\n" for example in dataset.train)
+        write_whole(workdir / TRAIN_FILES, paths)
+    write_split(dataset, workdir)
+
+
+def write_split(dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Write the split of a dataset whose folders do not say it, on host 0."""
+    if dataset.split and distributed.is_first():
+        write_whole(workdir / SPLIT_FILE, dataset.split)
 
 
 def _in_words(before: Sequence[str], now: Sequence[str]) -> str:

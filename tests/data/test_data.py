@@ -72,7 +72,6 @@ def test_base_and_new_share_one_sample():
         ({"root": "/nowhere"}, "/nowhere"),
         ({"root": ""}, r"dataset\.root"),
         ({"source": "coop"}, "'folder'"),
-        ({"name": "emoji"}, "emoji is bundled"),
     ],
 )
 def test_wrong_dataset_settings_are_named(settings, says):

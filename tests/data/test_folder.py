@@ -43,7 +43,7 @@ def test_folders_of_classes(tmp_path, capfd):
     images(tmp_path, "train/b c/y.png", "val/a/v.png", "val/other/w.png", ".cache/a/x.png")
     read_folder(tmp_path)
     assert "other" in capfd.readouterr().out  # which neither train/ nor test/ has
-    for name in ("train/a/5.heic", "train/a/6.heic", "test/a/notes", "test/a/.hidden"):
+    for name in ("train/a/5.raw", "train/a/6.raw", "test/a/notes", "test/a/.hidden"):
         (tmp_path / name).touch()
     images(tmp_path, "test/a/more/deep/3.png", "train/4.png")
     found = read_folder(tmp_path)
@@ -58,9 +58,9 @@ def test_folders_of_classes(tmp_path, capfd):
         ("train/b c/y.png", 1),
     ]
     assert [tuple(example) for example in found.val] == [("val/a/v.png", 0)]
-    assert "5 files are left out (2 .heic, 2 .png, 1 other)" in capfd.readouterr().out
+    assert "5 files are left out (2 .png, 2 .raw, 1 other)" in capfd.readouterr().out
     assert len(find_images([str(tmp_path / "train")])) == 3
-    assert "2 without the ending of an image (2 .heic)" in capfd.readouterr().err
+    assert "2 without the ending of an image (2 .raw)" in capfd.readouterr().err
 
 
 def test_folders_that_are_not_a_dataset_are_named(tmp_path):

@@ -6,11 +6,13 @@ import struct
 import subprocess
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
 from dpt_jax.data import records
-from dpt_jax.data.records import UnreadableImageError, read_image, to_rgb
+from dpt_jax.data.folder import is_image_name
+from dpt_jax.data.records import Files, UnreadableImageError, read_image, to_rgb
 from dpt_jax.errors import UserError
 
 RAMP = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
@@ -79,10 +81,45 @@ def test_pixels_without_a_known_white_are_named(array):
         read_image(written(Image.fromarray(array), "TIFF"), "it")
 
 
-def test_an_orientation_tag_is_ignored():
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
+def test_a_photo_of_a_phone_is_turned_upright(kind, tmp_path):
+    """As people see it, in whatever a phone saves, unless the published pixels are asked for."""
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera on its side
-    assert read_image(written(Image.new("RGB", (12, 8)), "JPEG", exif=exif), "it").size == (12, 8)
+    image = Image.new("RGB", (16, 8), "red")
+    image.paste("blue", (8, 0, 16, 8))
+    file = written(image, kind, exif=exif)
+    upright = read_image(file, "it")
+    assert upright.size == (8, 16)
+    top, bottom = (upright.getpixel((4, y)) for y in (2, 13))
+    assert top[0] > 200 > top[2] and bottom[2] > 200 > bottom[0]
+    assert to_rgb(Image.open(file)).size == (8, 16)
+    if kind != "TIFF":  # which Pillow itself turns
+        assert read_image(file, "it", upright=False).size == (16, 8)
+        (tmp_path / "1.jpg").write_bytes(file.getvalue())
+        sizes = [Files(tmp_path, upright)("1.jpg").size for upright in (True, False)]
+        assert sizes == [(8, 16), (16, 8)]  # and the cache tells them apart
+
+
+def test_a_damaged_tag_is_no_tag():
+    image = written(Image.new("RGB", (16, 8)), "JPEG", exif=b"Exif\0\0MM\0*nonsense")
+    assert read_image(image, "it").size == (16, 8)
+
+
+def test_other_formats_of_phones_are_read_or_explained(tmp_path, monkeypatch):
+    Image.new("RGB", (16, 8), "red").save(tmp_path / "1.avif")
+    pillow_heif.from_pillow(Image.new("RGB", (16, 8), "red")).save(tmp_path / "1.heic")
+    for name in ("1.avif", "1.heic"):
+        assert is_image_name(name)
+        assert read_image(tmp_path / name).size == (16, 8)
+    monkeypatch.setattr(records, "INSTALLED", set())
+    records._formats.cache_clear()
+    try:
+        for name, package in (("1.avif", "pillow"), ("1.heic", "pillow-heif")):
+            with pytest.raises(UnreadableImageError, match=f"pip install .*{package}"):
+                read_image(tmp_path / name)
+    finally:
+        records._formats.cache_clear()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n and then nothing", b"<html>"])

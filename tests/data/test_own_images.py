@@ -1,0 +1,291 @@
+"""One's own images without ceremony: no split, archives, lists, and a look at them first."""
+
+import io
+import shutil
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dpt_jax
+from configs import coop
+from dpt_jax.cli.config_flag import from_command_line
+from dpt_jax.data.dataset import load_dataset
+from dpt_jax.data.folder import read_folder
+from dpt_jax.data.look import look
+from dpt_jax.errors import UserError
+from tests.helpers.commands import assert_refused, in_process
+from tests.helpers.object_store import put_folder
+
+CLASSES = {"cat": 10, "red_fox": 5, "dog": 4}
+# What a fifth of each class is, by class: training, validation and test images.
+SPLIT = {"cat": (6, 2, 2), "dog": (2, 1, 1), "red fox": (3, 1, 1)}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Folders of classes without a split. No two images are the same."""
+    generator = np.random.default_rng(0)
+    for classname, count in CLASSES.items():
+        for number in range(count):
+            pixels = generator.integers(0, 255, (12, 16, 3), np.uint8)
+            save(tmp_path / "photos" / classname / f"{number}.png", pixels)
+    return tmp_path / "photos"
+
+
+def save(file, pixels, **options):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file, **options)
+
+
+def counts(dataset):
+    """{class: images of each split}."""
+    splits = (dataset.train, dataset.val, dataset.test)
+    return {
+        name: tuple(sum(e.label == label for e in split) for split in splits)
+        for label, name in enumerate(dataset.classnames)
+    }
+
+
+def config_of(root, **settings):
+    config = coop.get_config("folder")
+    config.dataset.root = str(root)
+    config.update_from_flattened_dict({f"dataset.{key}": x for key, x in settings.items()})
+    return config
+
+
+def look_at(root, **settings):
+    config = config_of(root, **settings)
+    return look(load_dataset(config.dataset, 1), config)
+
+
+def test_a_split_is_drawn_by_class_and_can_be_given_again(photos, tmp_path):
+    found = read_folder(photos)
+    assert counts(found) == SPLIT
+    every = [example.path for split in found[2:5] for example in split]
+    assert len({*every}) == len(every) == sum(CLASSES.values())
+    assert read_folder(photos) == found
+    (tmp_path / "again.csv").write_text(found.split)
+    save(photos / "cat" / "new.png", np.zeros((4, 4, 3), np.uint8))
+    assert read_folder(photos, tmp_path / "again.csv") == found
+    assert read_folder(photos) != found
+    assert counts(read_folder(photos, test_fraction=0.5))["dog"] == (1, 1, 2)
+    everything = read_folder(photos, test_fraction=1)
+    assert (len(everything.test), everything.train) == (sum(CLASSES.values()) + 1, [])
+
+
+def test_copies_of_an_image_are_in_one_split(photos):
+    for number in range(1, 10):
+        shutil.copy(photos / "cat" / "0.png", photos / "cat" / f"copy{number}.png")
+    found = read_folder(photos)
+    cats = [{e.path for e in split if e.label == 0} for split in found[2:5]]
+    assert sum("cat/copy1.png" in split for split in cats) == 1
+    assert all({f"cat/copy{n}.png" for n in range(1, 10)} <= s for s in cats if "cat/0.png" in s)
+    look_at(photos)
+
+
+def test_a_class_of_one_image_cannot_be_split(photos):
+    save(photos / "owl" / "1.png", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(UserError, match="'owl'"):
+        read_folder(photos)
+
+
+def test_a_folder_without_a_test_folder_is_named(photos, tmp_path):
+    (tmp_path / "data").mkdir()
+    photos.rename(tmp_path / "data" / "train")
+    with pytest.raises(UserError, match="test/"):
+        read_folder(tmp_path / "data")
+    assert counts(read_folder(tmp_path / "data" / "train")) == SPLIT
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar", "tar"])
+@pytest.mark.parametrize("top", [True, False])
+def test_an_archive_is_its_folder(kind, top, photos, tmp_path, monkeypatch):
+    """With or without a folder around all of it, and with what a Mac adds."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    expected = read_folder(photos)
+    (tmp_path / "__MACOSX").mkdir()
+    base = {"root_dir": tmp_path, "base_dir": "photos"} if top else {"root_dir": photos}
+    archive = shutil.make_archive(str(tmp_path / "mine"), kind, **base)
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "a") as opened:
+            opened.writestr("__MACOSX/cat/._0.png", b"\0\5\x16\7")
+    for _ in range(2):
+        found = read_folder(archive)
+        assert found[1:] == expected[1:]
+    assert found.read(found.test[0].path).size == (16, 12)
+    assert len([*(tmp_path / "cache" / "dpt_jax" / "archives").iterdir()]) == 1
+
+
+def test_an_archive_of_a_bucket(photos, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "up").mkdir()
+    shutil.make_archive(str(tmp_path / "up" / "mine"), "zip", root_dir=photos)
+    put_folder(tmp_path / "up", bucket)
+    assert read_folder(f"{bucket}/mine.zip")[1:] == read_folder(photos)[1:]
+
+
+def test_an_archive_never_writes_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../../../out/cat/1.png", b"x")
+        archive.writestr("/out/cat/1.png", b"x")
+    with pytest.raises(UserError):
+        read_folder(tmp_path / "a.zip")
+    link = tarfile.TarInfo("cat")
+    link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+    for number, name in enumerate(["../../../out/cat/1.png", str(tmp_path / "out"), "cat/1.png"]):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            archive.addfile(link)
+            entry = tarfile.TarInfo(name)
+            entry.size = 1
+            archive.addfile(entry, io.BytesIO(b"x"))
+        with pytest.raises(UserError, match=rf"{number}\.tar"):
+            read_folder(tmp_path / f"{number}.tar")
+    (tmp_path / "no.zip").write_bytes(b"PK but no archive")
+    with pytest.raises(UserError, match=r"no\.zip"):
+        read_folder(tmp_path / "no.zip")
+    outside = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*.png")}
+    assert outside <= {"cache"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("split", [True, False])
+def test_a_list_of_paths_and_labels(suffix, split, photos):
+    whole = read_folder(photos)
+    rows = [line.split(",") for line in whole.split.splitlines()[1:]]
+    columns = ("path", "label", "split") if split else ("path", "label")
+    lines = [dict(zip(columns, row, strict=False)) for row in rows]
+    text = "\n".join(map(repr, lines)).replace("'", '"')
+    if suffix == ".csv":
+        text = "\n".join([",".join(columns), *(",".join(line.values()) for line in lines)])
+    file = photos / f"mine{suffix}"
+    file.write_text(f"\ufeff{text}\n")
+    found = read_folder(file)
+    assert counts(found) == SPLIT
+    if split:
+        assert found[:5] == whole[:5]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "path,label",
+        "image,class\na.png,cat",
+        "path,label\na.png,",
+        "path,label\na.png,cat\na.png,dog",
+        "path,label,split\na.png,cat,training",
+        "path,label,split\na.png,cat,train\nb.png,cat,",
+    ],
+)
+def test_a_list_that_is_none_is_named(text, tmp_path):
+    (tmp_path / "mine.csv").write_text(text)
+    with pytest.raises(UserError, match=r"mine\.csv"):
+        read_folder(tmp_path / "mine.csv")
+
+
+def test_a_split_of_other_images_is_named(photos, tmp_path):
+    (tmp_path / "split.csv").write_text("path,label,split\ncat/none.png,cat,test\n")
+    with pytest.raises(UserError, match=r"cat/none\.png"):
+        read_folder(photos, tmp_path / "split.csv")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--config.dataset.root=photos"], "folder"),
+        (["--config=coop", "--config.dataset.root", "photos"], "folder"),
+        (["--config=configs/dpt.py", "--config.dataset.root=photos"], "folder"),
+        (["--config=dpt", "--config.dataset.name=dtd", "--config.dataset.root=DATA"], "dtd"),
+        (["--config=dpt:eurosat", "--config.dataset.root=DATA"], "eurosat"),
+        (["--config=dpt"], "digits"),
+    ],
+)
+def test_a_root_without_a_name_means_ones_own_images(arguments, name):
+    """With their template and CLIP, and not with those of the digits."""
+    given, _ = from_command_line(arguments)
+    expected = coop.get_config(name).dataset.template
+    assert (given.config.dataset.name, given.config.dataset.template) == (name, expected)
+
+
+def test_a_look_counts_and_says_what_is_rotated_and_dropped(photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(photos / "cat" / "0.png", np.zeros((12, 16, 3), np.uint8), exif=exif)
+    config = config_of(photos, shots=-1)
+    config.train.batch_size = 4
+    said = look(load_dataset(config.dataset, 1), config)
+    rows = [line.split() for line in said.splitlines()]
+    assert ["cat", "6", "2", "2"] in rows
+    assert ["all", "11", "4", "4"] in rows
+    assert "cat/0.png" in said
+    assert "leaves out 3 of 11" in said
+
+
+@pytest.mark.parametrize("shots", [-1, 2])
+def test_a_broken_image_is_found_before_the_first_step(shots, photos):
+    """Also one whose header is whole, which an epoch might not draw."""
+    for example in load_dataset(config_of(photos, shots=shots).dataset, 1).train[:2]:
+        file = photos / example.path
+        file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(UserError, match=rf"{example.path}|1 more"):
+        look_at(photos, shots=shots)
+    assert "2 images cannot be read" in look_at(photos, shots=shots, on_error="skip")
+
+
+def test_what_would_give_wrong_accuracies_is_refused_unless_asked_for(photos, tmp_path):
+    found = read_folder(photos)
+    for split in ("train", "test"):
+        for example in getattr(found, split):
+            target = tmp_path / "data" / split / example.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(photos / example.path, target)
+    data = tmp_path / "data"
+    look_at(data)
+    shutil.copy(photos / found.train[0].path, data / "test" / "cat" / "again.png")
+    with pytest.raises(UserError, match=r"test/cat/again\.png"):
+        look_at(data)
+    assert "again.png" in look_at(data, strict=False)
+    (data / "test" / "cat" / "again.png").unlink()
+    shutil.rmtree(data / "test" / "dog")
+    with pytest.raises(UserError, match="dog"):
+        look_at(data)
+    assert "dog" in look_at(data, strict=False)
+
+
+@pytest.mark.compiles
+def test_from_photos_to_a_page(photos, tmp_path):
+    """What a newcomer does: look, train, resume after adding photos, predict, and see the page."""
+    run = tmp_path / "run"
+    train = (
+        *("-m", "dpt_jax", "train", "--config=coop", f"--config.dataset.root={photos}"),
+        *("--config.clip.weights=tiny-clip", "--config.train.epochs=2"),
+        f"--workdir={run}",
+    )
+    planned = in_process(*train, "--plan")
+    assert ["red", "fox", "3", "1", "1"] in [line.split() for line in planned.stdout.splitlines()]
+    assert not run.exists()
+    done = in_process(*train)
+    assert f"results: {run / 'results.json'}" in done.stdout
+    assert dpt_jax.results(run).n.tolist() == [4]
+    before = (run / "split.csv").read_text()
+    for number in range(20):
+        save(photos / "cat" / f"new{number}.png", np.full((4, 4, 3), number, np.uint8))
+    in_process(*train, "--config.train.epochs=3", "--allow_changes")
+    in_process("-m", "dpt_jax", "eval", f"--workdir={run}")
+    assert dpt_jax.results(run).n.tolist() == [4]
+    assert (run / "split.csv").read_text() == before
+    other = tmp_path / "other" / "cat"
+    shutil.copytree(photos / "cat", other)
+    done = in_process(
+        *("-m", "dpt_jax", "eval", f"--workdir={run}", f"--config.dataset.root={other.parent}"),
+        check=False,
+    )
+    assert_refused(done, "dataset.split")
+    answers = in_process("-m", "dpt_jax", "predict", str(run), str(photos / "dog"))
+    assert len(answers.stdout.splitlines()) == CLASSES["dog"]
+    in_process("-m", "dpt_jax", "report", str(run), "--html")
+    assert (run / "report.html").stat().st_size > 10_000
