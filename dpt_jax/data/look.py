@@ -10,7 +10,6 @@ from tabulate import tabulate
 
 from dpt_jax.data.catalogue import EMBEDDED
 from dpt_jax.data.dataset import READERS
-from dpt_jax.data.loader import steps_per_epoch
 from dpt_jax.data.records import Dataset, Files, UnreadableImageError, contents, opened
 from dpt_jax.errors import UserError
 from dpt_jax.io import is_remote
@@ -41,10 +40,11 @@ def look(dataset: Dataset, config: ConfigDict) -> str:
         if isinstance(dataset.read, Files):
             lines += _look_at_files(dataset, dataset.read, config)
     images, size = len(dataset.train), config.train.batch_size
-    if left := images - steps_per_epoch(images, size) * min(size, images):
+    left = 0 if config.train.keep_partial else images % min(size, images)
+    if left:
         lines.append(
             f"an epoch leaves out {left} of {images} training images, others each time: "
-            f"train.batch_size is {size}"
+            f"train.batch_size is {size} and train.keep_partial off"
         )
     return "\n".join(lines)
 
