@@ -1,11 +1,17 @@
-"""Random histories of a run: whatever was done to it, an accuracy that is shown is a true one."""
+"""Random histories of a run: whatever was done to it, by commands with random settings, an accuracy
+that is shown is a true one, and what is said of the training is what it was trained with.
+"""
 
+import contextlib
 import csv
 import functools
+import json
+import pathlib
 import random
 import re
 import shutil
 import signal
+import tempfile
 
 import jax
 import numpy as np
@@ -13,7 +19,7 @@ import pytest
 from etils import epath
 
 from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.config import method_config, validate
+from dpt_jax.config import CONFIG_FILE, method_config, shots_in_words, validate
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation import evaluate as evaluation
 from dpt_jax.evaluation.results import RESULTS_FILE
@@ -31,6 +37,26 @@ pytestmark = pytest.mark.slow
 SHOWN = re.compile(r"(\d+\.\d) % of (\d+) test images right")
 SOAK = range(100, 300)
 EVENTS = 8
+# Settings of a training, which an evaluation cannot change.
+OPTIONS = {
+    "train.epochs": (2, 1, 3),
+    "seed": (1, 2),
+    "dataset.shots": (-1, 1, 2),
+    "train.text_lr": (0.3, 0.2),
+    "loss.alpha": (0.3, 0.1),
+}
+# What an evaluation may choose.
+OF_EVALUATION = {
+    "dataset.classes": ("all", "base"),
+    "dataset.template": ("a photo of a {}.", "{}"),
+    "eval.batch_size": (100, 5),
+}
+# The folders of results, and of which images and classes they are.
+PLACES = {
+    ".": ("home", "all"),
+    "on/folder-base": ("home", "base"),
+    "on/folder": ("away", "all"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +92,10 @@ class History:
         self.random, self.monkeypatch = random.Random(seed), monkeypatch
         self.runs, self.run, self.file = folder, folder / "run", folder / "run.safetensors"
         self.data, self.clip_dir, self.done = data, clip_dir, []
-        self._true: dict[tuple[str, str], tuple[float, int]] = {}
+        self._true: dict[tuple[str, str, str], tuple[float, int]] = {}
         self.shown = 0
+        self.options = {key: values[0] for key, values in OPTIONS.items()}
+        self.trained: dict[str, dict[str, float]] = {}  # digest of prompts -> OPTIONS
 
     def settings(self, place):
         return [
@@ -78,7 +106,6 @@ class History:
             "--config.visual_prompt.length=2",
             "--config.train.warmup_epochs=0",
             "--config.train.visual_lr=0.3",
-            "--config.train.text_lr=0.3",
         ]
 
     def take(self):
@@ -94,16 +121,37 @@ class History:
         self.check()
 
     def train(self):
-        epochs, seed = self.random.randint(1, 3), self.random.randint(1, 2)
-        options = [f"--config.train.epochs={epochs}", f"--config.seed={seed}"]
-        options += self.random.choice([[], ["--allow_changes"]])
-        self.done[-1] += f" {' '.join(options)}"
-        done = in_process(
-            "main.py", *self.settings("home"), *options, f"--workdir={self.run}", check=False
-        )
+        for key, values in OPTIONS.items():
+            if self.random.random() < 0.25:
+                self.options[key] = self.random.choice(values)
+        flags = flags_of(self.options) + self.random.choice([[], ["--allow_changes"]])
+        self.done[-1] += f" {' '.join(flags)}"
+        with self.labelling(self.options):
+            done = in_process(
+                "main.py", *self.settings("home"), *flags, f"--workdir={self.run}", check=False
+            )
         assert done.returncode in (0, 2, EXIT_CODE), done.stderr
         if done.returncode == 0:
             self.compare(done.stdout, self.run, "home")
+
+    @contextlib.contextmanager
+    def labelling(self, options):
+        """Note with which settings the checkpoints are trained that are written meanwhile."""
+
+        def written():
+            return {(each.name, each.stat().st_mtime_ns) for each in self.checkpoints()}
+
+        before = written()
+        yield
+        for name, _ in written() - before:
+            with tempfile.TemporaryDirectory() as alone:
+                shutil.copytree(self.run / FOLDER / name, pathlib.Path(alone) / FOLDER / name)
+                self.trained[load_newest(epath.Path(alone)).digest] = dict(options)
+
+    def checkpoints(self):
+        folder = self.run / FOLDER
+        steps = [one for one in folder.iterdir() if one.name.isdecimal()] if folder.exists() else []
+        return sorted(steps, key=lambda one: int(one.name))
 
     def train_and_stop(self):
         """With a signal in the first epoch that it trains."""
@@ -128,8 +176,30 @@ class History:
             self.train()
 
     def evaluate(self):
-        done = in_process("main.py", "--mode=eval", f"--workdir={self.run}")
-        self.compare(done.stdout, self.run, "home")
+        """Perhaps with other settings than those of the training, which are refused."""
+        own = self.trained[load_newest(epath.Path(self.run)).digest]
+        asked = {
+            key: self.random.choice(values)
+            for key, values in {**OPTIONS, **OF_EVALUATION}.items()
+            if self.random.random() < 0.2
+        }
+        self.done[-1] += f" {asked}"
+        files = [self.run / RESULTS_FILE, self.run / CONFIG_FILE]
+        before = [file.read_bytes() if file.exists() else b"" for file in files]
+        done = in_process(
+            "main.py", "--mode=eval", f"--workdir={self.run}", *flags_of(asked), check=False
+        )
+        if any(own.get(key, value) != value for key, value in asked.items()):
+            assert done.returncode == 2, self.done
+            assert before == [file.read_bytes() if file.exists() else b"" for file in files]
+            return
+        assert done.returncode == 0, done.stderr
+        classes = asked.get("dataset.classes", "all")
+        self.compare(done.stdout, self.run, "home", classes)
+        folder = next(name for name, place in PLACES.items() if place == ("home", classes))
+        results = json.loads((self.run / folder / RESULTS_FILE).read_text())
+        template = asked.get("dataset.template", results["of"]["template"])
+        assert results["of"]["template"] == template
 
     def evaluate_away(self):
         self.elsewhere(self.run)
@@ -153,31 +223,40 @@ class History:
     def start_from_file(self):
         """Another run in the same place, from the file's prompts."""
         shutil.rmtree(self.run)
-        in_process(
-            "main.py",
-            *self.settings("home"),
-            f"--config.init_from={self.file}",
-            "--config.train.epochs=1",
-            f"--workdir={self.run}",
-        )
+        self.options["train.epochs"] = 1
+        with self.labelling(self.options):
+            in_process(
+                "main.py",
+                *self.settings("home"),
+                *flags_of(self.options),
+                f"--config.init_from={self.file}",
+                f"--workdir={self.run}",
+            )
 
     def lose_the_newest(self):
-        steps = sorted((self.run / FOLDER).iterdir(), key=lambda folder: int(folder.name))
-        if len(steps) > 1:
+        if len(steps := self.checkpoints()) > 1:
             shutil.rmtree(steps[-1])
 
     def check(self):
         """Compare all that a report, a page or an exported file says with a fresh evaluation."""
-        for folder, place in ((self.run, "home"), (self.run / "on" / "folder", "away")):
+        for name, place in PLACES.items():
+            folder = self.run / name
             if (folder / RESULTS_FILE).exists():
+                self.check_labels(json.loads((folder / RESULTS_FILE).read_text()))
                 try:
                     text, _ = one_run.report_run(folder)
                 except UserError as reason:
                     assert "evaluate again" in str(reason), reason
                 else:
-                    self.compare(text, self.run, place)
+                    self.compare(text, self.run, *place)
+                    own = self.trained[load_newest(epath.Path(self.run)).digest]
+                    words = f"{shots_in_words(own['dataset.shots'])}, seed {own['seed']}"
+                    assert f"Trained on home, {words}" in text, self.done
         if self.file.exists() and (results := prompt_file.read_header(self.file).get("results")):
             assert self.true(self.file, "home") == (results["accuracy"], results["n"])
+            own = self.trained[load_newest(epath.Path(self.file)).digest]
+            assert results["shots"] == own["dataset.shots"], self.done
+            assert results["seed"] == own["seed"], self.done
         results = [*self.runs.rglob(RESULTS_FILE)]
         if results:
             try:
@@ -189,37 +268,52 @@ class History:
                 for line in csv.DictReader(lines):
                     self.compare_line(line)
 
+    def check_labels(self, results):
+        """Compare what results say of the training with the command that trained the prompts."""
+        own = dict(self.trained[results["of"]["prompts"]])
+        assert results["method"] == "vlp"
+        assert results["trained_on"] == {"dataset": "folder", "classes": "all"}
+        assert results["of"]["trained_on"]["name"] == "home"
+        assert (results["shots"], results["seed"]) == (own.pop("dataset.shots"), own.pop("seed"))
+        said = results["of"]["settings"]
+        assert {key: said[key] for key in own} == own, self.done
+        assert said["train.visual_lr"] == 0.3
+
     def compare_line(self, line):
-        """Compare a line of the report over all runs, whose places differ in their images."""
-        (truth,) = [
-            accuracy
-            for accuracy, images in (self.true(self.run, place) for place in ("home", "away"))
-            if images == int(line["images"])
-        ]
-        assert float(line["accuracy_mean"]) == pytest.approx(100 * truth, abs=1e-3), self.done
+        """Compare a line of the report over all runs."""
+        accuracy, images = self.true(self.run, line["dataset"].split()[0], line["classes"])
+        assert int(line["images"]) == images, self.done
+        assert float(line["accuracy_mean"]) == pytest.approx(100 * accuracy, abs=1e-3), self.done
+        own = self.trained[load_newest(epath.Path(self.run)).digest]
+        assert (line["method"], int(line["shots"])) == ("vlp", own["dataset.shots"]), self.done
         self.shown += 1
 
-    def compare(self, text, source, place):
+    def compare(self, text, source, place, classes="all"):
         """Compare what is printed with what the newest prompts of a source score."""
         percent, images = SHOWN.search(text).groups()
-        accuracy, count = self.true(source, place)
+        accuracy, count = self.true(source, place, classes)
         assert (percent, int(images)) == (f"{100 * accuracy:.1f}", count), self.done
         self.shown += 1
 
-    def true(self, source, place):
+    def true(self, source, place, classes="all"):
         """Return the accuracy of the newest prompts of a source, and of how many test images."""
         saved = load_newest(epath.Path(source))
-        key = (saved.digest, place)
+        key = (saved.digest, place, classes)
         if key not in self._true:
             config = method_config("vlp", "folder")
             config.clip.weights, config.dataset.root = str(self.clip_dir), str(self.data / place)
             config.text_prompt.length = config.visual_prompt.length = 2
+            config.dataset.classes = classes
             validate(config)
             experiment = experiments.prepare(config)
             found = evaluation.predict(experiment, jax.tree.map(np.asarray, saved.prompts))
             accuracy = float((found.logits.argmax(-1) == found.label).mean())
             self._true[key] = accuracy, len(found.label)
         return self._true[key]
+
+
+def flags_of(values):
+    return [f"--config.{key}={value}" for key, value in values.items()]
 
 
 def live(seed, folder, data, clip_dir, monkeypatch):
