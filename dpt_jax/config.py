@@ -336,9 +336,17 @@ def keys_that_may_change(*, asked: bool = False) -> frozenset[str]:
     return frozenset(flat(common.get_config().to_dict())) - {*BOUND}
 
 
+def sections_without_use(method: str) -> tuple[str, ...]:
+    """Return the beginnings of the keys that do not bind a method: those of parts it lacks."""
+    parts = METHODS[method].parts
+    absent = [f"{section}." for part, section in SECTION_OF.items() if part not in parts]
+    return (*absent, *(() if parts else ("train.", "loss.")))
+
+
 def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collection[str]) -> str:
     """Return, in words, the keys that differ from those of the run in `workdir`, "" if none.
 
+    Keys of parts that the method lacks do not count.
     dtype=auto is the type that the run was started with.
 
     Raises:
@@ -349,8 +357,9 @@ def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collecti
     old, new = flat(read_config(workdir, config).to_dict()), flat(config.to_dict())
     if config.dtype == "auto":
         new["dtype"] = old["dtype"]
+    without_use = sections_without_use(config.method)
     changed = {key: f"{key} ({old[key]!r} there, {new[key]!r} now)" for key in new
-               if old[key] != new[key]}  # fmt: skip
+               if old[key] != new[key] and not key.startswith(without_use)}  # fmt: skip
     refused = [key for key in changed if key not in may_change]
     if refused:
         bound = any(key in BOUND for key in refused)

@@ -68,6 +68,6 @@ def say(line: str, file: TextIO | None = None) -> None:
 
 
 @functools.cache
-def say_once(line: str) -> None:
+def say_once(line: str, file: TextIO | None = None) -> None:
     """Print a line unless this process has, such as a notice that all runs of a sweep share."""
-    say(line)
+    say(line, file)

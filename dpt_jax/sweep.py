@@ -35,6 +35,7 @@ from dpt_jax.training.checkpoints import FOLDER
 from dpt_jax.training.lock import LockedError, is_locked
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 
+# Of all runs, or, with a method's name before the key, of that method's: maple.text_prompt.depth.
 Overrides = Mapping[str, Value]
 
 # Default datasets to train on, and other datasets to test the prompts on.
@@ -138,25 +139,34 @@ def target_config(
     """Return the configuration that tests the prompts of `workdir` on a target."""
     config = _published(run.method, target.dataset, run.protocol, overrides)
     source = {"init_from": str(workdir), "dataset.classes": target.classes}
-    own = {**_of_dataset(target.dataset, overrides), **source}
+    own = {**_own(run.method, target.dataset, overrides), **source}
     return evaluation_config(config, own, True, workdir)
 
 
 def _published(method: str, dataset: str, protocol: str, overrides: Overrides) -> ConfigDict:
     config = method_config(method, dataset, protocol)
-    config.update_from_flattened_dict(_of_dataset(dataset, overrides))
+    config.update_from_flattened_dict(_own(method, dataset, overrides))
     return config
 
 
-def _of_dataset(dataset: str, overrides: Overrides) -> Overrides:
-    """Return the overrides, without the folder of images for a dataset of this package."""
+def _own(method: str, dataset: str, overrides: Overrides) -> Overrides:
+    """Return the overrides of a method on a dataset; one of this package has no folder."""
     without = ("dataset.root",) if dataset in EMBEDDED else ()
-    return {key: value for key, value in overrides.items() if key not in without}
+    of_all = {key: value for key, value in overrides.items() if key.partition(".")[0] not in ROWS}
+    of_method = {
+        key.removeprefix(f"{method}."): value
+        for key, value in overrides.items()
+        if key.startswith(f"{method}.")
+    }
+    return {key: value for key, value in (of_all | of_method).items() if key not in without}
 
 
 def state(run: Run, runs: epath.Path, overrides: Overrides) -> str:
     """Return how far a run is, by the files of its folder; neither data nor CLIP are read."""
-    config = run_config(run, overrides)
+    try:
+        config = run_config(run, overrides)
+    except UserError as reason:
+        return f"refused: {reason}"
     workdir = run_dir(runs, config, run.method)
     if is_locked(workdir):
         return "in training by another process"

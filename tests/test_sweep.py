@@ -206,7 +206,7 @@ def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys):
 
 def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(overrides, tmp_path):
     """Nor one of another backbone or folder, which a resumed run of main.py may have."""
-    (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
+    (run,) = plan("few-shot", ["coop"], ["folder"], [], [1], [1])
     Runner(tmp_path, overrides)(run)
     for key, value in (
         ("train.epochs", 2),
@@ -217,6 +217,27 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(ove
         with pytest.raises(UserError, match=key):
             Runner(tmp_path, changed)(run)
         assert sweep.state(run, tmp_path, changed) == "made with other settings"
+
+
+def test_keys_of_parts_that_a_method_lacks_do_not_bind_it(overrides, tmp_path):
+    (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
+    Runner(tmp_path, overrides)(run)
+    changed = {**overrides, "visual_prompt.depth": 2, "train.epochs": 2}
+    assert sweep.state(run, tmp_path, changed) == "finished"
+
+
+def test_settings_of_one_method(overrides):
+    """They take precedence over those of all; a method that they make impossible is named."""
+    overrides |= {"coop.text_prompt.length": 7, "coop.clip.weights": "tiny-clip"}
+    for method, length in (("coop", 7), ("vlp", 2)):
+        (run,) = plan("few-shot", [method], ["folder"], [], [1], [1])
+        config = sweep.run_config(run, overrides)
+        assert config.text_prompt.length == length
+        assert (config.clip.weights == "tiny-clip") == (method == "coop")
+    done = in_process("-m", "dpt_jax", "sweep", "--plan", "--methods=zeroshot,coop", "--shots=1",
+                      "--seeds=1", "--config.coop.text_prompt.depth=0")  # fmt: skip
+    assert "zeroshot on digits: to do" in done.stdout
+    assert "coop on digits, 1 shot, seed 1: refused: text_prompt.depth" in done.stdout
 
 
 def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
@@ -273,9 +294,13 @@ def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
         (["--workdir=somewhere"], "--workdir"),
         (["--protocol=base-to-new", "--targets=dtd"], "--targets"),
         (
-            ["--protocol=base-to-new", "--config.text_prompt.class_specific"],
+            ["--protocol=base-to-new", "--methods=coop", "--config.text_prompt.class_specific"],
             "text_prompt.class_specific",
         ),
+        (["--config.maple.depth=3"], "text_prompt.depth"),
+        (["--config.maple.text_prompt.depth"], "--config.maple.KEY=VALUE"),
+        (["--config.maple.text_prompt.depth=deep"], "text_prompt.depth"),
+        (["--config.maple.seed=3"], "--seeds"),
         (["--methods=probe", "--protocol=base-to-new"], "--methods=probe"),
         (["--preset=papers"], "'papers'"),
         (["--preset=paper", "--protocol=base-to-new"], "--protocol"),

@@ -14,17 +14,20 @@ Protocols:
 
 --methods takes the names of configs/ and probe, which is a linear probe and only for few-shot. The
 default are the five above, those of DPT's paper. --datasets and --targets replace what the last two
-protocols train and test on. Finished runs are skipped, and a stopped run is resumed. A run that
-fails does not end the others; it is reported at the end, with exit code 1. With --part=I/N a
-process begins with every Nth run, and then takes those of the other parts that nobody has finished
-or is training. --preset=paper is the table of DPT's paper: its five methods on its eleven datasets,
-at 1, 2, 4, 8 and 16 shots from three seeds; other flags take precedence, as in --preset=paper
---datasets=dtd,eurosat. --plan runs nothing: it prints each run and how far it is.
+protocols train and test on. --config.METHOD.KEY=VALUE sets a key for one method, such as
+--config.maple.text_prompt.depth=3 for a CLIP of fewer layers. Finished runs are skipped, and a
+stopped run is resumed. A run that fails does not end the others; it is reported at the end, with
+exit code 1. With --part=I/N a process begins with every Nth run, and then takes those of the other
+parts that nobody has finished or is training. --preset=paper is the table of DPT's paper: its five
+methods on its eleven datasets, at 1, 2, 4, 8 and 16 shots from three seeds; other flags take
+precedence, as in --preset=paper --datasets=dtd,eurosat. --plan runs nothing: it prints each run and
+how far it is, by its folder and its settings.
 `dpt-jax report RUNS` makes the tables and the figure.
 """
 
 import argparse
 import collections
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -35,6 +38,7 @@ from dpt_jax.errors import UserError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from dpt_jax.config import Value
     from dpt_jax.sweep import Overrides, Run
 
 
@@ -86,7 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Run what is planned, and report what failed."""
+    overrides, arguments = _of_methods(arguments)
     flags, given = shared.parse(parser, arguments)
+    overrides |= given.overrides
     if given.file is not None or flags.workdir:
         raise UserError(
             "--workdir and --config=FILE are for `dpt-jax train`: a sweep has --runs, --methods "
@@ -96,20 +102,19 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
 
-    planned = sweep.in_order_of_part(_planned(flags, given.overrides), *flags.part)
-    # A value that no run can have ends the sweep before it begins.
-    configs = [sweep.run_config(one, given.overrides) for one in planned]
+    planned = sweep.in_order_of_part(_planned(flags, overrides), *flags.part)
     runs = as_path(flags.runs)
+    configs = _possible(planned, overrides)
     if flags.plan:
-        states = [sweep.state(one, runs, given.overrides) for one in planned]
+        states = [sweep.state(one, runs, overrides) for one in planned]
         for one, state in zip(planned, states, strict=True):
             print(f"{one}: {state}")
-        counted = (f"{count} {state}" for state, count in collections.Counter(states).items())
+        counted = (f"{count} {state}" for state, count in _counted(states).items())
         print(f"\n{len(planned)} runs in {runs}: {', '.join(counted)}.")
         return
     _check_roots(configs)
     shared.connect_hosts(flags)
-    failed, elsewhere = sweep.sweep(planned, sweep.Runner(runs, given.overrides))
+    failed, elsewhere = sweep.sweep(planned, sweep.Runner(runs, overrides))
     finished = len(planned) - len(failed) - len(elsewhere)
     left = f", other processes train {len(elsewhere)}" if elsewhere else ""
     say(f"{finished} of {len(planned)} runs are finished{left}; tables: dpt-jax report {runs}")
@@ -119,6 +124,44 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         sys.exit(1)
 
 
+def _of_methods(arguments: list[str]) -> tuple[dict[str, "Value"], list[str]]:
+    """Return the values of --config.METHOD.KEY=VALUE by METHOD.KEY, and the other arguments."""
+    from dpt_jax.cli.config_flag import from_command_line
+    from dpt_jax.methods import METHODS
+
+    found: dict[str, Value] = {}
+    others = []
+    for argument in arguments:
+        method, _, key = re.sub("^--?config[.]", "", argument).partition(".")
+        if method not in METHODS or not argument.startswith("-"):
+            others.append(argument)
+            continue
+        if "=" not in key:
+            raise UserError(f"{argument}: write --config.{method}.KEY=VALUE.")
+        given, _ = from_command_line([f"--config={method}", f"--config.{key}"])
+        found |= {f"{method}.{name}": value for name, value in given.overrides.items()}
+    return found, others
+
+
+def _possible(planned: Sequence["Run"], overrides: "Overrides") -> list["ConfigDict"]:
+    """Return the configurations of the runs that can be.  Raise UserError if there are none."""
+    from dpt_jax import sweep
+
+    configs, wrong = [], []
+    for one in planned:
+        try:
+            configs.append(sweep.run_config(one, overrides))
+        except UserError as reason:
+            wrong.append(f"{one}: {reason}")
+    if not configs:
+        raise UserError(wrong[0])
+    return configs
+
+
+def _counted(states: Sequence[str]) -> collections.Counter[str]:
+    return collections.Counter(state.partition(":")[0] for state in states)
+
+
 def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
     """Return the runs that the flags name.  Raise UserError if they contradict each other."""
     from dpt_jax import sweep
@@ -126,7 +169,7 @@ def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
     from dpt_jax.methods import OF_THE_PAPER, PROBE, ROWS
 
     for key, flag in sweep.SWEPT.items():
-        if key in overrides:
+        if any(given in (key, f"{method}.{key}") for given in overrides for method in ROWS):
             raise UserError(f"--config.{key}: the sweep varies it, use {flag}.")
     protocol = flags.protocol or sweep.FEW_SHOT
     if flags.preset and protocol != sweep.FEW_SHOT:

@@ -17,7 +17,7 @@ from dpt_jax.data.records import Dataset, Example, Files, UnreadableImageError
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, listed_once
-from dpt_jax.logging import say
+from dpt_jax.logging import say_once
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 READERS = 4  # threads
@@ -84,7 +84,7 @@ def _sample(config: ConfigDict, whole: Dataset, seed: int) -> tuple[list[Example
         return sampling.read_sample(as_path(config.sample), whole, config.shots), val
     most = max(collections.Counter(example.label for example in whole.train).values(), default=0)
     if config.shots > most > 0:
-        say(
+        say_once(
             f"dataset.shots is {config.shots}, but no class has more than {most} training images: "
             "all are taken."
         )

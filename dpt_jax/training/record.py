@@ -9,10 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dpt_jax.config import SECTION_OF, flat, keys_that_may_change
+from dpt_jax.config import flat, keys_that_may_change, sections_without_use
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
-from dpt_jax.methods import METHODS
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.schedule import run_length
 from dpt_jax.training.setup import Experiment, fingerprint
@@ -37,15 +36,12 @@ def name_of_data(config: ConfigDict) -> str:
 
 def result_settings(config: ConfigDict) -> dict[str, Any]:
     """Return the settings that change a result, those of the parts that the method has."""
-    parts = METHODS[config.method].parts
-    absent = [f"{section}." for part, section in SECTION_OF.items() if part not in parts] + (
-        [] if parts else ["train.", "loss."]
-    )
+    absent = sections_without_use(config.method)
     left_out = keys_that_may_change() | {*NOT_RECORDED}
     return {
         key: value
         for key, value in flat(config.to_dict()).items()
-        if key not in left_out and not key.startswith(tuple(absent))
+        if key not in left_out and not key.startswith(absent)
     }
 
 

@@ -18,7 +18,7 @@ from dpt_jax.config import flat, prompt_config, templates
 from dpt_jax.data.dataset import digest_of_examples, load_dataset
 from dpt_jax.data.records import Dataset
 from dpt_jax.errors import UserError
-from dpt_jax.logging import say
+from dpt_jax.logging import say_once
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP, visual_depth, visual_layers
 from dpt_jax.prompts.text import context_tokens, prompted_texts
@@ -222,7 +222,7 @@ def warn_of_duplicates(texts: Sequence[Text], classnames: Sequence[str]) -> None
     same = [" and ".join(repr(classnames[c]) for c in group) for group in duplicates(texts)]
     if same:
         more = f", and {len(same) - MOST_NAMED} more groups" if len(same) > MOST_NAMED else ""
-        say(
+        say_once(
             "these classes are the same text to CLIP, so it cannot tell them apart: "
             f"{'; '.join(same[:MOST_NAMED])}{more}.",
             file=sys.stderr,
