@@ -2,10 +2,12 @@
 
     import dpt_jax
 
-    classifier = dpt_jax.load("runs/mine")            # of a run, or of a prompt file
+    classifier = dpt_jax.fit(images, labels, epochs=60)  # paths, PIL images or arrays; or a folder
     classifier.predict(["a.jpg", "b.jpg"])            # class names
     classifier.predict_proba(["a.jpg", "b.jpg"])      # (2, C) probabilities
+    classifier.score(test_images, test_labels)        # accuracy
     classifier.save("pets.safetensors")
+    dpt_jax.load("pets.safetensors")                  # the same; also of a workdir
     dpt_jax.results("runs")                           # a pandas DataFrame, a row a run
 
 The command `dpt-jax` does the same on folders.
@@ -18,14 +20,16 @@ from dpt_jax.errors import UserError
 from dpt_jax.version import __version__
 
 if TYPE_CHECKING:
+    from dpt_jax.predictor.fit import fit
     from dpt_jax.predictor.predictor import Predictor, load
     from dpt_jax.report.frame import results
 
-__all__ = ["Predictor", "UserError", "__version__", "load", "results"]
+__all__ = ["Predictor", "UserError", "__version__", "fit", "load", "results"]
 
 # Imported when they are first used: importing JAX takes seconds.
 _MODULES = {
     "Predictor": "dpt_jax.predictor.predictor",
+    "fit": "dpt_jax.predictor.fit",
     "load": "dpt_jax.predictor.predictor",
     "results": "dpt_jax.report.frame",
 }

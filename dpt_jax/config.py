@@ -8,6 +8,7 @@ import importlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -200,6 +201,36 @@ def _validate_parts(config: ConfigDict) -> None:
         )
 
 
+def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:
+    """Return a method's configuration with the values of Python keywords, and these by key.
+
+    A keyword is a key with __ or . between its section and its name. The section may be left out
+    if it is train or dataset, or if no other has such a name.
+
+    Raises:
+      UserError: A keyword is not a key, is one of several, or has a value of another type.
+    """
+    if method not in METHODS:
+        raise UserError(f"method: {method!r} is not one of {', '.join(METHODS)}.")
+    known = flat(common.get_config().to_dict())
+    values: dict[str, Any] = {}
+    for keyword, value in keywords.items():
+        name = keyword.replace("__", ".")
+        keys = [key for key in (name, f"train.{name}", f"dataset.{name}") if key in known]
+        keys = keys[:1] or [key for key in known if key.endswith(f".{name}")]
+        if not keys:
+            raise UserError(f"{keyword} is not a setting{nearest(name, known)}")
+        if len(keys) > 1 or keys[0] in values:
+            also = [key.replace(".", "__") for key in keys]
+            raise UserError(f"{keyword}: give {' or '.join(also)}, and only once.")
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        values[keys[0]] = value.item() if hasattr(value, "item") else value
+    config = method_config(method, values.get("dataset.name", "folder"))
+    for key, value in values.items():
+        _set(config, key, value, "")
+    return config, values
+
+
 def training_config(
     config: ConfigDict, overrides: Mapping[str, Value], workdir: epath.Path
 ) -> ConfigDict:
@@ -304,15 +335,20 @@ def read_config(source: epath.Path, default: ConfigDict) -> ConfigDict:
     for key, value in {**{key: given[key] for key in FREE}, **flat(saved)}.items():
         if key not in known:
             raise UserError(f"{file}: {key} is not a key{nearest(key, known)}")
-        try:
-            if value is None:  # which ConfigDict takes for any type
-                raise TypeError
-            config.update_from_flattened_dict({key: value})
-        except (TypeError, ValueError) as reason:
-            raise UserError(f"{file}: {key} cannot be {value!r}.") from reason
+        _set(config, key, value, f"{file}: ")
     own = source / SPLIT_FILE  # wherever the list was that the run was started with
     config.dataset.split = str(own) if file != source and own.exists() else ""
     return config
+
+
+def _set(config: ConfigDict, key: str, value: Any, source: str) -> None:
+    """Set a key, or raise UserError, which begins with `source`, if it has another type."""
+    try:
+        if value is None:  # which ConfigDict takes for any type
+            raise TypeError
+        config.update_from_flattened_dict({key: value})
+    except (TypeError, ValueError) as reason:
+        raise UserError(f"{source}{key} cannot be {value!r}.") from reason
 
 
 def load_config(source: epath.Path) -> ConfigDict:

@@ -1,8 +1,10 @@
 """Lines and progress bars on the console, only from host 0."""
 
+import contextlib
 import functools
 import sys
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 import tqdm
@@ -12,6 +14,20 @@ from dpt_jax.distributed import is_first
 SECONDS_BETWEEN_LINES = 30
 
 
+_quiet = False
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out bars and the lines of standard output."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
 class Progress:
     """A progress bar on a terminal, otherwise a line in `file` every half minute."""
 
@@ -19,7 +35,7 @@ class Progress:
         self._file = file
         self._title, self._total, self._start, self._done = title, total, start, start
         self._began = self._spoke = time.monotonic()
-        self._terminal = sys.stderr.isatty() and is_first()
+        self._terminal = sys.stderr.isatty() and is_first() and not _quiet
         self._bar = tqdm.tqdm(
             total=total,
             initial=start,
@@ -63,7 +79,7 @@ class Progress:
 
 def say(line: str, file: TextIO | None = None) -> None:
     """Print a line to standard output, or to `file`, and flush."""
-    if is_first():
+    if is_first() and (file or not _quiet):
         print(line, file=file, flush=True)
 
 

@@ -1,6 +1,6 @@
 """A whole run, from a validated configuration to results, for `dpt-jax train` and for sweeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ from dpt_jax.methods import PROBE
 from dpt_jax.training import train_files
 from dpt_jax.training.checkpoints import FOLDER, Saved
 from dpt_jax.training.initial_prompts import saved_prompts
-from dpt_jax.training.loop import train
+from dpt_jax.training.loop import Callback, train
+from dpt_jax.training.prompt_file import is_prompt_file
 from dpt_jax.training.record import training_meta
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 
@@ -41,24 +42,41 @@ def train_and_evaluate(
     allow_changes: bool = False,
     prepare: Prepare = prepare,
 ) -> Results:
-    """Train, or resume what the workdir has, and evaluate the newest prompts; return the results.
+    """Train as `train_run` does, and evaluate the prompts; return the results."""
+    return evaluate(*train_run(config, workdir, allow_changes, prepare), workdir)
+
+
+def train_run(
+    config: ConfigDict,
+    workdir: epath.Path,
+    allow_changes: bool = False,
+    prepare: Prepare = prepare,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[Experiment, Saved]:
+    """Train, or resume what the workdir has; return the experiment and its newest prompts.
 
     Args:
       config: Validated.
       workdir: Of the run.
       allow_changes: Whether a resumed run may have other settings and images.
       prepare: Loads data and backbone.
+      callbacks: See `training.loop.train`.
 
     Raises:
-      UserError: The workdir has a run with other settings, or results of zero-shot CLIP on other
-        images.
+      UserError: The workdir is a file of prompts, or has a run with other settings or results of
+        zero-shot CLIP on other images.
     """
+    if is_prompt_file(workdir):
+        raise UserError(
+            f"--workdir: {workdir} is a file of prompts: evaluate it with --mode=eval, or start "
+            "from it with --config.init_from and a folder as --workdir."
+        )
     if changed := check_same_run(config, workdir, keys_that_may_change(asked=allow_changes)):
         say(f"{workdir}: resuming with other settings than it was started with: {changed}.")
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
     if experiment.model.config.has_prompts:
-        train(experiment, workdir, allow_changes)
+        train(experiment, workdir, allow_changes, callbacks)
     elif not has_own_data(experiment, Saved(0, {}, {}), workdir):
         raise UserError(
             f"{workdir} has results of {config.method} on other images: use another --workdir, or "
@@ -67,7 +85,7 @@ def train_and_evaluate(
     else:
         save_config(config, workdir)
         train_files.write_split(experiment.dataset, workdir)
-    return evaluate(experiment, saved_prompts(experiment, workdir), workdir)
+    return experiment, saved_prompts(experiment, workdir)
 
 
 def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -> Results:

@@ -55,15 +55,9 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
     from dpt_jax.runs import train_and_evaluate
-    from dpt_jax.training.prompt_file import is_prompt_file
 
     workdir = as_path(flags.workdir) if flags.workdir else run_dir(as_path("runs"), given.config)
     trains = flags.mode == "train"
-    if trains and is_prompt_file(workdir):
-        raise UserError(
-            f"--workdir: {workdir} is a file of prompts: evaluate it with --mode=eval, or start "
-            "from it with --config.init_from and a folder as --workdir."
-        )
     if trains:
         config = training_config(given.config, given.overrides, workdir)
         if flags.plan:

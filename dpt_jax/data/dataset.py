@@ -23,17 +23,18 @@ BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 READERS = 4  # threads
 
 
-def load_dataset(config: ConfigDict, seed: int) -> Dataset:
+def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) -> Dataset:
     """Return the dataset that config.dataset names, with its few-shot sample.
 
     Args:
         config: config.dataset, validated.
         seed: draws the sample, unless dataset.sample names a file of it.
+        whole: the whole dataset, if it is loaded already.
 
     Raises:
         UserError: a folder, file, split or class is missing or damaged.
     """
-    whole = read_splits(config)
+    whole = whole or read_splits(config)
     # The shots are drawn before the classes are split, so that both halves are of one sample.
     (train, val), test = _sample(config, whole, seed), whole.test
     classnames = whole.classnames

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -44,6 +44,8 @@ from dpt_jax.training.texts import consistency_target
 
 # In the metadata of a checkpoint: over how many epochs, and how many steps an epoch has.
 AVERAGED, STEPS_PER_EPOCH = "averaged", "steps_per_epoch"
+# Of the last checkpoint of a training that a callback has ended.
+ENDED = "ended"
 # With several hosts, reading host 0's clock is a message, so they read it every so many steps.
 STEPS_BETWEEN_CLOCKS = 20
 
@@ -62,10 +64,25 @@ class Plan(NamedTuple):
         return -(-self.steps // int(self.schedule.steps_per_epoch))
 
 
-def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = False) -> Prompts:
+# Gets the metrics of an epoch; the training ends if it returns true.
+Callback = Callable[[dict[str, float]], object]
+
+
+def train(
+    experiment: Experiment,
+    workdir: epath.Path,
+    allow_changes: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Prompts:
     """Train to the last epoch, from the newest checkpoint if there is one; return the prompts.
 
     Writes checkpoints, metrics and the list of training images to the workdir.
+
+    Args:
+      experiment: What is trained.
+      workdir: Of the run.
+      allow_changes: Whether a resumed run may have other images.
+      callbacks: Called after each epoch, in this order.
 
     Raises:
       UserError: if there is nothing to train on, another process trains in the workdir, a run
@@ -117,11 +134,14 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
             Progress("train", plan.steps, start) as progress,
         ):
 
-            def save(step: int) -> None:
+            def save(step: int, ended: bool = False) -> None:
                 check_finite(experiment, checkpoints, plan, state)
                 host = distributed.to_host(state)
                 checkpoints.save(
-                    step, host.prompts, {**record, **_progress(plan, host)}, _training(host)
+                    step,
+                    host.prompts,
+                    {**record, **_progress(plan, host), ENDED: ended},
+                    _training(host),
                 )
 
             for step in range(start + 1, plan.steps + 1):
@@ -158,6 +178,12 @@ def train(experiment: Experiment, workdir: epath.Path, allow_changes: bool = Fal
                     writer.write(step, values)
                     line = _line(values, plan.epochs)
                     progress.report(line, f"loss {values['loss']:.3f}")
+                    if callbacks:
+                        ended = any([callback({**values}) for callback in callbacks])
+                        if distributed.first_says(ended) and step < plan.steps:
+                            save(step, ended=True)
+                            say(f"a callback ended the training at step {step} of {plan.steps}.")
+                            break
                 # All hosts ask after every step, so they stop after the same one.
                 stopping = stop.after(step) and step < plan.steps
                 if stopping or save_is_due(config.checkpoint, step, plan.steps, saved_at):

@@ -108,9 +108,10 @@ def check_not_relabelled(experiment: Experiment, record: Mapping[str, Any], sour
 def unfinished(training: Mapping[str, Any]) -> str:
     """Return "epoch E of N" if a training has not finished, else "".
 
-    training: its record, or the origin of results. Converted checkpoints have no epochs.
+    training: its record, or the origin of results. Converted checkpoints have no epochs. One that
+    a callback has ended has finished.
     """
     epoch, epochs = training.get("epoch"), training.get("epochs")
-    if epoch is None or epochs is None or epoch >= epochs:
+    if epoch is None or epochs is None or epoch >= epochs or training.get("ended"):
         return ""
     return f"epoch {epoch} of {epochs}"

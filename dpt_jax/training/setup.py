@@ -57,12 +57,14 @@ class Experiment(NamedTuple):
     features: dict[Hashable, Any] | None = None
 
 
-def prepare(config: ConfigDict, pretrained: Pretrained | None = None) -> Experiment:
+def prepare(
+    config: ConfigDict, pretrained: Pretrained | None = None, whole: Dataset | None = None
+) -> Experiment:
     """Load data and CLIP, and encode the frozen class texts.
 
-    pretrained: the CLIP, if it is loaded already.
+    pretrained: the CLIP, and whole: the whole dataset, if they are loaded already.
     """
-    dataset = load_dataset(config.dataset, config.seed)
+    dataset = load_dataset(config.dataset, config.seed, whole)
 
     def accept(clip: CLIPConfig) -> None:
         """Raise UserError, before the weights are read, if the prompts do not fit the towers."""

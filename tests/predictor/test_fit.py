@@ -1,0 +1,108 @@
+"""Training from Python."""
+
+import json
+import tempfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dpt_jax
+from dpt_jax.data.folder import read_folder
+from dpt_jax.errors import UserError
+from dpt_jax.training.checkpoints import load_newest
+from tests.helpers.golden import SMALL
+
+IMAGES = SMALL / "images"
+SETTINGS = {
+    "shots": -1,
+    "epochs": 2,
+    "text_prompt__length": 4,
+    "visual_prompt.length": 3,
+    "top_k": np.int64(3),
+}
+
+
+@pytest.fixture(scope="module")
+def memory():
+    """The training images of the folder as a path, a PIL image and arrays, and their names."""
+    whole = read_folder(IMAGES)
+    paths = [IMAGES / example.path for example in whole.train]
+    images = [*paths[:1], Image.open(paths[1]), *(np.asarray(whole.read(p)) for p in paths[2:])]
+    return images, [whole.classnames[example.label] for example in whole.train]
+
+
+@pytest.mark.compiles
+def test_a_folder_is_a_run_of_the_command_line(trained, clip_dir, tmp_path, files):
+    """The same bits and files, also if a callback ends it and the same call resumes."""
+    epochs = []
+
+    def end(metrics):
+        epochs.append(metrics.pop("epoch"))
+        return len(epochs) == 1
+
+    for _ in range(2):
+        classifier = dpt_jax.fit(
+            IMAGES, clip=str(clip_dir), workdir=tmp_path / "run", callbacks=[end], **SETTINGS
+        )
+    assert epochs == [1, 2]
+    assert load_newest(tmp_path / "run").digest == load_newest(trained).digest
+    expected = dpt_jax.load(trained)
+    np.testing.assert_array_equal(classifier.predict_proba(files), expected.predict_proba(files))
+    classifier.save(tmp_path / "prompts.safetensors")
+    assert dpt_jax.load(tmp_path / "prompts.safetensors").predict(files) == expected.predict(files)
+    names = {file.name for file in trained.iterdir() if "tfevents" not in file.name}
+    assert names - {"predictions.npz"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    results = [json.loads((w / "results.json").read_text()) for w in (trained, tmp_path / "run")]
+    assert results[0] == results[1]
+
+
+@pytest.mark.compiles
+def test_images_in_memory_are_those_of_the_folder(
+    trained, clip_dir, memory, tmp_path, monkeypatch, capsys
+):
+    """The same bits, silent, and nothing is left on the disk."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    classifier = dpt_jax.fit(*memory, clip=str(clip_dir), verbose=False, **SETTINGS)
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+    classifier.save(tmp_path / "prompts.safetensors")
+    assert load_newest(tmp_path / "prompts.safetensors").digest == load_newest(trained).digest
+
+
+def test_the_record_is_of_the_pixels(memory):
+    from dpt_jax.data.memory import in_memory
+
+    images, names = memory
+    paths = [example.path for example in in_memory(images, names, validation=memory).train]
+    assert paths[0] == str(images[0])
+    assert len({*paths}) == len(paths)
+    other = [*images[:-1], images[-1] ^ np.uint8(1)]
+    changed = [example.path for example in in_memory(other, names).train]
+    assert [a == b for a, b in zip(paths, changed, strict=True)] == [True] * 11 + [False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"epcohs": 3}, "train.epochs"),
+        ({"length": 3}, "visual_prompt__length"),
+        ({"epochs": 3, "train__epochs": 3}, "train__epochs"),
+        ({"epochs": "3"}, "train.epochs"),
+        ({"epochs": 0}, "train.epochs"),
+        ({"root": "photos"}, "dataset.root"),
+        ({"method": "dtp"}, "dtp"),
+        ({"labels": None}, "labels"),
+        ({"labels": ["dog"]}, "12 and 1"),
+        ({"labels": [3.5] * 12}, "3.5"),
+        ({"labels": [0] * 11 + [7]}, "7"),
+        ({"classnames": ["dog", "cat"]}, "airplane"),
+        ({"validation": ([], [])}, "0 and 0"),
+        ({"workdir": "prompts.safetensors"}, "prompts.safetensors"),
+    ],
+)
+def test_wrong_input_is_named(memory, clip_dir, arguments, named):
+    images, labels = memory
+    given = {"labels": labels, "clip": str(clip_dir), **arguments}
+    with pytest.raises(UserError, match=named):
+        dpt_jax.fit(images, **given)
