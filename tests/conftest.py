@@ -36,7 +36,7 @@ def clip_dir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tiny_clip_dir(tmp_path_factory) -> pathlib.Path:
-    """A CLIP of two narrow layers a tower, for what takes thousands of images or names."""
+    """A CLIP of three and two narrow layers, for what takes thousands of images or names."""
     directory = tmp_path_factory.mktemp("tiny")
     make_clip.write(directory, seed=3, **make_clip.TINY)
     return directory

@@ -22,7 +22,7 @@ def dpt_jax(*arguments):
 
 
 def depths(method):
-    """Published depths are for twelve layers, and the small CLIP has three and four."""
+    """Published depths are for twelve layers, and the tiny CLIP has two."""
     config = method_config(method, "folder")
     for section in ("text_prompt", "visual_prompt"):
         if config[section].depth > 1:
@@ -39,10 +39,10 @@ def test_the_table_and_the_files():
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_train_evaluate_predict_export_and_serve(method, clip_dir, tmp_path):
+def test_train_evaluate_predict_export_and_serve(method, tiny_clip_dir, tmp_path):
     """The answers are the same by the run, by its exported file, and by the served program."""
     run = tmp_path / "run"
-    flags = [f"--config.clip.weights={clip_dir}", f"--config.dataset.root={SMALL / 'images'}"]
+    flags = [f"--config.clip.weights={tiny_clip_dir}", f"--config.dataset.root={SMALL / 'images'}"]
     flags += [*SHORT, *depths(method), f"--workdir={run}"]
     dpt_jax("train", f"--config={method}:folder", *flags)
     trained = json.loads((run / "results.json").read_text())

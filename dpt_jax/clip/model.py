@@ -1,5 +1,7 @@
 """CLIP: both towers and the temperature."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,7 @@ def normalize(features: Array) -> Array:
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
+@functools.lru_cache(maxsize=8)  # tracing takes half a second
 def param_shapes(config: CLIPConfig) -> Params:
     """Return the tree of jax.ShapeDtypeStruct that CLIP(config) expects; nothing is computed."""
     texts = PackedTexts(

@@ -1,6 +1,7 @@
 """Byte-pair tokens of CLIP, from a model's own vocabulary or OpenAI's."""
 
 import dataclasses
+import functools
 import html
 import json
 import pathlib
@@ -70,14 +71,27 @@ def load_tokenizer(
             f"{directory} has no vocabulary, and OpenAI's has {OPENAI_SIZE} tokens where the "
             f"model has {vocab_size}: add its {' and '.join(PLAIN_FILES)}, or its {TOKENIZER_FILE}."
         )
-    source = str(directory / names[0]) if names else "OpenAI's vocabulary"
-    tokenizer = _read(directory, names) if names else make_tokenizer(*openai_vocabulary())
+    if not names:
+        tokenizer, source = _openai_tokenizer(), "OpenAI's vocabulary"
+    else:
+        source = str(directory / names[0])
+        tokenizer = _tokenizer(_read(directory, names), source)
+    _check_fits(tokenizer, vocab_size, end, source)
+    return tokenizer
+
+
+@functools.cache
+def _openai_tokenizer() -> Tokenizer:
+    return _tokenizer(make_tokenizer(*openai_vocabulary()), "OpenAI's vocabulary")
+
+
+def _tokenizer(tokenizer: Any, source: str) -> Tokenizer:
+    """Return a CLIPTokenizer that normalises as OpenAI's code.  Raise UserError if it is cut."""
     file = tokenizer.backend_tokenizer.to_str()
     # CLIPTokenizer lowers letter by letter, and composes characters after that, not before.
     tokenizer.backend_tokenizer.normalizer = None
     vocabulary, merges = tokenizer.get_vocab(), json.loads(file)["model"]["merges"]
     _check_whole(vocabulary, merges, set(tokenizer.added_tokens_encoder), source)
-    _check_fits(vocabulary, vocab_size, end, source)
     return Tokenizer(tokenizer, vocabulary[START], vocabulary[END], file)
 
 
@@ -126,16 +140,16 @@ def _check_whole(
             raise UserError(f"{source} is cut or damaged: no merge makes the token {token!r}.")
 
 
-def _check_fits(vocabulary: dict[str, int], vocab_size: int, end: int | None, source: str) -> None:
+def _check_fits(tokenizer: Tokenizer, vocab_size: int, end: int | None, source: str) -> None:
     """Raise UserError if the vocabulary is not the model's: see load_tokenizer."""
-    highest = max(vocabulary.values())
+    highest = max(tokenizer.tokenizer.get_vocab().values())
     if highest >= vocab_size:
         raise UserError(
             f"{source}: token ids go up to {highest}, but the model has {vocab_size} tokens."
         )
-    if vocabulary[END] != (vocab_size - 1 if end is None else end):
+    if tokenizer.end != (vocab_size - 1 if end is None else end):
         where = f"its configuration says {end}" if end is not None else "takes the highest id"
         raise UserError(
-            f"{source}: {END} has the id {vocabulary[END]} of {vocab_size}, but the model takes "
-            f"the text feature at another one ({where})."
+            f"{source}: {END} has the id {tokenizer.end} of {vocab_size}, but the model takes the "
+            f"text feature at another one ({where})."
         )

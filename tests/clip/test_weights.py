@@ -84,7 +84,7 @@ def test_orbax_directory(source, expected, tmp_path):
     with pytest.raises(UserError, match=str(target)):
         save_orbax(expected, str(target))
     shapes = json.loads((target / "config.json").read_text())
-    shapes["vision_config"]["num_hidden_layers"] = 3
+    shapes["vision_config"]["num_hidden_layers"] = 4
     (target / "config.json").write_text(json.dumps(shapes))
     with pytest.raises(UserError, match=r"vision/transformer/blocks/.* has shape"):
         load_clip(str(target))

@@ -16,8 +16,8 @@ from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
 from dpt_jax.clip.transformers_config import processor_to_dict
 
 VOCAB_SIZE, CONTEXT = 49408, 77
-# Of a CLIP of two narrow layers a tower.
-TINY = {"embed": 32, "res": 16, "vl": 2, "vw": 128, "patch": 8, "tw": 64, "th": 1, "tl": 2}
+# Of a CLIP of three and two narrow layers.
+TINY = {"embed": 32, "res": 16, "vl": 3, "vw": 128, "patch": 8, "tw": 64, "th": 1, "tl": 2}
 
 
 def openai_shapes(embed, res, vl, vw, patch, tw, tl):
