@@ -10,7 +10,7 @@
     dpt_jax.load("pets.safetensors")                  # the same; also of a workdir
     dpt_jax.results("runs")                           # a pandas DataFrame, a row a run
 
-The command `dpt-jax` does the same on folders.
+`PromptClassifier` is an estimator for scikit-learn. The command `dpt-jax` does the same on folders.
 """
 
 import importlib
@@ -20,15 +20,25 @@ from dpt_jax.errors import UserError
 from dpt_jax.version import __version__
 
 if TYPE_CHECKING:
+    from dpt_jax.predictor.estimator import PromptClassifier
     from dpt_jax.predictor.fit import fit
     from dpt_jax.predictor.predictor import Predictor, load
     from dpt_jax.report.frame import results
 
-__all__ = ["Predictor", "UserError", "__version__", "fit", "load", "results"]
+__all__ = [
+    "Predictor",
+    "PromptClassifier",
+    "UserError",
+    "__version__",
+    "fit",
+    "load",
+    "results",
+]
 
 # Imported when they are first used: importing JAX takes seconds.
 _MODULES = {
     "Predictor": "dpt_jax.predictor.predictor",
+    "PromptClassifier": "dpt_jax.predictor.estimator",
     "fit": "dpt_jax.predictor.fit",
     "load": "dpt_jax.predictor.predictor",
     "results": "dpt_jax.report.frame",

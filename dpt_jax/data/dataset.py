@@ -29,14 +29,16 @@ def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) ->
     Args:
         config: config.dataset, validated.
         seed: draws the sample, unless dataset.sample names a file of it.
-        whole: the whole dataset, if it is loaded already.
+        whole: the whole dataset, if it is loaded already. Its validation images are all taken.
 
     Raises:
         UserError: a folder, file, split or class is missing or damaged.
     """
-    whole = whole or read_splits(config)
+    given, whole = whole, whole or read_splits(config)
     # The shots are drawn before the classes are split, so that both halves are of one sample.
     (train, val), test = _sample(config, whole, seed), whole.test
+    if given:
+        val = given.val
     classnames = whole.classnames
     if config.classes != "all":
         labels = sampling.half_of_classes(len(classnames), config.classes)
