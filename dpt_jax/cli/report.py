@@ -6,7 +6,9 @@
     dpt-jax report W --html                one page with all there is to see of a run
 
 Over a folder: mean ± standard deviation of the seeds for each method and dataset, as Markdown
-(printed, and report.md) and CSV (report.csv), and accuracy against shots (report.png). Over one
+(printed, and report.md), CSV (report.csv) and with --latex LaTeX (report.tex); a row for each run
+(runs.csv) and for each class of each run (classes.csv); accuracy against shots (report.png), and on
+base and new classes (base_to_new.png). Tables are in percent, CSV files from 0 to 1. Over one
 run: accuracy of each class (report.md, report.csv), the confusion matrix (report.png), the training
 (training.png) and how sure the answers are (reliability.png). The page (report.html) has these, the
 settings, the features before and after, and answers with heat maps. All are written there.
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workdir", metavar="W", help="the run, instead of the first argument")
     parser.add_argument("--html", action="store_true", help="make one page of one run")
+    parser.add_argument("--latex", action="store_true", help="write report.tex too")
     parser.add_argument("--beside", metavar="FILE", help="a CSV of published numbers, see above")
 
 
@@ -45,8 +48,9 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
     folder = as_path(folders[0])
     whole_run = (folder / RESULTS_FILE).exists()
-    if flags.beside is not None and (flags.html or whole_run):
-        raise UserError("--beside is for the report over a folder of runs, not for that of one.")
+    for flag in ("beside", "latex"):
+        if getattr(flags, flag) and (flags.html or whole_run):
+            raise UserError(f"--{flag} is for the report over a folder of runs, not of one run.")
     if flags.html:
         from dpt_jax.report.page import write_page
 
@@ -56,6 +60,6 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         text, written = report_run(folder)
     else:
         beside = None if flags.beside is None else as_path(flags.beside)
-        text, written = report_folder(folder, beside)
+        text, written = report_folder(folder, beside, flags.latex)
     say(text)
     say(f"written to {folder}: {', '.join(written)}")

@@ -14,6 +14,7 @@ from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
 
 COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name
+HALVES = {"base": "#0072B2", "new": "#E69F00", "harmonic mean": "#999999"}
 MOST_NAMED_CLASSES = 60  # of a confusion matrix; more do not fit
 STYLE: Any = {
     "axes.titlesize": 10,
@@ -97,6 +98,34 @@ def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
     axes.minorticks_off()
     axes.set(xlabel="shots (training images a class)", ylabel="test accuracy (%)", title=title)
     axes.grid()
+
+
+def draw_halves(cells: pd.DataFrame) -> bytes:
+    """Draw bars of base classes, new classes and their harmonic mean, one panel a dataset.
+
+    cells: mean in percent, by dataset, method, shots and classes.
+    """
+    datasets, ranks = [*cells.index.unique("dataset")], {"method": list(ROWS).index}
+    figure, grid = pyplot().subplots(
+        len(datasets), 1, figsize=(8, 3.2 * len(datasets)), squeeze=False
+    )
+    for axes, dataset in zip(grid[:, 0], datasets, strict=True):
+        table = cells.xs(dataset)["mean"].unstack("classes")
+        table = table.sort_index(key=lambda level: level.map(ranks.get(level.name, int)))
+        several = table.index.get_level_values("method").has_duplicates
+        names = [
+            f"{ROWS[method].label}\n{shots} shots" if several and shots else ROWS[method].label
+            for method, shots in table.index
+        ]
+        for i, (label, colour) in enumerate(HALVES.items()):
+            bars = axes.bar(np.arange(len(table)) + 0.27 * (i - 1), table[label], 0.25,
+                            label=label, color=colour)  # fmt: skip
+            axes.bar_label(bars, fmt="%.0f", fontsize=7)
+        axes.set_xticks(range(len(table)), names, fontsize=8)
+        axes.set(title=f"{dataset}: base to new classes", ylabel="test accuracy (%)")
+        axes.grid(axis="y")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return png(figure)
 
 
 def draw_confusion(matrix: np.ndarray, classnames: Sequence[str], title: str) -> bytes:

@@ -48,6 +48,7 @@ def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
         raise UserError(f"{folder} has no finished run (no {RESULTS_FILE} in or below it).")
     read = [read_result(file) for file in files]
     frame = pd.DataFrame([_row(one, file.parent) for one, file in zip(read, files, strict=True)])
+    frame["parameters"] = frame.parameters.astype("Int64")  # or a missing one makes them floats
     _name_datasets(frame)
     settings = [(one.get("of") or {}).get("settings", {}) for one in read]
     # Of dtype object, or integers become floats where another method does not have the key.
@@ -99,6 +100,8 @@ def _row(one: Results, workdir: Any) -> dict[str, Any]:
         "macro_f1": one["macro_f1"],
         "zero_shot_accuracy": one.get("zero_shot_accuracy"),
         "ece": one.get("calibration", {}).get("ece"),
+        "seconds": one.get("seconds"),
+        "parameters": one.get("parameters"),
         "n": one["n"],
         "unreadable": one.get("unreadable", 0),
         "path": str(workdir),

@@ -14,7 +14,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import reading
 from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.report.frame import shots_rank
-from dpt_jax.report.tables import markdown
+from dpt_jax.report.tables import Table
 
 AVERAGE = "average"  # over the paper's datasets
 NEEDED, OPTIONAL = ("method", "dataset", "shots", "accuracy"), ("classes", "source")
@@ -119,8 +119,8 @@ def with_harmonic_means(published: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([places, means]).rename("accuracy").reset_index()
 
 
-def compare(runs: pd.DataFrame, published: pd.DataFrame) -> list[str]:
-    """Return tables of accuracies beside published ones, the average last.
+def compare(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[Table], str]:
+    """Return tables of accuracies beside published ones, the average last, and what is missing.
 
     All classes are in one table. Base and new classes and their harmonic mean are in another.
     """
@@ -135,7 +135,7 @@ def compare(runs: pd.DataFrame, published: pd.DataFrame) -> list[str]:
     )
     frame["ours"] = [_ours(runs, one) for one in frame.itertuples()]
     found = frame.dropna(subset="ours")
-    tables = []
+    tables, left_out = [], ""
     for (in_halves, dataset), own in found.groupby(["halves", "dataset"], sort=False):
         here = published[published.dataset == dataset]
         sources = here.source[(here.classes != "all") == in_halves].unique()
@@ -147,14 +147,14 @@ def compare(runs: pd.DataFrame, published: pd.DataFrame) -> list[str]:
         table = pd.DataFrame([_row(one) for one in own.itertuples()])
         if not in_halves:
             table = table.drop(columns="classes")
-        tables.append(f"### {title}\n\n{explained}\n\n{markdown(table.columns, table.values)}")
+        tables.append(Table(title, explained, [*table.columns], table.values.tolist()))
     missing = len(published) - (found.classes != HARMONIC).sum()
     if missing:
         left_out = f"{missing} of {len(published)} published numbers have no run here"
         if AVERAGE in published.dataset.values:
             left_out += f"; an average has one where all {len(PAPER_DATASETS)} datasets have run"
-        tables.append(f"{left_out}.")
-    return tables
+        left_out += "."
+    return tables, left_out
 
 
 def _ours(runs: pd.DataFrame, one: Any) -> Ours | None:

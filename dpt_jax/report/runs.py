@@ -1,4 +1,4 @@
-"""The report on all runs of a folder: tables, a CSV file, and accuracy against shots."""
+"""The report on all runs of a folder: tables, CSV files and figures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,24 +7,35 @@ import pandas as pd
 from etils import epath
 
 from dpt_jax.config import shots_in_words
-from dpt_jax.io import write_whole
+from dpt_jax.evaluation.results import RESULTS_FILE, read_result
+from dpt_jax.io import as_path, write_whole
 from dpt_jax.methods import ROWS, ZERO_SHOT
-from dpt_jax.report.figures import draw_curves
+from dpt_jax.report.figures import draw_curves, draw_halves
 from dpt_jax.report.frame import CELL, results, shots_rank
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
 from dpt_jax.report.published import HARMONIC, compare, harmonic_mean, read_published
-from dpt_jax.report.tables import inert, markdown
+from dpt_jax.report.tables import Table, inert
 
 REFERENCES = (ZERO_SHOT, "vpt")  # the methods that gains are measured against
 AVERAGE = "average of targets"
+RUNS_FILE, CLASSES_FILE = "runs.csv", "classes.csv"
+LATEX_FILE, HALVES_FILE = "report.tex", "base_to_new.png"
+RUN_COLUMNS = [
+    *("method", "dataset", "classes", "trained_on", "trained_classes", "shots", "seed"),
+    *("accuracy", "balanced_accuracy", "macro_f1", "zero_shot_accuracy", "ece", "n", "unreadable"),
+    *("parameters", "seconds", "path", "excluded"),
+]
 
 
-def report_folder(folder: epath.Path, beside: epath.Path | None = None) -> tuple[str, list[str]]:
-    """Write report.md, report.csv and report.png.
+def report_folder(
+    folder: epath.Path, beside: epath.Path | None = None, latex: bool = False
+) -> tuple[str, list[str]]:
+    """Write the tables, the CSV files and the figures of all runs in a folder.
 
     Args:
         folder: All runs in it and below are read.
         beside: A CSV file of published accuracies to compare with.
+        latex: Whether to write report.tex too.
 
     Returns:
         The Markdown text and the names of the files.
@@ -37,26 +48,58 @@ def report_folder(folder: epath.Path, beside: epath.Path | None = None) -> tuple
         *gain_tables(runs),
         *base_to_new_tables(runs),
         *transfer_tables(runs),
-    ] or [f"No run here has a counterpart in a table; each is a line of {CSV_FILE}."]
+    ]
+    notes = [] if tables else [f"No run here has a counterpart in a table; see {RUNS_FILE}."]
     if published is not None:
-        tables += compare(runs, published)
-    if notes := [note for note in frame.excluded.unique() if note]:
-        tables.append("\n".join(["To know:\n", *(f"- {note}" for note in notes)]))
-    text = "\n\n".join(tables) + "\n"
-    write_whole(folder / TABLE_FILE, text)
-    lines = runs.groupby(CELL, sort=False).agg(
-        images=("n", "first"),
-        seeds=("seed", "count"),
-        accuracy_mean=("accuracy", "mean"),
-        accuracy_std=("accuracy", population_std),
-        macro_f1_mean=("macro_f1", "mean"),
-        macro_f1_std=("macro_f1", population_std),
+        compared, missing = compare(runs, published)
+        tables += compared
+        notes += [missing] if missing else []
+    if excluded := [reason for reason in frame.excluded.unique() if reason]:
+        notes.append("\n".join(["To know:\n", *(f"- {reason}" for reason in excluded)]))
+    text = "\n\n".join([*(table.markdown() for table in tables), *notes]) + "\n"
+    panels, halves = curves(runs), base_and_new(runs)
+    contents: dict[str, str | bytes] = {
+        TABLE_FILE: text,
+        CSV_FILE: as_csv(cells_of(runs)),
+        RUNS_FILE: as_csv(frame[RUN_COLUMNS]),
+        CLASSES_FILE: as_csv(by_class(runs)),
+    }
+    if latex:
+        contents[LATEX_FILE] = "\n".join(table.latex() for table in tables)
+    if panels:
+        contents[FIGURE_FILE] = draw_curves(panels)
+    if len(halves):
+        contents[HALVES_FILE] = draw_halves(halves)
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return text, [*contents]
+
+
+def as_csv(frame: pd.DataFrame) -> bytes:
+    """Return a CSV file; accuracies and the like are from 0 to 1."""
+    text = frame.map(inert).to_csv(index=False, float_format="%.5f")
+    return text.encode(errors="backslashreplace")
+
+
+def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a line for each cell of a table: the mean and the deviation over its seeds."""
+    scores = runs.groupby(CELL, sort=False)[["accuracy", "macro_f1"]]
+    lines = (scores.agg(["mean", population_std]) / 100).set_axis(
+        ["accuracy_mean", "accuracy_std", "macro_f1_mean", "macro_f1_std"], axis=1
     )
-    lines = lines.reset_index().map(inert)
-    write_whole(folder / CSV_FILE, lines.to_csv(index=False, float_format="%.3f"))
-    if panels := curves(runs):
-        write_whole(folder / FIGURE_FILE, draw_curves(panels))
-    return text, [TABLE_FILE, CSV_FILE, *([FIGURE_FILE] if panels else [])]
+    seen = runs.groupby(CELL, sort=False).agg(images=("n", "first"), seeds=("seed", "count"))
+    return seen.join(lines).reset_index()
+
+
+def by_class(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each class of each run that counts."""
+    rows = [
+        {**run, "class": name, "images": one["n"], "accuracy": one["accuracy"], "f1": one["f1"]}
+        for run in runs[[*CELL, "seed", "path"]].to_dict("records")
+        for name, one in read_result(as_path(run["path"]) / RESULTS_FILE)["per_class"].items()
+    ]
+    columns = [*CELL, "seed", "class", "images", "accuracy", "f1"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def counted(frame: pd.DataFrame) -> pd.DataFrame:
@@ -92,7 +135,7 @@ def away(runs: pd.DataFrame) -> pd.DataFrame:
     ]
 
 
-def few_shot_tables(runs: pd.DataFrame) -> list[str]:
+def few_shot_tables(runs: pd.DataFrame) -> list[Table]:
     """Return tables of methods × shots: one for each dataset, and their average."""
     own = in_domain(runs)
     # The targets of a transfer are in the table of their source.
@@ -105,17 +148,17 @@ def few_shot_tables(runs: pd.DataFrame) -> list[str]:
     for dataset in datasets:
         here = cells.xs(dataset)
         images = own.n[own.dataset == dataset].iloc[0]
-        title = f"### {dataset}\n\nAccuracy (%) on {images:,} test images{of_seeds(here)}.\n\n"
-        tables.append(title + grid(here, columns))
+        words = f"Accuracy (%) on {images:,} test images{of_seeds(here)}."
+        tables.append(Table(dataset, words, *grid(here, columns)))
     average = average_over(cells, datasets)
     if len(datasets) > 1 and len(average):
-        title = f"### Average over {len(datasets)} datasets\n\n"
-        title += f"Mean of their accuracies (%), where all have run{of_seeds(average, 'over')}."
-        tables.append(f"{title}\n\n{grid(average, columns)}")
+        words = f"Mean of their accuracies (%), where all have run{of_seeds(average, 'over')}."
+        title = f"Average over {len(datasets)} datasets"
+        tables.append(Table(title, words, *grid(average, columns)))
     return tables
 
 
-def gain_tables(runs: pd.DataFrame) -> list[str]:
+def gain_tables(runs: pd.DataFrame) -> list[Table]:
     """Return tables of methods × shots: the gain over zero-shot and over VPT, for each dataset.
 
     A gain is the mean difference of equal seeds. Its standard error needs at least two of them.
@@ -135,43 +178,47 @@ def gain_tables(runs: pd.DataFrame) -> list[str]:
             gains["seeds"] = gains["count"].astype(str)
             gains["text"] = gains.apply("{mean:+.1f} ± {sem:.1f}".format_map, axis=1)
             shots = sorted({*gains.index.get_level_values("shots")}, key=shots_rank)
-            title = f"### {dataset}: gain over {ROWS[reference].label}\n\nPoints of accuracy"
-            title += of_seeds(gains, "mean ± standard error of the differences of the same")
+            of = of_seeds(gains, "mean ± standard error of the differences of the same")
             columns = {number: shots_in_words(number) for number in shots}
-            tables.append(f"{title}.\n\n{grid(gains, columns)}")
+            title = f"{dataset}: gain over {ROWS[reference].label}"
+            tables.append(Table(title, f"Points of accuracy{of}.", *grid(gains, columns)))
     return tables
 
 
-def base_to_new_tables(runs: pd.DataFrame) -> list[str]:
-    """Return a table for each dataset whose base classes were trained on.
+def base_to_new_tables(runs: pd.DataFrame) -> list[Table]:
+    """Return a table for each dataset whose base classes were trained on, see `base_and_new`."""
+    tables = []
+    for dataset, cells in base_and_new(runs).groupby("dataset", sort=False):
+        cells = cells.droplevel("dataset")
+        words = f"Trained on the base half of the classes, accuracy (%){of_seeds(cells)}."
+        columns = {name: name for name in ("base", "new", HARMONIC)}
+        tables.append(Table(f"{dataset}: base to new classes", words, *grid(cells, columns)))
+    return tables
 
-    It has the accuracy on base and on new classes. Their harmonic mean is that of the mean
-    accuracies, over the seeds that have both.
+
+def base_and_new(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of base classes, of new classes and of their harmonic means, by dataset.
+
+    A harmonic mean is that of the mean accuracies, over the seeds that have both. A method that has
+    run on one half only has no cell.
     """
     zero_shot, here = runs.method == ZERO_SHOT, runs.trained_on == runs.dataset
     halves = runs[(runs.classes != "all") & (zero_shot | here & (runs.trained_classes == "base"))]
-    tables = []
-    for dataset, own in halves.groupby("dataset", sort=False):
-        by_seed = own.pivot(index=["method", "shots", "seed"], columns="classes", values="accuracy")
-        by_seed = by_seed.reindex(columns=["base", "new"])
-        # A method that has run on one half only has no row.
-        complete = by_seed.groupby(["method", "shots"]).transform("count").all(axis=1)
-        if not complete.any():
-            continue
-        cells = summarise(own, ["method", "shots", "classes"])
-        rows = by_seed.index[complete].droplevel("seed")
-        cells = cells[cells.index.droplevel("classes").isin(rows)]
-        both = by_seed.dropna().groupby(["method", "shots"])
-        harmonic = pd.DataFrame({"seeds": _without_zero_shot(both.size().astype(str))})
-        harmonic["text"] = [f"{harmonic_mean(*means):.1f}" for means in both.mean().values]
-        cells = add_column(cells, "classes", HARMONIC, harmonic)
-        title = f"### {dataset}: base to new classes\n\n"
-        title += f"Trained on the base half of the classes, accuracy (%){of_seeds(cells)}.\n\n"
-        tables.append(title + grid(cells, {name: name for name in ("base", "new", HARMONIC)}))
-    return tables
+    place = ["dataset", "method", "shots"]
+    by_seed = halves.pivot(index=[*place, "seed"], columns="classes", values="accuracy")
+    by_seed = by_seed.reindex(columns=["base", "new"])
+    complete = by_seed.groupby(place).transform("count").all(axis=1)
+    cells = summarise(halves, [*place, "classes"])
+    rows = by_seed.index[complete].droplevel("seed")
+    cells = cells[cells.index.droplevel("classes").isin(rows)]
+    both = by_seed.dropna().groupby(place)
+    harmonic = pd.DataFrame({"seeds": _without_zero_shot(both.size().astype(str))})
+    harmonic["mean"] = [harmonic_mean(*means) for means in both.mean().values]
+    harmonic["text"] = harmonic["mean"].map("{:.1f}".format)
+    return add_column(cells, "classes", HARMONIC, harmonic)
 
 
-def transfer_tables(runs: pd.DataFrame) -> list[str]:
+def transfer_tables(runs: pd.DataFrame) -> list[Table]:
     """Return a table for each dataset whose prompts were tested on other datasets."""
     tables = []
     for (source, half), there in away(runs).groupby(["trained_on", "trained_classes"], sort=False):
@@ -191,9 +238,8 @@ def transfer_tables(runs: pd.DataFrame) -> list[str]:
             cells = add_column(cells, "dataset", AVERAGE, average_over(cells, targets))
             columns[AVERAGE] = AVERAGE
         name = f"{source} ({half} classes)" if half in ("base", "new") else source
-        title = f"### From {name} to other datasets\n\n"
-        title += f"Prompts trained on {name}, accuracy (%){of_seeds(cells)}.\n\n"
-        tables.append(title + grid(cells, columns))
+        words = f"Prompts trained on {name}, accuracy (%){of_seeds(cells)}."
+        tables.append(Table(f"From {name} to other datasets", words, *grid(cells, columns)))
     return tables
 
 
@@ -258,8 +304,8 @@ def of_seeds(cells: pd.DataFrame, what: str = "mean ± standard deviation of") -
     return f", {what} {counts.pop() if len(counts) == 1 else 'n'} seeds"
 
 
-def grid(cells: pd.DataFrame, columns: Mapping[Any, str]) -> str:
-    """Return a Markdown table.
+def grid(cells: pd.DataFrame, columns: Mapping[Any, str]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a table.
 
     Args:
         cells: `text` and `seeds`, by method, perhaps shots, and what the columns are.
@@ -276,4 +322,4 @@ def grid(cells: pd.DataFrame, columns: Mapping[Any, str]) -> str:
         method, *shots = key
         shown = ({0: "", -1: "all"}.get(number, str(number)) for number in shots)
         rows.append([ROWS[method].label, *shown, *row])
-    return markdown([*table.index.names, *columns.values()], rows)
+    return [*table.index.names, *columns.values()], rows

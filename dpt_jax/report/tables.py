@@ -1,11 +1,33 @@
-"""Tables as Markdown, and cells that are safe in a CSV file."""
+"""Tables as Markdown and LaTeX, and cells that are safe in a CSV file."""
 
+import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from tabulate import tabulate
 
 # First characters that make a spreadsheet read a cell as a formula, full-width forms included.
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+class Table(NamedTuple):
+    """A table of a report, with its title, and words about its numbers."""
+
+    title: str
+    words: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """Return a heading, the words and the table."""
+        return f"### {self.title}\n\n{self.words}\n\n{markdown(self.header, self.rows)}"
+
+    def latex(self) -> str:
+        """Return a table environment, which needs the package booktabs."""
+        caption = re.sub(r"([&%$#_{}])", r"\\\1", f"{self.title}: {self.words}")
+        lines = tabulate(self.rows, self.header, tablefmt="latex_booktabs", disable_numparse=True)
+        text = f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n{lines}\n\\end{{table}}\n"
+        return text.replace("±", "$\\pm$")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -128,7 +128,8 @@ def train(
         batches = train_batches(experiment, start)
         unreadable: set[int] = set()
         since, images = time.perf_counter(), 0
-        saved, saved_at = start, time.monotonic()
+        saved, began = start, time.monotonic()
+        saved_at = began
         with (
             MetricWriter(workdir, start) as writer,
             Progress("train", plan.steps, start) as progress,
@@ -137,12 +138,9 @@ def train(
             def save(step: int, ended: bool = False) -> None:
                 check_finite(experiment, checkpoints, plan, state)
                 host = distributed.to_host(state)
-                checkpoints.save(
-                    step,
-                    host.prompts,
-                    {**record, **_progress(plan, host), ENDED: ended},
-                    _training(host),
-                )
+                meta = {**record, **_progress(plan, host), ENDED: ended}
+                meta["seconds"] = record["seconds"] + time.monotonic() - began
+                checkpoints.save(step, host.prompts, meta, _training(host))
 
             for step in range(start + 1, plan.steps + 1):
                 try:

@@ -55,7 +55,8 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
     Returns:
       method, dataset, classes and epochs; `settings`, see `result_settings`; the class names; the
       fingerprints of the CLIP, of the data and of the training images; whether the prompts
-      started from others; `changes` on the way, a list of {"step": number, "before": {key: value}}.
+      started from others; `changes` on the way, a list of {"step": number, "before": {key: value}};
+      the `seconds` that its steps have taken so far.
     """
     config = experiment.config
     found = fingerprint(experiment.pretrained, experiment.dataset)
@@ -75,6 +76,7 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
         "train_list": found["train"],
         "init_from": bool(config.init_from),
         "changes": [],
+        "seconds": 0.0,
     }
     if before:
         was, now = (one["settings"] | {"train_list": one["train_list"]}
@@ -83,6 +85,7 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
         change = [{"step": before.step, "before": changed}] if changed else []
         record["changes"] = [*before.meta["changes"], *change]
         record["init_from"] = before.meta["init_from"]
+        record["seconds"] = before.meta.get("seconds", 0.0)
     return record
 
 

@@ -31,9 +31,9 @@ def test_few_shot_table_is_mean_and_deviation_of_the_seeds(tmp_path):
     ]
     with (tmp_path / "report.csv").open(encoding="utf-8") as file:
         lines = {(line["method"], line["shots"]): line for line in csv.DictReader(file)}
-    assert float(lines["coop", "1"]["accuracy_mean"]) == 54
-    assert float(lines["coop", "1"]["accuracy_std"]) == pytest.approx(deviation, abs=1e-3)
-    assert (lines["coop", "1"]["seeds"], lines["dpt", "16"]["macro_f1_mean"]) == ("3", "35.000")
+    assert float(lines["coop", "1"]["accuracy_mean"]) == 0.54
+    assert float(lines["coop", "1"]["accuracy_std"]) == pytest.approx(deviation / 100, abs=1e-5)
+    assert (lines["coop", "1"]["seeds"], lines["dpt", "16"]["macro_f1_mean"]) == ("3", "0.35000")
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
 
 
@@ -80,6 +80,7 @@ def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
         ["zero-shot", "", "60.0", "40.0", "48.0"],
         ["DPT", "16", "80.0", "20.0", "32.0"],
     ]
+    assert (tmp_path / "base_to_new.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_transfer_table_has_source_targets_and_their_average(tmp_path):
@@ -101,6 +102,49 @@ def test_transfer_table_has_source_targets_and_their_average(tmp_path):
         ["zero-shot", "", "60.0", "40.0", "50.0", "45.0"],
         ["DPT", "16", "70.0", "45.0", "65.0", "55.0"],
     ]
+
+
+def read_csv(file):
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_files_with_a_row_a_run_and_a_row_a_class(tmp_path):
+    """From 0 to 1, whatever is left out of the tables, and safe in a spreadsheet."""
+    classes = {**CLASSES, "=1+1": CLASSES["cat"]}
+    more = {"balanced_accuracy": 0.375, "calibration": {"ece": 0.1}}
+    write(tmp_path / "a", "dpt", 50, n=6, per_class=classes, parameters=1000, seconds=2.5, **more)
+    for seed in (2, 3):
+        write(tmp_path / f"z{seed}", "coop", 40, seed=seed, n=50 + seed)
+    _, written = report.report_folder(tmp_path)
+    assert {"runs.csv", "classes.csv"} <= {*written}
+    dpt, *coop = sorted(read_csv(tmp_path / "runs.csv"), key=lambda row: row["method"] != "dpt")
+    columns = ("dataset", "shots", "seed", "accuracy", "macro_f1", "balanced_accuracy", "ece",
+               "seconds", "parameters")  # fmt: skip
+    assert [dpt[column] for column in columns] == [
+        "dtd", "1", "1", "0.50000", "0.25000", "0.37500", "0.10000", "2.50000", "1000",
+    ]  # fmt: skip
+    assert len(coop) == 2
+    assert all(row["excluded"] for row in coop)
+    rows = read_csv(tmp_path / "classes.csv")
+    assert [(row["class"], row["images"], row["accuracy"]) for row in rows] == [
+        ("cat", "4", "0.75000"),
+        ("dog|wolf", "2", "0.00000"),
+        ("unseen", "0", ""),
+        ("'=1+1", "4", "0.75000"),
+    ]
+
+
+def test_latex(tmp_path):
+    for seed in (1, 2):
+        write(tmp_path / f"{seed}", "dpt", 50 + 2 * seed, seed=seed, dataset="a_b",
+              trained=("a_b", "all"))  # fmt: skip
+    done = in_process("-m", "dpt_jax", "report", str(tmp_path), "--latex")
+    assert "report.tex" in done.stdout
+    text = (tmp_path / "report.tex").read_text()
+    assert "\\caption{a\\_b: Accuracy (\\%) on 50 test images" in text
+    assert "DPT      & 53.0 $\\pm$ 1.0" in text
+    assert text.count("\\begin{table}") == text.count("\\end{table}") == 1
 
 
 CLASSES = {

@@ -283,7 +283,7 @@ class History:
         """Compare a line of the report over all runs."""
         accuracy, images = self.true(self.run, line["dataset"].split()[0], line["classes"])
         assert int(line["images"]) == images, self.done
-        assert float(line["accuracy_mean"]) == pytest.approx(100 * accuracy, abs=1e-3), self.done
+        assert float(line["accuracy_mean"]) == pytest.approx(accuracy, abs=1e-5), self.done
         own = self.trained[load_newest(epath.Path(self.run)).digest]
         assert (line["method"], int(line["shots"])) == ("vlp", own["dataset.shots"]), self.done
         self.shown += 1
