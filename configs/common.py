@@ -62,8 +62,11 @@ def get_config() -> ConfigDict:
     config.dataset.template = "a photo of a {}."
     # Unreadable images: raise ends the run, skip leaves them out.
     config.dataset.on_error = "raise"
-    # Processes that decode images; 0 uses threads.
+    # Processes that decode images; 0 uses threads, one per core.
     config.dataset.workers = 0
+    # GB of decoded images that stay in memory, so that later epochs only crop and resize them. -1
+    # is half of the free memory, at most 16.
+    config.dataset.cache_gb = -1.0
 
     config.text_prompt = ConfigDict()
     # Context tokens of a class.

@@ -52,6 +52,7 @@ CHOICES: dict[str, Collection[str]] = {
     "train.remat": ("none", "matmuls", "blocks"),
 }
 AT_LEAST = {
+    -1: ("dataset.cache_gb",),
     0: (
         *("seed", "dataset.workers", "loss.alpha", "loss.guidance_epochs"),
         *("loss.text_consistency", "loss.image_consistency", "loss.logit_consistency"),
@@ -73,7 +74,7 @@ WITHOUT = {"text_prompt.length": "vpt", "visual_prompt.length": "coop", "cavpt.t
 # prompts depend on. It may change all others with --allow_changes.
 FREE = (
     *("clip.weights", "dataset.root", "dataset.on_error", "dataset.workers"),
-    *("dataset.split", "dataset.strict"),
+    *("dataset.split", "dataset.strict", "dataset.cache_gb"),
     *("train.microbatch", "train.remat", "train.skip_nonfinite"),
     *("eval.batch_size", "eval.save_logits"),
     *("checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep"),

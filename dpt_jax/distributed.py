@@ -140,8 +140,7 @@ def replicate(tree: Any) -> Any:
     the host makes no stacked copy. Replicated arrays are returned as they are.
     """
     devices = jax.local_devices()
-    mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    sharding = _sharding()
 
     def place(x: Any) -> jax.Array:
         if isinstance(x, jax.Array) and x.sharding == sharding:
@@ -151,6 +150,19 @@ def replicate(tree: Any) -> Any:
         return jax.make_array_from_single_device_arrays((len(devices), *x.shape), sharding, copies)
 
     return jax.tree.map(place, tree)
+
+
+def place(tree: Any) -> Any:
+    """Return arrays with a leading axis of this host's devices, on them, as `replicate` does.
+
+    It returns before they are copied.
+    """
+    return jax.device_put(tree, _sharding())
+
+
+def _sharding() -> jax.sharding.NamedSharding:
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
 
 
 def to_host(tree: Any) -> Any:

@@ -4,12 +4,13 @@ They are the same for the same seed, with any number of workers, threads and hos
 """
 
 import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -27,7 +28,9 @@ from dpt_jax.errors import UserError
 # weight (B,) float32, 0 for an image that could not be read and is black.
 Batch = dict[str, Any]
 
-LEAST_THREADS, MOST_THREADS = 4, 16  # that decode images in one process
+# Threads that decode images in one process: one per core, but more than one where reading waits.
+LEAST_THREADS, MOST_THREADS = 4, 32
+ON_DEVICES = 2  # batches whose transfer has started, besides the one in use
 QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
 
 
@@ -159,11 +162,19 @@ class _Steps:
         return {name: np.stack([image[name] for image in loaded]) for name in loaded[0]}
 
 
-def train_batches(config: TrainLoading, start: int = 0) -> Iterator[Batch]:
+def train_batches(
+    config: TrainLoading, start: int = 0, transfer: Callable[[Batch], Any] | None = None
+) -> Iterator[Any]:
     """Return the batches of a training from number `start` on, shuffled and augmented every epoch.
 
     Fewer examples than batch_size make one smaller batch an epoch. The hosts together have the
     rows that one host would have.
+
+    Args:
+        config: what is loaded.
+        start: number of the first batch.
+        transfer: copies a batch to the devices; returned instead of it. A thread calls it for the
+            next ON_DEVICES batches while a step runs.
 
     Raises:
         UserError: hosts cannot share the rows of a batch, or the shift is as large as the images.
@@ -185,7 +196,8 @@ def train_batches(config: TrainLoading, start: int = 0) -> Iterator[Batch]:
     config = dataclasses.replace(config, examples=())
     random = config.augment or config.shift
     loaded = images.random_map(_Load(config)) if random else images.map(_Load(config))
-    return _read(grain.MapDataset.source(_Steps(config, loaded, rows, start)), config.workers)
+    steps = grain.MapDataset.source(_Steps(config, loaded, rows, start))
+    return _read(steps, config.workers, transfer)
 
 
 def test_batches(config: Loading) -> Iterator[Batch]:
@@ -196,7 +208,9 @@ def test_batches(config: Loading) -> Iterator[Batch]:
     return _read(data, config.workers)
 
 
-def _read(data: grain.MapDataset, workers: int) -> Iterator[Batch]:
+def _read(
+    data: grain.MapDataset, workers: int, transfer: Callable[[Batch], Any] | None = None
+) -> Iterator[Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = min(max((cores or 1) // max(workers, 1), LEAST_THREADS), MOST_THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + LEAST_THREADS)
@@ -209,7 +223,12 @@ def _read(data: grain.MapDataset, workers: int) -> Iterator[Batch]:
         if QUIET_TRACKER not in sys.warnoptions:
             sys.warnoptions.append(QUIET_TRACKER)
         batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers), _start_worker
+            grain.MultiprocessingOptions(num_workers=workers),
+            functools.partial(_start_worker, records.cache.limit // workers),
+        )
+    if transfer:
+        batches = grain.experimental.ThreadPrefetchIterDataset(
+            batches.map(transfer), prefetch_buffer_size=ON_DEVICES
         )
     return _with_own_errors(iter(batches))
 
@@ -230,13 +249,13 @@ def _with_own_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
         ) from reason
 
 
-def _start_worker(worker: int, workers: int) -> None:
+def _start_worker(cached_bytes: int, worker: int, workers: int) -> None:
     """Prepare a loader process, which is started once for all its batches."""
     # Ctrl-C and a scheduler's SIGTERM reach loader processes too, but it is the run that stops and
     # ends them. A process that dies with a lock of Grain's would keep the run from ending.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    records.cache.limit //= workers
+    records.cache.limit = cached_bytes
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -267,7 +286,8 @@ def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:
     own = len(batch["label"])
 
     def split(x: np.ndarray) -> np.ndarray:
-        padded = np.concatenate([x, np.zeros((rows - own, *x.shape[1:]), x.dtype)])
-        return padded.reshape(devices, rows // devices, *x.shape[1:])
+        if own < rows:
+            x = np.concatenate([x, np.zeros((rows - own, *x.shape[1:]), x.dtype)])
+        return x.reshape(devices, rows // devices, *x.shape[1:])
 
     return {name: split(x) for name, x in batch.items()}

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,14 @@ def train(
         take_step = make_step(model, optimizer, plan.step)
         state = distributed.replicate(state)
         schedule = distributed.replicate(plan.schedule.as_arrays())
-        batches = train_batches(experiment, start)
+
+        def to_devices(batch: loader.Batch) -> tuple[loader.Batch, loader.Batch]:
+            devices, part = jax.local_device_count(), plan.step.microbatch or 1
+            return batch, distributed.place(
+                loader.shard(batch, plan.images_per_host, devices, part)
+            )
+
+        batches = train_batches(experiment, start, to_devices)
         unreadable: set[int] = set()
         since, images = time.perf_counter(), 0
         saved, began = start, time.monotonic()
@@ -144,7 +151,7 @@ def train(
 
             for step in range(start + 1, plan.steps + 1):
                 try:
-                    batch = next(batches)
+                    batch, rows = next(batches)
                 except Exception:
                     if jax.process_count() > 1:
                         raise
@@ -158,14 +165,8 @@ def train(
                     raise _stopped(step - 1, plan) from None
                 images += len(batch["label"]) * jax.process_count()
                 unreadable.update(batch["index"][batch["weight"] == 0].tolist())
-                rows = loader.shard(
-                    batch,
-                    plan.images_per_host,
-                    jax.local_device_count(),
-                    plan.step.microbatch or 1,
-                )
-                # JAX returns before the devices have finished, so the next batch is loaded
-                # meanwhile. Reading the state waits for them: hence once an epoch.
+                # JAX returns before the devices have finished, so the next batches are loaded and
+                # copied meanwhile. Reading the state waits for them: hence once an epoch.
                 state = take_step(state, frozen, rows, schedule)
                 progress.advance()
                 if step % steps_per_epoch == 0 or step == plan.steps:
@@ -222,8 +223,10 @@ def optimizer_of(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     return make_optimizer(config.train.optimizer, config.train.weight_decay)
 
 
-def train_batches(experiment: Experiment, start: int) -> Iterator[loader.Batch]:
-    """Yield this host's batches from step `start` on."""
+def train_batches(
+    experiment: Experiment, start: int, transfer: Callable[[loader.Batch], Any] | None = None
+) -> Iterator[Any]:
+    """Yield this host's batches from step `start` on, see `loader.train_batches`."""
     config, dataset, clip = experiment.config, experiment.dataset, experiment.model.clip_config
     loading = loader.TrainLoading(
         read=dataset.read,
@@ -241,7 +244,7 @@ def train_batches(experiment: Experiment, start: int) -> Iterator[loader.Batch]:
         host=jax.process_index(),
         hosts=jax.process_count(),
     )
-    return loader.train_batches(loading, start)
+    return loader.train_batches(loading, start, transfer)
 
 
 def restore(

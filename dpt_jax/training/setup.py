@@ -15,6 +15,7 @@ from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.packing import PackedTexts, Text, duplicates, pack, plain_texts
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.config import flat, prompt_config, templates
+from dpt_jax.data import records
 from dpt_jax.data.dataset import digest_of_examples, load_dataset
 from dpt_jax.data.records import Dataset
 from dpt_jax.errors import UserError
@@ -26,6 +27,7 @@ from dpt_jax.prompts.text import context_tokens, prompted_texts
 # Settings that may differ between hosts: what the paths contain is compared instead.
 OF_A_HOST = (
     *("clip.weights", "dataset.root", "dataset.sample", "dataset.split", "dataset.workers"),
+    "dataset.cache_gb",
     "init_from",
 )
 MOST_NAMED = 5  # groups of classes
@@ -82,6 +84,8 @@ def prepare(
 
 def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:
     """Return the experiment of a dataset and a CLIP that are loaded."""
+    if config.dataset.cache_gb >= 0:
+        records.cache.limit = round(config.dataset.cache_gb * 1e9)
     model = make_model(config, dataset.classnames, pretrained)
     texts = class_texts(config, model.config, dataset.classnames, pretrained)
     warn_of_duplicates(texts, dataset.classnames)

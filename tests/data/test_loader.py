@@ -14,20 +14,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
-from dpt_jax.data import loader
+from dpt_jax.clip.preprocessing import test_transform as evaluation_transform
+from dpt_jax.data import loader, records, transforms
 from dpt_jax.data.dataset import check_readable
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Dataset, Example, Files, UnreadableImageError
 from dpt_jax.errors import UserError
 from tests.helpers.commands import ROOT
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import DATA, SMALL
 
 IMAGES = SMALL / "images"
 
 
 def batches_of(seed=0, augment=True, workers=0, batch_size=5, epochs=3, **place):
     train = read_folder(IMAGES).train
-    start = place.pop("start", 0)
+    start, transfer = place.pop("start", 0), place.pop("transfer", None)
     loading = loader.TrainLoading(
         preprocessing=CLIP_PREPROCESSING,
         read=Files(IMAGES),
@@ -40,7 +41,7 @@ def batches_of(seed=0, augment=True, workers=0, batch_size=5, epochs=3, **place)
         workers=workers,
         **place,
     )
-    return loader.train_batches(loading, start)
+    return loader.train_batches(loading, start, transfer)
 
 
 @pytest.mark.parametrize("threads", [1, 7])
@@ -262,3 +263,38 @@ def test_a_class_of_which_no_image_can_be_read_is_named_before_training():
     assert sorted(read.seen) == ["a1", "b1", "bad1"]  # no more than it takes
     with pytest.raises(UserError, match="cat"):
         check_readable(Dataset(Counting(), ("ant", "bee", "cat"), examples, [], []))
+
+
+def test_pixels_are_torchvisions(monkeypatch):
+    """The transforms of CoOp's pipeline for the same boxes, to the byte."""
+    golden = np.load(DATA / "torchvision_pixels.npz")
+    for name in sorted({key.partition("/")[0] for key in golden.files if "/" in key}):
+        image = Image.fromarray(golden[f"{name}/image"])
+        np.testing.assert_array_equal(evaluation_transform(image, 32), golden[f"{name}/test"])
+        for box, crops in zip(golden[f"{name}/boxes"], golden[f"{name}/train"], strict=True):
+            monkeypatch.setattr(transforms, "random_box", lambda *_, box=box: tuple(box.tolist()))
+            drawn = {}
+            for seed in range(20):
+                found = transforms.train_transform(image, 32, np.random.default_rng(seed))
+                drawn[found.tobytes()] = found
+            assert set(drawn) == {crop.tobytes() for crop in crops}
+
+
+def test_batches_do_not_depend_on_the_cache_or_on_who_copies_them(monkeypatch):
+    """Without a cache, with room for some images, and by the thread that copies to devices."""
+    expected = list(batches_of())
+    for limit, transfer in ((0, None), (4 * 32 * 32 * 5, None), (10**9, lambda batch: batch)):
+        monkeypatch.setattr(records, "cache", records.ImageCache(limit))
+        for a, b in zip(batches_of(transfer=transfer), expected, strict=True):
+            np.testing.assert_array_equal(a["image"], b["image"])
+            np.testing.assert_array_equal(a["index"], b["index"])
+
+
+def test_the_default_cache_has_room_for_what_memory_allows(monkeypatch):
+    """Half of the free memory, or ImageNet's 16,000 images of the paper."""
+    for free, limit in ((10**10, 5 * 10**9), (10**12, records.MOST_CACHED_BYTES)):
+        monkeypatch.setattr(records, "free_memory", lambda free=free: free)
+        assert records.ImageCache().limit == limit
+    assert records.MOST_CACHED_BYTES > 16_000 * 4 * 500 * 375
+    monkeypatch.undo()
+    assert 10**6 < records.free_memory() < 10**14
