@@ -4,6 +4,7 @@ Arrays on devices have a leading axis of this host's devices, as for jax.pmap.
 """
 
 import collections
+import glob
 import hashlib
 import os
 import pathlib
@@ -18,9 +19,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dpt_jax.errors import USER_ERROR, UserError
-from dpt_jax.io import cache_folder
+from dpt_jax.io import cache_folder, short
 from dpt_jax.version import __version__
 
+NVIDIA = "/dev/nvidia[0-9]*"  # the device file of each GPU
 AXIS = "batch"  # the axis of pmap: every device of every host
 KEPT_PROGRAMS = 8  # of a kind, for runs of a sweep that differ only in their data
 # The other hosts end this long after a process has ended or hangs.
@@ -112,10 +114,36 @@ def _report_waiting(cause: str, connected: threading.Event) -> None:
 
 def keep_compiled() -> None:
     """Keep compiled programs for later runs on this machine, unless JAX is set otherwise."""
+    check_devices()
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / processor()))
         # Small programs too: a start has dozens of them.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def check_devices() -> None:
+    """Say on standard error if this machine has an NVIDIA GPU and JAX uses the CPU.
+
+    Raises:
+      UserError: if JAX_PLATFORMS names what JAX cannot use here.
+    """
+    named = os.environ.get("JAX_PLATFORMS")
+    try:
+        backend = jax.default_backend()
+    except Exception as reason:  # of several types
+        if not named:
+            raise
+        why = f" ({short(reason)})" if str(reason) else ""
+        raise UserError(
+            f"JAX_PLATFORMS={named!r} cannot be used here{why}: unset it, or install JAX for it, "
+            "`pip install 'jax[cuda13]'` for an NVIDIA GPU or `pip install 'jax[tpu]'` on a TPU VM."
+        ) from None
+    if backend == "cpu" and not named and glob.glob(NVIDIA):
+        print(
+            "this machine has an NVIDIA GPU, but JAX uses the CPU: `pip install 'jax[cuda13]'` "
+            "installs JAX for it; if that is installed, see whether `nvidia-smi` finds the driver.",
+            file=sys.stderr,
+        )
 
 
 def processor() -> str:

@@ -72,14 +72,13 @@ def ending(error: BaseException) -> tuple[int, str]:
         return USER_ERROR, f"error: {place}{error.strerror or text}: {remedy}."
     if type(error).__module__.partition(".")[0] in STORES:
         return USER_ERROR, f"error: the bucket cannot be used ({type(error).__name__}: {text})."
-    if named := os.environ.get("JAX_PLATFORMS"):
-        import jax
+    if os.environ.get("JAX_PLATFORMS"):
+        from dpt_jax.distributed import check_devices
 
         try:
-            jax.devices()
-        except Exception as reason:  # of several types, with frames removed
-            why = str(reason) or type(reason).__name__
-            return USER_ERROR, f"error: JAX_PLATFORMS={named!r} cannot be used here: {why[:200]}"
+            check_devices()
+        except UserError as reason:
+            return ending(reason)
     return BUG, f"{type(error).__name__}: {text}"
 
 

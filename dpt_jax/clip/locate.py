@@ -33,6 +33,7 @@ SMALL_FILES = (
     *VOCABULARY_FILES,
     *(name for name in TRANSFORMERS_FILES if name.endswith(INDEX)),
 )
+HUB_SECONDS = 20  # until the hub answers
 # Endings of files, which no id on the hub has.
 _FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".msgpack", ".json", ".ckpt")
 
@@ -90,7 +91,9 @@ def _from_hub(repo_id: str) -> pathlib.Path:
     import huggingface_hub
 
     try:
-        there = huggingface_hub.HfApi().list_repo_files(repo_id)
+        # One request without repetitions: without a network, it fails at once.
+        found = huggingface_hub.HfApi().model_info(repo_id, timeout=HUB_SECONDS)
+        there = [file.rfilename for file in found.siblings or ()]
         # The small files first: they say which of the weight files is a CLIP's.
         folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=list(SMALL_FILES))
         names = [*SMALL_FILES, *_weight_names(cast(epath.Path, pathlib.Path(folder)), there)]
@@ -103,8 +106,10 @@ def _from_hub(repo_id: str) -> pathlib.Path:
         except Exception:
             raise UserError(
                 f"clip.weights: {repo_id} is neither cached nor can it be downloaded from the "
-                f"Hugging Face hub ({type(reason).__name__}: {short(reason)}); check the name and "
-                "the network, or give a local directory."
+                f"Hugging Face hub ({type(reason).__name__}: {short(reason)}): check the name and "
+                "the network; or take tiny-clip, which is bundled; or run `hf download "
+                f"{repo_id} --local-dir clip` where there is a network, copy that folder here, and "
+                "name it as the weights."
             ) from reason
 
 

@@ -5,6 +5,7 @@ import errno
 import pytest
 from gcsfs.retry import HttpError
 
+from dpt_jax import distributed
 from dpt_jax.cli.terminal import ending
 from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
 from tests.helpers.commands import assert_refused, command
@@ -44,6 +45,18 @@ def test_a_backend_that_is_not_there(platform, predicts, trained, files, tmp_pat
         arguments = ["-m", "dpt_jax", "predict", str(trained), files[0]]
     done = command(*arguments, check=False, JAX_PLATFORMS=platform)
     assert_refused(done, f"JAX_PLATFORMS='{platform}'")
+    assert "pip install" in done.stderr
+
+
+def test_a_gpu_that_jax_does_not_see_is_named(tmp_path, monkeypatch, capfd):
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(distributed, "NVIDIA", str(tmp_path / "nvidia[0-9]*"))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    distributed.check_devices()
+    assert not capfd.readouterr().err  # the CPU is asked for
+    monkeypatch.delenv("JAX_PLATFORMS")
+    distributed.check_devices()
+    assert "pip install 'jax[cuda" in capfd.readouterr().err
 
 
 @pytest.mark.process

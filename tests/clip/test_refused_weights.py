@@ -2,14 +2,17 @@
 
 import json
 import shutil
+import time
 
 import flax.serialization
 import flax.traverse_util
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
+from dpt_jax.clip.locate import locate
 from dpt_jax.clip.pretrained import BUNDLED, load_clip
 from dpt_jax.errors import UserError
 from tests.helpers.vocabularies import tokenizer_json
@@ -174,3 +177,11 @@ def test_value_of_a_configuration_that_is_not_supported_is_named(tiny, part, key
     said = value if key == "model_type" else key
     with pytest.raises(UserError, match=rf"{file}.*{said}"):
         load_clip(str(tiny))
+
+
+def test_without_a_network_one_attempt_is_made_and_what_helps_is_named(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits to try again"))
+    with pytest.raises(UserError, match=r"mine/clip.*tiny-clip.*hf download mine/clip"):
+        locate("mine/clip")
