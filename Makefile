@@ -5,6 +5,7 @@ EMOJI := build/node_modules/emoji-datasource
 
 demo: .venv/installed
 	$(BIN)/python main.py --config=configs/dpt.py
+	@echo "dpt-jax is in .venv: give \`. .venv/bin/activate\` first, once in each terminal"
 
 # Lint, types, and the tests that neither start a process nor compile for long.
 check: .venv/installed-dev lint
@@ -57,11 +58,13 @@ assets: .venv/installed-dev
 
 .venv/installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing dpt-jax with JAX and what else it needs into .venv: about 310 MB to download"
 	$(BIN)/pip install -q -e .
 	touch $@
 
 .venv/installed-dev: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the tests' packages into .venv, among them TensorFlow and PyTorch: gigabytes to download"
 	$(BIN)/pip install -q -e '.[dev]'
 	touch $@ .venv/installed
 

@@ -22,7 +22,7 @@ from dpt_jax.training.setup import prepare
 from dpt_jax.training.signals import Stopped
 
 # Keys that say where images are.
-OF_A_FOLDER = ("dataset.root", "dataset.name", "dataset.source", "dataset.sample")
+OF_A_FOLDER = ("dataset.root", "dataset.name", "dataset.source", "dataset.sample", "dataset.split")
 
 
 def fit(
