@@ -19,7 +19,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--config",
         metavar="FILE[:DATASET[:PROTOCOL]]",
-        help="configs/METHOD.py, or a method's name; default dpt",
+        help="a method's name, or a file like configs/dpt.py; default dpt",
     )
     group.add_argument(
         "--config.KEY", metavar="VALUE", help="any key that `dpt-jax settings` lists"

@@ -1,6 +1,6 @@
 """Fit a linear probe to frozen CLIP's features of the same shots, to compare prompts with.
 
-    dpt-jax probe [--config=configs/METHOD.py[:DATASET]] [--workdir=W] [--config.KEY=VALUE …]
+    dpt-jax probe [--config=METHOD[:DATASET]] [--workdir=W] [--config.KEY=VALUE …]
 
 Uses the configuration's data and CLIP, and no prompts. W is by default
 runs/probe/DATASET/SHOTSshot/seedN. `dpt-jax report` shows the results beside those of the methods.

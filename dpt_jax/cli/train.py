@@ -1,9 +1,9 @@
 """Train prompts and evaluate them, or evaluate what was trained.
 
     python main.py --config=configs/dpt.py
-    python main.py --config=configs/dpt.py:folder --config.dataset.root=DIR --workdir=W [--plan]
+    dpt-jax train --config=dpt:folder --config.dataset.root=DIR --workdir=W [--plan]
     python main.py --mode=eval --workdir=W [--config.dataset.root=DIR …]
-    python main.py --mode=eval --config=configs/dpt.py:DATASET --config.init_from=W
+    python main.py --mode=eval --config=dpt:DATASET --config.init_from=W
 
 The last command tests the prompts of W, a workdir or a prompt file, on another dataset, and writes
 to W/on/DATASET. `dpt-jax train` is main.py, and `dpt-jax eval` is main.py --mode=eval. Exit codes:

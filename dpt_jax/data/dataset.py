@@ -99,7 +99,7 @@ def read_splits(config: ConfigDict) -> Dataset:
     if config.source != "folder" and config.name not in CATALOGUE:
         raise UserError(
             f"dataset.source={config.source} knows {', '.join(CATALOGUE)}, not {config.name!r}: "
-            "name one of them in --config=configs/METHOD.py:NAME, or use dataset.source=folder."
+            "name one of them in --config=METHOD:NAME, or use dataset.source=folder."
         )
     check_root(config)
     if config.source == "tfds":

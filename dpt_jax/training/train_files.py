@@ -20,7 +20,7 @@ def check_trainable(dataset: Dataset, name: str) -> None:
     if not dataset.train:
         raise UserError(
             f"{name} has test images only: train on another dataset, and test its prompts here "
-            f"with --config=configs/METHOD.py:{name} --mode=eval --config.init_from=WORKDIR."
+            f"with --config=METHOD:{name} --mode=eval --config.init_from=WORKDIR."
         )
     without = sorted(set(range(len(dataset.classnames))) - {e.label for e in dataset.train})
     if without:
