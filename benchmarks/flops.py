@@ -24,7 +24,7 @@ def step(model: PromptedCLIP, layout: PackedTexts, images: int, guided: bool = T
     total = _embed(model, images)
     if _step_needs_plain(model, guided):
         total += _vision(model, images, prompted=False)
-    if prompts.has_visual_prompts:
+    if prompts.learns_images:
         total += _vision(model, images, prompted=True)
         total += _vision(model, images, prompted=True, backward=True)
     if prompts.text_length:
@@ -39,7 +39,7 @@ def evaluation(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
 
     A context that depends on the image has no text features to give: they are counted.
     """
-    shared = _embed(model, images) if model.config.has_visual_prompts else 0.0
+    shared = _embed(model, images) if model.config.learns_images else 0.0
     return plain(model, images) + answer(model, layout, images) - shared
 
 
@@ -51,7 +51,7 @@ def plain(model: PromptedCLIP, images: int) -> float:
 def answer(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
     """Return those of an evaluation where the text features and plain CLIP's images are known."""
     total = 2 * _cosines(model, layout, images)
-    if model.config.has_visual_prompts:
+    if model.config.learns_images:
         total += _embed(model, images) + _vision(model, images, prompted=True)
     if model.config.conditioned:
         total += images * text(model, layout)
@@ -85,10 +85,10 @@ def text(model: PromptedCLIP, layout: PackedTexts, backward: bool = False) -> fl
 def _step_needs_plain(model: PromptedCLIP, guided: bool) -> bool:
     """Return whether a step's result depends on what plain CLIP makes of the images."""
     prompts = model.config
-    compared = guided and prompts.text_length and prompts.has_visual_prompts
+    compared = guided and prompts.text_length and prompts.learns_images
     held = prompts.consistency.image or prompts.consistency.logits
     return bool(
-        not prompts.has_visual_prompts or prompts.conditioned or prompts.top_k or compared or held
+        not prompts.learns_images or prompts.conditioned or prompts.top_k or compared or held
     )
 
 

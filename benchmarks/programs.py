@@ -47,7 +47,7 @@ def training(experiment: Experiment, batch: Batch, microbatch: int = 0) -> Work:
 def evaluation(experiment: Experiment, batch: Batch) -> tuple[Work, Work]:
     """Return classifying a batch with text features given, and encoding the texts."""
     programs, frozen = make_programs(experiment.model), experiment.frozen
-    prompts = distributed.replicate(initial_prompts(experiment))
+    prompts = programs.merge(frozen.clip, distributed.replicate(initial_prompts(experiment)))
     texts = programs.encode_texts(frozen, prompts)
 
     def work(program: Any, *arguments: Any) -> Work:

@@ -45,7 +45,7 @@ class Twin:
         hidden = torch.full((tokens.shape[1],) * 2, float("-inf"), device=tokens.device)
         self._mask = hidden.triu(1).to(self._names.dtype)[None, None]
         self._frozen, self._held, self._alpha = frozen, held, alpha
-        self._guided = bool(guided and config.text_length and config.has_visual_prompts)
+        self._guided = bool(guided and config.text_length and config.learns_images)
         self._scale = model.logit_scale.exp()
 
     def loss(self, prompts: Any, images: Tensor, labels: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Twin:
         t = self._texts(prompts["text"]["context"]) if config.text_length else None
         texts = self._frozen if t is None else F.normalize(t, dim=-1)
         features, auxiliary = z, None
-        if config.has_visual_prompts:
+        if config.learns_images:
             features, auxiliary = self._prompted(prompts, images, z, t)
         assert features is not None
         logits = scale * features @ texts.T
@@ -75,7 +75,7 @@ class Twin:
     def _needs_plain(self) -> bool:
         config = self._config
         guided = self._guided or config.top_k or config.consistency.image
-        return bool(guided or config.consistency.logits or not config.has_visual_prompts)
+        return bool(guided or config.consistency.logits or not config.learns_images)
 
     def _conditioned_loss(self, prompts: Any, z: Any, labels: Tensor) -> Tensor:
         """Return the cross-entropy where each image has a context, and so C texts, of its own."""

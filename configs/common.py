@@ -102,6 +102,21 @@ def get_config() -> ConfigDict:
     # First layer with class-aware prompts, counted from 1; -1 is the last.
     config.cavpt.first_layer = -1
 
+    config.weights = ConfigDict()
+    # Weights of CLIP that are learned: lora (changes of low rank), norms (layer norms of blocks) or
+    # all_norms (those before, between and behind blocks).
+    config.weights.kind = "lora"
+    # Rank of the changes, alpha, which scales them by alpha / sqrt(rank), and the matrices of
+    # attention that have them: some of q, k, v and o. These four keys are lora's.
+    config.weights.rank = 2
+    config.weights.alpha = 1.0
+    config.weights.matrices = "qkv"
+    # Dropout on the input of the changes, in training.
+    config.weights.dropout = 0.25
+    # Layers with learned weights in the image and in the text tower: all, none, or such as 1-4.
+    config.weights.image_layers = "all"
+    config.weights.text_layers = "all"
+
     config.loss = ConfigDict()
     # Weight of the auxiliary loss of the class-aware prompts.
     config.loss.alpha = 0.3
@@ -213,6 +228,20 @@ def on_dataset(config: ConfigDict, dataset: str) -> ConfigDict:
             if prompt.depth > 0:
                 prompt.depth = max(1, round(prompt.depth / 4))
         config.loss.template = ""
+    return config
+
+
+def train_weights(config: ConfigDict) -> None:
+    """Set the training that CLIP-LoRA and 2SFS share."""
+    config.train.optimizer, config.train.weight_decay = "adamw", 0.01
+    config.train.schedule = "steps"
+    config.train.keep_partial = True
+
+
+def of_photos(config: ConfigDict) -> ConfigDict:
+    """Set CLIP's general template, unless the dataset is bundled and so not of photos."""
+    if config.dataset.name not in EMBEDDED:
+        config.dataset.template = "a photo of a {}."
     return config
 
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -21,15 +22,21 @@ from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.methods import (
+    ALL_NORMS,
     CLASS_AWARE,
     COSINE,
     L1,
+    LORA,
     METHODS,
+    NORMS,
     TEXT,
     VISUAL,
+    WEIGHTS,
     ZERO_SHOT,
     Consistency,
+    Layers,
     PromptConfig,
+    Weights,
 )
 from dpt_jax.training import prompt_file
 
@@ -47,6 +54,7 @@ CHOICES: dict[str, Collection[str]] = {
     "dataset.on_error": ("raise", "skip"),
     "text_prompt.class_position": ("end", "middle", "front"),
     "loss.text_distance": (COSINE, L1),
+    "weights.kind": (LORA, NORMS, ALL_NORMS),
     "train.optimizer": ("sgd", "adamw"),
     "train.schedule": ("epochs", "steps"),
     "train.remat": ("none", "matmuls", "blocks"),
@@ -58,13 +66,13 @@ AT_LEAST = {
         *("loss.text_consistency", "loss.image_consistency", "loss.logit_consistency"),
         *("train.shift", "train.visual_lr", "train.text_lr", "train.warmup_epochs"),
         *("train.schedule_epochs", "train.average_deviation", "train.microbatch"),
-        *("train.weights_lr", "train.weight_decay", "train.steps_per_shot"),
+        *("train.weights_lr", "train.weight_decay", "train.steps_per_shot", "weights.dropout"),
         "checkpoint.every_minutes",
     ),
     1: (
         *("text_prompt.length", "text_prompt.depth", "visual_prompt.length", "cavpt.top_k"),
         *("train.batch_size", "train.epochs", "eval.batch_size"),
-        *("checkpoint.every_steps", "checkpoint.keep"),
+        *("checkpoint.every_steps", "checkpoint.keep", "weights.rank"),
     ),
 }
 # A method without the part of a size.
@@ -85,12 +93,19 @@ BOUND = (
     *("text_prompt.conditioned", "text_prompt.class_position", "text_prompt.init"),
     *("text_prompt.fixed_words", "visual_prompt.length", "visual_prompt.depth"),
     *("visual_prompt.ln_pre", "visual_prompt.coupled", "cavpt.top_k", "cavpt.first_layer"),
+    *("weights.kind", "weights.rank", "weights.alpha", "weights.matrices"),
+    *("weights.image_layers", "weights.text_layers"),
     *("train.average_mean", "train.average_deviation"),
 )
 
 # A run that starts from another run's prompts takes the sizes of the parts that both have, except
 # keys that add parameters of their own.
-SECTION_OF = {TEXT: "text_prompt", VISUAL: "visual_prompt", CLASS_AWARE: "cavpt"}
+SECTION_OF = {
+    TEXT: "text_prompt",
+    VISUAL: "visual_prompt",
+    CLASS_AWARE: "cavpt",
+    WEIGHTS: "weights",
+}
 OWN = ("coupled", "conditioned")
 
 
@@ -195,6 +210,8 @@ def _validate_parts(config: ConfigDict) -> None:
             "visual_prompt.coupled computes the visual tokens from one context, but "
             "text_prompt.class_specific learns one for each class: turn one of them off."
         )
+    if WEIGHTS in method.parts:
+        _validate_weights(config)
     if has_text and text.fixed_words and text.class_position != "end":
         raise UserError(
             "text_prompt.fixed_words keeps words between the context and the class name, so "
@@ -230,6 +247,42 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
     for key, value in values.items():
         _set(config, key, value, "")
     return config, values
+
+
+def _validate_weights(config: ConfigDict) -> None:
+    """Raise UserError if the learned weights of a method that has some are impossible."""
+    weights, letters = config.weights, config.weights.matrices
+    if not letters or len(set(letters)) < len(letters) or set(letters) - set("qkvo"):
+        raise UserError(f"weights.matrices: {letters!r} is not some of the letters q, k, v and o.")
+    if weights.dropout >= 1:
+        raise UserError(f"weights.dropout is {weights.dropout}: it must be below 1.")
+    if layers(weights, "image_layers") is layers(weights, "text_layers") is None:
+        raise UserError(
+            "weights.image_layers and weights.text_layers are both none, so nothing is learned: "
+            "give one of them layers, or use --config=configs/zeroshot.py."
+        )
+    has_text = TEXT in METHODS[config.method].parts
+    if layers(weights, "text_layers") and not has_text and len(templates(config)) > 1:
+        raise UserError(
+            "dataset.template has several texts, but a learned text tower encodes one for each "
+            "class: give one, or weights.text_layers=none."
+        )
+
+
+def layers(weights: ConfigDict, key: str) -> Layers:
+    """Return the layers that a key of the weights names.
+
+    Raises:
+      UserError: They are not all, none, or a range.
+    """
+    value = weights[key]
+    if value in ("all", "none"):
+        return (1, 0) if value == "all" else None
+    found = re.fullmatch(r"(\d+)-(\d+)", value)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(f"weights.{key}: {value!r} is not all, none, or a range such as 1-4.")
+    return first, last
 
 
 def training_config(
@@ -453,7 +506,21 @@ def prompt_config(
             image=loss.image_consistency,
             logits=loss.logit_consistency,
         ),
+        weights=_weights(config) if WEIGHTS in parts else Weights(),
         method=config.method,
+    )
+
+
+def _weights(config: ConfigDict) -> Weights:
+    weights, is_lora = config.weights, config.weights.kind == LORA
+    return Weights(
+        kind=weights.kind,
+        rank=weights.rank,
+        alpha=weights.alpha,
+        matrices=weights.matrices,
+        dropout=weights.dropout if is_lora else 0.0,
+        vision=layers(weights, "image_layers"),
+        text=layers(weights, "text_layers"),
     )
 
 

@@ -43,8 +43,8 @@ def losses(config: PromptConfig, alpha: float, guidance: bool) -> dict[str, Loss
       alpha: weight of the auxiliary loss of CAVPT.
       guidance: whether any epoch has guidance. Without, its terms are left out.
     """
-    # Only a method with prompts in both towers has something to guide.
-    guidance = guidance and bool(config.text_length) and config.has_visual_prompts
+    # Only a method that learns in both towers has something to guide.
+    guidance = guidance and config.learns_texts and config.learns_images
     weights = config.consistency
 
     def logits(outputs: Outputs, rows: Rows, counts: Counts, guided: Array | bool) -> Array:

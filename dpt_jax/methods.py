@@ -63,6 +63,7 @@ METHODS: dict[str, Method] = {
                f"{GUIDED}; CE of CAVPT's auxiliary logits", "#D55E00", "D"),
         Method("dptsrc", "DPT + SRC", (TEXT, VISUAL, CLASS_AWARE),
                "DPT's and PromptSRC's", "#882255", "d"),
+        Method("cliplora", "CLIP-LoRA", (WEIGHTS,), "CE of the logits", "#6A3D9A", "<"),
     )
 }  # fmt: skip
 
@@ -89,6 +90,35 @@ class Consistency(NamedTuple):
 
 NO_CONSISTENCY = Consistency()
 
+LORA, NORMS, ALL_NORMS = "lora", "norms", "all_norms"
+# The first and the last layer, from 1, with 0 for the tower's last; None for no layer.
+Layers = tuple[int, int] | None
+
+
+class Weights(NamedTuple):
+    """The weights of CLIP that are learned.
+
+    Attributes:
+      kind: LORA, changes of low rank; NORMS, the layer norms of blocks; ALL_NORMS; or "".
+      rank: r of LORA.
+      alpha: α of LORA, which scales the changes by α/√r.
+      matrices: Of LORA, some of q, k, v and o.
+      dropout: Of LORA, on the input of the changes, in training.
+      vision: Layers of the image tower.
+      text: Layers of the text tower.
+    """
+
+    kind: str = ""
+    rank: int = 0
+    alpha: float = 0.0
+    matrices: str = ""
+    dropout: float = 0.0
+    vision: Layers = None
+    text: Layers = None
+
+
+NO_WEIGHTS = Weights()
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
@@ -108,6 +138,7 @@ class PromptConfig:
       top_k: Classes K that class-aware prompts are computed for.
       first_layer: F, the first CAVPT layer, counted from 1.
       consistency: Weights of the losses against frozen CLIP.
+      weights: The weights of CLIP that are learned.
       method: Name of the method, "" if it has none.
     """
 
@@ -123,6 +154,7 @@ class PromptConfig:
     top_k: int = 0
     first_layer: int = 0
     consistency: Consistency = NO_CONSISTENCY
+    weights: Weights = NO_WEIGHTS
     method: str = ""
 
     @property
@@ -132,10 +164,15 @@ class PromptConfig:
 
     @property
     def has_prompts(self) -> bool:
-        """Whether there is a prompt at all."""
-        return bool(self.text_length or self.visual_length or self.top_k)
+        """Whether anything is learned in the towers."""
+        return self.learns_texts or self.learns_images
 
     @property
-    def has_visual_prompts(self) -> bool:
-        """Whether the image tower has prompts."""
-        return bool(self.visual_length or self.top_k)
+    def learns_texts(self) -> bool:
+        """Whether the text tower has prompts or learned weights."""
+        return bool(self.text_length or self.weights.text)
+
+    @property
+    def learns_images(self) -> bool:
+        """Whether the image tower has prompts or learned weights."""
+        return bool(self.visual_length or self.top_k or self.weights.vision)

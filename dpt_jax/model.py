@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from dpt_jax.clip.blocks import Array
+from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.gather import broadcast, deterministic_gather
 from dpt_jax.clip.model import CLIP, normalize
@@ -27,6 +27,7 @@ from dpt_jax.prompts.cavpt import ClassAwarePrompt, ClassPrompts
 from dpt_jax.prompts.meta_net import MetaNet, add_to_context, images_at_a_time
 from dpt_jax.prompts.text import TextPrompt, initializer
 from dpt_jax.prompts.visual import Coupling, VisualPrompt
+from dpt_jax.prompts.weights import adapted, init_weights, merged, over
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -37,7 +38,7 @@ class Texts(NamedTuple):
     """Text features of the classes."""
 
     frozen: Array  # Z (C, E), normalised
-    # t (C, E), not normalised; the frozen ones without a text prompt, or if t depends on the image
+    # t (C, E), not normalised; the frozen ones if none are learned, or if t depends on the image
     learned: Array
     target: Array | None = None  # t̄ (C, E), normalised: the target of the consistency losses
     packed: PackedTexts | None = None  # of the learned ones, if they depend on the image
@@ -119,24 +120,32 @@ class PromptedCLIP(nn.Module):
         self.prompts = LearnedPrompts(self.clip_config, self.config)
 
     @exact_products
-    def __call__(self, images: Array, texts: Texts, zero_shot: ZeroShot | None = None) -> Outputs:
+    def __call__(
+        self,
+        images: Array,
+        texts: Texts,
+        zero_shot: ZeroShot | None = None,
+        keys: Array | None = None,
+    ) -> Outputs:
         """Classify images.
 
         Args:
           images: (B, H, W, 3), uint8, or floats that are normalised already.
           texts: the classes, see `texts`.
           zero_shot: the outputs of frozen CLIP for these images, if they are known.
+          keys: (B,), of the dropout of each image; None for no dropout.
         """
         if zero_shot is None:
             zero_shot = self.zero_shot(images, texts)
-        if not self.config.has_visual_prompts:
+        if not self.config.learns_images:
             return self.classify(texts, zero_shot)
         learned = self._learned_texts(texts, zero_shot.features)
-        return self._outputs(texts, learned, zero_shot, self._encode(images, learned, zero_shot))
+        vision = self._encode(images, learned, zero_shot, keys)
+        return self._outputs(texts, learned, zero_shot, vision)
 
     @exact_products
     def classify(self, texts: Texts, zero_shot: ZeroShot) -> Outputs:
-        """Classify images by their frozen features, with a method that has no visual prompt."""
+        """Classify images by their frozen features, with a method that leaves the image tower."""
         learned = self._learned_texts(texts, zero_shot.features)
         return self._outputs(texts, learned, zero_shot, None)
 
@@ -159,13 +168,20 @@ class PromptedCLIP(nn.Module):
         return normalize(self.clip.vision(self._pixels(images)).features)
 
     @exact_products
-    def encode_text(self, texts: PackedTexts, axis: str | None = None) -> Array:
+    def encode_text(
+        self, texts: PackedTexts, axis: str | None = None, key: Array | None = None
+    ) -> Array:
         """Return features (C, E) of texts, with their context if they have one; not normalised.
 
-        axis: the mapped axis of devices that share the work, see TextTower.
+        Args:
+          texts: the packed texts.
+          axis: the mapped axis of devices that share the work, see TextTower.
+          key: of dropout, None for none. Every token of every text draws its own mask, so texts
+            for it are packed without a shared prefix.
         """
         context = self.prompts.context() if self.config.text_length else None
-        return self.clip.text(texts, context, axis)
+        keys = None if key is None else keys_of_rows(key, texts, axis)
+        return self._towers(text=keys).text(texts, context, axis)
 
     @exact_products
     def encode_text_for_images(self, texts: PackedTexts, features: Array) -> Array:
@@ -174,7 +190,7 @@ class PromptedCLIP(nn.Module):
         features: z (B, E). Images do not interact, so any number of them is encoded at a time.
         """
         contexts = add_to_context(self.prompts.context(), self.prompts.offsets(features))
-        tower, variables = self.clip.text.unbind()
+        tower, variables = self._towers().text.unbind()
 
         def encode(context: Array) -> Array:
             return jnp.asarray(tower.apply(variables, texts, context))
@@ -192,19 +208,22 @@ class PromptedCLIP(nn.Module):
         frozen: Array,
         axis: str | None = None,
         target: Array | None = None,
+        key: Array | None = None,
     ) -> Texts:
         """Return the text features of the classes.
 
         Args:
-          packed: the texts with the learned context; ignored without a text prompt.
+          packed: the texts, with the learned context if there is one; ignored if no texts are
+            learned.
           frozen: (C, E), of the templates, see `encode_text`.
           axis: see `encode_text`.
           target: (C, E), the target of the consistency losses, not normalised.
+          key: of dropout, see `encode_text`.
         """
         target = None if target is None else normalize(target)
         if self.config.conditioned:
             return Texts(normalize(frozen), frozen, target, packed)
-        learned = self.encode_text(packed, axis) if self.config.text_length else frozen
+        learned = self.encode_text(packed, axis, key) if self.config.learns_texts else frozen
         return Texts(normalize(frozen), learned, target)
 
     def visual_tokens(self) -> Array:
@@ -216,9 +235,34 @@ class PromptedCLIP(nn.Module):
         """Return how many layers, up to the last, have class-aware prompts."""
         return self.clip_config.vision.layers - visual_layers(self.clip_config, self.config)
 
-    def _encode(self, images: Array, learned: Array, zero_shot: ZeroShot) -> PromptedVision:
-        """Encode images by the prompted image tower.  learned: t (C, E), or (B, C, E)."""
-        clip, config, tower = self.clip_config, self.config, self.clip.vision
+    def merge(self) -> Prompts:
+        """Return the prompts with learned weights merged into CLIP's, for an evaluation.
+
+        "merged" stands for "weights", and has those parameters of CLIP that are learned, by their
+        place. The model takes either; merged ones cost what CLIP costs.
+        """
+        prompts, weights = dict(self.prompts.variables["params"]), self.config.weights
+        frozen = self.clip.variables["params"]
+        prompts["merged"] = merged(weights, self.clip_config, frozen, prompts.pop("weights"))
+        return prompts
+
+    def _towers(self, **keys: Array | None) -> CLIP:
+        """Return CLIP with the learned weights.  keys: of dropout, see prompts.weights.adapted."""
+        config = self.config.weights
+        if not config.kind:
+            return self.clip
+        prompts, frozen = self.prompts.variables["params"], self.clip.variables["params"]
+        if "merged" in prompts:
+            variables = {"params": over(frozen, prompts["merged"])}
+        else:
+            variables = adapted(config, self.clip_config, frozen, prompts["weights"], keys)
+        return CLIP(self.clip_config, self.dtype, self.remat, parent=None).bind(variables)
+
+    def _encode(
+        self, images: Array, learned: Array, zero_shot: ZeroShot, keys: Array | None
+    ) -> PromptedVision:
+        """Encode images by the image tower with what it learns.  learned: t (C, E), (B, C, E)."""
+        clip, config, tower = self.clip_config, self.config, self._towers(vision=keys).vision
         last, before_cavpt = clip.vision.layers - 1, visual_layers(clip, config)
         x, extra_kv, layer = tower.embed(self._pixels(images)), None, 0
         if config.visual_length and before_cavpt:
@@ -263,7 +307,7 @@ class PromptedCLIP(nn.Module):
         target_logits = None if texts.target is None else s * z @ texts.target.T
         return Outputs(
             logits=cosines(
-                s * vision.features, learned if self.config.text_length else texts.frozen
+                s * vision.features, learned if self.config.learns_texts else texts.frozen
             ),
             text_logits=cosines(s * z, learned),
             image_logits=s * vision.features @ texts.frozen.T,
@@ -350,13 +394,17 @@ def part_modules(
 
 
 def init_prompts(
-    model: PromptedCLIP, key: Array, context_start: np.ndarray | None = None
+    model: PromptedCLIP,
+    key: Array,
+    context_start: np.ndarray | None = None,
+    frozen: Params | None = None,
 ) -> Prompts:
     """Return new prompts, float32.
 
     Args:
       key: a key of jax.random.
       context_start: (n, D_t), embeddings of the words that the context starts from.
+      frozen: CLIP's layer norms, which learned ones start from, see `init_weights`.
     """
     clip, config = model.clip_config, model.config
     text_key, visual_key, cavpt_key = jax.random.split(key, 3)
@@ -376,6 +424,9 @@ def init_prompts(
         module = ClassAwarePrompt(config.classes)
         keys = jax.random.split(cavpt_key, model.cavpt_layers)
         prompts["cavpt"] = jax.vmap(lambda k: module.init(k, x, z[None])["params"])(keys)
+    if config.weights.kind:
+        own = jax.random.fold_in(key, 3)
+        prompts["weights"] = init_weights(config.weights, clip, own, frozen)
     return prompts
 
 
@@ -394,6 +445,15 @@ def joined_layers(clip: CLIPConfig, config: PromptConfig) -> int:
     # Only the class token leaves the last layer, so tokens of that layer need not join.
     after = clip.vision.layers - config.visual_depth
     return after + 1 if config.visual_depth and after else 0
+
+
+def keys_of_rows(key: Array, texts: PackedTexts, axis: str | None) -> Array:
+    """Return a key for each row of packed texts that this device encodes, see `local_rows`."""
+    rows, first = texts.tokens.shape[0], jnp.int32(0)
+    if axis is not None:
+        rows = -(-rows // jax.lax.axis_size(axis))
+        first = rows * jax.lax.axis_index(axis)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(first + jnp.arange(rows))
 
 
 def cosines(images: Array, texts: Array) -> Array:

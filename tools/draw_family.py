@@ -130,7 +130,7 @@ def panel(axes: Any, method: Method) -> None:
         carry_on = 0 < config.visual_depth < PUBLISHED_LAYERS
         learned_tokens(axes, IMAGE, colour, range(1, last + 1), carry_on)
     weights = config.consistency
-    text, image = ("t̂" if config.text_length else "Z"), ("f̂" if config.has_visual_prompts else "z")
+    text, image = ("t̂" if config.text_length else "Z"), ("f̂" if config.learns_images else "z")
     feature(axes, TEXT_ROW, text, "t̄" if weights.text else "", colour)
     feature(axes, IMAGE_ROW, image, "z" if weights.image else "", colour)
     if draws:

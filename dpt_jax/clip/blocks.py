@@ -64,6 +64,10 @@ class Block(nn.Module):
     config: TransformerConfig
     dtype: DTypeLike = jnp.float32
 
+    # A collection "adapters" beside "params" has learned changes of low rank: "low_rank", by the
+    # name of a projection {"a": (r, D), "b": (D, r)}; and in training "dropout", a key for each row
+    # of the batch, and the rate.
+
     def setup(self) -> None:
         config, dtype = self.config, self.dtype
         heads = (config.heads, config.width // config.heads)
@@ -100,7 +104,7 @@ class Block(nn.Module):
         attended = jax.nn.dot_product_attention(
             queries, keys, values, mask=None if mask is None else mask[:, None]
         )
-        x = checkpoint_name(x + self.out(attended), "attended")
+        x = checkpoint_name(x + self._linear("out", attended), "attended")
         hidden = checkpoint_name(self.mlp_in(self.ln_2(x)), "hidden")
         return x + self.mlp_out(ACTIVATIONS[self.config.activation](hidden))
 
@@ -124,8 +128,8 @@ class Block(nn.Module):
     ) -> tuple[Array, Array, Array, Array, Array | None]:
         """Return x at the queries, queries, keys, values (B, tokens, heads, d), and the mask."""
         normed = self.ln_1(x)
-        keys = checkpoint_name(self.key(normed), "key")
-        values = checkpoint_name(self.value(normed), "value")
+        keys = checkpoint_name(self._linear("key", normed), "key")
+        values = checkpoint_name(self._linear("value", normed), "value")
         if query is not None:
             positions = query[..., None]
             x, normed = (jnp.take_along_axis(t, positions, axis=1) for t in (x, normed))
@@ -133,11 +137,45 @@ class Block(nn.Module):
         if extra_kv is not None:
             extra = self.ln_1(extra_kv)
             shape = (x.shape[0], extra_kv.shape[1], *keys.shape[2:])
-            keys = jnp.concatenate([keys, broadcast(self.key(extra), shape)], axis=1)
-            values = jnp.concatenate([values, broadcast(self.value(extra), shape)], axis=1)
+            own = (self._linear(name, extra, drop=False) for name in ("key", "value"))
+            extra_keys, extra_values = (broadcast(x, shape) for x in own)
+            keys = jnp.concatenate([keys, extra_keys], axis=1)
+            values = jnp.concatenate([values, extra_values], axis=1)
             if mask is not None:
                 mask = jnp.pad(mask, ((0, 0), (0, 0), (0, extra_kv.shape[1])), constant_values=True)
-        return x, checkpoint_name(self.query(normed), "query"), keys, values, mask
+        queries = checkpoint_name(self._linear("query", normed), "query")
+        return x, queries, keys, values, mask
+
+    def _linear(self, name: str, x: Array, drop: bool = True) -> Array:
+        """Return a projection of x (B, T, …), with its learned change.
+
+        drop: whether that has dropout in training. Extra key/value tokens, which the rows of a
+        batch may share, have none.
+        """
+        y = getattr(self, name)(x)
+        low_rank = self.get_variable("adapters", "low_rank", {})
+        if name not in low_rank:
+            return y
+        a, b = (low_rank[name][factor].astype(self.dtype) for factor in ("a", "b"))
+        x = x.reshape(*x.shape[:2], -1)
+        if drop and (dropout := self.get_variable("adapters", "dropout")):
+            x = dropped(x, *dropout, [*low_rank].index(name))
+        return y + (x @ a.T @ b.T).reshape(y.shape)
+
+
+def dropped(x: Array, keys: Array, rate: Array, mask: int) -> Array:
+    """Return x (B, T, D) with dropout, whose mask of a row depends only on the row's key.
+
+    Args:
+      x: The input.
+      keys: (B,), keys of jax.random.
+      rate: The probability that a value becomes 0.
+      mask: A number; others have independent masks.
+    """
+    keep = jax.vmap(
+        lambda key: jax.random.bernoulli(jax.random.fold_in(key, mask), 1 - rate, x.shape[1:])
+    )(keys)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
 def attention_weights(queries: Array, keys: Array, mask: Array | None = None) -> Array:
@@ -181,16 +219,28 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         self._block = Block(self.config, self.dtype, parent=None)
         self.blocks = self.param("blocks", _initialiser(self.config, jnp.dtype(self.dtype)))
+        self._low_rank = self.get_variable("adapters", "low_rank")
+        self._dropout = self.get_variable("adapters", "dropout")
 
     def block(self, layer: int | Array) -> Block:
         """Return the block of one layer (0-based), bound to its parameters."""
-        weights = jax.tree.map(
-            lambda w: checkpoint_name(
-                jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), WEIGHTS
-            ),
-            self.blocks,
-        )
-        return self._block.bind({"params": weights})
+
+        def own(stacked: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda w: checkpoint_name(
+                    jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), WEIGHTS
+                ),
+                stacked,
+            )
+
+        variables = {"params": own(self.blocks)}
+        if self._low_rank is not None:
+            variables["adapters"] = {"low_rank": own(self._low_rank)}
+            if self._dropout is not None:
+                keys, rate = self._dropout
+                keys = jax.vmap(lambda key: jax.random.fold_in(key, layer))(keys)
+                variables["adapters"]["dropout"] = keys, rate
+        return self._block.bind(variables)
 
     def scan(
         self,

@@ -65,10 +65,13 @@ def check_lengths(texts: list[Text], names: Sequence[str], context_length: int) 
     return texts
 
 
-def pack(texts: Sequence[Text]) -> PackedTexts:
-    """Pack texts into the fewest rows, with the longest prefix that they share."""
+def pack(texts: Sequence[Text], share: bool = True) -> PackedTexts:
+    """Pack texts into the fewest rows, with the longest prefix that they share.
+
+    share: whether there is a shared prefix. Dropout, which differs from text to text, has none.
+    """
     # Each text keeps at least its end-of-text token.
-    shared, longest = 0, min(map(len, texts)) - 1
+    shared, longest = 0, min(map(len, texts)) - 1 if share else 0
     for column in zip(*texts, strict=False):
         if shared == longest or len(set(column)) > 1:
             break

@@ -84,7 +84,8 @@ class TextTower(nn.Module):
 
         def step(block: Block, tokens: Tokens, rows: Array | None) -> Tokens:
             prefix, own = tokens if rows is None else insert(tokens, rows)
-            return block(prefix, mask=prefix_mask), block(own, prefix, mask=mask)
+            after = block(prefix, mask=prefix_mask) if prefix.size else prefix
+            return after, block(own, prefix, mask=mask)
 
         tokens = self._embed(texts.prefix_tokens)[None], self._embed(texts.tokens)
         if context is not None:

@@ -58,7 +58,9 @@ class Programs(NamedTuple):
       encode_images: (CLIP's parameters, images) -> features of frozen CLIP (devices, b, E). The
         same program serves all methods.
       logits: (frozen, prompts, texts, images, features) -> logits (devices, b, C) of the method
-        and of zero-shot CLIP. Methods without visual prompts need no images.
+        and of zero-shot CLIP. Methods that leave the image tower need no images.
+      merge: (CLIP's parameters, prompts) -> prompts with learned weights merged into CLIP's, which
+        the others take too.
     """
 
     encode_texts: Callable[[Frozen, Prompts], Texts]
@@ -67,6 +69,7 @@ class Programs(NamedTuple):
     logits: Callable[
         [Frozen, Prompts, Texts, ArrayLike | None, jax.Array], tuple[jax.Array, jax.Array]
     ]
+    merge: Callable[[Params, Prompts], Prompts]
 
 
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
@@ -83,6 +86,9 @@ def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = 
     def classify(frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array) -> Outputs:
         outputs = apply(frozen, prompts, images, texts, method="__call__")
         return outputs._replace(auxiliary_logits=None)
+
+    def merge(clip: Params, prompts: Prompts) -> Prompts:
+        return model.apply({"params": {"clip": clip, "prompts": prompts}}, method="merge")
 
     def logits(
         frozen: Frozen,
@@ -103,6 +109,9 @@ def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = 
         jax.pmap(classify, axis_name=distributed.AXIS, devices=devices),
         _make_image_encoder(model.clip_config, jnp.dtype(model.dtype), devices),
         jax.pmap(logits, axis_name=distributed.AXIS, devices=devices),
+        jax.pmap(merge, devices=devices)
+        if model.config.weights.kind
+        else lambda _, prompts: prompts,
     )
 
 
@@ -127,11 +136,11 @@ def predict(experiment: Experiment, prompts: Prompts) -> Predictions:
     """
     dataset, model = experiment.dataset, experiment.model
     programs = make_programs(model)
-    prompts = distributed.replicate(prompts)
+    prompts = programs.merge(experiment.frozen.clip, distributed.replicate(prompts))
     texts = programs.encode_texts(experiment.frozen, prompts)
 
     def logits(batch: EncodedBatch) -> tuple[jax.Array, jax.Array]:
-        images = batch.images if model.config.has_visual_prompts else None
+        images = batch.images if model.config.learns_images else None
         return programs.logits(experiment.frozen, prompts, texts, images, batch.features)
 
     found = Predictions(*over_test_images(experiment, "evaluate", logits))

@@ -54,7 +54,7 @@ def read_test_images(
     # All hosts encode together or none does.
     if not distributed.on_all_hosts(cached is not None):
         cached = None
-    if cached and not experiment.model.config.has_visual_prompts:
+    if cached and not experiment.model.config.learns_images:
         yield from cached
         return
     read = []

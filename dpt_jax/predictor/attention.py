@@ -69,7 +69,7 @@ def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight
                     zero_shot=zero_shot[i, best],
                     plain=patches(outputs.zero_shot.attention[i].mean(0)),
                     prompted=patches(outputs.attention[i].mean(0))
-                    if prompts.has_visual_prompts
+                    if prompts.learns_images
                     else None,
                     class_maps=maps,
                 )

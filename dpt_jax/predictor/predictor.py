@@ -70,8 +70,10 @@ class Predictor:
         self.training = saved.meta
         self._saved, self._source = saved, source
         self._experiment = experiment
-        self._prompts = distributed.replicate(saved.prompts)
         self._programs = make_programs(experiment.model)
+        self._prompts = self._programs.merge(
+            experiment.frozen.clip, distributed.replicate(saved.prompts)
+        )
         self._texts = self._programs.encode_texts(experiment.frozen, self._prompts)
         self._encode_names = TextEncoder(experiment, self._prompts)
 
@@ -242,6 +244,11 @@ class Predictor:
     def texts(self) -> Any:
         """Return the text features of the classes, host arrays."""
         return distributed.to_host(self._texts)
+
+    @property
+    def merged_prompts(self) -> Any:
+        """Return the prompts with learned weights merged into CLIP's, host arrays."""
+        return distributed.to_host(self._prompts)
 
     @property
     def pretrained(self) -> Any:

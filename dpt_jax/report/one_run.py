@@ -10,7 +10,7 @@ from etils import epath
 from dpt_jax.config import load_config, shots_in_words
 from dpt_jax.evaluation.results import Results, read_current
 from dpt_jax.io import write_whole
-from dpt_jax.methods import METHODS, ROWS, TEXT, ZERO_SHOT
+from dpt_jax.methods import METHODS, ROWS, TEXT, WEIGHTS, ZERO_SHOT
 from dpt_jax.report import figures
 from dpt_jax.report.tables import inert, markdown
 from dpt_jax.training.metrics import read_metrics
@@ -129,6 +129,8 @@ def draw_training(workdir: epath.Path) -> bytes | None:
     if TEXT in method.parts:
         rates["text_lr"] = "text prompt"
     guidance_epochs = config.loss.guidance_epochs if len(rates) == 2 else 0
+    if WEIGHTS in method.parts:
+        rates["weights_lr"] = "weights"
     return figures.draw_training(records, rates, guidance_epochs)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from dpt_jax import distributed
+from dpt_jax.clip.blocks import Params
 from dpt_jax.config import flat
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
@@ -17,6 +18,7 @@ from dpt_jax.logging import say
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
+from dpt_jax.prompts.weights import norms_of
 from dpt_jax.training.checkpoints import Saved, load_newest
 from dpt_jax.training.record import check_not_relabelled, unfinished
 from dpt_jax.training.setup import Experiment, clip_fingerprint
@@ -26,7 +28,9 @@ CLASSIFIER = "cavpt.classifier.kernel"
 
 
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
-def make_init(model: PromptedCLIP) -> Callable[[jax.Array, np.ndarray | None], Prompts]:
+def make_init(
+    model: PromptedCLIP,
+) -> Callable[[jax.Array, np.ndarray | None, Params], Prompts]:
     """Return init_prompts, compiled once for all runs of the same model."""
     return jax.jit(functools.partial(init_prompts, model))
 
@@ -39,7 +43,8 @@ def initial_prompts(experiment: Experiment) -> Prompts:
     if learned := words[: model.config.text_length]:
         embedding = distributed.to_host(pretrained.params["text"]["token_embedding"])
         start = np.asarray(embedding, np.float32)[learned]
-    fresh = jax.tree.map(np.asarray, make_init(model)(jax.random.key(config.seed), start))
+    norms = distributed.to_host(norms_of(pretrained.params))
+    fresh = jax.tree.map(np.asarray, make_init(model)(jax.random.key(config.seed), start, norms))
     if not config.init_from:
         return fresh
     saved = load_newest(as_path(config.init_from))

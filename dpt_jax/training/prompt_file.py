@@ -34,7 +34,7 @@ RESULTS = (
     "zero_shot_accuracy",
 )
 
-PARTS = ("text", "meta_net", "visual", "coupling", "cavpt")
+PARTS = ("text", "meta_net", "visual", "coupling", "cavpt", "weights")
 ENTRIES = {
     *("method", "backbone", "template", "classnames", "results"),
     *("settings", "training", "step"),

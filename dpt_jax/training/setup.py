@@ -98,7 +98,9 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
             for one in template_texts(config, dataset.classnames, pretrained)
         ]
     )
-    frozen = Frozen(pretrained.params, distributed.replicate(pack(texts)), features)
+    weights = model.config.weights
+    packed = pack(texts, share=not (weights.text and weights.dropout))
+    frozen = Frozen(pretrained.params, distributed.replicate(packed), features)
     return Experiment(config, dataset, model, pretrained, frozen)
 
 
@@ -185,6 +187,13 @@ def check_fit(clip: CLIPConfig, prompts: PromptConfig) -> None:
             f"layer, but {depth} layers have visual tokens and text_prompt.depth is "
             f"{prompts.text_depth}: give the same number."
         )
+    for name, tower in (("image", clip.vision), ("text", clip.text)):
+        layers = prompts.weights.vision if name == "image" else prompts.weights.text
+        if layers and max(layers) > tower.layers:
+            raise UserError(
+                f"weights.{name}_layers is {layers[0]}-{layers[1]}, but the {name} tower of this "
+                f"CLIP has layers 1 to {tower.layers}."
+            )
     if prompts.text_length > clip.context_length - OTHER_TOKENS:
         raise UserError(
             f"text_prompt.length is {prompts.text_length} (with text_prompt.init, the number of "

@@ -95,7 +95,12 @@ def make_step(
     def step(state: TrainState, frozen: Frozen, batch: Batch, schedule: Schedule) -> TrainState:
         epoch = state.step // schedule.steps_per_epoch
         guided = config.guidance and epoch < schedule.guidance_epochs
-        gradient, sums = accumulate_gradients(model, config, state.prompts, frozen, batch, guided)
+        key = None
+        if model.config.weights.dropout:
+            key = jax.random.fold_in(jax.random.key(schedule.seed), state.step)
+        gradient, sums = accumulate_gradients(
+            model, config, state.prompts, frozen, batch, guided, key
+        )
         gradient, sums = jax.lax.psum((gradient, sums), distributed.AXIS)
         rates = learning_rates(schedule, state.step)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.prompts, rates=rates)
@@ -144,10 +149,14 @@ def accumulate_gradients(
     frozen: Frozen,
     batch: Batch,
     guided: jax.Array | bool,
+    key: jax.Array | None = None,
 ) -> tuple[Prompts, Totals]:
     """Return this device's part of the gradient, and its sums.
 
-    guided: whether this step has guidance, () bool.
+    Args:
+      guided: whether this step has guidance, () bool.
+      key: of dropout, None for none. An image's masks depend on its index in the dataset, and not
+        on the device or the part of the batch that has it.
     """
     terms = losses(model.config, config.alpha, config.guidance)
 
@@ -158,7 +167,13 @@ def accumulate_gradients(
 
     def encode(prompts: Prompts) -> tuple[jax.Array, Texts]:
         texts = apply(
-            prompts, frozen.packed, frozen.texts, distributed.AXIS, frozen.target, method="texts"
+            prompts,
+            frozen.packed,
+            frozen.texts,
+            distributed.AXIS,
+            frozen.target,
+            None if key is None else jax.random.fold_in(key, 0),
+            method="texts",
         )
         return texts.learned, texts
 
@@ -175,7 +190,12 @@ def accumulate_gradients(
 
     def objective(trained: tuple[Prompts, jax.Array], part: PyTree) -> tuple[jax.Array, Totals]:
         (prompts, learned), (batch, zero_shot) = trained, part
-        outputs = apply(prompts, batch["image"], texts._replace(learned=learned), zero_shot)
+        keys = None
+        if key is not None:
+            own = jax.random.fold_in(key, 1)
+            keys = jax.vmap(lambda index: jax.random.fold_in(own, index))(batch["index"])
+        texts_now = texts._replace(learned=learned)
+        outputs = apply(prompts, batch["image"], texts_now, zero_shot, keys)
         rows = Rows(batch["label"], batch["weight"])
         # The counts are global, so these are shares of the global losses, and the gradients of all
         # shares add up to the global gradient.

@@ -1,0 +1,157 @@
+"""Learned weights of CLIP: low-rank changes of attention (CLIP-LoRA), or layer norms (2SFS).
+
+Symbols: L layers of a tower, l of them with learned weights, D its width, r rank.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.methods import ALL_NORMS, LORA, Layers, Weights
+from dpt_jax.prompts.linear import torch_uniform
+
+Array = jax.Array
+# Of a block, by the letters of weights.matrices.
+MATRICES = {"q": "query", "k": "key", "v": "value", "o": "out"}
+BLOCK_NORMS = ("ln_1", "ln_2")
+OTHER_NORMS = {"vision": ("ln_pre", "ln_post"), "text": ("ln_final",)}
+
+
+def layers_of(layers: Layers, tower: TransformerConfig) -> range:
+    """Return the layers (0-based) that a setting selects in a tower."""
+    if layers is None:
+        return range(0)
+    first, last = layers
+    return range(first - 1, last or tower.layers)
+
+
+def towers_of(config: Weights, clip: CLIPConfig) -> Iterator[tuple[str, TransformerConfig, range]]:
+    """Yield the towers with learned weights: name, sizes and layers."""
+    for name, tower in (("vision", clip.vision), ("text", clip.text)):
+        if layers := layers_of(getattr(config, name), tower):
+            yield name, tower, layers
+
+
+def init_weights(
+    config: Weights, clip: CLIPConfig, key: Array, frozen: Params | None = None
+) -> Params:
+    """Return new weights, float32, by tower ("vision", "text").
+
+    Low-rank changes W + (α/√r) B A begin with A of U(±1/√D) and B of zeros:
+    {"query": {"a": (l, r, D), "b": (l, D, r)}, …}. Layer norms begin as CLIP's:
+    {"ln_1": {"scale": (l, D), "bias": (l, D)}, …}, and those outside of blocks (D,).
+
+    Args:
+      config: What is learned.
+      clip: Sizes of the CLIP.
+      key: A key of jax.random.
+      frozen: The layer norms of CLIP's parameters, see `norms_of`. Without them, those of
+        `clip` are ones and zeros.
+    """
+    weights: Params = {}
+    for name, tower, layers in towers_of(config, clip):
+        weights[name] = own = {}
+        if config.kind == LORA:
+            for letter in config.matrices:
+                draw = jax.random.fold_in(jax.random.fold_in(key, ord(name[0])), ord(letter))
+                shape = (len(layers), config.rank, tower.width)
+                a = torch_uniform(tower.width)(draw, shape)
+                own[MATRICES[letter]] = {"a": a, "b": jnp.zeros_like(a).swapaxes(1, 2)}
+            continue
+        for norm in (*BLOCK_NORMS, *(OTHER_NORMS[name] if config.kind == ALL_NORMS else ())):
+            stacked = (tower.layers,) if norm in BLOCK_NORMS else ()
+            start = {"scale": jnp.ones((*stacked, tower.width))}
+            start["bias"] = jnp.zeros_like(start["scale"])
+            if frozen is not None:
+                start = frozen[name][norm]
+            rows = slice(layers.start, layers.stop if stacked else None)
+            own[norm] = {kind: x[rows] if stacked else x for kind, x in start.items()}
+    return weights
+
+
+def norms_of(params: Params) -> dict[str, Params]:
+    """Return the layer norms of CLIP's parameters, by tower and name."""
+    return {
+        name: {norm: params[name]["transformer"]["blocks"][norm] for norm in BLOCK_NORMS}
+        | {norm: params[name][norm] for norm in others}
+        for name, others in OTHER_NORMS.items()
+    }
+
+
+def merged(config: Weights, clip: CLIPConfig, frozen: Params, weights: Params) -> Params:
+    """Return those parameters of CLIP that are learned, merged, by their place.
+
+    A product B A is added in float32, and the sum has the type of W.
+    """
+    found = {}
+    for name, tower, layers in towers_of(config, clip):
+        blocks, new = frozen[name]["transformer"]["blocks"], {}
+        if config.kind == LORA:
+            for matrix, factors in _low_rank(config, tower, layers, weights[name]).items():
+                kernel = blocks[matrix]["kernel"]
+                change = jnp.einsum("lor,lri->lio", factors["b"], factors["a"], precision="highest")
+                total = kernel.astype(jnp.float32) + change.reshape(kernel.shape)
+                new[matrix] = {"kernel": total.astype(kernel.dtype)}
+        else:
+            for norm in BLOCK_NORMS:
+                new[norm] = {
+                    kind: jnp.asarray(x).at[layers.start : layers.stop].set(weights[name][norm][kind])
+                    for kind, x in blocks[norm].items()
+                }
+        others = {norm: x for norm, x in weights[name].items() if norm in OTHER_NORMS[name]}
+        found[name] = {"transformer": {"blocks": new}, **others}
+    return found
+
+
+def over(frozen: Params, changes: Params) -> Params:
+    """Return parameters with some of them replaced."""
+    return frozen | {
+        name: over(frozen[name], new) if isinstance(new, dict) else new
+        for name, new in changes.items()
+    }
+
+
+def adapted(
+    config: Weights,
+    clip: CLIPConfig,
+    frozen: Params,
+    weights: Params,
+    keys: dict[str, Array | None],
+) -> dict[str, Params]:
+    """Return the variables of `CLIP` with learned weights beside the frozen ones, for training.
+
+    A block multiplies by A and B one after the other. That takes few products, and unlike with
+    `merged` no gradient of a whole matrix W is computed.
+
+    Args:
+      config: What is learned.
+      clip: Sizes of the CLIP.
+      frozen: CLIP's parameters.
+      weights: As `init_weights` returns them.
+      keys: Of the dropout of a tower, one for each row of its batch; None for no dropout.
+    """
+    if config.kind != LORA:
+        return {"params": over(frozen, merged(config, clip, frozen, weights))}
+    adapters = {}
+    for name, tower, layers in towers_of(config, clip):
+        own: Params = {"low_rank": _low_rank(config, tower, layers, weights[name])}
+        if (key := keys.get(name)) is not None:
+            own["dropout"] = key, jnp.float32(config.dropout)
+        adapters[name] = {"transformer": own}
+    return {"params": frozen, "adapters": adapters}
+
+
+def _low_rank(config: Weights, tower: TransformerConfig, layers: range, weights: Params) -> Params:
+    """Return A and α/√r B of all layers of a tower, with zeros for those that have none."""
+    padding = (layers.start, tower.layers - layers.stop)
+    scale = {"a": 1.0, "b": config.alpha / config.rank**0.5}
+    return {
+        matrix: {
+            factor: jnp.pad(scale[factor] * x, (padding, (0, 0), (0, 0)))
+            for factor, x in factors.items()
+        }
+        for matrix, factors in weights.items()
+    }
