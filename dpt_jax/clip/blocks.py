@@ -157,7 +157,7 @@ class Block(nn.Module):
         if name not in low_rank:
             return y
         a, b = (low_rank[name][factor].astype(self.dtype) for factor in ("a", "b"))
-        x = x.reshape(*x.shape[:2], -1)
+        x = x.reshape(*x.shape[:2], a.shape[-1])
         if drop and (dropout := self.get_variable("adapters", "dropout")):
             x = dropped(x, *dropout, [*low_rank].index(name))
         return y + (x @ a.T @ b.T).reshape(y.shape)

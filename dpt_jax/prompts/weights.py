@@ -107,10 +107,11 @@ def merged(config: Weights, clip: CLIPConfig, frozen: Params, weights: Params) -
 
 
 def over(frozen: Params, changes: Params) -> Params:
-    """Return parameters with some of them replaced."""
+    """Return parameters with some of them replaced; changes of an absent tower are ignored."""
     return frozen | {
         name: over(frozen[name], new) if isinstance(new, dict) else new
         for name, new in changes.items()
+        if name in frozen
     }
 
 
