@@ -106,15 +106,17 @@ def get_config() -> ConfigDict:
     # Weights of CLIP that are learned: lora (changes of low rank), norms (layer norms of blocks) or
     # all_norms (those before, between and behind blocks).
     config.weights.kind = "lora"
-    # Rank of the changes, alpha, which scales them by alpha / sqrt(rank), and the matrices of
-    # attention that have them: some of q, k, v and o. These four keys are lora's.
+    # Rank of lora's changes.
     config.weights.rank = 2
+    # Lora's changes are scaled by alpha / sqrt(rank).
     config.weights.alpha = 1.0
+    # Matrices of attention that lora changes: some of q, k, v and o.
     config.weights.matrices = "qkv"
-    # Dropout on the input of the changes, in training.
+    # Dropout on the input of lora's changes, in training.
     config.weights.dropout = 0.25
-    # Layers with learned weights in the image and in the text tower: all, none, or such as 1-4.
+    # Image layers with learned weights: all, none, or a range such as 1-4.
     config.weights.image_layers = "all"
+    # Text layers with learned weights: all, none, or a range such as 1-4.
     config.weights.text_layers = "all"
 
     config.loss = ConfigDict()

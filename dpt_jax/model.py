@@ -252,6 +252,7 @@ class PromptedCLIP(nn.Module):
         if not config.kind:
             return self.clip
         prompts, frozen = self.prompts.variables["params"], self.clip.variables["params"]
+        variables: dict[str, Any]
         if "merged" in prompts:
             variables = {"params": over(frozen, prompts["merged"])}
         else:

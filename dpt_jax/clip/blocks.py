@@ -153,13 +153,15 @@ class Block(nn.Module):
         batch may share, have none.
         """
         y = getattr(self, name)(x)
-        low_rank = self.get_variable("adapters", "low_rank", {})
+        low_rank: Params = self.get_variable("adapters", "low_rank", {})
         if name not in low_rank:
             return y
         a, b = (low_rank[name][factor].astype(self.dtype) for factor in ("a", "b"))
         x = x.reshape(*x.shape[:2], a.shape[-1])
-        if drop and (dropout := self.get_variable("adapters", "dropout")):
-            x = dropped(x, *dropout, [*low_rank].index(name))
+        dropout: PyTree = self.get_variable("adapters", "dropout") if drop else None
+        if dropout is not None:
+            keys, rate = dropout
+            x = dropped(x, keys, rate, [*low_rank].index(name))
         return y + (x @ a.T @ b.T).reshape(y.shape)
 
 
@@ -219,8 +221,8 @@ class Transformer(nn.Module):
     def setup(self) -> None:
         self._block = Block(self.config, self.dtype, parent=None)
         self.blocks = self.param("blocks", _initialiser(self.config, jnp.dtype(self.dtype)))
-        self._low_rank = self.get_variable("adapters", "low_rank")
-        self._dropout = self.get_variable("adapters", "dropout")
+        self._low_rank: PyTree = self.get_variable("adapters", "low_rank")
+        self._dropout: PyTree = self.get_variable("adapters", "dropout")
 
     def block(self, layer: int | Array) -> Block:
         """Return the block of one layer (0-based), bound to its parameters."""

@@ -88,7 +88,9 @@ def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = 
         return outputs._replace(auxiliary_logits=None)
 
     def merge(clip: Params, prompts: Prompts) -> Prompts:
-        return model.apply({"params": {"clip": clip, "prompts": prompts}}, method="merge")
+        variables = {"params": {"clip": clip, "prompts": prompts}}
+        found: Any = model.apply(variables, method="merge")
+        return found
 
     def logits(
         frozen: Frozen,

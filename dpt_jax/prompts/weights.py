@@ -3,7 +3,8 @@
 Symbols: L layers of a tower, l of them with learned weights, D its width, r rank.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def norms_of(params: Params) -> dict[str, Params]:
     }
 
 
-def merged(config: Weights, clip: CLIPConfig, frozen: Params, weights: Params) -> Params:
+def merged(config: Weights, clip: CLIPConfig, frozen: Mapping[str, Any], weights: Params) -> Params:
     """Return those parameters of CLIP that are learned, merged, by their place.
 
     A product B A is added in float32, and the sum has the type of W.
@@ -98,7 +99,9 @@ def merged(config: Weights, clip: CLIPConfig, frozen: Params, weights: Params) -
         else:
             for norm in BLOCK_NORMS:
                 new[norm] = {
-                    kind: jnp.asarray(x).at[layers.start : layers.stop].set(weights[name][norm][kind])
+                    kind: jnp.asarray(x)
+                    .at[layers.start : layers.stop]
+                    .set(weights[name][norm][kind])
                     for kind, x in blocks[norm].items()
                 }
         others = {norm: x for norm, x in weights[name].items() if norm in OTHER_NORMS[name]}
@@ -106,9 +109,9 @@ def merged(config: Weights, clip: CLIPConfig, frozen: Params, weights: Params) -
     return found
 
 
-def over(frozen: Params, changes: Params) -> Params:
+def over(frozen: Mapping[str, Any], changes: Params) -> Params:
     """Return parameters with some of them replaced; changes of an absent tower are ignored."""
-    return frozen | {
+    return dict(frozen) | {
         name: over(frozen[name], new) if isinstance(new, dict) else new
         for name, new in changes.items()
         if name in frozen
@@ -118,10 +121,10 @@ def over(frozen: Params, changes: Params) -> Params:
 def adapted(
     config: Weights,
     clip: CLIPConfig,
-    frozen: Params,
+    frozen: Mapping[str, Any],
     weights: Params,
     keys: dict[str, Array | None],
-) -> dict[str, Params]:
+) -> dict[str, Mapping[str, Any]]:
     """Return the variables of `CLIP` with learned weights beside the frozen ones, for training.
 
     A block multiplies by A and B one after the other. That takes few products, and unlike with

@@ -187,11 +187,13 @@ def check_fit(clip: CLIPConfig, prompts: PromptConfig) -> None:
             f"layer, but {depth} layers have visual tokens and text_prompt.depth is "
             f"{prompts.text_depth}: give the same number."
         )
-    for name, tower in (("image", clip.vision), ("text", clip.text)):
-        layers = prompts.weights.vision if name == "image" else prompts.weights.text
-        if layers and max(layers) > tower.layers:
+    for name, tower, learned in (
+        ("image", clip.vision, prompts.weights.vision),
+        ("text", clip.text, prompts.weights.text),
+    ):
+        if learned and max(learned) > tower.layers:
             raise UserError(
-                f"weights.{name}_layers is {layers[0]}-{layers[1]}, but the {name} tower of this "
+                f"weights.{name}_layers is {learned[0]}-{learned[1]}, but the {name} tower of this "
                 f"CLIP has layers 1 to {tower.layers}."
             )
     if prompts.text_length > clip.context_length - OTHER_TOKENS:
