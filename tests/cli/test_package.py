@@ -90,6 +90,28 @@ def link_distributions(names: set[str], packages: pathlib.Path) -> None:
                 (packages / top).symlink_to(target)
 
 
+@pytest.mark.slow
+def test_types_are_seen_if_the_package_is_installed_editable(tmp_path):
+    """By a type checker, which does not run the hooks on imports that setuptools may install."""
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    shutil.copytree(ROOT / "dpt_jax", clone / "dpt_jax")
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    venv.create(tmp_path / "environment", with_pip=False, system_site_packages=True)
+    python = str(tmp_path / "environment" / "bin" / "python")
+    install = ["install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-e", clone]
+    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    packages = {**without, "PYTHONPATH": str(pathlib.Path(pytest.__file__).parents[1])}
+    subprocess.run([python, "-m", "pip", *map(str, install)], check=True, env=packages)
+    (tmp_path / "use.py").write_text("import dpt_jax\nreveal_type(dpt_jax.load('w').predict)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--python-executable", python, "use.py"],
+        cwd=tmp_path, env=without, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "list[str]" in done.stdout, done.stdout
+
+
 def test_the_environment_has_no_extras(installed):
     _, run = installed
     looked_for = ("torch", "tensorflow", "pytest", "gcsfs")
