@@ -337,7 +337,6 @@ def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "classes": config.dataset.classes,
         "trained_on": {key: record[key] for key in ("dataset", "classes")} if saved.meta else None,
         "parameters": sum(x.size for x in jax.tree.leaves(saved.prompts)) or None,
-        "seconds": saved.meta.get("seconds") or None,
         "of": {
             "step": saved.step,
             "epoch": saved.meta.get("epoch"),

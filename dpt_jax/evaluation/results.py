@@ -82,6 +82,15 @@ def outdated(results: Results, workdir: epath.Path) -> str:
     )
 
 
+def seconds_of(workdir: epath.Path) -> float | None:
+    """Return how long the steps of the training took whose results a folder has, None if unknown.
+
+    results.json does not have it: a resumed run has the same bytes as one that was not stopped.
+    """
+    held = newest(source_of(workdir))
+    return held.seconds if held else None
+
+
 def source_of(workdir: epath.Path) -> epath.Path:
     """Return the workdir or prompt file whose prompts a folder of results is of."""
     if (workdir / FOLDER).exists():

@@ -7,7 +7,13 @@ import pandas as pd
 
 from dpt_jax.data.catalogue import PAPER_DATASETS
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.results import RESULTS_FILE, Results, outdated, read_result
+from dpt_jax.evaluation.results import (
+    RESULTS_FILE,
+    Results,
+    outdated,
+    read_result,
+    seconds_of,
+)
 from dpt_jax.io import as_path, find_files
 from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.training.record import unfinished
@@ -100,7 +106,7 @@ def _row(one: Results, workdir: Any) -> dict[str, Any]:
         "macro_f1": one["macro_f1"],
         "zero_shot_accuracy": one.get("zero_shot_accuracy"),
         "ece": one.get("calibration", {}).get("ece"),
-        "seconds": one.get("seconds"),
+        "seconds": None if zero_shot else seconds_of(workdir),
         "parameters": one.get("parameters"),
         "n": one["n"],
         "unreadable": one.get("unreadable", 0),

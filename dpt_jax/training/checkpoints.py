@@ -323,10 +323,11 @@ def load_newest(workdir: epath.PathLike) -> Saved:
 
 
 class Newest(NamedTuple):
-    """The step and the digest of prompts, see `digest`."""
+    """The step and the digest of prompts, see `digest`, and the seconds of their training."""
 
     step: int
     prompts: str
+    seconds: float | None = None
 
 
 def newest(source: epath.Path) -> Newest | None:
@@ -343,10 +344,11 @@ def newest(source: epath.Path) -> Newest | None:
     elif steps := steps_of(source / FOLDER):
         try:
             file = source / FOLDER / str(steps[0]) / "meta" / "metadata"
-            return Newest(steps[0], str(json.loads(file.read_bytes())[DIGESTS]["prompts"]))
+            meta = json.loads(file.read_bytes())
+            return Newest(steps[0], str(meta[DIGESTS]["prompts"]), meta.get("seconds"))
         except (OSError, ValueError, KeyError, TypeError):
             pass  # damaged
     else:
         return None
     saved = load_newest(source)
-    return Newest(saved.step, saved.digest)
+    return Newest(saved.step, saved.digest, saved.meta.get("seconds"))

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import dpt_jax
 from configs import coop, dpt, vlp
 from dpt_jax.config import evaluation_config, save_config
 from dpt_jax.errors import UserError
@@ -76,6 +77,10 @@ def test_files_of_a_run(trained):
     results = json.loads((trained / "results.json").read_text())
     assert {"dataset", "shots", "seed", "n", "macro_f1", "per_class"} <= set(results)
     assert results["method"] == "dpt"
+    (row,) = dpt_jax.results(trained).itertuples()
+    saved = load_newest(trained)
+    assert row.parameters == sum(x.size for x in jax.tree.leaves(saved.prompts))
+    assert row.seconds == saved.meta["seconds"] > 0
     assert 0 <= results["accuracy"] <= 1
 
 
