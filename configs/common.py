@@ -15,6 +15,18 @@ FEW_SHOT, BASE_TO_NEW = "few-shot", "base-to-new"
 CROSS_DATASET, DOMAIN_SHIFT = "cross-dataset", "domain-generalization"
 PROTOCOLS = (FEW_SHOT, BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT)
 
+# Of Tip-Adapter: its templates of ImageNet, which others use too, and alpha of each dataset.
+TIP_TEMPLATES = (
+    "itap of a {}.|a bad photo of the {}.|a origami {}.|a photo of the large {}."
+    "|a {} in a video game.|art of the {}.|a photo of the small {}."
+)
+TIP_ALPHAS = {
+    **dict.fromkeys(("dtd", "eurosat"), 2.0),
+    **dict.fromkeys(("caltech101", "stanford_cars", "ucf101"), 3.0),
+    "fgvc_aircraft": 5.0,
+    "oxford_flowers": 10.0,
+}
+
 
 def get_config() -> ConfigDict:
     """Return all keys at their defaults."""
@@ -119,6 +131,42 @@ def get_config() -> ConfigDict:
     # Text layers with learned weights: all, none, or a range such as 1-4.
     config.weights.text_layers = "all"
 
+    config.classifier = ConfigDict()
+    # Classifier on the features, trained after the other parts: clap, clip_adapter, lpplus, sstext,
+    # sstext_plus, sstext_confidence, taskres, tip_adapter, tip_adapter_f or zslp. Empty for cosines
+    # with the texts.
+    config.classifier.name = ""
+    # Views of each training image that are encoded once; 0 encodes the image without augmentation.
+    # train.augment and train.shift say what a view is.
+    config.classifier.views = 0
+    # Further views that the epochs take in turn; -1 is one for each epoch, and 0 takes those above.
+    config.classifier.train_views = 0
+    # Least part of the area of an image that a view has.
+    config.classifier.least_area = 0.08
+    # Epochs; 0 is the published number for these shots.
+    config.classifier.epochs = 0
+    # Steps for each shot (dataset.shots), instead of epochs; 0 takes those.
+    config.classifier.steps_per_shot = 0
+    # Images of a step; 0 takes all.
+    config.classifier.batch_size = 256
+    # Peak learning rate (lpplus computes its own).
+    config.classifier.lr = 0.1
+    # Cosine schedule: epochs (constant within an epoch, after one of 1e-5) or steps (from the peak
+    # at the first step).
+    config.classifier.schedule = "epochs"
+    # Learning rate at the end of a schedule by steps.
+    config.classifier.last_lr = 0.0
+    # Weight decay.
+    config.classifier.weight_decay = 0.0
+    # Weight of the cache (tip_adapter, tip_adapter_f).
+    config.classifier.alpha = 1.17
+    # Sharpness of the cache.
+    config.classifier.beta = 1.0
+    # Part of the adapted feature in the sum with CLIP's (clip_adapter).
+    config.classifier.ratio = 0.2
+    # Scale of the residual (taskres).
+    config.classifier.residual_scale = 0.5
+
     config.loss = ConfigDict()
     # Weight of the auxiliary loss of the class-aware prompts.
     config.loss.alpha = 0.3
@@ -221,8 +269,11 @@ def on_dataset(config: ConfigDict, dataset: str) -> ConfigDict:
     Raises:
       UserError: The dataset is unknown.
     """
+    own = config.dataset.template
     config.dataset.name = dataset
     config.update_from_flattened_dict(settings_of(dataset))
+    if "|" in own:  # a method's own templates of this dataset
+        config.dataset.template = own
     if dataset in EMBEDDED:
         # The bundled CLIP has three text and four image layers, where published depths are for
         # twelve; and it knows few words of the templates of photos.

@@ -17,6 +17,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from dpt_jax.classifiers import CLASSIFIERS
 from dpt_jax.configs import common
 from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError, can_be_shown
@@ -24,6 +25,7 @@ from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.methods import (
     ALL_NORMS,
     CLASS_AWARE,
+    CLASSIFIER,
     COSINE,
     L1,
     LORA,
@@ -55,6 +57,8 @@ CHOICES: dict[str, Collection[str]] = {
     "text_prompt.class_position": ("end", "middle", "front"),
     "loss.text_distance": (COSINE, L1),
     "weights.kind": (LORA, NORMS, ALL_NORMS),
+    "classifier.name": ("", *CLASSIFIERS),
+    "classifier.schedule": ("epochs", "steps"),
     "train.optimizer": ("sgd", "adamw"),
     "train.schedule": ("epochs", "steps"),
     "train.remat": ("none", "matmuls", "blocks"),
@@ -67,11 +71,15 @@ AT_LEAST = {
         *("train.shift", "train.visual_lr", "train.text_lr", "train.warmup_epochs"),
         *("train.schedule_epochs", "train.average_deviation", "train.microbatch"),
         *("train.weights_lr", "train.weight_decay", "train.steps_per_shot", "weights.dropout"),
+        *("classifier.views", "classifier.epochs", "classifier.steps_per_shot"),
+        *("classifier.batch_size", "classifier.lr", "classifier.last_lr"),
+        *("classifier.weight_decay", "classifier.alpha", "classifier.beta"),
+        *("classifier.least_area", "classifier.ratio"),
         "checkpoint.every_minutes",
     ),
     1: (
         *("text_prompt.length", "text_prompt.depth", "visual_prompt.length", "cavpt.top_k"),
-        *("train.batch_size", "train.epochs", "eval.batch_size"),
+        *("train.batch_size", "eval.batch_size"),
         *("checkpoint.every_steps", "checkpoint.keep", "weights.rank"),
     ),
 }
@@ -96,6 +104,11 @@ BOUND = (
     *("weights.kind", "weights.rank", "weights.alpha", "weights.matrices"),
     *("weights.image_layers", "weights.text_layers"),
     *("train.average_mean", "train.average_deviation"),
+    *(
+        key
+        for key in flatten_dict(common.get_config().to_dict(), sep=".")
+        if key.startswith("classifier.")
+    ),
 )
 
 # A run that starts from another run's prompts takes the sizes of the parts that both have, except
@@ -107,6 +120,8 @@ SECTION_OF = {
     WEIGHTS: "weights",
 }
 OWN = ("coupled", "conditioned")
+# Settings of the training that a classifier has too: they say what its views are.
+OF_VIEWS = ("train.augment", "train.shift")
 
 
 def method_config(
@@ -157,6 +172,12 @@ def validate(config: ConfigDict) -> None:
                 f"{key} is {values[key]}: give a positive number, or -1 for all {every}."
             )
     data, train = config.dataset, config.train
+    least = 0 if CLASSIFIER in METHODS[config.method].parts and config.init_from else 1
+    if train.epochs < least:
+        raise UserError(
+            f"train.epochs is {train.epochs}: it must be at least {least}; 0 is for a classifier "
+            "on the prompts of init_from."
+        )
     if train.steps_per_shot and data.shots < 0:
         raise UserError(
             f"train.steps_per_shot is {train.steps_per_shot}, but dataset.shots=-1 takes all "
@@ -212,6 +233,16 @@ def _validate_parts(config: ConfigDict) -> None:
         )
     if WEIGHTS in method.parts:
         _validate_weights(config)
+    if (CLASSIFIER in method.parts) != bool(config.classifier.name):
+        raise UserError(
+            f"classifier.name is {config.classifier.name!r}, but method={method.name} has "
+            f"{'a' if CLASSIFIER in method.parts else 'no'} classifier: choose another method."
+        )
+    if config.classifier.name and text.conditioned:
+        raise UserError(
+            "text_prompt.conditioned gives each image texts of its own, but a classifier starts "
+            "from one set of texts: turn it off, or choose a method without a classifier."
+        )
     if has_text and text.fixed_words and text.class_position != "end":
         raise UserError(
             "text_prompt.fixed_words keeps words between the context and the class name, so "
@@ -428,9 +459,13 @@ def keys_that_may_change(*, asked: bool = False) -> frozenset[str]:
 
 def sections_without_use(method: str) -> tuple[str, ...]:
     """Return the beginnings of the keys that do not bind a method: those of parts it lacks."""
-    parts = METHODS[method].parts
-    absent = [f"{section}." for part, section in SECTION_OF.items() if part not in parts]
-    return (*absent, *(() if parts else ("train.", "loss.")))
+    parts, sections = METHODS[method].parts, {**SECTION_OF, CLASSIFIER: "classifier"}
+    absent = [f"{section}." for part, section in sections.items() if part not in parts]
+    if METHODS[method].in_towers:
+        return tuple(absent)
+    kept = OF_VIEWS if CLASSIFIER in parts else ()
+    train = (f"train.{key}" for key in common.get_config().train)
+    return (*absent, "loss.", *(key for key in train if key not in kept))
 
 
 def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collection[str]) -> str:
@@ -507,6 +542,7 @@ def prompt_config(
             logits=loss.logit_consistency,
         ),
         weights=_weights(config) if WEIGHTS in parts else Weights(),
+        classifier=config.classifier.name,
         method=config.method,
     )
 

@@ -8,9 +8,10 @@ import dataclasses
 from typing import NamedTuple
 
 # The learned parts: a context of the class names; extra tokens of image layers; tokens of image
-# layers that are computed from the likeliest classes; changes of CLIP's own weights.
+# layers that are computed from the likeliest classes; changes of CLIP's own weights; a classifier
+# on the features, which is trained after the others.
 TEXT, VISUAL, CLASS_AWARE = "text prompt", "visual prompt", "class-aware prompt"
-WEIGHTS = "weights"
+WEIGHTS, CLASSIFIER = "weights", "classifier"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Method:
     losses: str
     colour: str
     marker: str
+
+    @property
+    def in_towers(self) -> tuple[str, ...]:
+        """The parts that change what the towers compute."""
+        return tuple(part for part in self.parts if part != CLASSIFIER)
 
     @property
     def visual(self) -> bool:
@@ -64,6 +70,17 @@ METHODS: dict[str, Method] = {
         Method("dptsrc", "DPT + SRC", (TEXT, VISUAL, CLASS_AWARE),
                "DPT's and PromptSRC's", "#882255", "d"),
         Method("cliplora", "CLIP-LoRA", (WEIGHTS,), "CE of the logits", "#6A3D9A", "<"),
+        Method("sstext", "SS-Text", (CLASSIFIER,), "closed form", "#888888", "1"),
+        Method("tip_adapter", "Tip-Adapter", (CLASSIFIER,), "none", "#DDCC77", "2"),
+        Method("tip_adapter_f", "Tip-Adapter-F", (CLASSIFIER,), "CE of the logits", "#DDCC77", "3"),
+        Method("clip_adapter", "CLIP-Adapter", (CLASSIFIER,), "CE of the logits", "#AA4499", "4"),
+        Method("taskres", "TaskRes", (CLASSIFIER,), "CE of the logits", "#661100", "+"),
+        Method("lpplus", "LP++", (CLASSIFIER,), "CE of the logits", "#6699CC", "8"),
+        Method("zslp", "ZS-LP", (CLASSIFIER,), "CE of the logits", "#332288", "H"),
+        Method("clap", "CLAP", (CLASSIFIER,), "CE of the logits; distance to the texts",
+               "#332288", "h"),
+        Method("dpt_clap", "DPT + CLAP", (TEXT, VISUAL, CLASS_AWARE, CLASSIFIER),
+               "DPT's, and then CLAP's", "#D55E00", "x"),
     )
 }  # fmt: skip
 
@@ -139,6 +156,7 @@ class PromptConfig:
       first_layer: F, the first CAVPT layer, counted from 1.
       consistency: Weights of the losses against frozen CLIP.
       weights: The weights of CLIP that are learned.
+      classifier: Name of the classifier on the features, "" for cosines with the texts.
       method: Name of the method, "" if it has none.
     """
 
@@ -155,6 +173,7 @@ class PromptConfig:
     first_layer: int = 0
     consistency: Consistency = NO_CONSISTENCY
     weights: Weights = NO_WEIGHTS
+    classifier: str = ""
     method: str = ""
 
     @property
@@ -176,3 +195,8 @@ class PromptConfig:
     def learns_images(self) -> bool:
         """Whether the image tower has prompts or learned weights."""
         return bool(self.visual_length or self.top_k or self.weights.vision)
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything is learned."""
+        return self.has_prompts or bool(self.classifier)

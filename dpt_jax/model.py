@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from dpt_jax.classifiers import CLASSIFIERS, ClassTexts
 from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.gather import broadcast, deterministic_gather
@@ -42,6 +43,7 @@ class Texts(NamedTuple):
     learned: Array
     target: Array | None = None  # t̄ (C, E), normalised: the target of the consistency losses
     packed: PackedTexts | None = None  # of the learned ones, if they depend on the image
+    mean: Array | None = None  # u (C, E), see `texts`
 
 
 class ZeroShot(NamedTuple):
@@ -77,7 +79,7 @@ class Outputs(NamedTuple):
 class PromptedVision(NamedTuple):
     """The outputs of the prompted image tower, see Outputs."""
 
-    features: Array  # f̂ (B, E), normalised
+    features: Array  # f (B, E), not normalised
     attention: OptionalArray
     auxiliary_logits: OptionalArray
     class_attention: OptionalArray
@@ -158,7 +160,7 @@ class PromptedCLIP(nn.Module):
     @exact_products
     def zero_shot_of(self, features: Array, texts: Texts) -> ZeroShot:
         """Return the outputs of frozen CLIP for images with known features z (B, E)."""
-        logits = self._temperature() * features @ texts.frozen.T
+        logits = self.temperature() * features @ texts.frozen.T
         k = min(self.config.top_k, texts.frozen.shape[0])
         return ZeroShot(features, logits, jax.lax.top_k(logits, k)[1] if k else None, None)
 
@@ -166,6 +168,25 @@ class PromptedCLIP(nn.Module):
     def encode_image(self, images: Array) -> Array:
         """Return the frozen features z (B, E) of images, normalised."""
         return normalize(self.clip.vision(self._pixels(images)).features)
+
+    @exact_products
+    def image_features(self, images: Array, texts: Texts) -> Array:
+        """Return the features (B, E) of images in the method's image tower, not normalised."""
+        if not self.config.learns_images:
+            return self.clip.vision(self._pixels(images)).features
+        zero_shot = self.zero_shot(images, texts)
+        learned = self._learned_texts(texts, zero_shot.features)
+        return self._encode(images, learned, zero_shot, None).features
+
+    def class_texts(self, texts: Texts) -> ClassTexts:
+        """Return the texts that a classifier starts from: the learned ones, if there are any."""
+        if self.config.learns_texts:
+            return ClassTexts(normalize(texts.learned), texts.learned)
+        return ClassTexts(texts.frozen, texts.learned if texts.mean is None else texts.mean)
+
+    def temperature(self) -> Array:
+        """Return s."""
+        return jnp.exp(self.clip.logit_scale.astype(jnp.float32))
 
     @exact_products
     def encode_text(
@@ -209,6 +230,7 @@ class PromptedCLIP(nn.Module):
         axis: str | None = None,
         target: Array | None = None,
         key: Array | None = None,
+        mean: Array | None = None,
     ) -> Texts:
         """Return the text features of the classes.
 
@@ -219,12 +241,13 @@ class PromptedCLIP(nn.Module):
           axis: see `encode_text`.
           target: (C, E), the target of the consistency losses, not normalised.
           key: of dropout, see `encode_text`.
+          mean: (C, E), u of classifiers if there are several templates, not normalised either.
         """
         target = None if target is None else normalize(target)
         if self.config.conditioned:
-            return Texts(normalize(frozen), frozen, target, packed)
+            return Texts(normalize(frozen), frozen, target, packed, mean)
         learned = self.encode_text(packed, axis, key) if self.config.learns_texts else frozen
-        return Texts(normalize(frozen), learned, target)
+        return Texts(normalize(frozen), learned, target, None, mean)
 
     def visual_tokens(self) -> Array:
         """Return P (J_v, n_v, D_v) of a method with a visual prompt, float32, before ln_pre."""
@@ -283,7 +306,7 @@ class PromptedCLIP(nn.Module):
         x = tower.blocks(x, layer, min(before_cavpt, last))
         if not config.top_k:
             features, attention = tower.last_block(x, extra_kv)
-            return PromptedVision(normalize(features), attention, None, None)
+            return PromptedVision(features, attention, None, None)
 
         gather = jax.vmap(deterministic_gather) if learned.ndim == 3 else deterministic_gather
         likeliest = gather(learned, zero_shot.indices)
@@ -296,20 +319,20 @@ class PromptedCLIP(nn.Module):
                 x = tower.block(layer, x, prompts.tokens)
         features, attention = tower.last_block(x, prompts.tokens)
         return PromptedVision(
-            normalize(features), attention, jnp.stack(auxiliary, 1), jnp.stack(class_attention, 1)
+            features, attention, jnp.stack(auxiliary, 1), jnp.stack(class_attention, 1)
         )
 
     def _outputs(
         self, texts: Texts, learned: Array, zero_shot: ZeroShot, vision: PromptedVision | None
     ) -> Outputs:
-        z, s, learned = zero_shot.features, self._temperature(), normalize(learned)
+        z, s, learned = zero_shot.features, self.temperature(), normalize(learned)
         if vision is None:
             vision = PromptedVision(z, zero_shot.attention, None, None)
+        else:
+            vision = vision._replace(features=normalize(vision.features))
         target_logits = None if texts.target is None else s * z @ texts.target.T
         return Outputs(
-            logits=cosines(
-                s * vision.features, learned if self.config.learns_texts else texts.frozen
-            ),
+            logits=self._logits(vision.features, texts, learned),
             text_logits=cosines(s * z, learned),
             image_logits=s * vision.features @ texts.frozen.T,
             features=vision.features,
@@ -322,6 +345,15 @@ class PromptedCLIP(nn.Module):
             target_logits=target_logits,
         )
 
+    def _logits(self, features: Array, texts: Texts, learned: Array) -> Array:
+        """Return the prediction (B, C) for f̂ (B, E), by the classifier if it is trained yet."""
+        params = self.prompts.classifier()
+        if params is not None:
+            classifier = CLASSIFIERS[self.config.classifier]
+            return classifier.logits(params, features, self.class_texts(texts), self.temperature())
+        own = learned if self.config.learns_texts else texts.frozen
+        return cosines(self.temperature() * features, own)
+
     def _learned_texts(self, texts: Texts, features: Array) -> Array:
         """Return t (C, E), or (B, C, E) if the context depends on images with these features."""
         if texts.packed is not None:
@@ -330,9 +362,6 @@ class PromptedCLIP(nn.Module):
 
     def _pixels(self, images: Array) -> Array:
         return normalize_pixels(images, self.clip_config.preprocessing)
-
-    def _temperature(self) -> Array:
-        return jnp.exp(self.clip.logit_scale.astype(jnp.float32))
 
 
 class LearnedPrompts(nn.Module):
@@ -354,6 +383,10 @@ class LearnedPrompts(nn.Module):
     def offsets(self, features: Array) -> Array:
         """Return π (B, D_t) of image features z (B, E)."""
         return self.meta_net(features)
+
+    def classifier(self) -> Params | None:
+        """Return the parameters of the classifier, None before it is trained."""
+        return self.get_variable("params", "classifier")
 
     def visual_tokens(self) -> Array:
         """Return P (J_v, n_v, D_v)."""

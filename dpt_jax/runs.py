@@ -75,7 +75,7 @@ def train_run(
         say(f"{workdir}: resuming with other settings than it was started with: {changed}.")
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
-    if experiment.model.config.has_prompts:
+    if experiment.model.config.learns:
         train(experiment, workdir, allow_changes, callbacks)
     elif not has_own_data(experiment, Saved(0, {}, {}), workdir):
         raise UserError(

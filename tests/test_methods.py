@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from dpt_jax.config import method_config
-from dpt_jax.methods import METHODS, OF_THE_PAPER, TRAINED
+from dpt_jax.methods import CLASSIFIER, METHODS, OF_THE_PAPER, TRAINED
 from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
 
@@ -39,7 +39,18 @@ def test_the_table_and_the_files():
     assert common.get_config().method in METHODS
 
 
-@pytest.mark.parametrize("method", TRAINED)
+# Their mathematics is tested elsewhere; two of them, with and without prompts, stand for all.
+SLOW = {
+    name
+    for name, method in METHODS.items()
+    if CLASSIFIER in method.parts and name not in ("tip_adapter_f", "dpt_clap")
+}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TRAINED],
+)
 def test_train_evaluate_predict_export_and_serve(method, tiny_clip_dir, tmp_path):
     """The answers are the same by the run, by its exported file, and by the served program."""
     run = tmp_path / "run"

@@ -21,7 +21,7 @@ from PIL import Image
 from dpt_jax.clip.preprocessing import Preprocessing, test_transform
 from dpt_jax.data import records
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
-from dpt_jax.data.transforms import shifted, train_transform
+from dpt_jax.data.transforms import LEAST_AREA, shifted, train_transform
 from dpt_jax.errors import UserError
 
 # Host arrays: image (B, H, W, 3) uint8, label (B,) int32, index (B,) int32 into the examples,
@@ -76,6 +76,7 @@ class TrainLoading(Loading):
 
     Attributes:
         epochs: passes over the examples.
+        least_area: of an image that a random part has.
         seed: decides the order and the augmentations.
         augment: take a random part of each image, mirrored half the time.
         shift: the most pixels by which an image of `size` pixels is then moved.
@@ -85,6 +86,7 @@ class TrainLoading(Loading):
     epochs: int
     seed: int
     augment: bool = True
+    least_area: float = LEAST_AREA
     shift: int = 0
     partial: bool = False
 
@@ -121,7 +123,8 @@ class _Load:
         if generator is None or not isinstance(self.config, TrainLoading):
             return test_transform(image, size, preprocessing)
         if self.config.augment:
-            pixels = train_transform(image, size, generator, preprocessing)
+            area = self.config.least_area
+            pixels = train_transform(image, size, generator, preprocessing, area)
         else:
             pixels = test_transform(image, size, preprocessing)
         return shifted(pixels, self.config.shift, generator) if self.config.shift else pixels
@@ -204,6 +207,19 @@ def test_batches(config: Loading) -> Iterator[Batch]:
     """Return the examples of this host in their order. The last batch may be smaller."""
     load = _Load(dataclasses.replace(config, examples=()))
     data = grain.MapDataset.source(list(enumerate(config.examples))).map(load)
+    data = data[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
+    return _read(data, config.workers)
+
+
+def view_batches(config: TrainLoading) -> Iterator[Batch]:
+    """Return `epochs` augmented views of each example, one view of all examples after another.
+
+    The batches are as those of `test_batches`.
+    """
+    load = _Load(dataclasses.replace(config, examples=()))
+    # The list is repeated, and not the data set, of which some versions of Grain repeat the views.
+    views = list(enumerate(config.examples)) * config.epochs
+    data = grain.MapDataset.source(views).seed(config.seed).random_map(load)
     data = data[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
     return _read(data, config.workers)
 

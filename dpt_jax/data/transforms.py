@@ -11,7 +11,7 @@ from PIL import Image
 
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, Preprocessing
 
-AREA = (0.08, 1.0)
+LEAST_AREA = 0.08
 RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 
@@ -21,9 +21,10 @@ def train_transform(
     size: int,
     generator: np.random.Generator,
     preprocessing: Preprocessing = CLIP_PREPROCESSING,
+    least_area: float = LEAST_AREA,
 ) -> np.ndarray:
     """Return a random resized crop, flipped half the time: (size, size, 3) uint8."""
-    image = image.crop(random_box(*image.size, generator)).resize(
+    image = image.crop(random_box(*image.size, generator, least_area)).resize(
         (size, size), preprocessing.resample
     )
     if generator.random() < 0.5:
@@ -32,15 +33,15 @@ def train_transform(
 
 
 def random_box(
-    width: int, height: int, generator: np.random.Generator
+    width: int, height: int, generator: np.random.Generator, least_area: float = LEAST_AREA
 ) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) of a random crop, as torchvision's RandomResizedCrop.
 
-    It has 8 to 100 % of the area and a side ratio of 3/4 to 4/3, which is drawn uniformly in its
-    logarithm. If ten draws do not fit the image, it is the centre crop of the nearest ratio.
+    It has least_area to all of the area and a side ratio of 3/4 to 4/3, which is drawn uniformly in
+    its logarithm. If ten draws do not fit the image, it is the centre crop of the nearest ratio.
     """
     for _ in range(ATTEMPTS):
-        area = width * height * generator.uniform(*AREA)
+        area = width * height * generator.uniform(least_area, 1.0)
         ratio = math.exp(generator.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         part = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < part[0] <= width and 0 < part[1] <= height:

@@ -81,7 +81,8 @@ def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = 
         return model.apply(variables, *args, method=method)
 
     def encode_texts(frozen: Frozen, prompts: Prompts) -> Texts:
-        return apply(frozen, prompts, frozen.packed, frozen.texts, distributed.AXIS, method="texts")
+        texts = (frozen.packed, frozen.texts, distributed.AXIS, None, None, frozen.mean)
+        return apply(frozen, prompts, *texts, method="texts")
 
     def classify(frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array) -> Outputs:
         outputs = apply(frozen, prompts, images, texts, method="__call__")

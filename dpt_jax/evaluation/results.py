@@ -14,7 +14,7 @@ from dpt_jax.config import CONFIG_FILE, read_config
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, reading
 from dpt_jax.logging import say
-from dpt_jax.methods import ROWS, ZERO_SHOT
+from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
 from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import FOLDER, Saved, digest_of_json, newest
 from dpt_jax.training.setup import Experiment, clip_fingerprint
@@ -149,7 +149,8 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
         if tested_on != (config.dataset.name, config.dataset.classes, config.dataset.template):
             return False
         zero_shot = results["method"] == ZERO_SHOT
-        epochs = of["epochs"] if config.train.steps_per_shot else config.train.epochs
+        by_epochs = METHODS[config.method].in_towers and not config.train.steps_per_shot
+        epochs = config.train.epochs if by_epochs else of["epochs"]
         if not zero_shot and of["epoch"] not in (None, epochs):
             return False
         if outdated(results, workdir):

@@ -295,7 +295,7 @@ def load(
             ) from reason
     pretrained = load_clip(config.clip.weights, setup.compute_dtype(config))
     experiment = setup.assemble(config, without_images(names), pretrained)
-    if experiment.model.config.has_prompts:
+    if experiment.model.config.learns:
         saved = initial_prompts.fit(experiment, saved, str(source))
     return Predictor(experiment, saved, batch_size, source)
 

@@ -3,5 +3,5 @@
 from dpt_jax.clip.blocks import Params
 
 # The learned parameters by part: {"text": …, "visual" or "coupling": …, "meta_net": …,
-# "cavpt": …}, as far as the method has them.
+# "cavpt": …, "classifier": …}, as far as the method has them.
 Prompts = Params

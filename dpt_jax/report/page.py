@@ -128,7 +128,7 @@ def pictures(
     """
     parts, names = predictor.model.config, predictor.classnames
     heading, correct = "Correct", answers.correct
-    if parts.has_prompts:
+    if parts.learns:
         heading, correct = (
             "Correct where zero-shot CLIP is wrong",
             correct & (answers.zero_shot != answers.label),
@@ -142,7 +142,7 @@ def pictures(
             caption = f"{path}: {names[answers.label[i]]}"
             if not answers.correct[i]:
                 caption += f", predicted {sight.classes[0]}"
-            elif parts.has_prompts:
+            elif parts.learns:
                 caption += f", zero-shot CLIP predicts {names[answers.zero_shot[i]]}"
             drawn.append((draw_sight(sight, path, parts.method), caption))
         yield f"{title}, most confident first", drawn

@@ -162,7 +162,9 @@ class Checkpoints:
         """
         return self._restore(step)[0]
 
-    def resume(self, like_prompts: Any, like_training: Any) -> tuple[Saved, Any] | None:
+    def resume(
+        self, like_prompts: Any, like_training: Any, apart: str = ""
+    ) -> tuple[Saved, Any] | None:
         """Return the newest checkpoint that is whole, and its training item; None in a new run.
 
         Newer checkpoints that are damaged are moved aside with a warning, so that the run can write
@@ -171,6 +173,7 @@ class Checkpoints:
         Args:
           like_prompts: a tree of arrays with the expected structure, shapes and types.
           like_training: the same for the training item.
+          apart: a part of the prompts that is not compared.
 
         Raises:
           UserError: if a checkpoint cannot be read for another reason than damage, does not fit
@@ -194,7 +197,8 @@ class Checkpoints:
                     "be resumed: start a run from them with --config.init_from and another "
                     "--workdir."
                 )
-            _check_fits(saved.prompts, like_prompts, f"{name} has prompts")
+            compared = {part: x for part, x in saved.prompts.items() if part != apart}
+            _check_fits(compared, like_prompts, f"{name} has prompts")
             _check_fits(training, like_training, f"{name} has a training state")
             del damaged[step]
             for other, why in damaged.items():

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from dpt_jax import distributed
+from dpt_jax.classifiers import CLASSIFIERS, for_classes, shapes
 from dpt_jax.clip.blocks import Params
 from dpt_jax.config import flat
 from dpt_jax.errors import UserError
@@ -53,7 +54,7 @@ def initial_prompts(experiment: Experiment) -> Prompts:
 
 def saved_prompts(experiment: Experiment, workdir: epath.Path) -> Saved:
     """Return the newest prompts of a workdir or prompt file.  Raise UserError if none fit."""
-    if not experiment.model.config.has_prompts:
+    if not experiment.model.config.learns:
         return Saved(0, {}, {})
     return fit(experiment, load_newest(workdir), str(workdir))
 
@@ -78,11 +79,40 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
         )
     _check_classes(saved, experiment, source)
     wanted = shapes_of(experiment.model)
-    for part in sorted(saved.prompts.keys() - wanted.keys()):
+    for part in sorted(saved.prompts.keys() - wanted.keys() - {"classifier"}):
         say(f"{source} has a {part} prompt, which this method does not use.")
     used = {part: saved.prompts[part] for part in wanted if part in saved.prompts}
     check_shapes(used, wanted, source)
+    if experiment.model.config.classifier:
+        used["classifier"] = _classifier(experiment, saved, source)
     return saved._replace(prompts=used)
+
+
+def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
+    """Return the saved classifier for the classes of an experiment.
+
+    Raise UserError if it is missing or does not fit.
+    """
+    if "classifier" not in saved.prompts:
+        raise UserError(
+            f"{source} has no classifier, since its training was stopped before: give the same "
+            "command again, which trains it."
+        )
+    params, model = saved.prompts["classifier"], experiment.model
+    classnames = list(experiment.dataset.classnames)
+    trained = saved.meta.get("classnames") or classnames
+    wanted = shapes(
+        CLASSIFIERS[model.config.classifier],
+        len(params.get("keys", [0])),
+        len(trained),
+        model.clip_config.embed_dim,
+        experiment.config.classifier,
+    )
+    check_shapes({"classifier": params}, {"classifier": wanted}, source)
+    if trained == classnames:
+        return params
+    rows = np.array([trained.index(name) if name in trained else -1 for name in classnames])
+    return for_classes(CLASSIFIERS[model.config.classifier], params, rows)
 
 
 def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, source: str) -> Prompts:

@@ -1,4 +1,4 @@
-"""Training: from a new or a saved state to the last epoch."""
+"""Training: from a new or a saved state to the last epoch, and then of a classifier."""
 
 import math
 import time
@@ -19,10 +19,12 @@ from dpt_jax.data.dataset import check_readable
 from dpt_jax.data.look import is_own, look
 from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say, say_once
+from dpt_jax.methods import CLASSIFIER
 from dpt_jax.model import init_prompts
 from dpt_jax.prompts import Prompts
 from dpt_jax.training import train_files
 from dpt_jax.training.checkpoints import Checkpoints, Saved, digest
+from dpt_jax.training.classifier import encode_support, fit
 from dpt_jax.training.initial_prompts import initial_prompts, other_clip
 from dpt_jax.training.lock import locked
 from dpt_jax.training.metrics import MetricWriter
@@ -46,6 +48,8 @@ from dpt_jax.training.texts import consistency_target
 AVERAGED, STEPS_PER_EPOCH = "averaged", "steps_per_epoch"
 # Of the last checkpoint of a training that a callback has ended.
 ENDED = "ended"
+# And how many of its steps trained the classifier.
+CLASSIFIER_STEPS = "classifier_steps"
 # With several hosts, reading host 0's clock is a message, so they read it every so many steps.
 STEPS_BETWEEN_CLOCKS = 20
 
@@ -75,6 +79,8 @@ def train(
     callbacks: Sequence[Callback] = (),
 ) -> Prompts:
     """Train to the last epoch, from the newest checkpoint if there is one; return the prompts.
+
+    A classifier is trained after the last epoch of the other parts.
 
     Writes checkpoints, metrics and the list of training images to the workdir.
 
@@ -110,8 +116,8 @@ def train(
                 f"{plan.steps}: give at least as many epochs, or use another --workdir."
             )
         if start == plan.steps:
-            say(f"{workdir}: training is finished (step {start}); evaluating only.")
-            return state.prompts
+            return with_classifier(experiment, checkpoints, plan, state, record, workdir, stop)
+        state.prompts.pop(CLASSIFIER, None)
         if is_own(config.dataset):
             say_once(look(dataset, config))
         # Only a run that takes steps writes these: a finished one stays what it was trained as.
@@ -193,7 +199,11 @@ def train(
                     raise _stopped(step, plan)
         # Checkpoints are written in the background: only now is the last one whole.
         checkpoints.wait()
-    host: TrainState = distributed.to_host(state)
+        host: TrainState = distributed.to_host(state)
+        prompts = host.prompts
+        record["seconds"] += time.monotonic() - began
+        if model.config.classifier:
+            prompts = with_classifier(experiment, checkpoints, plan, host, record, workdir, stop)
     if count := distributed.sum_over_hosts(len(unreadable)):
         say(f"{count} of {len(dataset.train)} training images could not be read and were left out.")
     if host.not_finite.steps:
@@ -201,7 +211,60 @@ def train(
             f"{host.not_finite.steps} of {plan.steps} steps were not finite and were left out, "
             f"the first is step {host.not_finite.first}."
         )
-    return host.prompts
+    return prompts
+
+
+def with_classifier(
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    plan: Plan,
+    state: TrainState,
+    record: Record,
+    workdir: epath.Path,
+    stop: StopRequest,
+) -> Prompts:
+    """Return the prompts of a state after the last epoch, with a trained classifier.
+
+    If the method has none, or it is trained already, they are returned as they are. A classifier
+    that is stopped on the way is trained from the start again, with the same result.
+    """
+    config, dataset = experiment.config, experiment.dataset
+    if bool(experiment.model.config.classifier) == (CLASSIFIER in state.prompts):
+        say(f"{workdir}: training is finished (step {state.step}); evaluating only.")
+        return state.prompts
+    train_files.write(dataset, workdir)
+    save_config(config, workdir)
+    say(
+        f"Training the classifier {config.classifier.name} on {len(dataset.train)} images of "
+        f"{len(dataset.classnames)} classes."
+    )
+    began = time.perf_counter()
+
+    def between() -> None:
+        if stop and jax.process_count() == 1:
+            say("stopped before the classifier was trained: the same command resumes there.")
+            raise Stopped
+
+    support, texts, s = encode_support(experiment, state.prompts, between)
+    encoded = time.perf_counter()
+    fitted = fit(experiment.config, support, texts, s)
+    before, progress = int(state.step), _progress(plan, state)
+    with MetricWriter(workdir, before) as writer:
+        for step, values in fitted.epochs:
+            values["epoch"] += _epoch(plan, before)
+            writer.write(before + step, values)
+    prompts = {**state.prompts, CLASSIFIER: fitted.params}
+    meta = {**record, **progress, CLASSIFIER_STEPS: fitted.steps, ENDED: before < plan.steps}
+    meta["seconds"] = record["seconds"] + time.perf_counter() - began
+    checkpoints.save(before + fitted.steps, prompts, meta, _training(state))
+    checkpoints.wait()
+    views, images = support.views.shape[:2]
+    say(
+        f"{views} views of {images} images in {encoded - began:.1f} s, {fitted.steps} steps in "
+        f"{time.perf_counter() - encoded:.1f} s: loss {values['loss']:.4f}  accuracy "
+        f"{values['accuracy']:.3f}"
+    )
+    return prompts
 
 
 def make_plan(config: ConfigDict, images: int) -> Plan:
@@ -272,12 +335,13 @@ def restore(
     weights = plan.schedule.average
     if weights is not None:
         training_like["average"] = like
-    found = checkpoints.resume(like, training_like)
+    found = checkpoints.resume(like, training_like, apart=CLASSIFIER)
     if found is None:
         prompts = initial_prompts(experiment)
         state = new_state(experiment.model, plan.step, prompts, optimizer, weights is not None)
         return state, training_meta(experiment)
     saved, training = found
+    saved = saved._replace(step=saved.step - saved.meta.get(CLASSIFIER_STEPS, 0))
     # The path of CLIP's weights may change, but not the weights.
     if other := other_clip(saved, experiment):
         raise UserError(

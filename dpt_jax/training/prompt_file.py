@@ -34,7 +34,7 @@ RESULTS = (
     "zero_shot_accuracy",
 )
 
-PARTS = ("text", "meta_net", "visual", "coupling", "cavpt", "weights")
+PARTS = ("text", "meta_net", "visual", "coupling", "cavpt", "weights", "classifier")
 ENTRIES = {
     *("method", "backbone", "template", "classnames", "results"),
     *("settings", "training", "step"),
@@ -98,7 +98,9 @@ def write(
         key: json.dumps(value, ensure_ascii=False) for key, value in entries.items()
     }
     tensors = flax.traverse_util.flatten_dict(prompts, sep=".")
-    content = safetensors.numpy.save(jax.tree.map(np.ascontiguousarray, tensors), header)
+    content = safetensors.numpy.save(
+        jax.tree.map(lambda x: np.array(x, order="C"), tensors), header
+    )
     write_whole(file, content)
 
 

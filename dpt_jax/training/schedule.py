@@ -48,9 +48,11 @@ class Schedule(NamedTuple):
 
 
 def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
-    """Return the steps of a training on so many images, and those of an epoch."""
+    """Return the steps that train the parts in the towers on so many images, and an epoch's."""
     train = config.train
     per_epoch = steps_per_epoch(images, train.batch_size, train.keep_partial)
+    if not METHODS[config.method].in_towers:
+        return 0, per_epoch
     return train.steps_per_shot * config.dataset.shots or per_epoch * train.epochs, per_epoch
 
 

@@ -41,6 +41,7 @@ class Frozen(NamedTuple):
     packed: PackedTexts  # the texts of the classes, with the context if the method has one
     texts: jax.Array  # (C, E), features of the templates, not necessarily normalised
     target: jax.Array | None = None  # (C, E), target of the consistency losses; for training
+    mean: jax.Array | None = None  # (C, E), u of classifiers if there are several templates
 
 
 class Experiment(NamedTuple):
@@ -92,15 +93,14 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     pretrained = pretrained._replace(params=distributed.replicate(pretrained.params))
     distributed.check_same(lambda: _facts(config, dataset, pretrained))
     encode = make_text_encoder(model.clip_config, compute_dtype(config))
-    features = ensemble(
-        [
-            encode(pretrained.params, distributed.replicate(pack(one)))
-            for one in template_texts(config, dataset.classnames, pretrained)
-        ]
-    )
+    features = [
+        encode(pretrained.params, distributed.replicate(pack(one)))
+        for one in template_texts(config, dataset.classnames, pretrained)
+    ]
+    mean = jnp.mean(jnp.stack(features), 0) if len(features) > 1 else None
     weights = model.config.weights
     packed = pack(texts, share=not (weights.text and weights.dropout))
-    frozen = Frozen(pretrained.params, distributed.replicate(packed), features)
+    frozen = Frozen(pretrained.params, distributed.replicate(packed), ensemble(features), mean=mean)
     return Experiment(config, dataset, model, pretrained, frozen)
 
 

@@ -1,0 +1,18 @@
+"""DPT, and then CLAP on its tuned features, started from its tuned texts.
+
+python main.py --config=configs/dpt_clap.py
+
+--config.train.epochs=0 --config.init_from=RUN trains only the classifier, on a finished run of DPT.
+"""
+
+from ml_collections import ConfigDict
+
+from dpt_jax.configs import clap, common, dpt
+
+
+def get_config(arg: str = common.DEFAULT_DATASET) -> ConfigDict:
+    """Return the configuration of DATASET[:PROTOCOL]."""
+    config = dpt.get_config(arg)
+    config.method = "dpt_clap"
+    config.classifier.update(clap.get_config(arg).classifier)
+    return config

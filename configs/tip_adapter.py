@@ -1,0 +1,27 @@
+"""Tip-Adapter: a cache of the training images beside zero-shot CLIP; nothing is trained.
+
+python main.py --config=configs/tip_adapter.py
+
+Values of gaopengcuhk/Tip-Adapter, whose code then searches alpha and beta on validation images (on
+test images for ImageNet). Here they stay as they are.
+"""
+
+from ml_collections import ConfigDict
+
+from dpt_jax.configs import common
+
+
+def get_config(arg: str = common.DEFAULT_DATASET) -> ConfigDict:
+    """Return the configuration of DATASET[:PROTOCOL]."""
+    dataset, _ = common.parse(arg)
+    config = common.get_config()
+    config.method = "tip_adapter"
+    config.clip.weights = "openai/clip-vit-base-patch16"
+    config.classifier.name = "tip_adapter"
+    config.classifier.views = 10
+    config.classifier.least_area = 0.5
+    config.classifier.alpha = common.TIP_ALPHAS.get(dataset, 1.17)
+    config.classifier.beta = 1.0
+    if dataset == "imagenet":
+        config.dataset.template = common.TIP_TEMPLATES
+    return common.on_dataset(config, dataset)

@@ -1,0 +1,383 @@
+"""The second stage of a training: a classifier on cached features, in one compiled loop."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dpt_jax import distributed
+from dpt_jax.classifiers import CLASSIFIERS, Classifier, ClassTexts, Support
+from dpt_jax.clip.blocks import Params, PyTree
+from dpt_jax.clip.model import normalize
+from dpt_jax.data import loader
+from dpt_jax.errors import UserError
+from dpt_jax.logging import Progress
+from dpt_jax.losses import cross_entropy
+from dpt_jax.model import PromptedCLIP, Texts, exact_products
+from dpt_jax.prompts import Prompts
+from dpt_jax.training.schedule import WARMUP_LR
+from dpt_jax.training.setup import Experiment, Frozen
+
+
+class Course(NamedTuple):
+    """What happened in each step.
+
+    Attributes:
+      loss: (steps,), before the step, with the penalty.
+      hits: (steps,), images of the batch that were classified right.
+      images: (steps,), images of the batch.
+    """
+
+    loss: np.ndarray
+    hits: np.ndarray
+    images: np.ndarray
+
+
+class Fitted(NamedTuple):
+    """A trained classifier.
+
+    Attributes:
+      params: Host arrays.
+      steps: At least 1, which a classifier in closed form takes.
+      epochs: Of each epoch its last step, and means over it, for metrics.jsonl.
+    """
+
+    params: Params
+    steps: int
+    epochs: list[tuple[int, dict[str, float]]]
+
+
+def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -> Fitted:
+    """Train the classifier of a configuration. The result depends only on the arguments.
+
+    Args:
+      config: With the settings in `classifier`, the shots and the seed.
+      support: Views of the training images, those for the start first, see `encode_support`.
+      texts: Of the classes.
+      s: The temperature.
+
+    Raises:
+      UserError: The loss or a parameter is not finite.
+    """
+    settings, classifier = config.classifier, CLASSIFIERS[config.classifier.name]
+    first = max(settings.views, 1)
+    cached, later = Support(support.views[:first], support.labels), support.views[first:]
+    key = jax.random.key(config.seed)
+    params = classifier.start(cached, texts, s, key, settings)
+    images = len(support.labels)
+    if not classifier.learned:
+        course = _classify_once(classifier, params, cached, texts, s)
+        per_epoch, rates = 1, {}
+    else:
+        pool = later if len(later) else cached.views
+        steps, per_epoch = length(config, images)
+        rates = learning_rates(classifier, settings, cached, texts, steps, per_epoch)
+        batches = draw_batches(classifier, settings, images, len(pool), steps, config.seed)
+        rows = normalize(pool).reshape(-1, pool.shape[-1]), jnp.tile(support.labels, len(pool))
+        params, course = train_on_features(
+            settings.name, params, rows, texts, s, batches, rates, settings.weight_decay
+        )
+    params = jax.tree.map(np.asarray, params)
+    bad = ~np.isfinite(course.loss)
+    if bad.any() or not all(np.isfinite(x).all() for x in params.values()):
+        step = int(bad.argmax()) + 1 if bad.any() else len(bad)
+        raise UserError(
+            f"the classifier {settings.name} is not finite at step {step}: try a smaller "
+            "classifier.lr, or dtype=float32."
+        )
+    return Fitted(params, len(course.loss), list(_records(course, rates, per_epoch)))
+
+
+def length(config: ConfigDict, images: int) -> tuple[int, int]:
+    """Return the steps of a classifier's training on so many images, and those of an epoch."""
+    settings, classifier = config.classifier, CLASSIFIERS[config.classifier.name]
+    shots = config.dataset.shots
+    published = [n for least, n in classifier.epochs if shots < 0 or shots >= least]
+    per_epoch = loader.steps_per_epoch(
+        images, settings.batch_size or images, classifier.keeps_partial
+    )
+    epochs = settings.epochs or published[-1]
+    return settings.steps_per_shot * shots or epochs * per_epoch, per_epoch
+
+
+def learning_rates(
+    classifier: Classifier,
+    settings: ConfigDict,
+    support: Support,
+    texts: ClassTexts,
+    steps: int,
+    per_epoch: int,
+) -> dict[str, np.ndarray]:
+    """Return the learning rates (steps,) of the learned parameters, float64.
+
+    By epochs e of E: 1e-5 in the first one, then lr (1 + cos(π (e − 1) / E)) / 2. By steps: a
+    cosine from lr to last_lr.
+    """
+    step = np.arange(steps)
+    epoch = step // per_epoch
+    if classifier.rates:
+        return classifier.rates(support, texts, epoch)
+    if settings.schedule == "steps":
+        falling = (1 + np.cos(np.pi * step / steps)) / 2
+        rates = settings.last_lr + (settings.lr - settings.last_lr) * falling
+    else:
+        cosine = settings.lr * (1 + np.cos(np.pi * (epoch - 1) * per_epoch / steps)) / 2
+        rates = np.where(epoch < 1, WARMUP_LR, cosine)
+    return dict.fromkeys(classifier.learned, rates)
+
+
+def draw_batches(
+    classifier: Classifier, settings: ConfigDict, images: int, views: int, steps: int, seed: int
+) -> np.ndarray:
+    """Return the rows (steps, B) of the views' features (V · N, E) that each step takes.
+
+    -1 is padding. Epochs are permutations of the images, each of the next view; a pooled classifier
+    draws each batch from all views of all images.
+    """
+    random = np.random.default_rng(seed)
+    if classifier.pooled:
+        size = min(settings.batch_size or images, views * images)
+        draws = [random.choice(views * images, size, replace=False) for _ in range(steps)]
+        return np.array(draws, np.int32)
+    size = min(settings.batch_size or images, images)
+    per_epoch = loader.steps_per_epoch(images, size, classifier.keeps_partial)
+    found = np.full((-(-steps // per_epoch), per_epoch * size), -1, np.int32)
+    for epoch, row in enumerate(found):
+        order = random.permutation(images)[: len(row)]
+        row[: len(order)] = epoch % views * images + order
+    return found.reshape(-1, size)[:steps]
+
+
+def train_on_features(
+    name: str,
+    params: Params,
+    images: tuple[jax.Array, jax.Array],
+    texts: ClassTexts,
+    s: jax.Array,
+    batches: np.ndarray,
+    rates: dict[str, np.ndarray],
+    weight_decay: float = 0.0,
+) -> tuple[Params, Course]:
+    """Train a classifier; return its parameters and what happened in each step.
+
+    Args:
+      name: Of the classifier.
+      params: To start from.
+      images: Features f̂ (M, E) and labels (M,).
+      texts: Of the classes.
+      s: The temperature.
+      batches: (steps, B) int, the rows of `images` that a step takes, -1 for padding.
+      rates: The learning rate (steps,) of each learned parameter.
+      weight_decay: Of the optimizer.
+    """
+    run, numbers = (
+        make_loop(name, weight_decay),
+        (np.int32(batches), jax.tree.map(np.float32, rates)),
+    )
+    params, course = run(params, images, texts, s, *numbers)
+    return params, Course(*map(np.asarray, course))
+
+
+@functools.lru_cache
+def make_loop(name: str, weight_decay: float) -> Callable[..., tuple[Params, Course]]:
+    """Return the compiled loop of `train_on_features`."""
+    classifier = CLASSIFIERS[name]
+    assert classifier.optimizer is not None
+    optimizer = classifier.optimizer(weight_decay)
+
+    @jax.jit
+    @exact_products
+    def run(
+        params: Params,
+        images: tuple[jax.Array, jax.Array],
+        texts: ClassTexts,
+        s: jax.Array,
+        batches: jax.Array,
+        rates: dict[str, jax.Array],
+    ) -> tuple[Params, Course]:
+        features, labels = images
+
+        def objective(learned: Params, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+            own = {**params, **learned}
+            weight = (rows >= 0).astype(jnp.float32)
+            logits = classifier.logits(own, features[rows], texts, s)
+            loss = (cross_entropy(logits, labels[rows]) * weight).sum() / weight.sum()
+            if classifier.penalty is not None:
+                loss += classifier.penalty(own, texts)
+            return loss, ((logits.argmax(-1) == labels[rows]) * weight).sum()
+
+        def step(state: PyTree, batch: PyTree) -> tuple[PyTree, Course]:
+            (learned, opt_state), (rows, rate) = state, batch
+            (loss, hits), gradient = jax.value_and_grad(objective, has_aux=True)(learned, rows)
+            steps, opt_state = optimizer.update(gradient, opt_state, learned)
+            learned = {key: x - rate[key] * steps[key] for key, x in learned.items()}
+            return (learned, opt_state), Course(loss, hits, (rows >= 0).sum())
+
+        learned = {key: params[key] for key in classifier.learned}
+        (learned, _), course = jax.lax.scan(
+            step, (learned, optimizer.init(learned)), (batches, rates)
+        )
+        return {**params, **learned}, course
+
+    return run
+
+
+def _classify_once(
+    classifier: Classifier, params: Params, support: Support, texts: ClassTexts, s: jax.Array
+) -> Course:
+    """Return the course of a classifier in closed form: one step, on all images."""
+    logits = classifier.logits(params, normalize(support.views[0]), texts, s)
+    loss = cross_entropy(logits, support.labels).mean()
+    hits = (logits.argmax(-1) == support.labels).sum()
+    return Course(*(np.asarray(x)[None] for x in (loss, hits, len(support.labels))))
+
+
+def _records(
+    course: Course, rates: dict[str, np.ndarray], per_epoch: int
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield the last step of each epoch, and means over it."""
+    rate = next(iter(rates.values()), np.zeros(1))
+    for epoch, first in enumerate(range(0, len(course.loss), per_epoch), 1):
+        loss, hits, images = (x[first : first + per_epoch] for x in course)
+        values = {
+            "epoch": epoch,
+            "loss": float((loss * images).sum() / images.sum()),
+            "accuracy": float(hits.sum() / images.sum()),
+            "classifier_lr": float(rate[first]),
+        }
+        yield first + len(loss), values
+
+
+def encode_support(
+    experiment: Experiment, prompts: Prompts, between: Callable[[], None] = lambda: None
+) -> tuple[Support, ClassTexts, jax.Array]:
+    """Encode views of the training images, and the classes, by the method's towers.
+
+    Args:
+      experiment: Of the training.
+      prompts: The parts in the towers, as trained.
+      between: Called after each batch; an exception ends the encoding.
+
+    Returns:
+      The views that the classifier starts from, followed by those of its epochs if these are
+      others; the texts; and the temperature s. All hosts have them all.
+
+    Raises:
+      UserError: An image cannot be read.
+    """
+    config, dataset, model = experiment.config, experiment.dataset, experiment.model
+    start, later = count_views(config, len(dataset.train))
+    programs = _make_programs(model)
+    prompts = distributed.replicate(prompts)
+    texts, class_texts, s = programs.texts(experiment.frozen, prompts)
+    hosts, devices = jax.process_count(), jax.local_device_count()
+    rows = -(-min(config.eval.batch_size, len(dataset.train)) // hosts)
+
+    def encode(batches: Iterator[loader.Batch], views: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return features (views, N, E) and weights (views, N)."""
+        total = views * len(dataset.train)
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        running = None
+        with Progress("encode", -(-total // (rows * hosts))) as progress:
+            for batch in batches:
+                pixels = loader.shard(batch, rows, devices)["image"]
+                begun = programs.features(experiment.frozen, prompts, texts, pixels)
+                if running is not None:  # fetched while the devices compute the next
+                    parts.append(_on_host(*running))
+                running = begun, batch["weight"]
+                progress.advance()
+                between()
+        if running is not None:
+            parts.append(_on_host(*running))
+
+        def gather(own: np.ndarray) -> np.ndarray:
+            missing = [(0, -(-total // hosts) - len(own)), *[(0, 0)] * (own.ndim - 1)]
+            found = distributed.rows_of_all_hosts(np.pad(own, missing))[:total]
+            return found.reshape(views, -1, *own.shape[1:])
+
+        features, weights = (gather(np.concatenate(x)) for x in zip(*parts, strict=True))
+        return features, weights
+
+    loading = _loading(experiment, rows, start + later)
+    encoded = []
+    if not start:
+        encoded.append(encode(loader.test_batches(loading), 1))
+    if start + later:
+        encoded.append(encode(loader.view_batches(loading), start + later))
+    views, weights = (np.concatenate(x) for x in zip(*encoded, strict=True))
+    labels = np.array([example.label for example in dataset.train], np.int32)
+    readable = weights[0] > 0
+    support = Support(jnp.asarray(views[:, readable]), jnp.asarray(labels[readable]))
+    class_texts, s = jax.tree.map(jnp.asarray, distributed.to_host((class_texts, s)))
+    return support, class_texts, s
+
+
+def count_views(config: ConfigDict, images: int) -> tuple[int, int]:
+    """Return how many augmented views a classifier starts from, and how many its epochs take."""
+    settings = config.classifier
+    if not (config.train.augment or config.train.shift):
+        return 0, 0
+    if settings.train_views >= 0:
+        return settings.views, settings.train_views
+    steps, per_epoch = length(config, images)
+    return settings.views, -(-steps // per_epoch)
+
+
+def _on_host(features: jax.Array, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (devices, b, E) without padding, (B, E), and their weights (B,)."""
+    return np.asarray(features).reshape(-1, features.shape[-1])[: len(weights)], weights
+
+
+def _loading(experiment: Experiment, rows: int, views: int) -> loader.TrainLoading:
+    config, dataset, clip = experiment.config, experiment.dataset, experiment.model.clip_config
+    return loader.TrainLoading(
+        read=dataset.read,
+        examples=dataset.train,
+        size=clip.image_size,
+        preprocessing=clip.preprocessing,
+        batch_size=rows,
+        epochs=views,
+        seed=config.seed,
+        augment=config.train.augment,
+        least_area=config.classifier.least_area,
+        shift=config.train.shift,
+        workers=config.dataset.workers,
+        skip_unreadable=config.dataset.on_error == "skip",
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+
+
+class _Programs(NamedTuple):
+    """Compiled programs; every argument and result has a leading device axis."""
+
+    texts: Callable[[Frozen, Prompts], tuple[Texts, ClassTexts, jax.Array]]
+    features: Callable[[Frozen, Prompts, Texts, np.ndarray], jax.Array]
+
+
+@functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
+def _make_programs(model: PromptedCLIP) -> _Programs:
+    def apply(frozen: Frozen, prompts: Prompts, *args: PyTree, method: str) -> PyTree:
+        variables = {"params": {"clip": frozen.clip, "prompts": prompts}}
+        return model.apply(variables, *args, method=method)
+
+    def texts(frozen: Frozen, prompts: Prompts) -> tuple[Texts, ClassTexts, jax.Array]:
+        own = (frozen.packed, frozen.texts, distributed.AXIS, None, None, frozen.mean)
+        found = apply(frozen, prompts, *own, method="texts")
+        return (
+            found,
+            apply(frozen, prompts, found, method="class_texts"),
+            apply(frozen, prompts, method="temperature"),
+        )
+
+    def features(frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array) -> jax.Array:
+        return jnp.asarray(apply(frozen, prompts, images, texts, method="image_features"))
+
+    return _Programs(
+        jax.pmap(texts, axis_name=distributed.AXIS),
+        jax.pmap(features, axis_name=distributed.AXIS),
+    )

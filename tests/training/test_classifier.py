@@ -1,0 +1,67 @@
+"""The second stage of a training, and its classifier on other classes."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dpt_jax
+from dpt_jax.classifiers import CLASSIFIERS, ClassTexts, Support, for_classes
+from dpt_jax.clip.model import normalize
+from dpt_jax.config import method_config
+from tests.helpers.commands import assert_refused, in_process
+from tests.helpers.golden import SMALL
+
+pytestmark = pytest.mark.compiles
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_new_classes_fall_back_to_their_texts(name):
+    """Trained classes keep their parameters, wherever they are in the list of names."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    raw = jax.random.normal(keys[0], (5, 16))
+    support = Support(jax.random.normal(keys[1], (2, 6, 16)), jnp.arange(6) % 3)
+    settings = method_config(name.partition("_plus")[0].partition("_conf")[0]).classifier
+    classifier, s = CLASSIFIERS[name], jnp.float32(50.0)
+
+    def texts(rows):
+        return ClassTexts(normalize(raw[jnp.array(rows)]), raw[jnp.array(rows)])
+
+    params = classifier.start(support, texts([0, 1, 2]), s, keys[2], settings)
+    params = {key: np.asarray(x) + (key in classifier.learned) for key, x in params.items()}
+    images = normalize(jax.random.normal(keys[3], (4, 16)))
+    trained = classifier.logits(params, images, texts([0, 1, 2]), s)
+    other = for_classes(classifier, params, np.array([-1, 2, 0, -1]))
+    found = classifier.logits(other, images, texts([3, 2, 0, 4]), s)
+    np.testing.assert_allclose(found[:, 1:3], trained[:, [2, 0]], rtol=1e-5)
+    if name != "clip_adapter":  # which changes the images of all classes
+        zero_shot = s * images @ texts([3, 4]).unit.T
+        np.testing.assert_allclose(found[:, [0, 3]], zero_shot, rtol=1e-4, atol=1e-4)
+
+
+def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path):
+    """A run that was stopped between the stages ends with the same bits."""
+    run = tmp_path / "run"
+    command = ["main.py", "--config=configs/dpt_clap.py:folder", f"--workdir={run}"]
+    command += [f"--config.clip.weights={tiny_clip_dir}", "--config.train.epochs=1"]
+    command += [f"--config.dataset.root={SMALL / 'images'}", "--config.train.batch_size=18"]
+    in_process(*command)
+    of = json.loads((run / "results.json").read_text())["of"]
+    metrics = (run / "metrics.jsonl").read_text()
+    shutil.rmtree(run / "checkpoints" / str(of["step"]))
+    (run / "results.json").unlink()
+    done = in_process("main.py", "--mode=eval", f"--workdir={run}", check=False)
+    assert_refused(done, str(run))  # there is no classifier yet
+    in_process(*command)
+    again = json.loads((run / "results.json").read_text())["of"]
+    assert again["prompts"] == of["prompts"]
+    assert (run / "metrics.jsonl").read_text() == metrics
+    assert "finished" in in_process(*command).stdout
+
+    new = dpt_jax.load(run, classnames=["airplane", "dollar bill"])
+    assert new.predict_proba(np.zeros((1, 40, 40, 3), np.uint8)).shape == (1, 2)
+    done = in_process(*command, "--config.classifier.lr=0.2", check=False)
+    assert_refused(done, "classifier.lr")
