@@ -41,9 +41,10 @@ def train_and_evaluate(
     workdir: epath.Path,
     allow_changes: bool = False,
     prepare: Prepare = prepare,
+    profile: int = 0,
 ) -> Results:
     """Train as `train_run` does, and evaluate the prompts; return the results."""
-    return evaluate(*train_run(config, workdir, allow_changes, prepare), workdir)
+    return evaluate(*train_run(config, workdir, allow_changes, prepare, profile=profile), workdir)
 
 
 def train_run(
@@ -52,6 +53,7 @@ def train_run(
     allow_changes: bool = False,
     prepare: Prepare = prepare,
     callbacks: Sequence[Callback] = (),
+    profile: int = 0,
 ) -> tuple[Experiment, Saved]:
     """Train, or resume what the workdir has; return the experiment and its newest prompts.
 
@@ -76,7 +78,7 @@ def train_run(
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
     if experiment.model.config.learns:
-        train(experiment, workdir, allow_changes, callbacks)
+        train(experiment, workdir, allow_changes, callbacks, profile)
     elif not has_own_data(experiment, Saved(0, {}, {}), workdir):
         raise UserError(
             f"{workdir} has results of {config.method} on other images: use another --workdir, or "

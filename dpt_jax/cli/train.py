@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="resume with other settings than the run was started with",
     )
+    parser.add_argument(
+        "--profile",
+        type=shared.at_least_one,
+        default=0,
+        metavar="STEPS",
+        help="write a jax.profiler trace of so many steps to W/profile",
+    )
     shared.add_config(parser)
     shared.add_hosts(parser)
 
@@ -63,7 +70,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         if flags.plan:
             say(plan(config, workdir))
             return
-        results = train_and_evaluate(config, workdir, flags.allow_changes)
+        results = train_and_evaluate(config, workdir, flags.allow_changes, profile=flags.profile)
     else:
         results, workdir = evaluate(given, workdir, is_default=not flags.workdir)
     say(summary(results))

@@ -33,6 +33,7 @@ from dpt_jax.training.record import Record, training_meta
 from dpt_jax.training.schedule import Schedule, learning_rates, make_schedule, run_length
 from dpt_jax.training.setup import Experiment
 from dpt_jax.training.signals import Stopped, StopRequest
+from dpt_jax.training.speed import Speed, Trace
 from dpt_jax.training.step import (
     NotFinite,
     StepConfig,
@@ -77,6 +78,7 @@ def train(
     workdir: epath.Path,
     allow_changes: bool = False,
     callbacks: Sequence[Callback] = (),
+    profile: int = 0,
 ) -> Prompts:
     """Train to the last epoch, from the newest checkpoint if there is one; return the prompts.
 
@@ -89,6 +91,7 @@ def train(
       workdir: Of the run.
       allow_changes: Whether a resumed run may have other images.
       callbacks: Called after each epoch, in this order.
+      profile: Steps of which a trace is written.
 
     Raises:
       UserError: if there is nothing to train on, another process trains in the workdir, a run
@@ -140,12 +143,13 @@ def train(
 
         batches = train_batches(experiment, start, to_devices)
         unreadable: set[int] = set()
-        since, images = time.perf_counter(), 0
+        speed = Speed(experiment, config.loss.guidance_epochs)
         saved, began = start, time.monotonic()
         saved_at = began
         with (
             MetricWriter(workdir, start) as writer,
             Progress("train", plan.steps, start) as progress,
+            Trace(workdir, profile, start, plan.steps) as trace,
         ):
 
             def save(step: int, ended: bool = False) -> None:
@@ -156,8 +160,10 @@ def train(
                 checkpoints.save(step, host.prompts, meta, _training(host))
 
             for step in range(start + 1, plan.steps + 1):
+                trace.before(step, state)
                 try:
-                    batch, rows = next(batches)
+                    with speed.waiting(state):
+                        batch, rows = next(batches)
                 except Exception:
                     if jax.process_count() > 1:
                         raise
@@ -169,7 +175,7 @@ def train(
                     # A SIGTERM to the process group ends loader processes that have only just
                     # started. The images that they had are loaded again when the run resumes.
                     raise _stopped(step - 1, plan) from None
-                images += len(batch["label"]) * jax.process_count()
+                speed.count(len(batch["label"]) * jax.process_count())
                 unreadable.update(batch["index"][batch["weight"] == 0].tolist())
                 # JAX returns before the devices have finished, so the next batches are loaded and
                 # copied meanwhile. Reading the state waits for them: hence once an epoch.
@@ -178,8 +184,7 @@ def train(
                 if step % steps_per_epoch == 0 or step == plan.steps:
                     check_finite(experiment, checkpoints, plan, state)
                     values = _epoch_values(state, plan, step)
-                    values["images_per_s"] = images / (time.perf_counter() - since)
-                    since, images = time.perf_counter(), 0
+                    values |= speed.epoch(int(values["epoch"]))
                     writer.write(step, values)
                     line = _line(values, plan.epochs)
                     progress.report(line, f"loss {values['loss']:.3f}")
@@ -490,8 +495,10 @@ def _epoch_values(state: TrainState, plan: Plan, step: int) -> dict[str, float]:
 def _line(values: dict[str, float], epochs: int) -> str:
     names = ("visual", "text", "weights")
     rates = [f"{name} {values[key]:.2e}" for name in names if (key := f"{name}_lr") in values]
+    share = f" ({values['peak_share']:.0%} of peak)" if "peak_share" in values else ""
     return (
         f"epoch {values['epoch']:.0f}/{epochs}  loss {values['loss']:.4f}  "
         f"accuracy {values['accuracy']:.3f}  lr {' '.join(rates)}  "
-        f"{values['images_per_s']:.0f} images/s"
+        f"{values['images_per_s']:.0f} images/s  {values['tflop_per_s']:.3g} TFLOP/s{share}  "
+        f"waiting {values['wait_share']:.0%}"
     )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from benchmarks import flops
 from benchmarks.random_clip import SIZES
+from dpt_jax import flops
 from dpt_jax.clip.model import normalize, param_shapes
 from dpt_jax.clip.tokenizer import load_tokenizer
 from dpt_jax.data.catalogue import imagenet_classnames

@@ -17,6 +17,7 @@ from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.loop import train
 from dpt_jax.training.schedule import Schedule, learning_rates
+from dpt_jax.training.speed import TIMES
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 
@@ -70,7 +71,9 @@ def test_every_prompt_is_trained_and_clip_is_not(trained, clip_dir, clip):
 def test_files_of_a_run(trained):
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == [2, 4]
-    assert {"loss", "accuracy", "visual_lr", "text_lr", "images_per_s", "epoch"} <= set(records[0])
+    assert {"loss", "accuracy", "visual_lr", "text_lr", "epoch"} <= set(records[0])
+    assert records[1].keys() & {*TIMES} == {*TIMES} - {"peak_share"}  # of a CPU none is published
+    assert all(0 <= record["wait_share"] <= 1 < record["images_per_s"] for record in records)
     assert list(trained.glob("events.out.tfevents.*"))
     lines = (trained / "train_files.txt").read_text().splitlines()
     assert all((SMALL / "images" / line).is_file() for line in lines)

@@ -13,6 +13,34 @@ from dpt_jax.model import PromptedCLIP, visual_depth, visual_layers
 from dpt_jax.prompts.cavpt import ATTENTION_WIDTH, GLOBAL_TOKENS
 from dpt_jax.prompts.meta_net import REDUCTION
 
+# Published peak rates of dense bfloat16 products, by the start of JAX's device_kind, longer names
+# first. A core where JAX has two devices a chip (TPU v2, v3 and 7x).
+PEAKS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4 lite": 138e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+    "TPU7x": 1153.5e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak(device_kind: str) -> float | None:
+    """Return the bfloat16 operations that a device does in a second at most, None if unknown."""
+    return next((rate for name, rate in PEAKS.items() if device_kind.startswith(name)), None)
+
 
 def step(model: PromptedCLIP, layout: PackedTexts, images: int, guided: bool = True) -> float:
     """Return the operations of one training step.
