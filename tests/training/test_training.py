@@ -73,7 +73,8 @@ def test_files_of_a_run(trained):
     assert [r["step"] for r in records] == [2, 4]
     assert {"loss", "accuracy", "visual_lr", "text_lr", "epoch"} <= set(records[0])
     assert records[1].keys() & {*TIMES} == {*TIMES} - {"peak_share"}  # of a CPU none is published
-    assert all(0 <= record["wait_share"] <= 1 < record["images_per_s"] for record in records)
+    assert all(0 <= record["wait_share"] <= 1 for record in records)
+    assert all(record["images_per_s"] > 0 for record in records)
     assert list(trained.glob("events.out.tfevents.*"))
     lines = (trained / "train_files.txt").read_text().splitlines()
     assert all((SMALL / "images" / line).is_file() for line in lines)
