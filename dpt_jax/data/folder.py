@@ -29,6 +29,7 @@ IMAGE_ENDINGS = ", ".join(sorted(EXTENSIONS))
 SHOULD_HOLD = "it should hold folders CLASS/, or train/CLASS/ and test/CLASS/"
 SPLIT_SEED = 1
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {*SPLITS, "training", "valid", "validation", "testing"}  # in small letters
 LISTS = (".csv", ".jsonl")
 
 
@@ -173,20 +174,22 @@ def _in_folders(root: epath.Path, left_out: list[str]) -> list[Listed]:
         raise UserError(
             f"dataset.root: {root} is not a folder, an archive or a list; {SHOULD_HOLD}."
         )
-    if (root / "test").is_dir() and not _has_images(root / "test"):
-        splits = [name for name in SPLITS if (root / name).is_dir()]
-    elif (root / "train").is_dir() and not _has_images(root / "train"):
+    # What holds folders is a split, and not a class that is named so.
+    found = [
+        name
+        for name, is_folder in visible(root)
+        if is_folder and name.lower() in SPLIT_NAMES and any(x[1] for x in visible(root / name))
+    ]
+    if unknown := [name for name in found if name not in SPLITS]:
         raise UserError(
-            f"dataset.root: {root} has train/ but no test/: add it, or name {root / 'train'}, of "
-            "which a part is then kept for the test."
+            f"dataset.root: {root / unknown[0]} looks like a split: name it train, val or test."
         )
-    else:
-        splits = [""]
-    return [image for split in splits for image in _class_folders(root, split, left_out)]
-
-
-def _has_images(folder: epath.Path) -> bool:
-    return any(is_image_name(name) for name, is_folder in visible(folder) if not is_folder)
+    if found and "test" not in found:
+        raise UserError(
+            f"dataset.root: {root} has {found[0]}/ but no test/ with classes: add it, or name "
+            f"{root / found[0]}, of which a part is then kept for the test."
+        )
+    return [image for split in found or [""] for image in _class_folders(root, split, left_out)]
 
 
 def _class_folders(root: epath.Path, split: str, left_out: list[str]) -> list[Listed]:

@@ -68,7 +68,7 @@ def _table(dataset: Dataset) -> str:
         shown = sorted(classes, key=lambda c: sum(one[c] for one in columns.values()))[:MOST_ROWS]
     rows = [[dataset.classnames[c], *(one[c] for one in columns.values())] for c in shown]
     if len(shown) < len(classes):
-        rows.append([f"… {len(classes) - len(shown)} larger classes"])
+        rows.append([f"… {len(classes) - len(shown)} more classes"])
     rows.append(["all", *(one.total() for one in columns.values())])
     return tabulate(rows, ["class", *columns], disable_numparse=[0])
 

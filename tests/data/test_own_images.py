@@ -98,6 +98,17 @@ def test_a_folder_without_a_test_folder_is_named(photos, tmp_path):
     with pytest.raises(UserError, match="test/"):
         read_folder(tmp_path / "data")
     assert counts(read_folder(tmp_path / "data" / "train")) == SPLIT
+    (tmp_path / "data" / "train").rename(tmp_path / "data" / "Training")
+    with pytest.raises(UserError, match="Training"):
+        read_folder(tmp_path / "data")
+
+
+def test_a_class_may_be_named_as_a_split(photos):
+    for split in ("train", "test"):
+        shutil.copytree(photos / "cat", photos / split)
+    assert counts(read_folder(photos)) == SPLIT | {"train": (6, 2, 2), "test": (6, 2, 2)}
+    save(photos / "test" / "owl" / "1.png", np.zeros((4, 4, 3), np.uint8))
+    assert read_folder(photos).classnames == ("owl",)  # now a split, with other files in it
 
 
 @pytest.mark.parametrize("kind", ["zip", "gztar", "tar"])

@@ -101,6 +101,7 @@ def test_a_photo_of_a_phone_is_turned_upright(kind, tmp_path):
         assert sizes == [(8, 16), (16, 8)]  # and the cache tells them apart
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_damaged_tag_is_no_tag():
     image = written(Image.new("RGB", (16, 8)), "JPEG", exif=b"Exif\0\0MM\0*nonsense")
     assert read_image(image, "it").size == (16, 8)
