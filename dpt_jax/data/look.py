@@ -79,7 +79,7 @@ def _empty_classes(dataset: Dataset, config: ConfigDict) -> list[str]:
     empty = [name for label, name in enumerate(dataset.classnames) if label not in tested]
     if not tested or not empty:
         return []
-    return _refuse(config, f"{len(empty)} of the classes have no test images: {_some(empty)}")
+    return _refuse(config, f"classes without test images: {_some(empty)}")
 
 
 def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[str]:
@@ -89,15 +89,16 @@ def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[s
     lines = []
     errors, rotated = _open_all(dataset, files, [*learned, *tested])
     if errors:
-        what = errors[0].removesuffix(".") + (f"; {len(errors) - 1} more" * (len(errors) > 1))
+        what = errors[0].removesuffix(".")
         if config.dataset.on_error != "skip":
+            more = f"; {len(errors) - 1} more cannot either" if len(errors) > 1 else ""
             raise UserError(
-                f"{what}: repair or remove them, or leave such images out with "
+                f"{what}{more}: repair or remove what is broken, or leave such images out with "
                 "--config.dataset.on_error=skip."
             )
-        lines.append(f"{len(errors)} images cannot be read and are left out: {what}")
+        lines.append(f"unreadable images, which are left out: {len(errors)}, such as {what}")
     if rotated:
-        lines.append(f"{len(rotated)} images are rotated as their EXIF says: {_some(rotated)}")
+        lines.append(f"images rotated as their EXIF says: {len(rotated)}, such as {rotated[0]}")
     found = contents(files.root, [*learned, *tested])
     own = dict(zip(found, learned, strict=False))
     same = [
@@ -106,7 +107,7 @@ def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[s
         if content in own
     ]
     if same:
-        lines += _refuse(config, f"{len(same)} test images are also in train or val: {_some(same)}")
+        lines += _refuse(config, f"test images that are also in train or val: {_some(same)}")
     return lines
 
 
