@@ -1,7 +1,7 @@
-"""The table of methods: what each learns, its losses, and how figures draw it.
+"""The table of methods: what each learns, and how figures draw it.
 
 A method is a set of learned parts on one frozen CLIP. `config.method` names it, and configs/NAME.py
-has its settings. Symbols of the losses: see docs/method.md.
+has its settings.
 """
 
 import dataclasses
@@ -22,7 +22,6 @@ class Method:
       name: As in `config.method` and configs/NAME.py.
       label: Its name in tables and figures.
       parts: What it learns.
-      losses: In words.
       colour: Of its curves and bars.
       marker: Of its curves, for readers without colours.
     """
@@ -30,7 +29,6 @@ class Method:
     name: str
     label: str
     parts: tuple[str, ...]
-    losses: str
     colour: str
     marker: str
 
@@ -46,49 +44,41 @@ class Method:
 
 
 ZERO_SHOT = "zeroshot"
-GUIDED = "CE of the logits, and under guidance CE of each tower against the other's frozen one"
 
 # In the order of tables and legends. Okabe and Ito's colours, which colour-blind readers can tell
 # apart; markers tell the methods apart in print.
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method(ZERO_SHOT, "zero-shot", (), "none", "#000000", ""),
-        Method("coop", "CoOp", (TEXT,), "CE of the logits", "#E69F00", "o"),
-        Method("cocoop", "CoCoOp", (TEXT,), "CE of the logits", "#44AA99", "*"),
-        Method("kgcoop", "KgCoOp", (TEXT,),
-               "CE of the logits; distance of the texts to frozen CLIP's", "#999999", "P"),
-        Method("vpt", "VPT", (VISUAL,), "CE of the logits", "#56B4E9", "s"),
-        Method("vlp", "VLP", (TEXT, VISUAL), GUIDED, "#009E73", "^"),
-        Method("ivlp", "IVLP", (TEXT, VISUAL), "CE of the logits", "#0072B2", "v"),
-        Method("promptsrc", "PromptSRC", (TEXT, VISUAL),
-               "CE of the logits; distances of texts, images and logits to frozen CLIP's",
-               "#8C6D00", "p"),
-        Method("maple", "MaPLe", (TEXT, VISUAL), "CE of the logits", "#CC79A7", "X"),
-        Method("dpt", "DPT", (TEXT, VISUAL, CLASS_AWARE),
-               f"{GUIDED}; CE of CAVPT's auxiliary logits", "#D55E00", "D"),
-        Method("dptsrc", "DPT + SRC", (TEXT, VISUAL, CLASS_AWARE),
-               "DPT's and PromptSRC's", "#882255", "d"),
-        Method("cliplora", "CLIP-LoRA", (WEIGHTS,), "CE of the logits", "#6A3D9A", "<"),
-        Method("sstext", "SS-Text", (CLASSIFIER,), "closed form", "#888888", "1"),
-        Method("tip_adapter", "Tip-Adapter", (CLASSIFIER,), "none", "#DDCC77", "2"),
-        Method("tip_adapter_f", "Tip-Adapter-F", (CLASSIFIER,), "CE of the logits", "#DDCC77", "3"),
-        Method("clip_adapter", "CLIP-Adapter", (CLASSIFIER,), "CE of the logits", "#AA4499", "4"),
-        Method("taskres", "TaskRes", (CLASSIFIER,), "CE of the logits", "#661100", "+"),
-        Method("lpplus", "LP++", (CLASSIFIER,), "CE of the logits", "#6699CC", "8"),
-        Method("zslp", "ZS-LP", (CLASSIFIER,), "CE of the logits", "#332288", "H"),
-        Method("clap", "CLAP", (CLASSIFIER,), "CE of the logits; distance to the texts",
-               "#332288", "h"),
-        Method("dpt_clap", "DPT + CLAP", (TEXT, VISUAL, CLASS_AWARE, CLASSIFIER),
-               "DPT's, and then CLAP's", "#D55E00", "x"),
+        Method(ZERO_SHOT, "zero-shot", (), "#000000", ""),
+        Method("coop", "CoOp", (TEXT,), "#E69F00", "o"),
+        Method("cocoop", "CoCoOp", (TEXT,), "#44AA99", "*"),
+        Method("kgcoop", "KgCoOp", (TEXT,), "#999999", "P"),
+        Method("vpt", "VPT", (VISUAL,), "#56B4E9", "s"),
+        Method("vlp", "VLP", (TEXT, VISUAL), "#009E73", "^"),
+        Method("ivlp", "IVLP", (TEXT, VISUAL), "#0072B2", "v"),
+        Method("promptsrc", "PromptSRC", (TEXT, VISUAL), "#8C6D00", "p"),
+        Method("maple", "MaPLe", (TEXT, VISUAL), "#CC79A7", "X"),
+        Method("dpt", "DPT", (TEXT, VISUAL, CLASS_AWARE), "#D55E00", "D"),
+        Method("dptsrc", "DPT + SRC", (TEXT, VISUAL, CLASS_AWARE), "#882255", "d"),
+        Method("cliplora", "CLIP-LoRA", (WEIGHTS,), "#6A3D9A", "<"),
+        Method("sstext", "SS-Text", (CLASSIFIER,), "#888888", "1"),
+        Method("tip_adapter", "Tip-Adapter", (CLASSIFIER,), "#DDCC77", "2"),
+        Method("tip_adapter_f", "Tip-Adapter-F", (CLASSIFIER,), "#DDCC77", "3"),
+        Method("clip_adapter", "CLIP-Adapter", (CLASSIFIER,), "#AA4499", "4"),
+        Method("taskres", "TaskRes", (CLASSIFIER,), "#661100", "+"),
+        Method("lpplus", "LP++", (CLASSIFIER,), "#6699CC", "8"),
+        Method("zslp", "ZS-LP", (CLASSIFIER,), "#332288", "H"),
+        Method("clap", "CLAP", (CLASSIFIER,), "#332288", "h"),
+        Method("dpt_clap", "DPT + CLAP", (TEXT, VISUAL, CLASS_AWARE, CLASSIFIER), "#D55E00", "x"),
     )
-}  # fmt: skip
+}
 
 TRAINED = tuple(name for name in METHODS if name != ZERO_SHOT)
 # The methods that DPT's paper compares.
 OF_THE_PAPER = (ZERO_SHOT, "coop", "vpt", "vlp", "dpt")
 # A baseline without prompts: a linear classifier of frozen CLIP's features.
-PROBE = Method("probe", "linear probe", (), "CE of a linear classifier", "#117733", ">")
+PROBE = Method("probe", "linear probe", (), "#117733", ">")
 # Everything that tables and figures have a row or a curve for.
 ROWS: dict[str, Method] = {**METHODS, PROBE.name: PROBE}
 
