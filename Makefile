@@ -46,15 +46,13 @@ table-emoji: .venv/installed-dev
 	$(BIN)/dpt-jax report runs/table-emoji
 	$(BIN)/python benchmarks/emoji_figure.py runs/table-emoji docs/emoji.png
 
-# The bundled assets and the pictures of the methods, from npm packages and from nothing; half an hour for the tiny CLIP.
+# The bundled assets, from npm packages; half an hour for the tiny CLIP.
 assets: .venv/installed-dev
 	npm install --prefix build emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
 	$(BIN)/python tools/pretrain_tiny_clip.py $(EMOJI)-google build/tiny-clip
 	$(BIN)/python tools/make_digits_dataset.py build/digits
 	$(BIN)/python tools/make_emoji_dataset.py $(EMOJI)-twitter build/emoji
 	$(BIN)/python tools/make_emoji_dataset.py $(EMOJI)-google build/emoji_noto
-	$(BIN)/python tools/draw_method.py docs/method.png
-	$(BIN)/python tools/draw_family.py docs/family.png
 
 .venv/installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
