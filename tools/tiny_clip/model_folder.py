@@ -10,8 +10,8 @@ import safetensors.numpy
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.layouts import to_transformers
 from dpt_jax.clip.preprocessing import MEAN, STD
+from dpt_jax.clip.tokenizer import END, START, openai_vocabulary
 from dpt_jax.clip.transformers_config import config_to_dict
-from dpt_jax.clip.vocabulary import END, START, openai_vocabulary
 from tools.tiny_clip.corpus import TEMPLATES
 from tools.tiny_clip.training import Params, Recipe
 
