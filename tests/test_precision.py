@@ -34,17 +34,21 @@ def products(program):
     return found
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(("mode", "names"), [("train", ["step"]), ("eval", ["classify", "texts"])])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_matrices_of_float32_are_not_rounded_before_they_are_multiplied(dtype, mode):
+def test_matrices_of_float32_are_not_rounded_before_they_are_multiplied(dtype, mode, names):
     """In DPT's training step, its gradients included, and in the two programs of its evaluation.
+
+    They are lowered from shapes; nothing is computed.
 
     Of bfloat16's products one kind has a float32 matrix, the gradient of attention's scores.
     """
     options = parse(["--classes=20", "--batch=2", f"--mode={mode}", f"--dtype={dtype}"])
     case = make_case(options, 1)
-    for _, lowered in programs(case, jax.devices()[:1]):
-        program = lowered.as_text()
+    texts = {name: lowered.as_text() for name, lowered in programs(case, jax.devices()[:1])}
+    assert list(texts) == names
+    assert "2x224x224x3xui8" in texts[names[0]]
+    for program in texts.values():
         found = products(program)
         assert found
         assert not [types for types, whole in found if types == {"f32"} and not whole]

@@ -23,10 +23,10 @@ pytestmark = pytest.mark.compiles
 
 
 @pytest.fixture
-def overrides(clip_dir):
+def overrides(tiny_clip_dir):
     """Small runs on the small images."""
     return {
-        "clip.weights": str(clip_dir),
+        "clip.weights": str(tiny_clip_dir),
         "dataset.root": str(SMALL / "images"),
         "text_prompt.length": 2,
         "train.epochs": 1,
@@ -152,10 +152,10 @@ def test_two_sweeps_that_start_at_the_same_moment(overrides, tmp_path):
     assert trained == 6, said
 
 
-def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, clip_dir, capsys):
+def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip_dir, capsys):
     """Test images that are added or changed, other class names, and other weights."""
     root = shutil.copytree(SMALL / "images", tmp_path / "images")
-    weights = shutil.copytree(clip_dir, tmp_path / "clip")
+    weights = shutil.copytree(tiny_clip_dir, tmp_path / "clip")
     overrides |= {"dataset.root": str(root), "clip.weights": str(weights)}
     planned = plan("few-shot", ["zeroshot", "coop"], ["folder"], [], [1], [1])
 
@@ -180,7 +180,7 @@ def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, clip_dir,
     for split in ("train", "test"):
         (root / split / "aeroplane").rename(root / split / "airplane")
     assert again() == (1, 0)
-    make_clip.write(weights, seed=5)
+    make_clip.write(weights, seed=5, **make_clip.TINY)
     assert again() == (0, 1)
 
 

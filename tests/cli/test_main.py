@@ -95,15 +95,14 @@ def test_training_from_published_checkpoint(converted, flags, tmp_path):
 
 @pytest.mark.process
 def test_any_number_of_devices_trains_to_the_same_prompts(flags, tmp_path):
-    """Also with 5 rows a batch, which neither 2 nor 4 devices divide."""
+    """Also with 5 rows a batch, which 4 devices do not divide."""
     options = ["--config.train.batch_size=5", "--config.train.epochs=2"]
     options += ["--config.train.warmup_epochs=0"]
-    in_process("main.py", *flags, *options, f"--workdir={tmp_path / '1'}")
-    for devices in (2, 4):
-        workdir = tmp_path / str(devices)
-        command("main.py", *flags, *options, f"--workdir={workdir}", devices=devices)
-        for a, b in zip(prompts_of(workdir), prompts_of(tmp_path / "1"), strict=True):
-            assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+    one, four = tmp_path / "1", tmp_path / "4"
+    in_process("main.py", *flags, *options, f"--workdir={one}")
+    command("main.py", *flags, *options, f"--workdir={four}", devices=4)
+    for a, b in zip(prompts_of(four), prompts_of(one), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
 def test_stopped_after_any_checkpoint_it_ends_bit_identical(flags, tmp_path):

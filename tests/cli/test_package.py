@@ -129,7 +129,12 @@ def test_train_predict_export_and_serve_without_the_repository(installed):
             file.unlink()
     short = ["--config.train.epochs=1", "--config.dataset.shots=1", "--workdir=run"]
     assert "zero-shot" in run("-m", "dpt_jax", "train", *short)
-    run("-m", "dpt_jax", "convert", "export", "run", "run.safetensors")
-    assert "three" in run("-m", "dpt_jax", "predict", "run.safetensors", image, "--top=50")
-    run("-m", "dpt_jax", "convert", "serve", "run", "served")
+    printed = run(
+        "-c",
+        "from dpt_jax.cli import main;"
+        "main(['convert', 'export', 'run', 'run.safetensors']);"
+        f"main(['predict', 'run.safetensors', '{image}', '--top=50']);"
+        "main(['convert', 'serve', 'run', 'served'])",
+    )
+    assert "three" in printed
     assert (folder / "served" / "classify.py").is_file()

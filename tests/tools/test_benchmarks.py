@@ -52,10 +52,7 @@ IVLP = {"text_length": 2, "visual_length": 2, "text_depth": 9, "visual_depth": 9
         (10, 8, DPT, "guided"),
         (300, 2, DPT, "guided"),
         (10, 8, DPT, "evaluation"),
-        (300, 2, DPT, "evaluation"),
         (10, 4, COCOOP, "not guided"),
-        (10, 4, COCOOP, "evaluation"),
-        (10, 8, IVLP, "not guided"),
         (10, 8, {**IVLP, "coupled": True}, "guided"),
         (10, 8, {**IVLP, "coupled": True}, "evaluation"),
     ],
@@ -113,7 +110,7 @@ def test_a_step_sees_plain_clip_where_its_loss_does(parts, share, tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("mode", ["train", pytest.param("eval", marks=pytest.mark.slow)])
 def test_the_benchmark_of_a_step(mode):
     """As benchmarks/README.md runs it, but on two images and a small backbone."""
     done = command(

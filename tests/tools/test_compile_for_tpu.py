@@ -1,8 +1,10 @@
-"""The parts of the TPU benchmark that need no TPU compiler."""
+"""The parts of the TPU benchmark that need no TPU compiler.
+
+Its programs are lowered in tests/test_precision.py.
+"""
 
 import importlib.util
 
-import jax
 import pytest
 
 from benchmarks import compile_for_tpu
@@ -33,20 +35,6 @@ def test_collectives_are_counted_with_their_bytes():
         "all-reduce": {"count": 2, "bytes": 512 + 16 + 16},
         "all-gather": {"count": 1, "bytes": 96},
     }
-
-
-@pytest.mark.parametrize(("mode", "names"), [("train", ["step"]), ("eval", ["classify", "texts"])])
-def test_the_programs_are_lowered_from_shapes_alone(mode, names):
-    """On the devices that are given, here the CPU's; nothing is computed and no weight is made."""
-    options = compile_for_tpu.parse(["--classes=3", "--batch=2", f"--mode={mode}"])
-    on = jax.devices()[:1]
-    case = compile_for_tpu.make_case(options, len(on))
-    assert case.model.remat == "matmuls"
-    found = compile_for_tpu.programs(case, on)
-    assert [name for name, _ in found] == names
-    text = found[0][1].as_text()
-    assert "2x224x224x3xui8" in text
-    assert "bf16" in text
 
 
 def test_the_shapes_have_the_types_of_loaded_weights():

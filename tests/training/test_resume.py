@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from dpt_jax.io import as_path
+from dpt_jax.training import setup
 from dpt_jax.training.checkpoints import DAMAGED, load_newest
 from dpt_jax.training.signals import EXIT_CODE
 from tests.helpers.commands import assert_refused, command, in_process
@@ -101,7 +102,7 @@ def test_a_full_disk(settings, whole, tmp_path):
     shutil.copytree(whole, workdir)
     shutil.rmtree(workdir / "checkpoints" / "120")
     arguments = [*SETTINGS, *settings, f"--workdir={workdir}"]
-    done = command("-c", FULL, *arguments, check=False, JAX_ENABLE_COMPILATION_CACHE="0")
+    done = command("-c", FULL, *arguments, check=False)
     assert_refused(done, str(workdir))
     assert load_newest(workdir).step == 119
     in_process("main.py", *arguments)
@@ -132,15 +133,11 @@ def test_a_started_run_no_longer_needs_what_it_started_from(clip_dir, tmp_path):
     assert load_newest(second).digest == expected
 
 
-def test_ctrl_c_before_there_is_anything_to_save(settings, tmp_path):
-    done = command("-c", """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts in the background ignores it
-sys.argv = ["main.py", *sys.argv[1:]]
-from dpt_jax.training import setup
-setup.load_dataset = lambda *_: os.kill(os.getpid(), signal.SIGINT)
-import runpy
-runpy.run_path("main.py", run_name="__main__")
-""", *SETTINGS, *settings, f"--workdir={tmp_path}", check=False)  # fmt: skip
+def test_ctrl_c_before_there_is_anything_to_save(settings, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup, "load_dataset", interrupt)
+    done = in_process("main.py", *SETTINGS, *settings, f"--workdir={tmp_path}", check=False)
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
