@@ -219,6 +219,9 @@ def get_config() -> ConfigDict:
     config.train.average_mean = 0.0
     # Its standard deviation in epochs; 0 takes no average.
     config.train.average_deviation = 0.0
+    # Prompts that a run ends with: last, or best, those of the epoch with the highest accuracy on
+    # the validation images.
+    config.train.keep = "last"
     # Images that a device takes at a time; 0 takes all. Fewer need less memory, and give the same
     # result.
     config.train.microbatch = 0

@@ -61,6 +61,7 @@ CHOICES: dict[str, Collection[str]] = {
     "classifier.schedule": ("epochs", "steps"),
     "train.optimizer": ("sgd", "adamw"),
     "train.schedule": ("epochs", "steps"),
+    "train.keep": ("last", "best"),
     "train.remat": ("none", "matmuls", "blocks"),
 }
 AT_LEAST = {
@@ -103,7 +104,7 @@ BOUND = (
     *("visual_prompt.ln_pre", "visual_prompt.coupled", "cavpt.top_k", "cavpt.first_layer"),
     *("weights.kind", "weights.rank", "weights.alpha", "weights.matrices"),
     *("weights.image_layers", "weights.text_layers"),
-    *("train.average_mean", "train.average_deviation"),
+    *("train.average_mean", "train.average_deviation", "train.keep"),
     *(
         key
         for key in flatten_dict(common.get_config().to_dict(), sep=".")
@@ -187,6 +188,16 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"train.average_deviation is {train.average_deviation}, an average over epochs, but "
             "train.steps_per_shot counts steps: turn one of them off."
+        )
+    if train.keep == "best" and CLASSIFIER in METHODS[config.method].parts:
+        raise UserError(
+            f"train.keep=best is for prompts, and {config.method} trains a classifier after them: "
+            "use train.keep=last."
+        )
+    if train.keep == "best" and train.average_deviation:
+        raise UserError(
+            f"train.keep=best takes one epoch's prompts, and train.average_deviation is "
+            f"{train.average_deviation}, which averages those of all: turn one of them off."
         )
     if data.root and data.name in common.EMBEDDED and data.source == "folder":
         raise UserError(

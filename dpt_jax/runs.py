@@ -18,7 +18,7 @@ from dpt_jax.config import (
     save_config,
 )
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import evaluate, write_results
+from dpt_jax.evaluation.evaluate import evaluate, validation, write_results
 from dpt_jax.evaluation.probe import fit_and_predict
 from dpt_jax.evaluation.results import has_own_data
 from dpt_jax.logging import say
@@ -78,7 +78,9 @@ def train_run(
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
     if experiment.model.config.learns:
-        train(experiment, workdir, allow_changes, callbacks, profile)
+        validates = experiment.dataset.val and not experiment.model.config.classifier
+        validate = validation(experiment) if validates else None
+        train(experiment, workdir, allow_changes, callbacks, profile, validate)
     elif not has_own_data(experiment, Saved(0, {}, {}), workdir):
         raise UserError(
             f"{workdir} has results of {config.method} on other images: use another --workdir, or "

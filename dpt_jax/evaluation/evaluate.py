@@ -22,7 +22,7 @@ from dpt_jax.evaluation.features import EncodedBatch, read_test_images
 from dpt_jax.evaluation.metrics import calibration, class_scores, distinct
 from dpt_jax.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.io import make_folder, write_whole
-from dpt_jax.logging import Progress, say
+from dpt_jax.logging import Progress, quiet, say
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import Outputs, PromptedCLIP, Texts
 from dpt_jax.prompts import Prompts
@@ -153,6 +153,19 @@ def predict(experiment: Experiment, prompts: Prompts) -> Predictions:
             "be read."
         )
     return found
+
+
+def validation(experiment: Experiment) -> Callable[[Prompts], float]:
+    """Return a function from replicated prompts to their accuracy on the validation images."""
+    dataset = experiment.dataset._replace(test=experiment.dataset.val)
+    own = experiment._replace(dataset=dataset, features={})
+
+    def accuracy(prompts: Prompts) -> float:
+        with quiet():
+            found = predict(own, prompts)
+        return float((found.logits.argmax(-1) == found.label).mean())
+
+    return accuracy
 
 
 def over_test_images(

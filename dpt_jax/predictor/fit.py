@@ -50,7 +50,8 @@ def fit(
       method: A method of the table in docs/method.md.
       clip: CLIP's weights, by default "openai/clip-vit-base-patch32".
       classnames: All class names in order. By default those of the labels, sorted.
-      validation: Images and labels, which are not trained on.
+      validation: Images and labels, which are not trained on. Metrics then have `val_accuracy`, and
+        keep="best" ends with the prompts of the best epoch.
       workdir: Folder of the run, as that of `dpt-jax train`: the same call resumes a run that was
         stopped. By default nothing stays on the disk.
       callbacks: Functions that get a dictionary of the metrics after each epoch. The training ends

@@ -157,7 +157,10 @@ def draw_training(
     metrics = pd.DataFrame(records).set_index("epoch")
     figure, axes = pyplot().subplots(1, 3, figsize=(10.5, 3))
     axes[0].plot(metrics.loss, color=ROWS["dpt"].colour)
-    axes[1].plot(100 * metrics.accuracy, color=ROWS["dpt"].colour)
+    axes[1].plot(100 * metrics.accuracy, color=ROWS["dpt"].colour, label="training")
+    if "val_accuracy" in metrics:
+        axes[1].plot(100 * metrics.val_accuracy, color=ROWS["vpt"].colour, label="validation")
+        axes[1].legend()
     for key, label in rates.items():
         style = {"color": "#000000", "linestyle": "--"} if key == "text_lr" else {}
         axes[2].plot(metrics[key], **{"color": ROWS["vpt"].colour, "label": label, **style})
@@ -166,7 +169,7 @@ def draw_training(
     axes[2].yaxis.set_major_formatter("{x:g}")
     axes[2].yaxis.set_minor_formatter("")
     axes[2].legend()
-    labels = ("training loss (nats)", "training accuracy (%)", "learning rate")
+    labels = ("training loss (nats)", "accuracy (%)", "learning rate")
     for one, label in zip(axes, labels, strict=True):
         one.set(xlabel="epoch", ylabel=label)
         one.xaxis.get_major_locator().set_params(integer=True)

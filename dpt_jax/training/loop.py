@@ -51,6 +51,8 @@ AVERAGED, STEPS_PER_EPOCH = "averaged", "steps_per_epoch"
 ENDED = "ended"
 # And how many of its steps trained the classifier.
 CLASSIFIER_STEPS = "classifier_steps"
+# With train.keep=best: accuracy and epoch of the best prompts; whether the checkpoint's are these.
+BEST = "best"
 # With several hosts, reading host 0's clock is a message, so they read it every so many steps.
 STEPS_BETWEEN_CLOCKS = 20
 
@@ -69,6 +71,16 @@ class Plan(NamedTuple):
         return -(-self.steps // int(self.schedule.steps_per_epoch))
 
 
+class Best(NamedTuple):
+    """The prompts of the epoch with the highest validation accuracy so far, the first of equals."""
+
+    accuracy: float
+    epoch: int
+    prompts: Prompts
+
+
+# Gets the prompts, replicated; returns their accuracy on the validation images.
+Validate = Callable[[Prompts], float]
 # Gets the metrics of an epoch; the training ends if it returns true.
 Callback = Callable[[dict[str, float]], object]
 
@@ -79,6 +91,7 @@ def train(
     allow_changes: bool = False,
     callbacks: Sequence[Callback] = (),
     profile: int = 0,
+    validate: Validate | None = None,
 ) -> Prompts:
     """Train to the last epoch, from the newest checkpoint if there is one; return the prompts.
 
@@ -92,6 +105,7 @@ def train(
       allow_changes: Whether a resumed run may have other images.
       callbacks: Called after each epoch, in this order.
       profile: Steps of which a trace is written.
+      validate: Called after each epoch, if there are validation images.
 
     Raises:
       UserError: if there is nothing to train on, another process trains in the workdir, a run
@@ -103,6 +117,11 @@ def train(
     train_files.check_trainable(dataset, config.dataset.name)
     if config.dataset.on_error == "skip":
         check_readable(dataset)
+    if config.train.keep == "best" and not validate:
+        raise UserError(
+            f"train.keep=best needs validation images, and {config.dataset.name} has none: give it "
+            "a folder val/, or use train.keep=last."
+        )
     plan, optimizer = make_plan(config, len(dataset.train)), optimizer_of(config)
     steps_per_epoch = int(plan.schedule.steps_per_epoch)
     with (
@@ -110,7 +129,7 @@ def train(
         StopRequest() as stop,
         Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints,
     ):
-        state, record = restore(experiment, checkpoints, plan, workdir, allow_changes)
+        state, record, best = restore(experiment, checkpoints, plan, workdir, allow_changes)
         distributed.check_same(lambda: {"initial prompt (init_from)": digest(state.prompts)})
         start = int(state.step)
         if start > plan.steps:
@@ -157,7 +176,13 @@ def train(
                 host = distributed.to_host(state)
                 meta = {**record, **_progress(plan, host), ENDED: ended}
                 meta["seconds"] = record["seconds"] + time.monotonic() - began
-                checkpoints.save(step, host.prompts, meta, _training(host))
+                prompts, training = host.prompts, _training(host)
+                if best:
+                    training["best"] = best.prompts
+                    final = ended or step == plan.steps
+                    meta[BEST] = {"accuracy": best.accuracy, "epoch": best.epoch, "final": final}
+                    prompts = best.prompts if final else prompts
+                checkpoints.save(step, prompts, meta, training)
 
             for step in range(start + 1, plan.steps + 1):
                 trace.before(step, state)
@@ -185,6 +210,12 @@ def train(
                     check_finite(experiment, checkpoints, plan, state)
                     values = _epoch_values(state, plan, step)
                     values |= speed.epoch(int(values["epoch"]))
+                    if validate:
+                        values["val_accuracy"] = validate(state.prompts)
+                        if best and values["val_accuracy"] > best.accuracy:
+                            prompts = distributed.to_host(state.prompts)
+                            best = Best(values["val_accuracy"], int(values["epoch"]), prompts)
+                        speed.restart()
                     writer.write(step, values)
                     line = _line(values, plan.epochs)
                     progress.report(line, f"loss {values['loss']:.3f}")
@@ -215,6 +246,12 @@ def train(
         say(
             f"{host.not_finite.steps} of {plan.steps} steps were not finite and were left out, "
             f"the first is step {host.not_finite.first}."
+        )
+    if best:
+        prompts = best.prompts
+        say(
+            f"the prompts of epoch {best.epoch} are kept, which get {100 * best.accuracy:.1f} % of "
+            "the validation images right."
         )
     return prompts
 
@@ -321,9 +358,10 @@ def restore(
     plan: Plan,
     workdir: epath.Path,
     allow_changes: bool,
-) -> tuple[TrainState, Record]:
+) -> tuple[TrainState, Record, Best | None]:
     """Return the state of the newest whole checkpoint, or a new one, and the training's record.
 
+    With train.keep=best, also the best prompts so far.
     A run that has started no longer needs the prompts of `init_from`.
 
     Raises:
@@ -340,11 +378,14 @@ def restore(
     weights = plan.schedule.average
     if weights is not None:
         training_like["average"] = like
+    keeps_best = experiment.config.train.keep == "best"
+    if keeps_best:
+        training_like["best"] = like
     found = checkpoints.resume(like, training_like, apart=CLASSIFIER)
     if found is None:
         prompts = initial_prompts(experiment)
         state = new_state(experiment.model, plan.step, prompts, optimizer, weights is not None)
-        return state, training_meta(experiment)
+        return state, training_meta(experiment), Best(-1.0, 0, prompts) if keeps_best else None
     saved, training = found
     saved = saved._replace(step=saved.step - saved.meta.get(CLASSIFIER_STEPS, 0))
     # The path of CLIP's weights may change, but not the weights.
@@ -374,7 +415,16 @@ def restore(
         NotFinite(*np.array(saved.meta.get("bad", (0, 0)), np.int32)),
         training.get("average"),
     )
-    return state, training_meta(experiment, saved)
+    best = None
+    if keeps_best:
+        before = saved.meta[BEST]
+        if before["final"] and saved.step < plan.steps:
+            raise UserError(
+                f"{workdir} has ended with the prompts of its best epoch (train.keep=best), so it "
+                "cannot be extended: use another --workdir."
+            )
+        best = Best(before["accuracy"], before["epoch"], training["best"])
+    return state, training_meta(experiment, saved), best
 
 
 def save_is_due(config: ConfigDict, step: int, last: int, saved_at: float) -> bool:
@@ -495,10 +545,11 @@ def _epoch_values(state: TrainState, plan: Plan, step: int) -> dict[str, float]:
 def _line(values: dict[str, float], epochs: int) -> str:
     names = ("visual", "text", "weights")
     rates = [f"{name} {values[key]:.2e}" for name in names if (key := f"{name}_lr") in values]
+    validated = f"validation {values['val_accuracy']:.3f}  " if "val_accuracy" in values else ""
     share = f" ({values['peak_share']:.0%} of peak)" if "peak_share" in values else ""
     return (
         f"epoch {values['epoch']:.0f}/{epochs}  loss {values['loss']:.4f}  "
-        f"accuracy {values['accuracy']:.3f}  lr {' '.join(rates)}  "
+        f"accuracy {values['accuracy']:.3f}  {validated}lr {' '.join(rates)}  "
         f"{values['images_per_s']:.0f} images/s  {values['tflop_per_s']:.3g} TFLOP/s{share}  "
         f"waiting {values['wait_share']:.0%}"
     )

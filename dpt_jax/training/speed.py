@@ -34,9 +34,10 @@ class Speed:
         self._texts = distributed.to_host(experiment.frozen.packed)
         peak = flops.peak(jax.devices()[0].device_kind)
         self._peak = peak and peak * jax.device_count()
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Start with an epoch."""
         self._began, self._waited, self._images, self._steps = time.perf_counter(), 0.0, 0, 0
 
     @contextlib.contextmanager
@@ -68,7 +69,7 @@ class Speed:
             **share,
             "wait_share": self._waited / seconds,
         }
-        self._restart()
+        self.restart()
         return values
 
 

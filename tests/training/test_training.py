@@ -16,8 +16,10 @@ from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.loop import train
+from dpt_jax.training.metrics import read_metrics
 from dpt_jax.training.schedule import Schedule, learning_rates
 from dpt_jax.training.speed import TIMES
+from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 
@@ -66,6 +68,60 @@ def test_every_prompt_is_trained_and_clip_is_not(trained, clip_dir, clip):
     assert jax.tree.structure(before) == jax.tree.structure(after)
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
     assert all(jax.tree.leaves(changed)), changed
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """The small images, whose test images are also validated on."""
+    root = tmp_path_factory.mktemp("validated")
+    for split, source in (("train", "train"), ("val", "test"), ("test", "test")):
+        shutil.copytree(SMALL / "images" / source, root / split)
+    return root
+
+
+def test_the_best_epoch_is_kept(clip_dir, validated, tmp_path):
+    """Also by a run that was stopped; and it is the accuracy of a run that ends there."""
+
+    settings = {
+        "clip.weights": clip_dir, "dataset.root": validated, "dataset.shots": -1,
+        "dataset.strict": False, "train.text_lr": 3.0, "train.augment": False,
+        "train.schedule_epochs": 8, "checkpoint.every_steps": 1, "checkpoint.keep": 9,
+    }  # fmt: skip
+
+    def run(name, epochs, *flags):
+        flags = [*flags, *(f"--config.{key}={value}" for key, value in settings.items())]
+        done = in_process("main.py", "--config=coop:folder", f"--config.train.epochs={epochs}",
+                          f"--workdir={tmp_path / name}", *flags, check=False)  # fmt: skip
+        assert done.returncode in (0, 2), done.stderr
+        return done
+
+    run("last", 3)
+    accuracies = [record["val_accuracy"] for record in read_metrics(tmp_path / "last")]
+    results = json.loads((tmp_path / "last" / "results.json").read_text())
+    assert len(accuracies) == 3
+    assert accuracies[-1] == pytest.approx(results["accuracy"])
+    assert max(accuracies) > accuracies[-1]
+
+    best = "--config.train.keep=best"
+    run("best", 3, best)
+    kept = load_newest(tmp_path / "best")
+    assert json.loads((tmp_path / "best" / "results.json").read_text())["accuracy"] == max(
+        accuracies
+    )
+    assert kept.meta["best"]["epoch"] == 1 + int(np.argmax(accuracies))
+    assert [one["val_accuracy"] for one in read_metrics(tmp_path / "best")] == accuracies
+    assert run("best", 3, best).returncode == 0
+    assert_refused(run("best", 4, best, "--allow_changes"), "train.keep=best")
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / "best" / "checkpoints" / str(step))
+    run("best", 3, best)
+    assert load_newest(tmp_path / "best").digest == kept.digest
+
+
+def test_keeping_the_best_needs_validation_images(clip_dir, tmp_path):
+    config = small_config(clip_dir, coop, train__keep="best")
+    with pytest.raises(UserError, match=r"train\.keep=best"):
+        train(experiments.prepare(config), tmp_path)
 
 
 def test_files_of_a_run(trained):
