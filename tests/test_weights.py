@@ -103,7 +103,10 @@ class Case:
         )
 
 
-@pytest.fixture(scope="module", params=["clip_lora", "two_stage", "two_stage_all_norms"])
+ALL_NORMS = pytest.param("two_stage_all_norms", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["clip_lora", "two_stage", ALL_NORMS])
 def case(request, tmp_path_factory) -> Case:
     return Case(request.param, tmp_path_factory.mktemp("clip"))
 

@@ -1,12 +1,17 @@
 """Convert weights and prompts.
 
     dpt-jax convert clip SRC DST
+    dpt-jax convert clip W DIR
     dpt-jax convert export W FILE.safetensors
+    dpt-jax convert peft W DIR
+    dpt-jax convert peft DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert serve W DIR [--clip=WEIGHTS]
     dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert reference --reverse W CHECKPOINT_DIR
 
-`clip` converts any CLIP that `clip.weights` takes to an Orbax folder. `export` writes the prompts
+`clip` converts any CLIP that `clip.weights` takes to an Orbax folder, and a run of learned weights
+(CLIP-LoRA, 2SFS) to a CLIP with these weights, which transformers loads; `export --merge` is the
+same. `peft` writes and reads such weights as LoRA files of PEFT. `export` writes the prompts
 of a workdir to one small file, which replaces the workdir in predict, --mode=eval, init_from and
 convert. `serve` compiles the classifier into a file that runs without this package. `reference`
 converts a checkpoint folder of the published PyTorch code to a workdir for --mode=eval and
@@ -24,20 +29,23 @@ if TYPE_CHECKING:
     from etils import epath
 
 USAGE = (
-    "use `convert clip SRC DST`, `export W FILE.safetensors`, `serve W DIR`, "
+    "use `convert clip SRC DST`, `export W FILE.safetensors`, `serve W DIR`, `peft W DIR`, "
     "`reference CHECKPOINT_DIR --workdir=W` or `reference --reverse W CHECKPOINT_DIR`"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of all conversions."""
-    parser.usage = f"{parser.prog} clip|export|serve|reference SRC DST [options]"
+    parser.usage = f"{parser.prog} clip|export|serve|peft|reference SRC DST [options]"
     parser.add_argument("names", nargs="*", metavar="WHAT SRC DST", help="see above")
     parser.add_argument("--workdir", metavar="W", help="the run to read, or for reference to write")
     parser.add_argument(
         "--reverse",
         action="store_true",
         help="from a workdir to a checkpoint of the published code",
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="export: learned weights, merged into their CLIP"
     )
     parser.add_argument(
         "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"
@@ -55,8 +63,22 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     if reads_run and flags.workdir:
         names.insert(0, flags.workdir)
     match [what, *names]:
+        case [("clip" | "export"), source, target] if flags.merge or (
+            what == "clip" and is_run(source)
+        ):
+            from dpt_jax.convert.weights import write_clip
+
+            write_clip(as_path(source), as_path(target), flags.clip)
         case ["clip", source, target]:
             clip(source, target)
+        case ["peft", source, target]:
+            from dpt_jax.convert.weights import write_peft
+
+            write_peft(as_path(source), as_path(target))
+        case ["peft", source] if flags.workdir:
+            from dpt_jax.convert.weights import read_peft
+
+            read_peft(as_path(source), as_path(flags.workdir), given.config)
         case ["export", source, target]:
             export(as_path(source), as_path(target))
         case ["serve", source, target]:
@@ -81,6 +103,15 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
             )
         case _:
             raise UserError(f"convert: unknown arguments {flags.names}; {USAGE}.")
+
+
+def is_run(source: str) -> bool:
+    """Return whether a path is a workdir or a prompt file, and not a CLIP."""
+    from dpt_jax.io import as_path
+    from dpt_jax.training import checkpoints, prompt_file
+
+    path = as_path(source)
+    return (path / checkpoints.FOLDER).is_dir() or prompt_file.has_format(path)
 
 
 def clip(source: str, target: str) -> None:

@@ -1,6 +1,5 @@
 """A CLIP as an Orbax folder, which loads fast."""
 
-import json
 from typing import Any
 
 import flax.traverse_util
@@ -11,15 +10,10 @@ from etils import epath
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.locate import ORBAX_FOLDER
 from dpt_jax.clip.model import param_shapes
-from dpt_jax.clip.tokenizer import TOKENIZER_FILE, Tokenizer
-from dpt_jax.clip.transformers_config import (
-    CONFIG_FILE,
-    PROCESSOR_FILES,
-    config_to_dict,
-    processor_to_dict,
-)
+from dpt_jax.clip.tokenizer import Tokenizer
+from dpt_jax.clip.transformers_config import write_configs
 from dpt_jax.errors import UserError
-from dpt_jax.io import reading, without_wildcards, write_whole
+from dpt_jax.io import reading, without_wildcards
 
 
 def read_params(directory: epath.Path, config: CLIPConfig) -> Any:
@@ -65,10 +59,4 @@ def write(config: CLIPConfig, params: Any, tokenizer: Tokenizer, target: epath.P
     target.mkdir(parents=True)
     with without_wildcards(target) as folder, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder / ORBAX_FOLDER, params)
-    raw = config_to_dict(config)
-    raw["text_config"] |= {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
-    raw["text_config"]["pad_token_id"] = tokenizer.end
-    processor = processor_to_dict(config.preprocessing, config.image_size)
-    write_whole(target / PROCESSOR_FILES[0], json.dumps(processor, indent=2))
-    write_whole(target / TOKENIZER_FILE, tokenizer.file)
-    write_whole(target / CONFIG_FILE, json.dumps(raw, indent=2))
+    write_configs(config, tokenizer, target)

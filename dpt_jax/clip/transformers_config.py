@@ -5,6 +5,7 @@ Its defaults are therefore repeated here, and a test compares them.
 """
 
 import dataclasses
+import json
 from typing import Any
 
 from etils import epath
@@ -28,7 +29,9 @@ from dpt_jax.clip.preprocessing import (
     Preprocessing,
     channels,
 )
+from dpt_jax.clip.tokenizer import TOKENIZER_FILE, Tokenizer
 from dpt_jax.errors import UserError
+from dpt_jax.io import write_whole
 
 CONFIG_FILE = "config.json"
 # transformers 5 writes the second one, with the fields of the first one in "image_processor".
@@ -155,6 +158,17 @@ def _preprocessing(raw: dict[str, Any], size: int, where: str) -> Preprocessing:
         kernels[kernel],
         "squash" if sides == both else "crop",
     )
+
+
+def write_configs(config: CLIPConfig, tokenizer: Tokenizer, folder: epath.Path) -> None:
+    """Write what a model folder has besides the weights."""
+    raw = config_to_dict(config)
+    raw["text_config"] |= {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
+    raw["text_config"]["pad_token_id"] = tokenizer.end
+    processor = processor_to_dict(config.preprocessing, config.image_size)
+    write_whole(folder / PROCESSOR_FILES[0], json.dumps(processor, indent=2))
+    write_whole(folder / TOKENIZER_FILE, tokenizer.file)
+    write_whole(folder / CONFIG_FILE, json.dumps(raw, indent=2))
 
 
 def config_to_dict(config: CLIPConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from dpt_jax import methods
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.files import Tensors, write_torch_file
-from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.config import (
     CONFIG_FILE,
@@ -63,8 +63,6 @@ def convert_reference(
       UserError: A tensor is missing, unknown or does not fit CLIP, or an override contradicts the
         checkpoint.
     """
-    if (workdir / FOLDER).exists() or (workdir / CONFIG_FILE).exists():
-        raise UserError(f"{workdir} already holds a run: name a new --workdir.")
     epoch, modules = read_published(directory)
     prompts = prompts_from_published(modules, directory)
     pretrained = load_clip(config.clip.weights)
@@ -87,8 +85,34 @@ def convert_reference(
     validate(config)
     _check_fits(prompts, config, pretrained.config, directory)
     _check_classes(prompts, config, directory)
+    write_run(config, prompts, pretrained, workdir, "published PyTorch code", epoch)
+
+
+def write_run(
+    config: ConfigDict,
+    prompts: Prompts,
+    pretrained: Pretrained,
+    workdir: pathlib.Path,
+    source: str,
+    epoch: int = 0,
+) -> None:
+    """Write a workdir with converted prompts.
+
+    Args:
+      config: Of the run, validated.
+      prompts: Host arrays.
+      pretrained: Their CLIP.
+      workdir: A new one.
+      source: Where the prompts are from, for the record.
+      epoch: Of their training, 0 if not known.
+
+    Raises:
+      UserError: The workdir has a run.
+    """
+    if (workdir / FOLDER).exists() or (workdir / CONFIG_FILE).exists():
+        raise UserError(f"{workdir} already holds a run: name a new --workdir.")
     save_config(config, workdir)
-    # A checkpoint does not say what it was trained on; the settings do.
+    # Converted prompts do not say what they were trained on; the settings do.
     record = {
         "method": config.method,
         "dataset": config.dataset.name,
@@ -98,12 +122,12 @@ def convert_reference(
         "classnames": None,
         "clip": clip_fingerprint(pretrained),
         "changes": [],
-        "source": "published PyTorch code",
+        "source": source,
     }
     with Checkpoints(workdir, create=True) as checkpoints:
         checkpoints.save(epoch, prompts, record)
         checkpoints.wait()
-    say(f"wrote {workdir}: {config.method} prompts of epoch {epoch}")
+    say(f"wrote {workdir}: {config.method} prompts{f' of epoch {epoch}' if epoch else ''}")
 
 
 def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:

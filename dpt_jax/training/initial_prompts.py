@@ -12,6 +12,7 @@ from etils import epath
 from dpt_jax import distributed
 from dpt_jax.classifiers import CLASSIFIERS, for_classes, shapes
 from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import flat
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
@@ -72,7 +73,7 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
             f"{source}: its training has not finished, these prompts are of {epoch}.",
             file=sys.stderr,
         )
-    if other := other_clip(saved, experiment):
+    if other := other_clip(saved, experiment.pretrained):
         raise UserError(
             f"{source} was trained on {other} than {experiment.config.clip.weights}: give the CLIP "
             "that it was trained on."
@@ -121,7 +122,7 @@ def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, sourc
     The auxiliary classifier is bound to the classes of its training: it starts fresh for others.
     source: where the saved prompts are from. Raise UserError naming it if they do not fit.
     """
-    if other := other_clip(saved, experiment):
+    if other := other_clip(saved, experiment.pretrained):
         say(
             f"{source} was trained on {other} than {experiment.config.clip.weights}: its prompts "
             "are used for initialisation only."
@@ -143,9 +144,9 @@ def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, sourc
     return merged
 
 
-def other_clip(saved: Saved, experiment: Experiment) -> str:
+def other_clip(saved: Saved, pretrained: Pretrained) -> str:
     """Return in words how the CLIP of saved prompts differs, "" if it is the same."""
-    theirs, own = saved.meta.get("clip", {}), clip_fingerprint(experiment.pretrained)
+    theirs, own = saved.meta.get("clip", {}), clip_fingerprint(pretrained)
     different = [name for name in own if theirs.get(name) != own[name]]
     return f"another CLIP (other {', '.join(different)})" if different else ""
 

@@ -389,7 +389,7 @@ def restore(
     saved, training = found
     saved = saved._replace(step=saved.step - saved.meta.get(CLASSIFIER_STEPS, 0))
     # The path of CLIP's weights may change, but not the weights.
-    if other := other_clip(saved, experiment):
+    if other := other_clip(saved, experiment.pretrained):
         raise UserError(
             f"{workdir} was trained on {other} than {experiment.config.clip.weights}: give the one "
             "that it began with, or use another --workdir."

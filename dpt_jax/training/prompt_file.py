@@ -59,6 +59,20 @@ def is_prompt_file(source: epath.Path) -> bool:
     return source.suffix == SUFFIX and not source.is_dir()
 
 
+def has_format(source: epath.Path) -> bool:
+    """Return whether a path is a prompt file's, by its header, and not of a CLIP's weights."""
+    import safetensors
+
+    if not is_prompt_file(source) or not source.is_file():
+        return False
+    with (
+        reading(source, "a .safetensors file"),
+        on_this_disk(source) as local,
+        safetensors.safe_open(local, "numpy") as opened,
+    ):
+        return bool((opened.metadata() or {}).get("format") == FORMAT)
+
+
 def folder_of(source: epath.Path) -> epath.Path:
     """Return where to write what is made of a workdir or prompt file.
 

@@ -7,11 +7,12 @@ import pytest
 
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import REMAT_POLICIES
-from dpt_jax.methods import L1, Consistency, PromptConfig
+from dpt_jax.clip.packing import pack
+from dpt_jax.methods import L1, Consistency, PromptConfig, Weights
 from dpt_jax.model import PromptedCLIP, init_prompts
+from dpt_jax.prompts.text import prompted_texts
 from dpt_jax.training.setup import Frozen
 from dpt_jax.training.step import StepConfig, accumulate_gradients
-from tests.helpers.models import packed_prompts
 
 NAMES = ["airplane", "sea_horse", "a rather long name"]
 # A context of each image, visual tokens that are made of it and carry on into the layer of the
@@ -29,19 +30,28 @@ EVERYTHING = PromptConfig(
     first_layer=4,
     consistency=Consistency(5.0, L1, 3.0, 2.0),
 )
+# Dropout, whose masks belong to an image or a text, in layers of which some learn nothing.
+WEIGHTS = PromptConfig(
+    len(NAMES), visual_length=3, weights=Weights("lora", 2, 1.0, "qkvo", 0.5, (1, 0), (2, 3))
+)
 
 
 @pytest.mark.compiles
-def test_neither_what_is_kept_nor_parts_nor_devices_change_a_gradient(clip):
-    """Of every prompt, against all images at once with everything saved."""
-    model = PromptedCLIP(clip.config, EVERYTHING)
+@pytest.mark.parametrize("config", [EVERYTHING, WEIGHTS], ids=["prompts", "weights"])
+def test_neither_what_is_kept_nor_parts_nor_devices_change_a_gradient(clip, config):
+    """Of every part, against all images at once with everything saved."""
+    model = PromptedCLIP(clip.config, config)
     init = jax.jit(lambda key: init_prompts(model, key))
-    prompts = jax.tree.map(lambda x: 3 * x, init(jax.random.key(7)))
-    expected = gradient(clip, prompts, "none", microbatch=0, on=1)
+    # Some parts begin with zeros.
+    prompts = jax.tree.map(
+        lambda x: 3 * x + 0.01 * jnp.sin(jnp.arange(x.size)).reshape(x.shape),
+        init(jax.random.key(7)),
+    )
+    expected = gradient(clip, config, prompts, "none", microbatch=0, on=1)
     cases = (("matmuls", 2, 2), ("blocks", 1, 2))
     assert {"none", *(remat for remat, *_ in cases)} == set(REMAT_POLICIES)
     for remat, microbatch, on in cases:
-        found = gradient(clip, prompts, remat, microbatch, on)
+        found = gradient(clip, config, prompts, remat, microbatch, on)
         errors = jax.tree.map(error_in_norm, found, expected)
         assert max(jax.tree.leaves(errors)) < 1e-4, (remat, errors)
 
@@ -50,20 +60,29 @@ def error_in_norm(found, expected):
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def gradient(clip, prompts, remat, microbatch, on):
+def gradient(clip, config, prompts, remat, microbatch, on):
     """The gradient of a step under guidance, on so many simulated devices."""
-    model = PromptedCLIP(clip.config, EVERYTHING, remat=remat)
-    packed = packed_prompts(NAMES, clip.tokenizer, EVERYTHING.text_length)
+    model = PromptedCLIP(clip.config, config, remat=remat)
+    texts = prompted_texts(NAMES, clip.tokenizer, config.text_length)
+    packed = pack(texts, share=config is not WEIGHTS)
     texts, held = jax.random.normal(jax.random.key(1), (2, len(NAMES), clip.config.embed_dim))
     batch = {
         "image": jax.random.normal(jax.random.key(2), (on, 4 // on, 32, 32, 3)),
+        "index": jnp.arange(4).reshape(on, -1),
         "label": jnp.array([0, 1, 2, 1]).reshape(on, -1),
         "weight": jnp.array([1.0, 1.0, 1.0, 0.0]).reshape(on, -1),  # the last one is padding
     }
 
     def step(frozen, prompts, batch):
-        config, guided = StepConfig(0.3, microbatch), jnp.array(True)
-        own, _ = accumulate_gradients(model, config, prompts, frozen, batch, guided)
+        own, _ = accumulate_gradients(
+            model,
+            StepConfig(0.3, microbatch),
+            prompts,
+            frozen,
+            batch,
+            jnp.array(True),
+            jax.random.key(3) if config is WEIGHTS else None,
+        )
         return jax.lax.psum(own, distributed.AXIS)
 
     together = jax.vmap(step, (None, None, 0), axis_name=distributed.AXIS)

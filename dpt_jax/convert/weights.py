@@ -1,0 +1,216 @@
+"""Learned weights of CLIP in the layouts of others: an adapted CLIP, and PEFT's LoRA files."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.config import CLIPConfig, read_json, values
+from dpt_jax.clip.files import Tensors, read_tensors
+from dpt_jax.clip.layouts import TRANSFORMERS, to_transformers
+from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.clip.transformers_config import write_configs
+from dpt_jax.config import layers, validate
+from dpt_jax.convert.reference import read_run, write_run
+from dpt_jax.errors import UserError
+from dpt_jax.io import make_folder, reading, write_whole
+from dpt_jax.logging import say
+from dpt_jax.methods import LORA, METHODS, WEIGHTS
+from dpt_jax.prompts.weights import MATRICES, merged, over
+from dpt_jax.training.initial_prompts import check_shapes, other_clip, shapes_of
+from dpt_jax.training.setup import make_model
+
+MODEL_FILE = "model.safetensors"
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+KEYS = {"vision": "image_layers", "text": "text_layers"}
+# Fields of an adapter_config.json that change what its tensors mean, and the values that are read.
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": ([], None),
+}
+TENSOR = re.compile(
+    r"(?:base_model\.model\.)?(vision|text)_model\.encoder\.layers\.(\d+)\.self_attn\."
+    r"(q|k|v|out)_proj\.lora_([AB])\.(?:default\.)?weight"
+)
+
+
+def write_clip(source: epath.Path, target: epath.Path, clip: str = "") -> None:
+    """Write the CLIP of a run with its learned weights, as transformers' CLIPModel loads it.
+
+    Args:
+      source: A workdir or prompt file.
+      target: A new folder, which is also a value of `clip.weights`.
+      clip: Where CLIP's weights are, if they have moved.
+
+    Raises:
+      UserError: The run has learned no weights, its CLIP is another one, or the folder exists.
+    """
+    config, saved = _read(source)
+    pretrained = load_clip(clip or config.clip.weights)
+    if other := other_clip(saved, pretrained):
+        raise UserError(f"{source} was trained on {other} than {clip or config.clip.weights}.")
+    model = make_model(config, saved.meta.get("classnames") or ["any"], pretrained)
+    own = {"weights": saved.prompts["weights"]}
+    check_shapes(own, {"weights": shapes_of(model)["weights"]}, str(source))
+    params = jax.tree.map(
+        np.asarray,
+        over(
+            pretrained.params,
+            merged(model.config.weights, pretrained.config, pretrained.params, own["weights"]),
+        ),
+    )
+    if target.exists():
+        raise UserError(f"{target} already exists: choose a new folder, or delete it first.")
+    make_folder(target, "convert clip")
+    tensors = to_transformers(params, pretrained.config)
+    _write_tensors(target / MODEL_FILE, tensors)
+    write_configs(pretrained.config, pretrained.tokenizer, target)
+    say(f"wrote {target}, a CLIP with the weights of {source}{_without(saved.prompts)}")
+
+
+def write_peft(source: epath.Path, target: epath.Path) -> None:
+    """Write the low-rank changes of a run as PEFT's LoRA files, for transformers' CLIPModel.
+
+    Raises:
+      UserError: The run has none.
+    """
+    config, saved = _read(source)
+    weights = config.weights
+    if weights.kind != LORA:
+        raise UserError(f"{source} has learned layer norms, which are no LoRA: use `convert clip`.")
+    tensors, modules = {}, []
+    for tower, own in saved.prompts["weights"].items():
+        first, _ = layers(weights, KEYS[tower]) or (1, 0)
+        blocks = TRANSFORMERS[f"{tower}/transformer/blocks"]
+        for matrix, factors in own.items():
+            for row, (a, b) in enumerate(zip(factors["a"], factors["b"], strict=True)):
+                modules.append(f"{blocks}{first - 1 + row}.{TRANSFORMERS[matrix]}".rstrip("."))
+                tensors[f"{PREFIX}{modules[-1]}.lora_A.weight"] = a
+                tensors[f"{PREFIX}{modules[-1]}.lora_B.weight"] = b
+    about = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": config.clip.weights,
+        "inference_mode": True,
+        "r": weights.rank,
+        "lora_alpha": weights.alpha,
+        "use_rslora": True,  # alpha / sqrt(r)
+        "lora_dropout": weights.dropout,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "target_modules": modules,
+    }
+    make_folder(target, "convert peft")
+    _write_tensors(target / ADAPTER_FILE, tensors)
+    write_whole(target / ADAPTER_CONFIG, json.dumps(about, indent=2) + "\n")
+    say(f"wrote {target}{_without(saved.prompts)}")
+
+
+def read_peft(source: epath.Path, workdir: epath.Path, config: ConfigDict) -> None:
+    """Write a workdir of CLIP-LoRA with the changes in PEFT's LoRA files.
+
+    Args:
+      source: A folder with adapter_config.json and adapter_model.safetensors.
+      workdir: A new one.
+      config: CLIP and dataset of the evaluation. What the files say is set here.
+
+    Raises:
+      UserError: The files hold other changes than those of attention's matrices, or do not fit
+        CLIP.
+    """
+    file = source / ADAPTER_CONFIG
+    about = read_json(file)
+    for key, choices in PLAIN.items():
+        if about.get(key, choices[0]) not in choices:
+            raise UserError(f"{file}: {key} is {about[key]!r}, which is not supported.")
+    sizes = values(about, {"r": 8, "lora_alpha": 8.0}, f"{file}: ")
+    rank, alpha = sizes["r"], sizes["lora_alpha"]
+    pretrained = load_clip(config.clip.weights)
+    with reading(source / ADAPTER_FILE, "LoRA files of PEFT"):
+        tensors = read_tensors(source / ADAPTER_FILE)
+    prompts = _from_peft(tensors, pretrained.config, rank, source / ADAPTER_FILE)
+    if WEIGHTS not in METHODS[config.method].parts:
+        config.method = "cliplora"
+    matrices = {name for own in prompts.values() for name in own}
+    config.weights.update(
+        kind=LORA,
+        rank=rank,
+        alpha=float(alpha if about.get("use_rslora") else alpha / rank**0.5),
+        matrices="".join(letter for letter, name in MATRICES.items() if name in matrices),
+        **{key: "all" if tower in prompts else "none" for tower, key in KEYS.items()},
+    )
+    validate(config)
+    write_run(config, {"weights": prompts}, pretrained, workdir, "LoRA files of PEFT")
+
+
+def _from_peft(tensors: Tensors, clip: CLIPConfig, rank: int, file: epath.Path) -> Params:
+    """Return the changes by tower and matrix, with zeros for layers that have none.
+
+    Raises:
+      UserError: A tensor is of another part of the model, or has another shape.
+    """
+    names = {"q": "query", "k": "key", "v": "value", "out": "out"}
+    towers, found = {"vision": clip.vision, "text": clip.text}, Params()
+    used = {TENSOR.fullmatch(name)[3] for name in tensors if TENSOR.fullmatch(name)}  # type: ignore[index]
+    for name, value in tensors.items():
+        match = TENSOR.fullmatch(name)
+        if match is None:
+            raise UserError(f"{file}: tensor {name} is not of a q, k, v or out projection of CLIP.")
+        tower, layer, letter, factor = match.groups()
+        sizes = towers[tower]
+        a, b = (rank, sizes.width), (sizes.width, rank)
+        shape = a if factor == "A" else b
+        if value.shape != shape or int(layer) >= sizes.layers:
+            raise UserError(
+                f"{file}: tensor {name} has shape {value.shape}, but this CLIP has {sizes.layers} "
+                f"layers and takes {shape}."
+            )
+        own = found.setdefault(
+            tower,
+            {
+                names[one]: {
+                    "a": np.zeros((sizes.layers, *a), np.float32),
+                    "b": np.zeros((sizes.layers, *b), np.float32),
+                }
+                for one in sorted(used)
+            },
+        )
+        own[names[letter]][factor.lower()][int(layer)] = value
+    if not found:
+        raise UserError(f"{file} has no tensors.")
+    return found
+
+
+def _read(source: epath.Path) -> tuple[ConfigDict, Any]:
+    """Return settings and prompts of a run with learned weights.  Raise UserError without."""
+    config, saved = read_run(source)
+    if "weights" not in saved.prompts:
+        raise UserError(
+            f"{source}: {METHODS[config.method].label} leaves CLIP's weights as they are, so there "
+            "is no other CLIP to write."
+        )
+    return config, saved
+
+
+def _without(prompts: Mapping[str, Any]) -> str:
+    others = sorted(prompts.keys() - {"weights"})
+    return f", without its {' and '.join(others)}" if others else ""
+
+
+def _write_tensors(file: epath.Path, tensors: Tensors) -> None:
+    import safetensors.numpy
+
+    own = {name: np.asarray(x, order="C") for name, x in tensors.items()}
+    write_whole(file, safetensors.numpy.save(own, {"format": "pt"}))
