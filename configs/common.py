@@ -132,9 +132,9 @@ def get_config() -> ConfigDict:
     config.weights.text_layers = "all"
 
     config.classifier = ConfigDict()
-    # Classifier on the features, trained after the other parts: clap, clip_adapter, lpplus, sstext,
-    # sstext_plus, sstext_confidence, taskres, tip_adapter, tip_adapter_f or zslp. Empty for cosines
-    # with the texts.
+    # Classifier on the features, trained after the other parts: clap, clip_adapter, linear (2SFS),
+    # lpplus, sstext, sstext_plus, sstext_confidence, taskres, tip_adapter, tip_adapter_f or zslp.
+    # Empty for cosines with the texts.
     config.classifier.name = ""
     # Views of each training image that are encoded once; 0 encodes the image without augmentation.
     # train.augment and train.shift say what a view is.

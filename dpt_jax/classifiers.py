@@ -135,6 +135,13 @@ def start_from_texts(
     return {"weight": texts.raw}
 
 
+def start_from_unit_texts(
+    support: Support, texts: ClassTexts, s: Array, key: Array, settings: ConfigDict
+) -> Params:
+    """Return w = T, the unit texts: the second stage of 2SFS."""
+    return {"weight": texts.unit}
+
+
 def start_clap(
     support: Support, texts: ClassTexts, s: Array, key: Array, settings: ConfigDict
 ) -> Params:
@@ -411,6 +418,15 @@ CLASSIFIERS: dict[str, Classifier] = {
         start=start_clap,
         penalty=clap_penalty,
         per_class=("weight", "penalty"),
+    ),
+    "linear": Classifier(
+        start_from_unit_texts,
+        prototype_logits,
+        ("weight",),
+        ("weight",),
+        adamw,
+        keeps_partial=True,
+        epochs=((1, 100),),
     ),
     "taskres": Classifier(
         start_residual,

@@ -179,11 +179,12 @@ def validate(config: ConfigDict) -> None:
             f"train.epochs is {train.epochs}: it must be at least {least}; 0 is for a classifier "
             "on the prompts of init_from."
         )
-    if train.steps_per_shot and data.shots < 0:
-        raise UserError(
-            f"train.steps_per_shot is {train.steps_per_shot}, but dataset.shots=-1 takes all "
-            "images: give train.steps_per_shot=0, and the epochs as train.epochs."
-        )
+    for section in ("train", "classifier"):
+        if (steps := config[section].steps_per_shot) and data.shots < 0:
+            raise UserError(
+                f"{section}.steps_per_shot is {steps}, but dataset.shots=-1 takes all images: give "
+                f"{section}.steps_per_shot=0, and the epochs as {section}.epochs."
+            )
     if train.steps_per_shot and train.average_deviation:
         raise UserError(
             f"train.average_deviation is {train.average_deviation}, an average over epochs, but "

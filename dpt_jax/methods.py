@@ -62,6 +62,7 @@ METHODS: dict[str, Method] = {
         Method("dpt", "DPT", (TEXT, VISUAL, CLASS_AWARE), "#D55E00", "D"),
         Method("dptsrc", "DPT + SRC", (TEXT, VISUAL, CLASS_AWARE), "#882255", "d"),
         Method("cliplora", "CLIP-LoRA", (WEIGHTS,), "#6A3D9A", "<"),
+        Method("twostage", "2SFS", (WEIGHTS, CLASSIFIER), "#B15928", "_"),
         Method("sstext", "SS-Text", (CLASSIFIER,), "#888888", "1"),
         Method("tip_adapter", "Tip-Adapter", (CLASSIFIER,), "#DDCC77", "2"),
         Method("tip_adapter_f", "Tip-Adapter-F", (CLASSIFIER,), "#DDCC77", "3"),

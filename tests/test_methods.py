@@ -15,7 +15,7 @@ from tests.helpers.golden import SMALL
 pytestmark = pytest.mark.compiles
 
 SHORT = ["--config.train.epochs=1", "--config.train.batch_size=12", "--config.eval.batch_size=18"]
-SHORT += ["--config.train.steps_per_shot=0"]
+SHORT += ["--config.train.steps_per_shot=0", "--config.classifier.steps_per_shot=0"]
 
 
 def dpt_jax(*arguments):

@@ -4,15 +4,21 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from configs import twostage
+from dpt_jax.classifiers import CLASSIFIERS, for_classes, start_from_unit_texts
+from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.methods import PromptConfig, Weights
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts.text import plain_layout
 from dpt_jax.prompts.weights import MATRICES, norms_of
+from dpt_jax.training.classifier import learning_rates as rates_of_classifier
+from dpt_jax.training.classifier import train_on_features
 from dpt_jax.training.optimizer import make_optimizer
 from dpt_jax.training.schedule import Schedule, learning_rates
 from tests.helpers import make_clip
@@ -187,3 +193,48 @@ def test_training(case):
     temperature = golden.meta.get("logit_scale", 100)
     difference = case.test_logits(merged) - case.test_logits(prompts)
     assert np.abs(difference).max() / temperature < 1e-6
+
+
+@pytest.mark.parametrize("case", ["two_stage", ALL_NORMS], indirect=True)
+def test_second_stage_of_2sfs(case):
+    """From the tuned texts: losses, what the steps change, and logits of base and new classes."""
+    golden, meta = case.golden, case.golden.meta
+    prompts = weights_of(golden.tensors("final"))
+
+    def encoded(images, texts):
+        """Features of images, and texts of the classes, by the tuned towers."""
+        own = functools.partial(apply, case.model, case.clip, prompts)
+        found = own(*texts, method="texts")
+        features = own(images.transpose(0, 2, 3, 1), found, method="image_features")
+        return normalize(features), own(found, method="class_texts")
+
+    encode = jax.jit(encoded)
+    features, texts = encode(golden["image"], case.texts)
+    s = jnp.exp(case.clip["logit_scale"])
+    start = start_from_unit_texts(None, texts, s, None, None)
+    assert relative_error(start["weight"], golden["stage2/param/classifier"]) < LOGITS
+    losses, rates = golden["stage2/train_losses"], golden["stage2/train_lrs"][:, 0]
+    config = twostage.get_config()
+    classifier, settings = CLASSIFIERS[config.classifier.name], config.classifier
+    own = rates_of_classifier(classifier, settings, None, texts, len(losses), 1)
+    np.testing.assert_allclose(own["weight"], rates, rtol=1e-5)
+    trained, course = train_on_features(
+        settings.name,
+        start,
+        (features, jnp.asarray(case.labels)),
+        texts,
+        s,
+        golden["batches"][-len(losses) :],
+        own,
+        settings.weight_decay,
+    )
+    np.testing.assert_allclose(course.loss, losses, rtol=1e-5)
+    moved = trained["weight"] - start["weight"]
+    published = golden["stage2/final/classifier"] - golden["stage2/param/classifier"]
+    assert np.linalg.norm(moved - published) / np.linalg.norm(published) < MOVEMENT["two_stage"]
+    new = case.encode(meta["new_classnames"])
+    for kind, names, rows in (("base", case.texts, np.arange(meta["C"])), ("new", new, [-1] * 3)):
+        params = for_classes(classifier, jax.tree.map(np.asarray, trained), np.array(rows))
+        images, own_texts = encode(golden[f"{kind}_image"], names)
+        logits = classifier.logits(params, images, own_texts, s)
+        assert relative_error(logits, golden[f"final_{kind}_logits"]) < LOGITS
