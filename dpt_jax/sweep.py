@@ -30,7 +30,13 @@ from dpt_jax.evaluation.features import FeatureCache
 from dpt_jax.evaluation.results import finished, of_same_sources
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
-from dpt_jax.runs import check_same_sweep, evaluate_run, probe, train_and_evaluate
+from dpt_jax.runs import (
+    check_same_sweep,
+    evaluate_run,
+    probe,
+    train_and_evaluate,
+    with_split,
+)
 from dpt_jax.training.checkpoints import FOLDER
 from dpt_jax.training.lock import LockedError, is_locked
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
@@ -236,7 +242,7 @@ class Runner:
         """Return whether a workdir has the results, of the data and the CLIP that are there now."""
         if not finished(workdir, config):
             return False
-        data = config.dataset.copy_and_resolve_references()
+        data = with_split(config, workdir).dataset.copy_and_resolve_references()
         data.shots, data.sample = 1, ""  # the whole dataset counts
         key = f"{data.to_json(sort_keys=True)} {config.seed}"
         if key not in self._digests:

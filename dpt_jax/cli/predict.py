@@ -4,14 +4,15 @@
 
 W is a workdir or a file of `dpt-jax convert export`. PATH is an image, a folder (with the images in
 it) or a pattern such as 'photos/**/*.jpg'. Images that cannot be read are reported, and the others
-are classified. --json writes one list to standard output; --classes=FILE takes other class names,
-one per line.
+are classified. If their folders are named as classes, the accuracy is printed on standard error.
+--json writes one list to standard output; --classes=FILE takes other class names, one per line.
 """
 
 import argparse
 import contextlib
 import csv
 import json
+import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -69,7 +70,8 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     # On a terminal, answers and a bar would run into each other, and the answers say as much.
     shows_bar = not sys.stdout.isatty() or flags.csv or flags.json
     failed: dict[str, str] = {}
-    answers = _classify(predictor, paths, top, failed, shows_bar)
+    hits: list[bool] = []
+    answers = _scored(_classify(predictor, paths, top, failed, shows_bar), predictor, hits)
     if flags.csv:
         _write_csv(answers, flags.csv, top)
         print(f"written to {flags.csv}: {len(paths) - len(failed)} images")
@@ -81,6 +83,25 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         raise UserError(f"none of the {len(paths)} images could be read.")
     if failed:
         print(f"{len(failed)} of {len(paths)} images could not be read.", file=sys.stderr)
+    if hits:
+        print(
+            f"{100 * sum(hits) / len(hits):.1f} % of {len(hits)} images in folders that are named "
+            "as classes are right.",
+            file=sys.stderr,
+        )
+
+
+def _scored(
+    answers: Iterator[Answer], predictor: "Predictor", hits: list[bool]
+) -> Iterator[Answer]:
+    """Yield the answers; add to `hits` whether those in a folder named as a class are right."""
+    from dpt_jax.data.folder import class_name
+
+    for answer in answers:
+        named = class_name(pathlib.PurePath(answer.path).parent.name)
+        if answer.classes and named in predictor.classnames:
+            hits.append(answer.classes[0][0] == named)
+        yield answer
 
 
 def _classify(

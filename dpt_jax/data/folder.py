@@ -344,11 +344,15 @@ def _dataset(root: epath.Path, images: Sequence[Listed], left_out: Sequence[str]
     return Dataset(Files(root), tuple(classnames), train, val, test)
 
 
-def _class_name(directory: epath.Path, folder: str) -> str:
+def class_name(folder: str) -> str:
     """Return the class name of a folder or a label, as CLIP reads it."""
-    name = _composed(folder)
-    classname = " ".join(name.replace("_", " ").split())
-    if not classname or not can_be_shown(name):
+    return " ".join(_composed(folder).replace("_", " ").split())
+
+
+def _class_name(directory: epath.Path, folder: str) -> str:
+    """Return the class name of a folder.  Raise UserError if it cannot be one."""
+    classname = class_name(folder)
+    if not classname or not can_be_shown(_composed(folder)):
         raise UserError(
             f"dataset.root: the folder {folder!r} in {directory} is not a class name: rename it."
         )

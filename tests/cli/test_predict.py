@@ -49,6 +49,15 @@ def mixed(tmp_path_factory, files):
     return folder
 
 
+def test_the_accuracy_on_folders_that_are_named_as_classes(trained):
+    done = in_process("-m", "dpt_jax", "predict", str(trained), str(IMAGES / "test"), "--json")
+    accuracy = json.loads((trained / "results.json").read_text())["accuracy"]
+    assert f"{100 * accuracy:.1f} % of 18 images" in done.stderr
+    assert len(json.loads(done.stdout)) == 18
+    done = in_process("-m", "dpt_jax", "predict", str(trained), str(IMAGES / "test" / "yin_yang"))
+    assert "% of 3 images" in done.stderr
+
+
 def test_json(trained, predictor, mixed, files):
     done = in_process(
         "-m", "dpt_jax", "predict", f"--workdir={trained}", "--top=2", "--json", str(mixed)
