@@ -23,7 +23,7 @@ from etils import epath
 
 from dpt_jax.clip.config import read_json, section
 from dpt_jax.errors import UserError
-from dpt_jax.io import reading, refuse_stand_in
+from dpt_jax.io import reading
 
 Tensors = dict[str, np.ndarray]
 INDEX = ".index.json"
@@ -133,13 +133,8 @@ def read_torch_file(file: epath.Path | pathlib.Path) -> TorchFile:
     Raises:
       UserError: if the file is damaged or holds something else.
     """
-    with reading(file, "a PyTorch file"):
-        data = file.read_bytes()
-        if not zipfile.is_zipfile(io.BytesIO(data)):
-            refuse_stand_in(file)
-            data = _converted(data, str(file))
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            root = _TorchUnpickler(archive).load()
+    with reading(file, "a PyTorch file"), zipfile.ZipFile(io.BytesIO(file.read_bytes())) as archive:
+        root = _TorchUnpickler(archive).load()
     if isinstance(root, _Inert):
         if not root.scripted:
             raise UserError(f"{file} is a pickled {root.kind}: save its state dict only.")
@@ -194,9 +189,6 @@ class _TorchUnpickler(pickle.Unpickler):
         super().__init__(archive.open(pickled))
         self._archive, self._root = archive, pickled.removesuffix("data.pkl")
         self._storages: dict[str, np.ndarray] = {}
-        order = f"{self._root}byteorder"
-        if order in archive.namelist() and archive.read(order) != b"little":
-            raise ValueError("its numbers are stored big-endian")
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of a class or function; nothing is imported."""
@@ -247,29 +239,16 @@ def _scripted_tensors(module: Any, prefix: str = "") -> Tensors:
     return tensors
 
 
-def _converted(data: bytes, file: str) -> bytes:
-    """Return a file of PyTorch before 1.6 as the archive that later versions write."""
-    torch = _import_torch(file)
-    archive = io.BytesIO()
-    torch.save(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), archive)
-    return archive.getvalue()
-
-
 def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:
     """Write a state dict as the framework of the published code saves it.
 
     Raises:
       UserError: if torch is not installed.
     """
-    torch = _import_torch(str(file))
-    state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-    rest = dict.fromkeys(("optimizer", "scheduler", "val_result"))
-    torch.save({"state_dict": state, "epoch": epoch, **rest}, file)
-
-
-def _import_torch(file: str) -> Any:
     try:
         import torch
     except ImportError as reason:
         raise UserError(f"{file} takes `pip install torch` (a CPU build will do).") from reason
-    return torch
+    state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+    rest = dict.fromkeys(("optimizer", "scheduler", "val_result"))
+    torch.save({"state_dict": state, "epoch": epoch, **rest}, file)

@@ -100,7 +100,6 @@ class Checkpoints:
         with reading(self.directory, "a folder of checkpoints"):
             if create and distributed.is_first() and not is_remote(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
-            self._is_new = not self.steps()
             root = self._closing.enter_context(without_wildcards(self.directory))
             self._manager = ocp.CheckpointManager(
                 epath.Path(root), options=options, handler_registry=registry
@@ -118,7 +117,7 @@ class Checkpoints:
         return steps_of(self.directory)
 
     def save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any = None) -> None:
-        """Start to write a checkpoint.  The first one of a run is waited for and read back.
+        """Start to write a checkpoint.
 
         Args:
           step: of the training.
@@ -137,16 +136,6 @@ class Checkpoints:
         items["meta"] = ocp.args.JsonSave({**meta, DIGESTS: digests})
         with self._writing():
             self._manager.save(step, args=ocp.args.Composite(**items))
-        if self._is_new:
-            self.wait()
-            try:
-                self._restore(step)
-            except (DamagedError, UserError) as reason:
-                raise UserError(
-                    f"{self.directory}: the first checkpoint was written but cannot be read back "
-                    f"({short(reason)}): use another --workdir."
-                ) from reason
-            self._is_new = False
 
     def wait(self) -> None:
         """Return when everything is written.  Raise UserError, see `save`."""
