@@ -55,11 +55,13 @@ def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
     about = json.loads((served / "classifier.json").read_text())
     assert (about["classnames"], about["image_size"]) == (list(predictor.classnames), 32)
     # The example: a file that is not square too, since it has a transform of its own.
-    # And one of 16 bits a pixel.
+    # It is of a phone that was held upright. And one of 16 bits a pixel.
     deep = np.random.default_rng(1).integers(0, 65536, (40, 40)).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     wide = np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8)
-    Image.fromarray(wide).save(tmp_path / "wide.png")
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    Image.fromarray(wide).save(tmp_path / "wide.png", exif=lying)
     both = [str(tmp_path / "wide.png"), str(tmp_path / "deep.png"), files[0]]
     done = command(str(served / "classify.py"), *both, cwd=tmp_path, PYTHONPATH="")
     for line, own in zip(done.stdout.splitlines(), predictor.predict_proba(both), strict=True):
