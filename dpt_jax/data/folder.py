@@ -239,12 +239,11 @@ def read_list(file: epath.Path) -> list[Listed]:
     with reading(file, "a list of images with path, label and perhaps split"):
         content = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
         if file.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in content.split("\n") if line.strip()]
         else:
             rows = list(csv.DictReader(io.StringIO(content, newline="")))
-        images = [
-            Listed(row["path"].strip(), str(row["label"]), row.get("split") or "") for row in rows
-        ]
+        cells = [(row["path"], row["label"], row.get("split")) for row in rows]
+        images = [Listed(*("" if x is None else str(x) for x in row)) for row in cells]
     paths = collections.Counter(image.path for image in images)
     for image in images:
         if not image.path or not image.label.strip() or image.split not in ("", *SPLITS):

@@ -62,6 +62,7 @@ def look_at(root, **settings):
 
 
 def test_a_split_is_drawn_by_class_and_can_be_given_again(photos, tmp_path):
+    (photos / "cat" / "0.png").rename(photos / "cat" / ' a, "b"\u2028.png')
     found = read_folder(photos)
     assert counts(found) == SPLIT
     every = [example.path for split in found[2:5] for example in split]
@@ -187,6 +188,7 @@ def test_a_list_of_paths_and_labels(suffix, split, photos):
         "path,label",
         "image,class\na.png,cat",
         "path,label\na.png,",
+        "path,label\na.png",
         "path,label\na.png,cat\na.png,dog",
         "path,label,split\na.png,cat,training",
         "path,label,split\na.png,cat,train\nb.png,cat,",
