@@ -1,8 +1,8 @@
-"""DPT, and then CLAP on its tuned features, started from its tuned texts.
+"""DPT, and then CLAP on its tuned features and texts, with CLIP and prompts frozen.
 
 python main.py --config=configs/dpt_clap.py
 
---config.train.epochs=0 --config.init_from=RUN trains only the classifier, on a finished run of DPT.
+--config.train.epochs=0 --config.init_from=RUN trains only the classifier, on a run of DPT.
 """
 
 from ml_collections import ConfigDict

@@ -245,10 +245,10 @@ def _validate_parts(config: ConfigDict) -> None:
         )
     if WEIGHTS in method.parts:
         _validate_weights(config)
-    if (CLASSIFIER in method.parts) != bool(config.classifier.name):
+    if config.classifier.name not in method.classifiers:
         raise UserError(
-            f"classifier.name is {config.classifier.name!r}, but method={method.name} has "
-            f"{'a' if CLASSIFIER in method.parts else 'no'} classifier: choose another method."
+            f"classifier.name is {config.classifier.name!r}, but method={method.name} takes "
+            f"{' or '.join(map(repr, method.classifiers))}: choose another method."
         )
     if config.classifier.name and text.conditioned:
         raise UserError(

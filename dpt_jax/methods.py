@@ -24,6 +24,7 @@ class Method:
       parts: What it learns.
       colour: Of its curves and bars.
       marker: Of its curves, for readers without colours.
+      classifiers: What config.classifier.name may be; "" if it has no classifier.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Method:
     parts: tuple[str, ...]
     colour: str
     marker: str
+    classifiers: tuple[str, ...] = ("",)
 
     @property
     def in_towers(self) -> tuple[str, ...]:
@@ -47,6 +49,8 @@ ZERO_SHOT = "zeroshot"
 
 # In the order of tables and legends. Okabe and Ito's colours, which colour-blind readers can tell
 # apart; markers tell the methods apart in print.
+DPT = (TEXT, VISUAL, CLASS_AWARE)
+SS_TEXT = ("sstext", "sstext_plus", "sstext_confidence")
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -62,16 +66,19 @@ METHODS: dict[str, Method] = {
         Method("dpt", "DPT", (TEXT, VISUAL, CLASS_AWARE), "#D55E00", "D"),
         Method("dptsrc", "DPT + SRC", (TEXT, VISUAL, CLASS_AWARE), "#882255", "d"),
         Method("cliplora", "CLIP-LoRA", (WEIGHTS,), "#6A3D9A", "<"),
-        Method("twostage", "2SFS", (WEIGHTS, CLASSIFIER), "#B15928", "_"),
-        Method("sstext", "SS-Text", (CLASSIFIER,), "#888888", "1"),
-        Method("tip_adapter", "Tip-Adapter", (CLASSIFIER,), "#DDCC77", "2"),
-        Method("tip_adapter_f", "Tip-Adapter-F", (CLASSIFIER,), "#DDCC77", "3"),
-        Method("clip_adapter", "CLIP-Adapter", (CLASSIFIER,), "#AA4499", "4"),
-        Method("taskres", "TaskRes", (CLASSIFIER,), "#661100", "+"),
-        Method("lpplus", "LP++", (CLASSIFIER,), "#6699CC", "8"),
-        Method("zslp", "ZS-LP", (CLASSIFIER,), "#332288", "H"),
-        Method("clap", "CLAP", (CLASSIFIER,), "#332288", "h"),
-        Method("dpt_clap", "DPT + CLAP", (TEXT, VISUAL, CLASS_AWARE, CLASSIFIER), "#D55E00", "x"),
+        Method("twostage", "2SFS", (WEIGHTS, CLASSIFIER), "#B15928", "_", ("linear",)),
+        Method("sstext", "SS-Text", (CLASSIFIER,), "#888888", "1", SS_TEXT),
+        Method("tip_adapter", "Tip-Adapter", (CLASSIFIER,), "#DDCC77", "2", ("tip_adapter",)),
+        Method("tip_adapter_f", "Tip-Adapter-F", (CLASSIFIER,), "#B8A33A", "3", ("tip_adapter_f",)),
+        Method("clip_adapter", "CLIP-Adapter", (CLASSIFIER,), "#AA4499", "4", ("clip_adapter",)),
+        Method("taskres", "TaskRes", (CLASSIFIER,), "#661100", "+", ("taskres",)),
+        Method("lpplus", "LP++", (CLASSIFIER,), "#6699CC", "8", ("lpplus",)),
+        Method("zslp", "ZS-LP", (CLASSIFIER,), "#332288", "H", ("zslp",)),
+        Method("clap", "CLAP", (CLASSIFIER,), "#5544BB", "h", ("clap",)),
+        Method("vpt_zslp", "VPT + ZS-LP", (VISUAL, CLASSIFIER), "#2A7DB5", "$v$", ("zslp",)),
+        Method("vlp_zslp", "VLP + ZS-LP", (TEXT, VISUAL, CLASSIFIER), "#00634A", "$l$", ("zslp",)),
+        Method("dpt_zslp", "DPT + ZS-LP", (*DPT, CLASSIFIER), "#8C3D00", "$z$", ("zslp",)),
+        Method("dpt_clap", "DPT + CLAP", (*DPT, CLASSIFIER), "#D55E00", "x", ("clap",)),
     )
 }
 

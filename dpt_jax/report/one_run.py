@@ -10,7 +10,7 @@ from etils import epath
 from dpt_jax.config import load_config, shots_in_words
 from dpt_jax.evaluation.results import Results, read_current
 from dpt_jax.io import write_whole
-from dpt_jax.methods import METHODS, ROWS, TEXT, WEIGHTS, ZERO_SHOT
+from dpt_jax.methods import CLASSIFIER, METHODS, ROWS, TEXT, WEIGHTS, ZERO_SHOT
 from dpt_jax.report import figures
 from dpt_jax.report.tables import inert, markdown
 from dpt_jax.training.metrics import read_metrics
@@ -125,10 +125,14 @@ def draw_training(workdir: epath.Path) -> bytes | None:
         return None
     config = load_config(workdir)
     method = METHODS[config.method]
+    if len(records) == 1 and not method.in_towers:  # of a classifier in closed form
+        return None
     rates = {"visual_lr": "visual prompt"} if method.visual else {}
     if TEXT in method.parts:
         rates["text_lr"] = "text prompt"
     guidance_epochs = config.loss.guidance_epochs if len(rates) == 2 else 0
+    if CLASSIFIER in method.parts:
+        rates["classifier_lr"] = "classifier"
     if WEIGHTS in method.parts:
         rates["weights_lr"] = "weights"
     return figures.draw_training(records, rates, guidance_epochs)
