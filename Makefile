@@ -38,13 +38,12 @@ table: .venv/installed-dev
 	$(BIN)/dpt-jax report runs/table-class-specific
 	cp runs/table/report.png docs/digits.png
 
-# The tables and the figure of the emoji: five methods at 1, 2, 4 and 8 shots from three seeds, on the drawings of the
+# The tables of the emoji: five methods at 1, 2, 4 and 8 shots from three seeds, on the drawings of the
 # style that they learn from and of another, and from half of the classes to the other half.
 table-emoji: .venv/installed-dev
 	$(BIN)/dpt-jax sweep --protocol=domain-generalization --datasets=emoji --targets=emoji_noto --shots=1,2,4,8 --runs=runs/table-emoji
 	$(BIN)/dpt-jax sweep --protocol=base-to-new --datasets=emoji --shots=8 --runs=runs/table-emoji
 	$(BIN)/dpt-jax report runs/table-emoji
-	$(BIN)/python benchmarks/emoji_figure.py runs/table-emoji docs/emoji.png
 
 # The bundled assets, from npm packages; half an hour for the tiny CLIP.
 assets: .venv/installed-dev
