@@ -23,9 +23,9 @@ import numpy as np
 from absl import app, flags, logging
 from PIL import Image
 
-from benchmarks import programs
 from benchmarks.random_clip import random_clip
-from benchmarks.timing import times
+from dpt_jax.check import programs
+from dpt_jax.check.programs import times
 from dpt_jax.config import method_config
 from dpt_jax.data import loader
 from dpt_jax.data.catalogue import imagenet_classnames

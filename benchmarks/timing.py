@@ -5,14 +5,13 @@ import json
 import os
 import platform
 import resource
-import statistics
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import flags
 
 from benchmarks.random_clip import SIZES
+from dpt_jax.check.programs import times
 from dpt_jax.methods import TRAINED
 
 FLAGS = flags.FLAGS
@@ -35,18 +34,6 @@ def define_flags(
     flags.DEFINE_enum("method", method, list(methods), "Method to train.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the computation.")
     flags.DEFINE_integer("steps", steps, "Steps to time.", lower_bound=0)
-
-
-def times(step: Callable[[], object], steps: int) -> tuple[float, float]:
-    """Return the seconds of the first call, and the median of `steps` (at least one) later ones."""
-
-    def seconds() -> float:
-        began = time.perf_counter()
-        step()
-        return time.perf_counter() - began
-
-    first = seconds()
-    return first, statistics.median(seconds() for _ in range(max(steps, 1)))
 
 
 def torch_times(step: Callable[[], object]) -> dict[str, Any]:

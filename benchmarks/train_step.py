@@ -29,10 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from benchmarks import programs
 from benchmarks.random_clip import published_settings, random_clip
-from benchmarks.timing import FLAGS, define_flags, print_line, times
+from benchmarks.timing import FLAGS, define_flags, print_line
 from dpt_jax import distributed, flops
+from dpt_jax.check import programs
+from dpt_jax.check.programs import times
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.records import Dataset, Files
 from dpt_jax.training import setup

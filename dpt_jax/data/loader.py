@@ -224,12 +224,17 @@ def view_batches(config: TrainLoading) -> Iterator[Batch]:
     return _read(data, config.workers)
 
 
+def threads(workers: int = 0) -> int:
+    """Return the threads that decode images in each of so many loader processes, or here."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(max((cores or 1) // max(workers, 1), LEAST_THREADS), MOST_THREADS)
+
+
 def _read(
     data: grain.MapDataset, workers: int, transfer: Callable[[Batch], Any] | None = None
 ) -> Iterator[Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = min(max((cores or 1) // max(workers, 1), LEAST_THREADS), MOST_THREADS)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + LEAST_THREADS)
+    own = threads(workers)
+    options = grain.ReadOptions(num_threads=own, prefetch_buffer_size=own + LEAST_THREADS)
     batches = data.to_iter_dataset(options)
     if workers:
         # Grain asks for its own flags, also if absl is not used.

@@ -1,5 +1,7 @@
-"""The compiled programs of a step, ready to run on a batch in memory."""
+"""The compiled programs of a step, ready to run on a batch in memory, and their time."""
 
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -55,3 +57,15 @@ def evaluation(experiment: Experiment, batch: Batch) -> tuple[Work, Work]:
 
     classify = work(programs.classify, frozen, prompts, texts, batch["image"])
     return classify, work(programs.encode_texts, frozen, prompts)
+
+
+def times(step: Callable[[], object], steps: int) -> tuple[float, float]:
+    """Return the seconds of the first call, and the median of `steps` (at least one) later ones."""
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        step()
+        return time.perf_counter() - began
+
+    first = seconds()
+    return first, statistics.median(seconds() for _ in range(max(steps, 1)))

@@ -1,0 +1,54 @@
+"""`dpt-jax check`: whether a machine computes, repeats, loads and stores what it should."""
+
+import sys
+from collections.abc import Callable
+
+import jax
+from etils import epath
+
+from dpt_jax.check import golden, machine, measure
+from dpt_jax.check.rows import Row, failing, table
+from dpt_jax.logging import say
+
+__all__ = ["Row", "check", "table"]
+
+
+def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -> list[Row]:
+    """Return all lines of the table.  All hosts must call this together.
+
+    Args:
+      workdir: where files are written, in a folder that is removed.
+      clip: size of the CLIP whose step is timed.
+      data: a folder of images to load, "" for JPEGs that are made.
+      quick: whether fewer steps, images and devices will do.
+    """
+    rows = machine.machine()
+    images = 0.0
+
+    def numbers() -> list[Row]:
+        devices = jax.local_devices()[: 1 if quick else None]
+        return [
+            row
+            for device in devices
+            for dtype in golden.BOUNDS
+            for row in golden.rows(golden.compute(dtype, device), dtype, str(device))
+        ]
+
+    def speed() -> list[Row]:
+        nonlocal images
+        found, images = measure.speed(clip, quick)
+        return found
+
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "hosts": lambda: machine.hosts({"--clip": clip, "--quick": str(quick)}),
+        "storage": lambda: machine.storage(workdir),
+        "numbers": numbers,
+        "same bits": measure.same_bits,
+        "speed": speed,
+        "input": lambda: measure.pipeline(data, images, quick),
+    }
+    for group, part in parts.items():
+        say(f"checking {group} …", file=sys.stderr)
+        with failing(rows, group, "the check itself"):
+            rows += part()
+    return rows

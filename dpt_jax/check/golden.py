@@ -1,0 +1,189 @@
+"""A case of the published DPT, computed by its own code in float32: logits, loss and gradients."""
+
+import functools
+import importlib.resources
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from dpt_jax.check.random_clip import openai_tokenizer
+from dpt_jax.check.rows import Row, at_most
+from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.layouts import params_of
+from dpt_jax.clip.packing import pack
+from dpt_jax.convert.published import prompts_from_published
+from dpt_jax.losses import Rows, count, losses
+from dpt_jax.methods import PromptConfig
+from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.text import plain_layout, prompted_texts
+
+CLIP = CLIPConfig(64, 32, 8, TransformerConfig(128, 4, 2, 512), TransformerConfig(128, 3, 2, 512))
+CLASSES = ("airplane", "sea horse", "dollar bill", "grand piano", "water lilly", "yin yang")
+PROMPTS = PromptConfig(len(CLASSES), text_length=4, visual_length=3, top_k=3, first_layer=4)
+ALPHA = 0.3
+# Of the largest logit, of the loss, and of each gradient's norm.
+BOUNDS = {
+    "float32": {"logits": 1e-4, "loss": 1e-5, "gradient": 1e-3},
+    "bfloat16": {"logits": 5e-2, "loss": 5e-2, "gradient": 1e-1},
+}
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Found(NamedTuple):
+    """Logits (B, C), the loss, and the gradient of the prompts."""
+
+    logits: np.ndarray
+    loss: float
+    gradient: Prompts
+
+
+def openai_shapes(
+    embed: int, res: int, vl: int, vw: int, patch: int, tw: int, tl: int, vocabulary: int = 49408
+) -> Shapes:
+    """Return the shapes of every weight, under the names of OpenAI's CLIP state dict."""
+    shapes: Shapes = {
+        "logit_scale": (),
+        "positional_embedding": (77, tw),
+        "text_projection": (tw, embed),
+        "token_embedding.weight": (vocabulary, tw),
+        "visual.class_embedding": (vw,),
+        "visual.positional_embedding": ((res // patch) ** 2 + 1, vw),
+        "visual.proj": (vw, embed),
+        "visual.conv1.weight": (vw, 3, patch, patch),
+    }
+    norms = {"ln_final": tw, "visual.ln_pre": vw, "visual.ln_post": vw}
+    for tower, layers, w in (("transformer", tl, tw), ("visual.transformer", vl, vw)):
+        for block in (f"{tower}.resblocks.{i}" for i in range(layers)):
+            shapes |= {
+                f"{block}.attn.in_proj_weight": (3 * w, w),
+                f"{block}.attn.in_proj_bias": (3 * w,),
+                f"{block}.attn.out_proj.weight": (w, w),
+                f"{block}.attn.out_proj.bias": (w,),
+                f"{block}.mlp.c_fc.weight": (4 * w, w),
+                f"{block}.mlp.c_fc.bias": (4 * w,),
+                f"{block}.mlp.c_proj.weight": (w, 4 * w),
+                f"{block}.mlp.c_proj.bias": (w,),
+            }
+            norms |= {f"{block}.ln_1": w, f"{block}.ln_2": w}
+    return shapes | {f"{n}.{kind}": (w,) for n, w in norms.items() for kind in ("weight", "bias")}
+
+
+def seeded(shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
+    """Return normals drawn in the order of the names from PCG64(seed), scaled by kind."""
+    generator = np.random.default_rng(seed)
+
+    def draw(name: str) -> np.ndarray:
+        shape = shapes[name]
+        x = generator.standard_normal(shape, np.float32)
+        if name == "logit_scale":
+            x = np.float32(math.log(100.0)) + 0 * x
+        elif "ln_" in name and name.endswith("weight"):
+            x = 1 + 0.1 * x
+        elif name.endswith("bias"):
+            x = 0.05 * x
+        elif name == "token_embedding.weight":
+            x = 0.3 * x
+        elif name.endswith("_embedding"):
+            x = 0.2 * x
+        elif name == "visual.conv1.weight":
+            x = x * math.prod(shape[1:]) ** -0.5
+        else:
+            x = x * shape[0 if name in ("text_projection", "visual.proj") else -1] ** -0.5
+        return np.asarray(x, np.float32)
+
+    return {name: draw(name) for name in sorted(shapes)}
+
+
+@functools.cache
+def arrays() -> dict[str, np.ndarray]:
+    """Return the arrays of the published code: param/…, grad/…, image, label, logits, loss."""
+    file = importlib.resources.files("dpt_jax") / "assets" / "golden_dpt.npz"
+    with file.open("rb") as opened:
+        return dict(np.load(opened))
+
+
+def prompts_of(prefix: str) -> Prompts:
+    """Return the tree of the arrays of a prefix."""
+    modules: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in arrays().items():
+        kind, _, name = key.partition("/")
+        if kind == prefix:
+            module, _, tensor = name.partition("/")
+            modules.setdefault(module, {})[tensor] = value
+    return prompts_from_published(modules)
+
+
+@functools.cache
+def clip_params() -> Params:
+    """Return the weights of the CLIP that the arrays were computed with."""
+    tensors = seeded(openai_shapes(64, 32, 4, 128, 8, 128, 3), seed=0)
+    return params_of(tensors, CLIP, pathlib.Path("the golden CLIP"))
+
+
+@functools.cache
+def program(dtype: str) -> Callable[..., tuple[Any, Any]]:
+    """Return (CLIP's weights, prompts, batch) -> ((loss, logits), gradient of the prompts)."""
+    model, tokenizer = PromptedCLIP(CLIP, PROMPTS, jnp.dtype(dtype)), openai_tokenizer()
+    packed = pack(prompted_texts(CLASSES, tokenizer, PROMPTS.text_length))
+    plain = plain_layout([f"a photo of a {name}." for name in CLASSES], tokenizer)
+    encoder = PromptedCLIP(CLIP, PromptConfig(classes=1), jnp.dtype(dtype))
+
+    def loss(
+        prompts: Prompts, clip: Params, image: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        variables = {"params": {"clip": clip, "prompts": prompts}}
+        frozen = encoder.apply({"params": {"clip": clip}}, plain, method="encode_text")
+        texts: Any = model.apply(variables, packed, frozen, method="texts")
+        outputs: Any = model.apply(variables, image, texts)
+        of = Rows(labels, jnp.ones(len(labels)))
+        counts = count(outputs.zero_shot.indices, of, model.cavpt_layers)
+        terms = losses(PROMPTS, ALPHA, guidance=True)
+        values = [term(outputs, of, counts, True) for term in terms.values()]
+        return jnp.asarray(sum(values)), outputs.logits
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def compute(
+    dtype: str, device: jax.Device, change: Callable[[Params], Params] = lambda params: params
+) -> Found:
+    """Return what a device computes.
+
+    Args:
+      dtype: of the computation.
+      device: that computes.
+      change: of CLIP's weights, for tests.
+    """
+    images, labels = arrays()["image"].transpose(0, 2, 3, 1), arrays()["label"].astype(np.int32)
+    given = prompts_of("param"), change(clip_params()), images, labels
+    (loss, logits), gradient = program(dtype)(*jax.device_put(given, device))
+    return Found(np.asarray(logits), float(loss), jax.tree.map(np.asarray, gradient))
+
+
+def rows(found: Found, dtype: str, device: str) -> list[Row]:
+    """Return the lines that compare what was found with the published arrays."""
+    published, bounds = arrays(), BOUNDS[dtype]
+    where = f"{dtype}, {device}"
+    logits, loss = published["logits"], float(published["loss"])
+    lines = [
+        at_most("numbers", f"logits, {where}",
+                float(np.abs(found.logits - logits).max() / np.abs(logits).max()),
+                bounds["logits"]),
+        at_most("numbers", f"loss, {where}", abs(found.loss - loss) / loss, bounds["loss"]),
+    ]  # fmt: skip
+    gradients, expected = (
+        flatten_dict(found.gradient, sep="."),
+        flatten_dict(prompts_of("grad"), sep="."),
+    )
+    for name, value in expected.items():
+        error = float(np.linalg.norm(gradients[name] - value) / np.linalg.norm(value))
+        lines.append(at_most("numbers", f"gradient {name}, {where}", error, bounds["gradient"]))
+    return lines

@@ -1,0 +1,46 @@
+"""Check that this machine computes, repeats, loads and stores what it should.
+
+    dpt-jax check [--workdir=W] [--clip=vit-b-16] [--data=DIR] [--quick] [--json]
+
+Prints a table: numbers against the published code's, the same bits twice, the speed of a step, of
+the images and of the folder or bucket W, and whether several hosts agree. Exit code 1 if a line is
+not ok. The table can be pasted into an issue.
+"""
+
+import argparse
+import sys
+
+from dpt_jax.cli import arguments as shared
+from dpt_jax.errors import BUG
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is checked, and how."""
+    parser.add_argument("--workdir", metavar="W", default=".", help="folder or gs:// to write to")
+    parser.add_argument(
+        "--clip",
+        choices=("vit-b-32", "vit-b-16", "vit-l-14", "small"),
+        help="size of the CLIP, whose weights are random; default vit-b-16, with --quick vit-b-32",
+    )
+    parser.add_argument("--data", metavar="DIR", default="", help="images to load; default made")
+    parser.add_argument("--quick", action="store_true", help="a minute on a CPU")
+    parser.add_argument("--json", action="store_true", help="print the lines as JSON")
+    shared.add_hosts(parser)
+
+
+def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+    """Print the table."""
+    flags = parser.parse_args(arguments)
+    shared.connect_hosts(flags)
+    import json
+
+    from dpt_jax import distributed
+    from dpt_jax.check import check, table
+    from dpt_jax.io import as_path
+    from dpt_jax.logging import say
+
+    clip = flags.clip or ("vit-b-32" if flags.quick else "vit-b-16")
+    rows = check(as_path(flags.workdir), clip, flags.data, flags.quick)
+    say(json.dumps([row._asdict() for row in rows], indent=2) if flags.json else table(rows))
+    if not distributed.on_all_hosts(all(row.ok is not False for row in rows)):
+        sys.exit(BUG)

@@ -1,0 +1,148 @@
+"""`dpt-jax check` finds what is wrong with a machine, and says so with exit code 1."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dpt_jax import check as package
+from dpt_jax.check import golden, machine, measure
+from dpt_jax.check.rows import Row, at_most, failing, table
+from dpt_jax.io import as_path
+from tests.helpers.commands import command, in_process
+from tests.helpers.golden import Golden
+from tests.helpers.make_clip import openai_shapes, seeded
+
+SMALL = ("--quick", "--clip=small")
+
+
+def not_ok(rows):
+    return {row.name for row in rows if row.ok is False}
+
+
+def test_the_table_names_what_is_not_ok():
+    rows = [Row("machine", "hosts", "1"), at_most("numbers", "loss", 2e-5, 1e-5)]
+    rows += [at_most("numbers", "logits", 2e-5, 1e-4), at_most("numbers", "nan", np.nan, 1.0)]
+    with failing(rows, "storage", "write"):
+        raise PermissionError("not here")
+    assert not_ok(rows) == {"loss", "nan", "write"}
+    text = table(rows)
+    assert text.splitlines()[-1] == "3 not ok: numbers: loss; numbers: nan; storage: write"
+    assert "PermissionError: not here" in text
+    assert table(rows[:1]).endswith("all ok")
+
+
+def test_the_golden_case_is_the_published_codes():
+    tests, shipped = Golden("dpt_last_layer"), golden.arrays()
+    np.testing.assert_array_equal(shipped["logits"], tests["logits"])
+    assert shipped["loss"] == tests["loss_early"]
+    shapes = openai_shapes(64, 32, 4, 128, 8, 128, 3)
+    assert golden.openai_shapes(64, 32, 4, 128, 8, 128, 3) == shapes
+    for name, own in golden.seeded(shapes, 0).items():
+        np.testing.assert_array_equal(own, seeded(shapes, 0)[name])
+        break  # of a stream whose next numbers follow from these
+
+
+def rounded(params):
+    """Matrices as a GPU rounds them to TF32, ten bits behind the point."""
+
+    def round_one(x):
+        bits = np.asarray(x, np.float32).view(np.uint32)
+        return ((bits + 0x1000) & np.uint32(0xFFFFE000)).view(np.float32) if x.ndim > 1 else x
+
+    return jax.tree.map(round_one, params)
+
+
+def with_a_wrong_weight(params):
+    """One of the numbers of a layer norm is another."""
+    changed = jax.tree.map(np.array, params)
+    changed["text"]["ln_final"]["scale"][3] *= 1.05
+    return changed
+
+
+@pytest.mark.compiles
+def test_wrong_numbers_are_found():
+    device = jax.devices()[0]
+
+    def rows(*change):
+        return golden.rows(golden.compute("float32", device, *change), "float32", "cpu")
+
+    found = rows()
+    assert not not_ok(found)
+    assert sum(row.name.startswith("gradient") for row in found) == 13
+    for change in (rounded, with_a_wrong_weight):
+        assert {"logits, float32, cpu", "loss, float32, cpu"} <= not_ok(rows(change))
+
+
+@pytest.mark.slow
+def test_bfloat16_keeps_to_its_bounds():
+    found = golden.compute("bfloat16", jax.devices()[0])
+    assert not not_ok(golden.rows(found, "bfloat16", "cpu"))
+
+
+def test_storage_that_works(tmp_path, bucket):
+    for workdir in (tmp_path / "new", as_path(f"{bucket}/run")):
+        rows = machine.storage(workdir)
+        assert [row.ok for row in rows] == [True] * 6, table(rows)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_storage_that_refuses(tmp_path, store, monkeypatch):
+    """No folder can be made below a file, nor in a bucket that is not there."""
+    (tmp_path / "file").write_text("")
+    for workdir in (tmp_path / "file" / "run", as_path("gs://no-such-bucket/run")):
+        assert not_ok(machine.storage(workdir)) == {"write 1 MB"}
+    # A file system on which the second of two processes may make the same file.
+    monkeypatch.setattr(machine, "_create", lambda file: True)
+    assert not_ok(machine.storage(tmp_path / "new")) == {"exclusive create"}
+
+
+def test_hosts_of_different_settings(monkeypatch):
+    assert not not_ok(machine.hosts({"--clip": "vit-b-16"}))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def gather(own):
+        other = own.copy()
+        if len(own) > 1:
+            other[list(machine.versions()).__len__()] += 1  # the first setting
+        return np.stack([own, other])
+
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gather)
+    (row, _) = machine.hosts({"--clip": "vit-b-16"})
+    assert row.ok is False
+    assert "host 1" in row.figure
+    assert "--clip" in row.figure
+
+
+def test_bits_that_differ_are_counted():
+    tree = {"a": np.zeros(3), "b": np.ones(2)}
+    assert measure._equal("it", tree, tree).ok
+    other = {**tree, "a": np.array([0, 1e-30, 0])}
+    assert measure._equal("it", tree, other)._replace(name="") == Row(
+        "same bits", "", "1 values differ", "0", False
+    )
+
+
+@pytest.mark.parametrize("ok", [True, False, None])
+def test_exit_code_and_json(ok, monkeypatch, tmp_path):
+    row = Row("numbers", "loss", "1e-3", "<= 1e-5", ok)
+    monkeypatch.setattr(package, "check", lambda *arguments: [row])
+    done = in_process("-m", "dpt_jax", "check", "--json", f"--workdir={tmp_path}", check=False)
+    assert done.returncode == (1 if ok is False else 0)
+    assert json.loads(done.stdout) == [row._asdict()]
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_the_whole_command(tmp_path):
+    """Also what --quick leaves out, and on several devices."""
+    done = command("-m", "dpt_jax", "check", "--clip=small", f"--workdir={tmp_path}", devices=2)
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "all ok"
+    for name in ("2 devices against one", "largest batch of a device", "later epochs"):
+        assert any(name in line for line in lines), done.stdout
+    assert not list(tmp_path.iterdir())
+    bad = command("-m", "dpt_jax", "check", *SMALL, "--workdir=/proc/none", check=False)
+    assert bad.returncode == 1
+    assert "1 not ok: storage: write 1 MB" in bad.stdout
