@@ -16,7 +16,7 @@ from dpt_jax.io import is_remote
 from dpt_jax.logging import Progress
 
 MOST_ROWS = 20  # of the table of classes
-MOST_DECODED = 2000  # training images; of more, as of test images, only the headers are read
+MOST_DECODED = 2000  # images, those to train on first; of the others, the headers are read
 UPRIGHT = 1  # the orientation of an image that is not rotated
 
 
@@ -87,7 +87,7 @@ def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[s
     learned = list(dict.fromkeys(e.path for e in (*dataset.train, *dataset.val)))
     tested = list(dict.fromkeys(e.path for e in dataset.test))
     lines = []
-    errors, rotated = _open_all(dataset, files, [*learned, *tested])
+    errors, rotated = _open_all(files, [*learned, *tested])
     if errors:
         what = errors[0].removesuffix(".")
         if config.dataset.on_error != "skip":
@@ -111,14 +111,12 @@ def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[s
     return lines
 
 
-def _open_all(dataset: Dataset, files: Files, paths: Sequence[str]) -> tuple[list[str], list[str]]:
+def _open_all(files: Files, paths: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return why images cannot be read, and which are rotated; images in a bucket are not opened.
 
-    Training images are decoded, and are in the cache then.
+    Decoded images are in the cache then.
     """
-    decoded = {example.path for example in dataset.train}
-    if len(decoded) > MOST_DECODED:
-        decoded = set()
+    decoded = {*paths[:MOST_DECODED]}
 
     def open_one(path: str) -> tuple[str, bool]:
         rotated = False
