@@ -9,9 +9,11 @@ import numpy as np
 
 from dpt_jax.clip.config import TransformerConfig
 from dpt_jax.clip.packing import PackedTexts
+from dpt_jax.methods import LORA
 from dpt_jax.model import PromptedCLIP, visual_depth, visual_layers
 from dpt_jax.prompts.cavpt import ATTENTION_WIDTH, GLOBAL_TOKENS
 from dpt_jax.prompts.meta_net import REDUCTION
+from dpt_jax.prompts.weights import layers_of, towers_of
 
 # Published peak rates of dense bfloat16 products, by the start of JAX's device_kind, longer names
 # first. A core where JAX has two devices a chip (TPU v2, v3 and 7x).
@@ -55,10 +57,11 @@ def step(model: PromptedCLIP, layout: PackedTexts, images: int, guided: bool = T
     if prompts.learns_images:
         total += _vision(model, images, prompted=True)
         total += _vision(model, images, prompted=True, backward=True)
-    if prompts.text_length:
+    if prompts.learns_texts:
         sets_of_texts = images if prompts.conditioned else 1
         total += sets_of_texts * (text(model, layout) + text(model, layout, backward=True))
     own = _made_of_others(model, images) + _cavpt(model, images, auxiliary=True)
+    own += _low_rank(model, layout, images)
     return total + 3 * own + 6 * _cosines(model, layout, images)
 
 
@@ -100,10 +103,18 @@ def text(model: PromptedCLIP, layout: PackedTexts, backward: bool = False) -> fl
     last_pairs = float((lengths + prefix).sum())
     whole = _block(tower, prefix + own, prefix + own, pairs, backward)
     last = _block(tower, prefix + own, texts, last_pairs, backward)
-    # Only the context is learned: no gradient goes into the first layer's other tokens.
-    unneeded = 6.0 * tower.width**2 * own if backward and (layout.context < 0).all() else 0.0
+    # No gradient goes into the first layer's own tokens if they have no context, and none into
+    # layers before those with learned weights.
+    unneeded, first = 0.0, 0
+    if backward and (layout.context < 0).all():
+        weights, has_context = model.config.weights, model.config.text_length > 0
+        unneeded = 6.0 * tower.width**2 * (own if has_context else prefix + own)
+        if not has_context:
+            first = layers_of(weights.text, tower).start
+        if weights.text and weights.kind != LORA:
+            unneeded = 0.0
     return (
-        whole * (layers - 1)
+        whole * (layers - 1 - first)
         + last
         + 2.0 * texts * tower.width * model.clip_config.embed_dim
         - unneeded
@@ -113,7 +124,7 @@ def text(model: PromptedCLIP, layout: PackedTexts, backward: bool = False) -> fl
 def _step_needs_plain(model: PromptedCLIP, guided: bool) -> bool:
     """Return whether a step's result depends on what plain CLIP makes of the images."""
     prompts = model.config
-    compared = guided and prompts.text_length and prompts.learns_images
+    compared = guided and prompts.learns_texts and prompts.learns_images
     held = prompts.consistency.image or prompts.consistency.logits
     return bool(
         not prompts.learns_images or prompts.conditioned or prompts.top_k or compared or held
@@ -127,7 +138,10 @@ def _vision(model: PromptedCLIP, images: int, prompted: bool, backward: bool = F
     # The visual tokens of layer J are ordinary ones from there on, where J is not the last layer.
     joining = prompted and 0 < prompts.visual_depth < tower.layers and prompts.visual_length > 0
     total = 2.0 * images * tower.width * model.clip_config.embed_dim
-    for layer in range(tower.layers):
+    weights, first = prompts.weights, 0
+    if backward and weights.vision and not (prompts.visual_length or prompts.top_k):
+        first = layers_of(weights.vision, tower).start
+    for layer in range(first, tower.layers):
         joined = joining and layer >= prompts.visual_depth - 1
         tokens = patches + (prompts.visual_length if joined else 0)
         cavpt = prompted and prompts.top_k and layer >= visual_layers(model.clip_config, prompts)
@@ -138,7 +152,7 @@ def _vision(model: PromptedCLIP, images: int, prompted: bool, backward: bool = F
         total += _block(tower, images * tokens, images * asked, pairs, backward)
         # Keys and values of a prompt: once for all images, or of every image's own.
         total += 4.0 * tower.width**2 * seen * (images if cavpt else 1)
-        if backward and layer == 0:
+        if backward and layer == first and (weights.kind == LORA or not weights.vision):
             total -= 6.0 * tower.width**2 * images * patches  # no gradient goes into the images
     return total
 
@@ -184,6 +198,19 @@ def _made_of_others(model: PromptedCLIP, images: int) -> float:
         hidden = clip.embed_dim // REDUCTION
         total += 2.0 * images * hidden * (clip.embed_dim + clip.text.width)
     return total
+
+
+def _low_rank(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
+    """Return those of learned changes of low rank, in a training step."""
+    weights, clip = model.config.weights, model.clip_config
+    if weights.kind != LORA:
+        return 0.0
+    texts = len(layout.prefix_tokens) + (layout.segment_ids >= 0).sum()
+    tokens = {"vision": images * (clip.grid**2 + 1), "text": float(texts)}
+    return sum(
+        4.0 * weights.rank * tower.width * len(weights.matrices) * len(layers) * tokens[name]
+        for name, tower, layers in towers_of(weights, clip)
+    )
 
 
 def _cosines(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
