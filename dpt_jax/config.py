@@ -305,6 +305,11 @@ def _validate_weights(config: ConfigDict) -> None:
             "give one of them layers, or use --config=configs/zeroshot.py."
         )
     has_text = TEXT in METHODS[config.method].parts
+    if has_text and config.text_prompt.conditioned and weights.kind == LORA and weights.dropout:
+        raise UserError(
+            "text_prompt.conditioned gives each image texts of its own, which have no dropout: "
+            "give weights.dropout=0, or turn it off."
+        )
     if layers(weights, "text_layers") and not has_text and len(templates(config)) > 1:
         raise UserError(
             "dataset.template has several texts, but a learned text tower encodes one for each "

@@ -67,6 +67,7 @@ METHODS: dict[str, Method] = {
         Method("dptsrc", "DPT + SRC", (TEXT, VISUAL, CLASS_AWARE), "#882255", "d"),
         Method("cliplora", "CLIP-LoRA", (WEIGHTS,), "#6A3D9A", "<"),
         Method("twostage", "2SFS", (WEIGHTS, CLASSIFIER), "#B15928", "_", ("linear",)),
+        Method("dpt_lora", "DPT + LoRA", (TEXT, VISUAL, CLASS_AWARE, WEIGHTS), "#B15928", "|"),
         Method("sstext", "SS-Text", (CLASSIFIER,), "#888888", "1", SS_TEXT),
         Method("tip_adapter", "Tip-Adapter", (CLASSIFIER,), "#DDCC77", "2", ("tip_adapter",)),
         Method("tip_adapter_f", "Tip-Adapter-F", (CLASSIFIER,), "#B8A33A", "3", ("tip_adapter_f",)),

@@ -40,7 +40,7 @@ def test_the_table_and_the_files():
 
 
 # Their mathematics is tested elsewhere; two of them, with and without prompts, stand for all.
-SLOW = {
+SLOW = {"dpt_lora"} | {
     name
     for name, method in METHODS.items()
     if CLASSIFIER in method.parts and name not in ("tip_adapter_f", "dpt_clap")
