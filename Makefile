@@ -63,6 +63,7 @@ assets: .venv/installed-dev
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing the tests' packages into .venv, among them TensorFlow and PyTorch: gigabytes to download"
 	$(BIN)/pip install -q -e '.[dev]'
+	$(BIN)/pip install -q --no-deps 'jax2onnx>=0.17'
 	touch $@ .venv/installed
 
 .venv-minimum/installed: requirements.txt pyproject.toml

@@ -6,6 +6,7 @@
     dpt-jax convert peft W DIR
     dpt-jax convert peft DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert serve W DIR [--clip=WEIGHTS]
+    dpt-jax convert onnx W FILE.onnx [--clip=WEIGHTS]
     dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert reference --reverse W CHECKPOINT_DIR
 
@@ -13,7 +14,8 @@
 (CLIP-LoRA, 2SFS) to a CLIP with these weights, which transformers loads; `export --merge` is the
 same. `peft` writes and reads such weights as LoRA files of PEFT. `export` writes the prompts
 of a workdir to one small file, which replaces the workdir in predict, --mode=eval, init_from and
-convert. `serve` compiles the classifier into a file that runs without this package. `reference`
+convert. `serve` compiles the classifier into a file that runs without this package,
+and `onnx` writes it for onnxruntime and the like (`pip install 'dpt-jax[onnx]'`). `reference`
 converts a checkpoint folder of the published PyTorch code to a workdir for --mode=eval and
 init_from. The flags give what a checkpoint does not hold: backbone, dataset, class position, top_k.
 --reverse converts a workdir to such a folder.
@@ -29,14 +31,14 @@ if TYPE_CHECKING:
     from etils import epath
 
 USAGE = (
-    "use `convert clip SRC DST`, `export W FILE.safetensors`, `serve W DIR`, `peft W DIR`, "
-    "`reference CHECKPOINT_DIR --workdir=W` or `reference --reverse W CHECKPOINT_DIR`"
+    "use `convert clip SRC DST`, `export W FILE.safetensors`, `serve W DIR`, `onnx W FILE.onnx`, "
+    "`peft W DIR`, `reference CHECKPOINT_DIR --workdir=W` or `reference --reverse W CHECKPOINT_DIR`"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of all conversions."""
-    parser.usage = f"{parser.prog} clip|export|serve|peft|reference SRC DST [options]"
+    parser.usage = f"{parser.prog} clip|export|serve|onnx|peft|reference SRC DST [options]"
     parser.add_argument("names", nargs="*", metavar="WHAT SRC DST", help="see above")
     parser.add_argument("--workdir", metavar="W", help="the run to read, or for reference to write")
     parser.add_argument(
@@ -59,7 +61,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.io import as_path
 
     what, *names = flags.names or [""]
-    reads_run = what in ("export", "serve") or (what == "reference" and flags.reverse)
+    reads_run = what in ("export", "serve", "onnx") or (what == "reference" and flags.reverse)
     if reads_run and flags.workdir:
         names.insert(0, flags.workdir)
     match [what, *names]:
@@ -83,6 +85,8 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
             export(as_path(source), as_path(target))
         case ["serve", source, target]:
             serve(flags, as_path(source), as_path(target))
+        case ["onnx", source, target]:
+            onnx(flags, as_path(source), as_path(target))
         case ["reference", source, target] if flags.reverse:
             from dpt_jax.convert.reference import reverse_reference
 
@@ -146,3 +150,16 @@ def serve(flags: argparse.Namespace, source: "epath.Path", target: "epath.Path")
     predictor = load(source, clip=flags.clip, batch_size=0)
     for file in program.write(predictor, make_folder(target, "convert serve")):
         say(f"wrote {file} ({size_of(file) / 1024:,.0f} kB)")
+
+
+def onnx(flags: argparse.Namespace, source: "epath.Path", target: "epath.Path") -> None:
+    """Write the classifier of a run as an ONNX file."""
+    from dpt_jax.io import size_of
+    from dpt_jax.logging import say
+    from dpt_jax.predictor import program
+    from dpt_jax.predictor.predictor import load
+
+    if target.suffix != ".onnx":
+        raise UserError(f"convert onnx: {target} should end in .onnx.")
+    program.write_onnx(load(source, clip=flags.clip, batch_size=0), target)
+    say(f"wrote {target} ({size_of(target) / 1024:,.0f} kB)")

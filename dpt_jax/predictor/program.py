@@ -1,15 +1,21 @@
-"""A trained classifier as one compiled function in a file, which runs without this package."""
+"""A trained classifier as one function in a file, of JAX or ONNX, without this package."""
 
 import importlib.resources
 import json
-from typing import TYPE_CHECKING
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.typing import DTypeLike
 
 from dpt_jax import distributed
+from dpt_jax.errors import UserError
 from dpt_jax.io import write_whole
 from dpt_jax.model import Outputs
 
@@ -24,19 +30,20 @@ _INPUT = {
 }
 
 
-def export(predictor: "Predictor") -> jax.export.Exported:
-    """Compile the classifier for any of PLATFORMS and any batch size b.
+def classifier_of(predictor: "Predictor", dtype: DTypeLike) -> Callable[[jax.Array], jax.Array]:
+    """Return a function from images (b, size, size, 3) uint8 to probabilities (b, C) float32.
 
     Image tower, prompts and text features are constants. Only if the texts depend on the image, it
     has a text tower.
 
-    Returns:
-      From images (b, size, size, 3) uint8 to probabilities (b, C) float32.
+    Args:
+      predictor: The classifier.
+      dtype: Of the computation.
 
     Raises:
       UserError: The classifier's logits are not finite.
     """
-    model = predictor.model
+    model = predictor.model.clone(dtype=dtype)
     size = model.clip_config.image_size
     predictor.predict_proba(np.zeros((1, size, size, 3), np.uint8))  # checks that it is finite
     used = ["vision", "logit_scale", *(["text"] if model.config.conditioned else [])]
@@ -48,26 +55,74 @@ def export(predictor: "Predictor") -> jax.export.Exported:
         outputs: Outputs = model.apply({"params": params}, images, texts)  # type: ignore[assignment]
         return jax.nn.softmax(outputs.logits)
 
-    shape = jax.export.symbolic_shape(f"b, {size}, {size}, 3")
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(images)
+    return probabilities
 
 
-def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
-    """Write the program, a description, and an example that runs it; return the files."""
+def images_of(predictor: "Predictor") -> jax.ShapeDtypeStruct:
+    """Return the shape (b, size, size, 3) of any number b of images."""
+    size = predictor.model.clip_config.image_size
+    return jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, {size}, {size}, 3"), jnp.uint8)
+
+
+def export(predictor: "Predictor") -> jax.export.Exported:
+    """Compile `classifier_of` for any of PLATFORMS and any batch size."""
+    probabilities = classifier_of(predictor, predictor.model.dtype)
+    return jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(images_of(predictor))
+
+
+def write_onnx(predictor: "Predictor", file: epath.Path) -> None:
+    """Write `classifier_of` in float32 as an ONNX file, with its description as metadata.
+
+    Raises:
+      UserError: jax2onnx is not installed, or the texts depend on the image.
+    """
+    if predictor.model.config.conditioned:
+        raise UserError(
+            f"convert onnx: the context of {predictor.config.method} depends on the image, which "
+            "jax2onnx does not convert: use `dpt-jax convert serve`."
+        )
+    try:
+        import onnx_ir
+        from jax2onnx import to_onnx
+    except ImportError as reason:
+        raise UserError("convert onnx needs jax2onnx: `pip install 'dpt-jax[onnx]'`.") from reason
+    shape = images_of(predictor)
+    # jax2onnx replaces Flax's modules by its own while it traces, which lose their parameters here:
+    # it gets what JAX has traced.
+    traced = jax.make_jaxpr(classifier_of(predictor, jnp.float32))(shape)
+    program = jax.extend.core.jaxpr_as_fun(traced)
+    model = to_onnx(lambda images: program(images)[0], [shape], return_mode="ir")
+    model.graph.inputs[0].name, model.graph.outputs[0].name = "images", "probabilities"
+    for key, value in describe(predictor, "float32").items():
+        model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    with tempfile.TemporaryDirectory() as folder:
+        written = pathlib.Path(folder) / "classifier.onnx"
+        onnx_ir.save(model, written)
+        write_whole(file, written.read_bytes())
+
+
+def describe(predictor: "Predictor", dtype: str) -> dict[str, Any]:
+    """Return what classifier.json and the metadata of an ONNX file say."""
     preprocessing = predictor.model.clip_config.preprocessing
-    about = {
+    return {
         "classnames": list(predictor.classnames),
         "image_size": predictor.model.clip_config.image_size,
         "method": predictor.config.method,
         "backbone": predictor.config.clip.weights,
-        "dtype": np.dtype(predictor.model.dtype).name,
-        # The promise of jax.export: https://docs.jax.dev/en/latest/export/export.html
-        "read_by": f"JAX {jax.__version__} and releases of the half year after it",
+        "dtype": dtype,
         "preprocessing": preprocessing.to_dict(),
         "input": f"uint8 (b, image_size, image_size, 3), RGB: {_INPUT[preprocessing.resize]}; the "
         "program normalises by mean and std",
         "output": "float32 (b, classes), probabilities in the order of classnames",
+    }
+
+
+def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
+    """Write the program, a description, and an example that runs it; return the files."""
+    about = {
+        **describe(predictor, np.dtype(predictor.model.dtype).name),
+        # The promise of jax.export: https://docs.jax.dev/en/latest/export/export.html
+        "read_by": f"JAX {jax.__version__} and releases of the half year after it",
     }
     example = importlib.resources.files("dpt_jax") / "assets" / EXAMPLE
     contents = {

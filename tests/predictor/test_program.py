@@ -1,14 +1,25 @@
 """A classifier as one compiled program."""
 
+import importlib
 import json
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
 import dpt_jax
+from dpt_jax.config import method_config
 from dpt_jax.data.folder import find_images
+from dpt_jax.errors import UserError
+from dpt_jax.methods import METHODS
+from dpt_jax.predictor import program
+from dpt_jax.predictor.predictor import Predictor
+from dpt_jax.training import setup
+from dpt_jax.training.checkpoints import Saved
+from dpt_jax.training.initial_prompts import initial_prompts
 from tests.helpers.commands import command, in_process
+from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 from tests.helpers.models import all_outputs
 
@@ -69,3 +80,38 @@ def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
         assert line.split("  ")[1:] == [
             f"{predictor.classnames[c]} {100 * own[c]:.1f} %" for c in best
         ]
+
+
+def test_onnx(trained, tmp_path):
+    """Any number of images, answered as by predict; what else one has to know is in the file."""
+    file = tmp_path / "digits.onnx"
+    in_process("-m", "dpt_jax", "convert", "onnx", str(trained), str(file))
+    predictor = dpt_jax.load(trained)
+    files = find_images([str(IMAGES / "test")])
+    images = all_outputs(predictor, files)[0]
+    session = onnxruntime.InferenceSession(file)
+    for some in (images, images[:1]):
+        (answers,) = session.run(None, {"images": some})
+        np.testing.assert_allclose(answers, predictor.predict_proba(files)[: len(some)], atol=1e-4)
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["classnames"]) == list(predictor.classnames)
+    assert about["image_size"] == "32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_as_onnx(method, clip, clip_dir, tmp_path):
+    """Untrained; CoCoOp's texts depend on the image, which is refused."""
+    depths = {f"{s}__depth": 2 for s in ("text_prompt", "visual_prompt")
+              if method_config(method, "folder")[s].depth > 1}  # fmt: skip
+    config = small_config(clip_dir, importlib.import_module(f"configs.{method}"), **depths)
+    experiment = setup.prepare(config, clip)
+    predictor = Predictor(experiment, Saved(0, initial_prompts(experiment), {}), 4)
+    if experiment.model.config.conditioned:
+        with pytest.raises(UserError, match=method):
+            program.write_onnx(predictor, tmp_path / "a.onnx")
+        return
+    program.write_onnx(predictor, tmp_path / "a.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    (answers,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"images": images})
+    np.testing.assert_allclose(answers, predictor.predict_proba(images), atol=1e-4)
