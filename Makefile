@@ -32,7 +32,7 @@ minimum: .venv-minimum/installed
 # shots from five seeds. Hours on two CPU cores.
 SEEDS := --seeds=1,2,3,4,5
 table: .venv/installed-dev
-	$(BIN)/dpt-jax sweep --methods=zeroshot,coop,vpt,vlp,dpt,probe $(SEEDS) --runs=runs/table
+	$(BIN)/dpt-jax sweep --methods=zeroshot,sstext,zslp,lpplus,coop,vpt,vlp,dpt,dpt_zslp,probe $(SEEDS) --runs=runs/table
 	$(BIN)/dpt-jax sweep --methods=coop --config.text_prompt.class_specific=True $(SEEDS) --runs=runs/table-class-specific
 	$(BIN)/dpt-jax report runs/table
 	$(BIN)/dpt-jax report runs/table-class-specific

@@ -78,6 +78,9 @@ def get_config() -> ConfigDict:
     config.dataset.sample = ""
     # Training images per class; -1 takes all.
     config.dataset.shots = 16
+    # Whether the sample has the imbalance of the training images: one image of each class, and the
+    # others at random, shots * classes in all. If not, each class has as many.
+    config.dataset.natural = False
     # Classes: all, base (the first half of them) or new (the other half).
     config.dataset.classes = "all"
     # Text of a class for frozen CLIP. Features of several texts, separated by |, are averaged.
@@ -176,6 +179,9 @@ def get_config() -> ConfigDict:
     config.classifier.ratio = 0.2
     # Scale of the residual (taskres).
     config.classifier.residual_scale = 0.5
+    # How settings are chosen: none takes those above; support holds one image of each class out,
+    # takes the best settings of a small grid (docs/method.md), and trains on all images with them.
+    config.classifier.select = "none"
 
     config.loss = ConfigDict()
     # Weight of the auxiliary loss of the class-aware prompts.

@@ -7,7 +7,7 @@ of learned parameters; the functions below are pure.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -62,6 +62,8 @@ class Classifier:
         images of one view.
       keeps_partial: Whether an epoch's last, smaller batch is used.
       epochs: Published numbers of epochs, each after the number of shots from which on it is taken.
+      grid: Values of keys of config.classifier that select=support chooses among. Those of lr are
+        multiples of it.
     """
 
     start: Start
@@ -74,6 +76,7 @@ class Classifier:
     pooled: bool = False
     keeps_partial: bool = False
     epochs: tuple[tuple[int, int], ...] = ()
+    grid: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 
 def for_classes(classifier: Classifier, params: Params, rows: np.ndarray) -> Params:
@@ -399,6 +402,8 @@ def block_sgd(weight_decay: float) -> optax.GradientTransformation:
     )
 
 
+_RATES: Mapping[str, tuple[float, ...]] = {"lr": (0.1, 1.0, 10.0)}
+_CACHE_GRID = {"alpha": (0.5, 1.17, 3.0, 10.0), "beta": (1.0, 3.0, 10.0, 30.0)}
 _PROTOTYPES = Classifier(
     start_from_texts,
     prototype_logits,
@@ -407,8 +412,11 @@ _PROTOTYPES = Classifier(
     momentum_sgd,
     pooled=True,
     epochs=((1, 300),),
+    grid=_RATES,
 )
-_CACHE = Classifier(start_cache, cache_logits, per_class=("values",), keeps_partial=True)
+_CACHE = Classifier(
+    start_cache, cache_logits, per_class=("values",), keeps_partial=True, grid=_CACHE_GRID
+)
 _CLOSED_FORM = Classifier(closed_form(), prototype_logits, per_class=("weight",))
 
 CLASSIFIERS: dict[str, Classifier] = {
@@ -435,6 +443,7 @@ CLASSIFIERS: dict[str, Classifier] = {
         ("residual",),
         adam_with_l2,
         epochs=((1, 100), (8, 200)),
+        grid={"residual_scale": (0.1, 0.5, 1.0, 2.0)},
     ),
     "clip_adapter": Classifier(
         start_adapter,
@@ -442,6 +451,7 @@ CLASSIFIERS: dict[str, Classifier] = {
         ("down", "up"),
         optimizer=momentum_sgd,
         epochs=((1, 50), (2, 100), (8, 200)),
+        grid={"ratio": (0.2, 0.4, 0.6, 0.8)},
     ),
     "tip_adapter": _CACHE,
     "tip_adapter_f": dataclasses.replace(

@@ -59,6 +59,7 @@ CHOICES: dict[str, Collection[str]] = {
     "weights.kind": (LORA, NORMS, ALL_NORMS),
     "classifier.name": ("", *CLASSIFIERS),
     "classifier.schedule": ("epochs", "steps"),
+    "classifier.select": ("none", "support"),
     "train.optimizer": ("sgd", "adamw"),
     "train.schedule": ("epochs", "steps"),
     "train.keep": ("last", "best"),
@@ -249,6 +250,11 @@ def _validate_parts(config: ConfigDict) -> None:
         raise UserError(
             f"classifier.name is {config.classifier.name!r}, but method={method.name} takes "
             f"{' or '.join(map(repr, method.classifiers))}: choose another method."
+        )
+    used = CLASSIFIERS.get(config.classifier.name)
+    if config.classifier.select == "support" and not (used and used.grid):
+        raise UserError(
+            f"classifier.select=support has nothing to choose for method={method.name}: give none."
         )
     if config.classifier.name and text.conditioned:
         raise UserError(

@@ -86,6 +86,8 @@ METHODS: dict[str, Method] = {
 TRAINED = tuple(name for name in METHODS if name != ZERO_SHOT)
 # The methods that DPT's paper compares.
 OF_THE_PAPER = (ZERO_SHOT, "coop", "vpt", "vlp", "dpt")
+# What a sweep compares by default: those, and classifiers that prompts have to beat.
+COMPARED = (*OF_THE_PAPER, "sstext", "zslp")
 # A baseline without prompts: a linear classifier of frozen CLIP's features.
 PROBE = Method("probe", "linear probe", (), "#117733", ">")
 # Everything that tables and figures have a row or a curve for.

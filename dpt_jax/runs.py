@@ -108,7 +108,8 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
     if distributed.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
     train_files.write(experiment.dataset, workdir)
-    about = training_meta(experiment) | {"method": PROBE.name}
+    by = f"validation({len(experiment.dataset.val)})"
+    about = training_meta(experiment) | {"method": PROBE.name, "selection": by}
     return write_results(experiment, found, Saved(0, {}, about), workdir)
 
 

@@ -166,7 +166,7 @@ def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
     """Return the runs that the flags name.  Raise UserError if they contradict each other."""
     from dpt_jax import sweep
     from dpt_jax.data.catalogue import PAPER_DATASETS
-    from dpt_jax.methods import OF_THE_PAPER, PROBE, ROWS
+    from dpt_jax.methods import COMPARED, OF_THE_PAPER, PROBE, ROWS
 
     for key, flag in sweep.SWEPT.items():
         if any(given in (key, f"{method}.{key}") for given in overrides for method in ROWS):
@@ -174,7 +174,8 @@ def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
     protocol = flags.protocol or sweep.FEW_SHOT
     if flags.preset and protocol != sweep.FEW_SHOT:
         raise UserError(f"--preset={flags.preset} is of --protocol={sweep.FEW_SHOT}: drop one.")
-    methods = list(OF_THE_PAPER) if flags.methods is None else flags.methods
+    default = OF_THE_PAPER if flags.preset else COMPARED
+    methods = list(default) if flags.methods is None else flags.methods
     unknown = [method for method in methods if method not in ROWS]
     if unknown:
         raise UserError(f"--methods: {unknown[0]!r} is not one of {', '.join(ROWS)}.")

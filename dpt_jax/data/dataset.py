@@ -82,7 +82,7 @@ def digest_of_files(dataset: Dataset) -> str:
 
 def _sample(config: ConfigDict, whole: Dataset, seed: int) -> tuple[list[Example], list[Example]]:
     """Return the images to train on and to validate on, of all classes."""
-    train, val = sampling.few_shot(whole.train, whole.val, config.shots, seed)
+    train, val = sampling.few_shot(whole.train, whole.val, config.shots, seed, config.natural)
     if config.sample and whole.train:  # a dataset that is only tested on has no sample
         return sampling.read_sample(as_path(config.sample), whole, config.shots), val
     most = max(collections.Counter(example.label for example in whole.train).values(), default=0)

@@ -24,16 +24,28 @@ RECORD_CLASSES = {
 
 
 def few_shot(
-    train: Sequence[Example], val: Sequence[Example], shots: int, seed: int
+    train: Sequence[Example],
+    val: Sequence[Example],
+    shots: int,
+    seed: int,
+    natural: bool = False,
 ) -> tuple[list[Example], list[Example]]:
     """Return `shots` examples a class of train and min(shots, 4) of val, as CoOp draws them.
 
     One generator draws for train and then for val, class by class in the order in which the
     classes first appear. A class with fewer examples is taken whole. shots = -1 takes everything.
+
+    natural: whether train is one example of each class and the others at random, shots · C in all,
+    instead.
     """
     if shots < 0:
         return list(train), list(val)
     generator = random.Random(seed)
+    if natural:
+        first = _draw(train, 1, generator)
+        others = sorted(set(train) - {*first})
+        more = generator.sample(others, min((shots - 1) * len(first), len(others)))
+        return first + more, _draw(val, min(shots, VALIDATION_SHOTS), generator)
     return _draw(train, shots, generator), _draw(val, min(shots, VALIDATION_SHOTS), generator)
 
 

@@ -324,6 +324,20 @@ def write_results(
     return results
 
 
+def task(experiment: Experiment) -> str:
+    """Return NAME@VERSION of a dataset: its images, splits, classes in use and their template."""
+    config, here = experiment.config, fingerprint(experiment.pretrained, experiment.dataset)
+    version = digest_of_json(
+        {
+            "data": here["data"],
+            "test": here["test"],
+            "classnames": list(experiment.dataset.classnames),
+            "template": config.dataset.template,
+        }
+    )
+    return f"{name_of_data(config)}@{version[:8]}"
+
+
 def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     """Return the labels of an evaluation's results, the origin of the prompts under "of".
 
@@ -348,6 +362,8 @@ def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "shots": record["settings"]["dataset.shots"],
         "seed": record["settings"]["seed"],
         "split": "test",
+        "selection": record.get("selection", "none"),
+        "task": task(experiment),
         "classes": config.dataset.classes,
         "trained_on": {key: record[key] for key in ("dataset", "classes")} if saved.meta else None,
         "parameters": sum(x.size for x in jax.tree.leaves(saved.prompts)) or None,

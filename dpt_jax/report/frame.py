@@ -25,6 +25,8 @@ SAME_IN_CELL = {
     "n": "the number of test images",
     "test_list": "their test images",
     "init_from": "init_from",
+    "selection": "the images that settings were chosen by",
+    "task": "the version of their task",
 }
 SAME_IN_SEED = {"train_list": "their training images", "prompts": "their prompts"}
 UNKNOWN = "unknown"  # the training of a checkpoint that does not say what it was trained on
@@ -38,10 +40,10 @@ def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
         runs: A folder of runs, or one workdir.
 
     Returns:
-        One row per results.json: method, dataset, classes, trained_on, trained_classes, shots,
-        seed, accuracy, macro_f1 and zero_shot_accuracy (0 to 1), ece, n, unreadable, path,
-        digests of what the results are of, and the settings by key. `excluded` is the reason why
-        a report leaves the run out, and "" if it does not.
+        One row per results.json: method, selection, task, dataset, classes, trained_on,
+        trained_classes, shots, seed, accuracy, macro_f1 and zero_shot_accuracy (0 to 1), ece, n,
+        unreadable, path, digests of what the results are of, and the settings by key. `excluded`
+        is the reason why a report leaves the run out, and "" if it does not.
 
     Raises:
         UserError: There is no results.json, or one is damaged.
@@ -109,6 +111,8 @@ def _row(one: Results, workdir: Any) -> dict[str, Any]:
         "seconds": None if zero_shot else seconds_of(workdir),
         "parameters": one.get("parameters"),
         "n": one["n"],
+        "selection": one.get("selection", "none"),
+        "task": one.get("task", ""),
         "unreadable": one.get("unreadable", 0),
         "path": str(workdir),
         "excluded": excluded,

@@ -7,6 +7,7 @@ import pandas as pd
 from etils import epath
 
 from dpt_jax.config import shots_in_words
+from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.evaluation.results import RESULTS_FILE, read_result
 from dpt_jax.io import as_path, write_whole
 from dpt_jax.methods import ROWS, ZERO_SHOT
@@ -23,7 +24,7 @@ LATEX_FILE, HALVES_FILE = "report.tex", "base_to_new.png"
 RUN_COLUMNS = [
     *("method", "dataset", "classes", "trained_on", "trained_classes", "shots", "seed"),
     *("accuracy", "balanced_accuracy", "macro_f1", "zero_shot_accuracy", "ece", "n", "unreadable"),
-    *("parameters", "seconds", "path", "excluded"),
+    *("parameters", "seconds", "selection", "task", "path", "excluded"),
 ]
 
 
@@ -149,13 +150,28 @@ def few_shot_tables(runs: pd.DataFrame) -> list[Table]:
         here = cells.xs(dataset)
         images = own.n[own.dataset == dataset].iloc[0]
         words = f"Accuracy (%) on {images:,} test images{of_seeds(here)}."
-        tables.append(Table(dataset, words, *grid(here, columns)))
+        tables.append(
+            Table(dataset, words + about(own[own.dataset == dataset]), *grid(here, columns))
+        )
     average = average_over(cells, datasets)
     if len(datasets) > 1 and len(average):
         words = f"Mean of their accuracies (%), where all have run{of_seeds(average, 'over')}."
         title = f"Average over {len(datasets)} datasets"
         tables.append(Table(title, words, *grid(average, columns)))
     return tables
+
+
+def about(runs: pd.DataFrame) -> str:
+    """Return sentences about a dataset's table: its version, and how settings were chosen."""
+    words, tasks = "", set(runs.task)
+    if len(tasks) == 1 and "" not in tasks:
+        words += f" Task {tasks.pop()}."
+    for by, chosen in runs[runs.selection != "none"].groupby("selection", sort=False):
+        names = ", ".join(ROWS[method].label for method in chosen.method.unique())
+        words += f" Settings chosen by {by}: {names}."
+    if set(runs.dataset) <= {*PAPER_DATASETS, *SHIFTED_IMAGENETS}:
+        words += " The images are public: CLIP may have seen them in its own training."
+    return words
 
 
 def gain_tables(runs: pd.DataFrame) -> list[Table]:

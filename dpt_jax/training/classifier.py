@@ -1,6 +1,7 @@
 """The second stage of a training: a classifier on cached features, in one compiled loop."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.clip.model import normalize
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
-from dpt_jax.logging import Progress
+from dpt_jax.logging import Progress, say
 from dpt_jax.losses import cross_entropy
 from dpt_jax.model import PromptedCLIP, Texts, exact_products
 from dpt_jax.prompts import Prompts
@@ -52,6 +53,49 @@ class Fitted(NamedTuple):
 
 
 def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -> Fitted:
+    """Train the classifier of a configuration, see `train_classifier`.
+
+    With classifier.select=support, the settings are first chosen by held-out training images.
+
+    Raises:
+      UserError: As `train_classifier`, or a class has no second image to hold out.
+    """
+    if config.classifier.select == "none":
+        return train_classifier(config, support, texts, s)
+    labels = np.asarray(support.labels)
+    # The last image of each class.
+    _, last = np.unique(labels[::-1], return_index=True)
+    held = np.zeros(len(labels), bool)
+    held[len(labels) - 1 - last] = True
+    if len(single := np.setdiff1d(labels[held], labels[~held])):
+        raise UserError(
+            f"classifier.select=support holds one image of each class out, but class {single[0]} "
+            "(from 0) has one image: give more, or classifier.select=none."
+        )
+    others = Support(support.views[:, ~held], support.labels[~held])
+    grid = CLASSIFIERS[config.classifier.name].grid
+    scores = []
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        if "lr" in chosen:
+            chosen["lr"] *= config.classifier.lr
+        tried = config.copy_and_resolve_references()
+        tried.classifier.update(chosen)
+        params = train_classifier(tried, others, texts, s).params
+        features, truth = normalize(support.views[0, held]), support.labels[held]
+        logits = CLASSIFIERS[config.classifier.name].logits(params, features, texts, s)
+        accuracy = float((logits.argmax(-1) == truth).mean())
+        # Of equal accuracies, the lower cross-entropy.
+        scores.append((accuracy, -float(cross_entropy(logits, truth).mean()), tried, chosen))
+    accuracy, _, best, chosen = max(scores, key=lambda score: score[:2])
+    words = ", ".join(f"classifier.{key}={value:g}" for key, value in chosen.items())
+    say(f"chosen by one image of each class: {words} ({100 * accuracy:.0f} % right).")
+    return train_classifier(best, support, texts, s)
+
+
+def train_classifier(
+    config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array
+) -> Fitted:
     """Train the classifier of a configuration. The result depends only on the arguments.
 
     Args:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from dpt_jax.config import flat, keys_that_may_change, sections_without_use
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
+from dpt_jax.methods import METHODS
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.schedule import run_length
 from dpt_jax.training.setup import Experiment, fingerprint
@@ -45,6 +46,16 @@ def result_settings(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def selection(config: ConfigDict, validation: int) -> str:
+    """Return by which images settings or epochs were chosen: none, support, validation(n)."""
+    by = []
+    if METHODS[config.method].in_towers and config.train.keep == "best":
+        by.append(f"validation({validation})")
+    if config.classifier.select == "support":
+        by.append("support")
+    return ", ".join(by) or "none"
+
+
 def training_meta(experiment: Experiment, before: Saved | None = None) -> Record:
     """Return the record of a training, for the metadata of its checkpoints.
 
@@ -54,9 +65,9 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
 
     Returns:
       method, dataset, classes and epochs; `settings`, see `result_settings`; the class names; the
-      fingerprints of the CLIP, of the data and of the training images; whether the prompts
-      started from others; `changes` on the way, a list of {"step": number, "before": {key: value}};
-      the `seconds` that its steps have taken so far.
+      fingerprints of the CLIP, of the data and of the training images; the `selection`; whether
+      the prompts started from others; `changes` on the way, a list of {"step": number, "before":
+      {key: value}}; the `seconds` that its steps have taken so far.
     """
     config = experiment.config
     found = fingerprint(experiment.pretrained, experiment.dataset)
@@ -74,6 +85,7 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
         "clip": found["clip"],
         "data": {"name": name_of_data(config), "digest": found["data"]},
         "train_list": found["train"],
+        "selection": selection(config, len(experiment.dataset.val)),
         "init_from": bool(config.init_from),
         "changes": [],
         "seconds": 0.0,

@@ -43,6 +43,17 @@ def test_few_shot_sample_is_that_of_the_published_rule(train, val, shots, seed):
     assert few_shot(examples_of(train), examples_of(val), shots, seed) == tuple(expected)
 
 
+def test_natural_sample_has_every_class_and_the_imbalance_of_the_images():
+    train = [
+        Example(f"{label}/{i}", label) for label, n in enumerate((300, 30, 3)) for i in range(n)
+    ]
+    drawn, _ = few_shot(train, [], 16, 1, natural=True)
+    counts = [sum(example.label == label for example in drawn) for label in range(3)]
+    assert len(set(drawn)) == 3 * 16
+    assert counts[0] > 30 > counts[1] >= counts[2] >= 1
+    assert drawn == few_shot(train, [], 16, 1, natural=True)[0]
+
+
 @given(st.integers(2, 300))
 def test_halves_of_the_classes(classes):
     base, new = half_of_classes(classes, "base"), half_of_classes(classes, "new")

@@ -110,3 +110,18 @@ def test_runs_that_differ_in_more_than_the_seed_are_left_out_by_name(tmp_path, o
     text = report.report_folder(tmp_path)[0]
     assert re.search(f"[0a] and .*b {says}.*left out", text)
     assert rows_of(text)[2:] == [["CoOp", "50.0"]]
+
+
+def test_kinds_of_selection_are_not_mixed_and_versions_are_named(tmp_path):
+    write_folder(tmp_path / "a", 90)
+    write_folder(tmp_path / "b", 80, seed=2, train_list="u")
+    for seed, by in ((1, "support"), (2, "none")):
+        own = {"selection": by, "task": "flowers@12345678"}
+        write(tmp_path / by, "zslp", 70, dataset="folder", trained=("folder", "all"), seed=seed,
+              of=of(train_list=str(seed)), **own)  # fmt: skip
+    text = report.report_folder(tmp_path)[0]
+    assert [row[0] for row in rows_of(text)[2:]] == ["DPT"]
+    assert "(none and support)" in text
+    (tmp_path / "none" / "results.json").unlink()
+    text = report.report_folder(tmp_path)[0]
+    assert "chosen by support: ZS-LP" in text

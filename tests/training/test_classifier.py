@@ -12,6 +12,8 @@ import dpt_jax
 from dpt_jax.classifiers import CLASSIFIERS, ClassTexts, Support, for_classes
 from dpt_jax.clip.model import normalize
 from dpt_jax.config import method_config
+from dpt_jax.errors import UserError
+from dpt_jax.training.classifier import fit
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
 
@@ -65,3 +67,23 @@ def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path):
     assert new.predict_proba(np.zeros((1, 40, 40, 3), np.uint8)).shape == (1, 2)
     done = in_process(*command, "--config.classifier.lr=0.2", check=False)
     assert_refused(done, "classifier.lr")
+
+
+def test_settings_chosen_by_the_support(capsys):
+    """The best of the grid on one image of each class; then all images are trained on."""
+    keys = jax.random.split(jax.random.key(1), 2)
+    raw = jax.random.normal(keys[0], (3, 16))
+    labels = jnp.arange(12) % 3
+    views = raw[labels] + jax.random.normal(keys[1], (1, 12, 16))
+    texts, s = ClassTexts(normalize(raw), raw), jnp.float32(20.0)
+    config = method_config("tip_adapter")
+    config.classifier.select = "support"
+    fitted = fit(config, Support(views, labels), texts, s)
+    assert len(fitted.params["keys"]) == 12
+    alpha, beta = (float(fitted.params[key]) for key in ("alpha", "beta"))
+    grid = CLASSIFIERS["tip_adapter"].grid
+    assert any(alpha == pytest.approx(x) for x in grid["alpha"])
+    assert any(beta == pytest.approx(x) for x in grid["beta"])
+    assert f"classifier.alpha={alpha:g}, classifier.beta={beta:g}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="class 2"):
+        fit(config, Support(views[:, :5], labels[:5]), texts, s)
