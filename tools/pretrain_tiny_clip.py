@@ -29,7 +29,7 @@ from PIL import Image
 
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
-from dpt_jax.clip.layouts import to_transformers
+from dpt_jax.clip.layouts import tensors_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import PackedTexts
 from dpt_jax.clip.preprocessing import MEAN, STD
@@ -407,7 +407,7 @@ def write_model(target: pathlib.Path, params: Params, config: CLIPConfig, card: 
     Weights are float16, except the temperature.
     """
     tensors = {
-        name: tensor.astype(np.float16) for name, tensor in to_transformers(params, config).items()
+        name: tensor.astype(np.float16) for name, tensor in tensors_of(params, config).items()
     }
     # exp() of a rounded logarithm is off by percents.
     tensors["logit_scale"] = np.asarray(params["logit_scale"], np.float32)

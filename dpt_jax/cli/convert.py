@@ -11,7 +11,8 @@
     dpt-jax convert reference --reverse W CHECKPOINT_DIR
 
 `clip` converts any CLIP that `clip.weights` takes to an Orbax folder, and a run of learned weights
-(CLIP-LoRA, 2SFS) to a CLIP with these weights, which transformers loads; `export --merge` is the
+(CLIP-LoRA, 2SFS) to a CLIP with these weights, which transformers or, with --layout=open_clip,
+open_clip loads; `export --merge` is the
 same. `peft` writes and reads such weights as LoRA files of PEFT. `export` writes the prompts
 of a workdir to one small file, which replaces the workdir in predict, --mode=eval, init_from and
 convert. `serve` compiles the classifier into a file that runs without this package,
@@ -50,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--merge", action="store_true", help="export: learned weights, merged into their CLIP"
     )
     parser.add_argument(
+        "--layout",
+        choices=("transformers", "open_clip"),
+        default="transformers",
+        help="clip: of the CLIP of a run",
+    )
+    parser.add_argument(
         "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"
     )
     shared.add_config(parser)
@@ -70,7 +77,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         ):
             from dpt_jax.convert.weights import write_clip
 
-            write_clip(as_path(source), as_path(target), flags.clip)
+            write_clip(as_path(source), as_path(target), flags.clip, flags.layout)
         case ["clip", source, target]:
             clip(source, target)
         case ["peft", source, target]:

@@ -142,18 +142,22 @@ def params_of(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Params:
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
-def to_transformers(params: Params, config: CLIPConfig) -> Tensors:
-    """Return the parameters as the state dict of transformers' CLIPModel."""
+def tensors_of(params: Params, config: CLIPConfig, table: dict[str, str] = TRANSFORMERS) -> Tensors:
+    """Return the parameters as the state dict of transformers' CLIPModel, or of OPENAI's names."""
     flat = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     tensors: Tensors = {}
-    for parameter in _parameters(config, TRANSFORMERS):
+    thirds: dict[str, dict[int, np.ndarray]] = {}
+    for parameter in _parameters(config, table):
         value = flat[parameter.path]
         layers = value if _stacked(parameter.path) else [value]
         permuted = [parameter.stored[axis] for axis in parameter.axes]
         for name, layer in zip(parameter.names, layers, strict=True):
             stored = layer.reshape(permuted).transpose(np.argsort(parameter.axes))
-            tensors[name] = np.asarray(stored, order="C")
-    return tensors
+            if parameter.third is None:
+                tensors[name] = np.asarray(stored, order="C")
+            else:
+                thirds.setdefault(name, {})[parameter.third] = stored
+    return tensors | {name: np.concatenate([x[i] for i in range(3)]) for name, x in thirds.items()}
 
 
 def refuse_other_models(tensors: Tensors, file: epath.Path) -> None:

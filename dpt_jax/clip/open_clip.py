@@ -1,5 +1,6 @@
 """open_clip_config.json, which describes a model and its preprocessing in open_clip's words."""
 
+import json
 from typing import Any
 
 from etils import epath
@@ -15,9 +16,12 @@ from dpt_jax.clip.config import (
     values,
 )
 from dpt_jax.clip.preprocessing import MEAN, STD, Preprocessing, channels
+from dpt_jax.clip.tokenizer import TOKENIZER_FILE, Tokenizer
 from dpt_jax.errors import UserError
+from dpt_jax.io import write_whole
 
-CONFIG_FILE = "open_clip_config.json"
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+EPS = 1e-5  # of layer norms, by default
 # Sizes with open_clip's defaults.
 _VISION: dict[str, Any] = {"image_size": 224, "patch_size": 16, "width": 768, "head_width": 64}
 _TEXT: dict[str, Any] = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8}
@@ -78,6 +82,48 @@ def read_description(file: epath.Path) -> Description:
     return Description(config, values(own, {"eos_id": 2}, where)["eos_id"] if by_end else None)
 
 
+def write_config(config: CLIPConfig, tokenizer: Tokenizer, folder: epath.Path) -> None:
+    """Write what a model folder has besides the weights."""
+    pixels, size = config.preprocessing, config.image_size
+
+    def tower(part: TransformerConfig) -> dict[str, Any]:
+        sizes = {"width": part.width, "layers": part.layers}
+        return {
+            **sizes,
+            "mlp_ratio": part.mlp_width / part.width,
+            **({} if part.layer_norm_eps == EPS else {"norm_kwargs": {"eps": part.layer_norm_eps}}),
+        }
+
+    vision = {
+        "image_size": size,
+        "patch_size": config.patch_size,
+        "head_width": config.vision.width // config.vision.heads,
+    }
+    text = {
+        "context_length": config.context_length,
+        "vocab_size": config.vocab_size,
+        "heads": config.text.heads,
+    }
+    raw = {
+        "model_cfg": {
+            "embed_dim": config.embed_dim,
+            "quick_gelu": config.vision.activation == "quick_gelu",
+            "vision_cfg": vision | tower(config.vision),
+            "text_cfg": text | tower(config.text),
+        },
+        "preprocess_cfg": {
+            "size": [size, size],
+            "mode": "RGB",
+            "mean": list(pixels.mean),
+            "std": list(pixels.std),
+            "interpolation": pixels.interpolation,
+            "resize_mode": "shortest" if pixels.resize == "crop" else "squash",
+        },
+    }
+    write_whole(folder / TOKENIZER_FILE, tokenizer.file)
+    write_whole(folder / CONFIG_FILE, json.dumps(raw, indent=2))
+
+
 def _tower(model: dict[str, Any], name: str, sizes: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the sizes of a tower.  Raise UserError if it is not a plain transformer."""
     raw, where = section(model, name, where), f"{where}{name}."
@@ -96,7 +142,7 @@ def _tower(model: dict[str, Any], name: str, sizes: dict[str, Any], where: str) 
     sides = {key: square(raw[key]) for key in ("image_size", "patch_size") if key in raw}
     found = values(raw | sides, sizes, where)
     norm = section(raw, "norm_kwargs", where)
-    found |= values(norm, {"eps": 1e-5}, f"{where}norm_kwargs.")
+    found |= values(norm, {"eps": EPS}, f"{where}norm_kwargs.")
     if other := sorted(norm.keys() - {"eps"}):
         raise UserError(f"{where}norm_kwargs.{other[0]} is not supported.")
     plain: dict[str, Any] = {**_PLAIN[name], **_PLAIN["both"]}

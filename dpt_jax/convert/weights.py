@@ -10,10 +10,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from dpt_jax.clip import open_clip
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig, read_json, values
 from dpt_jax.clip.files import Tensors, read_tensors
-from dpt_jax.clip.layouts import TRANSFORMERS, to_transformers
+from dpt_jax.clip.layouts import OPENAI, TRANSFORMERS, tensors_of
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.clip.transformers_config import write_configs
 from dpt_jax.config import layers, validate
@@ -46,13 +47,16 @@ TENSOR = re.compile(
 )
 
 
-def write_clip(source: epath.Path, target: epath.Path, clip: str = "") -> None:
-    """Write the CLIP of a run with its learned weights, as transformers' CLIPModel loads it.
+def write_clip(
+    source: epath.Path, target: epath.Path, clip: str = "", layout: str = "transformers"
+) -> None:
+    """Write the CLIP of a run with its learned weights, as transformers or open_clip load it.
 
     Args:
       source: A workdir or prompt file.
       target: A new folder, which is also a value of `clip.weights`.
       clip: Where CLIP's weights are, if they have moved.
+      layout: "transformers" or "open_clip".
 
     Raises:
       UserError: The run has learned no weights, its CLIP is another one, or the folder exists.
@@ -74,9 +78,12 @@ def write_clip(source: epath.Path, target: epath.Path, clip: str = "") -> None:
     if target.exists():
         raise UserError(f"{target} already exists: choose a new folder, or delete it first.")
     make_folder(target, "convert clip")
-    tensors = to_transformers(params, pretrained.config)
-    _write_tensors(target / MODEL_FILE, tensors)
-    write_configs(pretrained.config, pretrained.tokenizer, target)
+    if layout == "open_clip":
+        file, table, write = open_clip.WEIGHTS_FILE, OPENAI, open_clip.write_config
+    else:
+        file, table, write = MODEL_FILE, TRANSFORMERS, write_configs
+    _write_tensors(target / file, tensors_of(params, pretrained.config, table))
+    write(pretrained.config, pretrained.tokenizer, target)
     say(f"wrote {target}, a CLIP with the weights of {source}{_without(saved.prompts)}")
 
 

@@ -11,10 +11,12 @@ from etils import epath
 from safetensors.numpy import save_file
 
 from dpt_jax.clip import open_clip
+from dpt_jax.clip.layouts import OPENAI, tensors_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.preprocessing import Preprocessing
 from dpt_jax.clip.pretrained import BUNDLED, load_clip
 from dpt_jax.errors import UserError
+from dpt_jax.io import as_path
 from tests.clip.test_full_size import packed
 from tests.golden import make_open_clip_features as golden
 from tests.helpers.golden import relative_error
@@ -69,6 +71,16 @@ def test_features_are_those_of_open_clip(tmp_path, model, kind):
         cosine = np.sum(normalize(ours) * normalize(arrays[f"{model}.{theirs}"]), axis=-1)
         assert cosine.min() > 0.99999
         assert relative_error(ours, arrays[f"{model}.{theirs}"]) < 2e-5
+    # And back, to its names and numbers.
+    found = tensors_of(clip.params, clip.config, OPENAI)
+    # One of the models has its text tower apart.
+    expected = {name.removeprefix("text."): x for name, x in golden.weights(model).items()}
+    assert found.keys() == expected.keys() - {"attn_mask"}
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], name)
+    folder = as_path(tmp_path)
+    open_clip.write_config(clip.config, clip.tokenizer, folder)
+    assert open_clip.read_description(folder / open_clip.CONFIG_FILE).config == clip.config
 
 
 def read(tmp_path, change=None, **whole):

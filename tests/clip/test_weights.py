@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from dpt_jax.clip.layouts import to_transformers
+from dpt_jax.clip.layouts import tensors_of
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.pretrained import BUNDLED, load_clip, save_orbax
 from dpt_jax.errors import UserError
@@ -136,7 +136,7 @@ def test_bundled_model_loads_in_transformers_too(tmp_path):
     command("-c", TRANSFORMERS, str(BUNDLED / "tiny-clip"), str(file))
     state = np.load(file)
     ours = load_clip("tiny-clip")
-    tensors = to_transformers(ours.params, ours.config)
+    tensors = tensors_of(ours.params, ours.config)
     assert sorted(state) == sorted(tensors)
     for name, value in state.items():
         np.testing.assert_array_equal(value, tensors[name])

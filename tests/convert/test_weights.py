@@ -80,6 +80,9 @@ def test_transformers_loads_the_adapted_clip(run, clip_dir, tmp_path):
     convert("export", tmp_path / "run.safetensors", tmp_path / "same", "--merge")
     first, second = (load_clip(str(tmp_path / name)) for name in ("clip", "same"))
     assert first.digest == second.digest != load_clip(str(clip_dir)).digest
+    convert("clip", run, tmp_path / "open_clip", "--layout=open_clip")
+    third = load_clip(str(tmp_path / "open_clip"))
+    assert (third.config, third.digest) == (first.config, first.digest)
     done = convert("clip", run, tmp_path / "clip", check=False)
     assert_refused(done, str(tmp_path / "clip"))
 
