@@ -640,7 +640,7 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 def nearest(key: str, known: Collection[str]) -> str:
     """Return "; did you mean KEY?", or "." if no key is similar, in any section."""
     # Of keys with one name, such as epochs, that of the training is meant.
-    ordered = sorted(known, key=lambda name: name.startswith("train."))
+    ordered = sorted(reversed([*known]), key=lambda name: name.startswith("train."))
     last = {name.rpartition(".")[2]: name for name in ordered}
     found = difflib.get_close_matches(key, known, 1, 0.7) or [
         last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last), 1, 0.7)
