@@ -10,11 +10,12 @@ from typing import Any
 
 from dpt_jax import distributed
 from dpt_jax.config import keyword_config, training_config
+from dpt_jax.data.folder import is_image_name
 from dpt_jax.data.memory import Images, Labels, in_memory
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.io import as_path
-from dpt_jax.logging import quiet
+from dpt_jax.logging import quiet, say
 from dpt_jax.predictor.predictor import Predictor
 from dpt_jax.runs import train_run
 from dpt_jax.training.loop import Callback
@@ -46,7 +47,8 @@ def fit(
       images: N images: paths, PIL images or uint8 arrays (H, W) or (H, W, 3), or an array
         (N, H, W, 3) or (N, H, W). All are used, unless `shots` is given. Or one folder, of which
         everything is as on the command line: classes, splits and `shots` (16).
-      labels: N class names, or N class indices into `classnames`. None for a folder.
+      labels: N class names, which CLIP reads: "maine coon" and not "maine_coon". Or N class indices
+        into `classnames`. None for a folder.
       method: A method of the table in docs/method.md.
       clip: CLIP's weights, by default "openai/clip-vit-base-patch32".
       classnames: All class names in order. By default those of the labels, sorted.
@@ -91,7 +93,7 @@ def fit(
         whole = in_memory(images, labels, classnames, validation)
         by_class = collections.Counter(example.label for example in whole.train)
         values.setdefault("dataset.shots", max(by_class.values()))
-    elif not isinstance(images, str | os.PathLike):
+    elif not isinstance(images, str | os.PathLike) or is_image_name(as_path(images).name):
         raise UserError("labels is missing: give a class name or an index for each image.")
     elif classnames is not None or validation is not None:
         raise UserError(f"{images}: classnames and validation images of a folder are its own.")
@@ -109,6 +111,8 @@ def fit(
             folder = as_path(stack.enter_context(temporary))
         else:
             folder = as_path(workdir)
+        if whole and all(name.isdigit() for name in whole.classnames):
+            say("the classes are numbers, which mean little to CLIP: name them by classnames.")
         config = training_config(config, values, folder)
         own = functools.partial(prepare, whole=whole)
         try:

@@ -33,7 +33,7 @@ HostOutputs = Any  # model.Outputs, of NumPy arrays
 
 
 class Predictor:
-    """Classifies images with trained prompts.
+    """A classifier of images, as `fit` and `load` return it.
 
     Any number of images is classified in batches of one size, by a program that is compiled once.
 

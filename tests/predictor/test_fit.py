@@ -63,7 +63,16 @@ def test_images_in_memory_are_those_of_the_folder(
 ):
     """The same bits, silent, and nothing is left on the disk."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    classifier = dpt_jax.fit(*memory, clip=str(clip_dir), verbose=False, **SETTINGS)
+    metrics: list[dict[str, float]] = []
+    classifier = dpt_jax.fit(
+        *memory,
+        clip=str(clip_dir),
+        validation=memory,
+        callbacks=[metrics.append],
+        verbose=False,
+        **SETTINGS,
+    )
+    assert [0 <= one["val_accuracy"] <= 1 for one in metrics] == [True, True]
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
     classifier.save(tmp_path / "prompts.safetensors")
@@ -93,6 +102,7 @@ def test_the_record_is_of_the_pixels(memory):
         ({"root": "photos"}, "dataset.root"),
         ({"method": "dtp"}, "dtp"),
         ({"labels": None}, "labels"),
+        ({"labels": None, "images": "photo.jpg"}, "labels"),
         ({"labels": ["dog"]}, "12 and 1"),
         ({"labels": [3.5] * 12}, "3.5"),
         ({"labels": [0] * 11 + [7]}, "7"),
@@ -103,6 +113,6 @@ def test_the_record_is_of_the_pixels(memory):
 )
 def test_wrong_input_is_named(memory, clip_dir, arguments, named):
     images, labels = memory
-    given = {"labels": labels, "clip": str(clip_dir), **arguments}
+    given = {"images": images, "labels": labels, "clip": str(clip_dir), **arguments}
     with pytest.raises(UserError, match=named):
-        dpt_jax.fit(images, **given)
+        dpt_jax.fit(**given)
