@@ -2,7 +2,8 @@
 
 python main.py --config=configs/cliplora.py
 
-See docs/measurements.md for the bundled digits. The paper's datasets have not been measured.
+The default, 16 shots of the bundled digits, gets 44.5 % (one seed), and emoji at 4 shots 37.9 %.
+See docs/measurements.md. The paper's datasets have not been measured.
 
 Values of MaxZanella/CLIP-LoRA, which reads "a photo of a NAME." on every dataset. The length grows
 with the shots, so --config.dataset.shots=-1 needs --config.train.steps_per_shot=0 and epochs.
