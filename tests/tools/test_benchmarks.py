@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from benchmarks import on_gpu
 from benchmarks.random_clip import SIZES
 from dpt_jax import flops
 from dpt_jax.clip.model import normalize, param_shapes
@@ -15,7 +16,7 @@ from dpt_jax.clip.tokenizer import load_tokenizer
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.methods import LORA, NORMS, PromptConfig, Weights
 from dpt_jax.model import PromptedCLIP, Texts
-from tests.helpers.commands import command
+from tests.helpers.commands import ROOT, command
 from tests.helpers.models import apply, packed_prompts, prompt_shapes, total_loss
 
 
@@ -154,3 +155,23 @@ def test_the_benchmark_of_a_step_in_torch(method):
     result = json.loads(done.stdout)
     assert result["method"] == method
     assert result["step_s"] > 0
+
+
+def test_the_measurement_on_a_gpu_names_programs_that_exist():
+    for small in (True, False):
+        named = dict(on_gpu.commands(small))
+        scripts = [arguments[0] for arguments in named.values() if arguments[0] != "-m"]
+        assert all((ROOT / script).is_file() for script in scripts)
+        assert list(named)[:2] == ["attention", "check"]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_measurement_on_a_gpu(tmp_path):
+    """Its small mode on a CPU, where each command ends well and leaves its output."""
+    command("benchmarks/on_gpu.py", f"--out={tmp_path}", "--small")
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert {line["name"]: line["code"] for line in lines} == dict.fromkeys(
+        dict(on_gpu.commands(small=True)), 0
+    )
+    assert all((tmp_path / f"{line['name']}.txt").stat().st_size for line in lines)
