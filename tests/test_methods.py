@@ -39,8 +39,8 @@ def test_the_table_and_the_files():
     assert common.get_config().method in METHODS
 
 
-# Their mathematics is tested elsewhere; two of them, with and without prompts, stand for all.
-SLOW = {"dpt_lora"} | {
+# Their mathematics is tested elsewhere, and the others have every part and every loss.
+SLOW = {"vlp", "ivlp", "kgcoop", "dptsrc", "dpt_lora"} | {
     name
     for name, method in METHODS.items()
     if CLASSIFIER in method.parts and name not in ("tip_adapter_f", "dpt_clap")

@@ -16,9 +16,14 @@ from tests.helpers.plain_towers import CLOSE, NAMES, normal, plain_rows, plain_t
 pytestmark = pytest.mark.compiles
 
 
-@pytest.mark.parametrize(("depth", "row"), [(1, 64), (2, 12), (3, 30)])
-@pytest.mark.parametrize("class_specific", [False, True])
-@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize(
+    ("position", "class_specific", "depth", "row"),
+    [
+        *(("end", False, 1, 64), ("end", True, 3, 30), ("end", False, 2, 12)),
+        *(("middle", False, 2, 12), ("middle", True, 1, 64)),
+        *(("front", False, 3, 30), ("front", True, 2, 12)),
+    ],
+)
 def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
     """The shared beginning encoded once, own tokens packed in rows: as the written-out tower."""
     monkeypatch.setattr(packing, "ROW_TOKENS", row)
