@@ -28,8 +28,9 @@ FEATURES = [
     "--config.text_prompt.depth=2",
     "--config.visual_prompt.depth=2",
     "--config.loss.template=a photo of a {}.|a drawing of a {}.",
-    "--config.train.average_mean=6",
-    "--config.train.average_deviation=3",
+    "--config.train.average_mean=2",
+    "--config.train.average_deviation=1",
+    "--config.train.epochs=4",
 ]
 
 
@@ -38,17 +39,10 @@ def predictions(workdir):
         return dict(np.load(file))
 
 
-@pytest.fixture(scope="module")
-def whole(tiny_clip_dir, tmp_path_factory):
-    """The workdir of a run of two hosts that nothing happened to, and what they printed."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    return workdir, finish(start_hosts(tiny_clip_dir, workdir, *FEATURES, method=METHOD))
-
-
-def test_two_hosts_compute_what_one_does(whole, tiny_clip_dir, tmp_path):
+def test_two_hosts_compute_what_one_does(tiny_clip_dir, tmp_path):
     """Of one device, which 18 test images in batches of 8 are shared unequally on four."""
-    workdir, (first, second) = whole
-    alone = tmp_path / "one"
+    workdir, alone = tmp_path / "two", tmp_path / "one"
+    first, second = finish(start_hosts(tiny_clip_dir, workdir, *FEATURES, method=METHOD))
     arguments = [*SETTINGS, *FEATURES, f"--config.clip.weights={tiny_clip_dir}"]
     in_process("main.py", f"--config=configs/{METHOD}.py:folder", *arguments, f"--workdir={alone}")
     one, two = load_newest(workdir).prompts, load_newest(alone).prompts
@@ -61,31 +55,37 @@ def test_two_hosts_compute_what_one_does(whole, tiny_clip_dir, tmp_path):
     assert "4 cpu devices of 2 hosts" in first
     assert "epoch" not in second
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 13))
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_clip_dir, tmp_path_factory):
+    """The workdir of a run of two hosts that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finish(start_hosts(tiny_clip_dir, workdir))
+    return workdir
 
 
 def test_stopped(whole, tiny_clip_dir, bucket):
     """SIGTERM to one host; in a bucket, started by srun."""
     workdir = f"{bucket}/run"
-    first, second = processes = start_hosts(
-        tiny_clip_dir, workdir, *FEATURES, method=METHOD, slurm=True
-    )
+    first, second = processes = start_hosts(tiny_clip_dir, workdir, slurm=True)
     for line in first.stdout:
         if "epoch 2/" in line:
             break
     second.terminate()
     printed = outputs(processes)
     assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], printed
-    finish(start_hosts(tiny_clip_dir, workdir, *FEATURES, method=METHOD, slurm=True))
-    assert_same_end(workdir, whole[0])
+    finish(start_hosts(tiny_clip_dir, workdir, slurm=True))
+    assert_same_end(workdir, whole)
 
 
 @pytest.mark.slow
 def test_killed(whole, tiny_clip_dir, bucket):
     """SIGKILL to one host ends the other one too."""
     workdir = f"{bucket}/run"
-    first, second = processes = start_hosts(tiny_clip_dir, workdir, *FEATURES, method=METHOD)
+    first, second = processes = start_hosts(tiny_clip_dir, workdir)
     deadline = time.monotonic() + 120
     while not steps_of(as_path(f"{workdir}/checkpoints")):
         assert time.monotonic() < deadline, "no checkpoint was written"
@@ -93,8 +93,8 @@ def test_killed(whole, tiny_clip_dir, bucket):
     second.send_signal(signal.SIGKILL)
     printed = outputs(processes, timeout=3 * distributed.HEARTBEAT_SECONDS)
     assert first.returncode != 0, printed
-    finish(start_hosts(tiny_clip_dir, workdir, *FEATURES, method=METHOD))
-    assert_same_end(workdir, whole[0])
+    finish(start_hosts(tiny_clip_dir, workdir))
+    assert_same_end(workdir, whole)
 
 
 def test_an_error_on_one_host_ends_both(tiny_clip_dir, tmp_path):

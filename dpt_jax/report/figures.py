@@ -16,6 +16,7 @@ COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name
 HALVES = {"base": "#0072B2", "new": "#E69F00", "harmonic mean": "#999999"}
 MOST_NAMED_CLASSES = 60  # of a confusion matrix; more do not fit
+MOST_INSIDE = 12  # methods in the legend of a panel, or in a column of one beside it
 STYLE: Any = {
     "axes.titlesize": 10,
     "figure.constrained_layout.use": True,
@@ -71,7 +72,14 @@ def draw_curves(panels: Mapping[str, pd.DataFrame]) -> bytes:
         draw_panel(axes, title, cells)
     for unused in grid.flat[len(panels) :]:
         unused.set_axis_off()
-    grid.flat[0].legend()
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    if len(labels) <= MOST_INSIDE:
+        grid.flat[0].legend()
+    else:
+        figure.set_figwidth(size[0] + 1.7 * -(-len(labels) // MOST_INSIDE))
+        figure.legend(
+            handles, labels, loc="outside right center", ncols=-(-len(labels) // MOST_INSIDE)
+        )
     return png(figure)
 
 

@@ -24,7 +24,9 @@ def reads(monkeypatch):
     """The files that were read, in any order. Nothing is cached before the test."""
     files = []
     read = records.read_image
-    monkeypatch.setattr(records, "read_image", lambda *file: files.append(file) or read(*file))
+    monkeypatch.setattr(
+        records, "read_image", lambda *file, **how: files.append(file) or read(*file, **how)
+    )
     monkeypatch.setattr(records, "cache", records.ImageCache())
     return files
 

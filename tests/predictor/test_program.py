@@ -82,6 +82,7 @@ def test_a_program_needs_nothing_of_this_package(trained, tmp_path):
         ]
 
 
+@pytest.mark.slow
 def test_onnx(trained, tmp_path):
     """Any number of images, answered as by predict; what else one has to know is in the file."""
     file = tmp_path / "digits.onnx"
