@@ -85,6 +85,9 @@ def get_config() -> ConfigDict:
     config.dataset.classes = "all"
     # Text of a class for frozen CLIP. Features of several texts, separated by |, are averaged.
     config.dataset.template = "a photo of a {}."
+    # JSON file of texts of each class, {class name: [text, …]}, instead of dataset.template and
+    # loss.template. Their normalised features are averaged. A run keeps the file's content.
+    config.dataset.descriptions = ""
     # Unreadable images: raise ends the run, skip leaves them out.
     config.dataset.on_error = "raise"
     # Processes that decode images; 0 uses threads, one per core.

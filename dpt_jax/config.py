@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax.classifiers import CLASSIFIERS
 from dpt_jax.configs import common
+from dpt_jax.data import descriptions
 from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.io import as_path, make_folder, reading, write_whole
@@ -219,6 +220,8 @@ def validate(config: ConfigDict) -> None:
         for text in values[key].split("|") if values[key] or key == "dataset.template" else ():
             if text.count("{}") != 1 or text.count("{") + text.count("}") != 2:
                 raise UserError(f"{key}: {text.strip()!r} must have one {{}}, for the class name.")
+    if data.descriptions:
+        descriptions.parse(data.descriptions)
     _validate_parts(config)
 
 
@@ -293,6 +296,8 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
         values[keys[0]] = value.item() if hasattr(value, "item") else value
     config = method_config(method, values.get("dataset.name", "folder"))
+    if isinstance(file := values.get("dataset.descriptions"), str):
+        values["dataset.descriptions"] = descriptions.read(file)
     for key, value in values.items():
         _set(config, key, value, "")
     return config, values
@@ -316,9 +321,12 @@ def _validate_weights(config: ConfigDict) -> None:
             "text_prompt.conditioned gives each image texts of its own, which have no dropout: "
             "give weights.dropout=0, or turn it off."
         )
-    if layers(weights, "text_layers") and not has_text and len(templates(config)) > 1:
+    key, texts = "template", [templates(config)]
+    if config.dataset.descriptions:
+        key, texts = "descriptions", [*descriptions.parse(config.dataset.descriptions).values()]
+    if layers(weights, "text_layers") and not has_text and max(map(len, texts), default=0) > 1:
         raise UserError(
-            "dataset.template has several texts, but a learned text tower encodes one for each "
+            f"dataset.{key} has several texts, but a learned text tower encodes one for each "
             "class: give one, or weights.text_layers=none."
         )
 
@@ -506,7 +514,7 @@ def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collecti
     if config.dtype == "auto":
         new["dtype"] = old["dtype"]
     without_use = sections_without_use(config.method)
-    changed = {key: f"{key} ({old[key]!r} there, {new[key]!r} now)" for key in new
+    changed = {key: f"{key} ({old[key]!r:.200} there, {new[key]!r:.200} now)" for key in new
                if old[key] != new[key] and not key.startswith(without_use)}  # fmt: skip
     refused = [key for key in changed if key not in may_change]
     if refused:

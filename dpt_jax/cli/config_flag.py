@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dpt_jax.config import Value, flat, nearest
 from dpt_jax.configs import common
+from dpt_jax.data import descriptions
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS
 
@@ -78,9 +79,14 @@ def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
         rest = values(argv, known_only=True)[1:]
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as reason:
         raise UserError(_explain(reason, name)) from reason
-    config = values["config"].value
+    config: Any = values["config"].value
     _check_keys(config, name)
-    return Given(file, config, config_flags.get_override_values(values["config"])), rest
+    overrides = config_flags.get_override_values(values["config"])
+    if config.dataset.descriptions:
+        config.dataset.descriptions = descriptions.read(config.dataset.descriptions)
+        if (key := "dataset.descriptions") in overrides:
+            overrides[key] = config.dataset.descriptions
+    return Given(file, config, overrides), rest
 
 
 def _is_of_a_method(file: str) -> bool:

@@ -9,7 +9,7 @@ from concurrent import futures
 
 from ml_collections import ConfigDict
 
-from dpt_jax.data import sampling
+from dpt_jax.data import descriptions, sampling
 from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
@@ -52,6 +52,9 @@ def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) ->
             [Example(e.path, e.label - labels[0]) for e in part if e.label in labels]
             for part in (train, val, test)
         )
+    if config.descriptions:
+        descriptions.check_names(config.descriptions, whole.classnames)
+        descriptions.texts_of(config.descriptions, classnames)
     return Dataset(whole.read, classnames, train, val, test, _digest_of(whole), whole.split)
 
 

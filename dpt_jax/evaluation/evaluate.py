@@ -16,6 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.clip.config import CLIPConfig
+from dpt_jax.data import descriptions
 from dpt_jax.data.dataset import digest_of_files
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.features import EncodedBatch, read_test_images
@@ -325,7 +326,7 @@ def write_results(
 
 
 def task(experiment: Experiment) -> str:
-    """Return NAME@VERSION of a dataset: its images, splits, classes in use and their template."""
+    """Return NAME@VERSION of a dataset: its images, splits, classes in use and their texts."""
     config, here = experiment.config, fingerprint(experiment.pretrained, experiment.dataset)
     version = digest_of_json(
         {
@@ -333,6 +334,7 @@ def task(experiment: Experiment) -> str:
             "test": here["test"],
             "classnames": list(experiment.dataset.classnames),
             "template": config.dataset.template,
+            **({"descriptions": own} if (own := config.dataset.descriptions) else {}),
         }
     )
     return f"{name_of_data(config)}@{version[:8]}"
@@ -355,6 +357,8 @@ def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "dtype": np.dtype(experiment.model.dtype).name,
         "dataset.template": config.dataset.template,
     }
+    if config.dataset.descriptions:
+        tested["dataset.descriptions"] = descriptions.digest(config.dataset.descriptions)
     changes = {"changes": record["changes"]} if record["changes"] else {}
     return {
         "method": record["method"],

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import CONFIG_FILE, read_config
+from dpt_jax.data import descriptions
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, reading
 from dpt_jax.logging import say
@@ -139,7 +140,7 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
     """Return whether a workdir has the results that a configuration asks for.
 
     They must be of the newest prompts, trained to the end, and of the same test classes and
-    template, and so must predictions.npz if it is asked for. Data and CLIP are not read: see
+    texts, and so must predictions.npz if it is asked for. Data and CLIP are not read: see
     `of_same_sources`.
     """
     try:
@@ -147,6 +148,9 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
         of = results["of"]
         tested_on = results["dataset"], results["classes"], of["template"]
         if tested_on != (config.dataset.name, config.dataset.classes, config.dataset.template):
+            return False
+        described = of["settings"].get("dataset.descriptions", "")
+        if described != descriptions.digest(config.dataset.descriptions):
             return False
         zero_shot = results["method"] == ZERO_SHOT
         by_epochs = METHODS[config.method].in_towers and not config.train.steps_per_shot

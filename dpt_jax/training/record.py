@@ -24,7 +24,7 @@ NOT_RECORDED = ("init_from", "dataset.sample")
 # Settings that an evaluation may choose: the results state its own.
 OF_EVALUATION = (
     *("dtype", "dataset.name", "dataset.source", "dataset.classes", "dataset.template"),
-    "dataset.test_fraction",
+    *("dataset.descriptions", "dataset.test_fraction"),
 )
 
 

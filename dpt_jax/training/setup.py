@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
@@ -15,7 +17,7 @@ from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.packing import PackedTexts, Text, duplicates, pack, plain_texts
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.config import flat, prompt_config, templates
-from dpt_jax.data import records
+from dpt_jax.data import descriptions, records
 from dpt_jax.data.dataset import digest_of_examples, load_dataset
 from dpt_jax.data.records import Dataset
 from dpt_jax.errors import UserError
@@ -39,9 +41,9 @@ class Frozen(NamedTuple):
 
     clip: Params
     packed: PackedTexts  # the texts of the classes, with the context if the method has one
-    texts: jax.Array  # (C, E), features of the templates, not necessarily normalised
+    texts: jax.Array  # (C, E), see `frozen_features`, not necessarily normalised
     target: jax.Array | None = None  # (C, E), target of the consistency losses; for training
-    mean: jax.Array | None = None  # (C, E), u of classifiers if there are several templates
+    mean: jax.Array | None = None  # (C, E), u of classifiers if a class has several texts
 
 
 class Experiment(NamedTuple):
@@ -93,14 +95,15 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     pretrained = pretrained._replace(params=distributed.replicate(pretrained.params))
     distributed.check_same(lambda: _facts(config, dataset, pretrained))
     encode = make_text_encoder(model.clip_config, compute_dtype(config))
-    features = [
-        encode(pretrained.params, distributed.replicate(pack(one)))
-        for one in template_texts(config, dataset.classnames, pretrained)
-    ]
-    mean = jnp.mean(jnp.stack(features), 0) if len(features) > 1 else None
+    features, mean = frozen_features(
+        config,
+        dataset.classnames,
+        pretrained,
+        lambda one: encode(pretrained.params, distributed.replicate(pack(one))),
+    )
     weights = model.config.weights
     packed = pack(texts, share=not (weights.text and weights.dropout))
-    frozen = Frozen(pretrained.params, distributed.replicate(packed), ensemble(features), mean=mean)
+    frozen = Frozen(pretrained.params, distributed.replicate(packed), features, mean=mean)
     return Experiment(config, dataset, model, pretrained, frozen)
 
 
@@ -210,18 +213,62 @@ def template_texts(
     pretrained: Pretrained,
     key: str = "dataset.template",
 ) -> list[list[Text]]:
-    """Return the texts of the classes by each of the templates of a key."""
+    """Return the texts of the classes by each of the templates of a key, or the descriptions.
+
+    A class with fewer descriptions than another has its own again, see `frozen_features`.
+    """
     tokenizer, length = pretrained.tokenizer, pretrained.config.context_length
+    of_each = _texts(config, classnames, key)
     return [
-        plain_texts([template.format(name) for name in classnames], tokenizer, length)
-        for template in templates(config, key)
+        plain_texts([own[k % len(own)] for own in of_each], tokenizer, length)
+        for k in range(max(map(len, of_each)))
     ]
+
+
+def _texts(
+    config: ConfigDict, classnames: Sequence[str], key: str = "dataset.template"
+) -> list[list[str]]:
+    """Return the texts of each class for frozen CLIP."""
+    if config.dataset.descriptions:
+        return descriptions.texts_of(config.dataset.descriptions, classnames)
+    return [[text.format(name) for text in templates(config, key)] for name in classnames]
+
+
+def frozen_features(
+    config: ConfigDict,
+    classnames: Sequence[str],
+    pretrained: Pretrained,
+    encode: Callable[[Sequence[Text]], ArrayLike],
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return CLIP's prompt ensemble of each class, by its templates or descriptions.
+
+    Args:
+      config: Says which.
+      classnames: Of the C classes.
+      pretrained: The CLIP.
+      encode: From C texts to features (…, C, E), not normalised.
+
+    Returns:
+      (…, C, E), the mean of the normalised features, or the features themselves if no class has
+      several texts; and their mean without normalisation, then None.
+    """
+    features = [jnp.asarray(encode(one)) for one in template_texts(config, classnames, pretrained)]
+    most = len(features)
+    if most == 1:
+        return features[0], None
+    # A class with fewer texts has them in the first places, with more weight.
+    numbers = np.array([[len(own)] for own in _texts(config, classnames)])
+    weights = [np.float32((k < numbers) * most / numbers) for k in range(most)]
+    units = (f / jnp.linalg.norm(f, axis=-1, keepdims=True) for f in features)
+    weighted = jnp.stack([f * w for f, w in zip(features, weights, strict=True)])
+    ensemble = sum(f * w for f, w in zip(units, weights, strict=True)) / most
+    return jnp.asarray(ensemble), jnp.mean(weighted, 0)
 
 
 def class_texts(
     config: ConfigDict, prompts: PromptConfig, classnames: Sequence[str], pretrained: Pretrained
 ) -> list[Text]:
-    """Return the texts of the classes in the learned context, or in the first template."""
+    """Return the texts of the classes in the learned context, or the first of frozen CLIP."""
     if not prompts.text_length:
         return template_texts(config, classnames, pretrained)[0]
     tokenizer, length = pretrained.tokenizer, pretrained.config.context_length
@@ -261,13 +308,6 @@ def make_text_encoder(
         return jnp.asarray(model.apply(variables, texts, distributed.AXIS, method="encode_text"))
 
     return jax.pmap(encode, distributed.AXIS)
-
-
-def ensemble(features: Sequence[jax.Array]) -> jax.Array:
-    """Return CLIP's prompt ensemble: the mean of the normalised features (…, E) by template."""
-    if len(features) == 1:
-        return features[0]
-    return sum(f / jnp.linalg.norm(f, axis=-1, keepdims=True) for f in features) / len(features)
 
 
 def compute_dtype(config: ConfigDict) -> jnp.dtype:

@@ -13,7 +13,7 @@ from dpt_jax.clip.packing import PackedTexts, Text, pack_one_a_row
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
-from dpt_jax.training.setup import Experiment, class_texts, ensemble, template_texts
+from dpt_jax.training.setup import Experiment, class_texts, frozen_features, template_texts
 
 # A program takes one of these numbers of texts, padded to a multiple of so many tokens. So other
 # class names are other inputs of a program, and do not compile another one.
@@ -34,8 +34,7 @@ class TextEncoder:
         config, model, pretrained = self._experiment.config, *self._experiment[2:4]
         if model.config.text_length:
             return self.features(class_texts(config, model.config, classnames, pretrained))
-        texts = template_texts(config, classnames, pretrained)
-        return np.asarray(ensemble([jnp.asarray(self.features(one)) for one in texts]))
+        return np.asarray(frozen_features(config, classnames, pretrained, self.features)[0])
 
     def features(self, texts: Sequence[Text]) -> np.ndarray:
         """Return the features (C, E) of texts, float32, not normalised."""
@@ -54,11 +53,12 @@ class TextEncoder:
 def consistency_target(experiment: Experiment) -> jax.Array | None:
     """Return the target of the consistency losses, (devices, C, E); None without such a loss.
 
-    It is the mean of the features by each template of `loss.template`, not normalised before.
+    It is the mean of the features by each template of `loss.template`, not normalised before, or Z
+    without such a template or with `dataset.descriptions`.
     """
     if not experiment.model.config.has_consistency:
         return None
-    if not experiment.config.loss.template:
+    if not experiment.config.loss.template or experiment.config.dataset.descriptions:
         return experiment.frozen.texts
     classnames = experiment.dataset.classnames
     frozen = experiment.model.clone(config=PromptConfig(len(classnames)))
