@@ -96,10 +96,10 @@ def test_a_run_keeps_the_texts_and_needs_no_file(clip_dir, names, files, tmp_pat
     file, run, prompts = (tmp_path / name for name in ("t.json", "run", "p.safetensors"))
     own = {name: [name, f"a {name} with a hat"] for name in names}
     train = [
-        *("main.py", "--config=dpt:folder", f"--config.dataset.root={SMALL / 'images'}"),
+        *("main.py", "--config=vpt:folder", f"--config.dataset.root={SMALL / 'images'}"),
         *(f"--config.clip.weights={clip_dir}", "--config.dataset.shots=-1"),
-        *("--config.train.epochs=1", "--config.text_prompt.length=4"),
-        *("--config.visual_prompt.length=3", "--config.cavpt.top_k=3"),
+        *("--config.train.epochs=1", "--config.visual_prompt.depth=1"),
+        "--config.visual_prompt.length=3",
         *(f"--config.dataset.descriptions={file}", f"--workdir={run}"),
     ]
     file.write_text(json.dumps(own))
