@@ -63,7 +63,9 @@ def part(text: str) -> tuple[int, int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is run; --config.KEY=VALUE holds for all runs."""
     parser.add_argument("--preset", choices=("paper",), help="a whole table: paper")
-    parser.add_argument("--methods", type=names, help="default the five of DPT's paper, see above")
+    parser.add_argument(
+        "--methods", type=names, help="default the five of DPT's paper, SS-Text and ZS-LP"
+    )
     parser.add_argument("--datasets", type=names, help="what to train on; default the protocol's")
     parser.add_argument("--targets", type=names, help="what else to test the prompts on")
     parser.add_argument(
