@@ -16,7 +16,8 @@ COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name
 HALVES = {"base": "#0072B2", "new": "#E69F00", "harmonic mean": "#999999"}
 MOST_NAMED_CLASSES = 60  # of a confusion matrix; more do not fit
-MOST_INSIDE = 12  # methods in the legend of a panel, or in a column of one beside it
+MOST_INSIDE = 8  # methods in the legend of a panel; that of more is beside the panels
+IN_A_COLUMN = 14  # methods of such a legend
 STYLE: Any = {
     "axes.titlesize": 10,
     "figure.constrained_layout.use": True,
@@ -76,10 +77,9 @@ def draw_curves(panels: Mapping[str, pd.DataFrame]) -> bytes:
     if len(labels) <= MOST_INSIDE:
         grid.flat[0].legend()
     else:
-        figure.set_figwidth(size[0] + 1.7 * -(-len(labels) // MOST_INSIDE))
-        figure.legend(
-            handles, labels, loc="outside right center", ncols=-(-len(labels) // MOST_INSIDE)
-        )
+        columns = -(-len(labels) // IN_A_COLUMN)
+        figure.set_figwidth(size[0] + 1.7 * columns)
+        figure.legend(handles, labels, loc="outside right center", ncols=columns)
     return png(figure)
 
 
