@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import gzip
 import html
-import importlib.resources
 import json
 import pathlib
 import tempfile
@@ -14,12 +12,10 @@ import ftfy
 from etils import epath
 
 from dpt_jax.clip.config import read_json, section
+from dpt_jax.clip.vocabulary import END, OPENAI_SIZE, START, WORD_END, openai_vocabulary
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading, refuse_stand_in
 
-START, END = "<|startoftext|>", "<|endoftext|>"
-OPENAI_SIZE = 49408
-WORD_END = "</w>"
 # transformers 5 writes the first one only, earlier versions and OpenAI's conversions the others.
 TOKENIZER_FILE = "tokenizer.json"
 PLAIN_FILES = ("vocab.json", "merges.txt")
@@ -97,22 +93,6 @@ def _tokenizer(tokenizer: Any, source: str) -> Tokenizer:
     vocabulary, merges = tokenizer.get_vocab(), json.loads(file)["model"]["merges"]
     _check_whole(vocabulary, merges, set(tokenizer.added_tokens_encoder), source)
     return Tokenizer(tokenizer, vocabulary[START], vocabulary[END], file)
-
-
-def openai_vocabulary(merge_count: int = 48894) -> tuple[dict[str, int], list[str]]:
-    """Return CLIP's vocabulary {token: id} and its merges in order.
-
-    Its tokens are 256 byte symbols, the same at the end of a word, one token a merge, start and
-    end. Fewer merges give a smaller vocabulary of the same kind.
-    """
-    source = importlib.resources.files("dpt_jax") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")
-    merges = lines[1 : 1 + merge_count]
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
-    visible += range(ord("®"), ord("ÿ") + 1)
-    symbols = [chr(b) for b in visible] + [chr(256 + i) for i in range(256 - len(visible))]
-    tokens = [*symbols, *(s + WORD_END for s in symbols), *("".join(m.split()) for m in merges)]
-    return {token: i for i, token in enumerate([*tokens, START, END])}, merges
 
 
 def make_tokenizer(vocabulary: dict[str, int], merges: list[str]) -> Any:
