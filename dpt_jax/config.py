@@ -386,7 +386,9 @@ def evaluation_config(
     elsewhere = overrides.get("init_from")
     if not elsewhere and not has_config(workdir):
         return _overridden(config, overrides)
-    saved = read_config(as_path(str(elsewhere)) if elsewhere else workdir, config)
+    source = as_path(str(elsewhere)) if elsewhere else workdir
+    saved = read_config(source, config)
+    saved.update_from_flattened_dict(_as_trained(source))
     if dataset_named and config.dataset.name != saved.dataset.name:
         shots = saved.dataset.shots  # of the training
         saved.dataset = config.dataset.copy_and_resolve_references()
@@ -401,6 +403,18 @@ def evaluation_config(
             f"{found.dataset.name} ({found.dataset.classes})."
         )
     return found
+
+
+def _as_trained(source: epath.Path) -> dict[str, Value]:
+    """Return the settings that the newest prompts of a source were trained with.
+
+    A run that was resumed with others, and lost its newest checkpoint, has those in config.json.
+    """
+    from dpt_jax.training.checkpoints import newest  # Orbax, which other commands need not import
+
+    held, may_change = newest(source), keys_that_may_change(asked=True)
+    settings = held.meta.get("settings", {}) if held else {}
+    return {key: value for key, value in settings.items() if key in may_change}
 
 
 def _overridden(config: ConfigDict, overrides: Mapping[str, Value]) -> ConfigDict:

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 
+import numpy as np
 import pytest
 
 from configs import common, coop, dpt, ivlp, kgcoop, maple, promptsrc, vlp, vpt
@@ -13,6 +14,7 @@ from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS
+from dpt_jax.training.checkpoints import Checkpoints
 from tests.helpers.commands import ROOT, assert_refused, in_process
 
 KEYS = configs.flat(common.get_config().to_dict())
@@ -265,3 +267,15 @@ def test_a_resumed_run_may_change_what_its_result_does_not_depend_on(tmp_path):
     config.text_prompt.length = 4
     with pytest.raises(UserError, match=r"text_prompt\.length"):
         configs.check_same_run(config, tmp_path, asked)
+
+
+def test_an_evaluation_has_the_settings_of_the_newest_prompts(tmp_path):
+    """A run was resumed with another seed, and then lost what it had trained with it."""
+    saved_run(tmp_path, coop.get_config("folder"), seed=2)
+    with Checkpoints(tmp_path, create=True) as checkpoints:
+        checkpoints.save(1, {"text": np.zeros(2)}, {"settings": {"seed": 1}})
+        checkpoints.wait()
+    found = configs.evaluation_config(coop.get_config("folder"), {}, False, tmp_path)
+    assert found.seed == 1
+    found = configs.evaluation_config(coop.get_config("folder"), {"seed": 2}, False, tmp_path)
+    assert found.seed == 2  # which is refused with these prompts

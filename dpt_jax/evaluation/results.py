@@ -89,7 +89,7 @@ def seconds_of(workdir: epath.Path) -> float | None:
     results.json does not have it: a resumed run has the same bytes as one that was not stopped.
     """
     held = newest(source_of(workdir))
-    return held.seconds if held else None
+    return held.meta.get("seconds") if held else None
 
 
 def source_of(workdir: epath.Path) -> epath.Path:

@@ -316,11 +316,11 @@ def load_newest(workdir: epath.PathLike) -> Saved:
 
 
 class Newest(NamedTuple):
-    """The step and the digest of prompts, see `digest`, and the seconds of their training."""
+    """The step and the digest of prompts, see `digest`, and their metadata."""
 
     step: int
     prompts: str
-    seconds: float | None = None
+    meta: dict[str, Any]
 
 
 def newest(source: epath.Path) -> Newest | None:
@@ -338,10 +338,10 @@ def newest(source: epath.Path) -> Newest | None:
         try:
             file = source / FOLDER / str(steps[0]) / "meta" / "metadata"
             meta = json.loads(file.read_bytes())
-            return Newest(steps[0], str(meta[DIGESTS]["prompts"]), meta.get("seconds"))
+            return Newest(steps[0], str(meta[DIGESTS]["prompts"]), meta)
         except (OSError, ValueError, KeyError, TypeError):
             pass  # damaged
     else:
         return None
     saved = load_newest(source)
-    return Newest(saved.step, saved.digest, saved.meta.get("seconds"))
+    return Newest(saved.step, saved.digest, saved.meta)
