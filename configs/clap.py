@@ -11,19 +11,11 @@ step; here the last one counts.
 
 from ml_collections import ConfigDict
 
-from dpt_jax.configs import common
+from dpt_jax.configs import common, zslp
 
 
 def get_config(arg: str = common.DEFAULT_DATASET) -> ConfigDict:
     """Return the configuration of DATASET[:PROTOCOL]."""
-    dataset, _ = common.parse(arg)
-    config = common.get_config()
-    config.method = "clap"
-    config.clip.weights = "openai/clip-vit-base-patch16"
-    config.classifier.name = "clap"
-    config.classifier.views = 20
-    config.classifier.lr = 0.1
-    config.classifier.batch_size = 256
-    if dataset == "imagenet":
-        config.dataset.template = f"{common.TIP_TEMPLATES}|a photo of a {{}}."
-    return common.on_dataset(config, dataset)
+    config = zslp.get_config(arg)
+    config.method = config.classifier.name = "clap"
+    return config

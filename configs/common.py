@@ -31,7 +31,6 @@ TIP_ALPHAS = {
 # for 100: a step of SGD changes logits by the square of the temperature.
 TINY_CLIP_LR = {
     "zslp": 5.0,
-    "clap": 5.0,
     "clip_adapter": 0.1,
     "taskres": 0.1,
     "tip_adapter_f": 0.01,
