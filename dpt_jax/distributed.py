@@ -11,8 +11,8 @@ import pathlib
 import platform
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,8 @@ from jax.experimental import multihost_utils
 from dpt_jax.errors import USER_ERROR, UserError
 from dpt_jax.io import cache_folder, short
 from dpt_jax.version import __version__
+
+Item = TypeVar("Item")
 
 NVIDIA = "/dev/nvidia[0-9]*"  # the device file of each GPU
 AXIS = "batch"  # the axis of pmap: every device of every host
@@ -240,10 +242,46 @@ def sum_over_hosts(number: int) -> int:
     return int(np.sum(multihost_utils.process_allgather(np.asarray(number))))
 
 
-def rows_of_all_hosts(own: np.ndarray) -> np.ndarray:
-    """Return the rows (n, …) of all hosts, the same n on each: (hosts · n, …).
+def overlapped(
+    batches: Iterable[Item],
+    compute: Callable[[Item], Any],
+    images: Callable[[Item], int],
+) -> Iterator[tuple[Item, Any]]:
+    """Compute batches, and fetch the results of one while the devices compute the next.
+
+    Args:
+      batches: Of images.
+      compute: From a batch to a tree of arrays (devices, b, …), padded.
+      images: The number of images of a batch, without padding.
+
+    Yields:
+      A batch, and its results as host arrays (images, …).
+    """
+
+    def fetch(batch: Item, results: Any) -> tuple[Item, Any]:
+        rows = images(batch)
+        return batch, jax.tree.map(
+            lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:rows], results
+        )
+
+    running: list[tuple[Item, Any]] = []
+    for batch in batches:
+        running.append((batch, compute(batch)))
+        if len(running) > 1:
+            yield fetch(*running.pop(0))
+    for one in running:
+        yield fetch(*one)
+
+
+def rows_of_all_hosts(own: np.ndarray, rows: int) -> np.ndarray:
+    """Return the rows of all hosts, (hosts · rows, …).
 
     Row 0 of each host comes first, then row 1 of each, and so on.
+
+    Args:
+      own: This host's, at most `rows`. Zeros are added to fewer.
+      rows: The same on all hosts.
     """
+    own = np.pad(own, [(0, rows - len(own)), *[(0, 0)] * (own.ndim - 1)])
     everywhere = multihost_utils.process_allgather(own)  # (hosts, n, …)
     return np.swapaxes(everywhere, 0, 1).reshape(-1, *own.shape[1:])

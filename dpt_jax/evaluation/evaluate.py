@@ -3,8 +3,8 @@
 import functools
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -30,8 +30,6 @@ from dpt_jax.prompts import Prompts
 from dpt_jax.training.checkpoints import Saved, digest_of_json
 from dpt_jax.training.record import name_of_data, training_meta
 from dpt_jax.training.setup import Experiment, Frozen, fingerprint
-
-Item = TypeVar("Item")
 
 
 class Predictions(NamedTuple):
@@ -77,13 +75,15 @@ class Programs(NamedTuple):
 def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = None) -> Programs:
     """Return the programs of an evaluation, for the local devices by default."""
 
-    def apply(frozen: Frozen, prompts: Prompts, *args: PyTree, method: str) -> PyTree:
+    def apply(
+        frozen: Frozen, prompts: Prompts, *args: PyTree, method: str, **kwargs: PyTree
+    ) -> PyTree:
         variables = {"params": {"clip": frozen.clip, "prompts": prompts}}
-        return model.apply(variables, *args, method=method)
+        return model.apply(variables, *args, method=method, **kwargs)
 
     def encode_texts(frozen: Frozen, prompts: Prompts) -> Texts:
-        texts = (frozen.packed, frozen.texts, distributed.AXIS, None, None, frozen.mean)
-        return apply(frozen, prompts, *texts, method="texts")
+        own = frozen.packed, frozen.texts, distributed.AXIS
+        return apply(frozen, prompts, *own, mean=frozen.mean, method="texts")
 
     def classify(frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array) -> Outputs:
         outputs = apply(frozen, prompts, images, texts, method="__call__")
@@ -194,49 +194,18 @@ def over_test_images(
     batches = read_test_images(experiment, rows, steps, encode_images)
     parts = []
     with Progress(title, steps) as progress:
-        for batch, columns in overlapped(batches, compute, lambda x: len(x.known["label"])):
+        for batch, columns in distributed.overlapped(
+            batches, compute, lambda x: len(x.known["label"])
+        ):
             parts.append((*columns, *(batch.known[name] for name in ("label", "index", "weight"))))
             progress.advance()
 
     def gather(parts: Sequence[np.ndarray]) -> np.ndarray:
-        own = np.concatenate(parts)
         # Hosts with fewer images, which are the last ones, have padding of weight 0.
-        missing = [(0, rows * steps - len(own)), *[(0, 0)] * (own.ndim - 1)]
-        return distributed.rows_of_all_hosts(np.pad(own, missing))
+        return distributed.rows_of_all_hosts(np.concatenate(parts), rows * steps)
 
     *columns, weight = map(gather, zip(*parts, strict=True))
     return [column[weight > 0] for column in columns]
-
-
-def overlapped(
-    batches: Iterable[Item],
-    compute: Callable[[Item], PyTree],
-    images: Callable[[Item], int],
-) -> Iterator[tuple[Item, PyTree]]:
-    """Compute batches, and fetch the results of one while the devices compute the next.
-
-    Args:
-      batches: Of images.
-      compute: From a batch to a tree of arrays (devices, b, …), padded.
-      images: The number of images of a batch, without padding.
-
-    Yields:
-      A batch, and its results as host arrays (images, …).
-    """
-
-    def fetch(batch: Item, results: PyTree) -> tuple[Item, PyTree]:
-        rows = images(batch)
-        return batch, jax.tree.map(
-            lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:rows], results
-        )
-
-    running: list[tuple[Item, PyTree]] = []
-    for batch in batches:
-        running.append((batch, compute(batch)))
-        if len(running) > 1:
-            yield fetch(*running.pop(0))
-    for one in running:
-        yield fetch(*one)
 
 
 def check_finite(results: Mapping[str, np.ndarray], prompts: Prompts, clip: Params) -> None:
@@ -325,9 +294,12 @@ def write_results(
     return results
 
 
-def task(experiment: Experiment) -> str:
-    """Return NAME@VERSION of a dataset: its images, splits, classes in use and their texts."""
-    config, here = experiment.config, fingerprint(experiment.pretrained, experiment.dataset)
+def task(experiment: Experiment, here: Mapping[str, Any]) -> str:
+    """Return NAME@VERSION of a dataset: its images, splits, classes in use and their texts.
+
+    here: the experiment's `fingerprint`.
+    """
+    config = experiment.config
     version = digest_of_json(
         {
             "data": here["data"],
@@ -367,7 +339,7 @@ def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "seed": record["settings"]["seed"],
         "split": "test",
         "selection": record.get("selection", "none"),
-        "task": task(experiment),
+        "task": task(experiment, here),
         "classes": config.dataset.classes,
         "trained_on": {key: record[key] for key in ("dataset", "classes")} if saved.meta else None,
         "parameters": sum(x.size for x in jax.tree.leaves(saved.prompts)) or None,

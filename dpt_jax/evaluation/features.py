@@ -11,7 +11,7 @@ import numpy as np
 
 from dpt_jax import distributed
 from dpt_jax.data import loader
-from dpt_jax.training.setup import Experiment
+from dpt_jax.training.setup import Experiment, shared_loading
 
 # (parameters of CLIP, images (devices, b, H, W, 3)) -> frozen CLIP's features (devices, b, E)
 Encode = Callable[[Any, np.ndarray], jax.Array]
@@ -70,21 +70,10 @@ def read_test_images(
 
 def _batches(experiment: Experiment, rows: int, steps: int) -> Iterator[loader.Batch]:
     """Yield `steps` batches of this host's test images."""
-    config, dataset, clip = experiment.config, experiment.dataset, experiment.model.clip_config
-    batches = loader.test_batches(
-        loader.Loading(
-            read=dataset.read,
-            examples=dataset.test,
-            size=clip.image_size,
-            preprocessing=clip.preprocessing,
-            batch_size=rows,
-            workers=config.dataset.workers,
-            skip_unreadable=config.dataset.on_error == "skip",
-            host=jax.process_index(),
-            hosts=jax.process_count(),
-        )
+    loading = loader.Loading(
+        **shared_loading(experiment), examples=experiment.dataset.test, batch_size=rows
     )
-    nothing = loader.no_images(clip.image_size)
+    batches, nothing = loader.test_batches(loading), loader.no_images(loading.size)
     for _ in range(steps):
         yield next(batches, nothing)
 

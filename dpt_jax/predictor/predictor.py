@@ -19,7 +19,7 @@ from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.memory import Images, Labels, as_rgb, check_classnames, image_list, label_indices
 from dpt_jax.data.records import Dataset, Example, Files, Reader
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import check_finite, make_programs, overlapped
+from dpt_jax.evaluation.evaluate import check_finite, make_programs
 from dpt_jax.evaluation.metrics import softmax
 from dpt_jax.evaluation.results import RESULTS_FILE, results_of
 from dpt_jax.io import as_path, reading
@@ -227,7 +227,7 @@ class Predictor:
                 )
             return outputs
 
-        for batch, outputs in overlapped(batches, compute, lambda x: len(x["label"])):
+        for batch, outputs in distributed.overlapped(batches, compute, lambda x: len(x["label"])):
             answers = {
                 "the logits of zero-shot CLIP": outputs.zero_shot.logits,
                 "the logits": outputs.logits,

@@ -21,7 +21,7 @@ from dpt_jax.losses import cross_entropy
 from dpt_jax.model import PromptedCLIP, Texts, exact_products
 from dpt_jax.prompts import Prompts
 from dpt_jax.training.schedule import WARMUP_LR
-from dpt_jax.training.setup import Experiment, Frozen
+from dpt_jax.training.setup import Experiment, Frozen, shared_loading
 
 
 class Course(NamedTuple):
@@ -218,10 +218,8 @@ def train_on_features(
       rates: The learning rate (steps,) of each learned parameter.
       weight_decay: Of the optimizer.
     """
-    run, numbers = (
-        make_loop(name, weight_decay),
-        (np.int32(batches), jax.tree.map(np.float32, rates)),
-    )
+    run = make_loop(name, weight_decay)
+    numbers = np.int32(batches), jax.tree.map(np.float32, rates)
     params, course = run(params, images, texts, s, *numbers)
     return params, Course(*map(np.asarray, course))
 
@@ -304,7 +302,7 @@ def encode_support(
     Args:
       experiment: Of the training.
       prompts: The parts in the towers, as trained.
-      between: Called after each batch; an exception ends the encoding.
+      between: Called before each batch; an exception ends the encoding.
 
     Returns:
       The views that the classifier starts from, followed by those of its epochs if these are
@@ -324,29 +322,35 @@ def encode_support(
     def encode(batches: Iterator[loader.Batch], views: int) -> tuple[np.ndarray, np.ndarray]:
         """Return features (views, N, E) and weights (views, N)."""
         total = views * len(dataset.train)
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
-        running = None
+
+        def compute(batch: loader.Batch) -> jax.Array:
+            between()
+            pixels = loader.shard(batch, rows, devices)["image"]
+            return programs.features(experiment.frozen, prompts, texts, pixels)
+
+        parts = []
         with Progress("encode", -(-total // (rows * hosts))) as progress:
-            for batch in batches:
-                pixels = loader.shard(batch, rows, devices)["image"]
-                begun = programs.features(experiment.frozen, prompts, texts, pixels)
-                if running is not None:  # fetched while the devices compute the next
-                    parts.append(_on_host(*running))
-                running = begun, batch["weight"]
+            for batch, features in distributed.overlapped(
+                batches, compute, lambda x: len(x["label"])
+            ):
+                parts.append((features, batch["weight"]))
                 progress.advance()
-                between()
-        if running is not None:
-            parts.append(_on_host(*running))
+        features, weights = (
+            distributed.rows_of_all_hosts(np.concatenate(own), -(-total // hosts))[:total]
+            for own in zip(*parts, strict=True)
+        )
+        return features.reshape(views, -1, features.shape[-1]), weights.reshape(views, -1)
 
-        def gather(own: np.ndarray) -> np.ndarray:
-            missing = [(0, -(-total // hosts) - len(own)), *[(0, 0)] * (own.ndim - 1)]
-            found = distributed.rows_of_all_hosts(np.pad(own, missing))[:total]
-            return found.reshape(views, -1, *own.shape[1:])
-
-        features, weights = (gather(np.concatenate(x)) for x in zip(*parts, strict=True))
-        return features, weights
-
-    loading = _loading(experiment, rows, start + later)
+    loading = loader.TrainLoading(
+        **shared_loading(experiment),
+        examples=dataset.train,
+        batch_size=rows,
+        epochs=start + later,
+        seed=config.seed,
+        augment=config.train.augment,
+        least_area=config.classifier.least_area,
+        shift=config.train.shift,
+    )
     encoded = []
     if not start:
         encoded.append(encode(loader.test_batches(loading), 1))
@@ -371,31 +375,6 @@ def count_views(config: ConfigDict, images: int) -> tuple[int, int]:
     return settings.views, -(-steps // per_epoch)
 
 
-def _on_host(features: jax.Array, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return features (devices, b, E) without padding, (B, E), and their weights (B,)."""
-    return np.asarray(features).reshape(-1, features.shape[-1])[: len(weights)], weights
-
-
-def _loading(experiment: Experiment, rows: int, views: int) -> loader.TrainLoading:
-    config, dataset, clip = experiment.config, experiment.dataset, experiment.model.clip_config
-    return loader.TrainLoading(
-        read=dataset.read,
-        examples=dataset.train,
-        size=clip.image_size,
-        preprocessing=clip.preprocessing,
-        batch_size=rows,
-        epochs=views,
-        seed=config.seed,
-        augment=config.train.augment,
-        least_area=config.classifier.least_area,
-        shift=config.train.shift,
-        workers=config.dataset.workers,
-        skip_unreadable=config.dataset.on_error == "skip",
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-    )
-
-
 class _Programs(NamedTuple):
     """Compiled programs; every argument and result has a leading device axis."""
 
@@ -405,13 +384,15 @@ class _Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
 def _make_programs(model: PromptedCLIP) -> _Programs:
-    def apply(frozen: Frozen, prompts: Prompts, *args: PyTree, method: str) -> PyTree:
+    def apply(
+        frozen: Frozen, prompts: Prompts, *args: PyTree, method: str, **kwargs: PyTree
+    ) -> PyTree:
         variables = {"params": {"clip": frozen.clip, "prompts": prompts}}
-        return model.apply(variables, *args, method=method)
+        return model.apply(variables, *args, method=method, **kwargs)
 
     def texts(frozen: Frozen, prompts: Prompts) -> tuple[Texts, ClassTexts, jax.Array]:
-        own = (frozen.packed, frozen.texts, distributed.AXIS, None, None, frozen.mean)
-        found = apply(frozen, prompts, *own, method="texts")
+        own = frozen.packed, frozen.texts, distributed.AXIS
+        found = apply(frozen, prompts, *own, mean=frozen.mean, method="texts")
         return (
             found,
             apply(frozen, prompts, found, method="class_texts"),

@@ -31,7 +31,7 @@ from dpt_jax.training.metrics import MetricWriter
 from dpt_jax.training.optimizer import make_optimizer, state_from_saved, state_to_save
 from dpt_jax.training.record import Record, training_meta
 from dpt_jax.training.schedule import Schedule, learning_rates, make_schedule, run_length
-from dpt_jax.training.setup import Experiment
+from dpt_jax.training.setup import Experiment, shared_loading
 from dpt_jax.training.signals import Stopped, StopRequest
 from dpt_jax.training.speed import Speed, Trace
 from dpt_jax.training.step import (
@@ -332,22 +332,16 @@ def train_batches(
     experiment: Experiment, start: int, transfer: Callable[[loader.Batch], Any] | None = None
 ) -> Iterator[Any]:
     """Yield this host's batches from step `start` on, see `loader.train_batches`."""
-    config, dataset, clip = experiment.config, experiment.dataset, experiment.model.clip_config
+    config, dataset = experiment.config, experiment.dataset
     loading = loader.TrainLoading(
-        read=dataset.read,
+        **shared_loading(experiment),
         examples=dataset.train,
-        size=clip.image_size,
-        preprocessing=clip.preprocessing,
         batch_size=config.train.batch_size,
         epochs=make_plan(config, len(dataset.train)).epochs,
         seed=config.seed,
         augment=config.train.augment,
         shift=config.train.shift,
         partial=config.train.keep_partial,
-        workers=config.dataset.workers,
-        skip_unreadable=config.dataset.on_error == "skip",
-        host=jax.process_index(),
-        hosts=jax.process_count(),
     )
     return loader.train_batches(loading, start, transfer)
 

@@ -145,6 +145,20 @@ def _facts(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> dict
     }
 
 
+def shared_loading(experiment: Experiment) -> dict[str, Any]:
+    """Return the arguments of `loader.Loading` that training and evaluation share."""
+    config, clip = experiment.config.dataset, experiment.model.clip_config
+    return {
+        "read": experiment.dataset.read,
+        "size": clip.image_size,
+        "preprocessing": clip.preprocessing,
+        "workers": config.workers,
+        "skip_unreadable": config.on_error == "skip",
+        "host": jax.process_index(),
+        "hosts": jax.process_count(),
+    }
+
+
 def make_model(
     config: ConfigDict, classnames: Sequence[str], pretrained: Pretrained
 ) -> PromptedCLIP:
