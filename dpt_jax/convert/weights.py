@@ -168,14 +168,16 @@ def _from_peft(tensors: Tensors, clip: CLIPConfig, rank: int, file: epath.Path) 
     Raises:
       UserError: A tensor is of another part of the model, or has another shape.
     """
-    names = {"q": "query", "k": "key", "v": "value", "out": "out"}
-    towers, found = {"vision": clip.vision, "text": clip.text}, Params()
-    used = {TENSOR.fullmatch(name)[3] for name in tensors if TENSOR.fullmatch(name)}  # type: ignore[index]
-    for name, value in tensors.items():
+    names, towers = {**MATRICES, "out": "out"}, {"vision": clip.vision, "text": clip.text}
+    places: dict[str, tuple[str, ...]] = {}
+    for name in tensors:
         match = TENSOR.fullmatch(name)
         if match is None:
             raise UserError(f"{file}: tensor {name} is not of a q, k, v or out projection of CLIP.")
-        tower, layer, letter, factor = match.groups()
+        places[name] = match.groups()
+    used, found = {names[letter] for _, _, letter, _ in places.values()}, Params()
+    for name, (tower, layer, letter, factor) in places.items():
+        value = tensors[name]
         sizes = towers[tower]
         a, b = (rank, sizes.width), (sizes.width, rank)
         shape = a if factor == "A" else b
@@ -187,7 +189,7 @@ def _from_peft(tensors: Tensors, clip: CLIPConfig, rank: int, file: epath.Path) 
         own = found.setdefault(
             tower,
             {
-                names[one]: {
+                one: {
                     "a": np.zeros((sizes.layers, *a), np.float32),
                     "b": np.zeros((sizes.layers, *b), np.float32),
                 }
