@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.clip.model import normalize
+from dpt_jax.prompts.linear import torch_uniform
 
 LEAST_REGULARIZATION = 1e-3  # of SS-Text
 AFFINITY_SCALE = 250.0  # of LP++'s initial α
@@ -221,14 +222,10 @@ def start_adapter(
     """Return W₁ and W₂, U(±1/√fan_in), and r."""
     width = texts.raw.shape[-1]
     narrow = width // REDUCTION
-
-    def uniform(key: Array, out: int, fan_in: int) -> Array:
-        return jax.random.uniform(key, (out, fan_in), minval=-1.0, maxval=1.0) / fan_in**0.5
-
     down, up = jax.random.split(key)
     return {
-        "down": uniform(down, narrow, width),
-        "up": uniform(up, width, narrow),
+        "down": torch_uniform(width)(down, (narrow, width)),
+        "up": torch_uniform(narrow)(up, (width, narrow)),
         "ratio": jnp.float32(settings.ratio),
     }
 
@@ -321,7 +318,7 @@ def start_blend(
     counts = _sum_by_class(jnp.ones(len(labels)), labels, classes)
     affinity = _sum_by_class((features * texts.unit[labels]).sum(-1), labels, classes)
     alpha = AFFINITY_SCALE * (affinity / jnp.maximum(counts, 1)).mean()
-    bias = jax.random.uniform(key, (classes,), minval=-1.0, maxval=1.0) / width**0.5
+    bias = torch_uniform(width)(key, (classes,))
     weight = _sum_by_class(features, labels, classes)
     return {"weight": weight, "bias": bias, "alpha": jnp.full((classes,), alpha)}
 
