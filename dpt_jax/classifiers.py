@@ -261,51 +261,6 @@ def cache_logits(params: Params, features: Array, texts: ClassTexts, s: Array) -
     return s * features @ texts.unit.T + params["alpha"] * affinity @ params["values"].T
 
 
-def search_cache(
-    params: Params,
-    images: tuple[Array, Array],
-    texts: ClassTexts,
-    s: Array,
-    scale: tuple[float, float],
-    steps: tuple[int, int],
-) -> tuple[Params, np.ndarray]:
-    """Return a cache with the α and β that are best on some images, and all accuracies.
-
-    As published: β = 0.1 + i (B − 0.1) / steps, and α likewise; of equals, the first is taken.
-
-    Args:
-      params: Of the cache.
-      images: Features f̂ (M, E) and labels (M,).
-      texts: Of the classes.
-      s: The temperature.
-      scale: B of β, and of α.
-      steps: The number of values of β, and of α.
-
-    Returns:
-      The parameters, and the accuracies (βs, αs) from 0 to 1.
-    """
-    features, labels = images
-    betas, alphas = (
-        0.1 + np.arange(count) * (end - 0.1) / count
-        for end, count in zip(scale, steps, strict=True)
-    )
-
-    def accuracy(beta: Array, alpha: Array) -> Array:
-        own = {**params, "alpha": alpha, "beta": beta}
-        return (cache_logits(own, features, texts, s).argmax(-1) == labels).mean()
-
-    by_alpha = jax.vmap(accuracy, (None, 0))
-    found = jax.jit(
-        lambda: jax.lax.map(
-            lambda beta: by_alpha(beta, jnp.asarray(alphas, jnp.float32)),
-            jnp.asarray(betas, jnp.float32),
-        )
-    )()
-    best_beta, best_alpha = np.unravel_index(int(np.argmax(found)), found.shape)
-    chosen = {"alpha": np.float32(alphas[best_alpha]), "beta": np.float32(betas[best_beta])}
-    return {**params, **chosen}, np.asarray(found)
-
-
 # ---- LP++: logits f̂ · (w_c + α_c T_c) + b_c, without temperature.
 
 

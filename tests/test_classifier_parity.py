@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dpt_jax.classifiers import CLASSIFIERS, ClassTexts, Support, search_cache
+from dpt_jax.classifiers import CLASSIFIERS, ClassTexts, Support, cache_logits
 from dpt_jax.clip.model import normalize
 from dpt_jax.config import method_config
 from dpt_jax.losses import cross_entropy
@@ -185,18 +185,24 @@ def test_closed_form():
 def test_search_of_the_cache():
     """Tip-Adapter's grid of α and β, on validation images."""
     case = Case("tip_adapter")
-    images = normalize(case.golden["val"]), jnp.asarray(case.golden["val_label"])
-    params, accuracy = search_cache(
-        case.given(),
-        images,
-        case.texts,
-        case.s,
-        case.meta["search_scale"],
-        case.meta["search_step"],
+    params, labels = case.given(), jnp.asarray(case.golden["val_label"])
+    images = normalize(case.golden["val"])
+    betas, alphas = (
+        0.1 + np.arange(steps) * (end - 0.1) / steps
+        for end, steps in zip(case.meta["search_scale"], case.meta["search_step"], strict=True)
     )
-    np.testing.assert_allclose(100 * accuracy, case.golden["search_accuracy"], rtol=1e-6)
-    assert float(params["beta"]) == pytest.approx(case.meta["best_beta"])
-    assert float(params["alpha"]) == pytest.approx(case.meta["best_alpha"])
+
+    def accuracy(beta, alpha):
+        own = {**params, "beta": beta, "alpha": alpha}
+        return (cache_logits(own, images, case.texts, case.s).argmax(-1) == labels).mean()
+
+    of_alphas = jax.jit(jax.vmap(accuracy, (None, 0)))
+    found = np.array([of_alphas(np.float32(beta), np.float32(alphas)) for beta in betas])
+    np.testing.assert_allclose(100 * found, case.golden["search_accuracy"], rtol=1e-6)
+    beta, alpha = np.unravel_index(found.argmax(), found.shape)
+    assert betas[beta] == pytest.approx(case.meta["best_beta"])
+    assert alphas[alpha] == pytest.approx(case.meta["best_alpha"])
+    params |= {"beta": np.float32(betas[beta]), "alpha": np.float32(alphas[alpha])}
     assert relative_error(case.logits(params), case.golden["searched_logits"]) < LOGITS
 
 
