@@ -120,7 +120,8 @@ class ImageCache:
             limit: bytes of all images together; by default half of the free memory, but at most
                 MOST_CACHED_BYTES.
         """
-        self.limit = min(free_memory() // 2, MOST_CACHED_BYTES) if limit is None else limit
+        self.default = min(free_memory() // 2, MOST_CACHED_BYTES) if limit is None else limit
+        self.limit = self.default
         self._bytes = 0
         self._images: dict[Hashable, tuple[object, Image.Image]] = {}  # the last used one last
         self._lock = threading.Lock()  # loader threads share the cache

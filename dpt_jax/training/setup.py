@@ -87,8 +87,8 @@ def prepare(
 
 def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Experiment:
     """Return the experiment of a dataset and a CLIP that are loaded."""
-    if config.dataset.cache_gb >= 0:
-        records.cache.limit = round(config.dataset.cache_gb * 1e9)
+    gigabytes = config.dataset.cache_gb
+    records.cache.limit = round(gigabytes * 1e9) if gigabytes >= 0 else records.cache.default
     model = make_model(config, dataset.classnames, pretrained)
     texts = class_texts(config, model.config, dataset.classnames, pretrained)
     warn_of_duplicates(texts, dataset.classnames)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from configs import dpt, zeroshot
+from dpt_jax.data import records
 from dpt_jax.errors import UserError
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
@@ -48,6 +49,12 @@ def test_initial_words_set_the_length_by_their_tokens(words, clip_dir, clip):
 def test_initial_words_that_cannot_be_are_refused(words, says, clip_dir, clip):
     with pytest.raises(UserError, match=says):
         experiments.prepare(make_config(clip_dir, text_prompt__init=words), clip)
+
+
+def test_the_cache_of_one_run_does_not_bind_later_ones(clip_dir, clip):
+    for gigabytes, limit in ((0.5, 500_000_000), (-1.0, records.cache.default)):
+        experiments.prepare(make_config(clip_dir, dataset__cache_gb=gigabytes), clip)
+        assert records.cache.limit == limit
 
 
 def test_several_templates_are_averaged_as_clip_does_it(clip_dir, clip):
