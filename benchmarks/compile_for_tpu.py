@@ -65,8 +65,7 @@ from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.methods import METHODS
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
-from dpt_jax.training.optimizer import make_optimizer
-from dpt_jax.training.schedule import Schedule
+from dpt_jax.training.optimizer import Schedule, make_optimizer
 from dpt_jax.training.setup import Frozen
 from dpt_jax.training.step import StepConfig, make_step, new_state
 

@@ -17,18 +17,18 @@ from dpt_jax.config import (
     read_config,
     save_config,
 )
+from dpt_jax.data.dataset import check_trainable
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate, validation, write_results
 from dpt_jax.evaluation.probe import fit_and_predict
 from dpt_jax.evaluation.results import has_own_data
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE
-from dpt_jax.training import train_files
 from dpt_jax.training.checkpoints import FOLDER, Saved
 from dpt_jax.training.initial_prompts import saved_prompts
 from dpt_jax.training.loop import Callback, train
 from dpt_jax.training.prompt_file import is_prompt_file
-from dpt_jax.training.record import training_meta
+from dpt_jax.training.record import training_meta, write_split, write_train_files
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 
 Results = dict[str, Any]
@@ -88,7 +88,7 @@ def train_run(
         )
     else:
         save_config(config, workdir)
-        train_files.write_split(experiment.dataset, workdir)
+        write_split(experiment.dataset, workdir)
     return experiment, saved_prompts(experiment, workdir)
 
 
@@ -103,11 +103,11 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
     """
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
-    train_files.check_trainable(experiment.dataset, config.dataset.name)
+    check_trainable(experiment.dataset, config.dataset.name)
     found = fit_and_predict(experiment)
     if distributed.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
-    train_files.write(experiment.dataset, workdir)
+    write_train_files(experiment.dataset, workdir)
     by = f"validation({len(experiment.dataset.val)})"
     about = training_meta(experiment) | {"method": PROBE.name, "selection": by}
     return write_results(experiment, found, Saved(0, {}, about), workdir)
@@ -147,7 +147,7 @@ def evaluate_run(
         config.init_from = str(source)
     if not (workdir / FOLDER).exists():
         save_config(config, workdir)
-        train_files.write_split(experiment.dataset, workdir)
+        write_split(experiment.dataset, workdir)
     return evaluate(experiment, saved, workdir), workdir
 
 

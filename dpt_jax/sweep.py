@@ -38,7 +38,7 @@ from dpt_jax.runs import (
     with_split,
 )
 from dpt_jax.training.checkpoints import FOLDER
-from dpt_jax.training.lock import LockedError, is_locked
+from dpt_jax.training.process import LockedError, is_locked
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 
 # Of all runs, or, with a method's name before the key, of that method's: maple.text_prompt.depth.

@@ -12,7 +12,7 @@ from dpt_jax import distributed
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import load_newest, steps_of
-from dpt_jax.training.signals import EXIT_CODE
+from dpt_jax.training.process import EXIT_CODE
 from tests.helpers.commands import command, in_process
 from tests.helpers.faults import assert_same_end
 from tests.helpers.golden import SMALL

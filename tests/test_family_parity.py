@@ -14,12 +14,12 @@ from dpt_jax.config import method_config, templates
 from dpt_jax.losses import cross_entropy, divergence, text_distance
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts.text import context_tokens
-from dpt_jax.training.optimizer import make_optimizer
-from dpt_jax.training.schedule import (
+from dpt_jax.training.optimizer import (
     Schedule,
     average_epochs,
     epoch_weights,
     learning_rates,
+    make_optimizer,
 )
 from tests.helpers import make_clip
 from tests.helpers.golden import Golden, relative_error

@@ -6,8 +6,7 @@ import optax
 import pytest
 
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.training.optimizer import make_optimizer
-from dpt_jax.training.schedule import Schedule, learning_rates
+from dpt_jax.training.optimizer import Schedule, learning_rates, make_optimizer
 from tests.helpers.golden import Golden, relative_error
 from tests.helpers.models import apply, frozen_features, packed_prompts, total_loss
 from tests.helpers.published_cases import config_of, prompts_of

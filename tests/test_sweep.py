@@ -14,7 +14,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS, TEXT
 from dpt_jax.sweep import Run, Runner, Target, plan
 from dpt_jax.training import setup
-from dpt_jax.training.lock import locked
+from dpt_jax.training.process import locked
 from tests.helpers import coop_trees, make_clip
 from tests.helpers.commands import assert_refused, in_process, start
 from tests.helpers.golden import SMALL

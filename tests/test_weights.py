@@ -19,8 +19,7 @@ from dpt_jax.prompts.text import plain_layout
 from dpt_jax.prompts.weights import MATRICES, norms_of
 from dpt_jax.training.classifier import learning_rates as rates_of_classifier
 from dpt_jax.training.classifier import train_on_features
-from dpt_jax.training.optimizer import make_optimizer
-from dpt_jax.training.schedule import Schedule, learning_rates
+from dpt_jax.training.optimizer import Schedule, learning_rates, make_optimizer
 from tests.helpers import make_clip
 from tests.helpers.golden import Golden, relative_error
 from tests.helpers.models import apply, frozen_features, total_loss

@@ -11,8 +11,7 @@ from dpt_jax import distributed
 from dpt_jax.data.loader import Batch
 from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.training.initial_prompts import initial_prompts
-from dpt_jax.training.optimizer import make_optimizer
-from dpt_jax.training.schedule import Schedule
+from dpt_jax.training.optimizer import Schedule, make_optimizer
 from dpt_jax.training.setup import Experiment
 from dpt_jax.training.step import StepConfig, make_step, new_state
 from dpt_jax.training.texts import consistency_target

@@ -81,10 +81,9 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
 def plan(config: "ConfigDict", workdir: "epath.Path") -> str:
     """Return a table of the images that a training would use, and what is to be known of them."""
-    from dpt_jax.data.dataset import load_dataset
+    from dpt_jax.data.dataset import check_trainable, load_dataset
     from dpt_jax.data.look import look
     from dpt_jax.runs import with_split
-    from dpt_jax.training.train_files import check_trainable
 
     config = with_split(config, workdir)
     dataset = load_dataset(config.dataset, config.seed)

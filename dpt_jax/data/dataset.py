@@ -128,6 +128,21 @@ def check_root(config: ConfigDict) -> None:
         )
 
 
+def check_trainable(dataset: Dataset, name: str) -> None:
+    """Raise UserError if a class has no image to train on."""
+    if not dataset.train:
+        raise UserError(
+            f"{name} has test images only: train on another dataset, and test its prompts here "
+            f"with --config=METHOD:{name} --mode=eval --config.init_from=WORKDIR."
+        )
+    without = sorted(set(range(len(dataset.classnames))) - {e.label for e in dataset.train})
+    if without:
+        missing = dataset.classnames[without[0]]
+        raise UserError(
+            f"{name} has no training images of class {missing!r}, so it cannot be trained on."
+        )
+
+
 def check_readable(dataset: Dataset) -> None:
     """Raise UserError if no training image of a class, or no test image, can be read.
 

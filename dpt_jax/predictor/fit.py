@@ -19,8 +19,8 @@ from dpt_jax.logging import quiet, say
 from dpt_jax.predictor.predictor import Predictor
 from dpt_jax.runs import train_run
 from dpt_jax.training.loop import Callback
+from dpt_jax.training.process import Stopped
 from dpt_jax.training.setup import prepare
-from dpt_jax.training.signals import Stopped
 
 # Keys that say where images are.
 OF_A_FOLDER = ("dataset.root", "dataset.name", "dataset.source", "dataset.sample", "dataset.split")

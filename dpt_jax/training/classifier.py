@@ -20,7 +20,7 @@ from dpt_jax.logging import Progress, say
 from dpt_jax.losses import cross_entropy
 from dpt_jax.model import PromptedCLIP, Texts, exact_products
 from dpt_jax.prompts import Prompts
-from dpt_jax.training.schedule import WARMUP_LR
+from dpt_jax.training.optimizer import WARMUP_LR
 from dpt_jax.training.setup import Experiment, Frozen, shared_loading
 
 

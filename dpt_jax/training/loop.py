@@ -15,25 +15,29 @@ from ml_collections import ConfigDict
 from dpt_jax import distributed
 from dpt_jax.config import save_config
 from dpt_jax.data import loader
-from dpt_jax.data.dataset import check_readable
+from dpt_jax.data.dataset import check_readable, check_trainable
 from dpt_jax.data.look import is_own, look
 from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say, say_once
 from dpt_jax.methods import CLASSIFIER
 from dpt_jax.model import init_prompts
 from dpt_jax.prompts import Prompts
-from dpt_jax.training import train_files
 from dpt_jax.training.checkpoints import Checkpoints, Saved, digest
 from dpt_jax.training.classifier import encode_support, fit
 from dpt_jax.training.initial_prompts import initial_prompts, other_clip
-from dpt_jax.training.lock import locked
-from dpt_jax.training.metrics import MetricWriter
-from dpt_jax.training.optimizer import make_optimizer, state_from_saved, state_to_save
-from dpt_jax.training.record import Record, training_meta
-from dpt_jax.training.schedule import Schedule, learning_rates, make_schedule, run_length
+from dpt_jax.training.metrics import MetricWriter, Speed, Trace
+from dpt_jax.training.optimizer import (
+    Schedule,
+    learning_rates,
+    make_optimizer,
+    make_schedule,
+    run_length,
+    state_from_saved,
+    state_to_save,
+)
+from dpt_jax.training.process import Stopped, StopRequest, locked
+from dpt_jax.training.record import Record, check_same_images, training_meta, write_train_files
 from dpt_jax.training.setup import Experiment, shared_loading
-from dpt_jax.training.signals import Stopped, StopRequest
-from dpt_jax.training.speed import Speed, Trace
 from dpt_jax.training.step import (
     NotFinite,
     StepConfig,
@@ -114,7 +118,7 @@ def train(
       Stopped: after a signal, when the state is saved.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    train_files.check_trainable(dataset, config.dataset.name)
+    check_trainable(dataset, config.dataset.name)
     if config.dataset.on_error == "skip":
         check_readable(dataset)
     if config.train.keep == "best" and not validate:
@@ -143,7 +147,7 @@ def train(
         if is_own(config.dataset):
             say_once(look(dataset, config))
         # Only a run that takes steps writes these: a finished one stays what it was trained as.
-        train_files.write(dataset, workdir)
+        write_train_files(dataset, workdir)
         save_config(config, workdir)
         if start:
             say(f"{workdir}: resuming at step {start} of {plan.steps}.")
@@ -274,7 +278,7 @@ def with_classifier(
     if bool(experiment.model.config.classifier) == (CLASSIFIER in state.prompts):
         say(f"{workdir}: training is finished (step {state.step}); evaluating only.")
         return state.prompts
-    train_files.write(dataset, workdir)
+    write_train_files(dataset, workdir)
     save_config(config, workdir)
     say(
         f"Training the classifier {config.classifier.name} on {len(dataset.train)} images of "
@@ -399,7 +403,7 @@ def restore(
             f"{workdir} was trained on other class names than {experiment.config.dataset.name} has "
             "now: restore those that it began with, or use another --workdir."
         )
-    train_files.check_same_images(experiment.dataset.train, workdir, saved.meta, allow_changes)
+    check_same_images(experiment.dataset.train, workdir, saved.meta, allow_changes)
     _check_epochs(saved, plan, workdir)
     state = TrainState(
         np.int32(saved.step),

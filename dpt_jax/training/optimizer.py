@@ -1,17 +1,140 @@
-"""SGD or AdamW as the published methods use them, with a learning rate for each kind of part."""
+"""Learning rates, averages over epochs, and the optimizers of the published methods.
+
+A schedule is numbers that a compiled step takes as an argument, so runs that differ only in these
+share one program.
+"""
 
 import functools
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from ml_collections import ConfigDict
 
+from dpt_jax.classifiers import momentum_sgd
+from dpt_jax.data.loader import steps_per_epoch
+from dpt_jax.methods import METHODS, WEIGHTS
 from dpt_jax.prompts import Prompts
 
-MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
+WARMUP_LR = 1e-5
+TEXT_WARMUP_EPOCHS = 1  # of weights too
+LAST_LR = 1e-6  # of a cosine by steps
 # Whose learning rate a part of the prompts has; the others are of the visual side.
 RATES = {"text": "text", "meta_net": "text", "weights": "weights"}
+
+Scalar = Any  # a number, or an array without axes: of NumPy on the host, of JAX in a step
+
+
+class Schedule(NamedTuple):
+    """Learning rates and phases of a run."""
+
+    visual_lr: Scalar  # highest learning rate of the visual side
+    text_lr: Scalar  # and of the text side
+    warmup_epochs: Scalar  # of the visual side
+    schedule_epochs: Scalar  # length of the cosine
+    steps_per_epoch: Scalar
+    guidance_epochs: Scalar = 0
+    # (epochs,), weights of the average over epochs that replaces the prompts at the end (PromptSRC)
+    average: tuple[float, ...] | np.ndarray | jax.Array | None = None
+    weights_lr: Scalar | None = None  # of weights of CLIP, None if none are learned
+    cosine_steps: Scalar | None = None  # length of a cosine by steps, None for the one by epochs
+    seed: Scalar = 0  # of dropout
+
+    def as_arrays(self) -> "Schedule":
+        """Return the numbers as a step takes them: float32 and int32."""
+        real = ("visual_lr", "text_lr", "average", "weights_lr")
+        return Schedule(
+            **{
+                name: x if x is None else np.asarray(x, np.float32 if name in real else np.int32)
+                for name, x in self._asdict().items()
+            }
+        )
+
+
+def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
+    """Return the steps that train the parts in the towers on so many images, and an epoch's."""
+    train = config.train
+    per_epoch = steps_per_epoch(images, train.batch_size, train.keep_partial)
+    if not METHODS[config.method].in_towers:
+        return 0, per_epoch
+    return train.steps_per_shot * config.dataset.shots or per_epoch * train.epochs, per_epoch
+
+
+def make_schedule(config: ConfigDict, images: int) -> Schedule:
+    """Return the schedule of a configuration, for so many training images."""
+    train = config.train
+    steps, per_epoch = run_length(config, images)
+    return Schedule(
+        visual_lr=train.visual_lr,
+        text_lr=train.text_lr,
+        warmup_epochs=train.warmup_epochs,
+        schedule_epochs=train.schedule_epochs or train.epochs,
+        steps_per_epoch=per_epoch,
+        guidance_epochs=config.loss.guidance_epochs,
+        average=epoch_weights(train.epochs, train.average_mean, train.average_deviation),
+        weights_lr=train.weights_lr if WEIGHTS in METHODS[config.method].parts else None,
+        cosine_steps=steps if train.schedule == "steps" else None,
+        seed=config.seed,
+    )
+
+
+def learning_rates(schedule: Schedule, step: Scalar) -> dict[str, jax.Array]:
+    """Return the learning rates of visual prompts, text prompts and weights at a step, from 0."""
+    rates = {
+        "visual": _rate(schedule, schedule.visual_lr, schedule.warmup_epochs, step),
+        "text": _rate(schedule, schedule.text_lr, TEXT_WARMUP_EPOCHS, step),
+    }
+    if schedule.weights_lr is not None:
+        rates["weights"] = _rate(schedule, schedule.weights_lr, TEXT_WARMUP_EPOCHS, step)
+    return rates
+
+
+def _rate(schedule: Schedule, base: Scalar, warmup_epochs: Scalar, step: Scalar) -> jax.Array:
+    """Return the learning rate at a step.
+
+    By epochs it is constant within an epoch e: 1e-5 while e < w, then
+    base · (1 + cos(π (e − w) / E_t)) / 2. The cosine starts at the end of warm-up and does not
+    reach zero. By steps it falls from base at step 0 to 1e-6 at the end, without warm-up.
+    """
+    if schedule.cosine_steps is not None:
+        falling = (1 + jnp.cos(step * (jnp.pi / schedule.cosine_steps))) / 2
+        return LAST_LR + (base - LAST_LR) * falling
+    epoch = jnp.asarray(step) // schedule.steps_per_epoch
+    cosine = base * (1 + jnp.cos((epoch - warmup_epochs) * (jnp.pi / schedule.schedule_epochs))) / 2
+    return jnp.where(epoch < warmup_epochs, WARMUP_LR, cosine)
+
+
+def epoch_weights(epochs: int, mean: float, deviation: float) -> tuple[float, ...] | None:
+    """Return w_e = exp(−(e − μ)² / 2σ²) of epochs e = 1 … N, normalised to the sum 1.
+
+    None for a deviation of 0, which turns the average off.
+    """
+    if not deviation:
+        return None
+    exponents = -((np.arange(1, epochs + 1) - mean) ** 2) / (2 * deviation**2)
+    # The largest becomes 1 before the sum, so a mean far from all epochs does not underflow.
+    weights = np.exp(exponents - exponents.max())
+    return tuple((weights / weights.sum()).tolist())
+
+
+def average_epochs(
+    schedule: Schedule, step: Scalar, prompts: Prompts, average: Prompts | None
+) -> tuple[Prompts, Prompts]:
+    """Return the prompts after `step` (from 1), and the weighted sum θ̄ over the epochs so far.
+
+    θ̄ = Σ w_e θ_e, with θ_e the prompts after the last step of epoch e. Training does not depend on
+    it; after the last step it replaces the prompts.
+    """
+    weights = jnp.asarray(schedule.average, jnp.float32)
+    epoch, within = step // schedule.steps_per_epoch, step % schedule.steps_per_epoch
+    weight = jnp.where(within == 0, weights[epoch - 1], 0.0)
+    average = jax.tree.map(lambda sum, own: sum + weight * own, average, prompts)
+    last = step == len(weights) * schedule.steps_per_epoch
+    return jax.tree.map(lambda sum, own: jnp.where(last, sum, own), average, prompts), average
 
 
 @functools.lru_cache  # the same object for every call, as `make_step` caches by it
@@ -20,17 +143,19 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Return the optimizer of the learned parts.
 
-    `update` takes the learning rates of the step as `rates`, see `schedule.learning_rates`: they
-    follow the steps of the run, also if some of them were left out.
+    `update` takes the learning rates of the step as `rates`, see `learning_rates`. They follow the
+    steps of the run, also if some of these were left out.
 
     Args:
       name: "sgd", with momentum 0.9 and the decay added to the gradient before momentum, or
         "adamw", PyTorch's: β 0.9 and 0.999, ε 1e-8, and the decay apart from the gradient.
       weight_decay: Of all parts.
     """
-    decay = optax.add_decayed_weights(weight_decay)
-    first = (optax.scale_by_adam(), decay) if name == "adamw" else (decay, optax.trace(MOMENTUM))
-    return optax.chain(*first, _scale_by_rates())
+    if name == "adamw":
+        steps = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
+    else:
+        steps = momentum_sgd(weight_decay)
+    return optax.chain(steps, _scale_by_rates())
 
 
 def _scale_by_rates() -> optax.GradientTransformationExtraArgs:

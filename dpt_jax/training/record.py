@@ -1,24 +1,30 @@
-"""The record of a training, which its checkpoints hold.
+"""What a run stands on: the record of its training, and the images that it trains on.
 
-It alone says what prompts are: an evaluation with other settings is refused, and cannot relabel
-them.
+The record is in each checkpoint. It alone says what prompts are: an evaluation with other settings
+is refused, and cannot relabel them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax.config import flat, keys_that_may_change, sections_without_use
+from dpt_jax import distributed
+from dpt_jax.config import SPLIT_FILE, flat, keys_that_may_change, sections_without_use
+from dpt_jax.data.dataset import digest_of_examples
+from dpt_jax.data.records import Dataset, Example
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path
+from dpt_jax.io import as_path, write_whole
+from dpt_jax.logging import say
 from dpt_jax.methods import METHODS
 from dpt_jax.training.checkpoints import Saved
-from dpt_jax.training.schedule import run_length
+from dpt_jax.training.optimizer import run_length
 from dpt_jax.training.setup import Experiment, fingerprint
 
 Record = dict[str, Any]
 
+TRAIN_FILES = "train_files.txt"
 # Settings that name a path.
 NOT_RECORDED = ("init_from", "dataset.sample")
 # Settings that an evaluation may choose: the results state its own.
@@ -130,3 +136,47 @@ def unfinished(training: Mapping[str, Any]) -> str:
     if epoch is None or epochs is None or epoch >= epochs or training.get("ended"):
         return ""
     return f"epoch {epoch} of {epochs}"
+
+
+def check_same_images(
+    examples: Sequence[Example],
+    workdir: epath.Path,
+    meta: Mapping[str, Any],
+    allow_changes: bool = False,
+) -> None:
+    """Raise UserError if a run resumes with other images than it was trained on.
+
+    meta: the record of its checkpoint. With `allow_changes` the change is reported instead.
+    """
+    if meta["train_list"] == digest_of_examples(examples):
+        return
+    file = workdir / TRAIN_FILES
+    text = file.read_bytes().decode(errors="surrogateescape") if file.exists() else ""
+    before, now = text.split("\n")[:-1], [example.path for example in examples]
+    gone, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+    change = f"{len(before)} before, {len(now)} now"
+    change += f"; {len(new)} new, such as {new[0]}" if new else ""
+    change += f"; {len(gone)} gone, such as {gone[0]}" if gone else ""
+    if not (gone or new):
+        change = "another order or other labels"
+    if not allow_changes:
+        raise UserError(
+            f"{workdir} was trained on other images than the dataset has now ({change}): use "
+            "another --workdir, give the run its images again, or go on with these by "
+            "--allow_changes."
+        )
+    say(f"{workdir}: going on with other images than it was trained on ({change}).")
+
+
+def write_train_files(dataset: Dataset, workdir: epath.Path) -> None:
+    """Write the list of a run's training images and its split, on host 0."""
+    if distributed.is_first():
+        paths = "".join(f"{example.path}\n" for example in dataset.train)
+        write_whole(workdir / TRAIN_FILES, paths)
+    write_split(dataset, workdir)
+
+
+def write_split(dataset: Dataset, workdir: epath.Path) -> None:
+    """Write the split of a dataset whose folders do not say it, on host 0."""
+    if dataset.split and distributed.is_first():
+        write_whole(workdir / SPLIT_FILE, dataset.split)

@@ -10,8 +10,7 @@ import numpy as np
 
 from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import load_newest
-from dpt_jax.training.metrics import read_metrics
-from dpt_jax.training.speed import TIMES
+from dpt_jax.training.metrics import TIMES, read_metrics
 from tests.helpers.commands import start
 from tests.helpers.golden import SMALL
 

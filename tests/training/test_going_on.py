@@ -16,8 +16,7 @@ from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import load_newest
-from dpt_jax.training.optimizer import make_optimizer
-from dpt_jax.training.schedule import Schedule, learning_rates
+from dpt_jax.training.optimizer import Schedule, learning_rates, make_optimizer
 from dpt_jax.training.step import StepConfig, make_step, new_state
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL

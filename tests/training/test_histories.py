@@ -28,7 +28,7 @@ from dpt_jax.training import prompt_file
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import FOLDER, load_newest
 from dpt_jax.training.metrics import MetricWriter
-from dpt_jax.training.signals import EXIT_CODE
+from dpt_jax.training.process import EXIT_CODE
 from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
 

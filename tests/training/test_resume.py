@@ -11,7 +11,7 @@ import pytest
 from dpt_jax.io import as_path
 from dpt_jax.training import setup
 from dpt_jax.training.checkpoints import DAMAGED, load_newest
-from dpt_jax.training.signals import EXIT_CODE
+from dpt_jax.training.process import EXIT_CODE
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.faults import SETTINGS, Run, assert_same_end
 

@@ -16,9 +16,8 @@ from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.loop import train
-from dpt_jax.training.metrics import read_metrics
-from dpt_jax.training.schedule import Schedule, learning_rates
-from dpt_jax.training.speed import TIMES
+from dpt_jax.training.metrics import TIMES, read_metrics
+from dpt_jax.training.optimizer import Schedule, learning_rates
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL

@@ -1,13 +1,19 @@
-"""One training at a time in a workdir."""
+"""The process of a training: alone in its workdir, and asked to stop by signals."""
 
 import contextlib
 import datetime
 import fcntl
 import os
 import platform
+import signal
+import threading
+import types
 from collections.abc import Iterator
+from typing import Any
 
+import jax
 from etils import epath
+from jax.experimental import multihost_utils
 
 from dpt_jax import distributed
 from dpt_jax.errors import UserError
@@ -15,6 +21,8 @@ from dpt_jax.io import file_system, is_remote
 from dpt_jax.logging import say
 
 LOCK_FILE = ".lock"
+# EX_TEMPFAIL of sysexits.h: stopped and saved, and the same command resumes.
+EXIT_CODE = 75
 
 
 class LockedError(UserError):
@@ -117,3 +125,55 @@ def _is_left_behind(content: str) -> bool:
     except OSError:
         return False
     return int(words[1]) == os.getpid()  # of a container that was started again
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop, and has saved."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
+
+
+class StopRequest:
+    """Within it, SIGTERM and SIGINT are a request, and a second SIGINT ends the process at once.
+
+    On several hosts a SIGTERM to any of them is a request to all, which agree on the step to stop
+    after. JAX's preemption service has its handler, and a SIGINT is passed on to it.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+        # Python takes signals in the main thread only; another thread leaves them to its caller.
+        for number in signals if threading.current_thread() is threading.main_thread() else ():
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: types.FrameType | None) -> None:
+        # The next one ends the process, whatever it is doing then.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self._asked = True
+        name = signal.Signals(number).name
+        # Not by print, which the signal may have interrupted.
+        os.write(2, f"{name}: stopping after this step (Ctrl-C again stops at once).\n".encode())
+
+    def __bool__(self) -> bool:
+        """Return whether this process was asked."""
+        return self._asked
+
+    def after(self, step: int) -> bool:
+        """Return whether the run stops after this step; all hosts ask after every step."""
+        return (
+            multihost_utils.reached_preemption_sync_point(step)
+            if jax.process_count() > 1
+            else self._asked
+        )
