@@ -11,7 +11,7 @@
     chip_gb          the memory that a chip has
     collectives      number and bytes of each kind, of a chip; null if jaxlib cannot read the
                      program of this libtpu, as 0.10.2 those of libtpu 0.0.52 for v5p and v6e
-    model_gflop      what the mathematics of a step needs of a chip, see dpt_jax/flops.py
+    model_gflop      what the mathematics of a step needs of a chip, see dpt_jax/training/flops.py
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
                      the rate of its memory
@@ -55,7 +55,6 @@ import numpy as np
 from jax.experimental import topologies
 
 from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
-from dpt_jax import flops
 from dpt_jax.cli.terminal import guard
 from dpt_jax.clip.packing import PackedTexts, pack
 from dpt_jax.config import method_config, prompt_config, templates
@@ -65,6 +64,7 @@ from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.methods import METHODS
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
+from dpt_jax.training import flops
 from dpt_jax.training.optimizer import Schedule, make_optimizer
 from dpt_jax.training.setup import Frozen
 from dpt_jax.training.step import StepConfig, make_step, new_state

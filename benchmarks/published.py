@@ -23,9 +23,9 @@ from dpt_jax.clip.packing import pack
 from dpt_jax.config import prompt_config
 from dpt_jax.convert.published import prompts_from_published
 from dpt_jax.errors import UserError
-from dpt_jax.losses import Rows, count, losses
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts.text import context_tokens, prompted_texts
+from dpt_jax.training.losses import Rows, count, losses
 
 
 class Published(NamedTuple):

@@ -36,7 +36,7 @@ class Twin:
         """Take what a training computes once.
 
         tokens: (C, 77), with any token in the context's places. frozen: Z (C, E), and held:
-        t̄ (C, E), both of unit length. alpha, guided: see `dpt_jax.losses.loss`.
+        t̄ (C, E), both of unit length. alpha, guided: see `dpt_jax.training.losses.loss`.
         """
         self._model, self._config = model, config
         self._text, self._vision = model.text_model, model.vision_model

@@ -8,7 +8,7 @@ Weights are random. `--clip=small` runs in seconds. Prints one JSON line:
     step_s             median of the steps; with --mode=eval, of a batch, text features given
     text_s             with --mode=eval: encoding the class texts, once for all batches
     compile_s          how much longer the first step takes than the others
-    model_gflop        what a step's mathematics needs, see dpt_jax/flops.py
+    model_gflop        what a step's mathematics needs, see dpt_jax/training/flops.py
     gemm_gflops_per_s  rate of a large matrix product in the same process and dtype
     gemm_ratio         the step's rate divided by that
     peak_memory_gb     of the process
@@ -31,12 +31,12 @@ from absl import app, flags, logging
 
 from benchmarks.random_clip import published_settings, random_clip
 from benchmarks.timing import FLAGS, define_flags, print_line
-from dpt_jax import distributed, flops
+from dpt_jax import distributed
 from dpt_jax.check import programs
 from dpt_jax.check.programs import times
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.records import Dataset, Files
-from dpt_jax.training import setup
+from dpt_jax.training import flops, setup
 
 define_flags()
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "A training step, or an evaluation batch.")

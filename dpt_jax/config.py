@@ -17,7 +17,6 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from dpt_jax.classifiers import CLASSIFIERS
 from dpt_jax.configs import common
 from dpt_jax.data import descriptions
 from dpt_jax.distributed import is_first
@@ -41,6 +40,7 @@ from dpt_jax.methods import (
     PromptConfig,
     Weights,
 )
+from dpt_jax.prompts.classifiers import CLASSIFIERS
 from dpt_jax.training import prompt_file
 
 Value = int | float | bool | str

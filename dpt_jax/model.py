@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from dpt_jax.classifiers import CLASSIFIERS, ClassTexts
 from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.gather import broadcast, deterministic_gather
@@ -25,6 +24,7 @@ from dpt_jax.clip.preprocessing import normalize_pixels
 from dpt_jax.methods import PromptConfig
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.cavpt import ClassAwarePrompt, ClassPrompts
+from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts
 from dpt_jax.prompts.meta_net import MetaNet, add_to_context, images_at_a_time
 from dpt_jax.prompts.text import TextPrompt, initializer
 from dpt_jax.prompts.visual import Coupling, VisualPrompt

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dpt_jax.classifiers import CLASSIFIERS, ClassTexts, Support, cache_logits
 from dpt_jax.clip.model import normalize
 from dpt_jax.config import method_config
-from dpt_jax.losses import cross_entropy
+from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts, Support, cache_logits
 from dpt_jax.training.classifier import draw_batches, learning_rates, train_on_features
+from dpt_jax.training.losses import cross_entropy
 from tests.helpers.golden import Golden, relative_error
 
 LOGITS = 1e-5  # of the largest entry

@@ -11,9 +11,9 @@ import pytest
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.config import method_config, templates
-from dpt_jax.losses import cross_entropy, divergence, text_distance
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts.text import context_tokens
+from dpt_jax.training.losses import cross_entropy, divergence, text_distance
 from dpt_jax.training.optimizer import (
     Schedule,
     average_epochs,

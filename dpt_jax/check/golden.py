@@ -19,11 +19,11 @@ from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.layouts import params_of
 from dpt_jax.clip.packing import pack
 from dpt_jax.convert.published import prompts_from_published
-from dpt_jax.losses import Rows, count, losses
 from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import plain_layout, prompted_texts
+from dpt_jax.training.losses import Rows, count, losses
 
 CLIP = CLIPConfig(64, 32, 8, TransformerConfig(128, 4, 2, 512), TransformerConfig(128, 3, 2, 512))
 CLASSES = ("airplane", "sea horse", "dollar bill", "grand piano", "water lilly", "yin yang")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from dpt_jax import distributed, flops
+from dpt_jax import distributed
 from dpt_jax.check import programs
 from dpt_jax.check.random_clip import SIZES, random_clip
 from dpt_jax.check.rows import Row, at_most
@@ -25,6 +25,7 @@ from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.folder import find_images
 from dpt_jax.data.records import Dataset, Example, Files
 from dpt_jax.io import as_path
+from dpt_jax.training import flops
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.initial_prompts import initial_prompts
 from dpt_jax.training.loop import make_plan, optimizer_of, train, train_batches

@@ -11,15 +11,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
-from dpt_jax.classifiers import CLASSIFIERS, Classifier, ClassTexts, Support
 from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.clip.model import normalize
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say
-from dpt_jax.losses import cross_entropy
 from dpt_jax.model import PromptedCLIP, Texts, exact_products
 from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.classifiers import CLASSIFIERS, Classifier, ClassTexts, Support
+from dpt_jax.training.losses import cross_entropy
 from dpt_jax.training.optimizer import WARMUP_LR
 from dpt_jax.training.setup import Experiment, Frozen, shared_loading
 

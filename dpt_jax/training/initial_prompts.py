@@ -10,7 +10,6 @@ import numpy as np
 from etils import epath
 
 from dpt_jax import distributed
-from dpt_jax.classifiers import CLASSIFIERS, for_classes, shapes
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import flat
@@ -19,6 +18,7 @@ from dpt_jax.io import as_path
 from dpt_jax.logging import say
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.classifiers import CLASSIFIERS, for_classes, shapes
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.prompts.weights import norms_of
 from dpt_jax.training.checkpoints import Saved, load_newest

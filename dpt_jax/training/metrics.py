@@ -12,11 +12,12 @@ from typing import Any
 import jax
 from etils import epath
 
-from dpt_jax import distributed, flops
+from dpt_jax import distributed
 from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, reading, write_whole
 from dpt_jax.logging import say
+from dpt_jax.training import flops
 from dpt_jax.training.setup import Experiment
 from dpt_jax.training.step import TrainState
 

@@ -14,10 +14,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dpt_jax.classifiers import momentum_sgd
 from dpt_jax.data.loader import steps_per_epoch
 from dpt_jax.methods import METHODS, WEIGHTS
 from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.classifiers import momentum_sgd
 
 WEIGHT_DECAY = 5e-4
 WARMUP_LR = 1e-5

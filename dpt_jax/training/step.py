@@ -12,9 +12,9 @@ import optax
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import PyTree
 from dpt_jax.data.loader import Batch
-from dpt_jax.losses import Counts, Rows, count, losses
 from dpt_jax.model import PromptedCLIP, Texts
 from dpt_jax.prompts import Prompts
+from dpt_jax.training.losses import Counts, Rows, count, losses
 from dpt_jax.training.optimizer import Scalar, Schedule, average_epochs, learning_rates
 from dpt_jax.training.setup import Frozen
 

@@ -11,12 +11,12 @@ from configs import promptsrc
 from dpt_jax import distributed
 from dpt_jax.clip.model import normalize
 from dpt_jax.errors import UserError
-from dpt_jax.losses import Rows, count, losses
 from dpt_jax.methods import Consistency, PromptConfig
 from dpt_jax.model import Outputs, ZeroShot
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import Checkpoints
+from dpt_jax.training.losses import Rows, count, losses
 from dpt_jax.training.optimizer import epoch_weights
 from dpt_jax.training.texts import consistency_target
 from tests.helpers.configs import small_config

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import dpt_jax
-from dpt_jax.classifiers import CLASSIFIERS, ClassTexts, Support, for_classes
 from dpt_jax.clip.model import normalize
 from dpt_jax.config import method_config
 from dpt_jax.errors import UserError
+from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts, Support, for_classes
 from dpt_jax.training.classifier import fit
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL

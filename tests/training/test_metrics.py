@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from dpt_jax import flops
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
+from dpt_jax.training import flops
 from dpt_jax.training.metrics import METRICS_FILE, TRACES, MetricWriter, Speed, Trace, read_metrics
 
 
