@@ -22,25 +22,19 @@ from dpt_jax.data import descriptions
 from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.io import as_path, make_folder, reading, write_whole
-from dpt_jax.methods import (
+from dpt_jax.methods import CLASS_AWARE, CLASSIFIER, METHODS, TEXT, VISUAL, WEIGHTS, ZERO_SHOT
+from dpt_jax.prompts.classifiers import CLASSIFIERS
+from dpt_jax.prompts.config import (
     ALL_NORMS,
-    CLASS_AWARE,
-    CLASSIFIER,
     COSINE,
     L1,
     LORA,
-    METHODS,
     NORMS,
-    TEXT,
-    VISUAL,
-    WEIGHTS,
-    ZERO_SHOT,
     Consistency,
     Layers,
     PromptConfig,
     Weights,
 )
-from dpt_jax.prompts.classifiers import CLASSIFIERS
 from dpt_jax.training import prompt_file
 
 Value = int | float | bool | str

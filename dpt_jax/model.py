@@ -21,10 +21,10 @@ from dpt_jax.clip.gather import broadcast, deterministic_gather
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import PackedTexts
 from dpt_jax.clip.preprocessing import normalize_pixels
-from dpt_jax.methods import PromptConfig
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.cavpt import ClassAwarePrompt, ClassPrompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts
+from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.meta_net import MetaNet, add_to_context, images_at_a_time
 from dpt_jax.prompts.text import TextPrompt, initializer
 from dpt_jax.prompts.visual import Coupling, VisualPrompt

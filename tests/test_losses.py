@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import settings as tries
 from hypothesis import strategies as st
 
-from dpt_jax.methods import PromptConfig
 from dpt_jax.model import Outputs, ZeroShot
+from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.training.losses import Rows, count, losses
 
 pytestmark = pytest.mark.compiles

@@ -19,9 +19,9 @@ from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.layouts import params_of
 from dpt_jax.clip.packing import pack
 from dpt_jax.convert.published import prompts_from_published
-from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.text import plain_layout, prompted_texts
 from dpt_jax.training.losses import Rows, count, losses
 

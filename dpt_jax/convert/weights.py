@@ -22,7 +22,8 @@ from dpt_jax.convert.reference import read_run, write_run
 from dpt_jax.errors import UserError
 from dpt_jax.io import make_folder, reading, write_whole
 from dpt_jax.logging import say
-from dpt_jax.methods import LORA, METHODS, WEIGHTS
+from dpt_jax.methods import METHODS, WEIGHTS
+from dpt_jax.prompts.config import LORA
 from dpt_jax.prompts.weights import MATRICES, merged, over
 from dpt_jax.training.initial_prompts import check_shapes, other_clip, shapes_of
 from dpt_jax.training.setup import make_model

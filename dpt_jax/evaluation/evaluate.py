@@ -24,9 +24,9 @@ from dpt_jax.evaluation.metrics import calibration, class_scores, distinct
 from dpt_jax.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE
 from dpt_jax.io import make_folder, write_whole
 from dpt_jax.logging import Progress, quiet, say
-from dpt_jax.methods import PromptConfig
 from dpt_jax.model import Outputs, PromptedCLIP, Texts
 from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.training.checkpoints import Saved, digest_of_json
 from dpt_jax.training.record import name_of_data, training_meta
 from dpt_jax.training.setup import Experiment, Frozen, fingerprint

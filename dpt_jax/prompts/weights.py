@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
-from dpt_jax.methods import ALL_NORMS, LORA, Layers, Weights
+from dpt_jax.prompts.config import ALL_NORMS, LORA, Layers, Weights
 from dpt_jax.prompts.linear import torch_uniform
 
 Array = jax.Array

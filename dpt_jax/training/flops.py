@@ -9,9 +9,9 @@ import numpy as np
 
 from dpt_jax.clip.config import TransformerConfig
 from dpt_jax.clip.packing import PackedTexts
-from dpt_jax.methods import LORA
 from dpt_jax.model import PromptedCLIP, visual_depth, visual_layers
 from dpt_jax.prompts.cavpt import ATTENTION_WIDTH, GLOBAL_TOKENS
+from dpt_jax.prompts.config import LORA
 from dpt_jax.prompts.meta_net import REDUCTION
 from dpt_jax.prompts.weights import layers_of, towers_of
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dpt_jax.methods import COSINE, PromptConfig
 from dpt_jax.model import Outputs
+from dpt_jax.prompts.config import COSINE, PromptConfig
 
 Array = jax.Array
 DUAL_WEIGHT_UNDER_GUIDANCE = 0.1

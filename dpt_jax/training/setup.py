@@ -22,8 +22,8 @@ from dpt_jax.data.dataset import digest_of_examples, load_dataset
 from dpt_jax.data.records import Dataset
 from dpt_jax.errors import UserError
 from dpt_jax.logging import say_once
-from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP, visual_depth, visual_layers
+from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.text import context_tokens, prompted_texts
 
 # Settings that may differ between hosts: what the paths contain is compared instead.

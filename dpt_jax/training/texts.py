@@ -10,9 +10,9 @@ import numpy as np
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.packing import PackedTexts, Text, pack_one_a_row
-from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.training.setup import Experiment, class_texts, frozen_features, template_texts
 
 # A program takes one of these numbers of texts, padded to a multiple of so many tokens. So other

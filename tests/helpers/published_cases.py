@@ -1,7 +1,7 @@
 """What the published code's golden files say of parts and prompts, as this package has them."""
 
 from dpt_jax.convert.published import CAVPT, COUPLED, JOINT, TEXT, VISUAL, prompts_from_published
-from dpt_jax.methods import Consistency, PromptConfig
+from dpt_jax.prompts.config import Consistency, PromptConfig
 
 
 def prompts_of(tensors):

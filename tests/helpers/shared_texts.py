@@ -10,8 +10,8 @@ import numpy as np
 
 from dpt_jax.clip import packing
 from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
+from dpt_jax.prompts.config import PromptConfig
 from tests.helpers.models import apply, packed_prompts
 from tests.helpers.plain_towers import CLOSE, normal, random_prompts
 

@@ -9,9 +9,9 @@ import pytest
 
 import dpt_jax
 from dpt_jax.errors import UserError
-from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import meta_net
+from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.meta_net import MetaNet
 from dpt_jax.training.checkpoints import Checkpoints
 from tests.helpers.commands import assert_refused, in_process

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpt_jax.methods import PromptConfig
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.cavpt import ClassAwarePrompt
+from dpt_jax.prompts.config import PromptConfig
 from tests.helpers.models import apply, frozen_features, packed_prompts
 from tests.helpers.plain_towers import (
     NAMES,

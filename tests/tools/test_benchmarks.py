@@ -13,8 +13,8 @@ from benchmarks.random_clip import SIZES
 from dpt_jax.clip.model import normalize, param_shapes
 from dpt_jax.clip.tokenizer import load_tokenizer
 from dpt_jax.data.catalogue import imagenet_classnames
-from dpt_jax.methods import LORA, NORMS, PromptConfig, Weights
 from dpt_jax.model import PromptedCLIP, Texts
+from dpt_jax.prompts.config import LORA, NORMS, PromptConfig, Weights
 from dpt_jax.training import flops
 from tests.helpers.commands import ROOT, command
 from tests.helpers.models import apply, packed_prompts, prompt_shapes, total_loss

@@ -11,8 +11,8 @@ from configs import promptsrc
 from dpt_jax import distributed
 from dpt_jax.clip.model import normalize
 from dpt_jax.errors import UserError
-from dpt_jax.methods import Consistency, PromptConfig
 from dpt_jax.model import Outputs, ZeroShot
+from dpt_jax.prompts.config import Consistency, PromptConfig
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import Checkpoints

@@ -8,8 +8,8 @@ import pytest
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import REMAT_POLICIES
 from dpt_jax.clip.packing import pack
-from dpt_jax.methods import L1, Consistency, PromptConfig, Weights
 from dpt_jax.model import PromptedCLIP, init_prompts
+from dpt_jax.prompts.config import L1, Consistency, PromptConfig, Weights
 from dpt_jax.prompts.text import prompted_texts
 from dpt_jax.training.setup import Frozen
 from dpt_jax.training.step import StepConfig, accumulate_gradients
