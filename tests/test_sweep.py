@@ -7,12 +7,12 @@ import shutil
 import jax
 import pytest
 
-from dpt_jax import sweep
 from dpt_jax.config import prompt_config, run_dir
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS, TEXT
-from dpt_jax.sweep import Run, Runner, Target, plan
+from dpt_jax.runs import sweep
+from dpt_jax.runs.sweep import Run, Runner, Target, plan
 from dpt_jax.training import setup
 from dpt_jax.training.process import locked
 from tests.helpers import coop_trees, make_clip

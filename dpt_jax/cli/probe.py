@@ -29,7 +29,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
     from dpt_jax.methods import PROBE, ZERO_SHOT
-    from dpt_jax.runs import probe
+    from dpt_jax.runs.run import probe
     from dpt_jax.training.checkpoints import FOLDER
 
     config = given.config

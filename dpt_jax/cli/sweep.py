@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from dpt_jax.config import Value
-    from dpt_jax.sweep import Overrides, Run
+    from dpt_jax.runs.sweep import Overrides, Run
 
 
 def names(text: str) -> list[str]:
@@ -100,9 +100,9 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
             "--workdir and --config=FILE are for `dpt-jax train`: a sweep has --runs, --methods "
             "and --datasets."
         )
-    from dpt_jax import sweep
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
+    from dpt_jax.runs import sweep
 
     planned = sweep.in_order_of_part(_planned(flags, overrides), *flags.part)
     runs = as_path(flags.runs)
@@ -147,7 +147,7 @@ def _of_methods(arguments: list[str]) -> tuple[dict[str, "Value"], list[str]]:
 
 def _possible(planned: Sequence["Run"], overrides: "Overrides") -> list["ConfigDict"]:
     """Return the configurations of the runs that can be.  Raise UserError if there are none."""
-    from dpt_jax import sweep
+    from dpt_jax.runs import sweep
 
     configs, wrong = [], []
     for one in planned:
@@ -166,9 +166,9 @@ def _counted(states: Sequence[str]) -> collections.Counter[str]:
 
 def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
     """Return the runs that the flags name.  Raise UserError if they contradict each other."""
-    from dpt_jax import sweep
     from dpt_jax.data.catalogue import PAPER_DATASETS
     from dpt_jax.methods import COMPARED, OF_THE_PAPER, PROBE, ROWS
+    from dpt_jax.runs import sweep
 
     for key, flag in sweep.SWEPT.items():
         if any(given in (key, f"{method}.{key}") for given in overrides for method in ROWS):

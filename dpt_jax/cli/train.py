@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from dpt_jax.cli.config_flag import Given
-    from dpt_jax.runs import Results
+    from dpt_jax.runs.run import Results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
-    from dpt_jax.runs import train_and_evaluate
+    from dpt_jax.runs.run import train_and_evaluate
 
     workdir = as_path(flags.workdir) if flags.workdir else run_dir(as_path("runs"), given.config)
     trains = flags.mode == "train"
@@ -83,7 +83,7 @@ def plan(config: "ConfigDict", workdir: "epath.Path") -> str:
     """Return a table of the images that a training would use, and what is to be known of them."""
     from dpt_jax.data.dataset import check_trainable, load_dataset
     from dpt_jax.data.look import look
-    from dpt_jax.runs import with_split
+    from dpt_jax.runs.run import with_split
 
     config = with_split(config, workdir)
     dataset = load_dataset(config.dataset, config.seed)
@@ -101,7 +101,7 @@ def evaluate(
     """
     from dpt_jax.config import evaluation_config, evaluation_dir
     from dpt_jax.io import as_path
-    from dpt_jax.runs import evaluate_run
+    from dpt_jax.runs.run import evaluate_run
     from dpt_jax.training.checkpoints import FOLDER
     from dpt_jax.training.prompt_file import is_prompt_file
 

@@ -11,7 +11,7 @@ from configs import coop
 from dpt_jax import distributed
 from dpt_jax.config import save_config
 from dpt_jax.errors import UserError
-from dpt_jax.runs import evaluate_run, train_and_evaluate, with_dtype
+from dpt_jax.runs.run import evaluate_run, train_and_evaluate, with_dtype
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments

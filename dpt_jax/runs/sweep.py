@@ -30,7 +30,7 @@ from dpt_jax.evaluation.features import FeatureCache
 from dpt_jax.evaluation.results import finished, of_same_sources
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
-from dpt_jax.runs import (
+from dpt_jax.runs.run import (
     check_same_sweep,
     evaluate_run,
     probe,
