@@ -1,26 +1,34 @@
 """The published datasets in the directory layout of CoOp's DATASETS.md.
 
-Images as distributed and the published `split_zhou_*.json`. If that file is missing, a split is
-made from the raw download by the rule that made it.
+Images as distributed, and the published `split_zhou_*.json` where the data have no split.
 """
 
 import json
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 from etils import epath
 
-from dpt_jax.data.benchmark import Benchmark, Lists, Record, text
 from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.folder import visible
+from dpt_jax.data.folder import SPLITS, image_names, visible
 from dpt_jax.data.records import Dataset, Example, Files
-from dpt_jax.errors import UserError, can_be_shown
+from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, reading
-from dpt_jax.logging import say
 
 LAYOUT = (
     "see CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) for where to get it and how to lay it out"
 )
+SPLIT = "JSON with train, val and test lists of [path, label, class name]"
+T = TypeVar("T")
+
+
+class Lists(NamedTuple):
+    """Class names, and examples whose paths are relative to the folder of the images."""
+
+    classnames: Sequence[str]
+    train: list[Example]
+    val: list[Example]
+    test: list[Example]
 
 
 def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Dataset:
@@ -40,91 +48,138 @@ def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Da
     for folder in (directory, images):
         if not folder.is_dir():
             raise UserError(f"{folder} is not there (dataset.root={root}); {LAYOUT}.")
-    lists = _lists(benchmark, directory, images)
-    _check_paths(directory, [record for records in lists for record in records])
+    if benchmark.split:
+        lists = _read_split(directory / benchmark.split)
+    else:
+        lists = WITHOUT_SPLIT_FILE.get(name, _read_wordnet_test)(directory, images)
     if not skip_missing:
         _check_files(images, [*lists.train, *lists.test])
     prefix = images.relative_to(root).as_posix()
     train, val, test = (
-        [Example(f"{prefix}/{r.path}", r.label) for r in records] for records in lists
+        [Example(f"{prefix}/{e.path}", e.label) for e in examples] for examples in lists[1:]
     )
-    return Dataset(Files(root, upright=False), _class_names(lists, directory), train, val, test)
+    return Dataset(Files(root, upright=False), tuple(lists.classnames), train, val, test)
 
 
-def _lists(benchmark: Benchmark, directory: epath.Path, images: epath.Path) -> Lists:
-    if not benchmark.split:
-        return benchmark.read_raw(directory, images)
-    file = directory / benchmark.split
-    if file.is_file():
-        with reading(file, "JSON with train, val and test lists of [path, label, class name]"):
-            content = json.loads(text(file))
-            return Lists(*([_record(*entry) for entry in content[s]] for s in Lists._fields))
-    try:
-        lists = benchmark.read_raw(directory, images)
-    except UserError as reason:
-        raise UserError(
-            f"{file} is not there, and no split can be made without it: {reason} For the layout, "
-            f"{LAYOUT}."
-        ) from reason
-    say(f"{file} is not there: using a split made by the same rule, so not the published images.")
-    return lists
+def _read_split(file: epath.Path) -> Lists:
+    """Read the published split. Class names are those of the training images."""
+    if not file.is_file():
+        raise UserError(f"{file} is not there, the list of the published images; {LAYOUT}.")
+    with reading(file, SPLIT):
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        examples: dict[str, list[Example]] = {}
+        names: dict[int, str] = {}
+        for split in SPLITS:
+            for path, label, name in content[split]:
+                wrong_label = type(label) is not int or label < 0
+                if not isinstance(path, str) or wrong_label or not name.strip(" _"):
+                    raise ValueError(f"[{path!r}, {label!r}, {name!r}] is none of these")
+                if split == "train":
+                    names[label] = name.replace("_", " ")
+            examples[split] = [Example(path, label) for path, label, _ in content[split]]
+        labels = {example.label for own in examples.values() for example in own}
+        if without := labels.union(range(max(labels) + 1)) - {*names}:
+            raise ValueError(f"class number {min(without)} has no training images")
+    return Lists([names[label] for label in range(len(names))], *examples.values())
 
 
-def _record(path: str, label: int, classname: str) -> Record:
-    if not isinstance(path, str) or not isinstance(classname, str) or isinstance(label, float):
-        raise TypeError(f"[{path!r}, {label!r}, {classname!r}] is not [path, label, class name]")
-    return Record(path, int(label), classname)
+def _read_fgvc_aircraft(directory: epath.Path, images: epath.Path) -> Lists:
+    """Read lines such as "1025794 707-320" of the dataset's own three splits."""
+    names = _lines(directory / "variants.txt", str)
+    label_of = {name: label for label, name in enumerate(names)}
+
+    def example(line: str) -> Example:
+        image, name = line.split(maxsplit=1)
+        return Example(f"{image}.jpg", label_of[name])
+
+    return Lists(names, *(_lines(directory / f"images_variant_{s}.txt", example) for s in SPLITS))
 
 
-def _check_paths(directory: epath.Path, records: Sequence[Record]) -> None:
-    """Raise UserError for a path that leads out of the dataset or is not a path."""
-    for record in records:
-        path = pathlib.PurePosixPath(record.path)
-        if (
-            not path.name
-            or path.is_absolute()
-            or ".." in path.parts
-            or not can_be_shown(record.path)
-        ):
-            raise UserError(
-                f"{directory} lists {record.path!r}, which is not a path in the dataset; download "
-                "its lists again."
-            )
+def _read_imagenet(directory: epath.Path, images: epath.Path) -> Lists:
+    """Test on the images of `val`, as is usual; without `train` it can still be evaluated on."""
+    splits = ["train", "val"] if (images / "train").is_dir() else ["val"]
+    # One numbering for both, or a folder that one of them lacks would shift the labels.
+    folders = sorted({folder for split in splits for folder in _folder_names(images / split)})
+    names = _names_of(directory, folders)
+    train = _in_folders(images, folders, "train/") if "train" in splits else []
+    return Lists(names, train, [], _in_folders(images, folders, "val/"))
 
 
-def _class_names(lists: Lists, directory: epath.Path) -> tuple[str, ...]:
-    """Return names in label order, as the training images have them, if there are any."""
-    named = {r.label: r.classname for records in lists for r in records}
-    if not named:
-        raise UserError(f"{directory} lists no images at all; download it again.")
-    name_of = {r.label: r.classname for r in lists.train or lists.test}
-    for label in range(min(0, *named), max(named) + 1):
-        if label not in name_of or label < 0:
-            name, split = named.get(label, f"number {label}"), "training" if lists.train else "test"
-            raise UserError(
-                f"{directory}: class {name!r} has no {split} images; "
-                "repair the split or the folder."
-            )
-        if not name_of[label].replace("_", " ").strip():
-            raise UserError(f"{directory}: the name of class number {label} is blank; repair it.")
-    return tuple(name_of[label].replace("_", " ") for label in range(len(name_of)))
+def _read_imagenetv2(directory: epath.Path, images: epath.Path) -> Lists:
+    """Read folders named by class numbers, 0 to 999."""
+    names = list(_name_by_folder(directory).values())
+    return Lists(names, [], [], _in_folders(images, [str(label) for label in range(len(names))]))
 
 
-def _check_files(images: epath.Path, records: Sequence[Record]) -> None:
+def _read_wordnet_test(directory: epath.Path, images: epath.Path) -> Lists:
+    """Read folders named by WordNet ids, numbered in their order, however many there are."""
+    folders = _folder_names(images)
+    return Lists(_names_of(directory, folders), [], [], _in_folders(images, folders))
+
+
+WITHOUT_SPLIT_FILE: dict[str, Callable[[epath.Path, epath.Path], Lists]] = {
+    "fgvc_aircraft": _read_fgvc_aircraft,
+    "imagenet": _read_imagenet,
+    "imagenetv2": _read_imagenetv2,
+}
+
+
+def _name_by_folder(directory: epath.Path) -> dict[str, str]:
+    """Return {WordNet id: class name} of the directory's own list, in the order of the classes."""
+
+    def pair(line: str) -> tuple[str, str]:
+        folder, name = line.split(maxsplit=1)
+        return folder, name
+
+    return dict(_lines(directory / "classnames.txt", pair))
+
+
+def _names_of(directory: epath.Path, folders: Sequence[str]) -> list[str]:
+    """Return the class names of folders that are named by WordNet ids."""
+    name_of = _name_by_folder(directory)
+    if unknown := [folder for folder in folders if folder not in name_of]:
+        raise UserError(f"{directory / 'classnames.txt'} has no name for folder {unknown[0]}.")
+    return [name_of[folder] for folder in folders]
+
+
+def _folder_names(directory: epath.Path) -> list[str]:
+    found = [name for name, is_folder in visible(directory) if is_folder]
+    if not found:
+        raise UserError(f"{directory} has no class folders.")
+    return found
+
+
+def _in_folders(images: epath.Path, folders: Sequence[str], split: str = "") -> list[Example]:
+    """Return the images of class folders, labelled in the order of the folders."""
+    return [
+        Example(f"{split}{folder}/{file}", label)
+        for label, folder in enumerate(folders)
+        for file in image_names(images / f"{split}{folder}")
+    ]
+
+
+def _lines(file: epath.Path, parse: Callable[[str], T]) -> list[T]:
+    """Return what `parse` returns for each line of a text file that is not blank, stripped."""
+    with reading(file, "a list of images or classes"):
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        return [parse(line.strip()) for line in lines if line.strip()]
+
+
+def _check_files(images: epath.Path, examples: Sequence[Example]) -> None:
     """Raise UserError if a listed image is missing.
 
     Each folder is listed once, which is faster than to ask for each file.
     """
     there: dict[str, set[str]] = {}
     missing = []
-    for record in records:
-        folder, _, name = record.path.rpartition("/")
+    for example in examples:
+        folder, _, name = example.path.rpartition("/")
         if folder not in there:
             path = images / folder
             own = visible(path, dangling=False) if path.is_dir() else []
             there[folder] = {entry for entry, _ in own}
         if name not in there[folder]:
-            missing.append(images / record.path)
+            missing.append(images / example.path)
     if missing:
         others = f", nor are {len(missing) - 1} more listed images" if len(missing) > 1 else ""
         raise UserError(

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import multiprocessing
 import os
+import random
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent import futures
@@ -19,12 +20,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dpt_jax.data.benchmark import Lists, Record, split_all
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.records import Dataset, Example, Source, read_image
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, local_copy, write_whole
 from dpt_jax.logging import Progress, say
+
+SPLIT_SEED = 1  # of all runs, or each seed had other test images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,8 @@ def read_tfds(name: str, root: str) -> Dataset:
     builder = _prepared(use.builder, _on_this_disk(use.builder, root, splits))
     features = builder.info.features
     sources = {split: _records(builder, split) for split in splits}
-    labels = {split: _labels(builder, split, sources[split]) for split in splits}
+    labels: dict[str, list[int]] = {"": []}
+    labels |= {split: _labels(builder, split, sources[split]).tolist() for split in splits}
 
     label_names = features["label"].names
     classname_of = use.classnames(label_names)
@@ -86,19 +89,12 @@ def read_tfds(name: str, root: str) -> Dataset:
     order = {label_names.index(label): i for i, label in enumerate(classname_of)}
     classnames = tuple(classname_of.values())
 
-    def records(split: str) -> list[Record]:
-        numbered = enumerate(labels[split].tolist()) if split else ()
-        return [
-            Record(f"{split}/{i}", order[x], classnames[order[x]])
-            for i, x in numbered
-            if x in order
-        ]
-
-    if use.test:
-        lists = Lists(records(use.train), records(use.val), records(use.test))
-    else:
-        lists = split_all(records(use.train))
-    train, val, test = ([Example(r.path, r.label) for r in part] for part in lists)
+    train, val, test = (
+        [Example(f"{split}/{i}", order[x]) for i, x in enumerate(labels[split]) if x in order]
+        for split in (use.train, use.val, use.test)
+    )
+    if not use.test:
+        train, val, test = _split(train)
     # Images and frames are stored as bytes. As Text they stay encoded, and are left to PIL.
     encoded = tfds.features.Text()
     parse = (
@@ -106,6 +102,25 @@ def read_tfds(name: str, root: str) -> Dataset:
     )
     read = Records(str(builder.data_dir), sources, tfds.features.FeaturesDict(parse))
     return Dataset(read, classnames, train, val, test)
+
+
+def _split(examples: Sequence[Example]) -> tuple[list[Example], list[Example], list[Example]]:
+    """Return half of each class to train on, a fifth to validate, the rest to test.
+
+    It is the rule that made the published splits, with a fixed seed.
+    """
+    generator = random.Random(SPLIT_SEED)
+    by_label: dict[int, list[Example]] = {}
+    for example in examples:
+        by_label.setdefault(example.label, []).append(example)
+    train, val, test = [], [], []
+    for own in by_label.values():
+        generator.shuffle(own)
+        half, fifth = round(len(own) * 0.5), round(len(own) * 0.2)
+        train += own[:half]
+        val += own[half : half + fifth]
+        test += own[half + fifth :]
+    return train, val, test
 
 
 def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:

@@ -1,15 +1,26 @@
-"""Tiny copies of the fifteen datasets, laid out as their downloads are, quirks included."""
+"""Tiny copies of the fifteen datasets in CoOp's layout, quirks included."""
 
 import json
 import pathlib
 
-import numpy as np
 from PIL import Image
-from scipy.io import savemat
 
 from dpt_jax.data.catalogue import CATALOGUE
 
 PER_CLASS = 10
+# {folder of the images: name in the published split}, in the order of the classes.
+SPLITS = {
+    "caltech101": {"Faces": "face", "accordion": "accordion", "crocodile_head": "crocodile_head"},
+    "oxford_pets": {"": "abyssinian"},
+    "stanford_cars": {"cars_train": "2000 AM General Hummer SUV"},
+    "oxford_flowers": {"": "pink primrose"},
+    "food101": {"apple_pie": "apple_pie", "baby_back_ribs": "baby_back_ribs"},
+    "sun397": {"a/abbey": "abbey", "a/apartment_building/outdoor": "outdoor apartment_building"},
+    "dtd": {"banded": "banded", "blotchy": "blotchy"},
+    "eurosat": {"AnnualCrop": "Annual Crop Land", "Forest": "Forest", "SeaLake": "Sea or Lake"},
+    "ucf101": {"Apply_Eye_Makeup": "Apply_Eye_Makeup", "Yo_Yo": "Yo_Yo"},
+}
+WORDNET = ["n01440764 tench", "n01443537 goldfish", "n01484850 great white shark"]
 
 
 def picture(file: pathlib.Path, shade: int) -> None:
@@ -19,7 +30,6 @@ def picture(file: pathlib.Path, shade: int) -> None:
 
 
 def text(file: pathlib.Path, lines: list[str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(f"{line}\n" for line in lines))
 
 
@@ -29,67 +39,16 @@ def class_folders(images: pathlib.Path, folders: list[str], suffix: str = ".jpg"
             picture(images / folder / f"image_{i:04d}{suffix}", 20 * c + i)
 
 
-def caltech101(directory: pathlib.Path, images: pathlib.Path) -> None:
-    class_folders(
-        images,
-        ["BACKGROUND_Google", "Faces", "Faces_easy", "accordion", "airplanes", "crocodile_head"],
-    )
-
-
-def oxford_pets(directory: pathlib.Path, images: pathlib.Path) -> None:
-    for split in ("trainval", "test"):
-        lines = []
-        for label, breed in enumerate(["Abyssinian", "american_bulldog", "Russian_Blue"], 1):
-            for i in range(5):
-                name = f"{breed}_{i + (100 if split == 'test' else 1)}"
-                picture(images / f"{name}.jpg", i)
-                lines.append(f"{name} {label} 1 1")
-        text(directory / "annotations" / f"{split}.txt", lines)
-
-
-def stanford_cars(directory: pathlib.Path, images: pathlib.Path) -> None:
-    (directory / "devkit").mkdir(parents=True)
-    classes = [
-        "AM General Hummer SUV 2000",
-        "Acura RL Sedan 2012",
-        "Ram C/V Cargo Van Minivan 2012",
-    ]
-    cells = np.empty((1, len(classes)), object)
-    cells[0] = classes
-    savemat(directory / "devkit" / "cars_meta.mat", {"class_names": cells})
-    for folder, file in (
-        ("cars_train", directory / "devkit" / "cars_train_annos.mat"),
-        ("cars_test", directory / "cars_test_annos_withlabels.mat"),
-    ):
-        rows = np.zeros((1, 15), [("bbox_x1", object), ("class", object), ("fname", object)])
-        for i in range(15):
-            name = f"{i + 1:05d}.jpg"
-            picture(directory / folder / name, i)
-            rows[0, i] = (np.uint8(39), np.uint8(i % 3 + 1), name)
-        savemat(file, {"annotations": rows})
-
-
-def oxford_flowers(directory: pathlib.Path, images: pathlib.Path) -> None:
-    labels = [77] * PER_CLASS + [1] * PER_CLASS + [2] * PER_CLASS
-    labels = [{77: 3}.get(label, label) for label in labels]
-    for i in range(1, len(labels) + 1):
-        picture(images / f"image_{i:05d}.jpg", i)
-    savemat(directory / "imagelabels.mat", {"labels": np.array([labels], np.uint8)})
-    names = {"1": "pink primrose", "2": "hard-leaved pocket orchid", "3": "colt's foot"}
-    text(directory / "cat_to_name.json", [json.dumps(names)])
-
-
-def food101(directory: pathlib.Path, images: pathlib.Path) -> None:
-    class_folders(images, ["apple_pie", "baby_back_ribs"])
-
-
-def dtd(directory: pathlib.Path, images: pathlib.Path) -> None:
-    class_folders(images, ["banded", "blotchy"])
-    (images / "banded" / ".directory").write_text("left by a file manager")
-
-
-def eurosat(directory: pathlib.Path, images: pathlib.Path) -> None:
-    class_folders(images, ["AnnualCrop", "Forest", "SeaLake"])
+def published_split(name: str, directory: pathlib.Path, images: pathlib.Path) -> None:
+    """Half of each class to train on, two images to validate on, the rest to test on."""
+    class_folders(images, [*SPLITS[name]])
+    split: dict[str, list] = {"train": [], "val": [], "test": []}
+    for label, (folder, classname) in enumerate(SPLITS[name].items()):
+        for i in range(PER_CLASS):
+            path = (pathlib.PurePosixPath(folder) / f"image_{i:04d}.jpg").as_posix()
+            own = "train" if i < 5 else "val" if i < 7 else "test"
+            split[own].append([path, label, classname])
+    text(directory / CATALOGUE[name].split, [json.dumps(split)])
 
 
 def fgvc_aircraft(directory: pathlib.Path, images: pathlib.Path) -> None:
@@ -105,80 +64,28 @@ def fgvc_aircraft(directory: pathlib.Path, images: pathlib.Path) -> None:
         text(directory / f"images_variant_{split}.txt", lines)
 
 
-def sun397(directory: pathlib.Path, images: pathlib.Path) -> None:
-    folders = ["/a/abbey", "/a/apartment_building/outdoor", "/c/church/indoor"]
-    text(directory / "ClassName.txt", folders)
-    for split in ("Training", "Testing"):
-        lines = [f"{folder}/sun_{split.lower()}{i}.jpg" for folder in folders for i in range(5)]
-        for i, line in enumerate(lines):
-            picture(images / line[1:], i)
-        text(directory / f"{split}_01.txt", lines)
-
-
-def ucf101(directory: pathlib.Path, images: pathlib.Path) -> None:
-    actions = ["ApplyEyeMakeup", "YoYo", "HandstandPushups"]
-    lists = directory / "ucfTrainTestlist"
-    text(lists / "classInd.txt", [f"{i} {action}" for i, action in enumerate(actions, 1)])
-    folders = ["Apply_Eye_Makeup", "Yo_Yo", "Handstand_Pushups"]
-    for split in ("train", "test"):
-        lines = []
-        for c, (action, folder) in enumerate(zip(actions, folders, strict=True), 1):
-            for i in range(5):
-                video = f"v_{action}_g{i:02d}_{split}"
-                picture(images / folder / f"{video}.jpg", i)
-                lines.append(f"{action}/{video}.avi" + (f" {c}" if split == "train" else ""))
-        text(lists / f"{split}list01.txt", lines)
-
-
-WORDNET = ["n01440764 tench", "n01443537 goldfish", "n01484850 great white shark"]
-
-
-def imagenet(directory: pathlib.Path, images: pathlib.Path) -> None:
+def imagenets(name: str, directory: pathlib.Path, images: pathlib.Path) -> None:
+    """ImageNet and its variants; two of them lack a class."""
     text(directory / "classnames.txt", WORDNET)
-    for split in ("train", "val"):
-        class_folders(images / split, [line.split()[0] for line in WORDNET], ".JPEG")
-
-
-def imagenetv2(directory: pathlib.Path, images: pathlib.Path) -> None:
-    text(directory / "classnames.txt", WORDNET)
-    class_folders(images, ["0", "1", "2"], ".jpeg")
-
-
-def imagenet_sketch(directory: pathlib.Path, images: pathlib.Path) -> None:
-    text(directory / "classnames.txt", WORDNET)
-    class_folders(images, [line.split()[0] for line in WORDNET], ".JPEG")
-
-
-def subset(directory: pathlib.Path, images: pathlib.Path) -> None:
-    text(directory / "classnames.txt", WORDNET)
-    class_folders(images, ["n01443537", "n01484850"])
+    folders = [line.split()[0] for line in WORDNET]
+    if name == "imagenet":
+        folders = [f"{split}/{folder}" for split in ("train", "val") for folder in folders]
+    if name == "imagenetv2":
+        folders = ["0", "1", "2"]
+    class_folders(images, folders[1:] if name in ("imagenet_a", "imagenet_r") else folders, ".JPEG")
     (images / "README.txt").write_text("comes with the download")
 
 
-TREES = {
-    "imagenet": imagenet,
-    "caltech101": caltech101,
-    "oxford_pets": oxford_pets,
-    "stanford_cars": stanford_cars,
-    "oxford_flowers": oxford_flowers,
-    "food101": food101,
-    "fgvc_aircraft": fgvc_aircraft,
-    "sun397": sun397,
-    "dtd": dtd,
-    "eurosat": eurosat,
-    "ucf101": ucf101,
-    "imagenetv2": imagenetv2,
-    "imagenet_sketch": imagenet_sketch,
-    "imagenet_a": subset,
-    "imagenet_r": subset,
-}
-
-
 def make(name: str, root: pathlib.Path) -> pathlib.Path:
-    """Writes the raw download of a dataset below `root`; its directory."""
+    """Writes a dataset below `root`; its directory."""
     benchmark = CATALOGUE[name]
     directory = root / benchmark.directory
     images = directory / benchmark.images
     images.mkdir(parents=True)
-    TREES[name](directory, images)
+    if name in SPLITS:
+        published_split(name, directory, images)
+    elif name == "fgvc_aircraft":
+        fgvc_aircraft(directory, images)
+    else:
+        imagenets(name, directory, images)
     return directory
