@@ -14,6 +14,7 @@ from dpt_jax.data.records import Dataset, Files, UnreadableImageError, contents,
 from dpt_jax.errors import UserError
 from dpt_jax.io import is_remote
 from dpt_jax.logging import Progress
+from dpt_jax.methods import METHODS
 
 MOST_ROWS = 20  # of the table of classes
 MOST_DECODED = 2000  # images, those to train on first; of the others, the headers are read
@@ -40,7 +41,8 @@ def look(dataset: Dataset, config: ConfigDict) -> str:
         if isinstance(dataset.read, Files):
             lines += _look_at_files(dataset, dataset.read, config)
     images, size = len(dataset.train), config.train.batch_size
-    left = 0 if config.train.keep_partial else images % min(size, images)
+    drops = METHODS[config.method].in_towers and not config.train.keep_partial
+    left = images % min(size, images) if drops else 0
     if left:
         lines.append(
             f"an epoch leaves out {left} of {images} training images, others each time: "

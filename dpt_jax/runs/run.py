@@ -18,11 +18,12 @@ from dpt_jax.config import (
     save_config,
 )
 from dpt_jax.data.dataset import check_trainable
+from dpt_jax.data.look import is_own, look
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate, validation, write_results
 from dpt_jax.evaluation.probe import fit_and_predict
 from dpt_jax.evaluation.results import has_own_data
-from dpt_jax.logging import say
+from dpt_jax.logging import say, say_once
 from dpt_jax.methods import PROBE
 from dpt_jax.training.checkpoints import FOLDER, Saved
 from dpt_jax.training.initial_prompts import saved_prompts
@@ -104,6 +105,8 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
     check_trainable(experiment.dataset, config.dataset.name)
+    if is_own(config.dataset):
+        say_once(look(experiment.dataset, config))
     found = fit_and_predict(experiment)
     if distributed.is_first():
         workdir.mkdir(parents=True, exist_ok=True)

@@ -141,14 +141,18 @@ def train(
                 f"{workdir} was trained for {start} steps, but these settings end at step "
                 f"{plan.steps}: give at least as many epochs, or use another --workdir."
             )
-        if start == plan.steps:
-            return with_classifier(experiment, checkpoints, plan, state, record, workdir, stop)
-        state.prompts.pop(CLASSIFIER, None)
+        if start < plan.steps:
+            state.prompts.pop(CLASSIFIER, None)
+        elif bool(model.config.classifier) == (CLASSIFIER in state.prompts):
+            say(f"{workdir}: training is finished (step {start}); evaluating only.")
+            return state.prompts
         if is_own(config.dataset):
             say_once(look(dataset, config))
         # Only a run that takes steps writes these: a finished one stays what it was trained as.
         write_train_files(dataset, workdir)
         save_config(config, workdir)
+        if start == plan.steps:
+            return with_classifier(experiment, checkpoints, plan, state, record, workdir, stop)
         if start:
             say(f"{workdir}: resuming at step {start} of {plan.steps}.")
         say(_description(experiment, plan, state))
@@ -271,15 +275,9 @@ def with_classifier(
 ) -> Prompts:
     """Return the prompts of a state after the last epoch, with a trained classifier.
 
-    If the method has none, or it is trained already, they are returned as they are. A classifier
-    that is stopped on the way is trained from the start again, with the same result.
+    A classifier that is stopped on the way is trained from the start again, with the same result.
     """
     config, dataset = experiment.config, experiment.dataset
-    if bool(experiment.model.config.classifier) == (CLASSIFIER in state.prompts):
-        say(f"{workdir}: training is finished (step {state.step}); evaluating only.")
-        return state.prompts
-    write_train_files(dataset, workdir)
-    save_config(config, workdir)
     say(
         f"Training the classifier {config.classifier.name} on {len(dataset.train)} images of "
         f"{len(dataset.classnames)} classes."

@@ -263,6 +263,8 @@ def test_what_would_give_wrong_accuracies_is_refused_unless_asked_for(photos, tm
     with pytest.raises(UserError, match=r"test/cat/again\.png"):
         look_at(data)
     assert "again.png" in look_at(data, strict=False)
+    with pytest.raises(UserError, match=r"again\.png"):  # also if only a classifier is trained
+        dpt_jax.fit(data, method="zslp", clip="tiny-clip", verbose=False)
     (data / "test" / "cat" / "again.png").unlink()
     shutil.rmtree(data / "test" / "dog")
     with pytest.raises(UserError, match="dog"):
