@@ -33,6 +33,8 @@ def image_list(images: Images) -> list[Any]:
     one_array = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
     if isinstance(images, str | os.PathLike | Image.Image) or one_array:
         return [images]
+    if not isinstance(images, Iterable):
+        raise UserError(f"images are paths, PIL images or uint8 arrays, not {images!r:.80}.")
     return list(np.asarray(images) if len(shape) > 2 else images)
 
 
@@ -98,7 +100,9 @@ def label_indices(
     Raises:
       UserError: A label is not a class, or N is 0 or not the number of labels.
     """
-    values = [label.item() if hasattr(label, "item") else label for label in labels]
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise UserError(f"labels is {labels!r:.80}: give a class name or an index for each image.")
+    values = [x.item() if hasattr(x, "item") and np.size(x) == 1 else x for x in labels]
     if len(values) != images or not images:
         raise UserError(f"give a label for each image: there are {images} and {len(values)}.")
     numbers = all(type(value) is int for value in values)
@@ -170,6 +174,8 @@ def in_memory(
     indices, names = label_indices(labels, len(given), classnames)
     train, val = examples(given, indices), []
     if validation is not None:
+        if not isinstance(validation, Sequence) or len(validation) != 2:
+            raise UserError("validation is not (images, labels).")
         given = image_list(validation[0])
         val = examples(given, label_indices(validation[1], len(given), names)[0])
     return Dataset(Given(held), tuple(names), train, val, [])

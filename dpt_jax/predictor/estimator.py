@@ -78,7 +78,7 @@ class PromptClassifier:
         if (given := parameters.pop("classnames")) is not None:
             chosen, _ = label_indices(self.classes_, len(names), given)
             names = [given[i] for i in chosen]
-        labels = [names[i] for i in indices]
+        labels = [names[i] for i in indices.ravel()]
         self.predictor_: Predictor = fit(X, labels, classnames=names, **parameters)
         return self
 

@@ -97,6 +97,8 @@ def fit(
         raise UserError("labels is missing: give a class name or an index for each image.")
     elif classnames is not None or validation is not None:
         raise UserError(f"{images}: classnames and validation images of a folder are its own.")
+    if callable(callbacks) or not all(map(callable, callbacks)):
+        raise UserError("callbacks is not a list of functions.")
     taken = OF_A_FOLDER if whole else ("dataset.root",)
     if twice := [key for key in taken if key in values]:
         raise UserError(f"{twice[0]} is given, and so are the images: leave it out.")

@@ -107,7 +107,13 @@ def test_the_record_is_of_the_pixels(memory):
         ({"labels": [3.5] * 12}, "3.5"),
         ({"labels": [0] * 11 + [7]}, "7"),
         ({"classnames": ["dog", "cat"]}, "airplane"),
+        ({"labels": "zero one two"}, "zero one two"),
+        ({"labels": np.eye(12)}, "array"),
+        ({"labels": 5}, "5"),
+        ({"images": None}, "None"),
         ({"validation": ([], [])}, "0 and 0"),
+        ({"validation": ([],)}, "validation"),
+        ({"callbacks": print}, "callbacks"),
         ({"workdir": "prompts.safetensors"}, "prompts.safetensors"),
     ],
 )
