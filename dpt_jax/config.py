@@ -1,27 +1,22 @@
-"""Configurations: validated, saved with a run and loaded again.
+"""Configurations: what is valid, and what a resumed run may change.
 
 `configs/common.py` has every key. A configuration is a ConfigDict of these keys.
 """
 
 import difflib
 import importlib
-import itertools
-import json
 import math
 import os
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from etils import epath
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from dpt_jax.configs import common
 from dpt_jax.data import descriptions
-from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.methods import CLASS_AWARE, CLASSIFIER, METHODS, TEXT, VISUAL, WEIGHTS, ZERO_SHOT
 from dpt_jax.prompts.classifiers import CLASSIFIERS
 from dpt_jax.prompts.config import (
@@ -35,12 +30,9 @@ from dpt_jax.prompts.config import (
     PromptConfig,
     Weights,
 )
-from dpt_jax.training import prompt_file
 
 Value = int | float | bool | str
 
-CONFIG_FILE = "config.json"
-SPLIT_FILE = "split.csv"  # of a run on images whose folders do not say the split
 LARGEST = 2**31  # integers on devices have 32 bits
 
 CHOICES: dict[str, Collection[str]] = {
@@ -108,15 +100,13 @@ BOUND = (
     ),
 )
 
-# A run that starts from another run's prompts takes the sizes of the parts that both have, except
-# keys that add parameters of their own.
+# The section of each part's settings.
 SECTION_OF = {
     TEXT: "text_prompt",
     VISUAL: "visual_prompt",
     CLASS_AWARE: "cavpt",
     WEIGHTS: "weights",
 }
-OWN = ("coupled", "conditioned")
 # Settings of the training that a classifier has too: they say what its views are.
 OF_VIEWS = ("train.augment", "train.shift")
 
@@ -293,7 +283,7 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
     if isinstance(file := values.get("dataset.descriptions"), str):
         values["dataset.descriptions"] = descriptions.read(file)
     for key, value in values.items():
-        _set(config, key, value, "")
+        set_value(config, key, value, "")
     return config, values
 
 
@@ -341,131 +331,7 @@ def layers(weights: ConfigDict, key: str) -> Layers:
     return first, last
 
 
-def training_config(
-    config: ConfigDict, overrides: Mapping[str, Value], workdir: epath.Path
-) -> ConfigDict:
-    """Return the validated configuration of a training in `workdir`.
-
-    A run that starts from another run's prompts takes their CLIP and sizes from there, unless
-    `overrides`, the values of the command line, say otherwise.
-    """
-    if config.init_from:
-        # A run that has started has these in its own file; the other run may be gone by now.
-        started = has_config(workdir)
-        source = read_config(workdir if started else as_path(config.init_from), config)
-        config = config.copy_and_resolve_references()
-        config.clip = source.clip.copy_and_resolve_references()
-        for part, section in SECTION_OF.items():
-            if all(part in METHODS[one.method].parts for one in (config, source)):
-                own = {key: config[section][key] for key in OWN if key in config[section]}
-                config[section] = source[section].copy_and_resolve_references()
-                config[section].update(own)
-    return _overridden(config, overrides)
-
-
-def evaluation_config(
-    config: ConfigDict, overrides: Mapping[str, Value], dataset_named: bool, workdir: epath.Path
-) -> ConfigDict:
-    """Return the validated configuration that evaluates the prompts of `workdir` or init_from.
-
-    Args:
-      config: Of the command line.
-      overrides: Of the command line; they take precedence over the saved configuration.
-      dataset_named: Whether --config names a dataset, which then replaces the saved one.
-      workdir: Of the run. Without a configuration in it, `config` is used.
-
-    Raises:
-      UserError: The prompts have a context for each class of another dataset.
-    """
-    elsewhere = overrides.get("init_from")
-    if not elsewhere and not has_config(workdir):
-        return _overridden(config, overrides)
-    source = as_path(str(elsewhere)) if elsewhere else workdir
-    saved = read_config(source, config)
-    saved.update_from_flattened_dict(_as_trained(source))
-    if dataset_named and config.dataset.name != saved.dataset.name:
-        shots = saved.dataset.shots  # of the training
-        saved.dataset = config.dataset.copy_and_resolve_references()
-        saved.dataset.shots = shots
-    trained_on = saved.dataset.name, saved.dataset.classes
-    found = _overridden(saved, overrides)
-    moved = elsewhere and (found.dataset.name, found.dataset.classes) != trained_on
-    if moved and found.text_prompt.class_specific and TEXT in METHODS[found.method].parts:
-        raise UserError(
-            f"{found.init_from} has a context for each of its own classes "
-            "(text_prompt.class_specific), so it cannot be tested on those of "
-            f"{found.dataset.name} ({found.dataset.classes})."
-        )
-    return found
-
-
-def _as_trained(source: epath.Path) -> dict[str, Value]:
-    """Return the settings that the newest prompts of a source were trained with.
-
-    A run that was resumed with others, and lost its newest checkpoint, has those in config.json.
-    """
-    from dpt_jax.training.checkpoints import newest  # Orbax, which other commands need not import
-
-    held, may_change = newest(source), keys_that_may_change(asked=True)
-    settings = held.meta.get("settings", {}) if held else {}
-    return {key: value for key, value in settings.items() if key in may_change}
-
-
-def _overridden(config: ConfigDict, overrides: Mapping[str, Value]) -> ConfigDict:
-    config.update_from_flattened_dict(overrides)
-    validate(config)
-    return config
-
-
-def save_config(config: ConfigDict, workdir: epath.Path) -> None:
-    """Write config.json.  Only the first host writes.
-
-    Raises:
-      UserError: It cannot be written.
-    """
-    if is_first():
-        make_folder(workdir, "--workdir")
-        write_whole(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
-
-
-def has_config(workdir: epath.Path) -> bool:
-    """Return whether a workdir has settings. An empty file, left by a power cut, is none."""
-    file = workdir / CONFIG_FILE
-    return file.exists() and file.read_bytes() != b""
-
-
-def read_config(source: epath.Path, default: ConfigDict) -> ConfigDict:
-    """Return the configuration saved in a workdir or prompt file.
-
-    A key that it does not have has the default of common.py, or, if the result does not depend on
-    it, the value of `default`.
-
-    Raises:
-      UserError: There is no configuration, or a key is unknown or has another type.
-    """
-    if prompt_file.is_prompt_file(source):
-        file, saved = source, prompt_file.read_header(source)["settings"]
-    else:
-        file = source / CONFIG_FILE
-        if not file.exists():
-            raise UserError(f"{source} is not a workdir of a run: it has no {CONFIG_FILE}.")
-        with reading(file, "a configuration"):
-            saved = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(saved, Mapping):
-        raise UserError(f"{file} does not hold a configuration, but {saved!r:.80}.")
-    config = common.get_config()
-    given = flat(default.to_dict())
-    known = flat(config.to_dict())
-    for key, value in {**{key: given[key] for key in FREE}, **flat(saved)}.items():
-        if key not in known:
-            raise UserError(f"{file}: {key} is not a key{nearest(key, known)}")
-        _set(config, key, value, f"{file}: ")
-    own = source / SPLIT_FILE  # wherever the list was that the run was started with
-    config.dataset.split = str(own) if file != source and own.exists() else ""
-    return config
-
-
-def _set(config: ConfigDict, key: str, value: Any, source: str) -> None:
+def set_value(config: ConfigDict, key: str, value: Any, source: str) -> None:
     """Set a key, or raise UserError, which begins with `source`, if it has another type."""
     try:
         if value is None:  # which ConfigDict takes for any type
@@ -473,20 +339,6 @@ def _set(config: ConfigDict, key: str, value: Any, source: str) -> None:
         config.update_from_flattened_dict({key: value})
     except (TypeError, ValueError) as reason:
         raise UserError(f"{source}{key} cannot be {value!r}.") from reason
-
-
-def load_config(source: epath.Path) -> ConfigDict:
-    """Return the validated configuration of a workdir or prompt file.
-
-    Raises:
-      UserError: As `read_config`, or a value is impossible.
-    """
-    config = read_config(source, common.get_config())
-    try:
-        validate(config)
-    except UserError as reason:
-        raise UserError(f"{source}: {reason}") from reason
-    return config
 
 
 def keys_that_may_change(*, asked: bool = False) -> frozenset[str]:
@@ -505,34 +357,6 @@ def sections_without_use(method: str) -> tuple[str, ...]:
     kept = OF_VIEWS if CLASSIFIER in parts else ()
     train = (f"train.{key}" for key in common.get_config().train)
     return (*absent, "loss.", *(key for key in train if key not in kept))
-
-
-def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collection[str]) -> str:
-    """Return, in words, the keys that differ from those of the run in `workdir`, "" if none.
-
-    Keys of parts that the method lacks do not count.
-    dtype=auto is the type that the run was started with.
-
-    Raises:
-      UserError: One of them is not in `may_change`.
-    """
-    if not has_config(workdir):
-        return ""
-    old, new = flat(read_config(workdir, config).to_dict()), flat(config.to_dict())
-    if config.dtype == "auto":
-        new["dtype"] = old["dtype"]
-    without_use = sections_without_use(config.method)
-    changed = {key: f"{key} ({old[key]!r:.200} there, {new[key]!r:.200} now)" for key in new
-               if old[key] != new[key] and not key.startswith(without_use)}  # fmt: skip
-    refused = [key for key in changed if key not in may_change]
-    if refused:
-        bound = any(key in BOUND for key in refused)
-        raise UserError(
-            f"{workdir} holds a run with other settings: "
-            f"{', '.join(changed[key] for key in refused)}; use them, or another --workdir"
-            f"{'' if bound else ', or allow the change with --allow_changes'}."
-        )
-    return ", ".join(changed.values())
 
 
 def prompt_config(
@@ -603,43 +427,6 @@ def templates(config: ConfigDict, key: str = "dataset.template") -> list[str]:
     """Return the texts of a class; features of several texts are averaged."""
     section, name = key.split(".")
     return [text.strip() for text in config[section][name].split("|")]
-
-
-def run_dir(runs: epath.Path, config: ConfigDict, name: str = "") -> epath.Path:
-    """Return RUNS/METHOD/DATASET/SHOTSshot/seedN, with base or new below for half the classes.
-
-    name: instead of that of the method.
-    """
-    dataset = config.dataset
-    shots = "all" if dataset.shots < 0 else dataset.shots
-    run = runs / (name or config.method) / dataset.name / f"{shots}shot" / f"seed{config.seed}"
-    return run if dataset.classes == "all" else run / dataset.classes
-
-
-def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
-    """Return RUN/on/DATASET[-CLASSES], for a run's prompts on another dataset or other classes.
-
-    For a prompt file, RUN is its name without .safetensors. A second folder of images has its name
-    added: RUN/on/folder-NAME.
-    """
-    dataset = config.dataset
-    name = dataset.name if dataset.classes == "all" else f"{dataset.name}-{dataset.classes}"
-    on = prompt_file.folder_of(run) / "on"
-    if dataset.name != "folder" or not dataset.root:
-        return on / name
-    root = as_path(dataset.root).resolve()
-    names = itertools.chain(
-        [name, f"{name}-{root.name}"], (f"{name}-{root.name}-{i}" for i in itertools.count(2))
-    )
-    return next(on / name for name in names if _root_of(on / name, config) in (None, root))
-
-
-def _root_of(folder: epath.Path, config: ConfigDict) -> epath.Path | None:
-    """Return the folder of images of the results in a folder, None if it has none."""
-    if not has_config(folder):
-        return None
-    root = read_config(folder, config).dataset.root
-    return as_path(root).resolve() if root else None
 
 
 def shots_in_words(shots: int) -> str:

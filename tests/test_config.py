@@ -14,6 +14,7 @@ from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS
+from dpt_jax.training import workdir as workdirs
 from dpt_jax.training.checkpoints import Checkpoints
 from tests.helpers.commands import ROOT, assert_refused, in_process
 
@@ -27,7 +28,7 @@ def read(*arguments):
 def saved_run(workdir, config, **overrides):
     for key, value in overrides.items():
         config.update_from_flattened_dict({key.replace("__", "."): value})
-    configs.save_config(config, workdir)
+    workdirs.save_config(config, workdir)
     return workdir
 
 
@@ -55,7 +56,7 @@ def test_each_file_is_its_method_and_valid(method, monkeypatch):
     config = importlib.import_module(f"configs.{method}").get_config("folder")
     configs.validate(config)
     assert config.method == configs.prompt_config(config, 3, 12).method == method
-    assert str(configs.run_dir(as_path("runs"), config)) == f"runs/{method}/folder/16shot/seed1"
+    assert str(workdirs.run_dir(as_path("runs"), config)) == f"runs/{method}/folder/16shot/seed1"
 
 
 def test_published_settings_of_dpt():
@@ -183,7 +184,7 @@ def test_a_config_file_of_ones_own_is_checked(tmp_path, content, names):
 
 def test_saved_and_loaded(tmp_path):
     config = saved_run(tmp_path, dpt.get_config(), train__schedule_epochs=7)
-    assert configs.load_config(tmp_path).train.schedule_epochs == 7
+    assert workdirs.load_config(tmp_path).train.schedule_epochs == 7
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["method"] == "dpt"
     # A key younger than the run has the default, unless results do not depend on it.
@@ -191,7 +192,7 @@ def test_saved_and_loaded(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     given = dpt.get_config()
     given.seed, given.checkpoint.keep = 9, 9
-    found = configs.read_config(tmp_path, given)
+    found = workdirs.read_config(tmp_path, given)
     assert (found.seed, found.checkpoint.keep) == (1, 9)
 
 
@@ -208,35 +209,35 @@ def test_a_damaged_saved_configuration_is_named(tmp_path, content, names):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=f"{tmp_path}.*{names}"):
-        configs.load_config(tmp_path)
+        workdirs.load_config(tmp_path)
 
 
 def test_evaluation_uses_the_saved_run_and_the_command_line_takes_precedence(tmp_path):
     saved_run(tmp_path, vlp.get_config("folder"), train__epochs=3, dataset__root="/there")
     overrides = {"dataset.root": "/here", "eval.save_logits": True}
-    found = configs.evaluation_config(dpt.get_config("folder"), overrides, False, tmp_path)
+    found = workdirs.evaluation_config(dpt.get_config("folder"), overrides, False, tmp_path)
     assert (found.method, found.train.epochs) == ("vlp", 3)
     assert (found.dataset.root, found.eval.save_logits) == ("/here", True)
 
 
 def test_evaluation_on_a_dataset_that_the_command_line_names(tmp_path):
     saved_run(tmp_path, dpt.get_config("folder"), dataset__root="/there", dataset__shots=4)
-    found = configs.evaluation_config(dpt.get_config("emoji"), {}, True, tmp_path)
+    found = workdirs.evaluation_config(dpt.get_config("emoji"), {}, True, tmp_path)
     assert (found.dataset.name, found.dataset.root, found.dataset.shots) == ("emoji", "", 4)
     assert found.clip.weights == "openai/clip-vit-base-patch32"  # of the prompts
-    found = configs.evaluation_config(dpt.get_config("folder"), {}, True, tmp_path)
+    found = workdirs.evaluation_config(dpt.get_config("folder"), {}, True, tmp_path)
     assert (found.dataset.root, found.dataset.shots) == ("/there", 4)
 
 
 def test_evaluation_of_another_workdir(tmp_path):
     other = saved_run(tmp_path / "other", coop.get_config(), seed=5)
     overrides = {"init_from": str(other)}
-    found = configs.evaluation_config(dpt.get_config(), overrides, False, tmp_path / "new")
+    found = workdirs.evaluation_config(dpt.get_config(), overrides, False, tmp_path / "new")
     assert (found.method, found.seed) == ("coop", 5)
     saved_run(other, coop.get_config(), text_prompt__class_specific=True)
     overrides["dataset.classes"] = "new"
     with pytest.raises(UserError, match="class_specific"):
-        configs.evaluation_config(dpt.get_config(), overrides, False, tmp_path / "new")
+        workdirs.evaluation_config(dpt.get_config(), overrides, False, tmp_path / "new")
 
 
 def test_training_from_other_prompts_takes_their_sizes_but_not_their_parts(tmp_path):
@@ -245,12 +246,12 @@ def test_training_from_other_prompts_takes_their_sizes_but_not_their_parts(tmp_p
     )
     config = dpt.get_config()
     config.init_from = str(other)
-    found = configs.training_config(config, {"init_from": str(other)}, tmp_path / "new")
+    found = workdirs.training_config(config, {"init_from": str(other)}, tmp_path / "new")
     assert (found.method, found.clip.weights) == ("dpt", "mine")
     assert (found.visual_prompt.length, found.text_prompt.length) == (3, 16)
     config = maple.get_config()
     config.init_from = str(saved_run(tmp_path / "ivlp", ivlp.get_config(), text_prompt__depth=2))
-    found = configs.training_config(config, {}, tmp_path / "new")
+    found = workdirs.training_config(config, {}, tmp_path / "new")
     assert (found.text_prompt.depth, found.visual_prompt.coupled) == (2, True)
 
 
@@ -259,14 +260,14 @@ def test_a_resumed_run_may_change_what_its_result_does_not_depend_on(tmp_path):
     config = dpt.get_config("emoji")
     config.dataset.workers, config.checkpoint.keep = 3, 9
     free, asked = configs.keys_that_may_change(), configs.keys_that_may_change(asked=True)
-    assert "dataset.workers (0 there, 3 now)" in configs.check_same_run(config, tmp_path, free)
+    assert "dataset.workers (0 there, 3 now)" in workdirs.check_same_run(config, tmp_path, free)
     config.train.epochs = 61
     with pytest.raises(UserError, match=r"train\.epochs .*--allow_changes"):
-        configs.check_same_run(config, tmp_path, free)
-    assert "train.epochs" in configs.check_same_run(config, tmp_path, asked)
+        workdirs.check_same_run(config, tmp_path, free)
+    assert "train.epochs" in workdirs.check_same_run(config, tmp_path, asked)
     config.text_prompt.length = 4
     with pytest.raises(UserError, match=r"text_prompt\.length"):
-        configs.check_same_run(config, tmp_path, asked)
+        workdirs.check_same_run(config, tmp_path, asked)
 
 
 def test_an_evaluation_has_the_settings_of_the_newest_prompts(tmp_path):
@@ -275,7 +276,7 @@ def test_an_evaluation_has_the_settings_of_the_newest_prompts(tmp_path):
     with Checkpoints(tmp_path, create=True) as checkpoints:
         checkpoints.save(1, {"text": np.zeros(2)}, {"settings": {"seed": 1}})
         checkpoints.wait()
-    found = configs.evaluation_config(coop.get_config("folder"), {}, False, tmp_path)
+    found = workdirs.evaluation_config(coop.get_config("folder"), {}, False, tmp_path)
     assert found.seed == 1
-    found = configs.evaluation_config(coop.get_config("folder"), {"seed": 2}, False, tmp_path)
+    found = workdirs.evaluation_config(coop.get_config("folder"), {"seed": 2}, False, tmp_path)
     assert found.seed == 2  # which is refused with these prompts

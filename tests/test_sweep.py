@@ -7,7 +7,7 @@ import shutil
 import jax
 import pytest
 
-from dpt_jax.config import prompt_config, run_dir
+from dpt_jax.config import prompt_config
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS, TEXT
@@ -15,6 +15,7 @@ from dpt_jax.runs import sweep
 from dpt_jax.runs.sweep import Run, Runner, Target, plan
 from dpt_jax.training import setup
 from dpt_jax.training.process import locked
+from dpt_jax.training.workdir import run_dir
 from tests.helpers import coop_trees, make_clip
 from tests.helpers.commands import assert_refused, in_process, start
 from tests.helpers.golden import SMALL

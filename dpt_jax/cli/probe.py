@@ -24,13 +24,14 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Fit the probe, and print its accuracy."""
     flags, given = shared.parse(parser, arguments)
     shared.connect_hosts(flags)
-    from dpt_jax.config import run_dir, validate
+    from dpt_jax.config import validate
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
     from dpt_jax.methods import PROBE, ZERO_SHOT
     from dpt_jax.runs.run import probe
     from dpt_jax.training.checkpoints import FOLDER
+    from dpt_jax.training.workdir import run_dir
 
     config = given.config
     # Nothing is learned, so neither these parts nor the losses of the method count.

@@ -57,11 +57,11 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Train and evaluate, or with --mode=eval only evaluate."""
     flags, given = shared.parse(parser, arguments)
     shared.connect_hosts(flags)
-    from dpt_jax.config import run_dir, training_config
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
     from dpt_jax.runs.run import train_and_evaluate
+    from dpt_jax.training.workdir import run_dir, training_config
 
     workdir = as_path(flags.workdir) if flags.workdir else run_dir(as_path("runs"), given.config)
     trains = flags.mode == "train"
@@ -99,11 +99,11 @@ def evaluate(
     Returns:
       The results, and the folder that they were written to.
     """
-    from dpt_jax.config import evaluation_config, evaluation_dir
     from dpt_jax.io import as_path
     from dpt_jax.runs.run import evaluate_run
     from dpt_jax.training.checkpoints import FOLDER
     from dpt_jax.training.prompt_file import is_prompt_file
+    from dpt_jax.training.workdir import evaluation_config, evaluation_dir
 
     overrides = dict(given.overrides)
     is_file = is_prompt_file(workdir)

@@ -11,15 +11,7 @@ from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.files import Tensors, write_torch_file
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.clip.tokenizer import Tokenizer
-from dpt_jax.config import (
-    CONFIG_FILE,
-    flat,
-    load_config,
-    method_config,
-    prompt_config,
-    save_config,
-    validate,
-)
+from dpt_jax.config import flat, method_config, prompt_config, validate
 from dpt_jax.convert.published import (
     COUPLED,
     JOINT,
@@ -41,6 +33,7 @@ from dpt_jax.training.checkpoints import FOLDER, Checkpoints, Saved, load_newest
 from dpt_jax.training.initial_prompts import check_shapes, shapes_of
 from dpt_jax.training.record import result_settings
 from dpt_jax.training.setup import clip_fingerprint
+from dpt_jax.training.workdir import CONFIG_FILE, load_config, save_config
 
 # Methods whose own code saves other tensors than DPT's code.
 OF_OTHER_CODE = ("cocoop", "ivlp", "maple", "promptsrc")

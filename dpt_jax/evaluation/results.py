@@ -10,7 +10,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax.clip.pretrained import Pretrained
-from dpt_jax.config import CONFIG_FILE, read_config
 from dpt_jax.data import descriptions
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, reading
@@ -19,6 +18,7 @@ from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
 from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import FOLDER, Saved, digest_of_json, newest
 from dpt_jax.training.setup import Experiment, clip_fingerprint
+from dpt_jax.training.workdir import CONFIG_FILE, read_config
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"

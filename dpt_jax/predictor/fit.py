@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpt_jax import distributed
-from dpt_jax.config import keyword_config, training_config
+from dpt_jax.config import keyword_config
 from dpt_jax.data.folder import is_image_name
 from dpt_jax.data.memory import Images, Labels, in_memory
 from dpt_jax.errors import UserError
@@ -21,6 +21,7 @@ from dpt_jax.runs.run import train_run
 from dpt_jax.training.loop import Callback
 from dpt_jax.training.process import Stopped
 from dpt_jax.training.setup import prepare
+from dpt_jax.training.workdir import training_config
 
 # Keys that say where images are.
 OF_A_FOLDER = ("dataset.root", "dataset.name", "dataset.source", "dataset.sample", "dataset.split")

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from dpt_jax import distributed
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.config import load_config
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.memory import Images, Labels, as_rgb, check_classnames, image_list, label_indices
@@ -28,6 +27,7 @@ from dpt_jax.model import Outputs, PromptedCLIP
 from dpt_jax.training import initial_prompts, prompt_file, setup
 from dpt_jax.training.checkpoints import FOLDER, Saved, load_newest
 from dpt_jax.training.texts import TextEncoder
+from dpt_jax.training.workdir import load_config
 
 HostOutputs = Any  # model.Outputs, of NumPy arrays
 

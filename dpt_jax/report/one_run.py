@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-from dpt_jax.config import load_config, shots_in_words
+from dpt_jax.config import shots_in_words
 from dpt_jax.evaluation.results import Results, read_current
 from dpt_jax.io import write_whole
 from dpt_jax.methods import CLASSIFIER, METHODS, ROWS, TEXT, WEIGHTS, ZERO_SHOT
@@ -15,6 +15,7 @@ from dpt_jax.report import figures
 from dpt_jax.report.tables import inert, markdown
 from dpt_jax.training.metrics import read_metrics
 from dpt_jax.training.record import unfinished
+from dpt_jax.training.workdir import load_config
 
 TABLE_FILE, CSV_FILE, FIGURE_FILE = "report.md", "report.csv", "report.png"
 TRAINING_FILE, RELIABILITY_FILE = "training.png", "reliability.png"

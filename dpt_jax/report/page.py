@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from etils import epath
 
-from dpt_jax.config import flat, load_config
+from dpt_jax.config import flat
 from dpt_jax.data.records import Dataset
 from dpt_jax.evaluation.metrics import softmax
 from dpt_jax.evaluation.results import read_current
@@ -27,6 +27,7 @@ from dpt_jax.report import one_run
 from dpt_jax.report.figures import Cloud, draw_clouds
 from dpt_jax.report.heat_maps import draw_sight
 from dpt_jax.training.setup import prepare
+from dpt_jax.training.workdir import load_config
 
 PAGE_FILE = "report.html"
 ANSWERS = 4  # of the correct ones and of the wrong ones

@@ -8,15 +8,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
-from dpt_jax.config import (
-    SPLIT_FILE,
-    check_same_run,
-    evaluation_dir,
-    has_config,
-    keys_that_may_change,
-    read_config,
-    save_config,
-)
+from dpt_jax.config import keys_that_may_change
+from dpt_jax.training.workdir import SPLIT_FILE, check_same_run, evaluation_dir, has_config, read_config, save_config
 from dpt_jax.data.dataset import check_trainable
 from dpt_jax.data.look import is_own, look
 from dpt_jax.errors import UserError

@@ -12,16 +12,8 @@ from ml_collections import ConfigDict
 
 from dpt_jax import distributed
 from dpt_jax.clip.pretrained import Pretrained, load_clip
-from dpt_jax.config import (
-    CONFIG_FILE,
-    Value,
-    evaluation_config,
-    evaluation_dir,
-    method_config,
-    run_dir,
-    shots_in_words,
-    validate,
-)
+from dpt_jax.config import Value, method_config, shots_in_words, validate
+from dpt_jax.training.workdir import CONFIG_FILE, evaluation_config, evaluation_dir, run_dir
 from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.data.dataset import digest_of_files, load_dataset

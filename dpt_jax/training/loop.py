@@ -13,7 +13,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
-from dpt_jax.config import save_config
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import check_readable, check_trainable
 from dpt_jax.data.look import is_own, look
@@ -48,6 +47,7 @@ from dpt_jax.training.step import (
     new_totals,
 )
 from dpt_jax.training.texts import consistency_target
+from dpt_jax.training.workdir import save_config
 
 # In the metadata of a checkpoint: over how many epochs, and how many steps an epoch has.
 AVERAGED, STEPS_PER_EPOCH = "averaged", "steps_per_epoch"

@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
-from dpt_jax.config import SPLIT_FILE, flat, keys_that_may_change, sections_without_use
+from dpt_jax.config import flat, keys_that_may_change, sections_without_use
 from dpt_jax.data.dataset import digest_of_examples
 from dpt_jax.data.records import Dataset, Example
 from dpt_jax.errors import UserError
@@ -21,6 +21,7 @@ from dpt_jax.methods import METHODS
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.optimizer import run_length
 from dpt_jax.training.setup import Experiment, fingerprint
+from dpt_jax.training.workdir import SPLIT_FILE
 
 Record = dict[str, Any]
 

@@ -6,11 +6,12 @@ import pytest
 
 from configs import coop, dpt
 from dpt_jax.clip.files import read_torch_file
-from dpt_jax.config import load_config, method_config, read_config, save_config
+from dpt_jax.config import method_config
 from dpt_jax.convert.published import CAVPT, JOINT, TEXT, VISUAL
 from dpt_jax.convert.reference import convert_reference, reverse_reference
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
+from dpt_jax.training.workdir import load_config, read_config, save_config
 from tests.convert.checkpoints import (
     CHECKPOINTS,
     EPOCH,

@@ -7,12 +7,13 @@ import pytest
 
 import dpt_jax
 from dpt_jax.clip.model import normalize
-from dpt_jax.config import keyword_config, load_config, method_config, validate
+from dpt_jax.config import keyword_config, method_config, validate
 from dpt_jax.data.folder import read_folder
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.setup import prepare
 from dpt_jax.training.texts import consistency_target
+from dpt_jax.training.workdir import load_config
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
 

@@ -9,7 +9,6 @@ import pytest
 
 from configs import coop
 from dpt_jax.cli import convert
-from dpt_jax.config import save_config
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.evaluation.results import finished, outdated, read_current
@@ -18,6 +17,7 @@ from dpt_jax.report.runs import report_folder
 from dpt_jax.training import initial_prompts, prompt_file, setup
 from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from dpt_jax.training.record import training_meta
+from dpt_jax.training.workdir import save_config
 from tests.helpers.commands import in_process
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL

@@ -193,7 +193,7 @@ def test_devices_share_what_is_read_at_a_time(trained, files):
 import sys
 import numpy as np
 import dpt_jax
-from dpt_jax.config import evaluation_dir, load_config, save_config
+from dpt_jax.training.workdir import evaluation_dir, load_config, save_config
 predictor = dpt_jax.load(sys.argv[1], batch_size=2)
 assert predictor.rows == 4
 np.save(sys.argv[2], predictor.predict_proba(sys.argv[3:]))

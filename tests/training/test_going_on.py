@@ -9,7 +9,6 @@ import pytest
 
 from configs import coop
 from dpt_jax import distributed
-from dpt_jax.config import save_config
 from dpt_jax.errors import UserError
 from dpt_jax.runs.run import evaluate_run, train_and_evaluate, with_dtype
 from dpt_jax.training import initial_prompts as adoption
@@ -18,6 +17,7 @@ from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.optimizer import Schedule, learning_rates, make_optimizer
 from dpt_jax.training.step import StepConfig, make_step, new_state
+from dpt_jax.training.workdir import save_config
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 

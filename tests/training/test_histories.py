@@ -19,7 +19,7 @@ import pytest
 from etils import epath
 
 from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.config import CONFIG_FILE, method_config, shots_in_words, validate
+from dpt_jax.config import method_config, shots_in_words, validate
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation import evaluate as evaluation
 from dpt_jax.evaluation.results import RESULTS_FILE
@@ -29,6 +29,7 @@ from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import FOLDER, load_newest
 from dpt_jax.training.metrics import MetricWriter
 from dpt_jax.training.process import EXIT_CODE
+from dpt_jax.training.workdir import CONFIG_FILE
 from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
 

@@ -9,7 +9,6 @@ import pytest
 
 import dpt_jax
 from configs import coop, dpt, vlp
-from dpt_jax.config import evaluation_config, save_config
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.training import initial_prompts as adoption
@@ -18,6 +17,7 @@ from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.loop import train
 from dpt_jax.training.metrics import TIMES, read_metrics
 from dpt_jax.training.optimizer import Schedule, learning_rates
+from dpt_jax.training.workdir import evaluation_config, save_config
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
