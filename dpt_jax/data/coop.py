@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from etils import epath
 
 from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.folder import SPLITS, image_names, visible
+from dpt_jax.data.folder import SPLITS, is_image_name, no_images, visible
 from dpt_jax.data.records import Dataset, Example, Files
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, reading
@@ -151,11 +151,15 @@ def _folder_names(directory: epath.Path) -> list[str]:
 
 def _in_folders(images: epath.Path, folders: Sequence[str], split: str = "") -> list[Example]:
     """Return the images of class folders, labelled in the order of the folders."""
-    return [
-        Example(f"{split}{folder}/{file}", label)
-        for label, folder in enumerate(folders)
-        for file in image_names(images / f"{split}{folder}")
-    ]
+    examples = []
+    for label, folder in enumerate(folders):
+        found = visible(images / f"{split}{folder}")
+        names = [name for name, is_folder in found if not is_folder]
+        own = [Example(f"{split}{folder}/{n}", label) for n in names if is_image_name(n)]
+        if not own:
+            raise no_images(images / f"{split}{folder}", names)
+        examples += own
+    return examples
 
 
 def _lines(file: epath.Path, parse: Callable[[str], T]) -> list[T]:

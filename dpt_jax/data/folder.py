@@ -21,7 +21,7 @@ from etils import epath
 
 from dpt_jax.data.records import INSTALLED, Dataset, Example, Files, contents, how_to_read
 from dpt_jax.errors import UserError, can_be_shown
-from dpt_jax.io import as_path, entries, is_remote, reading, unpacked
+from dpt_jax.io import BUCKETS, as_path, entries, file_system, is_remote, reading, unpacked
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 EXTENSIONS |= INSTALLED
@@ -74,28 +74,12 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def image_names(folder: epath.Path) -> list[str]:
-    """Return the names of the images in a folder, sorted. Raise UserError if it has none."""
-    found = visible(folder) if folder.is_dir() else []
-    names = [name for name, is_folder in found if not is_folder and is_image_name(name)]
-    if not names:
-        raise _no_images(folder, [name for name, _ in found])
-    return names
-
-
-def _no_images(folder: epath.Path, others: Iterable[str]) -> UserError:
+def no_images(folder: epath.Path, others: Iterable[str]) -> UserError:
+    """Return the error for a class folder that has only other files."""
     return UserError(
         f"{folder} holds no images ({IMAGE_ENDINGS}{how_to_read(others)}); add some or remove the "
         "folder."
     )
-
-
-def as_utf8(name: str) -> str:
-    """Return a file's name as UTF-8, whatever the locale decoded its bytes as."""
-    if sys.getfilesystemencoding() != "utf-8":
-        with contextlib.suppress(UnicodeError):
-            return os.fsencode(name).decode()
-    return name
 
 
 def endings(files: Iterable[str]) -> str:
@@ -105,7 +89,7 @@ def endings(files: Iterable[str]) -> str:
 
 
 class Listed(NamedTuple):
-    """An image of one's own: its path below the root, and the class as a folder or a list says it.
+    """An image of one's own.
 
     Attributes:
         path: relative to the root.
@@ -141,16 +125,20 @@ def read_folder(
         UserError: there is no dataset, a class has no name or too few images, two folders of one
             split are the same class, or an image of `split` is missing.
     """
-    source = as_path(path)
-    left_out: list[str] = []
+    root = source = as_path(path)
     is_list = source.suffix.lower() in LISTS and source.is_file()
-    root = source
     if source.is_file():
         root = source.parent if is_list else _unpacked(source)
+    left_out: list[str] = []
     if split:
         images = read_list(as_path(split))
-        if not skip_missing:
-            _check_split(images, root, as_path(split))
+        missing = [] if skip_missing else [i.path for i in images if not (root / i.path).exists()]
+        if missing:
+            raise UserError(
+                f"dataset.split: {split} lists {len(missing)} images that {root} does not have, "
+                f"such as {missing[0]}: add them or, to take other images, give "
+                "--config.dataset.split= without a value."
+            )
     else:
         images = read_list(source) if is_list else _in_folders(root, left_out)
     drawn = not any(image.split for image in images)
@@ -169,59 +157,45 @@ def _unpacked(archive: epath.Path) -> epath.Path:
 
 
 def _in_folders(root: epath.Path, left_out: list[str]) -> list[Listed]:
-    """Return the images of class folders, and add the files that are not used."""
+    """Return the images of class folders, and add the files that are not used to `left_out`."""
     if not root.is_dir():
         raise UserError(
             f"dataset.root: {root} is not a folder, an archive or a list; {SHOULD_HOLD}."
         )
     # What holds folders is a split, and not a class that is named so.
-    found = [
+    splits = [
         name
         for name, is_folder in visible(root)
         if is_folder and name.lower() in SPLIT_NAMES and any(x[1] for x in visible(root / name))
     ]
-    if unknown := [name for name in found if name not in SPLITS]:
+    if unknown := [name for name in splits if name not in SPLITS]:
         raise UserError(
             f"dataset.root: {root / unknown[0]} looks like a split: name it train, val or test."
         )
-    if found and "test" not in found:
+    if splits and "test" not in splits:
         raise UserError(
-            f"dataset.root: {root} has {found[0]}/ but no test/ with classes: add it, or name "
-            f"{root / found[0]}, of which a part is then kept for the test."
+            f"dataset.root: {root} has {splits[0]}/ but no test/ with classes: add it, or name "
+            f"{root / splits[0]}, of which a part is then kept for the test."
         )
-    return [image for split in found or [""] for image in _class_folders(root, split, left_out)]
-
-
-def _class_folders(root: epath.Path, split: str, left_out: list[str]) -> list[Listed]:
-    """Return the images of one split, or of all if it is "", and add the files not used."""
-    directory, prefix = (root / split, f"{split}/") if split else (root, "")
-    folder_of: dict[str, str] = {}
     images = []
-    for folder, is_folder in visible(directory):
-        if not is_folder:
-            left_out.append(f"{prefix}{folder}")
-            continue
-        classname = _class_name(directory, folder)
-        if classname in folder_of:
-            raise UserError(
-                f"dataset.root: {folder_of[classname]!r} and {folder!r} in {directory} are "
-                f"both the class {classname!r}: rename or join them."
-            )
-        folder_of[classname] = folder
-        own: list[Listed] = []
-        others: list[str] = []
-        for name, is_folder in visible(directory / folder):
-            if is_folder:
-                below = walk(directory / folder / name)
-                others.extend(file.relative_to(root).as_posix() for file in below)
-            elif is_image_name(name):
-                own.append(Listed(f"{prefix}{folder}/{name}", folder, split))
-            else:
-                others.append(f"{prefix}{folder}/{name}")
-        if not own:
-            raise _no_images(directory / folder, others)
-        images += own
-        left_out += others
+    for split in splits or [""]:
+        folder_of: dict[str, str] = {}
+        for name, is_folder in visible(root / split):
+            entry = root / split / name
+            if is_folder and (same := folder_of.setdefault(class_name(name), name)) != name:
+                raise UserError(
+                    f"dataset.root: {same!r} and {name!r} in {root / split} are both the class "
+                    f"{class_name(name)!r}: rename or join them."
+                )
+            before = len(images), len(left_out)
+            for file in walk(entry) if is_folder else [entry]:
+                path = file.relative_to(root).as_posix()
+                if file.parent == entry and is_image_name(file.name):
+                    images.append(Listed(path, name, split))
+                else:
+                    left_out.append(path)
+            if is_folder and len(images) == before[0]:
+                raise no_images(entry, left_out[before[1] :])
     return images
 
 
@@ -229,12 +203,11 @@ def read_list(file: epath.Path) -> list[Listed]:
     """Return the images that a file lists by path and label, and by split if it says that.
 
     Args:
-        file: a .csv with a header, or a .jsonl. A path is relative to the file's folder. A split is
-            train, val or test.
+        file: a .csv with a header, or a .jsonl. A path is relative to the file's folder.
 
     Raises:
-        UserError: it is not such a file, lists nothing or an image twice, or gives some images
-            a split and others none.
+        UserError: it is not such a file, lists nothing or an image twice, has other splits than
+            train, val and test, or gives some images a split and others none.
     """
     with reading(file, "a list of images with path, label and perhaps split"):
         content = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
@@ -242,21 +215,21 @@ def read_list(file: epath.Path) -> list[Listed]:
             rows = [json.loads(line) for line in content.split("\n") if line.strip()]
         else:
             rows = list(csv.DictReader(io.StringIO(content, newline="")))
-        cells = [(row["path"], row["label"], row.get("split")) for row in rows]
-        images = [Listed(*("" if x is None else str(x) for x in row)) for row in cells]
-    paths = collections.Counter(image.path for image in images)
-    for image in images:
-        if not image.path or not image.label.strip() or image.split not in ("", *SPLITS):
-            raise UserError(
-                f"{file}: {tuple(image)} is not a path, a label and a split (train, val or test)."
-            )
-        if paths[image.path] > 1:
-            raise UserError(f"{file} lists {image.path!r} more than once: remove the others.")
-        if bool(image.split) != bool(images[0].split):
-            raise UserError(f"{file} gives {image.path!r} another kind of split than the others.")
-    if not images:
-        raise UserError(f"{file} lists no images.")
-    return images
+        if not rows:
+            raise ValueError("it lists no images")
+        images: dict[str, Listed] = {}
+        has_split = bool(rows[0].get("split"))
+        for number, row in enumerate(rows, 1):
+            cells = (row["path"], row["label"], row.get("split"))
+            image = Listed(*("" if cell is None else str(cell) for cell in cells))
+            known = image.split in SPLITS if has_split else not image.split
+            if not image.path or image.path in images or not image.label.strip() or not known:
+                raise ValueError(
+                    f"image {number} is {tuple(image)}: give a path, once, a label, and a split "
+                    "(train, val or test) for all images or none"
+                )
+            images[image.path] = image
+    return [*images.values()]
 
 
 def _as_list(images: Iterable[Listed]) -> str:
@@ -265,17 +238,6 @@ def _as_list(images: Iterable[Listed]) -> str:
     table = csv.writer(text, lineterminator="\n")
     table.writerows([Listed._fields, *images])
     return text.getvalue()
-
-
-def _check_split(images: Sequence[Listed], root: epath.Path, file: epath.Path) -> None:
-    """Raise UserError if images of a split are missing."""
-    missing = [image.path for image in images if not (root / image.path).exists()]
-    if missing:
-        raise UserError(
-            f"dataset.split: {file} lists {len(missing)} images that {root} does not have, such as "
-            f"{missing[0]}: add them or, to take other images, give --config.dataset.split= "
-            "without a value."
-        )
 
 
 def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> list[Listed]:
@@ -303,10 +265,10 @@ def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> l
         share = round(fraction * len(own))
         room = {"test": min(max(share, 1), most)}
         room["val"] = min(share, most - room["test"])
-        groups: dict[Hashable, list[Listed]] = {}
+        copies: dict[Hashable, list[Listed]] = {}
         for image, content in zip(own, contents(root, [o.path for o in own]), strict=True):
-            groups.setdefault(content, []).append(image)
-        shuffled = list(groups.values())
+            copies.setdefault(content, []).append(image)
+        shuffled = list(copies.values())
         generator.shuffle(shuffled)
         split_of: dict[str, str] = {}
         for group in shuffled:
@@ -319,28 +281,32 @@ def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> l
 
 def _dataset(root: epath.Path, images: Sequence[Listed], left_out: Sequence[str]) -> Dataset:
     """Return the dataset of images with a split, and report files that are not used."""
+    name_of = {image.label: class_name(image.label) for image in images}
+    for label, name in name_of.items():
+        if not name or not can_be_shown(_composed(label)):
+            raise UserError(
+                f"dataset.root: {label!r} in {root} is not a class name: rename the folder."
+            )
     # The order is that of the labels, in which an underscore is not yet a space.
-    name_of: dict[str, str] = {}
-    for image in images:
-        if image.split != "val":
-            classname = _class_name(root, image.label)
-            name = _composed(image.label)
-            name_of[classname] = min(name, name_of.get(classname, name))
-    classnames = sorted(name_of, key=name_of.__getitem__)
-    label_of = {classname: label for label, classname in enumerate(classnames)}
-    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    unknown: dict[str, None] = {}
-    for image in images:
-        label = label_of.get(_class_name(root, image.label))
-        if label is None:
-            unknown[image.label] = None
-        else:
-            splits[image.split].append(Example(image.path, label))
-    train, val, test = (sorted(own, key=lambda example: example.label) for own in splits.values())
+    labels = sorted({_composed(image.label) for image in images if image.split != "val"})
+    classnames = tuple(dict.fromkeys(class_name(label) for label in labels))
+    label_of = {name: label for label, name in enumerate(classnames)}
+    train, val, test = (
+        sorted(
+            [
+                Example(image.path, label_of[name_of[image.label]])
+                for image in images
+                if image.split == split and name_of[image.label] in label_of
+            ],
+            key=lambda example: example.label,
+        )
+        for split in SPLITS
+    )
     if not test:
         raise UserError(f"{root} has no class folders with images to test on; {SHOULD_HOLD}.")
-    _report(root, left_out, classnames, list(unknown))
-    return Dataset(Files(root), tuple(classnames), train, val, test)
+    unknown = [label for label, name in name_of.items() if name not in label_of]
+    _report(root, left_out, classnames, unknown)
+    return Dataset(Files(root), classnames, train, val, test)
 
 
 def class_name(folder: str) -> str:
@@ -348,54 +314,41 @@ def class_name(folder: str) -> str:
     return " ".join(_composed(folder).replace("_", " ").split())
 
 
-def _class_name(directory: epath.Path, folder: str) -> str:
-    """Return the class name of a folder.  Raise UserError if it cannot be one."""
-    classname = class_name(folder)
-    if not classname or not can_be_shown(_composed(folder)):
-        raise UserError(
-            f"dataset.root: the folder {folder!r} in {directory} is not a class name: rename it."
-        )
-    return classname
-
-
 def _composed(name: str) -> str:
-    """Return a name in the form of Unicode that Linux writes, where a Mac has another."""
-    return unicodedata.normalize("NFC", as_utf8(name))
+    """Return a file's name in the form of Unicode that Linux writes, where a Mac has another.
+
+    Whatever the locale, its bytes are UTF-8.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        with contextlib.suppress(UnicodeError):
+            name = os.fsencode(name).decode()
+    return unicodedata.normalize("NFC", name)
 
 
 def _report(
     root: epath.Path, left_out: Sequence[str], classnames: Sequence[str], unknown: Sequence[str]
 ) -> None:
-    """Warn once about files that are not used and about names that are not words."""
+    """Print a line about files that are not used, and about names that are not words."""
+    from dpt_jax.logging import say  # imports JAX, which find_images need not wait for
+
     if left_out:
-        _say(
+        say(
             f"{root}: {len(left_out)} files are left out ({endings(left_out)}), such as "
             f"{left_out[0]}: images are those in class folders that end in "
             f"{IMAGE_ENDINGS}{how_to_read(left_out)}."
         )
     if unknown:
-        _say(
+        say(
             f"{root}: validation images are left out, since train and test have no such class: "
             f"{', '.join(unknown)}."
         )
-    if ids := wordnet_ids(classnames):
-        _say(
+    if ids := [name for name in classnames if re.match(r"n\d{8}\b", name)]:
+        say(
             f"{root}: {len(ids)} classes, such as {ids[0]}, are named by WordNet ids, which "
             "mean nothing to CLIP: rename them to class names."
         )
     if all(name.isdigit() for name in classnames):
-        _say(f"{root}: the classes are numbers, which mean little to CLIP: give them names.")
-
-
-def wordnet_ids(names: Iterable[str]) -> list[str]:
-    """Return the names that are or begin with a WordNet id such as n07753592."""
-    return [name for name in names if re.match(r"n\d{8}\b", name)]
-
-
-def _say(line: str) -> None:
-    from dpt_jax.logging import say  # imports JAX, which find_images need not wait for
-
-    say(line)
+        say(f"{root}: the classes are numbers, which mean little to CLIP: give them names.")
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
@@ -436,11 +389,8 @@ def _named_by(text: str) -> list[epath.Path]:
     if path.exists():
         return [path]
     if is_remote(path):
-        if "**" in text:
-            raise UserError(f"{text}: ** works on local files only; name the folder instead.")
-        folder = next((p for p in path.parents if not glob.has_magic(os.fspath(p))), path)
-        matches = folder.glob(path.relative_to(folder).as_posix())
-        named = sorted(match for match in matches if not match.name.startswith("."))
+        found = [as_path(BUCKETS + name) for name in sorted(file_system(path).glob(text))]
+        named = [path for path in found if not path.name.startswith(".")]
     else:
         named = [as_path(name) for name in sorted(glob.glob(os.fspath(path), recursive=True))]
     if not named:
