@@ -45,8 +45,8 @@ def look(dataset: Dataset, config: ConfigDict) -> str:
     left = images % min(size, images) if drops else 0
     if left:
         lines.append(
-            f"an epoch leaves out {left} of {images} training images, others each time: "
-            f"train.batch_size is {size} and train.keep_partial off"
+            f"each epoch leaves out {left} of {images} training images at random: "
+            f"train.batch_size is {size} and train.keep_partial is off"
         )
     return "\n".join(lines)
 
@@ -100,7 +100,8 @@ def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[s
             )
         lines.append(f"unreadable images, which are left out: {len(errors)}, such as {what}")
     if rotated:
-        lines.append(f"images rotated as their EXIF says: {len(rotated)}, such as {rotated[0]}")
+        more = f"{len(rotated)}, such as {rotated[0]}"
+        lines.append(f"images rotated by their EXIF orientation: {more}")
     found = contents(files.root, [*learned, *tested])
     own = dict(zip(found, learned, strict=False))
     same = [
