@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from dpt_jax import distributed
 from dpt_jax.config import keys_that_may_change
-from dpt_jax.training.workdir import SPLIT_FILE, check_same_run, evaluation_dir, has_config, read_config, save_config
 from dpt_jax.data.dataset import check_trainable
 from dpt_jax.data.look import is_own, look
 from dpt_jax.errors import UserError
@@ -24,6 +23,14 @@ from dpt_jax.training.loop import Callback, train
 from dpt_jax.training.prompt_file import is_prompt_file
 from dpt_jax.training.record import training_meta, write_split, write_train_files
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
+from dpt_jax.training.workdir import (
+    SPLIT_FILE,
+    check_same_run,
+    evaluation_dir,
+    has_config,
+    read_config,
+    save_config,
+)
 
 Results = dict[str, Any]
 # Loads data and backbone; that of a sweep caches the backbone for later runs.

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from dpt_jax import distributed
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.config import Value, method_config, shots_in_words, validate
-from dpt_jax.training.workdir import CONFIG_FILE, evaluation_config, evaluation_dir, run_dir
 from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.data.dataset import digest_of_files, load_dataset
@@ -32,6 +31,7 @@ from dpt_jax.runs.run import (
 from dpt_jax.training.checkpoints import FOLDER
 from dpt_jax.training.process import LockedError, is_locked
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
+from dpt_jax.training.workdir import CONFIG_FILE, evaluation_config, evaluation_dir, run_dir
 
 # Of all runs, or, with a method's name before the key, of that method's: maple.text_prompt.depth.
 Overrides = Mapping[str, Value]
