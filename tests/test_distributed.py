@@ -1,6 +1,7 @@
 """Runs of two processes on loopback, two simulated devices each."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -57,6 +58,38 @@ def test_two_hosts_compute_what_one_does(tiny_clip_dir, tmp_path):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.slow
+def test_two_hosts_train_the_classifier_of_one(tiny_clip_dir, tmp_path):
+    """Hosts have unequal parts of its 11 images. A SIGTERM to one of them stops both on the way."""
+    images = shutil.copytree(SMALL / "images", tmp_path / "images")
+    min((images / "train").rglob("*.png")).unlink()
+    options = [f"--config.dataset.root={images}", "--config.train.epochs=1",
+               "--config.classifier.views=301"]  # fmt: skip
+    workdir, alone = tmp_path / "two", tmp_path / "one"
+
+    def begin():
+        return start_hosts(tiny_clip_dir, workdir, *options, method="dpt_zslp")
+
+    first, second = processes = begin()
+    for line in first.stdout:
+        if "Training the classifier" in line:
+            break
+    second.terminate()
+    printed = outputs(processes)
+    assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], printed
+    before = load_newest(workdir)
+    assert "classifier" not in before.prompts
+    finish(begin())
+    two = load_newest(workdir)
+    jax.tree.map(np.testing.assert_array_equal, two.prompts | before.prompts, two.prompts)
+    arguments = [*SETTINGS, *options, f"--config.clip.weights={tiny_clip_dir}"]
+    in_process("main.py", "--config=configs/dpt_zslp.py:folder", *arguments, f"--workdir={alone}")
+    one = load_newest(alone).prompts
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), two.prompts, one
+    )
 
 
 @pytest.fixture(scope="module")

@@ -295,14 +295,14 @@ def _records(
 
 
 def encode_support(
-    experiment: Experiment, prompts: Prompts, between: Callable[[], None] = lambda: None
+    experiment: Experiment, prompts: Prompts, before_batch: Callable[[], object] = lambda: None
 ) -> tuple[Support, ClassTexts, jax.Array]:
     """Encode views of the training images, and the classes, by the method's towers.
 
     Args:
       experiment: Of the training.
       prompts: The parts in the towers, as trained.
-      between: Called before each batch; an exception ends the encoding.
+      before_batch: Called before each batch, as often on all hosts; an exception ends the encoding.
 
     Returns:
       The views that the classifier starts from, followed by those of its epochs if these are
@@ -313,30 +313,33 @@ def encode_support(
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
     start, later = count_views(config, len(dataset.train))
-    programs = _make_programs(model)
+    encode_texts, encode_images = _make_programs(model)
     prompts = distributed.replicate(prompts)
-    texts, class_texts, s = programs.texts(experiment.frozen, prompts)
+    texts, class_texts, s = encode_texts(experiment.frozen, prompts)
     hosts, devices = jax.process_count(), jax.local_device_count()
     rows = -(-min(config.eval.batch_size, len(dataset.train)) // hosts)
 
     def encode(batches: Iterator[loader.Batch], views: int) -> tuple[np.ndarray, np.ndarray]:
         """Return features (views, N, E) and weights (views, N)."""
-        total = views * len(dataset.train)
+        total, nothing = views * len(dataset.train), loader.no_images(model.clip_config.image_size)
+        steps = -(-total // (rows * hosts))
 
         def compute(batch: loader.Batch) -> jax.Array:
-            between()
+            before_batch()
             pixels = loader.shard(batch, rows, devices)["image"]
-            return programs.features(experiment.frozen, prompts, texts, pixels)
+            return encode_images(experiment.frozen, prompts, texts, pixels)
 
+        # All hosts execute the same programs, so the last batches of some may be empty.
+        same_on_all = (next(batches, nothing) for _ in range(steps))
         parts = []
-        with Progress("encode", -(-total // (rows * hosts))) as progress:
+        with Progress("encode", steps) as progress:
             for batch, features in distributed.overlapped(
-                batches, compute, lambda x: len(x["label"])
+                same_on_all, compute, lambda x: len(x["label"])
             ):
                 parts.append((features, batch["weight"]))
                 progress.advance()
         features, weights = (
-            distributed.rows_of_all_hosts(np.concatenate(own), -(-total // hosts))[:total]
+            distributed.rows_of_all_hosts(np.concatenate(own), rows * steps)[:total]
             for own in zip(*parts, strict=True)
         )
         return features.reshape(views, -1, features.shape[-1]), weights.reshape(views, -1)
@@ -375,34 +378,36 @@ def count_views(config: ConfigDict, images: int) -> tuple[int, int]:
     return settings.views, -(-steps // per_epoch)
 
 
-class _Programs(NamedTuple):
-    """Compiled programs; every argument and result has a leading device axis."""
-
-    texts: Callable[[Frozen, Prompts], tuple[Texts, ClassTexts, jax.Array]]
-    features: Callable[[Frozen, Prompts, Texts, np.ndarray], jax.Array]
-
-
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
-def _make_programs(model: PromptedCLIP) -> _Programs:
+def _make_programs(
+    model: PromptedCLIP,
+) -> tuple[
+    Callable[[Frozen, Prompts], tuple[Texts, ClassTexts, jax.Array]],
+    Callable[[Frozen, Prompts, Texts, np.ndarray], jax.Array],
+]:
+    """Return the compiled encoders of texts and of images.
+
+    Every argument and result has a leading device axis.
+    """
+
     def apply(
         frozen: Frozen, prompts: Prompts, *args: PyTree, method: str, **kwargs: PyTree
     ) -> PyTree:
         variables = {"params": {"clip": frozen.clip, "prompts": prompts}}
         return model.apply(variables, *args, method=method, **kwargs)
 
-    def texts(frozen: Frozen, prompts: Prompts) -> tuple[Texts, ClassTexts, jax.Array]:
+    def encode_texts(frozen: Frozen, prompts: Prompts) -> tuple[Texts, ClassTexts, jax.Array]:
         own = frozen.packed, frozen.texts, distributed.AXIS
-        found = apply(frozen, prompts, *own, mean=frozen.mean, method="texts")
-        return (
-            found,
-            apply(frozen, prompts, found, method="class_texts"),
-            apply(frozen, prompts, method="temperature"),
-        )
+        texts = apply(frozen, prompts, *own, mean=frozen.mean, method="texts")
+        class_texts = apply(frozen, prompts, texts, method="class_texts")
+        return texts, class_texts, apply(frozen, prompts, method="temperature")
 
-    def features(frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array) -> jax.Array:
+    def encode_images(
+        frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array
+    ) -> jax.Array:
         return jnp.asarray(apply(frozen, prompts, images, texts, method="image_features"))
 
-    return _Programs(
-        jax.pmap(texts, axis_name=distributed.AXIS),
-        jax.pmap(features, axis_name=distributed.AXIS),
+    return (
+        jax.pmap(encode_texts, axis_name=distributed.AXIS),
+        jax.pmap(encode_images, axis_name=distributed.AXIS),
     )

@@ -1,5 +1,6 @@
 """Training: from a new or a saved state to the last epoch, and then of a classifier."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -282,17 +283,18 @@ def with_classifier(
         f"Training the classifier {config.classifier.name} on {len(dataset.train)} images of "
         f"{len(dataset.classnames)} classes."
     )
-    began = time.perf_counter()
+    began, before = time.perf_counter(), int(state.step)
+    batches = itertools.count(before + 1)
 
-    def between() -> None:
-        if stop and jax.process_count() == 1:
+    def end_if_asked() -> None:
+        if stop.after(next(batches)):
             say("stopped before the classifier was trained: the same command resumes there.")
             raise Stopped
 
-    support, texts, s = encode_support(experiment, state.prompts, between)
+    support, texts, s = encode_support(experiment, state.prompts, end_if_asked)
     encoded = time.perf_counter()
     fitted = fit(experiment.config, support, texts, s)
-    before, progress = int(state.step), _progress(plan, state)
+    progress = _progress(plan, state)
     with MetricWriter(workdir, before) as writer:
         for step, values in fitted.epochs:
             values["epoch"] += _epoch(plan, before)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,10 @@ import dpt_jax
 from dpt_jax.clip.model import normalize
 from dpt_jax.config import method_config
 from dpt_jax.errors import UserError
+from dpt_jax.logging import Progress
 from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts, Support, for_classes
 from dpt_jax.training.classifier import fit
+from dpt_jax.training.process import EXIT_CODE
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
 
@@ -44,8 +47,11 @@ def test_new_classes_fall_back_to_their_texts(name):
         np.testing.assert_allclose(found[:, [0, 3]], zero_shot, rtol=1e-4, atol=1e-4)
 
 
-def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path):
-    """A run that was stopped between the stages ends with the same bits."""
+def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path, monkeypatch):
+    """A run that was stopped between the stages ends with the same bits.
+
+    So does one that is stopped while the second stage encodes features.
+    """
     run = tmp_path / "run"
     command = ["main.py", "--config=configs/dpt_clap.py:folder", f"--workdir={run}"]
     command += [f"--config.clip.weights={tiny_clip_dir}", "--config.train.epochs=1"]
@@ -57,6 +63,10 @@ def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path):
     (run / "results.json").unlink()
     done = in_process("main.py", "--mode=eval", f"--workdir={run}", check=False)
     assert_refused(done, str(run))  # there is no classifier yet
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", lambda _: signal.raise_signal(signal.SIGTERM))
+        assert in_process(*command, check=False).returncode == EXIT_CODE
+    assert not (run / "results.json").exists()
     in_process(*command)
     again = json.loads((run / "results.json").read_text())["of"]
     assert again["prompts"] == of["prompts"]
