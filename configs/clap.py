@@ -1,4 +1,4 @@
-"""CLAP: a linear classifier that starts from the texts and is kept near them.
+"""CLAP: a linear classifier that starts from the texts and is regularised towards them.
 
 python main.py --config=configs/clap.py
 

@@ -1,4 +1,4 @@
-"""CLIP-LoRA: changes of low rank of the query, key and value matrices of both towers.
+"""CLIP-LoRA: low-rank changes of the query, key and value matrices of both towers.
 
 python main.py --config=configs/cliplora.py
 

@@ -1,4 +1,4 @@
-"""CoCoOp: a context to which a small network adds what it computes from the image.
+"""CoCoOp: a context with an offset that a small network computes from the image.
 
 python main.py --config=configs/cocoop.py
 

@@ -15,7 +15,7 @@ FEW_SHOT, BASE_TO_NEW = "few-shot", "base-to-new"
 CROSS_DATASET, DOMAIN_SHIFT = "cross-dataset", "domain-generalization"
 PROTOCOLS = (FEW_SHOT, BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT)
 
-# Of Tip-Adapter: its templates of ImageNet, which others use too, and alpha of each dataset.
+# Tip-Adapter's ImageNet templates, which other methods use too, and its alpha for each dataset.
 TIP_TEMPLATES = (
     "itap of a {}.|a bad photo of the {}.|a origami {}.|a photo of the large {}."
     "|a {} in a video game.|art of the {}.|a photo of the small {}."
@@ -64,8 +64,8 @@ def get_config() -> ConfigDict:
     # Folder of the images, or a zip or tar archive of it, or a .csv or .jsonl list of your own
     # (path, label, perhaps split); data_dir of tensorflow-datasets.
     config.dataset.root = ""
-    # Part of each class of your own images that is kept for the test, if they have no split. As
-    # many are kept for validation. 1 keeps all for the test.
+    # Fraction of your own images of each class that is for the test, if they have no split. The
+    # same fraction is for validation. 1 tests on all images.
     config.dataset.test_fraction = 0.2
     # List of your own images (path, label, split) instead of a random split, such as the split.csv
     # of another workdir.
@@ -77,8 +77,8 @@ def get_config() -> ConfigDict:
     config.dataset.sample = ""
     # Training images per class; -1 takes all.
     config.dataset.shots = 16
-    # Whether the sample has the imbalance of the training images: one image of each class, and the
-    # others at random, shots * classes in all. If not, each class has as many.
+    # Whether the sample keeps the imbalance of the training images: one image of each class, and
+    # the others at random, shots * classes in all. Otherwise each class has the same number.
     config.dataset.natural = False
     # Classes: all, base (the first half of them) or new (the other half).
     config.dataset.classes = "all"
@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
     config.text_prompt.depth = 1
     # Whether each class has a context of its own.
     config.text_prompt.class_specific = False
-    # Whether a small network adds to the context what it computes from the image (CoCoOp).
+    # Whether a small network adds an offset to the context, computed from the image (CoCoOp).
     config.text_prompt.conditioned = False
     # Position of the class name in the text: end, middle or front.
     config.text_prompt.class_position = "end"
@@ -115,11 +115,11 @@ def get_config() -> ConfigDict:
     # Visual tokens of a layer.
     config.visual_prompt.length = 10
     # Image layers with visual tokens of their own; later layers reuse the last ones. -1 is all
-    # layers before the class-aware prompts, whose tokens end there.
+    # layers before the class-aware prompts; these tokens are not reused.
     config.visual_prompt.depth = -1
     # Whether the first layer's tokens pass the layer norm before the first block, as patches do.
     config.visual_prompt.ln_pre = False
-    # Whether the visual tokens are computed from the context, by a linear layer for each layer
+    # Whether the visual tokens are computed from the context, by one linear layer per layer
     # (MaPLe).
     config.visual_prompt.coupled = False
 
@@ -130,8 +130,8 @@ def get_config() -> ConfigDict:
     config.cavpt.first_layer = -1
 
     config.weights = ConfigDict()
-    # Weights of CLIP that are learned: lora (changes of low rank), norms (layer norms of blocks) or
-    # all_norms (those before, between and behind blocks).
+    # Weights of CLIP that are learned: lora (low-rank changes), norms (layer norms of blocks) or
+    # all_norms (all layer norms).
     config.weights.kind = "lora"
     # Rank of lora's changes.
     config.weights.rank = 2
@@ -154,13 +154,13 @@ def get_config() -> ConfigDict:
     # Views of each training image that are encoded once; 0 encodes the image without augmentation.
     # train.augment and train.shift say what a view is.
     config.classifier.views = 0
-    # Further views that the epochs take in turn; -1 is one for each epoch, and 0 takes those above.
+    # Additional views that the epochs take in turn; -1 is one per epoch, and 0 reuses those above.
     config.classifier.train_views = 0
-    # Least part of the area of an image that a view has.
+    # Smallest fraction of the area of an image that a view shows.
     config.classifier.least_area = 0.08
     # Epochs; 0 is the published number for these shots.
     config.classifier.epochs = 0
-    # Steps for each shot (dataset.shots), instead of epochs; 0 takes those.
+    # Steps per shot (dataset.shots), instead of classifier.epochs; 0 counts epochs.
     config.classifier.steps_per_shot = 0
     # Images of a step; 0 takes all.
     config.classifier.batch_size = 256
@@ -213,7 +213,7 @@ def get_config() -> ConfigDict:
     config.train.keep_partial = False
     # Epochs.
     config.train.epochs = 60
-    # Steps of the training for each shot (dataset.shots), instead of train.epochs; 0 takes those.
+    # Steps per shot (dataset.shots), instead of train.epochs; 0 counts epochs.
     config.train.steps_per_shot = 0
     # Whether training images are cropped and mirrored at random.
     config.train.augment = True
@@ -233,7 +233,7 @@ def get_config() -> ConfigDict:
     config.train.warmup_epochs = 10
     # Epochs of the cosine schedule; 0 for train.epochs.
     config.train.schedule_epochs = 0
-    # Gaussian average of the prompts over the epochs, which replaces them at the end: its centre.
+    # Centre of a Gaussian average of the prompts over the epochs, which replaces them at the end.
     config.train.average_mean = 0.0
     # Its standard deviation in epochs; 0 takes no average.
     config.train.average_deviation = 0.0
@@ -269,8 +269,8 @@ def get_config() -> ConfigDict:
 def parse(arg: str) -> tuple[str, str]:
     """Return dataset and protocol of the argument DATASET[:PROTOCOL] of a configuration.
 
-    Prompts for the shifted ImageNets are those that are tested on other datasets too, so
-    domain-generalization is cross-dataset here.
+    The prompts of cross-dataset are also tested on the shifted ImageNets, so domain-generalization
+    has the same values.
 
     Raises:
       UserError: The protocol is unknown.
@@ -296,8 +296,8 @@ def on_dataset(config: ConfigDict, dataset: str) -> ConfigDict:
     if "|" in own:  # a method's own templates of this dataset
         config.dataset.template = own
     if dataset in EMBEDDED:
-        # The bundled CLIP has three text and four image layers, where published depths are for
-        # twelve; and it knows few words of the templates of photos.
+        # The bundled CLIP has three text and four image layers, but published depths are for
+        # twelve. It also knows few words of the templates of photos.
         for prompt in (config.text_prompt, config.visual_prompt):
             if prompt.depth > 0:
                 prompt.depth = max(1, round(prompt.depth / 4))

@@ -1,4 +1,4 @@
-"""DPT with the losses of PromptSRC, a combination of no paper.
+"""DPT with the losses of PromptSRC, which is not published.
 
 python main.py --config=configs/dptsrc.py
 

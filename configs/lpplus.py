@@ -1,4 +1,4 @@
-"""LP++: a linear classifier on the image feature beside weighted texts.
+"""LP++: a linear classifier on the image feature, added to weighted cosines with the texts.
 
 python main.py --config=configs/lpplus.py
 

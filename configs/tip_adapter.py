@@ -1,4 +1,4 @@
-"""Tip-Adapter: a cache of the training images beside zero-shot CLIP; nothing is trained.
+"""Tip-Adapter: a cache of the training images added to zero-shot CLIP; nothing is trained.
 
 python main.py --config=configs/tip_adapter.py
 

@@ -30,9 +30,7 @@ def load_image(file: str) -> np.ndarray:
             or (opened.format == "TIFF" and whole_numbers)
             or (whole_numbers and not sixteen_bits)
         ):
-            sys.exit(
-                f"{file}: nothing says which value of its pixels is white; save it with 8 bits."
-            )
+            sys.exit(f"{file}: the white value of its pixels is unknown; save it with 8 bits.")
         image = (
             opened.convert("I").point(lambda value: value / 257).convert("L")
             if whole_numbers
@@ -46,7 +44,7 @@ def load_image(file: str) -> np.ndarray:
 def make_square(image: Image.Image, size: int, how: dict) -> np.ndarray:
     """Return the square of an RGB image, as classifier.json says.
 
-    "squash" takes both sides to `size`; "crop" the shorter one, and cuts the centre out.
+    "squash" resizes both sides to `size`; "crop" resizes the shorter one and crops the centre.
     """
     kernel = Image.Resampling[how["interpolation"].upper()]
     if how["resize"] == "squash":
@@ -57,7 +55,7 @@ def make_square(image: Image.Image, size: int, how: dict) -> np.ndarray:
     else:
         wide, high = int(size * width / height), size
     left, top = round((wide - size) / 2), round((high - size) / 2)
-    if max(wide, high) > 16 * size:  # make the centre alone, since the whole takes much memory
+    if max(wide, high) > 16 * size:  # resize only the centre, which takes less memory
         across, down = width / wide, height / high
         part = (left * across, top * down, (left + size) * across, (top + size) * down)
         return np.asarray(image.resize((size, size), kernel, box=part))

@@ -1,4 +1,4 @@
-"""`dpt-jax check`: whether a machine computes, repeats, loads and stores what it should."""
+"""`dpt-jax check`: checks of a machine's results, repeatability, loading, storage and speed."""
 
 import sys
 from collections.abc import Callable
@@ -19,8 +19,8 @@ def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -
     Args:
       workdir: where files are written, in a folder that is removed.
       clip: size of the CLIP whose step is timed.
-      data: a folder of images to load, "" for JPEGs that are made.
-      quick: whether fewer steps, images and devices will do.
+      data: a folder of images to load, "" for generated JPEGs.
+      quick: whether to use fewer steps, images and devices.
     """
     rows = machine.machine()
     images = 0.0

@@ -158,9 +158,9 @@ def compute(
     """Return what a device computes.
 
     Args:
-      dtype: of the computation.
-      device: that computes.
-      change: of CLIP's weights, for tests.
+      dtype: compute dtype.
+      device: the device to compute on.
+      change: changes CLIP's weights, for tests.
     """
     images, labels = arrays()["image"].transpose(0, 2, 3, 1), arrays()["label"].astype(np.int32)
     given = prompts_of("param"), change(clip_params()), images, labels

@@ -39,7 +39,7 @@ ROUNDING = 1e-4  # of the norm of the prompts, in float32, after a step on other
 
 
 def same_bits() -> list[Row]:
-    """Repeat a step and a run on the bundled CLIP and digits, the run with a stop in it."""
+    """Repeat a step, and a run that is stopped and resumed, on the bundled CLIP and digits."""
     config = method_config("dpt", "digits")
     config.clip.weights, config.dataset.shots, config.dtype = "tiny-clip", 1, "float32"
     config.train.epochs, config.train.batch_size = 3, 8
@@ -107,7 +107,7 @@ def _equal(name: str, one: Any, other: Any) -> Row:
 
 
 def _distance(one: Any, other: Any) -> float:
-    """Return the largest distance of two arrays of trees, of the norm of the second."""
+    """Return the largest distance of arrays of two trees, relative to the norm of the second."""
     distances = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), one, other)
     return float(max(jax.tree.leaves(distances)))
 
@@ -169,7 +169,7 @@ def _product_rate(dtype: Any, size: int) -> float:
 
 
 def _largest_batch(experiment: Experiment, work: programs.Work, classes: int) -> str:
-    """Return the images that fit a device, from the compiler's account of two batches."""
+    """Return the images that fit a device, from the memory that two batches need."""
     state, frozen, _, schedule = work.arguments
     size, needed = experiment.model.clip_config.image_size, {}
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
@@ -180,14 +180,14 @@ def _largest_batch(experiment: Experiment, work: programs.Work, classes: int) ->
     each = (needed[2 * BATCH] - needed[BATCH]) / BATCH
     stats = jax.local_devices()[0].memory_stats()
     has = stats["bytes_limit"] if stats else records.free_memory()
-    return f"{int((has - needed[BATCH]) / each) + BATCH} (by the compiler's account)"
+    return f"{int((has - needed[BATCH]) / each) + BATCH} (as the compiler reports)"
 
 
 def pipeline(data: str, needed: float, quick: bool) -> list[Row]:
-    """Load images from files and from memory, beside what a step takes.
+    """Measure loading from files and from memory, compared with the speed of a step.
 
     Args:
-      data: a folder of images, "" for JPEGs that are made.
+      data: a folder of images, "" for generated JPEGs.
       needed: images/s of the step.
       quick: load fewer.
     """
@@ -221,7 +221,7 @@ def write_jpegs(folder: pathlib.Path, count: int, width: int = 500, height: int 
 
 
 def _rate(files: list[str], epochs: int) -> float:
-    """Return images/s of so many epochs, on the devices and ready to train on."""
+    """Return images/s of each epoch, including the copy to the devices."""
     devices = jax.local_device_count()
     loading = loader.TrainLoading(
         read=Files(as_path("/")),

@@ -18,7 +18,7 @@ from dpt_jax.training.texts import consistency_target
 
 
 class Work(NamedTuple):
-    """A function that runs a program until its results are there, the program, its arguments."""
+    """A function that runs a program and waits for its results, the program, its arguments."""
 
     run: Callable[[], None]
     program: Any
@@ -46,7 +46,7 @@ def training(experiment: Experiment, batch: Batch, microbatch: int = 0) -> Work:
 
 
 def evaluation(experiment: Experiment, batch: Batch) -> tuple[Work, Work]:
-    """Return classifying a batch with text features given, and encoding the texts."""
+    """Return the work of classifying a batch with known text features, and of encoding texts."""
     programs, frozen = make_programs(experiment.model), experiment.frozen
     prompts = programs.merge(frozen.clip, distributed.replicate(initial_prompts(experiment)))
     texts = programs.encode_texts(frozen, prompts)

@@ -25,7 +25,7 @@ SIZES = {
     "vit-b-32": _vit(512, 32, 768, 12, 512),
     "vit-b-16": _vit(512, 16, 768, 12, 512),
     "vit-l-14": _vit(768, 14, 1024, 24, 768),
-    "small": _vit(64, 32, 64, 4, 64),  # of no published size: to try a benchmark in seconds
+    "small": _vit(64, 32, 64, 4, 64),  # not a published size: for a benchmark in seconds
 }
 
 

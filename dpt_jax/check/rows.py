@@ -14,8 +14,8 @@ class Row(NamedTuple):
       group: what it belongs to, such as "numbers".
       name: what was measured.
       figure: its value with a unit.
-      bound: that it was compared with, "" if with none.
-      ok: whether it keeps to the bound, None without one.
+      bound: the bound of the figure, "" if there is none.
+      ok: whether the figure is within the bound, None without one.
     """
 
     group: str

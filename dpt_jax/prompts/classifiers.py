@@ -62,7 +62,7 @@ class Classifier:
       pooled: Whether a batch is drawn from all views of all images, instead of being the next
         images of one view.
       keeps_partial: Whether an epoch's last, smaller batch is used.
-      epochs: Published numbers of epochs, each after the number of shots from which on it is taken.
+      epochs: Published pairs of a least number of shots and the epochs from there on.
       grid: Values of keys of config.classifier that select=support chooses among. Those of lr are
         multiples of it.
     """
@@ -112,7 +112,7 @@ def shapes(
 
 
 def _or_texts(params: Params, name: str, texts: Array | float) -> Array:
-    """Return the rows (C, …) of a parameter, those of the texts for new classes."""
+    """Return the rows (C, …) of a parameter, and the texts' rows for new classes."""
     if "known" not in params:
         return params[name]
     known = params["known"].reshape(-1, *[1] * (params[name].ndim - 1))
@@ -240,7 +240,7 @@ def adapter_logits(params: Params, features: Array, texts: ClassTexts, s: Array)
     return s * normalize(ratio * adapted + (1 - ratio) * features) @ texts.unit.T
 
 
-# ---- Tip-Adapter: a cache of the training images beside zero-shot CLIP.
+# ---- Tip-Adapter: a cache of the training images added to zero-shot CLIP.
 
 
 def start_cache(
@@ -347,7 +347,7 @@ def tip_adamw(weight_decay: float) -> optax.GradientTransformation:
 
 
 def block_sgd(weight_decay: float) -> optax.GradientTransformation:
-    """Return LP++'s SGD. The gradient of α is never set to zero, so its steps are of the sum."""
+    """Return LP++'s SGD. The gradient of α is never reset, so each step subtracts the sum."""
     labels = {"weight": "momentum", "bias": "momentum", "alpha": "sum"}
     return optax.partition(
         {"momentum": momentum_sgd(weight_decay), "sum": optax.trace(1.0)}, labels
