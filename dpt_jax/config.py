@@ -262,7 +262,7 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
     if it is train or dataset, or if no other has such a name.
 
     Raises:
-      UserError: A keyword is not a key, is one of several, or has a value of another type.
+      UserError: A keyword is not a key, is ambiguous, or has a value of another type.
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} is not one of {', '.join(METHODS)}.")
@@ -288,7 +288,7 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
 
 
 def _validate_weights(config: ConfigDict) -> None:
-    """Raise UserError if the learned weights of a method that has some are impossible."""
+    """Raise UserError if the settings of the learned weights are impossible."""
     weights, letters = config.weights, config.weights.matrices
     if not letters or len(set(letters)) < len(letters) or set(letters) - set("qkvo"):
         raise UserError(f"weights.matrices: {letters!r} is not some of the letters q, k, v and o.")
@@ -349,7 +349,7 @@ def keys_that_may_change(*, asked: bool = False) -> frozenset[str]:
 
 
 def sections_without_use(method: str) -> tuple[str, ...]:
-    """Return the beginnings of the keys that do not bind a method: those of parts it lacks."""
+    """Return prefixes of the keys that do not affect a method: those of parts that it lacks."""
     parts, sections = METHODS[method].parts, {**SECTION_OF, CLASSIFIER: "classifier"}
     absent = [f"{section}." for part, section in sections.items() if part not in parts]
     if METHODS[method].in_towers:
@@ -442,7 +442,7 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def nearest(key: str, known: Collection[str]) -> str:
     """Return "; did you mean KEY?", or "." if no key is similar, in any section."""
-    # Of keys with one name, such as epochs, that of the training is meant.
+    # Of keys with the same name, such as epochs, that of the training is suggested.
     ordered = sorted(reversed([*known]), key=lambda name: name.startswith("train."))
     last = {name.rpartition(".")[2]: name for name in ordered}
     found = difflib.get_close_matches(key, known, 1, 0.7) or [

@@ -71,7 +71,7 @@ def connect(
     connected = threading.Event()
     threading.Thread(target=_report_waiting, args=(cause, connected), daemon=True).start()
     try:
-        # What is None, JAX takes from the environment.
+        # JAX takes the missing ones from the environment.
         jax.distributed.initialize(
             coordinator,
             processes,
@@ -206,7 +206,7 @@ def on_all_hosts(here: bool) -> bool:
 
 
 def check_same(facts: Callable[[], Mapping[str, str]]) -> None:
-    """Raise UserError, on all hosts, naming what one of them has other than host 0.
+    """Raise UserError, on all hosts, naming the fact in which one of them differs from host 0.
 
     facts: returns them by their names in the sentence; not called on a single host. All hosts must
     call this together.

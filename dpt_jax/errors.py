@@ -1,4 +1,4 @@
-"""The error that is a user's mistake, and exit codes."""
+"""The error for wrong input, and exit codes."""
 
 JOINERS = "\u200c\u200d"  # which emoji and some scripts are written with
 BUG, USER_ERROR, INTERRUPTED = 1, 2, 130  # exit codes

@@ -14,7 +14,7 @@ from dpt_jax.cli import terminal
 from dpt_jax.errors import UserError
 
 COMMANDS = {
-    "check": "Check that this machine computes and stores what it should, and how fast.",
+    "check": "Check the results, the storage and the speed of this machine.",
     "train": "Train prompts, and evaluate them.",
     "eval": "Evaluate the newest prompts of a run.",
     "predict": "Classify images.",

@@ -1,4 +1,4 @@
-"""Check that this machine computes, repeats, loads and stores what it should.
+"""Check the results, repeatability, loading, storage and speed of this machine.
 
     dpt-jax check [--workdir=W] [--clip=vit-b-16] [--data=DIR] [--quick] [--json]
 
@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("vit-b-32", "vit-b-16", "vit-l-14", "small"),
         help="size of the CLIP, whose weights are random; default vit-b-16, with --quick vit-b-32",
     )
-    parser.add_argument("--data", metavar="DIR", default="", help="images to load; default made")
+    parser.add_argument(
+        "--data", metavar="DIR", default="", help="images to load; default generated"
+    )
     parser.add_argument("--quick", action="store_true", help="a minute on a CPU")
     parser.add_argument("--json", action="store_true", help="print the lines as JSON")
     shared.add_hosts(parser)

@@ -95,7 +95,7 @@ def _is_of_a_method(file: str) -> bool:
 
 
 def _dataset_of(arguments: Sequence[str]) -> str:
-    """Return the dataset that keys name if --config does not: images in a folder are the user's."""
+    """Return the dataset that keys name; "folder", the user's own images, for only a root."""
     given = re.findall(r"^--?config\.dataset\.(name|root)[=\n](.+)$", "\n".join(arguments), re.M)
     return dict(given).get("name", "folder" if given else "")
 
@@ -113,8 +113,8 @@ def _path(name: str) -> str:
         path = pathlib.Path(file).expanduser()
     if not path.is_file():
         raise UserError(
-            f"--config: {file or 'its value'} is not a file. configs/ has those of the methods, "
-            f"which their names stand for: {', '.join(METHODS)}."
+            f"--config: {file or 'its value'} is not a file: give a path, or the name of a method "
+            f"({', '.join(METHODS)})."
         )
     return f"{path}{colon}{arg}"
 
@@ -127,7 +127,7 @@ def _explain(reason: Exception, file: str) -> str:
 
 
 def _check_keys(config: Any, file: str) -> None:
-    """Raise UserError if a configuration file has not exactly the keys of common.py."""
+    """Raise UserError if a configuration file does not have exactly the keys of common.py."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: get_config of {file} does not return a ConfigDict.")
     known, found = flat(common.get_config().to_dict()), flat(config.to_dict())

@@ -10,16 +10,15 @@
     dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert reference --reverse W CHECKPOINT_DIR
 
-`clip` converts any CLIP that `clip.weights` takes to an Orbax folder, and a run of learned weights
-(CLIP-LoRA, 2SFS) to a CLIP with these weights, which transformers or, with --layout=open_clip,
-open_clip loads; `export --merge` is the
-same. `peft` writes and reads such weights as LoRA files of PEFT. `export` writes the prompts
-of a workdir to one small file, which replaces the workdir in predict, --mode=eval, init_from and
-convert. `serve` compiles the classifier into a file that runs without this package,
-and `onnx` writes it for onnxruntime and the like (`pip install 'dpt-jax[onnx]'`). `reference`
-converts a checkpoint folder of the published PyTorch code to a workdir for --mode=eval and
-init_from. The flags give what a checkpoint does not hold: backbone, dataset, class position, top_k.
---reverse converts a workdir to such a folder.
+`clip` converts any CLIP that `clip.weights` takes to an Orbax folder. It also converts a run of
+learned weights (CLIP-LoRA, 2SFS) to a CLIP with these weights, for transformers or, with
+--layout=open_clip, for open_clip; `export --merge` is the same. `peft` writes and reads such
+weights as LoRA files of PEFT. `export` writes the prompts of a workdir to one small file. This file
+replaces the workdir in predict, --mode=eval, init_from and convert. `serve` compiles the classifier
+into a file that runs without this package, and `onnx` writes it for onnxruntime and the like
+(`pip install 'dpt-jax[onnx]'`). `reference` converts a checkpoint folder of the published PyTorch
+code to a workdir for --mode=eval and init_from. The flags give what a checkpoint lacks: backbone,
+dataset, class position, top_k. --reverse converts a workdir to such a folder.
 """
 
 import argparse
@@ -54,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layout",
         choices=("transformers", "open_clip"),
         default="transformers",
-        help="clip: of the CLIP of a run",
+        help="clip: layout of the CLIP of a run",
     )
     parser.add_argument(
         "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"

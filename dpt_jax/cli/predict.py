@@ -58,16 +58,16 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.data.folder import find_images
 
     paths = find_images(names)
-    # Importing JAX takes seconds that a mistyped path need not wait for.
+    # Importing JAX takes seconds, so wrong paths are reported before.
     from dpt_jax.io import as_path
     from dpt_jax.predictor.predictor import load, read_classnames
 
     classnames = read_classnames(as_path(flags.classes)) if flags.classes else None
-    # The next power of two, so that few images wait for few, and one program serves many calls.
+    # A power of two: small for few images, and one compiled program serves many calls.
     rows = min(1 << (len(paths) - 1).bit_length(), BATCH)
     predictor = load(workdir, classnames, flags.clip, rows)
     top = min(flags.top, len(predictor.classnames))
-    # On a terminal, answers and a bar would run into each other, and the answers say as much.
+    # On a terminal, a bar would mix with the answers, which show the progress too.
     shows_bar = not sys.stdout.isatty() or flags.csv or flags.json
     failed: dict[str, str] = {}
     hits: list[bool] = []

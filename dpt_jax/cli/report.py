@@ -1,21 +1,21 @@
 """Make tables and figures of finished runs.
 
     dpt-jax report RUNS                    over all runs below a folder
-    dpt-jax report RUNS --beside=FILE.csv  and their accuracies beside published ones
+    dpt-jax report RUNS --beside=FILE.csv also compared with published accuracies
     dpt-jax report W                       over the classes of one run
-    dpt-jax report W --html                one page with all there is to see of a run
+    dpt-jax report W --html                one page about one run
 
 Over a folder: mean ± standard deviation of the seeds for each method and dataset, as Markdown
 (printed, and report.md), CSV (report.csv) and with --latex LaTeX (report.tex); a row for each run
 (runs.csv) and for each class of each run (classes.csv); accuracy against shots (report.png), and on
 base and new classes (base_to_new.png). Tables are in percent, CSV files from 0 to 1. Over one
 run: accuracy of each class (report.md, report.csv), the confusion matrix (report.png), the training
-(training.png) and how sure the answers are (reliability.png). The page (report.html) has these, the
+(training.png) and the calibration (reliability.png). The page (report.html) has these, the
 settings, the features before and after, and answers with heat maps. All are written there.
 
 FILE.csv has the columns method,dataset,shots,accuracy and may have classes (all, base or new) and
-source; accuracies are in percent, and a dataset may be "average". That of the published averages of
-ViT-B/16 is dpt_jax/assets/published_vit_b16.csv.
+source; accuracies are in percent, and a dataset may be "average".
+dpt_jax/assets/published_vit_b16.csv has published averages of ViT-B/16.
 """
 
 import argparse

@@ -12,17 +12,16 @@ Protocols:
     cross-dataset          train on ImageNet, test the same prompts on the paper's other datasets
     domain-generalization  train on ImageNet, test the same prompts on its four shifted variants
 
---methods takes the names of configs/ and probe, which is a linear probe and only for few-shot. The
-default are the five above, those of DPT's paper. --datasets and --targets replace what the last two
-protocols train and test on. --config.METHOD.KEY=VALUE sets a key for one method, such as
---config.maple.text_prompt.depth=3 for a CLIP of fewer layers. Finished runs are skipped, and a
+--methods takes the names of configs/ and probe, a linear probe, which is only for few-shot. The
+default is the five methods of DPT's paper, SS-Text and ZS-LP. --datasets and --targets replace what
+the last two protocols train and test on. --config.METHOD.KEY=VALUE sets a key for one method, such
+as --config.maple.text_prompt.depth=3 for a CLIP of fewer layers. Finished runs are skipped, and a
 stopped run is resumed. A run that fails does not end the others; it is reported at the end, with
 exit code 1. With --part=I/N a process begins with every Nth run, and then takes those of the other
-parts that nobody has finished or is training. --preset=paper is the table of DPT's paper: its five
-methods on its eleven datasets, at 1, 2, 4, 8 and 16 shots from three seeds; other flags take
+parts that no process has finished or is training. --preset=paper is the table of DPT's paper: its
+five methods on its eleven datasets, at 1, 2, 4, 8 and 16 shots from three seeds; other flags take
 precedence, as in --preset=paper --datasets=dtd,eurosat. --plan runs nothing: it prints each run and
-how far it is, by its folder and its settings.
-`dpt-jax report RUNS` makes the tables and the figure.
+its state. `dpt-jax report RUNS` makes the tables and the figure.
 """
 
 import argparse
@@ -78,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         choices=("few-shot", "base-to-new", "cross-dataset", "domain-generalization"),
-        help="what is trained and tested on what; default few-shot",
+        help="what to train and test on; default few-shot",
     )
     parser.add_argument("--runs", default="runs", help="the folder of the runs; default runs")
     parser.add_argument(
@@ -146,7 +145,7 @@ def _of_methods(arguments: list[str]) -> tuple[dict[str, "Value"], list[str]]:
 
 
 def _possible(planned: Sequence["Run"], overrides: "Overrides") -> list["ConfigDict"]:
-    """Return the configurations of the runs that can be.  Raise UserError if there are none."""
+    """Return the configurations of the valid runs. Raise UserError if there are none."""
     from dpt_jax.runs import sweep
 
     configs, wrong = [], []

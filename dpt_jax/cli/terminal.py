@@ -15,7 +15,9 @@ from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
 
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, and try again"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name another place, or ask for it"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "name another place, or ask for permission"
+    ),
     errno.EMFILE: "raise the limit with `ulimit -n`",
 }
 NO_BUCKET = re.compile(r"\bb/([^/]+)/o$")  # the end of the URL that Cloud Storage does not find
@@ -23,7 +25,7 @@ STORES = ("gcsfs", "google", "aiohttp")  # packages whose errors are those of a 
 
 
 def guard(command: Callable[[list[str]], None], arguments: list[str]) -> None:
-    """Run a command with its arguments, and end the process as its errors ask for.
+    """Run a command with its arguments, and end the process with the exit code of its error.
 
     With --debug, wrong input ends in a traceback too.
     """
@@ -68,7 +70,7 @@ def ending(error: BaseException) -> tuple[int, str]:
         return USER_ERROR, f"error: there is no bucket gs://{bucket[1]}, or you cannot read it."
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        remedy = REMEDIES.get(error.errno or 0, "see whether it is there and can be used")
+        remedy = REMEDIES.get(error.errno or 0, "check that it exists and is accessible")
         return USER_ERROR, f"error: {place}{error.strerror or text}: {remedy}."
     if type(error).__module__.partition(".")[0] in STORES:
         return USER_ERROR, f"error: the bucket cannot be used ({type(error).__name__}: {text})."
@@ -91,10 +93,10 @@ def _is_one_of_several() -> bool:
 
 
 def _leave(code: int) -> None:
-    """End this process of a run on several hosts; heartbeats that stop end the others.
+    """End this process of a run on several hosts. The others end when its heartbeats stop.
 
-    Python's own exit would wait for them. Host 0, without which they end at once, leaves them time
-    to print what went wrong there.
+    Python's own exit would wait for them. Without host 0 they end at once, so it leaves them time
+    to print their own errors.
     """
     import jax
 

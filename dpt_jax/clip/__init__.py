@@ -1,6 +1,6 @@
 """The frozen CLIP backbone: modules, weights, tokenizer, image preprocessing.
 
-Knows nothing of prompts or training, and can be used alone.
+It does not depend on prompts or training, and can be used without them.
 """
 
 import os
@@ -11,6 +11,6 @@ from dpt_jax.clip.packing import PackedTexts
 
 __all__ = ["CLIP", "CLIPConfig", "PackedTexts", "TransformerConfig"]
 
-# Without PyTorch, transformers says at its import that models are missing; its tokenizer, which
-# is all that is used here, is not.
+# Without PyTorch, transformers warns at its import that models are missing. Only its tokenizer is
+# used here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

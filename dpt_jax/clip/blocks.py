@@ -172,7 +172,7 @@ def dropped(x: Array, keys: Array, rate: Array, mask: int) -> Array:
       x: The input.
       keys: (B,), keys of jax.random.
       rate: The probability that a value becomes 0.
-      mask: A number; others have independent masks.
+      mask: A number. Different numbers give independent masks.
     """
     keep = jax.vmap(
         lambda key: jax.random.bernoulli(jax.random.fold_in(key, mask), 1 - rate, x.shape[1:])

@@ -1,7 +1,7 @@
 """Weight files as flat dicts of host arrays, whatever wrote them.
 
-No file runs code: safetensors and MessagePack hold numbers only, and of the pickle of a PyTorch
-file every class is replaced by one without behaviour, so that PyTorch need not be installed.
+No file runs code: safetensors and MessagePack hold numbers only. In the pickle of a PyTorch file,
+every class is replaced by one without behaviour, so PyTorch need not be installed.
 """
 
 import collections
@@ -28,7 +28,7 @@ from dpt_jax.io import reading
 Tensors = dict[str, np.ndarray]
 INDEX = ".index.json"
 SHARD = re.compile(r"-\d+-of-\d+\.[a-z]+$")
-# What training writes beside the tensors: open_clip's, and the framework of the published code.
+# Fields of training checkpoints, of open_clip and of the published code's framework.
 _TRAINING_FIELDS = {"epoch", "name", "optimizer", "scaler", "scheduler", "val_result"}
 _DTYPES = {
     "FloatStorage": np.float32,
@@ -173,7 +173,7 @@ class _Inert(dict):
         super().__init__()
 
     def append(self, value: Any) -> None:
-        """Ignore an element of what is a list there."""
+        """Ignore an element of an object that is a list."""
 
     extend = append
 

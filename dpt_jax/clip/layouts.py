@@ -69,7 +69,7 @@ OPENAI = {
     "mlp_in": "mlp.c_fc.",
     "mlp_out": "mlp.c_proj.",
 }
-# Beginnings of names that no plain CLIP has, and the models that have them.
+# Prefixes of names that no plain CLIP has, and the models that have them.
 OTHER_MODELS = {
     "visual.layer1.": "a CLIP with a ResNet image tower; only ViT image towers take prompts",
     "visual.attnpool.": "a CLIP with a ResNet image tower; only ViT image towers take prompts",
@@ -93,7 +93,7 @@ class _Parameter(NamedTuple):
 
     Attributes:
       path: in our tree, with "/".
-      names: of its tensor in the file, or of those of all layers.
+      names: its tensor in the file, or one for each layer.
       third: which third of the tensor it is, None for the whole.
       shape: ours, without the axis of layers.
       stored: shape in the file.
@@ -173,7 +173,7 @@ def refuse_other_models(tensors: Tensors, file: epath.Path) -> None:
 
 
 def _prefixes(tensors: Tensors) -> tuple[str, str]:
-    """Return what all names begin with, and what those of the text tower begin with after it."""
+    """Return the prefix of all names, and the further prefix of the text tower's."""
     prefix = PREFIX.match(next(iter(tensors), ""))[0]  # type: ignore[index]
     prefix = prefix if all(name.startswith(prefix) for name in tensors) else ""
     text = "text." if any(name.startswith(f"{prefix}text.") for name in tensors) else ""

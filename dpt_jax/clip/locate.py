@@ -39,10 +39,10 @@ _FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".msgpack", ".json", ".c
 
 
 def locate(weights: str) -> epath.Path:
-    """Return the local path of a `clip.weights` value; what is elsewhere is copied to a cache.
+    """Return the local path of a `clip.weights` value; remote files are copied to a cache.
 
     Raises:
-      UserError: if there is nothing, with the hub id that is likely meant if there is one.
+      UserError: if nothing is found. It suggests the likely hub id, if there is one.
     """
     if not weights.strip():
         raise UserError("clip.weights is empty: name a hub id, a directory, or a weight file.")
@@ -146,7 +146,7 @@ def find_weights(folder: epath.Path) -> epath.Path:
 
 
 def _weight_names(folder: epath.Path, there: Collection[str]) -> list[str]:
-    """Return the files that hold the weights of a model, of which `folder` has the small ones."""
+    """Return the weight files of a model. `folder` has its small files."""
     name = next((name for name in _candidates(folder) if name in there), None)
     if name is None:
         return []

@@ -1,4 +1,4 @@
-"""Packed texts: many short texts in few rows, with the tokens that all begin with taken out.
+"""Packed texts: many short texts in few rows, with their shared prefix encoded once.
 
 Shapes: C texts, R rows of packed texts, T tokens of a row, P tokens of the shared prefix.
 """
@@ -24,10 +24,10 @@ class PackedTexts(NamedTuple):
 
     Attention is causal, so the prefix is the same for every text and is encoded once; the own
     tokens attend to it as extra key/value tokens. Several texts share a row, where each attends to
-    itself only, so the cost is that of the tokens there are and not of the longest text.
+    itself only, so the cost depends on the number of tokens, not on the longest text.
 
-    A position holds a token id or, where `*context` is not -1, that row of the learned context (of
-    the rows of all classes, one class after the other, if each has its own).
+    A position holds a token id or, if `*context` is not -1, that row of the learned context. If
+    each class has its own context, these are the rows of all classes, one class after the other.
     """
 
     prefix_tokens: Array  # (P,) int32
@@ -68,7 +68,7 @@ def check_lengths(texts: list[Text], names: Sequence[str], context_length: int) 
 def pack(texts: Sequence[Text], share: bool = True) -> PackedTexts:
     """Pack texts into the fewest rows, with the longest prefix that they share.
 
-    share: whether there is a shared prefix. Dropout, which differs from text to text, has none.
+    share: whether texts share a prefix. With dropout they do not, since each has its own masks.
     """
     # Each text keeps at least its end-of-text token.
     shared, longest = 0, min(map(len, texts)) - 1 if share else 0

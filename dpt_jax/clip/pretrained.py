@@ -1,4 +1,4 @@
-"""CLIP weights from wherever people have them: located, read, renamed and checked."""
+"""CLIP weights from any supported source: located, read, renamed and checked."""
 
 import hashlib
 import re
@@ -113,7 +113,7 @@ def _read_weights(
 def _describe(file: epath.Path) -> Description | None:
     """Return what the configuration beside a weight file says, None if there is none.
 
-    If there are two, the one of the layout that the name of the file is from.
+    If there are two, the file's name decides which layout it has.
     """
     readers: dict[str, Callable[[epath.Path], Description]] = {
         open_clip.CONFIG_FILE: open_clip.read_description,

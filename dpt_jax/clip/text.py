@@ -69,7 +69,7 @@ class TextTower(nn.Module):
 
         def insert(tokens: Tokens, rows: Array) -> Tokens:
             """Replace the tokens at the context positions by rows (n, D) or (C, n, D)."""
-            # A context for each text takes no row twice, and has many rows.
+            # With a context per text, no row is taken twice, and there are many rows.
             gather = deterministic_gather if rows.ndim == 2 else lambda table, i: table[i]
             table = rows.reshape(-1, rows.shape[-1])
             prefix, own = (

@@ -68,7 +68,7 @@ def load_tokenizer(
     names = [name for name in VOCABULARY_FILES if (directory / name).exists()]
     if not names and vocab_size != OPENAI_SIZE:
         raise UserError(
-            f"{directory} has no vocabulary, and OpenAI's has {OPENAI_SIZE} tokens where the "
+            f"{directory} has no vocabulary, and OpenAI's has {OPENAI_SIZE} tokens but the "
             f"model has {vocab_size}: add its {' and '.join(PLAIN_FILES)}, or its {TOKENIZER_FILE}."
         )
     if not names:

@@ -100,8 +100,8 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
         Entry("coupling.bias", f"{_COUPLING}.bias", "prompt_learner.proj.bias"),
     ),
 }
-# Tensors that are not converted: buffers of the class names of the training, in KgCoOp's file what
-# its code does not use, and CLIP itself.
+# Tensors that are not converted: buffers of the training's class names, tensors of KgCoOp's file
+# that its code does not use, and CLIP itself.
 BUFFERS = r"token_(prefix|suffix)"
 UNUSED_BY_KGCOOP = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
 FROZEN_TOWER = "prompt_learner.ZS_image_encoder."  # in PromptSRC's file only
@@ -146,7 +146,7 @@ def read_published(directory: pathlib.Path) -> Published:
     for folder in folders:
         if not (folder / name).exists():
             raise UserError(
-                f"{folder} has no {name}, and no epoch that the folders beside it have too."
+                f"{folder} has no {name}, and no epoch in common with the other folders."
             )
         read = read_torch_file(folder / name)
         modules[folder.name], epoch = read.tensors, read.epoch
@@ -161,7 +161,7 @@ def _epochs(folder: pathlib.Path) -> set[int]:
 def method_of(modules: Mapping[str, Tensors]) -> str | None:
     """Return the method of a checkpoint, None for CoOp, VPT, VLP and DPT.
 
-    Those four are told apart by the modules that are there.
+    Those four are told apart by the modules that they have.
     """
     if COUPLED in modules:
         return "maple"
@@ -184,7 +184,7 @@ def prompts_from_published(
       directory: Of the checkpoint, for messages.
 
     Raises:
-      UserError: A tensor is missing, or is none of the published code's.
+      UserError: A tensor is missing, or does not belong to the published code.
     """
     arrays: dict[str, np.ndarray] = {}
     for module, tensors in modules.items():
@@ -194,7 +194,7 @@ def prompts_from_published(
             left -= {*UNUSED_BY_KGCOOP}
         learned = {name: tensors[name] for name in left}
         names = {entry: entry.names_in(learned) for entry in ENTRIES[module]}
-        # A part is there as a whole or not at all, and the first one is always there.
+        # A part is complete or missing, and the first one is never missing.
         parts = {entry.path.partition(".")[0] for entry, found in names.items() if found}
         parts |= {ENTRIES[module][0].path.partition(".")[0]}
         for entry, found in names.items():

@@ -194,7 +194,7 @@ def _set_published(config: ConfigDict, method: str, overrides: Mapping[str, Any]
 def _drop_other_words(config: ConfigDict, prompts: Prompts, tokenizer: Tokenizer) -> None:
     """Remove the initial words if the context cannot have started from them.
 
-    A longer one did not, and a shorter one only if the other words are fixed.
+    A longer context did not. A shorter one did only if the other words are fixed.
     """
     words = len(context_tokens(config.text_prompt.init, tokenizer))
     length = prompts["text"]["context"].shape[-2] if "text" in prompts else 0
@@ -218,10 +218,10 @@ def _keys(prompts: Prompts, method: str | None, named: str, clip: CLIPConfig) ->
     """Return the settings that a checkpoint decides.
 
     Args:
-      prompts: Whose shapes are the sizes.
+      prompts: Their shapes give the sizes.
       method: See `method_of`.
-      named: The method that the command line names, for what several methods have alike.
-      clip: Of which the number of layers counts.
+      named: The method on the command line, which decides if several methods fit.
+      clip: Its number of layers is used.
     """
     text: tuple[int, ...] = prompts["text"]["context"].shape if "text" in prompts else ()
     visual: tuple[int, ...] = prompts["visual"]["tokens"].shape if "visual" in prompts else ()

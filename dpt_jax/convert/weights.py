@@ -97,7 +97,9 @@ def write_peft(source: epath.Path, target: epath.Path) -> None:
     config, saved = _read(source)
     weights = config.weights
     if weights.kind != LORA:
-        raise UserError(f"{source} has learned layer norms, which are no LoRA: use `convert clip`.")
+        raise UserError(
+            f"{source} has learned layer norms, not low-rank changes: use `convert clip`."
+        )
     tensors, modules = {}, []
     for tower, own in saved.prompts["weights"].items():
         first, _ = layers(weights, KEYS[tower]) or (1, 0)
@@ -208,8 +210,8 @@ def _read(source: epath.Path) -> tuple[ConfigDict, Any]:
     config, saved = read_run(source)
     if "weights" not in saved.prompts:
         raise UserError(
-            f"{source}: {METHODS[config.method].label} leaves CLIP's weights as they are, so there "
-            "is no other CLIP to write."
+            f"{source}: {METHODS[config.method].label} does not change CLIP's weights, so there "
+            "is no adapted CLIP to write."
         )
     return config, saved
 

@@ -90,7 +90,7 @@ class TfdsUse(NamedTuple):
 
     Attributes:
         builder: its name and config.
-        train, val, test: which of its splits serve as what, "+" joining several and "" for none.
+        train, val, test: its splits for each purpose, "+" joining several and "" for none.
             Without test, train is split by the rule that made the published splits.
         classnames: from TFDS's labels to {label: published class name} in the published order,
             without the classes that are left out.
@@ -106,7 +106,7 @@ class TfdsUse(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """What is particular to one published dataset.
+    """The description of one published dataset.
 
     Attributes:
         template: the hand-written text of a class, for zero-shot CLIP and the frozen texts.
@@ -114,7 +114,7 @@ class Benchmark(NamedTuple):
         images: the folder that image paths are relative to, below the directory.
         split: the file of its published split, or "" if the data come with one.
         tfds: its use of TFDS, or None if TFDS does not have it.
-        differs: settings by key that the published scripts set otherwise than the defaults.
+        differs: settings by key in which the published scripts differ from the defaults.
     """
 
     template: str
@@ -257,7 +257,7 @@ DRAWINGS: dict[str, Setting] = {
     "dataset.template": "a drawing of a {}.",
     "dataset.shots": 8,
     # Measured on 64-pixel drawings: the published crops, down to 8 % of the area, leave too little
-    # to learn from, and a random context is not worth the words in eight examples a class.
+    # to learn from, and with eight examples a class, a random context is worse than these words.
     "text_prompt.init": "a drawing of a",
     "train.augment": False,
 }
@@ -267,7 +267,7 @@ DIGITS: dict[str, Setting] = {
     "dataset.template": "a drawing of the number {}.",
     # From a random context, one seed of two stays near chance.
     "text_prompt.init": "a drawing of the number",
-    # Batches of 32 would make five steps an epoch, where prompts on this CLIP take thousands.
+    # Batches of 32 would make five steps an epoch, but prompts on this CLIP take thousands.
     "train.batch_size": 4,
     "train.epochs": 100,
     # A part of a digit is often another digit, and so is its mirror image.
@@ -284,7 +284,7 @@ DEFAULT_DATASET = "digits"
 def settings_of(name: str) -> Mapping[str, Setting]:
     """Return the settings by key that differ from the defaults on a dataset; "folder" has none.
 
-    Raise UserError for a name that no dataset has.
+    Raise UserError for an unknown name.
     """
     if name in EMBEDDED:
         return EMBEDDED[name]

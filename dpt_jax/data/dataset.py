@@ -73,7 +73,7 @@ def digest_of_examples(examples: Sequence[Example]) -> str:
 
 
 def digest_of_files(dataset: Dataset) -> str:
-    """Return the SHA-256 of the sizes of the test images, "" if they are no local files."""
+    """Return the SHA-256 of the sizes of the test images, "" if they are not local files."""
     if not isinstance(dataset.read, Files) or is_remote(dataset.read.root):
         return ""
     found = hashlib.sha256()

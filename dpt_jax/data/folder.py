@@ -56,7 +56,7 @@ def walk(folder: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[ep
 
     Args:
         folder: local or in a bucket.
-        above: real paths of the folders above, where a link that leads back up ends.
+        above: real paths of the folders above. Links back to them are not followed.
     """
     above |= {os.path.realpath(folder)}
     subfolders = []
@@ -118,7 +118,8 @@ def read_folder(
     Args:
         path: a folder, a zip or tar archive of one, or a list of images (see read_list).
         split: a list of the images in use, with their split, instead of a random one.
-        test_fraction: of the images of a class, if a split is drawn; as many are for validation.
+        test_fraction: part of each class that is for the test, if a split is drawn. The same part
+          is for validation.
         skip_missing: whether images that `split` lists may be missing.
 
     Raises:
@@ -162,7 +163,7 @@ def _in_folders(root: epath.Path, left_out: list[str]) -> list[Listed]:
         raise UserError(
             f"dataset.root: {root} is not a folder, an archive or a list; {SHOULD_HOLD}."
         )
-    # What holds folders is a split, and not a class that is named so.
+    # Only a folder with folders in it is a split: a class may have the same name.
     splits = [
         name
         for name, is_folder in visible(root)

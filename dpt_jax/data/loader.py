@@ -95,7 +95,7 @@ class TrainLoading(Loading):
 class _Load:
     """Loads the image and label of (index, example), augmented if there is a generator."""
 
-    config: Loading  # without examples, of which loader processes need one at a time
+    config: Loading  # without examples: a loader process gets one at a time
 
     def __call__(
         self, numbered: tuple[int, Example], generator: np.random.Generator | None = None
@@ -134,8 +134,8 @@ class _Load:
 class _Steps:
     """This host's batches from step `start` to the last.
 
-    The images of a step are worked out here and not by slicing and repeating the data set, since
-    some versions of Grain then repeat the first epoch.
+    The images of a step are computed here, not by slicing and repeating the data set, since some
+    versions of Grain then repeat the first epoch.
 
     Attributes:
         images: one epoch after the other.
@@ -217,7 +217,7 @@ def view_batches(config: TrainLoading) -> Iterator[Batch]:
     The batches are as those of `test_batches`.
     """
     load = _Load(dataclasses.replace(config, examples=()))
-    # The list is repeated, and not the data set, of which some versions of Grain repeat the views.
+    # The list is repeated, not the data set: some versions of Grain would repeat the views.
     views = list(enumerate(config.examples)) * config.epochs
     data = grain.MapDataset.source(views).seed(config.seed).random_map(load)
     data = data[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)

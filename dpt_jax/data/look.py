@@ -1,4 +1,4 @@
-"""A look at the images before training: what is there, and what would give wrong accuracies."""
+"""Checks of the images before training: a table of them, and what would falsify accuracies."""
 
 import collections
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ UPRIGHT = 1  # the orientation of an image that is not rotated
 
 
 def look(dataset: Dataset, config: ConfigDict) -> str:
-    """Return a table of the classes and what is to be known about the images.
+    """Return a table of the classes and notes about the images.
 
     The user's own images are checked. Published and bundled ones are only counted.
 
@@ -76,7 +76,7 @@ def _table(dataset: Dataset) -> str:
 
 
 def _empty_classes(dataset: Dataset, config: ConfigDict) -> list[str]:
-    """Return a line about classes without test images. A dataset may have none at all."""
+    """Return a line about classes without test images, unless the dataset has no test images."""
     tested = {example.label for example in dataset.test}
     empty = [name for label, name in enumerate(dataset.classnames) if label not in tested]
     if not tested or not empty:

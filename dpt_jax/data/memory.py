@@ -154,7 +154,7 @@ def in_memory(
     digest of a dataset is one of its pixels.
 
     Raises:
-      UserError: As `label_indices`, or an image in memory is not one.
+      UserError: As `label_indices`, or an image in memory is not an image.
     """
     held: dict[str, Any] = {}
 

@@ -198,7 +198,7 @@ class Files(Source):
     upright: bool = True
 
     def key(self, path: str) -> Hashable:
-        """Return the file's path with its size and times. A bucket's objects are not asked for.
+        """Return the file's path with its size and times. Objects of a bucket are not requested.
 
         Copying can preserve mtime, but not ctime.
         """
@@ -239,7 +239,7 @@ class Dataset(NamedTuple):
 
 
 def contents(root: epath.Path, paths: Sequence[str]) -> list[Hashable]:
-    """Return for each file something that only files of the same bytes share.
+    """Return a key for each file, which only files with the same bytes share.
 
     Only files of the same size are read. Those of a bucket all differ, since none is read there.
     """
@@ -271,7 +271,7 @@ def read_image(
 
     Raises:
         UnreadableImageError: the file is missing or cannot be decoded.
-        UserError: reading fails for a reason that has nothing to do with this file.
+        UserError: reading fails for a reason unrelated to this file.
     """
     with opened(file, name) as image:
         return to_rgb(image, upright)
@@ -302,8 +302,8 @@ def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[
         if isinstance(reason, UserError):
             raise
         raise UserError(
-            f"{name} cannot be read ({reason}), for a reason that is not the image: run the same "
-            "command again once it is gone."
+            f"{name} cannot be read ({reason}); the image is not the cause: resolve this and run "
+            "the same command again."
         ) from reason
 
 

@@ -15,7 +15,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import reading
 
 VALIDATION_SHOTS = 4
-# Where CoOp's code, and code that was made from it, have the class of the records.
+# Modules with the class of the records, in CoOp's code and in code derived from it.
 RECORD_CLASSES = {
     ("dassl.data.datasets.base_dataset", "Datum"),
     ("dassl.data.datasets", "Datum"),

@@ -1,7 +1,7 @@
 """The published datasets from tensorflow-datasets, prepared on first use and read by position.
 
 TFDS's splits are not the published ones: results compare with each other, not with the papers. The
-catalogue says which split is used as what. Prepared data are read without TensorFlow.
+catalogue says how each split is used. Prepared data are read without TensorFlow.
 """
 
 import contextlib

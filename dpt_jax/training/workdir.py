@@ -95,7 +95,7 @@ def evaluation_config(
 def _as_trained(source: epath.Path) -> dict[str, Value]:
     """Return the settings that the newest prompts of a source were trained with.
 
-    A run that was resumed with others, and lost its newest checkpoint, has those in config.json.
+    If a run was resumed with others and lost its newest checkpoint, config.json has those.
     """
     held, may_change = newest(source), keys_that_may_change(asked=True)
     settings = held.meta.get("settings", {}) if held else {}
@@ -120,7 +120,7 @@ def save_config(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def has_config(workdir: epath.Path) -> bool:
-    """Return whether a workdir has settings. An empty file, left by a power cut, is none."""
+    """Return whether a workdir has settings. An empty file, left by a power cut, has none."""
     file = workdir / CONFIG_FILE
     return file.exists() and file.read_bytes() != b""
 
@@ -128,8 +128,8 @@ def has_config(workdir: epath.Path) -> bool:
 def read_config(source: epath.Path, default: ConfigDict) -> ConfigDict:
     """Return the configuration saved in a workdir or prompt file.
 
-    A key that it does not have has the default of common.py, or, if the result does not depend on
-    it, the value of `default`.
+    A missing key has the default of common.py, or, if the result does not depend on it, the value
+    of `default`.
 
     Raises:
       UserError: There is no configuration, or a key is unknown or has another type.
@@ -151,7 +151,7 @@ def read_config(source: epath.Path, default: ConfigDict) -> ConfigDict:
         if key not in known:
             raise UserError(f"{file}: {key} is not a key{nearest(key, known)}")
         set_value(config, key, value, f"{file}: ")
-    own = source / SPLIT_FILE  # wherever the list was that the run was started with
+    own = source / SPLIT_FILE  # the run's own copy
     config.dataset.split = str(own) if file != source and own.exists() else ""
     return config
 
