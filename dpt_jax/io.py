@@ -160,12 +160,12 @@ def cache_folder() -> pathlib.Path:
 def local_copy(
     folder: epath.Path, wanted: Callable[[str], bool], tell: Callable[[str], object]
 ) -> pathlib.Path:
-    """Copy objects of a bucket to the cache folder, once for each state of them.
+    """Copy objects of a bucket to the cache folder, once for each version of them.
 
     Args:
       folder: in a bucket.
       wanted: whether an object is copied, by its path below the folder.
-      tell: prints a line, if something is copied.
+      tell: prints a line if something is copied.
 
     Returns:
       The local folder.

@@ -147,7 +147,7 @@ class PromptedCLIP(nn.Module):
 
     @exact_products
     def classify(self, texts: Texts, zero_shot: ZeroShot) -> Outputs:
-        """Classify images by their frozen features, with a method that leaves the image tower."""
+        """Classify images by their frozen features, for a method without visual parts."""
         learned = self._learned_texts(texts, zero_shot.features)
         return self._outputs(texts, learned, zero_shot, None)
 

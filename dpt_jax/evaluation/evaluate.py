@@ -33,7 +33,7 @@ from dpt_jax.training.setup import Experiment, Frozen, fingerprint
 
 
 class Predictions(NamedTuple):
-    """Of the N test images that can be read, in the dataset's order.
+    """Predictions for the N readable test images, in the dataset's order.
 
     Attributes:
       logits: (N, C) float32.
@@ -58,8 +58,8 @@ class Programs(NamedTuple):
         same program serves all methods.
       logits: (frozen, prompts, texts, images, features) -> logits (devices, b, C) of the method
         and of zero-shot CLIP. Methods that leave the image tower need no images.
-      merge: (CLIP's parameters, prompts) -> prompts with learned weights merged into CLIP's, which
-        the others take too.
+      merge: (CLIP's parameters, prompts) -> prompts with learned weights merged into CLIP's. The
+        other programs take either.
     """
 
     encode_texts: Callable[[Frozen, Prompts], Texts]
@@ -201,7 +201,7 @@ def over_test_images(
             progress.advance()
 
     def gather(parts: Sequence[np.ndarray]) -> np.ndarray:
-        # Hosts with fewer images, which are the last ones, have padding of weight 0.
+        # The last hosts may have fewer images. Their padding has weight 0.
         return distributed.rows_of_all_hosts(np.concatenate(parts), rows * steps)
 
     *columns, weight = map(gather, zip(*parts, strict=True))
@@ -212,9 +212,9 @@ def check_finite(results: Mapping[str, np.ndarray], prompts: Prompts, clip: Para
     """Raise UserError if an array is not finite, naming the likely cause.
 
     Args:
-      results: Arrays by what they are called in a sentence, those of frozen CLIP first.
-      prompts: The parameters of the model, and
-      clip: of CLIP. The first that is not finite is named.
+      results: Arrays by their names in the message, those of frozen CLIP first.
+      prompts: The learned parameters. The first one that is not finite is named.
+      clip: CLIP's parameters, of which the same holds.
     """
     for what, array in results.items():
         if np.isfinite(array).all():
@@ -315,8 +315,8 @@ def task(experiment: Experiment, here: Mapping[str, Any]) -> str:
 def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     """Return the labels of an evaluation's results, the origin of the prompts under "of".
 
-    What is about the training comes from its record, see training.record, and only what is
-    about the test from the settings of the evaluation.
+    Labels of the training come from its record, see training.record. Only those of the test come
+    from the settings of the evaluation.
     """
     config, here = experiment.config, fingerprint(experiment.pretrained, experiment.dataset)
     record = saved.meta or training_meta(experiment)

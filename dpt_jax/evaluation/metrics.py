@@ -29,7 +29,7 @@ def class_scores(
         names: The distinct names of the C classes.
 
     Returns:
-        By name: `n`, the images of the class; `accuracy`, None without images; `f1`, 0 where it is
+        By name: `n`, the images of the class; `accuracy`, None without images; `f1`, 0 if
         undefined; `predicted`, how many of its images each class was predicted for, most first.
     """
     scores = {}

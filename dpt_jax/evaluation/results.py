@@ -84,7 +84,7 @@ def outdated(results: Results, workdir: epath.Path) -> str:
 
 
 def seconds_of(workdir: epath.Path) -> float | None:
-    """Return how long the steps of the training took whose results a folder has, None if unknown.
+    """Return the seconds of the training behind a folder's results, None if unknown.
 
     results.json does not have it: a resumed run has the same bytes as one that was not stopped.
     """

@@ -1,8 +1,8 @@
-"""The floating-point operations that the mathematics needs, counted from the shapes.
+"""Floating-point operations of a model, counted from the shapes.
 
 Only matrix products count, with two operations for a multiplication and its addition. Work that the
 result does not need is left out: padding, masked pairs, recomputed activations, gradients of frozen
-weights. Symbols: D width, M width of the MLP, T tokens, Q tokens whose output is wanted.
+weights. Symbols: D width, M width of the MLP, T tokens, Q tokens whose output is computed.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from dpt_jax.prompts.meta_net import REDUCTION
 from dpt_jax.prompts.weights import layers_of, towers_of
 
 # Published peak rates of dense bfloat16 products, by the start of JAX's device_kind, longer names
-# first. A core where JAX has two devices a chip (TPU v2, v3 and 7x).
+# first. Per core if JAX counts two devices per chip (TPU v2, v3 and 7x).
 PEAKS = {
     "TPU v2": 22.5e12,
     "TPU v3": 61.5e12,
@@ -40,7 +40,7 @@ PEAKS = {
 
 
 def peak(device_kind: str) -> float | None:
-    """Return the bfloat16 operations that a device does in a second at most, None if unknown."""
+    """Return the peak rate of a device in bfloat16 operations per second, None if unknown."""
     return next((rate for name, rate in PEAKS.items() if device_kind.startswith(name)), None)
 
 
@@ -66,21 +66,21 @@ def step(model: PromptedCLIP, layout: PackedTexts, images: int, guided: bool = T
 
 
 def evaluation(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
-    """Return those of evaluating images in one program, with the text features given.
+    """Return the operations of evaluating images in one program, with known text features.
 
-    A context that depends on the image has no text features to give: they are counted.
+    If the context depends on the image, its text features are not known, and are counted.
     """
     shared = _embed(model, images) if model.config.learns_images else 0.0
     return plain(model, images) + answer(model, layout, images) - shared
 
 
 def plain(model: PromptedCLIP, images: int) -> float:
-    """Return those of plain CLIP's image features, which no prompt changes."""
+    """Return the operations of frozen CLIP's image features."""
     return _embed(model, images) + _vision(model, images, prompted=False)
 
 
 def answer(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
-    """Return those of an evaluation where the text features and plain CLIP's images are known."""
+    """Return the operations of an evaluation with known text and frozen image features."""
     total = 2 * _cosines(model, layout, images)
     if model.config.learns_images:
         total += _embed(model, images) + _vision(model, images, prompted=True)
@@ -90,7 +90,7 @@ def answer(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
 
 
 def text(model: PromptedCLIP, layout: PackedTexts, backward: bool = False) -> float:
-    """Return those of the text tower, once for all classes."""
+    """Return the operations of the text tower, once for all classes."""
     tower, layers = model.clip_config.text, model.clip_config.text.layers
     prefix, lengths = (
         len(layout.prefix_tokens),
@@ -122,7 +122,7 @@ def text(model: PromptedCLIP, layout: PackedTexts, backward: bool = False) -> fl
 
 
 def _step_needs_plain(model: PromptedCLIP, guided: bool) -> bool:
-    """Return whether a step's result depends on what plain CLIP makes of the images."""
+    """Return whether a step's result depends on frozen CLIP's image features."""
     prompts = model.config
     compared = guided and prompts.learns_texts and prompts.learns_images
     held = prompts.consistency.image or prompts.consistency.logits
@@ -132,10 +132,10 @@ def _step_needs_plain(model: PromptedCLIP, guided: bool) -> bool:
 
 
 def _vision(model: PromptedCLIP, images: int, prompted: bool, backward: bool = False) -> float:
-    """Return those of the image tower's blocks, without CAVPT's own attention."""
+    """Return the operations of the image tower's blocks, without CAVPT's own attention."""
     tower, prompts = model.clip_config.vision, model.config
     patches = model.clip_config.grid**2 + 1
-    # The visual tokens of layer J are ordinary ones from there on, where J is not the last layer.
+    # The visual tokens of layer J are ordinary ones from there on, unless J is the last layer.
     joining = prompted and 0 < prompts.visual_depth < tower.layers and prompts.visual_length > 0
     total = 2.0 * images * tower.width * model.clip_config.embed_dim
     weights, first = prompts.weights, 0
@@ -150,7 +150,7 @@ def _vision(model: PromptedCLIP, images: int, prompted: bool, backward: bool = F
         asked = 1 if layer == tower.layers - 1 else tokens
         pairs = images * asked * (tokens + seen)
         total += _block(tower, images * tokens, images * asked, pairs, backward)
-        # Keys and values of a prompt: once for all images, or of every image's own.
+        # Keys and values of a prompt: once for all images, or for each image.
         total += 4.0 * tower.width**2 * seen * (images if cavpt else 1)
         if backward and layer == first and (weights.kind == LORA or not weights.vision):
             total -= 6.0 * tower.width**2 * images * patches  # no gradient goes into the images
@@ -160,7 +160,8 @@ def _vision(model: PromptedCLIP, images: int, prompted: bool, backward: bool = F
 def _block(
     tower: TransformerConfig, tokens: int, asked: int, pairs: float, backward: bool
 ) -> float:
-    """Return those of one block on `tokens` tokens, whose `asked` queries meet `pairs` keys in all.
+    """Return the operations of one block: `tokens` tokens, `asked` queries, `pairs` of query and
+    key.
 
     The backward pass needs the same products, transposed, and four instead of two in attention.
     """
@@ -170,9 +171,9 @@ def _block(
 
 
 def _cavpt(model: PromptedCLIP, images: int, auxiliary: bool) -> float:
-    """Return those of the class-aware prompts' cross-attention, in all their layers.
+    """Return the operations of the class-aware prompts' cross-attention, in all their layers.
 
-    auxiliary: whether their auxiliary logits are wanted too.
+    auxiliary: whether their auxiliary logits are computed too.
     """
     width, k = model.clip_config.vision.width, model.config.top_k
     looked_at = model.clip_config.grid**2 + 1 + GLOBAL_TOKENS
@@ -183,7 +184,7 @@ def _cavpt(model: PromptedCLIP, images: int, auxiliary: bool) -> float:
 
 
 def _made_of_others(model: PromptedCLIP, images: int) -> float:
-    """Return those of visual tokens that are made of the text's, and of contexts of images'."""
+    """Return the operations of MaPLe's coupling and of CoCoOp's meta-net."""
     prompts, clip = model.config, model.clip_config
     total = 0.0
     if prompts.coupled:
@@ -201,7 +202,7 @@ def _made_of_others(model: PromptedCLIP, images: int) -> float:
 
 
 def _low_rank(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
-    """Return those of learned changes of low rank, in a training step."""
+    """Return the operations of low-rank changes in a training step."""
     weights, clip = model.config.weights, model.clip_config
     if weights.kind != LORA:
         return 0.0
@@ -214,7 +215,7 @@ def _low_rank(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
 
 
 def _cosines(model: PromptedCLIP, layout: PackedTexts, images: int) -> float:
-    """Return those of one array of logits."""
+    """Return the operations of one array of logits."""
     return 2.0 * images * layout.eot_index.shape[-1] * model.clip_config.embed_dim
 
 

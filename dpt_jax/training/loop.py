@@ -50,13 +50,13 @@ from dpt_jax.training.step import (
 from dpt_jax.training.texts import consistency_target
 from dpt_jax.training.workdir import save_config
 
-# In the metadata of a checkpoint: over how many epochs, and how many steps an epoch has.
+# Keys of a checkpoint's metadata: epochs of the average, and steps of an epoch.
 AVERAGED, STEPS_PER_EPOCH = "averaged", "steps_per_epoch"
-# Of the last checkpoint of a training that a callback has ended.
+# Whether a callback has ended the training.
 ENDED = "ended"
-# And how many of its steps trained the classifier.
+# The number of steps that trained the classifier.
 CLASSIFIER_STEPS = "classifier_steps"
-# With train.keep=best: accuracy and epoch of the best prompts; whether the checkpoint's are these.
+# With train.keep=best: accuracy and epoch of the best prompts; whether this checkpoint has them.
 BEST = "best"
 # With several hosts, reading host 0's clock is a message, so they read it every so many steps.
 STEPS_BETWEEN_CLOCKS = 20
@@ -149,7 +149,8 @@ def train(
             return state.prompts
         if is_own(config.dataset):
             say_once(look(dataset, config))
-        # Only a run that takes steps writes these: a finished one stays what it was trained as.
+        # Only a run that takes steps writes these, so that they match the training of a finished
+        # one.
         write_train_files(dataset, workdir)
         save_config(config, workdir)
         if start == plan.steps:

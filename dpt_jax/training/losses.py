@@ -142,5 +142,5 @@ def text_distance(kind: str, learned: Array, target: Array) -> Array:
 
 
 def true_class(indices: Array, rows: Rows) -> Array:
-    """Return (B, K) float, 1 for a class prompt of the true class in a row that is no padding."""
+    """Return (B, K) float, 1 for a class prompt of the true class in a row that is not padding."""
     return ((indices == rows.labels[:, None]) & (rows.weights[:, None] > 0)).astype(jnp.float32)

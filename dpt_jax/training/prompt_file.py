@@ -1,9 +1,8 @@
-"""A trained prompt as one small file that can be handed on: safetensors with a header in JSON.
+"""A trained prompt as one small file: safetensors with a header in JSON.
 
 The tensors are the prompts by their place in the tree ("cavpt.query.kernel"). The header's entries
 are method, backbone, template, classnames and results, for a reader who opens the file, and
-settings, training and step, which make it a run again. A command that reads a run takes the file
-instead of a workdir.
+settings, training and step, for the commands, which read the file instead of a workdir.
 """
 
 import json
@@ -20,8 +19,7 @@ from dpt_jax.io import on_this_disk, reading, write_whole
 
 SUFFIX = ".safetensors"
 FORMAT = "dpt_jax prompts, version 1"
-# What the header says of a run's results; the rest of results.json is long and of the test images
-# alone.
+# Results in the header; the rest of results.json is long and only about the test images.
 RESULTS = (
     "dataset",
     "classes",
@@ -74,9 +72,9 @@ def has_format(source: epath.Path) -> bool:
 
 
 def folder_of(source: epath.Path) -> epath.Path:
-    """Return where to write what is made of a workdir or prompt file.
+    """Return the folder for the outputs of a workdir or prompt file.
 
-    Of a workdir that is the workdir; of a prompt file, a folder of the file's name.
+    It is the workdir, or for a prompt file a folder with the file's name.
     """
     return source.with_suffix("") if is_prompt_file(source) else source
 
@@ -89,11 +87,11 @@ def write(
     settings: Mapping[str, Any],
     results: Mapping[str, Any] | None,
 ) -> None:
-    """Write prompts (a tree of host arrays) with all that is known of them.
+    """Write prompts (a tree of host arrays) with their settings, record and results.
 
-    training: what their checkpoint says of it. settings: the configuration of the run. results: its
-    results.json. Folders of data and of other runs stay out. The name of CLIP's weights stays in,
-    since they must be found again.
+    training: their record. settings: the configuration of the run. results: its results.json.
+    Folders of data and of other runs are left out. The name of CLIP's weights is written, so that
+    they can be found again.
     """
     import safetensors.numpy
 

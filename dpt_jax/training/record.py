@@ -1,6 +1,6 @@
-"""What a run stands on: the record of its training, and the images that it trains on.
+"""The record of a training, and the list of its images.
 
-The record is in each checkpoint. It alone says what prompts are: an evaluation with other settings
+The record is in each checkpoint. Only the record labels prompts: an evaluation with other settings
 is refused, and cannot relabel them.
 """
 
@@ -36,7 +36,7 @@ OF_EVALUATION = (
 
 
 def name_of_data(config: ConfigDict) -> str:
-    """Return the name of a dataset for people: of a folder of images, the folder's own."""
+    """Return the name of a dataset for display: for a folder of images, the folder's name."""
     dataset = config.dataset
     own = as_path(dataset.root).resolve().name if dataset.name == "folder" and dataset.root else ""
     return own or dataset.name
@@ -163,10 +163,10 @@ def check_same_images(
     if not allow_changes:
         raise UserError(
             f"{workdir} was trained on other images than the dataset has now ({change}): use "
-            "another --workdir, give the run its images again, or go on with these by "
+            "another --workdir, give the run its images again, or resume with these by "
             "--allow_changes."
         )
-    say(f"{workdir}: going on with other images than it was trained on ({change}).")
+    say(f"{workdir}: resuming with other images than it was trained on ({change}).")
 
 
 def write_train_files(dataset: Dataset, workdir: epath.Path) -> None:

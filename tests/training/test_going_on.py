@@ -63,7 +63,7 @@ def test_other_images_are_refused_or_reported(config, clip, images, started, cap
     capsys.readouterr()
     train(config, clip, started, allow_changes=True)
     said = capsys.readouterr().out
-    assert "going on with other images than it was trained on (12 before, 18 now" in said
+    assert "resuming with other images than it was trained on (12 before, 18 now" in said
     assert "an epoch had 2 steps and has 3 now, so its 2 steps count as 0.7 epochs" in said
     assert len((started / "train_files.txt").read_text().splitlines()) == 18
     # The steps of two epochs are not taken for those of three.
