@@ -2,7 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from dpt_jax.check.random_clip import SIZES, clip_shapes, openai_tokenizer, random_clip
+from dpt_jax.check.programs import SIZES, clip_shapes, random_clip
+from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.config import method_config
 
 __all__ = ["SIZES", "clip_shapes", "openai_tokenizer", "published_settings", "random_clip"]

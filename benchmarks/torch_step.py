@@ -24,7 +24,7 @@ from torch.nn.functional import normalize
 from benchmarks.random_clip import SIZES, openai_tokenizer, published_settings
 from benchmarks.timing import FLAGS, define_flags, print_line, torch_times
 from benchmarks.torch_twin import Twin
-from dpt_jax.clip.transformers_config import config_to_dict
+from dpt_jax.clip.config_files import config_to_dict
 from dpt_jax.config import prompt_config
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.model import PromptedCLIP, init_prompts

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from dpt_jax.check.random_clip import openai_tokenizer
 from dpt_jax.check.rows import Row, at_most
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.layouts import params_of
 from dpt_jax.clip.packing import pack
+from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.convert.published import prompts_from_published
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts

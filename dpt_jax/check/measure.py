@@ -16,7 +16,7 @@ from PIL import Image
 
 from dpt_jax import distributed
 from dpt_jax.check import programs
-from dpt_jax.check.random_clip import SIZES, random_clip
+from dpt_jax.check.programs import SIZES, random_clip
 from dpt_jax.check.rows import Row, at_most
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
 from dpt_jax.config import method_config

@@ -1,13 +1,20 @@
-"""The compiled programs of a step, ready to run on a batch in memory, and their time."""
+"""CLIPs of the published sizes with random weights, the compiled programs of a step, their time."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.traverse_util
 import jax
+import numpy as np
 
 from dpt_jax import distributed
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.model import param_shapes
+from dpt_jax.clip.pretrained import FLOAT32, OPENAI_MODELS, Pretrained
+from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.data.loader import Batch
 from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.training.initial_prompts import initial_prompts
@@ -15,6 +22,43 @@ from dpt_jax.training.optimizer import Schedule, make_optimizer
 from dpt_jax.training.setup import Experiment
 from dpt_jax.training.step import StepConfig, make_step, new_state
 from dpt_jax.training.texts import consistency_target
+
+_SMALL = TransformerConfig(64, 4, 1, 256)
+SIZES = {
+    "vit-b-32": OPENAI_MODELS["ViT-B/32"],
+    "vit-b-16": OPENAI_MODELS["ViT-B/16"],
+    "vit-l-14": OPENAI_MODELS["ViT-L/14"],
+    # Of no published size: to try a benchmark in seconds.
+    "small": CLIPConfig(64, 224, 32, _SMALL, dataclasses.replace(_SMALL, layers=12)),
+}
+
+
+def random_clip(name: str, dtype: Any = np.float32) -> Pretrained:
+    """Return a CLIP of SIZES with weights N(0, 0.02²) and neutral layer norms."""
+    generator = np.random.default_rng(0)
+
+    def draw(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        kind = path[-1].key
+        if kind in ("scale", "bias"):
+            return np.full(shape.shape, float(kind == "scale"), shape.dtype)
+        values = generator.standard_normal(shape.shape, np.float32)
+        values *= np.float32(0.02)
+        return values.astype(shape.dtype)
+
+    params = jax.tree_util.tree_map_with_path(draw, clip_shapes(name, dtype))
+    params["logit_scale"] = np.float32(np.log(100))
+    return Pretrained(SIZES[name], params, openai_tokenizer())
+
+
+def clip_shapes(name: str, dtype: Any) -> Any:
+    """Return the shapes of a CLIP of SIZES, in the types that `load_clip` gives its parameters."""
+
+    flat = flax.traverse_util.flatten_dict(param_shapes(SIZES[name]), sep="/")
+    types = {
+        path: jax.ShapeDtypeStruct(x.shape, np.float32 if FLOAT32.match(path) else dtype)
+        for path, x in flat.items()
+    }
+    return flax.traverse_util.unflatten_dict(types, sep="/")
 
 
 class Work(NamedTuple):

@@ -10,9 +10,9 @@
     dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert reference --reverse W CHECKPOINT_DIR
 
-`clip` converts any CLIP that `clip.weights` takes to an Orbax folder. It also converts a run of
-learned weights (CLIP-LoRA, 2SFS) to a CLIP with these weights, for transformers or, with
---layout=open_clip, for open_clip; `export --merge` is the same. `peft` writes and reads such
+`clip` writes any CLIP that `clip.weights` takes as a folder that transformers or, with
+--layout=open_clip, open_clip loads. Of a run of learned weights (CLIP-LoRA, 2SFS) it writes the
+CLIP with these weights; `export --merge` is the same. `peft` writes and reads such
 weights as LoRA files of PEFT. `export` writes the prompts of a workdir to one small file. This file
 replaces the workdir in predict, --mode=eval, init_from and convert. `serve` compiles the classifier
 into a file that runs without this package, and `onnx` writes it for onnxruntime and the like
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layout",
         choices=("transformers", "open_clip"),
         default="transformers",
-        help="clip: layout of the CLIP of a run",
+        help="clip: layout of the folder",
     )
     parser.add_argument(
         "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"
@@ -78,7 +78,11 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
             write_clip(as_path(source), as_path(target), flags.clip, flags.layout)
         case ["clip", source, target]:
-            clip(source, target)
+            from dpt_jax.clip.pretrained import load_clip, save_clip
+            from dpt_jax.logging import say
+
+            save_clip(load_clip(source), as_path(target), flags.layout)
+            say(f"wrote {target}")
         case ["peft", source, target]:
             from dpt_jax.convert.weights import write_peft
 
@@ -122,15 +126,6 @@ def is_run(source: str) -> bool:
 
     path = as_path(source)
     return (path / checkpoints.FOLDER).is_dir() or prompt_file.has_format(path)
-
-
-def clip(source: str, target: str) -> None:
-    """Write a CLIP as an Orbax folder."""
-    from dpt_jax.clip.pretrained import load_clip, save_orbax
-    from dpt_jax.logging import say
-
-    save_orbax(load_clip(source), target)
-    say(f"wrote {target}")
 
 
 def export(source: "epath.Path", target: "epath.Path") -> None:

@@ -10,10 +10,9 @@ import math
 import os
 import pathlib
 import pickle
-import re
 import zipfile
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.serialization
 import flax.traverse_util
@@ -21,15 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from dpt_jax.clip.config import read_json, section
+from dpt_jax.clip.config import read_json
 from dpt_jax.errors import UserError
-from dpt_jax.io import reading
+from dpt_jax.io import reading, write_whole
 
 Tensors = dict[str, np.ndarray]
 INDEX = ".index.json"
-SHARD = re.compile(r"-\d+-of-\d+\.[a-z]+$")
-# Fields of training checkpoints, of open_clip and of the published code's framework.
-_TRAINING_FIELDS = {"epoch", "name", "optimizer", "scaler", "scheduler", "val_result"}
 _DTYPES = {
     "FloatStorage": np.float32,
     "HalfStorage": np.float16,
@@ -48,27 +44,29 @@ def read_tensors(file: epath.Path) -> Tensors:
     """Return the tensors of a weight file, or of all files that an index names.
 
     Raises:
-      UserError: if the file is of another kind, damaged, or one of several shards.
+      UserError: if the file is of another kind or damaged.
     """
     if file.name.endswith(INDEX):
-        return _read_shards(file)
-    if SHARD.search(file.name):
-        raise UserError(
-            f"{file} is one of several shards of a model: give their folder or their {INDEX} file."
-        )
-    return _read_one(file)
-
-
-def _read_one(file: epath.Path) -> Tensors:
+        shards = [read_tensors(file.parent / shard) for shard in shards_of(file)]
+        return {name: value for shard in shards for name, value in shard.items()}
     readers: dict[str, Callable[[epath.Path], Tensors]]
     readers = {".safetensors": _read_safetensors, ".msgpack": _read_msgpack}
-    readers |= dict.fromkeys((".bin", ".pt", ".pth"), lambda file: read_torch_file(file).tensors)
+    readers |= dict.fromkeys((".bin", ".pt", ".pth"), lambda file: read_torch_file(file)[0])
     if file.suffix not in readers:
         raise UserError(
             f"{file} is not a weight file: its name should end in {', '.join(readers)}."
         )
     with reading(file, f"a {file.suffix} file of weights"):
         return readers[file.suffix](file)
+
+
+def shards_of(index: epath.Path) -> list[str]:
+    """Return the names of the files that an index names."""
+    with reading(index, "the index of a model's weight files"):
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+        if not shards or any(pathlib.PurePath(shard).name != shard for shard in shards):
+            raise ValueError(f"it names the files {shards}")
+    return shards
 
 
 def _read_safetensors(file: epath.Path) -> Tensors:
@@ -93,80 +91,34 @@ def _read_msgpack(file: epath.Path) -> Tensors:
     return tensors
 
 
-def shards_of(index: epath.Path) -> dict[str, set[str]]:
-    """Return the files that an index names, each with the names of its tensors."""
-    shards: dict[str, set[str]] = collections.defaultdict(set)
-    for name, shard in section(read_json(index), "weight_map", f"{index}: ").items():
-        if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
-            raise UserError(f"{index}: weight_map.{name} is {shard!r}, not the name of a shard.")
-        shards[shard].add(name)
-    if not shards:
-        raise UserError(f"{index} names no tensors in weight_map.")
-    return shards
-
-
-def _read_shards(index: epath.Path) -> Tensors:
-    tensors: Tensors = {}
-    for shard, names in shards_of(index).items():
-        if not (index.parent / shard).exists():
-            raise UserError(f"{index} names {shard}, which is missing: the model is incomplete.")
-        own = _read_one(index.parent / shard)
-        if wrong := sorted(own.keys() ^ names):
-            raise UserError(
-                f"{index.parent / shard} does not hold the tensors that {index.name} names "
-                f"({wrong[0]})."
-            )
-        tensors |= own
-    return tensors
-
-
-class TorchFile(NamedTuple):
-    """The state dict of a PyTorch file, and the epoch that a training wrote beside it."""
-
-    tensors: Tensors
-    epoch: int | None
-
-
-def read_torch_file(file: epath.Path | pathlib.Path) -> TorchFile:
+def read_torch_file(file: epath.Path | pathlib.Path) -> tuple[Tensors, int | None]:
     """Return a PyTorch state dict, bare or under "state_dict", or the tensors of TorchScript.
+
+    Returns:
+      The tensors, and the epoch that a training wrote beside them.
 
     Raises:
       UserError: if the file is damaged or holds something else.
     """
     with reading(file, "a PyTorch file"), zipfile.ZipFile(io.BytesIO(file.read_bytes())) as archive:
         root = _TorchUnpickler(archive).load()
-    if isinstance(root, _Inert):
-        if not root.scripted:
-            raise UserError(f"{file} is a pickled {root.kind}: save its state dict only.")
-        return TorchFile(_scripted_tensors(root), None)
-    return _state_dict(root, file)
-
-
-def _state_dict(read: Any, file: epath.Path | pathlib.Path) -> TorchFile:
-    """Return the tensors and the epoch.  Raise UserError for anything but a state dict."""
-    epoch = None
-    if isinstance(read, dict) and "state_dict" in read:
-        if other := [str(key) for key in read if key not in {"state_dict", *_TRAINING_FIELDS}]:
+        root = _scripted_tensors(root) if isinstance(root, _Inert) else root
+    tensors = root["state_dict"] if isinstance(root, dict) and "state_dict" in root else root
+    if not isinstance(tensors, dict) or not tensors:
+        raise UserError(f"{file} is not a state dict (names and tensors): save that only.")
+    for name, value in tensors.items():
+        if not isinstance(value, np.ndarray):
             raise UserError(
-                f"{file} is a training checkpoint with the field {other[0]!r}, which is not known "
-                "here: save its state dict only."
+                f"{file} is not a state dict: its field {name!r} is not a tensor. Save the state "
+                "dict only."
             )
-        read, epoch = read["state_dict"], read.get("epoch")
-    if not isinstance(read, dict) or not read:
-        raise UserError(f"{file} is not a PyTorch state dict (names and tensors).")
-    if other := [name for name, value in read.items() if not isinstance(value, np.ndarray)]:
-        name = max(other, key=lambda name: isinstance(read[name], dict))
-        raise UserError(
-            f"{file} is not a PyTorch state dict: its field {name!r} is not a tensor. Save the "
-            "state dict only."
-        )
-    return TorchFile(dict(read), epoch if isinstance(epoch, int) else None)
+    epoch = root.get("epoch")
+    return dict(tensors), epoch if isinstance(epoch, int) else None
 
 
 class _Inert(dict):
     """Stands for every object of a pickle that is not a tensor: attributes, no behaviour."""
 
-    kind, scripted = "", False
     __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -199,18 +151,14 @@ class _TorchUnpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): _tensor,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         }
-        scripted = module.startswith("__torch__")
-        inert = type("_Inert", (_Inert,), {"kind": f"{module}.{name}", "scripted": scripted})
-        return named.get((module, name), inert)
+        # A class of its own, since pickle sets attributes of classes too.
+        return named.get((module, name), type("_Inert", (_Inert,), {}))
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         """Return a storage: its numbers as a vector."""
         _, dtype, key, _, count = pid
         if key not in self._storages:
-            if not isinstance(dtype, np.dtype):
-                raise ValueError(f"it has numbers of type {dtype.kind}")
-            record = self._archive.read(f"{self._root}data/{key}")
-            numbers = np.frombuffer(record, dtype, count)
+            numbers = np.frombuffer(self._archive.read(f"{self._root}data/{key}"), dtype, count)
             self._storages[key] = numbers.astype(np.float32) if dtype == jnp.bfloat16 else numbers
         return self._storages[key]
 
@@ -234,9 +182,17 @@ def _scripted_tensors(module: Any, prefix: str = "") -> Tensors:
     for name, value in vars(module).items():
         if isinstance(value, np.ndarray):
             tensors[prefix + name] = value
-        elif isinstance(value, _Inert) and value.scripted:
+        elif isinstance(value, _Inert):
             tensors |= _scripted_tensors(value, f"{prefix}{name}.")
     return tensors
+
+
+def write_safetensors(file: epath.Path, tensors: Tensors) -> None:
+    """Write tensors as transformers and open_clip do.  Raise UserError if that fails."""
+    import safetensors.numpy
+
+    own = {name: np.asarray(x, order="C") for name, x in tensors.items()}
+    write_whole(file, safetensors.numpy.save(own, {"format": "pt"}))
 
 
 def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:

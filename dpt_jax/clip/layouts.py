@@ -69,20 +69,6 @@ OPENAI = {
     "mlp_in": "mlp.c_fc.",
     "mlp_out": "mlp.c_proj.",
 }
-# Prefixes of names that no plain CLIP has, and the models that have them.
-OTHER_MODELS = {
-    "visual.layer1.": "a CLIP with a ResNet image tower; only ViT image towers take prompts",
-    "visual.attnpool.": "a CLIP with a ResNet image tower; only ViT image towers take prompts",
-    "visual.trunk.": "a CLIP with an image tower of timm, which is not supported",
-    "visual.attn_pool.": "a CLIP with attentional pooling, which is not supported",
-    "visual.blocks.": "an EVA CLIP, which is not supported",
-    "text_decoder.": "a CoCa, which is not supported",
-    "text.transformer.embeddings.": "a CLIP with a text tower of transformers, not supported",
-    "text.transformer.encoder.": "a CLIP with a text tower of transformers, not supported",
-    "image_encoder.": "a MobileCLIP in Apple's own layout, which is not supported",
-    "vision_model.head.": "a SigLIP, which is not supported",
-    "logit_bias": "a SigLIP, which is not supported",
-}
 PREFIX = re.compile(r"(module\.|_orig_mod\.)*")  # of training on several devices, of torch.compile
 # Buffers of OpenAI's archives and of older versions of the libraries; not weights.
 BUFFER = re.compile(r"attn_mask|input_resolution|context_length|vocab_size|.*\.position_ids")
@@ -158,18 +144,6 @@ def tensors_of(params: Params, config: CLIPConfig, table: dict[str, str] = TRANS
             else:
                 thirds.setdefault(name, {})[parameter.third] = stored
     return tensors | {name: np.concatenate([x[i] for i in range(3)]) for name, x in thirds.items()}
-
-
-def refuse_other_models(tensors: Tensors, file: epath.Path) -> None:
-    """Raise UserError if the names of the tensors are those of another kind of model."""
-    prefix, _ = _prefixes(tensors)
-    for name in tensors:
-        short = name.removeprefix(prefix)
-        for begins, what in OTHER_MODELS.items():
-            if short.startswith(begins):
-                raise UserError(f"{file} is {what} (tensor {name}).")
-        if ".lora_" in short:
-            raise UserError(f"{file} is a LoRA adapter (tensor {name}): merge it first.")
 
 
 def _prefixes(tensors: Tensors) -> tuple[str, str]:

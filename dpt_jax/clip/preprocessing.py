@@ -13,8 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from dpt_jax.errors import UserError
-
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 INTERPOLATIONS = {
@@ -25,7 +23,6 @@ INTERPOLATIONS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
-RESIZES = ("crop", "squash")
 # Above this ratio of sides only the centre is resized, so that a thin image takes no more memory
 # than its square.
 THIN = 16
@@ -39,12 +36,24 @@ class Preprocessing:
       mean, std: of the channels, for pixels from 0 to 1.
       interpolation: one of INTERPOLATIONS.
       resize: "crop" resizes the shorter side and crops the centre, "squash" resizes both sides.
+
+    Raises:
+      ValueError: for a mean or deviation that is not three numbers.
     """
 
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
     interpolation: str = "bicubic"
     resize: str = "crop"
+
+    def __post_init__(self) -> None:
+        for name, least in (("mean", -1e38), ("std", 0.0)):
+            value = getattr(self, name)
+            numbers = all(type(x) in (int, float) and least < x < 1e38 for x in value)
+            if len(value) != 3 or not numbers:
+                raise ValueError(
+                    f"{name} is {reprlib.repr(value)}, not three numbers, one a channel"
+                )
 
     @property
     def resample(self) -> Image.Resampling:
@@ -57,19 +66,6 @@ class Preprocessing:
 
 
 CLIP_PREPROCESSING = Preprocessing()
-
-
-def channels(value: Any, where: str, positive: bool = False) -> tuple[float, float, float]:
-    """Return the three numbers of a JSON value, one a channel; one number stands for three.
-
-    Raises:
-      UserError: if they are not three finite numbers, or `positive` and one is not above 0.
-    """
-    numbers = value if isinstance(value, list) else [value] * 3
-    right = len(numbers) == 3 and all(type(x) in (int, float) and abs(x) < 1e38 for x in numbers)
-    if not right or (positive and min(numbers) <= 0):
-        raise UserError(f"{where} is {reprlib.repr(value)}, not three numbers, one a channel.")
-    return float(numbers[0]), float(numbers[1]), float(numbers[2])
 
 
 def test_transform(

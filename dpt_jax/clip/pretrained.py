@@ -1,6 +1,7 @@
 """CLIP weights from any supported source: located, read, renamed and checked."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,28 +11,44 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from dpt_jax.clip import open_clip, openai, orbax, transformers_config
 from dpt_jax.clip.blocks import Params
-from dpt_jax.clip.config import CLIPConfig, Description
-from dpt_jax.clip.files import read_tensors
-from dpt_jax.clip.layouts import params_of, refuse_other_models
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.config_files import (
+    CONFIG_FILE,
+    OPEN_CLIP_CONFIG,
+    Description,
+    open_clip_files,
+    read_open_clip,
+    read_transformers,
+    transformers_files,
+)
+from dpt_jax.clip.files import Tensors, read_tensors, write_safetensors
+from dpt_jax.clip.layouts import OPENAI, TRANSFORMERS, params_of, tensors_of
 from dpt_jax.clip.locate import (
     BUNDLED,
     OPEN_CLIP_FILES,
     TRANSFORMERS_FILES,
     find_weights,
-    is_orbax,
     locate,
 )
-from dpt_jax.clip.tokenizer import Tokenizer, load_tokenizer
+from dpt_jax.clip.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, is_remote
+from dpt_jax.io import make_folder, write_whole
 
-__all__ = ["BUNDLED", "Pretrained", "load_clip", "save_orbax"]
+__all__ = ["BUNDLED", "Pretrained", "load_clip", "save_clip"]
 
 EVERY = 97  # The digest of the weights takes every 97th value of a tensor.
 # Layer norms compute in float32, and exp() of a rounded logarithm is off by percents.
 FLOAT32 = re.compile(r"(.*/ln_\w+/\w+|logit_scale)$")
+# OpenAI's own archives do not say heads and activation: they are recognised by shapes.
+_SMALL, _LARGE = TransformerConfig(768, 12, 12, 3072), TransformerConfig(1024, 24, 16, 4096)
+_TEXT = TransformerConfig(512, 12, 8, 2048)
+OPENAI_MODELS = {
+    "ViT-B/32": CLIPConfig(512, 224, 32, _SMALL, _TEXT),
+    "ViT-B/16": CLIPConfig(512, 224, 16, _SMALL, _TEXT),
+    "ViT-L/14": CLIPConfig(768, 224, 14, _LARGE, _SMALL),
+    "ViT-L/14@336px": CLIPConfig(768, 336, 14, _LARGE, _SMALL),
+}
 
 
 class Pretrained(NamedTuple):
@@ -58,9 +75,9 @@ def load_clip(
     """Load a CLIP with a ViT image tower.
 
     Args:
-      weights: the name of a bundled model; a model folder of transformers or open_clip, local or
-        gs://; a weight file, or the index of several, with the model's configuration beside it;
-        one of OpenAI's .pt files; an Orbax folder of `convert clip`; or a Hugging Face hub id.
+      weights: the name of a bundled model or of one of OpenAI's; a model folder of transformers
+        or open_clip, local or gs://; a weight file, or the index of several, with the model's
+        configuration beside it; one of OpenAI's .pt files; or a Hugging Face hub id.
       dtype: of the parameters.
       accept: called with the sizes before the weights are read (after, if only they tell), to
         raise if they are of no use.
@@ -69,45 +86,25 @@ def load_clip(
       UserError: naming the file, and the tensor or key that is missing or does not fit.
     """
     path = locate(weights)
-    if is_orbax(path):
-        described = transformers_config.read_description(path / transformers_config.CONFIG_FILE)
-        accept(described.config)
-        source, folder, params = path, path, orbax.read_params(path, described.config)
-    else:
-        source = find_weights(path) if path.is_dir() else path
-        folder = source.parent
-        described, params = _read_weights(source, accept)
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    for name, value in flat.items():
-        if not np.isfinite(np.asarray(value, np.float32)).all():
-            raise UserError(f"{source}: {name} has values that are not finite: get the file again.")
-    cast = {
-        name: np.asarray(x, np.float32 if FLOAT32.match(name) else dtype)
-        for name, x in flat.items()
-    }
-    tokenizer = load_tokenizer(folder, described.config.vocab_size, described.end)
-    params = flax.traverse_util.unflatten_dict(cast, sep="/")
-    return Pretrained(described.config, params, tokenizer, _digest(flat))
-
-
-def _read_weights(
-    file: epath.Path, accept: Callable[[CLIPConfig], object]
-) -> tuple[Description, Params]:
+    file = find_weights(path) if path.is_dir() else path
     described = _describe(file)
     if described is not None:
         accept(described.config)
     tensors = read_tensors(file)
-    refuse_other_models(tensors, file)
     if described is None:
-        if not openai.is_openai(tensors):
-            raise UserError(
-                f"{file.parent / transformers_config.CONFIG_FILE} is missing, and so is "
-                f"{open_clip.CONFIG_FILE}: {file.name} does not say the heads and the activation "
-                "of its model, so put one of the two beside it."
-            )
-        described = Description(openai.recognise(tensors, file), None)
+        described = Description(recognise(tensors, file), None)
         accept(described.config)
-    return described, params_of(tensors, described.config, file)
+    flat = flax.traverse_util.flatten_dict(params_of(tensors, described.config, file), sep="/")
+    for name, value in flat.items():
+        if not np.isfinite(np.asarray(value, np.float32)).all():
+            raise UserError(f"{file}: {name} has values that are not finite: get the file again.")
+    cast = {
+        name: np.asarray(x, np.float32 if FLOAT32.match(name) else dtype)
+        for name, x in flat.items()
+    }
+    tokenizer = load_tokenizer(file.parent, described.config.vocab_size, described.end)
+    params = flax.traverse_util.unflatten_dict(cast, sep="/")
+    return Pretrained(described.config, params, tokenizer, _digest(flat))
 
 
 def _describe(file: epath.Path) -> Description | None:
@@ -115,24 +112,65 @@ def _describe(file: epath.Path) -> Description | None:
 
     If there are two, the file's name decides which layout it has.
     """
-    readers: dict[str, Callable[[epath.Path], Description]] = {
-        open_clip.CONFIG_FILE: open_clip.read_description,
-        transformers_config.CONFIG_FILE: transformers_config.read_description,
-    }
-    names = list(readers)
+    readers = [(OPEN_CLIP_CONFIG, read_open_clip), (CONFIG_FILE, read_transformers)]
     if file.name in TRANSFORMERS_FILES and file.name not in OPEN_CLIP_FILES:
-        names.reverse()
-    for name in names:
+        readers.reverse()
+    for name, read in readers:
         if (file.parent / name).exists():
-            return readers[name](file.parent / name)
+            return read(file.parent / name)
     return None
 
 
-def save_orbax(clip: Pretrained, directory: str) -> None:
-    """Write an Orbax folder that load_clip reads.  Raise UserError if the folder exists."""
-    target = as_path(directory)
-    target = target if is_remote(target) else target.absolute()  # Orbax takes no relative path
-    orbax.write(clip.config, clip.params, clip.tokenizer, target)
+def recognise(tensors: Tensors, file: epath.Path) -> CLIPConfig:
+    """Return the sizes of one of OpenAI's archives.  Raise UserError if it is none of them.
+
+    They store three sizes as tensors. Other models of the same shapes have another activation.
+    """
+    if not {"input_resolution", "context_length", "vocab_size"} <= tensors.keys():
+        raise UserError(
+            f"{file.parent / CONFIG_FILE} is missing, and so is {OPEN_CLIP_CONFIG}: {file.name} "
+            "does not say the heads and the activation of its model, so put one of the two beside "
+            "it."
+        )
+    for config in OPENAI_MODELS.values():
+        width, patch = config.vision.width, config.patch_size
+        shapes = {
+            "visual.conv1.weight": (width, 3, patch, patch),
+            "visual.positional_embedding": (config.grid**2 + 1, width),
+            "token_embedding.weight": (config.vocab_size, config.text.width),
+        }
+        if all(n in tensors and tensors[n].shape == shape for n, shape in shapes.items()):
+            return config
+    raise UserError(
+        f"{file} is an archive like OpenAI's, but of none of its ViT models "
+        f"({', '.join(OPENAI_MODELS)}): put the {OPEN_CLIP_CONFIG} of its model beside it."
+    )
+
+
+def save_clip(clip: Pretrained, folder: epath.Path, layout: str = "transformers") -> None:
+    """Write a model folder that load_clip reads, and transformers or open_clip.
+
+    Args:
+      clip: the model.
+      folder: a new one, local or in a bucket.
+      layout: "transformers" or "open_clip".
+
+    Raises:
+      UserError: if the folder exists.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} already exists: choose a new folder, or delete it first.")
+    if layout == "transformers":
+        name, table = TRANSFORMERS_FILES[0], TRANSFORMERS
+        files = transformers_files(clip.config, clip.tokenizer)
+    else:
+        name, table = OPEN_CLIP_FILES[0], OPENAI
+        files = open_clip_files(clip.config)
+    make_folder(folder, "convert clip")
+    write_safetensors(folder / name, tensors_of(clip.params, clip.config, table))
+    write_whole(folder / TOKENIZER_FILE, clip.tokenizer.file)
+    for file, content in files.items():
+        write_whole(folder / file, json.dumps(content, indent=2))
 
 
 def _digest(params: dict[str, Any]) -> str:

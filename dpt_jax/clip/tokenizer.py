@@ -11,7 +11,6 @@ from typing import Any
 import ftfy
 from etils import epath
 
-from dpt_jax.clip.config import read_json, section
 from dpt_jax.clip.vocabulary import END, OPENAI_SIZE, START, WORD_END, openai_vocabulary
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading, refuse_stand_in
@@ -71,77 +70,8 @@ def load_tokenizer(
             f"{directory} has no vocabulary, and OpenAI's has {OPENAI_SIZE} tokens but the "
             f"model has {vocab_size}: add its {' and '.join(PLAIN_FILES)}, or its {TOKENIZER_FILE}."
         )
-    if not names:
-        tokenizer, source = _openai_tokenizer(), "OpenAI's vocabulary"
-    else:
-        source = str(directory / names[0])
-        tokenizer = _tokenizer(_read(directory, names), source)
-    _check_fits(tokenizer, vocab_size, end, source)
-    return tokenizer
-
-
-@functools.cache
-def _openai_tokenizer() -> Tokenizer:
-    return _tokenizer(make_tokenizer(*openai_vocabulary()), "OpenAI's vocabulary")
-
-
-def _tokenizer(tokenizer: Any, source: str) -> Tokenizer:
-    """Return a CLIPTokenizer that normalises as OpenAI's code.  Raise UserError if it is cut."""
-    file = tokenizer.backend_tokenizer.to_str()
-    # CLIPTokenizer lowers letter by letter, and composes characters after that, not before.
-    tokenizer.backend_tokenizer.normalizer = None
-    vocabulary, merges = tokenizer.get_vocab(), json.loads(file)["model"]["merges"]
-    _check_whole(vocabulary, merges, set(tokenizer.added_tokens_encoder), source)
-    return Tokenizer(tokenizer, vocabulary[START], vocabulary[END], file)
-
-
-def make_tokenizer(vocabulary: dict[str, int], merges: list[str]) -> Any:
-    """Return transformers' CLIPTokenizer of a vocabulary and its merges, "a b" each."""
-    from transformers import CLIPTokenizer  # a second to import
-
-    pairs: Any = [tuple(merge.split(" ")) for merge in merges]
-    return CLIPTokenizer(vocab=vocabulary, merges=pairs)
-
-
-def _read(directory: epath.Path, names: list[str]) -> Any:
-    """Return transformers' CLIPTokenizer of the vocabulary files in a folder."""
-    from transformers import CLIPTokenizer
-
-    if TOKENIZER_FILE in names:
-        names = [TOKENIZER_FILE]
-        file = directory / TOKENIZER_FILE
-        model = section(read_json(file), "model", f"{file}: ")
-        if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != WORD_END:
-            raise UserError(
-                f"{file} is not a tokenizer of CLIP's kind, byte pairs with {WORD_END}."
-            )
-    elif missing := [name for name in PLAIN_FILES if name not in names]:
-        raise UserError(f"{directory / missing[0]} is missing beside {names[0]}.")
-    with tempfile.TemporaryDirectory(prefix="dpt_jax-") as copies:
-        for name in names:
-            refuse_stand_in(directory / name)
-            (pathlib.Path(copies) / name).write_bytes((directory / name).read_bytes())
-        with reading(directory / names[-1], "CLIP's vocabulary"):
-            return CLIPTokenizer.from_pretrained(copies)
-
-
-def _check_whole(
-    vocabulary: dict[str, int], merges: list[list[str]], added: set[str], source: str
-) -> None:
-    """Raise UserError if a token cannot be reached, as after a cut merges.txt, or is missing."""
-    for token in (START, END):
-        if token not in vocabulary:
-            raise UserError(f"{source}: the token {token} is missing.")
-    if len(set(vocabulary.values())) != len(vocabulary):
-        raise UserError(f"{source}: two tokens have the same id.")
-    reached = added | {first + second for first, second in merges}
-    for token in vocabulary.keys() - reached:
-        if len(token.removesuffix(WORD_END)) > 1:
-            raise UserError(f"{source} is cut or damaged: no merge makes the token {token!r}.")
-
-
-def _check_fits(tokenizer: Tokenizer, vocab_size: int, end: int | None, source: str) -> None:
-    """Raise UserError if the vocabulary is not the model's: see load_tokenizer."""
+    tokenizer = _read(directory, names) if names else openai_tokenizer()
+    source = directory / names[0] if names else "OpenAI's vocabulary"
     highest = max(tokenizer.tokenizer.get_vocab().values())
     if highest >= vocab_size:
         raise UserError(
@@ -153,3 +83,49 @@ def _check_fits(tokenizer: Tokenizer, vocab_size: int, end: int | None, source: 
             f"{source}: {END} has the id {tokenizer.end} of {vocab_size}, but the model takes the "
             f"text feature at another one ({where})."
         )
+    return tokenizer
+
+
+def _read(directory: epath.Path, names: list[str]) -> Tokenizer:
+    """Return the tokenizer of the vocabulary files in a folder."""
+    from transformers import CLIPTokenizer  # a second to import
+
+    with tempfile.TemporaryDirectory(prefix="dpt_jax-") as copies:
+        for name in names[:1] if TOKENIZER_FILE in names else names:
+            refuse_stand_in(directory / name)
+            (pathlib.Path(copies) / name).write_bytes((directory / name).read_bytes())
+        with reading(directory / names[0], "CLIP's vocabulary"):
+            return _whole(CLIPTokenizer.from_pretrained(copies))
+
+
+@functools.cache
+def openai_tokenizer() -> Tokenizer:
+    """Return the tokenizer of OpenAI's CLIPs."""
+    return _whole(make_tokenizer(*openai_vocabulary()))
+
+
+def make_tokenizer(vocabulary: dict[str, int], merges: list[str]) -> Any:
+    """Return transformers' CLIPTokenizer of a vocabulary and its merges, "a b" each."""
+    from transformers import CLIPTokenizer
+
+    pairs: Any = [tuple(merge.split(" ")) for merge in merges]
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs)
+
+
+def _whole(tokenizer: Any) -> Tokenizer:
+    """Return a CLIPTokenizer that normalises as OpenAI's code does.
+
+    Raises:
+      ValueError: if a token cannot be reached, as after a cut merges.txt, or is missing.
+    """
+    file = tokenizer.backend_tokenizer.to_str()
+    # CLIPTokenizer lowers letter by letter, and composes characters after that, not before.
+    tokenizer.backend_tokenizer.normalizer = None
+    vocabulary, merges = tokenizer.get_vocab(), json.loads(file)["model"]["merges"]
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise ValueError("two tokens have the same id")
+    reached = {first + second for first, second in merges} | {*tokenizer.added_tokens_encoder}
+    for token in vocabulary.keys() - reached:
+        if len(token.removesuffix(WORD_END)) > 1:
+            raise ValueError(f"it is cut or damaged: no merge makes the token {token!r}")
+    return Tokenizer(tokenizer, vocabulary[START], vocabulary[END], file)

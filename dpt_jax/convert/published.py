@@ -148,8 +148,7 @@ def read_published(directory: pathlib.Path) -> Published:
             raise UserError(
                 f"{folder} has no {name}, and no epoch in common with the other folders."
             )
-        read = read_torch_file(folder / name)
-        modules[folder.name], epoch = read.tensors, read.epoch
+        modules[folder.name], epoch = read_torch_file(folder / name)
     return Published(max(epochs) if epochs else epoch or 0, modules)
 
 

@@ -10,13 +10,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax.clip import open_clip
 from dpt_jax.clip.blocks import Params
-from dpt_jax.clip.config import CLIPConfig, read_json, values
-from dpt_jax.clip.files import Tensors, read_tensors
-from dpt_jax.clip.layouts import OPENAI, TRANSFORMERS, tensors_of
-from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.clip.transformers_config import write_configs
+from dpt_jax.clip.config import CLIPConfig, read_json
+from dpt_jax.clip.files import Tensors, read_tensors, write_safetensors
+from dpt_jax.clip.layouts import TRANSFORMERS
+from dpt_jax.clip.pretrained import load_clip, save_clip
 from dpt_jax.config import layers, validate
 from dpt_jax.convert.reference import read_run, write_run
 from dpt_jax.errors import UserError
@@ -28,7 +26,6 @@ from dpt_jax.prompts.weights import MATRICES, merged, over
 from dpt_jax.training.initial_prompts import check_shapes, other_clip, shapes_of
 from dpt_jax.training.setup import make_model
 
-MODEL_FILE = "model.safetensors"
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 KEYS = {"vision": "image_layers", "text": "text_layers"}
@@ -76,15 +73,7 @@ def write_clip(
             merged(model.config.weights, pretrained.config, pretrained.params, own["weights"]),
         ),
     )
-    if target.exists():
-        raise UserError(f"{target} already exists: choose a new folder, or delete it first.")
-    make_folder(target, "convert clip")
-    if layout == "open_clip":
-        file, table, write = open_clip.WEIGHTS_FILE, OPENAI, open_clip.write_config
-    else:
-        file, table, write = MODEL_FILE, TRANSFORMERS, write_configs
-    _write_tensors(target / file, tensors_of(params, pretrained.config, table))
-    write(pretrained.config, pretrained.tokenizer, target)
+    save_clip(pretrained._replace(params=params), target, layout)
     say(f"wrote {target}, a CLIP with the weights of {source}{_without(saved.prompts)}")
 
 
@@ -123,7 +112,7 @@ def write_peft(source: epath.Path, target: epath.Path) -> None:
         "target_modules": modules,
     }
     make_folder(target, "convert peft")
-    _write_tensors(target / ADAPTER_FILE, tensors)
+    write_safetensors(target / ADAPTER_FILE, tensors)
     write_whole(target / ADAPTER_CONFIG, json.dumps(about, indent=2) + "\n")
     say(f"wrote {target}{_without(saved.prompts)}")
 
@@ -141,15 +130,15 @@ def read_peft(source: epath.Path, workdir: epath.Path, config: ConfigDict) -> No
         CLIP.
     """
     file = source / ADAPTER_CONFIG
-    about = read_json(file)
-    for key, choices in PLAIN.items():
-        if about.get(key, choices[0]) not in choices:
-            raise UserError(f"{file}: {key} is {about[key]!r}, which is not supported.")
-    sizes = values(about, {"r": 8, "lora_alpha": 8.0}, f"{file}: ")
-    rank, alpha = sizes["r"], sizes["lora_alpha"]
+    with reading(file, "a LoRA configuration of PEFT"):
+        about = read_json(file)
+        for key, choices in PLAIN.items():
+            if about.get(key, choices[0]) not in choices:
+                raise ValueError(f"{key} is {about[key]!r}, which is not supported")
+        rank, alpha = about.get("r", 8), about.get("lora_alpha", 8)
+        alpha = float(alpha if about.get("use_rslora") else alpha / rank**0.5)
     pretrained = load_clip(config.clip.weights)
-    with reading(source / ADAPTER_FILE, "LoRA files of PEFT"):
-        tensors = read_tensors(source / ADAPTER_FILE)
+    tensors = read_tensors(source / ADAPTER_FILE)
     prompts = _from_peft(tensors, pretrained.config, rank, source / ADAPTER_FILE)
     if WEIGHTS not in METHODS[config.method].parts:
         config.method = "cliplora"
@@ -157,7 +146,7 @@ def read_peft(source: epath.Path, workdir: epath.Path, config: ConfigDict) -> No
     config.weights.update(
         kind=LORA,
         rank=rank,
-        alpha=float(alpha if about.get("use_rslora") else alpha / rank**0.5),
+        alpha=alpha,
         matrices="".join(letter for letter, name in MATRICES.items() if name in matrices),
         **{key: "all" if tower in prompts else "none" for tower, key in KEYS.items()},
     )
@@ -219,10 +208,3 @@ def _read(source: epath.Path) -> tuple[ConfigDict, Any]:
 def _without(prompts: Mapping[str, Any]) -> str:
     others = sorted(prompts.keys() - {"weights"})
     return f", without its {' and '.join(others)}" if others else ""
-
-
-def _write_tensors(file: epath.Path, tensors: Tensors) -> None:
-    import safetensors.numpy
-
-    own = {name: np.asarray(x, order="C") for name, x in tensors.items()}
-    write_whole(file, safetensors.numpy.save(own, {"format": "pt"}))

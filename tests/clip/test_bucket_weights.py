@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from dpt_jax.clip.pretrained import load_clip, save_orbax
+from dpt_jax.clip.pretrained import load_clip, save_clip
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from tests.helpers.object_store import put_folder
@@ -35,9 +35,9 @@ def test_what_is_needed_is_copied(bucket, source, expected, tmp_path, cache):
         load_clip(f"{bucket}/clip")
 
 
-def test_an_orbax_folder_is_written_and_read(bucket, expected):
-    save_orbax(expected, f"{bucket}/orbax")
-    assert_same(load_clip(f"{bucket}/orbax"), expected)
+def test_a_folder_is_written_and_read(bucket, expected):
+    save_clip(expected, as_path(f"{bucket}/saved"))
+    assert_same(load_clip(f"{bucket}/saved"), expected)
 
 
 @pytest.mark.parametrize("folder", ["empty", "none"])

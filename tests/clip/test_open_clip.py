@@ -10,13 +10,12 @@ import torch
 from etils import epath
 from safetensors.numpy import save_file
 
-from dpt_jax.clip import open_clip
+from dpt_jax.clip.config_files import OPEN_CLIP_CONFIG, open_clip_files, read_open_clip
 from dpt_jax.clip.layouts import OPENAI, tensors_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.preprocessing import Preprocessing
 from dpt_jax.clip.pretrained import BUNDLED, load_clip
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path
 from tests.clip.test_full_size import packed
 from tests.golden import make_open_clip_features as golden
 from tests.helpers.golden import relative_error
@@ -34,7 +33,7 @@ def write(folder, model, **config):
     """The folder of a model as open_clip pushes it to the hub, with a vocabulary beside it."""
     folder.mkdir(exist_ok=True)
     raw = {"model_cfg": golden.MODELS[model], "preprocess_cfg": PREPROCESS, **config}
-    (folder / open_clip.CONFIG_FILE).write_text(json.dumps(raw))
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(raw))
     for name in ("vocab.json", "merges.txt"):
         (folder / name).write_text((BUNDLED / "tiny-clip" / name).read_text("utf-8"), "utf-8")
     return folder
@@ -78,18 +77,18 @@ def test_features_are_those_of_open_clip(tmp_path, model, kind):
     assert found.keys() == expected.keys() - {"attn_mask"}
     for name, value in found.items():
         np.testing.assert_array_equal(value, expected[name], name)
-    folder = as_path(tmp_path)
-    open_clip.write_config(clip.config, clip.tokenizer, folder)
-    assert open_clip.read_description(folder / open_clip.CONFIG_FILE).config == clip.config
+    file = epath.Path(tmp_path / OPEN_CLIP_CONFIG)
+    file.write_text(json.dumps(open_clip_files(clip.config)[OPEN_CLIP_CONFIG]))
+    assert read_open_clip(file).config == clip.config
 
 
 def read(tmp_path, change=None, **whole):
     raw = {"model_cfg": copy.deepcopy(golden.MODELS["quick_gelu"]), **whole}
     if change:
         change(raw)
-    file = epath.Path(tmp_path) / open_clip.CONFIG_FILE
+    file = epath.Path(tmp_path) / OPEN_CLIP_CONFIG
     file.write_text(json.dumps(raw))
-    return open_clip.read_description(file)
+    return read_open_clip(file)
 
 
 def test_preprocessing_is_the_models_own(tmp_path):
@@ -115,7 +114,7 @@ OTHER = [
     ("vision_cfg", "attentional_pool", True),
     ("vision_cfg", "pool_type", "avg"),
     ("vision_cfg", "something_new", 1),
-    ("vision_cfg", "width", "128"),
+    ("vision_cfg", "layers", "12"),
     ("vision_cfg", "image_size", [32, 64]),
     ("text_cfg", "hf_model_name", "roberta-base"),
     ("text_cfg", "pool_type", "last"),
@@ -133,7 +132,7 @@ def test_what_is_no_plain_clip_is_named(tmp_path, part, key, value):
     def change(raw):
         (raw["model_cfg"][part] if part else raw["model_cfg"])[key] = value
 
-    with pytest.raises(UserError, match=rf"{open_clip.CONFIG_FILE}.*{key}"):
+    with pytest.raises(UserError, match=rf"{OPEN_CLIP_CONFIG}.*{key}"):
         read(tmp_path, change)
 
 
@@ -147,7 +146,7 @@ def test_what_is_no_plain_clip_is_named(tmp_path, part, key, value):
     ],
 )
 def test_preprocessing_that_is_not_supported_is_named(tmp_path, key, value):
-    with pytest.raises(UserError, match=f"preprocess_cfg.{key}"):
+    with pytest.raises(UserError, match=rf"{OPEN_CLIP_CONFIG}.*{key}"):
         read(tmp_path, preprocess_cfg={**PREPROCESS, key: value})
 
 

@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from dpt_jax.clip.config_files import processor_to_dict, read_processor
 from dpt_jax.clip.preprocessing import (
     CLIP_PREPROCESSING,
     INTERPOLATIONS,
@@ -18,7 +19,6 @@ from dpt_jax.clip.preprocessing import (
     normalize_pixels,
 )
 from dpt_jax.clip.preprocessing import test_transform as transform
-from dpt_jax.clip.transformers_config import processor_to_dict, read_processor
 from dpt_jax.errors import UserError
 
 SIZE = 32
@@ -109,6 +109,6 @@ def test_as_transformers_5_and_the_first_version_write_it(tmp_path):
     ],
 )
 def test_processor_that_is_not_supported_is_named(tmp_path, key, value):
-    said = value if key == "image_processor_type" else key
+    said = value if key == "image_processor_type" else key.removeprefix("image_")
     with pytest.raises(UserError, match=rf"preprocessor_config\.json.*{said}"):
         processor(tmp_path, **{key: value})

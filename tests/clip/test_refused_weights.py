@@ -1,6 +1,7 @@
 """Weights and configurations that are not those of a CLIP, or not whole, are refused by name."""
 
 import json
+import re
 import shutil
 import time
 
@@ -24,14 +25,12 @@ WEIGHTS = ("model.safetensors", "flax_model.msgpack", "pytorch_model.bin")
 
 def test_shards_that_are_not_what_the_index_says(copy, source):
     index = write_shards(copy, load_file(source / "model.safetensors"))
-    whole = json.loads(index.read_text())
-    left = dict(whole["weight_map"])
-    del left["logit_scale"]
-    for places, says in ((left, "logit_scale"), ({"logit_scale": "../../x.safetensors"}, "x.saf")):
+    whole = index.read_text()
+    for places in ({"logit_scale": "../../x.safetensors"}, {"logit_scale": 3}, {}, []):
         index.write_text(json.dumps({"weight_map": places}))
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=str(index)):
             load_clip(str(copy))
-    index.write_text(json.dumps(whole))
+    index.write_text(whole)
     (copy / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="model-00002-of-00002"):
         load_clip(str(copy))
@@ -53,35 +52,18 @@ def test_file_that_is_another_thing_is_named(copy, name, data, says):
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("visual.trunk.cls_token", "timm"),
-        ("visual.attn_pool.query", "attentional pooling"),
-        ("logit_bias", "SigLIP"),
-        ("visual.transformer.resblocks.0.attn.lora_A", "LoRA"),
-        ("visual.layer1.0.conv1.weight", "ResNet"),
-    ],
+    "name", ["logit_bias", "visual.attn_pool.query", "visual.transformer.resblocks.0.attn.lora_A"]
 )
-def test_tensors_of_another_model_are_refused_by_its_name(copy, openai, name, says):
+def test_tensor_of_another_model_is_named(copy, openai, name):
     tensors = {n: np.asarray(x) for n, x in openai.items()}
     save_file({**tensors, name: np.zeros(3, np.float32)}, copy / "open_clip_model.safetensors")
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=name):
         load_clip(str(copy))
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("ViT-B/32", "openai/clip-vit-base-patch32"),
-        ("ViT-B-16", "openai/clip-vit-base-patch16"),
-        ("ViT-H-14", "architecture"),
-        ("hf-hub:laion/some-clip", "write laion/some-clip"),
-        ("nobody/here.pt", "nobody/here.pt"),
-        (" ", "empty"),
-    ],
-)
-def test_name_that_is_not_a_path_says_what_is_meant(name, says):
-    with pytest.raises(UserError, match=says):
+@pytest.mark.parametrize("name", ["ViT-H-14", "RN50", "hf-hub:laion/some-clip", "no/file.pt", " "])
+def test_name_that_is_neither_a_path_nor_an_id(name):
+    with pytest.raises(UserError, match=rf"{name} is neither"):
         load_clip(name)
 
 
@@ -141,9 +123,6 @@ def test_truncated_file_is_named(copy, source, name, kept):
 def test_folder_without_weights_or_sizes(copy, source, tmp_path):
     with pytest.raises(UserError, match=str(copy)):
         load_clip(str(copy))
-    (copy / "tf_model.h5").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"TensorFlow \(tf_model\.h5\)"):
-        load_clip(str(copy))
     shutil.copy(source / "model.safetensors", tmp_path)
     with pytest.raises(UserError, match=r"config\.json is missing"):
         load_clip(str(tmp_path))
@@ -174,8 +153,7 @@ def test_value_of_a_configuration_that_is_not_supported_is_named(tiny, part, key
     raw = json.loads(file.read_text())
     (raw[part] if part else raw)[key] = value
     file.write_text(json.dumps(raw))
-    said = value if key == "model_type" else key
-    with pytest.raises(UserError, match=rf"{file}.*{said}"):
+    with pytest.raises(UserError, match=rf"{file}.*{re.escape(repr(value))}"):
         load_clip(str(tiny))
 
 
@@ -185,3 +163,5 @@ def test_without_a_network_one_attempt_is_made_and_what_helps_is_named(monkeypat
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits to try again"))
     with pytest.raises(UserError, match=r"mine/clip.*tiny-clip.*hf download mine/clip"):
         locate("mine/clip")
+    with pytest.raises(UserError, match="openai/clip-vit-base-patch16"):
+        locate("ViT-B/16")

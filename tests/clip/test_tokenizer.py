@@ -99,7 +99,7 @@ def test_openais_vocabulary_is_only_for_models_of_its_size(tmp_path):
 @pytest.mark.parametrize("missing", PLAIN_FILES)
 def test_half_a_vocabulary(folder, missing):
     (folder / missing).unlink()
-    with pytest.raises(UserError, match=missing):
+    with pytest.raises(UserError, match=str(folder)):
         load_tokenizer(folder, SIZE)
 
 
@@ -139,7 +139,7 @@ def test_damaged_vocabulary(folder, change):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("type", "WordPiece"), ("end_of_word_suffix", None), ("merges", [["a"]]), ("vocab", [])],
+    [("type", "WordPiece"), ("merges", [["a"]]), ("vocab", [])],
 )
 def test_tokenizer_of_another_kind(tmp_path, key, value):
     write_json(tmp_path, lambda raw: raw["model"].update({key: value}))

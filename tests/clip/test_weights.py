@@ -1,6 +1,5 @@
 """Every format of weights gives the same CLIP."""
 
-import json
 import shutil
 
 import flax.serialization
@@ -13,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from dpt_jax.clip.layouts import tensors_of
 from dpt_jax.clip.model import param_shapes
-from dpt_jax.clip.pretrained import BUNDLED, load_clip, save_orbax
+from dpt_jax.clip.pretrained import BUNDLED, load_clip
 from dpt_jax.errors import UserError
 from tests.helpers.commands import command
 from tests.helpers.weight_files import as_flax, assert_same, torch_state, write_shards
@@ -75,19 +74,6 @@ def test_bfloat16_keeps_layer_norm_and_temperature_in_float32(source, expected):
     assert {name for name, x in flat.items() if x.dtype == np.float32} == {
         name for name in flat if "/ln_" in name or name == "logit_scale"
     }
-
-
-def test_orbax_directory(source, expected, tmp_path):
-    target = tmp_path / "orbax"
-    save_orbax(load_clip(str(source)), str(target))
-    assert_same(load_clip(str(target)), expected)
-    with pytest.raises(UserError, match=str(target)):
-        save_orbax(expected, str(target))
-    shapes = json.loads((target / "config.json").read_text())
-    shapes["vision_config"]["num_hidden_layers"] = 4
-    (target / "config.json").write_text(json.dumps(shapes))
-    with pytest.raises(UserError, match=r"vision/transformer/blocks/.* has shape"):
-        load_clip(str(target))
 
 
 FROM_HUB = """

@@ -12,8 +12,8 @@ import pathlib
 import numpy as np
 from safetensors.numpy import save_file
 
+from dpt_jax.clip.config_files import processor_to_dict
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
-from dpt_jax.clip.transformers_config import processor_to_dict
 
 VOCAB_SIZE, CONTEXT = 49408, 77
 # Of a CLIP of three and two narrow layers.

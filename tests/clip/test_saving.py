@@ -1,4 +1,4 @@
-"""An Orbax directory remembers the whole model, wherever it lies; a part of one is named."""
+"""A saved model folder remembers the whole model, wherever it lies."""
 
 import dataclasses
 import json
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from dpt_jax.clip.preprocessing import Preprocessing
-from dpt_jax.clip.pretrained import load_clip, save_orbax
+from dpt_jax.clip.pretrained import load_clip, save_clip
+from dpt_jax.errors import UserError
+from dpt_jax.io import as_path
 
 OWN = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", "squash")
 
@@ -21,8 +23,8 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def written(tiny, tmp_path_factory):
-    target = tmp_path_factory.mktemp("orbax") / "clip"
-    save_orbax(tiny, str(target))
+    target = tmp_path_factory.mktemp("saved") / "clip"
+    save_clip(tiny, as_path(target))
     return target
 
 
@@ -34,9 +36,13 @@ def test_preprocessing_and_end_of_text_are_remembered(tiny, written):
     assert (text["bos_token_id"], text["eos_token_id"]) == (4512, 4513)
 
 
-@pytest.mark.parametrize("name", ["a[b]c", "a\\b", "a*?"])
-def test_path_that_looks_like_a_pattern(tiny, tmp_path, name):
-    target = tmp_path / name / "clip"
-    save_orbax(tiny, str(target))
+@pytest.mark.parametrize("layout", ["transformers", "open_clip"])
+def test_folder_that_looks_like_a_pattern(tiny, tmp_path, layout):
+    target = tmp_path / "a[b]*?" / "clip"
+    save_clip(tiny, as_path(target), layout)
     again = load_clip(str(target))
+    assert again.config == tiny.config
+    assert again.digest == tiny.digest
     jax.tree.map(np.testing.assert_array_equal, again.params, tiny.params)
+    with pytest.raises(UserError, match="clip"):
+        save_clip(tiny, as_path(target), layout)

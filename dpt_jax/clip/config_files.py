@@ -1,0 +1,337 @@
+"""Configuration files of a CLIP: those of transformers and of open_clip.
+
+CLIPConfig of transformers imports PyTorch if that is installed, which takes seconds and 200 MB.
+Its defaults are therefore repeated here, and a test compares them.
+"""
+
+import dataclasses
+import re
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from dpt_jax.clip.blocks import ACTIVATIONS
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig, read_json
+from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, INTERPOLATIONS, MEAN, STD, Preprocessing
+from dpt_jax.clip.tokenizer import Tokenizer
+from dpt_jax.io import reading
+
+Fields = dict[str, Any]
+CONFIG_FILE, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
+# transformers 5 writes the second one, with the fields of the first one in "image_processor".
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR = re.compile(r"CLIP(ImageProcessor|FeatureExtractor)(Fast|Pil)?")
+
+_TOWER = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_TEXT: Fields = {
+    **_TOWER,
+    **{"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
+    **{"vocab_size": 49408, "max_position_embeddings": 77},
+}
+_VISION: Fields = {
+    **_TOWER,
+    **{"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    **{"image_size": 224, "patch_size": 32},
+}
+# The first configurations have this end token, and their models take the highest id instead.
+_OLD_END = 2
+
+# The same of open_clip.
+_OPEN_CLIP_TOWER = {"layers": 12, "mlp_ratio": 4.0}
+_OPEN_CLIP_VISION: Fields = {
+    **_OPEN_CLIP_TOWER,
+    **{"image_size": 224, "patch_size": 16, "width": 768, "head_width": 64},
+}
+_OPEN_CLIP_TEXT: Fields = {
+    **_OPEN_CLIP_TOWER,
+    **{"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8},
+}
+# Its keys that are read here, or change nothing in a finished CLIP with two plain transformers.
+_ANY_VALUE = {
+    *_OPEN_CLIP_VISION.keys(),
+    *_OPEN_CLIP_TEXT.keys(),
+    *("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "mean", "std"),
+    *("custom_text", "init_logit_scale", "cast_dtype", "output_dict", "fill_color"),
+    *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
+    *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"),
+    *("pad_id", "eos_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
+}
+# Its keys with the values that are supported.
+_SOME_VALUES = {
+    "pool_type": ("tok", "argmax", "eos"),
+    "pos_embed_type": ("learnable",),
+    "proj_type": ("linear",),
+    "block_type": ("default",),
+    "tokenizer_mode": ("clip",),
+    "mode": ("RGB",),
+    # "random" draws one of the other two in training, and is bicubic in evaluation.
+    "interpolation": ("bicubic", "bilinear", "random"),
+    "resize_mode": ("shortest", "squash"),
+}
+
+
+class Description(NamedTuple):
+    """What the configuration files of a model say.
+
+    Attributes:
+      config: its sizes.
+      end: id of the token at which the text feature is taken; None for the highest id of a text.
+    """
+
+    config: CLIPConfig
+    end: int | None
+
+
+def read_transformers(file: epath.Path) -> Description:
+    """Return what a config.json and the image processor in its folder say.
+
+    Raises:
+      UserError: for a model of another type, or a value that is not supported.
+    """
+    with reading(file, "a configuration of a CLIP"):
+        raw = read_json(file)
+        if raw.get("model_type") != "clip":
+            raise ValueError(f"model_type is {raw.get('model_type')!r}, not 'clip'")
+
+        def tower(name: str, defaults: Fields) -> tuple[Fields, TransformerConfig]:
+            # Older files have a second copy, which transformers prefers.
+            second = raw.get(f"{name}_dict")
+            own = defaults | ((raw.get(name) or {}) if second is None else second)
+            if own["hidden_act"] not in ACTIVATIONS:
+                raise ValueError(f"hidden_act is {own['hidden_act']!r}, which is not supported")
+            return own, TransformerConfig(
+                width=own["hidden_size"],
+                layers=own["num_hidden_layers"],
+                heads=own["num_attention_heads"],
+                mlp_width=own["intermediate_size"],
+                activation=own["hidden_act"],
+                layer_norm_eps=own["layer_norm_eps"],
+            )
+
+        text, text_sizes = tower("text_config", _TEXT)
+        vision, vision_sizes = tower("vision_config", _VISION)
+        config = CLIPConfig(
+            embed_dim=raw.get("projection_dim", 512),
+            image_size=_side(vision["image_size"]),
+            patch_size=_side(vision["patch_size"]),
+            vision=vision_sizes,
+            text=text_sizes,
+            vocab_size=text["vocab_size"],
+            context_length=text["max_position_embeddings"],
+        )
+    processor = read_processor(file.parent, config.image_size)
+    end = text.get("eos_token_id")
+    config = dataclasses.replace(config, preprocessing=processor)
+    return Description(config, None if end == _OLD_END else end)
+
+
+def read_processor(folder: epath.Path, size: int) -> Preprocessing:
+    """Return the preprocessing of a model folder, OpenAI's if the folder has no processor file.
+
+    Raises:
+      UserError: for a processor that is not supported, or of another image size.
+    """
+    for name in PROCESSOR_FILES:
+        if (folder / name).exists():
+            with reading(folder / name, "an image processor of a CLIP"):
+                raw = read_json(folder / name)
+                raw = raw if name == PROCESSOR_FILES[0] else raw.get("image_processor", {})
+                if raw:
+                    return _preprocessing(raw, size)
+    return CLIP_PREPROCESSING
+
+
+def _preprocessing(raw: Fields, size: int) -> Preprocessing:
+    """Return the preprocessing of a processor.  Raise ValueError for a step not supported."""
+    both, shorter = {"height": size, "width": size}, {"shortest_edge": size}
+    given = {"do_center_crop": True, **{k: x for k, x in raw.items() if x is not None}}
+    squash = given.get("size") == both
+    kernels = {int(code): name for name, code in INTERPOLATIONS.items()}
+    allowed: dict[str, tuple[Any, ...]] = {
+        **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), (True,)),
+        "do_convert_rgb": (True, False),
+        "do_center_crop": (True, False) if squash else (True,),
+        "size": (shorter, both, size),
+        "crop_size": (both, size) if given["do_center_crop"] else (given.get("crop_size"),),
+        "resample": tuple(kernels),
+    }
+    for key, value in given.items():
+        other = (False,) if key.startswith("do_") else (value,)
+        if value not in allowed.get(key, other):
+            raise ValueError(f"{key} is {value!r}, which is not supported for {size} pixels")
+        if key in ("image_processor_type", "feature_extractor_type") and not PROCESSOR.fullmatch(
+            value
+        ):
+            raise ValueError(f"{key} is {value!r}, not CLIP's")
+    if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4:
+        raise ValueError(f"rescale_factor is {given['rescale_factor']}, not 1/255")
+    return Preprocessing(
+        _channels(given.get("image_mean", MEAN)),
+        _channels(given.get("image_std", STD)),
+        kernels[given.get("resample", int(INTERPOLATIONS["bicubic"]))],
+        "squash" if squash else "crop",
+    )
+
+
+def read_open_clip(file: epath.Path) -> Description:
+    """Return what an open_clip_config.json says; keys that are missing have open_clip's defaults.
+
+    Raises:
+      UserError: naming the key, for another kind of model or a value that is not supported.
+    """
+    with reading(file, "open_clip's configuration of a CLIP"):
+        raw = read_json(file)
+        model = raw["model_cfg"]
+        _refuse_other_keys(model)
+        activation = {True: "quick_gelu", False: "gelu"}[model.get("quick_gelu", False)]
+
+        def tower(name: str, defaults: Fields) -> tuple[Fields, TransformerConfig]:
+            own = defaults | (model.get(name) or {})
+            norm = own.pop("norm_kwargs", None) or {}
+            _refuse_other_keys(own | {k: x for k, x in norm.items() if k != "eps"})
+            width = own["width"]
+            return own, TransformerConfig(
+                width=width,
+                layers=own["layers"],
+                heads=own["heads"] if "heads" in defaults else width // own["head_width"],
+                mlp_width=int(width * own["mlp_ratio"]),
+                activation=activation,
+                layer_norm_eps=norm.get("eps", TransformerConfig.layer_norm_eps),
+            )
+
+        vision, vision_sizes = tower("vision_cfg", _OPEN_CLIP_VISION)
+        text, text_sizes = tower("text_cfg", _OPEN_CLIP_TEXT)
+        size = _side(vision["image_size"])
+        pixels = {k: x for k, x in (raw.get("preprocess_cfg") or {}).items() if x is not None}
+        if _side(pixels.pop("size", size)) != size:
+            raise ValueError(f"the size of preprocess_cfg is not the {size} pixels of vision_cfg")
+        _refuse_other_keys(pixels)
+        config = CLIPConfig(
+            embed_dim=model["embed_dim"],
+            image_size=size,
+            patch_size=_side(vision["patch_size"]),
+            vision=vision_sizes,
+            text=text_sizes,
+            vocab_size=text["vocab_size"],
+            context_length=text["context_length"],
+            preprocessing=Preprocessing(
+                _channels(pixels.get("mean", MEAN)),
+                _channels(pixels.get("std", STD)),
+                "bilinear" if pixels.get("interpolation") == "bilinear" else "bicubic",
+                "squash" if pixels.get("resize_mode") == "squash" else "crop",
+            ),
+        )
+    return Description(config, text.get("eos_id", 2) if text.get("pool_type") == "eos" else None)
+
+
+def _refuse_other_keys(fields: Fields) -> None:
+    """Raise ValueError for a key that is not known, unless its value leaves the part out."""
+    for key, value in fields.items():
+        if value and key not in _ANY_VALUE and value not in _SOME_VALUES.get(key, ()):
+            raise ValueError(f"{key} is {value!r}, which is not supported")
+
+
+def _side(value: Any) -> Any:
+    """Return the side of a square that is written as a pair; other values as they are."""
+    pair = isinstance(value, list) and len(value) == 2 and value[0] == value[1]
+    return value[0] if pair else value
+
+
+def _channels(value: Any) -> Any:
+    """Return one number a channel; one number stands for all."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,) * 3
+
+
+def transformers_files(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Fields]:
+    """Return what a folder of transformers' layout says of a model, by file."""
+    raw = config_to_dict(config)
+    raw["text_config"] |= {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
+    raw["text_config"]["pad_token_id"] = tokenizer.end
+    processor = processor_to_dict(config.preprocessing, config.image_size)
+    return {CONFIG_FILE: raw, PROCESSOR_FILES[0]: processor}
+
+
+def config_to_dict(config: CLIPConfig) -> Fields:
+    """Return the sizes as a config.json, with the two highest ids as start and end of text."""
+
+    def tower(part: TransformerConfig) -> Fields:
+        return {
+            "hidden_size": part.width,
+            "intermediate_size": part.mlp_width,
+            "num_hidden_layers": part.layers,
+            "num_attention_heads": part.heads,
+            "hidden_act": part.activation,
+            "layer_norm_eps": part.layer_norm_eps,
+            "projection_dim": config.embed_dim,
+        }
+
+    end = config.vocab_size - 1
+    text = {"vocab_size": config.vocab_size, "max_position_embeddings": config.context_length}
+    special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    vision = {"image_size": config.image_size, "patch_size": config.patch_size}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.embed_dim,
+        "text_config": {"model_type": "clip_text_model", **tower(config.text), **text, **special},
+        "vision_config": {"model_type": "clip_vision_model", **tower(config.vision), **vision},
+    }
+
+
+def processor_to_dict(preprocessing: Preprocessing, image_size: int) -> Fields:
+    """Return the preprocessing as a preprocessor_config.json."""
+    both = {"height": image_size, "width": image_size}
+    crop = preprocessing.resize == "crop"
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": image_size} if crop else both,
+        "resample": int(preprocessing.resample),
+        "do_center_crop": crop,
+        **({"crop_size": both} if crop else {}),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "do_convert_rgb": True,
+    }
+
+
+def open_clip_files(config: CLIPConfig) -> dict[str, Fields]:
+    """Return what a folder of open_clip's layout says of a model, by file."""
+
+    def tower(part: TransformerConfig) -> Fields:
+        return {
+            "width": part.width,
+            "layers": part.layers,
+            "mlp_ratio": part.mlp_width / part.width,
+            "norm_kwargs": {"eps": part.layer_norm_eps},
+        }
+
+    pixels, size = config.preprocessing, config.image_size
+    model = {
+        "embed_dim": config.embed_dim,
+        "quick_gelu": config.vision.activation == "quick_gelu",
+        "vision_cfg": {
+            "image_size": size,
+            "patch_size": config.patch_size,
+            "head_width": config.vision.width // config.vision.heads,
+            **tower(config.vision),
+        },
+        "text_cfg": {
+            "context_length": config.context_length,
+            "vocab_size": config.vocab_size,
+            "heads": config.text.heads,
+            **tower(config.text),
+        },
+    }
+    preprocessing = {
+        "size": [size, size],
+        "mode": "RGB",
+        "mean": list(pixels.mean),
+        "std": list(pixels.std),
+        "interpolation": pixels.interpolation,
+        "resize_mode": "shortest" if pixels.resize == "crop" else "squash",
+    }
+    return {OPEN_CLIP_CONFIG: {"model_cfg": model, "preprocess_cfg": preprocessing}}
