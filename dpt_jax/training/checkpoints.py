@@ -117,10 +117,11 @@ class Checkpoints:
         return steps_of(self.directory)
 
     def save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any = None) -> None:
-        """Start to write a checkpoint.
+        """Start to write a checkpoint, which becomes the newest.
 
         Args:
-          step: of the training.
+          step: of the training. Checkpoints from there on, such as of a classifier whose run is
+            extended, are removed.
           prompts: a tree of host arrays that nobody changes any more.
           meta: the record of the training.
           training: a tree of host arrays.
@@ -135,6 +136,9 @@ class Checkpoints:
             items["training"] = ocp.args.StandardSave(training)
         items["meta"] = ocp.args.JsonSave({**meta, DIGESTS: digests})
         with self._writing():
+            for later in self._manager.all_steps():
+                if later >= step:
+                    self._manager.delete(later)
             self._manager.save(step, args=ocp.args.Composite(**items))
 
     def wait(self) -> None:

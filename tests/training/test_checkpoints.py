@@ -66,6 +66,12 @@ def files_of(workdir):
     return sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
 
 
+def test_what_is_saved_last_is_the_newest(tmp_path):
+    """Also in a run that is extended after its classifier's steps were counted."""
+    run = written(tmp_path / "run", steps=(2, 302))
+    assert resume(written(run, steps=(3,))) == 3
+
+
 def test_the_newest_few_are_kept(workdir):
     written(workdir, steps=(1, 2, 3))
     with Checkpoints(workdir) as checkpoints:
