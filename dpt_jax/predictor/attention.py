@@ -15,7 +15,7 @@ TOP = 4
 class Sight(NamedTuple):
     """The likeliest classes of an image, best first, and attention over its patches.
 
-    Maps are (grid, grid). Their sum is below 1 by the attention to other tokens than patches.
+    Maps are (grid, grid). Their sum is 1 minus the attention to other tokens than patches.
 
     Attributes:
       image: (size, size, 3) uint8.

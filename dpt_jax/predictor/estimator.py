@@ -17,8 +17,8 @@ class PromptClassifier:
     anything that can be sorted.
 
     Attributes:
-      classes_: (C,), the labels, sorted. Of a fitted classifier, as the next one.
-      predictor_: What `dpt_jax.fit` returns.
+      classes_: (C,), the labels, sorted; after `fit`.
+      predictor_: What `dpt_jax.fit` returns; after `fit`.
 
     Examples:
       >>> import dpt_jax, pathlib

@@ -46,8 +46,8 @@ def fit(
 
     Args:
       images: N images: paths, PIL images or uint8 arrays (H, W) or (H, W, 3), or an array
-        (N, H, W, 3) or (N, H, W). All are used, unless `shots` is given. Or one folder, of which
-        everything is as on the command line: classes, splits and `shots` (16).
+        (N, H, W, 3) or (N, H, W). All are used, unless `shots` is given. Or one folder, whose
+          classes, splits and `shots` (16) are as on the command line.
       labels: N class names, which CLIP reads: "maine coon" and not "maine_coon". Or N class indices
         into `classnames`. None for a folder.
       method: A method of the table in docs/method.md.
@@ -97,7 +97,9 @@ def fit(
     elif not isinstance(images, str | os.PathLike) or is_image_name(as_path(images).name):
         raise UserError("labels is missing: give a class name or an index for each image.")
     elif classnames is not None or validation is not None:
-        raise UserError(f"{images}: classnames and validation images of a folder are its own.")
+        raise UserError(
+            f"{images}: a folder has its own classnames and validation images: drop these."
+        )
     if callable(callbacks) or not all(map(callable, callbacks)):
         raise UserError("callbacks is not a list of functions.")
     taken = OF_A_FOLDER if whole else ("dataset.root",)

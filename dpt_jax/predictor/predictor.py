@@ -129,7 +129,7 @@ class Predictor:
         if list(trained_on) != list(self.classnames):
             raise UserError(
                 f"{file}: the prompts were trained on other classes than these, which a prompt "
-                "file cannot say: load them without classnames, and save that."
+                "file cannot hold: load them without classnames, and save again."
             )
         export(self.config, self._saved, self._source, as_path(file))
 

@@ -33,8 +33,8 @@ _INPUT = {
 def classifier_of(predictor: "Predictor", dtype: DTypeLike) -> Callable[[jax.Array], jax.Array]:
     """Return a function from images (b, size, size, 3) uint8 to probabilities (b, C) float32.
 
-    Image tower, prompts and text features are constants. Only if the texts depend on the image, it
-    has a text tower.
+    Image tower, prompts and text features are constants. It has a text tower only if the texts
+    depend on the image.
 
     Args:
       predictor: The classifier.
@@ -87,8 +87,8 @@ def write_onnx(predictor: "Predictor", file: epath.Path) -> None:
     except ImportError as reason:
         raise UserError("convert onnx needs jax2onnx: `pip install 'dpt-jax[onnx]'`.") from reason
     shape = images_of(predictor)
-    # jax2onnx replaces Flax's modules by its own while it traces, which lose their parameters here:
-    # it gets what JAX has traced.
+    # While tracing, jax2onnx replaces Flax's modules by its own, which lose their parameters here.
+    # So it gets a program that JAX has traced.
     traced = jax.make_jaxpr(classifier_of(predictor, jnp.float32))(shape)
     program = jax.extend.core.jaxpr_as_fun(traced)
     model = to_onnx(lambda images: program(images)[0], [shape], return_mode="ir")

@@ -1,4 +1,4 @@
-"""Linear layers that start as PyTorch's, which the published methods consist of."""
+"""Linear layers with PyTorch's initialisation, which the published methods have."""
 
 import flax.linen as nn
 import jax

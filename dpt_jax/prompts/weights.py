@@ -110,7 +110,7 @@ def merged(config: Weights, clip: CLIPConfig, frozen: Mapping[str, Any], weights
 
 
 def over(frozen: Mapping[str, Any], changes: Params) -> Params:
-    """Return parameters with some of them replaced; changes of an absent tower are ignored."""
+    """Return parameters with some of them replaced; those of an absent tower are ignored."""
     return dict(frozen) | {
         name: over(frozen[name], new) if isinstance(new, dict) else new
         for name, new in changes.items()

@@ -1,6 +1,6 @@
 """Figures, as PNG: accuracy against shots, and those of one run.
 
-Colours of methods are told apart by colour-blind readers, markers in print; see `methods.py`.
+Colour-blind readers can tell the methods' colours apart, and markers tell them apart in print.
 """
 
 import io
@@ -16,7 +16,7 @@ COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name
 HALVES = {"base": "#0072B2", "new": "#E69F00", "harmonic mean": "#999999"}
 MOST_NAMED_CLASSES = 60  # of a confusion matrix; more do not fit
-MOST_INSIDE = 8  # methods in the legend of a panel; that of more is beside the panels
+MOST_INSIDE = 8  # methods in the legend of a panel; a legend of more is beside the panels
 IN_A_COLUMN = 14  # methods of such a legend
 STYLE: Any = {
     "axes.titlesize": 10,

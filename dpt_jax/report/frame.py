@@ -59,7 +59,7 @@ def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
     frame["parameters"] = frame.parameters.astype("Int64")  # or a missing one makes them floats
     _name_datasets(frame)
     settings = [(one.get("of") or {}).get("settings", {}) for one in read]
-    # Of dtype object, or integers become floats where another method does not have the key.
+    # Of dtype object, or integers become floats if another method does not have the key.
     frame = frame.join(pd.DataFrame(settings, index=frame.index, dtype=object))
     _exclude_mixed(frame, sorted({key for one in settings for key in one}))
     datasets = sorted(frame.dataset.unique(), key=_dataset_rank)

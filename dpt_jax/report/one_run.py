@@ -55,7 +55,7 @@ def report_run(workdir: epath.Path) -> tuple[str, list[str]]:
 
 
 def title(results: Results) -> str:
-    """Return such as "DPT on emoji".  A folder of images is called by its own name."""
+    """Return a title such as "DPT on emoji". A folder of images has its own name."""
     data = (results.get("of") or {}).get("data") or {}
     return f"{ROWS[results['method']].label} on {data.get('name', results['dataset'])}"
 

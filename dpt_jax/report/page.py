@@ -163,7 +163,7 @@ def draw_features(predictor: Predictor, answers: Answers) -> bytes:
     """Draw the principal components of the features, frozen and prompted."""
     parts = predictor.model.config
     clouds = {"before: zero-shot CLIP": principal_axes(answers.before, predictor.texts.frozen)}
-    if not parts.conditioned:  # or each image has texts of its own, on no common axes
+    if not parts.conditioned:  # otherwise each image has its own texts, without common axes
         after = principal_axes(answers.after, predictor.encode_text())
         clouds[f"after: {ROWS[parts.method].label}"] = after
     return draw_clouds(clouds, answers.label, predictor.classnames)

@@ -1,4 +1,4 @@
-"""Accuracies of runs compared with published ones, which a CSV file has."""
+"""Accuracies of runs compared with published ones from a CSV file."""
 
 import csv
 from collections.abc import Collection
@@ -152,7 +152,7 @@ def compare(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[Table], s
     if missing:
         left_out = f"{missing} of {len(published)} published numbers have no run here"
         if AVERAGE in published.dataset.values:
-            left_out += f"; an average has one where all {len(PAPER_DATASETS)} datasets have run"
+            left_out += f"; an average has one if all {len(PAPER_DATASETS)} datasets have run"
         left_out += "."
     return tables, left_out
 
@@ -166,7 +166,7 @@ def _ours(runs: pd.DataFrame, one: Any) -> Ours | None:
 
 
 def _by_seed(runs: pd.DataFrame, one: Any, classes: str) -> pd.DataFrame:
-    """Return accuracies (seeds, datasets) of one method; NaN where it has not run."""
+    """Return accuracies (seeds, datasets) of one method; NaN for missing runs."""
     own = runs[(runs.method == one.method) & (runs.shots == one.shots) & (runs.classes == classes)]
     if one.method != ZERO_SHOT:
         trained = "all" if classes == "all" else "base"

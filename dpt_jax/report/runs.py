@@ -113,7 +113,7 @@ def counted(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def population_std(values: pd.Series) -> float:
-    """Return the standard deviation that published tables have."""
+    """Return the standard deviation of the population, as in published tables."""
     return values.std(ddof=0)
 
 
@@ -300,7 +300,7 @@ def average_over(cells: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
 
 
 def add_column(cells: pd.DataFrame, level: str, name: str, more: pd.DataFrame) -> pd.DataFrame:
-    """Append cells that have no `level` of the index yet, and call it `name` there."""
+    """Append cells without a `level` of the index, which becomes `name`."""
     more = pd.concat({name: more}, names=[level])
     return pd.concat([cells, more.reorder_levels(cells.index.names)])
 
@@ -310,7 +310,7 @@ def _without_zero_shot(seeds: pd.Series) -> pd.Series:
 
 
 def of_seeds(cells: pd.DataFrame, what: str = "mean ± standard deviation of") -> str:
-    """Return such as ", mean ± standard deviation of 3 seeds".
+    """Return words such as ", mean ± standard deviation of 3 seeds".
 
     If the numbers of seeds differ, it is "n seeds", and `grid` adds n to each cell.
     """

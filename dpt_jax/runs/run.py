@@ -157,7 +157,7 @@ def evaluate_run(
 def check_same_sweep(config: ConfigDict, workdir: epath.Path) -> None:
     """Raise UserError if a workdir has a run with other settings, backbone or images.
 
-    Unlike a resumed run, a finished one is not loaded, which would compare the last two.
+    A resumed run compares backbone and images when it is loaded. A finished one is not loaded.
     """
     fixed = {"clip.weights"} | ({"dataset.root"} if config.dataset.source == "folder" else set())
     check_same_run(config, workdir, keys_that_may_change() - fixed)

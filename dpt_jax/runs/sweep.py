@@ -148,7 +148,7 @@ def _published(method: str, dataset: str, protocol: str, overrides: Overrides) -
 
 
 def _own(method: str, dataset: str, overrides: Overrides) -> Overrides:
-    """Return the overrides of a method on a dataset; one of this package has no folder."""
+    """Return the overrides of a method on a dataset; a bundled dataset has no folder."""
     without = ("dataset.root",) if dataset in EMBEDDED else ()
     of_all = {key: value for key, value in overrides.items() if key.partition(".")[0] not in ROWS}
     of_method = {
@@ -296,14 +296,13 @@ def sweep(
             _end_on_several_hosts()
             traceback.print_exc()
             failed.append((run, f"{type(reason).__name__}: {reason}"))
-        # The programs of a dataset fit no other, and hold memory maps, of which there are only so
-        # many.
+        # Compiled programs fit only one dataset, and hold memory maps, whose number is limited.
         if number < len(planned) and planned[number].dataset != run.dataset:
             jax.clear_caches()
     return failed, elsewhere
 
 
 def _end_on_several_hosts() -> None:
-    """Raise the current error on several hosts: it may be of this one, and the others wait."""
+    """Raise the current error on several hosts: if only this host fails, the others wait for it."""
     if jax.process_count() > 1:
         raise

@@ -275,7 +275,7 @@ def _check_fits(found: Any, like: Any, what: str) -> None:
 
 
 def _check_readable(folder: epath.Path) -> None:
-    """Raise UserError if the system refuses to read a file: then it need not be damaged."""
+    """Raise UserError if the system refuses to read a file, which may then be intact."""
     with reading(folder, "a checkpoint"):
         for name, is_folder in entries(folder):
             if is_folder:

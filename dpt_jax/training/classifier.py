@@ -137,7 +137,7 @@ def train_classifier(
 
 
 def length(config: ConfigDict, images: int) -> tuple[int, int]:
-    """Return the steps of a classifier's training on so many images, and those of an epoch."""
+    """Return the steps of a classifier's training on this number of images, and of an epoch."""
     settings, classifier = config.classifier, CLASSIFIERS[config.classifier.name]
     shots = config.dataset.shots
     published = [n for least, n in classifier.epochs if shots < 0 or shots >= least]

@@ -364,8 +364,8 @@ def restore(
     A run that has started no longer needs the prompts of `init_from`.
 
     Raises:
-      UserError: if the run was trained on another CLIP, on other images, or in epochs of another
-        length or number than it can resume with.
+      UserError: if the run cannot be resumed: it was trained on another CLIP, on other images, or
+        with other epochs.
     """
     shapes = jax.eval_shape(lambda key: init_prompts(experiment.model, key), jax.random.key(0))
     like: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)

@@ -95,7 +95,7 @@ def _lines(records: list[dict[str, Any]]) -> str:
 
 
 def _tensorboard() -> Any:
-    """Import tensorboardX without PyTorch, which it would import for seconds and to no use."""
+    """Import tensorboardX without PyTorch, which takes seconds to import and is not used."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]

@@ -23,7 +23,7 @@ WEIGHT_DECAY = 5e-4
 WARMUP_LR = 1e-5
 TEXT_WARMUP_EPOCHS = 1  # of weights too
 LAST_LR = 1e-6  # of a cosine by steps
-# Whose learning rate a part of the prompts has; the others are of the visual side.
+# The learning rate of each part; other parts have that of visual prompts.
 RATES = {"text": "text", "meta_net": "text", "weights": "weights"}
 
 Scalar = Any  # a number, or an array without axes: of NumPy on the host, of JAX in a step

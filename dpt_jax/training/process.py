@@ -67,7 +67,7 @@ def is_locked(workdir: epath.Path) -> bool:
 
 @contextlib.contextmanager
 def _locked_on_disk(workdir: epath.Path, owner: str) -> Iterator[None]:
-    """Lock by flock, which ends with the process, however that ends."""
+    """Lock by flock, which always ends with the process."""
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK_FILE, "a+", encoding="utf-8") as lock:
         try:
@@ -157,7 +157,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _: types.FrameType | None) -> None:
-        # The next one ends the process, whatever it is doing then.
+        # The next one ends the process at once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -109,7 +109,7 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
 
 
 def check_not_relabelled(experiment: Experiment, record: Mapping[str, Any], source: str) -> None:
-    """Raise UserError if an evaluation has other settings than the training, or that has no record.
+    """Raise UserError if an evaluation has other settings than the training, or without a record.
 
     Args:
       experiment: The evaluation.
@@ -130,8 +130,8 @@ def check_not_relabelled(experiment: Experiment, record: Mapping[str, Any], sour
 def unfinished(training: Mapping[str, Any]) -> str:
     """Return "epoch E of N" if a training has not finished, else "".
 
-    training: its record, or the origin of results. Converted checkpoints have no epochs. One that
-    a callback has ended has finished.
+    training: its record, or the origin of results. Converted checkpoints have no epochs. A
+    training that a callback has ended is finished.
     """
     epoch, epochs = training.get("epoch"), training.get("epochs")
     if epoch is None or epochs is None or epoch >= epochs or training.get("ended"):

@@ -108,7 +108,7 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
 
 
 def clip_fingerprint(pretrained: Pretrained) -> dict[str, Any]:
-    """Return the digest of CLIP's weights, in whatever type they are, and how it uses them."""
+    """Return a digest of CLIP's weights, independent of their type, and how CLIP uses them."""
     towers = {"image tower": pretrained.config.vision, "text tower": pretrained.config.text}
     return {
         "weights": pretrained.digest,
@@ -120,7 +120,7 @@ def clip_fingerprint(pretrained: Pretrained) -> dict[str, Any]:
 def fingerprint(pretrained: Pretrained, dataset: Dataset) -> dict[str, Any]:
     """Return what identifies a CLIP, and the class names and the images of a dataset.
 
-    Of a dataset `data` is of all its images and classes, `train` and `test` of those in use.
+    `data` identifies all images and classes of a dataset, `train` and `test` those in use.
     """
     return {
         "clip": clip_fingerprint(pretrained),
@@ -229,7 +229,7 @@ def template_texts(
 ) -> list[list[Text]]:
     """Return the texts of the classes by each of the templates of a key, or the descriptions.
 
-    A class with fewer descriptions than another has its own again, see `frozen_features`.
+    A class with fewer descriptions than another repeats them, see `frozen_features`.
     """
     tokenizer, length = pretrained.tokenizer, pretrained.config.context_length
     of_each = _texts(config, classnames, key)

@@ -132,8 +132,8 @@ def keep_finite(
 ) -> TrainState:
     """Return `updated` if the step was finite, else `unchanged`, with the step counted.
 
-    After such a step nothing changes any more, unless the config skips it: the prompts stay those
-    of the last good step until the loop looks.
+    Unless the config skips such a step, nothing changes after it: the prompts stay those of the
+    last good step until the loop checks.
     """
     before = unchanged.not_finite
     first = jnp.where(~finite & (before.steps == 0), unchanged.step, before.first)

@@ -15,8 +15,8 @@ from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.training.setup import Experiment, class_texts, frozen_features, template_texts
 
-# A program takes one of these numbers of texts, padded to a multiple of so many tokens. So other
-# class names are other inputs of a program, and do not compile another one.
+# A program takes one of these numbers of texts, padded to a multiple of so many tokens. So
+# other class names do not compile another program.
 TEXTS = (4, 32)
 TOKENS = 16
 
