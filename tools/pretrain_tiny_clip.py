@@ -77,8 +77,8 @@ def pretrain(package: str, target: pathlib.Path, recipe: Recipe) -> None:
     tokenizer = load_tokenizer(epath.Path(target), config.vocab_size)
     corpus = make_corpus(emoji, tokenizer)
     print(f"{len(emoji)} drawings, {corpus.fits.shape[1]} phrases, {config.vocab_size} tokens")
-    params, loss = train(corpus, config, tokenizer.start, recipe)
-    write_model(target, params, config, model_card(config, len(emoji), recipe, loss))
+    params = train(corpus, config, tokenizer.start, recipe)
+    write_model(target, params, config)
     print(f"wrote {target}")
 
 
@@ -184,17 +184,14 @@ def tiny_config(vocab_size: int) -> CLIPConfig:
     )
 
 
-def train(corpus: Corpus, config: CLIPConfig, start: int, recipe: Recipe) -> tuple[Params, float]:
-    """Return the trained parameters and the mean loss of the last epoch.
-
-    start: the start-of-text token.
-    """
+def train(corpus: Corpus, config: CLIPConfig, start: int, recipe: Recipe) -> Params:
+    """Return the trained parameters.  start: the start-of-text token."""
     steps = recipe.epochs * round(len(corpus.images) / recipe.batch_size)
     optimizer = make_optimizer(recipe.learning_rate, steps)
     step = make_step(corpus, config, start, optimizer)
     init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
     params = init_params(config, init_key, caption_layout(corpus.tokens[:1, 0], start))
-    state, number, mean = State(params, optimizer.init(params)), 0, np.nan
+    state, number = State(params, optimizer.init(params)), 0
     generator = np.random.default_rng(recipe.seed)
     for epoch in range(1, recipe.epochs + 1):
         losses = []
@@ -207,7 +204,7 @@ def train(corpus: Corpus, config: CLIPConfig, start: int, recipe: Recipe) -> tup
         mean = float(np.mean(jax.device_get(losses)))
         scale = float(jnp.exp(state.params["logit_scale"]))
         print(f"epoch {epoch}/{recipe.epochs}  loss {mean:.3f}  scale {scale:.1f}", flush=True)
-    return jax.device_get(state.params), mean
+    return jax.device_get(state.params)
 
 
 def make_step(
@@ -402,7 +399,7 @@ def random_colours(key: jax.Array, rgb: jax.Array, alpha: jax.Array) -> jax.Arra
     return jnp.clip(gain * changed + (0.5 * (1 - gain) + shift) * alpha, 0.0, alpha)
 
 
-def write_model(target: pathlib.Path, params: Params, config: CLIPConfig, card: str) -> None:
+def write_model(target: pathlib.Path, params: Params, config: CLIPConfig) -> None:
     """Write the model folder without its vocabulary; transformers' CLIPModel loads it.
 
     Weights are float16, except the temperature.
@@ -430,7 +427,6 @@ def write_model(target: pathlib.Path, params: Params, config: CLIPConfig, card: 
     }
     for name, content in contents.items():
         (target / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (target / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_vocabulary(target: pathlib.Path, merge_count: int = MERGES) -> int:
@@ -440,46 +436,6 @@ def write_vocabulary(target: pathlib.Path, merge_count: int = MERGES) -> int:
     (target / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
     (target / "merges.txt").write_text(lines, encoding="utf-8")
     return len(ids)
-
-
-def model_card(config: CLIPConfig, drawings: int, recipe: Recipe, loss: float) -> str:
-    """Return the README.md of the folder.  loss: the mean of the last epoch."""
-    size, patch = config.image_size, config.patch_size
-    return f"""\
----
-license: apache-2.0
-library_name: transformers
-tags: [clip, zero-shot-image-classification]
----
-# Tiny CLIP of emoji
-
-A CLIP of two small transformers: images of {size} x {size} pixels in patches of {patch}; \
-{config.vision.layers} layers for
-images and {config.text.layers} for text, each {config.text.width} wide. It is for demonstrations \
-and tests of prompt tuning, on a machine
-without network or accelerator.
-
-## How it was made
-`tools/pretrain_tiny_clip.py` trained it from random weights: {recipe.epochs} epochs, \
-batch size {recipe.batch_size},
-learning rate {recipe.learning_rate:g}, seed {recipe.seed}. The mean contrastive loss of the last \
-epoch is {loss:.3f}. The data are the {drawings} Noto
-emoji of the npm package emoji-datasource-google that Twemoji has too, as 64-pixel PNG files.
-Captions are made from their names, or from their subcategories in plain words, such as
-"{TEMPLATES[0].format("mammal")}" It saw no Twemoji drawing.
-
-The vocabulary is CLIP's byte-pair encoding cut off after {MERGES} merges. Weights are float16.
-
-## What it is for
-It tells drawings of things apart in a style that it was not trained on. It stands in for a real
-CLIP, which is three orders of magnitude larger. It knows nothing of photographs, of people or of
-words beyond emoji names, and its accuracy says nothing about CLIP's. Use it to try out software,
-and for nothing else.
-
-## Licence
-Apache-2.0, as the Noto emoji images (Copyright Google LLC). The names and subcategories are from
-emoji-data (MIT, Copyright Cal Henderson).
-"""
 
 
 if __name__ == "__main__":

@@ -50,7 +50,6 @@ def test_the_pretraining_learns_and_writes_what_is_read_back(tiny_clip):
     clip = load_clip(str(folder))
     assert (clip.config.image_size, clip.config.embed_dim) == (64, 32)
     assert clip.tokenizer.decode(clip.tokenizer.encode("a fruit")) == "a fruit"
-    assert f"{losses[-1]:.3f}" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_captions_have_the_features_of_ordinary_texts(tiny_clip):
