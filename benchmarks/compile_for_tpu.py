@@ -2,15 +2,16 @@
 
     pip install libtpu
     python benchmarks/compile_for_tpu.py --topology=v5e:2x2 --clip=vit-b-16 --classes=1000
-        --batch=32 [--method=dpt] [--dtype=bfloat16] [--remat=matmuls] [--mode=train] [--hlo=FILE]
+        --batch=32 [--method=dpt] [--dtype=bfloat16] [--remat=matmuls] [--mode=train]
+        [--vmem-mib=N] [--hlo=FILE]
 
 --batch is the number of images of a chip. Prints one JSON line:
     compile_s        of the TPU compiler, without tracing
     fits             whether the program fits the chip's memory; if not, needs_gb is what it needs
     gb               of a chip's memory: arguments (mostly CLIP's weights), temporaries, together
     chip_gb          the memory that a chip has
-    collectives      number and bytes of each kind, of a chip; null if jaxlib cannot read the
-                     program of this libtpu, as 0.10.2 those of libtpu 0.0.52 for v5p and v6e
+    accessed_gb      what the program reads and writes by the compiler's cost model; it counts the
+                     body of a loop once
     model_gflop      what the mathematics of a step needs of a chip, see dpt_jax/training/flops.py
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
@@ -38,7 +39,6 @@ import contextlib
 import functools
 import importlib.util
 import json
-import math
 import pathlib
 import re
 import sys
@@ -53,6 +53,7 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 from jax.experimental import topologies
+from ml_collections import ConfigDict
 
 from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
 from dpt_jax.cli.terminal import guard
@@ -65,17 +66,11 @@ from dpt_jax.methods import METHODS
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
 from dpt_jax.training import flops
-from dpt_jax.training.optimizer import Schedule, make_optimizer
+from dpt_jax.training.loop import make_plan, optimizer_of
 from dpt_jax.training.setup import Frozen
-from dpt_jax.training.step import StepConfig, make_step, new_state
+from dpt_jax.training.step import make_step, new_state
 
 GB = 1e9
-NUMBER_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
-COLLECTIVE = re.compile(
-    r"= (?P<shapes>.+?) "
-    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
-SHAPE = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 OUT_OF_MEMORY = re.compile(r"Used ([0-9.]+)([MGT]) of")
 
 
@@ -99,13 +94,13 @@ CHIPS = {
 class Case(NamedTuple):
     """What is compiled.  Arrays are shapes with a leading axis of `chips`."""
 
+    config: ConfigDict
     model: PromptedCLIP
     layout: PackedTexts
     frozen: Frozen
     images: int  # of a chip
     chips: int
     train: bool
-    step: StepConfig
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -121,6 +116,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--remat", choices=("none", "matmuls", "blocks"), default="matmuls")
     parser.add_argument("--mode", choices=("train", "eval"), default="train")
+    parser.add_argument(
+        "--vmem-mib", type=int, help="memory of the chip's core for one operation, libtpu's if none"
+    )
     parser.add_argument("--hlo", help="a file to write the compiled program to")
     options = parser.parse_args(arguments)
     if options.batch < 1:
@@ -135,7 +133,8 @@ def report(options: argparse.Namespace) -> None:
     case = make_case(options, len(on))
     images = options.batch * len(on)
     if case.train:
-        needed = flops.step(case.model, case.layout, images, case.step.guidance)
+        guided = case.config.loss.guidance_epochs > 0
+        needed = flops.step(case.model, case.layout, images, guided)
     else:
         needed = flops.evaluation(case.model, case.layout, images)
     operations = needed / len(on)
@@ -152,8 +151,8 @@ def report(options: argparse.Namespace) -> None:
         "remat": case.model.remat,
         "chip_gb": round(chip.memory_bytes / GB, 1),
         "model_gflop": round(operations / GB, 1),
-        **compile_one(lowered, chip, operations, options.hlo),
-        **{other: compile_one(lowered, chip, 0.0) for other, lowered in others},
+        **compile_one(lowered, chip, operations, options),
+        **{other: compile_one(lowered, chip, 0.0, options) for other, lowered in others},
         "program": name,
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
@@ -203,8 +202,7 @@ def make_case(options: argparse.Namespace, chips: int) -> Case:
     texts: Any = jax.ShapeDtypeStruct((len(names), sizes.embed_dim), jnp.float32)
     target = texts if prompts.has_consistency and train else None
     frozen = Frozen(clip_shapes(options.clip, dtype), layout, texts, target)
-    step = StepConfig(config.loss.alpha, guidance=config.loss.guidance_epochs > 0)
-    return Case(model, layout, stacked(frozen, chips), options.batch, chips, train, step)
+    return Case(config, model, layout, stacked(frozen, chips), options.batch, chips, train)
 
 
 def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
@@ -214,6 +212,7 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
     batch = {
         "image": jax.ShapeDtypeStruct((case.images, side, side, 3), np.uint8),
         "label": jax.ShapeDtypeStruct((case.images,), np.int32),
+        "index": jax.ShapeDtypeStruct((case.images,), np.int32),
         "weight": jax.ShapeDtypeStruct((case.images,), np.float32),
     }
     batch = stacked(batch, case.chips)
@@ -223,10 +222,10 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
         texts = jax.eval_shape(evaluation.encode_texts, *given)
         classify = evaluation.classify.lower(*given, texts, batch["image"])
         return [("classify", classify), ("texts", evaluation.encode_texts.lower(*given))]
-    optimizer = make_optimizer()
-    state = jax.eval_shape(lambda p: new_state(case.model, case.step, p, optimizer), prompts)
-    step: Any = make_step(case.model, optimizer, case.step, tuple(on))
-    schedule = stacked(Schedule(0.01, 0.002, 1, 2, 1, 30).as_arrays(), case.chips)
+    plan, optimizer = make_plan(case.config, case.images), optimizer_of(case.config)
+    state = jax.eval_shape(lambda p: new_state(case.model, plan.step, p, optimizer), prompts)
+    step: Any = make_step(case.model, optimizer, plan.step, tuple(on))
+    schedule = stacked(plan.schedule.as_arrays(), case.chips)
     return [("step", step.lower(stacked(state, case.chips), case.frozen, batch, schedule))]
 
 
@@ -236,24 +235,23 @@ def stacked(tree: Any, chips: int) -> Any:
 
 
 def compile_one(
-    lowered: Any, chip: Chip, operations: float, hlo: str | None = None
+    lowered: Any, chip: Chip, operations: float, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Compile a lowered program, and return the compiler's account of it."""
-    began = time.perf_counter()
+    began, limit = time.perf_counter(), options.vmem_mib
+    flags = {"xla_tpu_scoped_vmem_limit_kib": str(1024 * limit)} if limit else None
     try:
         with quiet():
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=flags)
     except Exception as reason:
         needs = OUT_OF_MEMORY.search(str(reason))
         if not needs:
             raise
         unit = {"M": 2**20, "G": 2**30, "T": 2**40}[needs[2]]
         return {"fits": False, "needs_gb": round(float(needs[1]) * unit / GB, 1)}
-    seconds, text = time.perf_counter() - began, None
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # a jaxlib too old for this libtpu
-        text = compiled.as_text()
-    if hlo and text:
-        pathlib.Path(hlo).write_text(text, encoding="utf-8")
+    seconds = time.perf_counter() - began
+    if options.hlo:
+        pathlib.Path(options.hlo).write_text(compiled.as_text(), encoding="utf-8")
     sizes = compiled.memory_analysis()
     arguments, results = sizes.argument_size_in_bytes, sizes.output_size_in_bytes
     temporaries = sizes.temp_size_in_bytes
@@ -264,24 +262,12 @@ def compile_one(
         "compile_s": round(seconds, 1),
         "fits": True,
         "gb": {name: round(size / GB, 2) for name, size in memory.items()},
-        "collectives": collectives(text) if text else None,
+        "accessed_gb": round(compiled.cost_analysis()["bytes accessed"] / GB, 2),
         "least_ms": {
             "flops": round(1e3 * operations / chip.flops, 3),
             "memory": round(1e3 * moved / chip.memory_bandwidth, 3),
         },
     }
-
-
-def collectives(text: str) -> dict[str, dict[str, int]]:
-    """Return {kind: {"count", "bytes"}} of a compiled program, bytes of the results of one chip."""
-    found: dict[str, dict[str, int]] = {}
-    for match in COLLECTIVE.finditer(text):
-        kind = found.setdefault(match["kind"], {"count": 0, "bytes": 0})
-        kind["count"] += 1
-        for number, sizes in SHAPE.findall(match["shapes"]):
-            elements = math.prod(int(size) for size in sizes.split(",") if size)
-            kind["bytes"] += NUMBER_BYTES.get(number, 4) * elements
-    return found
 
 
 @contextlib.contextmanager

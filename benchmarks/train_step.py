@@ -64,7 +64,7 @@ def main(_: list[str]) -> None:
     images = batch["label"].size
     layout = distributed.to_host(experiment.frozen.packed)
     if FLAGS.mode == "train":
-        work = programs.training(experiment, batch, FLAGS.microbatch)
+        work = programs.training(experiment, batch)
         guided = config.loss.guidance_epochs > 0
         needed = flops.step(experiment.model, layout, images, guided) / 1e9
     else:
@@ -101,6 +101,7 @@ def random_batch(size: int) -> dict[str, np.ndarray]:
     return {
         "image": generator.integers(0, 256, (devices, rows, size, size, 3), np.uint8),
         "label": generator.integers(0, FLAGS.classes, (devices, rows), np.int32),
+        "index": np.zeros((devices, rows), np.int32),
         "weight": np.ones((devices, rows), np.float32),
     }
 

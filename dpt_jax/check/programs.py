@@ -18,9 +18,9 @@ from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.data.loader import Batch
 from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.training.initial_prompts import initial_prompts
-from dpt_jax.training.optimizer import Schedule, make_optimizer
+from dpt_jax.training.loop import make_plan, optimizer_of
 from dpt_jax.training.setup import Experiment
-from dpt_jax.training.step import StepConfig, make_step, new_state
+from dpt_jax.training.step import make_step, new_state
 from dpt_jax.training.texts import consistency_target
 
 _SMALL = TransformerConfig(64, 4, 1, 256)
@@ -69,17 +69,15 @@ class Work(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def training(experiment: Experiment, batch: Batch, microbatch: int = 0) -> Work:
+def training(experiment: Experiment, batch: Batch) -> Work:
     """Return the training step.  batch: with a leading axis of devices."""
-    loss, optimizer = experiment.config.loss, make_optimizer()
+    plan = make_plan(experiment.config, batch["label"].size)
+    optimizer = optimizer_of(experiment.config)
     frozen = experiment.frozen._replace(target=consistency_target(experiment))
-    config = StepConfig(loss.alpha, microbatch, guidance=loss.guidance_epochs > 0)
-    step = make_step(experiment.model, optimizer, config)
-    schedule = distributed.replicate(
-        Schedule(0.01, 0.002, 1, 2, 1, loss.guidance_epochs).as_arrays()
-    )
+    step = make_step(experiment.model, optimizer, plan.step)
+    schedule = distributed.replicate(plan.schedule.as_arrays())
     prompts = initial_prompts(experiment)
-    state = distributed.replicate(new_state(experiment.model, config, prompts, optimizer))
+    state = distributed.replicate(new_state(experiment.model, plan.step, prompts, optimizer))
     arguments = state, frozen, batch, schedule
 
     def run() -> None:

@@ -24,19 +24,6 @@ def test_without_libtpu_it_says_what_to_install():
         compile_for_tpu.tpu_devices("v5e:2x2")
 
 
-def test_collectives_are_counted_with_their_bytes():
-    text = """
-      %psum.7 = bf16[1,256]{1,0:T(8,128)} all-reduce(%fusion.2), channel_id=1
-      %a = (f32[4]{0}, s32[2,2]{1,0}) all-reduce(%b, %c), channel_id=2
-      %g = f32[8,3]{1,0} all-gather-start(%x), dimensions={0}
-      %h = f32[8,3]{1,0} fusion(%all-gather.3), kind=kLoop
-    """
-    assert compile_for_tpu.collectives(text) == {
-        "all-reduce": {"count": 2, "bytes": 512 + 16 + 16},
-        "all-gather": {"count": 1, "bytes": 96},
-    }
-
-
 def test_the_shapes_have_the_types_of_loaded_weights():
     shapes = clip_shapes("vit-b-32", "bfloat16")
     assert shapes["logit_scale"].dtype == "float32"
