@@ -2,8 +2,8 @@
 
     python benchmarks/on_gpu.py --out=DIR --minutes=10 [--small]
 
-Check, parity, steps of three backbones in two types beside PyTorch's (bfloat16), attention by cuDNN
-and by XLA. What a run writes, it also checks: `dpt-jax check` has the loader and a run that is
+Check, parity, steps of three backbones in two types beside PyTorch's (bfloat16, eager and by
+torch.compile), attention by cuDNN and by XLA. `dpt-jax check` has the loader, and a run that is
 stopped and resumed bit for bit. DIR gets NAME.txt of each command and results.jsonl with its exit
 code and seconds. --small is for a CPU. Exit code 1 if one failed or did not fit the time.
 """
@@ -41,8 +41,11 @@ def commands(small: bool) -> Iterator[tuple[str, list[str]]]:
         flags += ["--steps=1"] if small else []
         gemm = ["--gemm=256"] if small else []
         yield f"step-{clip}-{batch}-{dtype}", ["benchmarks/train_step.py", *flags, *gemm]
-        if dtype == "bfloat16" and not small:
+        if dtype == "bfloat16":
             yield f"torch-{clip}-{batch}", ["benchmarks/torch_step.py", *flags]
+            backend = "aot_eager" if small else "inductor"  # which compiles for minutes on a CPU
+            compiled = ["benchmarks/torch_step.py", f"--compile={backend}", *flags]
+            yield f"torch-compiled-{clip}-{batch}", compiled
 
 
 def measure(out: pathlib.Path, minutes: float, small: bool) -> bool:

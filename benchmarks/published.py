@@ -20,11 +20,12 @@ from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.clip.files import Tensors, read_tensors
 from dpt_jax.clip.layouts import params_of
 from dpt_jax.clip.packing import pack
-from dpt_jax.config import prompt_config
+from dpt_jax.config import prompt_config, templates
 from dpt_jax.convert.published import prompts_from_published
 from dpt_jax.errors import UserError
 from dpt_jax.model import PromptedCLIP, init_prompts
-from dpt_jax.prompts.text import context_tokens, prompted_texts
+from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
 from dpt_jax.training.losses import Rows, count, losses
 
 
@@ -35,7 +36,7 @@ class Published(NamedTuple):
       repository: On GitHub.
       commit: The one that was tried.
       module: Of the trainer, in `folder` of the repository.
-      trainer: Its class.
+      trainer: Its class, or the function that trains.
       texts: Attribute of the built model with frozen CLIP's text features; "" if none.
       folder: Import root within the repository.
     """
@@ -58,6 +59,7 @@ _MAPLE = "muzairkhattak/multimodal-prompt-learning", "69bce21ae8eda80ad6187534b2
 _PROMPTSRC = "muzairkhattak/PromptSRC", "bb95c77b634d63488f2cad81ff4a72d53bdd06d5"
 _KGCOOP = "htyao89/KgCoOp", "c43ccc32c8739f64b165cfa205fcc6c0f5bb5b17"
 _DPT = "fanrena/DPT", "11fef9084e2d0c0271612bb750fcbcba0ff80781"
+_CLIPLORA = "MaxZanella/CLIP-LoRA", "358f0d7361f59e66c0b2d0b672a3dafb143a759b"
 PUBLISHED = {
     "coop": Published(*_COOP, "trainers.coop", "CoOp"),
     "cocoop": Published(*_COOP, "trainers.cocoop", "CoCoOp"),
@@ -72,6 +74,7 @@ PUBLISHED = {
     ),
     "maple": Published(*_MAPLE, "trainers.maple", "MaPLe"),
     "dpt": Published(*_DPT, "trainers.DPT", "DPT", "text_features"),
+    "cliplora": Published(*_CLIPLORA, "lora", "run_lora"),
 }
 # The published codes' names of SIZES.
 BACKBONES = {"vit-b-32": "ViT-B/32", "vit-b-16": "ViT-B/16", "vit-l-14": "ViT-L/14"}
@@ -86,7 +89,7 @@ def find(clone: pathlib.Path, method: str, clip: str, batch: int) -> pathlib.Pat
     code, sizes = PUBLISHED[method], SIZES[clip]
     folder = clone / code.folder
     file = folder / f"{code.module.replace('.', '/')}.py"
-    if not file.is_file() or f"class {code.trainer}(" not in file.read_text(encoding="utf-8"):
+    if not file.is_file() or f" {code.trainer}(" not in file.read_text(encoding="utf-8"):
         raise UserError(
             f"{file} has no trainer {code.trainer}: clone https://github.com/{code.repository} "
             "and name its folder by --code."
@@ -129,8 +132,11 @@ class Counterpart:
         self._prompts = prompt_config(
             self._config, len(names), self._sizes.vision.layers, len(words)
         )
-        length = self._prompts.text_length
-        self._packed = pack(prompted_texts(names, tokenizer, length, fixed=words[length:]))
+        if length := self._prompts.text_length:
+            self._packed = pack(prompted_texts(names, tokenizer, length, fixed=words[length:]))
+        else:
+            template = templates(self._config)[0]
+            self._packed = plain_layout([template.format(name) for name in names], tokenizer)
         self._model = PromptedCLIP(self._sizes, self._prompts)
 
     def configuration(self) -> Branch:
@@ -182,8 +188,10 @@ class Counterpart:
 
     def learned(self) -> int:
         """Return the number of learned values."""
-        shapes = jax.eval_shape(functools.partial(init_prompts, self._model), jax.random.key(0))
-        return sum(math.prod(shape.shape) for shape in jax.tree.leaves(shapes))
+        return sum(math.prod(shape.shape) for shape in jax.tree.leaves(jax.eval_shape(self._new)))
+
+    def _new(self) -> Prompts:
+        return init_prompts(self._model, jax.random.key(0))
 
     def loss(
         self,
@@ -197,7 +205,8 @@ class Counterpart:
 
         Args:
           weights: A file of CLIP with OpenAI's tensor names.
-          modules: Learned tensors of each published module, by its name.
+          modules: Learned tensors of each published module, by its name. None of CLIP-LoRA,
+            whose changes start at zero.
           texts: Frozen CLIP's (C, E), or None if the loss needs none.
           images: (B, 3, H, W), float32, normalised.
           labels: (B,).
@@ -205,7 +214,7 @@ class Counterpart:
         file, config = epath.Path(weights), self._prompts
         params = {
             "clip": params_of(read_tensors(file), self._sizes, file),
-            "prompts": prompts_from_published(modules),
+            "prompts": prompts_from_published(modules) if modules else self._new(),
         }
         frozen = jnp.ones((config.classes, self._sizes.embed_dim)) if texts is None else texts
         target = jnp.asarray(frozen) if config.has_consistency else None

@@ -5,8 +5,9 @@
 
 The trainer builds its model and takes its step as published, but in float32 instead of float16,
 with random images and weights. published.py lists the clones; dassl_stand_in.py replaces the
-package that trainers inherit from. Prints the line of torch_step.py. Raises if this package learns
-another number of values, or computes another loss of the first step. Uses a GPU if there is one.
+package that trainers inherit from. CLIP-LoRA has no trainer: see published_lora.py. Prints the line
+of torch_step.py. Raises if this package learns another number of values, or computes another loss
+of the first step. Uses a GPU if there is one.
 """
 
 import contextlib
@@ -29,10 +30,10 @@ import numpy as np
 import torch
 from absl import app, flags
 
-from benchmarks import dassl_stand_in
-from benchmarks.published import PUBLISHED, Branch, Counterpart, Published, find
+from benchmarks import dassl_stand_in, published_lora
+from benchmarks.published import PUBLISHED, Counterpart, Published, find
 from benchmarks.random_clip import SIZES
-from benchmarks.timing import FLAGS, define_flags, print_line, torch_times
+from benchmarks.timing import FLAGS, define_flags, print_line, torch_result, torch_times
 from dpt_jax.cli.terminal import guard
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.data.catalogue import imagenet_classnames
@@ -68,16 +69,26 @@ def time_step(_: list[str]) -> None:
         in_float32(device),
     ):
         weights = pathlib.Path(temporary) / "clip.pt"
-        trainer = build(code, folder, here.configuration(), names, weights, device)
-        same("values are learned", trainer.learned(), here.learned(), 0)
-        begun = {
-            name: {key: host(x) for key, x in model.named_parameters() if x.requires_grad}
-            for name, model in trainer.models.items()
-        }
-        found: list[float] = []
-        result = torch_times(lambda: found.append(trainer.forward_backward(batch)["loss"]))
-        texts = host(operator.attrgetter(code.texts)(trainer.model)) if code.texts else None
-        same("is the loss", found[0], here.loss(weights, begun, texts, images, labels), TOLERANCE)
+        module, model = imported(code, folder, weights)
+        begun, texts = {}, None
+        if code.trainer == "run_lora":
+            clip = random_clip(model, SIZES[FLAGS.clip]).to(device)
+            torch.save(clip.state_dict(), weights)
+            trained = published_lora.train(module, clip, names, batch, FLAGS.steps)
+            result, losses, learned = torch_result(trained.seconds), trained.losses, trained.learned
+        else:
+            torch.save(random_clip(model, SIZES[FLAGS.clip]).state_dict(), weights)
+            trainer = getattr(module, code.trainer)(here.configuration(), names, device)
+            learned = trainer.learned()
+            begun = {
+                name: {key: host(x) for key, x in part.named_parameters() if x.requires_grad}
+                for name, part in trainer.models.items()
+            }
+            losses = []
+            result = torch_times(lambda: losses.append(trainer.forward_backward(batch)["loss"]))
+            texts = host(operator.attrgetter(code.texts)(trainer.model)) if code.texts else None
+        same("values are learned", learned, here.learned(), 0)
+        same("is the loss", losses[0], here.loss(weights, begun, texts, images, labels), TOLERANCE)
     print_line(result, torch=torch.__version__)
 
 
@@ -85,25 +96,22 @@ def time_step(_: list[str]) -> None:
 def in_float32(device: torch.device) -> Iterator[None]:
     """Undo the code's casts to float16 and, on a CPU, to a GPU."""
 
-    def itself(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-        return tensor
+    def itself(value: object, *_: object, **__: object) -> object:
+        return value
 
     torch.backends.cudnn.allow_tf32 = False
     with contextlib.ExitStack() as patches:
-        for name in ("half", "cuda") if device.type == "cpu" else ("half",):
-            patches.enter_context(mock.patch.object(torch.Tensor, name, itself))
+        patches.enter_context(mock.patch.object(torch.Tensor, "half", itself))
+        if device.type == "cpu":
+            patches.enter_context(mock.patch.object(torch.Tensor, "cuda", itself))
+            patches.enter_context(mock.patch.object(torch.nn.Module, "cuda", itself))
         yield
 
 
-def build(
-    code: Published,
-    folder: pathlib.Path,
-    cfg: Branch,
-    names: list[str],
-    weights: pathlib.Path,
-    device: torch.device,
-) -> dassl_stand_in.TrainerX:
-    """Return the trainer with its model, whose random weights are written to `weights`."""
+def imported(
+    code: Published, folder: pathlib.Path, weights: pathlib.Path
+) -> tuple[types.ModuleType, types.ModuleType]:
+    """Return the code's modules of its trainer and its CLIP; it will load this file of weights."""
     dassl_stand_in.install()
     sys.path.insert(0, str(folder))
     try:
@@ -115,17 +123,16 @@ def build(
             f"--code={folder}: the code imports {missing.name}, which is missing: install it, or "
             "clone the whole repository."
         ) from missing
-    torch.save(random_weights(model, SIZES[FLAGS.clip]), weights)
     # The code loads this file instead of downloading one.
     vars(clip)["_download"] = lambda url: str(weights)
     vars(clip)["_MODELS"].setdefault(FLAGS.clip, "")
     # PromptSRC's texts are computed before training: the number of templates costs no step.
     vars(module)["IMAGENET_TEMPLATES"] = ["a photo of a {}."]
-    return getattr(module, code.trainer)(cfg, names, device)
+    return module, model
 
 
-def random_weights(model: types.ModuleType, sizes: CLIPConfig) -> dict[str, torch.Tensor]:
-    """Return the initial weights of the code's own CLIP, without prompts."""
+def random_clip(model: types.ModuleType, sizes: CLIPConfig) -> torch.nn.Module:
+    """Return the code's own CLIP with its initial weights, without prompts."""
     given: dict[str, object] = {
         "embed_dim": sizes.embed_dim,
         "image_resolution": sizes.image_size,
@@ -141,7 +148,7 @@ def random_weights(model: types.ModuleType, sizes: CLIPConfig) -> dict[str, torc
     if "design_details" in inspect.signature(model.CLIP).parameters:
         none = dict.fromkeys(("vision_depth", "language_depth", "vision_ctx", "language_ctx"), 0)
         given["design_details"] = {"trainer": "CoOp", **none}
-    return model.CLIP(**given).state_dict()
+    return model.CLIP(**given)
 
 
 def host(tensor: torch.Tensor) -> np.ndarray:

@@ -12,9 +12,10 @@ from absl import flags
 
 from benchmarks.random_clip import SIZES
 from dpt_jax.check.programs import times
-from dpt_jax.methods import TRAINED
+from dpt_jax.methods import METHODS
 
 FLAGS = flags.FLAGS
+STEPPED = [name for name, method in METHODS.items() if method.in_towers]  # others train no tower
 STEP_FLAGS = ("clip", "classes", "batch", "method", "dtype")
 
 
@@ -22,7 +23,7 @@ def define_flags(
     clip: str = "vit-b-32",
     batch: int = 32,
     steps: int = 5,
-    methods: Iterable[str] = TRAINED,
+    methods: Iterable[str] = STEPPED,
     method: str | None = "dpt",
 ) -> None:
     """Define the flags that name a step, with these defaults."""
@@ -40,20 +41,23 @@ def torch_times(step: Callable[[], object]) -> dict[str, Any]:
     """Return step_s and device of a PyTorch step; a GPU's memory too."""
     import torch
 
-    if not torch.cuda.is_available():
-        _, median = times(step, FLAGS.steps)
-        return {"step_s": round(median, 4), "device": f"cpu, {torch.get_num_threads()} threads"}
-
     def finished_step() -> None:
         step()
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
-    _, median = times(finished_step, FLAGS.steps)
-    return {
-        "step_s": round(median, 4),
-        "device": torch.cuda.get_device_name(),
-        "device_peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
-    }
+    return torch_result(times(finished_step, FLAGS.steps)[1])
+
+
+def torch_result(seconds: float) -> dict[str, Any]:
+    """Return step_s and device of a PyTorch step that was timed; a GPU's memory too."""
+    import torch
+
+    result: dict[str, Any] = {"step_s": round(seconds, 4)}
+    if not torch.cuda.is_available():
+        return result | {"device": f"cpu, {torch.get_num_threads()} threads"}
+    memory = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    return result | {"device": torch.cuda.get_device_name(), "device_peak_memory_gb": memory}
 
 
 def print_line(result: dict[str, Any], **versions: str) -> None:

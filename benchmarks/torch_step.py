@@ -1,10 +1,11 @@
 """Times the step of train_step.py as PyTorch code usually computes it.
 
     python benchmarks/torch_step.py [--clip=vit-b-32] [--classes=100] [--batch=32] [--method=dpt]
-        [--dtype=float32] [--steps=5]
+        [--dtype=float32] [--steps=5] [--compile=inductor]
 
 The towers are transformers' CLIPModel with random weights; torch_twin.py has the loss. A step is
-forward, backward and SGD, on a GPU if PyTorch finds one. Prints one JSON line.
+forward, backward and SGD, on a GPU if PyTorch finds one. --compile names a
+backend of torch.compile. Prints one JSON line.
 """
 
 import functools
@@ -18,19 +19,21 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # JAX computes only shapes; the GPU is for 
 import jax
 import torch
 import transformers
-from absl import app
+from absl import app, flags
 from torch.nn.functional import normalize
 
 from benchmarks.random_clip import SIZES, openai_tokenizer, published_settings
-from benchmarks.timing import FLAGS, define_flags, print_line, torch_times
+from benchmarks.timing import FLAGS, STEPPED, define_flags, print_line, torch_times
 from benchmarks.torch_twin import Twin
 from dpt_jax.clip.config_files import config_to_dict
 from dpt_jax.config import prompt_config
 from dpt_jax.data.catalogue import imagenet_classnames
+from dpt_jax.methods import METHODS, WEIGHTS
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts.text import context_tokens
 
-define_flags()
+define_flags(methods=[name for name in STEPPED if WEIGHTS not in METHODS[name].parts])
+flags.DEFINE_enum("compile", None, ["inductor", "aot_eager"], "Backend of torch.compile.")
 
 
 def tokenized(names: list[str], words: int) -> torch.Tensor:
@@ -70,12 +73,14 @@ def main(_: list[str]) -> None:
     images = normal(FLAGS.batch, 3, sizes.image_size, sizes.image_size)
     labels = torch.randint(0, FLAGS.classes, (FLAGS.batch,), device=device)
 
+    loss = torch.compile(twin.loss, backend=FLAGS.compile) if FLAGS.compile else twin.loss
+
     def step() -> None:
         optimizer.zero_grad()
-        twin.loss(prompts, images, labels).backward()
+        loss(prompts, images, labels).backward()
         optimizer.step()
 
-    print_line(torch_times(step), torch=torch.__version__)
+    print_line({"compiled": FLAGS.compile} | torch_times(step), torch=torch.__version__)
 
 
 if __name__ == "__main__":
