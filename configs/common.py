@@ -40,7 +40,7 @@ TINY_CLIP_LR = {
 def get_config() -> ConfigDict:
     """Return all keys at their defaults."""
     config = ConfigDict()
-    # Method, which says what is learned. Each file of configs/ sets its own.
+    # Method, which decides what is learned. Each file of configs/ sets its own.
     config.method = "dpt"
     # Seed of the few-shot sample, the initial prompts and the augmentation.
     config.seed = 1
@@ -152,7 +152,7 @@ def get_config() -> ConfigDict:
     # Empty for cosines with the texts.
     config.classifier.name = ""
     # Views of each training image that are encoded once; 0 encodes the image without augmentation.
-    # train.augment and train.shift say what a view is.
+    # train.augment and train.shift define a view.
     config.classifier.views = 0
     # Additional views that the epochs take in turn; -1 is one per epoch, and 0 reuses those above.
     config.classifier.train_views = 0

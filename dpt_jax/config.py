@@ -107,7 +107,7 @@ SECTION_OF = {
     CLASS_AWARE: "cavpt",
     WEIGHTS: "weights",
 }
-# Settings of the training that a classifier has too: they say what its views are.
+# Settings of the training that define a classifier's views too.
 OF_VIEWS = ("train.augment", "train.shift")
 
 

@@ -29,7 +29,7 @@ AXIS = "batch"  # the axis of pmap: every device of every host
 KEPT_PROGRAMS = 8  # of a kind, for runs of a sweep that differ only in their data
 # The other hosts end this long after a process has ended or hangs.
 HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 20, 60
-# How long the processes of a run wait for each other at the start, and when they say so.
+# How long the processes of a run wait for each other at the start, and when they report it.
 CONNECT_SECONDS, SILENT_SECONDS = 300.0, 5.0
 # Variables by which SLURM and Open MPI, whose processes JAX connects by itself, count processes.
 CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
@@ -250,7 +250,7 @@ def overlapped(
     """Compute batches, and fetch the results of one while the devices compute the next.
 
     Args:
-      batches: Of images.
+      batches: Batches of images.
       compute: From a batch to a tree of arrays (devices, b, …), padded.
       images: The number of images of a batch, without padding.
 

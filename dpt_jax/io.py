@@ -100,7 +100,7 @@ def _configure_gcsfs() -> None:
 
 
 def entries(folder: epath.Path, dangling: bool = True) -> Iterator[Entry]:
-    """Yield what is in a folder, in any order.
+    """Yield the entries of a folder, in any order.
 
     Args:
       folder: local or in a bucket.
@@ -266,10 +266,10 @@ def make_folder(folder: epath.Path, what: str) -> epath.Path:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Turn whatever a reader of a foreign file raises into one UserError with the file's path.
+    """Turn any error of a reader of a foreign file into one UserError with the file's path.
 
     Args:
-      path: of the file or folder.
+      path: path of the file or folder.
       what: it should be, with its article: "a tokenizer".
 
     Raises:

@@ -21,8 +21,8 @@ class Method:
       name: As in `config.method` and configs/NAME.py.
       label: Its name in tables and figures.
       parts: What it learns.
-      colour: Of its curves and bars.
-      marker: Of its curves, for readers without colours.
+      colour: Colour of its curves and bars.
+      marker: Marker of its curves, for readers without colours.
       classifiers: What config.classifier.name may be; "" if it has no classifier.
     """
 

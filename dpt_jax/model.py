@@ -197,8 +197,8 @@ class PromptedCLIP(nn.Module):
         Args:
           texts: the packed texts.
           axis: the mapped axis of devices that share the work, see TextTower.
-          key: of dropout, None for none. Every token of every text draws its own mask, so texts
-            for it are packed without a shared prefix.
+          key: random key of dropout, None for none. Every token of every text draws its own mask,
+            so texts for it are packed without a shared prefix.
         """
         context = self.prompts.context() if self.config.text_length else None
         keys = None if key is None else keys_of_rows(key, texts, axis)
@@ -240,7 +240,7 @@ class PromptedCLIP(nn.Module):
           frozen: (C, E), of the templates, see `encode_text`.
           axis: see `encode_text`.
           target: (C, E), the target of the consistency losses, not normalised.
-          key: of dropout, see `encode_text`.
+          key: random key of dropout, see `encode_text`.
           mean: (C, E), u of classifiers if there are several templates, not normalised either.
         """
         target = None if target is None else normalize(target)

@@ -155,7 +155,7 @@ def program(dtype: str) -> Callable[..., tuple[Any, Any]]:
 def compute(
     dtype: str, device: jax.Device, change: Callable[[Params], Params] = lambda params: params
 ) -> Found:
-    """Return what a device computes.
+    """Return the logits, the loss and the gradient that a device computes.
 
     Args:
       dtype: compute dtype.

@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> list[Row]:
-    """Return what the table begins with: devices, hosts, memory and versions."""
+    """Return the first lines of the table: devices, hosts, memory and versions."""
     device = jax.local_devices()[0]
     facts = {
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
@@ -61,7 +61,7 @@ def machine() -> list[Row]:
 def hosts(settings: Mapping[str, str]) -> list[Row]:
     """Compare versions and settings of all hosts, and sum over their devices.
 
-    settings: of the command, by name.
+    settings: options of the command, by name.
     """
     rows: list[Row] = []
     own = {**versions(), **settings}

@@ -11,7 +11,7 @@ class Row(NamedTuple):
     """One line.
 
     Attributes:
-      group: what it belongs to, such as "numbers".
+      group: its group, such as "numbers".
       name: what was measured.
       figure: its value with a unit.
       bound: the bound of the figure, "" if there is none.
@@ -42,7 +42,7 @@ def failing(rows: list[Row], group: str, name: str) -> Iterator[None]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the lines as text in columns, and a last line that counts what is not ok."""
+    """Return the lines as text in columns, with a last line that counts those that are not ok."""
     status = {True: "ok", False: "NOT OK", None: "-"}
     cells = [("", "", "figure", "bound", "")]
     cells += [(row.group, row.name, row.figure, row.bound, status[row.ok]) for row in rows]

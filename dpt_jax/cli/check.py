@@ -15,7 +15,7 @@ from dpt_jax.errors import BUG
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what is checked, and how."""
+    """Add the flags of the checks."""
     parser.add_argument("--workdir", metavar="W", default=".", help="folder or gs:// to write to")
     parser.add_argument(
         "--clip",

@@ -60,7 +60,7 @@ def part(text: str) -> tuple[int, int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what is run; --config.KEY=VALUE holds for all runs."""
+    """Add the flags of the runs; --config.KEY=VALUE applies to all of them."""
     parser.add_argument("--preset", choices=("paper",), help="a whole table: paper")
     parser.add_argument(
         "--methods", type=names, help="default the five of DPT's paper, SS-Text and ZS-LP"
@@ -206,7 +206,7 @@ def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
 
 
 def _check_roots(configs: Sequence["ConfigDict"]) -> None:
-    """Raise UserError if no run has a folder of data; if only some have none, each run says so."""
+    """Raise UserError if no run has a folder of data. If only some lack one, these runs fail."""
     from dpt_jax.data.dataset import check_root
 
     missing = []

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=shared.at_least_one,
         default=0,
         metavar="STEPS",
-        help="write a jax.profiler trace of so many steps to W/profile",
+        help="write a jax.profiler trace of this number of steps to W/profile",
     )
     shared.add_config(parser)
     shared.add_hosts(parser)

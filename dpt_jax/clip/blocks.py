@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 WEIGHTS = "weights"
-# What a block saves for its backward pass besides its input, by the value of train.remat.
+# What a block saves for its backward pass in addition to its input, by train.remat.
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.save_anything_except_these_names(WEIGHTS),
     "matmuls": jax.checkpoint_policies.save_only_these_names(
@@ -64,9 +64,9 @@ class Block(nn.Module):
     config: TransformerConfig
     dtype: DTypeLike = jnp.float32
 
-    # A collection "adapters" beside "params" has learned changes of low rank: "low_rank", by the
-    # name of a projection {"a": (r, D), "b": (D, r)}; and in training "dropout", a key for each row
-    # of the batch, and the rate.
+    # The collection "adapters" has low-rank changes: "low_rank" is {"a": (r, D), "b": (D, r)} by
+    # the name of a projection. In training, "dropout" has a key for each row of the batch, and the
+    # rate.
 
     def setup(self) -> None:
         config, dtype = self.config, self.dtype
@@ -265,8 +265,8 @@ class Transformer(nn.Module):
 
         if start == stop:
             return carry
-        # The loop counts layers and slices each one's parameters where they are. Scanned over,
-        # those of start … stop - 1 would be copied first, and saved again for the backward pass.
+        # The loop counts layers and slices the parameters of each. A scan over the parameters of
+        # start … stop - 1 would copy them first, and save them again for the backward pass.
         body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         return jax.lax.scan(body, carry, (jnp.arange(start, stop), per_layer))[0]
 

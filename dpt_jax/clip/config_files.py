@@ -83,7 +83,7 @@ class Description(NamedTuple):
 
 
 def read_transformers(file: epath.Path) -> Description:
-    """Return what a config.json and the image processor in its folder say.
+    """Return the description in a config.json and the image processor in its folder.
 
     Raises:
       UserError: for a model of another type, or a value that is not supported.
@@ -243,7 +243,7 @@ def _channels(value: Any) -> Any:
 
 
 def transformers_files(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Fields]:
-    """Return what a folder of transformers' layout says of a model, by file."""
+    """Return the configuration files of a model in transformers' layout, by name."""
     raw = config_to_dict(config)
     raw["text_config"] |= {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
     raw["text_config"]["pad_token_id"] = tokenizer.end
@@ -299,7 +299,7 @@ def processor_to_dict(preprocessing: Preprocessing, image_size: int) -> Fields:
 
 
 def open_clip_files(config: CLIPConfig) -> dict[str, Fields]:
-    """Return what a folder of open_clip's layout says of a model, by file."""
+    """Return the configuration files of a model in open_clip's layout, by name."""
 
     def tower(part: TransformerConfig) -> Fields:
         return {

@@ -1,4 +1,4 @@
-"""Weight files as flat dicts of host arrays, whatever wrote them.
+"""Weight files of several formats as flat dicts of host arrays.
 
 No file runs code: safetensors and MessagePack hold numbers only. In the pickle of a PyTorch file,
 every class is replaced by one without behaviour, so PyTorch need not be installed.

@@ -98,7 +98,7 @@ def params_of(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Params:
     """Return the parameters of a weight file in either layout.
 
     Args:
-      tensors: of the file, under its names.
+      tensors: tensors of the file, under its names.
       config: sizes of the model.
       file: for errors.
 

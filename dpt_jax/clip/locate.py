@@ -75,7 +75,7 @@ def _from_hub(repo_id: str) -> pathlib.Path:
         # One request without repetitions: without a network, it fails at once.
         found = huggingface_hub.HfApi().model_info(repo_id, timeout=HUB_SECONDS)
         there = [file.rfilename for file in found.siblings or ()]
-        # The small files first: they say which of the weight files is a CLIP's.
+        # The small files first: they decide which weight file to download.
         folder = huggingface_hub.snapshot_download(repo_id, allow_patterns=list(SMALL_FILES))
         names = [*SMALL_FILES, *_weight_names(cast(epath.Path, pathlib.Path(folder)), there)]
         return pathlib.Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=names))
@@ -88,9 +88,9 @@ def _from_hub(repo_id: str) -> pathlib.Path:
             raise UserError(
                 f"clip.weights: {repo_id} is neither cached nor can it be downloaded from the "
                 f"Hugging Face hub ({type(reason).__name__}: {short(reason)}): check the name and "
-                "the network; or take tiny-clip, which is bundled; or run `hf download "
-                f"{repo_id} --local-dir clip` where there is a network, copy that folder here, and "
-                "name it as the weights."
+                "the network; or use tiny-clip, which is bundled; or run `hf download "
+                f"{repo_id} --local-dir clip` on a machine with a network, copy that folder here, "
+                "and name it as the weights."
             ) from reason
 
 

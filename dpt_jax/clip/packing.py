@@ -82,9 +82,9 @@ def pack(texts: Sequence[Text], share: bool = True) -> PackedTexts:
 
 
 def pack_one_a_row(texts: Sequence[Text], rows: int, width: int) -> PackedTexts:
-    """Pack each text into a row of its own, padded to so many rows of `width` tokens.
+    """Pack each text into a row of its own, padded to `rows` rows of `width` tokens.
 
-    The start token alone is shared. One compiled program serves all texts of these sizes.
+    Only the start token is shared. One compiled program serves all texts of these sizes.
     """
     own = [[c] if c < len(texts) else [] for c in range(rows)]
     # One end-of-text token a row, padding included.

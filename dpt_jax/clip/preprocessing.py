@@ -33,7 +33,7 @@ class Preprocessing:
     """How an image becomes a square of floats; the defaults are those of OpenAI's CLIP.
 
     Attributes:
-      mean, std: of the channels, for pixels from 0 to 1.
+      mean, std: mean and deviation of each channel, for pixels from 0 to 1.
       interpolation: one of INTERPOLATIONS.
       resize: "crop" resizes the shorter side and crops the centre, "squash" resizes both sides.
 

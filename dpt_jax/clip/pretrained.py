@@ -57,7 +57,7 @@ class Pretrained(NamedTuple):
     Attributes:
       config: its sizes.
       params: its parameters, in float32 or a given type.
-      tokenizer: of its vocabulary.
+      tokenizer: tokenizer of its vocabulary.
       digest: tells its weights from others of its sizes; "" if they are from no file.
     """
 
@@ -78,7 +78,7 @@ def load_clip(
       weights: the name of a bundled model or of one of OpenAI's; a model folder of transformers
         or open_clip, local or gs://; a weight file, or the index of several, with the model's
         configuration beside it; one of OpenAI's .pt files; or a Hugging Face hub id.
-      dtype: of the parameters.
+      dtype: type of the parameters.
       accept: called with the sizes before the weights are read (after, if only they tell), to
         raise if they are of no use.
 
@@ -108,7 +108,7 @@ def load_clip(
 
 
 def _describe(file: epath.Path) -> Description | None:
-    """Return what the configuration beside a weight file says, None if there is none.
+    """Return the description in the configuration of a weight file, None if missing.
 
     If there are two, the file's name decides which layout it has.
     """

@@ -27,8 +27,8 @@ class Entry(NamedTuple):
     """One array of the prompts, and its tensors in a published module.
 
     Attributes:
-      path: Of the array in the tree of prompts.
-      name: Of the tensor. With {}, each layer of the array has a tensor of its own.
+      path: Path of the array in the tree of prompts.
+      name: Name of the tensor. With {}, each layer of the array has a tensor of its own.
       first: Name of the tensor of the first layer, if it does not follow `name`.
       number: Number of the first layer that has `name`.
       transposed: Whether the tensor is the weight of a torch.nn.Linear.
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
         return bool(self.first) or "{}" in self.name
 
     def names(self, layers: int) -> list[str]:
-        """Return the names of the tensors of an array of so many layers."""
+        """Return the names of the tensors of an array with this number of layers."""
         if not self.stacked:
             return [self.name]
         first = [self.first] if self.first else []
@@ -54,7 +54,7 @@ class Entry(NamedTuple):
         return [*first, *map(self.name.format, numbers)]
 
     def names_in(self, tensors: Tensors) -> list[str]:
-        """Return the names that a state dict with so many tensors should have; [] for none."""
+        """Return the names that a state dict with these tensors should have; [] for none."""
         pattern = re.escape(self.name).replace(r"\{\}", r"\d+")
         found = sum(bool(re.fullmatch(pattern, name)) for name in tensors)
         if not found and self.first not in tensors:
@@ -180,7 +180,7 @@ def prompts_from_published(
 
     Args:
       modules: The state dict of each module.
-      directory: Of the checkpoint, for messages.
+      directory: Folder of the checkpoint, for messages.
 
     Raises:
       UserError: A tensor is missing, or does not belong to the published code.

@@ -92,12 +92,12 @@ def write_run(
     """Write a workdir with converted prompts.
 
     Args:
-      config: Of the run, validated.
+      config: Configuration of the run, validated.
       prompts: Host arrays.
       pretrained: Their CLIP.
       workdir: A new one.
       source: Where the prompts are from, for the record.
-      epoch: Of their training, 0 if not known.
+      epoch: Epoch of their training, 0 if unknown.
 
     Raises:
       UserError: The workdir has a run.
@@ -203,7 +203,7 @@ def _drop_other_words(config: ConfigDict, prompts: Prompts, tokenizer: Tokenizer
 
 
 def _method_with(prompts: Prompts, wanted: str) -> str:
-    """Return the wanted method if it has the parts of these prompts, else the first one."""
+    """Return the wanted method if it has the parts of these prompts, else the first that does."""
     parts = {methods.TEXT} if "text" in prompts else set()
     if "visual" in prompts or "coupling" in prompts:
         parts |= {methods.VISUAL}

@@ -1,4 +1,4 @@
-"""Learned weights of CLIP in the layouts of others: an adapted CLIP, and PEFT's LoRA files."""
+"""Learned weights of CLIP in other layouts: an adapted CLIP, and PEFT's LoRA files."""
 
 import json
 import re

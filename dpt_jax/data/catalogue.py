@@ -261,7 +261,7 @@ DRAWINGS: dict[str, Setting] = {
     "text_prompt.init": "a drawing of a",
     "train.augment": False,
 }
-# Chosen on the validation images, see docs/measurements.md; what is not named is as published.
+# Chosen on the validation images, see docs/measurements.md; other settings are as published.
 DIGITS: dict[str, Setting] = {
     "clip.weights": "tiny-clip",
     "dataset.template": "a drawing of the number {}.",

@@ -35,7 +35,7 @@ def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Da
     """Return a dataset below the common root. Its paths are relative to that root.
 
     Args:
-        name: of the dataset in the catalogue.
+        name: name of the dataset in the catalogue.
         root: the folder that has the dataset's own directory.
         skip_missing: do not check whether every listed image exists.
 

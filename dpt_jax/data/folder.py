@@ -34,7 +34,7 @@ LISTS = (".csv", ".jsonl")
 
 
 def visible(folder: epath.Path, dangling: bool = True) -> list[tuple[str, bool]]:
-    """Return (name, is a folder) of what is in a folder, sorted, without hidden names.
+    """Return (name, is a folder) of the entries of a folder, sorted, without hidden ones.
 
     Hidden names are a system's own: a Mac's `._x.png` beside x.png is not an image. Links are
     followed.
@@ -176,7 +176,7 @@ def _in_folders(root: epath.Path, left_out: list[str]) -> list[Listed]:
     if splits and "test" not in splits:
         raise UserError(
             f"dataset.root: {root} has {splits[0]}/ but no test/ with classes: add it, or name "
-            f"{root / splits[0]}, of which a part is then kept for the test."
+            f"{root / splits[0]} to keep a part of it for the test."
         )
     images = []
     for split in splits or [""]:
@@ -316,7 +316,7 @@ def class_name(folder: str) -> str:
 
 
 def _composed(name: str) -> str:
-    """Return a file's name in the form of Unicode that Linux writes, where a Mac has another.
+    """Return a file's name in the form of Unicode that Linux writes; a Mac writes another.
 
     Whatever the locale, its bytes are UTF-8.
     """

@@ -28,9 +28,9 @@ from dpt_jax.errors import UserError
 # weight (B,) float32, 0 for an image that could not be read and is black.
 Batch = dict[str, Any]
 
-# Threads that decode images in one process: one per core, but more than one where reading waits.
+# Threads that decode images in one process: one per core, but at least some, since reading waits.
 LEAST_THREADS, MOST_THREADS = 4, 32
-ON_DEVICES = 2  # batches whose transfer has started, besides the one in use
+ON_DEVICES = 2  # batches whose transfer has started, without the one in use
 QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
 
 
@@ -56,7 +56,7 @@ class Loading:
         workers: loader processes, 0 for threads of this one.
         skip_unreadable: an unreadable image becomes black without weight, instead of ending
             the run.
-        host, hosts: of every `hosts` rows this host gets the one at `host`.
+        host, hosts: this host gets row `host` of every `hosts` rows.
     """
 
     read: Reader
@@ -76,7 +76,7 @@ class TrainLoading(Loading):
 
     Attributes:
         epochs: passes over the examples.
-        least_area: of an image that a random part has.
+        least_area: smallest fraction of the area that a random part has.
         seed: decides the order and the augmentations.
         augment: take a random part of each image, mirrored half the time.
         shift: the most pixels by which an image of `size` pixels is then moved.
@@ -139,7 +139,7 @@ class _Steps:
 
     Attributes:
         images: one epoch after the other.
-        rows: of all hosts' batches together.
+        rows: rows of a batch, on all hosts together.
     """
 
     config: TrainLoading
@@ -225,7 +225,7 @@ def view_batches(config: TrainLoading) -> Iterator[Batch]:
 
 
 def threads(workers: int = 0) -> int:
-    """Return the threads that decode images in each of so many loader processes, or here."""
+    """Return the number of threads that decode images in each loader process, or in this one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(max((cores or 1) // max(workers, 1), LEAST_THREADS), MOST_THREADS)
 

@@ -28,7 +28,7 @@ def look(dataset: Dataset, config: ConfigDict) -> str:
 
     Args:
         dataset: with its few-shot sample.
-        config: of the training.
+        config: configuration of the training.
 
     Raises:
         UserError: an image cannot be read (unless dataset.on_error is skip), a class has no test

@@ -89,9 +89,9 @@ def label_indices(
     """Return class indices and class names.
 
     Args:
-      labels: Of the images.
+      labels: Labels of the images.
       images: Their number N.
-      classnames: Of all classes. By default the names in the labels, sorted, or "0", "1", … for
+      classnames: All class names. By default the names in the labels, sorted, or "0", "1", … for
         numbers.
 
     Returns:

@@ -221,11 +221,11 @@ class Dataset(NamedTuple):
 
     Attributes:
         read: opens an image.
-        classnames: of the labels, in order.
+        classnames: names of the labels, in order.
         train: the whole training split or, from load_dataset, the few-shot sample of it.
         val: the same of the validation split, min(shots, 4) images a class. It may be empty.
         test: the whole test split.
-        digest: of all classes and all images, whichever were taken; from load_dataset.
+        digest: digest of all classes and images, not only those taken; from load_dataset.
         split: the CSV list of the images and their split, "" if their folders say it.
     """
 
@@ -279,7 +279,7 @@ def read_image(
 
 @contextlib.contextmanager
 def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[Image.Image]:
-    """Open an image, of which only the header is read so far; args and errors of read_image."""
+    """Open an image and read only its header; args and errors as for read_image."""
     name = name or str(file)
     try:
         if isinstance(file, str | os.PathLike) and is_remote(file):

@@ -34,7 +34,7 @@ class Records(Source):
     """Reads images of a prepared dataset by the path SPLIT/NUMBER.
 
     Attributes:
-        directory: of the prepared dataset.
+        directory: folder of the prepared dataset.
         sources: the serialised records of each split.
         features: parses the encoded image, or the encoded frames of a video, from a record.
     """
@@ -61,7 +61,7 @@ def read_tfds(name: str, root: str) -> Dataset:
     """Return a dataset of the catalogue.
 
     Args:
-        name: of the dataset.
+        name: name of the dataset.
         root: TFDS's data directory, or "" for TFDS's default.
 
     Raises:
@@ -124,7 +124,7 @@ def _split(examples: Sequence[Example]) -> tuple[list[Example], list[Example], l
 
 
 def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
-    """Return the data directory, or a copy of what is needed from a bucket.
+    """Return the data directory, or a copy of its needed files from a bucket.
 
     array_record only reads from disks.
     """

@@ -180,7 +180,7 @@ def over_test_images(
 
     Args:
       experiment: Its test split is read.
-      title: Of the progress bar.
+      title: Title of the progress bar.
       compute: From a batch to arrays (devices, b, …).
 
     Returns:

@@ -24,7 +24,7 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
     as few-shot protocols have; of equals, the one with the strongest regularisation.
 
     Args:
-      experiment: Of zero-shot CLIP, with training images of each class.
+      experiment: One of zero-shot CLIP, with training images of each class.
 
     Returns:
       Predictions, whose logits are log-probabilities.
@@ -41,7 +41,7 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
     if not dataset.val:
         raise UserError(
             f"{name} has no validation images, by which the probe chooses its regularisation: "
-            "give it a folder val/ beside train/ and test/."
+            "add a folder val/ next to train/ and test/."
         )
     # Zero-shot CLIP and the probe classify the same features.
     if experiment.features is None:

@@ -180,7 +180,7 @@ def of_same_sources(
       workdir: With results.
       pretrained: The CLIP.
       data: The dataset's digest.
-      test_files: Of `digest_of_files`.
+      test_files: The result of `digest_of_files`.
     """
     of = read_result(workdir / RESULTS_FILE)["of"]
     now = digest_of_json(clip_fingerprint(pretrained)), data, test_files

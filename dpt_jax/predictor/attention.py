@@ -20,7 +20,7 @@ class Sight(NamedTuple):
     Attributes:
       image: (size, size, 3) uint8.
       classes: Names of the likeliest classes.
-      probability: Of these classes.
+      probability: Probabilities of these classes.
       zero_shot: Their probability in zero-shot CLIP.
       plain: Map of the class token in the last block of frozen CLIP.
       prompted: The same with visual prompts; None for methods without them.

@@ -38,7 +38,7 @@ class Predictor:
     Any number of images is classified in batches of one size, by a program that is compiled once.
 
     Attributes:
-      classnames: Of the C classes, in the order of the probabilities.
+      classnames: Names of the C classes, in the order of the probabilities.
       config: The settings of the run.
       training: The record of the training, see training.record.
       batch_size: Images that a device takes at a time.
@@ -265,7 +265,7 @@ def load(
     """Load the prompts of a run and their CLIP.
 
     Args:
-      workdir: Of a run or of an evaluation of it on another dataset, or a prompt file.
+      workdir: Folder of a run or of its evaluation on another dataset, or a prompt file.
       classnames: Other classes than those of the training, or of that evaluation.
       clip: Where CLIP's weights are, if they have moved.
       batch_size: Images that a device takes at a time; 0 for 8 on a CPU and 64 on other devices.
@@ -291,7 +291,7 @@ def load(
             names = load_dataset(config.dataset, config.seed).classnames
         except UserError as reason:
             raise UserError(
-                f"{source} does not say what its classes are: name them ({reason})"
+                f"{source} does not name its classes: give their names ({reason})"
             ) from reason
     pretrained = load_clip(config.clip.weights, setup.compute_dtype(config))
     experiment = setup.assemble(config, without_images(names), pretrained)

@@ -38,7 +38,7 @@ def classifier_of(predictor: "Predictor", dtype: DTypeLike) -> Callable[[jax.Arr
 
     Args:
       predictor: The classifier.
-      dtype: Of the computation.
+      dtype: Compute dtype.
 
     Raises:
       UserError: The classifier's logits are not finite.

@@ -84,7 +84,7 @@ def for_classes(classifier: Classifier, params: Params, rows: np.ndarray) -> Par
     """Return the parameters for other classes. New ones fall back to their texts.
 
     Args:
-      classifier: Of the parameters.
+      classifier: The classifier of the parameters.
       params: As trained.
       rows: (C',) int, the trained class of each class, -1 for a new one.
     """
@@ -100,7 +100,7 @@ def for_classes(classifier: Classifier, params: Params, rows: np.ndarray) -> Par
 def shapes(
     classifier: Classifier, images: int, classes: int, width: int, settings: ConfigDict
 ) -> Params:
-    """Return the shapes of the parameters for so many training images, classes and features."""
+    """Return the shapes of the parameters for these numbers of images, classes and features."""
 
     def start() -> Params:
         texts, views = jnp.zeros((classes, width)), jnp.zeros((1, images, width))

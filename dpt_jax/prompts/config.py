@@ -29,8 +29,8 @@ class Weights(NamedTuple):
       kind: LORA, changes of low rank; NORMS, the layer norms of blocks; ALL_NORMS; or "".
       rank: r of LORA.
       alpha: α of LORA, which scales the changes by α/√r.
-      matrices: Of LORA, some of q, k, v and o.
-      dropout: Of LORA, on the input of the changes, in training.
+      matrices: Matrices of LORA, some of q, k, v and o.
+      dropout: Dropout of LORA, on the input of the changes, in training.
       vision: Layers of the image tower.
       text: Layers of the text tower.
     """

@@ -44,7 +44,7 @@ def add_to_context(context: jax.Array, offset: jax.Array) -> jax.Array:
 def images_at_a_time(images: int, tokens: int) -> int:
     """Return how many images' texts to encode at once, a divisor of the number of images.
 
-    tokens: of the texts of one image.
+    tokens: number of tokens of the texts of one image.
     """
     most = max(1, TOKENS_AT_A_TIME // tokens)
     return next(part for part in range(min(most, images), 0, -1) if images % part == 0)

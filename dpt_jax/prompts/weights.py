@@ -125,7 +125,7 @@ def adapted(
     weights: Params,
     keys: dict[str, Array | None],
 ) -> dict[str, Mapping[str, Any]]:
-    """Return the variables of `CLIP` with learned weights beside the frozen ones, for training.
+    """Return the variables of `CLIP` with frozen and learned weights, for training.
 
     A block multiplies by A and B one after the other. That takes few products, and unlike with
     `merged` no gradient of a whole matrix W is computed.
@@ -135,7 +135,7 @@ def adapted(
       clip: Sizes of the CLIP.
       frozen: CLIP's parameters.
       weights: As `init_weights` returns them.
-      keys: Of the dropout of a tower, one for each row of its batch; None for no dropout.
+      keys: Dropout keys of a tower, one for each row of its batch; None for no dropout.
     """
     if config.kind != LORA:
         return {"params": over(frozen, merged(config, clip, frozen, weights))}

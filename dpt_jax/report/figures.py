@@ -16,7 +16,7 @@ COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name
 HALVES = {"base": "#0072B2", "new": "#E69F00", "harmonic mean": "#999999"}
 MOST_NAMED_CLASSES = 60  # of a confusion matrix; more do not fit
-MOST_INSIDE = 8  # methods in the legend of a panel; a legend of more is beside the panels
+MOST_INSIDE = 8  # methods in the legend of a panel; with more, the legend is next to the panels
 IN_A_COLUMN = 14  # methods of such a legend
 STYLE: Any = {
     "axes.titlesize": 10,

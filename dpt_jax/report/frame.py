@@ -29,7 +29,7 @@ SAME_IN_CELL = {
     "task": "the version of their task",
 }
 SAME_IN_SEED = {"train_list": "their training images", "prompts": "their prompts"}
-UNKNOWN = "unknown"  # the training of a checkpoint that does not say what it was trained on
+UNKNOWN = "unknown"  # the training of a checkpoint without a known dataset
 DIGEST = 6  # characters of a digest that are shown
 
 

@@ -290,7 +290,7 @@ def summarise(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def average_over(cells: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
-    """Average the cells of `summarise` over datasets, where all of them have run."""
+    """Average the cells of `summarise` over datasets, if all of them have run."""
     means = cells["mean"].unstack("dataset").reindex(columns=datasets).dropna()
     counts = cells["count"].unstack("dataset").reindex(means.index)[datasets].astype(int)
     least, most = counts.min(axis=1).astype(str), counts.max(axis=1).astype(str)

@@ -56,11 +56,11 @@ def train_run(
     callbacks: Sequence[Callback] = (),
     profile: int = 0,
 ) -> tuple[Experiment, Saved]:
-    """Train, or resume what the workdir has; return the experiment and its newest prompts.
+    """Train or resume the run of a workdir; return the experiment and its newest prompts.
 
     Args:
       config: Validated.
-      workdir: Of the run.
+      workdir: Folder of the run.
       allow_changes: Whether a resumed run may have other settings and images.
       prepare: Loads data and backbone.
       callbacks: See `training.loop.train`.
@@ -125,7 +125,7 @@ def evaluate_run(
     """Evaluate the newest prompts of `source`, a workdir or a prompt file.
 
     Args:
-      config: Of the evaluation, validated.
+      config: Configuration of the evaluation, validated.
       source: Where the prompts are.
       workdir: Where the results go. A run keeps its own: on another dataset, or other classes,
         they go to WORKDIR/on/DATASET.

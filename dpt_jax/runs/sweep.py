@@ -276,7 +276,7 @@ def sweep(
     for number, run in enumerate(planned, 1):
         minutes = (time.monotonic() - began) / 60
         took = f", {minutes:.0f} min so far" if number > 1 else ""
-        if made:  # what was finished before took no time
+        if made:  # finished runs took no time
             left = minutes / made * (len(planned) - number + 1)
             took += f", at most {left:.0f} min left"
         say(f"run {number} of {len(planned)}{took}: {run}")

@@ -55,7 +55,7 @@ class Saved(NamedTuple):
       step: after which they were saved.
       prompts: a tree of host arrays.
       meta: the record of the training.
-      digest: of the prompts.
+      digest: digest of the prompts.
     """
 
     step: int
@@ -72,7 +72,7 @@ class Checkpoints:
     together, on a file system that they share or in a bucket; host 0 writes.
 
     Attributes:
-      directory: of the checkpoints.
+      directory: folder of the checkpoints.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2, create: bool = False) -> None:
@@ -120,8 +120,8 @@ class Checkpoints:
         """Start to write a checkpoint, which becomes the newest.
 
         Args:
-          step: of the training. Checkpoints from there on, such as of a classifier whose run is
-            extended, are removed.
+          step: step of the training. Checkpoints of this and later steps are removed, such as
+            those of a classifier whose run is extended.
           prompts: a tree of host arrays that nobody changes any more.
           meta: the record of the training.
           training: a tree of host arrays.

@@ -44,7 +44,7 @@ class Fitted(NamedTuple):
     Attributes:
       params: Host arrays.
       steps: At least 1, which a classifier in closed form takes.
-      epochs: Of each epoch its last step, and means over it, for metrics.jsonl.
+      epochs: The last step of each epoch, and means over it, for metrics.jsonl.
     """
 
     params: Params
@@ -101,7 +101,7 @@ def train_classifier(
     Args:
       config: With the settings in `classifier`, the shots and the seed.
       support: Views of the training images, those for the start first, see `encode_support`.
-      texts: Of the classes.
+      texts: Text features of the classes.
       s: The temperature.
 
     Raises:
@@ -209,14 +209,14 @@ def train_on_features(
     """Train a classifier; return its parameters and what happened in each step.
 
     Args:
-      name: Of the classifier.
+      name: Name of the classifier.
       params: To start from.
       images: Features f̂ (M, E) and labels (M,).
-      texts: Of the classes.
+      texts: Text features of the classes.
       s: The temperature.
       batches: (steps, B) int, the rows of `images` that a step takes, -1 for padding.
       rates: The learning rate (steps,) of each learned parameter.
-      weight_decay: Of the optimizer.
+      weight_decay: Weight decay of the optimizer.
     """
     run = make_loop(name, weight_decay)
     numbers = np.int32(batches), jax.tree.map(np.float32, rates)
@@ -300,7 +300,7 @@ def encode_support(
     """Encode views of the training images, and the classes, by the method's towers.
 
     Args:
-      experiment: Of the training.
+      experiment: What is trained.
       prompts: The parts in the towers, as trained.
       before_batch: Called before each batch, as often on all hosts; an exception ends the encoding.
 

@@ -58,7 +58,7 @@ ENDED = "ended"
 CLASSIFIER_STEPS = "classifier_steps"
 # With train.keep=best: accuracy and epoch of the best prompts; whether this checkpoint has them.
 BEST = "best"
-# With several hosts, reading host 0's clock is a message, so they read it every so many steps.
+# With several hosts, reading host 0's clock is a message, so they do not read it at every step.
 STEPS_BETWEEN_CLOCKS = 20
 
 
@@ -106,7 +106,7 @@ def train(
 
     Args:
       experiment: What is trained.
-      workdir: Of the run.
+      workdir: Folder of the run.
       allow_changes: Whether a resumed run may have other images.
       callbacks: Called after each epoch, in this order.
       profile: Steps of which a trace is written.
@@ -315,7 +315,7 @@ def with_classifier(
 
 
 def make_plan(config: ConfigDict, images: int) -> Plan:
-    """Return the numbers of a run on so many images."""
+    """Return the plan of a run on this number of images."""
     train = config.train
     per_host = -(-min(train.batch_size, images) // jax.process_count())
     step = StepConfig(
@@ -482,7 +482,7 @@ def _check_epochs(saved: Saved, plan: Plan, workdir: epath.Path) -> None:
 
 
 def _progress(plan: Plan, state: TrainState) -> dict[str, object]:
-    """Return what the metadata of a checkpoint has besides the training's record."""
+    """Return the metadata of a checkpoint, except the training's record."""
     averaged = {} if plan.schedule.average is None else {AVERAGED: len(plan.schedule.average)}
     return {
         STEPS_PER_EPOCH: plan.schedule.steps_per_epoch,
@@ -498,7 +498,7 @@ def _epoch(plan: Plan, step: int) -> int:
 
 
 def _training(state: TrainState) -> dict[str, Prompts | Totals]:
-    """Return what a checkpoint saves of a state besides the prompts."""
+    """Return the parts of a state that a checkpoint saves, except the prompts."""
     average = {} if state.average is None else {"average": state.average}
     return {"momentum": state_to_save(state.opt_state), "totals": state.totals, **average}
 

@@ -136,7 +136,7 @@ class Speed:
             self._waited += time.perf_counter() - began
 
     def count(self, images: int) -> None:
-        """Count a step with so many images, on all hosts together."""
+        """Count a step and its number of images, on all hosts together."""
         self._images += images
         self._steps += 1
 

@@ -56,7 +56,7 @@ class Schedule(NamedTuple):
 
 
 def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
-    """Return the steps that train the parts in the towers on so many images, and an epoch's."""
+    """Return the steps of the parts in the towers, and of an epoch, for this number of images."""
     train = config.train
     per_epoch = steps_per_epoch(images, train.batch_size, train.keep_partial)
     if not METHODS[config.method].in_towers:
@@ -65,7 +65,7 @@ def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
 
 
 def make_schedule(config: ConfigDict, images: int) -> Schedule:
-    """Return the schedule of a configuration, for so many training images."""
+    """Return the schedule of a configuration, for this number of training images."""
     train = config.train
     steps, per_epoch = run_length(config, images)
     return Schedule(
@@ -149,7 +149,7 @@ def make_optimizer(
     Args:
       name: "sgd", with momentum 0.9 and the decay added to the gradient before momentum, or
         "adamw", PyTorch's: β 0.9 and 0.999, ε 1e-8, and the decay apart from the gradient.
-      weight_decay: Of all parts.
+      weight_decay: Decay of all parts.
     """
     if name == "adamw":
         steps = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))

@@ -1,4 +1,4 @@
-"""The process of a training: alone in its workdir, and asked to stop by signals."""
+"""The process of a training: the lock of its workdir, and signals that stop it."""
 
 import contextlib
 import datetime

@@ -113,7 +113,7 @@ def check_not_relabelled(experiment: Experiment, record: Mapping[str, Any], sour
 
     Args:
       experiment: The evaluation.
-      record: Of the prompts, see `training_meta`.
+      record: The record of the prompts, see `training_meta`.
       source: Where they are from.
     """
     trained, here = record.get("settings"), training_meta(experiment)["settings"]

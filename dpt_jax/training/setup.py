@@ -258,7 +258,7 @@ def frozen_features(
 
     Args:
       config: Says which.
-      classnames: Of the C classes.
+      classnames: Names of the C classes.
       pretrained: The CLIP.
       encode: From C texts to features (…, C, E), not normalised.
 

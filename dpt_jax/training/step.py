@@ -155,8 +155,8 @@ def accumulate_gradients(
 
     Args:
       guided: whether this step has guidance, () bool.
-      key: of dropout, None for none. An image's masks depend on its index in the dataset, and not
-        on the device or the part of the batch that has it.
+      key: random key of dropout, None for none. An image's masks depend on its index in the
+        dataset, not on the device or the part of the batch that has it.
     """
     terms = losses(model.config, config.alpha, config.guidance)
 

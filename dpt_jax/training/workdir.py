@@ -62,10 +62,10 @@ def evaluation_config(
     """Return the validated configuration that evaluates the prompts of `workdir` or init_from.
 
     Args:
-      config: Of the command line.
-      overrides: Of the command line; they take precedence over the saved configuration.
+      config: The one of the command line.
+      overrides: Those of the command line; they take precedence over the saved configuration.
       dataset_named: Whether --config names a dataset, which then replaces the saved one.
-      workdir: Of the run. Without a configuration in it, `config` is used.
+      workdir: Folder of the run. Without a configuration in it, `config` is used.
 
     Raises:
       UserError: The prompts have a context for each class of another dataset.
