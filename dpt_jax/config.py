@@ -33,6 +33,14 @@ from dpt_jax.prompts.config import (
 
 Value = int | float | bool | str
 
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"a.b": 1} for {"a": {"b": 1}}."""
+    found: dict[str, Any] = flatten_dict(tree, sep=".")
+    return found
+
+
+KEYS = flat(common.get_config().to_dict())  # with their defaults
 LARGEST = 2**31  # integers on devices have 32 bits
 
 CHOICES: dict[str, Collection[str]] = {
@@ -52,25 +60,14 @@ CHOICES: dict[str, Collection[str]] = {
     "train.keep": ("last", "best"),
     "train.remat": ("none", "matmuls", "blocks"),
 }
+# The least value of a number; it is 0 for all other keys.
 AT_LEAST = {
-    -1: ("dataset.cache_gb",),
-    0: (
-        *("seed", "dataset.workers", "loss.alpha", "loss.guidance_epochs"),
-        *("loss.text_consistency", "loss.image_consistency", "loss.logit_consistency"),
-        *("train.shift", "train.visual_lr", "train.text_lr", "train.warmup_epochs"),
-        *("train.schedule_epochs", "train.average_deviation", "train.microbatch"),
-        *("train.weights_lr", "train.weight_decay", "train.steps_per_shot", "weights.dropout"),
-        *("classifier.views", "classifier.epochs", "classifier.steps_per_shot"),
-        *("classifier.batch_size", "classifier.lr", "classifier.last_lr"),
-        *("classifier.weight_decay", "classifier.alpha", "classifier.beta"),
-        *("classifier.least_area", "classifier.ratio"),
-        "checkpoint.every_minutes",
-    ),
-    1: (
-        *("text_prompt.length", "text_prompt.depth", "visual_prompt.length", "cavpt.top_k"),
-        *("train.batch_size", "eval.batch_size"),
-        *("checkpoint.every_steps", "checkpoint.keep", "weights.rank"),
-    ),
+    "cavpt.first_layer": -LARGEST,  # counted from the end
+    **dict.fromkeys(("dataset.cache_gb", "dataset.shots", "classifier.train_views"), -1),
+    "visual_prompt.depth": -1,
+    **dict.fromkeys(("text_prompt.length", "text_prompt.depth", "visual_prompt.length"), 1),
+    **dict.fromkeys(("cavpt.top_k", "weights.rank", "train.batch_size", "eval.batch_size"), 1),
+    **dict.fromkeys(("checkpoint.every_steps", "checkpoint.keep"), 1),
 }
 # A method without the part of a size.
 WITHOUT = {"text_prompt.length": "vpt", "visual_prompt.length": "coop", "cavpt.top_k": "vlp"}
@@ -86,17 +83,12 @@ FREE = (
 )
 BOUND = (
     *("method", "init_from", "dataset.name", "dataset.classes"),
-    *("text_prompt.length", "text_prompt.depth", "text_prompt.class_specific"),
-    *("text_prompt.conditioned", "text_prompt.class_position", "text_prompt.init"),
-    *("text_prompt.fixed_words", "visual_prompt.length", "visual_prompt.depth"),
-    *("visual_prompt.ln_pre", "visual_prompt.coupled", "cavpt.top_k", "cavpt.first_layer"),
-    *("weights.kind", "weights.rank", "weights.alpha", "weights.matrices"),
-    *("weights.image_layers", "weights.text_layers"),
     *("train.average_mean", "train.average_deviation", "train.keep"),
     *(
         key
-        for key in flatten_dict(common.get_config().to_dict(), sep=".")
-        if key.startswith("classifier.")
+        for key in KEYS
+        if key.startswith(("text_prompt.", "visual_prompt.", "cavpt.", "weights.", "classifier."))
+        and key != "weights.dropout"
     ),
 )
 
@@ -149,15 +141,12 @@ def validate(config: ConfigDict) -> None:
             raise UserError(
                 f"{key} is 0: choose a method without that part, --config=configs/{method}.py."
             )
-    for least, keys in AT_LEAST.items():
-        for key in keys:
-            if values[key] < least:
-                raise UserError(f"{key} is {values[key]}: it must be at least {least}.")
+    for key, value in values.items():
+        if not isinstance(value, str) and value < (least := AT_LEAST.get(key, 0)):
+            raise UserError(f"{key} is {value}: it must be at least {least}.")
     for key, every in (("dataset.shots", "images"), ("visual_prompt.depth", "layers")):
-        if values[key] == 0 or values[key] < -1:
-            raise UserError(
-                f"{key} is {values[key]}: give a positive number, or -1 for all {every}."
-            )
+        if values[key] == 0:
+            raise UserError(f"{key} is 0: give a positive number, or -1 for all {every}.")
     data, train = config.dataset, config.train
     least = 0 if CLASSIFIER in METHODS[config.method].parts and config.init_from else 1
     if train.epochs < least:
@@ -266,14 +255,13 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} is not one of {', '.join(METHODS)}.")
-    known = flat(common.get_config().to_dict())
     values: dict[str, Any] = {}
     for keyword, value in keywords.items():
         name = keyword.replace("__", ".")
-        keys = [key for key in (name, f"train.{name}", f"dataset.{name}") if key in known]
-        keys = keys[:1] or [key for key in known if key.endswith(f".{name}")]
+        keys = [key for key in (name, f"train.{name}", f"dataset.{name}") if key in KEYS]
+        keys = keys[:1] or [key for key in KEYS if key.endswith(f".{name}")]
         if not keys:
-            raise UserError(f"{keyword} is not a setting{nearest(name, known)}")
+            raise UserError(f"{keyword} is not a setting{nearest(name)}")
         if len(keys) > 1 or keys[0] in values:
             also = [key.replace(".", "__") for key in keys]
             raise UserError(f"{keyword}: give {' or '.join(also)}, and only once.")
@@ -345,7 +333,7 @@ def keys_that_may_change(*, asked: bool = False) -> frozenset[str]:
     """Return the keys that a resumed run may change; asked: with --allow_changes."""
     if not asked:
         return frozenset(FREE)
-    return frozenset(flat(common.get_config().to_dict())) - {*BOUND}
+    return frozenset(KEYS) - {*BOUND}
 
 
 def sections_without_use(method: str) -> tuple[str, ...]:
@@ -355,8 +343,8 @@ def sections_without_use(method: str) -> tuple[str, ...]:
     if METHODS[method].in_towers:
         return tuple(absent)
     kept = OF_VIEWS if CLASSIFIER in parts else ()
-    train = (f"train.{key}" for key in common.get_config().train)
-    return (*absent, "loss.", *(key for key in train if key not in kept))
+    train = (key for key in KEYS if key.startswith("train.") and key not in kept)
+    return (*absent, "loss.", *train)
 
 
 def prompt_config(
@@ -434,18 +422,12 @@ def shots_in_words(shots: int) -> str:
     return {-1: "all images", 0: "no training", 1: "1 shot"}.get(shots, f"{shots} shots")
 
 
-def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"a.b": 1} for {"a": {"b": 1}}."""
-    found: dict[str, Any] = flatten_dict(tree, sep=".")
-    return found
-
-
-def nearest(key: str, known: Collection[str]) -> str:
+def nearest(key: str) -> str:
     """Return "; did you mean KEY?", or "." if no key is similar, in any section."""
     # Of keys with the same name, such as epochs, that of the training is suggested.
-    ordered = sorted(reversed([*known]), key=lambda name: name.startswith("train."))
+    ordered = sorted(reversed([*KEYS]), key=lambda name: name.startswith("train."))
     last = {name.rpartition(".")[2]: name for name in ordered}
-    found = difflib.get_close_matches(key, known, 1, 0.7) or [
+    found = difflib.get_close_matches(key, KEYS, 1, 0.7) or [
         last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last), 1, 0.7)
     ]
     return f"; did you mean {found[0]}?" if found else "."

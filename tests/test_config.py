@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from configs import common, coop, dpt, ivlp, kgcoop, maple, promptsrc, vlp, vpt
+from configs import coop, dpt, ivlp, kgcoop, maple, promptsrc, vlp, vpt
 from dpt_jax import config as configs
 from dpt_jax.cli.config_flag import from_command_line
 from dpt_jax.data.catalogue import DEFAULT_DATASET
@@ -18,7 +18,7 @@ from dpt_jax.training import workdir as workdirs
 from dpt_jax.training.checkpoints import Checkpoints
 from tests.helpers.commands import ROOT, assert_refused, in_process
 
-KEYS = configs.flat(common.get_config().to_dict())
+KEYS = configs.KEYS
 
 
 def read(*arguments):
@@ -33,8 +33,7 @@ def saved_run(workdir, config, **overrides):
 
 
 def test_the_keys_that_rules_name_are_keys():
-    named = {*configs.CHOICES, *configs.FREE, *configs.BOUND, *configs.WITHOUT}
-    named |= {key for keys in configs.AT_LEAST.values() for key in keys}
+    named = {*configs.CHOICES, *configs.FREE, *configs.BOUND, *configs.WITHOUT, *configs.AT_LEAST}
     assert named <= KEYS.keys()
     assert not {*configs.FREE} & {*configs.BOUND}
     assert KEYS["dataset.name"] == DEFAULT_DATASET

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dpt_jax.config import Value, flat, nearest
+from dpt_jax.config import KEYS, Value, flat, nearest
 from dpt_jax.configs import common
 from dpt_jax.data import descriptions
 from dpt_jax.errors import UserError
@@ -47,7 +47,6 @@ def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
     Raises:
       UserError: A key is unknown, a value has the wrong type, or the file is not a configuration.
     """
-    known = flat(common.get_config().to_dict())
     file: str | None = None
     others: list[str] = []
     left = iter(arguments)
@@ -62,9 +61,9 @@ def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
             others.append(argument)
             key = name.removeprefix("no").removeprefix("config.")
             if flag.startswith("-") and name.startswith(("config.", "noconfig.")):
-                if key not in known:
-                    raise UserError(f"{flag}: there is no such key{nearest(key, known)}")
-                if name.startswith("no") and not isinstance(known[key], bool):
+                if key not in KEYS:
+                    raise UserError(f"{flag}: there is no such key{nearest(key)}")
+                if name.startswith("no") and not isinstance(KEYS[key], bool):
                     raise UserError(f"{flag}: only a key that is true or false can be negated.")
     name = DEFAULT if file is None else file
     if ":" not in name and _is_of_a_method(name) and (dataset := _dataset_of(others)):
@@ -130,11 +129,11 @@ def _check_keys(config: Any, file: str) -> None:
     """Raise UserError if a configuration file does not have exactly the keys of common.py."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: get_config of {file} does not return a ConfigDict.")
-    known, found = flat(common.get_config().to_dict()), flat(config.to_dict())
+    found = flat(config.to_dict())
     for key in found:
-        if key not in known:
-            raise UserError(f"{file}: {key} is not a key{nearest(key, known)}")
-    for key in known:
+        if key not in KEYS:
+            raise UserError(f"{file}: {key} is not a key{nearest(key)}")
+    for key in KEYS:
         if key not in found:
             raise UserError(
                 f"{file}: {key} is missing; begin with `config = common.get_config()` of "

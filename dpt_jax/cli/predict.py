@@ -14,7 +14,7 @@ import csv
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dpt_jax.cli import arguments as shared
@@ -55,11 +55,12 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     workdir, names = shared.split_run(flags)
     if not names:
         raise UserError("no image is named: dpt-jax predict W IMAGE_OR_FOLDER…")
-    from dpt_jax.data.folder import find_images
+    from dpt_jax.data.folder import class_name, find_images
 
     paths = find_images(names)
     # Importing JAX takes seconds, so wrong paths are reported before.
     from dpt_jax.io import as_path
+    from dpt_jax.logging import Progress
     from dpt_jax.predictor.predictor import load, read_classnames
 
     classnames = read_classnames(as_path(flags.classes)) if flags.classes else None
@@ -69,20 +70,27 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     top = min(flags.top, len(predictor.classnames))
     # On a terminal, a bar would mix with the answers, which show the progress too.
     shows_bar = not sys.stdout.isatty() or flags.csv or flags.json
-    failed: dict[str, str] = {}
-    hits: list[bool] = []
-    answers = _scored(_classify(predictor, paths, top, failed, shows_bar), predictor, hits)
+    writer = _table(flags.csv, top) if flags.csv else _list() if flags.json else _lines()
+    with contextlib.ExitStack() as stack:
+        write = stack.enter_context(writer)
+        bar = None
+        if shows_bar:
+            bar = stack.enter_context(Progress("predict", len(paths), file=sys.stderr))
+        answers = []
+        for answer in _classify(predictor, paths, top):
+            write(answer)
+            answers.append(answer)
+            if bar:
+                bar.advance()
+    readable = [answer for answer in answers if not answer.error]
     if flags.csv:
-        _write_csv(answers, flags.csv, top)
-        print(f"written to {flags.csv}: {len(paths) - len(failed)} images")
-    elif flags.json:
-        _print_json(answers)
-    else:
-        _print_lines(answers)
-    if len(failed) == len(paths):
+        print(f"written to {flags.csv}: {len(readable)} images")
+    if not readable:
         raise UserError(f"none of the {len(paths)} images could be read.")
-    if failed:
-        print(f"{len(failed)} of {len(paths)} images could not be read.", file=sys.stderr)
+    if failed := len(paths) - len(readable):
+        print(f"{failed} of {len(paths)} images could not be read.", file=sys.stderr)
+    named = [(class_name(pathlib.PurePath(one.path).parent.name), one) for one in readable]
+    hits = [name == one.classes[0][0] for name, one in named if name in predictor.classnames]
     if hits:
         print(
             f"{100 * sum(hits) / len(hits):.1f} % of {len(hits)} images in folders that are named "
@@ -91,29 +99,15 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         )
 
 
-def _scored(
-    answers: Iterator[Answer], predictor: "Predictor", hits: list[bool]
-) -> Iterator[Answer]:
-    """Yield the answers; add to `hits` whether those in a folder named as a class are right."""
-    from dpt_jax.data.folder import class_name
-
-    for answer in answers:
-        named = class_name(pathlib.PurePath(answer.path).parent.name)
-        if answer.classes and named in predictor.classnames:
-            hits.append(answer.classes[0][0] == named)
-        yield answer
-
-
-def _classify(
-    predictor: "Predictor", paths: Sequence[str], top: int, failed: dict[str, str], shows_bar: bool
-) -> Iterator[Answer]:
-    """Yield the answers for all images; print why one cannot be read, and add that to `failed`."""
+def _classify(predictor: "Predictor", paths: Sequence[str], top: int) -> Iterator[Answer]:
+    """Yield the answers for all images; print why one cannot be read."""
     import numpy as np
 
     from dpt_jax.data.records import UnreadableImageError, read_image
     from dpt_jax.evaluation.metrics import softmax
     from dpt_jax.io import as_path
-    from dpt_jax.logging import Progress
+
+    failed: dict[str, str] = {}
 
     def read(path: str) -> "Image.Image":
         try:
@@ -122,46 +116,49 @@ def _classify(
             failed[path] = str(reason)
             raise
 
-    with contextlib.ExitStack() as stack:
-        bar = None
-        if shows_bar:
-            steps = -(-len(paths) // predictor.rows)
-            bar = stack.enter_context(Progress("predict", steps, file=sys.stderr))
-        for batch, outputs in predictor.answers(paths, read, skip_unreadable=True):
-            probabilities = softmax(outputs.logits)
-            best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
-            for index, own, order in zip(batch["index"], probabilities, best, strict=True):
-                path = paths[index]
-                error = failed.get(path, "")
-                if error:
-                    print(error, file=sys.stderr, flush=True)
-                classes = [(predictor.classnames[c], float(own[c])) for c in order]
-                yield Answer(path, [] if error else classes, error)
-            if bar:
-                bar.advance()
+    for batch, outputs in predictor.answers(paths, read, skip_unreadable=True):
+        probabilities = softmax(outputs.logits)
+        best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+        for index, own, order in zip(batch["index"], probabilities, best, strict=True):
+            path = paths[index]
+            if error := failed.get(path, ""):
+                print(error, file=sys.stderr, flush=True)
+            classes = [(predictor.classnames[c], float(own[c])) for c in order]
+            yield Answer(path, [] if error else classes, error)
 
 
-def _print_lines(answers: Iterator[Answer]) -> None:
+@contextlib.contextmanager
+def _lines() -> Iterator[Callable[[Answer], None]]:
     """Print a line for each image."""
-    for path, classes, error in answers:
-        if not error:
-            said = "  ".join(f"{name} {100 * p:.1f} %" for name, p in classes)
-            print(f"{path}  {said}", flush=True)
+
+    def write(answer: Answer) -> None:
+        if not answer.error:
+            said = "  ".join(f"{name} {100 * p:.1f} %" for name, p in answer.classes)
+            print(f"{answer.path}  {said}", flush=True)
+
+    yield write
 
 
-def _print_json(answers: Iterator[Answer]) -> None:
-    """Print one list, image by image."""
+@contextlib.contextmanager
+def _list() -> Iterator[Callable[[Answer], None]]:
+    """Print one JSON list, image by image."""
     before = "["
-    for path, classes, error in answers:
+
+    def write(answer: Answer) -> None:
+        nonlocal before
+        path, classes, error = answer
         predictions = [{"class": name, "probability": p} for name, p in classes]
-        answer = {"path": path, **({"error": error} if error else {"predictions": predictions})}
-        print(before, json.dumps(answer), sep="\n  ", end="", flush=True)
+        entry = {"path": path, **({"error": error} if error else {"predictions": predictions})}
+        print(before, json.dumps(entry), sep="\n  ", end="", flush=True)
         before = ","
+
+    yield write
     print("\n]", flush=True)
 
 
-def _write_csv(answers: Iterator[Answer], name: str, top: int) -> None:
-    """Write a table, image by image."""
+@contextlib.contextmanager
+def _table(name: str, top: int) -> Iterator[Callable[[Answer], None]]:
+    """Write a CSV file, image by image."""
     from dpt_jax.io import as_path, text_stream
     from dpt_jax.report.tables import inert
 
@@ -169,6 +166,9 @@ def _write_csv(answers: Iterator[Answer], name: str, top: int) -> None:
         table = csv.writer(out)
         columns = [f"{column}_{i + 1}" for i in range(top) for column in ("class", "probability")]
         table.writerow(["path", "error", *columns])
-        for path, classes, error in answers:
-            cells = [cell for class_, p in classes for cell in (class_, f"{p:.6f}")]
-            table.writerow(map(inert, [path, error, *cells]))
+
+        def write(answer: Answer) -> None:
+            cells = [cell for class_, p in answer.classes for cell in (class_, f"{p:.6f}")]
+            table.writerow(map(inert, [answer.path, answer.error, *cells]))
+
+        yield write

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from dpt_jax.config import (
     BOUND,
     FREE,
+    KEYS,
     SECTION_OF,
     Value,
     flat,
@@ -146,10 +147,9 @@ def read_config(source: epath.Path, default: ConfigDict) -> ConfigDict:
         raise UserError(f"{file} does not hold a configuration, but {saved!r:.80}.")
     config = common.get_config()
     given = flat(default.to_dict())
-    known = flat(config.to_dict())
     for key, value in {**{key: given[key] for key in FREE}, **flat(saved)}.items():
-        if key not in known:
-            raise UserError(f"{file}: {key} is not a key{nearest(key, known)}")
+        if key not in KEYS:
+            raise UserError(f"{file}: {key} is not a key{nearest(key)}")
         set_value(config, key, value, f"{file}: ")
     own = source / SPLIT_FILE  # the run's own copy
     config.dataset.split = str(own) if file != source and own.exists() else ""
