@@ -1,9 +1,7 @@
-"""Evaluation: predictions on the whole test split, and the files that hold them."""
+"""Evaluation: predictions on the whole test split, and the cached features of frozen CLIP."""
 
 import functools
-import io
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -16,36 +14,38 @@ from jax.typing import ArrayLike, DTypeLike
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.data import descriptions
-from dpt_jax.data.dataset import digest_of_files
+from dpt_jax.data import loader
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.features import EncodedBatch, read_test_images
-from dpt_jax.evaluation.metrics import calibration, class_scores, distinct
-from dpt_jax.evaluation.results import PREDICTIONS_FILE, RESULTS_FILE
-from dpt_jax.io import make_folder, write_whole
-from dpt_jax.logging import Progress, quiet, say
+from dpt_jax.evaluation.metrics import Predictions
+from dpt_jax.evaluation.results import write_results
+from dpt_jax.logging import Progress, quiet
 from dpt_jax.model import Outputs, PromptedCLIP, Texts
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import PromptConfig
-from dpt_jax.training.checkpoints import Saved, digest_of_json
-from dpt_jax.training.record import name_of_data, training_meta
-from dpt_jax.training.setup import Experiment, Frozen, fingerprint
+from dpt_jax.training.checkpoints import Saved
+from dpt_jax.training.setup import Experiment, Frozen, shared_loading
+
+# (parameters of CLIP, images (devices, b, H, W, 3)) -> frozen CLIP's features (devices, b, E)
+Encode = Callable[[Any, np.ndarray], jax.Array]
 
 
-class Predictions(NamedTuple):
-    """Predictions for the N readable test images, in the dataset's order.
+class EncodedBatch(NamedTuple):
+    """A batch of this host's test images, padded and split over its devices.
 
     Attributes:
-      logits: (N, C) float32.
-      zero_shot_logits: (N, C) float32.
-      label: (N,), the true class indices.
-      row: (N,), indices into the test split.
+        known: label, index and weight of the images, without padding.
+        images: (devices, b, H, W, 3) uint8, or None if only the features are cached.
+        features: (devices, b, E) float32, of frozen CLIP.
     """
 
-    logits: np.ndarray
-    zero_shot_logits: np.ndarray
-    label: np.ndarray
-    row: np.ndarray
+    known: loader.Batch
+    images: np.ndarray | None
+    features: jax.Array
+
+
+# Of each test split that this process has evaluated on: its batches, without images. No prompt
+# changes the features of frozen CLIP, so the runs of a sweep compute them once.
+FeatureCache = dict[Hashable, list[EncodedBatch]]
 
 
 class Programs(NamedTuple):
@@ -191,7 +191,7 @@ def over_test_images(
     rows = -(-min(experiment.config.eval.batch_size, images) // hosts)
     steps = -(-images // (rows * hosts))
     encode_images = make_programs(experiment.model).encode_images
-    batches = read_test_images(experiment, rows, steps, encode_images)
+    batches = _read_test_images(experiment, rows, steps, encode_images)
     parts = []
     with Progress(title, steps) as progress:
         for batch, columns in distributed.overlapped(
@@ -206,6 +206,66 @@ def over_test_images(
 
     *columns, weight = map(gather, zip(*parts, strict=True))
     return [column[weight > 0] for column in columns]
+
+
+def _read_test_images(
+    experiment: Experiment, rows: int, steps: int, encode: Encode
+) -> Iterator[EncodedBatch]:
+    """Yield this host's test images with their features.
+
+    Cached features are not computed again. Images are read again only for methods with visual
+    prompts.
+
+    Args:
+        experiment: its `features` is the cache, or None for no cache.
+        rows: images of a batch on this host.
+        steps: number of batches, the same on all hosts. The last ones may be empty.
+        encode: frozen CLIP's image tower.
+    """
+    cache, key = experiment.features, _key(experiment, rows)
+    cached = cache.get(key) if cache is not None else None
+    # All hosts encode together or none does.
+    if not distributed.on_all_hosts(cached is not None):
+        cached = None
+    if cached and not experiment.model.config.learns_images:
+        yield from cached
+        return
+    read = []
+    for step, batch in enumerate(_batches(experiment, rows, steps)):
+        images = loader.shard(batch, rows, jax.local_device_count())["image"]
+        features = cached[step].features if cached else encode(experiment.frozen.clip, images)
+        known = {name: batch[name] for name in ("label", "index", "weight")}
+        read.append(EncodedBatch(known, None, features))
+        yield EncodedBatch(known, images, features)
+    if cache is not None:
+        cache[key] = read
+
+
+def _batches(experiment: Experiment, rows: int, steps: int) -> Iterator[loader.Batch]:
+    """Yield `steps` batches of this host's test images."""
+    loading = loader.Loading(
+        **shared_loading(experiment), examples=experiment.dataset.test, batch_size=rows
+    )
+    batches, nothing = loader.test_batches(loading), loader.no_images(loading.size)
+    for _ in range(steps):
+        yield next(batches, nothing)
+
+
+def _key(experiment: Experiment, rows: int) -> Hashable:
+    """Return what the features depend on: images, CLIP and how they are batched.
+
+    CLIP by its name: runs of one process that name the same weights share them.
+    """
+    config, dataset, model = experiment.config, experiment.dataset, experiment.model
+    images = tuple((dataset.read.key(example.path), example.label) for example in dataset.test)
+    return (
+        images,
+        config.dataset.on_error,
+        config.clip.weights,
+        model.dtype,
+        model.clip_config,
+        rows,
+    )
 
 
 def check_finite(results: Mapping[str, np.ndarray], prompts: Prompts, clip: Params) -> None:
@@ -246,116 +306,3 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[
     }
     check_finite(answers, saved.prompts, experiment.frozen.clip)
     return write_results(experiment, found, saved, workdir)
-
-
-def write_results(
-    experiment: Experiment, found: Predictions, saved: Saved, workdir: epath.Path
-) -> dict[str, Any]:
-    """Score predictions and write the files, see `evaluate`; return the results."""
-    dataset = experiment.dataset
-    scores = class_scores(found.logits.argmax(-1), found.label, distinct(dataset.classnames))
-    unread = sorted({example.label for example in dataset.test} - set(found.label.tolist()))
-    if unread:
-        classes = ", ".join(dataset.classnames[label] for label in unread)
-        say(f"no test image of these classes could be read: {classes}.")
-    tested = [one for one in scores.values() if one["n"]]
-    results = {
-        **describe(experiment, saved),
-        "n": len(found.label),
-        "unreadable": len(dataset.test) - len(found.label),
-        "accuracy": float((found.logits.argmax(-1) == found.label).mean()),
-        "balanced_accuracy": float(np.mean([one["accuracy"] for one in tested])),
-        "macro_f1": float(np.mean([one["f1"] for one in tested])),
-        "zero_shot_accuracy": float((found.zero_shot_logits.argmax(-1) == found.label).mean()),
-        "calibration": calibration(found.logits, found.label),
-        "zero_shot_calibration": calibration(found.zero_shot_logits, found.label),
-        "per_class": scores,
-    }
-    if not distributed.is_first():
-        return results
-    make_folder(workdir, "--workdir")
-    if experiment.config.eval.save_logits:
-        content = io.BytesIO()
-        np.savez(
-            content,
-            logits=found.logits.astype(np.float32),
-            label=found.label,
-            path=np.array([dataset.test[i].path for i in found.row]),
-            classnames=np.array(dataset.classnames),
-            **{
-                key: results["of"][key]
-                for key in ("step", "prompts", "backbone", "template", "test_list")
-            },
-        )
-        write_whole(workdir / PREDICTIONS_FILE, content.getvalue())
-    # Last: if there is a results.json, the evaluation is complete.
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    write_whole(workdir / RESULTS_FILE, text.encode(errors="backslashreplace"))
-    return results
-
-
-def task(experiment: Experiment, here: Mapping[str, Any]) -> str:
-    """Return NAME@VERSION of a dataset: its images, splits, classes in use and their texts.
-
-    here: the experiment's `fingerprint`.
-    """
-    config = experiment.config
-    version = digest_of_json(
-        {
-            "data": here["data"],
-            "test": here["test"],
-            "classnames": list(experiment.dataset.classnames),
-            "template": config.dataset.template,
-            **({"descriptions": own} if (own := config.dataset.descriptions) else {}),
-        }
-    )
-    return f"{name_of_data(config)}@{version[:8]}"
-
-
-def describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
-    """Return the labels of an evaluation's results, the origin of the prompts under "of".
-
-    Labels of the training come from its record, see training.record. Only those of the test come
-    from the settings of the evaluation.
-    """
-    config, here = experiment.config, fingerprint(experiment.pretrained, experiment.dataset)
-    record = saved.meta or training_meta(experiment)
-    trained = {
-        key: value
-        for key, value in record["settings"].items()
-        if key not in ("method", "seed") and not key.startswith("dataset.")
-    }
-    tested = {
-        "dtype": np.dtype(experiment.model.dtype).name,
-        "dataset.template": config.dataset.template,
-    }
-    if config.dataset.descriptions:
-        tested["dataset.descriptions"] = descriptions.digest(config.dataset.descriptions)
-    changes = {"changes": record["changes"]} if record["changes"] else {}
-    return {
-        "method": record["method"],
-        "dataset": config.dataset.name,
-        "shots": record["settings"]["dataset.shots"],
-        "seed": record["settings"]["seed"],
-        "split": "test",
-        "selection": record.get("selection", "none"),
-        "task": task(experiment, here),
-        "classes": config.dataset.classes,
-        "trained_on": {key: record[key] for key in ("dataset", "classes")} if saved.meta else None,
-        "parameters": sum(x.size for x in jax.tree.leaves(saved.prompts)) or None,
-        "of": {
-            "step": saved.step,
-            "epoch": saved.meta.get("epoch"),
-            "epochs": saved.meta.get("epochs"),
-            "prompts": saved.digest,
-            "backbone": digest_of_json(here["clip"]),
-            "template": config.dataset.template,
-            "test_list": here["test"],
-            "test_files": digest_of_files(experiment.dataset),
-            "data": {"name": name_of_data(config), "digest": here["data"]},
-            "trained_on": saved.meta.get("data"),
-            "train_list": saved.meta.get("train_list"),
-            "init_from": bool(saved.meta.get("init_from")),
-            "settings": {**trained, **tested, **changes},
-        },
-    }

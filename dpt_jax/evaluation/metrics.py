@@ -2,11 +2,27 @@
 
 import collections
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 CALIBRATION_BINS = 15
+
+
+class Predictions(NamedTuple):
+    """Predictions for the N readable test images, in the dataset's order.
+
+    Attributes:
+      logits: (N, C) float32.
+      zero_shot_logits: (N, C) float32.
+      label: (N,), the true class indices.
+      row: (N,), indices into the test split.
+    """
+
+    logits: np.ndarray
+    zero_shot_logits: np.ndarray
+    label: np.ndarray
+    row: np.ndarray
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ import numpy as np
 
 from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import Predictions, over_test_images, predict
+from dpt_jax.evaluation.evaluate import over_test_images, predict
+from dpt_jax.evaluation.metrics import Predictions
 from dpt_jax.logging import say
 from dpt_jax.training.setup import Experiment
 

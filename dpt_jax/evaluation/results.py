@@ -1,23 +1,29 @@
-"""results.json and predictions.npz: reading them, and whether they are of the newest prompts."""
+"""results.json and predictions.npz: writing and reading them, and whether they are current."""
 
 import contextlib
+import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from dpt_jax import distributed
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.data import descriptions
+from dpt_jax.data.dataset import digest_of_files
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, reading
+from dpt_jax.evaluation.metrics import Predictions, calibration, class_scores, distinct
+from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
 from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import FOLDER, Saved, digest_of_json, newest
-from dpt_jax.training.setup import Experiment, clip_fingerprint
+from dpt_jax.training.record import name_of_data, training_meta
+from dpt_jax.training.setup import Experiment, clip_fingerprint, fingerprint
 from dpt_jax.training.workdir import CONFIG_FILE, read_config
 
 RESULTS_FILE = "results.json"
@@ -28,6 +34,119 @@ REQUIRED = (
     "method", "dataset", "classes", "shots", "seed", "n", "accuracy", "macro_f1", "per_class",
     "trained_on",
 )  # fmt: skip
+
+
+def write_results(
+    experiment: Experiment, found: Predictions, saved: Saved, workdir: epath.Path
+) -> dict[str, Any]:
+    """Score predictions and write the files, see `evaluate`; return the results."""
+    dataset = experiment.dataset
+    scores = class_scores(found.logits.argmax(-1), found.label, distinct(dataset.classnames))
+    unread = sorted({example.label for example in dataset.test} - set(found.label.tolist()))
+    if unread:
+        classes = ", ".join(dataset.classnames[label] for label in unread)
+        say(f"no test image of these classes could be read: {classes}.")
+    tested = [one for one in scores.values() if one["n"]]
+    results = {
+        **_describe(experiment, saved),
+        "n": len(found.label),
+        "unreadable": len(dataset.test) - len(found.label),
+        "accuracy": float((found.logits.argmax(-1) == found.label).mean()),
+        "balanced_accuracy": float(np.mean([one["accuracy"] for one in tested])),
+        "macro_f1": float(np.mean([one["f1"] for one in tested])),
+        "zero_shot_accuracy": float((found.zero_shot_logits.argmax(-1) == found.label).mean()),
+        "calibration": calibration(found.logits, found.label),
+        "zero_shot_calibration": calibration(found.zero_shot_logits, found.label),
+        "per_class": scores,
+    }
+    if not distributed.is_first():
+        return results
+    make_folder(workdir, "--workdir")
+    if experiment.config.eval.save_logits:
+        content = io.BytesIO()
+        np.savez(
+            content,
+            logits=found.logits.astype(np.float32),
+            label=found.label,
+            path=np.array([dataset.test[i].path for i in found.row]),
+            classnames=np.array(dataset.classnames),
+            **{
+                key: results["of"][key]
+                for key in ("step", "prompts", "backbone", "template", "test_list")
+            },
+        )
+        write_whole(workdir / PREDICTIONS_FILE, content.getvalue())
+    # Last: if there is a results.json, the evaluation is complete.
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    write_whole(workdir / RESULTS_FILE, text.encode(errors="backslashreplace"))
+    return results
+
+
+def _task(experiment: Experiment, here: Mapping[str, Any]) -> str:
+    """Return NAME@VERSION of a dataset: its images, splits, classes in use and their texts.
+
+    here: the experiment's `fingerprint`.
+    """
+    config = experiment.config
+    version = digest_of_json(
+        {
+            "data": here["data"],
+            "test": here["test"],
+            "classnames": list(experiment.dataset.classnames),
+            "template": config.dataset.template,
+            **({"descriptions": own} if (own := config.dataset.descriptions) else {}),
+        }
+    )
+    return f"{name_of_data(config)}@{version[:8]}"
+
+
+def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
+    """Return the labels of an evaluation's results, the origin of the prompts under "of".
+
+    Labels of the training come from its record, see training.record. Only those of the test come
+    from the settings of the evaluation.
+    """
+    config, here = experiment.config, fingerprint(experiment.pretrained, experiment.dataset)
+    record = saved.meta or training_meta(experiment)
+    trained = {
+        key: value
+        for key, value in record["settings"].items()
+        if key not in ("method", "seed") and not key.startswith("dataset.")
+    }
+    tested = {
+        "dtype": np.dtype(experiment.model.dtype).name,
+        "dataset.template": config.dataset.template,
+    }
+    if config.dataset.descriptions:
+        tested["dataset.descriptions"] = descriptions.digest(config.dataset.descriptions)
+    changes = {"changes": record["changes"]} if record["changes"] else {}
+    return {
+        "method": record["method"],
+        "dataset": config.dataset.name,
+        "shots": record["settings"]["dataset.shots"],
+        "seed": record["settings"]["seed"],
+        "split": "test",
+        "selection": record.get("selection", "none"),
+        "task": _task(experiment, here),
+        "classes": config.dataset.classes,
+        "trained_on": {key: record[key] for key in ("dataset", "classes")} if saved.meta else None,
+        "parameters": sum(x.size for x in jax.tree.leaves(saved.prompts)) or None,
+        "of": {
+            "step": saved.step,
+            "epoch": saved.meta.get("epoch"),
+            "epochs": saved.meta.get("epochs"),
+            "prompts": saved.digest,
+            "backbone": digest_of_json(here["clip"]),
+            "template": config.dataset.template,
+            "test_list": here["test"],
+            "test_files": digest_of_files(experiment.dataset),
+            "data": {"name": name_of_data(config), "digest": here["data"]},
+            "trained_on": saved.meta.get("data"),
+            "train_list": saved.meta.get("train_list"),
+            "init_from": bool(saved.meta.get("init_from")),
+            "settings": {**trained, **tested, **changes},
+        },
+    }
 
 
 def read_result(file: epath.Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from dpt_jax.config import keys_that_may_change
 from dpt_jax.data.dataset import check_trainable
 from dpt_jax.data.look import is_own, look
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import evaluate, validation, write_results
+from dpt_jax.evaluation.evaluate import evaluate, validation
 from dpt_jax.evaluation.probe import fit_and_predict
-from dpt_jax.evaluation.results import has_own_data
+from dpt_jax.evaluation.results import has_own_data, write_results
 from dpt_jax.logging import say, say_once
 from dpt_jax.methods import PROBE
 from dpt_jax.training.checkpoints import FOLDER, Saved

@@ -17,7 +17,7 @@ from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.data.dataset import digest_of_files, load_dataset
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.features import FeatureCache
+from dpt_jax.evaluation.evaluate import FeatureCache
 from dpt_jax.evaluation.results import finished, of_same_sources
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT

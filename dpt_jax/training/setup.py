@@ -51,7 +51,7 @@ class Experiment(NamedTuple):
 
     The arrays of `frozen` have a leading device axis, and so have the parameters of `pretrained`,
     which are the same arrays: the host has no copy. features: the cache of frozen features that
-    experiments of this process share (evaluation.features), or None.
+    experiments of this process share (evaluation.evaluate), or None.
     """
 
     config: ConfigDict

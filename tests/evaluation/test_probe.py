@@ -32,6 +32,7 @@ def probe(clip_dir, root, workdir, *arguments, check=True):
         f"--config.dataset.root={root}",
         f"--config.clip.weights={clip_dir}",
         "--config.dataset.shots=-1",
+        "--config.dataset.strict=False",  # the test images are those of the training
         f"--workdir={workdir}",
         *arguments,
         check=check,
