@@ -56,7 +56,7 @@ def test_the_average_needs_all_of_the_papers_datasets(runs):
     """Its standard error is that of a mean of eleven independent means."""
     line = f"coop,{AVERAGE},1,60,,"
     text = report_folder_text(runs, line)
-    assert "1 of 1 published numbers have no run here; an average has one where all 11" in text
+    assert "1 of 1 published numbers have no run here; an average has one if all 11" in text
     for dataset in PAPER_DATASETS:
         for seed, accuracy in enumerate((50, 54, 58)):
             write(runs / f"c{dataset}{seed}", "coop", accuracy, dataset=dataset,
