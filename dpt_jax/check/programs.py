@@ -1,4 +1,4 @@
-"""CLIPs of the published sizes with random weights, the compiled programs of a step, their time."""
+"""CLIPs of published sizes with random weights, and the compiled programs of a step, with times."""
 
 import dataclasses
 import statistics
@@ -28,7 +28,7 @@ SIZES = {
     "vit-b-32": OPENAI_MODELS["ViT-B/32"],
     "vit-b-16": OPENAI_MODELS["ViT-B/16"],
     "vit-l-14": OPENAI_MODELS["ViT-L/14"],
-    # Of no published size: to try a benchmark in seconds.
+    # Not a published size: for a benchmark in seconds.
     "small": CLIPConfig(64, 224, 32, _SMALL, dataclasses.replace(_SMALL, layers=12)),
 }
 

@@ -36,7 +36,7 @@ _VISION: Fields = {
 # The first configurations have this end token, and their models take the highest id instead.
 _OLD_END = 2
 
-# The same of open_clip.
+# The same for open_clip.
 _OPEN_CLIP_TOWER = {"layers": 12, "mlp_ratio": 4.0}
 _OPEN_CLIP_VISION: Fields = {
     **_OPEN_CLIP_TOWER,
@@ -71,7 +71,7 @@ _SOME_VALUES = {
 
 
 class Description(NamedTuple):
-    """What the configuration files of a model say.
+    """The description of a model in its configuration files.
 
     Attributes:
       config: its sizes.
@@ -174,7 +174,7 @@ def _preprocessing(raw: Fields, size: int) -> Preprocessing:
 
 
 def read_open_clip(file: epath.Path) -> Description:
-    """Return what an open_clip_config.json says; keys that are missing have open_clip's defaults.
+    """Return the description in an open_clip_config.json, with open_clip's defaults.
 
     Raises:
       UserError: naming the key, for another kind of model or a value that is not supported.

@@ -122,7 +122,7 @@ def _describe(file: epath.Path) -> Description | None:
 
 
 def recognise(tensors: Tensors, file: epath.Path) -> CLIPConfig:
-    """Return the sizes of one of OpenAI's archives.  Raise UserError if it is none of them.
+    """Return the sizes of one of OpenAI's archives. Raise UserError for other files.
 
     They store three sizes as tensors. Other models of the same shapes have another activation.
     """

@@ -26,7 +26,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, local_copy, write_whole
 from dpt_jax.logging import Progress, say
 
-SPLIT_SEED = 1  # of all runs, or each seed had other test images
+SPLIT_SEED = 1  # the same for all runs, or each seed would have other test images
 
 
 @dataclasses.dataclass(frozen=True)
