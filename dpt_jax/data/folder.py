@@ -178,7 +178,7 @@ def _in_folders(root: epath.Path, left_out: list[str]) -> list[Listed]:
             f"dataset.root: {root} has {splits[0]}/ but no test/ with classes: add it, or name "
             f"{root / splits[0]} to keep a part of it for the test."
         )
-    images = []
+    images: list[Listed] = []
     for split in splits or [""]:
         folder_of: dict[str, str] = {}
         for name, is_folder in visible(root / split):
