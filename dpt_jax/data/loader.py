@@ -69,6 +69,10 @@ class Loading:
     host: int = 0
     hosts: int = 1
 
+    def pixels(self, image: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
+        """Return the pixels that the model gets, (size, size, 3) uint8."""
+        return test_transform(image, self.size, self.preprocessing)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainLoading(Loading):
@@ -90,10 +94,22 @@ class TrainLoading(Loading):
     shift: int = 0
     partial: bool = False
 
+    def pixels(self, image: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
+        """Return the pixels that the model gets, augmented if there is a generator."""
+        if generator is None:
+            return super().pixels(image, generator)
+        if self.augment:
+            pixels = train_transform(
+                image, self.size, generator, self.preprocessing, self.least_area
+            )
+        else:
+            pixels = super().pixels(image, generator)
+        return shifted(pixels, self.shift, generator) if self.shift else pixels
+
 
 @dataclasses.dataclass(frozen=True)
 class _Load:
-    """Loads the image and label of (index, example), augmented if there is a generator."""
+    """Loads the image and label of (index, example), with the generator of a random map."""
 
     config: Loading  # without examples: a loader process gets one at a time
 
@@ -112,22 +128,11 @@ class _Load:
             # Batches keep their size and order, so that a run can resume. The row has no weight.
             image, weight = Image.new("RGB", (config.size, config.size)), 0.0
         return {
-            "image": self._pixels(image, generator),
+            "image": config.pixels(image, generator),
             "label": np.int32(example.label),
             "index": np.int32(index),
             "weight": np.float32(weight),
         }
-
-    def _pixels(self, image: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
-        size, preprocessing = self.config.size, self.config.preprocessing
-        if generator is None or not isinstance(self.config, TrainLoading):
-            return test_transform(image, size, preprocessing)
-        if self.config.augment:
-            area = self.config.least_area
-            pixels = train_transform(image, size, generator, preprocessing, area)
-        else:
-            pixels = test_transform(image, size, preprocessing)
-        return shifted(pixels, self.config.shift, generator) if self.config.shift else pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +238,7 @@ def threads(workers: int = 0) -> int:
 def _read(
     data: grain.MapDataset, workers: int, transfer: Callable[[Batch], Any] | None = None
 ) -> Iterator[Any]:
+    """Yield the batches. Raise UserError as the reader raised it, or if a loader process died."""
     own = threads(workers)
     options = grain.ReadOptions(num_threads=own, prefetch_buffer_size=own + LEAST_THREADS)
     batches = data.to_iter_dataset(options)
@@ -251,11 +257,6 @@ def _read(
         batches = grain.experimental.ThreadPrefetchIterDataset(
             batches.map(transfer), prefetch_buffer_size=ON_DEVICES
         )
-    return _with_own_errors(iter(batches))
-
-
-def _with_own_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the batches. Raise UserError as the reader raised it, or if a loader process died."""
     try:
         yield from batches
     except UserError as reason:
@@ -304,11 +305,10 @@ def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:
     b is rounded up to a multiple. The padding is zeros, its weight too.
     """
     rows = -(-rows // (devices * multiple)) * devices * multiple
-    own = len(batch["label"])
-
-    def split(x: np.ndarray) -> np.ndarray:
-        if own < rows:
-            x = np.concatenate([x, np.zeros((rows - own, *x.shape[1:]), x.dtype)])
-        return x.reshape(devices, rows // devices, *x.shape[1:])
-
-    return {name: split(x) for name, x in batch.items()}
+    missing = rows - len(batch["label"])
+    return {
+        name: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)).reshape(
+            devices, rows // devices, *x.shape[1:]
+        )
+        for name, x in batch.items()
+    }

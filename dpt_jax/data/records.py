@@ -68,8 +68,7 @@ INSTALLED = {end for end, plugin in PLUGINS.items() if importlib.util.find_spec(
 def how_to_read(names: Iterable[str]) -> str:
     """Return a hint for files that Pillow would read with another package, "" if there is none."""
     ends = {os.path.splitext(name)[1].lower() for name in names} & ({*PLUGINS} - INSTALLED)
-    hints = (f"`{PLUGINS[end].install}` makes {end} readable" for end in sorted(ends))
-    return "".join(f"; {hint}" for hint in hints)
+    return "".join(f"; `{PLUGINS[end].install}` makes {end} readable" for end in sorted(ends))
 
 
 @functools.cache
@@ -286,24 +285,18 @@ def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[
             file = io.BytesIO(_download(file))
         with Image.open(file, formats=_formats()) as image:
             yield image
-    except MemoryError as reason:
-        raise UserError(f"{name} cannot be read: there is not enough memory.") from reason
+    except UserError:
+        raise
     except FileNotFoundError as reason:
         raise UnreadableImageError(f"{name} is not there.") from reason
-    except Image.DecompressionBombError as reason:
-        raise UnreadableImageError(
-            f"{name} cannot be read as an image (it has too many pixels: make it smaller)."
-        ) from reason
     except Exception as reason:  # PIL's decoders raise any type
-        if _is_about_the_file(reason, name):
-            raise UnreadableImageError(
-                f"{name} cannot be read as an image ({reason}){how_to_read([name])}."
+        if not _is_about_the_file(reason, name):
+            raise UserError(
+                f"{name} cannot be read ({reason or 'not enough memory'}); the image is not the "
+                "cause: resolve this and run the same command again."
             ) from reason
-        if isinstance(reason, UserError):
-            raise
-        raise UserError(
-            f"{name} cannot be read ({reason}); the image is not the cause: resolve this and run "
-            "the same command again."
+        raise UnreadableImageError(
+            f"{name} cannot be read as an image ({reason}){how_to_read([name])}."
         ) from reason
 
 
@@ -323,7 +316,7 @@ def _is_about_the_file(reason: Exception, name: str) -> bool:
         return os.access(os.path.dirname(name) or ".", os.X_OK)
     if isinstance(reason, OSError) and reason.errno is not None:
         return reason.errno in ABOUT_THE_FILE
-    return not isinstance(reason, UserError) or isinstance(reason, UnreadableImageError)
+    return not isinstance(reason, MemoryError)
 
 
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
@@ -336,9 +329,20 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
         upright: whether a camera's orientation tag is applied. The published code ignores it.
 
     Raises:
-        UnreadableImageError: 32-bit or floating-point pixels, whose white is not specified.
+        ValueError: 32-bit or floating-point pixels, whose white is not specified.
     """
-    rgb = _colours(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS_AS_32):
+        image = _deep_grey(image)
+    elif image.mode not in EIGHT_BITS:
+        raise ValueError(
+            f"its pixels are of mode {image.mode}, whose white is not specified: save it with 8 or "
+            "16 bits a pixel"
+        )
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL warns if it drops a table of transparencies at once
+    elif image.mode in ("RGBa", "La"):
+        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+    rgb = image.convert("RGB")
     if upright:
         try:
             ImageOps.exif_transpose(rgb, in_place=True)
@@ -347,22 +351,6 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
         except Exception:  # of any type, for tags that are damaged, as some cameras write them
             pass
     return rgb
-
-
-def _colours(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS_AS_32):
-        return _deep_grey(image).convert("RGB")
-    if image.mode not in EIGHT_BITS:
-        kind = {"I": "32-bit integers", "F": "floating-point numbers"}.get(image.mode)
-        raise UnreadableImageError(
-            f"its pixels are {kind or f'of mode {image.mode}'}, whose white is not specified: save "
-            "it with 8 or 16 bits a pixel"
-        )
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns if it drops a table of transparencies at once
-    if image.mode in ("RGBa", "La"):
-        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
-    return image.convert("RGB")
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
