@@ -94,7 +94,6 @@ class TfdsUse(NamedTuple):
             Without test, train is split by the rule that made the published splits.
         classnames: from TFDS's labels to {label: published class name} in the published order,
             without the classes that are left out.
-        subset: some labels have no images.
     """
 
     builder: str
@@ -102,7 +101,6 @@ class TfdsUse(NamedTuple):
     val: str = ""
     test: str = ""
     classnames: Callable[[Sequence[str]], dict[str, str]] = _spaced
-    subset: bool = False
 
 
 class Benchmark(NamedTuple):
@@ -218,35 +216,24 @@ _PAPER = {
         TfdsUse("ucf101/ucf101_1", "train", test="test", classnames=_renamed(_ucf101_name)),
     ),
 }
+
+
+def _shifted(directory: str, images: str, builder: str) -> Benchmark:
+    return Benchmark(
+        "a photo of a {}.", directory, images, tfds=_IMAGENET_TFDS(builder, test="test")
+    )
+
+
 # Only tested on, with prompts that were trained on ImageNet.
 _SHIFTED = {
-    name: Benchmark("a photo of a {}.", directory, images, tfds=tfds)
-    for name, directory, images, tfds in (
-        (
-            "imagenetv2",
-            "imagenetv2",
-            "imagenetv2-matched-frequency-format-val",
-            _IMAGENET_TFDS("imagenet_v2/matched-frequency", test="test"),
-        ),
-        (
-            "imagenet_sketch",
-            "imagenet-sketch",
-            "images",
-            _IMAGENET_TFDS("imagenet_sketch", test="test"),
-        ),
-        (
-            "imagenet_a",
-            "imagenet-adversarial",
-            "imagenet-a",
-            _IMAGENET_TFDS("imagenet_a", test="test", subset=True),
-        ),
-        (
-            "imagenet_r",
-            "imagenet-rendition",
-            "imagenet-r",
-            _IMAGENET_TFDS("imagenet_r", test="test", subset=True),
-        ),
-    )
+    "imagenetv2": _shifted(
+        "imagenetv2",
+        "imagenetv2-matched-frequency-format-val",
+        "imagenet_v2/matched-frequency",
+    ),
+    "imagenet_sketch": _shifted("imagenet-sketch", "images", "imagenet_sketch"),
+    "imagenet_a": _shifted("imagenet-adversarial", "imagenet-a", "imagenet_a"),
+    "imagenet_r": _shifted("imagenet-rendition", "imagenet-r", "imagenet_r"),
 }
 CATALOGUE: dict[str, Benchmark] = {**_PAPER, **_SHIFTED}
 PAPER_DATASETS, SHIFTED_IMAGENETS = tuple(_PAPER), tuple(_SHIFTED)

@@ -5,7 +5,6 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
-from concurrent import futures
 
 from ml_collections import ConfigDict
 
@@ -20,7 +19,6 @@ from dpt_jax.io import as_path, is_remote, listed_once
 from dpt_jax.logging import say_once
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
-READERS = 4  # threads
 
 
 def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) -> Dataset:
@@ -36,7 +34,8 @@ def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) ->
     """
     given, whole = whole, whole or read_splits(config)
     # The shots are drawn before the classes are split, so that both halves are of one sample.
-    (train, val), test = _sample(config, whole, seed), whole.test
+    train, val = _sample(config, whole, seed)
+    test = whole.test
     if given:
         val = given.val
     classnames = whole.classnames
@@ -55,15 +54,10 @@ def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) ->
     if config.descriptions:
         descriptions.check_names(config.descriptions, whole.classnames)
         descriptions.texts_of(config.descriptions, classnames)
-    return Dataset(whole.read, classnames, train, val, test, _digest_of(whole), whole.split)
-
-
-def _digest_of(whole: Dataset) -> str:
-    """Return a digest that tells one dataset from another of the same name."""
-    found = hashlib.sha256("\0".join(whole.classnames).encode(errors="surrogateescape"))
+    digest = hashlib.sha256("\0".join(whole.classnames).encode(errors="surrogateescape"))
     for split in (whole.train, whole.val, whole.test):
-        found.update(digest_of_examples(split).encode())
-    return found.hexdigest()
+        digest.update(digest_of_examples(split).encode())
+    return Dataset(whole.read, classnames, train, val, test, digest.hexdigest(), whole.split)
 
 
 def digest_of_examples(examples: Sequence[Example]) -> str:
@@ -148,29 +142,22 @@ def check_readable(dataset: Dataset) -> None:
 
     Reads one image of each class and one test image, and more only if those are unreadable.
     """
-    paths: dict[int, list[str]] = collections.defaultdict(list)
+    groups: dict[str, list[str]] = {}
     for example in dataset.train:
-        paths[example.label].append(example.path)
+        name = f"training images of class {dataset.classnames[example.label]!r}"
+        groups.setdefault(name, []).append(example.path)
+    if dataset.test:
+        groups["test images"] = [example.path for example in dataset.test]
+    for name, paths in groups.items():
+        if not any(_is_readable(dataset, path) for path in paths):
+            raise UserError(
+                f"none of the {len(paths)} {name} can be read, such as {paths[0]}: repair them."
+            )
 
-    def is_readable(path: str) -> bool:
-        try:
-            dataset.read(path)
-        except UnreadableImageError:
-            return False
-        return True
 
-    with futures.ThreadPoolExecutor(READERS) as threads:
-        found = threads.map(lambda label: any(map(is_readable, paths[label])), paths)
-        for label, readable in zip(paths, found, strict=True):
-            if not readable:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise UserError(
-                    f"none of the {len(paths[label])} training images of class "
-                    f"{dataset.classnames[label]!r} can be read, such as {paths[label][0]}: repair "
-                    "them or remove the class."
-                )
-    if dataset.test and not any(is_readable(example.path) for example in dataset.test):
-        raise UserError(
-            f"none of the {len(dataset.test)} test images can be read, such as "
-            f"{dataset.test[0].path}: repair them."
-        )
+def _is_readable(dataset: Dataset, path: str) -> bool:
+    try:
+        dataset.read(path)
+    except UnreadableImageError:
+        return False
+    return True

@@ -1,7 +1,7 @@
 """Checks of the images before training: a table of them, and what would falsify accuracies."""
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 
 from ml_collections import ConfigDict
@@ -9,7 +9,6 @@ from PIL import ExifTags
 from tabulate import tabulate
 
 from dpt_jax.data.catalogue import EMBEDDED
-from dpt_jax.data.dataset import READERS
 from dpt_jax.data.records import Dataset, Files, UnreadableImageError, contents, opened
 from dpt_jax.errors import UserError
 from dpt_jax.io import is_remote
@@ -18,6 +17,7 @@ from dpt_jax.methods import METHODS
 
 MOST_ROWS = 20  # of the table of classes
 MOST_DECODED = 2000  # images, those to train on first; of the others, the headers are read
+READERS = 4  # threads
 UPRIGHT = 1  # the orientation of an image that is not rotated
 
 
@@ -37,7 +37,10 @@ def look(dataset: Dataset, config: ConfigDict) -> str:
     """
     lines = [_table(dataset)]
     if is_own(config.dataset):
-        lines += _empty_classes(dataset, config)
+        tested = {example.label for example in dataset.test}
+        untested = [name for label, name in enumerate(dataset.classnames) if label not in tested]
+        if tested and untested:  # a dataset may have no test images at all
+            lines.append(_refuse(config, "classes without test images", untested))
         if isinstance(dataset.read, Files):
             lines += _look_at_files(dataset, dataset.read, config)
     images, size = len(dataset.train), config.train.batch_size
@@ -75,15 +78,6 @@ def _table(dataset: Dataset) -> str:
     return tabulate(rows, ["class", *columns], disable_numparse=[0])
 
 
-def _empty_classes(dataset: Dataset, config: ConfigDict) -> list[str]:
-    """Return a line about classes without test images, unless the dataset has no test images."""
-    tested = {example.label for example in dataset.test}
-    empty = [name for label, name in enumerate(dataset.classnames) if label not in tested]
-    if not tested or not empty:
-        return []
-    return _refuse(config, f"classes without test images: {_some(empty)}")
-
-
 def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[str]:
     """Return lines about unreadable, rotated and repeated files."""
     learned = list(dict.fromkeys(e.path for e in (*dataset.train, *dataset.val)))
@@ -104,13 +98,9 @@ def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[s
         lines.append(f"images rotated by their EXIF orientation: {more}")
     found = contents(files.root, [*learned, *tested])
     own = dict(zip(found, learned, strict=False))
-    same = [
-        f"{path} is {own[content]}"
-        for path, content in zip(tested, found[len(learned) :], strict=True)
-        if content in own
-    ]
-    if same:
-        lines += _refuse(config, f"test images that are also in train or val: {_some(same)}")
+    pairs = zip(tested, found[len(learned) :], strict=True)
+    if same := [f"{path} is {own[content]}" for path, content in pairs if content in own]:
+        lines.append(_refuse(config, "test images that are also in train or val", same))
     return lines
 
 
@@ -145,17 +135,17 @@ def _open_all(files: Files, paths: Sequence[str]) -> tuple[list[str], list[str]]
     return errors, turned
 
 
-def _refuse(config: ConfigDict, what: str) -> list[str]:
-    """Return a line, or raise UserError if dataset.strict is on."""
+def _refuse(config: ConfigDict, what: str, names: Sequence[str]) -> str:
+    """Return a line about what would give wrong accuracies.
+
+    Raises:
+        UserError: dataset.strict is on.
+    """
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    line = f"{what}: {', '.join(names[:3])}{more}"
     if config.dataset.strict:
         raise UserError(
-            f"{what}; accuracies would be wrong, so repair this, or train all the same with "
+            f"{line}; accuracies would be wrong, so repair this, or train all the same with "
             "--config.dataset.strict=False."
         )
-    return [f"{what} (dataset.strict is off)"]
-
-
-def _some(names: Iterable[str]) -> str:
-    """Return the first three names."""
-    found = list(names)
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return f"{line} (dataset.strict is off)"

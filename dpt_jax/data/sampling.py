@@ -5,8 +5,8 @@ import io
 import json
 import pickle
 import random
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -15,6 +15,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import reading
 
 VALIDATION_SHOTS = 4
+SPLIT_SEED = 1  # the same for all runs, or each seed would have other test images
 # Modules with the class of the records, in CoOp's code and in code derived from it.
 RECORD_CLASSES = {
     ("dassl.data.datasets.base_dataset", "Datum"),
@@ -50,13 +51,35 @@ def few_shot(
 
 
 def _draw(examples: Sequence[Example], shots: int, generator: random.Random) -> list[Example]:
-    by_label: dict[int, list[Example]] = {}
-    for example in examples:
-        by_label.setdefault(example.label, []).append(example)
     drawn = []
-    for items in by_label.values():
-        drawn += generator.sample(items, shots) if len(items) >= shots else items
+    for own in _by_label(examples):
+        drawn += generator.sample(own, shots) if len(own) >= shots else own
     return drawn
+
+
+def _by_label(examples: Sequence[Example]) -> Iterable[list[Example]]:
+    groups: dict[int, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.label, []).append(example)
+    return groups.values()
+
+
+def published_split(
+    examples: Sequence[Example],
+) -> tuple[list[Example], list[Example], list[Example]]:
+    """Return half of each class to train on, a fifth to validate, the rest to test.
+
+    It is the rule that made CoOp's splits, with a fixed seed.
+    """
+    generator = random.Random(SPLIT_SEED)
+    train, val, test = [], [], []
+    for own in _by_label(examples):
+        generator.shuffle(own)
+        half, fifth = round(len(own) * 0.5), round(len(own) * 0.2)
+        train += own[:half]
+        val += own[half : half + fifth]
+        test += own[half + fifth :]
+    return train, val, test
 
 
 def half_of_classes(classes: int, half: str) -> range:
@@ -65,11 +88,8 @@ def half_of_classes(classes: int, half: str) -> range:
     return range(middle) if half == "base" else range(middle, classes)
 
 
-class Listed(NamedTuple):
-    """An image as a file lists it, with its label if the file has one."""
-
-    path: str
-    label: int | None
+# Path and label of an image that a file lists; the label is None if the file has none.
+Listed = tuple[str, int | None]
 
 
 def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
@@ -85,25 +105,45 @@ def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
         UserError: the file is none of these, lists an image that is not a training image of the
             dataset or has another label, or has another number of shots.
     """
-    readers = {".txt": _read_train_files, ".jsonl": _read_jsonl, ".pkl": _read_pickle}
-    if file.suffix not in readers:
+    with reading(file, "a train_files.txt, a .jsonl or a .pkl of CoOp's layout (dataset.sample)"):
+        listed = READERS[file.suffix](file.read_bytes())
+        if not listed:
+            raise ValueError("it lists no images")
+    label_of = {example.path: example.label for example in whole.train}
+    sample = []
+    for path, label in listed:
+        # Paths may begin with another machine's folder: /their/data/imagenet/images/train/…
+        parts = path.replace("\\", "/").split("/") if path not in label_of else [path]
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        found = next((end for end in ends if end in label_of), None)
+        if found is None:
+            raise UserError(
+                f"dataset.sample: {file} lists {path!r}, which is not a training image of the "
+                "dataset."
+            )
+        if label not in (None, label_of[found]):
+            raise UserError(
+                f"dataset.sample: {file} gives {path!r} the label {label}, but in the dataset it "
+                f"has {label_of[found]}, {whole.classnames[label_of[found]]!r}."
+            )
+        sample.append(Example(found, label_of[found]))
+    # Results are labelled by dataset.shots.
+    most, there = (
+        max(collections.Counter(example.label for example in examples).values())
+        for examples in (sample, whole.train)
+    )
+    if shots >= 0 and not min(shots, there) <= most <= shots:
         raise UserError(
-            f"dataset.sample: {file} should be a train_files.txt, a .jsonl or a .pkl of CoOp's "
-            "layout."
+            f"dataset.sample: {file} has up to {most} images a class, but dataset.shots is "
+            f"{shots}: give --config.dataset.shots={most}."
         )
-    with reading(file, "a sample of training images (dataset.sample)"):
-        listed = readers[file.suffix](file.read_bytes())
-    if not listed:
-        raise UserError(f"dataset.sample: {file} lists no images.")
-    sample = _match(file, listed, whole)
-    _check_shots(file, sample, whole, shots)
     return sample
 
 
 def _read_train_files(content: bytes) -> list[Listed]:
     # As the run wrote them: names may hold any bytes, and begin or end with spaces.
     lines = content.decode(errors="surrogateescape").split("\n")
-    return [Listed(line.removesuffix("\r"), None) for line in lines if line.strip()]
+    return [(line.removesuffix("\r"), None) for line in lines if line.strip()]
 
 
 def _read_jsonl(content: bytes) -> list[Listed]:
@@ -132,40 +172,7 @@ def _listed(record: dict[str, Any]) -> Listed:
     path, label = record["_impath"], record["_label"]
     if not isinstance(path, str) or type(label) is not int:
         raise TypeError(f"{record} should have a path as _impath and a number as _label")
-    return Listed(path, label)
+    return path, label
 
 
-def _match(file: epath.Path, listed: Sequence[Listed], whole: Dataset) -> list[Example]:
-    """Return the dataset's own examples of what the file lists."""
-    label_of = {example.path: example.label for example in whole.train}
-    others = {example.path for example in (*whole.val, *whole.test)}
-    sample = []
-    for path, label in listed:
-        # Paths may begin with another machine's folder: /their/data/imagenet/images/train/…
-        parts = path.replace("\\", "/").split("/") if path not in label_of else [path]
-        ends = ["/".join(parts[i:]) for i in range(len(parts))]
-        found = next((end for end in ends if end in label_of), None)
-        if found is None:
-            elsewhere = any(end in others for end in ends)
-            raise UserError(
-                f"dataset.sample: {file} lists {path!r}, which is "
-                + ("a validation or test image." if elsewhere else "not in the dataset.")
-            )
-        if label not in (None, label_of[found]):
-            raise UserError(
-                f"dataset.sample: {file} gives {path!r} the label {label}, but in the dataset it "
-                f"has {label_of[found]}, {whole.classnames[label_of[found]]!r}."
-            )
-        sample.append(Example(found, label_of[found]))
-    return sample
-
-
-def _check_shots(file: epath.Path, sample: list[Example], whole: Dataset, shots: int) -> None:
-    """Raise UserError if the sample has other shots than dataset.shots, which labels results."""
-    most = max(collections.Counter(example.label for example in sample).values())
-    there = max(collections.Counter(example.label for example in whole.train).values())
-    if shots >= 0 and not min(shots, there) <= most <= shots:
-        raise UserError(
-            f"dataset.sample: {file} has up to {most} images a class, but dataset.shots is "
-            f"{shots}: give --config.dataset.shots={most}."
-        )
+READERS = {".txt": _read_train_files, ".jsonl": _read_jsonl, ".pkl": _read_pickle}

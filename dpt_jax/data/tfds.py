@@ -11,7 +11,6 @@ import importlib.util
 import io
 import multiprocessing
 import os
-import random
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent import futures
@@ -22,11 +21,10 @@ from PIL import Image
 
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.records import Dataset, Example, Source, read_image
+from dpt_jax.data.sampling import published_split
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, is_remote, local_copy, write_whole
+from dpt_jax.io import as_path, is_remote, local_copy, reading, write_whole
 from dpt_jax.logging import Progress, say
-
-SPLIT_SEED = 1  # the same for all runs, or each seed would have other test images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,52 +73,31 @@ def read_tfds(name: str, root: str) -> Dataset:
     splits = [split for split in (use.train, use.val, use.test) if split]
     builder = _prepared(use.builder, _on_this_disk(use.builder, root, splits))
     features = builder.info.features
-    sources = {split: _records(builder, split) for split in splits}
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    with reading(builder.data_dir, f"ArrayRecord data with the splits {', '.join(splits)}"):
+        sources = {x: builder.as_data_source(x, deserialize_method=raw) for x in splits}
     labels: dict[str, list[int]] = {"": []}
     labels |= {split: _labels(builder, split, sources[split]).tolist() for split in splits}
 
     label_names = features["label"].names
-    classname_of = use.classnames(label_names)
-    if use.subset:
-        present = {label_names[label] for label in labels[use.test]}
-        classname_of = {
-            label: classname for label, classname in classname_of.items() if label in present
-        }
+    # ImageNet-A and -R have images of some labels only.
+    present = {label_names[label] for own in labels.values() for label in own}
+    named = use.classnames(label_names).items()
+    classname_of = {label: classname for label, classname in named if label in present}
     order = {label_names.index(label): i for i, label in enumerate(classname_of)}
-    classnames = tuple(classname_of.values())
-
     train, val, test = (
         [Example(f"{split}/{i}", order[x]) for i, x in enumerate(labels[split]) if x in order]
         for split in (use.train, use.val, use.test)
     )
     if not use.test:
-        train, val, test = _split(train)
+        train, val, test = published_split(train)
     # Images and frames are stored as bytes. As Text they stay encoded, and are left to PIL.
     encoded = tfds.features.Text()
     parse = (
         {"video": tfds.features.Sequence(encoded)} if "video" in features else {"image": encoded}
     )
     read = Records(str(builder.data_dir), sources, tfds.features.FeaturesDict(parse))
-    return Dataset(read, classnames, train, val, test)
-
-
-def _split(examples: Sequence[Example]) -> tuple[list[Example], list[Example], list[Example]]:
-    """Return half of each class to train on, a fifth to validate, the rest to test.
-
-    It is the rule that made the published splits, with a fixed seed.
-    """
-    generator = random.Random(SPLIT_SEED)
-    by_label: dict[int, list[Example]] = {}
-    for example in examples:
-        by_label.setdefault(example.label, []).append(example)
-    train, val, test = [], [], []
-    for own in by_label.values():
-        generator.shuffle(own)
-        half, fifth = round(len(own) * 0.5), round(len(own) * 0.2)
-        train += own[:half]
-        val += own[half : half + fifth]
-        test += own[half + fifth :]
-    return train, val, test
+    return Dataset(read, tuple(classname_of.values()), train, val, test)
 
 
 def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
@@ -191,26 +168,6 @@ def _need_tensorflow(name: str) -> None:
         raise UserError(
             f"tensorflow-datasets needs tensorflow for {name}: `pip install tensorflow`."
         )
-
-
-def _records(builder: Any, split: str) -> Sequence[bytes]:
-    import tensorflow_datasets as tfds
-
-    try:
-        return builder.as_data_source(
-            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
-    except NotImplementedError as reason:
-        raise UserError(
-            f"{builder.data_dir} is prepared as {builder.info.file_format.value} files, which "
-            "cannot be read by position: give another directory, --config.dataset.root=DIR, and it "
-            "is prepared again there."
-        ) from reason
-    except ValueError as reason:
-        there = ", ".join(builder.info.splits)
-        raise UserError(
-            f"{builder.data_dir} has no split {split!r}, only {there}: prepare it again."
-        ) from reason
 
 
 def _labels(builder: Any, split: str, records: Sequence[bytes]) -> np.ndarray:
