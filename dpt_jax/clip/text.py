@@ -52,7 +52,7 @@ class TextTower(nn.Module):
           context: learned tokens, (depth, n, D), or (depth, C, n, D) if each text has its own.
             context[0] enters with the token embeddings; context[l] replaces what the context
             positions hold before layer l.
-          axis: a mapped axis of devices, each of which encodes some of the rows.
+          axis: a mapped axis of devices. Each device encodes some of the rows.
         """
         if axis is None:
             features = self._rows(texts, context)

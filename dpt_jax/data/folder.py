@@ -110,10 +110,10 @@ def read_folder(
 ) -> Dataset:
     """Return a dataset of one's own images, with classes in the order of their labels.
 
-    The images are {train,val,test}/CLASS/IMAGE, or CLASS/IMAGE, of which a split is drawn. train/
-    may be missing, for a dataset that is only evaluated on, and so may val/. The classes are those
-    of training and test. Labels that are the same text, but for underscores and the form of
-    Unicode, are one class.
+    The images are {train,val,test}/CLASS/IMAGE, or CLASS/IMAGE with a random split. val/ may be
+    missing. train/ may be missing if the dataset is only evaluated on. The classes are those of
+    training and test. Labels that differ only in underscores and in the form of Unicode are one
+    class.
 
     Args:
         path: a folder, a zip or tar archive of one, or a list of images (see read_list).

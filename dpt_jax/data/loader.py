@@ -238,7 +238,7 @@ def threads(workers: int = 0) -> int:
 def _read(
     data: grain.MapDataset, workers: int, transfer: Callable[[Batch], Any] | None = None
 ) -> Iterator[Any]:
-    """Yield the batches. Raise UserError as the reader raised it, or if a loader process died."""
+    """Yield the batches. Raise the reader's UserErrors, and one if a loader process died."""
     own = threads(workers)
     options = grain.ReadOptions(num_threads=own, prefetch_buffer_size=own + LEAST_THREADS)
     batches = data.to_iter_dataset(options)

@@ -136,7 +136,7 @@ def _open_all(files: Files, paths: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def _refuse(config: ConfigDict, what: str, names: Sequence[str]) -> str:
-    """Return a line about what would give wrong accuracies.
+    """Return the warning about a cause of wrong accuracies.
 
     Raises:
         UserError: dataset.strict is on.

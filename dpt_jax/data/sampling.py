@@ -15,7 +15,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import reading
 
 VALIDATION_SHOTS = 4
-SPLIT_SEED = 1  # the same for all runs, or each seed would have other test images
+SPLIT_SEED = 1  # the same for all seeds, so that they have the same test images
 # Modules with the class of the records, in CoOp's code and in code derived from it.
 RECORD_CLASSES = {
     ("dassl.data.datasets.base_dataset", "Datum"),
@@ -69,7 +69,7 @@ def published_split(
 ) -> tuple[list[Example], list[Example], list[Example]]:
     """Return half of each class to train on, a fifth to validate, the rest to test.
 
-    It is the rule that made CoOp's splits, with a fixed seed.
+    CoOp's splits were made by this rule. The seed is fixed.
     """
     generator = random.Random(SPLIT_SEED)
     train, val, test = [], [], []

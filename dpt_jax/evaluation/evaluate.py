@@ -274,7 +274,7 @@ def check_finite(results: Mapping[str, np.ndarray], prompts: Prompts, clip: Para
     Args:
       results: Arrays by their names in the message, those of frozen CLIP first.
       prompts: The learned parameters. The first one that is not finite is named.
-      clip: CLIP's parameters, of which the same holds.
+      clip: CLIP's parameters. Here too, the first one that is not finite is named.
     """
     for what, array in results.items():
         if np.isfinite(array).all():

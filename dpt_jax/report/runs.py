@@ -275,7 +275,7 @@ def curves(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def summarise(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return mean, std and count over the seeds of each cell, as `text` and `seeds` too.
 
-    by: columns, of which one is the method. Zero-shot CLIP has no seeds.
+    by: columns, one of them the method. Zero-shot CLIP has no seeds.
     """
     cells = runs.groupby(by, sort=False).accuracy.agg(
         mean="mean", std=population_std, count="count"

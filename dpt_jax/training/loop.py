@@ -109,7 +109,7 @@ def train(
       workdir: Folder of the run.
       allow_changes: Whether a resumed run may have other images.
       callbacks: Called after each epoch, in this order.
-      profile: Steps of which a trace is written.
+      profile: Steps to trace with the profiler.
       validate: Called after each epoch, if there are validation images.
 
     Raises:
