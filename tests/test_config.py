@@ -152,11 +152,21 @@ def test_switches(argument, value):
         ("--config=coop --config.visual_prompt.coupled", "visual_prompt.coupled"),
         ("--config=vpt --config.loss.text_consistency=8", "loss.text_consistency"),
         ("--config=ivlp --config.text_prompt.class_position=front", "fixed_words"),
+        # That do not fit the CLIP.
+        ("--config.text_prompt.depth=9", "text_prompt.depth"),
+        ("--config.cavpt.first_layer=9", "cavpt.first_layer"),
+        ("--config.visual_prompt.depth=4", "visual_prompt.depth"),
+        # What is not there.
+        ("--config=dpt:folder --config.dataset.root=/nowhere", "/nowhere"),
+        ("--config.clip.weights=/nowhere", "/nowhere"),
+        ("--config=configs/nothing.py:emoji", "configs/nothing.py"),
+        ("--workdir=main.py", "main.py"),
+        ("--mode=eval", "run"),
     ],
 )
 def test_wrong_settings_are_one_sentence_and_write_nothing(argument, names, tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
-    done = in_process("main.py", *argument.split(" "), workdir, check=False)
+    done = in_process("main.py", workdir, *argument.split(" "), check=False)
     assert_refused(done, names)
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()

@@ -40,7 +40,7 @@ def test_the_table_and_the_files():
 
 
 # Their mathematics is tested elsewhere, and the others have every part and every loss.
-SLOW = {"vlp", "ivlp", "kgcoop", "dptsrc", "dpt_lora"} | {
+SLOW = {"coop", "vpt", "vlp", "ivlp", "kgcoop", "dptsrc", "dpt_lora"} | {
     name
     for name, method in METHODS.items()
     if CLASSIFIER in method.parts and name not in ("tip_adapter_f", "dpt_clap")

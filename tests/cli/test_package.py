@@ -6,13 +6,12 @@ import pathlib
 import re
 import shutil
 import subprocess
-import sys
 import venv
 
 import pytest
 from packaging.requirements import Requirement
 
-from tests.helpers.commands import COMPILATION, ROOT
+from tests.helpers.commands import COMPILATION, ROOT, command
 
 pytestmark = pytest.mark.process
 
@@ -39,31 +38,34 @@ def needed_distributions() -> set[str]:
     return {key.partition("[")[0] for key in found}
 
 
+def link_distributions(names: set[str], packages: pathlib.Path) -> None:
+    """Link the top-level files and folders of installed distributions into another environment."""
+    for name in names:
+        distribution = importlib.metadata.distribution(name)
+        for file in distribution.files or []:
+            top = file.parts[0]
+            target = pathlib.Path(str(distribution.locate_file(top)))
+            if top not in ("..", "__pycache__") and not (packages / top).exists():
+                (packages / top).symlink_to(target)
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Return a folder outside of the repository, and a function that runs a script there."""
     folder = tmp_path_factory.mktemp("installed")
-    source = folder / "source"
+    source, environment = folder / "source", folder / "environment"
     source.mkdir()
     shutil.copytree(ROOT / "dpt_jax", source / "dpt_jax")
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
-         "--no-index", "-w", str(folder), str(source)],
-        check=True,
-    )  # fmt: skip
-    environment = folder / "environment"
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    command("-c", build, str(folder), cwd=source)
+    shutil.rmtree(source)
     venv.create(environment, with_pip=False)
     (packages,) = environment.glob("lib/python*/site-packages")
     link_distributions(needed_distributions(), packages)
     (wheel,) = folder.glob("*.whl")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target",
-         str(packages), str(wheel)],
-        check=True,
-    )  # fmt: skip
-    shutil.rmtree(source)
+    shutil.unpack_archive(wheel, packages, "zip")
 
     def run(*arguments: str) -> str:
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -79,39 +81,6 @@ def installed(tmp_path_factory):
     return folder, run
 
 
-def link_distributions(names: set[str], packages: pathlib.Path) -> None:
-    """Link the top-level files and folders of installed distributions into another environment."""
-    for name in names:
-        distribution = importlib.metadata.distribution(name)
-        for file in distribution.files or []:
-            top = file.parts[0]
-            target = pathlib.Path(str(distribution.locate_file(top)))
-            if top not in ("..", "__pycache__") and not (packages / top).exists():
-                (packages / top).symlink_to(target)
-
-
-@pytest.mark.slow
-def test_types_are_seen_if_the_package_is_installed_editable(tmp_path):
-    """By a type checker, which does not run the hooks on imports that setuptools may install."""
-    clone = tmp_path / "clone"
-    clone.mkdir()
-    shutil.copytree(ROOT / "dpt_jax", clone / "dpt_jax")
-    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, clone)
-    venv.create(tmp_path / "environment", with_pip=False, system_site_packages=True)
-    python = str(tmp_path / "environment" / "bin" / "python")
-    install = ["install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-e", clone]
-    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    packages = {**without, "PYTHONPATH": str(pathlib.Path(pytest.__file__).parents[1])}
-    subprocess.run([python, "-m", "pip", *map(str, install)], check=True, env=packages)
-    (tmp_path / "use.py").write_text("import dpt_jax\nreveal_type(dpt_jax.load('w').predict)\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--python-executable", python, "use.py"],
-        cwd=tmp_path, env=without, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "list[str]" in done.stdout, done.stdout
-
-
 def test_the_environment_has_no_extras(installed):
     _, run = installed
     looked_for = ("torch", "tensorflow", "pytest", "gcsfs")
@@ -119,22 +88,25 @@ def test_the_environment_has_no_extras(installed):
     assert run("-c", code) == "[]\n"
 
 
+COMMANDS = """
+import sys
+from dpt_jax.cli import main
+main(["train", "--config=coop", "--config.train.epochs=1", "--config.dataset.shots=1",
+      "--workdir=run"])
+main(["convert", "export", "run", "run.safetensors"])
+main(["predict", "run.safetensors", "scan.png", "--top=50"])
+main(["convert", "serve", "run", "served"])
+"""
+
+
 def test_train_predict_export_and_serve_without_the_repository(installed):
     folder, run = installed
-    image = "environment/scan.png"
     (digits,) = folder.glob("environment/lib/python*/site-packages/dpt_jax/assets/digits")
-    shutil.copy(next((digits / "test" / "three").iterdir()), folder / image)
+    shutil.copy(next((digits / "test" / "three").iterdir()), folder / "scan.png")
     for kind in (digits / "test").iterdir():  # a few of them tell whether they are found
         for file in sorted(kind.iterdir())[2:]:
             file.unlink()
-    short = ["--config.train.epochs=1", "--config.dataset.shots=1", "--workdir=run"]
-    assert "zero-shot" in run("-m", "dpt_jax", "train", *short)
-    printed = run(
-        "-c",
-        "from dpt_jax.cli import main;"
-        "main(['convert', 'export', 'run', 'run.safetensors']);"
-        f"main(['predict', 'run.safetensors', '{image}', '--top=50']);"
-        "main(['convert', 'serve', 'run', 'served'])",
-    )
+    printed = run("-c", COMMANDS)
+    assert "zero-shot" in printed
     assert "three" in printed
     assert (folder / "served" / "classify.py").is_file()

@@ -8,7 +8,7 @@ from gcsfs.retry import HttpError
 from dpt_jax import distributed
 from dpt_jax.cli.terminal import ending
 from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
-from tests.helpers.commands import assert_refused, command
+from tests.helpers.commands import assert_refused, command, in_process
 
 
 @pytest.mark.parametrize(
@@ -36,18 +36,6 @@ def test_exit_codes_and_sentences(error, code, says):
     assert "\n" not in sentence
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("platform", ["cuda", "none"])
-@pytest.mark.parametrize("predicts", [True, False])
-def test_a_backend_that_is_not_there(platform, predicts, trained, files, tmp_path):
-    arguments = ["main.py", f"--workdir={tmp_path}"]
-    if predicts:
-        arguments = ["-m", "dpt_jax", "predict", str(trained), files[0]]
-    done = command(*arguments, check=False, JAX_PLATFORMS=platform)
-    assert_refused(done, f"JAX_PLATFORMS='{platform}'")
-    assert "pip install" in done.stderr
-
-
 def test_a_gpu_that_jax_does_not_see_is_named(tmp_path, monkeypatch, capfd):
     (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(distributed, "NVIDIA", str(tmp_path / "nvidia[0-9]*"))
@@ -60,7 +48,21 @@ def test_a_gpu_that_jax_does_not_see_is_named(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("platform", ["cuda", "none"])
+def test_a_backend_that_is_not_there(platform, tmp_path):
+    done = command("main.py", f"--workdir={tmp_path}", check=False, JAX_PLATFORMS=platform)
+    assert_refused(done, f"JAX_PLATFORMS='{platform}'")
+    assert "pip install" in done.stderr
+
+
 def test_debug_keeps_the_traceback(tmp_path):
-    done = command("main.py", "--config.train.epochs=0", f"--workdir={tmp_path}", "--debug",
-                   check=False)  # fmt: skip
-    assert "Traceback" in done.stderr
+    with pytest.raises(UserError, match=r"train\.epochs"):
+        in_process("main.py", "--config.train.epochs=0", f"--workdir={tmp_path}", "--debug")
+
+
+@pytest.mark.parametrize("key", ["workdir", "config.clip.weights"])
+def test_a_bucket_that_is_not_there(key, store, tmp_path):
+    arguments = [f"--workdir={tmp_path / 'run'}", f"--{key}=gs://nobody-has-this/run"]
+    done = in_process("main.py", *arguments, check=False)
+    assert_refused(done, "gs://nobody-has-this")
+    assert len(done.stderr.strip().splitlines()) == 1

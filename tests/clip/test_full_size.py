@@ -21,7 +21,9 @@ def packed(texts):
     return pack_one_a_row(own, len(own), max(map(len, own)) - 1)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["clip_vit_b32", pytest.param("clip_vit_b16", marks=pytest.mark.slow)]
+)
 def test_features_and_logits(name):
     sizes, golden, (images, texts) = MODELS[name], np.load(DATA / f"{name}.npz"), inputs()
     towers = [TransformerConfig(sizes[w], 12, sizes[w] // 64, 4 * sizes[w]) for w in ("vw", "tw")]

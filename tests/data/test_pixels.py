@@ -171,3 +171,10 @@ def test_a_file_that_may_not_be_read_is_unreadable_and_a_folder_is_not(tmp_path,
     with pytest.raises(UserError) as found:
         read_image(tmp_path / "1.png")
     assert not isinstance(found.value, UnreadableImageError)
+
+
+def test_an_image_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    """One bit a pixel, 20,000 on a side: 50 kB of file."""
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(UnreadableImageError, match=r"bomb\.png"):
+        read_image(tmp_path / "bomb.png")

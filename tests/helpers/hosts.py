@@ -17,7 +17,7 @@ SETTINGS = [
 ]
 
 
-def start_hosts(clip_dir, workdir, *arguments, method="coop", slurm=False, devices=(2, 2)):
+def start_hosts(clip_dir, *arguments, workdir, method="coop", slurm=False, devices=(2, 2)):
     """Start main.py on two hosts, which find each other by flags, or by what srun sets.
 
     devices: how many each has.

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -95,16 +94,3 @@ def test_cavpt_sends_no_gradient_into_the_image_but_some_into_the_text():
     assert not np.any(to_x)
     assert np.all(np.isfinite(to_t))
     assert np.any(to_t)
-
-
-def test_bfloat16_stays_near_float32(clip):
-    config = PromptConfig(len(NAMES), 4, visual_length=3, top_k=3, first_layer=4)
-    images, logits = normal(12, 4, 32, 32, 3), []
-    for dtype in (jnp.float32, jnp.bfloat16):
-        model = PromptedCLIP(clip.config, config, dtype)
-        prompts = random_prompts(model, seed=1)
-        logits.append(np.asarray(forward(model, clip, prompts, images)[0].logits))
-        assert logits[-1].dtype == np.float32
-    # Logits are cosines times 100: 2 is a cosine off by 0.02.
-    np.testing.assert_allclose(logits[1], logits[0], atol=2.0)
-    assert np.abs(logits[1] - logits[0]).max() > 0

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 
 import dpt_jax
 from configs import zeroshot
-from dpt_jax.convert.reference import convert_reference
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.io import as_path
@@ -23,16 +22,15 @@ from dpt_jax.predictor.predictor import Predictor, read_classnames
 from dpt_jax.training import prompt_file
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import Checkpoints, Saved, load_newest
-from tests.helpers.commands import assert_refused, command, in_process
+from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.configs import small_config
-from tests.helpers.golden import SMALL, relative_error
+from tests.helpers.golden import SMALL
 from tests.helpers.models import all_outputs
 
 pytestmark = pytest.mark.compiles
 
 
 IMAGES = SMALL / "images"
-CASE = json.loads((SMALL / "case.json").read_text())
 
 
 def test_probabilities_are_those_of_the_evaluation(predictor, trained):
@@ -43,19 +41,6 @@ def test_probabilities_are_those_of_the_evaluation(predictor, trained):
         probabilities, scipy.special.softmax(found["logits"], -1), rtol=1e-4, atol=1e-6
     )
     assert predictor.classnames == tuple(found["classnames"])
-
-
-def test_published_prompts_give_the_published_logits(clip_dir, tmp_path):
-    """A converted checkpoint, which knows no class names: they are given."""
-    config = small_config(clip_dir)
-    config.dataset.template, config.cavpt.top_k = CASE["template"], CASE["top_k"]
-    convert_reference(SMALL / "checkpoint", tmp_path / "w", config, {})
-    predictor = dpt_jax.load(tmp_path / "w", CASE["classnames"])
-    expected = np.load(SMALL / "expected.npz")
-    _, outputs = all_outputs(predictor, [IMAGES / path for path in expected["paths"]])
-    assert relative_error(outputs.logits, expected["initial_test_logits"]) < 1e-4
-    assert relative_error(outputs.zero_shot.logits, expected["zeroshot_test_logits"]) < 1e-4
-    assert dpt_jax.load(tmp_path / "w").classnames == tuple(CASE["classnames"])  # from the dataset
 
 
 def test_any_number_of_images_is_one_program(predictor, files):
@@ -184,23 +169,6 @@ def test_class_names_of_a_file(tmp_path):
     for text in ("tench\n\n goldfish \n", "n01440764 tench\nn01443537 goldfish\n"):
         file.write_text(text)
         assert read_classnames(file) == ["tench", "goldfish"]
-
-
-@pytest.mark.process
-def test_devices_share_what_is_read_at_a_time(trained, files):
-    """Two devices take two batches together, and give what one gives."""
-    script = """
-import sys
-import numpy as np
-import dpt_jax
-from dpt_jax.training.workdir import evaluation_dir, load_config, save_config
-predictor = dpt_jax.load(sys.argv[1], batch_size=2)
-assert predictor.rows == 4
-np.save(sys.argv[2], predictor.predict_proba(sys.argv[3:]))
-"""
-    command("-c", script, str(trained), str(trained / "two.npy"), *files, devices=2)
-    found, expected = np.load(trained / "two.npy"), dpt_jax.load(trained).predict_proba(files)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_answers_that_are_not_finite_are_refused(trained, files, tmp_path):

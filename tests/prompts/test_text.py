@@ -9,7 +9,6 @@ from dpt_jax.clip import packing
 from dpt_jax.clip.model import CLIP
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.prompts.text import plain_layout, prompted_texts
-from tests.helpers.commands import command
 from tests.helpers.models import packed_prompts
 from tests.helpers.plain_towers import CLOSE, NAMES, normal, plain_rows, plain_text_features
 
@@ -73,9 +72,3 @@ def test_a_thousand_names_cost_what_their_tokens_cost(clip):
     layout = packed_prompts(imagenet_classnames(), clip.tokenizer, 16)
     assert (layout.segment_ids >= 0).mean() > 0.95
     assert layout.tokens.size < 0.1 * 77 * len(layout.eot_index)
-
-
-@pytest.mark.process
-def test_texts_shared_by_devices(clip_dir):
-    """Rows that four devices cannot share equally: features and gradients of one device."""
-    command("-m", "tests.helpers.shared_texts", str(clip_dir), devices=4)

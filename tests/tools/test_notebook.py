@@ -1,14 +1,11 @@
-"""The tutorial, run from the top."""
+"""The tutorial, run from the top. Its calls and commands have fast tests of their own."""
 
 import re
-import sys
-import warnings
 
 import nbformat
 import pytest
 
-from tests.helpers.commands import ROOT, command, simulated
-from tests.helpers.notebooks import run_cells
+from tests.helpers.commands import ROOT, command
 
 NOTEBOOK = ROOT / "examples" / "your_own_images.ipynb"
 SHOWN = "0512.png"
@@ -38,8 +35,9 @@ def copy(tmp_path):
     return file
 
 
-def outputs(notebook):
-    """What each code cell prints, and whether it shows a picture, as they are saved."""
+def outputs(file):
+    """What each code cell prints, and whether it shows a picture."""
+    notebook = nbformat.read(file, as_version=4)
     cells = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     return [
         (
@@ -50,9 +48,12 @@ def outputs(notebook):
     ]
 
 
-def check(found):
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_tutorial_runs_and_shows_what_it_showed(copy):
     """Another processor rounds differently: the numbers may be others, what they are of may not."""
-    saved = outputs(nbformat.read(NOTEBOOK, as_version=4))
+    command("tools/run_notebook.py", str(copy))
+    found, saved = outputs(copy), outputs(NOTEBOOK)
     assert [shown for _, shown in found] == [shown for _, shown in saved]
     assert sum(shown for _, shown in found) == 2
     for images, texts in ((797, saved), (40, found)):
@@ -61,21 +62,3 @@ def check(found):
         written = f"written to runs/tutorial/answers.csv: {images} images\npath,error,class_1"
         assert written in answers
         assert re.search(rf"{SHOWN}  \w+ \d+\.\d %", served)
-
-
-@pytest.mark.process
-def test_the_tutorial_runs_and_shows_what_it_showed(copy, monkeypatch):
-    """Its commands in this process; the example of serving in one of its own."""
-    monkeypatch.chdir(copy.parents[1])
-    for name, value in simulated(1).items():  # PATH too, which the notebook changes
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    with warnings.catch_warnings():
-        check(run_cells(nbformat.read(copy, as_version=4)))
-
-
-@pytest.mark.process
-@pytest.mark.slow
-def test_the_tutorial_runs_in_a_kernel(copy):
-    command("tools/run_notebook.py", str(copy))
-    check(outputs(nbformat.read(copy, as_version=4)))
