@@ -23,10 +23,8 @@ from tests.helpers.hosts import SETTINGS, finish, outputs, start_hosts
 pytestmark = pytest.mark.process
 
 METHOD = "dptsrc"
-# All that hosts share: class-aware prompts, a context of each image, deeper tokens, consistency
-# targets, an average of epochs.
+# What hosts share: class-aware prompts, deeper tokens, consistency targets, an average of epochs.
 FEATURES = [
-    "--config.text_prompt.conditioned=True",
     "--config.text_prompt.depth=2",
     "--config.visual_prompt.depth=2",
     "--config.loss.template=a photo of a {}.|a drawing of a {}.",

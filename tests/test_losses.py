@@ -1,5 +1,7 @@
 """The losses against the published formulas."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,41 +11,61 @@ from hypothesis import settings as tries
 from hypothesis import strategies as st
 
 from dpt_jax.model import Outputs, ZeroShot
-from dpt_jax.prompts.config import PromptConfig
+from dpt_jax.prompts.config import Consistency, PromptConfig
 from dpt_jax.training.losses import Rows, count, losses
 
 pytestmark = pytest.mark.compiles
 
 
 DPT = PromptConfig(classes=5, text_length=2, visual_length=2, top_k=3, first_layer=2)
+# Features of the learned texts and of those that they are regularised towards.
+TEXTS, TARGETS = (x / np.linalg.norm(x, axis=-1, keepdims=True)
+                  for x in np.random.default_rng(0).standard_normal((2, 5, 8)))  # fmt: skip
 
 
 def outputs_of(seed, rows):
     """Random outputs for `rows` images of 5 classes, 2 CAVPT layers and 3 looked-at classes."""
     generator = np.random.default_rng(seed)
-    draw = [generator.standard_normal((rows, 5), dtype=np.float32) for _ in range(4)]
-    auxiliary = generator.standard_normal((rows, 2, 3, 5), dtype=np.float32)
-    indices = np.stack([generator.permutation(5)[:3] for _ in range(rows)])
-    logits, zero_shot, text_logits, image_logits = draw
+    logits, zero_shot, text_logits, image_logits, target_logits = (
+        generator.standard_normal((rows, 5), dtype=np.float32) for _ in range(5)
+    )
+    features, frozen = (generator.standard_normal((rows, 8), dtype=np.float32) for _ in range(2))
     outputs = Outputs(
         logits,
         text_logits,
         image_logits,
-        features=None,
+        features=features,
         learned_texts=None,
-        zero_shot=ZeroShot(None, zero_shot, indices, None),
-        auxiliary_logits=auxiliary,
+        zero_shot=ZeroShot(
+            frozen,
+            zero_shot,
+            np.stack([generator.permutation(5)[:3] for _ in range(rows)]),
+            None,
+        ),
+        auxiliary_logits=generator.standard_normal((rows, 2, 3, 5), dtype=np.float32),
+        target_logits=target_logits,
     )
     return outputs, generator.integers(0, 5, rows)
 
 
-def total(outputs, labels, rows, guided):
+def total(outputs, labels, rows, guided, kind):
     rows = Rows(labels, rows)
-    return share(outputs, rows, count(outputs.zero_shot.indices, rows, 2), guided)
+    return share(outputs, rows, count(outputs.zero_shot.indices, rows, 2), guided, kind)
 
 
-def share(outputs, rows, counts, guided):
-    return float(sum(one(outputs, rows, counts, guided) for one in losses(DPT, 0.3, True).values()))
+def share(outputs, rows, counts, guided, kind):
+    config = dataclasses.replace(DPT, consistency=Consistency(25.0, kind, 10.0, 3.0))
+    outputs = outputs._replace(learned_texts=TEXTS, target_texts=TARGETS)
+    terms = losses(config, 0.3, True).values()
+    return float(sum(term(outputs, rows, counts, guided) for term in terms))
+
+
+def consistency(outputs, kind):
+    """KgCoOp's and PromptSRC's terms."""
+    texts = {"l1": np.abs(TEXTS - TARGETS).mean(), "cosine": 1 - (TEXTS * TARGETS).sum(-1).mean()}
+    images = np.abs(outputs.features - outputs.zero_shot.features).mean()
+    q, p = (jax.nn.softmax(x, axis=-1) for x in (outputs.target_logits, outputs.logits))
+    return float(25 * texts[kind] + 10 * images + 3 * (q * (np.log(q) - np.log(p))).sum() / q.size)
 
 
 def cross_entropy(logits, labels):
@@ -53,8 +75,10 @@ def cross_entropy(logits, labels):
 
 
 @tries(deadline=None, max_examples=20)
-@given(st.integers(0, 1000), st.sampled_from((1, 4)), st.booleans())
-def test_loss_is_the_published_formula_whatever_the_padding(seed, rows, guided):
+@given(
+    st.integers(0, 1000), st.sampled_from((1, 4)), st.booleans(), st.sampled_from(("l1", "cosine"))
+)
+def test_loss_is_the_published_formula_whatever_the_padding(seed, rows, guided, kind):
     outputs, labels = outputs_of(seed, rows)
     expected = cross_entropy(outputs.logits, labels) * (0.1 if guided else 1)
     if guided:
@@ -70,18 +94,19 @@ def test_loss_is_the_published_formula_whatever_the_padding(seed, rows, guided):
     ]
     if qualified:
         expected += 0.3 * cross_entropy(*zip(*qualified, strict=True))
-    assert total(outputs, labels, jnp.ones(rows), guided) == pytest.approx(expected, rel=1e-4)
+    expected += consistency(outputs, kind)
+    assert total(outputs, labels, jnp.ones(rows), guided, kind) == pytest.approx(expected, rel=1e-4)
 
     other, other_labels = outputs_of(seed + 1, 4)
     padded = jax.tree.map(lambda *x: np.concatenate(x), outputs, other)
     weight = jnp.concatenate([jnp.ones(rows), jnp.zeros(4)])
     every = np.concatenate([labels, other_labels])
-    assert total(padded, every, weight, guided) == pytest.approx(expected, rel=1e-4)
+    assert total(padded, every, weight, guided, kind) == pytest.approx(expected, rel=1e-4)
 
     # In two parts that know the counts of both, as gradient accumulation and devices take them.
     counts = count(padded.zero_shot.indices, Rows(every, weight), 2)
     shares = []
     for part in (slice(None, rows - 1), slice(rows - 1, None)):
         own = jax.tree.map(lambda x, part=part: x[part], padded)
-        shares.append(share(own, Rows(every[part], weight[part]), counts, guided))
+        shares.append(share(own, Rows(every[part], weight[part]), counts, guided, kind))
     assert sum(shares) == pytest.approx(expected, rel=1e-4)

@@ -3,7 +3,6 @@
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,16 +10,15 @@ from configs import promptsrc
 from dpt_jax import distributed
 from dpt_jax.clip.model import normalize
 from dpt_jax.errors import UserError
-from dpt_jax.model import Outputs, ZeroShot
-from dpt_jax.prompts.config import Consistency, PromptConfig
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import Checkpoints
-from dpt_jax.training.losses import Rows, count, losses
 from dpt_jax.training.optimizer import epoch_weights
 from dpt_jax.training.texts import consistency_target
 from tests.helpers.configs import small_config
 from tests.helpers.models import frozen_features
+
+pytestmark = pytest.mark.compiles
 
 TEMPLATES = ("a photo of a {}.", "a {} in a video game.")
 
@@ -47,7 +45,6 @@ def prompts_of(workdir, step):
         return checkpoints.load(step).prompts
 
 
-@pytest.mark.compiles
 def test_a_run_ends_with_the_average_of_its_epochs(experiment, finished):
     """θ_3 is not saved, but follows from the average: it is where the second step of it leads to,
     near the step before.
@@ -66,19 +63,16 @@ def test_a_run_ends_with_the_average_of_its_epochs(experiment, finished):
     jax.tree.map(np.testing.assert_array_equal, prompts, saved)
 
 
-@pytest.mark.compiles
-@pytest.mark.parametrize("step", [3, 4])
-def test_a_run_that_goes_on_has_the_same_bits(experiment, finished, tmp_path, step):
-    """Its average too, within an epoch and between two."""
+def test_a_run_that_goes_on_has_the_same_bits(experiment, finished, tmp_path):
+    """Its average too, within an epoch."""
     workdir, prompts = finished
     shutil.copytree(workdir, tmp_path / "run")
-    for later in range(step + 1, 7):
+    for later in (4, 5, 6):
         shutil.rmtree(tmp_path / "run" / "checkpoints" / str(later))
     again = loop.train(experiment, tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, again, prompts)
 
 
-@pytest.mark.compiles
 def test_an_average_over_other_epochs_is_refused(experiment, finished, tmp_path):
     config = experiment.config.copy_and_resolve_references()
     config.train.epochs = 4
@@ -93,7 +87,6 @@ def test_an_average_over_other_epochs_is_refused(experiment, finished, tmp_path)
         loop.train(experiment._replace(config=config), tmp_path / "run", allow_changes=True)
 
 
-@pytest.mark.compiles
 def test_texts_to_hold_to_are_the_mean_of_what_comes_out(experiment, clip):
     """As published, not normalised before the mean, as the ensemble of zero-shot CLIP is."""
     names = experiment.dataset.classnames
@@ -106,54 +99,3 @@ def test_texts_to_hold_to_are_the_mean_of_what_comes_out(experiment, clip):
     found = distributed.to_host(consistency_target(experiment))
     np.testing.assert_allclose(found, sum(each) / 2, rtol=1e-4, atol=1e-5)
     assert np.abs(normalize(found) - normalize(sum(map(normalize, each)))).max() > 1e-4
-
-
-def outputs_of(seed, rows):
-    """Random outputs for `rows` images of 4 classes, with targets of the consistency losses."""
-    draw = np.random.default_rng(seed).standard_normal
-    logits = np.float32(draw((rows, 4)))
-    texts, target_texts = (normalize(jnp.asarray(draw((4, 8)))) for _ in range(2))
-    features, frozen = np.float32(draw((rows, 8))), np.float32(draw((rows, 8)))
-    target_logits = np.float32(draw((rows, 4)))
-    return Outputs(
-        *[logits] * 3,
-        features,
-        texts,
-        ZeroShot(frozen, logits, None, None),
-        target_texts=target_texts,
-        target_logits=target_logits,
-    )
-
-
-def part_of(outputs, rows):
-    zero_shot = outputs.zero_shot._replace(features=outputs.zero_shot.features[rows])
-    own = {name: getattr(outputs, name)[rows] for name in ("logits", "features", "target_logits")}
-    return outputs._replace(zero_shot=zero_shot, **own)
-
-
-@pytest.mark.parametrize("kind", ["l1", "cosine"])
-def test_consistency_is_the_published_formula_whatever_the_padding_and_the_parts(kind):
-    config = PromptConfig(4, consistency=Consistency(25.0, kind, 10.0, 3.0))
-    terms = losses(config, alpha=0.0, guidance=False)
-    whole, padding = outputs_of(0, 7), np.array([1, 1, 1, 0, 1, 0, 1], np.float32)
-    counts = count(None, Rows(np.zeros(7, int), padding), 0)
-    real = part_of(whole, padding > 0)
-    q, p = (jax.nn.softmax(x, axis=-1) for x in (real.target_logits, real.logits))
-    texts = {
-        "l1": np.abs(real.learned_texts - real.target_texts).mean(),
-        "cosine": 1 - (real.learned_texts * real.target_texts).sum(-1).mean(),
-    }[kind]
-    expected = {
-        "text_consistency": 25 * texts,
-        "image_consistency": 10 * np.abs(real.features - real.zero_shot.features).mean(),
-        "logit_consistency": 3 * (q * (np.log(q) - np.log(p))).sum() / q.size,
-    }
-    assert set(terms) == {"logits", *expected}
-    for name, value in expected.items():
-        found = sum(
-            terms[name](
-                part_of(whole, rows), Rows(np.zeros(7, int)[rows], padding[rows]), counts, False
-            )
-            for rows in (slice(None, 3), slice(3, None))
-        )
-        assert float(found) == pytest.approx(float(value), rel=1e-5), name
