@@ -118,17 +118,14 @@ def test_runs_of_other_lengths_need_no_other_program(overrides, tmp_path):
     assert 0 < counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("noticed", ["before it begins", "when it begins"])
-def test_a_run_that_another_process_trains_is_left_to_it(noticed, overrides, tmp_path, monkeypatch):
+def test_a_run_that_another_process_trains_is_left_to_it(overrides, tmp_path, monkeypatch):
     """Also if both look for the lock before either has it."""
-    if noticed == "when it begins":
-        monkeypatch.setattr(sweep, "is_locked", lambda workdir: False)
     planned = plan("few-shot", ["coop"], ["folder"], [], [1], [1, 2])
     workdir = workdir_of(tmp_path, planned[0], overrides)
     workdir.mkdir(parents=True)
     with locked(workdir):
-        if noticed == "before it begins":
-            assert sweep.state(planned[0], tmp_path, overrides) == "in training by another process"
+        assert sweep.state(planned[0], tmp_path, overrides) == "in training by another process"
+        monkeypatch.setattr(sweep, "is_locked", lambda workdir: False)
         assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [planned[0]])
     assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
     assert results(workdir)["method"] == "coop"

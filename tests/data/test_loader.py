@@ -44,22 +44,27 @@ def batches_of(seed=0, augment=True, workers=0, batch_size=5, epochs=3, **place)
     return loader.train_batches(loading, start, transfer)
 
 
-@pytest.mark.parametrize("threads", [1, 7])
-def test_batches_do_not_depend_on_the_cores(threads, monkeypatch):
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        for name in ("image", "label", "index"):
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_batches_do_not_depend_on_cores_cache_or_transfer(monkeypatch):
+    """Without a cache, with room for some images, and by the thread that copies to devices."""
     expected = list(batches_of())
-    monkeypatch.setattr(loader, "LEAST_THREADS", threads)
-    monkeypatch.setattr(loader, "MOST_THREADS", threads)
-    for a, b in zip(batches_of(), expected, strict=True):
-        np.testing.assert_array_equal(a["image"], b["image"])
-        np.testing.assert_array_equal(a["index"], b["index"])
+    for limit, transfer in ((0, None), (4 * 32 * 32 * 5, None), (10**9, lambda batch: batch)):
+        monkeypatch.setattr(records, "cache", records.ImageCache(limit))
+        assert_same(batches_of(transfer=transfer), expected)
+    monkeypatch.setattr(loader, "LEAST_THREADS", 7)
+    monkeypatch.setattr(loader, "MOST_THREADS", 7)
+    assert_same(batches_of(), expected)
 
 
 def test_batches_depend_on_the_seed_alone():
     one, same, other = list(batches_of()), list(batches_of()), list(batches_of(seed=1))
     assert len(one) == 3 * loader.steps_per_epoch(12, 5) == 6
-    for a, b in zip(one, same, strict=True):
-        np.testing.assert_array_equal(a["image"], b["image"])
-        np.testing.assert_array_equal(a["label"], b["label"])
+    assert_same(one, same)
     assert any((a["image"] != b["image"]).any() for a, b in zip(one, other, strict=True))
     assert all(
         batch["image"].dtype == np.uint8 and batch["image"].shape == (5, 32, 32, 3) for batch in one
@@ -88,15 +93,12 @@ def images_of(**settings):
     return batches_of(batch_size=1, augment=False, **settings)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("start", [1, 3])
+@pytest.mark.parametrize(("start", "workers"), [(1, 0), (3, 2)])
 def test_loader_resumes_from_any_step(start, workers):
     """In the middle of an epoch too, and with another number of workers than before."""
-    rest, whole = list(batches_of(workers=workers, start=start)), list(batches_of())
+    rest = list(batches_of(workers=workers, start=start))
     assert len(rest) == 6 - start
-    for a, b in zip(rest, whole[start:], strict=True):
-        np.testing.assert_array_equal(a["image"], b["image"])
-        np.testing.assert_array_equal(a["label"], b["label"])
+    assert_same(rest, list(batches_of())[start:])
 
 
 @pytest.mark.parametrize(("batch_size", "hosts"), [(5, 5), (4, 2), (32, 5)])
@@ -164,7 +166,7 @@ def orders(images, batch_size, epochs, start=0):
     return [batch["index"].tolist() for batch in loader.train_batches(loading, start)]
 
 
-@pytest.mark.parametrize(("images", "batch_size"), [(23, 5), (7, 4), (5, 8), (8, 4)])
+@pytest.mark.parametrize(("images", "batch_size"), [(23, 5), (5, 8), (8, 4)])
 def test_no_epoch_repeats_another_and_the_remainder_changes(images, batch_size):
     """With some versions of Grain a sliced data set gave the first epoch over and over."""
     an_epoch = loader.steps_per_epoch(images, batch_size)
@@ -179,7 +181,7 @@ def test_no_epoch_repeats_another_and_the_remainder_changes(images, batch_size):
         assert orders(images, batch_size, 12, start) == steps[start:]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_training_image_that_cannot_be_read_is_one_sentence(tmp_path, workers):
     (tmp_path / "none.png").write_bytes(b"")
     loading = loader.TrainLoading(
@@ -195,7 +197,7 @@ def test_a_training_image_that_cannot_be_read_is_one_sentence(tmp_path, workers)
     with pytest.raises(UserError, match=r"none\.png .*on_error=skip\.$") as error:
         next(loader.train_batches(loading))
     assert "\n" not in str(error.value)
-    skipping = dataclasses.replace(loading, skip_unreadable=True)
+    skipping = dataclasses.replace(loading, skip_unreadable=True, workers=0)
     assert next(loader.train_batches(skipping))["weight"].tolist() == [0]
 
 
@@ -230,6 +232,7 @@ def test_a_killed_loader_process_is_one_sentence():
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_loader_processes_end_with_a_killed_run():
     code = (
         "import os, signal; from tests.data.test_loader import long_training; "
@@ -278,16 +281,6 @@ def test_pixels_are_torchvisions(monkeypatch):
                 found = transforms.train_transform(image, 32, np.random.default_rng(seed))
                 drawn[found.tobytes()] = found
             assert set(drawn) == {crop.tobytes() for crop in crops}
-
-
-def test_batches_do_not_depend_on_the_cache_or_on_who_copies_them(monkeypatch):
-    """Without a cache, with room for some images, and by the thread that copies to devices."""
-    expected = list(batches_of())
-    for limit, transfer in ((0, None), (4 * 32 * 32 * 5, None), (10**9, lambda batch: batch)):
-        monkeypatch.setattr(records, "cache", records.ImageCache(limit))
-        for a, b in zip(batches_of(transfer=transfer), expected, strict=True):
-            np.testing.assert_array_equal(a["image"], b["image"])
-            np.testing.assert_array_equal(a["index"], b["index"])
 
 
 def test_the_default_cache_has_room_for_what_memory_allows(monkeypatch):

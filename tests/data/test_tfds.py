@@ -1,16 +1,14 @@
 """The paper's datasets from tensorflow-datasets: its labels, its splits, its records."""
 
-import dataclasses
 import io
 import json
+import pickle
 import random
 import tarfile
 
 import numpy as np
 import pytest
 
-from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
-from dpt_jax.data import loader
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
@@ -89,6 +87,7 @@ def test_a_copy_of_what_is_needed_is_read_from_a_bucket(root, bucket, tmp_path, 
 
 
 @pytest.mark.process
+@pytest.mark.slow
 def test_of_a_video_the_middle_frame_is_read(root):
     """In a process of its own, since this dataset needs TensorFlow to be read."""
     code = (
@@ -122,19 +121,23 @@ from dpt_jax.errors import UserError
 """
 
 
-def without_tensorflow(code, **options):
-    """Run code in a process that finds no TensorFlow."""
-    return command("-c", WITHOUT_TENSORFLOW + code, **options)
-
-
+@pytest.mark.process
 def test_prepared_data_are_read_without_tensorflow(root):
+    """What is to be prepared, and UCF101, need it, as a sentence says."""
     code = f"""
+from dpt_jax.data.tfds import read_tfds
 config = dpt.get_config("dtd").dataset
 config.source, config.root, config.shots = "tfds", {str(root)!r}, 2
 found = load_dataset(config, seed=3)
 print(*[example.path for example in found.train], found.read(found.test[0].path).size)
+for name, place in (("dtd", "/nowhere"), ("ucf101", config.root)):
+    try:
+        read_tfds(name, place)
+    except UserError as reason:
+        print(reason)
 """
-    *paths, width, height = without_tensorflow(code).stdout.split()
+    read, *refused = command("-c", WITHOUT_TENSORFLOW + code).stdout.splitlines()
+    *paths, width, height = read.split()
     whole = read_tfds("dtd", str(root))
     random.seed(3)
     by_label = {}
@@ -142,20 +145,8 @@ print(*[example.path for example in found.train], found.read(found.test[0].path)
         by_label.setdefault(example.label, []).append(example)
     assert paths == [e.path for own in by_label.values() for e in random.sample(own, 2)]
     assert (width, height) == ("(12,", "9)")
-
-
-@pytest.mark.parametrize("name", ["dtd", "ucf101"])
-def test_what_needs_tensorflow_is_one_sentence(name, root, tmp_path):
-    """To prepare a dataset, and of UCF101 also to read it."""
-    place = root if name == "ucf101" else tmp_path
-    code = f"""
-from dpt_jax.data.tfds import read_tfds
-try:
-    read_tfds({name!r}, {str(place)!r})
-except UserError as reason:
-    print(reason)
-"""
-    assert f"needs tensorflow for {name}" in without_tensorflow(code).stdout
+    for name, sentence in zip(("dtd", "ucf101"), refused, strict=True):
+        assert f"needs tensorflow for {name}" in sentence
 
 
 def test_a_dataset_of_one_split_is_divided_by_the_published_rule(root):
@@ -174,18 +165,10 @@ def test_a_dataset_of_one_split_is_divided_by_the_published_rule(root):
 
 
 def test_loader_processes_read_records(root):
+    """What they get of the dataset reads the same."""
     found = read_tfds("eurosat", str(root))
-    loading = loader.Loading(
-        preprocessing=CLIP_PREPROCESSING,
-        read=found.read,
-        examples=found.test,
-        size=16,
-        batch_size=4,
-    )
-    expected = list(loader.test_batches(loading))
-    parallel = dataclasses.replace(loading, workers=2)
-    for a, b in zip(loader.test_batches(parallel), expected, strict=True):
-        np.testing.assert_array_equal(a["image"], b["image"])
+    path, read = found.test[0].path, pickle.loads(pickle.dumps(found.read))
+    np.testing.assert_array_equal(read(path), found.read(path))
 
 
 def test_a_dataset_is_prepared_on_its_first_use(tmp_path, capfd):

@@ -96,6 +96,7 @@ runpy.run_path("main.py", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk(settings, whole, tmp_path):
     """The last good checkpoint stays; with room again, the same command resumes there."""
     workdir = tmp_path / "run"
