@@ -10,7 +10,6 @@ import pytest
 from configs import coop, dpt, ivlp, kgcoop, maple, promptsrc, vlp, vpt
 from dpt_jax import config as configs
 from dpt_jax.cli.config_flag import from_command_line
-from dpt_jax.data.catalogue import DEFAULT_DATASET
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS
@@ -30,13 +29,6 @@ def saved_run(workdir, config, **overrides):
         config.update_from_flattened_dict({key.replace("__", "."): value})
     workdirs.save_config(config, workdir)
     return workdir
-
-
-def test_the_keys_that_rules_name_are_keys():
-    named = {*configs.CHOICES, *configs.FREE, *configs.BOUND, *configs.WITHOUT, *configs.AT_LEAST}
-    assert named <= KEYS.keys()
-    assert not {*configs.FREE} & {*configs.BOUND}
-    assert KEYS["dataset.name"] == DEFAULT_DATASET
 
 
 def test_settings_prints_every_key_with_a_comment():

@@ -91,10 +91,8 @@ def conditioned(length: int) -> Tensors:
 
 # By the method: its modules with what it learns, and the other tensors of the last one.
 CHECKPOINTS: dict[str, tuple[dict[str, Tensors], Tensors]] = {
-    "coop": ({TEXT: {"ctx": normal(5, WIDTH)}}, BUFFERS),
     "coop, of each class": ({TEXT: {"ctx": normal(CLASSES, 5, WIDTH)}}, BUFFERS),
     "cocoop": ({TEXT: conditioned(4)}, BUFFERS),
-    "vpt": ({VISUAL: {"ctx": normal(LAYERS, 3, WIDTH)}}, {}),
     "vlp": ({VISUAL: {"ctx": normal(LAYERS, 3, WIDTH)}, TEXT: {"ctx": normal(4, WIDTH)}}, BUFFERS),
     "dpt": (
         {
@@ -115,8 +113,6 @@ CHECKPOINTS: dict[str, tuple[dict[str, Tensors], Tensors]] = {
     ),
     "promptsrc": ({JOINT: joint(4, 2, 4, 2)}, WHOLE_CLIP | FROZEN_TOWER),
     "maple": ({COUPLED: coupled(2, 3)}, WHOLE_CLIP),
-    "maple, one layer": ({COUPLED: coupled(4, 1)}, WHOLE_CLIP),
-    "ivlp": ({JOINT: joint(2, 3, 5, 3)}, WHOLE_CLIP),
     # Six tokens of context cannot have started from the four words.
     "ivlp, long": ({JOINT: joint(6, 2, 3, 4)}, WHOLE_CLIP),
 }

@@ -12,18 +12,14 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import dpt_jax
-from configs import zeroshot
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.io import as_path
 from dpt_jax.predictor import program
 from dpt_jax.predictor.attention import describe
-from dpt_jax.predictor.predictor import Predictor, read_classnames
+from dpt_jax.predictor.predictor import read_classnames
 from dpt_jax.training import prompt_file
-from dpt_jax.training import setup as experiments
-from dpt_jax.training.checkpoints import Checkpoints, Saved, load_newest
+from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from tests.helpers.commands import assert_refused, in_process
-from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 from tests.helpers.models import all_outputs
 
@@ -191,25 +187,3 @@ def test_answers_that_are_not_finite_are_refused(trained, files, tmp_path):
     done = in_process("-m", "dpt_jax", "predict", str(workdir), files[0], "--json", check=False)
     assert_refused(done, "the logits are not finite")
     assert "probability" not in done.stdout
-
-
-def test_weights_that_are_not_finite_are_refused(clip, clip_dir, files, tmp_path):
-    """Of a zero-shot run too, whose results are not written."""
-    vision = {**clip.params["vision"], "ln_post": jax.tree.map(
-        lambda x: x * np.float32(np.nan), clip.params["vision"]["ln_post"])}  # fmt: skip
-    broken = clip._replace(params={**clip.params, "vision": vision})
-    config = small_config(clip_dir, zeroshot)
-    prepared = experiments.prepare(config, broken)
-    says = r"zero-shot CLIP are not finite: the weight of CLIP vision\.ln_post"
-    with pytest.raises(UserError, match=says):
-        Predictor(prepared, Saved(0, {}, {}), batch_size=4).predict_proba(files[:1])
-    with pytest.raises(UserError, match=says):
-        evaluate(prepared, Saved(0, {}, {}), tmp_path)
-    assert not (tmp_path / "results.json").exists()
-
-
-def test_features_of_names_are_those_of_the_packed_texts(trained):
-    """A predictor encodes its own classes in packed rows."""
-    names = ["dog", "a rather long name of a class that has more than sixteen tokens in its name"]
-    packed = dpt_jax.load(trained, names, batch_size=1).encode_text()
-    np.testing.assert_allclose(dpt_jax.load(trained).encode_text(names), packed, atol=1e-5)

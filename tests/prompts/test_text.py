@@ -18,9 +18,8 @@ pytestmark = pytest.mark.compiles
 @pytest.mark.parametrize(
     ("position", "class_specific", "depth", "row"),
     [
-        *(("end", False, 1, 64), ("end", True, 3, 30), ("end", False, 2, 12)),
-        *(("middle", False, 2, 12), ("middle", True, 1, 64)),
-        *(("front", False, 3, 30), ("front", True, 2, 12)),
+        *(("end", True, 3, 30), ("end", False, 2, 12)),
+        *(("middle", False, 1, 64), ("front", False, 3, 30), ("front", True, 2, 12)),
     ],
 )
 def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):

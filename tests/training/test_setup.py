@@ -19,13 +19,6 @@ def make_config(clip_dir, method=dpt, **overrides):
     return small_config(clip_dir, method, **{**own, **overrides})
 
 
-def test_initial_words(clip_dir, clip):
-    experiment = experiments.prepare(make_config(clip_dir, text_prompt__init="a photo of a"), clip)
-    context = adoption.initial_prompts(experiment)["text"]["context"]
-    ids = clip.tokenizer.encode("a photo of a")
-    np.testing.assert_array_equal(context[0], clip.params["text"]["token_embedding"][ids])
-
-
 @pytest.mark.parametrize("words", ["a xylophonists", "A PHOTO,_of a", "X X X X"])
 def test_initial_words_set_the_length_by_their_tokens(words, clip_dir, clip):
     experiment = experiments.prepare(
