@@ -3,7 +3,6 @@ that is shown is a true one, and what is said of the training is what it was tra
 """
 
 import contextlib
-import csv
 import functools
 import json
 import pathlib
@@ -23,8 +22,7 @@ from dpt_jax.config import method_config, shots_in_words, validate
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation import evaluate as evaluation
 from dpt_jax.evaluation.results import RESULTS_FILE
-from dpt_jax.report import one_run, runs
-from dpt_jax.training import prompt_file
+from dpt_jax.report import one_run
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import FOLDER, load_newest
 from dpt_jax.training.metrics import MetricWriter
@@ -78,7 +76,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(experiments, "load_clip", _load_once)
     for name in ("draw_confusion", "draw_training", "draw_reliability"):
         monkeypatch.setattr(one_run, name, lambda *_: b"")
-    monkeypatch.setattr(runs, "draw_curves", lambda *_: b"")
 
 
 @functools.lru_cache(maxsize=1)
@@ -91,7 +88,7 @@ class History:
 
     def __init__(self, seed, folder, data, clip_dir, monkeypatch):
         self.random, self.monkeypatch = random.Random(seed), monkeypatch
-        self.runs, self.run, self.file = folder, folder / "run", folder / "run.safetensors"
+        self.run = folder / "run"
         self.data, self.clip_dir, self.done = data, clip_dir, []
         self._true: dict[tuple[str, str, str], tuple[float, int]] = {}
         self.shown = 0
@@ -111,11 +108,9 @@ class History:
 
     def take(self):
         """Do one thing, chosen at random, and check all that is shown afterwards."""
-        choices = [self.train, self.train, self.train_and_stop, self.train_and_fail]
+        choices = [self.train, self.train, self.train_and_stop]
         if (self.run / FOLDER).exists():
-            choices += [self.evaluate, self.evaluate_away, self.export, self.lose_the_newest]
-        if self.file.exists():
-            choices += [self.evaluate_file, self.start_from_file]
+            choices += [self.evaluate, self.evaluate_away, self.lose_the_newest]
         chosen = self.random.choice(choices)
         self.done.append(chosen.__name__)
         chosen()
@@ -133,7 +128,7 @@ class History:
             )
         assert done.returncode in (0, 2, EXIT_CODE), done.stderr
         if done.returncode == 0:
-            self.compare(done.stdout, self.run, "home")
+            self.compare(done.stdout, "home")
 
     @contextlib.contextmanager
     def labelling(self, options):
@@ -166,16 +161,6 @@ class History:
             patch.setattr(MetricWriter, "write", write_and_stop)
             self.train()
 
-    def train_and_fail(self):
-        """Train to the end, after which the evaluation cannot read its images."""
-
-        def fail(*_):
-            raise UserError("the images are gone.")
-
-        with self.monkeypatch.context() as patch:
-            patch.setattr(evaluation, "predict", fail)
-            self.train()
-
     def evaluate(self):
         """Perhaps with other settings than those of the training, which are refused."""
         own = self.trained[load_newest(epath.Path(self.run)).digest]
@@ -196,50 +181,28 @@ class History:
             return
         assert done.returncode == 0, done.stderr
         classes = asked.get("dataset.classes", "all")
-        self.compare(done.stdout, self.run, "home", classes)
+        self.compare(done.stdout, "home", classes)
         folder = next(name for name, place in PLACES.items() if place == ("home", classes))
         results = json.loads((self.run / folder / RESULTS_FILE).read_text())
         template = asked.get("dataset.template", results["of"]["template"])
         assert results["of"]["template"] == template
 
     def evaluate_away(self):
-        self.elsewhere(self.run)
-
-    def evaluate_file(self):
-        self.elsewhere(self.file)
-
-    def elsewhere(self, source):
         done = in_process(
             "main.py",
             "--config=configs/vlp.py:folder",
             "--mode=eval",
-            f"--config.init_from={source}",
+            f"--config.init_from={self.run}",
             f"--config.dataset.root={self.data / 'away'}",
         )
-        self.compare(done.stdout, source, "away")
-
-    def export(self):
-        in_process("-m", "dpt_jax", "convert", "export", str(self.run), str(self.file))
-
-    def start_from_file(self):
-        """Another run in the same place, from the file's prompts."""
-        shutil.rmtree(self.run)
-        self.options["train.epochs"] = 1
-        with self.labelling(self.options):
-            in_process(
-                "main.py",
-                *self.settings("home"),
-                *flags_of(self.options),
-                f"--config.init_from={self.file}",
-                f"--workdir={self.run}",
-            )
+        self.compare(done.stdout, "away")
 
     def lose_the_newest(self):
         if len(steps := self.checkpoints()) > 1:
             shutil.rmtree(steps[-1])
 
     def check(self):
-        """Compare all that a report, a page or an exported file says with a fresh evaluation."""
+        """Compare all that reports say with a fresh evaluation."""
         for name, place in PLACES.items():
             folder = self.run / name
             if (folder / RESULTS_FILE).exists():
@@ -249,25 +212,10 @@ class History:
                 except UserError as reason:
                     assert "evaluate again" in str(reason), reason
                 else:
-                    self.compare(text, self.run, *place)
+                    self.compare(text, *place)
                     own = self.trained[load_newest(epath.Path(self.run)).digest]
                     words = f"{shots_in_words(own['dataset.shots'])}, seed {own['seed']}"
                     assert f"Trained on home, {words}" in text, self.done
-        if self.file.exists() and (results := prompt_file.read_header(self.file).get("results")):
-            assert self.true(self.file, "home") == (results["accuracy"], results["n"])
-            own = self.trained[load_newest(epath.Path(self.file)).digest]
-            assert results["shots"] == own["dataset.shots"], self.done
-            assert results["seed"] == own["seed"], self.done
-        results = [*self.runs.rglob(RESULTS_FILE)]
-        if results:
-            try:
-                runs.report_folder(self.runs)
-            except UserError as reason:
-                assert "no results" in str(reason) or "evaluate" in str(reason), reason
-                return
-            with (self.runs / "report.csv").open(encoding="utf-8", newline="") as lines:
-                for line in csv.DictReader(lines):
-                    self.compare_line(line)
 
     def check_labels(self, results):
         """Compare what results say of the training with the command that trained the prompts."""
@@ -280,25 +228,16 @@ class History:
         assert {key: said[key] for key in own} == own, self.done
         assert said["train.visual_lr"] == 0.3
 
-    def compare_line(self, line):
-        """Compare a line of the report over all runs."""
-        accuracy, images = self.true(self.run, line["dataset"].split()[0], line["classes"])
-        assert int(line["images"]) == images, self.done
-        assert float(line["accuracy_mean"]) == pytest.approx(accuracy, abs=1e-5), self.done
-        own = self.trained[load_newest(epath.Path(self.run)).digest]
-        assert (line["method"], int(line["shots"])) == ("vlp", own["dataset.shots"]), self.done
-        self.shown += 1
-
-    def compare(self, text, source, place, classes="all"):
-        """Compare what is printed with what the newest prompts of a source score."""
+    def compare(self, text, place, classes="all"):
+        """Compare what is printed with what the newest prompts score."""
         percent, images = SHOWN.search(text).groups()
-        accuracy, count = self.true(source, place, classes)
+        accuracy, count = self.true(place, classes)
         assert (percent, int(images)) == (f"{100 * accuracy:.1f}", count), self.done
         self.shown += 1
 
-    def true(self, source, place, classes="all"):
-        """Return the accuracy of the newest prompts of a source, and of how many test images."""
-        saved = load_newest(epath.Path(source))
+    def true(self, place, classes="all"):
+        """Return the accuracy of the newest prompts, and of how many test images."""
+        saved = load_newest(epath.Path(self.run))
         key = (saved.digest, place, classes)
         if key not in self._true:
             config = method_config("vlp", "folder")
