@@ -17,7 +17,7 @@ from dpt_jax.training import setup
 from dpt_jax.training.process import locked
 from dpt_jax.training.workdir import run_dir
 from tests.helpers import coop_trees, make_clip
-from tests.helpers.commands import assert_refused, in_process, start
+from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -80,16 +80,10 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
         setup, "load_clip", lambda *arguments: loads.append(arguments) or load(*arguments)
     )
     planned = plan("few-shot", ["zeroshot", "coop"], ["folder"], [], [1], [1])
-    assert {sweep.state(run, tmp_path, overrides) for run in planned} == {"to do"}
     assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
     assert len(loads) == 1
     assert {sweep.state(run, tmp_path, overrides) for run in planned} == {"finished"}
-    found = sorted(file.parent for file in tmp_path.rglob("results.json"))
-    assert [folder.relative_to(tmp_path).as_posix() for folder in found] == [
-        "coop/folder/1shot/seed1",
-        "zeroshot/folder/1shot/seed1",
-    ]
-    (found[0] / "results.json").unlink()
+    (tmp_path / "coop" / "folder" / "1shot" / "seed1" / "results.json").unlink()
     assert sweep.state(planned[1], tmp_path, overrides) == "begun"
     capsys.readouterr()
     assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
@@ -99,22 +93,16 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
 def test_runs_of_other_lengths_need_no_other_program(overrides, tmp_path):
     """One step and four: what differs is an argument of the step."""
     compiled = []
-
-    def listen(event, *_, **__):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
     # A batch of a size that no other test has compiled.
     overrides |= {"train.batch_size": 5, "text_prompt.length": 3}
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        counts = []
-        for shots, epochs in ((1, 1), (2, 2)):
-            (run,) = plan("few-shot", ["coop"], ["folder"], [], [shots], [1])
-            assert Runner(tmp_path / str(epochs), {**overrides, "train.epochs": epochs})(run) == 1
-            counts.append(len(compiled))
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    counts = []
+    for shots, epochs in ((1, 1), (2, 2)):
+        (run,) = plan("few-shot", ["coop"], ["folder"], [], [shots], [1])
+        assert Runner(tmp_path / str(epochs), {**overrides, "train.epochs": epochs})(run) == 1
+        counts.append(len(compiled))
     assert 0 < counts[0] == counts[1]
 
 
@@ -129,25 +117,6 @@ def test_a_run_that_another_process_trains_is_left_to_it(overrides, tmp_path, mo
         assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [planned[0]])
     assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
     assert results(workdir)["method"] == "coop"
-
-
-@pytest.mark.slow
-@pytest.mark.process
-def test_two_sweeps_that_start_at_the_same_moment(overrides, tmp_path):
-    """One trains a run, the other leaves it, and both succeed."""
-    arguments = ["--methods=coop", "--datasets=folder", "--shots=1,2", "--seeds=1,2,3"]
-    arguments += [f"--runs={tmp_path}", *(f"--config.{k}={v}" for k, v in overrides.items())]
-    sweeps = [start("-m", "dpt_jax", "sweep", *arguments) for _ in range(2)]
-    said = [one.communicate()[0] for one in sweeps]
-    assert [one.returncode for one in sweeps] == [0, 0], said
-    assert all("Traceback" not in one for one in said), said
-    workdirs = [file.parent for file in tmp_path.rglob("config.json")]
-    assert len(workdirs) == 6
-    for workdir in workdirs:
-        assert results(workdir)["of"]["epoch"] == 1
-        assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 1
-    trained = sum(one.count("Training coop on") for one in said)
-    assert trained == 6, said
 
 
 def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip_dir, capsys):
@@ -215,13 +184,6 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(ove
         with pytest.raises(UserError, match=key):
             Runner(tmp_path, changed)(run)
         assert sweep.state(run, tmp_path, changed) == "made with other settings"
-
-
-def test_keys_of_parts_that_a_method_lacks_do_not_bind_it(overrides, tmp_path):
-    (run,) = plan("few-shot", ["zeroshot"], ["folder"], [], [1], [1])
-    Runner(tmp_path, overrides)(run)
-    changed = {**overrides, "visual_prompt.depth": 2, "train.epochs": 2}
-    assert sweep.state(run, tmp_path, changed) == "finished"
 
 
 def test_settings_of_one_method(overrides):

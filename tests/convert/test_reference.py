@@ -53,7 +53,8 @@ def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, co
     reverse_reference(tmp_path / "w", tmp_path / "ours")
     assert {folder.name for folder in (tmp_path / "ours").iterdir()} == set(modules)
     for module, tensors in modules.items():
-        ours = read_torch_file(tmp_path / "ours" / module / f"model.pth.tar-{EPOCH}").tensors
+        ours, epoch = read_torch_file(tmp_path / "ours" / module / f"model.pth.tar-{EPOCH}")
+        assert epoch == EPOCH
         assert same_bytes(ours, tensors)
         assert (tmp_path / "ours" / module / "checkpoint").read_text().startswith("model.pth.tar-")
 

@@ -281,13 +281,3 @@ def test_pixels_are_torchvisions(monkeypatch):
                 found = transforms.train_transform(image, 32, np.random.default_rng(seed))
                 drawn[found.tobytes()] = found
             assert set(drawn) == {crop.tobytes() for crop in crops}
-
-
-def test_the_default_cache_has_room_for_what_memory_allows(monkeypatch):
-    """Half of the free memory, or ImageNet's 16,000 images of the paper."""
-    for free, limit in ((10**10, 5 * 10**9), (10**12, records.MOST_CACHED_BYTES)):
-        monkeypatch.setattr(records, "free_memory", lambda free=free: free)
-        assert records.ImageCache().limit == limit
-    assert records.MOST_CACHED_BYTES > 16_000 * 4 * 500 * 375
-    monkeypatch.undo()
-    assert 10**6 < records.free_memory() < 10**14

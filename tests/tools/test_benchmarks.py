@@ -113,34 +113,6 @@ def test_a_step_sees_plain_clip_where_its_loss_does(parts, share, tmp_path):
 
 @pytest.mark.process
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_the_benchmark_of_a_step(mode):
-    """As benchmarks/README.md runs it, but on two images and a small backbone."""
-    done = command(
-        "benchmarks/train_step.py",
-        "--clip=small",
-        "--gemm=512",
-        "--classes=10",
-        "--batch=2",
-        "--steps=1",
-        f"--mode={mode}",
-        "--memory",
-    )
-    result = json.loads(done.stdout)
-    assert {"step_s", "compile_s", "gflops_per_s", "gemm_gflops_per_s", "peak_memory_gb"} <= set(
-        result
-    )
-    assert result["gemm_ratio"] == pytest.approx(
-        result["gflops_per_s"] / result["gemm_gflops_per_s"], abs=0.01
-    )
-    # Training has the vocabulary, of 0.0126, and evaluation only the image tower.
-    least, most = (0.0126, 0.1) if mode == "train" else (0.001, 0.01)
-    assert least < result["compiled_gb"]["together"] < most
-    assert ("text_s" in result) == (mode == "eval")
-
-
-@pytest.mark.process
-@pytest.mark.slow
 def test_the_measurement_on_a_gpu(tmp_path):
     """Its small mode on a CPU, where each command ends well and leaves its output."""
     command("benchmarks/on_gpu.py", f"--out={tmp_path}", "--small")

@@ -86,26 +86,27 @@ def test_a_file_is_not_trained_in(shared):
 
 
 def test_files_that_are_no_prompts(shared, tmp_path):
-    whole = shared.read_bytes()
-    damaged = tmp_path / "damaged.safetensors"
+    whole, file = shared.read_bytes(), tmp_path / "odd.safetensors"
     for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
-        damaged.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"damaged\.safetensors"):
-            load_newest(damaged)
-    safetensors.numpy.save_file({"x": np.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"other\.safetensors"):
-        dpt_jax.load(tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match=r"none\.safetensors"):
-        dpt_jax.load(tmp_path / "none.safetensors")
-    with safetensors.safe_open(shared, "numpy") as opened:
-        header = opened.metadata()
-    tensors = safetensors.numpy.load_file(shared)
-    for key in ("settings", "step", "training", "classnames"):
-        for changed in ({**header, key: header[key][:-1] + ","},
-                        {name: header[name] for name in header if name != key}):  # fmt: skip
-            safetensors.numpy.save_file(tensors, damaged, changed)
-            with pytest.raises(UserError, match=r"damaged\.safetensors"):
-                dpt_jax.load(damaged)
+        file.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=str(file)):
+            load_newest(file)
+    safetensors.numpy.save_file({"x": np.zeros(3)}, file)
+    for name in ("odd", "none"):
+        with pytest.raises(UserError, match=f"{name}.safetensors"):
+            dpt_jax.load(tmp_path / f"{name}.safetensors")
+
+
+def rewritten(file, target, header=None, tensors=None):
+    """A copy of a prompt file with other entries in its header, None for none, or tensors."""
+    with safetensors.safe_open(file, "numpy") as opened:
+        old = {**opened.metadata(), **(header or {})}
+    tensors = {**safetensors.numpy.load_file(file), **(tensors or {})}
+    tensors, header = (
+        {key: x for key, x in own.items() if x is not None} for own in (tensors, old)
+    )
+    safetensors.numpy.save_file(tensors, target, header)
+    return target
 
 
 @pytest.mark.parametrize(
@@ -126,34 +127,26 @@ def test_a_header_that_says_something_else_is_refused(shared, tmp_path, entry, v
     for key in entry.split(".")[:-1]:
         part = part[key]
     part[entry.split(".")[-1]] = value
-    header[first] = json.dumps(whole[first])
-    file = tmp_path / "odd.safetensors"
-    safetensors.numpy.save_file(safetensors.numpy.load_file(shared), file, header)
+    file = rewritten(shared, tmp_path / "odd.safetensors", {first: json.dumps(whole[first])})
     for use in (dpt_jax.load, lambda file: reverse_reference(file, tmp_path / "new")):
         with pytest.raises(UserError, match="odd"):
             use(file)
 
 
-def without_classifier(tensors):
-    return {name: x for name, x in tensors.items() if "classifier" not in name}
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        without_classifier,
-        lambda tensors: {**tensors, "cavpt.classifier.kernel": np.zeros(3, np.float32)},
-        lambda tensors: {**tensors, "text.context": tensors["text.context"][:, :-1]},
-        lambda tensors: {**tensors, "text.context": tensors["text.context"].astype(np.int32)},
+        *({"header": {key: None}} for key in ("settings", "step", "training", "classnames")),
+        {"header": {"settings": "{"}},
+        {"tensors": {"cavpt.classifier.kernel": None}},
+        {"tensors": {"cavpt.classifier.kernel": np.zeros(3, np.float32)}},
+        {"tensors": {"text.context": np.zeros((1, 4, 128), np.int32)}},
     ],
+    ids=str,
 )
-def test_tensors_that_are_no_prompts_are_refused(shared, tmp_path, change):
-    with safetensors.safe_open(shared, "numpy") as opened:
-        header = opened.metadata()
-    file = tmp_path / "odd.safetensors"
-    safetensors.numpy.save_file(change(safetensors.numpy.load_file(shared)), file, header)
+def test_entries_or_tensors_that_are_missing_or_of_other_kinds(shared, tmp_path, change):
     with pytest.raises(UserError, match=r"odd\.safetensors"):
-        dpt_jax.load(file)
+        dpt_jax.load(rewritten(shared, tmp_path / "odd.safetensors", **change))
 
 
 def test_export_says_what_it_cannot_do(trained, tmp_path):
