@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from etils import epath
 
 from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.folder import SPLITS, is_image_name, no_images, visible
+from dpt_jax.data.folder import SPLITS, check_files, is_image_name, no_images, visible
 from dpt_jax.data.records import Dataset, Example, Files
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, reading
@@ -53,7 +53,7 @@ def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Da
     else:
         lists = WITHOUT_SPLIT_FILE.get(name, _read_wordnet_test)(directory, images)
     if not skip_missing:
-        _check_files(images, [*lists.train, *lists.test])
+        check_files((images / e.path for e in (*lists.train, *lists.test)), f"{directory}")
     prefix = images.relative_to(root).as_posix()
     train, val, test = (
         [Example(f"{prefix}/{e.path}", e.label) for e in examples] for examples in lists[1:]
@@ -167,26 +167,3 @@ def _lines(file: epath.Path, parse: Callable[[str], T]) -> list[T]:
     with reading(file, "a list of images or classes"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         return [parse(line.strip()) for line in lines if line.strip()]
-
-
-def _check_files(images: epath.Path, examples: Sequence[Example]) -> None:
-    """Raise UserError if a listed image is missing.
-
-    Each folder is listed once, which is faster than to ask for each file.
-    """
-    there: dict[str, set[str]] = {}
-    missing = []
-    for example in examples:
-        folder, _, name = example.path.rpartition("/")
-        if folder not in there:
-            path = images / folder
-            own = visible(path, dangling=False) if path.is_dir() else []
-            there[folder] = {entry for entry, _ in own}
-        if name not in there[folder]:
-            missing.append(images / example.path)
-    if missing:
-        others = f", nor are {len(missing) - 1} more listed images" if len(missing) > 1 else ""
-        raise UserError(
-            f"{missing[0]} is not there{others}: complete the download, or leave missing images "
-            "out with --config.dataset.on_error=skip."
-        )

@@ -72,7 +72,7 @@ def digest_of_files(dataset: Dataset) -> str:
         return ""
     found = hashlib.sha256()
     for example in dataset.test:
-        file = dataset.read.root / example.path
+        file = dataset.read.file(example.path)
         found.update(f"{os.stat(file).st_size if file.exists() else None} ".encode())
     return found.hexdigest()
 

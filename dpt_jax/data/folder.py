@@ -69,6 +69,34 @@ def walk(folder: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[ep
         yield from walk(subfolder, above)
 
 
+def check_files(files: Iterable[epath.Path], listed_by: str) -> None:
+    """Check that files exist. Lists each folder once, which is faster than asking for each file.
+
+    Args:
+        files: local or in a bucket.
+        listed_by: what names these files.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    there: dict[epath.Path, set[str]] = {}
+    missing = []
+    for file in files:
+        folder = file.parent
+        if folder not in there:
+            with reading(folder, "a folder"):
+                found = entries(folder, dangling=False) if folder.is_dir() else ()
+                there[folder] = {name for name, is_folder in found if not is_folder}
+        if file.name not in there[folder]:
+            missing.append(file)
+    if missing:
+        more = f", nor are {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(
+            f"{listed_by}: {missing[0]} is not there{more}: add it, or leave missing images out by "
+            "dataset.on_error=skip."
+        )
+
+
 def is_image_name(name: str) -> bool:
     """Return whether a name is that of an image, by its ending."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
@@ -120,28 +148,24 @@ def read_folder(
         split: a list of the images in use, with their split, instead of a random one.
         test_fraction: part of each class that is for the test, if a split is drawn. The same part
           is for validation.
-        skip_missing: whether images that `split` lists may be missing.
+        skip_missing: whether listed images may be missing.
 
     Raises:
         UserError: there is no dataset, a class has no name or too few images, two folders of one
-            split are the same class, or an image of `split` is missing.
+            split are the same class, or a listed image is missing.
     """
     root = source = as_path(path)
     is_list = source.suffix.lower() in LISTS and source.is_file()
     if source.is_file():
         root = source.parent if is_list else _unpacked(source)
     left_out: list[str] = []
-    if split:
-        images = read_list(as_path(split))
-        missing = [] if skip_missing else [i.path for i in images if not (root / i.path).exists()]
-        if missing:
-            raise UserError(
-                f"dataset.split: {split} lists {len(missing)} images that {root} does not have, "
-                f"such as {missing[0]}: add them or, to take other images, give "
-                "--config.dataset.split= without a value."
-            )
+    if split or is_list:
+        images = read_list(as_path(split) if split else source)
+        by = f"dataset.split={split} (--config.dataset.split= drops it)" if split else str(source)
+        if not skip_missing:
+            check_files((root / image.path for image in images), by)
     else:
-        images = read_list(source) if is_list else _in_folders(root, left_out)
+        images = _in_folders(root, left_out)
     drawn = not any(image.split for image in images)
     if drawn:
         images = draw_split(images, root, test_fraction)

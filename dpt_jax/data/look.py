@@ -41,7 +41,7 @@ def look(dataset: Dataset, config: ConfigDict) -> str:
         untested = [name for label, name in enumerate(dataset.classnames) if label not in tested]
         if tested and untested:  # a dataset may have no test images at all
             lines.append(_refuse(config, "classes without test images", untested))
-        if isinstance(dataset.read, Files):
+        if type(dataset.read) is Files:  # none is in memory
             lines += _look_at_files(dataset, dataset.read, config)
     images, size = len(dataset.train), config.train.batch_size
     drops = METHODS[config.method].in_towers and not config.train.keep_partial
@@ -114,8 +114,8 @@ def _open_all(files: Files, paths: Sequence[str]) -> tuple[list[str], list[str]]
     def open_one(path: str) -> tuple[str, bool]:
         rotated = False
         try:
-            if not is_remote(files.root):
-                with opened(files.root / path) as image:
+            if not is_remote(file := files.file(path)):
+                with opened(file) as image:
                     rotated = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT
             if path in decoded:
                 files(path)

@@ -1,5 +1,6 @@
 """Images and labels that a Python caller gives, instead of a folder."""
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -8,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dpt_jax.data.folder import check_files
 from dpt_jax.data.records import (
     Dataset,
     Example,
     Files,
-    Source,
     UnreadableImageError,
     read_image,
     to_rgb,
@@ -120,26 +121,23 @@ def label_indices(
     return np.array([index[value] for value in values], np.int32), names
 
 
-class Given(Source):
-    """Reads files by their path, and other images by the digest of their pixels."""
+@dataclasses.dataclass(frozen=True)
+class InMemory(Files):
+    """Reads files by their path, and images in memory by the digest of their pixels.
 
-    def __init__(self, images: Mapping[str, Any]) -> None:
-        """images: those that are not files, by digest."""
-        self._images = images
+    Attributes:
+      images: Images in memory by digest.
+    """
+
+    images: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str) -> Image.Image:
-        """Return an image as RGB; the cache of decoded images has only files."""
-        return as_rgb(self._images[path]) if path in self._images else super().__call__(path)
+        """Return an image as RGB; only files are in the cache of decoded images."""
+        return as_rgb(self.images[path]) if path in self.images else super().__call__(path)
 
     def key(self, path: str) -> Hashable:
         """Return the digest, or what identifies a file."""
-        file = as_path(path)
-        return path if path in self._images else Files(file.parent).key(file.name)
-
-    def read(self, path: str) -> Image.Image:
-        """Return the image of a file as RGB."""
-        file = as_path(path)
-        return Files(file.parent).read(file.name)
+        return path if path in self.images else super().key(path)
 
 
 def in_memory(
@@ -147,14 +145,16 @@ def in_memory(
     labels: Labels,
     classnames: Sequence[str] | None = None,
     validation: tuple[Images, Labels] | None = None,
+    skip_missing: bool = False,
 ) -> Dataset:
     """Return images and labels as a dataset without test images.
 
-    An example's path is that of a file, absolute, or the digest of an image in memory: so the
+    An example's path is the absolute path of a file, or the digest of an image in memory: so the
     digest of a dataset is one of its pixels.
 
     Raises:
-      UserError: As `label_indices`, or an image in memory is not an image.
+      UserError: As `label_indices`, an image in memory is not one, or (unless `skip_missing`) a
+        file is missing.
     """
     held: dict[str, Any] = {}
 
@@ -178,4 +178,8 @@ def in_memory(
             raise UserError("validation is not (images, labels).")
         given = image_list(validation[0])
         val = examples(given, label_indices(validation[1], len(given), names)[0])
-    return Dataset(Given(held), tuple(names), train, val, [])
+    read = InMemory(as_path("/"), images=held) if held else Files(as_path("/"))
+    if not skip_missing:
+        files = (read.file(e.path) for e in (*train, *val) if e.path not in held)
+        check_files(files, "the list of images")
+    return Dataset(read, tuple(names), train, val, [])

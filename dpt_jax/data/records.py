@@ -196,12 +196,16 @@ class Files(Source):
     root: epath.Path
     upright: bool = True
 
+    def file(self, path: str) -> epath.Path:
+        """Return the file of a path. A path that is absolute, or in a bucket, stays as it is."""
+        return as_path(path) if is_remote(path) else self.root / path
+
     def key(self, path: str) -> Hashable:
         """Return the file's path with its size and times. Objects of a bucket are not requested.
 
         Copying can preserve mtime, but not ctime.
         """
-        file = self.root / path
+        file = self.file(path)
         if is_remote(file):
             return str(file), self.upright
         try:
@@ -212,7 +216,7 @@ class Files(Source):
 
     def read(self, path: str) -> Image.Image:
         """Return an image as RGB, see __call__."""
-        return read_image(self.root / path, upright=self.upright)
+        return read_image(self.file(path), upright=self.upright)
 
 
 class Dataset(NamedTuple):

@@ -91,7 +91,8 @@ def fit(
     )
     whole = None
     if labels is not None:
-        whole = in_memory(images, labels, classnames, validation)
+        skip_missing = values.get("dataset.on_error") == "skip"
+        whole = in_memory(images, labels, classnames, validation, skip_missing)
         by_class = collections.Counter(example.label for example in whole.train)
         values.setdefault("dataset.shots", max(by_class.values()))
     elif not isinstance(images, str | os.PathLike) or is_image_name(as_path(images).name):

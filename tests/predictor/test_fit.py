@@ -91,6 +91,19 @@ def test_the_record_is_of_the_pixels(memory):
     assert [a == b for a, b in zip(paths, changed, strict=True)] == [True] * 11 + [False]
 
 
+def test_a_missing_or_broken_file_is_named_before_training(clip_dir, tmp_path, capsys):
+    """A missing one before CLIP is loaded."""
+    whole = read_folder(IMAGES)
+    files = [IMAGES / example.path for example in whole.train]
+    labels = [whole.classnames[example.label] for example in whole.train]
+    missing, broken = tmp_path / "none.png", tmp_path / "broken.png"
+    broken.write_bytes(files[0].read_bytes()[:300])
+    for file, clip in ((missing, "no-such-clip"), (broken, clip_dir)):
+        with pytest.raises(UserError, match=file.name):
+            dpt_jax.fit([*files, file], [*labels, labels[0]], clip=str(clip), **SETTINGS)
+        assert "Training" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
