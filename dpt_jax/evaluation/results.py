@@ -31,9 +31,10 @@ PREDICTIONS_FILE = "predictions.npz"
 
 Results = Mapping[str, Any]
 REQUIRED = (
-    "method", "dataset", "classes", "shots", "seed", "n", "accuracy", "macro_f1", "per_class",
-    "trained_on",
-)  # fmt: skip
+    *("method", "dataset", "shots", "seed", "selection", "task", "classes", "trained_on"),
+    *("parameters", "n", "unreadable", "accuracy", "balanced_accuracy", "macro_f1"),
+    *("zero_shot_accuracy", "calibration", "zero_shot_calibration", "per_class", "of"),
+)
 
 
 def write_results(
@@ -190,10 +191,8 @@ def outdated(results: Results, workdir: epath.Path) -> str:
 
     Results whose run cannot be found are taken as they are.
     """
-    of = results.get("of")
-    if results["method"] == ZERO_SHOT or not of:
-        return ""
-    held = newest(source_of(workdir))
+    of = results["of"]
+    held = None if results["method"] == ZERO_SHOT else newest(source_of(workdir))
     if held is None or held.prompts == of["prompts"]:
         return ""
     return (

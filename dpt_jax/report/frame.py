@@ -58,7 +58,7 @@ def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
     frame = pd.DataFrame([_row(one, file.parent) for one, file in zip(read, files, strict=True)])
     frame["parameters"] = frame.parameters.astype("Int64")  # or a missing one makes them floats
     _name_datasets(frame)
-    settings = [(one.get("of") or {}).get("settings", {}) for one in read]
+    settings = [one["of"]["settings"] for one in read]
     # Of dtype object, or integers become floats if another method does not have the key.
     frame = frame.join(pd.DataFrame(settings, index=frame.index, dtype=object))
     _exclude_mixed(frame, sorted({key for one in settings for key in one}))
@@ -84,45 +84,36 @@ def _dataset_rank(name: str) -> int:
 
 def _row(one: Results, workdir: Any) -> dict[str, Any]:
     """Return one row, without the settings."""
-    of, zero_shot = one.get("of") or {}, one["method"] == ZERO_SHOT
-    data, trained_data = of.get("data") or {}, of.get("trained_on") or {}
+    of, zero_shot = one["of"], one["method"] == ZERO_SHOT
     unknown = "" if zero_shot else UNKNOWN
     trained_on = one["trained_on"] or {"dataset": unknown, "classes": unknown}
-    known = trained_data if one["trained_on"] else {}
+    trained_data = of["trained_on"] or {"name": trained_on["dataset"], "digest": ""}
     excluded = ""
     if why := outdated(one, workdir):
         excluded = f"{why}: left out; evaluate again, with --mode=eval."
     elif progress := unfinished(of):
         excluded = f"{workdir} is of {progress}: left out; finish its training."
+    scores = ("accuracy", "balanced_accuracy", "macro_f1", "zero_shot_accuracy")
+    about = ("parameters", "n", "selection", "task", "unreadable")
+    digests = ("backbone", "prompts", "train_list", "test_list", "init_from")
     return {
         "method": one["method"],
-        "dataset": data.get("name", one["dataset"]),
+        "dataset": of["data"]["name"],
         "classes": one["classes"],
-        "trained_on": known.get("name", trained_on["dataset"]),
+        "trained_on": trained_data["name"],
         "trained_classes": trained_on["classes"],
         # Zero-shot CLIP uses no sample.
         "shots": 0 if zero_shot else one["shots"],
         "seed": 0 if zero_shot else one["seed"],
-        "accuracy": one["accuracy"],
-        "balanced_accuracy": one.get("balanced_accuracy"),
-        "macro_f1": one["macro_f1"],
-        "zero_shot_accuracy": one.get("zero_shot_accuracy"),
-        "ece": one.get("calibration", {}).get("ece"),
+        **{key: one[key] for key in scores},
+        "ece": one["calibration"]["ece"],
         "seconds": None if zero_shot else seconds_of(workdir),
-        "parameters": one.get("parameters"),
-        "n": one["n"],
-        "selection": one.get("selection", "none"),
-        "task": one.get("task", ""),
-        "unreadable": one.get("unreadable", 0),
+        **{key: one[key] for key in about},
         "path": str(workdir),
         "excluded": excluded,
-        "data": data.get("digest", ""),
-        "trained_data": known.get("digest", ""),
-        "backbone": of.get("backbone", ""),
-        "prompts": of.get("prompts", ""),
-        "train_list": of.get("train_list", ""),
-        "test_list": of.get("test_list", ""),
-        "init_from": bool(of.get("init_from")),
+        "data": of["data"]["digest"],
+        "trained_data": trained_data["digest"],
+        **{key: of[key] for key in digests},
     }
 
 

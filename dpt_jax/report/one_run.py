@@ -56,28 +56,24 @@ def report_run(workdir: epath.Path) -> tuple[str, list[str]]:
 
 def title(results: Results) -> str:
     """Return a title such as "DPT on emoji". A folder of images has its own name."""
-    data = (results.get("of") or {}).get("data") or {}
-    return f"{ROWS[results['method']].label} on {data.get('name', results['dataset'])}"
+    return f"{ROWS[results['method']].label} on {results['of']['data']['name']}"
 
 
 def in_words(results: Results) -> str:
     """Describe the training and the scores in one sentence."""
-    words = ""
+    words, of = "", results["of"]
     if trained := results["trained_on"]:
-        of = results.get("of") or {}
-        data = of.get("trained_on") or {}
-        words = f"Trained on {data.get('name', trained['dataset'])}, "
+        words = f"Trained on {(of['trained_on'] or {'name': trained['dataset']})['name']}, "
         words += f"{shots_in_words(results['shots'])}, seed {results['seed']}"
         words += f", to {progress}: " if (progress := unfinished(of)) else ": "
     words += f"{100 * results['accuracy']:.1f} % of {results['n']:,} test images right"
-    if results["method"] != ZERO_SHOT and "zero_shot_accuracy" in results:
+    if results["method"] != ZERO_SHOT:
         words += f" (zero-shot {100 * results['zero_shot_accuracy']:.1f} %)"
-    if "balanced_accuracy" in results:
-        words += f", balanced accuracy {100 * results['balanced_accuracy']:.1f} %"
-    words += f", macro F1 {results['macro_f1']:.3f}"
-    if "calibration" in results:
-        words += f", expected calibration error {100 * results['calibration']['ece']:.1f} %"
-    return f"{words}."
+    return (
+        f"{words}, balanced accuracy {100 * results['balanced_accuracy']:.1f} %, macro F1 "
+        f"{results['macro_f1']:.3f}, expected calibration error "
+        f"{100 * results['calibration']['ece']:.1f} %."
+    )
 
 
 def class_rows(results: Results) -> list[list[str]]:
@@ -139,9 +135,7 @@ def draw_training(workdir: epath.Path) -> bytes | None:
     return figures.draw_training(records, rates, guidance_epochs)
 
 
-def draw_reliability(results: Results) -> bytes | None:
-    """Draw accuracy against confidence; None if the results do not have it."""
-    if "calibration" not in results:
-        return None
+def draw_reliability(results: Results) -> bytes:
+    """Draw accuracy against confidence."""
     zero_shot = {ZERO_SHOT: results["zero_shot_calibration"]}
     return figures.draw_reliability(zero_shot | {results["method"]: results["calibration"]})

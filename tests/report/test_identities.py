@@ -7,34 +7,18 @@ import pytest
 from dpt_jax.evaluation.results import read_result
 from dpt_jax.report import runs as report
 from dpt_jax.report.one_run import in_words
-from tests.helpers.run_results import rows_of, write
+from tests.helpers.run_results import origin, rows_of, write
 
 
-def of(
-    data="a" * 64,
-    name="flowers",
-    trained="",
-    backbone="b" * 16,
-    train_list="t",
-    init_from=False,
-    epoch=2,
-    prompts="p",
-    **settings,
-):
-    """What results say that they are of."""
+def of(data="a" * 64, trained="", **more):
+    """Of a folder of images: `more` has settings, or replaces what else results are of."""
+    settings = {key: more.pop(key) for key in ("train.epochs", "dtype") if key in more}
     return {
-        "step": 1,
-        "epoch": epoch,
-        "epochs": 2,
-        "prompts": prompts,
-        "backbone": backbone,
-        "template": "a photo of a {}.",
-        "test_list": data,
-        "data": {"name": name, "digest": data},
-        "trained_on": {"name": name, "digest": trained or data},
-        "train_list": train_list,
-        "init_from": init_from,
+        **origin("flowers", "flowers", test_list=data, epoch=2, epochs=2),
+        "data": {"name": "flowers", "digest": data},
+        "trained_on": {"name": "flowers", "digest": trained or data},
         "settings": {"train.epochs": 2, "dtype": "float32", **settings},
+        **more,
     }
 
 
