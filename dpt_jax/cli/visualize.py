@@ -40,7 +40,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.logging import say
     from dpt_jax.predictor.attention import describe
     from dpt_jax.predictor.predictor import load
-    from dpt_jax.report.heat_maps import draw_sight
+    from dpt_jax.report.figures import draw_sight
     from dpt_jax.training import prompt_file
 
     predictor = load(workdir, clip=flags.clip, batch_size=1)

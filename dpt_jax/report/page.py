@@ -24,8 +24,7 @@ from dpt_jax.predictor.attention import describe
 from dpt_jax.predictor.predictor import Predictor, prompts_of
 from dpt_jax.predictor.words import neighbours, table
 from dpt_jax.report import one_run
-from dpt_jax.report.figures import Cloud, draw_clouds
-from dpt_jax.report.heat_maps import draw_sight
+from dpt_jax.report.figures import Cloud, draw_clouds, draw_sight
 from dpt_jax.training.setup import prepare
 from dpt_jax.training.workdir import load_config
 

@@ -50,7 +50,7 @@ def read_published(file: epath.Path, datasets: Collection[str]) -> pd.DataFrame:
     """
     with reading(file, "a CSV file of published accuracies"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    known = {*CATALOGUE, *EMBEDDED, AVERAGE, *datasets}
+    datasets = {*CATALOGUE, *EMBEDDED, AVERAGE, *datasets}
     header: list[str] = []
     rows: dict[tuple[str, str, int, str], tuple[float, str]] = {}
     for number, line in enumerate(lines, 1):
@@ -62,10 +62,16 @@ def read_published(file: epath.Path, datasets: Collection[str]) -> pd.DataFrame:
                 header = _checked_header(fields)
                 continue
             row = dict(zip(header, fields, strict=True))
-            place, accuracy = _place(row, known), float(row["accuracy"])
+            method, dataset, classes = row["method"], row["dataset"], row.get("classes") or "all"
+            shots, accuracy = int(row["shots"] or 0), float(row["accuracy"])
+            for value, allowed in ((method, ROWS), (dataset, datasets), (classes, CLASSES[:3])):
+                if value not in allowed:
+                    raise ValueError(f"{value!r} is not one of {', '.join(allowed)}")
+            if shots < -1 or (shots == 0) != (method == ZERO_SHOT):
+                raise ValueError("shots are images per class, -1 for all, and empty for zero-shot")
             if not 0 <= accuracy <= 100:
                 raise ValueError(f"accuracy {accuracy} is not between 0 and 100")
-            if place in rows:
+            if (place := (method, dataset, shots, classes)) in rows:
                 raise ValueError("an earlier line has the same method, dataset, shots and classes")
         except ValueError as reason:
             raise UserError(f"{file}, line {number}: {reason}.") from reason
@@ -78,31 +84,12 @@ def read_published(file: epath.Path, datasets: Collection[str]) -> pd.DataFrame:
 
 
 def _checked_header(fields: list[str]) -> list[str]:
-    wrong = {*NEEDED} - {*fields} or {*fields} - {*NEEDED, *OPTIONAL}
-    if wrong or len({*fields}) < len(fields):
+    names = {*fields}
+    if not {*NEEDED} <= names <= {*NEEDED, *OPTIONAL} or len(names) < len(fields):
         raise ValueError(
             f"the header must be {','.join(NEEDED)}, and may have {' and '.join(OPTIONAL)}"
-            + (f"; wrong: {', '.join(sorted(wrong))}" if wrong else "")
         )
     return fields
-
-
-def _place(row: dict[str, str], known: Collection[str]) -> tuple[str, str, int, str]:
-    """Return PLACE of a row.  Raise ValueError if it has wrong values."""
-    classes = row.get("classes") or "all"
-    for key, value, allowed in (
-        ("method", row["method"], ROWS),
-        ("dataset", row["dataset"], known),
-        ("classes", classes, CLASSES[:3]),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{key} {value!r} is not one of {', '.join(allowed)}")
-    shots = int(row["shots"] or 0)
-    if shots < -1 or (shots == 0) != (row["method"] == ZERO_SHOT):
-        raise ValueError(
-            f"shots {row['shots']!r} must be images per class, -1 for all, and empty for zero-shot"
-        )
-    return row["method"], row["dataset"], shots, classes
 
 
 def harmonic_mean(base: float, new: float) -> float:

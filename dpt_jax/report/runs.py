@@ -84,12 +84,16 @@ def as_csv(frame: pd.DataFrame) -> bytes:
 
 def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
     """Return a line for each cell of a table: the mean and the deviation over its seeds."""
-    scores = runs.groupby(CELL, sort=False)[["accuracy", "macro_f1"]]
-    lines = (scores.agg(["mean", population_std]) / 100).set_axis(
-        ["accuracy_mean", "accuracy_std", "macro_f1_mean", "macro_f1_std"], axis=1
+    cells = runs.groupby(CELL, sort=False).agg(
+        images=("n", "first"),
+        seeds=("seed", "count"),
+        accuracy_mean=("accuracy", "mean"),
+        accuracy_std=("accuracy", population_std),
+        macro_f1_mean=("macro_f1", "mean"),
+        macro_f1_std=("macro_f1", population_std),
     )
-    seen = runs.groupby(CELL, sort=False).agg(images=("n", "first"), seeds=("seed", "count"))
-    return seen.join(lines).reset_index()
+    cells.iloc[:, 2:] /= 100
+    return cells.reset_index()
 
 
 def by_class(runs: pd.DataFrame) -> pd.DataFrame:
