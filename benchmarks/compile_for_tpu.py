@@ -66,7 +66,7 @@ from dpt_jax.methods import METHODS
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
 from dpt_jax.training import flops
-from dpt_jax.training.loop import make_plan, optimizer_of
+from dpt_jax.training.loop import make_plan
 from dpt_jax.training.setup import Frozen
 from dpt_jax.training.step import make_step, new_state
 
@@ -222,9 +222,9 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
         texts = jax.eval_shape(evaluation.encode_texts, *given)
         classify = evaluation.classify.lower(*given, texts, batch["image"])
         return [("classify", classify), ("texts", evaluation.encode_texts.lower(*given))]
-    plan, optimizer = make_plan(case.config, case.images), optimizer_of(case.config)
-    state = jax.eval_shape(lambda p: new_state(case.model, plan.step, p, optimizer), prompts)
-    step: Any = make_step(case.model, optimizer, plan.step, tuple(on))
+    plan = make_plan(case.config, case.images)
+    state = jax.eval_shape(lambda p: new_state(case.model, plan.step, p, plan.optimizer), prompts)
+    step: Any = make_step(case.model, plan.optimizer, plan.step, tuple(on))
     schedule = stacked(plan.schedule.as_arrays(), case.chips)
     return [("step", step.lower(stacked(state, case.chips), case.frozen, batch, schedule))]
 

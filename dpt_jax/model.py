@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from dpt_jax.clip.blocks import Array, Params
+from dpt_jax.clip.blocks import Array, Params, PyTree
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.gather import broadcast, deterministic_gather
 from dpt_jax.clip.model import CLIP, normalize
@@ -98,6 +98,13 @@ def exact_products(function: Callable[Arguments, Result]) -> Callable[Arguments,
             return function(*args, **kwargs)
 
     return wrapped
+
+
+def apply(
+    model: "PromptedCLIP", clip: Params, prompts: Prompts, *args: PyTree, **keywords: PyTree
+) -> PyTree:
+    """Call a method of a model with its parameters, those of CLIP and the prompts."""
+    return model.apply({"params": {"clip": clip, "prompts": prompts}}, *args, **keywords)
 
 
 class PromptedCLIP(nn.Module):

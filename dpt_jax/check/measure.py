@@ -28,7 +28,7 @@ from dpt_jax.io import as_path
 from dpt_jax.training import flops
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.initial_prompts import initial_prompts
-from dpt_jax.training.loop import make_plan, optimizer_of, train, train_batches
+from dpt_jax.training.loop import make_plan, train, train_batches
 from dpt_jax.training.metrics import TIMES, read_metrics
 from dpt_jax.training.process import Stopped
 from dpt_jax.training.setup import Experiment, assemble, compute_dtype, prepare
@@ -61,15 +61,14 @@ def same_bits() -> list[Row]:
 
 def _step(experiment: Experiment, devices: tuple[jax.Device, ...]) -> Any:
     """Return the prompts after the first step of a run."""
-    config = experiment.config
-    plan, optimizer = make_plan(config, len(experiment.dataset.train)), optimizer_of(config)
+    plan = make_plan(experiment.config, len(experiment.dataset.train))
     batch = loader.shard(next(train_batches(experiment, 0)), plan.images_per_host, len(devices))
-    state = new_state(experiment.model, plan.step, initial_prompts(experiment), optimizer)
+    state = new_state(experiment.model, plan.step, initial_prompts(experiment), plan.optimizer)
     given = state, distributed.to_host(experiment.frozen), plan.schedule.as_arrays()
     state, frozen, schedule = jax.tree.map(
         lambda x: np.stack([np.asarray(x)] * len(devices)), given
     )
-    step = make_step(experiment.model, optimizer, plan.step, devices)
+    step = make_step(experiment.model, plan.optimizer, plan.step, devices)
     return distributed.to_host(step(state, frozen, batch, schedule).prompts)
 
 

@@ -18,7 +18,7 @@ from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.data.loader import Batch
 from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.training.initial_prompts import initial_prompts
-from dpt_jax.training.loop import make_plan, optimizer_of
+from dpt_jax.training.loop import make_plan
 from dpt_jax.training.setup import Experiment
 from dpt_jax.training.step import make_step, new_state
 from dpt_jax.training.texts import consistency_target
@@ -72,12 +72,11 @@ class Work(NamedTuple):
 def training(experiment: Experiment, batch: Batch) -> Work:
     """Return the training step.  batch: with a leading axis of devices."""
     plan = make_plan(experiment.config, batch["label"].size)
-    optimizer = optimizer_of(experiment.config)
     frozen = experiment.frozen._replace(target=consistency_target(experiment))
-    step = make_step(experiment.model, optimizer, plan.step)
+    step = make_step(experiment.model, plan.optimizer, plan.step)
     schedule = distributed.replicate(plan.schedule.as_arrays())
     prompts = initial_prompts(experiment)
-    state = distributed.replicate(new_state(experiment.model, plan.step, prompts, optimizer))
+    state = distributed.replicate(new_state(experiment.model, plan.step, prompts, plan.optimizer))
     arguments = state, frozen, batch, schedule
 
     def run() -> None:

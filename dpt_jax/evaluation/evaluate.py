@@ -12,14 +12,14 @@ from etils import epath
 from jax.typing import ArrayLike, DTypeLike
 
 from dpt_jax import distributed
-from dpt_jax.clip.blocks import Params, PyTree
+from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.metrics import Predictions
 from dpt_jax.evaluation.results import write_results
 from dpt_jax.logging import Progress, quiet
-from dpt_jax.model import Outputs, PromptedCLIP, Texts
+from dpt_jax.model import Outputs, PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.training.checkpoints import Saved
@@ -75,24 +75,16 @@ class Programs(NamedTuple):
 def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = None) -> Programs:
     """Return the programs of an evaluation, for the local devices by default."""
 
-    def apply(
-        frozen: Frozen, prompts: Prompts, *args: PyTree, method: str, **kwargs: PyTree
-    ) -> PyTree:
-        variables = {"params": {"clip": frozen.clip, "prompts": prompts}}
-        return model.apply(variables, *args, method=method, **kwargs)
-
     def encode_texts(frozen: Frozen, prompts: Prompts) -> Texts:
         own = frozen.packed, frozen.texts, distributed.AXIS
-        return apply(frozen, prompts, *own, mean=frozen.mean, method="texts")
+        return apply(model, frozen.clip, prompts, *own, mean=frozen.mean, method="texts")
 
     def classify(frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array) -> Outputs:
-        outputs = apply(frozen, prompts, images, texts, method="__call__")
+        outputs = apply(model, frozen.clip, prompts, images, texts)
         return outputs._replace(auxiliary_logits=None)
 
     def merge(clip: Params, prompts: Prompts) -> Prompts:
-        variables = {"params": {"clip": clip, "prompts": prompts}}
-        found: Any = model.apply(variables, method="merge")
-        return found
+        return apply(model, clip, prompts, method="merge")
 
     def logits(
         frozen: Frozen,
@@ -101,11 +93,12 @@ def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = 
         images: jax.Array | None,
         features: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        zero_shot = apply(frozen, prompts, features, texts, method="zero_shot_of")
+        own = functools.partial(apply, model, frozen.clip, prompts)
+        zero_shot = own(features, texts, method="zero_shot_of")
         if images is None:
-            outputs = apply(frozen, prompts, texts, zero_shot, method="classify")
+            outputs = own(texts, zero_shot, method="classify")
         else:
-            outputs = apply(frozen, prompts, images, texts, zero_shot, method="__call__")
+            outputs = own(images, texts, zero_shot)
         return outputs.logits, zero_shot.logits
 
     return Programs(

@@ -193,7 +193,7 @@ def outdated(results: Results, workdir: epath.Path) -> str:
     """
     of = results["of"]
     held = None if results["method"] == ZERO_SHOT else newest(source_of(workdir))
-    if held is None or held.prompts == of["prompts"]:
+    if held is None or held.digest == of["prompts"]:
         return ""
     return (
         f"{workdir / RESULTS_FILE} is of the prompts of step {of['step']}, but the newest of the "

@@ -21,11 +21,10 @@ from dpt_jax.training import prompt_file
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 DIGESTS = "digests"
-TREE = (ocp.StandardCheckpointHandler, ocp.args.StandardSave, ocp.args.StandardRestore)
-ITEMS = {
-    "prompts": TREE,
-    "training": TREE,
-    "meta": (ocp.JsonCheckpointHandler, ocp.args.JsonSave, ocp.args.JsonRestore),
+RESTORE = {
+    "prompts": ocp.args.StandardRestore,
+    "training": ocp.args.StandardRestore,
+    "meta": ocp.args.JsonRestore,
 }
 COMMITTED = "commit_success.txt"  # Orbax writes it last in a bucket, which cannot rename
 
@@ -91,18 +90,18 @@ class Checkpoints:
             create=False,
             enable_async_checkpointing=create,
         )
-        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        for item, (handler, save, restore) in ITEMS.items():
-            made = handler()
-            registry.add(item, save, made)
-            registry.add(item, restore, made)
+        handlers = {
+            "prompts": ocp.StandardCheckpointHandler(),
+            "training": ocp.StandardCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
         self._closing = contextlib.ExitStack()
         with reading(self.directory, "a folder of checkpoints"):
             if create and distributed.is_first() and not is_remote(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
             root = self._closing.enter_context(without_wildcards(self.directory))
             self._manager = ocp.CheckpointManager(
-                epath.Path(root), options=options, handler_registry=registry
+                epath.Path(root), options=options, item_handlers=handlers
             )
 
     def __enter__(self) -> "Checkpoints":
@@ -213,7 +212,7 @@ class Checkpoints:
         folder = self.directory / str(step)
         try:
             present = {entry.name for entry in entries(folder)}
-            items = {name: restore() for name, (_, _, restore) in ITEMS.items() if name in present}
+            items = {name: restore() for name, restore in RESTORE.items() if name in present}
             found = dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
             meta = dict(found.pop("meta"))
             digests = meta.pop(DIGESTS)
@@ -319,18 +318,10 @@ def load_newest(workdir: epath.PathLike) -> Saved:
     )
 
 
-class Newest(NamedTuple):
-    """The step and the digest of prompts, see `digest`, and their metadata."""
+def newest(source: epath.Path) -> Saved | None:
+    """Return which prompts are the newest of a workdir or a prompt file; None if it has none.
 
-    step: int
-    prompts: str
-    meta: dict[str, Any]
-
-
-def newest(source: epath.Path) -> Newest | None:
-    """Return which prompts are the newest of a workdir or a prompt file, or None.
-
-    A checkpoint's prompts are only read if their digest cannot be.
+    The prompts themselves are only read if their digest cannot be.
 
     Raises:
       UserError: if they cannot be read.
@@ -342,10 +333,9 @@ def newest(source: epath.Path) -> Newest | None:
         try:
             file = source / FOLDER / str(steps[0]) / "meta" / "metadata"
             meta = json.loads(file.read_bytes())
-            return Newest(steps[0], str(meta[DIGESTS]["prompts"]), meta)
+            return Saved(steps[0], {}, meta, str(meta[DIGESTS]["prompts"]))
         except (OSError, ValueError, KeyError, TypeError):
             pass  # damaged
     else:
         return None
-    saved = load_newest(source)
-    return Newest(saved.step, saved.digest, saved.meta)
+    return load_newest(source)

@@ -16,7 +16,7 @@ from dpt_jax.clip.model import normalize
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say
-from dpt_jax.model import PromptedCLIP, Texts, exact_products
+from dpt_jax.model import PromptedCLIP, Texts, apply, exact_products
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, Classifier, ClassTexts, Support
 from dpt_jax.training.losses import cross_entropy
@@ -38,21 +38,11 @@ class Course(NamedTuple):
     images: np.ndarray
 
 
-class Fitted(NamedTuple):
-    """A trained classifier.
-
-    Attributes:
-      params: Host arrays.
-      steps: At least 1, which a classifier in closed form takes.
-      epochs: The last step of each epoch, and means over it, for metrics.jsonl.
-    """
-
-    params: Params
-    steps: int
-    epochs: list[tuple[int, dict[str, float]]]
+# Host arrays; and the last step of each epoch with means over it, for metrics.jsonl.
+Trained = tuple[Params, list[tuple[int, dict[str, float]]]]
 
 
-def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -> Fitted:
+def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -> Trained:
     """Train the classifier of a configuration, see `train_classifier`.
 
     With classifier.select=support, the settings are first chosen by held-out training images.
@@ -81,7 +71,7 @@ def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -
             chosen["lr"] *= config.classifier.lr
         tried = config.copy_and_resolve_references()
         tried.classifier.update(chosen)
-        params = train_classifier(tried, others, texts, s).params
+        params, _ = train_classifier(tried, others, texts, s)
         features, truth = normalize(support.views[0, held]), support.labels[held]
         logits = CLASSIFIERS[config.classifier.name].logits(params, features, texts, s)
         accuracy = float((logits.argmax(-1) == truth).mean())
@@ -95,7 +85,7 @@ def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -
 
 def train_classifier(
     config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array
-) -> Fitted:
+) -> Trained:
     """Train the classifier of a configuration. The result depends only on the arguments.
 
     Args:
@@ -113,9 +103,12 @@ def train_classifier(
     key = jax.random.key(config.seed)
     params = classifier.start(cached, texts, s, key, settings)
     images = len(support.labels)
-    if not classifier.learned:
-        course = _classify_once(classifier, params, cached, texts, s)
+    if not classifier.learned:  # in closed form: one step, on all images
         per_epoch, rates = 1, {}
+        logits = classifier.logits(params, normalize(cached.views[0]), texts, s)
+        loss = cross_entropy(logits, cached.labels).mean()
+        hits = (logits.argmax(-1) == cached.labels).sum()
+        course = Course(*(np.asarray(x)[None] for x in (loss, hits, images)))
     else:
         pool = later if len(later) else cached.views
         steps, per_epoch = length(config, images)
@@ -133,7 +126,7 @@ def train_classifier(
             f"the classifier {settings.name} is not finite at step {step}: try a smaller "
             "classifier.lr, or dtype=float32."
         )
-    return Fitted(params, len(course.loss), list(_records(course, rates, per_epoch)))
+    return params, list(_records(course, rates, per_epoch))
 
 
 def length(config: ConfigDict, images: int) -> tuple[int, int]:
@@ -268,16 +261,6 @@ def make_loop(name: str, weight_decay: float) -> Callable[..., tuple[Params, Cou
     return run
 
 
-def _classify_once(
-    classifier: Classifier, params: Params, support: Support, texts: ClassTexts, s: jax.Array
-) -> Course:
-    """Return the course of a classifier in closed form: one step, on all images."""
-    logits = classifier.logits(params, normalize(support.views[0]), texts, s)
-    loss = cross_entropy(logits, support.labels).mean()
-    hits = (logits.argmax(-1) == support.labels).sum()
-    return Course(*(np.asarray(x)[None] for x in (loss, hits, len(support.labels))))
-
-
 def _records(
     course: Course, rates: dict[str, np.ndarray], per_epoch: int
 ) -> Iterator[tuple[int, dict[str, float]]]:
@@ -390,22 +373,16 @@ def _make_programs(
     Every argument and result has a leading device axis.
     """
 
-    def apply(
-        frozen: Frozen, prompts: Prompts, *args: PyTree, method: str, **kwargs: PyTree
-    ) -> PyTree:
-        variables = {"params": {"clip": frozen.clip, "prompts": prompts}}
-        return model.apply(variables, *args, method=method, **kwargs)
-
     def encode_texts(frozen: Frozen, prompts: Prompts) -> tuple[Texts, ClassTexts, jax.Array]:
-        own = frozen.packed, frozen.texts, distributed.AXIS
-        texts = apply(frozen, prompts, *own, mean=frozen.mean, method="texts")
-        class_texts = apply(frozen, prompts, texts, method="class_texts")
-        return texts, class_texts, apply(frozen, prompts, method="temperature")
+        own = functools.partial(apply, model, frozen.clip, prompts)
+        of_classes = frozen.packed, frozen.texts, distributed.AXIS
+        texts = own(*of_classes, mean=frozen.mean, method="texts")
+        return texts, own(texts, method="class_texts"), own(method="temperature")
 
     def encode_images(
         frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array
     ) -> jax.Array:
-        return jnp.asarray(apply(frozen, prompts, images, texts, method="image_features"))
+        return apply(model, frozen.clip, prompts, images, texts, method="image_features")
 
     return (
         jax.pmap(encode_texts, axis_name=distributed.AXIS),

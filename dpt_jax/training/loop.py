@@ -20,11 +20,10 @@ from dpt_jax.data.look import is_own, look
 from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say, say_once
 from dpt_jax.methods import CLASSIFIER
-from dpt_jax.model import init_prompts
 from dpt_jax.prompts import Prompts
 from dpt_jax.training.checkpoints import Checkpoints, Saved, digest
 from dpt_jax.training.classifier import encode_support, fit
-from dpt_jax.training.initial_prompts import initial_prompts, other_clip
+from dpt_jax.training.initial_prompts import initial_prompts, other_clip, shapes_of
 from dpt_jax.training.metrics import MetricWriter, Speed, Trace
 from dpt_jax.training.optimizer import (
     Schedule,
@@ -69,6 +68,7 @@ class Plan(NamedTuple):
     steps: int  # of the whole run
     schedule: Schedule
     step: StepConfig
+    optimizer: optax.GradientTransformationExtraArgs
 
     @property
     def epochs(self) -> int:
@@ -127,7 +127,7 @@ def train(
             f"train.keep=best needs validation images, and {config.dataset.name} has none: give it "
             "a folder val/, or use train.keep=last."
         )
-    plan, optimizer = make_plan(config, len(dataset.train)), optimizer_of(config)
+    plan = make_plan(config, len(dataset.train))
     steps_per_epoch = int(plan.schedule.steps_per_epoch)
     with (
         locked(workdir),
@@ -160,7 +160,7 @@ def train(
         say(_description(experiment, plan, state))
 
         frozen = experiment.frozen._replace(target=consistency_target(experiment))
-        take_step = make_step(model, optimizer, plan.step)
+        take_step = make_step(model, plan.optimizer, plan.step)
         state = distributed.replicate(state)
         schedule = distributed.replicate(plan.schedule.as_arrays())
 
@@ -294,20 +294,20 @@ def with_classifier(
 
     support, texts, s = encode_support(experiment, state.prompts, end_if_asked)
     encoded = time.perf_counter()
-    fitted = fit(experiment.config, support, texts, s)
+    trained, epochs = fit(experiment.config, support, texts, s)
     progress = _progress(plan, state)
     with MetricWriter(workdir, before) as writer:
-        for step, values in fitted.epochs:
+        for steps, values in epochs:
             values["epoch"] += _epoch(plan, before)
-            writer.write(before + step, values)
-    prompts = {**state.prompts, CLASSIFIER: fitted.params}
-    meta = {**record, **progress, CLASSIFIER_STEPS: fitted.steps, ENDED: before < plan.steps}
+            writer.write(before + steps, values)
+    prompts = {**state.prompts, CLASSIFIER: trained}
+    meta = {**record, **progress, CLASSIFIER_STEPS: steps, ENDED: before < plan.steps}
     meta["seconds"] = record["seconds"] + time.perf_counter() - began
-    checkpoints.save(before + fitted.steps, prompts, meta, _training(state))
+    checkpoints.save(before + steps, prompts, meta, _training(state))
     checkpoints.wait()
     views, images = support.views.shape[:2]
     say(
-        f"{views} views of {images} images in {encoded - began:.1f} s, {fitted.steps} steps in "
+        f"{views} views of {images} images in {encoded - began:.1f} s, {steps} steps in "
         f"{time.perf_counter() - encoded:.1f} s: loss {values['loss']:.4f}  accuracy "
         f"{values['accuracy']:.3f}"
     )
@@ -325,12 +325,9 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
         skip=train.skip_nonfinite,
         guidance=config.loss.guidance_epochs > 0,
     )
-    return Plan(per_host, run_length(config, images)[0], make_schedule(config, images), step)
-
-
-def optimizer_of(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer of a configuration."""
-    return make_optimizer(config.train.optimizer, config.train.weight_decay)
+    optimizer = make_optimizer(train.optimizer, train.weight_decay)
+    schedule = make_schedule(config, images)
+    return Plan(per_host, run_length(config, images)[0], schedule, step, optimizer)
 
 
 def train_batches(
@@ -367,11 +364,10 @@ def restore(
       UserError: if the run cannot be resumed: it was trained on another CLIP, on other images, or
         with other epochs.
     """
-    shapes = jax.eval_shape(lambda key: init_prompts(experiment.model, key), jax.random.key(0))
+    shapes = shapes_of(experiment.model)
     like: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    optimizer = optimizer_of(experiment.config)
     training_like = {
-        "momentum": jax.tree.map(np.asarray, state_to_save(optimizer.init(like))),
+        "momentum": jax.tree.map(np.asarray, state_to_save(plan.optimizer.init(like))),
         "totals": new_totals(experiment.model, plan.step),
     }
     weights = plan.schedule.average
@@ -383,7 +379,7 @@ def restore(
     found = checkpoints.resume(like, training_like, apart=CLASSIFIER)
     if found is None:
         prompts = initial_prompts(experiment)
-        state = new_state(experiment.model, plan.step, prompts, optimizer, weights is not None)
+        state = new_state(experiment.model, plan.step, prompts, plan.optimizer, weights is not None)
         return state, training_meta(experiment), Best(-1.0, 0, prompts) if keeps_best else None
     saved, training = found
     saved = saved._replace(step=saved.step - saved.meta.get(CLASSIFIER_STEPS, 0))
@@ -409,7 +405,7 @@ def restore(
     state = TrainState(
         np.int32(saved.step),
         saved.prompts,
-        state_from_saved(optimizer, saved.prompts, training["momentum"]),
+        state_from_saved(plan.optimizer, saved.prompts, training["momentum"]),
         training["totals"],
         NotFinite(*np.array(saved.meta.get("bad", (0, 0)), np.int32)),
         training.get("average"),

@@ -33,23 +33,12 @@ RESULTS = (
 )
 
 PARTS = ("text", "meta_net", "visual", "coupling", "cavpt", "weights", "classifier")
-ENTRIES = {
-    *("method", "backbone", "template", "classnames", "results"),
-    *("settings", "training", "step"),
-}
-# Types of the entries that are read, and of the record of the training.
+# Entries of the header, and those of the record of the training that readers need.
 TYPES: dict[str, Any] = {
-    "step": int,
-    "settings": dict,
-    "training": dict,
-    "results": dict | None,
-    "training.method": str,
-    "training.backbone": str | None,
-    "training.classnames": list | None,
-    "training.epoch": int | None,
-    "training.data": dict | None,
-    "training.train_list": str | None,
+    **{"method": str, "backbone": str, "template": str, "classnames": list | None},
+    **{"results": dict | None, "settings": dict, "training": dict, "step": int},
 }
+TYPES_OF_TRAINING = {"method": str, "classnames": list | None}
 
 
 def is_prompt_file(source: epath.Path) -> bool:
@@ -134,15 +123,15 @@ def read_header(file: epath.Path) -> dict[str, Any]:
         if header.pop("format", None) != FORMAT:
             raise ValueError(f"the format in its header is not {FORMAT!r}")
         entries = {key: json.loads(value) for key, value in header.items()}
-        if set(entries) != ENTRIES:
+        if set(entries) != set(TYPES):
             raise ValueError(f"the entries of its header are {', '.join(sorted(entries))}")
-        record = {f"training.{key}": value for key, value in entries["training"].items()}
-        for key, kind in TYPES.items():
-            if not isinstance((entries | record).get(key), kind):
-                raise TypeError(f"{key} in its header is not what `convert export` writes")
-        names = entries["training"].get("classnames")
-        if names is not None and not (names and all(isinstance(x, str) and x for x in names)):
-            raise ValueError("training.classnames in its header are not class names")
+        training = entries["training"]
+        for tree, types in ((entries, TYPES), (training, TYPES_OF_TRAINING)):
+            for key, kind in types.items():
+                if not isinstance(tree.get(key), kind):
+                    raise TypeError(f"{key} in its header is not what `convert export` writes")
+        if not all(isinstance(name, str) for name in training.get("classnames") or ()):
+            raise TypeError("the class names in its header are not texts")
     return entries
 
 

@@ -12,7 +12,7 @@ import optax
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import PyTree
 from dpt_jax.data.loader import Batch
-from dpt_jax.model import PromptedCLIP, Texts
+from dpt_jax.model import PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.training.losses import Counts, Rows, count, losses
 from dpt_jax.training.optimizer import Scalar, Schedule, average_epochs, learning_rates
@@ -160,13 +160,10 @@ def accumulate_gradients(
     """
     terms = losses(model.config, config.alpha, config.guidance)
 
-    def apply(prompts: Prompts, *args: PyTree, method: str = "__call__") -> PyTree:
-        return model.apply(
-            {"params": {"clip": frozen.clip, "prompts": prompts}}, *args, method=method
-        )
+    own = functools.partial(apply, model, frozen.clip)
 
     def encode(prompts: Prompts) -> tuple[jax.Array, Texts]:
-        texts = apply(
+        texts = own(
             prompts,
             frozen.packed,
             frozen.texts,
@@ -180,7 +177,7 @@ def accumulate_gradients(
     # Texts are encoded once a step, whatever the number of parts: `pull` takes the gradients of all
     # parts back into the text prompt together.
     learned, pull, texts = jax.vjp(encode, prompts, has_aux=True)
-    zero_shot = apply(prompts, batch["image"], texts, method="zero_shot")
+    zero_shot = own(prompts, batch["image"], texts, method="zero_shot")
     # For pictures only, and the scan over parts would carry it.
     zero_shot = zero_shot._replace(attention=None)
     counts: Counts = jax.lax.psum(
@@ -192,10 +189,10 @@ def accumulate_gradients(
         (prompts, learned), (batch, zero_shot) = trained, part
         keys = None
         if key is not None:
-            own = jax.random.fold_in(key, 1)
-            keys = jax.vmap(lambda index: jax.random.fold_in(own, index))(batch["index"])
+            of_images = jax.random.fold_in(key, 1)
+            keys = jax.vmap(lambda index: jax.random.fold_in(of_images, index))(batch["index"])
         texts_now = texts._replace(learned=learned)
-        outputs = apply(prompts, batch["image"], texts_now, zero_shot, keys)
+        outputs = own(prompts, batch["image"], texts_now, zero_shot, keys)
         rows = Rows(batch["label"], batch["weight"])
         # The counts are global, so these are shares of the global losses, and the gradients of all
         # shares add up to the global gradient.

@@ -4,13 +4,12 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.packing import PackedTexts, Text, pack_one_a_row
-from dpt_jax.model import PromptedCLIP
+from dpt_jax.model import PromptedCLIP, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.training.setup import Experiment, class_texts, frozen_features, template_texts
@@ -72,7 +71,6 @@ def consistency_target(experiment: Experiment) -> jax.Array | None:
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
 def _make_encoder(model: PromptedCLIP) -> Callable[[Params, Prompts, PackedTexts], jax.Array]:
     def encode(clip: Params, prompts: Prompts, texts: PackedTexts) -> jax.Array:
-        variables = {"params": {"clip": clip, "prompts": prompts}}
-        return jnp.asarray(model.apply(variables, texts, method="encode_text"))
+        return apply(model, clip, prompts, texts, method="encode_text")
 
     return jax.pmap(encode, in_axes=(0, 0, None))

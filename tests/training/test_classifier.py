@@ -88,9 +88,9 @@ def test_settings_chosen_by_the_support(capsys):
     texts, s = ClassTexts(normalize(raw), raw), jnp.float32(20.0)
     config = method_config("tip_adapter")
     config.classifier.select = "support"
-    fitted = fit(config, Support(views, labels), texts, s)
-    assert len(fitted.params["keys"]) == 12
-    alpha, beta = (float(fitted.params[key]) for key in ("alpha", "beta"))
+    params, _ = fit(config, Support(views, labels), texts, s)
+    assert len(params["keys"]) == 12
+    alpha, beta = (float(params[key]) for key in ("alpha", "beta"))
     grid = CLASSIFIERS["tip_adapter"].grid
     assert any(alpha == pytest.approx(x) for x in grid["alpha"])
     assert any(beta == pytest.approx(x) for x in grid["beta"])
