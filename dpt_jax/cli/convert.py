@@ -93,30 +93,19 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
             read_peft(as_path(source), as_path(flags.workdir), given.config)
         case ["export", source, target]:
             export(as_path(source), as_path(target))
-        case ["serve", source, target]:
-            serve(flags, as_path(source), as_path(target))
-        case ["onnx", source, target]:
-            onnx(flags, as_path(source), as_path(target))
+        case [("serve" | "onnx"), source, target]:
+            compile_program(what, as_path(source), as_path(target), flags.clip)
         case ["reference", source, target] if flags.reverse:
             from dpt_jax.convert.reference import reverse_reference
 
             reverse_reference(as_path(source), as_path(target))
-        case ["reference", directory] if not flags.reverse:
-            if not flags.workdir:
-                raise UserError(
-                    "convert reference: --workdir is missing; name the folder for the converted "
-                    "prompts."
-                )
+        case ["reference", directory] if flags.workdir:
             from dpt_jax.convert.reference import convert_reference
 
-            convert_reference(
-                as_path(directory),
-                as_path(flags.workdir),
-                given.config,
-                given.overrides,
-            )
+            workdir = as_path(flags.workdir)
+            convert_reference(as_path(directory), workdir, given.config, given.overrides)
         case _:
-            raise UserError(f"convert: unknown arguments {flags.names}; {USAGE}.")
+            raise UserError(f"convert does not take {' '.join(flags.names)!r}: {USAGE}.")
 
 
 def is_run(source: str) -> bool:
@@ -141,26 +130,19 @@ def export(source: "epath.Path", target: "epath.Path") -> None:
     say(f"wrote {target}: {config.method} prompts, {size:.0f} kB")
 
 
-def serve(flags: argparse.Namespace, source: "epath.Path", target: "epath.Path") -> None:
-    """Write the classifier of a run as a program."""
+def compile_program(what: str, source: "epath.Path", target: "epath.Path", clip: str) -> None:
+    """Write the classifier of a run as a program of JAX ("serve") or as an ONNX file ("onnx")."""
     from dpt_jax.io import make_folder, size_of
     from dpt_jax.logging import say
     from dpt_jax.predictor import program
     from dpt_jax.predictor.predictor import load
 
-    predictor = load(source, clip=flags.clip, batch_size=0)
-    for file in program.write(predictor, make_folder(target, "convert serve")):
-        say(f"wrote {file} ({size_of(file) / 1024:,.0f} kB)")
-
-
-def onnx(flags: argparse.Namespace, source: "epath.Path", target: "epath.Path") -> None:
-    """Write the classifier of a run as an ONNX file."""
-    from dpt_jax.io import size_of
-    from dpt_jax.logging import say
-    from dpt_jax.predictor import program
-    from dpt_jax.predictor.predictor import load
-
-    if target.suffix != ".onnx":
+    if what == "onnx" and target.suffix != ".onnx":
         raise UserError(f"convert onnx: {target} should end in .onnx.")
-    program.write_onnx(load(source, clip=flags.clip, batch_size=0), target)
-    say(f"wrote {target} ({size_of(target) / 1024:,.0f} kB)")
+    predictor, files = load(source, clip=clip), [target]
+    if what == "onnx":
+        program.write_onnx(predictor, target)
+    else:
+        files = program.write(predictor, make_folder(target, "convert serve"))
+    for file in files:
+        say(f"wrote {file} ({size_of(file) / 1024:,.0f} kB)")

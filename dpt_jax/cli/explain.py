@@ -26,9 +26,9 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     workdir, others = shared.split_run(flags)
     if others:
         raise UserError(f"unknown argument {others[0]!r}: the command takes one run.")
+    from dpt_jax.predictor.explain import nearest_words
     from dpt_jax.predictor.predictor import load
-    from dpt_jax.predictor.words import neighbours, table
     from dpt_jax.report.tables import markdown
 
-    header, *rows = table(neighbours(load(workdir, clip=flags.clip, batch_size=1), flags.top))
+    header, *rows = nearest_words(load(workdir, clip=flags.clip, batch_size=1), flags.top)
     print(markdown(header, rows))

@@ -38,7 +38,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     paths = find_images(names)
     from dpt_jax.io import as_path, make_folder, write_whole
     from dpt_jax.logging import say
-    from dpt_jax.predictor.attention import describe
+    from dpt_jax.predictor.explain import describe
     from dpt_jax.predictor.predictor import load
     from dpt_jax.report.figures import draw_sight
     from dpt_jax.training import prompt_file

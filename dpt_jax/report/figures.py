@@ -13,7 +13,7 @@ import pandas as pd
 from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
 
 if TYPE_CHECKING:
-    from dpt_jax.predictor.attention import Sight
+    from dpt_jax.predictor.explain import Sight
 
 COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name

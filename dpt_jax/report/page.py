@@ -20,9 +20,8 @@ from dpt_jax.evaluation.results import read_current
 from dpt_jax.io import write_whole
 from dpt_jax.logging import Progress
 from dpt_jax.methods import ROWS
-from dpt_jax.predictor.attention import describe
+from dpt_jax.predictor.explain import describe, nearest_words
 from dpt_jax.predictor.predictor import Predictor, prompts_of
-from dpt_jax.predictor.words import neighbours, table
 from dpt_jax.report import one_run
 from dpt_jax.report.figures import Cloud, draw_clouds, draw_sight
 from dpt_jax.training.setup import prepare
@@ -74,7 +73,7 @@ def write_page(workdir: epath.Path) -> epath.Path:
     answers = classify(predictor, experiment.dataset)
     parts, words = predictor.model.config, []
     if "text" in predictor.prompts and not parts.conditioned:
-        words = table(neighbours(predictor, NEAREST))
+        words = nearest_words(predictor, NEAREST)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True
     )

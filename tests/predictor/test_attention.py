@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt_jax.predictor.attention import describe
+from dpt_jax.predictor.explain import describe
 from dpt_jax.report.figures import Cloud, draw_clouds, draw_confusion
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL

@@ -15,7 +15,7 @@ import dpt_jax
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.predictor import program
-from dpt_jax.predictor.attention import describe
+from dpt_jax.predictor.explain import describe
 from dpt_jax.predictor.predictor import read_classnames
 from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import Checkpoints, load_newest

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 import dpt_jax
-from dpt_jax.predictor import words as explain
+from dpt_jax.predictor.explain import nearest_words
 from tests.helpers.commands import in_process
 
 
@@ -16,11 +16,20 @@ def test_words_of_a_context_that_is_words(trained, clip, tmp_path):
     predictor.prompts["text"]["context"] = np.asarray(clip.params["text"]["token_embedding"])[
         None, ids
     ]
-    found = explain.neighbours(predictor, top=2)
-    assert [one.words[0] for one in found] == ["photo", "of", "a", "zebra"]
-    assert [one.distances[0] for one in found] == [0] * 4
-    assert all(one.distances[1] > 0 for one in found)
-    assert [one.place for one in found] == [1, 2, 3, 4]
+    header, *rows = nearest_words(predictor, top=2)
+    assert header == [
+        "context",
+        "nearest 1 (distance)",
+        "nearest 2 (distance)",
+        "in word distances",
+    ]
+    assert [row[:2] for row in rows] == [
+        ["1", "photo (0.000)"],
+        ["2", "of (0.000)"],
+        ["3", "a (0.000)"],
+        ["4", "zebra (0.000)"],
+    ]
+    assert all("(0.000)" not in row[2] for row in rows)
 
 
 def test_words_of_classes_that_have_their_own(trained):
@@ -31,13 +40,9 @@ def test_words_of_classes_that_have_their_own(trained):
         .astype(np.float32)
     )
     predictor.prompts["text"]["context"] = own
-    found = explain.neighbours(predictor, top=1)
-    assert [(one.classname, one.place) for one in found] == [
-        (n, i) for n in predictor.classnames for i in (1, 2)
-    ]
-    table = explain.table(found)
-    assert table[0][0] == "class"
-    assert len({len(row) for row in table}) == 1
+    header, *rows = nearest_words(predictor, top=1)
+    assert header[:2] == ["class", "context"]
+    assert [row[:2] for row in rows] == [[n, i] for n in predictor.classnames for i in "12"]
 
 
 def test_explain_prints_a_table(trained):

@@ -1,15 +1,18 @@
-"""What prompted CLIP attends to in images: maps over the patches, by class."""
+"""What prompts do: which patches they attend to, and the words near to their context."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dpt_jax import distributed
 from dpt_jax.data.memory import Images
+from dpt_jax.errors import UserError
 from dpt_jax.evaluation.metrics import softmax
 from dpt_jax.predictor.predictor import Predictor
 
 TOP = 4
+PAIRS = 10_000  # of words, for the mean distance of two words
 
 
 class Sight(NamedTuple):
@@ -75,3 +78,44 @@ def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight
                 )
             )
     return sights
+
+
+def nearest_words(predictor: Predictor, top: int) -> list[list[str]]:
+    """Return a table of the `top` nearest words of each context vector of the first layer.
+
+    Distances are Euclidean, of the embeddings. The last column is the first of these, divided by
+    the mean distance of two words.
+
+    Returns:
+      A header, and a row for each context vector. The class comes first if each has its own.
+
+    Raises:
+      UserError: The method learns no context, or the context depends on the image.
+    """
+    method = predictor.config.method
+    if "text" not in predictor.prompts:
+        raise UserError(f"{method} learns no context, so there are no words to explain.")
+    if predictor.model.config.conditioned:
+        raise UserError(
+            f"the context of {method} depends on the image, so it has no fixed words to explain."
+        )
+    pretrained = predictor.pretrained
+    embedding = distributed.to_host(pretrained.params["text"]["token_embedding"])
+    vocabulary = np.asarray(embedding, np.float32)
+    a, b = np.random.default_rng(0).integers(len(vocabulary), size=(2, PAIRS))
+    usual = float(np.linalg.norm(vocabulary[a] - vocabulary[b], axis=-1)[a != b].mean())
+    context = np.asarray(predictor.prompts["text"]["context"][0], np.float32)
+    by_class = {(): context}
+    if context.ndim == 3:
+        by_class = {(name,): own for name, own in zip(predictor.classnames, context, strict=True)}
+    top = min(top, len(vocabulary))
+    header = [f"nearest {i + 1} (distance)" for i in range(top)]
+    rows = [[*(["class"] if context.ndim == 3 else []), "context", *header, "in word distances"]]
+    for classname, vectors in by_class.items():
+        for place, vector in enumerate(vectors, 1):
+            distance = np.linalg.norm(vocabulary - vector, axis=-1)
+            nearest = np.argsort(distance, kind="stable")[:top]
+            words = [pretrained.tokenizer.decode([token]).strip() for token in nearest.tolist()]
+            cells = [f"{w} ({d:.3f})" for w, d in zip(words, distance[nearest], strict=True)]
+            rows.append([*classname, str(place), *cells, f"{distance[nearest[0]] / usual:.2f}"])
+    return rows
