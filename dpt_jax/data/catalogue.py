@@ -1,6 +1,5 @@
 """The datasets that have a name: the published ones, and those bundled with the package."""
 
-import functools
 import importlib.resources
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -90,17 +89,17 @@ class TfdsUse(NamedTuple):
 
     Attributes:
         builder: its name and config.
-        train, val, test: its splits for each purpose, "+" joining several and "" for none.
-            Without test, train is split by the rule that made the published splits.
         classnames: from TFDS's labels to {label: published class name} in the published order,
             without the classes that are left out.
+        train, val, test: which of its splits serve as what, "+" joining several and "" for none.
+            Without test, train is split by the rule that made the published splits.
     """
 
     builder: str
-    train: str = ""
-    val: str = ""
-    test: str = ""
     classnames: Callable[[Sequence[str]], dict[str, str]] = _spaced
+    train: str = "train"
+    val: str = ""
+    test: str = "test"
 
 
 class Benchmark(NamedTuple):
@@ -128,14 +127,13 @@ class Benchmark(NamedTuple):
         return {"dataset.source": "coop", "dataset.template": self.template, **self.differs}
 
 
-_IMAGENET_TFDS = functools.partial(TfdsUse, classnames=_names_of_wordnet_ids)
 # Averages are over these, in the order of the paper's tables.
 _PAPER = {
     "imagenet": Benchmark(
         "a photo of a {}.",
         "imagenet",
         "images",
-        tfds=_IMAGENET_TFDS("imagenet2012", "train", test="validation"),
+        tfds=TfdsUse("imagenet2012", _names_of_wordnet_ids, test="validation"),
         differs={"train.warmup_epochs": 1},
     ),
     "caltech101": Benchmark(
@@ -143,21 +141,21 @@ _PAPER = {
         "caltech-101",
         "101_ObjectCategories",
         "split_zhou_Caltech101.json",
-        TfdsUse("caltech101", "train", test="test", classnames=_caltech101_names),
+        TfdsUse("caltech101", _caltech101_names),
     ),
     "oxford_pets": Benchmark(
         "a photo of a {}, a type of pet.",
         "oxford_pets",
         "images",
         "split_zhou_OxfordPets.json",
-        TfdsUse("oxford_iiit_pet", "train", test="test", classnames=_renamed(str.lower)),
+        TfdsUse("oxford_iiit_pet", _renamed(str.lower)),
     ),
     "stanford_cars": Benchmark(
         "a photo of a {}.",
         "stanford_cars",
         "",
         "split_zhou_StanfordCars.json",
-        TfdsUse("cars196", "train", test="test", classnames=_renamed(_car_name)),
+        TfdsUse("cars196", _renamed(_car_name)),
     ),
     "oxford_flowers": Benchmark(
         "a photo of a {}, a type of flower.",
@@ -166,10 +164,9 @@ _PAPER = {
         "split_zhou_OxfordFlowers.json",
         TfdsUse(
             "oxford_flowers102",
-            train="train+validation",  # ten images a class each; sixteen shots need both
-            test="test",
             # One of TFDS's names, "pink-yellow dahlia?", is in doubt.
-            classnames=_renamed(lambda label: label.rstrip("?")),
+            _renamed(lambda label: label.rstrip("?")),
+            train="train+validation",  # ten images a class each; sixteen shots need both
         ),
     ),
     "food101": Benchmark(
@@ -177,9 +174,7 @@ _PAPER = {
         "food-101",
         "images",
         "split_zhou_Food101.json",
-        TfdsUse(
-            "food101", "train", test="validation", classnames=lambda names: _spaced(sorted(names))
-        ),
+        TfdsUse("food101", lambda labels: _spaced(sorted(labels)), test="validation"),
     ),
     "fgvc_aircraft": Benchmark("a photo of a {}, a type of aircraft.", "fgvc_aircraft", "images"),
     "sun397": Benchmark(
@@ -187,49 +182,42 @@ _PAPER = {
         "sun397",
         "SUN397",
         "split_zhou_SUN397.json",
-        TfdsUse(
-            "sun397/standard-part1-120k",  # the partition that the published split is made from
-            train="train",
-            test="test",
-            classnames=_renamed(_sun397_name),
-        ),
+        # The partition that the published split is made from.
+        TfdsUse("sun397/standard-part1-120k", _renamed(_sun397_name)),
     ),
     "dtd": Benchmark(
         "{} texture.",
         "dtd",
         "images",
         "split_zhou_DescribableTextures.json",
-        TfdsUse("dtd", "train", "validation", "test"),
+        TfdsUse("dtd", val="validation"),
     ),
     "eurosat": Benchmark(
         "a centered satellite photo of {}.",
         "eurosat",
         "2750",
         "split_zhou_EuroSAT.json",
-        TfdsUse("eurosat/rgb", "train", classnames=_renamed(EUROSAT_NAMES.__getitem__)),
+        TfdsUse("eurosat/rgb", _renamed(EUROSAT_NAMES.__getitem__), test=""),
     ),
     "ucf101": Benchmark(
         "a photo of a person doing {}.",
         "ucf101",
         "UCF-101-midframes",
         "split_zhou_UCF101.json",
-        TfdsUse("ucf101/ucf101_1", "train", test="test", classnames=_renamed(_ucf101_name)),
+        TfdsUse("ucf101/ucf101_1", _renamed(_ucf101_name)),
     ),
 }
 
 
 def _shifted(directory: str, images: str, builder: str) -> Benchmark:
-    return Benchmark(
-        "a photo of a {}.", directory, images, tfds=_IMAGENET_TFDS(builder, test="test")
-    )
+    tfds = TfdsUse(builder, _names_of_wordnet_ids, train="")
+    return Benchmark("a photo of a {}.", directory, images, tfds=tfds)
 
 
 # Only tested on, with prompts that were trained on ImageNet.
 _SHIFTED = {
     "imagenetv2": _shifted(
-        "imagenetv2",
-        "imagenetv2-matched-frequency-format-val",
-        "imagenet_v2/matched-frequency",
+        "imagenetv2", "imagenetv2-matched-frequency-format-val", "imagenet_v2/matched-frequency"
     ),
     "imagenet_sketch": _shifted("imagenet-sketch", "images", "imagenet_sketch"),
     "imagenet_a": _shifted("imagenet-adversarial", "imagenet-a", "imagenet_a"),

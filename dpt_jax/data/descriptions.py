@@ -24,7 +24,7 @@ def read(given: str) -> str:
         return given
     file = as_path(given)
     with reading(file, KIND):
-        texts = _checked(file.read_text(encoding="utf-8-sig"))
+        texts = _parse(file.read_text(encoding="utf-8-sig"))
     return json.dumps(texts, sort_keys=True)
 
 
@@ -35,7 +35,22 @@ def parse(content: str) -> dict[str, list[str]]:
       UserError: It is not JSON of this kind, a class is in it twice, or has no text.
     """
     with reading("dataset.descriptions", KIND):
-        return _checked(content)
+        return _parse(content)
+
+
+def _parse(content: str) -> dict[str, list[str]]:
+    def no_class_twice(pairs: list[tuple[str, list[str]]]) -> dict[str, list[str]]:
+        texts = dict(pairs)
+        if len(texts) < len(pairs):
+            raise ValueError("a class is in it twice")
+        return texts
+
+    texts: dict[str, list[str]] = json.loads(content, object_pairs_hook=no_class_twice)
+    for name, own in texts.items():
+        strings = isinstance(own, list) and all(isinstance(x, str) and x.strip() for x in own)
+        if not own or not strings:
+            raise TypeError(f"{name!r} has no list of texts, or an empty one")
+    return texts
 
 
 def texts_of(content: str, classnames: Sequence[str]) -> list[list[str]]:
@@ -43,9 +58,10 @@ def texts_of(content: str, classnames: Sequence[str]) -> list[list[str]]:
     texts = parse(content)
     for name in classnames:
         if name not in texts:
+            near = "".join(f" It has {x!r}." for x in difflib.get_close_matches(name, texts, 1))
             raise UserError(
                 f"dataset.descriptions has no text for class {name!r}: add one, or leave out the "
-                "descriptions."
+                f"descriptions.{near}"
             )
     return [texts[name] for name in classnames]
 
@@ -53,30 +69,3 @@ def texts_of(content: str, classnames: Sequence[str]) -> list[list[str]]:
 def digest(content: str) -> str:
     """Return a short digest for results, "" without descriptions."""
     return hashlib.sha256(content.encode()).hexdigest()[:8] if content else ""
-
-
-def check_names(content: str, classnames: Sequence[str]) -> None:
-    """Raise UserError if a name is not a class of the dataset, which has `classnames`."""
-    for name in parse(content):
-        if name not in classnames:
-            near = difflib.get_close_matches(name, classnames, 1)
-            raise UserError(
-                f"dataset.descriptions: {name!r} is not a class of the dataset"
-                f"{f'; did you mean {near[0]!r}?' if near else '.'}"
-            )
-
-
-def _checked(text: str) -> dict[str, list[str]]:
-    def no_class_twice(pairs: list[tuple[str, list[str]]]) -> dict[str, list[str]]:
-        texts = dict(pairs)
-        if len(texts) < len(pairs):
-            raise ValueError("a class is in it twice")
-        return texts
-
-    texts: dict[str, list[str]] = json.loads(text, object_pairs_hook=no_class_twice)
-    for name, own in texts.items():
-        if not isinstance(own, list) or not own:
-            raise TypeError(f"{name!r} has no list of texts")
-        if not all(isinstance(one, str) and one.strip() for one in own):
-            raise TypeError(f"{name!r} has a text that is empty or not a string")
-    return texts

@@ -110,10 +110,14 @@ def no_images(folder: epath.Path, others: Iterable[str]) -> UserError:
     )
 
 
-def endings(files: Iterable[str]) -> str:
-    """Return how many files have which ending, "other" for none: "3 .heic, 1 .txt"."""
+def left_out_line(files: Sequence[str]) -> str:
+    """Return a line about files that are not used, with how many have which ending."""
     count = collections.Counter(os.path.splitext(file)[1].lower() or "other" for file in files)
-    return ", ".join(f"{n} {ending}" for ending, n in sorted(count.items()))
+    kinds = ", ".join(f"{n} {ending}" for ending, n in sorted(count.items()))
+    return (
+        f"{len(files)} files are left out ({kinds}), such as {files[0]}: images end in "
+        f"{IMAGE_ENDINGS}{how_to_read(files)}."
+    )
 
 
 class Listed(NamedTuple):
@@ -357,11 +361,7 @@ def _report(
     from dpt_jax.logging import say  # imports JAX, which find_images need not wait for
 
     if left_out:
-        say(
-            f"{root}: {len(left_out)} files are left out ({endings(left_out)}), such as "
-            f"{left_out[0]}: images are those in class folders that end in "
-            f"{IMAGE_ENDINGS}{how_to_read(left_out)}."
-        )
+        say(f"{root}: {left_out_line(left_out)} Images are in class folders.")
     if unknown:
         say(
             f"{root}: validation images are left out, since train and test have no such class: "
@@ -400,11 +400,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
             f"{', '.join(paths)}: no images there ({IMAGE_ENDINGS}{how_to_read(others)})."
         )
     if others:
-        print(
-            f"files that are left out: {len(others)} without the ending of an image "
-            f"({endings(others)}), such as {others[0]}{how_to_read(others)}.",
-            file=sys.stderr,
-        )
+        print(left_out_line(others), file=sys.stderr)
     return list(found)
 
 

@@ -210,10 +210,8 @@ def train_batches(
 
 def test_batches(config: Loading) -> Iterator[Batch]:
     """Return the examples of this host in their order. The last batch may be smaller."""
-    load = _Load(dataclasses.replace(config, examples=()))
-    data = grain.MapDataset.source(list(enumerate(config.examples))).map(load)
-    data = data[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
-    return _read(data, config.workers)
+    numbered = grain.MapDataset.source(list(enumerate(config.examples)))
+    return _in_order(config, numbered.map(_Load(dataclasses.replace(config, examples=()))))
 
 
 def view_batches(config: TrainLoading) -> Iterator[Batch]:
@@ -221,12 +219,15 @@ def view_batches(config: TrainLoading) -> Iterator[Batch]:
 
     The batches are as those of `test_batches`.
     """
+    # The list is repeated, and not the data set, of which some versions of Grain repeat the views.
+    views = grain.MapDataset.source(list(enumerate(config.examples)) * config.epochs)
     load = _Load(dataclasses.replace(config, examples=()))
-    # The list is repeated, not the data set: some versions of Grain would repeat the views.
-    views = list(enumerate(config.examples)) * config.epochs
-    data = grain.MapDataset.source(views).seed(config.seed).random_map(load)
-    data = data[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
-    return _read(data, config.workers)
+    return _in_order(config, views.seed(config.seed).random_map(load))
+
+
+def _in_order(config: Loading, images: grain.MapDataset) -> Iterator[Batch]:
+    own = images[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
+    return _read(own, config.workers)
 
 
 def threads(workers: int = 0) -> int:

@@ -48,35 +48,28 @@ EIGHT_BITS = {
 SIXTEEN_BITS_AS_32 = ("PNG", "PPM")
 
 
-class Plugin(NamedTuple):
-    """What makes Pillow read a format of phones: a module, and how to install it."""
-
-    format: str
-    module: str
-    install: str
-
-
-_HEIF = Plugin("HEIF", "pillow_heif", "pip install pillow-heif")
+# What makes Pillow read the formats of phones: its format, a module, and how to install that.
+_HEIF = ("HEIF", "pillow_heif", "pip install pillow-heif")
 PLUGINS = {
-    ".avif": Plugin("AVIF", "PIL.AvifImagePlugin", "pip install --upgrade pillow"),
+    ".avif": ("AVIF", "PIL.AvifImagePlugin", "pip install --upgrade pillow"),
     ".heic": _HEIF,
     ".heif": _HEIF,
 }
-INSTALLED = {end for end, plugin in PLUGINS.items() if importlib.util.find_spec(plugin.module)}
+INSTALLED = {end for end, (_, module, _) in PLUGINS.items() if importlib.util.find_spec(module)}
 
 
 def how_to_read(names: Iterable[str]) -> str:
     """Return a hint for files that Pillow would read with another package, "" if there is none."""
     ends = {os.path.splitext(name)[1].lower() for name in names} & ({*PLUGINS} - INSTALLED)
-    return "".join(f"; `{PLUGINS[end].install}` makes {end} readable" for end in sorted(ends))
+    return "".join(f"; `{PLUGINS[end][2]}` makes {end} readable" for end in sorted(ends))
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
     """Return the formats that are opened."""
     if ".heic" in INSTALLED:
-        importlib.import_module(_HEIF.module).register_heif_opener()
-    return (*FORMATS, *sorted({PLUGINS[end].format for end in INSTALLED}))
+        importlib.import_module("pillow_heif").register_heif_opener()
+    return (*FORMATS, *sorted({PLUGINS[end][0] for end in INSTALLED}))
 
 
 class Example(NamedTuple):
@@ -248,18 +241,17 @@ def contents(root: epath.Path, paths: Sequence[str]) -> list[Hashable]:
     """
     if is_remote(root):
         return list(paths)
-    sizes: list[Hashable] = [
-        os.stat(file).st_size if os.path.exists(file := root / path) else path for path in paths
-    ]
+    files = [root / path for path in paths]
+    sizes = [os.stat(file).st_size if os.path.exists(file) else None for file in files]
     count = collections.Counter(sizes)
-
-    def content(path: str, size: Hashable) -> Hashable:
-        if count[size] == 1 or isinstance(size, str):
-            return path
-        with reading(root / path, "a file"), open(root / path, "rb") as opened:
-            return hashlib.file_digest(opened, "sha256").digest()
-
-    return [content(path, size) for path, size in zip(paths, sizes, strict=True)]
+    found: list[Hashable] = []
+    for path, file, size in zip(paths, files, sizes, strict=True):
+        if size is None or count[size] == 1:
+            found.append(path)
+        else:
+            with reading(file, "a file"), open(file, "rb") as opened:
+                found.append(hashlib.file_digest(opened, "sha256").digest())
+    return found
 
 
 def read_image(

@@ -61,7 +61,7 @@ def test_folders_of_classes(tmp_path, capfd):
     assert [tuple(example) for example in found.val] == [("val/a/v.png", 0)]
     assert "5 files are left out (2 .png, 2 .raw, 1 other)" in capfd.readouterr().out
     assert len(find_images([str(tmp_path / "train")])) == 3
-    assert "2 without the ending of an image (2 .raw)" in capfd.readouterr().err
+    assert "2 files are left out (2 .raw)" in capfd.readouterr().err
 
 
 def test_folders_that_are_not_a_dataset_are_named(tmp_path):
