@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -67,11 +66,7 @@ class Pretrained(NamedTuple):
     digest: str = ""
 
 
-def load_clip(
-    weights: str,
-    dtype: Any = np.float32,
-    accept: Callable[[CLIPConfig], object] = lambda config: None,
-) -> Pretrained:
+def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
     """Load a CLIP with a ViT image tower.
 
     Args:
@@ -79,8 +74,6 @@ def load_clip(
         or open_clip, local or gs://; a weight file, or the index of several, with the model's
         configuration beside it; one of OpenAI's .pt files; or a Hugging Face hub id.
       dtype: type of the parameters.
-      accept: called with the sizes before the weights are read (after, if only they tell), to
-        raise if they are of no use.
 
     Raises:
       UserError: naming the file, and the tensor or key that is missing or does not fit.
@@ -88,12 +81,9 @@ def load_clip(
     path = locate(weights)
     file = find_weights(path) if path.is_dir() else path
     described = _describe(file)
-    if described is not None:
-        accept(described.config)
     tensors = read_tensors(file)
     if described is None:
         described = Description(recognise(tensors, file), None)
-        accept(described.config)
     flat = flax.traverse_util.flatten_dict(params_of(tensors, described.config, file), sep="/")
     for name, value in flat.items():
         if not np.isfinite(np.asarray(value, np.float32)).all():

@@ -70,18 +70,8 @@ def prepare(
     pretrained: the CLIP, and whole: the whole dataset, if they are loaded already.
     """
     dataset = load_dataset(config.dataset, config.seed, whole)
-
-    def accept(clip: CLIPConfig) -> None:
-        """Raise UserError, before the weights are read, if the prompts do not fit the towers."""
-        # The tokenizer will tell how many tokens the initial words have. Until then assume as many
-        # as there should be.
-        words = config.text_prompt.init.strip() and not config.text_prompt.fixed_words
-        wanted = config.visual_prompt.length if config.visual_prompt.coupled else 1
-        tokens, classes = wanted if words else 0, len(dataset.classnames)
-        check_fit(clip, prompt_config(config, classes, clip.vision.layers, tokens))
-
     if pretrained is None:
-        pretrained = load_clip(config.clip.weights, compute_dtype(config), accept)
+        pretrained = load_clip(config.clip.weights, compute_dtype(config))
     return assemble(config, dataset, pretrained)
 
 

@@ -79,7 +79,7 @@ def quick(monkeypatch):
 
 
 @functools.lru_cache(maxsize=1)
-def _load_once(weights, dtype, _):
+def _load_once(weights, dtype):
     return load_clip(weights, dtype)
 
 
