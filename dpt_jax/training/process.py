@@ -142,7 +142,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked = self._agreed = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -172,8 +172,8 @@ class StopRequest:
 
     def after(self, step: int) -> bool:
         """Return whether the run stops after this step; all hosts ask after every step."""
-        return (
-            multihost_utils.reached_preemption_sync_point(step)
-            if jax.process_count() > 1
-            else self._asked
-        )
+        if jax.process_count() == 1:
+            return self._asked
+        # It is true once.
+        self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(step)
+        return self._agreed
