@@ -214,22 +214,18 @@ def check_same(facts: Callable[[], Mapping[str, str]]) -> None:
     if jax.process_count() == 1:
         return
     own = facts()
-    # Hosts of other versions may have other facts.
-    _check_same_digests({"version of dpt-jax": "\n".join([__version__, *own])})
-    _check_same_digests(own)
-
-
-def _check_same_digests(facts: Mapping[str, str]) -> None:
-    digests = [hashlib.sha256(text.encode(errors="surrogateescape")) for text in facts.values()]
-    own = np.stack([np.frombuffer(digest.digest(), np.uint8) for digest in digests])
-    everywhere = multihost_utils.process_allgather(own)  # (hosts, facts, 32)
-    for host, theirs in enumerate(everywhere):
-        for name, one, first in zip(facts, theirs, everywhere[0], strict=True):
-            if (one != first).any():
-                raise UserError(
-                    f"host {host} has another {name} than host 0: give all hosts the same command "
-                    "and the same files."
-                )
+    # Hosts of other versions may have other facts, so their names are compared first.
+    for compared in ({"version of dpt-jax": "\n".join([__version__, *own])}, own):
+        texts = (text.encode(errors="surrogateescape") for text in compared.values())
+        digests = [np.frombuffer(hashlib.sha256(text).digest(), np.uint8) for text in texts]
+        everywhere = multihost_utils.process_allgather(np.stack(digests))  # (hosts, facts, 32)
+        different = np.argwhere((everywhere != everywhere[0]).any(axis=2))
+        if len(different):
+            host, number = different[0]
+            raise UserError(
+                f"host {host} has another {[*compared][number]} than host 0: give all hosts the "
+                "same command and the same files."
+            )
 
 
 def first_says(here: bool) -> bool:

@@ -24,7 +24,7 @@ from dpt_jax.prompts import Prompts
 from dpt_jax.training.checkpoints import Checkpoints, Saved, digest
 from dpt_jax.training.classifier import encode_support, fit
 from dpt_jax.training.initial_prompts import initial_prompts, other_clip, shapes_of
-from dpt_jax.training.metrics import MetricWriter, Speed, Trace
+from dpt_jax.training.metrics import MetricWriter, Speed, tracing
 from dpt_jax.training.optimizer import (
     Schedule,
     learning_rates,
@@ -178,7 +178,7 @@ def train(
         with (
             MetricWriter(workdir, start) as writer,
             Progress("train", plan.steps, start) as progress,
-            Trace(workdir, profile, start, plan.steps) as trace,
+            tracing(workdir, profile, start, plan.steps) as trace_before,
         ):
 
             def save(step: int, ended: bool = False) -> None:
@@ -195,7 +195,7 @@ def train(
                 checkpoints.save(step, prompts, meta, training)
 
             for step in range(start + 1, plan.steps + 1):
-                trace.before(step, state)
+                trace_before(step, state)
                 try:
                     with speed.waiting(state):
                         batch, rows = next(batches)

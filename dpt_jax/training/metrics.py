@@ -6,7 +6,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -160,39 +160,36 @@ class Speed:
         return values
 
 
-class Trace:
-    """Writes a jax.profiler trace of some steps to WORKDIR/profile, one file per host."""
+@contextlib.contextmanager
+def tracing(
+    workdir: epath.Path, steps: int, start: int, last: int
+) -> Iterator[Callable[[int, TrainState], None]]:
+    """Provide a function that starts or ends a jax.profiler trace before a step.
 
-    def __init__(self, workdir: epath.Path, steps: int, start: int, last: int) -> None:
-        """Trace `steps` steps of a run that takes the steps from start + 1 to last; 0 for none.
+    It takes the step and the state of the step before. A trace goes to WORKDIR/profile, one file
+    per host.
 
-        Raises:
-          UserError: the workdir is in a bucket.
-        """
-        if steps and is_remote(workdir):
-            raise UserError(f"--profile writes to a disk: {workdir} is in a bucket.")
-        self._folder = workdir / TRACES
-        self._first = min(start + 1 + STEPS_BEFORE_TRACE, last) if steps else 0
-        self._end, self._runs = self._first + steps, False
+    Args:
+      workdir: Of the run.
+      steps: Steps to trace, 0 for none.
+      start: The run takes the steps from start + 1,
+      last: to this one.
 
-    def __enter__(self) -> "Trace":
-        return self
+    Raises:
+      UserError: The workdir is in a bucket.
+    """
+    if steps and is_remote(workdir):
+        raise UserError(f"--profile writes to a disk: {workdir} is in a bucket.")
+    folder, first = workdir / TRACES, min(start + 1 + STEPS_BEFORE_TRACE, last)
+    done = f"trace: {folder} (TensorBoard with tensorboard-plugin-profile shows it)"
+    with contextlib.ExitStack() as running:
 
-    def __exit__(self, *_: object) -> None:
-        if self._runs:
-            self._stop()
+        def before(step: int, state: TrainState) -> None:
+            if steps and step in (first, first + steps):
+                jax.block_until_ready(state)
+                running.close()
+                if step == first:
+                    running.callback(say, done)
+                    running.enter_context(jax.profiler.trace(str(folder)))
 
-    def before(self, step: int, state: TrainState) -> None:
-        """Start or stop before a step.  state: of the step before."""
-        if step == self._first:
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(str(self._folder))
-            self._runs = True
-        elif self._runs and step == self._end:
-            jax.block_until_ready(state)
-            self._stop()
-
-    def _stop(self) -> None:
-        jax.profiler.stop_trace()
-        self._runs = False
-        say(f"trace: {self._folder} (TensorBoard with tensorboard-plugin-profile shows it)")
+        yield before

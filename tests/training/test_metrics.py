@@ -10,7 +10,14 @@ from tensorboardX.proto.event_pb2 import Event
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.training import flops
-from dpt_jax.training.metrics import METRICS_FILE, TRACES, MetricWriter, Speed, Trace, read_metrics
+from dpt_jax.training.metrics import (
+    METRICS_FILE,
+    TRACES,
+    MetricWriter,
+    Speed,
+    read_metrics,
+    tracing,
+)
 
 
 def events(content):
@@ -88,10 +95,11 @@ def test_the_peak_is_of_the_chip_that_jax_names():
 
 
 def test_a_trace_is_of_the_steps_asked_for(tmp_path, capsys):
-    with Trace(as_path(tmp_path), 2, start=0, last=9) as trace:
+    with tracing(as_path(tmp_path), 2, start=0, last=9) as before:
         for step in range(1, 9):
-            trace.before(step, jnp.zeros(1) + step)
-            assert trace._runs == (step in (3, 4))
+            before(step, jnp.zeros(1) + step)
+            assert ("trace:" in capsys.readouterr().out) == (step == 5)
+            assert (tmp_path / TRACES).exists() == (step >= 5)
     assert list((tmp_path / TRACES).rglob("*.xplane.pb"))
-    with pytest.raises(UserError, match="--profile"):
-        Trace("gs://bucket/run", 2, 0, 9)
+    with pytest.raises(UserError, match="--profile"), tracing("gs://bucket/run", 2, 0, 9):
+        pass
