@@ -7,8 +7,11 @@ import jax
 from etils import epath
 
 from dpt_jax.check import golden, machine, measure
+from dpt_jax.check.programs import SIZES, random_clip
 from dpt_jax.check.rows import Row, failing, table
+from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.logging import say
+from dpt_jax.training.setup import compute_dtype
 
 __all__ = ["Row", "check", "table"]
 
@@ -18,10 +21,12 @@ def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -
 
     Args:
       workdir: where files are written, in a folder that is removed.
-      clip: size of the CLIP whose step is timed.
+      clip: the CLIP whose step is timed: one of SIZES with random weights, or a `clip.weights`.
       data: a folder of images to load, "" for generated JPEGs.
       quick: whether to use fewer steps, images and devices.
     """
+    dtype = compute_dtype(measure.settings())
+    pretrained = random_clip(clip, dtype) if clip in SIZES else load_clip(clip, dtype)
     rows = machine.machine()
     images = 0.0
 
@@ -36,7 +41,7 @@ def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -
 
     def speed() -> list[Row]:
         nonlocal images
-        found, images = measure.speed(clip, quick)
+        found, images = measure.speed(clip, pretrained, quick)
         return found
 
     parts: dict[str, Callable[[], list[Row]]] = {

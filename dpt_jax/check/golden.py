@@ -4,7 +4,7 @@ import functools
 import importlib.resources
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,8 @@ from flax.traverse_util import flatten_dict
 from dpt_jax.check.rows import Row, at_most
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
-from dpt_jax.clip.layouts import params_of
+from dpt_jax.clip.layouts import OPENAI, params_of, tensors_of
+from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.packing import pack
 from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.convert.published import prompts_from_published
@@ -34,7 +35,6 @@ BOUNDS = {
     "float32": {"logits": 1e-4, "loss": 1e-5, "gradient": 1e-3},
     "bfloat16": {"logits": 5e-2, "loss": 5e-2, "gradient": 1e-1},
 }
-Shapes = dict[str, tuple[int, ...]]
 
 
 class Found(NamedTuple):
@@ -45,38 +45,7 @@ class Found(NamedTuple):
     gradient: Prompts
 
 
-def openai_shapes(
-    embed: int, res: int, vl: int, vw: int, patch: int, tw: int, tl: int, vocabulary: int = 49408
-) -> Shapes:
-    """Return the shapes of every weight, under the names of OpenAI's CLIP state dict."""
-    shapes: Shapes = {
-        "logit_scale": (),
-        "positional_embedding": (77, tw),
-        "text_projection": (tw, embed),
-        "token_embedding.weight": (vocabulary, tw),
-        "visual.class_embedding": (vw,),
-        "visual.positional_embedding": ((res // patch) ** 2 + 1, vw),
-        "visual.proj": (vw, embed),
-        "visual.conv1.weight": (vw, 3, patch, patch),
-    }
-    norms = {"ln_final": tw, "visual.ln_pre": vw, "visual.ln_post": vw}
-    for tower, layers, w in (("transformer", tl, tw), ("visual.transformer", vl, vw)):
-        for block in (f"{tower}.resblocks.{i}" for i in range(layers)):
-            shapes |= {
-                f"{block}.attn.in_proj_weight": (3 * w, w),
-                f"{block}.attn.in_proj_bias": (3 * w,),
-                f"{block}.attn.out_proj.weight": (w, w),
-                f"{block}.attn.out_proj.bias": (w,),
-                f"{block}.mlp.c_fc.weight": (4 * w, w),
-                f"{block}.mlp.c_fc.bias": (4 * w,),
-                f"{block}.mlp.c_proj.weight": (w, 4 * w),
-                f"{block}.mlp.c_proj.bias": (w,),
-            }
-            norms |= {f"{block}.ln_1": w, f"{block}.ln_2": w}
-    return shapes | {f"{n}.{kind}": (w,) for n, w in norms.items() for kind in ("weight", "bias")}
-
-
-def seeded(shapes: Shapes, seed: int) -> dict[str, np.ndarray]:
+def seeded(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
     """Return normals drawn in the order of the names from PCG64(seed), scaled by kind."""
     generator = np.random.default_rng(seed)
 
@@ -124,8 +93,9 @@ def prompts_of(prefix: str) -> Prompts:
 @functools.cache
 def clip_params() -> Params:
     """Return the weights of the CLIP that the arrays were computed with."""
-    tensors = seeded(openai_shapes(64, 32, 4, 128, 8, 128, 3), seed=0)
-    return params_of(tensors, CLIP, pathlib.Path("the golden CLIP"))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(CLIP))
+    shapes = {name: x.shape for name, x in tensors_of(zeros, CLIP, OPENAI).items()}
+    return params_of(seeded(shapes, seed=0), CLIP, pathlib.Path("the golden CLIP"))
 
 
 @functools.cache

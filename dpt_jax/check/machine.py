@@ -4,9 +4,9 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import random
 import shutil
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -86,9 +86,13 @@ def hosts(settings: Mapping[str, str]) -> list[Row]:
 
 
 def storage(workdir: epath.Path) -> list[Row]:
-    """Write, list, read, lock, save and delete in a new folder of a workdir, with times."""
-    folder = workdir / f"check-{uuid.uuid4().hex[:8]}"
-    content, file, rows = os.urandom(2**20), folder / "file", list[Row]()
+    """Write, list, read, lock, save and delete in a new folder of a workdir, with times.
+
+    The folder is host 0's, where each host has files of its own.
+    """
+    number = distributed.sum_over_hosts(random.getrandbits(30) if distributed.is_first() else 0)
+    folder, host = workdir / f"check-{number:08x}", jax.process_index()
+    content, file, rows = os.urandom(2**20), folder / f"file-{host}", list[Row]()
 
     @contextmanager
     def timed(name: str, bound: str) -> Iterator[list[bool]]:
@@ -101,26 +105,31 @@ def storage(workdir: epath.Path) -> list[Row]:
     with timed("write 1 MB", f"in {workdir}"):
         make_folder(folder, "--workdir")
         file.write_bytes(content)
-    if not rows[0].ok:  # nothing else can work
+    if not distributed.on_all_hosts(bool(rows[0].ok)):  # nothing else can work
         return rows
-    with timed("list", "finds it") as held:
-        held[0] = [entry.name for entry in entries(folder)] == ["file"]
+    with timed("list", "the files of all hosts") as held:
+        every = {f"file-{i}" for i in range(jax.process_count())}
+        held[0] = {entry.name for entry in entries(folder)} >= every
+    shared = distributed.on_all_hosts(bool(rows[1].ok))
     with timed("read", "what was written") as held:
         held[0] = file.read_bytes() == content
     with timed("exclusive create", "once only") as held:
-        held[0] = [_create(folder / "lock") for _ in range(2)] == [True, False]
-    with timed("checkpoint", "the same bits") as held:
-        tree = {"prompts": np.arange(1000, dtype=np.float32)}
-        with Checkpoints(folder, create=True) as checkpoints:
-            checkpoints.save(1, tree, {})
-            checkpoints.wait()
-            held[0] = checkpoints.load(1).digest == digest(tree)
-    with timed("delete", "nothing left") as held:
-        if is_remote(folder):
-            file_system(folder).rm(os.fspath(folder), recursive=True)
-        else:
-            shutil.rmtree(folder)
-        held[0] = not folder.exists()
+        held[0] = [_create(folder / f"lock-{host}") for _ in range(2)] == [True, False]
+    if shared:  # as hosts save and restore together
+        with timed("checkpoint", "the same bits") as held:
+            tree = {"prompts": np.arange(1000, dtype=np.float32)}
+            with Checkpoints(folder, create=True) as checkpoints:
+                checkpoints.save(1, tree, {})
+                checkpoints.wait()
+                held[0] = checkpoints.load(1).digest == digest(tree)
+        distributed.on_all_hosts(True)  # have read it
+    if distributed.is_first() or not shared:
+        with timed("delete", "nothing left") as held:
+            if is_remote(folder):
+                file_system(folder).rm(os.fspath(folder), recursive=True)
+            else:
+                shutil.rmtree(folder)
+            held[0] = not folder.exists()
     return rows
 
 

@@ -12,13 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from dpt_jax import distributed
 from dpt_jax.check import programs
-from dpt_jax.check.programs import SIZES, random_clip
 from dpt_jax.check.rows import Row, at_most
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
+from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import method_config
 from dpt_jax.data import loader, records
 from dpt_jax.data.catalogue import imagenet_classnames
@@ -111,21 +112,24 @@ def _distance(one: Any, other: Any) -> float:
     return float(max(jax.tree.leaves(distances)))
 
 
-def speed(clip: str, quick: bool) -> tuple[list[Row], float]:
-    """Time a step of DPT on a CLIP with random weights; return the rows and its images/s.
-
-    clip: one of SIZES.
-    """
-    classes, each = (10, 8) if quick else (100, BATCH)
+def settings() -> ConfigDict:
+    """Return the settings of the step that is timed."""
     config = method_config("dpt", "imagenet")
     config.text_prompt.init = ""
+    return config
+
+
+def speed(clip: str, pretrained: Pretrained, quick: bool) -> tuple[list[Row], float]:
+    """Time a step of DPT on a CLIP; return the rows and its images/s."""
+    classes, each = (10, 8) if quick else (100, BATCH)
+    config = settings()
     dtype = compute_dtype(config)
     names = tuple(imagenet_classnames()[:classes])
     dataset = Dataset(Files(as_path(".")), names, train=[], val=[], test=[])
     with contextlib.redirect_stdout(io.StringIO()):
-        experiment = assemble(config, dataset, random_clip(clip, dtype))
+        experiment = assemble(config, dataset, pretrained)
     devices = jax.local_device_count()
-    work = programs.training(experiment, _batch(each, classes, SIZES[clip].image_size))
+    work = programs.training(experiment, _batch(each, classes, pretrained.config.image_size))
     first, seconds = programs.times(work.run, 2 if quick else 10)
     layout = distributed.to_host(experiment.frozen.packed)
     rate = flops.step(experiment.model, layout, each * devices) / seconds

@@ -1,6 +1,6 @@
 """Check the results, repeatability, loading, storage and speed of this machine.
 
-    dpt-jax check [--workdir=W] [--clip=vit-b-16] [--data=DIR] [--quick] [--json]
+    dpt-jax check [--workdir=W] [--clip=CLIP] [--data=DIR] [--quick] [--json]
 
 Prints a table: numbers against the published code's, the same bits twice, the speed of a step, of
 the images and of the folder or bucket W, and whether several hosts agree. Exit code 1 if a line is
@@ -19,8 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", metavar="W", default=".", help="folder or gs:// to write to")
     parser.add_argument(
         "--clip",
-        choices=("vit-b-32", "vit-b-16", "vit-l-14", "small"),
-        help="size of the CLIP, whose weights are random; default vit-b-16, with --quick vit-b-32",
+        metavar="CLIP",
+        help="vit-b-32, vit-b-16, vit-l-14 or small with random weights, or a hub id, folder or "
+        "file of weights; default vit-b-16, with --quick vit-b-32",
     )
     parser.add_argument(
         "--data", metavar="DIR", default="", help="images to load; default generated"
@@ -44,5 +45,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     clip = flags.clip or ("vit-b-32" if flags.quick else "vit-b-16")
     rows = check(as_path(flags.workdir), clip, flags.data, flags.quick)
     say(json.dumps([row._asdict() for row in rows], indent=2) if flags.json else table(rows))
+    if not distributed.is_first() and (failed := [row for row in rows if row.ok is False]):
+        print(f"Of another host:\n{table(failed)}", file=sys.stderr)
     if not distributed.on_all_hosts(all(row.ok is not False for row in rows)):
         sys.exit(BUG)

@@ -90,11 +90,12 @@ def _read(directory: epath.Path, names: list[str]) -> Tokenizer:
     """Return the tokenizer of the vocabulary files in a folder."""
     from transformers import CLIPTokenizer  # a second to import
 
+    names = names[:1] if TOKENIZER_FILE in names else names
     with tempfile.TemporaryDirectory(prefix="dpt_jax-") as copies:
-        for name in names[:1] if TOKENIZER_FILE in names else names:
+        for name in names:
             refuse_stand_in(directory / name)
             (pathlib.Path(copies) / name).write_bytes((directory / name).read_bytes())
-        with reading(directory / names[0], "CLIP's vocabulary"):
+        with reading(directory / names[-1], "CLIP's vocabulary"):
             return _whole(CLIPTokenizer.from_pretrained(copies))
 
 

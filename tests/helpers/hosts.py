@@ -17,14 +17,19 @@ SETTINGS = [
 ]
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
 def start_hosts(clip_dir, *arguments, workdir, method="coop", slurm=False, devices=(2, 2)):
     """Start main.py on two hosts, which find each other by flags, or by what srun sets.
 
     devices: how many each has.
     """
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     job = {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     job |= {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "2"}
     command = ["main.py", f"--config=configs/{method}.py:folder", *SETTINGS]

@@ -6,12 +6,12 @@ The weights are those that the golden arrays in tests/golden/ were computed with
 """
 
 import json
-import math
 import pathlib
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from dpt_jax.check.golden import seeded
 from dpt_jax.clip.config_files import processor_to_dict
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
 
@@ -54,33 +54,6 @@ def openai_shapes(embed, res, vl, vw, patch, tw, tl):
             for n in ("ln_1", "ln_2"):
                 s[b + n + ".weight"] = s[b + n + ".bias"] = (w,)
     return s
-
-
-def seeded(shapes, seed):
-    """Standard normals drawn in sorted-name order from PCG64(seed), scaled by kind."""
-    rng, out = np.random.default_rng(seed), {}
-    norms = ("ln_1.weight", "ln_2.weight", "ln_pre.weight", "ln_post.weight", "ln_final.weight")
-    for n in sorted(shapes):
-        s = shapes[n]
-        x = rng.standard_normal(s, dtype=np.float32)
-        if n.endswith(norms):
-            x = 1 + 0.1 * x
-        elif n.endswith("bias"):
-            x = 0.05 * x
-        elif n == "logit_scale":
-            x = np.float32(math.log(100.0)) + 0 * x
-        elif n == "token_embedding.weight":
-            x = 0.3 * x
-        elif n in ("positional_embedding", "visual.positional_embedding", "visual.class_embedding"):
-            x = 0.2 * x
-        elif n == "visual.conv1.weight":
-            x = x * (s[1] * s[2] * s[3]) ** -0.5
-        elif n in ("text_projection", "visual.proj"):
-            x = x * s[0] ** -0.5
-        else:
-            x = x * s[-1] ** -0.5
-        out[n] = x.astype(np.float32)
-    return out
 
 
 def to_huggingface(w):
