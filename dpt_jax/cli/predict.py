@@ -105,13 +105,12 @@ def _classify(predictor: "Predictor", paths: Sequence[str], top: int) -> Iterato
 
     from dpt_jax.data.records import UnreadableImageError, read_image
     from dpt_jax.evaluation.metrics import softmax
-    from dpt_jax.io import as_path
 
     failed: dict[str, str] = {}
 
     def read(path: str) -> "Image.Image":
         try:
-            return read_image(as_path(path))
+            return read_image(path)
         except UnreadableImageError as reason:
             failed[path] = str(reason)
             raise

@@ -53,7 +53,8 @@ def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Da
     else:
         lists = WITHOUT_SPLIT_FILE.get(name, _read_wordnet_test)(directory, images)
     if not skip_missing:
-        check_files((images / e.path for e in (*lists.train, *lists.test)), f"{directory}")
+        paths = [example.path for example in (*lists.train, *lists.test)]
+        check_files(Files(images), paths, str(directory))
     prefix = images.relative_to(root).as_posix()
     train, val, test = (
         [Example(f"{prefix}/{e.path}", e.label) for e in examples] for examples in lists[1:]

@@ -69,26 +69,28 @@ def walk(folder: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[ep
         yield from walk(subfolder, above)
 
 
-def check_files(files: Iterable[epath.Path], listed_by: str) -> None:
+def check_files(files: Files, paths: Iterable[str], listed_by: str) -> None:
     """Check that files exist. Lists each folder once, which is faster than asking for each file.
 
     Args:
-        files: local or in a bucket.
+        files: what reads them.
+        paths: their paths, as `files` takes them.
         listed_by: what names these files.
 
     Raises:
         UserError: a file is missing.
     """
-    there: dict[epath.Path, set[str]] = {}
+    there: dict[str, set[str]] = {}
     missing = []
-    for file in files:
-        folder = file.parent
-        if folder not in there:
+    for path in paths:
+        parent, _, name = path.rpartition("/")
+        if parent not in there:
+            folder = files.file(parent)
             with reading(folder, "a folder"):
                 found = entries(folder, dangling=False) if folder.is_dir() else ()
-                there[folder] = {name for name, is_folder in found if not is_folder}
-        if file.name not in there[folder]:
-            missing.append(file)
+                there[parent] = {entry for entry, is_folder in found if not is_folder}
+        if name not in there[parent]:
+            missing.append(files.file(path))
     if missing:
         more = f", nor are {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
@@ -167,7 +169,7 @@ def read_folder(
         images = read_list(as_path(split) if split else source)
         by = f"dataset.split={split} (--config.dataset.split= drops it)" if split else str(source)
         if not skip_missing:
-            check_files((root / image.path for image in images), by)
+            check_files(Files(root), [image.path for image in images], by)
     else:
         images = _in_folders(root, left_out)
     drawn = not any(image.split for image in images)

@@ -210,8 +210,10 @@ def train_batches(
 
 def test_batches(config: Loading) -> Iterator[Batch]:
     """Return the examples of this host in their order. The last batch may be smaller."""
-    numbered = grain.MapDataset.source(list(enumerate(config.examples)))
-    return _in_order(config, numbered.map(_Load(dataclasses.replace(config, examples=()))))
+    load = _Load(dataclasses.replace(config, examples=()))
+    images = grain.MapDataset.source(list(enumerate(config.examples))).map(load)
+    own = images[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
+    return _read(own, config.workers)
 
 
 def view_batches(config: TrainLoading) -> Iterator[Batch]:
@@ -219,13 +221,10 @@ def view_batches(config: TrainLoading) -> Iterator[Batch]:
 
     The batches are as those of `test_batches`.
     """
-    # The list is repeated, and not the data set, of which some versions of Grain repeat the views.
-    views = grain.MapDataset.source(list(enumerate(config.examples)) * config.epochs)
     load = _Load(dataclasses.replace(config, examples=()))
-    return _in_order(config, views.seed(config.seed).random_map(load))
-
-
-def _in_order(config: Loading, images: grain.MapDataset) -> Iterator[Batch]:
+    # The list is repeated, and not the data set, of which some versions of Grain repeat the views.
+    views = list(enumerate(config.examples)) * config.epochs
+    images = grain.MapDataset.source(views).seed(config.seed).random_map(load)
     own = images[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
     return _read(own, config.workers)
 

@@ -180,6 +180,5 @@ def in_memory(
         val = examples(given, label_indices(validation[1], len(given), names)[0])
     read = InMemory(as_path("/"), images=held) if held else Files(as_path("/"))
     if not skip_missing:
-        files = (read.file(e.path) for e in (*train, *val) if e.path not in held)
-        check_files(files, "the list of images")
+        check_files(read, [e.path for e in (*train, *val) if e.path not in held], "images")
     return Dataset(read, tuple(names), train, val, [])

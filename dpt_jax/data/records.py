@@ -5,7 +5,6 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import functools
 import hashlib
 import importlib
 import importlib.util
@@ -64,7 +63,6 @@ def how_to_read(names: Iterable[str]) -> str:
     return "".join(f"; `{PLUGINS[end][2]}` makes {end} readable" for end in sorted(ends))
 
 
-@functools.cache
 def _formats() -> tuple[str, ...]:
     """Return the formats that are opened."""
     if ".heic" in INSTALLED:
