@@ -14,7 +14,6 @@ from dpt_jax.clip.config_files import processor_to_dict, read_processor
 from dpt_jax.clip.preprocessing import (
     CLIP_PREPROCESSING,
     INTERPOLATIONS,
-    THIN,
     Preprocessing,
     normalize_pixels,
 )
@@ -40,17 +39,6 @@ def test_thin_image_takes_the_memory_of_its_square(size):
     assert (pixels == (200, 10, 10)).all()
     assert pixels.shape == (224, 224, 3)
     assert peak < 50 * pixels.nbytes
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "hamming"])
-@pytest.mark.parametrize("size", [(7, 199), (400, 11), (33, 1000)])
-def test_thin_image_is_the_centre_of_the_whole(monkeypatch, size, interpolation):
-    """Filters without overshoot give the same to a rounding, whichever side is resized first."""
-    own = Preprocessing(interpolation=interpolation)
-    square = transform(noise(*size), SIZE, own)
-    monkeypatch.setattr("dpt_jax.clip.preprocessing.THIN", 10**9)
-    assert np.abs(square.astype(int) - transform(noise(*size), SIZE, own)).max() <= 1
-    assert max(size) / min(size) > THIN
 
 
 def test_squash_takes_both_sides_to_the_square():

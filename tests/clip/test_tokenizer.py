@@ -39,18 +39,10 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(epath.Path(tmp_path_factory.mktemp("no-vocabulary-here")))
 
 
-@pytest.mark.parametrize("text", IDS)
-def test_ids(tokenizer, text):
-    assert tokenizer.encode(text) == IDS[text]
-
-
-def test_the_whole_text_is_lowered_at_once(tokenizer):
-    """A capital sigma at the end of a word is another letter than one within it."""
+def test_ids(tokenizer):
+    assert {text: tokenizer.encode(text) for text in IDS} == IDS
+    # A capital sigma at the end of a word is another letter than one within it.
     assert tokenizer.encode("ΟΔΟΣ") == tokenizer.encode("οδος") != tokenizer.encode("οδοσ")
-
-
-def test_special_tokens(tokenizer):
-    assert (tokenizer.start, tokenizer.end) == (49406, 49407)
 
 
 @pytest.fixture
@@ -79,16 +71,6 @@ def test_tokenizer_json_only(tmp_path, merges):
     own = load_tokenizer(write_json(tmp_path, change), SIZE, LAST)
     assert (own.start, own.end) == (4512, LAST)
     assert own.encode(TEXT) == load_tokenizer(epath.Path(TINY), SIZE).encode(TEXT)
-
-
-def test_added_token(tmp_path):
-    def change(raw):
-        raw["added_tokens"].append({**raw["added_tokens"][0], "id": SIZE, "content": "<thing>"})
-
-    own = load_tokenizer(write_json(tmp_path, change), SIZE + 1, LAST)
-    assert own.encode("a <thing>") == [*own.encode("a"), SIZE]
-    with pytest.raises(UserError, match=str(SIZE)):
-        load_tokenizer(epath.Path(tmp_path), SIZE, LAST)
 
 
 def test_openais_vocabulary_is_only_for_models_of_its_size(tmp_path):

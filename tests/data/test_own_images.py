@@ -17,7 +17,6 @@ from dpt_jax.data.folder import read_folder
 from dpt_jax.data.look import look
 from dpt_jax.errors import UserError
 from tests.helpers.commands import assert_refused, in_process
-from tests.helpers.object_store import put_folder
 
 CLASSES = {"cat": 10, "red_fox": 5, "dog": 4}
 # What a fifth of each class is, by class: training, validation and test images.
@@ -104,14 +103,6 @@ def test_a_folder_without_a_test_folder_is_named(photos, tmp_path):
         read_folder(tmp_path / "data")
 
 
-def test_a_class_may_be_named_as_a_split(photos):
-    for split in ("train", "test"):
-        shutil.copytree(photos / "cat", photos / split)
-    assert counts(read_folder(photos)) == SPLIT | {"train": (6, 2, 2), "test": (6, 2, 2)}
-    save(photos / "test" / "owl" / "1.png", np.zeros((4, 4, 3), np.uint8))
-    assert read_folder(photos).classnames == ("owl",)  # now a split, with other files in it
-
-
 @pytest.mark.parametrize("kind", ["zip", "gztar", "tar"])
 @pytest.mark.parametrize("top", [True, False])
 def test_an_archive_is_its_folder(kind, top, photos, tmp_path, monkeypatch):
@@ -129,14 +120,6 @@ def test_an_archive_is_its_folder(kind, top, photos, tmp_path, monkeypatch):
         assert found[1:] == expected[1:]
     assert found.read(found.test[0].path).size == (16, 12)
     assert len([*(tmp_path / "cache" / "dpt_jax" / "archives").iterdir()]) == 1
-
-
-def test_an_archive_of_a_bucket(photos, bucket, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "up").mkdir()
-    shutil.make_archive(str(tmp_path / "up" / "mine"), "zip", root_dir=photos)
-    put_folder(tmp_path / "up", bucket)
-    assert read_folder(f"{bucket}/mine.zip")[1:] == read_folder(photos)[1:]
 
 
 def test_an_archive_never_writes_elsewhere(tmp_path, monkeypatch):

@@ -195,19 +195,6 @@ def test_figures_are_drawn(tmp_path):
         assert "report.png" in run_report.report_run(tmp_path / name)[1]
 
 
-def test_results_are_a_frame_with_a_row_per_run(tmp_path):
-    write(tmp_path / "b", "dpt", 70, dataset="eurosat", trained=("eurosat", "all"), shots=16)
-    write(tmp_path / "a", "zeroshot", 40, zero_shot_accuracy=0.4)
-    frame = dpt_jax.results(tmp_path)
-    assert [*frame.method] == ["zeroshot", "dpt"]  # datasets in the paper's order
-    assert [*frame.path] == [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert frame.loc[1, ["dataset", "classes", "shots", "seed", "n"]].tolist() == [
-        "eurosat", "all", 16, 1, 50,
-    ]  # fmt: skip
-    assert [*frame.accuracy] == [0.4, 0.7]
-    assert not frame.excluded.any()
-
-
 @pytest.mark.parametrize("content", [None, "{", "3", '{"method": "dpt"}'])
 def test_damaged_results_are_named(content, tmp_path):
     if content is not None:
