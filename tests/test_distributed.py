@@ -22,15 +22,9 @@ from tests.helpers.hosts import SETTINGS, finish, outputs, start_hosts
 
 pytestmark = pytest.mark.process
 
-METHOD = "dptsrc"
-# What hosts share: class-aware prompts, deeper tokens, consistency targets, an average of epochs.
-FEATURES = [
-    "--config.text_prompt.depth=2",
-    "--config.visual_prompt.depth=2",
-    "--config.loss.template=a photo of a {}.|a drawing of a {}.",
-    "--config.train.average_mean=2",
-    "--config.train.average_deviation=1",
-]
+METHOD = "dpt"
+# Hosts share class-aware prompts, class texts, and an average of epochs.
+FEATURES = ["--config.train.average_mean=2", "--config.train.average_deviation=1"]
 
 
 def predictions(workdir):

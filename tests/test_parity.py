@@ -33,6 +33,8 @@ class Case:
         self.prompts = prompts_of(golden.tensors("param"))
         self.images = golden["image"].transpose(0, 2, 3, 1)
         self.labels = golden["label"]
+        self.run = jax.jit(self.outputs)
+        self.step = jax.jit(jax.value_and_grad(self.loss))
 
     def outputs(self, prompts):
         texts = apply(self.model, self.clip, prompts, self.packed, self.frozen, method="texts")
@@ -66,7 +68,7 @@ def test_tokens(case, clip):
 
 
 def test_logits(case):
-    outputs = jax.jit(case.outputs)(case.prompts)
+    outputs = case.run(case.prompts)
     assert relative_error(outputs.logits, case.golden["logits"]) < LOGITS
     if case.meta["kind"] == "DPT":
         assert relative_error(outputs.text_logits, case.golden["logits_text"]) < LOGITS
@@ -77,7 +79,7 @@ def test_logits(case):
 
 @pytest.mark.parametrize("phase", ["early", "late"])
 def test_loss_and_gradients(case, phase):
-    loss, gradient = jax.jit(jax.value_and_grad(case.loss))(case.prompts, phase == "early")
+    loss, gradient = case.step(case.prompts, phase == "early")
     assert loss == pytest.approx(float(case.golden[f"loss_{phase}"]), rel=1e-5)
     expected = prompts_of(case.golden.tensors(f"grad_{phase}"))
     assert jax.tree.structure(gradient) == jax.tree.structure(expected)
@@ -93,20 +95,17 @@ def test_training_trajectory(case):
     schedule = Schedule(meta["lr"], 0.002, meta["warmup"], epochs, steps_per_epoch=1)
     optimizer = make_optimizer()
     prompts, state = case.prompts, optimizer.init(case.prompts)
-    step = jax.jit(jax.value_and_grad(case.loss))
     guidance = epochs // 2
     for epoch in range(epochs):
         published_rates = case.golden["train_lrs"][epoch]
         rates = learning_rates(schedule, epoch)
         expected = [rates["visual"]] * (len(published_rates) - 1) + [rates["text"]]
         np.testing.assert_allclose(expected, published_rates, rtol=1e-6)
-        loss, gradient = step(prompts, epoch < guidance)
+        loss, gradient = case.step(prompts, epoch < guidance)
         assert loss == pytest.approx(float(case.golden["train_losses"][epoch]), rel=1e-4)
         updates, state = optimizer.update(gradient, state, prompts, rates=rates)
         prompts = optax.apply_updates(prompts, updates)
     final = prompts_of(case.golden.tensors("final"))
     errors = jax.tree.map(lambda a, b: np.linalg.norm(a - b) / np.linalg.norm(b), prompts, final)
     assert max(jax.tree.leaves(errors)) < GRADIENTS, errors
-    assert (
-        relative_error(jax.jit(case.outputs)(prompts).logits, case.golden["final_logits"]) < LOGITS
-    )
+    assert relative_error(case.run(prompts).logits, case.golden["final_logits"]) < LOGITS

@@ -156,19 +156,6 @@ def test_an_error_that_is_not_the_images_is_not_an_unreadable_image(reason, tmp_
     assert not isinstance(found.value, UnreadableImageError)
 
 
-def test_a_file_that_may_not_be_read_is_unreadable_and_a_folder_is_not(tmp_path, monkeypatch):
-    def refuse(*args, **options):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(UnreadableImageError):
-        read_image(tmp_path / "1.png")
-    monkeypatch.setattr(records.os, "access", lambda *args: False)
-    with pytest.raises(UserError) as found:
-        read_image(tmp_path / "1.png")
-    assert not isinstance(found.value, UnreadableImageError)
-
-
 def test_an_image_that_unpacks_to_gigabytes_is_refused(tmp_path):
     """One bit a pixel, 20,000 on a side: 50 kB of file."""
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")

@@ -61,16 +61,6 @@ def test_each_kind_of_file_gives_its_images_in_its_order(kind, whole, datum, tmp
     assert read_sample(file, whole, 2) == whole.train[::-1]
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_pickles_of_every_protocol_that_the_published_code_could_write(
-    protocol, whole, datum, tmp_path
-):
-    content = {"train": [datum(ELSEWHERE[0], 0)], "val": []}
-    file = tmp_path / "shot_1-seed_1.pkl"
-    file.write_bytes(pickle.dumps(content, protocol))
-    assert read_sample(file, whole, 1) == whole.train[:1]
-
-
 @pytest.mark.parametrize(
     ("paths", "labels", "shots", "says"),
     [

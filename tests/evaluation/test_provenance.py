@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,12 +13,10 @@ from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.evaluation.results import finished, outdated, read_current
 from dpt_jax.report.one_run import report_run
 from dpt_jax.report.runs import report_folder
-from dpt_jax.training import initial_prompts, prompt_file, setup
-from dpt_jax.training.checkpoints import Checkpoints, load_newest
-from dpt_jax.training.record import training_meta
-from dpt_jax.training.workdir import save_config
+from dpt_jax.training import prompt_file, setup
+from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.commands import in_process
-from tests.helpers.configs import small_config
+from tests.helpers.configs import save_run, small_config
 from tests.helpers.golden import SMALL
 
 
@@ -35,21 +32,11 @@ def prepared(config, clip):
     return setup.prepare(config, clip)
 
 
-def save(prepared, workdir, step, noise):
-    """A checkpoint of a training that ended with these prompts."""
-    fresh = initial_prompts.initial_prompts(prepared)
-    prompts = jax.tree.map(lambda x: x + np.float32(noise), fresh)
-    with Checkpoints(workdir, create=True) as checkpoints:
-        checkpoints.save(step, prompts, {**training_meta(prepared), "epoch": 1})
-        checkpoints.wait()
-
-
 @pytest.fixture(scope="module")
-def evaluated(prepared, config, tmp_path_factory):
+def evaluated(prepared, tmp_path_factory):
     """A run with results, and the same prompts tested as on another dataset."""
     workdir = tmp_path_factory.mktemp("runs") / "base"
-    save_config(config, workdir)
-    save(prepared, workdir, 1, 0.0)
+    save_run(prepared, workdir)
     for folder in (workdir, workdir / "on" / "other"):
         evaluate(prepared, load_newest(workdir), folder)
     return workdir
@@ -115,7 +102,7 @@ def test_results_of_other_prompts_are_noticed_by_all_who_read_them(run, prepared
     assert finished(run, config)
     assert finished(elsewhere, config)
     assert not outdated(read_current(elsewhere), elsewhere)
-    save(prepared, run, 2, 0.1)
+    save_run(prepared, run, 2, 0.1)
     for folder in (run, elsewhere):
         assert not finished(folder, config)
         with pytest.raises(UserError, match="step 1"):

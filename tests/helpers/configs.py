@@ -1,10 +1,17 @@
-"""Settings of a method on the small images and the small CLIP."""
+"""Settings of a method on the small images and the small CLIP, and runs that were never trained."""
 
 import pathlib
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import dpt
+from dpt_jax.training.checkpoints import Checkpoints
+from dpt_jax.training.initial_prompts import initial_prompts
+from dpt_jax.training.record import training_meta
+from dpt_jax.training.setup import Experiment
+from dpt_jax.training.workdir import save_config
 from tests.helpers.golden import SMALL
 
 
@@ -15,3 +22,15 @@ def small_config(clip_dir: pathlib.Path, method=dpt, **values) -> ConfigDict:
     for key, value in values.items():
         config.update_from_flattened_dict({key.replace("__", "."): value})
     return config
+
+
+def save_run(
+    experiment: Experiment, workdir: pathlib.Path, step: int = 1, noise: float = 0.0
+) -> pathlib.Path:
+    """Write a run that ends with its first prompts, moved by some noise."""
+    prompts = jax.tree.map(lambda x: x + np.float32(noise), initial_prompts(experiment))
+    save_config(experiment.config, workdir)
+    with Checkpoints(workdir, create=True) as checkpoints:
+        checkpoints.save(step, prompts, {**training_meta(experiment), "epoch": 1})
+        checkpoints.wait()
+    return workdir

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 import dpt_jax
+from configs import cocoop
 from dpt_jax.errors import UserError
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import meta_net
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.meta_net import MetaNet
-from dpt_jax.training.checkpoints import Checkpoints
+from dpt_jax.training import setup
 from tests.helpers.commands import assert_refused, in_process
-from tests.helpers.golden import SMALL
+from tests.helpers.configs import save_run, small_config
 from tests.helpers.models import apply, frozen_features, packed_prompts
 
 pytestmark = pytest.mark.compiles
@@ -67,32 +68,8 @@ def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatc
     assert jnp.abs(found.text_logits[0] / found.text_logits[1] - 1).max() > 1e-2
 
 
-ARGUMENTS = (
-    "--config=configs/cocoop.py:folder",
-    f"--config.dataset.root={SMALL / 'images'}",
-    "--config.train.batch_size=4",
-    "--config.train.epochs=1",
-    "--config.checkpoint.every_steps=1",
-)
-
-
-@pytest.fixture(scope="module")
-def run(clip_dir, tmp_path_factory):
-    """The workdir of a training of CoCoOp."""
-    workdir = tmp_path_factory.mktemp("cocoop")
-    in_process("main.py", *ARGUMENTS, f"--config.clip.weights={clip_dir}", f"--workdir={workdir}")
-    return workdir
-
-
-def test_all_of_it_is_trained(run):
-    with Checkpoints(run) as checkpoints:
-        last, before = (checkpoints.load(step).prompts for step in checkpoints.steps()[:2])
-    assert set(last) == {"text", "meta_net"}
-    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, last)
-    assert all(jax.tree.leaves(changed)), changed
-
-
-def test_it_has_no_words_and_no_texts_of_its_own(run):
+def test_it_has_no_words_and_no_texts_of_its_own(clip, clip_dir, tmp_path):
+    run = save_run(setup.prepare(small_config(clip_dir, cocoop), clip), tmp_path)
     done = in_process("-m", "dpt_jax", "explain", str(run), check=False)
     assert_refused(done, "depends on the image, so it has no fixed words to explain")
     with pytest.raises(UserError, match="a class has no text features of its own"):

@@ -32,19 +32,6 @@ def test_words_of_a_context_that_is_words(trained, clip, tmp_path):
     assert all("(0.000)" not in row[2] for row in rows)
 
 
-def test_words_of_classes_that_have_their_own(trained):
-    predictor = dpt_jax.load(trained)
-    own = (
-        np.random.default_rng(0)
-        .normal(size=(1, len(predictor.classnames), 2, 128))
-        .astype(np.float32)
-    )
-    predictor.prompts["text"]["context"] = own
-    header, *rows = nearest_words(predictor, top=1)
-    assert header[:2] == ["class", "context"]
-    assert [row[:2] for row in rows] == [[n, i] for n in predictor.classnames for i in "12"]
-
-
 def test_explain_prints_a_table(trained):
     lines = in_process(
         "-m", "dpt_jax", "explain", f"--workdir={trained}", "--top=2"

@@ -13,13 +13,12 @@ from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
-from dpt_jax.training.checkpoints import Checkpoints, load_newest
+from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.loop import train
 from dpt_jax.training.metrics import TIMES, read_metrics
-from dpt_jax.training.record import training_meta
-from dpt_jax.training.workdir import evaluation_config, save_config
+from dpt_jax.training.workdir import evaluation_config
 from tests.helpers.commands import assert_refused, in_process
-from tests.helpers.configs import small_config
+from tests.helpers.configs import save_run, small_config
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -30,16 +29,6 @@ def make_config(clip_dir, method=dpt, **overrides):
     own = {"text_prompt__length": 4, "visual_prompt__length": 3, "cavpt__top_k": 3}
     own |= {"train__epochs": 2, "dataset__shots": -1}
     return small_config(clip_dir, method, **{**own, **overrides})
-
-
-def begin(config, clip, workdir):
-    """A run that has only its first prompts."""
-    experiment = experiments.prepare(config, clip)
-    save_config(config, workdir)
-    with Checkpoints(workdir, create=True) as checkpoints:
-        checkpoints.save(1, adoption.initial_prompts(experiment), training_meta(experiment))
-        checkpoints.wait()
-    return workdir
 
 
 def test_every_prompt_is_trained_and_clip_is_not(trained, clip_dir, clip):
@@ -174,7 +163,7 @@ def test_class_specific_context_is_refused_for_other_classes(
     clip_dir, clip, three_classes, tmp_path
 ):
     own = make_config(clip_dir, coop, text_prompt__class_specific=True)
-    workdir = begin(own, clip, tmp_path / "coop")
+    workdir = save_run(experiments.prepare(own, clip), tmp_path / "coop")
     config = evaluation_config(
         coop.get_config(), {"dataset.root": str(three_classes)}, False, workdir
     )
@@ -183,7 +172,7 @@ def test_class_specific_context_is_refused_for_other_classes(
 
 
 def test_a_part_can_be_added_to_a_trained_one(clip_dir, clip, tmp_path):
-    first = begin(make_config(clip_dir, coop), clip, tmp_path / "coop")
+    first = save_run(experiments.prepare(make_config(clip_dir, coop), clip), tmp_path / "coop")
     config = make_config(clip_dir, vlp, init_from=str(first))
     prompts = adoption.initial_prompts(experiments.prepare(config, clip))
     np.testing.assert_array_equal(
