@@ -11,8 +11,7 @@ from tests.helpers import make_clip
 @pytest.fixture(scope="session")
 def openai():
     """Weights under OpenAI's names."""
-    sizes = {k: v for k, v in make_clip.TINY.items() if k != "th"}
-    return make_clip.seeded(make_clip.openai_shapes(**sizes), seed=3)
+    return make_clip.openai(seed=3, **make_clip.TINY)
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.layouts import params_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import pack_one_a_row
-from tests.golden.make_clip_features import MODELS, inputs, weights
+from tests.golden.make_clip_features import MODELS, SEED, inputs
+from tests.helpers import make_clip
 from tests.helpers.golden import DATA, relative_error
 
 pytestmark = pytest.mark.compiles
@@ -25,10 +25,9 @@ def packed(texts):
     "name", ["clip_vit_b32", pytest.param("clip_vit_b16", marks=pytest.mark.slow)]
 )
 def test_features_and_logits(name):
-    sizes, golden, (images, texts) = MODELS[name], np.load(DATA / f"{name}.npz"), inputs()
-    towers = [TransformerConfig(sizes[w], 12, sizes[w] // 64, 4 * sizes[w]) for w in ("vw", "tw")]
-    config = CLIPConfig(sizes["embed"], sizes["res"], sizes["patch"], *towers)
-    params = params_of(weights(sizes), config, epath.Path(name))
+    golden, (images, texts) = np.load(DATA / f"{name}.npz"), inputs()
+    config = make_clip.config_of(**MODELS[name])
+    params = params_of(make_clip.openai(SEED, **MODELS[name]), config, epath.Path(name))
     image, text = jax.jit(CLIP(config).apply)({"params": params}, images, packed(texts))
     assert relative_error(image, golden["image_features"]) < 1e-4
     assert relative_error(text, golden["text_features"]) < 1e-4

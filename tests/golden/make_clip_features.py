@@ -8,41 +8,16 @@ nor the 600 MB of weights, which both sides draw from the same seed.
 
 import json
 import pathlib
+import tempfile
 
 import numpy as np
 
 from tests.helpers import make_clip
 
 DATA = pathlib.Path(__file__).parent
-MODELS = {
-    "clip_vit_b32": {
-        "embed": 512,
-        "res": 224,
-        "vl": 12,
-        "vw": 768,
-        "patch": 32,
-        "tw": 512,
-        "th": 8,
-        "tl": 12,
-    },
-    "clip_vit_b16": {
-        "embed": 512,
-        "res": 224,
-        "vl": 12,
-        "vw": 768,
-        "patch": 16,
-        "tw": 512,
-        "th": 8,
-        "tl": 12,
-    },
-}
+SIZES = {"embed": 512, "res": 224, "vl": 12, "vw": 768, "tw": 512, "th": 8, "tl": 12}
+MODELS = {f"clip_vit_b{patch}": {**SIZES, "patch": patch} for patch in (32, 16)}
 SEED = 11
-
-
-def weights(sizes):
-    """Seeded weights under the names of transformers' CLIPModel."""
-    shapes = make_clip.openai_shapes(**{k: v for k, v in sizes.items() if k != "th"})
-    return make_clip.to_huggingface(make_clip.seeded(shapes, SEED))
 
 
 def inputs():
@@ -64,9 +39,9 @@ def main():
     for row, text in zip(padded, texts, strict=True):
         row[: len(text)] = text
     for name, sizes in MODELS.items():
-        config = transformers.CLIPConfig.from_dict(make_clip.config(**sizes))
-        model = transformers.CLIPModel(config).eval()
-        model.load_state_dict({k: torch.tensor(v) for k, v in weights(sizes).items()})
+        with tempfile.TemporaryDirectory() as folder:
+            make_clip.write(folder, SEED, **sizes)
+            model = transformers.CLIPModel.from_pretrained(folder).eval()
         with torch.no_grad():
             pixels = torch.tensor(images.transpose(0, 3, 1, 2).copy())
             out = model(input_ids=torch.tensor(padded), pixel_values=pixels)

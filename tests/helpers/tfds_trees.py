@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from dpt_jax.data.catalogue import CATALOGUE

@@ -1,6 +1,7 @@
 """The PyTorch code that steps are timed beside computes what the published code does."""
 
 import functools
+import tempfile
 
 import jax
 import numpy as np
@@ -38,17 +39,9 @@ def one_thread():
 @functools.cache
 def clip_of(seed, sizes):
     """Return the small CLIP of golden files in transformers.  sizes: pairs of name and number."""
-    sizes = dict(sizes)
-    config = transformers.CLIPConfig.from_dict(make_clip.config(**sizes))
-    model = transformers.CLIPModel(config).eval().requires_grad_(False)
-    del sizes["th"]
-    order = ("embed", "res", "vl", "vw", "patch", "tw", "tl")
-    weights = make_clip.seeded(make_clip.openai_shapes(*(sizes[name] for name in order)), seed)
-    tensors = {name: torch.tensor(w) for name, w in make_clip.to_huggingface(weights).items()}
-    lacking = model.load_state_dict(tensors, strict=False)
-    assert not lacking.unexpected_keys
-    assert all(name.endswith("position_ids") for name in lacking.missing_keys)
-    return model
+    with tempfile.TemporaryDirectory() as folder:
+        make_clip.write(folder, seed, **dict(sizes))
+        return transformers.CLIPModel.from_pretrained(folder).eval().requires_grad_(False)
 
 
 def fixed_texts(golden, model, clip):
