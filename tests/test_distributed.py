@@ -170,10 +170,7 @@ def test_processes_that_do_not_come():
         assert "SLURM_STEP_NUM_TASKS=4" in line
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [("localhost:1",), (None, 2, 0), ("localhost:1", 2, 0, True)],
-)
+@pytest.mark.parametrize("flags", [("localhost:1",), (None, 2, 0), ("localhost:1", 2, 0, True)])
 def test_contradicting_flags_are_refused(flags):
     with pytest.raises(UserError, match="--coordinator, --processes and --process"):
         distributed.connect(*flags)

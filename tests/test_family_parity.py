@@ -23,13 +23,7 @@ from dpt_jax.training.optimizer import (
 )
 from tests.helpers import make_clip
 from tests.helpers.golden import Golden, relative_error
-from tests.helpers.models import (
-    apply,
-    frozen_features,
-    packed_prompts,
-    prompt_shapes,
-    total_loss,
-)
+from tests.helpers.models import apply, frozen_features, packed_prompts, prompt_shapes, total_loss
 from tests.helpers.published_cases import config_of, prompts_of
 
 pytestmark = pytest.mark.compiles

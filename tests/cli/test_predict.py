@@ -104,10 +104,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
         (["--workdir=TRAINED", "/nowhere/a.png"], "/nowhere/a.png is not there"),
         (["--workdir=TRAINED", "README.md"], "none of the 1 images could be read"),
         (["--workdir=TRAINED", str(IMAGES), "--json", "--csv=out.csv"], "not both"),
-        (
-            ["--workdir=TRAINED", str(IMAGES), "--csv=/nowhere/out.csv"],
-            "/nowhere/out.csv",
-        ),
+        (["--workdir=TRAINED", str(IMAGES), "--csv=/nowhere/out.csv"], "/nowhere/out.csv"),
         (["--workdir=TRAINED", str(IMAGES), "--top=0"], "top"),
     ],
 )

@@ -138,12 +138,7 @@ def test_what_is_no_plain_clip_is_named(tmp_path, part, key, value):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [
-        ("resize_mode", "longest"),
-        ("mean", [0.5]),
-        ("mode", "L"),
-        ("unknown", 1),
-    ],
+    [("resize_mode", "longest"), ("mean", [0.5]), ("mode", "L"), ("unknown", 1)],
 )
 def test_preprocessing_that_is_not_supported_is_named(tmp_path, key, value):
     with pytest.raises(UserError, match=rf"{OPEN_CLIP_CONFIG}.*{key}"):

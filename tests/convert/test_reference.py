@@ -93,11 +93,7 @@ def test_prompts_trained_here_there_and_back(trained, tmp_path):
 
 @pytest.mark.parametrize(
     "overrides",
-    [
-        {"text_prompt.length": 9},
-        {"cavpt.first_layer": 2},
-        {"method": "coop"},
-    ],
+    [{"text_prompt.length": 9}, {"cavpt.first_layer": 2}, {"method": "coop"}],
 )
 def test_settings_that_contradict_the_checkpoint(tmp_path, config, overrides):
     for key, value in overrides.items():
@@ -156,10 +152,7 @@ def test_tensors_that_are_missing_unknown_or_of_other_shapes(
 
 @pytest.mark.parametrize(
     "values",
-    [
-        {"text_prompt.depth": 2},
-        {"method": "vlp", "visual_prompt.depth": 2},
-    ],
+    [{"text_prompt.depth": 2}, {"method": "vlp", "visual_prompt.depth": 2}],
 )
 def test_what_no_published_code_has_is_not_written(trained, tmp_path, values):
     config = load_config(trained)

@@ -93,10 +93,7 @@ def test_unicode_forms_of_one_name_are_one_class(tmp_path, forms):
     assert found.read(found.test[0].path).size == (4, 4)
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("red_fox", "red fox"), ("caf\u00e9", "cafe\u0301")],
-)
+@pytest.mark.parametrize(("one", "other"), [("red_fox", "red fox"), ("caf\u00e9", "cafe\u0301")])
 def test_two_folders_of_one_text_are_refused(tmp_path, one, other):
     images(tmp_path, f"test/{one}/1.png", f"test/{other}/2.png")
     with pytest.raises(UserError, match=r"are both the class .*: rename or join them"):

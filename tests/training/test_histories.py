@@ -51,11 +51,7 @@ OF_EVALUATION = {
     "eval.batch_size": (100, 5),
 }
 # The folders of results, and of which images and classes they are.
-PLACES = {
-    ".": ("home", "all"),
-    "on/folder-base": ("home", "base"),
-    "on/folder": ("away", "all"),
-}
+PLACES = {".": ("home", "all"), "on/folder-base": ("home", "base"), "on/folder": ("away", "all")}
 
 
 @pytest.fixture(scope="module")
