@@ -36,32 +36,21 @@ def test_a_folder_is_called_by_its_name(tmp_path):
     assert "To know" not in text
 
 
-def test_two_folders_of_one_name_are_two_datasets(tmp_path):
+@pytest.mark.parametrize(
+    ("other", "headings"),
+    [
+        ({"data": "c" * 64, "n": 700}, ("flowers (aaaaaa)", "flowers (cccccc)")),
+        ({"backbone": "d" * 16}, ("flowers (CLIP bbbbbb)", "flowers (CLIP dddddd)")),
+        # Prompts of one folder tested on another.
+        ({"data": "c" * 64, "trained": "a" * 64}, ("From flowers (aaaaaa) to other datasets",)),
+    ],
+)
+def test_other_data_and_backbones_have_tables_of_their_own(tmp_path, other, headings):
     write_folder(tmp_path / "a", 90)
-    write_folder(tmp_path / "b", 30, data="c" * 64, n=700)
+    write_folder(tmp_path / "b", 30, **other)
     text = report.report_folder(tmp_path)[0]
-    assert "### flowers (aaaaaa)\n" in text
-    assert "### flowers (cccccc)\n" in text
-    assert [row for row in rows_of(text.partition("Average")[0]) if row[0] == "DPT"] == [
-        ["DPT", "90.0"],
-        ["DPT", "30.0"],
-    ]
-
-
-def test_prompts_of_one_folder_tested_on_another_are_not_in_domain(tmp_path):
-    write_folder(tmp_path / "a", 90)
-    write_folder(tmp_path / "b", 30, data="c" * 64, trained="a" * 64)
-    text = report.report_folder(tmp_path)[0]
-    assert "### From flowers (aaaaaa) to other datasets" in text
-    assert rows_of(text.partition("From")[0])[2:] == [["DPT", "90.0"]]
-
-
-def test_two_backbones_are_not_one_column(tmp_path):
-    write_folder(tmp_path / "a", 90)
-    write_folder(tmp_path / "b", 30, backbone="d" * 16)
-    text = report.report_folder(tmp_path)[0]
-    assert "### flowers (CLIP bbbbbb)\n" in text
-    assert "### flowers (CLIP dddddd)\n" in text
+    assert all(f"### {heading}\n" in text for heading in headings)
+    assert ["DPT", "60.0 ± 30.0"] not in rows_of(text)
 
 
 def test_a_training_that_had_not_ended_is_no_seed_of_a_result(tmp_path):

@@ -69,9 +69,8 @@ def test_average_is_over_datasets_that_have_all_run(tmp_path):
 def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
     for method, base, new in (("zeroshot", 60, 40), ("dpt", 80, 20)):
         write(tmp_path / method, method, base, classes="base", trained=("dtd", "base"), shots=16)
-        write(
-            tmp_path / method / "on", method, new, classes="new", trained=("dtd", "base"), shots=16
-        )
+        write(tmp_path / method / "on", method, new, classes="new", trained=("dtd", "base"),
+              shots=16)  # fmt: skip
     write(tmp_path / "unfinished", "coop", 70, classes="base", trained=("dtd", "base"))
     for half in ("base", "new"):  # prompts of another dataset are not in this table
         write(tmp_path / half, "vpt", 99, classes=half, trained=("eurosat", "base"))
@@ -86,14 +85,8 @@ def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
 def test_transfer_table_has_source_targets_and_their_average(tmp_path):
     for dataset, zero_shot, tuned in (("imagenet", 60, 70), ("dtd", 40, 45), ("eurosat", 50, 65)):
         write(tmp_path / f"z{dataset}", "zeroshot", zero_shot, dataset=dataset)
-        write(
-            tmp_path / f"d{dataset}",
-            "dpt",
-            tuned,
-            dataset=dataset,
-            shots=16,
-            trained=("imagenet", "all"),
-        )
+        write(tmp_path / f"d{dataset}", "dpt", tuned, dataset=dataset, shots=16,
+              trained=("imagenet", "all"))  # fmt: skip
     write(tmp_path / "c", "coop", 99, dataset="dtd")  # trained on dtd itself, so not in this table
     text = report.report_folder(tmp_path)[0].partition("From imagenet to other datasets")[2]
     assert rows_of(text) == [
