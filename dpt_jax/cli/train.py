@@ -57,10 +57,11 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Train and evaluate, or with --mode=eval only evaluate."""
     flags, given = shared.parse(parser, arguments)
     shared.connect_hosts(flags)
+    from dpt_jax.evaluation import evaluate as evaluation
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
-    from dpt_jax.runs.run import train_and_evaluate
+    from dpt_jax.runs.run import train_run
     from dpt_jax.training.workdir import run_dir, training_config
 
     workdir = as_path(flags.workdir) if flags.workdir else run_dir(as_path("runs"), given.config)
@@ -70,7 +71,8 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         if flags.plan:
             say(plan(config, workdir))
             return
-        results = train_and_evaluate(config, workdir, flags.allow_changes, profile=flags.profile)
+        trained = train_run(config, workdir, flags.allow_changes, profile=flags.profile)
+        results = evaluation.evaluate(*trained, workdir)
     else:
         results, workdir = evaluate(given, workdir, is_default=not flags.workdir)
     say(summary(results))

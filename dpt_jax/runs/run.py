@@ -37,17 +37,6 @@ Results = dict[str, Any]
 Prepare = Callable[[ConfigDict], Experiment]
 
 
-def train_and_evaluate(
-    config: ConfigDict,
-    workdir: epath.Path,
-    allow_changes: bool = False,
-    prepare: Prepare = prepare,
-    profile: int = 0,
-) -> Results:
-    """Train as `train_run` does, and evaluate the prompts; return the results."""
-    return evaluate(*train_run(config, workdir, allow_changes, prepare, profile=profile), workdir)
-
-
 def train_run(
     config: ConfigDict,
     workdir: epath.Path,

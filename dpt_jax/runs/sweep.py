@@ -17,7 +17,7 @@ from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.data.dataset import digest_of_files, load_dataset
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import FeatureCache
+from dpt_jax.evaluation.evaluate import FeatureCache, evaluate
 from dpt_jax.evaluation.results import finished, of_same_sources
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
@@ -25,7 +25,7 @@ from dpt_jax.runs.run import (
     check_same_sweep,
     evaluate_run,
     probe,
-    train_and_evaluate,
+    train_run,
     with_split,
 )
 from dpt_jax.training.checkpoints import FOLDER
@@ -208,7 +208,8 @@ class Runner:
         if not distributed.first_says(self._is_finished(workdir, config)):
             if distributed.first_says(is_locked(workdir)):
                 raise LockedError(f"{workdir} is being trained in by another process.")
-            _say_result(train_and_evaluate(config, workdir, prepare=self._prepare))
+            trained = train_run(config, workdir, prepare=self._prepare)
+            _say_result(evaluate(*trained, workdir))
             made += 1
         failed = []
         for target in run.targets:

@@ -19,17 +19,17 @@ from dpt_jax.data.dataset import check_readable, check_trainable
 from dpt_jax.data.look import is_own, look
 from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say, say_once
-from dpt_jax.methods import CLASSIFIER
+from dpt_jax.methods import CLASSIFIER, METHODS, WEIGHTS
 from dpt_jax.prompts import Prompts
-from dpt_jax.training.checkpoints import Checkpoints, Saved, digest
+from dpt_jax.training.checkpoints import Checkpoints, digest
 from dpt_jax.training.classifier import encode_support, fit
 from dpt_jax.training.initial_prompts import initial_prompts, other_clip, shapes_of
 from dpt_jax.training.metrics import MetricWriter, Speed, tracing
 from dpt_jax.training.optimizer import (
     Schedule,
+    epoch_weights,
     learning_rates,
     make_optimizer,
-    make_schedule,
     run_length,
     state_from_saved,
     state_to_save,
@@ -325,9 +325,21 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
         skip=train.skip_nonfinite,
         guidance=config.loss.guidance_epochs > 0,
     )
+    steps, per_epoch = run_length(config, images)
+    schedule = Schedule(
+        visual_lr=train.visual_lr,
+        text_lr=train.text_lr,
+        warmup_epochs=train.warmup_epochs,
+        schedule_epochs=train.schedule_epochs or train.epochs,
+        steps_per_epoch=per_epoch,
+        guidance_epochs=config.loss.guidance_epochs,
+        average=epoch_weights(train.epochs, train.average_mean, train.average_deviation),
+        weights_lr=train.weights_lr if WEIGHTS in METHODS[config.method].parts else None,
+        cosine_steps=steps if train.schedule == "steps" else None,
+        seed=config.seed,
+    )
     optimizer = make_optimizer(train.optimizer, train.weight_decay)
-    schedule = make_schedule(config, images)
-    return Plan(per_host, run_length(config, images)[0], schedule, step, optimizer)
+    return Plan(per_host, steps, schedule, step, optimizer)
 
 
 def train_batches(
@@ -401,7 +413,19 @@ def restore(
             "now: restore those that it began with, or use another --workdir."
         )
     check_same_images(experiment.dataset.train, workdir, saved.meta, allow_changes)
-    _check_epochs(saved, plan, workdir)
+    before, now = saved.meta[STEPS_PER_EPOCH], plan.schedule.steps_per_epoch
+    if before != now:
+        change = (
+            f"{workdir}: an epoch had {before} steps and has {now} now, so its {saved.step} steps "
+            f"count as {saved.step / now:.1f} epochs instead of {saved.step / before:.1f}"
+        )
+        if weights is not None or saved.step >= plan.steps:
+            why = "it averages its epochs" if weights is not None else "it would count as finished"
+            raise UserError(
+                f"{change}, and {why}: use the batch size and the images that it began with, or "
+                "another --workdir."
+            )
+        say(f"{change}.")
     state = TrainState(
         np.int32(saved.step),
         saved.prompts,
@@ -412,13 +436,13 @@ def restore(
     )
     best = None
     if keeps_best:
-        before = saved.meta[BEST]
-        if before["final"] and saved.step < plan.steps:
+        kept = saved.meta[BEST]
+        if kept["final"] and saved.step < plan.steps:
             raise UserError(
                 f"{workdir} has ended with the prompts of its best epoch (train.keep=best), so it "
                 "cannot be extended: use another --workdir."
             )
-        best = Best(before["accuracy"], before["epoch"], training["best"])
+        best = Best(kept["accuracy"], kept["epoch"], training["best"])
     return state, training_meta(experiment, saved), best
 
 
@@ -452,29 +476,6 @@ def check_finite(
         "train.visual_lr or dtype=float32, or skip such steps with "
         "--config.train.skip_nonfinite=True."
     )
-
-
-def _check_epochs(saved: Saved, plan: Plan, workdir: epath.Path) -> None:
-    """Say if the steps so far are another number of epochs now.
-
-    Raise UserError if that would end the run too early, or leave epochs out of an average.
-    """
-    now = plan.schedule.steps_per_epoch
-    before = saved.meta[STEPS_PER_EPOCH]
-    if before == now:
-        return
-    change = (
-        f"{workdir}: an epoch had {before} steps and has {now} now, so its {saved.step} steps "
-        f"count as {saved.step / now:.1f} epochs instead of {saved.step / before:.1f}"
-    )
-    averages = plan.schedule.average is not None
-    if averages or saved.step >= plan.steps:
-        why = "it averages its epochs" if averages else "it would count as finished"
-        raise UserError(
-            f"{change}, and {why}: use the batch size and the images that it began with, or "
-            "another --workdir."
-        )
-    say(f"{change}.")
 
 
 def _progress(plan: Plan, state: TrainState) -> dict[str, object]:

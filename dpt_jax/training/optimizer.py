@@ -15,7 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dpt_jax.data.loader import steps_per_epoch
-from dpt_jax.methods import METHODS, WEIGHTS
+from dpt_jax.methods import METHODS
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import momentum_sgd
 
@@ -64,48 +64,29 @@ def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
     return train.steps_per_shot * config.dataset.shots or per_epoch * train.epochs, per_epoch
 
 
-def make_schedule(config: ConfigDict, images: int) -> Schedule:
-    """Return the schedule of a configuration, for this number of training images."""
-    train = config.train
-    steps, per_epoch = run_length(config, images)
-    return Schedule(
-        visual_lr=train.visual_lr,
-        text_lr=train.text_lr,
-        warmup_epochs=train.warmup_epochs,
-        schedule_epochs=train.schedule_epochs or train.epochs,
-        steps_per_epoch=per_epoch,
-        guidance_epochs=config.loss.guidance_epochs,
-        average=epoch_weights(train.epochs, train.average_mean, train.average_deviation),
-        weights_lr=train.weights_lr if WEIGHTS in METHODS[config.method].parts else None,
-        cosine_steps=steps if train.schedule == "steps" else None,
-        seed=config.seed,
-    )
-
-
 def learning_rates(schedule: Schedule, step: Scalar) -> dict[str, jax.Array]:
-    """Return the learning rates of visual prompts, text prompts and weights at a step, from 0."""
-    rates = {
-        "visual": _rate(schedule, schedule.visual_lr, schedule.warmup_epochs, step),
-        "text": _rate(schedule, schedule.text_lr, TEXT_WARMUP_EPOCHS, step),
-    }
-    if schedule.weights_lr is not None:
-        rates["weights"] = _rate(schedule, schedule.weights_lr, TEXT_WARMUP_EPOCHS, step)
-    return rates
+    """Return the learning rates of visual prompts, text prompts and weights at a step, from 0.
 
-
-def _rate(schedule: Schedule, base: Scalar, warmup_epochs: Scalar, step: Scalar) -> jax.Array:
-    """Return the learning rate at a step.
-
-    By epochs it is constant within an epoch e: 1e-5 while e < w, then
+    By epochs a rate is constant within an epoch e: 1e-5 while e < w, then
     base · (1 + cos(π (e − w) / E_t)) / 2. The cosine starts at the end of warm-up and does not
     reach zero. By steps it falls from base at step 0 to 1e-6 at the end, without warm-up.
     """
-    if schedule.cosine_steps is not None:
-        falling = (1 + jnp.cos(step * (jnp.pi / schedule.cosine_steps))) / 2
-        return LAST_LR + (base - LAST_LR) * falling
-    epoch = jnp.asarray(step) // schedule.steps_per_epoch
-    cosine = base * (1 + jnp.cos((epoch - warmup_epochs) * (jnp.pi / schedule.schedule_epochs))) / 2
-    return jnp.where(epoch < warmup_epochs, WARMUP_LR, cosine)
+
+    def rate(base: Scalar, warmup_epochs: Scalar) -> jax.Array:
+        if schedule.cosine_steps is not None:
+            falling = (1 + jnp.cos(step * (jnp.pi / schedule.cosine_steps))) / 2
+            return LAST_LR + (base - LAST_LR) * falling
+        epoch = jnp.asarray(step) // schedule.steps_per_epoch
+        angle = (epoch - warmup_epochs) * (jnp.pi / schedule.schedule_epochs)
+        return jnp.where(epoch < warmup_epochs, WARMUP_LR, base * (1 + jnp.cos(angle)) / 2)
+
+    rates = {
+        "visual": rate(schedule.visual_lr, schedule.warmup_epochs),
+        "text": rate(schedule.text_lr, TEXT_WARMUP_EPOCHS),
+    }
+    if schedule.weights_lr is not None:
+        rates["weights"] = rate(schedule.weights_lr, TEXT_WARMUP_EPOCHS)
+    return rates
 
 
 def epoch_weights(epochs: int, mean: float, deviation: float) -> tuple[float, ...] | None:

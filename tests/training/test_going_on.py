@@ -10,7 +10,8 @@ import pytest
 from configs import coop
 from dpt_jax import distributed
 from dpt_jax.errors import UserError
-from dpt_jax.runs.run import evaluate_run, train_and_evaluate, with_dtype
+from dpt_jax.evaluation.evaluate import evaluate
+from dpt_jax.runs.run import evaluate_run, train_run, with_dtype
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
@@ -95,7 +96,7 @@ def test_a_run_past_its_end_is_refused(config, clip, started):
 def test_the_dtype_that_is_computed_in_is_saved_and_kept(config, tmp_path):
     workdir = tmp_path / "run"
     assert config.dtype == "auto"
-    results = train_and_evaluate(config, workdir)
+    results = evaluate(*train_run(config, workdir), workdir)
     assert json.loads((workdir / "config.json").read_text())["dtype"] == "float32"
     assert evaluate_run(config, workdir, tmp_path / "again")[0] == results
     # As if it had been started on a GPU.
