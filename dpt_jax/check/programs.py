@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from dpt_jax import distributed
-from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig, TransformerConfig
 from dpt_jax.clip.model import param_shapes
-from dpt_jax.clip.pretrained import FLOAT32, OPENAI_MODELS, Pretrained
+from dpt_jax.clip.pretrained import FLOAT32, Pretrained
 from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.data.loader import Batch
 from dpt_jax.evaluation.evaluate import make_programs

@@ -68,6 +68,16 @@ def _check_numbers(config: Any) -> None:
             raise ValueError(f"{field.name} is {value!r}, not a number above 0")
 
 
+_SMALL, _LARGE = TransformerConfig(768, 12, 12, 3072), TransformerConfig(1024, 24, 16, 4096)
+_TEXT = TransformerConfig(512, 12, 8, 2048)
+OPENAI_MODELS = {
+    "ViT-B/32": CLIPConfig(512, 224, 32, _SMALL, _TEXT),
+    "ViT-B/16": CLIPConfig(512, 224, 16, _SMALL, _TEXT),
+    "ViT-L/14": CLIPConfig(768, 224, 14, _LARGE, _SMALL),
+    "ViT-L/14@336px": CLIPConfig(768, 336, 14, _LARGE, _SMALL),
+}
+
+
 def read_json(file: epath.Path) -> dict[str, Any]:
     """Return the object of a JSON file.  Raise UserError if the file holds anything else."""
     with reading(file, "JSON"):

@@ -1,7 +1,6 @@
 """Configuration files of a CLIP: those of transformers and of open_clip.
 
 CLIPConfig of transformers imports PyTorch if that is installed, which takes seconds and 200 MB.
-Its defaults are therefore repeated here, and a test compares them.
 """
 
 import dataclasses
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from dpt_jax.clip.blocks import ACTIVATIONS
-from dpt_jax.clip.config import CLIPConfig, TransformerConfig, read_json
+from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig, TransformerConfig, read_json
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, INTERPOLATIONS, MEAN, STD, Preprocessing
 from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.io import reading
@@ -21,36 +20,19 @@ CONFIG_FILE, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 # transformers 5 writes the second one, with the fields of the first one in "image_processor".
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 PROCESSOR = re.compile(r"CLIP(ImageProcessor|FeatureExtractor)(Fast|Pil)?")
-
-_TOWER = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-_TEXT: Fields = {
-    **_TOWER,
-    **{"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
-    **{"vocab_size": 49408, "max_position_embeddings": 77},
-}
-_VISION: Fields = {
-    **_TOWER,
-    **{"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
-    **{"image_size": 224, "patch_size": 32},
+# The fields of TransformerConfig in a config.json.
+_TOWER = {
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "activation": "hidden_act",
+    "layer_norm_eps": "layer_norm_eps",
 }
 # The first configurations have this end token, and their models take the highest id instead.
 _OLD_END = 2
-
-# The same for open_clip.
-_OPEN_CLIP_TOWER = {"layers": 12, "mlp_ratio": 4.0}
-_OPEN_CLIP_VISION: Fields = {
-    **_OPEN_CLIP_TOWER,
-    **{"image_size": 224, "patch_size": 16, "width": 768, "head_width": 64},
-}
-_OPEN_CLIP_TEXT: Fields = {
-    **_OPEN_CLIP_TOWER,
-    **{"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8},
-}
-# Its keys that are read here, or change nothing in a finished CLIP with two plain transformers.
-_ANY_VALUE = {
-    *_OPEN_CLIP_VISION.keys(),
-    *_OPEN_CLIP_TEXT.keys(),
-    *("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "mean", "std"),
+# Keys of open_clip that change nothing in a finished CLIP with two plain transformers.
+_NEUTRAL = {
     *("custom_text", "init_logit_scale", "cast_dtype", "output_dict", "fill_color"),
     *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
     *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"),
@@ -71,7 +53,7 @@ _SOME_VALUES = {
 
 
 class Description(NamedTuple):
-    """The description of a model in its configuration files.
+    """What the configuration files of a model say.
 
     Attributes:
       config: its sizes.
@@ -83,7 +65,7 @@ class Description(NamedTuple):
 
 
 def read_transformers(file: epath.Path) -> Description:
-    """Return the description in a config.json and the image processor in its folder.
+    """Return what a config.json and the image processor in its folder say.
 
     Raises:
       UserError: for a model of another type, or a value that is not supported.
@@ -92,26 +74,21 @@ def read_transformers(file: epath.Path) -> Description:
         raw = read_json(file)
         if raw.get("model_type") != "clip":
             raise ValueError(f"model_type is {raw.get('model_type')!r}, not 'clip'")
+        # Its defaults are those of a ViT-B/32.
+        defaults = config_to_dict(OPENAI_MODELS["ViT-B/32"])
+        del defaults["text_config"]["eos_token_id"]
 
-        def tower(name: str, defaults: Fields) -> tuple[Fields, TransformerConfig]:
+        def tower(name: str) -> tuple[Fields, TransformerConfig]:
             # Older files have a second copy, which transformers prefers.
             second = raw.get(f"{name}_dict")
-            own = defaults | ((raw.get(name) or {}) if second is None else second)
+            own = defaults[name] | ((raw.get(name) or {}) if second is None else second)
             if own["hidden_act"] not in ACTIVATIONS:
                 raise ValueError(f"hidden_act is {own['hidden_act']!r}, which is not supported")
-            return own, TransformerConfig(
-                width=own["hidden_size"],
-                layers=own["num_hidden_layers"],
-                heads=own["num_attention_heads"],
-                mlp_width=own["intermediate_size"],
-                activation=own["hidden_act"],
-                layer_norm_eps=own["layer_norm_eps"],
-            )
+            return own, TransformerConfig(**{ours: own[key] for ours, key in _TOWER.items()})
 
-        text, text_sizes = tower("text_config", _TEXT)
-        vision, vision_sizes = tower("vision_config", _VISION)
+        (text, text_sizes), (vision, vision_sizes) = tower("text_config"), tower("vision_config")
         config = CLIPConfig(
-            embed_dim=raw.get("projection_dim", 512),
+            embed_dim=raw.get("projection_dim", defaults["projection_dim"]),
             image_size=_side(vision["image_size"]),
             patch_size=_side(vision["patch_size"]),
             vision=vision_sizes,
@@ -174,40 +151,50 @@ def _preprocessing(raw: Fields, size: int) -> Preprocessing:
 
 
 def read_open_clip(file: epath.Path) -> Description:
-    """Return the description in an open_clip_config.json, with open_clip's defaults.
+    """Return what an open_clip_config.json says; keys that are missing have open_clip's defaults.
 
     Raises:
       UserError: naming the key, for another kind of model or a value that is not supported.
     """
     with reading(file, "open_clip's configuration of a CLIP"):
         raw = read_json(file)
-        model = raw["model_cfg"]
-        _refuse_other_keys(model)
-        activation = {True: "quick_gelu", False: "gelu"}[model.get("quick_gelu", False)]
+        # Its defaults are those of a ViT-B/16, but for the activation.
+        defaults = open_clip_files(OPENAI_MODELS["ViT-B/16"])[OPEN_CLIP_CONFIG]
+        defaults["model_cfg"]["quick_gelu"] = False
 
-        def tower(name: str, defaults: Fields) -> tuple[Fields, TransformerConfig]:
-            own = defaults | (model.get(name) or {})
-            norm = own.pop("norm_kwargs", None) or {}
-            _refuse_other_keys(own | {k: x for k, x in norm.items() if k != "eps"})
-            width = own["width"]
+        def with_defaults(given: Fields, defaults: Fields) -> Fields:
+            """Raise ValueError for other keys, unless their value leaves the part out."""
+            for key, value in given.items():
+                known = key in defaults.keys() - _SOME_VALUES.keys() or key in _NEUTRAL
+                if value and not known and value not in _SOME_VALUES.get(key, ()):
+                    raise ValueError(f"{key} is {value!r}, which is not supported")
+            return defaults | given
+
+        model = with_defaults(raw["model_cfg"], defaults["model_cfg"])
+        activation = {True: "quick_gelu", False: "gelu"}[model["quick_gelu"]]
+
+        def tower(name: str) -> tuple[Fields, TransformerConfig]:
+            own = with_defaults(model[name] or {}, defaults["model_cfg"][name])
+            norm = with_defaults(
+                own["norm_kwargs"] or {}, {"eps": TransformerConfig.layer_norm_eps}
+            )
             return own, TransformerConfig(
-                width=width,
+                width=own["width"],
                 layers=own["layers"],
-                heads=own["heads"] if "heads" in defaults else width // own["head_width"],
-                mlp_width=int(width * own["mlp_ratio"]),
+                heads=own["heads"] if "heads" in own else own["width"] // own["head_width"],
+                mlp_width=int(own["width"] * own["mlp_ratio"]),
                 activation=activation,
-                layer_norm_eps=norm.get("eps", TransformerConfig.layer_norm_eps),
+                layer_norm_eps=norm["eps"],
             )
 
-        vision, vision_sizes = tower("vision_cfg", _OPEN_CLIP_VISION)
-        text, text_sizes = tower("text_cfg", _OPEN_CLIP_TEXT)
+        (vision, vision_sizes), (text, text_sizes) = tower("vision_cfg"), tower("text_cfg")
         size = _side(vision["image_size"])
-        pixels = {k: x for k, x in (raw.get("preprocess_cfg") or {}).items() if x is not None}
-        if _side(pixels.pop("size", size)) != size:
+        given = {k: x for k, x in (raw.get("preprocess_cfg") or {}).items() if x is not None}
+        pixels = with_defaults({"size": size, **given}, defaults["preprocess_cfg"])
+        if _side(pixels["size"]) != size:
             raise ValueError(f"the size of preprocess_cfg is not the {size} pixels of vision_cfg")
-        _refuse_other_keys(pixels)
         config = CLIPConfig(
-            embed_dim=model["embed_dim"],
+            embed_dim=raw["model_cfg"]["embed_dim"],
             image_size=size,
             patch_size=_side(vision["patch_size"]),
             vision=vision_sizes,
@@ -215,20 +202,13 @@ def read_open_clip(file: epath.Path) -> Description:
             vocab_size=text["vocab_size"],
             context_length=text["context_length"],
             preprocessing=Preprocessing(
-                _channels(pixels.get("mean", MEAN)),
-                _channels(pixels.get("std", STD)),
-                "bilinear" if pixels.get("interpolation") == "bilinear" else "bicubic",
-                "squash" if pixels.get("resize_mode") == "squash" else "crop",
+                _channels(pixels["mean"]),
+                _channels(pixels["std"]),
+                "bilinear" if pixels["interpolation"] == "bilinear" else "bicubic",
+                "squash" if pixels["resize_mode"] == "squash" else "crop",
             ),
         )
     return Description(config, text.get("eos_id", 2) if text.get("pool_type") == "eos" else None)
-
-
-def _refuse_other_keys(fields: Fields) -> None:
-    """Raise ValueError for a key that is not known, unless its value leaves the part out."""
-    for key, value in fields.items():
-        if value and key not in _ANY_VALUE and value not in _SOME_VALUES.get(key, ()):
-            raise ValueError(f"{key} is {value!r}, which is not supported")
 
 
 def _side(value: Any) -> Any:
@@ -243,38 +223,43 @@ def _channels(value: Any) -> Any:
 
 
 def transformers_files(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Fields]:
-    """Return the configuration files of a model in transformers' layout, by name."""
-    raw = config_to_dict(config)
-    raw["text_config"] |= {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
-    raw["text_config"]["pad_token_id"] = tokenizer.end
-    processor = processor_to_dict(config.preprocessing, config.image_size)
-    return {CONFIG_FILE: raw, PROCESSOR_FILES[0]: processor}
+    """Return what a folder of transformers' layout says of a model, by file."""
+    return {
+        CONFIG_FILE: config_to_dict(config, tokenizer.start, tokenizer.end),
+        PROCESSOR_FILES[0]: processor_to_dict(config.preprocessing, config.image_size),
+    }
 
 
-def config_to_dict(config: CLIPConfig) -> Fields:
-    """Return the sizes as a config.json, with the two highest ids as start and end of text."""
+def config_to_dict(config: CLIPConfig, start: int | None = None, end: int | None = None) -> Fields:
+    """Return the sizes as a config.json.
 
-    def tower(part: TransformerConfig) -> Fields:
-        return {
-            "hidden_size": part.width,
-            "intermediate_size": part.mlp_width,
-            "num_hidden_layers": part.layers,
-            "num_attention_heads": part.heads,
-            "hidden_act": part.activation,
-            "layer_norm_eps": part.layer_norm_eps,
-            "projection_dim": config.embed_dim,
-        }
+    start, end: ids of the tokens at the start and the end of a text; None for the two highest ids.
+    """
+    end = config.vocab_size - 1 if end is None else end
 
-    end = config.vocab_size - 1
-    text = {"vocab_size": config.vocab_size, "max_position_embeddings": config.context_length}
-    special = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
-    vision = {"image_size": config.image_size, "patch_size": config.patch_size}
+    def tower(kind: str, part: TransformerConfig, **own: int) -> Fields:
+        sizes = {key: getattr(part, ours) for ours, key in _TOWER.items()}
+        return {"model_type": kind, **sizes, "projection_dim": config.embed_dim, **own}
+
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": config.embed_dim,
-        "text_config": {"model_type": "clip_text_model", **tower(config.text), **text, **special},
-        "vision_config": {"model_type": "clip_vision_model", **tower(config.vision), **vision},
+        "text_config": tower(
+            "clip_text_model",
+            config.text,
+            vocab_size=config.vocab_size,
+            max_position_embeddings=config.context_length,
+            bos_token_id=end - 1 if start is None else start,
+            eos_token_id=end,
+            pad_token_id=end,
+        ),
+        "vision_config": tower(
+            "clip_vision_model",
+            config.vision,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+        ),
     }
 
 

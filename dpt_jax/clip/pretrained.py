@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from dpt_jax.clip.blocks import Params
-from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig
 from dpt_jax.clip.config_files import (
     CONFIG_FILE,
     OPEN_CLIP_CONFIG,
@@ -39,15 +39,6 @@ __all__ = ["BUNDLED", "Pretrained", "load_clip", "save_clip"]
 EVERY = 97  # The digest of the weights takes every 97th value of a tensor.
 # Layer norms compute in float32, and exp() of a rounded logarithm is off by percents.
 FLOAT32 = re.compile(r"(.*/ln_\w+/\w+|logit_scale)$")
-# OpenAI's own archives do not say heads and activation: they are recognised by shapes.
-_SMALL, _LARGE = TransformerConfig(768, 12, 12, 3072), TransformerConfig(1024, 24, 16, 4096)
-_TEXT = TransformerConfig(512, 12, 8, 2048)
-OPENAI_MODELS = {
-    "ViT-B/32": CLIPConfig(512, 224, 32, _SMALL, _TEXT),
-    "ViT-B/16": CLIPConfig(512, 224, 16, _SMALL, _TEXT),
-    "ViT-L/14": CLIPConfig(768, 224, 14, _LARGE, _SMALL),
-    "ViT-L/14@336px": CLIPConfig(768, 336, 14, _LARGE, _SMALL),
-}
 
 
 class Pretrained(NamedTuple):
@@ -114,7 +105,8 @@ def _describe(file: epath.Path) -> Description | None:
 def recognise(tensors: Tensors, file: epath.Path) -> CLIPConfig:
     """Return the sizes of one of OpenAI's archives. Raise UserError for other files.
 
-    They store three sizes as tensors. Other models of the same shapes have another activation.
+    They do not say heads and activation, but store three sizes as tensors. Without these it may be
+    a model of the same shapes with another activation.
     """
     if not {"input_resolution", "context_length", "vocab_size"} <= tensors.keys():
         raise UserError(

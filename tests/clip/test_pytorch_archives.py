@@ -8,7 +8,8 @@ import pytest
 import torch
 from etils import epath
 
-from dpt_jax.clip.pretrained import OPENAI_MODELS, load_clip, recognise
+from dpt_jax.clip.config import OPENAI_MODELS
+from dpt_jax.clip.pretrained import load_clip, recognise
 from dpt_jax.errors import UserError
 from tests.helpers.weight_files import assert_same, torch_bytes, torch_state
 

@@ -6,7 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from transformers import CLIPConfig
 
+from dpt_jax.clip.config_files import read_transformers
 from dpt_jax.clip.preprocessing import Preprocessing
 from dpt_jax.clip.pretrained import load_clip, save_clip
 from dpt_jax.errors import UserError
@@ -46,3 +49,11 @@ def test_folder_that_looks_like_a_pattern(tiny, tmp_path, layout):
     jax.tree.map(np.testing.assert_array_equal, again.params, tiny.params)
     with pytest.raises(UserError, match="clip"):
         save_clip(tiny, as_path(target), layout)
+
+
+def test_missing_keys_have_the_defaults_of_transformers(tmp_path):
+    file = epath.Path(tmp_path) / "config.json"
+    file.write_text('{"model_type": "clip"}')
+    ours = read_transformers(file).config
+    file.write_text(json.dumps(CLIPConfig().to_dict()))
+    assert read_transformers(file).config == ours
