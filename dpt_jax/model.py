@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from dpt_jax.clip.blocks import Array, Params, PyTree
+from dpt_jax.clip.blocks import Array, Params, PyTree, broadcast, deterministic_gather
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.clip.gather import broadcast, deterministic_gather
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import PackedTexts
 from dpt_jax.clip.preprocessing import normalize_pixels

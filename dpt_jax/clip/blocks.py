@@ -19,7 +19,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from dpt_jax.clip.config import TransformerConfig
-from dpt_jax.clip.gather import broadcast
 
 Array = jax.Array
 PyTree = Any  # nested dicts, tuples and lists of arrays
@@ -39,6 +38,38 @@ REMAT_POLICIES = {
     ),
     "blocks": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def broadcast(x: Array, shape: tuple[int, ...]) -> Array:
+    """Broadcast x to a shape; the gradient is summed in float32, whatever the dtype of x."""
+    return jnp.broadcast_to(x.astype(jnp.float32), shape).astype(x.dtype)
+
+
+@jax.custom_vjp
+def deterministic_gather(table: Array, indices: Array) -> Array:
+    """Return table[indices]: (n, D), (…) -> (…, D).
+
+    JAX's own gradient of a gather adds the rows of repeated indices in no fixed order on a GPU, so
+    two runs differ in the last bits. This gradient is a matrix product with the one-hot indices,
+    which costs nothing for small tables.
+    """
+    return table[indices]
+
+
+def _forward(table: Array, indices: Array) -> tuple[Array, tuple[Array, Array]]:
+    return table[indices], (indices, jnp.zeros((len(table), 0), table.dtype))
+
+
+def _backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
+    indices, like = residuals
+    one_hot = jax.nn.one_hot(indices.reshape(-1), len(like), dtype=gradient.dtype)
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    # A GPU would round the gradient to TF32 before it adds.
+    total = jnp.einsum("in,id->nd", one_hot, rows, precision=jax.lax.Precision.HIGHEST)
+    return total.astype(like.dtype), None
+
+
+deterministic_gather.defvjp(_forward, _backward)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -88,7 +88,7 @@ def read_transformers(file: epath.Path) -> Description:
 
         (text, text_sizes), (vision, vision_sizes) = tower("text_config"), tower("vision_config")
         config = CLIPConfig(
-            embed_dim=raw.get("projection_dim", defaults["projection_dim"]),
+            embed_dim=(defaults | raw)["projection_dim"],
             image_size=_side(vision["image_size"]),
             patch_size=_side(vision["patch_size"]),
             vision=vision_sizes,

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpt_jax.clip.blocks import Block, attention_weights
+from dpt_jax.clip.blocks import Block, attention_weights, deterministic_gather
 from dpt_jax.clip.config import TransformerConfig
-from dpt_jax.clip.gather import deterministic_gather
-from dpt_jax.clip.text import causal_mask
+from dpt_jax.clip.model import causal_mask
 from tests.helpers.plain_towers import CLOSE, normal, random_like, triangle
 
 pytestmark = pytest.mark.compiles

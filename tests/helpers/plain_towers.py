@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpt_jax.clip.blocks import Block
-from dpt_jax.clip.model import CLIP
-from dpt_jax.clip.text import causal_mask
+from dpt_jax.clip.model import CLIP, causal_mask
 from dpt_jax.model import visual_depth, visual_layers
 from tests.helpers.models import apply, prompt_shapes
 
