@@ -234,17 +234,6 @@ def _objects(folder: epath.Path, wanted: Callable[[str], bool]) -> dict[str, str
     }
 
 
-def move_folder(folder: epath.Path, target: epath.Path) -> None:
-    """Move a folder, within the disk or within the bucket."""
-    if is_remote(folder):
-        gcs = file_system(folder)
-        gcs.copy(os.fspath(folder), os.fspath(target), recursive=True)
-        gcs.rm(os.fspath(folder), recursive=True)
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(target)
-
-
 def size_of(file: epath.Path) -> int:
     """Return the bytes of a file, local or in a bucket."""
     return file_system(file).size(os.fspath(file))

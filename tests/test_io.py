@@ -14,7 +14,6 @@ from dpt_jax.io import (
     find_files,
     listed_once,
     local_copy,
-    move_folder,
     reading,
     size_of,
     write_whole,
@@ -91,9 +90,6 @@ def test_what_is_in_a_folder(place, request):
     assert size_of(path / "x.txt") == 5
     with pytest.raises(FileNotFoundError):
         list(entries(path / "none"))
-    move_folder(path / "train", path / "aside")
-    assert not (path / "train").exists()
-    assert (path / "aside/b [x]/1.png").read_bytes() == b"train/b [x]/1.png"
 
 
 @pytest.mark.process

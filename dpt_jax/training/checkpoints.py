@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from etils import epath
 
 from dpt_jax import distributed
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, entries, is_remote, move_folder, reading, short, without_wildcards
+from dpt_jax.io import as_path, entries, file_system, is_remote, reading, short, without_wildcards
 from dpt_jax.logging import say
 from dpt_jax.training import prompt_file
 
@@ -239,7 +240,9 @@ class Checkpoints:
             aside = self._workdir / DAMAGED / str(step)
             while aside.exists():
                 aside = aside.parent / f"{aside.name}.again"
-            move_folder(self.directory / str(step), aside)
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            damaged = self.directory / str(step)
+            file_system(damaged).mv(os.fspath(damaged), os.fspath(aside), recursive=True)
             why = reason or "another host cannot read a checkpoint"
             say(f"{why}: moved to {aside}; resuming from the previous one.", file=sys.stderr)
         distributed.on_all_hosts(True)  # no host looks again before it is moved
