@@ -35,8 +35,6 @@ from dpt_jax.cli import arguments as shared
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
     from dpt_jax.config import Value
     from dpt_jax.runs.sweep import Overrides, Run
 
@@ -77,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--protocol",
         choices=("few-shot", "base-to-new", "cross-dataset", "domain-generalization"),
+        default="few-shot",
         help="what to train and test on; default few-shot",
     )
     parser.add_argument("--runs", default="runs", help="the folder of the runs; default runs")
@@ -105,15 +104,16 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
 
     planned = sweep.in_order_of_part(_planned(flags, overrides), *flags.part)
     runs = as_path(flags.runs)
-    configs = _possible(planned, overrides)
+    _check_one_can_run(planned, overrides, with_data=not flags.plan)
     if flags.plan:
-        states = [sweep.state(one, runs, overrides) for one in planned]
-        for one, state in zip(planned, states, strict=True):
+        states = collections.Counter[str]()
+        for one in planned:
+            state = sweep.state(one, runs, overrides)
             print(f"{one}: {state}")
-        counted = (f"{count} {state}" for state, count in _counted(states).items())
+            states[state.partition(":")[0]] += 1
+        counted = (f"{count} {state}" for state, count in states.items())
         print(f"\n{len(planned)} runs in {runs}: {', '.join(counted)}.")
         return
-    _check_roots(configs)
     shared.connect_hosts(flags)
     failed, elsewhere = sweep.sweep(planned, sweep.Runner(runs, overrides))
     finished = len(planned) - len(failed) - len(elsewhere)
@@ -144,23 +144,24 @@ def _of_methods(arguments: list[str]) -> tuple[dict[str, "Value"], list[str]]:
     return found, others
 
 
-def _possible(planned: Sequence["Run"], overrides: "Overrides") -> list["ConfigDict"]:
-    """Return the configurations of the valid runs. Raise UserError if there are none."""
+def _check_one_can_run(planned: Sequence["Run"], overrides: "Overrides", with_data: bool) -> None:
+    """Raise UserError if no run can start. If only some cannot, these fail when it is their turn.
+
+    with_data: whether a run needs its folder of data.
+    """
+    from dpt_jax.data.dataset import check_root
     from dpt_jax.runs import sweep
 
-    configs, wrong = [], []
+    wrong = []
     for one in planned:
         try:
-            configs.append(sweep.run_config(one, overrides))
+            config = sweep.run_config(one, overrides)
+            if with_data:
+                check_root(config.dataset)
+            return
         except UserError as reason:
             wrong.append(f"{one}: {reason}")
-    if not configs:
-        raise UserError(wrong[0])
-    return configs
-
-
-def _counted(states: Sequence[str]) -> collections.Counter[str]:
-    return collections.Counter(state.partition(":")[0] for state in states)
+    raise UserError(wrong[0])
 
 
 def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
@@ -172,26 +173,25 @@ def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
     for key, flag in sweep.SWEPT.items():
         if any(given in (key, f"{method}.{key}") for given in overrides for method in ROWS):
             raise UserError(f"--config.{key}: the sweep varies it, use {flag}.")
-    protocol = flags.protocol or sweep.FEW_SHOT
-    if flags.preset and protocol != sweep.FEW_SHOT:
+    if flags.preset and flags.protocol != sweep.FEW_SHOT:
         raise UserError(f"--preset={flags.preset} is of --protocol={sweep.FEW_SHOT}: drop one.")
     default = OF_THE_PAPER if flags.preset else COMPARED
     methods = list(default) if flags.methods is None else flags.methods
     unknown = [method for method in methods if method not in ROWS]
     if unknown:
         raise UserError(f"--methods: {unknown[0]!r} is not one of {', '.join(ROWS)}.")
-    if PROBE.name in methods and protocol != sweep.FEW_SHOT:
+    if PROBE.name in methods and flags.protocol != sweep.FEW_SHOT:
         raise UserError(
             f"--methods={PROBE.name}: a probe has only the classes that it was fitted to, so it "
             f"needs --protocol={sweep.FEW_SHOT}."
         )
-    if flags.targets and protocol == sweep.BASE_TO_NEW:
+    if flags.targets and flags.protocol == sweep.BASE_TO_NEW:
         raise UserError("--targets: base-to-new tests on the new classes, not on other datasets.")
-    datasets, targets = sweep.PROTOCOLS[protocol]
+    datasets, targets = sweep.PROTOCOLS[flags.protocol]
     if flags.preset:
         datasets = PAPER_DATASETS
     planned = sweep.plan(
-        protocol,
+        flags.protocol,
         methods,
         datasets if flags.datasets is None else flags.datasets,
         targets if flags.targets is None else flags.targets,
@@ -203,17 +203,3 @@ def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
             "there is nothing to run: --methods, --datasets, --shots and --seeds need a value each."
         )
     return planned
-
-
-def _check_roots(configs: Sequence["ConfigDict"]) -> None:
-    """Raise UserError if no run has a folder of data. If only some lack one, these runs fail."""
-    from dpt_jax.data.dataset import check_root
-
-    missing = []
-    for config in configs:
-        try:
-            check_root(config.dataset)
-        except UserError as reason:
-            missing.append(reason)
-    if len(missing) == len(configs):
-        raise missing[0]

@@ -105,7 +105,7 @@ def nearest_words(predictor: Predictor, top: int) -> list[list[str]]:
     a, b = np.random.default_rng(0).integers(len(vocabulary), size=(2, PAIRS))
     usual = float(np.linalg.norm(vocabulary[a] - vocabulary[b], axis=-1)[a != b].mean())
     context = np.asarray(predictor.prompts["text"]["context"][0], np.float32)
-    by_class = {(): context}
+    by_class: dict[tuple[str, ...], np.ndarray] = {(): context}
     if context.ndim == 3:
         by_class = {(name,): own for name, own in zip(predictor.classnames, context, strict=True)}
     top = min(top, len(vocabulary))
