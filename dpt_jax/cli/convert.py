@@ -71,18 +71,14 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     if reads_run and flags.workdir:
         names.insert(0, flags.workdir)
     match [what, *names]:
-        case [("clip" | "export"), source, target] if flags.merge or (
-            what == "clip" and is_run(source)
-        ):
+        case ["clip", source, target] if not flags.merge:
+            from dpt_jax.convert.weights import convert_clip
+
+            convert_clip(source, as_path(target), flags.clip, flags.layout)
+        case [("clip" | "export"), source, target] if flags.merge:
             from dpt_jax.convert.weights import write_clip
 
             write_clip(as_path(source), as_path(target), flags.clip, flags.layout)
-        case ["clip", source, target]:
-            from dpt_jax.clip.pretrained import load_clip, save_clip
-            from dpt_jax.logging import say
-
-            save_clip(load_clip(source), as_path(target), flags.layout)
-            say(f"wrote {target}")
         case ["peft", source, target]:
             from dpt_jax.convert.weights import write_peft
 
@@ -105,16 +101,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
             workdir = as_path(flags.workdir)
             convert_reference(as_path(directory), workdir, given.config, given.overrides)
         case _:
-            raise UserError(f"convert does not take {' '.join(flags.names)!r}: {USAGE}.")
-
-
-def is_run(source: str) -> bool:
-    """Return whether a path is a workdir or a prompt file, and not a CLIP."""
-    from dpt_jax.io import as_path
-    from dpt_jax.training import checkpoints, prompt_file
-
-    path = as_path(source)
-    return (path / checkpoints.FOLDER).is_dir() or prompt_file.has_format(path)
+            raise UserError(f"convert: unknown arguments {flags.names}; {USAGE}.")
 
 
 def export(source: "epath.Path", target: "epath.Path") -> None:

@@ -18,12 +18,14 @@ from dpt_jax.clip.pretrained import load_clip, save_clip
 from dpt_jax.config import layers, validate
 from dpt_jax.convert.reference import read_run, write_run
 from dpt_jax.errors import UserError
-from dpt_jax.io import make_folder, reading, write_whole
+from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, WEIGHTS
 from dpt_jax.prompts.config import LORA
 from dpt_jax.prompts.weights import MATRICES, merged, over
+from dpt_jax.training.checkpoints import FOLDER
 from dpt_jax.training.initial_prompts import check_shapes, other_clip, shapes_of
+from dpt_jax.training.prompt_file import has_format
 from dpt_jax.training.setup import make_model
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -43,6 +45,16 @@ TENSOR = re.compile(
     r"(?:base_model\.model\.)?(vision|text)_model\.encoder\.layers\.(\d+)\.self_attn\."
     r"(q|k|v|out)_proj\.lora_([AB])\.(?:default\.)?weight"
 )
+
+
+def convert_clip(source: str, target: epath.Path, clip: str, layout: str) -> None:
+    """Write a CLIP that `clip.weights` names, or that of a run, as `write_clip` does."""
+    path = as_path(source)
+    if (path / FOLDER).is_dir() or has_format(path):
+        write_clip(path, target, clip, layout)
+        return
+    save_clip(load_clip(source), target, layout)
+    say(f"wrote {target}")
 
 
 def write_clip(
