@@ -8,6 +8,7 @@ import contextlib
 import csv
 import glob
 import io
+import itertools
 import json
 import os
 import random
@@ -281,12 +282,11 @@ def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> l
     Raises:
         UserError: a class has too few images.
     """
-    by_label: dict[str, list[Listed]] = {}
-    for image in images:
-        by_label.setdefault(image.label, []).append(image)
+    images = sorted(images, key=lambda image: image.label)
     generator = random.Random(SPLIT_SEED)
-    found = []
-    for label, own in sorted(by_label.items()):
+    split_of: dict[str, str] = {}
+    for label, group in itertools.groupby(images, key=lambda image: image.label):
+        own = [image.path for image in group]
         most = len(own) if fraction == 1 else len(own) - 1
         if not most:
             raise UserError(
@@ -294,20 +294,18 @@ def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> l
                 "add some, or remove the class."
             )
         share = round(fraction * len(own))
-        room = {"test": min(max(share, 1), most)}
-        room["val"] = min(share, most - room["test"])
-        copies: dict[Hashable, list[Listed]] = {}
-        for image, content in zip(own, contents(root, [o.path for o in own]), strict=True):
-            copies.setdefault(content, []).append(image)
+        test = min(max(share, 1), most)
+        room = {"test": test, "val": min(share, most - test), "train": len(own)}
+        copies: dict[Hashable, list[str]] = {}
+        for path, content in zip(own, contents(root, own), strict=True):
+            copies.setdefault(content, []).append(path)
         shuffled = list(copies.values())
         generator.shuffle(shuffled)
-        split_of: dict[str, str] = {}
-        for group in shuffled:
-            split = next((name for name, left in room.items() if left >= len(group)), "train")
-            room[split] = room.get(split, 0) - len(group)
-            split_of |= {image.path: split for image in group}
-        found += [image._replace(split=split_of[image.path]) for image in own]
-    return found
+        for paths in shuffled:
+            split = next(name for name, left in room.items() if left >= len(paths))
+            room[split] -= len(paths)
+            split_of |= dict.fromkeys(paths, split)
+    return [image._replace(split=split_of[image.path]) for image in images]
 
 
 def _dataset(root: epath.Path, images: Sequence[Listed], left_out: Sequence[str]) -> Dataset:
