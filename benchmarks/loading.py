@@ -21,7 +21,6 @@ import jax
 from etils import epath
 
 from dpt_jax.check.measure import write_jpegs
-from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
 from dpt_jax.data import loader, records
 from dpt_jax.data.records import Example, Files
 
@@ -51,7 +50,6 @@ def rates(folder: pathlib.Path, threads: int) -> list[float]:
         read=Files(epath.Path(folder)),
         examples=[Example(file.name, 0) for file in sorted(folder.iterdir())],
         size=224,
-        preprocessing=CLIP_PREPROCESSING,
         batch_size=BATCH,
         epochs=EPOCHS,
         seed=0,

@@ -18,7 +18,6 @@ from PIL import Image
 from dpt_jax import distributed
 from dpt_jax.check import programs
 from dpt_jax.check.rows import Row, at_most
-from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import method_config
 from dpt_jax.data import loader, records
@@ -231,7 +230,6 @@ def _rate(files: list[str], epochs: int) -> float:
         examples=[Example(str(as_path(file).absolute()), 0) for file in files],
         size=224,
         batch_size=BATCH,
-        preprocessing=CLIP_PREPROCESSING,
         epochs=epochs,
         seed=0,
     )

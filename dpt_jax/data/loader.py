@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dpt_jax.clip.preprocessing import Preprocessing, test_transform
+from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, Preprocessing, test_transform
 from dpt_jax.data import records
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
 from dpt_jax.data.transforms import LEAST_AREA, shifted, train_transform
@@ -63,7 +63,7 @@ class Loading:
     examples: Sequence[Example]
     size: int
     batch_size: int
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing = CLIP_PREPROCESSING
     workers: int = 0
     skip_unreadable: bool = False
     host: int = 0
@@ -87,8 +87,8 @@ class TrainLoading(Loading):
         partial: whether an incomplete last batch of an epoch is kept.
     """
 
-    epochs: int
-    seed: int
+    epochs: int = 1
+    seed: int = 0
     augment: bool = True
     least_area: float = LEAST_AREA
     shift: int = 0

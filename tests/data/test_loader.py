@@ -1,6 +1,5 @@
 """In which order and shapes images come: the same for the same seed, from any step."""
 
-import dataclasses
 import itertools
 import multiprocessing
 import signal
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING
 from dpt_jax.clip.preprocessing import test_transform as evaluation_transform
 from dpt_jax.data import loader, records, transforms
 from dpt_jax.data.dataset import check_readable
@@ -26,22 +24,10 @@ from tests.helpers.golden import DATA, SMALL
 IMAGES = SMALL / "images"
 
 
-def batches_of(seed=0, augment=True, workers=0, batch_size=5, epochs=3, **place):
-    train = read_folder(IMAGES).train
-    start, transfer = place.pop("start", 0), place.pop("transfer", None)
-    loading = loader.TrainLoading(
-        preprocessing=CLIP_PREPROCESSING,
-        read=Files(IMAGES),
-        examples=train,
-        size=32,
-        batch_size=batch_size,
-        epochs=epochs,
-        seed=seed,
-        augment=augment,
-        workers=workers,
-        **place,
-    )
-    return loader.train_batches(loading, start, transfer)
+def batches_of(start=0, transfer=None, **settings):
+    settings = {"read": Files(IMAGES), "examples": read_folder(IMAGES).train} | settings
+    settings = {"size": 32, "batch_size": 5, "epochs": 3} | settings
+    return loader.train_batches(loader.TrainLoading(**settings), start, transfer)
 
 
 def assert_same(found, expected):
@@ -117,13 +103,7 @@ def test_hosts_share_the_rows_of_every_batch(batch_size, hosts):
 
 def test_test_batches_keep_the_order_and_the_last_images():
     dataset = read_folder(IMAGES)
-    loading = loader.Loading(
-        preprocessing=CLIP_PREPROCESSING,
-        read=dataset.read,
-        examples=dataset.test,
-        size=32,
-        batch_size=7,
-    )
+    loading = loader.Loading(read=dataset.read, examples=dataset.test, size=32, batch_size=7)
     batches = list(loader.test_batches(loading))
     assert [len(batch["label"]) for batch in batches] == [7, 7, 4]
     assert np.concatenate([b["label"] for b in batches]).tolist() == [e.label for e in dataset.test]
@@ -154,16 +134,10 @@ class Numbered:
 
 def orders(images, batch_size, epochs, start=0):
     """The indices of each step."""
-    loading = loader.TrainLoading(
-        preprocessing=CLIP_PREPROCESSING,
-        read=Numbered(),
-        examples=[Example(str(i), 0) for i in range(images)],
-        size=8,
-        batch_size=batch_size,
-        epochs=epochs,
-        seed=3,
-    )
-    return [batch["index"].tolist() for batch in loader.train_batches(loading, start)]
+    examples = [Example(str(i), 0) for i in range(images)]
+    settings = {"batch_size": batch_size, "epochs": epochs, "seed": 3}
+    batches = batches_of(start, read=Numbered(), examples=examples, size=8, **settings)
+    return [batch["index"].tolist() for batch in batches]
 
 
 @pytest.mark.parametrize(("images", "batch_size"), [(23, 5), (5, 8), (8, 4)])
@@ -184,21 +158,11 @@ def test_no_epoch_repeats_another_and_the_remainder_changes(images, batch_size):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_training_image_that_cannot_be_read_is_one_sentence(tmp_path, workers):
     (tmp_path / "none.png").write_bytes(b"")
-    loading = loader.TrainLoading(
-        preprocessing=CLIP_PREPROCESSING,
-        read=Files(tmp_path),
-        examples=[Example("none.png", 0)],
-        size=8,
-        batch_size=1,
-        epochs=1,
-        seed=0,
-        workers=workers,
-    )
+    settings = {"read": Files(tmp_path), "examples": [Example("none.png", 0)], "batch_size": 1}
     with pytest.raises(UserError, match=r"none\.png .*on_error=skip\.$") as error:
-        next(loader.train_batches(loading))
+        next(batches_of(workers=workers, **settings))
     assert "\n" not in str(error.value)
-    skipping = dataclasses.replace(loading, skip_unreadable=True, workers=0)
-    assert next(loader.train_batches(skipping))["weight"].tolist() == [0]
+    assert next(batches_of(skip_unreadable=True, **settings))["weight"].tolist() == [0]
 
 
 class Endless:
@@ -209,17 +173,8 @@ class Endless:
 
 
 def long_training():
-    loading = loader.TrainLoading(
-        preprocessing=CLIP_PREPROCESSING,
-        read=Endless(),
-        examples=[Example("x", 0)],
-        size=8,
-        batch_size=1,
-        epochs=10**6,
-        seed=0,
-        workers=1,
-    )
-    return loader.train_batches(loading)
+    examples = [Example("x", 0)]
+    return batches_of(read=Endless(), examples=examples, batch_size=1, epochs=10**6, workers=1)
 
 
 def test_a_killed_loader_process_is_one_sentence():
