@@ -32,11 +32,13 @@ from absl import app, flags, logging
 from benchmarks.random_clip import published_settings, random_clip
 from benchmarks.timing import FLAGS, define_flags, print_line
 from dpt_jax import distributed
-from dpt_jax.check import programs
-from dpt_jax.check.programs import times
+from dpt_jax.check.programs import Work, times, training
 from dpt_jax.data.catalogue import imagenet_classnames
+from dpt_jax.data.loader import Batch
 from dpt_jax.data.records import Dataset, Files
+from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.training import flops, setup
+from dpt_jax.training.initial_prompts import initial_prompts
 
 define_flags()
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "A training step, or an evaluation batch.")
@@ -64,11 +66,11 @@ def main(_: list[str]) -> None:
     images = batch["label"].size
     layout = distributed.to_host(experiment.frozen.packed)
     if FLAGS.mode == "train":
-        work = programs.training(experiment, batch)
+        work = training(experiment, batch)
         guided = config.loss.guidance_epochs > 0
         needed = flops.step(experiment.model, layout, images, guided) / 1e9
     else:
-        work, encoding = programs.evaluation(experiment, batch)
+        work, encoding = evaluation(experiment, batch)
         needed = flops.evaluation(experiment.model, layout, images) / 1e9
     device = jax.local_devices()[0]
     result: dict[str, Any] = {
@@ -93,6 +95,19 @@ def main(_: list[str]) -> None:
     print_line(result | compiled, jax=jax.__version__)
 
 
+def evaluation(experiment: setup.Experiment, batch: Batch) -> tuple[Work, Work]:
+    """Return the work of classifying a batch with known text features, and of encoding texts."""
+    programs, frozen = make_programs(experiment.model), experiment.frozen
+    prompts = programs.merge(frozen.clip, distributed.replicate(initial_prompts(experiment)))
+    texts = programs.encode_texts(frozen, prompts)
+
+    def work(program: Any, *arguments: Any) -> Work:
+        return Work(lambda: jax.block_until_ready(program(*arguments)), program, arguments)
+
+    classify = work(programs.classify, frozen, prompts, texts, batch["image"])
+    return classify, work(programs.encode_texts, frozen, prompts)
+
+
 def random_batch(size: int) -> dict[str, np.ndarray]:
     """Return a batch of --batch images or a few more, as many on each device."""
     generator, devices = np.random.default_rng(0), jax.local_device_count()
@@ -106,7 +121,7 @@ def random_batch(size: int) -> dict[str, np.ndarray]:
     }
 
 
-def memory(work: programs.Work) -> dict[str, Any]:
+def memory(work: Work) -> dict[str, Any]:
     """Compile a program; return the seconds and the compiler's account of a device's memory."""
     began = time.perf_counter()
     analysis = work.program.lower(*work.arguments).compile().memory_analysis()

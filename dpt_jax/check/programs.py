@@ -16,7 +16,6 @@ from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.pretrained import FLOAT32, Pretrained
 from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.data.loader import Batch
-from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.training.initial_prompts import initial_prompts
 from dpt_jax.training.loop import make_plan
 from dpt_jax.training.setup import Experiment
@@ -84,19 +83,6 @@ def training(experiment: Experiment, batch: Batch) -> Work:
         state = jax.block_until_ready(step(state, frozen, batch, schedule))
 
     return Work(run, step, arguments)
-
-
-def evaluation(experiment: Experiment, batch: Batch) -> tuple[Work, Work]:
-    """Return the work of classifying a batch with known text features, and of encoding texts."""
-    programs, frozen = make_programs(experiment.model), experiment.frozen
-    prompts = programs.merge(frozen.clip, distributed.replicate(initial_prompts(experiment)))
-    texts = programs.encode_texts(frozen, prompts)
-
-    def work(program: Any, *arguments: Any) -> Work:
-        return Work(lambda: jax.block_until_ready(program(*arguments)), program, arguments)
-
-    classify = work(programs.classify, frozen, prompts, texts, batch["image"])
-    return classify, work(programs.encode_texts, frozen, prompts)
 
 
 def times(step: Callable[[], object], steps: int) -> tuple[float, float]:

@@ -18,6 +18,7 @@ import flax.serialization
 import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from etils import epath
 
 from dpt_jax.clip.config import read_json
@@ -50,7 +51,10 @@ def read_tensors(file: epath.Path) -> Tensors:
         shards = [read_tensors(file.parent / shard) for shard in shards_of(file)]
         return {name: value for shard in shards for name, value in shard.items()}
     readers: dict[str, Callable[[epath.Path], Tensors]]
-    readers = {".safetensors": _read_safetensors, ".msgpack": _read_msgpack}
+    readers = {
+        ".safetensors": lambda file: safetensors.numpy.load_file(os.fspath(file)),
+        ".msgpack": _read_msgpack,
+    }
     readers |= dict.fromkeys((".bin", ".pt", ".pth"), lambda file: read_torch_file(file)[0])
     if file.suffix not in readers:
         raise UserError(
@@ -67,12 +71,6 @@ def shards_of(index: epath.Path) -> list[str]:
         if not shards or any(pathlib.PurePath(shard).name != shard for shard in shards):
             raise ValueError(f"it names the files {shards}")
     return shards
-
-
-def _read_safetensors(file: epath.Path) -> Tensors:
-    import safetensors.numpy
-
-    return safetensors.numpy.load_file(os.fspath(file))
 
 
 def _read_msgpack(file: epath.Path) -> Tensors:
@@ -189,8 +187,6 @@ def _scripted_tensors(module: Any, prefix: str = "") -> Tensors:
 
 def write_safetensors(file: epath.Path, tensors: Tensors) -> None:
     """Write tensors as transformers and open_clip do.  Raise UserError if that fails."""
-    import safetensors.numpy
-
     own = {name: np.asarray(x, order="C") for name, x in tensors.items()}
     write_whole(file, safetensors.numpy.save(own, {"format": "pt"}))
 
