@@ -10,7 +10,6 @@ import pytest
 import dpt_jax
 from configs import coop, dpt, vlp
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import load_newest
@@ -130,16 +129,6 @@ def three_classes(tmp_path):
         for name in ("airplane", "sea_horse", "yin_yang"):
             shutil.copytree(SMALL / "images" / split / name, root / split / name)
     return root
-
-
-def test_evaluation_on_other_classes(trained, clip, three_classes, tmp_path):
-    config = evaluation_config(
-        dpt.get_config(), {"dataset.root": str(three_classes)}, False, trained
-    )
-    experiment = experiments.prepare(config, clip)
-    results = evaluate(experiment, adoption.saved_prompts(experiment, trained), tmp_path)
-    assert list(results["per_class"]) == ["airplane", "sea horse", "yin yang"]
-    assert results["n"] == 9
 
 
 def test_training_on_other_classes_starts_the_classifier_anew(
