@@ -1,35 +1,93 @@
 """Checkpoint folders of the published codes become workdirs, and workdirs such folders."""
 
+import functools
 import shutil
 
+import numpy as np
 import pytest
+import torch
 
 from configs import coop, dpt
 from dpt_jax.clip.files import read_torch_file
 from dpt_jax.config import method_config
-from dpt_jax.convert.published import CAVPT, JOINT, TEXT, VISUAL
+from dpt_jax.convert.published import CAVPT, COUPLED, JOINT, TEXT, VISUAL
 from dpt_jax.convert.reference import convert_reference, reverse_reference
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.workdir import load_config, read_config, save_config
-from tests.convert.checkpoints import (
-    CHECKPOINTS,
-    EPOCH,
-    LAYERS,
-    WIDTH,
-    cavpt,
-    joint,
-    normal,
-    write,
-)
+from tests.helpers import make_clip
 from tests.helpers.commands import in_process
 from tests.helpers.configs import small_config
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import SMALL, Golden
 from tests.helpers.prompt_trees import same_bytes
+from tests.helpers.published_cases import by_module
 
 pytestmark = pytest.mark.compiles
 
-GOLDEN = SMALL / "checkpoint"
+EPOCH = 3
+FILES = {"coop": "coop_end", "dpt": "dpt_last_layer", "promptsrc": "family/promptsrc_all"}
+# What the codes save beside the prompts.
+KGCOOP = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
+WHOLE_CLIP = (
+    "logit_scale",
+    "prompt_learner.token_prefix",
+    "image_encoder.conv1.weight",
+    "image_encoder.transformer.resblocks.0.attn.in_proj_weight",
+    "text_encoder.transformer.resblocks.2.mlp.c_fc.bias",
+    "text_encoder.text_projection",
+)
+OTHERS = {
+    "kgcoop": KGCOOP,
+    "maple": WHOLE_CLIP,
+    "ivlp": WHOLE_CLIP,
+    "promptsrc": (*WHOLE_CLIP, "prompt_learner.ZS_image_encoder.proj"),
+}
+
+
+def published(method):
+    """The golden file of a method, and its tensors by module."""
+    golden = Golden(FILES.get(method, f"family/{method}"))
+    tensors = golden.tensors("param")
+    joined = {"ivlp": JOINT, "promptsrc": JOINT, "maple": COUPLED}
+    return golden, {joined[method]: tensors} if method in joined else by_module(tensors)
+
+
+def of_each_class(tensors):
+    return {"ctx": np.stack([tensors["ctx"]] * 6)}
+
+
+def of_layers(tensors, layers):
+    """The class-aware prompts of one layer as those of several."""
+    each = {name: x for name, x in tensors.items() if name != "ctx"}
+    every = {
+        name.replace(".0.", f".{i}."): x + i for i in range(layers) for name, x in each.items()
+    }
+    return {"ctx": np.concatenate([tensors["ctx"]] * layers), **every}
+
+
+def write(folder, modules, others=(), epoch=EPOCH):
+    """A checkpoint as the published codes write it.  others: tensors that are no prompts."""
+    for module, tensors in modules.items():
+        if module in (TEXT, JOINT, COUPLED):
+            tensors = {**tensors, **dict.fromkeys(others, np.zeros(2))}
+        (folder / module).mkdir(parents=True)
+        state = {name: torch.from_numpy(np.asarray(x)) for name, x in tensors.items()}
+        file = folder / module / f"model.pth.tar-{epoch}"
+        torch.save({"state_dict": state, "epoch": epoch}, file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip_of(tmp_path_factory):
+    """Return the folder of a CLIP of the sizes of a golden file."""
+
+    @functools.cache
+    def written(sizes):
+        folder = tmp_path_factory.mktemp("clip")
+        make_clip.write(folder, **dict(sizes))
+        return folder
+
+    return lambda golden: written(tuple(golden.meta["clip"].items()))
 
 
 @pytest.fixture
@@ -37,19 +95,30 @@ def config(clip_dir):
     return small_config(clip_dir)
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, config, name):
+CASES = ("coop", "coop, of each class", "cocoop", "kgcoop", "dpt", "dpt, all layers", "promptsrc",
+         "maple", "ivlp")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, clip_of, name):
     """The method and its sizes are those of the tensors, although --config says DPT."""
-    modules, others = CHECKPOINTS[name]
-    convert_reference(write(tmp_path / "theirs", modules, others), tmp_path / "w", config, {})
-    found, saved = load_config(tmp_path / "w"), load_newest(tmp_path / "w")
     method = name.partition(",")[0]
+    golden, modules = published(method)
+    if name == "coop, of each class":
+        modules = {TEXT: of_each_class(modules[TEXT])}
+    elif name == "dpt, all layers":  # the code saves a visual prompt of no layers all the same
+        modules[CAVPT] = of_layers(modules[CAVPT], golden.meta["clip"]["vl"])
+        modules[VISUAL] = {"ctx": np.zeros((0, 10, 128), np.float32)}
+    theirs = write(tmp_path / "theirs", modules, OTHERS.get(method, ("token_prefix",)))
+    convert_reference(theirs, tmp_path / "w", small_config(clip_of(golden)), {})
+    found, saved = load_config(tmp_path / "w"), load_newest(tmp_path / "w")
     assert found.method == saved.meta["method"] == method
     assert saved.step == EPOCH
     assert found.text_prompt.class_specific == name.endswith("each class")
-    words = method in ("promptsrc", "maple", "ivlp") and "long" not in name
-    assert (found.text_prompt.init == "a photo of a") == (words or method == "cocoop")
+    words = method not in ("coop", "dpt")
+    assert (found.text_prompt.init == "a photo of a") == words
     assert (found.loss.image_consistency > 0) == (method == "promptsrc")
+    assert (found.loss.text_consistency > 0) == (method in ("promptsrc", "kgcoop"))
     reverse_reference(tmp_path / "w", tmp_path / "ours")
     assert {folder.name for folder in (tmp_path / "ours").iterdir()} == set(modules)
     for module, tensors in modules.items():
@@ -59,18 +128,12 @@ def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, co
         assert (tmp_path / "ours" / module / "checkpoint").read_text().startswith("model.pth.tar-")
 
 
-def test_kgcoop_and_promptsrc_are_known_by_more_than_their_prompts(tmp_path, config):
-    """By tensors that KgCoOp's code does not use; without the frozen tower by --config."""
-    unused = {name: normal(2, 2) for name in
-              ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")}  # fmt: skip
-    write(tmp_path / "kgcoop", {TEXT: {"ctx": normal(4, WIDTH)}}, unused)
-    convert_reference(tmp_path / "kgcoop", tmp_path / "w", config, {})
-    found = load_config(tmp_path / "w")
-    assert (found.method, found.loss.text_consistency) == ("kgcoop", 8.0)
-    write(tmp_path / "joint", {JOINT: joint(4, 2, 4, 2)})
+def test_promptsrc_is_known_by_its_frozen_tower_or_by_the_config(tmp_path, clip_of):
+    golden, modules = published("promptsrc")
+    write(tmp_path / "joint", modules)
     for method, loss in (("promptsrc", 25.0), ("ivlp", 0.0)):
         named = method_config(method, "folder")
-        named.clip.weights = config.clip.weights
+        named.clip.weights = str(clip_of(golden))
         convert_reference(tmp_path / "joint", tmp_path / method, named, {})
         found = load_config(tmp_path / method)
         assert (found.method, found.loss.text_consistency) == (method, loss)
@@ -99,16 +162,17 @@ def test_settings_that_contradict_the_checkpoint(tmp_path, config, overrides):
     for key, value in overrides.items():
         config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=next(iter(overrides))):
-        convert_reference(GOLDEN, tmp_path / "w", config, overrides)
+        convert_reference(SMALL / "checkpoint", tmp_path / "w", config, overrides)
     assert not (tmp_path / "w").exists()
 
 
 def test_folders_without_a_checkpoint(tmp_path, config, trained):
     (tmp_path / "empty").mkdir()
-    write(tmp_path / "apart", {TEXT: {"ctx": normal(4, WIDTH)}}, epoch=1)
-    write(tmp_path / "apart", {VISUAL: {"ctx": normal(LAYERS, 3, WIDTH)}}, epoch=2)
-    write(tmp_path / "two", {TEXT: {"ctx": normal(4, WIDTH)}, JOINT: joint(4, 2, 4, 2)})
-    write(tmp_path / "cut", {TEXT: {"ctx": normal(4, WIDTH)}})
+    (_, dpt), (_, ivlp) = published("dpt"), published("ivlp")
+    write(tmp_path / "apart", {TEXT: dpt[TEXT]}, epoch=1)
+    write(tmp_path / "apart", {VISUAL: dpt[VISUAL]}, epoch=2)
+    write(tmp_path / "two", {TEXT: dpt[TEXT], **ivlp})
+    write(tmp_path / "cut", {TEXT: dpt[TEXT]})
     cut = tmp_path / "cut" / TEXT / f"model.pth.tar-{EPOCH}"
     cut.write_bytes(cut.read_bytes()[:500])
     for name in ("nowhere", "empty", "apart", "two", "cut"):
@@ -116,37 +180,35 @@ def test_folders_without_a_checkpoint(tmp_path, config, trained):
             convert_reference(tmp_path / name, tmp_path / "w", config, {})
     assert not (tmp_path / "w").exists()
     with pytest.raises(UserError, match="already holds a run"):
-        convert_reference(GOLDEN, trained, config, {})
+        convert_reference(SMALL / "checkpoint", trained, config, {})
 
 
-COOP = {"ctx": normal(4, WIDTH)}
-CSC = {"ctx": normal(37, 4, WIDTH)}
-INCOMPLETE = {name: x for name, x in cavpt(1).items() if "qmlp" not in name}
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
 
 
 @pytest.mark.parametrize(
-    ("module", "tensors", "named"),
+    ("method", "module", "name", "value", "named"),
     [
-        (TEXT, {"ctx": normal(4, WIDTH // 2)}, r"text\.context has shape \(1, 4, 64\)"),
-        (TEXT, COOP | {"compound.0": normal(2, 2)}, r"compound\.0"),
-        (TEXT, CSC, "37 classes"),
-        (VISUAL, {"ctx": normal(LAYERS + 1, 3, WIDTH)}, r"visual\.tokens has shape \(5, 3, 128\)"),
-        (CAVPT, INCOMPLETE, r"attns\.0\.qmlp\.weight"),
-        (JOINT, joint(2, 3, 5, 3) | {"image_encoder.more": normal(2)}, r"image_encoder\.more"),
-        (
-            JOINT,
-            joint(2, 3, 5, 3) | {"image_encoder.transformer.resblocks.7.VPT_shallow": normal(5, 4)},
-            r"image_encoder\.transformer\.resblocks\.3\.VPT_shallow",
-        ),
+        ("coop", TEXT, "ctx", zeros(4, 64), r"text\.context has shape \(1, 4, 64\)"),
+        ("coop", TEXT, "compound.0", zeros(2, 2), r"compound\.0"),
+        ("coop", TEXT, "ctx", zeros(37, 4, 128), "37 classes"),
+        ("dpt", VISUAL, "ctx", zeros(5, 3, 128), r"visual\.tokens has shape \(5, 3, 128\)"),
+        ("dpt", CAVPT, "attns.0.qmlp.weight", None, r"attns\.0\.qmlp\.weight"),
+        ("ivlp", JOINT, "image_encoder.more", zeros(2), r"image_encoder\.more"),
+        ("ivlp", JOINT, "text_encoder.transformer.resblocks.1.VPT_shallow", None, "VPT_shallow"),
     ],
-)
+)  # fmt: skip
 def test_tensors_that_are_missing_unknown_or_of_other_shapes(
-    tmp_path, clip_dir, module, tensors, named
+    tmp_path, clip_of, method, module, name, value, named
 ):
     """Nothing is converted, and nothing left out: CoCoOp's file has all that CoOp's has."""
+    golden, modules = published(method)
+    tensors = {key: x for key, x in {**modules[module], name: value}.items() if x is not None}
     write(tmp_path / "theirs", {module: tensors})
+    config = small_config(clip_of(golden), coop)
     with pytest.raises(UserError, match=named):
-        convert_reference(tmp_path / "theirs", tmp_path / "w", small_config(clip_dir, coop), {})
+        convert_reference(tmp_path / "theirs", tmp_path / "w", config, {})
     assert not (tmp_path / "w").exists()
 
 
