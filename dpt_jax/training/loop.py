@@ -44,7 +44,6 @@ from dpt_jax.training.step import (
     TrainState,
     make_step,
     new_state,
-    new_totals,
 )
 from dpt_jax.training.texts import consistency_target
 from dpt_jax.training.workdir import save_config
@@ -378,21 +377,15 @@ def restore(
     """
     shapes = shapes_of(experiment.model)
     like: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    training_like = {
-        "momentum": jax.tree.map(np.asarray, state_to_save(plan.optimizer.init(like))),
-        "totals": new_totals(experiment.model, plan.step),
-    }
     weights = plan.schedule.average
-    if weights is not None:
-        training_like["average"] = like
+    new = new_state(experiment.model, plan.step, like, plan.optimizer, weights is not None)
     keeps_best = experiment.config.train.keep == "best"
-    if keeps_best:
-        training_like["best"] = like
-    found = checkpoints.resume(like, training_like, apart=CLASSIFIER)
+    saved_with = {**_training(new), **({"best": like} if keeps_best else {})}
+    found = checkpoints.resume(like, saved_with, apart=CLASSIFIER)
     if found is None:
         prompts = initial_prompts(experiment)
-        state = new_state(experiment.model, plan.step, prompts, plan.optimizer, weights is not None)
-        return state, training_meta(experiment), Best(-1.0, 0, prompts) if keeps_best else None
+        best = Best(-1.0, 0, prompts) if keeps_best else None
+        return new._replace(prompts=prompts), training_meta(experiment), best
     saved, training = found
     saved = saved._replace(step=saved.step - saved.meta.get(CLASSIFIER_STEPS, 0))
     # The path of CLIP's weights may change, but not the weights.
@@ -426,13 +419,13 @@ def restore(
                 "another --workdir."
             )
         say(f"{change}.")
-    state = TrainState(
-        np.int32(saved.step),
-        saved.prompts,
-        state_from_saved(plan.optimizer, saved.prompts, training["momentum"]),
-        training["totals"],
-        NotFinite(*np.array(saved.meta.get("bad", (0, 0)), np.int32)),
-        training.get("average"),
+    state = new._replace(
+        step=np.int32(saved.step),
+        prompts=saved.prompts,
+        opt_state=state_from_saved(new.opt_state, training["momentum"]),
+        totals=training["totals"],
+        not_finite=NotFinite(*np.array(saved.meta.get("bad", (0, 0)), np.int32)),
+        average=training.get("average"),
     )
     best = None
     if keeps_best:

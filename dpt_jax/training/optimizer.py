@@ -170,10 +170,7 @@ def state_to_save(opt_state: optax.OptState) -> Prompts:
     return {name: optax.tree.get(opt_state, name) for name in ("count", "mu", "nu")}
 
 
-def state_from_saved(
-    optimizer: optax.GradientTransformation, prompts: Prompts, saved: Prompts
-) -> optax.OptState:
-    """Return the state of an optimizer whose `state_to_save` was `saved`."""
-    state = optimizer.init(prompts)
-    is_sgd = optax.tree.get(state, "trace") is not None
-    return optax.tree.set(state, **({"trace": saved} if is_sgd else saved))
+def state_from_saved(new: optax.OptState, saved: Prompts) -> optax.OptState:
+    """Return the state of an optimizer whose `state_to_save` was `saved`.  new: its initial one."""
+    is_sgd = optax.tree.get(new, "trace") is not None
+    return optax.tree.set(new, **({"trace": saved} if is_sgd else saved))
