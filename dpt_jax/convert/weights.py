@@ -1,7 +1,6 @@
 """Learned weights of CLIP in other layouts: an adapted CLIP, and PEFT's LoRA files."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax.clip.blocks import Params
-from dpt_jax.clip.config import CLIPConfig, read_json
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig, read_json
 from dpt_jax.clip.files import Tensors, read_tensors, write_safetensors
 from dpt_jax.clip.layouts import TRANSFORMERS
 from dpt_jax.clip.pretrained import load_clip, save_clip
@@ -41,10 +40,6 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "alpha_pattern": ({}, None),
     "modules_to_save": ([], None),
 }
-TENSOR = re.compile(
-    r"(?:base_model\.model\.)?(vision|text)_model\.encoder\.layers\.(\d+)\.self_attn\."
-    r"(q|k|v|out)_proj\.lora_([AB])\.(?:default\.)?weight"
-)
 
 
 def convert_clip(source: str, target: epath.Path, clip: str, layout: str) -> None:
@@ -104,10 +99,9 @@ def write_peft(source: epath.Path, target: epath.Path) -> None:
     tensors, modules = {}, []
     for tower, own in saved.prompts["weights"].items():
         first, _ = layers(weights, KEYS[tower]) or (1, 0)
-        blocks = TRANSFORMERS[f"{tower}/transformer/blocks"]
         for matrix, factors in own.items():
             for row, (a, b) in enumerate(zip(factors["a"], factors["b"], strict=True)):
-                modules.append(f"{blocks}{first - 1 + row}.{TRANSFORMERS[matrix]}".rstrip("."))
+                modules.append(_module(tower, first - 1 + row, matrix))
                 tensors[f"{PREFIX}{modules[-1]}.lora_A.weight"] = a
                 tensors[f"{PREFIX}{modules[-1]}.lora_B.weight"] = b
     about = {
@@ -166,43 +160,45 @@ def read_peft(source: epath.Path, workdir: epath.Path, config: ConfigDict) -> No
     write_run(config, {"weights": prompts}, pretrained, workdir, "LoRA files of PEFT")
 
 
+def _module(tower: str, layer: int, matrix: str) -> str:
+    """Return the name of a projection (0-based layer) in transformers' CLIPModel."""
+    blocks = TRANSFORMERS[f"{tower}/transformer/blocks"]
+    return f"{blocks}{layer}.{TRANSFORMERS[matrix]}".removesuffix(".")
+
+
 def _from_peft(tensors: Tensors, clip: CLIPConfig, rank: int, file: epath.Path) -> Params:
     """Return the changes by tower and matrix, with zeros for layers that have none.
 
     Raises:
       UserError: A tensor is of another part of the model, or has another shape.
     """
-    names, towers = {**MATRICES, "out": "out"}, {"vision": clip.vision, "text": clip.text}
-    places: dict[str, tuple[str, ...]] = {}
-    for name in tensors:
-        match = TENSOR.fullmatch(name)
-        if match is None:
-            raise UserError(f"{file}: tensor {name} is not of a q, k, v or out projection of CLIP.")
-        places[name] = match.groups()
-    used, found = {names[letter] for _, _, letter, _ in places.values()}, Params()
-    for name, (tower, layer, letter, factor) in places.items():
-        value = tensors[name]
-        sizes = towers[tower]
-        a, b = (rank, sizes.width), (sizes.width, rank)
-        shape = a if factor == "A" else b
-        if value.shape != shape or int(layer) >= sizes.layers:
-            raise UserError(
-                f"{file}: tensor {name} has shape {value.shape}, but this CLIP has {sizes.layers} "
-                f"layers and takes {shape}."
-            )
-        own = found.setdefault(
-            tower,
-            {
-                one: {
-                    "a": np.zeros((sizes.layers, *a), np.float32),
-                    "b": np.zeros((sizes.layers, *b), np.float32),
-                }
-                for one in sorted(used)
-            },
+    left = {
+        name.removeprefix(PREFIX).replace(".default.weight", ".weight"): value
+        for name, value in tensors.items()
+    }
+    matrices = [m for m in MATRICES.values() if any(TRANSFORMERS[m] in name for name in left)]
+
+    def factor(kind: str, tower: str, sizes: TransformerConfig, matrix: str) -> np.ndarray:
+        """Return A or B of all layers."""
+        shape = (rank, sizes.width) if kind == "a" else (sizes.width, rank)
+        rows = []
+        for layer in range(sizes.layers):
+            name = f"{_module(tower, layer, matrix)}.lora_{kind.upper()}.weight"
+            rows.append(left.pop(name, np.zeros(shape)))
+            if rows[-1].shape != shape:
+                raise UserError(f"{file}: tensor {name} has shape {rows[-1].shape}, not {shape}.")
+        return np.stack(rows).astype(np.float32)
+
+    found = {
+        tower: {m: {kind: factor(kind, tower, sizes, m) for kind in "ab"} for m in matrices}
+        for tower, sizes in (("vision", clip.vision), ("text", clip.text))
+        if any(name.startswith(f"{tower}_model.") for name in left)
+    }
+    if left or not found:
+        raise UserError(
+            f"{file}: tensor {min(left, default='of LoRA')} is not of a q, k, v or out projection "
+            "of this CLIP."
         )
-        own[names[letter]][factor.lower()][int(layer)] = value
-    if not found:
-        raise UserError(f"{file} has no tensors.")
     return found
 
 
