@@ -10,8 +10,6 @@
     fits             whether the program fits the chip's memory; if not, needs_gb is what it needs
     gb               of a chip's memory: arguments (mostly CLIP's weights), temporaries, together
     chip_gb          the memory that a chip has
-    accessed_gb      what the program reads and writes by the compiler's cost model; it counts the
-                     body of a loop once
     model_gflop      what the mathematics of a step needs of a chip, see dpt_jax/training/flops.py
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
@@ -262,7 +260,6 @@ def compile_one(
         "compile_s": round(seconds, 1),
         "fits": True,
         "gb": {name: round(size / GB, 2) for name, size in memory.items()},
-        "accessed_gb": round(compiled.cost_analysis()["bytes accessed"] / GB, 2),
         "least_ms": {
             "flops": round(1e3 * operations / chip.flops, 3),
             "memory": round(1e3 * moved / chip.memory_bandwidth, 3),
