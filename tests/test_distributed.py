@@ -38,30 +38,38 @@ def hosts(tiny_clip_dir):
     return functools.partial(start_hosts, tiny_clip_dir, *FEATURES, method=METHOD)
 
 
-@pytest.fixture(scope="module")
-def whole(hosts, tmp_path_factory):
-    """The workdir of a run of two hosts that nothing happened to, and what they printed."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    return workdir, finish(hosts(workdir=workdir))
+def test_two_hosts_that_were_stopped_compute_what_one_does(hosts, tiny_clip_dir, bucket, tmp_path):
+    """In a bucket, started by srun, and by a SIGTERM to one host; against a run of one device.
 
+    18 test images in batches of 8 are shared unequally on four devices.
+    """
+    workdir, alone = as_path(f"{bucket}/run"), tmp_path / "one"
+    first, second = processes = hosts(workdir=workdir, slurm=True)
+    for line in first.stdout:
+        if "epoch 2/" in line:
+            break
+    second.terminate()
+    printed = outputs(processes)
+    assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], printed
+    stopped = load_newest(workdir).step
+    assert 0 < stopped < 24
+    first, second = finish(hosts(workdir=workdir, slurm=True))
+    # Host 0 speaks and writes.
+    assert "4 cpu devices of 2 hosts" in first
+    assert f"resuming at step {stopped} of 24" in first
+    assert "epoch" not in second
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [*range(1, 13)]
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 2
 
-def test_two_hosts_compute_what_one_does(whole, tiny_clip_dir, tmp_path):
-    """Of one device, which 18 test images in batches of 8 are shared unequally on four."""
-    (workdir, (first, second)), alone = whole, tmp_path / "one"
     arguments = [*SETTINGS, *FEATURES, f"--config.clip.weights={tiny_clip_dir}"]
     in_process("main.py", f"--config=configs/{METHOD}.py:folder", *arguments, f"--workdir={alone}")
-    one, two = load_newest(workdir).prompts, load_newest(alone).prompts
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
+    one, two = load_newest(alone).prompts, load_newest(workdir).prompts
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), two, one)
     found, expected = predictions(workdir), predictions(alone)
     for name in ("label", "path", "classnames"):
         np.testing.assert_array_equal(found[name], expected[name])
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-3)
-    # Host 0 speaks and writes.
-    assert "4 cpu devices of 2 hosts" in first
-    assert "epoch" not in second
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [*range(1, 13)]
-    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
 
 
 @pytest.mark.slow
@@ -96,24 +104,11 @@ def test_two_hosts_train_the_classifier_of_one(tiny_clip_dir, tmp_path):
     )
 
 
-def test_stopped(whole, hosts, bucket):
-    """SIGTERM to one host; in a bucket, started by srun."""
-    workdir = f"{bucket}/run"
-    first, second = processes = hosts(workdir=workdir, slurm=True)
-    for line in first.stdout:
-        if "epoch 2/" in line:
-            break
-    second.terminate()
-    printed = outputs(processes)
-    assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], printed
-    finish(hosts(workdir=workdir, slurm=True))
-    assert_same_end(workdir, whole[0])
-
-
 @pytest.mark.slow
-def test_killed(whole, hosts, bucket):
-    """SIGKILL to one host ends the other one too."""
-    workdir = f"{bucket}/run"
+def test_killed(hosts, bucket, tmp_path):
+    """SIGKILL to one host ends the other one too; then it is the run that nothing happened to."""
+    workdir, whole = f"{bucket}/run", tmp_path / "whole"
+    finish(hosts(workdir=whole))
     first, second = processes = hosts(workdir=workdir)
     deadline = time.monotonic() + 120
     while not steps_of(as_path(f"{workdir}/checkpoints")):
@@ -123,7 +118,7 @@ def test_killed(whole, hosts, bucket):
     printed = outputs(processes, timeout=3 * distributed.HEARTBEAT_SECONDS)
     assert first.returncode != 0, printed
     finish(hosts(workdir=workdir))
-    assert_same_end(workdir, whole[0])
+    assert_same_end(workdir, whole)
 
 
 def test_an_error_on_one_host_ends_both(tiny_clip_dir, tmp_path):

@@ -12,6 +12,9 @@ import zlib
 
 import numpy as np
 
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from tests.helpers.make_clip import openai_shapes
+
 FILE = pathlib.Path(__file__).parent / "open_clip.npz"
 VOCAB, CONTEXT, SIZE = 4514, 77, 32
 TEXTS = ((4512, 320, 3610, 539, 320, 2368, 4513), (4512, 7, 4513), (4512, 99, 5, 1001, 4513))
@@ -39,39 +42,14 @@ MODELS = {
 
 def shapes(model):
     """{name: shape} of the tensors of one of MODELS, as open_clip names them."""
-    config = MODELS[model]
-    vision, text, embed = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
-    width, patch = vision["width"], vision["patch_size"]
-    first = "text." if config.get("custom_text") else ""
-    found = {
-        "logit_scale": (),
-        "visual.class_embedding": (width,),
-        "visual.positional_embedding": ((SIZE // patch) ** 2 + 1, width),
-        "visual.proj": (width, embed),
-        "visual.conv1.weight": (width, 3, patch, patch),
-        f"{first}positional_embedding": (CONTEXT, text["width"]),
-        f"{first}token_embedding.weight": (VOCAB, text["width"]),
-        f"{first}text_projection": (text["width"], embed),
+    width = MODELS[model]["vision_cfg"]["width"]
+    vision = TransformerConfig(width, 3, 2, int(2.5 * width))
+    config = CLIPConfig(48, SIZE, 8, vision, TransformerConfig(64, 2, 4, 256), VOCAB, CONTEXT)
+    first = "text." if "custom_text" in MODELS[model] else ""
+    return {
+        name if name.startswith(("visual.", "logit_scale")) else f"{first}{name}": shape
+        for name, shape in openai_shapes(config).items()
     }
-    norms = [("visual.ln_pre", width), ("visual.ln_post", width)]
-    norms.append((f"{first}ln_final", text["width"]))
-    for part, own, ratio in (("visual.", vision, vision["mlp_ratio"]), (first, text, 4)):
-        wide = own["width"]
-        hidden = int(wide * ratio)
-        for layer in range(own["layers"]):
-            block = f"{part}transformer.resblocks.{layer}."
-            norms += [(f"{block}ln_{i}", wide) for i in (1, 2)]
-            for name, out, into in (
-                ("attn.out_proj.", wide, wide),
-                ("mlp.c_fc.", hidden, wide),
-                ("mlp.c_proj.", wide, hidden),
-            ):
-                found |= {f"{block}{name}weight": (out, into), f"{block}{name}bias": (out,)}
-            found[f"{block}attn.in_proj_weight"] = (3 * wide, wide)
-            found[f"{block}attn.in_proj_bias"] = (3 * wide,)
-    for name, wide in norms:
-        found |= {f"{name}.weight": (wide,), f"{name}.bias": (wide,)}
-    return found
 
 
 def weights(model):

@@ -28,12 +28,15 @@ def config_of(embed, res, vl, vw, patch, tw, th, tl) -> CLIPConfig:
     return CLIPConfig(embed, res, patch, vision, TransformerConfig(tw, tl, th, 4 * tw))
 
 
+def openai_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of all weights under OpenAI's names."""
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(config))
+    return {name: x.shape for name, x in tensors_of(zeros, config, OPENAI).items()}
+
+
 def openai(seed: int, **sizes: int) -> dict[str, np.ndarray]:
     """Weights under OpenAI's names."""
-    config = config_of(**sizes)
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(config))
-    shapes = {name: x.shape for name, x in tensors_of(zeros, config, OPENAI).items()}
-    return seeded(shapes, seed)
+    return seeded(openai_shapes(config_of(**sizes)), seed)
 
 
 def write(out: str | pathlib.Path, seed: int = 0, **sizes: int) -> None:
