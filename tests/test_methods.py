@@ -1,4 +1,4 @@
-"""Every method from one end to the other: train, evaluate, predict, export, serve."""
+"""Every method from one end to the other: train, predict, export, serve."""
 
 import json
 import runpy
@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from dpt_jax.config import method_config
-from dpt_jax.methods import CLASSIFIER, METHODS, OF_THE_PAPER, TRAINED
+from dpt_jax.methods import METHODS, OF_THE_PAPER, TRAINED
 from tests.helpers.commands import in_process
 from tests.helpers.golden import SMALL
 
@@ -39,19 +39,15 @@ def test_the_table_and_the_files():
     assert common.get_config().method in METHODS
 
 
-# Their mathematics is tested elsewhere, and the others have every part and every loss.
-SLOW = {"coop", "vpt", "vlp", "ivlp", "kgcoop", "dptsrc", "dpt_lora"} | {
-    name
-    for name, method in METHODS.items()
-    if CLASSIFIER in method.parts and name not in ("tip_adapter_f", "dpt_clap")
-}
+# The others have no part and no loss that these lack, and their mathematics is tested elsewhere.
+QUICK = {"dpt", "cocoop", "maple", "promptsrc", "cliplora", "tip_adapter_f"}
 
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TRAINED],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in TRAINED],
 )
-def test_train_evaluate_predict_export_and_serve(method, tiny_clip_dir, tmp_path):
+def test_train_predict_export_and_serve(method, tiny_clip_dir, tmp_path):
     """The answers are the same by the exported file and by the served program of the run."""
     run = tmp_path / "run"
     flags = [f"--config.clip.weights={tiny_clip_dir}", f"--config.dataset.root={SMALL / 'images'}"]
@@ -61,10 +57,6 @@ def test_train_evaluate_predict_export_and_serve(method, tiny_clip_dir, tmp_path
     assert (trained["method"], trained["n"]) == (method, 18)
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(losses).all()
-    dpt_jax("eval", f"--workdir={run}")
-    evaluated = json.loads((run / "results.json").read_text())
-    assert evaluated["accuracy"] == trained["accuracy"]
-
     images = sorted((SMALL / "images" / "test").rglob("*.png"))[:3]
     dpt_jax("convert", "export", run, tmp_path / "prompts.safetensors")
     answers = {

@@ -74,15 +74,15 @@ def fit(
       >>> import pathlib
       >>> import dpt_jax
       >>> digits = pathlib.Path(dpt_jax.__file__).parent / "assets/digits/train"
-      >>> scans = sorted(digits.glob("zero/*"))[:8] + sorted(digits.glob("one/*"))[:8]
+      >>> scans = sorted(digits.glob("zero/*"))[:4] + sorted(digits.glob("one/*"))[:4]
       >>> classifier = dpt_jax.fit(
-      ...     scans, ["zero"] * 8 + ["one"] * 8, method="coop", clip="tiny-clip", epochs=2,
+      ...     scans, ["zero"] * 4 + ["one"] * 4, method="coop", clip="tiny-clip", epochs=2,
       ...     template="a drawing of the number {}.", verbose=False,
       ... )
       >>> classifier.classnames
       ('one', 'zero')
       >>> classifier.predict_proba(scans).shape
-      (16, 2)
+      (8, 2)
       >>> classifier.encode_text(["two", "three", "four"]).shape
       (3, 128)
     """
