@@ -93,23 +93,6 @@ def test_storage_that_refuses(tmp_path, store, monkeypatch):
     assert not_ok(machine.storage(tmp_path / "new")) == {"exclusive create"}
 
 
-def test_hosts_of_different_settings(monkeypatch):
-    assert not not_ok(machine.hosts({"--clip": "vit-b-16"}))
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-
-    def gather(own):
-        other = own.copy()
-        if len(own) > 1:
-            other[list(machine.versions()).__len__()] += 1  # the first setting
-        return np.stack([own, other])
-
-    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gather)
-    (row, _) = machine.hosts({"--clip": "vit-b-16"})
-    assert row.ok is False
-    assert "host 1" in row.figure
-    assert "--clip" in row.figure
-
-
 @pytest.mark.parametrize("ok", [True, False, None])
 def test_exit_code_and_json(ok, monkeypatch, tmp_path):
     row = Row("numbers", "loss", "1e-3", "<= 1e-5", ok)

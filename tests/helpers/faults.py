@@ -1,9 +1,8 @@
-"""Runs that are hit, and bytes that are damaged."""
+"""Runs that are hit, and what they end with."""
 
 import os
 import pathlib
 import signal
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -61,29 +60,3 @@ def assert_same_end(workdir: str | pathlib.Path, whole: pathlib.Path) -> None:
         for run in (there, whole)
     ]
     assert records[0] == records[1]
-
-
-def damaged(whole: bytes, generator: np.random.Generator) -> Iterator[tuple[str, bytes | None]]:
-    """What can have become of a file: it is gone, empty, cut, or has one bit or a block other than
-    it had.
-    """
-    yield "gone", None
-    yield "empty", b""
-    yield "cut", whole[: int(generator.integers(max(len(whole), 1)))]
-    if whole:
-        flipped = bytearray(whole)
-        flipped[int(generator.integers(len(whole)))] ^= 1 << int(generator.integers(8))
-        yield "bit", bytes(flipped)
-        start = int(generator.integers(len(whole)))
-        block = bytearray(whole)
-        length = min(512, len(whole) - start)
-        block[start : start + length] = bytes(length)
-        yield "block", bytes(block)
-
-
-def write(file: pathlib.Path, content: bytes | None) -> None:
-    """The content in place of the file's, or no file."""
-    if content is None:
-        file.unlink()
-    else:
-        file.write_bytes(content)

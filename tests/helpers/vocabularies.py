@@ -1,38 +1,20 @@
 """Vocabularies as other libraries save them."""
 
+import functools
 import json
 import pathlib
+import tempfile
 
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+from transformers import CLIPTokenizerFast
 
 
 def tokenizer_json(folder: pathlib.Path) -> dict:
-    """The tokenizer.json that transformers 5 writes for a vocab.json and merges.txt."""
-    ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:]
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    names = ("<|startoftext|>", "<|endoftext|>")
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": ids[name], "content": name, **special, "special": True} for name in names
-        ],
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]},
-        "pre_tokenizer": BYTES,
-        "post_processor": None,
-        "decoder": BYTES,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": names[1],
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "</w>",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": ids,
-            "merges": [line.split(" ") for line in lines if line],
-        },
-    }
+    """The tokenizer.json that transformers writes for a vocab.json and merges.txt."""
+    return json.loads(_text(folder))
+
+
+@functools.cache
+def _text(folder: pathlib.Path) -> str:
+    with tempfile.TemporaryDirectory() as saved:
+        CLIPTokenizerFast.from_pretrained(folder).save_pretrained(saved)
+        return (pathlib.Path(saved) / "tokenizer.json").read_text(encoding="utf-8")

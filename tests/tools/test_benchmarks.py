@@ -96,21 +96,6 @@ def test_what_a_step_needs_is_nearly_what_it_computes(classes, images, parts, ta
     assert needed <= computed < 1.1 * needed
 
 
-@pytest.mark.parametrize(
-    ("parts", "share"),
-    [
-        ({"text_length": 16, "visual_length": 10}, 1),  # VLP and IVLP
-        ({"visual_length": 10}, 0),  # VPT never does
-        (DPT, 0),  # and DPT always does
-    ],
-)
-def test_a_step_sees_plain_clip_where_its_loss_does(parts, share, tmp_path):
-    model = PromptedCLIP(SIZES["vit-b-32"], PromptConfig(10, **parts))
-    layout = packed_prompts(["name"] * 10, load_tokenizer(tmp_path), 16)
-    guided, later = (flops.step(model, layout, 8, early) for early in (True, False))
-    assert (guided - later) / flops.plain(model, 8) == pytest.approx(share, abs=0.1)
-
-
 @pytest.mark.process
 @pytest.mark.slow
 def test_the_measurement_on_a_gpu(tmp_path):
