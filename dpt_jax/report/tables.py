@@ -1,10 +1,9 @@
 """Tables as Markdown and LaTeX, and cells that are safe in a CSV file."""
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from tabulate import tabulate
+from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 # First characters that make a spreadsheet read a cell as a formula, full-width forms included.
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -24,7 +23,8 @@ class Table(NamedTuple):
 
     def latex(self) -> str:
         """Return a table environment, which needs the package booktabs."""
-        caption = re.sub(r"([&%$#_{}])", r"\\\1", f"{self.title}: {self.words}")
+        words = f"{self.title}: {self.words}"
+        caption = "".join(LATEX_ESCAPE_RULES.get(character, character) for character in words)
         lines = tabulate(self.rows, self.header, tablefmt="latex_booktabs", disable_numparse=True)
         text = f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n{lines}\n\\end{{table}}\n"
         return text.replace("±", "$\\pm$")
