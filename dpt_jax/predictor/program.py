@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import logging
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -86,6 +87,8 @@ def write_onnx(predictor: "Predictor", file: epath.Path) -> None:
         from jax2onnx import to_onnx
     except ImportError as reason:
         raise UserError("convert onnx needs jax2onnx: `pip install 'dpt-jax[onnx]'`.") from reason
+    # It warns, with tracebacks, of those of its examples that cannot be imported.
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     shape = images_of(predictor)
     # While tracing, jax2onnx replaces Flax's modules by its own, which lose their parameters here.
     # So it gets a program that JAX has traced.

@@ -73,7 +73,8 @@ def test_a_program_needs_nothing_of_this_package(trained, files, tmp_path):
 def test_onnx(trained, files, tmp_path):
     """Any number of images, answered as by predict; what else one has to know is in the file."""
     file = tmp_path / "digits.onnx"
-    in_process("-m", "dpt_jax", "convert", "onnx", str(trained), str(file))
+    done = in_process("-m", "dpt_jax", "convert", "onnx", str(trained), str(file))
+    assert "Traceback" not in done.stderr
     predictor = dpt_jax.load(trained)
     images = all_outputs(predictor, files)[0]
     session = onnxruntime.InferenceSession(file)

@@ -130,12 +130,12 @@ def test_files_with_a_row_a_run_and_a_row_a_class(tmp_path):
 
 def test_latex(tmp_path):
     for seed in (1, 2):
-        write(tmp_path / f"{seed}", "dpt", 50 + 2 * seed, seed=seed, dataset="a_b",
-              trained=("a_b", "all"))  # fmt: skip
+        write(tmp_path / f"{seed}", "dpt", 50 + 2 * seed, seed=seed, dataset="a_b^2",
+              trained=("a_b^2", "all"))  # fmt: skip
     done = in_process("-m", "dpt_jax", "report", str(tmp_path), "--latex")
     assert "report.tex" in done.stdout
     text = (tmp_path / "report.tex").read_text()
-    assert "\\caption{a\\_b: Accuracy (\\%) on 50 test images" in text
+    assert "\\caption{a\\_b\\^{}2: Accuracy (\\%) on 50 test images" in text
     assert "DPT      & 53.0 $\\pm$ 1.0" in text
     assert text.count("\\begin{table}") == text.count("\\end{table}") == 1
 
