@@ -85,6 +85,18 @@ def split_run(flags: argparse.Namespace) -> tuple["epath.Path", list[str]]:
     return as_path(flags.workdir or names.pop(0)), names
 
 
+def split_images(
+    parser: argparse.ArgumentParser, flags: argparse.Namespace
+) -> tuple["epath.Path", list[str]]:
+    """Return the run, and the images that are named.  Raise UserError if one is missing."""
+    workdir, names = split_run(flags)
+    if not names:
+        raise UserError(f"no image is named: {parser.prog} W IMAGE_OR_FOLDER…")
+    from dpt_jax.data.folder import find_images
+
+    return workdir, find_images(names)
+
+
 def at_least_one(text: str) -> int:
     """Return a flag as a positive integer."""
     number = int(text)

@@ -52,19 +52,15 @@ def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
     left = iter(arguments)
     for argument in left:
         flag, given, value = argument.partition("=")
-        name = flag.lstrip("-")
         if argument == "--":
             others += [argument, *left]
         elif flag in ("--config", "-config"):
             file = value if given else next(left, "")
         else:
             others.append(argument)
-            key = name.removeprefix("no").removeprefix("config.")
-            if flag.startswith("-") and name.startswith(("config.", "noconfig.")):
-                if key not in KEYS:
-                    raise UserError(f"{flag}: there is no such key{nearest(key)}")
-                if name.startswith("no") and not isinstance(KEYS[key], bool):
-                    raise UserError(f"{flag}: only a key that is true or false can be negated.")
+            key = flag.lstrip("-").removeprefix("config.")
+            if flag.startswith(("--config.", "-config.")) and key not in KEYS:
+                raise UserError(f"{flag}: there is no such key{nearest(key)}")
     name = DEFAULT if file is None else file
     if ":" not in name and _is_of_a_method(name) and (dataset := _dataset_of(others)):
         name = f"{name}:{dataset}"

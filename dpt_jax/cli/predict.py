@@ -52,13 +52,9 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     flags = parser.parse_intermixed_args(arguments)
     if flags.json and flags.csv:
         raise UserError("give --json or --csv, not both.")
-    workdir, names = shared.split_run(flags)
-    if not names:
-        raise UserError("no image is named: dpt-jax predict W IMAGE_OR_FOLDER…")
-    from dpt_jax.data.folder import class_name, find_images
-
-    paths = find_images(names)
+    workdir, paths = shared.split_images(parser, flags)
     # Importing JAX takes seconds, so wrong paths are reported before.
+    from dpt_jax.data.folder import class_name
     from dpt_jax.io import as_path
     from dpt_jax.logging import Progress
     from dpt_jax.predictor.predictor import load, read_classnames

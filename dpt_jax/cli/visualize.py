@@ -30,12 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """Draw one picture per image."""
     flags = parser.parse_intermixed_args(arguments)
-    workdir, names = shared.split_run(flags)
-    if not names:
-        raise UserError("no image is named: dpt-jax visualize W IMAGE…")
-    from dpt_jax.data.folder import find_images
-
-    paths = find_images(names)
+    workdir, paths = shared.split_images(parser, flags)
     from dpt_jax.io import as_path, make_folder, write_whole
     from dpt_jax.logging import say
     from dpt_jax.predictor.explain import describe

@@ -173,10 +173,10 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
     """
     config, own = experiment.config, dict(saved.meta)
     if not own.get("data"):
-        with contextlib.suppress(UserError, KeyError):
+        with contextlib.suppress(UserError):
             results = read_result(workdir / RESULTS_FILE)
             own |= {key: results[key] for key in ("dataset", "classes")}
-            own |= {"data": results["of"]["data"]}
+            own["data"] = results["of"]["data"]
     asked = config.dataset.name, config.dataset.classes
     if own and (own["dataset"], own["classes"]) != asked:
         return False
@@ -263,30 +263,28 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
     """
     try:
         results = read_result(workdir / RESULTS_FILE)
-        of = results["of"]
-        tested_on = results["dataset"], results["classes"], of["template"]
-        if tested_on != (config.dataset.name, config.dataset.classes, config.dataset.template):
-            return False
-        described = of["settings"].get("dataset.descriptions", "")
-        if described != descriptions.digest(config.dataset.descriptions):
-            return False
-        zero_shot = results["method"] == ZERO_SHOT
-        by_epochs = METHODS[config.method].in_towers and not config.train.steps_per_shot
-        epochs = config.train.epochs if by_epochs else of["epochs"]
-        if not zero_shot and of["epoch"] not in (None, epochs):
-            return False
-        if outdated(results, workdir):
-            return False
-        if not config.eval.save_logits:
-            return True
-        with (
-            reading(workdir / PREDICTIONS_FILE, "predictions"),
-            (workdir / PREDICTIONS_FILE).open("rb") as file,
-            np.load(file) as found,
-        ):
-            return bool(str(found["prompts"]) == of["prompts"])
-    except (UserError, KeyError, TypeError):
+        predicted = _prompts_of_predictions(workdir) if config.eval.save_logits else None
+    except UserError:
         return False
+    of, data = results["of"], config.dataset
+    by_epochs = METHODS[config.method].in_towers and not config.train.steps_per_shot
+    epochs = config.train.epochs if by_epochs else of["epochs"]
+    described = of["settings"].get("dataset.descriptions", "")
+    return (
+        (results["dataset"], results["classes"]) == (data.name, data.classes)
+        and of["template"] == data.template
+        and described == descriptions.digest(data.descriptions)
+        and (results["method"] == ZERO_SHOT or of["epoch"] in (None, epochs))
+        and predicted in (None, of["prompts"])
+        and not outdated(results, workdir)
+    )
+
+
+def _prompts_of_predictions(workdir: epath.Path) -> str:
+    """Return the digest of the prompts whose predictions a workdir has; else raise UserError."""
+    file = workdir / PREDICTIONS_FILE
+    with reading(file, "predictions"), file.open("rb") as opened, np.load(opened) as found:
+        return str(found["prompts"])
 
 
 def of_same_sources(
