@@ -285,9 +285,10 @@ def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[
         raise UnreadableImageError(f"{name} is not there.") from reason
     except Exception as reason:  # PIL's decoders raise any type
         if not _is_about_the_file(reason, name):
+            why = str(reason) or "not enough memory"
             raise UserError(
-                f"{name} cannot be read ({reason or 'not enough memory'}); the image is not the "
-                "cause: resolve this and run the same command again."
+                f"{name} cannot be read ({why}); the image is not the cause: resolve this and run "
+                "the same command again."
             ) from reason
         raise UnreadableImageError(
             f"{name} cannot be read as an image ({reason}){how_to_read([name])}."

@@ -151,7 +151,7 @@ def test_an_error_that_is_not_the_images_is_not_an_unreadable_image(reason, tmp_
         raise reason
 
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(UserError, match=r"1\.png") as found:
+    with pytest.raises(UserError, match=r"1\.png.*\(.+\)") as found:
         read_image(tmp_path / "1.png")
     assert not isinstance(found.value, UnreadableImageError)
 
