@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     config.init_from = ""
 
     config.clip = ConfigDict()
-    # CLIP: a hub id, a folder, a weight file, or tiny-clip, which is bundled.
+    # CLIP: a hub id, OpenAI's name (ViT-B/16), a folder, a weight file, or the bundled tiny-clip.
     config.clip.weights = "openai/clip-vit-base-patch32"
 
     config.dataset = ConfigDict()

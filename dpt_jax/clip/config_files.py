@@ -8,10 +8,11 @@ import re
 from typing import Any, NamedTuple
 
 from etils import epath
+from PIL import Image
 
 from dpt_jax.clip.blocks import ACTIVATIONS
 from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig, TransformerConfig, read_json
-from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, INTERPOLATIONS, MEAN, STD, Preprocessing
+from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, MEAN, STD, Preprocessing
 from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.io import reading
 
@@ -123,14 +124,13 @@ def _preprocessing(raw: Fields, size: int) -> Preprocessing:
     both, shorter = {"height": size, "width": size}, {"shortest_edge": size}
     given = {"do_center_crop": True, **{k: x for k, x in raw.items() if x is not None}}
     squash = given.get("size") == both
-    kernels = {int(code): name for name, code in INTERPOLATIONS.items()}
     allowed: dict[str, tuple[Any, ...]] = {
         **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), (True,)),
         "do_convert_rgb": (True, False),
         "do_center_crop": (True, False) if squash else (True,),
         "size": (shorter, both, size),
         "crop_size": (both, size) if given["do_center_crop"] else (given.get("crop_size"),),
-        "resample": tuple(kernels),
+        "resample": tuple(Image.Resampling),
     }
     for key, value in given.items():
         other = (False,) if key.startswith("do_") else (value,)
@@ -145,7 +145,7 @@ def _preprocessing(raw: Fields, size: int) -> Preprocessing:
     return Preprocessing(
         _channels(given.get("image_mean", MEAN)),
         _channels(given.get("image_std", STD)),
-        kernels[given.get("resample", int(INTERPOLATIONS["bicubic"]))],
+        Image.Resampling(given.get("resample", Image.Resampling.BICUBIC)).name.lower(),
         "squash" if squash else "crop",
     )
 

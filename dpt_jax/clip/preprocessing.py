@@ -15,14 +15,6 @@ from PIL import Image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
 # Above this ratio of sides only the centre is resized, so that a thin image takes no more memory
 # than its square.
 THIN = 16
@@ -34,7 +26,7 @@ class Preprocessing:
 
     Attributes:
       mean, std: mean and deviation of each channel, for pixels from 0 to 1.
-      interpolation: one of INTERPOLATIONS.
+      interpolation: a filter of Pillow, such as "bicubic".
       resize: "crop" resizes the shorter side and crops the centre, "squash" resizes both sides.
 
     Raises:
@@ -58,7 +50,7 @@ class Preprocessing:
     @property
     def resample(self) -> Image.Resampling:
         """Pillow's constant of the interpolation."""
-        return INTERPOLATIONS[self.interpolation]
+        return Image.Resampling[self.interpolation.upper()]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""

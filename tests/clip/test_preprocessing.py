@@ -13,7 +13,6 @@ from PIL import Image
 from dpt_jax.clip.config_files import processor_to_dict, read_processor
 from dpt_jax.clip.preprocessing import (
     CLIP_PREPROCESSING,
-    INTERPOLATIONS,
     Preprocessing,
     normalize_pixels,
 )
@@ -63,8 +62,8 @@ def processor(folder, name="preprocessor_config.json", **change):
 
 @pytest.mark.parametrize("own", [OWN, CLIP_PREPROCESSING])
 def test_processor_there_and_back(tmp_path, own):
-    for interpolation in INTERPOLATIONS:
-        own = dataclasses.replace(own, interpolation=interpolation)
+    for kernel in Image.Resampling:
+        own = dataclasses.replace(own, interpolation=kernel.name.lower())
         assert processor(tmp_path, **processor_to_dict(own, SIZE)) == own or own.resize == "squash"
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor_to_dict(own, SIZE)))
         assert read_processor(epath.Path(tmp_path), SIZE) == own
