@@ -102,15 +102,11 @@ def _read(directory: epath.Path, names: list[str]) -> Tokenizer:
 @functools.cache
 def openai_tokenizer() -> Tokenizer:
     """Return the tokenizer of OpenAI's CLIPs."""
-    return _whole(make_tokenizer(*openai_vocabulary()))
-
-
-def make_tokenizer(vocabulary: dict[str, int], merges: list[str]) -> Any:
-    """Return transformers' CLIPTokenizer of a vocabulary and its merges, "a b" each."""
     from transformers import CLIPTokenizer
 
+    vocabulary, merges = openai_vocabulary()
     pairs: Any = [tuple(merge.split(" ")) for merge in merges]
-    return CLIPTokenizer(vocab=vocabulary, merges=pairs)
+    return _whole(CLIPTokenizer(vocab=vocabulary, merges=pairs))
 
 
 def _whole(tokenizer: Any) -> Tokenizer:
