@@ -1,7 +1,8 @@
 """`dpt-jax check`: checks of a machine's results, repeatability, loading, storage and speed."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import jax
 from etils import epath
@@ -27,33 +28,27 @@ def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -
     """
     dtype = compute_dtype(measure.settings())
     pretrained = random_clip(clip, dtype) if clip in SIZES else load_clip(clip, dtype)
-    rows = machine.machine()
-    images = 0.0
+    rows, images = machine.machine(), 0.0
 
-    def numbers() -> list[Row]:
-        devices = jax.local_devices()[: 1 if quick else None]
-        return [
-            row
-            for device in devices
-            for dtype in golden.BOUNDS
-            for row in golden.rows(golden.compute(dtype, device), dtype, str(device))
-        ]
-
-    def speed() -> list[Row]:
-        nonlocal images
-        found, images = measure.speed(clip, pretrained, quick)
-        return found
-
-    parts: dict[str, Callable[[], list[Row]]] = {
-        "hosts": lambda: machine.hosts({"--clip": clip, "--quick": str(quick)}),
-        "storage": lambda: machine.storage(workdir),
-        "numbers": numbers,
-        "same bits": measure.same_bits,
-        "speed": speed,
-        "input": lambda: measure.pipeline(data, images, quick),
-    }
-    for group, part in parts.items():
+    @contextlib.contextmanager
+    def part(group: str) -> Iterator[None]:
         say(f"checking {group} …", file=sys.stderr)
         with failing(rows, group, "the check itself"):
-            rows += part()
+            yield
+
+    with part("hosts"):
+        rows += machine.hosts({"--clip": clip, "--quick": str(quick)})
+    with part("storage"):
+        rows += machine.storage(workdir)
+    with part("numbers"):
+        for device in jax.local_devices()[: 1 if quick else None]:
+            for kind in golden.BOUNDS:
+                rows += golden.rows(golden.compute(kind, device), kind, str(device))
+    with part("same bits"):
+        rows += measure.same_bits()
+    with part("speed"):
+        found, images = measure.speed(clip, pretrained, quick)
+        rows += found
+    with part("input"):
+        rows += measure.pipeline(data, images, quick)
     return rows
