@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
-from dpt_jax.clip.blocks import Params, PyTree
+from dpt_jax.clip.blocks import Array, Params, PyTree
 from dpt_jax.clip.model import normalize
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
@@ -33,9 +33,9 @@ class Course(NamedTuple):
       images: (steps,), images of the batch.
     """
 
-    loss: np.ndarray
-    hits: np.ndarray
-    images: np.ndarray
+    loss: Array
+    hits: Array
+    images: Array
 
 
 # Host arrays; and the last step of each epoch with means over it, for metrics.jsonl.
@@ -108,7 +108,7 @@ def train_classifier(
         logits = classifier.logits(params, normalize(cached.views[0]), texts, s)
         loss = cross_entropy(logits, cached.labels).mean()
         hits = (logits.argmax(-1) == cached.labels).sum()
-        course = Course(*(np.asarray(x)[None] for x in (loss, hits, images)))
+        course = Course(*(jnp.asarray(x)[None] for x in (loss, hits, images)))
     else:
         pool = later if len(later) else cached.views
         steps, per_epoch = length(config, images)
@@ -118,7 +118,7 @@ def train_classifier(
         params, course = train_on_features(
             settings.name, params, rows, texts, s, batches, rates, settings.weight_decay
         )
-    params = jax.tree.map(np.asarray, params)
+    params, course = jax.tree.map(np.asarray, (params, course))
     bad = ~np.isfinite(course.loss)
     if bad.any() or not all(np.isfinite(x).all() for x in params.values()):
         step = int(bad.argmax()) + 1 if bad.any() else len(bad)
@@ -189,6 +189,8 @@ def draw_batches(
     return found.reshape(-1, size)[:steps]
 
 
+@functools.partial(jax.jit, static_argnames=("name", "weight_decay"))
+@exact_products
 def train_on_features(
     name: str,
     params: Params,
@@ -205,60 +207,36 @@ def train_on_features(
       name: Name of the classifier.
       params: To start from.
       images: Features f̂ (M, E) and labels (M,).
-      texts: Text features of the classes.
+      texts: Texts of the classes.
       s: The temperature.
       batches: (steps, B) int, the rows of `images` that a step takes, -1 for padding.
       rates: The learning rate (steps,) of each learned parameter.
-      weight_decay: Weight decay of the optimizer.
+      weight_decay: Of the optimizer.
     """
-    run = make_loop(name, weight_decay)
-    numbers = np.int32(batches), jax.tree.map(np.float32, rates)
-    params, course = run(params, images, texts, s, *numbers)
-    return params, Course(*map(np.asarray, course))
-
-
-@functools.lru_cache
-def make_loop(name: str, weight_decay: float) -> Callable[..., tuple[Params, Course]]:
-    """Return the compiled loop of `train_on_features`."""
-    classifier = CLASSIFIERS[name]
+    classifier, (features, labels) = CLASSIFIERS[name], images
     assert classifier.optimizer is not None
     optimizer = classifier.optimizer(weight_decay)
 
-    @jax.jit
-    @exact_products
-    def run(
-        params: Params,
-        images: tuple[jax.Array, jax.Array],
-        texts: ClassTexts,
-        s: jax.Array,
-        batches: jax.Array,
-        rates: dict[str, jax.Array],
-    ) -> tuple[Params, Course]:
-        features, labels = images
+    def objective(learned: Params, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        own = {**params, **learned}
+        weight = (rows >= 0).astype(jnp.float32)
+        logits = classifier.logits(own, features[rows], texts, s)
+        loss = (cross_entropy(logits, labels[rows]) * weight).sum() / weight.sum()
+        if classifier.penalty is not None:
+            loss += classifier.penalty(own, texts)
+        return loss, ((logits.argmax(-1) == labels[rows]) * weight).sum()
 
-        def objective(learned: Params, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-            own = {**params, **learned}
-            weight = (rows >= 0).astype(jnp.float32)
-            logits = classifier.logits(own, features[rows], texts, s)
-            loss = (cross_entropy(logits, labels[rows]) * weight).sum() / weight.sum()
-            if classifier.penalty is not None:
-                loss += classifier.penalty(own, texts)
-            return loss, ((logits.argmax(-1) == labels[rows]) * weight).sum()
+    def step(state: PyTree, batch: PyTree) -> tuple[PyTree, Course]:
+        (learned, opt_state), (rows, rate) = state, batch
+        (loss, hits), gradient = jax.value_and_grad(objective, has_aux=True)(learned, rows)
+        steps, opt_state = optimizer.update(gradient, opt_state, learned)
+        learned = {key: x - rate[key] * steps[key] for key, x in learned.items()}
+        return (learned, opt_state), Course(loss, hits, (rows >= 0).sum())
 
-        def step(state: PyTree, batch: PyTree) -> tuple[PyTree, Course]:
-            (learned, opt_state), (rows, rate) = state, batch
-            (loss, hits), gradient = jax.value_and_grad(objective, has_aux=True)(learned, rows)
-            steps, opt_state = optimizer.update(gradient, opt_state, learned)
-            learned = {key: x - rate[key] * steps[key] for key, x in learned.items()}
-            return (learned, opt_state), Course(loss, hits, (rows >= 0).sum())
-
-        learned = {key: params[key] for key in classifier.learned}
-        (learned, _), course = jax.lax.scan(
-            step, (learned, optimizer.init(learned)), (batches, rates)
-        )
-        return {**params, **learned}, course
-
-    return run
+    learned = {key: params[key] for key in classifier.learned}
+    numbers = jnp.int32(batches), jax.tree.map(jnp.float32, rates)
+    (learned, _), course = jax.lax.scan(step, (learned, optimizer.init(learned)), numbers)
+    return {**params, **learned}, course
 
 
 def _records(
