@@ -171,6 +171,7 @@ def test_loader_processes_read_records(root):
     np.testing.assert_array_equal(read(path), found.read(path))
 
 
+@pytest.mark.slow
 def test_a_dataset_is_prepared_on_its_first_use(tmp_path, capfd):
     """By TFDS's own code from archives as ImageNet has them, of two images to train on and one to
     test.

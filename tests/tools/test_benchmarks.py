@@ -14,7 +14,7 @@ from dpt_jax.clip.model import normalize, param_shapes
 from dpt_jax.clip.tokenizer import load_tokenizer
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.model import PromptedCLIP, Texts
-from dpt_jax.prompts.config import LORA, NORMS, PromptConfig, Weights
+from dpt_jax.prompts.config import LORA, PromptConfig, Weights
 from dpt_jax.training import flops
 from tests.helpers.commands import command
 from tests.helpers.models import apply, packed_prompts, prompt_shapes, total_loss
@@ -56,7 +56,6 @@ IVLP = {"text_length": 2, "visual_length": 2, "text_depth": 9, "visual_depth": 9
         (10, 4, COCOOP, "not guided"),
         (10, 8, {**IVLP, "coupled": True}, "guided"),
         (10, 8, {"weights": Weights(LORA, 2, 1.0, "qkv", 0.25, (1, 0), (1, 0))}, "not guided"),
-        (10, 8, {"weights": Weights(NORMS, vision=(1, 0), text=(1, 0))}, "not guided"),
     ],
 )
 def test_what_a_step_needs_is_nearly_what_it_computes(classes, images, parts, task, tmp_path):

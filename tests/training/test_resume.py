@@ -37,9 +37,9 @@ def whole(settings, tmp_path_factory):
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_stopped(settings, whole, tmp_path, number):
-    """With loader processes, which get the signal too."""
+    """With a loader process, which gets the signal too."""
     arguments = [*settings, f"--workdir={tmp_path}"]
-    run = Run(*arguments, "--config.dataset.workers=2")
+    run = Run(*arguments, "--config.dataset.workers=1")
     run.read_until("epoch 5/")
     run.send(number)
     assert run.end() == EXIT_CODE, run.output
