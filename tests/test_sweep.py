@@ -273,9 +273,10 @@ def test_wrong_input_is_one_sentence(arguments, names, tmp_path):
     assert_refused(done, names)
 
 
-def test_the_command_and_its_exit_code(tmp_path):
+def test_the_command_and_its_exit_code(tiny_clip_dir, tmp_path):
     """A dataset whose root is missing fails, the embedded one runs; tables are made of it."""
     arguments = ["--methods=zeroshot", "--datasets=emoji,eurosat", f"--runs={tmp_path}"]
+    arguments += [f"--config.clip.weights={tiny_clip_dir}"]
     done = in_process("-m", "dpt_jax", "sweep", *arguments, check=False)
     assert done.returncode == 1
     assert "1 of 2 runs are finished" in done.stdout

@@ -256,12 +256,12 @@ def test_what_would_give_wrong_accuracies_is_refused_unless_asked_for(photos, tm
 
 
 @pytest.mark.compiles
-def test_from_photos_to_a_page(photos, tmp_path):
+def test_from_photos_to_a_page(photos, tiny_clip_dir, tmp_path):
     """What a newcomer does: look, train, resume after adding photos, predict, and see the page."""
     run = tmp_path / "run"
     train = (
         *("-m", "dpt_jax", "train", "--config=coop", f"--config.dataset.root={photos}"),
-        *("--config.clip.weights=tiny-clip", "--config.train.epochs=2"),
+        *(f"--config.clip.weights={tiny_clip_dir}", "--config.train.epochs=2"),
         f"--workdir={run}",
     )
     planned = in_process(*train, "--plan")

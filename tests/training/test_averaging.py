@@ -1,4 +1,4 @@
-"""A run of PromptSRC, which is held to plain CLIP and ends with the average of its epochs."""
+"""A run that ends with the average of its epochs, and the texts that PromptSRC is held to."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import promptsrc
+from configs import coop, promptsrc
 from dpt_jax import distributed
 from dpt_jax.clip.model import normalize
 from dpt_jax.errors import UserError
@@ -26,9 +26,7 @@ TEMPLATES = ("a photo of a {}.", "a {} in a video game.")
 @pytest.fixture(scope="module")
 def experiment(clip_dir, clip):
     """Three epochs of two steps, the last of which counts least."""
-    config = small_config(clip_dir, promptsrc)
-    config.text_prompt.depth = config.visual_prompt.depth = 2
-    config.train.epochs, config.train.batch_size, config.loss.template = 3, 6, "|".join(TEMPLATES)
+    config = small_config(clip_dir, coop, train__epochs=3, train__batch_size=6)
     config.train.average_mean, config.train.average_deviation = 1.0, 1.0
     config.checkpoint.every_steps, config.checkpoint.keep = 1, 10
     return experiments.prepare(config, clip)
@@ -87,8 +85,14 @@ def test_an_average_over_other_epochs_is_refused(experiment, finished, tmp_path)
         loop.train(experiment._replace(config=config), tmp_path / "run", allow_changes=True)
 
 
-def test_texts_to_hold_to_are_the_mean_of_what_comes_out(experiment, clip):
+def test_texts_to_hold_to_are_the_mean_of_what_comes_out(clip_dir, clip):
     """As published, not normalised before the mean, as the ensemble of zero-shot CLIP is."""
+    own = {
+        "text_prompt__depth": 2,
+        "visual_prompt__depth": 2,
+        "loss__template": "|".join(TEMPLATES),
+    }
+    experiment = experiments.prepare(small_config(clip_dir, promptsrc, **own), clip)
     names = experiment.dataset.classnames
     each = [
         frozen_features(
