@@ -55,7 +55,8 @@ def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path, monkeypatch):
     run = tmp_path / "run"
     command = ["main.py", "--config=configs/dpt_clap.py:folder", f"--workdir={run}"]
     command += [f"--config.clip.weights={tiny_clip_dir}", "--config.train.epochs=1"]
-    command += [f"--config.dataset.root={SMALL / 'images'}", "--config.train.batch_size=18"]
+    command += [f"--config.dataset.root={SMALL / 'images'}", "--config.train.batch_size=18",
+                "--config.classifier.views=3"]  # fmt: skip
     in_process(*command)
     of = json.loads((run / "results.json").read_text())["of"]
     metrics = (run / "metrics.jsonl").read_text()
