@@ -14,9 +14,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from dpt_jax import distributed
+from dpt_jax.clip.blocks import PyTree
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, entries, file_system, is_remote, reading, short, without_wildcards
 from dpt_jax.logging import say
+from dpt_jax.prompts import Prompts
 from dpt_jax.training import prompt_file
 
 FOLDER = "checkpoints"
@@ -30,7 +32,7 @@ RESTORE = {
 COMMITTED = "commit_success.txt"  # Orbax writes it last in a bucket, which cannot rename
 
 
-def digest(tree: Any) -> str:
+def digest(tree: PyTree) -> str:
     """Return the SHA-256 of a tree of host arrays: types, shapes and bytes, in the tree's order."""
     found = hashlib.sha256()
     for leaf in map(np.asarray, jax.tree.leaves(tree)):
@@ -59,7 +61,7 @@ class Saved(NamedTuple):
     """
 
     step: int
-    prompts: Any
+    prompts: Prompts
     meta: dict[str, Any]
     digest: str = ""
 
@@ -116,7 +118,9 @@ class Checkpoints:
         """Return the steps that have a checkpoint, the newest first."""
         return steps_of(self.directory)
 
-    def save(self, step: int, prompts: Any, meta: dict[str, Any], training: Any = None) -> None:
+    def save(
+        self, step: int, prompts: Prompts, meta: dict[str, Any], training: PyTree = None
+    ) -> None:
         """Start to write a checkpoint, which becomes the newest.
 
         Args:
@@ -156,8 +160,8 @@ class Checkpoints:
         return self._restore(step)[0]
 
     def resume(
-        self, like_prompts: Any, like_training: Any, apart: str = ""
-    ) -> tuple[Saved, Any] | None:
+        self, like_prompts: Prompts, like_training: PyTree, apart: str = ""
+    ) -> tuple[Saved, PyTree] | None:
         """Return the newest checkpoint that is whole, and its training item; None in a new run.
 
         Newer checkpoints that are damaged are moved aside with a warning, so that the run can write
@@ -205,7 +209,7 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step: int) -> tuple[Saved, Any]:
+    def _restore(self, step: int) -> tuple[Saved, PyTree]:
         """Return prompts, record and training item (None if missing) as they were saved.
 
         They are compared with their digests before anything is cast or reshaped.
@@ -261,7 +265,7 @@ class Checkpoints:
             ) from reason
 
 
-def _check_fits(found: Any, like: Any, what: str) -> None:
+def _check_fits(found: PyTree, like: PyTree, what: str) -> None:
     """Raise UserError if a tree of arrays has another structure, other shapes or types."""
     if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, like):
         raise UserError(

@@ -16,6 +16,7 @@ from etils import epath
 
 from dpt_jax.errors import UserError
 from dpt_jax.io import on_this_disk, reading, write_whole
+from dpt_jax.prompts import Prompts
 
 SUFFIX = ".safetensors"
 FORMAT = "dpt_jax prompts, version 1"
@@ -71,7 +72,7 @@ def folder_of(source: epath.Path) -> epath.Path:
 def write(
     file: epath.Path,
     step: int,
-    prompts: Any,
+    prompts: Prompts,
     training: Mapping[str, Any],
     settings: Mapping[str, Any],
     results: Mapping[str, Any] | None,
@@ -135,7 +136,7 @@ def read_header(file: epath.Path) -> dict[str, Any]:
     return entries
 
 
-def read(file: epath.Path) -> tuple[int, Any, dict[str, Any]]:
+def read(file: epath.Path) -> tuple[int, Prompts, dict[str, Any]]:
     """Return step, prompts and training, see `write`.  Raise UserError, see `read_header`."""
     import safetensors.numpy
 
