@@ -63,7 +63,7 @@ def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Da
 
 
 def _read_split(file: epath.Path) -> Lists:
-    """Read the published split. Class names are those of the training images."""
+    """Read the published split, with the class names of the training images."""
     if not file.is_file():
         raise UserError(f"{file} is not there, the list of the published images; {LAYOUT}.")
     with reading(file, SPLIT):

@@ -74,9 +74,9 @@ def check_files(files: Files, paths: Iterable[str], listed_by: str) -> None:
     """Check that files exist. Lists each folder once, which is faster than asking for each file.
 
     Args:
-        files: what reads them.
-        paths: their paths, as `files` takes them.
-        listed_by: what names these files.
+        files: reader of the files.
+        paths: paths of the files, as the reader takes them.
+        listed_by: name of the list, for the message.
 
     Raises:
         UserError: a file is missing.
@@ -106,7 +106,7 @@ def is_image_name(name: str) -> bool:
 
 
 def no_images(folder: epath.Path, others: Iterable[str]) -> UserError:
-    """Return the error for a class folder that has only other files."""
+    """Return the error for a class folder without images."""
     return UserError(
         f"{folder} holds no images ({IMAGE_ENDINGS}{how_to_read(others)}); add some or remove the "
         "folder."
@@ -114,7 +114,7 @@ def no_images(folder: epath.Path, others: Iterable[str]) -> UserError:
 
 
 def left_out_line(files: Sequence[str]) -> str:
-    """Return a line about files that are not used, with how many have which ending."""
+    """Return a line that counts unused files by their endings."""
     count = collections.Counter(os.path.splitext(file)[1].lower() or "other" for file in files)
     kinds = ", ".join(f"{n} {ending}" for ending, n in sorted(count.items()))
     return (
