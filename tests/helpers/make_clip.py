@@ -13,7 +13,12 @@ import numpy as np
 
 from dpt_jax.check.golden import seeded
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
-from dpt_jax.clip.config_files import CONFIG_FILE, config_to_dict
+from dpt_jax.clip.config_files import (
+    CONFIG_FILE,
+    PROCESSOR_FILES,
+    config_to_dict,
+    processor_to_dict,
+)
 from dpt_jax.clip.files import write_safetensors
 from dpt_jax.clip.layouts import OPENAI, params_of, tensors_of
 from dpt_jax.clip.model import param_shapes
@@ -45,4 +50,6 @@ def write(out: str | pathlib.Path, seed: int = 0, **sizes: int) -> None:
     config = config_of(**sizes)
     params = params_of(openai(seed, **sizes), config, folder)
     write_safetensors(folder / "model.safetensors", tensors_of(params, config))
-    (folder / CONFIG_FILE).write_text(json.dumps(config_to_dict(config)))
+    processor = processor_to_dict(config.preprocessing, config.image_size)
+    for name, raw in ((CONFIG_FILE, config_to_dict(config)), (PROCESSOR_FILES[0], processor)):
+        (folder / name).write_text(json.dumps(raw))
