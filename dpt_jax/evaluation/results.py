@@ -20,6 +20,7 @@ from dpt_jax.evaluation.metrics import Predictions, calibration, class_scores, d
 from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
+from dpt_jax.prompts.classifiers import CLASSIFIERS, shapes
 from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import FOLDER, Saved, digest_of_json, newest
 from dpt_jax.training.record import name_of_data, training_meta
@@ -114,6 +115,8 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         for key, value in record["settings"].items()
         if key not in ("method", "seed") and not key.startswith("dataset.")
     }
+    if saved.meta:
+        trained["dataset.natural"] = record["settings"].get("dataset.natural", False)
     tested = {
         "dtype": np.dtype(experiment.model.dtype).name,
         "dataset.template": config.dataset.template,
@@ -131,7 +134,7 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "task": _task(experiment, here),
         "classes": config.dataset.classes,
         "trained_on": {key: record[key] for key in ("dataset", "classes")} if saved.meta else None,
-        "parameters": sum(x.size for x in jax.tree.leaves(saved.prompts)) or None,
+        "parameters": _learned(experiment, saved, len(record["classnames"])) or None,
         "of": {
             "step": saved.step,
             "epoch": saved.meta.get("epoch"),
@@ -148,6 +151,17 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
             "settings": {**trained, **tested, **changes},
         },
     }
+
+
+def _learned(experiment: Experiment, saved: Saved, classes: int) -> int:
+    """Return the number of learned parameters of prompts that were trained on so many classes."""
+    prompts, name = dict(saved.prompts), experiment.model.config.classifier
+    if name:
+        images = len(prompts["classifier"].get("keys", [0]))
+        width, settings = experiment.model.clip_config.embed_dim, experiment.config.classifier
+        trained = shapes(CLASSIFIERS[name], images, classes, width, settings)
+        prompts["classifier"] = {key: trained[key] for key in CLASSIFIERS[name].learned}
+    return sum(x.size for x in jax.tree.leaves(prompts))
 
 
 def read_result(file: epath.Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def fit(
     labels: Labels | None = None,
     *,
     method: str = "dpt",
-    clip: str = "",
+    clip: str | os.PathLike[str] = "",
     classnames: Sequence[str] | None = None,
     validation: tuple[Images, Labels] | None = None,
     workdir: str | os.PathLike[str] | None = None,

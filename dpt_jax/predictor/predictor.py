@@ -259,7 +259,7 @@ class Predictor:
 def load(
     workdir: str | os.PathLike[str],
     classnames: Sequence[str] | None = None,
-    clip: str = "",
+    clip: str | os.PathLike[str] = "",
     batch_size: int = 0,
 ) -> Predictor:
     """Load the prompts of a run and their CLIP.
@@ -276,7 +276,7 @@ def load(
     source = as_path(workdir)
     config = load_config(source)
     if clip:
-        config.clip.weights = clip
+        config.clip.weights = os.fspath(clip)
     if classnames is not None:
         classnames = check_classnames(classnames, "classnames")
     if not isinstance(batch_size, int) or batch_size < 0:

@@ -74,6 +74,15 @@ def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path, monkeypatch):
     assert (run / "metrics.jsonl").read_text() == metrics
     assert "finished" in in_process(*command).stdout
 
+    # Learned parameters are those of the training, and λ is not learned.
+    in_process("main.py", "--mode=eval", f"--workdir={run}", "--config.dataset.classes=new")
+    folders, prompts = (run, run / "on" / "folder-new"), dpt_jax.load(run).prompts
+    own, new_classes = (json.loads((f / "results.json").read_text()) for f in folders)
+    sizes = [x.size for x in jax.tree.leaves(prompts)]
+    assert own["parameters"] == sum(sizes) - prompts["classifier"]["penalty"].size
+    assert new_classes["parameters"] == own["parameters"]
+    assert own["of"]["settings"]["dataset.natural"] is False  # so that a report tells them apart
+
     new = dpt_jax.load(run, classnames=["airplane", "dollar bill"])
     assert new.predict_proba(np.zeros((1, 40, 40, 3), np.uint8)).shape == (1, 2)
     done = in_process(*command, "--config.classifier.lr=0.2", check=False)
