@@ -19,7 +19,7 @@ from dpt_jax.convert.reference import read_run, write_run
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.logging import say
-from dpt_jax.methods import METHODS, WEIGHTS
+from dpt_jax.methods import METHODS
 from dpt_jax.prompts.config import LORA
 from dpt_jax.prompts.weights import MATRICES, merged, over
 from dpt_jax.training.checkpoints import FOLDER
@@ -146,8 +146,8 @@ def read_peft(source: epath.Path, workdir: epath.Path, config: ConfigDict) -> No
     pretrained = load_clip(config.clip.weights)
     tensors = read_tensors(source / ADAPTER_FILE)
     prompts = _from_peft(tensors, pretrained.config, rank, source / ADAPTER_FILE)
-    if WEIGHTS not in METHODS[config.method].parts:
-        config.method = "cliplora"
+    # The files have nothing of what other methods learn.
+    config.method, config.classifier.name = "cliplora", ""
     matrices = {name for own in prompts.values() for name in own}
     config.weights.update(
         kind=LORA,

@@ -112,7 +112,7 @@ def test_lora_files_of_peft(run, clip_dir, tmp_path):
         json.dumps(about | {"use_rslora": False, "lora_alpha": 3 * 2**0.5})
     )
     back = tmp_path / "back"
-    convert("peft", folder, f"--workdir={back}", "--config=cliplora:folder", *flags)
+    convert("peft", folder, f"--workdir={back}", "--config=twostage:folder", *flags)
     found = load_newest(back).prompts["weights"]
     np.testing.assert_array_equal(found["vision"]["query"]["a"], saved["vision"]["query"]["a"])
     np.testing.assert_array_equal(found["text"]["out"]["b"][1:], saved["text"]["out"]["b"])
