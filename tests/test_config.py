@@ -89,36 +89,11 @@ def test_published_settings_of_relatives():
         assert len(configs.templates(config, "loss.template")) == 60
 
 
-def test_initial_words_set_the_length_unless_some_stay_fixed():
-    config = dpt.get_config()
-    assert configs.prompt_config(config, 3, 4, init_tokens=4).text_length == 4
-    config.method = "vpt"
-    assert configs.prompt_config(config, 3, 4, init_tokens=4).text_length == 0
-    config = ivlp.get_config()
-    assert configs.prompt_config(config, 3, 4, init_tokens=4).text_length == 2
-    config.text_prompt.length = 5
-    assert configs.prompt_config(config, 3, 4).text_length == 5  # the words are not known yet
-    with pytest.raises(UserError, match="text_prompt"):
-        configs.prompt_config(config, 3, 4, init_tokens=4)
-
-
 def test_other_arguments_are_left_alone():
     given, rest = read("predict", "--top=3", "--config.seed", "7", "--", "--config.seed=8")
     assert given.overrides == {"seed": 7}
     assert rest == ["predict", "--top=3", "--", "--config.seed=8"]
     assert read("--config.seed=3", "--config=coop")[0].config.method == "coop"  # in any order
-
-
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("--config.train.augment=False", False),
-        ("--config.train.augment", True),
-        ("-config.train.augment=t", True),
-    ],
-)
-def test_switches(argument, value):
-    assert read(argument)[0].overrides == {"train.augment": value}
 
 
 @pytest.mark.parametrize(
