@@ -16,6 +16,7 @@ from dpt_jax.io import as_path, is_remote, listed_once, local_copy, short
 from dpt_jax.logging import say
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
+ORBAX_FOLDER = "params"
 TRANSFORMERS_FILES = (
     "model.safetensors",
     f"model.safetensors{INDEX}",
@@ -96,6 +97,8 @@ def _from_hub(repo_id: str) -> pathlib.Path:
 
 def _from_bucket(path: epath.Path) -> epath.Path:
     """Return the local copy of a model folder or weight file in a bucket."""
+    if (path / ORBAX_FOLDER).is_dir():
+        return cast(epath.Path, local_copy(path, lambda name: True, say))
     source = path if path.is_file() else find_weights(path)
     names = {*SMALL_FILES, source.name, *_weight_names(source.parent, [source.name])}
     folder = local_copy(source.parent, names.__contains__, say)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from dpt_jax.clip import orbax
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig
 from dpt_jax.clip.config_files import (
@@ -26,6 +27,7 @@ from dpt_jax.clip.layouts import OPENAI, TRANSFORMERS, params_of, tensors_of
 from dpt_jax.clip.locate import (
     BUNDLED,
     OPEN_CLIP_FILES,
+    ORBAX_FOLDER,
     TRANSFORMERS_FILES,
     find_weights,
     locate,
@@ -63,19 +65,21 @@ def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
     Args:
       weights: the name of a bundled model or of one of OpenAI's; a model folder of transformers
         or open_clip, local or gs://; a weight file, or the index of several, with the model's
-        configuration beside it; one of OpenAI's .pt files; or a Hugging Face hub id.
+        configuration beside it; one of OpenAI's .pt files; an Orbax folder of `save_clip`; or a
+        Hugging Face hub id.
       dtype: type of the parameters.
 
     Raises:
       UserError: naming the file, and the tensor or key that is missing or does not fit.
     """
     path = locate(weights)
-    file = find_weights(path) if path.is_dir() else path
-    described = _describe(file)
-    tensors = read_tensors(file)
-    if described is None:
-        described = Description(recognise(tensors, file), None)
-    flat = flax.traverse_util.flatten_dict(params_of(tensors, described.config, file), sep="/")
+    if (path / ORBAX_FOLDER).exists():
+        file, described = path / ORBAX_FOLDER, read_transformers(path / CONFIG_FILE)
+        params = orbax.read_params(file, described.config)
+    else:
+        file = find_weights(path) if path.is_dir() else path
+        described, params = _read_file(file)
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
     for name, value in flat.items():
         if not np.isfinite(np.asarray(value, np.float32)).all():
             raise UserError(f"{file}: {name} has values that are not finite: get the file again.")
@@ -86,6 +90,15 @@ def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
     tokenizer = load_tokenizer(file.parent, described.config.vocab_size, described.end)
     params = flax.traverse_util.unflatten_dict(cast, sep="/")
     return Pretrained(described.config, params, tokenizer, _digest(flat))
+
+
+def _read_file(file: epath.Path) -> tuple[Description, Params]:
+    """Return the description and the parameters of a weight file."""
+    described = _describe(file)
+    tensors = read_tensors(file)
+    if described is None:
+        described = Description(recognise(tensors, file), None)
+    return described, params_of(tensors, described.config, file)
 
 
 def _describe(file: epath.Path) -> Description | None:
@@ -135,21 +148,24 @@ def save_clip(clip: Pretrained, folder: epath.Path, layout: str = "transformers"
     Args:
       clip: the model.
       folder: a new one, local or in a bucket.
-      layout: "transformers" or "open_clip".
+      layout: "transformers", "open_clip" or "orbax".
 
     Raises:
       UserError: if the folder exists.
     """
     if folder.exists():
         raise UserError(f"{folder} already exists: choose a new folder, or delete it first.")
-    if layout == "transformers":
-        name, table = TRANSFORMERS_FILES[0], TRANSFORMERS
-        files = transformers_files(clip.config, clip.tokenizer)
-    else:
+    if layout == "open_clip":
         name, table = OPEN_CLIP_FILES[0], OPENAI
         files = open_clip_files(clip.config)
+    else:
+        name, table = TRANSFORMERS_FILES[0], TRANSFORMERS
+        files = transformers_files(clip.config, clip.tokenizer)
     make_folder(folder, "convert clip")
-    write_safetensors(folder / name, tensors_of(clip.params, clip.config, table))
+    if layout == "orbax":
+        orbax.write_params(folder / ORBAX_FOLDER, clip.params)
+    else:
+        write_safetensors(folder / name, tensors_of(clip.params, clip.config, table))
     write_whole(folder / TOKENIZER_FILE, clip.tokenizer.file)
     for file, content in files.items():
         write_whole(folder / file, json.dumps(content, indent=2))

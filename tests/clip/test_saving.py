@@ -42,7 +42,7 @@ def test_preprocessing_and_end_of_text_are_remembered(tiny, written):
     assert (text["bos_token_id"], text["eos_token_id"]) == (4512, 4513)
 
 
-@pytest.mark.parametrize("layout", ["transformers", "open_clip"])
+@pytest.mark.parametrize("layout", ["transformers", "open_clip", "orbax"])
 def test_folder_that_looks_like_a_pattern(tiny, tmp_path, layout):
     target = tmp_path / "a[b]*?" / "clip"
     save_clip(tiny, as_path(target), layout)
@@ -87,9 +87,25 @@ def test_what_is_needed_is_copied(bucket, source, expected, tmp_path, cache):
         load_clip(f"{bucket}/clip")
 
 
-def test_a_folder_is_written_to_a_bucket_and_read(bucket, expected, cache):
-    save_clip(expected, as_path(f"{bucket}/saved"))
-    assert_same(load_clip(f"{bucket}/saved"), expected)
+@pytest.mark.parametrize("layout", ["transformers", "orbax"])
+def test_a_folder_is_written_to_a_bucket_and_read(bucket, expected, cache, layout):
+    save_clip(expected, as_path(f"{bucket}/{layout}"), layout)
+    assert_same(load_clip(f"{bucket}/{layout}"), expected)
+
+
+def test_an_orbax_folder_that_is_not_whole(tiny, tmp_path, monkeypatch):
+    """Of a relative path, which Orbax itself does not take."""
+    monkeypatch.chdir(tmp_path)
+    save_clip(tiny, as_path("clip"), "orbax")
+    assert load_clip("clip").digest == tiny.digest
+    config = json.loads((tmp_path / "clip" / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] += 1
+    (tmp_path / "clip" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"clip/params.*text/"):
+        load_clip("clip")
+    shutil.rmtree(tmp_path / "clip" / "params" / "d")
+    with pytest.raises(UserError, match="clip/params"):
+        load_clip("clip")
 
 
 @pytest.mark.parametrize("folder", ["empty", "none"])
