@@ -16,6 +16,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.io import as_path
 from dpt_jax.logging import quiet, say
+from dpt_jax.methods import METHODS
 from dpt_jax.predictor.predictor import Predictor
 from dpt_jax.runs.run import train_run
 from dpt_jax.training.loop import Callback
@@ -119,6 +120,8 @@ def fit(
             folder = as_path(workdir)
         if whole and all(name.isdigit() for name in whole.classnames):
             say("the classes are numbers, which mean little to CLIP: name them by classnames.")
+        if (callbacks or validation is not None) and not METHODS[method].in_towers:
+            say(f"{method} has no epochs, so callbacks and validation images are not used.")
         config = training_config(config, values, folder)
         own = functools.partial(prepare, whole=whole)
         try:
