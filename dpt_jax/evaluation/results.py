@@ -134,7 +134,8 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "task": _task(experiment, here),
         "classes": config.dataset.classes,
         "trained_on": {key: record[key] for key in ("dataset", "classes")} if saved.meta else None,
-        "parameters": _learned(experiment, saved, len(record["classnames"])) or None,
+        # A converted checkpoint does not name its classes; it has no classifier either.
+        "parameters": _learned(experiment, saved, len(record["classnames"] or ())) or None,
         "of": {
             "step": saved.step,
             "epoch": saved.meta.get("epoch"),

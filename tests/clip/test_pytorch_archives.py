@@ -28,7 +28,7 @@ def test_sizes_and_activation_are_not_guessed(openai, source, expected, tmp_path
         whole = {"epoch": 2, "name": "run", "state_dict": state, "optimizer": optimizer}
     file = tmp_path / "tiny.pt"
     torch.save(whole, file)
-    with pytest.raises(UserError, match=str(file)):
+    with pytest.raises(UserError, match=file.name):
         load_clip(str(file))
     shutil.copy(source / "config.json", tmp_path)
     assert_same(load_clip(str(file)), expected)
