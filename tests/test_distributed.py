@@ -32,6 +32,17 @@ def predictions(workdir):
         return dict(np.load(file))
 
 
+def stop_at(text, processes):
+    """Stop both hosts by a SIGTERM to the second when the first has printed a line with a text."""
+    first, second = processes
+    for line in first.stdout:
+        if text in line:
+            break
+    second.terminate()
+    printed = outputs(processes)
+    assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], printed
+
+
 @pytest.fixture(scope="module")
 def hosts(tiny_clip_dir):
     """Start main.py on two hosts with all of it."""
@@ -44,13 +55,7 @@ def test_two_hosts_that_were_stopped_compute_what_one_does(hosts, tiny_clip_dir,
     18 test images in batches of 8 are shared unequally on four devices.
     """
     workdir, alone = as_path(f"{bucket}/run"), tmp_path / "one"
-    first, second = processes = hosts(workdir=workdir, slurm=True)
-    for line in first.stdout:
-        if "epoch 2/" in line:
-            break
-    second.terminate()
-    printed = outputs(processes)
-    assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], printed
+    stop_at("epoch 2/", hosts(workdir=workdir, slurm=True))
     stopped = load_newest(workdir).step
     assert 0 < stopped < 24
     first, second = finish(hosts(workdir=workdir, slurm=True))
@@ -84,13 +89,7 @@ def test_two_hosts_train_the_classifier_of_one(tiny_clip_dir, tmp_path):
     def begin():
         return start_hosts(tiny_clip_dir, *options, workdir=workdir, method="dpt_zslp")
 
-    first, second = processes = begin()
-    for line in first.stdout:
-        if "Training the classifier" in line:
-            break
-    second.terminate()
-    printed = outputs(processes)
-    assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], printed
+    stop_at("Training the classifier", begin())
     before = load_newest(workdir)
     assert "classifier" not in before.prompts
     finish(begin())

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from etils import epath
 
 from dpt_jax.data.records import INSTALLED, Dataset, Example, Files, contents, how_to_read
+from dpt_jax.data.sampling import SPLIT_SEED
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.io import BUCKETS, as_path, entries, file_system, is_remote, reading, unpacked
 
@@ -28,7 +29,6 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", 
 EXTENSIONS |= INSTALLED
 IMAGE_ENDINGS = ", ".join(sorted(EXTENSIONS))
 SHOULD_HOLD = "it should hold folders CLASS/, or train/CLASS/ and test/CLASS/"
-SPLIT_SEED = 1
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {*SPLITS, "training", "valid", "validation", "testing"}  # in small letters
 LISTS = (".csv", ".jsonl")

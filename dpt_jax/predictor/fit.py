@@ -48,7 +48,7 @@ def fit(
     Args:
       images: N images: paths, PIL images or uint8 arrays (H, W) or (H, W, 3), or an array
         (N, H, W, 3) or (N, H, W). All are used, unless `shots` is given. Or one folder, whose
-          classes, splits and `shots` (16) are as on the command line.
+        classes, splits and `shots` (16) are as on the command line.
       labels: N class names, which CLIP reads: "maine coon" and not "maine_coon". Or N class indices
         into `classnames`. None for a folder.
       method: A method of the table in docs/method.md.
