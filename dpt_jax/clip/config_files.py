@@ -32,15 +32,21 @@ _TOWER = {
 }
 # The first configurations have this end token, and their models take the highest id instead.
 _OLD_END = 2
-# Keys of open_clip that change nothing in a finished CLIP with two plain transformers.
-_NEUTRAL = {
+# Keys of open_clip that are read, and those that change nothing in a finished CLIP with two plain
+# transformers.
+_OPEN_CLIP_KEYS = {
+    *("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "size", "mean", "std"),
+    *("image_size", "patch_size", "head_width", "heads", "width", "layers", "mlp_ratio"),
+    *("norm_kwargs", "eps", "context_length", "vocab_size", "eos_id"),
+}
+_OPEN_CLIP_KEYS |= {
     *("custom_text", "init_logit_scale", "cast_dtype", "output_dict", "fill_color"),
     *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
     *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"),
-    *("pad_id", "eos_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
+    *("pad_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
 }
-# Its keys with the values that are supported.
-_SOME_VALUES = {
+# Its other keys, with the values that are supported.  Others leave a part out if they are empty.
+_OPEN_CLIP_VALUES = {
     "pool_type": ("tok", "argmax", "eos"),
     "pos_embed_type": ("learnable",),
     "proj_type": ("linear",),
@@ -121,30 +127,29 @@ def read_processor(folder: epath.Path, size: int) -> Preprocessing:
 
 def _preprocessing(raw: Fields, size: int) -> Preprocessing:
     """Return the preprocessing of a processor.  Raise ValueError for a step not supported."""
-    both, shorter = {"height": size, "width": size}, {"shortest_edge": size}
-    given = {"do_center_crop": True, **{k: x for k, x in raw.items() if x is not None}}
+    given = {key: value for key, value in raw.items() if value is not None}
+    both = {"height": size, "width": size}
     squash = given.get("size") == both
-    allowed: dict[str, tuple[Any, ...]] = {
+    supported: dict[str, tuple[Any, ...]] = {
         **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), (True,)),
         "do_convert_rgb": (True, False),
         "do_center_crop": (True, False) if squash else (True,),
-        "size": (shorter, both, size),
-        "crop_size": (both, size) if given["do_center_crop"] else (given.get("crop_size"),),
+        "size": ({"shortest_edge": size}, both, size),
+        "crop_size": (both, size),
         "resample": tuple(Image.Resampling),
     }
     for key, value in given.items():
-        other = (False,) if key.startswith("do_") else (value,)
-        if value not in allowed.get(key, other):
+        # A step of an unknown name is supported if it is off.
+        if value not in supported.get(key, (False,) if key.startswith("do_") else (value,)):
             raise ValueError(f"{key} is {value!r}, which is not supported for {size} pixels")
-        if key in ("image_processor_type", "feature_extractor_type") and not PROCESSOR.fullmatch(
-            value
-        ):
-            raise ValueError(f"{key} is {value!r}, not CLIP's")
+    for key in ("image_processor_type", "feature_extractor_type"):
+        if not PROCESSOR.fullmatch(given.get(key, "CLIPImageProcessor")):
+            raise ValueError(f"{key} is {given[key]!r}, not CLIP's")
     if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4:
         raise ValueError(f"rescale_factor is {given['rescale_factor']}, not 1/255")
     return Preprocessing(
-        _channels(given.get("image_mean", MEAN)),
-        _channels(given.get("image_std", STD)),
+        tuple(given.get("image_mean", MEAN)),
+        tuple(given.get("image_std", STD)),
         Image.Resampling(given.get("resample", Image.Resampling.BICUBIC)).name.lower(),
         "squash" if squash else "crop",
     )
@@ -158,54 +163,43 @@ def read_open_clip(file: epath.Path) -> Description:
     """
     with reading(file, "open_clip's configuration of a CLIP"):
         raw = read_json(file)
-        # Its defaults are those of a ViT-B/16, but for the activation.
-        defaults = open_clip_files(OPENAI_MODELS["ViT-B/16"])[OPEN_CLIP_CONFIG]
-        defaults["model_cfg"]["quick_gelu"] = False
-
-        def with_defaults(given: Fields, defaults: Fields) -> Fields:
-            """Raise ValueError for other keys, unless their value leaves the part out."""
-            for key, value in given.items():
-                known = key in defaults.keys() - _SOME_VALUES.keys() or key in _NEUTRAL
-                if value and not known and value not in _SOME_VALUES.get(key, ()):
+        model, pixels = raw["model_cfg"], raw.get("preprocess_cfg") or {}
+        vision, text = model["vision_cfg"], model["text_cfg"]
+        norms = [tower.get("norm_kwargs") or {} for tower in (vision, text)]
+        for part in (model, vision, text, pixels, *norms):
+            for key, value in part.items():
+                known = key in _OPEN_CLIP_KEYS or value in _OPEN_CLIP_VALUES.get(key, ())
+                if value and not known:
                     raise ValueError(f"{key} is {value!r}, which is not supported")
-            return defaults | given
 
-        model = with_defaults(raw["model_cfg"], defaults["model_cfg"])
-        activation = {True: "quick_gelu", False: "gelu"}[model["quick_gelu"]]
-
-        def tower(name: str) -> tuple[Fields, TransformerConfig]:
-            own = with_defaults(model[name] or {}, defaults["model_cfg"][name])
-            norm = with_defaults(
-                own["norm_kwargs"] or {}, {"eps": TransformerConfig.layer_norm_eps}
-            )
-            return own, TransformerConfig(
-                width=own["width"],
-                layers=own["layers"],
-                heads=own["heads"] if "heads" in own else own["width"] // own["head_width"],
-                mlp_width=int(own["width"] * own["mlp_ratio"]),
-                activation=activation,
-                layer_norm_eps=norm["eps"],
+        def tower(given: Fields, norm: Fields, width: int, heads: int) -> TransformerConfig:
+            return TransformerConfig(
+                width=width,
+                layers=given.get("layers", 12),
+                heads=heads,
+                mlp_width=int(width * given.get("mlp_ratio", 4.0)),
+                activation="quick_gelu" if model.get("quick_gelu") else "gelu",
+                layer_norm_eps=norm.get("eps", TransformerConfig.layer_norm_eps),
             )
 
-        (vision, vision_sizes), (text, text_sizes) = tower("vision_cfg"), tower("text_cfg")
-        size = _side(vision["image_size"])
-        given = {k: x for k, x in (raw.get("preprocess_cfg") or {}).items() if x is not None}
-        pixels = with_defaults({"size": size, **given}, defaults["preprocess_cfg"])
-        if _side(pixels["size"]) != size:
+        image_width, size = vision.get("width", 768), _side(vision.get("image_size", 224))
+        if _side(pixels.get("size") or size) != size:
             raise ValueError(f"the size of preprocess_cfg is not the {size} pixels of vision_cfg")
         config = CLIPConfig(
-            embed_dim=raw["model_cfg"]["embed_dim"],
+            embed_dim=model["embed_dim"],
             image_size=size,
-            patch_size=_side(vision["patch_size"]),
-            vision=vision_sizes,
-            text=text_sizes,
-            vocab_size=text["vocab_size"],
-            context_length=text["context_length"],
+            patch_size=_side(vision.get("patch_size", 16)),
+            vision=tower(
+                vision, norms[0], image_width, image_width // vision.get("head_width", 64)
+            ),
+            text=tower(text, norms[1], text.get("width", 512), text.get("heads", 8)),
+            vocab_size=text.get("vocab_size", 49408),
+            context_length=text.get("context_length", 77),
             preprocessing=Preprocessing(
-                _channels(pixels["mean"]),
-                _channels(pixels["std"]),
-                "bilinear" if pixels["interpolation"] == "bilinear" else "bicubic",
-                "squash" if pixels["resize_mode"] == "squash" else "crop",
+                tuple(pixels.get("mean") or MEAN),
+                tuple(pixels.get("std") or STD),
+                "bilinear" if pixels.get("interpolation") == "bilinear" else "bicubic",
+                "squash" if pixels.get("resize_mode") == "squash" else "crop",
             ),
         )
     return Description(config, text.get("eos_id", 2) if text.get("pool_type") == "eos" else None)
@@ -215,11 +209,6 @@ def _side(value: Any) -> Any:
     """Return the side of a square that is written as a pair; other values as they are."""
     pair = isinstance(value, list) and len(value) == 2 and value[0] == value[1]
     return value[0] if pair else value
-
-
-def _channels(value: Any) -> Any:
-    """Return one number a channel; one number stands for all."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,) * 3
 
 
 def transformers_files(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Fields]:
