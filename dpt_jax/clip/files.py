@@ -1,7 +1,7 @@
 """Weight files of several formats as flat dicts of host arrays.
 
-No file runs code: safetensors and MessagePack hold numbers only. In the pickle of a PyTorch file,
-every class is replaced by one without behaviour, so PyTorch need not be installed.
+No file runs code: safetensors holds numbers only. In the pickle of a PyTorch file, every class is
+replaced by one without behaviour, so PyTorch need not be installed.
 """
 
 import collections
@@ -11,11 +11,8 @@ import os
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Callable
 from typing import Any
 
-import flax.serialization
-import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -48,45 +45,20 @@ def read_tensors(file: epath.Path) -> Tensors:
       UserError: if the file is of another kind or damaged.
     """
     if file.name.endswith(INDEX):
-        shards = [read_tensors(file.parent / shard) for shard in shards_of(file)]
-        return {name: value for shard in shards for name, value in shard.items()}
-    readers: dict[str, Callable[[epath.Path], Tensors]]
-    readers = {
-        ".safetensors": lambda file: safetensors.numpy.load_file(os.fspath(file)),
-        ".msgpack": _read_msgpack,
-    }
-    readers |= dict.fromkeys((".bin", ".pt", ".pth"), lambda file: read_torch_file(file)[0])
-    if file.suffix not in readers:
-        raise UserError(
-            f"{file} is not a weight file: its name should end in {', '.join(readers)}."
-        )
-    with reading(file, f"a {file.suffix} file of weights"):
-        return readers[file.suffix](file)
-
-
-def shards_of(index: epath.Path) -> list[str]:
-    """Return the names of the files that an index names."""
-    with reading(index, "the index of a model's weight files"):
-        shards = sorted(set(read_json(index)["weight_map"].values()))
-        if not shards or any(pathlib.PurePath(shard).name != shard for shard in shards):
-            raise ValueError(f"it names the files {shards}")
-    return shards
-
-
-def _read_msgpack(file: epath.Path) -> Tensors:
-    """Return the tensors of a Flax checkpoint of transformers as its PyTorch files have them.
-
-    There a kernel is transposed, and scale and embedding are called weight.
-    """
-    tree = flax.serialization.msgpack_restore(file.read_bytes())
-    tensors: Tensors = {}
-    for name, value in flax.traverse_util.flatten_dict(tree, sep=".").items():
-        value = np.asarray(value)
-        stem, _, kind = name.rpartition(".")
-        if kind == "kernel":
-            value = value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
-        tensors[f"{stem}.weight" if kind in ("kernel", "scale", "embedding") else name] = value
-    return tensors
+        with reading(file, "the index of a model's weight files"):
+            shards = sorted(set(read_json(file)["weight_map"].values()))
+            if not shards or any(pathlib.PurePath(shard).name != shard for shard in shards):
+                raise ValueError(f"it names the files {shards}")
+        parts = [read_tensors(file.parent / shard) for shard in shards]
+        return {name: value for part in parts for name, value in part.items()}
+    if file.suffix == ".safetensors":
+        with reading(file, "a .safetensors file of weights"):
+            return safetensors.numpy.load_file(os.fspath(file))
+    if file.suffix in (".bin", ".pt", ".pth"):
+        return read_torch_file(file)[0]
+    raise UserError(
+        f"{file} is not a weight file: its name should end in .safetensors, .bin, .pt or .pth."
+    )
 
 
 def read_torch_file(file: epath.Path | pathlib.Path) -> tuple[Tensors, int | None]:

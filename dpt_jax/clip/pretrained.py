@@ -1,43 +1,73 @@
-"""CLIP weights from any supported source: located, read, renamed and checked."""
+"""CLIP weights from any supported source: located, read and checked; and written.
 
+A source is a bundled model, a path, a folder in a bucket, or a repository on the Hugging Face hub.
+"""
+
+import contextlib
+import fnmatch
 import hashlib
 import json
+import pathlib
 import re
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
 
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from dpt_jax.clip import orbax
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig
 from dpt_jax.clip.config_files import (
     CONFIG_FILE,
     OPEN_CLIP_CONFIG,
+    PROCESSOR_FILES,
     Description,
     open_clip_files,
     read_open_clip,
     read_transformers,
     transformers_files,
 )
-from dpt_jax.clip.files import Tensors, read_tensors, write_safetensors
-from dpt_jax.clip.layouts import OPENAI, TRANSFORMERS, params_of, tensors_of
-from dpt_jax.clip.locate import (
-    BUNDLED,
-    OPEN_CLIP_FILES,
-    ORBAX_FOLDER,
-    TRANSFORMERS_FILES,
-    find_weights,
-    locate,
-)
-from dpt_jax.clip.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from dpt_jax.clip.files import INDEX, Tensors, read_tensors, write_safetensors
+from dpt_jax.clip.layouts import OPENAI, params_of, tensors_of
+from dpt_jax.clip.model import param_shapes
+from dpt_jax.clip.tokenizer import TOKENIZER_FILE, VOCABULARY_FILES, Tokenizer, load_tokenizer
 from dpt_jax.errors import UserError
-from dpt_jax.io import make_folder, write_whole
+from dpt_jax.io import (
+    as_path,
+    is_remote,
+    listed_once,
+    local_copy,
+    make_folder,
+    reading,
+    short,
+    without_wildcards,
+    write_whole,
+)
+from dpt_jax.logging import say
 
-__all__ = ["BUNDLED", "Pretrained", "load_clip", "save_clip"]
-
+BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
+ORBAX_FOLDER = "params"
+TRANSFORMERS_FILES = (
+    "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+)
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+SMALL_FILES = (CONFIG_FILE, OPEN_CLIP_CONFIG, *PROCESSOR_FILES, *VOCABULARY_FILES)
+# OpenAI's names of its models, and their ids on the hub.
+OPENAI_IDS = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
+}
+HUB_SECONDS = 20  # until the hub answers
+# Endings of files, which no id on the hub has.
+_FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".json", ".ckpt")
 EVERY = 97  # The digest of the weights takes every 97th value of a tensor.
 # Layer norms compute in float32, and exp() of a rounded logarithm is off by percents.
 FLOAT32 = re.compile(r"(.*/ln_\w+/\w+|logit_scale)$")
@@ -75,30 +105,113 @@ def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
     path = locate(weights)
     if (path / ORBAX_FOLDER).exists():
         file, described = path / ORBAX_FOLDER, read_transformers(path / CONFIG_FILE)
-        params = orbax.read_params(file, described.config)
+        params = _read_orbax(file, described.config)
     else:
-        file = find_weights(path) if path.is_dir() else path
-        described, params = _read_file(file)
+        file = _find_weights(path) if path.is_dir() else path
+        known = _describe(file)
+        tensors = read_tensors(file)
+        described = known or Description(recognise(tensors, file), None)
+        params = params_of(tensors, described.config, file)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     for name, value in flat.items():
         if not np.isfinite(np.asarray(value, np.float32)).all():
             raise UserError(f"{file}: {name} has values that are not finite: get the file again.")
-    cast = {
+    typed = {
         name: np.asarray(x, np.float32 if FLOAT32.match(name) else dtype)
         for name, x in flat.items()
     }
     tokenizer = load_tokenizer(file.parent, described.config.vocab_size, described.end)
-    params = flax.traverse_util.unflatten_dict(cast, sep="/")
+    params = flax.traverse_util.unflatten_dict(typed, sep="/")
     return Pretrained(described.config, params, tokenizer, _digest(flat))
 
 
-def _read_file(file: epath.Path) -> tuple[Description, Params]:
-    """Return the description and the parameters of a weight file."""
-    described = _describe(file)
-    tensors = read_tensors(file)
-    if described is None:
-        described = Description(recognise(tensors, file), None)
-    return described, params_of(tensors, described.config, file)
+def locate(weights: str) -> epath.Path:
+    """Return the local path of a `clip.weights` value; remote files are copied to a cache.
+
+    Raises:
+      UserError: if nothing is found.
+    """
+    if re.fullmatch(r"[\w-]+", weights) and (BUNDLED / weights / CONFIG_FILE).exists():
+        return cast(epath.Path, BUNDLED / weights)
+    path = as_path(weights)
+    if is_remote(path):
+        with listed_once(path):
+            return _from_bucket(path)
+    if path.exists():
+        return path
+    repo_id = OPENAI_IDS.get(weights, weights)
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) and not repo_id.startswith(".")
+    if not is_id or repo_id.endswith(_FILE_ENDINGS):
+        raise UserError(
+            f"clip.weights: {weights} is neither a file or folder, nor an id on the Hugging Face "
+            f"hub such as {OPENAI_IDS['ViT-B/16']}."
+        )
+    return cast(epath.Path, _from_hub(repo_id))
+
+
+def _from_hub(repo_id: str) -> pathlib.Path:
+    """Return the local snapshot of a hub repository: its weights and small files."""
+    import huggingface_hub
+
+    def snapshot(**options: Any) -> pathlib.Path:
+        return pathlib.Path(huggingface_hub.snapshot_download(repo_id, **options))
+
+    try:
+        # One request without repetitions: without a network, it fails at once.
+        found = huggingface_hub.HfApi().model_info(repo_id, timeout=HUB_SECONDS)
+        there = {file.rfilename for file in found.siblings or ()}
+        names = _weight_files(OPEN_CLIP_CONFIG in there)
+        weights = next((name for name in names if name in there), names[0])
+        return snapshot(allow_patterns=_patterns(weights))
+    except Exception as reason:  # no network, no such repository, a proxy's answer: many types
+        try:
+            return snapshot(local_files_only=True)
+        except Exception:
+            raise UserError(
+                f"clip.weights: {repo_id} is neither cached nor can it be downloaded from the "
+                f"Hugging Face hub ({type(reason).__name__}: {short(reason)}): check the name and "
+                "the network; or use tiny-clip, which is bundled; or run `hf download "
+                f"{repo_id} --local-dir clip` on a machine with a network, copy that folder here, "
+                "and name it as the weights."
+            ) from reason
+
+
+def _from_bucket(path: epath.Path) -> epath.Path:
+    """Return the local copy of a model folder or weight file in a bucket."""
+    if (path / ORBAX_FOLDER).is_dir():
+        return cast(epath.Path, local_copy(path, lambda name: True, say))
+    source = path if path.is_file() else _find_weights(path)
+    wanted = _patterns(source.name)
+    folder = local_copy(
+        source.parent, lambda name: any(fnmatch.fnmatch(name, one) for one in wanted), say
+    )
+    return cast(epath.Path, folder if source != path else folder / source.name)
+
+
+def _patterns(weights: str) -> list[str]:
+    """Return patterns of the names of the files that a model with this weight file needs."""
+    stem, _, ending = weights.removesuffix(INDEX).rpartition(".")
+    return [*SMALL_FILES, weights, f"{stem}-*-of-*.{ending}"]
+
+
+def _weight_files(open_clip: bool) -> tuple[str, ...]:
+    """Return the names of weight files in order of preference.
+
+    open_clip: whether there is a configuration of open_clip. Repositories of timm have one, and
+      only the image tower in transformers' files.
+    """
+    return (
+        OPEN_CLIP_FILES + TRANSFORMERS_FILES if open_clip else TRANSFORMERS_FILES + OPEN_CLIP_FILES
+    )
+
+
+def _find_weights(folder: epath.Path) -> epath.Path:
+    """Return the weight file, or the index of several, of a model folder."""
+    names = _weight_files((folder / OPEN_CLIP_CONFIG).exists())
+    found = next((folder / name for name in names if (folder / name).exists()), None)
+    if found is None:
+        raise UserError(f"{folder} has no CLIP weights; it needs {', '.join(names)}.")
+    return found
 
 
 def _describe(file: epath.Path) -> Description | None:
@@ -107,7 +220,7 @@ def _describe(file: epath.Path) -> Description | None:
     If there are two, the file's name decides which layout it has.
     """
     readers = [(OPEN_CLIP_CONFIG, read_open_clip), (CONFIG_FILE, read_transformers)]
-    if file.name in TRANSFORMERS_FILES and file.name not in OPEN_CLIP_FILES:
+    if file.name in TRANSFORMERS_FILES:
         readers.reverse()
     for name, read in readers:
         if (file.parent / name).exists():
@@ -155,20 +268,51 @@ def save_clip(clip: Pretrained, folder: epath.Path, layout: str = "transformers"
     """
     if folder.exists():
         raise UserError(f"{folder} already exists: choose a new folder, or delete it first.")
-    if layout == "open_clip":
-        name, table = OPEN_CLIP_FILES[0], OPENAI
-        files = open_clip_files(clip.config)
-    else:
-        name, table = TRANSFORMERS_FILES[0], TRANSFORMERS
-        files = transformers_files(clip.config, clip.tokenizer)
     make_folder(folder, "convert clip")
-    if layout == "orbax":
-        orbax.write_params(folder / ORBAX_FOLDER, clip.params)
+    if layout == "open_clip":
+        tensors = tensors_of(clip.params, clip.config, OPENAI)
+        write_safetensors(folder / OPEN_CLIP_FILES[0], tensors)
+        described = open_clip_files(clip.config)
     else:
-        write_safetensors(folder / name, tensors_of(clip.params, clip.config, table))
+        if layout == "orbax":
+            with _orbax(folder / ORBAX_FOLDER) as (checkpointer, path):
+                checkpointer.save(path, clip.params)
+        else:
+            tensors = tensors_of(clip.params, clip.config)
+            write_safetensors(folder / TRANSFORMERS_FILES[0], tensors)
+        described = transformers_files(clip.config, clip.tokenizer)
     write_whole(folder / TOKENIZER_FILE, clip.tokenizer.file)
-    for file, content in files.items():
+    for file, content in described.items():
         write_whole(folder / file, json.dumps(content, indent=2))
+
+
+@contextlib.contextmanager
+def _orbax(checkpoint: epath.Path) -> Iterator[tuple[Any, epath.Path]]:
+    """Provide Orbax's checkpointer, and the path of a checkpoint as it takes it."""
+    import orbax.checkpoint as ocp
+
+    checkpoint = checkpoint if is_remote(checkpoint) else checkpoint.absolute()
+    with without_wildcards(checkpoint.parent) as folder, ocp.StandardCheckpointer() as checkpointer:
+        yield checkpointer, folder / checkpoint.name
+
+
+def _read_orbax(checkpoint: epath.Path, config: CLIPConfig) -> Params:
+    """Return the parameters in an Orbax checkpoint.
+
+    Raises:
+      UserError: if one is missing or unknown, or does not have the shape that `config` gives.
+    """
+    shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), param_shapes(config))
+    with (
+        reading(checkpoint, "a whole Orbax checkpoint of a CLIP"),
+        _orbax(checkpoint) as (checkpointer, path),
+    ):
+        params = jax.tree.map(np.asarray, checkpointer.restore(path, shapes))
+        for name, value in flax.traverse_util.flatten_dict(params, sep="/").items():
+            wanted = flax.traverse_util.flatten_dict(shapes, sep="/")[name].shape
+            if value.shape != wanted:
+                raise ValueError(f"{name} has shape {value.shape}, but config.json says {wanted}")
+    return params
 
 
 def _digest(params: dict[str, Any]) -> str:

@@ -5,22 +5,19 @@ import re
 import shutil
 import time
 
-import flax.serialization
-import flax.traverse_util
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
-from dpt_jax.clip.locate import locate
-from dpt_jax.clip.pretrained import BUNDLED, load_clip
+from dpt_jax.clip.pretrained import BUNDLED, load_clip, locate
 from dpt_jax.errors import UserError
 from tests.helpers.vocabularies import tokenizer_json
-from tests.helpers.weight_files import as_flax, torch_bytes, torch_state, write_shards
+from tests.helpers.weight_files import torch_bytes, torch_state, write_shards
 
 TINY = BUNDLED / "tiny-clip"
-WEIGHTS = ("model.safetensors", "flax_model.msgpack", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def test_shards_that_are_not_what_the_index_says(copy, source):
@@ -112,7 +109,6 @@ def test_truncated_file_is_named(copy, source, name, kept):
     tensors = load_file(source / "model.safetensors")
     whole = {
         "model.safetensors": lambda: (source / name).read_bytes(),
-        "flax_model.msgpack": lambda: flax.serialization.msgpack_serialize(as_flax(tensors)),
         "pytorch_model.bin": lambda: torch_bytes(torch_state(tensors)),
     }[name]()
     (copy / name).write_bytes(whole[:kept])

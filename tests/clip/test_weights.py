@@ -2,7 +2,6 @@
 
 import shutil
 
-import flax.serialization
 import flax.traverse_util
 import jax
 import numpy as np
@@ -16,18 +15,12 @@ from dpt_jax.clip.layouts import tensors_of
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.pretrained import BUNDLED, load_clip
 from dpt_jax.errors import UserError
-from tests.helpers.weight_files import as_flax, assert_same, torch_state, write_shards
+from tests.helpers.weight_files import assert_same, torch_state, write_shards
 
 
 def test_parameters_are_the_tree_that_the_model_expects(expected):
     shapes = jax.tree.map(lambda x: x.shape, expected.params)
     assert shapes == jax.tree.map(lambda x: x.shape, param_shapes(expected.config))
-
-
-def test_flax_file(copy, source, expected):
-    tree = as_flax(load_file(source / "model.safetensors"))
-    (copy / "flax_model.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
-    assert_same(load_clip(str(copy)), expected)
 
 
 def test_pytorch_file_with_old_index_buffers(copy, source, expected):

@@ -3,8 +3,6 @@
 import io
 import json
 
-import flax.serialization
-import flax.traverse_util
 import jax
 import numpy as np
 import torch
@@ -23,22 +21,6 @@ def assert_same(clip, expected):
 
 def torch_state(tensors):
     return {name: torch.tensor(value) for name, value in tensors.items()}
-
-
-def as_flax(tensors):
-    """transformers' Flax spelling: kernels transposed, embeddings and scales by their own names."""
-    tree = {}
-    for name, value in tensors.items():
-        stem, _, kind = name.rpartition(".")
-        if kind != "weight":
-            tree[name] = value
-        elif "embedding" in stem and value.ndim == 2:
-            tree[f"{stem}.embedding"] = value
-        elif "norm" in stem or "layrnorm" in stem:
-            tree[f"{stem}.scale"] = value
-        else:
-            tree[f"{stem}.kernel"] = value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
-    return flax.traverse_util.unflatten_dict(tree, sep=".")
 
 
 def write_shards(folder, tensors, ending="safetensors"):
