@@ -30,5 +30,4 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.predictor.predictor import load
     from dpt_jax.report.tables import markdown
 
-    header, *rows = nearest_words(load(workdir, clip=flags.clip, batch_size=1), flags.top)
-    print(markdown(header, rows))
+    print(markdown(nearest_words(load(workdir, clip=flags.clip, batch_size=1), flags.top)))

@@ -43,7 +43,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.evaluation.results import RESULTS_FILE
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
-    from dpt_jax.report.one_run import report_run
+    from dpt_jax.report.one_run import report_run, write_page
     from dpt_jax.report.runs import report_folder
 
     folder = as_path(folders[0])
@@ -52,8 +52,6 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         if getattr(flags, flag) and (flags.html or whole_run):
             raise UserError(f"--{flag} is for the report over a folder of runs, not of one run.")
     if flags.html:
-        from dpt_jax.report.page import write_page
-
         say(f"written: {write_page(folder)}")
         return
     if whole_run:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from dpt_jax import distributed
 from dpt_jax.data.memory import Images
@@ -80,14 +81,14 @@ def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight
     return sights
 
 
-def nearest_words(predictor: Predictor, top: int) -> list[list[str]]:
-    """Return a table of the `top` nearest words of each context vector of the first layer.
+def nearest_words(predictor: Predictor, top: int) -> pd.DataFrame:
+    """Return the `top` nearest words of each context vector of the first layer.
 
     Distances are Euclidean, of the embeddings. The last column is the first of these, divided by
     the mean distance of two words.
 
     Returns:
-      A header, and a row for each context vector. The class comes first if each has its own.
+      A row of text for each context vector. The class comes first if each has its own.
 
     Raises:
       UserError: The method learns no context, or the context depends on the image.
@@ -105,17 +106,14 @@ def nearest_words(predictor: Predictor, top: int) -> list[list[str]]:
     a, b = np.random.default_rng(0).integers(len(vocabulary), size=(2, PAIRS))
     usual = float(np.linalg.norm(vocabulary[a] - vocabulary[b], axis=-1)[a != b].mean())
     context = np.asarray(predictor.prompts["text"]["context"][0], np.float32)
-    by_class: dict[tuple[str, ...], np.ndarray] = {(): context}
-    if context.ndim == 3:
-        by_class = {(name,): own for name, own in zip(predictor.classnames, context, strict=True)}
-    top = min(top, len(vocabulary))
-    header = [f"nearest {i + 1} (distance)" for i in range(top)]
-    rows = [[*(["class"] if context.ndim == 3 else []), "context", *header, "in word distances"]]
-    for classname, vectors in by_class.items():
-        for place, vector in enumerate(vectors, 1):
-            distance = np.linalg.norm(vocabulary - vector, axis=-1)
-            nearest = np.argsort(distance, kind="stable")[:top]
-            words = [pretrained.tokenizer.decode([token]).strip() for token in nearest.tolist()]
-            cells = [f"{w} ({d:.3f})" for w, d in zip(words, distance[nearest], strict=True)]
-            rows.append([*classname, str(place), *cells, f"{distance[nearest[0]] / usual:.2f}"])
-    return rows
+    rows = []
+    for place in np.ndindex(context.shape[:-1]):  # (class, vector), or (vector,) of all classes
+        distance = np.linalg.norm(vocabulary - context[place], axis=-1)
+        row = {"class": predictor.classnames[place[0]]} if context.ndim == 3 else {}
+        row["context"] = str(place[-1] + 1)
+        for i, token in enumerate(np.argsort(distance, kind="stable")[:top].tolist(), 1):
+            word = pretrained.tokenizer.decode([token]).strip()
+            row[f"nearest {i} (distance)"] = f"{word} ({distance[token]:.3f})"
+        row["in word distances"] = f"{distance.min() / usual:.2f}"
+        rows.append(row)
+    return pd.DataFrame(rows)

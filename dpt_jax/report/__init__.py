@@ -1,5 +1,5 @@
 """Tables, figures and pages of finished runs.
 
 `frame` reads results into a DataFrame. `runs` reports on a folder of runs, `one_run` on a single
-run, and `page` writes the HTML page of a run.
+run.
 """

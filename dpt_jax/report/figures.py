@@ -5,7 +5,7 @@ Colour-blind readers can tell the methods' colours apart, and markers tell them 
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,16 +29,6 @@ STYLE: Any = {
     "savefig.dpi": 110,
     "text.parse_math": False,  # names may have dollar signs
 }
-
-
-class Cloud(NamedTuple):
-    """Features on two axes: of images (N, 2), of texts (C, 2), and each axis's share (2,) of the
-    images' variance.
-    """
-
-    images: np.ndarray
-    texts: np.ndarray
-    variance: np.ndarray
 
 
 def pyplot() -> Any:
@@ -222,11 +212,15 @@ def draw_reliability(calibrations: Mapping[str, Mapping[str, Any]]) -> bytes:
     return png(figure)
 
 
-def draw_clouds(clouds: Mapping[str, Cloud], label: np.ndarray, classnames: Sequence[str]) -> bytes:
-    """Draw the features of images (points) and of class texts (stars), one panel a cloud.
+def draw_features(
+    clouds: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    label: np.ndarray,
+    classnames: Sequence[str],
+) -> bytes:
+    """Draw image features (points) and text features (stars) on the images' principal axes.
 
     Args:
-        clouds: By title.
+        clouds: By title of the panel, features of N images (N, E) and of C texts (C, E).
         label: True class indices (N,) of the images.
         classnames: Only the classes with most images have colours; the others are grey.
     """
@@ -237,16 +231,16 @@ def draw_clouds(clouds: Mapping[str, Cloud], label: np.ndarray, classnames: Sequ
     edge = {"edgecolors": "#000000", "linewidths": 1}
     size = (5.2 * len(clouds) + 1.6, 4.6)
     figure, grid = pyplot().subplots(1, len(clouds), figsize=size, squeeze=False)
-    for axes, (title, cloud) in zip(grid.flat, clouds.items(), strict=True):
+    for axes, (title, features) in zip(grid.flat, clouds.items(), strict=True):
+        images, texts, variance = principal_axes(*features)
         others = "images of other classes" if rest.any() else ""
-        axes.scatter(*cloud.images[rest].T, s=8, color="#CCCCCC", label=others)
+        axes.scatter(*images[rest].T, s=8, color="#CCCCCC", label=others)
         for c, colour, marker in styles:
             name = printable(classnames[c], LONGEST_NAME)
-            own = cloud.images[label == c]
-            axes.scatter(*own.T, s=18, color=colour, marker=marker, label=name)
+            axes.scatter(*images[label == c].T, s=18, color=colour, marker=marker, label=name)
         for c, colour, _ in styles:
-            axes.scatter(*cloud.texts[c], s=220, color=colour, marker="*", **edge)
-        first, second = (f"{100 * share:.0f} %" for share in cloud.variance)
+            axes.scatter(*texts[c], s=220, color=colour, marker="*", **edge)
+        first, second = (f"{100 * share:.0f} %" for share in variance)
         axes.set(title=title, xlabel=f"first axis ({first} of the images' variance)",
                  ylabel=f"second axis ({second})", xticks=[], yticks=[])  # fmt: skip
     last = grid.flat[-1]
@@ -255,41 +249,53 @@ def draw_clouds(clouds: Mapping[str, Cloud], label: np.ndarray, classnames: Sequ
     return png(figure)
 
 
+def principal_axes(
+    images: np.ndarray, texts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Project features (N, E) of images and (C, E) of texts on the images' principal axes.
+
+    Images and texts are centred separately, since CLIP keeps them apart.
+
+    Returns:
+        Images (N, 2), texts (C, 2), and each axis's share (2,) of the images' variance.
+    """
+    centred = images - images.mean(0)
+    _, deviations, axes = np.linalg.svd(centred, full_matrices=False)
+    # A single image, or features on a line, have fewer axes than two.
+    two, variance = np.zeros((2, images.shape[1]), images.dtype), np.zeros(2)
+    two[: len(axes[:2])] = axes[:2]
+    variance[: len(deviations[:2])] = deviations[:2] ** 2 / (float((deviations**2).sum()) or 1.0)
+    return centred @ two.T, (texts - texts.mean(0)) @ two.T, variance
+
+
 def draw_sight(sight: "Sight", title: str, method: str) -> bytes:
     """Draw the image, bars of its classes, and the attention maps, as PNG."""
     columns = max(4, len(sight.class_maps))
     rows = 2 if sight.class_maps else 1
-    figure = pyplot().figure(figsize=(2.8 * columns, 3.1 * rows + 0.4))
+    size = (2.8 * columns, 3.1 * rows + 0.4)
+    figure, grid = pyplot().subplots(rows, columns, figsize=size, squeeze=False)
     title, longest = printable(title), 30 * columns
     shown = title if len(title) <= longest else f"…{title[1 - longest :]}"
     figure.suptitle(shown, fontsize=10, x=0.01, ha="left")
-    grid = figure.add_gridspec(rows, columns)
-    axes = figure.add_subplot(grid[0, 0])
-    axes.imshow(sight.image)
-    axes.set_title("image", fontsize=9)
-    axes.set_axis_off()
-    _draw_classes(figure.add_subplot(grid[0, 1]), sight, method)
-    maps: list[tuple[str, np.ndarray | None]] = [("zero-shot CLIP", sight.plain)]
+    for axes in grid.flat:
+        axes.set_axis_off()
+    grid[0, 0].imshow(sight.image)
+    grid[0, 0].set_title("image", fontsize=9)
+    _draw_classes(grid[0, 1], sight, method)
+    maps = [("zero-shot CLIP", sight.plain)]
     if sight.prompted is not None:
         maps.append((f"with {ROWS[method].label}", sight.prompted))
-    _draw_maps(
-        figure,
-        [grid[0, 2 + i] for i in range(len(maps))],
-        sight.image,
-        maps,
-        "class token's attention",
-    )
+    _draw_maps(grid[0, 2:], sight.image, maps, "class token's attention")
     if sight.class_maps:
         names = [f"prompt of “{printable(name, 18)}”" for name in sight.classes]
-        maps = [*zip(names, sight.class_maps, strict=True)]
-        _draw_maps(
-            figure, [grid[1, i] for i in range(len(maps))], sight.image, maps, "CAVPT's attention"
-        )
+        own = [*zip(names, sight.class_maps, strict=True)]
+        _draw_maps(grid[1], sight.image, own, "CAVPT's attention")
     return png(figure)
 
 
 def _draw_classes(axes: Any, sight: "Sight", method: str) -> None:
     """Draw the probability of each class: a bar for the method, a mark for zero-shot CLIP."""
+    axes.set_axis_on()
     at = np.arange(len(sight.classes))
     percent = 100 * sight.probability
     axes.barh(at, percent, color=ROWS["vpt"].colour, height=0.55, label=ROWS[method].label)
@@ -305,8 +311,7 @@ def _draw_classes(axes: Any, sight: "Sight", method: str) -> None:
 
 
 def _draw_maps(
-    figure: Any,
-    places: Sequence[Any],
+    grid: np.ndarray,
     image: np.ndarray,
     maps: Sequence[tuple[str, np.ndarray | None]],
     label: str,
@@ -318,11 +323,8 @@ def _draw_maps(
     """
     grey = np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
     box = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-    all_axes, drawn = [], None
-    for place, (name, one) in zip(places, maps, strict=True):
-        axes = figure.add_subplot(place)
-        all_axes.append(axes)
-        axes.set_axis_off()
+    grid, drawn = grid[: len(maps)], None
+    for axes, (name, one) in zip(grid, maps, strict=True):
         axes.imshow(grey, alpha=1.0 if one is not None else 0.3)
         axes.set_title(name, fontsize=8.5)
         if one is None:
@@ -336,6 +338,6 @@ def _draw_maps(
             100 * one / most, cmap="inferno", vmin=0, vmax=100, alpha=0.72, extent=box
         )
     if drawn is not None:
-        bar = figure.colorbar(drawn, ax=all_axes, shrink=0.75, aspect=15, pad=0.02)
+        bar = grid[0].figure.colorbar(drawn, ax=grid, shrink=0.75, aspect=15, pad=0.02)
         bar.set_label(f"{label} to a patch\n(% of the largest)", fontsize=8)
         bar.ax.tick_params(labelsize=7)

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,14 +25,9 @@ EXPLAINED = (
     "the seeds."
 )
 PLACE = ["method", "dataset", "shots", "classes"]  # what identifies a published accuracy
-
-
-class Ours(NamedTuple):
-    """A mean over seeds and datasets, its standard error (NaN with one seed), and the seeds."""
-
-    mean: float
-    error: float
-    seeds: str
+# A mean over seeds and datasets, its standard error, and the number of seeds. The mean is NaN if a
+# dataset has not run, and the error with one seed.
+Ours = tuple[float, float, str]
 
 
 def read_published(file: epath.Path, datasets: Collection[str]) -> pd.DataFrame:
@@ -50,8 +45,12 @@ def read_published(file: epath.Path, datasets: Collection[str]) -> pd.DataFrame:
     """
     with reading(file, "a CSV file of published accuracies"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    datasets = {*CATALOGUE, *EMBEDDED, AVERAGE, *datasets}
     header: list[str] = []
+    allowed: dict[str, Collection[str]] = {
+        "method": ROWS,
+        "dataset": {*CATALOGUE, *EMBEDDED, AVERAGE, *datasets},
+        "classes": CLASSES[:3],
+    }
     rows: dict[tuple[str, str, int, str], tuple[float, str]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip(" ,;\t") or line.startswith("#"):
@@ -59,37 +58,31 @@ def read_published(file: epath.Path, datasets: Collection[str]) -> pd.DataFrame:
         try:
             fields = [field.strip() for field in next(csv.reader([line]))]
             if not header:
-                header = _checked_header(fields)
+                header = fields
+                if not {*NEEDED} <= {*header} <= {*NEEDED, *OPTIONAL}:
+                    raise ValueError(f"the header is not {','.join(NEEDED)}[,{','.join(OPTIONAL)}]")
                 continue
-            row = dict(zip(header, fields, strict=True))
-            method, dataset, classes = row["method"], row["dataset"], row.get("classes") or "all"
+            row = {"classes": "all", "source": "", **dict(zip(header, fields, strict=True))}
+            row["classes"] = row["classes"] or "all"
+            for key, values in allowed.items():
+                if row[key] not in values:
+                    raise ValueError(f"{row[key]!r} is not one of {', '.join(values)}")
             shots, accuracy = int(row["shots"] or 0), float(row["accuracy"])
-            for value, allowed in ((method, ROWS), (dataset, datasets), (classes, CLASSES[:3])):
-                if value not in allowed:
-                    raise ValueError(f"{value!r} is not one of {', '.join(allowed)}")
-            if shots < -1 or (shots == 0) != (method == ZERO_SHOT):
+            if shots < -1 or (shots == 0) != (row["method"] == ZERO_SHOT):
                 raise ValueError("shots are images per class, -1 for all, and empty for zero-shot")
             if not 0 <= accuracy <= 100:
                 raise ValueError(f"accuracy {accuracy} is not between 0 and 100")
-            if (place := (method, dataset, shots, classes)) in rows:
+            place = (row["method"], row["dataset"], shots, row["classes"])
+            if place in rows:
                 raise ValueError("an earlier line has the same method, dataset, shots and classes")
         except ValueError as reason:
             raise UserError(f"{file}, line {number}: {reason}.") from reason
-        rows[place] = accuracy, row.get("source", "")
+        rows[place] = accuracy, row["source"]
     if max((accuracy for accuracy, _ in rows.values()), default=0) <= 1:
         raise UserError(f"{file} has no accuracy above 1: give accuracies in percent.")
     return pd.DataFrame(
         [(*place, *found) for place, found in rows.items()], columns=[*PLACE, "accuracy", "source"]
     )
-
-
-def _checked_header(fields: list[str]) -> list[str]:
-    names = {*fields}
-    if not {*NEEDED} <= names <= {*NEEDED, *OPTIONAL} or len(names) < len(fields):
-        raise ValueError(
-            f"the header must be {','.join(NEEDED)}, and may have {' and '.join(OPTIONAL)}"
-        )
-    return fields
 
 
 def harmonic_mean(base: float, new: float) -> float:
@@ -120,7 +113,7 @@ def compare(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[Table], s
         ["halves", "dataset", "method", "shots", "classes"],
         key=lambda column: column.map(ranks.get(column.name, int)),
     )
-    frame["ours"] = [_ours(runs, one) for one in frame.itertuples()]
+    frame[["ours", "error", "seeds"]] = [_ours(runs, one) for one in frame.itertuples()]
     found = frame.dropna(subset="ours")
     tables, left_out = [], ""
     for (in_halves, dataset), own in found.groupby(["halves", "dataset"], sort=False):
@@ -131,10 +124,10 @@ def compare(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[Table], s
         explained = EXPLAINED
         if any(sources):
             explained += f" Published: {'; '.join(filter(None, sources))}."
-        table = pd.DataFrame([_row(one) for one in own.itertuples()])
-        if not in_halves:
-            table = table.drop(columns="classes")
-        tables.append(Table(title, explained, [*table.columns], table.values.tolist()))
+        cells = _cells(own)
+        tables.append(
+            Table(title, explained, cells if in_halves else cells.drop(columns="classes"))
+        )
     missing = len(published) - (found.classes != HARMONIC).sum()
     if missing:
         left_out = f"{missing} of {len(published)} published numbers have no run here"
@@ -144,12 +137,37 @@ def compare(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[Table], s
     return tables, left_out
 
 
-def _ours(runs: pd.DataFrame, one: Any) -> Ours | None:
-    """Return our counterpart of a published number, None if a dataset has not run."""
+def _cells(own: pd.DataFrame) -> pd.DataFrame:
+    """Return the text of a table of published accuracies and ours."""
+    difference, two_digits = own.ours - own.accuracy, "{:.2f}".format
+    errors = (difference / own.error).where(own.error > 0)
+    return pd.DataFrame(
+        {
+            "method": [ROWS[method].label for method in own.method],
+            "shots": own.shots.map(lambda shots: shots_in_words(shots) if shots else ""),
+            "classes": own.classes,
+            "ours": own.ours.map(two_digits),
+            "published": own.accuracy.map(two_digits),
+            "difference": difference.map("{:+.2f}".format),
+            "standard errors": errors.map("{:+.1f}".format, na_action="ignore").fillna(""),
+            "seeds": own.seeds.mask(own.method == ZERO_SHOT, ""),
+        }
+    )
+
+
+def _ours(runs: pd.DataFrame, one: Any) -> Ours:
+    """Return our counterpart of a published number.
+
+    A harmonic mean is that of the mean accuracies over the seeds that have both. Its standard error
+    is that of base·dH/dbase + new·dH/dnew, with both of the same run.
+    """
     if one.classes != HARMONIC:
         return _mean(_by_seed(runs, one, one.classes))
     base, new = _by_seed(runs, one, "base"), _by_seed(runs, one, "new")
-    return _our_harmonic_mean(base, new)
+    base, new = base.where(new.notna()), new.where(base.notna())
+    (b, _, seeds), (n, _, _) = _mean(base), _mean(new)
+    moved = 2 * (n / (b + n)) ** 2 * base + 2 * (b / (b + n)) ** 2 * new
+    return harmonic_mean(b, n), _mean(moved)[1], seeds
 
 
 def _by_seed(runs: pd.DataFrame, one: Any, classes: str) -> pd.DataFrame:
@@ -162,40 +180,11 @@ def _by_seed(runs: pd.DataFrame, one: Any, classes: str) -> pd.DataFrame:
     return own.pivot(index="seed", columns="dataset", values="accuracy").reindex(columns=datasets)
 
 
-def _mean(by_seed: pd.DataFrame) -> Ours | None:
-    """Average over seeds, then over datasets; None if a dataset has not run."""
+def _mean(by_seed: pd.DataFrame) -> Ours:
+    """Average over seeds, then over datasets."""
     counts = by_seed.count()
     if not counts.all():
-        return None
+        return np.nan, np.nan, ""
     variance = (by_seed.var(ddof=1) / counts).sum(skipna=False)
     seeds = " to ".join(dict.fromkeys([str(counts.min()), str(counts.max())]))
-    return Ours(by_seed.mean().mean(), np.sqrt(variance) / len(counts), seeds)
-
-
-def _our_harmonic_mean(base: pd.DataFrame, new: pd.DataFrame) -> Ours | None:
-    """Return the harmonic mean of the mean accuracies over the seeds that have both.
-
-    Its standard error is that of base·dH/dbase + new·dH/dnew, with both of the same run.
-    """
-    base, new = base.where(new.notna()), new.where(base.notna())
-    if (b := _mean(base)) is None or (n := _mean(new)) is None:
-        return None
-    total = b.mean + n.mean
-    by_base, by_new = 2 * (n.mean / total) ** 2, 2 * (b.mean / total) ** 2
-    moved = _mean(by_base * base + by_new * new)
-    return Ours(harmonic_mean(b.mean, n.mean), moved.error if moved else np.nan, b.seeds)
-
-
-def _row(one: Any) -> dict[str, str]:
-    ours: Ours = one.ours
-    difference = ours.mean - one.accuracy
-    return {
-        "method": ROWS[one.method].label,
-        "shots": shots_in_words(one.shots) if one.shots else "",
-        "classes": one.classes,
-        "ours": f"{ours.mean:.2f}",
-        "published": f"{one.accuracy:.2f}",
-        "difference": f"{difference:+.2f}",
-        "standard errors": f"{difference / ours.error:+.1f}" if ours.error > 0 else "",
-        "seeds": "" if one.method == ZERO_SHOT else ours.seeds,
-    }
+    return by_seed.mean().mean(), np.sqrt(variance) / len(counts), seeds

@@ -15,12 +15,13 @@ from dpt_jax.report.figures import draw_curves, draw_halves
 from dpt_jax.report.frame import CELL, results, shots_rank
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
 from dpt_jax.report.published import HARMONIC, compare, harmonic_mean, read_published
-from dpt_jax.report.tables import Table, inert
+from dpt_jax.report.tables import Table, csv_of
 
 REFERENCES = (ZERO_SHOT, "vpt")  # the methods that gains are measured against
 AVERAGE = "average of targets"
 RUNS_FILE, CLASSES_FILE = "runs.csv", "classes.csv"
 LATEX_FILE, HALVES_FILE = "report.tex", "base_to_new.png"
+DIGITS = "%.5f"  # of accuracies and the like in CSV files, which are from 0 to 1
 RUN_COLUMNS = [
     *("method", "dataset", "classes", "trained_on", "trained_classes", "shots", "seed"),
     *("accuracy", "balanced_accuracy", "macro_f1", "zero_shot_accuracy", "ece", "n", "unreadable"),
@@ -42,28 +43,29 @@ def report_folder(
         The Markdown text and the names of the files.
     """
     frame = results(folder)
-    runs = counted(frame)
-    published = read_published(beside, set(runs.dataset)) if beside else None
+    # A seed counts once, however often it was evaluated.
+    counted = frame[frame.excluded == ""].drop_duplicates([*CELL, "seed"], keep="last")
+    runs = counted.assign(accuracy=100 * counted.accuracy)  # tables are in percent
+    panels, halves = curves(runs), base_and_new(runs)
     tables = [
         *few_shot_tables(runs),
         *gain_tables(runs),
-        *base_to_new_tables(runs),
+        *base_to_new_tables(halves),
         *transfer_tables(runs),
     ]
     notes = [] if tables else [f"No run here has a counterpart in a table; see {RUNS_FILE}."]
-    if published is not None:
-        compared, missing = compare(runs, published)
+    if beside:
+        compared, missing = compare(runs, read_published(beside, set(runs.dataset)))
         tables += compared
         notes += [missing] if missing else []
     if excluded := [reason for reason in frame.excluded.unique() if reason]:
         notes.append("\n".join(["To know:\n", *(f"- {reason}" for reason in excluded)]))
     text = "\n\n".join([*(table.markdown() for table in tables), *notes]) + "\n"
-    panels, halves = curves(runs), base_and_new(runs)
     contents: dict[str, str | bytes] = {
         TABLE_FILE: text,
-        CSV_FILE: as_csv(cells_of(runs)),
-        RUNS_FILE: as_csv(frame[RUN_COLUMNS]),
-        CLASSES_FILE: as_csv(by_class(runs)),
+        CSV_FILE: csv_of(by_cell(counted), DIGITS),
+        RUNS_FILE: csv_of(frame[RUN_COLUMNS], DIGITS),
+        CLASSES_FILE: csv_of(by_class(counted), DIGITS),
     }
     if latex:
         contents[LATEX_FILE] = "\n".join(table.latex() for table in tables)
@@ -76,15 +78,10 @@ def report_folder(
     return text, [*contents]
 
 
-def as_csv(frame: pd.DataFrame) -> bytes:
-    """Return a CSV file; accuracies and the like are from 0 to 1."""
-    text = frame.map(inert).to_csv(index=False, float_format="%.5f")
-    return text.encode(errors="backslashreplace")
-
-
-def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return a line for each cell of a table: the mean and the deviation over its seeds."""
-    cells = runs.groupby(CELL, sort=False).agg(
+def by_cell(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each cell of a table: the mean and the deviation over its seeds."""
+    cells = runs.groupby(CELL, sort=False, as_index=False)
+    return cells.agg(
         images=("n", "first"),
         seeds=("seed", "count"),
         accuracy_mean=("accuracy", "mean"),
@@ -92,12 +89,10 @@ def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
         macro_f1_mean=("macro_f1", "mean"),
         macro_f1_std=("macro_f1", population_std),
     )
-    cells.iloc[:, 2:] /= 100
-    return cells.reset_index()
 
 
 def by_class(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each class of each run that counts."""
+    """Return a row for each class of each run."""
     rows = [
         {**run, "class": name, "images": one["n"], "accuracy": one["accuracy"], "f1": one["f1"]}
         for run in runs[[*CELL, "seed", "path"]].to_dict("records")
@@ -105,15 +100,6 @@ def by_class(runs: pd.DataFrame) -> pd.DataFrame:
     ]
     columns = [*CELL, "seed", "class", "images", "accuracy", "f1"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def counted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs that count, accuracy and macro F1 in percent.
-
-    A seed counts once, however often it was evaluated.
-    """
-    runs = frame[frame.excluded == ""].drop_duplicates([*CELL, "seed"], keep="last")
-    return runs.assign(accuracy=100 * runs.accuracy, macro_f1=100 * runs.macro_f1)
 
 
 def population_std(values: pd.Series) -> float:
@@ -154,14 +140,13 @@ def few_shot_tables(runs: pd.DataFrame) -> list[Table]:
         here = cells.xs(dataset)
         images = own.n[own.dataset == dataset].iloc[0]
         words = f"Accuracy (%) on {images:,} test images{of_seeds(here)}."
-        tables.append(
-            Table(dataset, words + about(own[own.dataset == dataset]), *grid(here, columns))
-        )
+        words += about(own[own.dataset == dataset])
+        tables.append(Table(dataset, words, grid(here, columns)))
     average = average_over(cells, datasets)
     if len(datasets) > 1 and len(average):
         words = f"Mean of their accuracies (%), where all have run{of_seeds(average, 'over')}."
         title = f"Average over {len(datasets)} datasets"
-        tables.append(Table(title, words, *grid(average, columns)))
+        tables.append(Table(title, words, grid(average, columns)))
     return tables
 
 
@@ -201,18 +186,18 @@ def gain_tables(runs: pd.DataFrame) -> list[Table]:
             of = of_seeds(gains, "mean ± standard error of the differences of the same")
             columns = {number: shots_in_words(number) for number in shots}
             title = f"{dataset}: gain over {ROWS[reference].label}"
-            tables.append(Table(title, f"Points of accuracy{of}.", *grid(gains, columns)))
+            tables.append(Table(title, f"Points of accuracy{of}.", grid(gains, columns)))
     return tables
 
 
-def base_to_new_tables(runs: pd.DataFrame) -> list[Table]:
-    """Return a table for each dataset whose base classes were trained on, see `base_and_new`."""
+def base_to_new_tables(halves: pd.DataFrame) -> list[Table]:
+    """Return a table for each dataset of the cells of `base_and_new`."""
     tables = []
-    for dataset, cells in base_and_new(runs).groupby("dataset", sort=False):
-        cells = cells.droplevel("dataset")
+    for dataset in halves.index.unique("dataset"):
+        cells = halves.xs(dataset)
         words = f"Trained on the base half of the classes, accuracy (%){of_seeds(cells)}."
         columns = {name: name for name in ("base", "new", HARMONIC)}
-        tables.append(Table(f"{dataset}: base to new classes", words, *grid(cells, columns)))
+        tables.append(Table(f"{dataset}: base to new classes", words, grid(cells, columns)))
     return tables
 
 
@@ -259,7 +244,7 @@ def transfer_tables(runs: pd.DataFrame) -> list[Table]:
             columns[AVERAGE] = AVERAGE
         name = f"{source} ({half} classes)" if half in ("base", "new") else source
         words = f"Prompts trained on {name}, accuracy (%){of_seeds(cells)}."
-        tables.append(Table(f"From {name} to other datasets", words, *grid(cells, columns)))
+        tables.append(Table(f"From {name} to other datasets", words, grid(cells, columns)))
     return tables
 
 
@@ -324,8 +309,8 @@ def of_seeds(cells: pd.DataFrame, what: str = "mean ± standard deviation of") -
     return f", {what} {counts.pop() if len(counts) == 1 else 'n'} seeds"
 
 
-def grid(cells: pd.DataFrame, columns: Mapping[Any, str]) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a table.
+def grid(cells: pd.DataFrame, columns: Mapping[Any, str]) -> pd.DataFrame:
+    """Return the text of a table.
 
     Args:
         cells: `text` and `seeds`, by method, perhaps shots, and what the columns are.
@@ -334,12 +319,10 @@ def grid(cells: pd.DataFrame, columns: Mapping[Any, str]) -> tuple[list[str], li
     text = cells.text
     if len({*cells.seeds} - {""}) > 1:
         text = text + cells.seeds.map(lambda seeds: f" (n={seeds})" if seeds else "")
-    table = text.unstack().reindex(columns=list(columns)).fillna("")
+    table = text.unstack().reindex(columns=list(columns)).fillna("").rename(columns=columns)
     ranks = {"method": list(ROWS).index, "shots": shots_rank}
-    table = table.sort_index(key=lambda level: level.map(ranks[level.name]))
-    rows = []
-    for key, row in zip(table.index.to_frame().values, table.values, strict=True):
-        method, *shots = key
-        shown = ({0: "", -1: "all"}.get(number, str(number)) for number in shots)
-        rows.append([ROWS[method].label, *shown, *row])
-    return [*table.index.names, *columns.values()], rows
+    table = table.sort_index(key=lambda level: level.map(ranks[level.name])).reset_index()
+    table["method"] = table.method.map(lambda method: ROWS[method].label)
+    if "shots" in table:
+        table["shots"] = table.shots.map(lambda shots: {0: "", -1: "all"}.get(shots, str(shots)))
+    return table

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dpt_jax.predictor.explain import describe
-from dpt_jax.report.figures import Cloud, draw_clouds, draw_confusion
+from dpt_jax.report.figures import draw_confusion, draw_features
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
 from tests.helpers.models import all_outputs
@@ -80,8 +80,7 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == sorted(odd)
     matrix, names = np.eye(2), [r"$\frac$", "a\nb\udcff"]
     assert draw_confusion(matrix, names, r"$\frac$")
-    cloud = Cloud(np.eye(2), np.eye(2), np.ones(2))
-    assert draw_clouds({"before": cloud}, np.arange(2), names)
+    assert draw_features({"before": (np.eye(2), np.eye(2))}, np.arange(2), names)
 
 
 @pytest.mark.parametrize(
