@@ -1,5 +1,6 @@
 """Learned weights of CLIP in other layouts: an adapted CLIP, and PEFT's LoRA files."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax.clip.blocks import Params
-from dpt_jax.clip.config import CLIPConfig, TransformerConfig, read_json
+from dpt_jax.clip.config import CLIPConfig, read_json
 from dpt_jax.clip.files import Tensors, read_tensors, write_safetensors
 from dpt_jax.clip.layouts import TRANSFORMERS
 from dpt_jax.clip.pretrained import load_clip, save_clip
@@ -170,30 +171,35 @@ def _from_peft(tensors: Tensors, clip: CLIPConfig, rank: int, file: epath.Path) 
     """Return the changes by tower and matrix, with zeros for layers that have none.
 
     Raises:
-      UserError: A tensor is of another part of the model, or has another shape.
+      UserError: A tensor is of another part of the model, has another shape, or lacks the other
+        factor of its product.
     """
     left = {
         name.removeprefix(PREFIX).replace(".default.weight", ".weight"): value
         for name, value in tensors.items()
     }
     matrices = [m for m in MATRICES.values() if any(TRANSFORMERS[m] in name for name in left)]
-
-    def factor(kind: str, tower: str, sizes: TransformerConfig, matrix: str) -> np.ndarray:
-        """Return A or B of all layers."""
-        shape = (rank, sizes.width) if kind == "a" else (sizes.width, rank)
-        rows = []
-        for layer in range(sizes.layers):
-            name = f"{_module(tower, layer, matrix)}.lora_{kind.upper()}.weight"
-            rows.append(left.pop(name, np.zeros(shape)))
-            if rows[-1].shape != shape:
-                raise UserError(f"{file}: tensor {name} has shape {rows[-1].shape}, not {shape}.")
-        return np.stack(rows).astype(np.float32)
-
-    found = {
-        tower: {m: {kind: factor(kind, tower, sizes, m) for kind in "ab"} for m in matrices}
-        for tower, sizes in (("vision", clip.vision), ("text", clip.text))
-        if any(name.startswith(f"{tower}_model.") for name in left)
-    }
+    found: Params = {}
+    for tower, sizes in (("vision", clip.vision), ("text", clip.text)):
+        if not any(name.startswith(f"{tower}_model.") for name in left):
+            continue
+        shapes = {"a": (rank, sizes.width), "b": (sizes.width, rank)}
+        found[tower] = {
+            m: {x: np.zeros((sizes.layers, *shape), np.float32) for x, shape in shapes.items()}
+            for m in matrices
+        }
+        for m, layer in itertools.product(matrices, range(sizes.layers)):
+            module = _module(tower, layer, m)
+            names = {x: f"{module}.lora_{x.upper()}.weight" for x in shapes}
+            if left.keys().isdisjoint(names.values()):  # no change of this layer
+                continue
+            for x, shape in shapes.items():
+                value = left.pop(names[x], None)
+                if value is None:
+                    raise UserError(f"{file}: tensor {names[x]} is missing.")
+                if value.shape != shape:
+                    raise UserError(f"{file}: tensor {names[x]} is {value.shape}, not {shape}.")
+                found[tower][m][x][layer] = value
     if left or not found:
         raise UserError(
             f"{file}: tensor {min(left, default='of LoRA')} is not of a q, k, v or out projection "

@@ -124,3 +124,11 @@ def test_lora_files_of_peft(run, clip_dir, tmp_path):
         (folder / "adapter_config.json").write_text(json.dumps(about | change))
         done = convert("peft", folder, f"--workdir={tmp_path}/no", *flags, check=False)
         assert_refused(done, str(folder))
+
+    name = "base_model.model.vision_model.encoder.layers.1.self_attn.q_proj.lora_B.weight"
+    tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+    del tensors[name]
+    safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    done = convert("peft", folder, f"--workdir={tmp_path}/no", *flags, check=False)
+    assert_refused(done, name.removeprefix("base_model.model."))
