@@ -114,34 +114,33 @@ WHOLE_CLIP = (
 IGNORED = {TEXT: BUFFERS, JOINT: WHOLE_CLIP, COUPLED: WHOLE_CLIP}
 
 
-class Published(NamedTuple):
-    """A checkpoint of a published code: the epoch, and the state dict of each module."""
-
-    epoch: int
-    modules: dict[str, Tensors]
-
-
-def read_published(directory: pathlib.Path) -> Published:
+def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
     """Read the last epoch that all modules of a checkpoint folder have, else the best model.
+
+    Returns:
+      The epoch, and the state dict of each module.
 
     Raises:
       UserError: There is no such checkpoint, or it is of two methods.
     """
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a folder; it should hold one of {', '.join(ENTRIES)}.")
     folders = [directory / name for name in ENTRIES if (directory / name).is_dir()]
     if not folders:
         raise UserError(
-            f"{directory} holds none of {', '.join(ENTRIES)}, so it is not a checkpoint of the "
-            "published code."
+            f"{directory} is not a folder that holds one of {', '.join(ENTRIES)}, so it is not a "
+            "checkpoint of the published code."
         )
     if folders[-1].name in (JOINT, COUPLED) and len(folders) > 1:
         raise UserError(
             f"{directory} holds checkpoints of two methods ({folders[0].name} and "
             f"{folders[-1].name}): give a folder with one of them."
         )
-    epochs = set.intersection(*map(_epochs, folders))
-    name = f"model.pth.tar-{max(epochs)}" if epochs else "model-best.pth.tar"
+
+    def epochs(folder: pathlib.Path) -> set[int]:
+        names = (re.fullmatch(r"model\.pth\.tar-(\d+)", file.name) for file in folder.iterdir())
+        return {int(found[1]) for found in names if found}
+
+    last = max(set.intersection(*map(epochs, folders)), default=None)
+    name = "model-best.pth.tar" if last is None else f"model.pth.tar-{last}"
     modules, epoch = {}, None
     for folder in folders:
         if not (folder / name).exists():
@@ -149,12 +148,7 @@ def read_published(directory: pathlib.Path) -> Published:
                 f"{folder} has no {name}, and no epoch in common with the other folders."
             )
         modules[folder.name], epoch = read_torch_file(folder / name)
-    return Published(max(epochs) if epochs else epoch or 0, modules)
-
-
-def _epochs(folder: pathlib.Path) -> set[int]:
-    names = (re.fullmatch(r"model\.pth\.tar-(\d+)", file.name) for file in folder.iterdir())
-    return {int(found[1]) for found in names if found}
+    return last or epoch or 0, modules
 
 
 def method_of(modules: Mapping[str, Tensors]) -> str | None:
@@ -216,21 +210,11 @@ def prompts_from_published(
     return flax.traverse_util.unflatten_dict(as_float, sep=".")
 
 
-def published_from_prompts(prompts: Prompts, visual_length: int) -> dict[str, Tensors]:
-    """Return the state dicts of CoOp's and DPT's modules: inverse of `prompts_from_published`.
-
-    visual_length: Tokens of a layer. DPT's code loads a visual prompt in any case, also one of no
-    layers.
-    """
-    modules = {module: module_from_prompts(module, prompts) for module in (TEXT, VISUAL, CAVPT)}
-    if modules[CAVPT] and not modules[VISUAL]:
-        width = prompts["cavpt"]["global_tokens"].shape[-1]
-        modules[VISUAL] = {"ctx": np.zeros((0, visual_length, width), np.float32)}
-    return {module: tensors for module, tensors in modules.items() if tensors}
-
-
 def module_from_prompts(module: str, prompts: Prompts) -> Tensors:
-    """Return the learned tensors of a module.  Its code keeps CLIP's own if a file has none."""
+    """Return the learned tensors of a module: inverse of `prompts_from_published`.
+
+    Of CLIP, which some of the files have too, the published code then uses its own.
+    """
     tensors: Tensors = {}
     arrays = flax.traverse_util.flatten_dict(prompts, sep=".")
     for entry in ENTRIES[module]:

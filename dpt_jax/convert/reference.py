@@ -4,21 +4,23 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from dpt_jax import methods
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.files import Tensors, write_torch_file
 from dpt_jax.clip.pretrained import Pretrained, load_clip
-from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.config import flat, method_config, prompt_config, validate
 from dpt_jax.convert.published import (
+    CAVPT,
     COUPLED,
     JOINT,
+    TEXT,
+    VISUAL,
     method_of,
     module_from_prompts,
     prompts_from_published,
-    published_from_prompts,
     read_published,
 )
 from dpt_jax.data.dataset import load_dataset
@@ -63,8 +65,16 @@ def convert_reference(
     if method == "ivlp" and config.method == "promptsrc":
         method = "promptsrc"  # whose file is the same if it lacks the frozen tower
     if method:
-        _set_published(config, method, overrides)
-        _drop_other_words(config, prompts, pretrained.tokenizer)
+        # The published settings of its prompts and losses, apart from the overrides.
+        for key, value in flat(method_config(method, config.dataset.name).to_dict()).items():
+            if key.startswith(METHOD_SECTIONS) and key not in overrides:
+                config.update_from_flattened_dict({key: value})
+        # A longer context did not start from the initial words. A shorter one did only if the
+        # other words are fixed.
+        words = len(context_tokens(config.text_prompt.init, pretrained.tokenizer))
+        length = prompts["text"]["context"].shape[-2] if "text" in prompts else 0
+        if length > words or (length < words and not config.text_prompt.fixed_words):
+            config.text_prompt.init = ""
     for key, value in _keys(prompts, method, config.method, pretrained.config).items():
         asked = overrides.get(key, value)
         if key == "cavpt.first_layer" and asked < 0:
@@ -76,8 +86,15 @@ def convert_reference(
             )
         config.update_from_flattened_dict({key: value})
     validate(config)
-    _check_fits(prompts, config, pretrained.config, directory)
-    _check_classes(prompts, config, directory)
+    classes = 1
+    if "cavpt" in prompts:
+        classes = prompts["cavpt"]["classifier"]["kernel"].shape[-1]
+    elif config.text_prompt.class_specific:
+        classes = prompts["text"]["context"].shape[1]
+    parts = prompt_config(config, classes, pretrained.config.vision.layers)
+    check_shapes(prompts, shapes_of(PromptedCLIP(pretrained.config, parts)), str(directory))
+    if config.text_prompt.class_specific:
+        _check_classes(classes, config, directory)
     write_run(config, prompts, pretrained, workdir, "published PyTorch code", epoch)
 
 
@@ -159,76 +176,58 @@ def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
 def _modules_from_prompts(
     config: ConfigDict, prompts: Prompts, source: pathlib.Path
 ) -> dict[str, Tensors]:
+    """Return the state dicts of the published code that has such prompts."""
     text, visual, parts = config.text_prompt, config.visual_prompt, METHODS[config.method].parts
     has_text, has_visual = methods.TEXT in parts, methods.VISUAL in parts
     deep_text = has_text and (text.depth > 1 or (text.fixed_words and bool(text.init.strip())))
-    if not deep_text and not (has_visual and (visual.ln_pre or visual.coupled)):
-        if has_visual and visual.depth > 0:
+    if deep_text or (has_visual and (visual.ln_pre or visual.coupled)):
+        if (
+            (has_visual and not visual.ln_pre)
+            or methods.CLASS_AWARE in parts
+            or (has_text and (text.class_specific or text.class_position != "end"))
+            or text.conditioned
+        ):
             raise UserError(
-                f"{source} has visual tokens that stay in the sequence after layer {visual.depth} "
-                "and skip the layer norm of the patches: no published code has these."
+                f"{source} combines context tokens of several layers, fixed words, or visual "
+                "tokens among the patches with other parts: no published code has such prompts."
             )
-        return published_from_prompts(prompts, visual.length)
-    if (
-        (has_visual and not visual.ln_pre)
-        or methods.CLASS_AWARE in parts
-        or (has_text and (text.class_specific or text.class_position != "end"))
-        or text.conditioned
-    ):
+        module = COUPLED if visual.coupled else JOINT
+        return {module: module_from_prompts(module, prompts)}
+    if has_visual and visual.depth > 0:
         raise UserError(
-            f"{source} combines context tokens of several layers, fixed words, or visual tokens "
-            "among the patches with other parts: no published code has such prompts."
+            f"{source} has visual tokens that stay in the sequence after layer {visual.depth} "
+            "and skip the layer norm of the patches: no published code has these."
         )
-    module = COUPLED if visual.coupled else JOINT
-    return {module: module_from_prompts(module, prompts)}
-
-
-def _set_published(config: ConfigDict, method: str, overrides: Mapping[str, Any]) -> None:
-    """Set the published settings of a method's prompts and losses, apart from the overrides."""
-    published = flat(method_config(method, config.dataset.name).to_dict())
-    for key, value in published.items():
-        if key.startswith(METHOD_SECTIONS) and key not in overrides:
-            config.update_from_flattened_dict({key: value})
-
-
-def _drop_other_words(config: ConfigDict, prompts: Prompts, tokenizer: Tokenizer) -> None:
-    """Remove the initial words if the context cannot have started from them.
-
-    A longer context did not. A shorter one did only if the other words are fixed.
-    """
-    words = len(context_tokens(config.text_prompt.init, tokenizer))
-    length = prompts["text"]["context"].shape[-2] if "text" in prompts else 0
-    if length > words or (length < words and not config.text_prompt.fixed_words):
-        config.text_prompt.init = ""
-
-
-def _method_with(prompts: Prompts, wanted: str) -> str:
-    """Return the wanted method if it has the parts of these prompts, else the first that does."""
-    parts = {methods.TEXT} if "text" in prompts else set()
-    if "visual" in prompts or "coupling" in prompts:
-        parts |= {methods.VISUAL}
-    if "cavpt" in prompts:
-        parts = {methods.TEXT, methods.VISUAL, methods.CLASS_AWARE}
-    if wanted in METHODS and set(METHODS[wanted].parts) == parts:
-        return wanted
-    return next(name for name, method in METHODS.items() if set(method.parts) == parts)
+    modules = {module: module_from_prompts(module, prompts) for module in (TEXT, VISUAL, CAVPT)}
+    if modules[CAVPT] and not modules[VISUAL]:
+        # DPT's code loads a visual prompt in any case, also one of no layers.
+        width = prompts["cavpt"]["global_tokens"].shape[-1]
+        modules[VISUAL] = {"ctx": np.zeros((0, visual.length, width), np.float32)}
+    return {module: tensors for module, tensors in modules.items() if tensors}
 
 
 def _keys(prompts: Prompts, method: str | None, named: str, clip: CLIPConfig) -> dict[str, Any]:
-    """Return the settings that a checkpoint decides.
+    """Return the settings that a checkpoint decides: the method, and the sizes of its parts.
 
     Args:
       prompts: Their shapes give the sizes.
       method: See `method_of`.
-      named: The method on the command line, which decides if several methods fit.
+      named: The method on the command line, which is taken if several methods fit.
       clip: Its number of layers is used.
     """
     text: tuple[int, ...] = prompts["text"]["context"].shape if "text" in prompts else ()
     visual: tuple[int, ...] = prompts["visual"]["tokens"].shape if "visual" in prompts else ()
     if "coupling" in prompts:
         visual = (len(prompts["coupling"]["kernel"]), text[-2])
+    parts = {methods.TEXT} if text else set()
+    if visual:
+        parts |= {methods.VISUAL}
+    if "cavpt" in prompts:
+        parts = {methods.TEXT, methods.VISUAL, methods.CLASS_AWARE}
+    first = method or ("" if named in OF_OTHER_CODE else named)
+    fitting = [name for name, known in METHODS.items() if set(known.parts) == parts]
     keys: dict[str, Any] = {
-        "method": _method_with(prompts, method or ("" if named in OF_OTHER_CODE else named)),
+        "method": first if first in fitting else fitting[0],
         "text_prompt.depth": text[0] if text else 1,
         "text_prompt.class_specific": len(text) == 4,
         "text_prompt.conditioned": "meta_net" in prompts,
@@ -247,27 +246,11 @@ def _keys(prompts: Prompts, method: str | None, named: str, clip: CLIPConfig) ->
     return keys
 
 
-def _check_fits(
-    prompts: Prompts, config: ConfigDict, clip: CLIPConfig, directory: pathlib.Path
-) -> None:
-    """Raise UserError naming an array whose shape does not fit this CLIP."""
-    classes = 1
-    if "cavpt" in prompts:
-        classes = prompts["cavpt"]["classifier"]["kernel"].shape[-1]
-    elif config.text_prompt.class_specific:
-        classes = prompts["text"]["context"].shape[1]
-    model = PromptedCLIP(clip, prompt_config(config, classes, clip.vision.layers))
-    check_shapes(prompts, shapes_of(model), str(directory))
-
-
-def _check_classes(prompts: Prompts, config: ConfigDict, directory: pathlib.Path) -> None:
+def _check_classes(theirs: int, config: ConfigDict, directory: pathlib.Path) -> None:
     """Raise UserError if a class-specific context has another number of classes than the dataset.
 
     A dataset that cannot be loaded is reported, and not compared.
     """
-    if not config.text_prompt.class_specific:
-        return
-    theirs = prompts["text"]["context"].shape[1]
     try:
         own = len(load_dataset(config.dataset, config.seed).classnames)
     except UserError as reason:
