@@ -1,10 +1,12 @@
 """Datasets as lists of examples and labels, from any source."""
 
 import collections
+import contextlib
 import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
+from concurrent import futures
 
 from ml_collections import ConfigDict
 
@@ -12,6 +14,7 @@ from dpt_jax.data import descriptions, sampling
 from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
+from dpt_jax.data.loader import threads
 from dpt_jax.data.records import Dataset, Example, Files, UnreadableImageError
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
@@ -147,16 +150,18 @@ def check_readable(dataset: Dataset) -> None:
         groups.setdefault(name, []).append(example.path)
     if dataset.test:
         groups["test images"] = [example.path for example in dataset.test]
-    for name, paths in groups.items():
-        if not any(_is_readable(dataset, path) for path in paths):
-            raise UserError(
-                f"none of the {len(paths)} {name} can be read, such as {paths[0]}: repair them."
-            )
 
-
-def _is_readable(dataset: Dataset, path: str) -> bool:
-    try:
-        dataset.read(path)
-    except UnreadableImageError:
+    def one_is_readable(paths: list[str]) -> bool:
+        for path in paths:
+            with contextlib.suppress(UnreadableImageError):
+                dataset.read(path)
+                return True
         return False
-    return True
+
+    with futures.ThreadPoolExecutor(threads()) as pool:
+        found = pool.map(one_is_readable, groups.values())
+        for (name, paths), readable in zip(groups.items(), found, strict=True):
+            if not readable:
+                raise UserError(
+                    f"none of the {len(paths)} {name} can be read, such as {paths[0]}: repair them."
+                )
