@@ -24,32 +24,29 @@ def read(given: str) -> str:
         return given
     file = as_path(given)
     with reading(file, KIND):
-        texts = _parse(file.read_text(encoding="utf-8-sig"))
+        texts = parse(file.read_text(encoding="utf-8-sig"), given)
     return json.dumps(texts, sort_keys=True)
 
 
-def parse(content: str) -> dict[str, list[str]]:
+def parse(content: str, source: str = "dataset.descriptions") -> dict[str, list[str]]:
     """Return the texts of each class.
 
     Raises:
       UserError: It is not JSON of this kind, a class is in it twice, or has no text.
     """
-    with reading("dataset.descriptions", KIND):
-        return _parse(content)
 
-
-def _parse(content: str) -> dict[str, list[str]]:
     def no_class_twice(pairs: list[tuple[str, list[str]]]) -> dict[str, list[str]]:
         texts = dict(pairs)
         if len(texts) < len(pairs):
             raise ValueError("a class is in it twice")
         return texts
 
-    texts: dict[str, list[str]] = json.loads(content, object_pairs_hook=no_class_twice)
-    for name, own in texts.items():
-        strings = isinstance(own, list) and all(isinstance(x, str) and x.strip() for x in own)
-        if not own or not strings:
-            raise TypeError(f"{name!r} has no list of texts, or an empty one")
+    with reading(source, KIND):
+        texts: dict[str, list[str]] = json.loads(content, object_pairs_hook=no_class_twice)
+        for name, own in texts.items():
+            strings = isinstance(own, list) and all(isinstance(x, str) and x.strip() for x in own)
+            if not own or not strings:
+                raise TypeError(f"{name!r} has no list of texts, or an empty one")
     return texts
 
 

@@ -6,6 +6,7 @@ Names that begin with a dot are hidden, in training and in predict alike.
 import collections
 import contextlib
 import csv
+import functools
 import glob
 import io
 import itertools
@@ -34,20 +35,16 @@ SPLIT_NAMES = {*SPLITS, "training", "valid", "validation", "testing"}  # in smal
 LISTS = (".csv", ".jsonl")
 
 
-def visible(folder: epath.Path, dangling: bool = True) -> list[tuple[str, bool]]:
+def visible(folder: epath.Path) -> list[tuple[str, bool]]:
     """Return (name, is a folder) of the entries of a folder, sorted, without hidden ones.
 
     Hidden names are a system's own: a Mac's `._x.png` beside x.png is not an image. Links are
-    followed.
-
-    Args:
-        folder: local or in a bucket.
-        dangling: whether to include links to nothing, as files.
+    followed, and those to nothing are files.
     """
     with reading(folder, "a folder"):
         return sorted(
             (name, is_folder)
-            for name, is_folder in entries(folder, dangling)
+            for name, is_folder in entries(folder)
             if not name.startswith(".") and name != "__MACOSX"
         )
 
@@ -55,9 +52,7 @@ def visible(folder: epath.Path, dangling: bool = True) -> list[tuple[str, bool]]
 def walk(folder: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[epath.Path]:
     """Yield the files below a folder, at any depth: first its own by name, then its folders'.
 
-    Args:
-        folder: local or in a bucket.
-        above: real paths of the folders above. Links back to them are not followed.
+    above: real paths of the folders above, since links back to them are not followed.
     """
     above |= {os.path.realpath(folder)}
     subfolders = []
@@ -71,27 +66,20 @@ def walk(folder: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[ep
 
 
 def check_files(files: Files, paths: Iterable[str], listed_by: str) -> None:
-    """Check that files exist. Lists each folder once, which is faster than asking for each file.
+    """Raise UserError if a file is missing, which `listed_by` lists.
 
-    Args:
-        files: reader of the files.
-        paths: paths of the files, as the reader takes them.
-        listed_by: name of the list, for the message.
-
-    Raises:
-        UserError: a file is missing.
+    Lists each folder once, which is faster than asking for each file.
     """
-    there: dict[str, set[str]] = {}
-    missing = []
-    for path in paths:
-        parent, _, name = path.rpartition("/")
-        if parent not in there:
-            folder = files.file(parent)
-            with reading(folder, "a folder"):
-                found = entries(folder, dangling=False) if folder.is_dir() else ()
-                there[parent] = {entry for entry, is_folder in found if not is_folder}
-        if name not in there[parent]:
-            missing.append(files.file(path))
+
+    @functools.cache
+    def names_in(parent: str) -> set[str]:
+        folder = files.file(parent)
+        with reading(folder, "a folder"):
+            found = entries(folder, dangling=False) if folder.is_dir() else ()
+            return {name for name, is_folder in found if not is_folder}
+
+    split = ((path, *path.rpartition("/")) for path in paths)
+    missing = [files.file(path) for path, parent, _, name in split if name not in names_in(parent)]
     if missing:
         more = f", nor are {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
@@ -165,18 +153,17 @@ def read_folder(
     is_list = source.suffix.lower() in LISTS and source.is_file()
     if source.is_file():
         root = source.parent if is_list else _unpacked(source)
-    left_out: list[str] = []
     if split or is_list:
         images = read_list(as_path(split) if split else source)
         by = f"dataset.split={split} (--config.dataset.split= drops it)" if split else str(source)
         if not skip_missing:
             check_files(Files(root), [image.path for image in images], by)
     else:
-        images = _in_folders(root, left_out)
+        images = _in_folders(root)
     drawn = not any(image.split for image in images)
     if drawn:
         images = draw_split(images, root, test_fraction)
-    dataset = _dataset(root, images, left_out)
+    dataset = _dataset(root, images)
     return dataset._replace(split=_as_list(images)) if drawn or split else dataset
 
 
@@ -188,8 +175,8 @@ def _unpacked(archive: epath.Path) -> epath.Path:
     return top if any(is_folder for _, is_folder in visible(top)) else root
 
 
-def _in_folders(root: epath.Path, left_out: list[str]) -> list[Listed]:
-    """Return the images of class folders, and add the files that are not used to `left_out`."""
+def _in_folders(root: epath.Path) -> list[Listed]:
+    """Return the images of class folders, and print a line about other files."""
     if not root.is_dir():
         raise UserError(
             f"dataset.root: {root} is not a folder, an archive or a list; {SHOULD_HOLD}."
@@ -210,6 +197,7 @@ def _in_folders(root: epath.Path, left_out: list[str]) -> list[Listed]:
             f"{root / splits[0]} to keep a part of it for the test."
         )
     images: list[Listed] = []
+    left_out: list[str] = []
     for split in splits or [""]:
         folder_of: dict[str, str] = {}
         for name, is_folder in visible(root / split):
@@ -219,15 +207,18 @@ def _in_folders(root: epath.Path, left_out: list[str]) -> list[Listed]:
                     f"dataset.root: {same!r} and {name!r} in {root / split} are both the class "
                     f"{class_name(name)!r}: rename or join them."
                 )
-            before = len(images), len(left_out)
-            for file in walk(entry) if is_folder else [entry]:
+            files = list(walk(entry)) if is_folder else [entry]
+            used = [file.parent == entry and is_image_name(file.name) for file in files]
+            if is_folder and not any(used):
+                raise no_images(entry, map(str, files))
+            for file, own in zip(files, used, strict=True):
                 path = file.relative_to(root).as_posix()
-                if file.parent == entry and is_image_name(file.name):
+                if own:
                     images.append(Listed(path, name, split))
                 else:
                     left_out.append(path)
-            if is_folder and len(images) == before[0]:
-                raise no_images(entry, left_out[before[1] :])
+    if left_out:
+        _say(f"{root}: {left_out_line(left_out)} Images are in class folders.")
     return images
 
 
@@ -308,8 +299,8 @@ def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> l
     return [image._replace(split=split_of[image.path]) for image in images]
 
 
-def _dataset(root: epath.Path, images: Sequence[Listed], left_out: Sequence[str]) -> Dataset:
-    """Return the dataset of images with a split, and report files that are not used."""
+def _dataset(root: epath.Path, images: Sequence[Listed]) -> Dataset:
+    """Return the dataset of images with a split, and print what would lower its accuracy."""
     name_of = {image.label: class_name(image.label) for image in images}
     for label, name in name_of.items():
         if not name or not can_be_shown(_composed(label)):
@@ -333,9 +324,25 @@ def _dataset(root: epath.Path, images: Sequence[Listed], left_out: Sequence[str]
     )
     if not test:
         raise UserError(f"{root} has no class folders with images to test on; {SHOULD_HOLD}.")
-    unknown = [label for label, name in name_of.items() if name not in label_of]
-    _report(root, left_out, classnames, unknown)
+    if unknown := [label for label, name in name_of.items() if name not in label_of]:
+        _say(
+            f"{root}: validation images are left out, since train and test have no such class: "
+            f"{', '.join(unknown)}."
+        )
+    if ids := [name for name in classnames if re.match(r"n\d{8}\b", name)]:
+        _say(
+            f"{root}: {len(ids)} classes, such as {ids[0]}, are named by WordNet ids, which "
+            "mean nothing to CLIP: rename them to class names."
+        )
+    if all(name.isdigit() for name in classnames):
+        _say(f"{root}: the classes are numbers, which mean little to CLIP: give them names.")
     return Dataset(Files(root), classnames, train, val, test)
+
+
+def _say(line: str) -> None:
+    from dpt_jax.logging import say  # imports JAX, which find_images need not wait for
+
+    say(line)
 
 
 def class_name(folder: str) -> str:
@@ -352,28 +359,6 @@ def _composed(name: str) -> str:
         with contextlib.suppress(UnicodeError):
             name = os.fsencode(name).decode()
     return unicodedata.normalize("NFC", name)
-
-
-def _report(
-    root: epath.Path, left_out: Sequence[str], classnames: Sequence[str], unknown: Sequence[str]
-) -> None:
-    """Print a line about files that are not used, and about names that are not words."""
-    from dpt_jax.logging import say  # imports JAX, which find_images need not wait for
-
-    if left_out:
-        say(f"{root}: {left_out_line(left_out)} Images are in class folders.")
-    if unknown:
-        say(
-            f"{root}: validation images are left out, since train and test have no such class: "
-            f"{', '.join(unknown)}."
-        )
-    if ids := [name for name in classnames if re.match(r"n\d{8}\b", name)]:
-        say(
-            f"{root}: {len(ids)} classes, such as {ids[0]}, are named by WordNet ids, which "
-            "mean nothing to CLIP: rename them to class names."
-        )
-    if all(name.isdigit() for name in classnames):
-        say(f"{root}: the classes are numbers, which mean little to CLIP: give them names.")
 
 
 def find_images(paths: Sequence[str]) -> list[str]:

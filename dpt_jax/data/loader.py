@@ -69,6 +69,28 @@ class Loading:
     host: int = 0
     hosts: int = 1
 
+    def load(
+        self, numbered: tuple[int, Example], generator: np.random.Generator | None = None
+    ) -> Batch:
+        """Return the row of an (index, example), augmented if there is a generator."""
+        (index, example), weight = numbered, 1.0
+        try:
+            image = self.read(example.path)
+        except UnreadableImageError as reason:
+            if not self.skip_unreadable:
+                raise UnreadableImageError(
+                    f"{str(reason).removesuffix('.')}, though the dataset has it: repair or remove "
+                    "it, or leave such images out with --config.dataset.on_error=skip."
+                ) from reason
+            # Batches keep their size and order, so that a run can resume. The row has no weight.
+            image, weight = Image.new("RGB", (self.size, self.size)), 0.0
+        return {
+            "image": self.pixels(image, generator),
+            "label": np.int32(example.label),
+            "index": np.int32(index),
+            "weight": np.float32(weight),
+        }
+
     def pixels(self, image: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
         """Return the pixels that the model gets, (size, size, 3) uint8."""
         return test_transform(image, self.size, self.preprocessing)
@@ -99,40 +121,11 @@ class TrainLoading(Loading):
         if generator is None:
             return super().pixels(image, generator)
         if self.augment:
-            pixels = train_transform(
-                image, self.size, generator, self.preprocessing, self.least_area
-            )
+            area = self.least_area
+            pixels = train_transform(image, self.size, generator, self.preprocessing, area)
         else:
             pixels = super().pixels(image, generator)
         return shifted(pixels, self.shift, generator) if self.shift else pixels
-
-
-@dataclasses.dataclass(frozen=True)
-class _Load:
-    """Loads the image and label of (index, example), with the generator of a random map."""
-
-    config: Loading  # without examples: a loader process gets one at a time
-
-    def __call__(
-        self, numbered: tuple[int, Example], generator: np.random.Generator | None = None
-    ) -> Batch:
-        (index, example), config, weight = numbered, self.config, 1.0
-        try:
-            image = config.read(example.path)
-        except UnreadableImageError as reason:
-            if not config.skip_unreadable:
-                raise UnreadableImageError(
-                    f"{str(reason).removesuffix('.')}, though the dataset has it: repair or remove "
-                    "it, or leave such images out with --config.dataset.on_error=skip."
-                ) from reason
-            # Batches keep their size and order, so that a run can resume. The row has no weight.
-            image, weight = Image.new("RGB", (config.size, config.size)), 0.0
-        return {
-            "image": config.pixels(image, generator),
-            "label": np.int32(example.label),
-            "index": np.int32(index),
-            "weight": np.float32(weight),
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +174,7 @@ def train_batches(
     Args:
         config: what is loaded.
         start: number of the first batch.
-        transfer: copies a batch to the devices; returned instead of it. A thread calls it for the
-            next ON_DEVICES batches while a step runs.
+        transfer: copies a batch to the devices, in a thread, for the next ON_DEVICES batches.
 
     Raises:
         UserError: hosts cannot share the rows of a batch, or the shift is as large as the images.
@@ -201,19 +193,17 @@ def train_batches(
             "give fewer."
         )
     images = grain.MapDataset.source(list(enumerate(config.examples))).seed(config.seed).shuffle()
-    config = dataclasses.replace(config, examples=())
+    config = dataclasses.replace(config, examples=())  # each process gets them one at a time
     random = config.augment or config.shift
-    loaded = images.random_map(_Load(config)) if random else images.map(_Load(config))
+    loaded = images.random_map(config.load) if random else images.map(config.load)
     steps = grain.MapDataset.source(_Steps(config, loaded, rows, start))
     return _read(steps, config.workers, transfer)
 
 
 def test_batches(config: Loading) -> Iterator[Batch]:
     """Return the examples of this host in their order. The last batch may be smaller."""
-    load = _Load(dataclasses.replace(config, examples=()))
-    images = grain.MapDataset.source(list(enumerate(config.examples))).map(load)
-    own = images[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
-    return _read(own, config.workers)
+    images = grain.MapDataset.source(list(enumerate(config.examples)))
+    return _in_order(images.map(dataclasses.replace(config, examples=()).load), config)
 
 
 def view_batches(config: TrainLoading) -> Iterator[Batch]:
@@ -221,10 +211,13 @@ def view_batches(config: TrainLoading) -> Iterator[Batch]:
 
     The batches are as those of `test_batches`.
     """
-    load = _Load(dataclasses.replace(config, examples=()))
     # The list is repeated, and not the data set, of which some versions of Grain repeat the views.
     views = list(enumerate(config.examples)) * config.epochs
-    images = grain.MapDataset.source(views).seed(config.seed).random_map(load)
+    images = grain.MapDataset.source(views).seed(config.seed)
+    return _in_order(images.random_map(dataclasses.replace(config, examples=()).load), config)
+
+
+def _in_order(images: grain.MapDataset, config: Loading) -> Iterator[Batch]:
     own = images[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
     return _read(own, config.workers)
 
@@ -291,12 +284,9 @@ def _end_with_parent() -> None:
 
 def no_images(size: int) -> Batch:
     """Return an empty batch, which `shard` pads."""
-    return {
-        "image": np.zeros((0, size, size, 3), np.uint8),
-        "label": np.zeros(0, np.int32),
-        "index": np.zeros(0, np.int32),
-        "weight": np.zeros(0, np.float32),
-    }
+    numbers = {"label": np.int32, "index": np.int32, "weight": np.float32}
+    image = np.zeros((0, size, size, 3), np.uint8)
+    return {"image": image, **{name: np.zeros(0, dtype) for name, dtype in numbers.items()}}
 
 
 def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:

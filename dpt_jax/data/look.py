@@ -9,6 +9,7 @@ from PIL import ExifTags
 from tabulate import tabulate
 
 from dpt_jax.data.catalogue import EMBEDDED
+from dpt_jax.data.loader import threads
 from dpt_jax.data.records import Dataset, Files, UnreadableImageError, contents, opened
 from dpt_jax.errors import UserError
 from dpt_jax.io import is_remote
@@ -17,7 +18,6 @@ from dpt_jax.methods import METHODS
 
 MOST_ROWS = 20  # of the table of classes
 MOST_DECODED = 2000  # images, those to train on first; of the others, the headers are read
-READERS = 4  # threads
 UPRIGHT = 1  # the orientation of an image that is not rotated
 
 
@@ -124,11 +124,8 @@ def _open_all(files: Files, paths: Sequence[str]) -> tuple[list[str], list[str]]
         return "", rotated
 
     errors, turned = [], []
-    with (
-        Progress("images", len(paths)) as progress,
-        futures.ThreadPoolExecutor(READERS) as threads,
-    ):
-        for path, (error, rotated) in zip(paths, threads.map(open_one, paths), strict=True):
+    with Progress("images", len(paths)) as progress, futures.ThreadPoolExecutor(threads()) as pool:
+        for path, (error, rotated) in zip(paths, pool.map(open_one, paths), strict=True):
             errors += [error] if error else []
             turned += [path] if rotated else []
             progress.advance()

@@ -97,19 +97,14 @@ def free_memory() -> int:
 
 
 class ImageCache:
-    """Decoded images up to a limit.
+    """Decoded images up to a limit, for the training and test images of all runs of a process.
 
     Images that the current dataset has used are not evicted: evicting the least recently used one
     would never hit when a dataset larger than the cache is read in order.
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        """Create an empty cache.
-
-        Args:
-            limit: bytes of all images together; by default half of the free memory, but at most
-                MOST_CACHED_BYTES.
-        """
+        """Create an empty cache of at most so many bytes, by default half of the free memory."""
         self.default = min(free_memory() // 2, MOST_CACHED_BYTES) if limit is None else limit
         self.limit = self.default
         self._bytes = 0
@@ -117,12 +112,9 @@ class ImageCache:
         self._lock = threading.Lock()  # loader threads share the cache
 
     def get(self, key: Hashable, user: object, decode: Callable[[], Image.Image]) -> Image.Image:
-        """Return the image of a key, decoded if it is not cached.
+        """Return the image of a key, which changes with its file; decoded if it is not cached.
 
-        Args:
-            key: identifies the image and the state of its file.
-            user: the dataset in use, by identity.
-            decode: returns the image.
+        user: the dataset in use, by identity.
         """
         with self._lock:
             if key in self._images:
@@ -131,27 +123,23 @@ class ImageCache:
                 return image
         image = decode()
         with self._lock:
-            if key not in self._images and self._make_room(_size(image), user):
+            # Make room by evicting images of other datasets.
+            while self._images and self._bytes + _size(image) > self.limit:
+                oldest, (owner, old) = next(iter(self._images.items()))
+                if owner is user:
+                    break
+                del self._images[oldest]
+                self._bytes -= _size(old)
+            if key not in self._images and self._bytes + _size(image) <= self.limit:
                 self._images[key] = user, image
                 self._bytes += _size(image)
         return image
-
-    def _make_room(self, size: int, user: object) -> bool:
-        """Evict other datasets' images, and return whether an image of this size fits."""
-        while self._images and self._bytes + size > self.limit:
-            oldest, (owner, image) = next(iter(self._images.items()))
-            if owner is user:
-                return False
-            del self._images[oldest]
-            self._bytes -= _size(image)
-        return size <= self.limit
 
 
 def _size(image: Image.Image) -> int:
     return 4 * image.width * image.height  # PIL pads RGB to four bytes
 
 
-# One for training and test images of all runs of this process.
 cache = ImageCache()
 
 
@@ -177,12 +165,7 @@ class Source(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Files(Source):
-    """Reads image files below a folder.
-
-    Attributes:
-        root: the folder.
-        upright: whether a camera's orientation tag is applied.
-    """
+    """Reads image files below a folder.  upright: whether a camera's orientation tag is applied."""
 
     root: epath.Path
     upright: bool = True
@@ -276,7 +259,12 @@ def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[
     name = name or str(file)
     try:
         if isinstance(file, str | os.PathLike) and is_remote(file):
-            file = io.BytesIO(_download(file))
+            try:
+                file = io.BytesIO(as_path(file).read_bytes())
+            except FileNotFoundError:
+                raise
+            except Exception as reason:  # of gcsfs, and not about the image
+                raise UserError(f"{file} cannot be read ({reason}).") from reason
         with Image.open(file, formats=_formats()) as image:
             yield image
     except UserError:
@@ -295,16 +283,6 @@ def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[
         ) from reason
 
 
-def _download(file: str | os.PathLike[str]) -> bytes:
-    """Return an object of a bucket. Raise FileNotFoundError, or UserError for any other reason."""
-    try:
-        return as_path(file).read_bytes()
-    except FileNotFoundError:
-        raise
-    except Exception as reason:
-        raise UserError(f"{file} cannot be read ({reason}).") from reason
-
-
 def _is_about_the_file(reason: Exception, name: str) -> bool:
     """Return whether an error means that this image is unreadable, and not the disk or a folder."""
     if isinstance(reason, PermissionError):
@@ -317,11 +295,8 @@ def _is_about_the_file(reason: Exception, name: str) -> bool:
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
     """Return an image of any mode as RGB, without transparency.
 
-    Sixteen bits a pixel, which PIL would cut off at 255, are scaled to eight.
-
-    Args:
-        image: not changed.
-        upright: whether a camera's orientation tag is applied. The published code ignores it.
+    Sixteen bits a pixel, which PIL would cut off at 255, are scaled to eight. The published code
+    does not apply a camera's orientation tag (`upright`).
 
     Raises:
         ValueError: 32-bit or floating-point pixels, whose white is not specified.
@@ -336,14 +311,14 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns if it drops a table of transparencies at once
     elif image.mode in ("RGBa", "La"):
-        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+        image = image.convert(image.mode.upper())
     rgb = image.convert("RGB")
     if upright:
         try:
             ImageOps.exif_transpose(rgb, in_place=True)
         except MemoryError:
             raise
-        except Exception:  # of any type, for tags that are damaged, as some cameras write them
+        except Exception:  # damaged tags, as some cameras write them, raise any type
             pass
     return rgb
 

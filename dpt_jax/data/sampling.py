@@ -6,7 +6,6 @@ import json
 import pickle
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from etils import epath
 
@@ -42,12 +41,11 @@ def few_shot(
     if shots < 0:
         return list(train), list(val)
     generator = random.Random(seed)
+    drawn = _draw(train, 1 if natural else shots, generator)
     if natural:
-        first = _draw(train, 1, generator)
-        others = sorted(set(train) - {*first})
-        more = generator.sample(others, min((shots - 1) * len(first), len(others)))
-        return first + more, _draw(val, min(shots, VALIDATION_SHOTS), generator)
-    return _draw(train, shots, generator), _draw(val, min(shots, VALIDATION_SHOTS), generator)
+        others = sorted(set(train) - {*drawn})
+        drawn += generator.sample(others, min((shots - 1) * len(drawn), len(others)))
+    return drawn, _draw(val, min(shots, VALIDATION_SHOTS), generator)
 
 
 def _draw(examples: Sequence[Example], shots: int, generator: random.Random) -> list[Example]:
@@ -88,10 +86,6 @@ def half_of_classes(classes: int, half: str) -> range:
     return range(middle) if half == "base" else range(middle, classes)
 
 
-# Path and label of an image that a file lists; the label is None if the file has none.
-Listed = tuple[str, int | None]
-
-
 def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
     """Return the training images that a file lists, in its order, repeated if it repeats them.
 
@@ -106,7 +100,7 @@ def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
             dataset or has another label, or has another number of shots.
     """
     with reading(file, "a train_files.txt, a .jsonl or a .pkl of CoOp's layout (dataset.sample)"):
-        listed = READERS[file.suffix](file.read_bytes())
+        listed = _listed(file)
         if not listed:
             raise ValueError("it lists no images")
     label_of = {example.path: example.label for example in whole.train}
@@ -140,15 +134,22 @@ def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
     return sample
 
 
-def _read_train_files(content: bytes) -> list[Listed]:
-    # As the run wrote them: names may hold any bytes, and begin or end with spaces.
-    lines = content.decode(errors="surrogateescape").split("\n")
-    return [(line.removesuffix("\r"), None) for line in lines if line.strip()]
-
-
-def _read_jsonl(content: bytes) -> list[Listed]:
-    lines = content.decode("utf-8-sig").split("\n")
-    return [_listed(json.loads(line)) for line in lines if line.strip()]
+def _listed(file: epath.Path) -> list[tuple[str, int | None]]:
+    """Return path and label of the images that a file lists, without label in a train_files.txt."""
+    content = file.read_bytes()
+    if file.suffix == ".txt":
+        # As the run wrote them: names may hold any bytes, and begin or end with spaces.
+        lines = content.decode(errors="surrogateescape").split("\n")
+        return [(line.removesuffix("\r"), None) for line in lines if line.strip()]
+    if file.suffix == ".jsonl":
+        lines = content.decode("utf-8-sig").split("\n")
+        records = [json.loads(line) for line in lines if line.strip()]
+    else:
+        records = [vars(record) for record in _Unpickler(io.BytesIO(content)).load()["train"]]
+    for record in records:
+        if not isinstance(record["_impath"], str) or type(record["_label"]) is not int:
+            raise TypeError(f"{record} should have a path as _impath and a number as _label")
+    return [(record["_impath"], record["_label"]) for record in records]
 
 
 class _Record:
@@ -162,17 +163,3 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) not in RECORD_CLASSES:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
         return _Record
-
-
-def _read_pickle(content: bytes) -> list[Listed]:
-    return [_listed(vars(record)) for record in _Unpickler(io.BytesIO(content)).load()["train"]]
-
-
-def _listed(record: dict[str, Any]) -> Listed:
-    path, label = record["_impath"], record["_label"]
-    if not isinstance(path, str) or type(label) is not int:
-        raise TypeError(f"{record} should have a path as _impath and a number as _label")
-    return path, label
-
-
-READERS = {".txt": _read_train_files, ".jsonl": _read_jsonl, ".pkl": _read_pickle}
