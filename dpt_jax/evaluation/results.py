@@ -124,6 +124,7 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     if config.dataset.descriptions:
         tested["dataset.descriptions"] = descriptions.digest(config.dataset.descriptions)
     changes = {"changes": record["changes"]} if record["changes"] else {}
+    chosen = {"chosen": record["chosen"]} if record.get("chosen") else {}
     return {
         "method": record["method"],
         "dataset": config.dataset.name,
@@ -131,6 +132,7 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "seed": record["settings"]["seed"],
         "split": "test",
         "selection": record.get("selection", "none"),
+        **chosen,
         "task": _task(experiment, here),
         "classes": config.dataset.classes,
         "trained_on": {key: record[key] for key in ("dataset", "classes")} if saved.meta else None,

@@ -140,10 +140,15 @@ class Checkpoints:
             items["training"] = ocp.args.StandardSave(training)
         items["meta"] = ocp.args.JsonSave({**meta, DIGESTS: digests})
         with self._writing():
-            for later in self._manager.all_steps():
-                if later >= step:
-                    self._manager.delete(later)
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            if max(self._manager.all_steps(), default=0) > step:
+                # The run may have no other checkpoint until this one is whole.
+                self._manager.wait_until_finished()
+                for later in self._manager.all_steps():
+                    if later > step:
+                        self._manager.delete(later)
 
     def wait(self) -> None:
         """Return when everything is written.  Raise UserError, see `save`."""
@@ -159,53 +164,42 @@ class Checkpoints:
         """
         return self._restore(step)[0]
 
-    def resume(
-        self, like_prompts: Prompts, like_training: PyTree, apart: str = ""
-    ) -> tuple[Saved, PyTree] | None:
+    def resume(self) -> tuple[Saved, PyTree] | None:
         """Return the newest checkpoint that is whole, and its training item; None in a new run.
 
         Newer checkpoints that are damaged are moved aside with a warning, so that the run can write
         them again.
 
-        Args:
-          like_prompts: a tree of arrays with the expected structure, shapes and types.
-          like_training: the same for the training item.
-          apart: a part of the prompts that is not compared.
-
         Raises:
-          UserError: if a checkpoint cannot be read for another reason than damage, does not fit
-            these settings, or none is whole. Nothing is moved then.
+          UserError: if a checkpoint cannot be read for another reason than damage, has no training
+            item, or none is whole. Nothing is moved then.
         """
-        damaged: dict[int, DamagedError | None] = {}
         steps = self.steps()
+        damaged: dict[int, str] = {}
         distributed.check_same(lambda: {"list of checkpoints (workdir)": repr(steps)})
         for step in steps:
             try:
                 saved, training = self._restore(step)
-                damaged[step] = None
-            except DamagedError as reason:
-                damaged[step] = reason
-            if not distributed.on_all_hosts(damaged[step] is None):
+                reason = ""
+            except DamagedError as error:
+                reason = str(error)
+            if not distributed.on_all_hosts(not reason):
+                damaged[step] = reason or f"another host cannot read {self.directory / str(step)}"
                 continue
-            name = self.directory / str(step)
             if training is None:
                 raise UserError(
                     f"{self.directory} holds prompts without a training state, so that they cannot "
                     "be resumed: start a run from them with --config.init_from and another "
                     "--workdir."
                 )
-            compared = {part: x for part, x in saved.prompts.items() if part != apart}
-            _check_fits(compared, like_prompts, f"{name} has prompts")
-            _check_fits(training, like_training, f"{name} has a training state")
-            del damaged[step]
-            for other, why in damaged.items():
-                self._set_aside(other, why)
+            for newer, reason in damaged.items():
+                self._set_aside(newer, reason)
             return saved, training
         if damaged:
-            first = next(filter(None, damaged.values()), "another host cannot read them")
             raise UserError(
-                f"none of the {len(damaged)} checkpoints in {self.directory} is whole: {first}. "
-                "To start over at step 0, remove that folder and give the same command again."
+                f"none of the {len(steps)} checkpoints in {self.directory} is whole: "
+                f"{damaged[steps[0]]}. To start over at step 0, remove that folder and give the "
+                "same command again."
             )
         return None
 
@@ -238,7 +232,7 @@ class Checkpoints:
             _check_readable(folder)
             raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
 
-    def _set_aside(self, step: int, reason: DamagedError | None) -> None:
+    def _set_aside(self, step: int, reason: str) -> None:
         """Move a damaged checkpoint to WORKDIR/damaged, on host 0."""
         if distributed.is_first():
             aside = self._workdir / DAMAGED / str(step)
@@ -247,8 +241,7 @@ class Checkpoints:
             aside.parent.mkdir(parents=True, exist_ok=True)
             damaged = self.directory / str(step)
             file_system(damaged).mv(os.fspath(damaged), os.fspath(aside), recursive=True)
-            why = reason or "another host cannot read a checkpoint"
-            say(f"{why}: moved to {aside}; resuming from the previous one.", file=sys.stderr)
+            say(f"{reason}: moved to {aside}; resuming from an earlier one.", file=sys.stderr)
         distributed.on_all_hosts(True)  # no host looks again before it is moved
         self._manager.reload()
 
@@ -263,21 +256,6 @@ class Checkpoints:
                 f"{self.directory}: a checkpoint cannot be written ({short(reason)}); {last}. Make "
                 "room, and give the same command again."
             ) from reason
-
-
-def _check_fits(found: PyTree, like: PyTree, what: str) -> None:
-    """Raise UserError if a tree of arrays has another structure, other shapes or types."""
-    if jax.tree.map(np.shape, found) != jax.tree.map(np.shape, like):
-        raise UserError(
-            f"{what} of other shapes than these settings ask for: use the settings that the run "
-            "was started with, or another --workdir."
-        )
-    for there, here in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
-        if there.dtype != here.dtype:
-            raise UserError(
-                f"{what} of {there.dtype}, and this process computes in {here.dtype}: set "
-                "JAX_ENABLE_X64 as it was when the run was started."
-            )
 
 
 def _check_readable(folder: epath.Path) -> None:

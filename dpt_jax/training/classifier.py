@@ -38,8 +38,18 @@ class Course(NamedTuple):
     images: Array
 
 
-# Host arrays; and the last step of each epoch with means over it, for metrics.jsonl.
-Trained = tuple[Params, list[tuple[int, dict[str, float]]]]
+class Trained(NamedTuple):
+    """A trained classifier.
+
+    Attributes:
+      params: host arrays.
+      epochs: the last step of each epoch, and means over it, for metrics.jsonl.
+      chosen: the settings that the training images chose, by their keys.
+    """
+
+    params: Params
+    epochs: list[tuple[int, dict[str, float]]]
+    chosen: dict[str, float]
 
 
 def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -> Trained:
@@ -71,16 +81,17 @@ def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -
             chosen["lr"] *= config.classifier.lr
         tried = config.copy_and_resolve_references()
         tried.classifier.update(chosen)
-        params, _ = train_classifier(tried, others, texts, s)
+        params = train_classifier(tried, others, texts, s).params
         features, truth = normalize(support.views[0, held]), support.labels[held]
         logits = CLASSIFIERS[config.classifier.name].logits(params, features, texts, s)
         accuracy = float((logits.argmax(-1) == truth).mean())
         # Of equal accuracies, the lower cross-entropy.
         scores.append((accuracy, -float(cross_entropy(logits, truth).mean()), tried, chosen))
     accuracy, _, best, chosen = max(scores, key=lambda score: score[:2])
-    words = ", ".join(f"classifier.{key}={value:g}" for key, value in chosen.items())
+    chosen = {f"classifier.{key}": value for key, value in chosen.items()}
+    words = ", ".join(f"{key}={value:g}" for key, value in chosen.items())
     say(f"chosen by one image of each class: {words} ({100 * accuracy:.0f} % right).")
-    return train_classifier(best, support, texts, s)
+    return train_classifier(best, support, texts, s)._replace(chosen=chosen)
 
 
 def train_classifier(
@@ -126,7 +137,7 @@ def train_classifier(
             f"the classifier {settings.name} is not finite at step {step}: try a smaller "
             "classifier.lr, or dtype=float32."
         )
-    return params, list(_records(course, rates, per_epoch))
+    return Trained(params, list(_records(course, rates, per_epoch)), chosen={})
 
 
 def length(config: ConfigDict, images: int) -> tuple[int, int]:

@@ -5,12 +5,11 @@ import sys
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from dpt_jax import distributed
-from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import flat
 from dpt_jax.errors import UserError
@@ -25,8 +24,7 @@ from dpt_jax.training.checkpoints import Saved, load_newest
 from dpt_jax.training.record import check_not_relabelled, unfinished
 from dpt_jax.training.setup import Experiment, clip_fingerprint
 
-# The auxiliary classifier of CAVPT, whose last axis is the classes of the training.
-CLASSIFIER = "cavpt.classifier.kernel"
+AUXILIARY = "cavpt.classifier.kernel"  # the auxiliary classifier of CAVPT
 
 
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
@@ -170,23 +168,27 @@ def shapes_of(model: PromptedCLIP) -> Prompts:
     return jax.eval_shape(functools.partial(init_prompts, model), jax.random.key(0))
 
 
-def check_shapes(prompts: Prompts, wanted: Prompts, source: str) -> None:
-    """Raise UserError naming a tensor that is missing, left over, or of another shape or type.
+def check_shapes(saved: PyTree, wanted: PyTree, source: str) -> None:
+    """Raise UserError naming an array that is missing, left over, or of another shape or type.
 
     Args:
-      prompts: Saved ones.
+      saved: A tree of arrays.
       wanted: A tree of arrays or shapes.
-      source: Where the prompts are from.
+      source: Where the saved ones are from.
     """
-    there, here = flat(prompts), flat(wanted)
+
+    def describe(tree: dict[str, jax.Array], name: str) -> str:
+        if name not in tree:
+            return "missing"
+        shape = tree[name].shape
+        # The last axis of the auxiliary classifier is the classes of the training.
+        return f"{tree[name].dtype} {shape[:-1] if name == AUXILIARY else shape}"
+
+    there, here = flat(saved), flat(wanted)
     for name in [*here, *there]:
-        shapes = [tuple(tree[name].shape) if name in tree else None for tree in (there, here)]
-        if name == CLASSIFIER:  # its classes are those of the training
-            shapes = [shape and shape[:-1] for shape in shapes]
-        if shapes[0] != shapes[1]:
+        found, expected = describe(there, name), describe(here, name)
+        if found != expected:
             raise UserError(
-                f"{source}: prompt {name} has shape {shapes[0]}, but this CLIP and configuration "
-                f"need {shapes[1]}."
+                f"{source}: {name} is {found}, but with this CLIP and configuration it is "
+                f"{expected}."
             )
-        if not jnp.issubdtype(there[name].dtype, jnp.floating):
-            raise UserError(f"{source}: prompt {name} is {there[name].dtype}, not floating point.")

@@ -1,5 +1,6 @@
 """Training: from a new or a saved state to the last epoch, and then of a classifier."""
 
+import functools
 import itertools
 import math
 import time
@@ -21,15 +22,21 @@ from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say, say_once
 from dpt_jax.methods import CLASSIFIER, METHODS, WEIGHTS
 from dpt_jax.prompts import Prompts
-from dpt_jax.training.checkpoints import Checkpoints, digest
+from dpt_jax.training.checkpoints import Checkpoints, Saved, digest
 from dpt_jax.training.classifier import encode_support, fit
-from dpt_jax.training.initial_prompts import initial_prompts, other_clip, shapes_of
+from dpt_jax.training.initial_prompts import (
+    check_shapes,
+    initial_prompts,
+    other_clip,
+    shapes_of,
+)
 from dpt_jax.training.metrics import MetricWriter, Speed, tracing
 from dpt_jax.training.optimizer import (
     Schedule,
     epoch_weights,
     learning_rates,
     make_optimizer,
+    rate_of,
     run_length,
     state_from_saved,
     state_to_save,
@@ -48,14 +55,12 @@ from dpt_jax.training.step import (
 from dpt_jax.training.texts import consistency_target
 from dpt_jax.training.workdir import save_config
 
-# Keys of a checkpoint's metadata: epochs of the average, and steps of an epoch.
-AVERAGED, STEPS_PER_EPOCH = "averaged", "steps_per_epoch"
-# Whether a callback has ended the training.
-ENDED = "ended"
-# The number of steps that trained the classifier.
-CLASSIFIER_STEPS = "classifier_steps"
-# With train.keep=best: accuracy and epoch of the best prompts; whether this checkpoint has them.
-BEST = "best"
+# Keys of a checkpoint's metadata: the steps of an epoch, whether a callback has ended the training,
+# the steps that trained the classifier, and with train.keep=best accuracy and epoch of the best
+# prompts, and whether this checkpoint has them.
+STEPS_PER_EPOCH, ENDED, CLASSIFIER_STEPS, BEST = (
+    *("steps_per_epoch", "ended", "classifier_steps", "best"),
+)
 # With several hosts, reading host 0's clock is a message, so they do not read it at every step.
 STEPS_BETWEEN_CLOCKS = 20
 
@@ -70,9 +75,14 @@ class Plan(NamedTuple):
     optimizer: optax.GradientTransformationExtraArgs
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of steps of an epoch."""
+        return int(self.schedule.steps_per_epoch)
+
+    @property
     def epochs(self) -> int:
         """Return the number of epochs; the last one may be incomplete."""
-        return -(-self.steps // int(self.schedule.steps_per_epoch))
+        return -(-self.steps // self.steps_per_epoch)
 
 
 class Best(NamedTuple):
@@ -127,23 +137,15 @@ def train(
             "a folder val/, or use train.keep=last."
         )
     plan = make_plan(config, len(dataset.train))
-    steps_per_epoch = int(plan.schedule.steps_per_epoch)
     with (
         locked(workdir),
         StopRequest() as stop,
         Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints,
     ):
-        state, record, best = restore(experiment, checkpoints, plan, workdir, allow_changes)
+        state, saver = restore(experiment, plan, checkpoints, workdir, allow_changes)
         distributed.check_same(lambda: {"initial prompt (init_from)": digest(state.prompts)})
         start = int(state.step)
-        if start > plan.steps:
-            raise UserError(
-                f"{workdir} was trained for {start} steps, but these settings end at step "
-                f"{plan.steps}: give at least as many epochs, or use another --workdir."
-            )
-        if start < plan.steps:
-            state.prompts.pop(CLASSIFIER, None)
-        elif bool(model.config.classifier) == (CLASSIFIER in state.prompts):
+        if start == plan.steps and bool(model.config.classifier) == (CLASSIFIER in state.prompts):
             say(f"{workdir}: training is finished (step {start}); evaluating only.")
             return state.prompts
         if is_own(config.dataset):
@@ -153,7 +155,7 @@ def train(
         write_train_files(dataset, workdir)
         save_config(config, workdir)
         if start == plan.steps:
-            return with_classifier(experiment, checkpoints, plan, state, record, workdir, stop)
+            return with_classifier(experiment, plan, state, saver, stop, workdir)
         if start:
             say(f"{workdir}: resuming at step {start} of {plan.steps}.")
         say(_description(experiment, plan, state))
@@ -162,37 +164,15 @@ def train(
         take_step = make_step(model, plan.optimizer, plan.step)
         state = distributed.replicate(state)
         schedule = distributed.replicate(plan.schedule.as_arrays())
-
-        def to_devices(batch: loader.Batch) -> tuple[loader.Batch, loader.Batch]:
-            devices, part = jax.local_device_count(), plan.step.microbatch or 1
-            return batch, distributed.place(
-                loader.shard(batch, plan.images_per_host, devices, part)
-            )
-
-        batches = train_batches(experiment, start, to_devices)
+        batches = train_batches(experiment, start, functools.partial(_to_devices, plan))
         unreadable: set[int] = set()
+        stopping = ended = False
         speed = Speed(experiment, config.loss.guidance_epochs)
-        saved, began = start, time.monotonic()
-        saved_at = began
         with (
             MetricWriter(workdir, start) as writer,
             Progress("train", plan.steps, start) as progress,
             tracing(workdir, profile, start, plan.steps) as trace_before,
         ):
-
-            def save(step: int, ended: bool = False) -> None:
-                check_finite(experiment, checkpoints, plan, state)
-                host = distributed.to_host(state)
-                meta = {**record, **_progress(plan, host), ENDED: ended}
-                meta["seconds"] = record["seconds"] + time.monotonic() - began
-                prompts, training = host.prompts, _training(host)
-                if best:
-                    training["best"] = best.prompts
-                    final = ended or step == plan.steps
-                    meta[BEST] = {"accuracy": best.accuracy, "epoch": best.epoch, "final": final}
-                    prompts = best.prompts if final else prompts
-                checkpoints.save(step, prompts, meta, training)
-
             for step in range(start + 1, plan.steps + 1):
                 trace_before(step, state)
                 try:
@@ -201,78 +181,72 @@ def train(
                 except Exception:
                     if jax.process_count() > 1:
                         raise
-                    if step - 1 > saved:
-                        save(step - 1)
-                        checkpoints.wait()
+                    saver.save(distributed.to_host(state))
+                    checkpoints.wait()
                     if not stop:
                         raise
                     # A SIGTERM to the process group ends loader processes that have only just
                     # started. The images that they had are loaded again when the run resumes.
-                    raise _stopped(step - 1, plan) from None
+                    stopping = True
+                    break
                 speed.count(len(batch["label"]) * jax.process_count())
                 unreadable.update(batch["index"][batch["weight"] == 0].tolist())
                 # JAX returns before the devices have finished, so the next batches are loaded and
                 # copied meanwhile. Reading the state waits for them: hence once an epoch.
                 state = take_step(state, frozen, rows, schedule)
                 progress.advance()
-                if step % steps_per_epoch == 0 or step == plan.steps:
-                    check_finite(experiment, checkpoints, plan, state)
-                    values = _epoch_values(state, plan, step)
+                if step % plan.steps_per_epoch == 0 or step == plan.steps:
+                    totals, not_finite = distributed.to_host((state.totals, state.not_finite))
+                    saver.check_finite(not_finite)
+                    values = _epoch_values(plan, step, totals, not_finite, state.prompts)
                     values |= speed.epoch(int(values["epoch"]))
                     if validate:
                         values["val_accuracy"] = validate(state.prompts)
-                        if best and values["val_accuracy"] > best.accuracy:
-                            prompts = distributed.to_host(state.prompts)
-                            best = Best(values["val_accuracy"], int(values["epoch"]), prompts)
+                        saver.keep_best(values, state.prompts)
                         speed.restart()
                     writer.write(step, values)
-                    line = _line(values, plan.epochs)
-                    progress.report(line, f"loss {values['loss']:.3f}")
+                    progress.report(_line(values, plan.epochs), f"loss {values['loss']:.3f}")
                     if callbacks:
-                        ended = any([callback({**values}) for callback in callbacks])
-                        if distributed.first_says(ended) and step < plan.steps:
-                            save(step, ended=True)
+                        asked = any([callback({**values}) for callback in callbacks])
+                        ended = distributed.first_says(asked) and step < plan.steps
+                        if ended:
                             say(f"a callback ended the training at step {step} of {plan.steps}.")
                             break
                 # All hosts ask after every step, so they stop after the same one.
                 stopping = stop.after(step) and step < plan.steps
-                if stopping or save_is_due(config.checkpoint, step, plan.steps, saved_at):
-                    save(step)
-                    saved, saved_at = step, time.monotonic()
                 if stopping:
-                    checkpoints.wait()
-                    raise _stopped(step, plan)
+                    break
+                if saver.is_due(step):
+                    saver.save(distributed.to_host(state))
+        state = distributed.to_host(state)
+        saver.save(state, **{ENDED: ended})
         # Checkpoints are written in the background: only now is the last one whole.
         checkpoints.wait()
-        host: TrainState = distributed.to_host(state)
-        prompts = host.prompts
-        record["seconds"] += time.monotonic() - began
+        if stopping:
+            say(
+                f"stopped at step {state.step} of {plan.steps} and saved: the same command resumes "
+                "there."
+            )
+            raise Stopped
+        _say_what_was_left_out(plan, len(unreadable), len(dataset.train), state.not_finite)
         if model.config.classifier:
-            prompts = with_classifier(experiment, checkpoints, plan, host, record, workdir, stop)
-    if count := distributed.sum_over_hosts(len(unreadable)):
-        say(f"{count} of {len(dataset.train)} training images could not be read and were left out.")
-    if host.not_finite.steps:
-        say(
-            f"{host.not_finite.steps} of {plan.steps} steps were not finite and were left out, "
-            f"the first is step {host.not_finite.first}."
-        )
-    if best:
-        prompts = best.prompts
+            return with_classifier(experiment, plan, state, saver, stop, workdir)
+    if best := saver.best:
         say(
             f"the prompts of epoch {best.epoch} are kept, which get {100 * best.accuracy:.1f} % of "
             "the validation images right."
         )
-    return prompts
+        return best.prompts
+    return state.prompts
 
 
 def with_classifier(
     experiment: Experiment,
-    checkpoints: Checkpoints,
     plan: Plan,
     state: TrainState,
-    record: Record,
-    workdir: epath.Path,
+    saver: "Saver",
     stop: StopRequest,
+    workdir: epath.Path,
 ) -> Prompts:
     """Return the prompts of a state after the last epoch, with a trained classifier.
 
@@ -293,23 +267,21 @@ def with_classifier(
 
     support, texts, s = encode_support(experiment, state.prompts, end_if_asked)
     encoded = time.perf_counter()
-    trained, epochs = fit(experiment.config, support, texts, s)
-    progress = _progress(plan, state)
+    trained = fit(config, support, texts, s)
     with MetricWriter(workdir, before) as writer:
-        for steps, values in epochs:
+        for steps, values in trained.epochs:
             values["epoch"] += _epoch(plan, before)
             writer.write(before + steps, values)
-    prompts = {**state.prompts, CLASSIFIER: trained}
-    meta = {**record, **progress, CLASSIFIER_STEPS: steps, ENDED: before < plan.steps}
-    meta["seconds"] = record["seconds"] + time.perf_counter() - began
-    checkpoints.save(before + steps, prompts, meta, _training(state))
-    checkpoints.wait()
     views, images = support.views.shape[:2]
     say(
         f"{views} views of {images} images in {encoded - began:.1f} s, {steps} steps in "
         f"{time.perf_counter() - encoded:.1f} s: loss {values['loss']:.4f}  accuracy "
         f"{values['accuracy']:.3f}"
     )
+    prompts = {**state.prompts, CLASSIFIER: trained.params}
+    more = {CLASSIFIER_STEPS: steps, ENDED: before < plan.steps, "chosen": trained.chosen}
+    saver.save(state._replace(prompts=prompts), **more)
+    saver.checkpoints.wait()
     return prompts
 
 
@@ -359,16 +331,118 @@ def train_batches(
     return loader.train_batches(loading, start, transfer)
 
 
+def _to_devices(plan: Plan, batch: loader.Batch) -> tuple[loader.Batch, loader.Batch]:
+    """Return a batch, and its rows on this host's devices."""
+    devices, part = jax.local_device_count(), plan.step.microbatch or 1
+    return batch, distributed.place(loader.shard(batch, plan.images_per_host, devices, part))
+
+
+class Saver:
+    """Saves the states of a run, with the record of its training.
+
+    Attributes:
+      checkpoints: Where they go.
+      best: With train.keep=best, the best prompts so far.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        checkpoints: Checkpoints,
+        record: Record,
+        step: int,
+        best: Best | None,
+    ) -> None:
+        """Start to measure the time.
+
+        Args:
+          experiment: What is trained.
+          plan: Its numbers.
+          checkpoints: Where the states are saved.
+          record: See `training_meta`.
+          step: The step that is saved already, 0 for none.
+          best: See the attribute.
+        """
+        self.checkpoints, self.best = checkpoints, best
+        self._experiment, self._plan, self._record = experiment, plan, record
+        self._step, self._began = step, time.monotonic()
+        self._saved_at = self._began
+
+    def is_due(self, step: int) -> bool:
+        """Return whether to save after this step, by steps or by the clock.
+
+        All hosts ask together, and the clock is that of host 0.
+        """
+        config = self._experiment.config.checkpoint
+        if step % config.every_steps == 0:
+            return True
+        if not config.every_minutes or (jax.process_count() > 1 and step % STEPS_BETWEEN_CLOCKS):
+            return False
+        return distributed.first_says(time.monotonic() - self._saved_at > 60 * config.every_minutes)
+
+    def save(self, state: TrainState, **more: Any) -> None:
+        """Start to write a checkpoint of a state, unless its step is saved.
+
+        Args:
+          state: A tree of host arrays.
+          more: Further entries of the metadata.
+        """
+        plan, step = self._plan, int(state.step) + more.get(CLASSIFIER_STEPS, 0)
+        if step == self._step:
+            return
+        self.check_finite(state.not_finite)
+        now = time.monotonic()
+        prompts, training = state.prompts, _training(state)
+        meta = {
+            **self._record,
+            "seconds": self._record["seconds"] + now - self._began,
+            STEPS_PER_EPOCH: plan.steps_per_epoch,
+            "epoch": _epoch(plan, int(state.step)),
+            "bad": [int(x) for x in state.not_finite],
+            **more,
+        }
+        if best := self.best:
+            training["best"] = best.prompts
+            final = more.get(ENDED, False) or step == plan.steps
+            meta[BEST] = {"accuracy": best.accuracy, "epoch": best.epoch, "final": final}
+            prompts = best.prompts if final else prompts
+        self.checkpoints.save(step, prompts, meta, training)
+        self._step, self._saved_at = step, now
+
+    def keep_best(self, values: dict[str, float], prompts: Prompts) -> None:
+        """Keep the prompts of an epoch, on devices, if its accuracy is the highest so far."""
+        if self.best and values["val_accuracy"] > self.best.accuracy:
+            epoch, prompts = int(values["epoch"]), distributed.to_host(prompts)
+            self.best = Best(values["val_accuracy"], epoch, prompts)
+
+    def check_finite(self, not_finite: NotFinite) -> None:
+        """Raise UserError naming the first step that was not finite, unless these are skipped."""
+        steps, first = map(int, not_finite)
+        if not steps or self._plan.step.skip:
+            return
+        self.checkpoints.wait()
+        good = self.checkpoints.steps()
+        last = f"the last good checkpoint is of step {good[0]}" if good else "no checkpoint before"
+        batch = next(train_batches(self._experiment, first - 1))
+        images = ", ".join(self._experiment.dataset.train[i].path for i in batch["index"])
+        raise UserError(
+            f"the loss, its gradient or the prompts are not finite at step {first}; {last} "
+            f"({self.checkpoints.directory}). The images of the step: {images}. Check these, try a "
+            "smaller train.visual_lr or dtype=float32, or skip such steps with "
+            "--config.train.skip_nonfinite=True."
+        )
+
+
 def restore(
     experiment: Experiment,
-    checkpoints: Checkpoints,
     plan: Plan,
+    checkpoints: Checkpoints,
     workdir: epath.Path,
     allow_changes: bool,
-) -> tuple[TrainState, Record, Best | None]:
-    """Return the state of the newest whole checkpoint, or a new one, and the training's record.
+) -> tuple[TrainState, Saver]:
+    """Return the state of the newest whole checkpoint, or a new one; and what saves later ones.
 
-    With train.keep=best, also the best prompts so far.
     A run that has started no longer needs the prompts of `init_from`.
 
     Raises:
@@ -376,115 +450,89 @@ def restore(
         with other epochs.
     """
     shapes = shapes_of(experiment.model)
-    like: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    weights = plan.schedule.average
-    new = new_state(experiment.model, plan.step, like, plan.optimizer, weights is not None)
+    zeros: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    averages = plan.schedule.average is not None
+    new = new_state(experiment.model, plan.step, zeros, plan.optimizer, averages)
     keeps_best = experiment.config.train.keep == "best"
-    saved_with = {**_training(new), **({"best": like} if keeps_best else {})}
-    found = checkpoints.resume(like, saved_with, apart=CLASSIFIER)
+    found = checkpoints.resume()
     if found is None:
-        prompts = initial_prompts(experiment)
-        best = Best(-1.0, 0, prompts) if keeps_best else None
-        return new._replace(prompts=prompts), training_meta(experiment), best
+        new = new._replace(prompts=initial_prompts(experiment))
+        best = Best(-1.0, 0, new.prompts) if keeps_best else None
+        return new, Saver(experiment, plan, checkpoints, training_meta(experiment), 0, best)
     saved, training = found
-    saved = saved._replace(step=saved.step - saved.meta.get(CLASSIFIER_STEPS, 0))
+    step = saved.step - saved.meta.get(CLASSIFIER_STEPS, 0)
+    _check_resumable(experiment, plan, saved, step, workdir, allow_changes)
+    prompts = dict(saved.prompts)
+    trained = {CLASSIFIER: prompts.pop(CLASSIFIER)} if CLASSIFIER in prompts else {}
+    check_shapes(prompts, shapes, str(workdir))
+    like = {**_training(new), **({"best": shapes} if keeps_best else {})}
+    check_shapes(training, like, str(workdir))
+    state = new._replace(
+        step=np.int32(step),
+        # More epochs change what the classifier is trained on.
+        prompts=prompts if step < plan.steps else {**prompts, **trained},
+        opt_state=state_from_saved(new.opt_state, training["momentum"]),
+        totals=training["totals"],
+        not_finite=NotFinite(*np.array(saved.meta["bad"], np.int32)),
+        average=training.get("average"),
+    )
+    kept = saved.meta.get(BEST)
+    best = Best(kept["accuracy"], kept["epoch"], training["best"]) if kept else None
+    record = training_meta(experiment, saved._replace(step=step))
+    return state, Saver(experiment, plan, checkpoints, record, step, best)
+
+
+def _check_resumable(
+    experiment: Experiment,
+    plan: Plan,
+    saved: Saved,
+    step: int,
+    workdir: epath.Path,
+    allow_changes: bool,
+) -> None:
+    """Raise UserError if a run cannot be resumed from a checkpoint, of a step of the towers."""
+    config, meta = experiment.config, saved.meta
     # The path of CLIP's weights may change, but not the weights.
     if other := other_clip(saved, experiment.pretrained):
         raise UserError(
-            f"{workdir} was trained on {other} than {experiment.config.clip.weights}: give the one "
-            "that it began with, or use another --workdir."
+            f"{workdir} was trained on {other} than {config.clip.weights}: give the one that it "
+            "began with, or use another --workdir."
         )
-    if weights is not None and saved.meta.get(AVERAGED) != len(weights):
+    if list(experiment.dataset.classnames) != meta["classnames"]:
         raise UserError(
-            f"{workdir} averages its prompts over {saved.meta.get(AVERAGED)} epochs, with weights "
-            f"fixed at its start, so it cannot be extended to {len(weights)}: use another "
-            "--workdir."
+            f"{workdir} was trained on other class names than {config.dataset.name} has now: "
+            "restore those that it began with, or use another --workdir."
         )
-    if list(experiment.dataset.classnames) != saved.meta["classnames"]:
+    check_same_images(experiment.dataset.train, workdir, meta, allow_changes)
+    averages = plan.schedule.average is not None
+    if averages and meta["epochs"] != plan.epochs:
         raise UserError(
-            f"{workdir} was trained on other class names than {experiment.config.dataset.name} has "
-            "now: restore those that it began with, or use another --workdir."
+            f"{workdir} averages its prompts over {meta['epochs']} epochs, with weights fixed at "
+            f"its start, so it cannot be extended to {plan.epochs}: use another --workdir."
         )
-    check_same_images(experiment.dataset.train, workdir, saved.meta, allow_changes)
-    before, now = saved.meta[STEPS_PER_EPOCH], plan.schedule.steps_per_epoch
+    before, now = meta[STEPS_PER_EPOCH], plan.steps_per_epoch
     if before != now:
         change = (
-            f"{workdir}: an epoch had {before} steps and has {now} now, so its {saved.step} steps "
-            f"count as {saved.step / now:.1f} epochs instead of {saved.step / before:.1f}"
+            f"{workdir}: an epoch had {before} steps and has {now} now, so its {step} steps "
+            f"count as {step / now:.1f} epochs instead of {step / before:.1f}"
         )
-        if weights is not None or saved.step >= plan.steps:
-            why = "it averages its epochs" if weights is not None else "it would count as finished"
+        if averages or step >= plan.steps:
+            why = "it averages its epochs" if averages else "it would count as finished"
             raise UserError(
                 f"{change}, and {why}: use the batch size and the images that it began with, or "
                 "another --workdir."
             )
         say(f"{change}.")
-    state = new._replace(
-        step=np.int32(saved.step),
-        prompts=saved.prompts,
-        opt_state=state_from_saved(new.opt_state, training["momentum"]),
-        totals=training["totals"],
-        not_finite=NotFinite(*np.array(saved.meta.get("bad", (0, 0)), np.int32)),
-        average=training.get("average"),
-    )
-    best = None
-    if keeps_best:
-        kept = saved.meta[BEST]
-        if kept["final"] and saved.step < plan.steps:
-            raise UserError(
-                f"{workdir} has ended with the prompts of its best epoch (train.keep=best), so it "
-                "cannot be extended: use another --workdir."
-            )
-        best = Best(kept["accuracy"], kept["epoch"], training["best"])
-    return state, training_meta(experiment, saved), best
-
-
-def save_is_due(config: ConfigDict, step: int, last: int, saved_at: float) -> bool:
-    """Return whether to save after this step: by steps, by the clock, and at the end.
-
-    All hosts ask together, and the clock is that of host 0.
-    """
-    if step % config.every_steps == 0 or step == last:
-        return True
-    if not config.every_minutes or (jax.process_count() > 1 and step % STEPS_BETWEEN_CLOCKS):
-        return False
-    return distributed.first_says(time.monotonic() - saved_at > 60 * config.every_minutes)
-
-
-def check_finite(
-    experiment: Experiment, checkpoints: Checkpoints, plan: Plan, state: TrainState
-) -> None:
-    """Raise UserError naming the first step that was not finite, unless such steps are skipped."""
-    steps, first = map(int, distributed.to_host(state.not_finite))
-    if not steps or plan.step.skip:
-        return
-    checkpoints.wait()
-    good = checkpoints.steps()
-    last = f"the last good checkpoint is of step {good[0]}" if good else "no checkpoint before it"
-    batch = next(train_batches(experiment, first - 1))
-    images = ", ".join(experiment.dataset.train[i].path for i in batch["index"])
-    raise UserError(
-        f"the loss, its gradient or the prompts are not finite at step {first}; {last} "
-        f"({checkpoints.directory}). The images of the step: {images}. Check these, try a smaller "
-        "train.visual_lr or dtype=float32, or skip such steps with "
-        "--config.train.skip_nonfinite=True."
-    )
-
-
-def _progress(plan: Plan, state: TrainState) -> dict[str, object]:
-    """Return the metadata of a checkpoint, except the training's record."""
-    averaged = {} if plan.schedule.average is None else {AVERAGED: len(plan.schedule.average)}
-    return {
-        STEPS_PER_EPOCH: plan.schedule.steps_per_epoch,
-        **averaged,
-        "epoch": _epoch(plan, int(state.step)),
-        "bad": [int(x) for x in state.not_finite],
-    }
-
-
-def _epoch(plan: Plan, step: int) -> int:
-    """Return how many epochs have ended; the last one ends with the run."""
-    return plan.epochs if step == plan.steps else step // int(plan.schedule.steps_per_epoch)
+    if step > plan.steps:
+        raise UserError(
+            f"{workdir} was trained for {step} steps, but these settings end at step "
+            f"{plan.steps}: give at least as many epochs, or use another --workdir."
+        )
+    if step < plan.steps and BEST in meta and meta[BEST]["final"]:
+        raise UserError(
+            f"{workdir} has ended with the prompts of its best epoch (train.keep=best), so it "
+            "cannot be extended: use another --workdir."
+        )
 
 
 def _training(state: TrainState) -> dict[str, Prompts | Totals]:
@@ -493,9 +541,9 @@ def _training(state: TrainState) -> dict[str, Prompts | Totals]:
     return {"momentum": state_to_save(state.opt_state), "totals": state.totals, **average}
 
 
-def _stopped(step: int, plan: Plan) -> Stopped:
-    say(f"stopped at step {step} of {plan.steps} and saved: the same command resumes there.")
-    return Stopped()
+def _epoch(plan: Plan, step: int) -> int:
+    """Return how many epochs have ended; the last one ends with the run."""
+    return plan.epochs if step == plan.steps else step // plan.steps_per_epoch
 
 
 def _description(experiment: Experiment, plan: Plan, state: TrainState) -> str:
@@ -507,26 +555,33 @@ def _description(experiment: Experiment, plan: Plan, state: TrainState) -> str:
     return (
         f"Training {model.config.method} on {len(dataset.train)} images of "
         f"{len(dataset.classnames)} classes: {plan.epochs} epochs of "
-        f"{plan.schedule.steps_per_epoch} steps, {parameters:,} parameters, {where}, "
+        f"{plan.steps_per_epoch} steps, {parameters:,} parameters, {where}, "
         f"{jnp.dtype(model.dtype).name}."
     )
 
 
-def _epoch_values(state: TrainState, plan: Plan, step: int) -> dict[str, float]:
-    """Return the means over the epoch that ends with `step`, and its learning rates."""
-    totals = {name: float(x) for name, x in distributed.to_host(state.totals).items()}
-    if not totals["images"] and not distributed.to_host(state.not_finite.steps):
+def _epoch_values(
+    plan: Plan, step: int, totals: Totals, not_finite: NotFinite, prompts: Prompts
+) -> dict[str, float]:
+    """Return the means over the epoch that ends with `step`, and the learning rates of its parts.
+
+    Raises:
+      UserError: if no image counts.
+    """
+    sums = {name: float(x) for name, x in totals.items()}
+    if not sums["images"] and not not_finite.steps:
         raise UserError(
             "none of the training images could be read: check dataset.root and the image files."
         )
     rates = learning_rates(plan.schedule, step - 1)
-    images = totals["images"] or math.nan  # no image counts if all steps were left out
-    losses = {name: x / images for name, x in totals.items() if name.startswith("loss_")}
+    learned = set(map(rate_of, prompts))
+    images = sums["images"] or math.nan  # no image counts if all steps were left out
+    losses = {name: x / images for name, x in sums.items() if name.startswith("loss_")}
     return {
         "epoch": _epoch(plan, step),
         "loss": sum(losses.values()),
-        "accuracy": totals["hits"] / images,
-        **{f"{name}_lr": float(rate) for name, rate in rates.items()},
+        "accuracy": sums["hits"] / images,
+        **{f"{name}_lr": float(rate) for name, rate in rates.items() if name in learned},
         **(losses if len(losses) > 1 else {}),
     }
 
@@ -542,3 +597,13 @@ def _line(values: dict[str, float], epochs: int) -> str:
         f"{values['images_per_s']:.0f} images/s  {values['tflop_per_s']:.3g} TFLOP/s{share}  "
         f"waiting {values['wait_share']:.0%}"
     )
+
+
+def _say_what_was_left_out(plan: Plan, unreadable: int, images: int, not_finite: NotFinite) -> None:
+    if count := distributed.sum_over_hosts(unreadable):
+        say(f"{count} of {images} training images could not be read and were left out.")
+    if not_finite.steps:
+        say(
+            f"{not_finite.steps} of {plan.steps} steps were not finite and were left out, the "
+            f"first is step {not_finite.first}."
+        )

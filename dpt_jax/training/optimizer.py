@@ -23,9 +23,6 @@ WEIGHT_DECAY = 5e-4
 WARMUP_LR = 1e-5
 TEXT_WARMUP_EPOCHS = 1  # of weights too
 LAST_LR = 1e-6  # of a cosine by steps
-# The learning rate of each part; other parts have that of visual prompts.
-RATES = {"text": "text", "meta_net": "text", "weights": "weights"}
-
 Scalar = Any  # a number, or an array without axes: of NumPy on the host, of JAX in a step
 
 
@@ -87,6 +84,11 @@ def learning_rates(schedule: Schedule, step: Scalar) -> dict[str, jax.Array]:
     if schedule.weights_lr is not None:
         rates["weights"] = rate(schedule.weights_lr, TEXT_WARMUP_EPOCHS)
     return rates
+
+
+def rate_of(part: str) -> str:
+    """Return the name of the learning rate of a part, see `learning_rates`."""
+    return {"text": "text", "meta_net": "text", "weights": "weights"}.get(part, "visual")
 
 
 def epoch_weights(epochs: int, mean: float, deviation: float) -> tuple[float, ...] | None:
@@ -151,7 +153,7 @@ def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
         **_: object,
     ) -> tuple[Prompts, optax.EmptyState]:
         def scale(part: str) -> Prompts:
-            rate = -rates[RATES.get(part, "visual")]
+            rate = -rates[rate_of(part)]
             return jax.tree.map(lambda x: rate * x, updates[part])
 
         return {part: scale(part) for part in updates}, state

@@ -74,7 +74,8 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
       method, dataset, classes and epochs; `settings`, see `result_settings`; the class names; the
       fingerprints of the CLIP, of the data and of the training images; the `selection`; whether
       the prompts started from others; `changes` on the way, a list of {"step": number, "before":
-      {key: value}}; the `seconds` that its steps have taken so far.
+      {key: value}}; the `seconds` that it has taken so far. A classifier adds the settings that
+      its `selection` has `chosen`.
     """
     config = experiment.config
     found = fingerprint(experiment.pretrained, experiment.dataset)

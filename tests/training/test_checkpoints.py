@@ -15,7 +15,6 @@ PROMPTS = {
     "text": {"context": np.arange(6, dtype=np.float32).reshape(1, 2, 3)},
     "visual": {"tokens": np.ones((2, 2), np.float32)},
 }
-LIKE = {"momentum": PROMPTS, "totals": np.zeros(3, np.float32)}
 
 
 def prompts_of(step):
@@ -37,7 +36,7 @@ def written(workdir, steps=(1, 2)):
 def resume(workdir):
     """The step at which a run resumes, whose trees are those that were saved."""
     with Checkpoints(workdir, create=True) as checkpoints:
-        saved, training = checkpoints.resume(PROMPTS, LIKE)
+        saved, training = checkpoints.resume()
     jax.tree.map(np.testing.assert_array_equal, saved.prompts, prompts_of(saved.step))
     jax.tree.map(np.testing.assert_array_equal, training, training_of(saved.step))
     assert saved.meta == {"epoch": saved.step}
@@ -128,25 +127,9 @@ def test_what_is_not_damage_moves_nothing(copied, monkeypatch, failure):
     before = files_of(copied)
     with Checkpoints(copied, create=True) as checkpoints:
         monkeypatch.setattr(checkpoints._manager, "restore", fail)
-        for read in (lambda: checkpoints.resume(PROMPTS, LIKE), lambda: checkpoints.load(2)):
+        for read in (checkpoints.resume, lambda: checkpoints.load(2)):
             with pytest.raises(UserError, match=str(copied)):
                 read()
-    assert files_of(copied) == before
-
-
-@pytest.mark.parametrize(
-    ("prompts", "training", "says"),
-    [
-        (PROMPTS, {**LIKE, "more": np.zeros(2, np.float32)}, "shapes"),
-        (PROMPTS, {**LIKE, "totals": np.zeros(4, np.float32)}, "shapes"),
-        ({"text": PROMPTS["text"]}, LIKE, "shapes"),
-        (jax.tree.map(np.float64, PROMPTS), LIKE, "JAX_ENABLE_X64"),
-    ],
-)
-def test_other_settings_are_not_damage(copied, prompts, training, says):
-    before = files_of(copied)
-    with Checkpoints(copied, create=True) as checkpoints, pytest.raises(UserError, match=says):
-        checkpoints.resume(prompts, training)
     assert files_of(copied) == before
 
 

@@ -98,12 +98,13 @@ def test_settings_chosen_by_the_support(capsys):
     texts, s = ClassTexts(normalize(raw), raw), jnp.float32(20.0)
     config = method_config("tip_adapter")
     config.classifier.select = "support"
-    params, _ = fit(config, Support(views, labels), texts, s)
+    params, _, chosen = fit(config, Support(views, labels), texts, s)
     assert len(params["keys"]) == 12
     alpha, beta = (float(params[key]) for key in ("alpha", "beta"))
     grid = CLASSIFIERS["tip_adapter"].grid
     assert any(alpha == pytest.approx(x) for x in grid["alpha"])
     assert any(beta == pytest.approx(x) for x in grid["beta"])
+    assert chosen == pytest.approx({"classifier.alpha": alpha, "classifier.beta": beta})
     assert f"classifier.alpha={alpha:g}, classifier.beta={beta:g}" in capsys.readouterr().out
     with pytest.raises(UserError, match="class 2"):
         fit(config, Support(views[:, :5], labels[:5]), texts, s)

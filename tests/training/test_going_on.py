@@ -82,6 +82,12 @@ def test_another_clip_of_the_same_sizes_is_refused(config, clip, started):
     assert load_newest(started).step == 2
 
 
+def test_a_state_of_another_optimizer_is_refused(config, clip, started):
+    config.train.epochs, config.train.optimizer = 2, "adamw"
+    with pytest.raises(UserError, match=rf"{started}: momentum\.count"):
+        train(config, clip, started, allow_changes=True)
+
+
 def test_a_run_past_its_end_is_refused(config, clip, started):
     config.train.epochs = 2
     train(config, clip, started)
