@@ -10,7 +10,7 @@
     fits             whether the program fits the chip's memory; if not, needs_gb is what it needs
     gb               of a chip's memory: arguments (mostly CLIP's weights), temporaries, together
     chip_gb          the memory that a chip has
-    model_gflop      what the mathematics of a step needs of a chip, see dpt_jax/training/flops.py
+    model_gflop      the matrix products of a step on one chip, see dpt_jax/training/flops.py
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
                      the rate of its memory
@@ -89,6 +89,14 @@ CHIPS = {
 }
 
 
+class Program(NamedTuple):
+    """A function for the devices, and the shapes of its arguments."""
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+
+
 class Case(NamedTuple):
     """What is compiled.  Arrays are shapes with a leading axis of `chips`."""
 
@@ -129,14 +137,8 @@ def report(options: argparse.Namespace) -> None:
     chip = chip_of(options.topology)
     on = tpu_devices(options.topology)
     case = make_case(options, len(on))
-    images = options.batch * len(on)
-    if case.train:
-        guided = case.config.loss.guidance_epochs > 0
-        needed = flops.step(case.model, case.layout, images, guided)
-    else:
-        needed = flops.evaluation(case.model, case.layout, images)
-    operations = needed / len(on)
-    (name, lowered), *others = programs(case, on)
+    first, *others = programs(case, on)
+    operations = flops.of(first.function, *first.arguments)
     line = {
         "topology": options.topology,
         "device": f"{len(on)} x {on[0].device_kind}",
@@ -149,9 +151,9 @@ def report(options: argparse.Namespace) -> None:
         "remat": case.model.remat,
         "chip_gb": round(chip.memory_bytes / GB, 1),
         "model_gflop": round(operations / GB, 1),
-        **compile_one(lowered, chip, operations, options),
-        **{other: compile_one(lowered, chip, 0.0, options) for other, lowered in others},
-        "program": name,
+        **compile_one(first, chip, operations, options),
+        **{other.name: compile_one(other, chip, 0.0, options) for other in others},
+        "program": first.name,
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
     }
@@ -203,8 +205,8 @@ def make_case(options: argparse.Namespace, chips: int) -> Case:
     return Case(config, model, layout, stacked(frozen, chips), options.batch, chips, train)
 
 
-def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
-    """Return (name, lowered program): the training step, or the two of an evaluation."""
+def programs(case: Case, on: Sequence[jax.Device]) -> list[Program]:
+    """Return the training step, or the two programs of an evaluation."""
     prompts = jax.eval_shape(functools.partial(init_prompts, case.model), jax.random.key(0))
     side = case.model.clip_config.image_size
     batch = {
@@ -218,13 +220,15 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[tuple[str, Any]]:
         evaluation: Any = make_programs(case.model, tuple(on))
         given = (case.frozen, stacked(prompts, case.chips))
         texts = jax.eval_shape(evaluation.encode_texts, *given)
-        classify = evaluation.classify.lower(*given, texts, batch["image"])
-        return [("classify", classify), ("texts", evaluation.encode_texts.lower(*given))]
+        return [
+            Program("classify", evaluation.classify, (*given, texts, batch["image"])),
+            Program("texts", evaluation.encode_texts, given),
+        ]
     plan = make_plan(case.config, case.images)
     state = jax.eval_shape(lambda p: new_state(case.model, plan.step, p, plan.optimizer), prompts)
     step: Any = make_step(case.model, plan.optimizer, plan.step, tuple(on))
     schedule = stacked(plan.schedule.as_arrays(), case.chips)
-    return [("step", step.lower(stacked(state, case.chips), case.frozen, batch, schedule))]
+    return [Program("step", step, (stacked(state, case.chips), case.frozen, batch, schedule))]
 
 
 def stacked(tree: Any, chips: int) -> Any:
@@ -233,9 +237,10 @@ def stacked(tree: Any, chips: int) -> Any:
 
 
 def compile_one(
-    lowered: Any, chip: Chip, operations: float, options: argparse.Namespace
+    program: Program, chip: Chip, operations: float, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Compile a lowered program, and return the compiler's account of it."""
+    """Compile a program, and return the compiler's account of it."""
+    lowered = program.function.lower(*program.arguments)
     began, limit = time.perf_counter(), options.vmem_mib
     flags = {"xla_tpu_scoped_vmem_limit_kib": str(1024 * limit)} if limit else None
     try:

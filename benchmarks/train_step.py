@@ -1,4 +1,4 @@
-"""Times a step, and compares it with what its mathematics needs and what the machine can do.
+"""Times a step, and compares its rate with that of a matrix product on the same machine.
 
     python benchmarks/train_step.py [--clip=vit-b-32] [--classes=100] [--batch=32] [--method=dpt]
         [--dtype=float32] [--mode=train] [--devices=N] [--steps=5] [--microbatch=0]
@@ -8,7 +8,7 @@ Weights are random. `--clip=small` runs in seconds. Prints one JSON line:
     step_s             median of the steps; with --mode=eval, of a batch, text features given
     text_s             with --mode=eval: encoding the class texts, once for all batches
     compile_s          how much longer the first step takes than the others
-    model_gflop        what a step's mathematics needs, see dpt_jax/training/flops.py
+    model_gflop        a step's matrix products, see dpt_jax/training/flops.py
     gemm_gflops_per_s  rate of a large matrix product in the same process and dtype
     gemm_ratio         the step's rate divided by that
     peak_memory_gb     of the process
@@ -64,14 +64,11 @@ def main(_: list[str]) -> None:
     experiment = setup.assemble(config, dataset, random_clip(FLAGS.clip, dtype))
     batch = random_batch(experiment.model.clip_config.image_size)
     images = batch["label"].size
-    layout = distributed.to_host(experiment.frozen.packed)
     if FLAGS.mode == "train":
         work = training(experiment, batch)
-        guided = config.loss.guidance_epochs > 0
-        needed = flops.step(experiment.model, layout, images, guided) / 1e9
     else:
         work, encoding = evaluation(experiment, batch)
-        needed = flops.evaluation(experiment.model, layout, images) / 1e9
+    needed = jax.local_device_count() * flops.of(work.program, *work.arguments) / 1e9
     device = jax.local_devices()[0]
     result: dict[str, Any] = {
         "batch": images,

@@ -130,8 +130,7 @@ def speed(clip: str, pretrained: Pretrained, quick: bool) -> tuple[list[Row], fl
     devices = jax.local_device_count()
     work = programs.training(experiment, _batch(each, classes, pretrained.config.image_size))
     first, seconds = programs.times(work.run, 2 if quick else 10)
-    layout = distributed.to_host(experiment.frozen.packed)
-    rate = flops.step(experiment.model, layout, each * devices) / seconds
+    rate = devices * flops.of(work.program, *work.arguments) / seconds
     product = _product_rate(dtype, 2048 if quick else 8192)
     images = each * devices / seconds
     figures = {

@@ -22,6 +22,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say, say_once
 from dpt_jax.methods import CLASSIFIER, METHODS, WEIGHTS
 from dpt_jax.prompts import Prompts
+from dpt_jax.training import flops
 from dpt_jax.training.checkpoints import Checkpoints, Saved, digest
 from dpt_jax.training.classifier import encode_support, fit
 from dpt_jax.training.initial_prompts import (
@@ -167,7 +168,7 @@ def train(
         batches = train_batches(experiment, start, functools.partial(_to_devices, plan))
         unreadable: set[int] = set()
         stopping = ended = False
-        speed = Speed(experiment, config.loss.guidance_epochs)
+        speed, operations = Speed(), 0.0
         with (
             MetricWriter(workdir, start) as writer,
             Progress("train", plan.steps, start) as progress,
@@ -199,7 +200,10 @@ def train(
                     totals, not_finite = distributed.to_host((state.totals, state.not_finite))
                     saver.check_finite(not_finite)
                     values = _epoch_values(plan, step, totals, not_finite, state.prompts)
-                    values |= speed.epoch(int(values["epoch"]))
+                    operations = operations or jax.device_count() * flops.of(
+                        take_step, state, frozen, rows, schedule
+                    )
+                    values |= speed.epoch(operations)
                     if validate:
                         values["val_accuracy"] = validate(state.prompts)
                         saver.keep_best(values, state.prompts)

@@ -12,13 +12,11 @@ from typing import Any
 import jax
 from etils import epath
 
-from dpt_jax import distributed
 from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, reading, write_whole
 from dpt_jax.logging import say
 from dpt_jax.training import flops
-from dpt_jax.training.setup import Experiment
 from dpt_jax.training.step import TrainState
 
 METRICS_FILE = "metrics.jsonl"
@@ -110,15 +108,7 @@ def _tensorboard() -> Any:
 class Speed:
     """Measures one epoch after the other."""
 
-    def __init__(self, experiment: Experiment, guidance_epochs: int) -> None:
-        """Start with the first epoch.
-
-        Args:
-          experiment: what is trained.
-          guidance_epochs: epochs in which the loss compares each tower with the frozen other one.
-        """
-        self._model, self._guidance_epochs = experiment.model, guidance_epochs
-        self._texts = distributed.to_host(experiment.frozen.packed)
+    def __init__(self) -> None:
         peak = flops.peak(jax.devices()[0].device_kind)
         self._peak = peak and peak * jax.device_count()
         self.restart()
@@ -140,15 +130,14 @@ class Speed:
         self._images += images
         self._steps += 1
 
-    def epoch(self, number: int) -> dict[str, float]:
+    def epoch(self, operations: float) -> dict[str, float]:
         """Return the TIMES of the epoch that has ended, and start with the next one.
 
         peak_share, the share of the chip's published bfloat16 rate, is missing for unknown chips.
+        operations: of a step on all devices.
         """
         seconds = time.perf_counter() - self._began
-        guided = number <= self._guidance_epochs
-        each = flops.step(self._model, self._texts, round(self._images / self._steps), guided)
-        rate = self._steps * each / seconds
+        rate = self._steps * operations / seconds
         share = {"peak_share": rate / self._peak} if self._peak else {}
         values = {
             "images_per_s": self._images / seconds,

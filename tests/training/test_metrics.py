@@ -71,21 +71,32 @@ def test_an_epoch_says_how_fast_it_was(ready, monkeypatch):
     clock = Clock()
     monkeypatch.setattr("dpt_jax.training.metrics.time", clock)
     monkeypatch.setattr(flops, "peak", lambda kind: 1e12)
-    monkeypatch.setattr(flops, "step", lambda model, texts, images, guided: images * 1e11)
-    packed = jnp.zeros((1, 1))
-    experiment = types.SimpleNamespace(model=None, frozen=types.SimpleNamespace(packed=packed))
-    speed = Speed(experiment, guidance_epochs=0)
+    speed = Speed()
     step = types.SimpleNamespace(is_ready=lambda: ready)
     with speed.waiting(types.SimpleNamespace(step=step)):
         clock.now += 1
     for _ in range(2):
         speed.count(6)
     clock.now += 3
-    values = speed.epoch(1)
+    values = speed.epoch(6e11)
     assert values["images_per_s"] == 3
     assert values["tflop_per_s"] == pytest.approx(0.3)
     assert values["peak_share"] == pytest.approx(0.3 / jax.device_count())
     assert values["wait_share"] == (0.25 if ready else 0)
+
+
+def test_operations_are_those_of_the_products_whose_result_is_used():
+    """A product before a loop of three, each (4, 8) times (8, 8), and an unused one."""
+
+    def program(x, w):
+        unused = w @ w
+        y, _ = jax.lax.scan(lambda y, _: (jnp.tanh(y @ w), unused), x @ w, length=3)
+        return y
+
+    x, w = jnp.ones((4, 8)), jnp.ones((8, 8))
+    forward = 4 * 2 * 4 * 8 * 8
+    assert flops.of(program, x, w) == forward
+    assert flops.of(jax.grad(lambda x, w: program(x, w).sum()), x, w) == 2 * forward
 
 
 def test_the_peak_is_of_the_chip_that_jax_names():
