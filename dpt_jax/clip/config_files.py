@@ -32,20 +32,18 @@ _TOWER = {
 }
 # The first configurations have this end token, and their models take the highest id instead.
 _OLD_END = 2
-# Keys of open_clip that are read, and those that change nothing in a finished CLIP with two plain
-# transformers.
 _OPEN_CLIP_KEYS = {
+    # What is read of open_clip's configuration:
     *("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "size", "mean", "std"),
     *("image_size", "patch_size", "head_width", "heads", "width", "layers", "mlp_ratio"),
     *("norm_kwargs", "eps", "context_length", "vocab_size", "eos_id"),
-}
-_OPEN_CLIP_KEYS |= {
+    # What changes nothing in a finished CLIP with two plain transformers:
     *("custom_text", "init_logit_scale", "cast_dtype", "output_dict", "fill_color"),
     *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
     *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"),
     *("pad_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
 }
-# Its other keys, with the values that are supported.  Others leave a part out if they are empty.
+# Its other keys, with the values that are supported. What else is empty leaves a part out.
 _OPEN_CLIP_VALUES = {
     "pool_type": ("tok", "argmax", "eos"),
     "pos_embed_type": ("learnable",),

@@ -1,7 +1,6 @@
 """The datasets that have a name: the published ones, and those bundled with the package."""
 
 import importlib.resources
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -51,12 +50,6 @@ def _caltech101_names(labels: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _car_name(name: str) -> str:
-    """Return a car's name with the year first: "Audi TTS Coupe 2012" -> "2012 Audi TTS Coupe"."""
-    model, _, year = name.rpartition(" ")
-    return f"{year} {model}"
-
-
 EUROSAT_NAMES = {
     "AnnualCrop": "Annual Crop Land",
     "Forest": "Forest",
@@ -77,11 +70,6 @@ def _sun397_name(path: str) -> str:
     "c/church/outdoor" becomes "outdoor church".
     """
     return " ".join(reversed(path.strip("/").split("/")[1:]))
-
-
-def _ucf101_name(action: str) -> str:
-    """Return a word for each capital: "ApplyEyeMakeup" -> "Apply_Eye_Makeup"."""
-    return "_".join(re.findall("[A-Z][^A-Z]*", action))
 
 
 class TfdsUse(NamedTuple):
@@ -155,7 +143,6 @@ _PAPER = {
         "stanford_cars",
         "",
         "split_zhou_StanfordCars.json",
-        TfdsUse("cars196", _renamed(_car_name)),
     ),
     "oxford_flowers": Benchmark(
         "a photo of a {}, a type of flower.",
@@ -204,7 +191,6 @@ _PAPER = {
         "ucf101",
         "UCF-101-midframes",
         "split_zhou_UCF101.json",
-        TfdsUse("ucf101/ucf101_1", _renamed(_ucf101_name)),
     ),
 }
 

@@ -1,19 +1,14 @@
-"""The published datasets from tensorflow-datasets, prepared on first use and read by position.
+"""The published datasets from tensorflow-datasets, read by position without TensorFlow.
 
-TFDS's splits are not the published ones: results compare with each other, not with the papers. The
-catalogue says how each split is used. Prepared data are read without TensorFlow.
+TFDS prepares them, on its own. Its splits are not the published ones: results compare with each
+other, not with the papers. The catalogue says how each split is used.
 """
 
 import contextlib
 import dataclasses
-import importlib
-import importlib.util
 import io
-import multiprocessing
-import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -34,7 +29,7 @@ class Records(Source):
     Attributes:
         directory: folder of the prepared dataset.
         sources: the serialised records of each split.
-        features: parses the encoded image, or the encoded frames of a video, from a record.
+        features: parses the encoded image from a record.
     """
 
     directory: str
@@ -46,13 +41,11 @@ class Records(Source):
         return self.directory, path
 
     def read(self, path: str) -> Image.Image:
-        """Return an image as RGB, of a video the middle frame."""
+        """Return an image as RGB."""
         split, _, number = path.partition("/")
-        (encoded,) = self.features.deserialize_example_np(self.sources[split][int(number)]).values()
-        if not isinstance(encoded, bytes):
-            encoded = encoded[len(encoded) // 2]
+        record = self.features.deserialize_example_np(self.sources[split][int(number)])
         name = f"{self.directory}, image {path},"
-        return read_image(io.BytesIO(encoded), name, upright=False)
+        return read_image(io.BytesIO(record["image"]), name, upright=False)
 
 
 def read_tfds(name: str, root: str) -> Dataset:
@@ -63,15 +56,22 @@ def read_tfds(name: str, root: str) -> Dataset:
         root: TFDS's data directory, or "" for TFDS's default.
 
     Raises:
-        UserError: TFDS does not have the dataset, or it cannot be prepared.
+        UserError: TFDS does not have the dataset, or it is not prepared as ArrayRecord.
     """
     use = CATALOGUE[name].tfds
     if use is None:
-        raise UserError(f"tensorflow-datasets has no {name}: use --config.dataset.source=coop.")
+        raise UserError(f"dataset.source=tfds has no {name}: use --config.dataset.source=coop.")
     import tensorflow_datasets as tfds
 
     splits = [split for split in (use.train, use.val, use.test) if split]
-    builder = _prepared(use.builder, _on_this_disk(use.builder, root, splits))
+    folder = _on_this_disk(use.builder, root, splits)
+    with reading(root or "~/tensorflow_datasets", f"the data directory of {use.builder}"):
+        builder = tfds.builder(use.builder, data_dir=folder or None)
+    if not builder.is_prepared():
+        raise UserError(
+            f"{use.builder} is not prepared in {root or '~/tensorflow_datasets'}: with TensorFlow "
+            f"installed, run `{_command(use.builder, folder)}`."
+        )
     features = builder.info.features
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     with reading(builder.data_dir, f"ArrayRecord data with the splits {', '.join(splits)}"):
@@ -91,13 +91,19 @@ def read_tfds(name: str, root: str) -> Dataset:
     )
     if not use.test:
         train, val, test = published_split(train)
-    # Images and frames are stored as bytes. As Text they stay encoded, and are left to PIL.
-    encoded = tfds.features.Text()
-    parse = (
-        {"video": tfds.features.Sequence(encoded)} if "video" in features else {"image": encoded}
-    )
-    read = Records(str(builder.data_dir), sources, tfds.features.FeaturesDict(parse))
+    # Images are stored as bytes. As Text they stay encoded, and are left to PIL.
+    parse = tfds.features.FeaturesDict({"image": tfds.features.Text()})
+    read = Records(str(builder.data_dir), sources, parse)
     return Dataset(read, tuple(classname_of.values()), train, val, test)
+
+
+def _command(builder: str, folder: str = "") -> str:
+    """Return the command by which TFDS prepares a dataset, in a local folder."""
+    where = f", data_dir={folder!r}" if folder else ""
+    return (
+        f'python -c "import tensorflow_datasets as tfds; tfds.builder({builder!r}{where})'
+        ".download_and_prepare(file_format='array_record')\""
+    )
 
 
 def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
@@ -116,58 +122,10 @@ def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
 
     if not (as_path(root) / folder).is_dir():
         raise UserError(
-            f"{root} has no {folder}: prepare it on a disk, and copy it there with `gcloud storage "
-            f"cp -r ~/tensorflow_datasets/{folder} {root}`."
+            f"{root} has no {folder}: prepare it on a disk by `{_command(name)}`, and copy it by "
+            f"`gcloud storage cp -r ~/tensorflow_datasets/{folder} {root}`."
         )
     return str(local_copy(as_path(root), wanted, say))
-
-
-def _prepared(name: str, root: str) -> Any:
-    """Return the builder, after downloading and preparing its data if they are missing."""
-    if name.startswith("ucf101"):  # TFDS asks TensorFlow for the type of a video's pixels
-        _need_tensorflow(name)
-        # The accelerators are JAX's.
-        importlib.import_module("tensorflow").config.set_visible_devices([], "GPU")
-    try:
-        builder = _builder(name, root)
-        if builder.is_prepared():
-            return builder
-        _need_tensorflow(name)  # before the download
-        say(f"tensorflow-datasets downloads and prepares {name}.")
-        # In another process, since TensorFlow takes the memory of accelerators for itself.
-        with futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            process.submit(_prepare, name, root).result()
-        return _builder(name, root)
-    except UserError:
-        raise
-    except Exception as reason:  # no network, a moved page, a full disk: many types
-        first_line = str(reason).strip().split("\n")[0][:200]
-        raise UserError(
-            f"tensorflow-datasets cannot prepare {name} in {root or '~/tensorflow_datasets'} "
-            f"({type(reason).__name__}: {first_line}): it needs the network, for some datasets "
-            "opencv-python, and for some archives that you put into downloads/manual there; "
-            "--config.dataset.source=coop takes a download that you have."
-        ) from reason
-
-
-def _prepare(name: str, root: str) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    _builder(name, root).download_and_prepare(file_format="array_record")
-
-
-def _builder(name: str, root: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    if name.startswith("ucf101"):  # TFDS does not find videos by name
-        importlib.import_module("tensorflow_datasets.video.ucf101")
-    return tfds.builder(name, data_dir=root or None)
-
-
-def _need_tensorflow(name: str) -> None:
-    if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(
-            f"tensorflow-datasets needs tensorflow for {name}: `pip install tensorflow`."
-        )
 
 
 def _labels(builder: Any, split: str, records: Sequence[bytes]) -> np.ndarray:
