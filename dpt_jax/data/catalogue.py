@@ -1,7 +1,7 @@
 """The datasets that have a name: the published ones, and those bundled with the package."""
 
 import importlib.resources
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from dpt_jax.errors import UserError
@@ -15,98 +15,21 @@ def imagenet_classnames() -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
 
 
-# ---- From TFDS's labels to {label: published class name}, in the published order.
-
-
-def _spaced(labels: Sequence[str]) -> dict[str, str]:
-    return {label: label.replace("_", " ") for label in labels}
-
-
-def _renamed(rename: Callable[[str], str]) -> Callable[[Sequence[str]], dict[str, str]]:
-    return lambda labels: {label: rename(label).replace("_", " ") for label in labels}
-
-
-def _names_of_wordnet_ids(labels: Sequence[str]) -> dict[str, str]:
-    return dict(zip(labels, imagenet_classnames(), strict=True))
-
-
-CALTECH101_IGNORED = ("BACKGROUND_Google", "Faces_easy")
-CALTECH101_RENAMED = {
-    "airplanes": "airplane",
-    "Faces": "face",
-    "Leopards": "leopard",
-    "Motorbikes": "motorbike",
-}
-# TFDS's names are all lower case, which hides that the published order puts upper case first.
-CALTECH101_FOLDERS = {name.lower(): name for name in (*CALTECH101_IGNORED, *CALTECH101_RENAMED)}
-
-
-def _caltech101_names(labels: Sequence[str]) -> dict[str, str]:
-    folders = {label: CALTECH101_FOLDERS.get(label, label) for label in labels}
-    used = [label for label in labels if folders[label] not in CALTECH101_IGNORED]
-    return {
-        label: CALTECH101_RENAMED.get(folders[label], label).replace("_", " ")
-        for label in sorted(used, key=folders.__getitem__)
-    }
-
-
-EUROSAT_NAMES = {
-    "AnnualCrop": "Annual Crop Land",
-    "Forest": "Forest",
-    "HerbaceousVegetation": "Herbaceous Vegetation Land",
-    "Highway": "Highway or Road",
-    "Industrial": "Industrial Buildings",
-    "Pasture": "Pasture Land",
-    "PermanentCrop": "Permanent Crop Land",
-    "Residential": "Residential Buildings",
-    "River": "River",
-    "SeaLake": "Sea or Lake",
-}
-
-
-def _sun397_name(path: str) -> str:
-    """Return a class's path reversed, without the folder of its letter.
-
-    "c/church/outdoor" becomes "outdoor church".
-    """
-    return " ".join(reversed(path.strip("/").split("/")[1:]))
-
-
-class TfdsUse(NamedTuple):
-    """How a dataset of tensorflow-datasets is used.
-
-    Attributes:
-        builder: its name and config.
-        classnames: from TFDS's labels to {label: published class name} in the published order,
-            without the classes that are left out.
-        train, val, test: which of its splits serve as what, "+" joining several and "" for none.
-            Without test, train is split by the rule that made the published splits.
-    """
-
-    builder: str
-    classnames: Callable[[Sequence[str]], dict[str, str]] = _spaced
-    train: str = "train"
-    val: str = ""
-    test: str = "test"
-
-
 class Benchmark(NamedTuple):
     """The description of one published dataset.
 
     Attributes:
-        template: the hand-written text of a class, for zero-shot CLIP and the frozen texts.
         directory: where CoOp's DATASETS.md puts it below the common root.
         images: the folder that image paths are relative to, below the directory.
         split: the file of its published split, or "" if the data come with one.
-        tfds: its use of TFDS, or None if TFDS does not have it.
+        template: the hand-written text of a class, for zero-shot CLIP and the frozen texts.
         differs: settings by key in which the published scripts differ from the defaults.
     """
 
-    template: str
     directory: str
-    images: str
+    images: str = "images"
     split: str = ""
-    tfds: TfdsUse | None = None
+    template: str = "a photo of a {}."
     differs: Mapping[str, Setting] = {}
 
     @property
@@ -117,97 +40,37 @@ class Benchmark(NamedTuple):
 
 # Averages are over these, in the order of the paper's tables.
 _PAPER = {
-    "imagenet": Benchmark(
-        "a photo of a {}.",
-        "imagenet",
-        "images",
-        tfds=TfdsUse("imagenet2012", _names_of_wordnet_ids, test="validation"),
-        differs={"train.warmup_epochs": 1},
-    ),
-    "caltech101": Benchmark(
-        "a photo of a {}.",
-        "caltech-101",
-        "101_ObjectCategories",
-        "split_zhou_Caltech101.json",
-        TfdsUse("caltech101", _caltech101_names),
-    ),
+    "imagenet": Benchmark("imagenet", differs={"train.warmup_epochs": 1}),
+    "caltech101": Benchmark("caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"),
     "oxford_pets": Benchmark(
-        "a photo of a {}, a type of pet.",
-        "oxford_pets",
-        "images",
-        "split_zhou_OxfordPets.json",
-        TfdsUse("oxford_iiit_pet", _renamed(str.lower)),
+        "oxford_pets", "images", "split_zhou_OxfordPets.json", "a photo of a {}, a type of pet."
     ),
-    "stanford_cars": Benchmark(
-        "a photo of a {}.",
-        "stanford_cars",
-        "",
-        "split_zhou_StanfordCars.json",
-    ),
+    "stanford_cars": Benchmark("stanford_cars", "", "split_zhou_StanfordCars.json"),
     "oxford_flowers": Benchmark(
-        "a photo of a {}, a type of flower.",
         "oxford_flowers",
         "jpg",
         "split_zhou_OxfordFlowers.json",
-        TfdsUse(
-            "oxford_flowers102",
-            # One of TFDS's names, "pink-yellow dahlia?", is in doubt.
-            _renamed(lambda label: label.rstrip("?")),
-            train="train+validation",  # ten images a class each; sixteen shots need both
-        ),
+        "a photo of a {}, a type of flower.",
     ),
     "food101": Benchmark(
-        "a photo of {}, a type of food.",
-        "food-101",
-        "images",
-        "split_zhou_Food101.json",
-        TfdsUse("food101", lambda labels: _spaced(sorted(labels)), test="validation"),
+        "food-101", "images", "split_zhou_Food101.json", "a photo of {}, a type of food."
     ),
-    "fgvc_aircraft": Benchmark("a photo of a {}, a type of aircraft.", "fgvc_aircraft", "images"),
-    "sun397": Benchmark(
-        "a photo of a {}.",
-        "sun397",
-        "SUN397",
-        "split_zhou_SUN397.json",
-        # The partition that the published split is made from.
-        TfdsUse("sun397/standard-part1-120k", _renamed(_sun397_name)),
-    ),
-    "dtd": Benchmark(
-        "{} texture.",
-        "dtd",
-        "images",
-        "split_zhou_DescribableTextures.json",
-        TfdsUse("dtd", val="validation"),
-    ),
+    "fgvc_aircraft": Benchmark("fgvc_aircraft", template="a photo of a {}, a type of aircraft."),
+    "sun397": Benchmark("sun397", "SUN397", "split_zhou_SUN397.json"),
+    "dtd": Benchmark("dtd", "images", "split_zhou_DescribableTextures.json", "{} texture."),
     "eurosat": Benchmark(
-        "a centered satellite photo of {}.",
-        "eurosat",
-        "2750",
-        "split_zhou_EuroSAT.json",
-        TfdsUse("eurosat/rgb", _renamed(EUROSAT_NAMES.__getitem__), test=""),
+        "eurosat", "2750", "split_zhou_EuroSAT.json", "a centered satellite photo of {}."
     ),
     "ucf101": Benchmark(
-        "a photo of a person doing {}.",
-        "ucf101",
-        "UCF-101-midframes",
-        "split_zhou_UCF101.json",
+        "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}."
     ),
 }
-
-
-def _shifted(directory: str, images: str, builder: str) -> Benchmark:
-    tfds = TfdsUse(builder, _names_of_wordnet_ids, train="")
-    return Benchmark("a photo of a {}.", directory, images, tfds=tfds)
-
-
 # Only tested on, with prompts that were trained on ImageNet.
 _SHIFTED = {
-    "imagenetv2": _shifted(
-        "imagenetv2", "imagenetv2-matched-frequency-format-val", "imagenet_v2/matched-frequency"
-    ),
-    "imagenet_sketch": _shifted("imagenet-sketch", "images", "imagenet_sketch"),
-    "imagenet_a": _shifted("imagenet-adversarial", "imagenet-a", "imagenet_a"),
-    "imagenet_r": _shifted("imagenet-rendition", "imagenet-r", "imagenet_r"),
+    "imagenetv2": Benchmark("imagenetv2", "imagenetv2-matched-frequency-format-val"),
+    "imagenet_sketch": Benchmark("imagenet-sketch"),
+    "imagenet_a": Benchmark("imagenet-adversarial", "imagenet-a"),
+    "imagenet_r": Benchmark("imagenet-rendition", "imagenet-r"),
 }
 CATALOGUE: dict[str, Benchmark] = {**_PAPER, **_SHIFTED}
 PAPER_DATASETS, SHIFTED_IMAGENETS = tuple(_PAPER), tuple(_SHIFTED)

@@ -1,25 +1,122 @@
 """The published datasets from tensorflow-datasets, read by position without TensorFlow.
 
 TFDS prepares them, on its own. Its splits are not the published ones: results compare with each
-other, not with the papers. The catalogue says how each split is used.
+other, not with the papers.
 """
 
 import contextlib
 import dataclasses
 import io
 import re
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from dpt_jax.data.catalogue import CATALOGUE
+from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.records import Dataset, Example, Source, read_image
 from dpt_jax.data.sampling import published_split
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, local_copy, reading, write_whole
 from dpt_jax.logging import Progress, say
+
+# From TFDS's labels to {label: published class name}, in the published order, without the classes
+# that are left out.
+ClassNames = Callable[[Sequence[str]], dict[str, str]]
+
+
+def _spaced(labels: Sequence[str]) -> dict[str, str]:
+    return {label: label.replace("_", " ") for label in labels}
+
+
+def _renamed(rename: Callable[[str], str]) -> ClassNames:
+    return lambda labels: {label: rename(label).replace("_", " ") for label in labels}
+
+
+def _names_of_wordnet_ids(labels: Sequence[str]) -> dict[str, str]:
+    return dict(zip(labels, imagenet_classnames(), strict=True))
+
+
+CALTECH101_IGNORED = ("BACKGROUND_Google", "Faces_easy")
+CALTECH101_RENAMED = {
+    "airplanes": "airplane",
+    "Faces": "face",
+    "Leopards": "leopard",
+    "Motorbikes": "motorbike",
+}
+# TFDS's names are all lower case, which hides that the published order puts upper case first.
+CALTECH101_FOLDERS = {name.lower(): name for name in (*CALTECH101_IGNORED, *CALTECH101_RENAMED)}
+
+
+def _caltech101_names(labels: Sequence[str]) -> dict[str, str]:
+    folders = {label: CALTECH101_FOLDERS.get(label, label) for label in labels}
+    used = [label for label in labels if folders[label] not in CALTECH101_IGNORED]
+    return {
+        label: CALTECH101_RENAMED.get(folders[label], label).replace("_", " ")
+        for label in sorted(used, key=folders.__getitem__)
+    }
+
+
+EUROSAT_NAMES = {
+    "AnnualCrop": "Annual Crop Land",
+    "Forest": "Forest",
+    "HerbaceousVegetation": "Herbaceous Vegetation Land",
+    "Highway": "Highway or Road",
+    "Industrial": "Industrial Buildings",
+    "Pasture": "Pasture Land",
+    "PermanentCrop": "Permanent Crop Land",
+    "Residential": "Residential Buildings",
+    "River": "River",
+    "SeaLake": "Sea or Lake",
+}
+
+
+def _sun397_name(path: str) -> str:
+    """Return a class's path reversed, without the folder of its letter.
+
+    "c/church/outdoor" becomes "outdoor church".
+    """
+    return " ".join(reversed(path.strip("/").split("/")[1:]))
+
+
+class Use(NamedTuple):
+    """How a dataset of tensorflow-datasets is used.
+
+    Attributes:
+        builder: its name and config.
+        classnames: its class names.
+        train, val, test: which of its splits serve as what, "+" joining several and "" for none.
+            Without test, train is split by the rule that made the published splits.
+    """
+
+    builder: str
+    classnames: ClassNames = _spaced
+    train: str = "train"
+    val: str = ""
+    test: str = "test"
+
+
+USES = {
+    "imagenet": Use("imagenet2012", _names_of_wordnet_ids, test="validation"),
+    "caltech101": Use("caltech101", _caltech101_names),
+    "oxford_pets": Use("oxford_iiit_pet", _renamed(str.lower)),
+    # A split has ten images a class, and sixteen shots need both. One of the names, "pink-yellow
+    # dahlia?", is in doubt.
+    "oxford_flowers": Use(
+        "oxford_flowers102", _renamed(lambda label: label.rstrip("?")), "train+validation"
+    ),
+    "food101": Use("food101", lambda labels: _spaced(sorted(labels)), test="validation"),
+    # The partition that the published split is made from.
+    "sun397": Use("sun397/standard-part1-120k", _renamed(_sun397_name)),
+    "dtd": Use("dtd", val="validation"),
+    "eurosat": Use("eurosat/rgb", _renamed(EUROSAT_NAMES.__getitem__), test=""),
+    "imagenetv2": Use("imagenet_v2/matched-frequency", _names_of_wordnet_ids, train=""),
+    **{
+        name: Use(name, _names_of_wordnet_ids, train="")
+        for name in ("imagenet_sketch", "imagenet_a", "imagenet_r")
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +155,9 @@ def read_tfds(name: str, root: str) -> Dataset:
     Raises:
         UserError: TFDS does not have the dataset, or it is not prepared as ArrayRecord.
     """
-    use = CATALOGUE[name].tfds
-    if use is None:
+    if name not in USES:
         raise UserError(f"dataset.source=tfds has no {name}: use --config.dataset.source=coop.")
+    use = USES[name]
     import tensorflow_datasets as tfds
 
     splits = [split for split in (use.train, use.val, use.test) if split]

@@ -7,8 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.tfds import read_tfds
+from dpt_jax.data.tfds import USES, read_tfds
 from dpt_jax.errors import UserError
 from tests.helpers import tfds_trees
 from tests.helpers.commands import command
@@ -16,7 +15,6 @@ from tests.helpers.golden import DATA
 from tests.helpers.object_store import put_folder
 
 GOLDEN = json.loads((DATA / "classnames.json").read_text())
-THERE = [name for name, benchmark in CATALOGUE.items() if benchmark.tfds]
 TWO_CLASSES = tfds_trees.TWO_CLASSES
 
 
@@ -30,14 +28,14 @@ def root(tmp_path_factory):
 
 def labels_of(name, root):
     """As TFDS wrote them beside the data."""
-    (file,) = (root / CATALOGUE[name].tfds.builder).rglob("label.labels.txt")
+    (file,) = (root / USES[name].builder).rglob("label.labels.txt")
     return file.read_text().splitlines()
 
 
-@pytest.mark.parametrize("name", [name for name in THERE if name in GOLDEN])
+@pytest.mark.parametrize("name", [name for name in USES if name in GOLDEN])
 def test_labels_become_the_published_class_names(name, root):
     found, published = (
-        list(CATALOGUE[name].tfds.classnames(labels_of(name, root)).values()),
+        list(USES[name].classnames(labels_of(name, root)).values()),
         GOLDEN[name]["classnames"],
     )
     if not GOLDEN[name]["ordered"]:
@@ -45,9 +43,9 @@ def test_labels_become_the_published_class_names(name, root):
     assert found == published
 
 
-@pytest.mark.parametrize("name", THERE)
+@pytest.mark.parametrize("name", USES)
 def test_every_dataset_is_read_by_position(name, root):
-    found, use = read_tfds(name, str(root)), CATALOGUE[name].tfds
+    found, use = read_tfds(name, str(root)), USES[name]
     per_class = {
         split: tfds_trees.PER_CLASS * (split.count("+") + 1)
         for split in (use.train, use.val, use.test)
@@ -57,9 +55,7 @@ def test_every_dataset_is_read_by_position(name, root):
     )
     for examples, split in whole:
         assert len(examples) == (per_class[split] * len(found.classnames) if split else 0)
-    by_tfds = {
-        c: label for label, c in CATALOGUE[name].tfds.classnames(labels_of(name, root)).items()
-    }
+    by_tfds = {c: label for label, c in USES[name].classnames(labels_of(name, root)).items()}
     for example in found.test[:5]:
         # Each label has its own greys, see tfds_trees.
         label = by_tfds[found.classnames[example.label]]

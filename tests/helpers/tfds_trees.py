@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dpt_jax.data.catalogue import CATALOGUE
+from dpt_jax.data.tfds import USES
 
 PER_CLASS = 4
 TWO_CLASSES = ["n01443537", "n01484850"]  # what stands for the two hundred of ImageNet-A and -R
@@ -59,7 +59,7 @@ def make(
     file_format: str = "array_record",
 ) -> None:
     """Prepares the TFDS dataset of `name` in `root`, with images of some labels or of all."""
-    use = CATALOGUE[name].tfds
+    use = USES[name]
     builder = tfds.builder(use.builder, data_dir=root)
     features = builder.info.features
     labels = labels or features["label"].names
@@ -74,9 +74,7 @@ def make(
 
 def main(root: str, name: str = "", file_format: str = "array_record") -> None:
     """All datasets, or one of them as files of another format."""
-    for one in (
-        [name] if name else [known for known, benchmark in CATALOGUE.items() if benchmark.tfds]
-    ):
+    for one in [name] if name else list(USES):
         make(
             one,
             pathlib.Path(root),
