@@ -1,12 +1,10 @@
 """Datasets as lists of examples and labels, from any source."""
 
 import collections
-import contextlib
 import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
-from concurrent import futures
 
 from ml_collections import ConfigDict
 
@@ -14,8 +12,7 @@ from dpt_jax.data import descriptions, sampling
 from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.loader import threads
-from dpt_jax.data.records import Dataset, Example, Files, UnreadableImageError
+from dpt_jax.data.records import Dataset, Example, Files
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, listed_once
@@ -122,46 +119,3 @@ def check_root(config: ConfigDict) -> None:
             f"dataset.root is not set: give the folder that holds {holds}, "
             "--config.dataset.root=DIR."
         )
-
-
-def check_trainable(dataset: Dataset, name: str) -> None:
-    """Raise UserError if a class has no image to train on."""
-    if not dataset.train:
-        raise UserError(
-            f"{name} has test images only: train on another dataset, and test its prompts here "
-            f"with --config=METHOD:{name} --mode=eval --config.init_from=WORKDIR."
-        )
-    without = sorted(set(range(len(dataset.classnames))) - {e.label for e in dataset.train})
-    if without:
-        missing = dataset.classnames[without[0]]
-        raise UserError(
-            f"{name} has no training images of class {missing!r}, so it cannot be trained on."
-        )
-
-
-def check_readable(dataset: Dataset) -> None:
-    """Raise UserError if no training image of a class, or no test image, can be read.
-
-    Reads one image of each class and one test image, and more only if those are unreadable.
-    """
-    groups: dict[str, list[str]] = {}
-    for example in dataset.train:
-        name = f"training images of class {dataset.classnames[example.label]!r}"
-        groups.setdefault(name, []).append(example.path)
-    if dataset.test:
-        groups["test images"] = [example.path for example in dataset.test]
-
-    def one_is_readable(paths: list[str]) -> bool:
-        for path in paths:
-            with contextlib.suppress(UnreadableImageError):
-                dataset.read(path)
-                return True
-        return False
-
-    with futures.ThreadPoolExecutor(threads()) as pool:
-        found = pool.map(one_is_readable, groups.values())
-        for (name, paths), readable in zip(groups.items(), found, strict=True):
-            if not readable:
-                raise UserError(
-                    f"none of the {len(paths)} {name} can be read, such as {paths[0]}: repair them."
-                )

@@ -1,6 +1,7 @@
-"""Checks of the images before training: a table of them, and what would falsify accuracies."""
+"""Checks of the images before training: whether they suffice, and what would falsify accuracies."""
 
 import collections
+import contextlib
 from collections.abc import Sequence
 from concurrent import futures
 
@@ -19,6 +20,49 @@ from dpt_jax.methods import METHODS
 MOST_ROWS = 20  # of the table of classes
 MOST_DECODED = 2000  # images, those to train on first; of the others, the headers are read
 UPRIGHT = 1  # the orientation of an image that is not rotated
+
+
+def check_trainable(dataset: Dataset, name: str) -> None:
+    """Raise UserError if a class has no image to train on."""
+    if not dataset.train:
+        raise UserError(
+            f"{name} has test images only: train on another dataset, and test its prompts here "
+            f"with --config=METHOD:{name} --mode=eval --config.init_from=WORKDIR."
+        )
+    without = sorted(set(range(len(dataset.classnames))) - {e.label for e in dataset.train})
+    if without:
+        missing = dataset.classnames[without[0]]
+        raise UserError(
+            f"{name} has no training images of class {missing!r}, so it cannot be trained on."
+        )
+
+
+def check_readable(dataset: Dataset) -> None:
+    """Raise UserError if no training image of a class, or no test image, can be read.
+
+    Reads one image of each class and one test image, and more only if those are unreadable.
+    """
+    groups: dict[str, list[str]] = {}
+    for example in dataset.train:
+        name = f"training images of class {dataset.classnames[example.label]!r}"
+        groups.setdefault(name, []).append(example.path)
+    if dataset.test:
+        groups["test images"] = [example.path for example in dataset.test]
+
+    def one_is_readable(paths: list[str]) -> bool:
+        for path in paths:
+            with contextlib.suppress(UnreadableImageError):
+                dataset.read(path)
+                return True
+        return False
+
+    with futures.ThreadPoolExecutor(threads()) as pool:
+        found = pool.map(one_is_readable, groups.values())
+        for (name, paths), readable in zip(groups.items(), found, strict=True):
+            if not readable:
+                raise UserError(
+                    f"none of the {len(paths)} {name} can be read, such as {paths[0]}: repair them."
+                )
 
 
 def look(dataset: Dataset, config: ConfigDict) -> str:

@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax import distributed
 from dpt_jax.config import keys_that_may_change
-from dpt_jax.data.dataset import check_trainable
-from dpt_jax.data.look import is_own, look
+from dpt_jax.data.look import check_trainable, is_own, look
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate, validation
 from dpt_jax.evaluation.probe import fit_and_predict

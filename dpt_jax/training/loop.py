@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax import distributed
 from dpt_jax.data import loader
-from dpt_jax.data.dataset import check_readable, check_trainable
-from dpt_jax.data.look import is_own, look
+from dpt_jax.data.look import check_readable, check_trainable, is_own, look
 from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say, say_once
 from dpt_jax.methods import CLASSIFIER, METHODS, WEIGHTS

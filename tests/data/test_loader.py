@@ -14,8 +14,8 @@ from PIL import Image
 
 from dpt_jax.clip.preprocessing import test_transform as evaluation_transform
 from dpt_jax.data import loader, records, transforms
-from dpt_jax.data.dataset import check_readable
 from dpt_jax.data.folder import read_folder
+from dpt_jax.data.look import check_readable
 from dpt_jax.data.records import Dataset, Example, Files, UnreadableImageError
 from dpt_jax.errors import UserError
 from tests.helpers.commands import ROOT
