@@ -20,8 +20,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.version import __version__
 
 if TYPE_CHECKING:
-    from dpt_jax.predictor.estimator import PromptClassifier
-    from dpt_jax.predictor.fit import fit
+    from dpt_jax.predictor.fit import PromptClassifier, fit
     from dpt_jax.predictor.predictor import Predictor, load
     from dpt_jax.report.frame import results
 
@@ -38,7 +37,7 @@ __all__ = [
 # Imported when they are first used: importing JAX takes seconds.
 _MODULES = {
     "Predictor": "dpt_jax.predictor.predictor",
-    "PromptClassifier": "dpt_jax.predictor.estimator",
+    "PromptClassifier": "dpt_jax.predictor.fit",
     "fit": "dpt_jax.predictor.fit",
     "load": "dpt_jax.predictor.predictor",
     "results": "dpt_jax.report.frame",

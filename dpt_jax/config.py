@@ -69,8 +69,31 @@ AT_LEAST = {
     **dict.fromkeys(("cavpt.top_k", "weights.rank", "train.batch_size", "eval.batch_size"), 1),
     **dict.fromkeys(("checkpoint.every_steps", "checkpoint.keep"), 1),
 }
+# What -1 means all of; 0 is none, and so impossible.
+COUNTS_OR_ALL = {"dataset.shots": "images", "visual_prompt.depth": "layers"}
 # A method without the part of a size.
 WITHOUT = {"text_prompt.length": "vpt", "visual_prompt.length": "coop", "cavpt.top_k": "vlp"}
+
+# A key, and what excludes it: another key, the dataset or the method.
+EXCLUSIVE = (
+    ("dataset.root", "a bundled dataset"),
+    ("dataset.split", "a dataset with a split of its own"),
+    ("train.steps_per_shot", "dataset.shots=-1"),
+    ("train.steps_per_shot", "train.average_deviation"),  # which averages epochs
+    ("train.keep=best", "train.average_deviation"),
+    ("train.keep=best", "a classifier"),  # which is trained after the prompts
+    ("classifier.steps_per_shot", "dataset.shots=-1"),
+    ("classifier.select=support", "nothing to choose"),
+    ("text_prompt.conditioned", "no text prompt"),
+    ("text_prompt.conditioned", "a classifier"),  # which starts from one set of texts
+    ("text_prompt.class_specific", "visual_prompt.coupled"),  # which takes one context
+    ("text_prompt.fixed_words", "text_prompt.class_position"),  # they are before the name
+    ("visual_prompt.coupled", "no text prompt"),
+    ("visual_prompt.coupled", "no visual prompt"),
+    ("loss.text_consistency", "no text prompt"),
+    ("loss.image_consistency", "a frozen image tower"),
+    ("loss.logit_consistency", "nothing to learn"),
+)
 
 # Keys that a resumed run may change, since its result does not depend on them, and keys that its
 # prompts depend on. It may change all others with --allow_changes.
@@ -123,124 +146,120 @@ def validate(config: ConfigDict) -> None:
     """Check all that can be checked without images and weights.
 
     Raises:
-      UserError: A value is impossible; the sentence names its key.
+      UserError: A value is impossible, or two contradict each other; the sentence names the key.
     """
     values = flat(config.to_dict())
     for key, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key} is {value}: give a number.")
-        if isinstance(value, int) and abs(value) >= LARGEST:
-            raise UserError(f"{key} is {value}: it must be below 2³¹.")
-        if isinstance(value, str) and not can_be_shown(value):
+        _check_value(key, value)
+    for key in ("dataset.template", "loss.template"):
+        for text in values[key].split("|") if values[key] or key == "dataset.template" else ():
+            if text.count("{}") != 1 or text.count("{") + text.count("}") != 2:
+                raise UserError(f"{key}: {text.strip()!r} must have one {{}}, for the class name.")
+    if config.dataset.descriptions:
+        descriptions.parse(config.dataset.descriptions)
+    _check_conflicts(config)
+
+
+def _check_value(key: str, value: Value) -> None:
+    """Raise UserError if the value of a key is impossible, whatever the others are."""
+    if isinstance(value, str):
+        if not can_be_shown(value):
             raise UserError(f"{key}: {value!r} has a character that cannot be displayed.")
-    for key, choices in CHOICES.items():
-        if values[key] not in choices:
-            raise UserError(f"{key}: {values[key]!r} is not one of {', '.join(choices)}.")
-    for key, method in WITHOUT.items():
-        if values[key] == 0:
-            raise UserError(
-                f"{key} is 0: choose a method without that part, --config=configs/{method}.py."
-            )
-    for key, value in values.items():
-        if not isinstance(value, str) and value < (least := AT_LEAST.get(key, 0)):
-            raise UserError(f"{key} is {value}: it must be at least {least}.")
-    for key, every in (("dataset.shots", "images"), ("visual_prompt.depth", "layers")):
-        if values[key] == 0:
-            raise UserError(f"{key} is 0: give a positive number, or -1 for all {every}.")
-    data, train = config.dataset, config.train
-    least = 0 if CLASSIFIER in METHODS[config.method].parts and config.init_from else 1
-    if train.epochs < least:
+        if value not in CHOICES.get(key, (value,)):
+            raise UserError(f"{key}: {value!r} is not one of {', '.join(CHOICES[key])}.")
+        return
+    if not math.isfinite(value) or abs(value) >= LARGEST:
+        raise UserError(f"{key} is {value}: give a number below 2³¹.")
+    if value == 0 and key in WITHOUT:
+        raise UserError(
+            f"{key} is 0: choose a method without that part, --config=configs/{WITHOUT[key]}.py."
+        )
+    if value == 0 and key in COUNTS_OR_ALL:
+        raise UserError(f"{key} is 0: give a positive number, or -1 for all {COUNTS_OR_ALL[key]}.")
+    if value < (least := AT_LEAST.get(key, 0)):
+        raise UserError(f"{key} is {value}: it must be at least {least}.")
+
+
+def _check_conflicts(config: ConfigDict) -> None:
+    """Raise UserError if keys contradict each other, or the parts of the method."""
+    data, train, classifier = config.dataset, config.train, config.classifier
+    text, visual, method = config.text_prompt, config.visual_prompt, METHODS[config.method]
+    if train.epochs < (least := 0 if CLASSIFIER in method.parts and config.init_from else 1):
         raise UserError(
             f"train.epochs is {train.epochs}: it must be at least {least}; 0 is for a classifier "
             "on the prompts of init_from."
-        )
-    for section in ("train", "classifier"):
-        if (steps := config[section].steps_per_shot) and data.shots < 0:
-            raise UserError(
-                f"{section}.steps_per_shot is {steps}, but dataset.shots=-1 takes all images: give "
-                f"{section}.steps_per_shot=0, and the epochs as {section}.epochs."
-            )
-    if train.steps_per_shot and train.average_deviation:
-        raise UserError(
-            f"train.average_deviation is {train.average_deviation}, an average over epochs, but "
-            "train.steps_per_shot counts steps: turn one of them off."
-        )
-    if train.keep == "best" and CLASSIFIER in METHODS[config.method].parts:
-        raise UserError(
-            f"train.keep=best is for prompts, and {config.method} trains a classifier after them: "
-            "use train.keep=last."
-        )
-    if train.keep == "best" and train.average_deviation:
-        raise UserError(
-            f"train.keep=best takes one epoch's prompts, and train.average_deviation is "
-            f"{train.average_deviation}, which averages those of all: turn one of them off."
-        )
-    if data.root and data.name in common.EMBEDDED and data.source == "folder":
-        raise UserError(
-            f"dataset.root is {data.root}, but {data.name} is part of this package and has no "
-            f"folder: leave dataset.root out, or use --config={config.method}:folder."
-        )
-    if data.split and (data.name in common.EMBEDDED or data.source != "folder"):
-        raise UserError(
-            f"dataset.split is {data.split}, but {data.name} has a split of its own: leave it out, "
-            f"or use --config={config.method}:folder."
         )
     if not 0 < data.test_fraction <= 1:
         raise UserError(
             f"dataset.test_fraction is {data.test_fraction}: give a number above 0 and at most 1."
         )
-    for key in ("dataset.template", "loss.template"):
-        for text in values[key].split("|") if values[key] or key == "dataset.template" else ():
-            if text.count("{}") != 1 or text.count("{") + text.count("}") != 2:
-                raise UserError(f"{key}: {text.strip()!r} must have one {{}}, for the class name.")
-    if data.descriptions:
-        descriptions.parse(data.descriptions)
-    _validate_parts(config)
-
-
-def _validate_parts(config: ConfigDict) -> None:
-    """Raise UserError if keys contradict each other or the parts of the method."""
-    method = METHODS[config.method]
-    text, visual, loss = config.text_prompt, config.visual_prompt, config.loss
-    has_text, has_visual = TEXT in method.parts, VISUAL in method.parts
-    for key, wanted, possible, needed in (
-        ("text_prompt.conditioned", text.conditioned, has_text, "a text prompt"),
-        ("visual_prompt.coupled", visual.coupled, has_text and has_visual, "both prompts"),
-        ("loss.text_consistency", loss.text_consistency, has_text, "a text prompt"),
-        ("loss.image_consistency", loss.image_consistency, method.visual, "a visual prompt"),
-        ("loss.logit_consistency", loss.logit_consistency, bool(method.parts), "a prompt"),
-    ):
-        if wanted and not possible:
+    if classifier.name not in method.classifiers:
+        names = " or ".join(map(repr, method.classifiers))
+        raise UserError(f"classifier.name is {classifier.name!r}: {method.name} takes {names}.")
+    tunable = classifier.name and CLASSIFIERS[classifier.name].grid
+    bundled, folder = data.name in common.EMBEDDED, data.source == "folder"
+    holds = {
+        "dataset.shots=-1": data.shots < 0,
+        "dataset.root": data.root,
+        "dataset.split": data.split,
+        "a bundled dataset": bundled and folder,
+        "a dataset with a split of its own": bundled or not folder,
+        "train.steps_per_shot": train.steps_per_shot,
+        "train.average_deviation": train.average_deviation,
+        "train.keep=best": train.keep == "best",
+        "classifier.steps_per_shot": classifier.steps_per_shot,
+        "classifier.select=support": classifier.select == "support",
+        "text_prompt.conditioned": text.conditioned,
+        "text_prompt.class_specific": text.class_specific,
+        "text_prompt.fixed_words": text.fixed_words and TEXT in method.parts,
+        "text_prompt.class_position": text.class_position != "end",
+        "visual_prompt.coupled": visual.coupled,
+        "loss.text_consistency": config.loss.text_consistency,
+        "loss.image_consistency": config.loss.image_consistency,
+        "loss.logit_consistency": config.loss.logit_consistency,
+        "a classifier": CLASSIFIER in method.parts,
+        "nothing to choose": not tunable,
+        "no text prompt": TEXT not in method.parts,
+        "no visual prompt": VISUAL not in method.parts,
+        "a frozen image tower": not method.visual,
+        "nothing to learn": not method.parts,
+    }
+    for key, other in EXCLUSIVE:
+        if holds[key] and holds[other]:
             raise UserError(
-                f"{key} is {wanted}, which needs {needed}, and method={method.name} does not have "
-                "it: turn the key off, or choose another method."
+                f"{key} excludes {other} (method={method.name}, dataset.name={data.name}): change "
+                "one of the two; `dpt-jax settings` explains the keys."
             )
-    if visual.coupled and text.class_specific:
-        raise UserError(
-            "visual_prompt.coupled computes the visual tokens from one context, but "
-            "text_prompt.class_specific learns one for each class: turn one of them off."
-        )
     if WEIGHTS in method.parts:
-        _validate_weights(config)
-    if config.classifier.name not in method.classifiers:
+        _check_weights(config)
+
+
+def _check_weights(config: ConfigDict) -> None:
+    """Raise UserError if the settings of the learned weights are impossible."""
+    weights, text = config.weights, config.text_prompt
+    has_text, letters = TEXT in METHODS[config.method].parts, weights.matrices
+    if not letters or len(set(letters)) < len(letters) or set(letters) - set("qkvo"):
+        raise UserError(f"weights.matrices: {letters!r} is not some of the letters q, k, v and o.")
+    if weights.dropout >= 1:
+        raise UserError(f"weights.dropout is {weights.dropout}: it must be below 1.")
+    learns_texts = layers(weights, "text_layers") is not None
+    if not learns_texts and layers(weights, "image_layers") is None:
         raise UserError(
-            f"classifier.name is {config.classifier.name!r}, but method={method.name} takes "
-            f"{' or '.join(map(repr, method.classifiers))}: choose another method."
+            "weights.image_layers and weights.text_layers are both none, so nothing is learned: "
+            "give one of them layers, or use --config=configs/zeroshot.py."
         )
-    used = CLASSIFIERS.get(config.classifier.name)
-    if config.classifier.select == "support" and not (used and used.grid):
+    if has_text and text.conditioned and weights.kind == LORA and weights.dropout:
         raise UserError(
-            f"classifier.select=support has nothing to choose for method={method.name}: give none."
+            "text_prompt.conditioned gives each image texts of its own, which have no dropout: "
+            "give weights.dropout=0, or turn it off."
         )
-    if config.classifier.name and text.conditioned:
+    key, texts = "template", [templates(config)]
+    if config.dataset.descriptions:
+        key, texts = "descriptions", [*descriptions.parse(config.dataset.descriptions).values()]
+    if learns_texts and not has_text and max(map(len, texts), default=0) > 1:
         raise UserError(
-            "text_prompt.conditioned gives each image texts of its own, but a classifier starts "
-            "from one set of texts: turn it off, or choose a method without a classifier."
-        )
-    if has_text and text.fixed_words and text.class_position != "end":
-        raise UserError(
-            "text_prompt.fixed_words keeps words between the context and the class name, so "
-            f"text_prompt.class_position cannot be {text.class_position}: give end."
+            f"dataset.{key} has several texts, but a learned text tower encodes one for each "
+            "class: give one, or weights.text_layers=none."
         )
 
 
@@ -273,34 +292,6 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
     for key, value in values.items():
         set_value(config, key, value, "")
     return config, values
-
-
-def _validate_weights(config: ConfigDict) -> None:
-    """Raise UserError if the settings of the learned weights are impossible."""
-    weights, letters = config.weights, config.weights.matrices
-    if not letters or len(set(letters)) < len(letters) or set(letters) - set("qkvo"):
-        raise UserError(f"weights.matrices: {letters!r} is not some of the letters q, k, v and o.")
-    if weights.dropout >= 1:
-        raise UserError(f"weights.dropout is {weights.dropout}: it must be below 1.")
-    if layers(weights, "image_layers") is layers(weights, "text_layers") is None:
-        raise UserError(
-            "weights.image_layers and weights.text_layers are both none, so nothing is learned: "
-            "give one of them layers, or use --config=configs/zeroshot.py."
-        )
-    has_text = TEXT in METHODS[config.method].parts
-    if has_text and config.text_prompt.conditioned and weights.kind == LORA and weights.dropout:
-        raise UserError(
-            "text_prompt.conditioned gives each image texts of its own, which have no dropout: "
-            "give weights.dropout=0, or turn it off."
-        )
-    key, texts = "template", [templates(config)]
-    if config.dataset.descriptions:
-        key, texts = "descriptions", [*descriptions.parse(config.dataset.descriptions).values()]
-    if layers(weights, "text_layers") and not has_text and max(map(len, texts), default=0) > 1:
-        raise UserError(
-            f"dataset.{key} has several texts, but a learned text tower encodes one for each "
-            "class: give one, or weights.text_layers=none."
-        )
 
 
 def layers(weights: ConfigDict, key: str) -> Layers:

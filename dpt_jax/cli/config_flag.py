@@ -61,11 +61,9 @@ def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
             key = flag.lstrip("-").removeprefix("config.")
             if flag.startswith(("--config.", "-config.")) and key not in KEYS:
                 raise UserError(f"{flag}: there is no such key{nearest(key)}")
-    name = DEFAULT if file is None else file
-    if ":" not in name and _is_of_a_method(name) and (dataset := _dataset_of(others)):
-        name = f"{name}:{dataset}"
+    name = _with_dataset(DEFAULT if file is None else file, others)
     # The flag of the file goes first, since it defines the flags of its keys.
-    argv = ["", f"--config={_path(name)}", *others]
+    argv = ["", f"--config={name}", *others]
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
     sys.modules.pop("config_config", None)  # config_flags' name for the file, whatever its path
@@ -73,7 +71,10 @@ def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
     try:
         rest = values(argv, known_only=True)[1:]
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as reason:
-        raise UserError(_explain(reason, name)) from reason
+        *_, cause = (line.strip() for line in str(reason).splitlines() if line.strip())
+        cause = cause.removeprefix("flag ").rstrip(".")
+        where = "" if cause.startswith("--config.") else f"--config={name}: "
+        raise UserError(f"{where}{cause}.") from reason
     config: Any = values["config"].value
     _check_keys(config, name)
     overrides = config_flags.get_override_values(values["config"])
@@ -84,41 +85,28 @@ def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
     return Given(file, config, overrides), rest
 
 
-def _is_of_a_method(file: str) -> bool:
-    own = pathlib.Path(common.__file__).resolve().parent
-    return pathlib.Path(_path(file)).resolve().parent == own
+def _with_dataset(name: str, arguments: Sequence[str]) -> str:
+    """Return PATH[:DATASET[:PROTOCOL]] of a configuration, named by its path or by its method.
 
-
-def _dataset_of(arguments: Sequence[str]) -> str:
-    """Return the dataset that keys name; "folder", the user's own images, for only a root."""
-    given = re.findall(r"^--?config\.dataset\.(name|root)[=\n](.+)$", "\n".join(arguments), re.M)
-    return dict(given).get("name", "folder" if given else "")
-
-
-def _path(name: str) -> str:
-    """Return PATH[:ARG] of a configuration that is named by its path or by its method.
+    A method's own file without a dataset gets the one of dataset.name, or "folder", the user's own
+    images, if `arguments` only have a dataset.root.
 
     Raises:
       UserError: The file does not exist.
     """
     file, colon, arg = name.partition(":")
-    if file in METHODS:
-        path = pathlib.Path(common.__file__).with_name(f"{file}.py")
-    else:
-        path = pathlib.Path(file).expanduser()
+    published = pathlib.Path(common.__file__).resolve().parent
+    path = published / f"{file}.py" if file in METHODS else pathlib.Path(file).expanduser()
     if not path.is_file():
         raise UserError(
             f"--config: {file or 'its value'} is not a file: give a path, or the name of a method "
             f"({', '.join(METHODS)})."
         )
+    keys = "\n".join(arguments)
+    given = dict(re.findall(r"^--?config\.dataset\.(name|root)[=\n](.+)$", keys, re.M))
+    if given and not colon and path.resolve().parent == published:
+        colon, arg = ":", given.get("name", "folder")
     return f"{path}{colon}{arg}"
-
-
-def _explain(reason: Exception, file: str) -> str:
-    """Return an error of config_flags as a sentence; its last line has the cause."""
-    lines = [line for line in str(reason).splitlines() if line.strip()]
-    cause = lines[-1].strip().removeprefix("flag ").rstrip(".")
-    return f"{cause}." if cause.startswith("--config.") else f"--config={file}: {cause}."
 
 
 def _check_keys(config: Any, file: str) -> None:
@@ -126,12 +114,10 @@ def _check_keys(config: Any, file: str) -> None:
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: get_config of {file} does not return a ConfigDict.")
     found = flat(config.to_dict())
-    for key in found:
-        if key not in KEYS:
-            raise UserError(f"{file}: {key} is not a key{nearest(key)}")
-    for key in KEYS:
-        if key not in found:
-            raise UserError(
-                f"{file}: {key} is missing; begin with `config = common.get_config()` of "
-                "dpt_jax.configs."
-            )
+    if unknown := [key for key in found if key not in KEYS]:
+        raise UserError(f"{file}: {unknown[0]} is not a key{nearest(unknown[0])}")
+    if missing := [key for key in KEYS if key not in found]:
+        raise UserError(
+            f"{file}: {missing[0]} is missing; begin with `config = common.get_config()` of "
+            "dpt_jax.configs."
+        )

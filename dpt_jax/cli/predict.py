@@ -14,8 +14,8 @@ import csv
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpt_jax.cli import arguments as shared
 from dpt_jax.errors import UserError
@@ -34,6 +34,13 @@ class Answer(NamedTuple):
     path: str
     classes: list[tuple[str, float]]
     error: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of --json."""
+        if self.error:
+            return {"path": self.path, "error": self.error}
+        predictions = [{"class": name, "probability": p} for name, p in self.classes]
+        return {"path": self.path, "predictions": predictions}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +62,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     workdir, paths = shared.split_images(parser, flags)
     # Importing JAX takes seconds, so wrong paths are reported before.
     from dpt_jax.data.folder import class_name
-    from dpt_jax.io import as_path
+    from dpt_jax.io import as_path, text_stream
     from dpt_jax.logging import Progress
     from dpt_jax.predictor.predictor import load, read_classnames
 
@@ -64,21 +71,32 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     rows = min(1 << (len(paths) - 1).bit_length(), BATCH)
     predictor = load(workdir, classnames, flags.clip, rows)
     top = min(flags.top, len(predictor.classnames))
-    # On a terminal, a bar would mix with the answers, which show the progress too.
-    shows_bar = not sys.stdout.isatty() or flags.csv or flags.json
-    writer = _table(flags.csv, top) if flags.csv else _list() if flags.json else _lines()
+    answers = []
     with contextlib.ExitStack() as stack:
-        write = stack.enter_context(writer)
-        bar = None
-        if shows_bar:
+        table, bar = None, None
+        if flags.csv:
+            from dpt_jax.report.tables import inert
+
+            table = csv.writer(stack.enter_context(text_stream(as_path(flags.csv))))
+            best = [f"{name}_{i + 1}" for i in range(top) for name in ("class", "probability")]
+            table.writerow(["path", "error", *best])
+        # On a terminal, a bar would mix with the lines, which show the progress too.
+        if flags.csv or flags.json or not sys.stdout.isatty():
             bar = stack.enter_context(Progress("predict", len(paths), file=sys.stderr))
-        answers = []
         for answer in _classify(predictor, paths, top):
-            write(answer)
             answers.append(answer)
+            if table:
+                cells = [cell for name, p in answer.classes for cell in (name, f"{p:.6f}")]
+                table.writerow(map(inert, [answer.path, answer.error, *cells]))
+            elif not (flags.json or answer.error):
+                said = "  ".join(f"{name} {100 * p:.1f} %" for name, p in answer.classes)
+                print(f"{answer.path}  {said}", flush=True)
             if bar:
                 bar.advance()
     readable = [answer for answer in answers if not answer.error]
+    if flags.json:
+        rows_of_json = (f"  {json.dumps(answer.as_json())}" for answer in answers)
+        print("[", ",\n".join(rows_of_json), "]", sep="\n")
     if flags.csv:
         print(f"written to {flags.csv}: {len(readable)} images")
     if not readable:
@@ -120,50 +138,3 @@ def _classify(predictor: "Predictor", paths: Sequence[str], top: int) -> Iterato
                 print(error, file=sys.stderr, flush=True)
             classes = [(predictor.classnames[c], float(own[c])) for c in order]
             yield Answer(path, [] if error else classes, error)
-
-
-@contextlib.contextmanager
-def _lines() -> Iterator[Callable[[Answer], None]]:
-    """Print a line for each image."""
-
-    def write(answer: Answer) -> None:
-        if not answer.error:
-            said = "  ".join(f"{name} {100 * p:.1f} %" for name, p in answer.classes)
-            print(f"{answer.path}  {said}", flush=True)
-
-    yield write
-
-
-@contextlib.contextmanager
-def _list() -> Iterator[Callable[[Answer], None]]:
-    """Print one JSON list, image by image."""
-    before = "["
-
-    def write(answer: Answer) -> None:
-        nonlocal before
-        path, classes, error = answer
-        predictions = [{"class": name, "probability": p} for name, p in classes]
-        entry = {"path": path, **({"error": error} if error else {"predictions": predictions})}
-        print(before, json.dumps(entry), sep="\n  ", end="", flush=True)
-        before = ","
-
-    yield write
-    print("\n]", flush=True)
-
-
-@contextlib.contextmanager
-def _table(name: str, top: int) -> Iterator[Callable[[Answer], None]]:
-    """Write a CSV file, image by image."""
-    from dpt_jax.io import as_path, text_stream
-    from dpt_jax.report.tables import inert
-
-    with text_stream(as_path(name)) as out:
-        table = csv.writer(out)
-        columns = [f"{column}_{i + 1}" for i in range(top) for column in ("class", "probability")]
-        table.writerow(["path", "error", *columns])
-
-        def write(answer: Answer) -> None:
-            cells = [cell for class_, p in answer.classes for cell in (class_, f"{p:.6f}")]
-            table.writerow(map(inert, [answer.path, answer.error, *cells]))
-
-        yield write

@@ -1,6 +1,5 @@
 """How a command ends: one sentence and exit code 2 for wrong input, a traceback for a bug."""
 
-import errno
 import io
 import os
 import re
@@ -13,13 +12,6 @@ from typing import Any
 
 from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
 
-REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, and try again"),
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS), "name another place, or ask for permission"
-    ),
-    errno.EMFILE: "raise the limit with `ulimit -n`",
-}
 NO_BUCKET = re.compile(r"\bb/([^/]+)/o$")  # the end of the URL that Cloud Storage does not find
 STORES = ("gcsfs", "google", "aiohttp")  # packages whose errors are those of a bucket
 
@@ -64,13 +56,11 @@ def ending(error: BaseException) -> tuple[int, str]:
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return USER_ERROR, f"error: {text}"
-    if isinstance(error, FileNotFoundError) and "temporary directory" in text:
-        return USER_ERROR, "error: no folder for temporary files is writable: name one by TMPDIR."
     if isinstance(error, FileNotFoundError) and (bucket := NO_BUCKET.search(text)):
         return USER_ERROR, f"error: there is no bucket gs://{bucket[1]}, or you cannot read it."
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        remedy = REMEDIES.get(error.errno or 0, "check that it exists and is accessible")
+        remedy = "check that it exists, that you may use it, and that there is room"
         return USER_ERROR, f"error: {place}{error.strerror or text}: {remedy}."
     if type(error).__module__.partition(".")[0] in STORES:
         return USER_ERROR, f"error: the bucket cannot be used ({type(error).__name__}: {text})."

@@ -8,7 +8,6 @@ the prompt of each of these classes.
 """
 
 import argparse
-import itertools
 import pathlib
 import sys
 
@@ -41,8 +40,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     predictor = load(workdir, clip=flags.clip, batch_size=1)
     default = prompt_file.folder_of(workdir) / FOLDER
     folder = make_folder(as_path(flags.out) if flags.out else default, "--out")
-    # No image is overwritten by its picture.
-    taken = {as_path(path).resolve() for path in paths}
+    taken = {as_path(path).resolve() for path in paths}  # no image is overwritten by its picture
     unreadable = 0
     for path in paths:
         try:
@@ -51,10 +49,11 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
             unreadable += 1
             say(str(reason), file=sys.stderr)
             continue
-        name = pathlib.PurePath(path).stem
-        numbered = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
-        files = (folder / f"{one}.png" for one in numbered)
-        file = next(file for file in files if file.resolve() not in taken)
+        name, number = pathlib.PurePath(path).stem, 1
+        file = folder / f"{name}.png"
+        while file.resolve() in taken:
+            number += 1
+            file = folder / f"{name}-{number}.png"
         taken.add(file.resolve())
         write_whole(file, draw_sight(sight, path, predictor.model.config.method))
         say(str(file))

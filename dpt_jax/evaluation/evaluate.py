@@ -1,7 +1,7 @@
 """Evaluation: predictions on the whole test split, and the cached features of frozen CLIP."""
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -24,9 +24,6 @@ from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.setup import Experiment, Frozen, shared_loading
-
-# (parameters of CLIP, images (devices, b, H, W, 3)) -> frozen CLIP's features (devices, b, E)
-Encode = Callable[[Any, np.ndarray], jax.Array]
 
 
 class EncodedBatch(NamedTuple):
@@ -183,8 +180,7 @@ def over_test_images(
     images, hosts = len(experiment.dataset.test), jax.process_count()
     rows = -(-min(experiment.config.eval.batch_size, images) // hosts)
     steps = -(-images // (rows * hosts))
-    encode_images = make_programs(experiment.model).encode_images
-    batches = _read_test_images(experiment, rows, steps, encode_images)
+    batches = _read_test_images(experiment, rows, steps)
     parts = []
     with Progress(title, steps) as progress:
         for batch, columns in distributed.overlapped(
@@ -193,17 +189,15 @@ def over_test_images(
             parts.append((*columns, *(batch.known[name] for name in ("label", "index", "weight"))))
             progress.advance()
 
-    def gather(parts: Sequence[np.ndarray]) -> np.ndarray:
-        # The last hosts may have fewer images. Their padding has weight 0.
-        return distributed.rows_of_all_hosts(np.concatenate(parts), rows * steps)
-
-    *columns, weight = map(gather, zip(*parts, strict=True))
+    # The last hosts may have fewer images. Their padding has weight 0.
+    *columns, weight = (
+        distributed.rows_of_all_hosts(np.concatenate(own), rows * steps)
+        for own in zip(*parts, strict=True)
+    )
     return [column[weight > 0] for column in columns]
 
 
-def _read_test_images(
-    experiment: Experiment, rows: int, steps: int, encode: Encode
-) -> Iterator[EncodedBatch]:
+def _read_test_images(experiment: Experiment, rows: int, steps: int) -> Iterator[EncodedBatch]:
     """Yield this host's test images with their features.
 
     Cached features are not computed again. Images are read again only for methods with visual
@@ -213,7 +207,6 @@ def _read_test_images(
         experiment: its `features` is the cache, or None for no cache.
         rows: images of a batch on this host.
         steps: number of batches, the same on all hosts. The last ones may be empty.
-        encode: frozen CLIP's image tower.
     """
     cache, key = experiment.features, _key(experiment, rows)
     cached = cache.get(key) if cache is not None else None
@@ -223,8 +216,13 @@ def _read_test_images(
     if cached and not experiment.model.config.learns_images:
         yield from cached
         return
-    read = []
-    for step, batch in enumerate(_batches(experiment, rows, steps)):
+    encode = make_programs(experiment.model).encode_images
+    loading = loader.Loading(
+        **shared_loading(experiment), examples=experiment.dataset.test, batch_size=rows
+    )
+    batches, nothing, read = loader.test_batches(loading), loader.no_images(loading.size), []
+    for step in range(steps):
+        batch = next(batches, nothing)
         images = loader.shard(batch, rows, jax.local_device_count())["image"]
         features = cached[step].features if cached else encode(experiment.frozen.clip, images)
         known = {name: batch[name] for name in ("label", "index", "weight")}
@@ -232,16 +230,6 @@ def _read_test_images(
         yield EncodedBatch(known, images, features)
     if cache is not None:
         cache[key] = read
-
-
-def _batches(experiment: Experiment, rows: int, steps: int) -> Iterator[loader.Batch]:
-    """Yield `steps` batches of this host's test images."""
-    loading = loader.Loading(
-        **shared_loading(experiment), examples=experiment.dataset.test, batch_size=rows
-    )
-    batches, nothing = loader.test_batches(loading), loader.no_images(loading.size)
-    for _ in range(steps):
-        yield next(batches, nothing)
 
 
 def _key(experiment: Experiment, rows: int) -> Hashable:

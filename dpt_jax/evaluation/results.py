@@ -84,24 +84,6 @@ def write_results(
     return results
 
 
-def _task(experiment: Experiment, here: Mapping[str, Any]) -> str:
-    """Return NAME@VERSION of a dataset: its images, splits, classes in use and their texts.
-
-    here: the experiment's `fingerprint`.
-    """
-    config = experiment.config
-    version = digest_of_json(
-        {
-            "data": here["data"],
-            "test": here["test"],
-            "classnames": list(experiment.dataset.classnames),
-            "template": config.dataset.template,
-            **({"descriptions": own} if (own := config.dataset.descriptions) else {}),
-        }
-    )
-    return f"{name_of_data(config)}@{version[:8]}"
-
-
 def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     """Return the labels of an evaluation's results, the origin of the prompts under "of".
 
@@ -110,6 +92,19 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     """
     config, here = experiment.config, fingerprint(experiment.pretrained, experiment.dataset)
     record = saved.meta or training_meta(experiment)
+    tested = {
+        "dtype": np.dtype(experiment.model.dtype).name,
+        "dataset.template": config.dataset.template,
+    }
+    version = {
+        "data": here["data"],
+        "test": here["test"],
+        "classnames": list(experiment.dataset.classnames),
+        "template": config.dataset.template,
+    }
+    if texts := config.dataset.descriptions:
+        tested["dataset.descriptions"] = descriptions.digest(texts)
+        version["descriptions"] = texts
     trained = {
         key: value
         for key, value in record["settings"].items()
@@ -117,12 +112,6 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     }
     if saved.meta:
         trained["dataset.natural"] = record["settings"].get("dataset.natural", False)
-    tested = {
-        "dtype": np.dtype(experiment.model.dtype).name,
-        "dataset.template": config.dataset.template,
-    }
-    if config.dataset.descriptions:
-        tested["dataset.descriptions"] = descriptions.digest(config.dataset.descriptions)
     changes = {"changes": record["changes"]} if record["changes"] else {}
     chosen = {"chosen": record["chosen"]} if record.get("chosen") else {}
     return {
@@ -133,7 +122,7 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "split": "test",
         "selection": record.get("selection", "none"),
         **chosen,
-        "task": _task(experiment, here),
+        "task": f"{name_of_data(config)}@{digest_of_json(version)[:8]}",
         "classes": config.dataset.classes,
         "trained_on": {key: record[key] for key in ("dataset", "classes")} if saved.meta else None,
         # A converted checkpoint does not name its classes; it has no classifier either.
@@ -203,61 +192,35 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
     return all(roots) and len({as_path(root).resolve() for root in roots}) == 1
 
 
+def newest_behind(workdir: epath.Path) -> Saved | None:
+    """Return the newest prompts of the run that a folder's results are of, None if not found."""
+    source = workdir
+    if workdir.parent.name == "on" and not (workdir / FOLDER).exists():
+        source = workdir.parent.parent
+        file = source.with_name(f"{source.name}{prompt_file.SUFFIX}")
+        # A run and its exported file share this folder, and a report is of the run's prompts.
+        if file.is_file() and not (source / FOLDER).exists():
+            source = file
+    elif not (workdir / FOLDER).exists():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            named = json.loads((workdir / CONFIG_FILE).read_bytes())["init_from"]
+            source = as_path(named) if named else workdir
+    return newest(source)
+
+
 def outdated(results: Results, workdir: epath.Path) -> str:
     """Return why results are not of the newest prompts of their run, "" if they are.
 
     Results whose run cannot be found are taken as they are.
     """
     of = results["of"]
-    held = None if results["method"] == ZERO_SHOT else newest(source_of(workdir))
+    held = None if results["method"] == ZERO_SHOT else newest_behind(workdir)
     if held is None or held.digest == of["prompts"]:
         return ""
     return (
         f"{workdir / RESULTS_FILE} is of the prompts of step {of['step']}, but the newest of the "
         f"run are of step {held.step}"
     )
-
-
-def seconds_of(workdir: epath.Path) -> float | None:
-    """Return the seconds of the training behind a folder's results, None if unknown.
-
-    results.json does not have it: a resumed run has the same bytes as one that was not stopped.
-    """
-    held = newest(source_of(workdir))
-    return held.meta.get("seconds") if held else None
-
-
-def source_of(workdir: epath.Path) -> epath.Path:
-    """Return the workdir or prompt file whose prompts a folder of results is of."""
-    if (workdir / FOLDER).exists():
-        return workdir
-    if workdir.parent.name == "on":
-        run = workdir.parent.parent
-        file = run.with_name(f"{run.name}{prompt_file.SUFFIX}")
-        # A run and its exported file share this folder, and a report is of the run's prompts.
-        return file if file.is_file() and not (run / FOLDER).exists() else run
-    try:
-        named = json.loads((workdir / CONFIG_FILE).read_bytes())["init_from"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return workdir
-    return as_path(named) if named and isinstance(named, str) else workdir
-
-
-def results_of(source: epath.Path) -> Results | None:
-    """Return the results of a workdir or prompt file, None if missing.
-
-    If they are not of the newest prompts, a warning is printed, and they count as missing.
-    """
-    if prompt_file.is_prompt_file(source):
-        found: Results | None = prompt_file.read_header(source)["results"]
-        return found
-    if not (source / RESULTS_FILE).is_file():
-        return None
-    results = read_result(source / RESULTS_FILE)
-    if why := outdated(results, source):
-        say(f"{why}: these results are left out.")
-        return None
-    return results
 
 
 def read_current(workdir: epath.Path) -> dict[str, Any]:
@@ -279,11 +242,15 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
     `of_same_sources`.
     """
     try:
-        results = read_result(workdir / RESULTS_FILE)
-        predicted = _prompts_of_predictions(workdir) if config.eval.save_logits else None
+        results = read_current(workdir)
+        of, data = results["of"], config.dataset
+        if config.eval.save_logits:
+            file = workdir / PREDICTIONS_FILE
+            with reading(file, "predictions"), file.open("rb") as opened, np.load(opened) as found:
+                if found["prompts"] != of["prompts"]:
+                    return False
     except UserError:
         return False
-    of, data = results["of"], config.dataset
     by_epochs = METHODS[config.method].in_towers and not config.train.steps_per_shot
     epochs = config.train.epochs if by_epochs else of["epochs"]
     described = of["settings"].get("dataset.descriptions", "")
@@ -292,28 +259,14 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
         and of["template"] == data.template
         and described == descriptions.digest(data.descriptions)
         and (results["method"] == ZERO_SHOT or of["epoch"] in (None, epochs))
-        and predicted in (None, of["prompts"])
-        and not outdated(results, workdir)
     )
-
-
-def _prompts_of_predictions(workdir: epath.Path) -> str:
-    """Return the digest of the prompts whose predictions a workdir has; else raise UserError."""
-    file = workdir / PREDICTIONS_FILE
-    with reading(file, "predictions"), file.open("rb") as opened, np.load(opened) as found:
-        return str(found["prompts"])
 
 
 def of_same_sources(
     workdir: epath.Path, pretrained: Pretrained, data: str, test_files: str
 ) -> bool:
-    """Return whether a workdir's results are of a CLIP, a dataset and its test files.
-
-    Args:
-      workdir: With results.
-      pretrained: The CLIP.
-      data: The dataset's digest.
-      test_files: The result of `digest_of_files`.
+    """Return whether results are of a CLIP, a dataset and its test files, of which are given: the
+    dataset's digest, and `digest_of_files`.
     """
     of = read_result(workdir / RESULTS_FILE)["of"]
     now = digest_of_json(clip_fingerprint(pretrained)), data, test_files

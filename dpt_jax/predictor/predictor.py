@@ -20,8 +20,9 @@ from dpt_jax.data.records import Dataset, Example, Files, Reader
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import check_finite, make_programs
 from dpt_jax.evaluation.metrics import softmax
-from dpt_jax.evaluation.results import RESULTS_FILE, results_of
+from dpt_jax.evaluation.results import RESULTS_FILE, read_current
 from dpt_jax.io import as_path, reading
+from dpt_jax.logging import say
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import Outputs, PromptedCLIP
 from dpt_jax.training import initial_prompts, prompt_file, setup
@@ -42,7 +43,9 @@ class Predictor:
       config: The settings of the run.
       training: The record of the training, see training.record.
       batch_size: Images that a device takes at a time.
+      rows: Images that all devices take at a time.
       prompts: The learned parameters, host arrays.
+      pretrained: The CLIP, whose parameters have a leading device axis.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class Predictor:
         self.config: ConfigDict = experiment.config
         self.model: PromptedCLIP = experiment.model
         self.batch_size = batch_size or (8 if jax.default_backend() == "cpu" else 64)
+        self.rows = self.batch_size * jax.local_device_count()
+        self.pretrained = experiment.pretrained
         self.prompts = saved.prompts
         self.training = saved.meta
         self._saved, self._source = saved, source
@@ -236,11 +241,6 @@ class Predictor:
             yield batch, outputs
 
     @property
-    def rows(self) -> int:
-        """Return how many images all devices take at a time."""
-        return self.batch_size * jax.local_device_count()
-
-    @property
     def texts(self) -> Any:
         """Return the text features of the classes, host arrays."""
         return distributed.to_host(self._texts)
@@ -249,11 +249,6 @@ class Predictor:
     def merged_prompts(self) -> Any:
         """Return the prompts with learned weights merged into CLIP's, host arrays."""
         return distributed.to_host(self._prompts)
-
-    @property
-    def pretrained(self) -> Any:
-        """Return the CLIP, whose parameters have a leading device axis."""
-        return self._experiment.pretrained
 
 
 def load(
@@ -324,7 +319,14 @@ def export(config: ConfigDict, saved: Saved, source: epath.Path | None, target: 
         raise UserError(f"{target}: the name of a prompt file ends in {prompt_file.SUFFIX}.")
     if not saved.prompts:
         raise UserError(f"{target}: {config.method} has no prompts to write.")
-    results = results_of(source) if source else None
+    results = None
+    if source and prompt_file.is_prompt_file(source):
+        results = prompt_file.read_header(source)["results"]
+    elif source and (source / RESULTS_FILE).is_file():
+        try:
+            results = read_current(source)
+        except UserError as reason:
+            say(f"written without results: {reason}")
     prompt_file.write(target, saved.step, saved.prompts, saved.meta, config.to_dict(), results)
 
 

@@ -10,9 +10,9 @@ from dpt_jax.errors import UserError
 from dpt_jax.evaluation.results import (
     RESULTS_FILE,
     Results,
+    newest_behind,
     outdated,
     read_result,
-    seconds_of,
 )
 from dpt_jax.io import as_path, find_files
 from dpt_jax.methods import ROWS, ZERO_SHOT
@@ -85,6 +85,7 @@ def _dataset_rank(name: str) -> int:
 def _row(one: Results, workdir: Any) -> dict[str, Any]:
     """Return one row, without the settings."""
     of, zero_shot = one["of"], one["method"] == ZERO_SHOT
+    held = None if zero_shot else newest_behind(workdir)
     unknown = "" if zero_shot else UNKNOWN
     trained_on = one["trained_on"] or {"dataset": unknown, "classes": unknown}
     trained_data = of["trained_on"] or {"name": trained_on["dataset"], "digest": ""}
@@ -107,7 +108,8 @@ def _row(one: Results, workdir: Any) -> dict[str, Any]:
         "seed": 0 if zero_shot else one["seed"],
         **{key: one[key] for key in scores},
         "ece": one["calibration"]["ece"],
-        "seconds": None if zero_shot else seconds_of(workdir),
+        # results.json does not have it: a resumed run has the bytes of one that was not stopped.
+        "seconds": held.meta.get("seconds") if held else None,
         **{key: one[key] for key in about},
         "path": str(workdir),
         "excluded": excluded,
