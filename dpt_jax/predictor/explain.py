@@ -56,7 +56,7 @@ def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight
         return attention[..., 1 : 1 + grid**2].reshape(*attention.shape[:-1], grid, grid)
 
     sights = []
-    for batch, outputs in predictor.answers(images, attention=True):
+    for batch, outputs in predictor.answers(images):
         probability, zero_shot = softmax(outputs.logits), softmax(outputs.zero_shot.logits)
         for i, image in enumerate(batch["image"]):
             best = np.argsort(-probability[i], kind="stable")[:top]

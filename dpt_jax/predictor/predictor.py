@@ -83,11 +83,7 @@ class Predictor:
         self._encode_names = TextEncoder(experiment, self._prompts)
 
     def predict(self, images: Images) -> list[str]:
-        """Return the name of the likeliest class of each image.
-
-        Args:
-          images: See `predict_proba`.
-        """
+        """Return the name of the likeliest class of each image, see `predict_proba`."""
         return [self.classnames[c] for c in self.predict_proba(images).argmax(-1)]
 
     def predict_proba(self, images: Images) -> np.ndarray:
@@ -139,13 +135,9 @@ class Predictor:
         export(self.config, self._saved, self._source, as_path(file))
 
     def encode_image(self, images: Images) -> np.ndarray:
-        """Return the features of images in the prompted tower.
+        """Return the features of images in the prompted tower, (N, E) float32 of unit length.
 
-        Args:
-          images: See `predict_proba`.
-
-        Returns:
-          (N, E) float32, of unit length.
+        images: See `predict_proba`.
         """
         parts = [outputs.features for _, outputs in self.answers(images)]
         return np.concatenate(
@@ -194,7 +186,6 @@ class Predictor:
         images: Images,
         read: Reader | None = None,
         skip_unreadable: bool = False,
-        attention: bool = False,
     ) -> Iterator[tuple[loader.Batch, HostOutputs]]:
         """Yield the outputs of the model in batches, while the next images are decoded.
 
@@ -203,7 +194,6 @@ class Predictor:
           read: Reads an image as PIL's.
           skip_unreadable: Whether an image that raises UnreadableImageError becomes black, and its
             weight 0, instead of ending the iteration.
-          attention: Whether to return attention too, for pictures.
 
         Yields:
           The batch: image (B, size, size, 3) uint8, index (B,) into `images` and weight (B,); and
@@ -222,15 +212,8 @@ class Predictor:
 
         def compute(batch: loader.Batch) -> Outputs:
             pixels = loader.shard(batch, self.rows, jax.local_device_count())["image"]
-            outputs = self._programs.classify(
-                self._experiment.frozen, self._prompts, self._texts, pixels
-            )
-            if not attention:
-                zero_shot = outputs.zero_shot._replace(attention=None)
-                outputs = outputs._replace(
-                    attention=None, class_attention=None, zero_shot=zero_shot
-                )
-            return outputs
+            own = self._experiment.frozen, self._prompts, self._texts
+            return self._programs.classify(*own, pixels)
 
         for batch, outputs in distributed.overlapped(batches, compute, lambda x: len(x["label"])):
             answers = {

@@ -19,8 +19,7 @@ COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name
 HALVES = {"base": "#0072B2", "new": "#E69F00", "harmonic mean": "#999999"}
 MOST_NAMED_CLASSES = 60  # of a confusion matrix; more do not fit
-MOST_INSIDE = 8  # methods in the legend of a panel; with more, the legend is next to the panels
-IN_A_COLUMN = 14  # methods of such a legend
+IN_A_COLUMN = 14  # methods of a legend
 STYLE: Any = {
     "axes.titlesize": 10,
     "figure.constrained_layout.use": True,
@@ -67,19 +66,16 @@ def draw_curves(panels: Mapping[str, pd.DataFrame]) -> bytes:
     for unused in grid.flat[len(panels) :]:
         unused.set_axis_off()
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    if len(labels) <= MOST_INSIDE:
-        grid.flat[0].legend()
-    else:
-        columns = -(-len(labels) // IN_A_COLUMN)
-        figure.set_figwidth(size[0] + 1.7 * columns)
-        figure.legend(handles, labels, loc="outside right center", ncols=columns)
+    columns = -(-len(labels) // IN_A_COLUMN)
+    figure.set_figwidth(size[0] + 1.7 * columns)
+    figure.legend(handles, labels, loc="outside right center", ncols=columns)
     return png(figure)
 
 
 def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
     """Draw curves with bars of one standard deviation; zero-shot is a line.
 
-    cells: mean and std in percent, by method and shots.
+    cells: mean and perhaps spread, its deviation, in percent, by method and shots.
     """
     methods = [name for name in ROWS if name in cells.index.get_level_values("method")]
     for i, method in enumerate(methods):
@@ -90,7 +86,8 @@ def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
             continue
         # A small shift keeps the bars of the methods apart.
         shots = own.index * 2 ** (0.05 * (i - len(methods) / 2))
-        axes.errorbar(shots, own["mean"], own["std"], marker=style.marker, markersize=4, capsize=2,
+        spread = own.spread if "spread" in own else 0
+        axes.errorbar(shots, own["mean"], spread, marker=style.marker, markersize=4, capsize=2,
                       linewidth=1.2, **common)  # fmt: skip
     ticks = sorted({*cells.index.get_level_values("shots")} - {0})
     axes.set_xscale("log", base=2)

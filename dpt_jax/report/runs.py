@@ -1,6 +1,6 @@
 """The report on all runs of a folder: tables, CSV files and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -132,21 +132,16 @@ def few_shot_tables(runs: pd.DataFrame) -> list[Table]:
     # The targets of a transfer are in the table of their source.
     targets = {*away(runs).dataset} - {*own.dataset[own.method != ZERO_SHOT]}
     own = own[~own.dataset.isin(targets)]
-    datasets = [*own.dataset.unique()]
-    columns = {shots: shots_in_words(shots) for shots in sorted({*own.shots}, key=shots_rank)}
-    cells = summarise(own, ["dataset", "method", "shots"])
-    tables = []
-    for dataset in datasets:
-        here = cells.xs(dataset)
-        images = own.n[own.dataset == dataset].iloc[0]
-        words = f"Accuracy (%) on {images:,} test images{of_seeds(here)}."
-        words += about(own[own.dataset == dataset])
-        tables.append(Table(dataset, words, grid(here, columns)))
-    average = average_over(cells, datasets)
-    if len(datasets) > 1 and len(average):
-        words = f"Mean of their accuracies (%), where all have run{of_seeds(average, 'over')}."
-        title = f"Average over {len(datasets)} datasets"
-        tables.append(Table(title, words, grid(average, columns)))
+    cells, tables = summarise(own, ["dataset", "method", "shots"]), []
+    for dataset, here in own.groupby("dataset", sort=False):
+        words = f"Accuracy (%) on {here.n.iloc[0]:,} test images"
+        columns = shots_columns(own.shots)
+        tables.append(table(dataset, words, cells.xs(dataset), columns, more=about(here)))
+    average = average_over(cells, own.dataset.unique())
+    if len(tables) > 1 and len(average):
+        title = f"Average over {len(tables)} datasets"
+        words = "Mean of their accuracies (%), where all have run"
+        tables.append(table(title, words, average, shots_columns(own.shots), "over"))
     return tables
 
 
@@ -176,29 +171,27 @@ def gain_tables(runs: pd.DataFrame) -> list[Table]:
             others = own[~own.method.isin([ZERO_SHOT, reference])]
             both = others.merge(theirs, on=keys, suffixes=("", "_of_reference"))
             both["gain"] = both.accuracy - both.accuracy_of_reference
-            gains = both.groupby(["method", "shots"]).gain.agg(["mean", "sem", "count"])
-            gains = gains[gains["count"] > 1]
+            gains = both.groupby(["method", "shots"]).gain.agg(
+                mean="mean", spread="sem", seeds="count"
+            )
+            gains = gains[gains.seeds > 1]
             if gains.empty:
                 continue
-            gains["seeds"] = gains["count"].astype(str)
-            gains["text"] = gains.apply("{mean:+.1f} ± {sem:.1f}".format_map, axis=1)
-            shots = sorted({*gains.index.get_level_values("shots")}, key=shots_rank)
-            of = of_seeds(gains, "mean ± standard error of the differences of the same")
-            columns = {number: shots_in_words(number) for number in shots}
             title = f"{dataset}: gain over {ROWS[reference].label}"
-            tables.append(Table(title, f"Points of accuracy{of}.", grid(gains, columns)))
+            columns = shots_columns(gains.index.get_level_values("shots"))
+            spread = "mean ± standard error of the differences of the same"
+            tables.append(table(title, "Points of accuracy", gains, columns, spread, sign="+"))
     return tables
 
 
 def base_to_new_tables(halves: pd.DataFrame) -> list[Table]:
     """Return a table for each dataset of the cells of `base_and_new`."""
-    tables = []
-    for dataset in halves.index.unique("dataset"):
-        cells = halves.xs(dataset)
-        words = f"Trained on the base half of the classes, accuracy (%){of_seeds(cells)}."
-        columns = {name: name for name in ("base", "new", HARMONIC)}
-        tables.append(Table(f"{dataset}: base to new classes", words, grid(cells, columns)))
-    return tables
+    columns = {name: name for name in ("base", "new", HARMONIC)}
+    words = "Trained on the base half of the classes, accuracy (%)"
+    return [
+        table(f"{dataset}: base to new classes", words, halves.xs(dataset), columns)
+        for dataset in halves.index.unique("dataset")
+    ]
 
 
 def base_and_new(runs: pd.DataFrame) -> pd.DataFrame:
@@ -217,9 +210,8 @@ def base_and_new(runs: pd.DataFrame) -> pd.DataFrame:
     rows = by_seed.index[complete].droplevel("seed")
     cells = cells[cells.index.droplevel("classes").isin(rows)]
     both = by_seed.dropna().groupby(place)
-    harmonic = pd.DataFrame({"seeds": _without_zero_shot(both.size().astype(str))})
+    harmonic = pd.DataFrame({"seeds": both.size()})
     harmonic["mean"] = [harmonic_mean(*means) for means in both.mean().values]
-    harmonic["text"] = harmonic["mean"].map("{:.1f}".format)
     return add_column(cells, "classes", HARMONIC, harmonic)
 
 
@@ -243,8 +235,8 @@ def transfer_tables(runs: pd.DataFrame) -> list[Table]:
             cells = add_column(cells, "dataset", AVERAGE, average_over(cells, targets))
             columns[AVERAGE] = AVERAGE
         name = f"{source} ({half} classes)" if half in ("base", "new") else source
-        words = f"Prompts trained on {name}, accuracy (%){of_seeds(cells)}."
-        tables.append(Table(f"From {name} to other datasets", words, grid(cells, columns)))
+        words = f"Prompts trained on {name}, accuracy (%)"
+        tables.append(table(f"From {name} to other datasets", words, cells, columns))
     return tables
 
 
@@ -257,35 +249,30 @@ def curves(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     average = average_over(cells, datasets)
     panels = {}
     if len(datasets) > 1 and {*average.index.get_level_values("method")} - {ZERO_SHOT}:
-        panels[f"average over {len(datasets)} datasets"] = average.assign(std=0.0)
+        panels[f"average over {len(datasets)} datasets"] = average
     return panels | {dataset: cells.xs(dataset) for dataset in datasets}
 
 
 def summarise(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return mean, std and count over the seeds of each cell, as `text` and `seeds` too.
+    """Return the mean over the seeds of each cell, its spread (NaN for one seed) and the seeds.
 
-    by: columns, one of them the method. Zero-shot CLIP has no seeds.
+    by: columns, one of them the method.
     """
     cells = runs.groupby(by, sort=False).accuracy.agg(
-        mean="mean", std=population_std, count="count"
+        mean="mean", spread=population_std, seeds="count"
     )
-    return cells.assign(
-        text=[
-            f"{mean:.1f} ± {std:.1f}" if count > 1 else f"{mean:.1f}"
-            for mean, std, count in cells.itertuples(index=False)
-        ],
-        seeds=_without_zero_shot(cells["count"].astype(str)),
-    )
+    cells["spread"] = cells.spread.where(cells.seeds > 1)
+    return cells
 
 
-def average_over(cells: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
+def average_over(cells: pd.DataFrame, datasets: Sequence[str]) -> pd.DataFrame:
     """Average the cells of `summarise` over datasets, if all of them have run."""
     means = cells["mean"].unstack("dataset").reindex(columns=datasets).dropna()
-    counts = cells["count"].unstack("dataset").reindex(means.index)[datasets].astype(int)
-    least, most = counts.min(axis=1).astype(str), counts.max(axis=1).astype(str)
-    mean = means.mean(axis=1)
-    seeds = _without_zero_shot(least.where(least == most, least + " to " + most))
-    return pd.DataFrame({"mean": mean, "text": mean.map("{:.1f}".format), "seeds": seeds})
+    seeds = cells.seeds.unstack("dataset").reindex(means.index)[[*datasets]].astype(int)
+    least, most = seeds.min(axis=1).astype(str), seeds.max(axis=1).astype(str)
+    return pd.DataFrame(
+        {"mean": means.mean(axis=1), "seeds": least.where(least == most, least + " to " + most)}
+    )
 
 
 def add_column(cells: pd.DataFrame, level: str, name: str, more: pd.DataFrame) -> pd.DataFrame:
@@ -294,35 +281,48 @@ def add_column(cells: pd.DataFrame, level: str, name: str, more: pd.DataFrame) -
     return pd.concat([cells, more.reorder_levels(cells.index.names)])
 
 
-def _without_zero_shot(seeds: pd.Series) -> pd.Series:
-    return seeds.mask(seeds.index.get_level_values("method") == ZERO_SHOT, "")
+def shots_columns(shots: Iterable[int]) -> dict[int, str]:
+    """Return the headers of columns of shots, in their order."""
+    return {number: shots_in_words(number) for number in sorted({*shots}, key=shots_rank)}
 
 
-def of_seeds(cells: pd.DataFrame, what: str = "mean ± standard deviation of") -> str:
-    """Return words such as ", mean ± standard deviation of 3 seeds".
-
-    If the numbers of seeds differ, it is "n seeds", and `grid` adds n to each cell.
-    """
-    counts = {*cells.seeds} - {""}
-    if counts <= {"1"}:
-        return ", one seed" if counts else ""
-    return f", {what} {counts.pop() if len(counts) == 1 else 'n'} seeds"
-
-
-def grid(cells: pd.DataFrame, columns: Mapping[Any, str]) -> pd.DataFrame:
-    """Return the text of a table.
+def table(
+    title: str,
+    words: str,
+    cells: pd.DataFrame,
+    columns: Mapping[Any, str],
+    spread: str = "mean ± standard deviation of",
+    more: str = "",
+    sign: str = "",
+) -> Table:
+    """Return a table of methods, and perhaps shots, × columns.
 
     Args:
-        cells: `text` and `seeds`, by method, perhaps shots, and what the columns are.
+        title: Its title.
+        words: What the numbers are. How many seeds they are of follows. If these differ, it is "n
+            seeds", and each cell has its n.
+        cells: mean, perhaps spread, and seeds, by method, perhaps shots, and what the columns are.
         columns: The header of each column.
+        spread: What is said before the number of seeds.
+        more: Sentences that follow.
+        sign: "+" to show it.
     """
-    text = cells.text
-    if len({*cells.seeds} - {""}) > 1:
-        text = text + cells.seeds.map(lambda seeds: f" (n={seeds})" if seeds else "")
-    table = text.unstack().reindex(columns=list(columns)).fillna("").rename(columns=columns)
+    text = cells["mean"].map(f"{{:{sign}.1f}}".format)
+    if "spread" in cells:
+        text = text.where(cells.spread.isna(), text + cells.spread.map(" ± {:.1f}".format))
+    # Zero-shot CLIP has no seeds.
+    seeds = cells.seeds[cells.index.get_level_values("method") != ZERO_SHOT].astype(str)
+    numbers = {*seeds}
+    if numbers == {"1"}:
+        words += ", one seed"
+    elif numbers:
+        words += f", {spread} {seeds.iloc[0] if len(numbers) == 1 else 'n'} seeds"
+    if len(numbers) > 1:
+        text = text + (" (n=" + seeds + ")").reindex(text.index).fillna("")
+    shown = text.unstack().reindex(columns=list(columns)).fillna("").rename(columns=columns)
     ranks = {"method": list(ROWS).index, "shots": shots_rank}
-    table = table.sort_index(key=lambda level: level.map(ranks[level.name])).reset_index()
-    table["method"] = table.method.map(lambda method: ROWS[method].label)
-    if "shots" in table:
-        table["shots"] = table.shots.map(lambda shots: {0: "", -1: "all"}.get(shots, str(shots)))
-    return table
+    shown = shown.sort_index(key=lambda level: level.map(ranks[level.name])).reset_index()
+    shown["method"] = shown.method.map(lambda method: ROWS[method].label)
+    if "shots" in shown:
+        shown["shots"] = shown.shots.map(lambda shots: {0: "", -1: "all"}.get(shots, str(shots)))
+    return Table(title, f"{words}.{more}", shown)
