@@ -104,22 +104,18 @@ def draw_halves(cells: pd.DataFrame) -> bytes:
     cells: mean in percent, by dataset, method, shots and classes.
     """
     datasets, ranks = [*cells.index.unique("dataset")], {"method": list(ROWS).index}
-    figure, grid = pyplot().subplots(
-        len(datasets), 1, figsize=(8, 3.2 * len(datasets)), squeeze=False
-    )
+    size = (8, 3.2 * len(datasets))
+    figure, grid = pyplot().subplots(len(datasets), 1, figsize=size, squeeze=False)
     for axes, dataset in zip(grid[:, 0], datasets, strict=True):
         table = cells.xs(dataset)["mean"].unstack("classes")
         table = table.sort_index(key=lambda level: level.map(ranks.get(level.name, int)))
-        several = table.index.get_level_values("method").has_duplicates
-        names = [
-            f"{ROWS[method].label}\n{shots} shots" if several and shots else ROWS[method].label
+        table.index = [
+            f"{ROWS[method].label}\n{shots} shots" if shots else ROWS[method].label
             for method, shots in table.index
         ]
-        for i, (label, colour) in enumerate(HALVES.items()):
-            bars = axes.bar(np.arange(len(table)) + 0.27 * (i - 1), table[label], 0.25,
-                            label=label, color=colour)  # fmt: skip
+        table[[*HALVES]].plot.bar(ax=axes, color=HALVES, width=0.8, rot=0, legend=False, fontsize=8)
+        for bars in axes.containers:
             axes.bar_label(bars, fmt="%.0f", fontsize=7)
-        axes.set_xticks(range(len(table)), names, fontsize=8)
         axes.set(title=f"{dataset}: base to new classes", ylabel="test accuracy (%)")
         axes.grid(axis="y")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)

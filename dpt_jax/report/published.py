@@ -1,6 +1,6 @@
 """Accuracies of runs compared with published ones from a CSV file."""
 
-import csv
+import io
 from collections.abc import Collection
 from typing import Any
 
@@ -41,48 +41,39 @@ def read_published(file: epath.Path, datasets: Collection[str]) -> pd.DataFrame:
         Columns PLACE, accuracy in percent, and source. Shots are 0 for zero-shot.
 
     Raises:
-        UserError: With the line that is wrong.
+        UserError: With the row that is wrong.
     """
     with reading(file, "a CSV file of published accuracies"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    header: list[str] = []
-    allowed: dict[str, Collection[str]] = {
-        "method": ROWS,
-        "dataset": {*CATALOGUE, *EMBEDDED, AVERAGE, *datasets},
-        "classes": CLASSES[:3],
-    }
-    rows: dict[tuple[str, str, int, str], tuple[float, str]] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip(" ,;\t") or line.startswith("#"):
-            continue
-        try:
-            fields = [field.strip() for field in next(csv.reader([line]))]
-            if not header:
-                header = fields
-                if not {*NEEDED} <= {*header} <= {*NEEDED, *OPTIONAL}:
-                    raise ValueError(f"the header is not {','.join(NEEDED)}[,{','.join(OPTIONAL)}]")
-                continue
-            row = {"classes": "all", "source": "", **dict(zip(header, fields, strict=True))}
-            row["classes"] = row["classes"] or "all"
-            for key, values in allowed.items():
-                if row[key] not in values:
-                    raise ValueError(f"{row[key]!r} is not one of {', '.join(values)}")
-            shots, accuracy = int(row["shots"] or 0), float(row["accuracy"])
-            if shots < -1 or (shots == 0) != (row["method"] == ZERO_SHOT):
-                raise ValueError("shots are images per class, -1 for all, and empty for zero-shot")
-            if not 0 <= accuracy <= 100:
-                raise ValueError(f"accuracy {accuracy} is not between 0 and 100")
-            place = (row["method"], row["dataset"], shots, row["classes"])
-            if place in rows:
-                raise ValueError("an earlier line has the same method, dataset, shots and classes")
-        except ValueError as reason:
-            raise UserError(f"{file}, line {number}: {reason}.") from reason
-        rows[place] = accuracy, row["source"]
-    if max((accuracy for accuracy, _ in rows.values()), default=0) <= 1:
+        lines = [line for line in lines if line.strip(" ,;\t") and not line.startswith("#")]
+        frame = pd.read_csv(io.StringIO("\n".join(lines)), dtype=str, keep_default_na=False,
+                            skipinitialspace=True, index_col=False)  # fmt: skip
+    if not {*NEEDED} <= {*frame.columns} <= {*NEEDED, *OPTIONAL}:
+        raise UserError(
+            f"{file} begins with {lines[0]!r}: the header must be {','.join(NEEDED)}, and may have "
+            f"{' and '.join(OPTIONAL)}."
+        )
+    frame = frame.reindex(columns=[*NEEDED, *OPTIONAL], fill_value="")
+    frame["classes"] = frame.classes.replace("", "all")
+    shots = pd.to_numeric(frame.shots.replace("", "0"), errors="coerce")
+    accuracy = pd.to_numeric(frame.accuracy, errors="coerce")
+    known = {*CATALOGUE, *EMBEDDED, AVERAGE, *datasets}
+    for wrong, why in (
+        (~frame.method.isin(list(ROWS)), f"the method is not one of {', '.join(ROWS)}"),
+        (~frame.dataset.isin(known), f"the dataset is not one of {', '.join(sorted(known))}"),
+        (~frame.classes.isin(CLASSES[:3]), f"classes are not one of {', '.join(CLASSES[:3])}"),
+        (
+            ~((shots >= -1) & (shots % 1 == 0)) | ((shots == 0) != (frame.method == ZERO_SHOT)),
+            "shots are images per class, -1 for all, and empty for zero-shot",
+        ),
+        (~accuracy.between(0, 100), "the accuracy is not a number between 0 and 100"),
+        (frame.duplicated(PLACE), "an earlier row has the same method, dataset, shots and classes"),
+    ):
+        if wrong.any():
+            raise UserError(f"{file}, row {','.join(frame[wrong].iloc[0])}: {why}.")
+    if not accuracy.max() > 1:
         raise UserError(f"{file} has no accuracy above 1: give accuracies in percent.")
-    return pd.DataFrame(
-        [(*place, *found) for place, found in rows.items()], columns=[*PLACE, "accuracy", "source"]
-    )
+    return frame.assign(shots=shots.astype(int), accuracy=accuracy)
 
 
 def harmonic_mean(base: float, new: float) -> float:
