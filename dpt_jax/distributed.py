@@ -4,7 +4,6 @@ Arrays on devices have a leading axis of this host's devices, as for jax.pmap.
 """
 
 import collections
-import glob
 import hashlib
 import os
 import pathlib
@@ -24,13 +23,11 @@ from dpt_jax.version import __version__
 
 Item = TypeVar("Item")
 
-NVIDIA = "/dev/nvidia[0-9]*"  # the device file of each GPU
 AXIS = "batch"  # the axis of pmap: every device of every host
 KEPT_PROGRAMS = 8  # of a kind, for runs of a sweep that differ only in their data
 # The other hosts end this long after a process has ended or hangs.
 HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 20, 60
-# How long the processes of a run wait for each other at the start, and when they report it.
-CONNECT_SECONDS, SILENT_SECONDS = 300.0, 5.0
+CONNECT_SECONDS = 300.0  # how long the processes of a run wait for each other at the start
 # Variables by which SLURM and Open MPI, whose processes JAX connects by itself, count processes.
 CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -68,8 +65,10 @@ def connect(
         cause = "--cluster"
     else:
         return
-    connected = threading.Event()
-    threading.Thread(target=_report_waiting, args=(cause, connected), daemon=True).start()
+    print(f"connecting to the other processes of this run: {cause}.", file=sys.stderr, flush=True)
+    # JAX would wait in silence, and abort.
+    patience = threading.Timer(CONNECT_SECONDS, _end_alone, [cause])
+    patience.start()
     try:
         # JAX takes the missing ones from the environment.
         jax.distributed.initialize(
@@ -83,7 +82,7 @@ def connect(
     except (ValueError, RuntimeError) as reason:
         raise UserError(f"the processes of this run could not be connected: {reason}") from reason
     finally:
-        connected.set()
+        patience.cancel()
     counts = collections.Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:  # a batch is split equally
         words = ", ".join(f"host {host} has {counts[host]}" for host in sorted(counts))
@@ -92,26 +91,14 @@ def connect(
         )
 
 
-def _report_waiting(cause: str, connected: threading.Event) -> None:
-    """Announce that other processes are missing, and end this one if they do not come.
-
-    JAX would wait in silence, and abort.
-    """
-    if connected.wait(SILENT_SECONDS):
-        return
+def _end_alone(cause: str) -> None:
     print(
-        f"waiting for the other processes of this run, up to {CONNECT_SECONDS:.0f} s: {cause}.",
+        f"error: not all processes of this run were started within {CONNECT_SECONDS:.0f} s: "
+        f"start as many as {cause} says.",
         file=sys.stderr,
         flush=True,
     )
-    if not connected.wait(CONNECT_SECONDS - SILENT_SECONDS):
-        print(
-            f"error: not all processes of this run were started within {CONNECT_SECONDS:.0f} s: "
-            f"start as many as {cause} says.",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(USER_ERROR)
+    os._exit(USER_ERROR)
 
 
 def keep_compiled() -> None:
@@ -124,14 +111,10 @@ def keep_compiled() -> None:
 
 
 def check_devices() -> None:
-    """Say on standard error if this machine has an NVIDIA GPU and JAX uses the CPU.
-
-    Raises:
-      UserError: if JAX_PLATFORMS names what JAX cannot use here.
-    """
+    """Raise UserError if JAX_PLATFORMS names what JAX cannot use here."""
     named = os.environ.get("JAX_PLATFORMS")
     try:
-        backend = jax.default_backend()
+        jax.devices()
     except Exception as reason:  # of several types
         if not named:
             raise
@@ -140,12 +123,6 @@ def check_devices() -> None:
             f"JAX_PLATFORMS={named!r} cannot be used here{why}: unset it, or install JAX for it, "
             "`pip install 'jax[cuda13]'` for an NVIDIA GPU or `pip install 'jax[tpu]'` on a TPU VM."
         ) from None
-    if backend == "cpu" and not named and glob.glob(NVIDIA):
-        print(
-            "this machine has an NVIDIA GPU, but JAX uses the CPU: `pip install 'jax[cuda13]'` "
-            "installs JAX for it; if that is installed, see whether `nvidia-smi` finds the driver.",
-            file=sys.stderr,
-        )
 
 
 def processor() -> str:
@@ -213,19 +190,17 @@ def check_same(facts: Callable[[], Mapping[str, str]]) -> None:
     """
     if jax.process_count() == 1:
         return
-    own = facts()
-    # Hosts of other versions may have other facts, so their names are compared first.
-    for compared in ({"version of dpt-jax": "\n".join([__version__, *own])}, own):
-        texts = (text.encode(errors="surrogateescape") for text in compared.values())
-        digests = [np.frombuffer(hashlib.sha256(text).digest(), np.uint8) for text in texts]
-        everywhere = multihost_utils.process_allgather(np.stack(digests))  # (hosts, facts, 32)
-        different = np.argwhere((everywhere != everywhere[0]).any(axis=2))
-        if len(different):
-            host, number = different[0]
-            raise UserError(
-                f"host {host} has another {[*compared][number]} than host 0: give all hosts the "
-                "same command and the same files."
-            )
+    own = {"version of dpt-jax": __version__, **facts()}
+    texts = (text.encode(errors="surrogateescape") for text in own.values())
+    digests = [np.frombuffer(hashlib.sha256(text).digest(), np.uint8) for text in texts]
+    everywhere = multihost_utils.process_allgather(np.stack(digests))  # (hosts, facts, 32)
+    different = np.argwhere((everywhere != everywhere[0]).any(axis=2))
+    if len(different):
+        host, number = different[0]
+        raise UserError(
+            f"host {host} has another {[*own][number]} than host 0: give all hosts the same "
+            "command and the same files."
+        )
 
 
 def first_says(here: bool) -> bool:

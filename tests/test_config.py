@@ -163,13 +163,9 @@ def test_saved_and_loaded(tmp_path):
     assert workdirs.load_config(tmp_path).train.schedule_epochs == 7
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["method"] == "dpt"
-    # A key younger than the run has the default, unless results do not depend on it.
-    del config["seed"], config["checkpoint"]["keep"]
+    del config["seed"]  # a key younger than the run
     (tmp_path / "config.json").write_text(json.dumps(config))
-    given = dpt.get_config()
-    given.seed, given.checkpoint.keep = 9, 9
-    found = workdirs.read_config(tmp_path, given)
-    assert (found.seed, found.checkpoint.keep) == (1, 9)
+    assert workdirs.read_config(tmp_path).seed == 1
 
 
 @pytest.mark.parametrize(

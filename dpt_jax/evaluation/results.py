@@ -188,7 +188,7 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
         return False
     if not own.get("data") or own["data"]["digest"] == experiment.dataset.digest:
         return True
-    roots = read_config(workdir, config).dataset.root, config.dataset.root
+    roots = read_config(workdir).dataset.root, config.dataset.root
     return all(roots) and len({as_path(root).resolve() for root in roots}) == 1
 
 

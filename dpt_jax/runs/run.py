@@ -160,7 +160,7 @@ def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     if has_config(workdir):
-        config.dtype = read_config(workdir, config).dtype
+        config.dtype = read_config(workdir).dtype
     else:
         config.dtype = jnp.dtype(compute_dtype(config)).name
     return config

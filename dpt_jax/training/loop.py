@@ -1,5 +1,6 @@
 """Training: from a new or a saved state to the last epoch, and then of a classifier."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -55,12 +56,9 @@ from dpt_jax.training.step import (
 from dpt_jax.training.texts import consistency_target
 from dpt_jax.training.workdir import save_config
 
-# Keys of a checkpoint's metadata: the steps of an epoch, whether a callback has ended the training,
-# the steps that trained the classifier, and with train.keep=best accuracy and epoch of the best
-# prompts, and whether this checkpoint has them.
-STEPS_PER_EPOCH, ENDED, CLASSIFIER_STEPS, BEST = (
-    *("steps_per_epoch", "ended", "classifier_steps", "best"),
-)
+# Keys of a checkpoint's metadata: whether a callback has ended the training, and the steps that
+# trained the classifier.
+ENDED, CLASSIFIER_STEPS = "ended", "classifier_steps"
 # With several hosts, reading host 0's clock is a message, so they do not read it at every step.
 STEPS_BETWEEN_CLOCKS = 20
 
@@ -155,7 +153,7 @@ def train(
         write_train_files(dataset, workdir)
         save_config(config, workdir)
         if start == plan.steps:
-            return with_classifier(experiment, plan, state, saver, stop, workdir)
+            return with_classifier(state, saver, stop, workdir)
         if start:
             say(f"{workdir}: resuming at step {start} of {plan.steps}.")
         say(_description(experiment, plan, state))
@@ -233,7 +231,7 @@ def train(
             raise Stopped
         _say_what_was_left_out(plan, len(unreadable), len(dataset.train), state.not_finite)
         if model.config.classifier:
-            return with_classifier(experiment, plan, state, saver, stop, workdir)
+            return with_classifier(state, saver, stop, workdir)
     if best := saver.best:
         say(
             f"the prompts of epoch {best.epoch} are kept, which get {100 * best.accuracy:.1f} % of "
@@ -244,17 +242,13 @@ def train(
 
 
 def with_classifier(
-    experiment: Experiment,
-    plan: Plan,
-    state: TrainState,
-    saver: "Saver",
-    stop: StopRequest,
-    workdir: epath.Path,
+    state: TrainState, saver: "Saver", stop: StopRequest, workdir: epath.Path
 ) -> Prompts:
     """Return the prompts of a state after the last epoch, with a trained classifier.
 
     A classifier that is stopped on the way is trained from the start again, with the same result.
     """
+    experiment, plan = saver.experiment, saver.plan
     config, dataset = experiment.config, experiment.dataset
     say(
         f"Training the classifier {config.classifier.name} on {len(dataset.train)} images of "
@@ -340,44 +334,35 @@ def _to_devices(plan: Plan, batch: loader.Batch) -> tuple[loader.Batch, loader.B
     return batch, distributed.place(loader.shard(batch, plan.images_per_host, devices, part))
 
 
+@dataclasses.dataclass
 class Saver:
-    """Saves the states of a run, with the record of its training.
+    """Saves the states of a run, and measures its time from here on.
 
     Attributes:
-      checkpoints: Where they go.
+      experiment: What is trained.
+      plan: Its numbers.
+      checkpoints: Where the states go.
+      record: Of the training, see `training_meta`.
       best: With train.keep=best, the best prompts so far.
+      step: The step that was saved last, 0 for none.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        plan: Plan,
-        checkpoints: Checkpoints,
-        record: Record,
-        step: int,
-        best: Best | None,
-    ) -> None:
-        """Start to measure the time.
+    experiment: Experiment
+    plan: Plan
+    checkpoints: Checkpoints
+    record: Record
+    best: Best | None
+    step: int = 0
 
-        Args:
-          experiment: What is trained.
-          plan: Its numbers.
-          checkpoints: Where the states are saved.
-          record: See `training_meta`.
-          step: The step that is saved already, 0 for none.
-          best: See the attribute.
-        """
-        self.checkpoints, self.best = checkpoints, best
-        self._experiment, self._plan, self._record = experiment, plan, record
-        self._step, self._began = step, time.monotonic()
-        self._saved_at = self._began
+    def __post_init__(self) -> None:
+        self._began = self._saved_at = time.monotonic()
 
     def is_due(self, step: int) -> bool:
         """Return whether to save after this step, by steps or by the clock.
 
         All hosts ask together, and the clock is that of host 0.
         """
-        config = self._experiment.config.checkpoint
+        config = self.experiment.config.checkpoint
         if step % config.every_steps == 0:
             return True
         if not config.every_minutes or (jax.process_count() > 1 and step % STEPS_BETWEEN_CLOCKS):
@@ -391,16 +376,16 @@ class Saver:
           state: A tree of host arrays.
           more: Further entries of the metadata.
         """
-        plan, step = self._plan, int(state.step) + more.get(CLASSIFIER_STEPS, 0)
-        if step == self._step:
+        plan, step = self.plan, int(state.step) + more.get(CLASSIFIER_STEPS, 0)
+        if step == self.step:
             return
         self.check_finite(state.not_finite)
         now = time.monotonic()
         prompts, training = state.prompts, _training(state)
         meta = {
-            **self._record,
-            "seconds": self._record["seconds"] + now - self._began,
-            STEPS_PER_EPOCH: plan.steps_per_epoch,
+            **self.record,
+            "seconds": self.record["seconds"] + now - self._began,
+            "steps_per_epoch": plan.steps_per_epoch,
             "epoch": _epoch(plan, int(state.step)),
             "bad": [int(x) for x in state.not_finite],
             **more,
@@ -408,10 +393,10 @@ class Saver:
         if best := self.best:
             training["best"] = best.prompts
             final = more.get(ENDED, False) or step == plan.steps
-            meta[BEST] = {"accuracy": best.accuracy, "epoch": best.epoch, "final": final}
+            meta["best"] = {"accuracy": best.accuracy, "epoch": best.epoch, "final": final}
             prompts = best.prompts if final else prompts
         self.checkpoints.save(step, prompts, meta, training)
-        self._step, self._saved_at = step, now
+        self.step, self._saved_at = step, now
 
     def keep_best(self, values: dict[str, float], prompts: Prompts) -> None:
         """Keep the prompts of an epoch, on devices, if its accuracy is the highest so far."""
@@ -422,13 +407,13 @@ class Saver:
     def check_finite(self, not_finite: NotFinite) -> None:
         """Raise UserError naming the first step that was not finite, unless these are skipped."""
         steps, first = map(int, not_finite)
-        if not steps or self._plan.step.skip:
+        if not steps or self.plan.step.skip:
             return
         self.checkpoints.wait()
         good = self.checkpoints.steps()
         last = f"the last good checkpoint is of step {good[0]}" if good else "no checkpoint before"
-        batch = next(train_batches(self._experiment, first - 1))
-        images = ", ".join(self._experiment.dataset.train[i].path for i in batch["index"])
+        batch = next(train_batches(self.experiment, first - 1))
+        images = ", ".join(self.experiment.dataset.train[i].path for i in batch["index"])
         raise UserError(
             f"the loss, its gradient or the prompts are not finite at step {first}; {last} "
             f"({self.checkpoints.directory}). The images of the step: {images}. Check these, try a "
@@ -461,7 +446,7 @@ def restore(
     if found is None:
         new = new._replace(prompts=initial_prompts(experiment))
         best = Best(-1.0, 0, new.prompts) if keeps_best else None
-        return new, Saver(experiment, plan, checkpoints, training_meta(experiment), 0, best)
+        return new, Saver(experiment, plan, checkpoints, training_meta(experiment), best)
     saved, training = found
     step = saved.step - saved.meta.get(CLASSIFIER_STEPS, 0)
     _check_resumable(experiment, plan, saved, step, workdir, allow_changes)
@@ -479,10 +464,10 @@ def restore(
         not_finite=NotFinite(*np.array(saved.meta["bad"], np.int32)),
         average=training.get("average"),
     )
-    kept = saved.meta.get(BEST)
+    kept = saved.meta.get("best")
     best = Best(kept["accuracy"], kept["epoch"], training["best"]) if kept else None
     record = training_meta(experiment, saved._replace(step=step))
-    return state, Saver(experiment, plan, checkpoints, record, step, best)
+    return state, Saver(experiment, plan, checkpoints, record, best, step)
 
 
 def _check_resumable(
@@ -513,7 +498,7 @@ def _check_resumable(
             f"{workdir} averages its prompts over {meta['epochs']} epochs, with weights fixed at "
             f"its start, so it cannot be extended to {plan.epochs}: use another --workdir."
         )
-    before, now = meta[STEPS_PER_EPOCH], plan.steps_per_epoch
+    before, now = meta["steps_per_epoch"], plan.steps_per_epoch
     if before != now:
         change = (
             f"{workdir}: an epoch had {before} steps and has {now} now, so its {step} steps "
@@ -531,7 +516,7 @@ def _check_resumable(
             f"{workdir} was trained for {step} steps, but these settings end at step "
             f"{plan.steps}: give at least as many epochs, or use another --workdir."
         )
-    if step < plan.steps and BEST in meta and meta[BEST]["final"]:
+    if step < plan.steps and meta.get("best", {}).get("final"):
         raise UserError(
             f"{workdir} has ended with the prompts of its best epoch (train.keep=best), so it "
             "cannot be extended: use another --workdir."

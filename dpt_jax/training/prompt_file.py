@@ -34,12 +34,11 @@ RESULTS = (
 )
 
 PARTS = ("text", "meta_net", "visual", "coupling", "cavpt", "weights", "classifier")
-# Entries of the header, and those of the record of the training that readers need.
+# Entries of the header.
 TYPES: dict[str, Any] = {
     **{"method": str, "backbone": str, "template": str, "classnames": list | None},
     **{"results": dict | None, "settings": dict, "training": dict, "step": int},
 }
-TYPES_OF_TRAINING = {"method": str, "classnames": list | None}
 
 
 def is_prompt_file(source: epath.Path) -> bool:
@@ -49,16 +48,17 @@ def is_prompt_file(source: epath.Path) -> bool:
 
 def has_format(source: epath.Path) -> bool:
     """Return whether a path is a prompt file's, by its header, and not of a CLIP's weights."""
-    import safetensors
-
     if not is_prompt_file(source) or not source.is_file():
         return False
-    with (
-        reading(source, "a .safetensors file"),
-        on_this_disk(source) as local,
-        safetensors.safe_open(local, "numpy") as opened,
-    ):
-        return bool((opened.metadata() or {}).get("format") == FORMAT)
+    with reading(source, "a .safetensors file"):
+        return _header(source).get("format") == FORMAT
+
+
+def _header(file: epath.Path) -> dict[str, str]:
+    import safetensors
+
+    with on_this_disk(file) as local, safetensors.safe_open(local, "numpy") as opened:
+        return opened.metadata() or {}
 
 
 def folder_of(source: epath.Path) -> epath.Path:
@@ -112,27 +112,18 @@ def read_header(file: epath.Path) -> dict[str, Any]:
     Raises:
       UserError: if the file is missing, damaged or not of prompts.
     """
-    import safetensors
-
     if not file.is_file():
         raise UserError(
             f"{file} does not exist: give a prompt file of `dpt-jax convert export`, or a workdir."
         )
     with reading(file, "a prompt file"):
-        with on_this_disk(file) as local, safetensors.safe_open(local, "numpy") as opened:
-            header = opened.metadata() or {}
+        header = _header(file)
         if header.pop("format", None) != FORMAT:
             raise ValueError(f"the format in its header is not {FORMAT!r}")
         entries = {key: json.loads(value) for key, value in header.items()}
-        if set(entries) != set(TYPES):
-            raise ValueError(f"the entries of its header are {', '.join(sorted(entries))}")
-        training = entries["training"]
-        for tree, types in ((entries, TYPES), (training, TYPES_OF_TRAINING)):
-            for key, kind in types.items():
-                if not isinstance(tree.get(key), kind):
-                    raise TypeError(f"{key} in its header is not what `convert export` writes")
-        if not all(isinstance(name, str) for name in training.get("classnames") or ()):
-            raise TypeError("the class names in its header are not texts")
+        for key, kind in TYPES.items():
+            if not isinstance(entries[key], kind):
+                raise TypeError(f"{key} in its header is not what `convert export` writes")
     return entries
 
 

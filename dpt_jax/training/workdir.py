@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from dpt_jax.config import (
     BOUND,
-    FREE,
     KEYS,
     SECTION_OF,
     Value,
@@ -46,7 +45,7 @@ def training_config(
     if config.init_from:
         # A run that has started has these in its own file; the other run may be gone by now.
         started = has_config(workdir)
-        source = read_config(workdir if started else as_path(config.init_from), config)
+        source = read_config(workdir if started else as_path(config.init_from))
         config = config.copy_and_resolve_references()
         config.clip = source.clip.copy_and_resolve_references()
         for part, section in SECTION_OF.items():
@@ -75,7 +74,7 @@ def evaluation_config(
     if not elsewhere and not has_config(workdir):
         return _overridden(config, overrides)
     source = as_path(str(elsewhere)) if elsewhere else workdir
-    saved = read_config(source, config)
+    saved = read_config(source)
     saved.update_from_flattened_dict(_as_trained(source))
     if dataset_named and config.dataset.name != saved.dataset.name:
         shots = saved.dataset.shots  # of the training
@@ -121,33 +120,28 @@ def save_config(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def has_config(workdir: epath.Path) -> bool:
-    """Return whether a workdir has settings. An empty file, left by a power cut, has none."""
-    file = workdir / CONFIG_FILE
-    return file.exists() and file.read_bytes() != b""
+    """Return whether a workdir has settings."""
+    return (workdir / CONFIG_FILE).exists()
 
 
-def read_config(source: epath.Path, default: ConfigDict) -> ConfigDict:
+def read_config(source: epath.Path) -> ConfigDict:
     """Return the configuration saved in a workdir or prompt file.
 
-    A missing key has the default of common.py, or, if the result does not depend on it, the value
-    of `default`.
+    A missing key has the default of common.py.
 
     Raises:
       UserError: There is no configuration, or a key is unknown or has another type.
     """
     if prompt_file.is_prompt_file(source):
-        file, saved = source, prompt_file.read_header(source)["settings"]
+        file, saved = source, flat(prompt_file.read_header(source)["settings"])
     else:
         file = source / CONFIG_FILE
         if not file.exists():
             raise UserError(f"{source} is not a workdir of a run: it has no {CONFIG_FILE}.")
         with reading(file, "a configuration"):
-            saved = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(saved, Mapping):
-        raise UserError(f"{file} does not hold a configuration, but {saved!r:.80}.")
+            saved = flat(json.loads(file.read_text(encoding="utf-8")))
     config = common.get_config()
-    given = flat(default.to_dict())
-    for key, value in {**{key: given[key] for key in FREE}, **flat(saved)}.items():
+    for key, value in saved.items():
         if key not in KEYS:
             raise UserError(f"{file}: {key} is not a key{nearest(key)}")
         set_value(config, key, value, f"{file}: ")
@@ -162,7 +156,7 @@ def load_config(source: epath.Path) -> ConfigDict:
     Raises:
       UserError: As `read_config`, or a value is impossible.
     """
-    config = read_config(source, common.get_config())
+    config = read_config(source)
     try:
         validate(config)
     except UserError as reason:
@@ -181,7 +175,7 @@ def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collecti
     """
     if not has_config(workdir):
         return ""
-    old, new = flat(read_config(workdir, config).to_dict()), flat(config.to_dict())
+    old, new = flat(read_config(workdir).to_dict()), flat(config.to_dict())
     if config.dtype == "auto":
         new["dtype"] = old["dtype"]
     without_use = sections_without_use(config.method)
@@ -224,12 +218,10 @@ def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
     names = itertools.chain(
         [name, f"{name}-{root.name}"], (f"{name}-{root.name}-{i}" for i in itertools.count(2))
     )
-    return next(on / name for name in names if _root_of(on / name, config) in (None, root))
+    return next(on / name for name in names if _root_of(on / name) in (None, root))
 
 
-def _root_of(folder: epath.Path, config: ConfigDict) -> epath.Path | None:
+def _root_of(folder: epath.Path) -> epath.Path | None:
     """Return the folder of images of the results in a folder, None if it has none."""
-    if not has_config(folder):
-        return None
-    root = read_config(folder, config).dataset.root
+    root = read_config(folder).dataset.root if has_config(folder) else ""
     return as_path(root).resolve() if root else None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs import coop, dpt
+from configs import coop
 from dpt_jax.clip.files import read_torch_file
 from dpt_jax.config import method_config
 from dpt_jax.convert.published import CAVPT, COUPLED, JOINT, TEXT, VISUAL
@@ -145,7 +145,7 @@ def test_prompts_trained_here_there_and_back(trained, tmp_path):
     in_process(*back, "--reverse", str(trained), str(tmp_path / "published"))
     folder = tmp_path / "published" / TEXT
     shutil.copy(folder / "model.pth.tar-2", folder / "model.pth.tar-9")
-    config = read_config(trained, dpt.get_config())
+    config = read_config(trained)
     convert_reference(tmp_path / "published", tmp_path / "back", config, {})
     saved, own = load_newest(tmp_path / "back"), load_newest(trained)
     assert same_bytes(saved.prompts, own.prompts)

@@ -113,7 +113,7 @@ def rewritten(file, target, header=None, tensors=None):
     ("entry", "value"),
     [
         *(("settings", None), ("settings", "x"), ("training", []), ("step", "x")),
-        *(("training.classnames", [None]), ("training.method", None), ("settings.cavpt", None)),
+        ("settings.cavpt", None),
         *(("settings.dataset.template", "{0.__class__}"), ("settings.no_such_key", 1)),
     ],
 )
