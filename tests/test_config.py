@@ -206,10 +206,6 @@ def test_evaluation_of_another_workdir(tmp_path):
     overrides = {"init_from": str(other)}
     found = workdirs.evaluation_config(dpt.get_config(), overrides, False, tmp_path / "new")
     assert (found.method, found.seed) == ("coop", 5)
-    saved_run(other, coop.get_config(), text_prompt__class_specific=True)
-    overrides["dataset.classes"] = "new"
-    with pytest.raises(UserError, match="class_specific"):
-        workdirs.evaluation_config(dpt.get_config(), overrides, False, tmp_path / "new")
 
 
 def test_training_from_other_prompts_takes_their_sizes_but_not_their_parts(tmp_path):

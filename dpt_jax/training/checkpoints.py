@@ -229,7 +229,6 @@ class Checkpoints:
             with reading(folder, "a checkpoint"):
                 raise
         except Exception as reason:  # of Orbax's, TensorStore's and JSON's own types
-            _check_readable(folder)
             raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
 
     def _set_aside(self, step: int, reason: str) -> None:
@@ -256,16 +255,6 @@ class Checkpoints:
                 f"{self.directory}: a checkpoint cannot be written ({short(reason)}); {last}. Make "
                 "room, and give the same command again."
             ) from reason
-
-
-def _check_readable(folder: epath.Path) -> None:
-    """Raise UserError if the system refuses to read a file, which may then be intact."""
-    with reading(folder, "a checkpoint"):
-        for name, is_folder in entries(folder):
-            if is_folder:
-                _check_readable(folder / name)
-            else:
-                (folder / name).read_bytes()
 
 
 def steps_of(folder: epath.Path) -> list[int]:

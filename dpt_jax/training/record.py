@@ -42,15 +42,19 @@ def name_of_data(config: ConfigDict) -> str:
     return own or dataset.name
 
 
-def result_settings(config: ConfigDict) -> dict[str, Any]:
-    """Return the settings that change a result, those of the parts that the method has."""
+def result_settings(config: ConfigDict, first_layer: int = 0) -> dict[str, Any]:
+    """Return the settings that change a result, those of the parts that the method has.
+
+    first_layer: of the class-aware prompts, which the configuration may count from the end.
+    """
     absent = sections_without_use(config.method)
     left_out = keys_that_may_change() | {*NOT_RECORDED}
-    return {
+    found = {
         key: value
         for key, value in flat(config.to_dict()).items()
         if key not in left_out and not key.startswith(absent)
     }
+    return found | ({"cavpt.first_layer": first_layer} if first_layer else {})
 
 
 def selection(config: ConfigDict, validation: int) -> str:
@@ -80,15 +84,12 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
     config = experiment.config
     found = fingerprint(experiment.pretrained, experiment.dataset)
     steps, per_epoch = run_length(config, len(experiment.dataset.train))
-    own = result_settings(config)
-    if "cavpt.first_layer" in own:  # may count from the end
-        own["cavpt.first_layer"] = experiment.model.config.first_layer
     record = {
         "method": config.method,
         "dataset": config.dataset.name,
         "classes": config.dataset.classes,
         "epochs": -(-steps // per_epoch),
-        "settings": own,
+        "settings": result_settings(config, experiment.model.config.first_layer),
         "classnames": list(experiment.dataset.classnames),
         "clip": found["clip"],
         "data": {"name": name_of_data(config), "digest": found["data"]},
@@ -117,7 +118,8 @@ def check_not_relabelled(experiment: Experiment, record: Mapping[str, Any], sour
       record: The record of the prompts, see `training_meta`.
       source: Where they are from.
     """
-    trained, here = record.get("settings"), training_meta(experiment)["settings"]
+    here = result_settings(experiment.config, experiment.model.config.first_layer)
+    trained = record.get("settings")
     if not isinstance(trained, Mapping) or not isinstance(record.get("changes"), list):
         raise UserError(f"{source} has no record of its training: train or convert it again.")
     for key, value in here.items():

@@ -165,44 +165,34 @@ def check_fit(clip: CLIPConfig, prompts: PromptConfig) -> None:
 
     Or if two parts do not fit each other on this CLIP.
     """
-    layers, text_layers = clip.vision.layers, clip.text.layers
-    if prompts.top_k and not 1 <= prompts.first_layer <= layers:
-        raise UserError(
-            f"cavpt.first_layer is {prompts.first_layer}, but the vision tower of this CLIP has "
-            f"layers 1 to {layers}."
-        )
-    before_cavpt = visual_layers(clip, prompts)
-    if prompts.visual_length and prompts.visual_depth > before_cavpt:
-        raise UserError(
-            f"visual_prompt.depth is {prompts.visual_depth}, but the vision tower of this CLIP has "
-            f"layers 1 to {layers}, {before_cavpt} of them before the class-aware prompts."
-        )
-    if prompts.text_length and not 1 <= prompts.text_depth <= text_layers:
-        raise UserError(
-            f"text_prompt.depth is {prompts.text_depth}, but the text tower of this CLIP has "
-            f"layers 1 to {text_layers}."
-        )
-    if prompts.coupled and prompts.visual_length != prompts.text_length:
-        raise UserError(
-            "visual_prompt.coupled computes a visual token from each context token, but "
-            f"visual_prompt.length is {prompts.visual_length} and the context has "
-            f"{prompts.text_length}: give the same number."
-        )
-    if prompts.coupled and (depth := visual_depth(clip, prompts)) != prompts.text_depth:
-        raise UserError(
-            "visual_prompt.coupled computes the visual tokens of a layer from the context of that "
-            f"layer, but {depth} layers have visual tokens and text_prompt.depth is "
-            f"{prompts.text_depth}: give the same number."
-        )
-    for name, tower, learned in (
-        ("image", clip.vision, prompts.weights.vision),
-        ("text", clip.text, prompts.weights.text),
+    image, text, weights = clip.vision.layers, clip.text.layers, prompts.weights
+    for key, layer, has, tower in (
+        ("cavpt.first_layer", prompts.first_layer if prompts.top_k else 1, image, "image tower"),
+        (
+            "visual_prompt.depth",
+            prompts.visual_depth if prompts.visual_length else 0,
+            visual_layers(clip, prompts),
+            "image tower, before the class-aware prompts,",
+        ),
+        ("text_prompt.depth", prompts.text_depth if prompts.text_length else 1, text, "text tower"),
+        ("weights.image_layers", max(weights.vision or (1,)), image, "image tower"),
+        ("weights.text_layers", max(weights.text or (1,)), text, "text tower"),
     ):
-        if learned and max(learned) > tower.layers:
+        if layer > has or (key == "cavpt.first_layer" and layer < 1):
             raise UserError(
-                f"weights.{name}_layers is {learned[0]}-{learned[1]}, but the {name} tower of this "
-                f"CLIP has layers 1 to {tower.layers}."
+                f"{key} is {layer}, but the {tower} of this CLIP has layers 1 to {has}."
             )
+    if prompts.coupled:
+        for key, tokens, context in (
+            ("length", prompts.visual_length, prompts.text_length),
+            ("depth", visual_depth(clip, prompts), prompts.text_depth),
+        ):
+            if tokens != context:
+                raise UserError(
+                    "visual_prompt.coupled computes each visual token from a context token, but "
+                    f"visual_prompt.{key} is {tokens} and text_prompt.{key} is {context}: give the "
+                    "same number."
+                )
     if prompts.text_length > clip.context_length - OTHER_TOKENS:
         raise UserError(
             f"text_prompt.length is {prompts.text_length} (with text_prompt.init, the number of "

@@ -23,7 +23,7 @@ from dpt_jax.configs import common
 from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, make_folder, reading, write_whole
-from dpt_jax.methods import METHODS, TEXT
+from dpt_jax.methods import METHODS
 from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import newest
 
@@ -66,9 +66,6 @@ def evaluation_config(
       overrides: Those of the command line; they take precedence over the saved configuration.
       dataset_named: Whether --config names a dataset, which then replaces the saved one.
       workdir: Folder of the run. Without a configuration in it, `config` is used.
-
-    Raises:
-      UserError: The prompts have a context for each class of another dataset.
     """
     elsewhere = overrides.get("init_from")
     if not elsewhere and not has_config(workdir):
@@ -80,16 +77,7 @@ def evaluation_config(
         shots = saved.dataset.shots  # of the training
         saved.dataset = config.dataset.copy_and_resolve_references()
         saved.dataset.shots = shots
-    trained_on = saved.dataset.name, saved.dataset.classes
-    found = _overridden(saved, overrides)
-    moved = elsewhere and (found.dataset.name, found.dataset.classes) != trained_on
-    if moved and found.text_prompt.class_specific and TEXT in METHODS[found.method].parts:
-        raise UserError(
-            f"{found.init_from} has a context for each of its own classes "
-            "(text_prompt.class_specific), so it cannot be tested on those of "
-            f"{found.dataset.name} ({found.dataset.classes})."
-        )
-    return found
+    return _overridden(saved, overrides)
 
 
 def _as_trained(source: epath.Path) -> dict[str, Value]:

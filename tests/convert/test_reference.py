@@ -190,10 +190,10 @@ def zeros(*shape):
 @pytest.mark.parametrize(
     ("method", "module", "name", "value", "named"),
     [
-        ("coop", TEXT, "ctx", zeros(4, 64), r"text\.context has shape \(1, 4, 64\)"),
+        ("coop", TEXT, "ctx", zeros(4, 64), r"text\.context is .*\(1, 4, 64\)"),
         ("coop", TEXT, "compound.0", zeros(2, 2), r"compound\.0"),
         ("coop", TEXT, "ctx", zeros(37, 4, 128), "37 classes"),
-        ("dpt", VISUAL, "ctx", zeros(5, 3, 128), r"visual\.tokens has shape \(5, 3, 128\)"),
+        ("dpt", VISUAL, "ctx", zeros(5, 3, 128), r"visual\.tokens is .*\(5, 3, 128\)"),
         ("dpt", CAVPT, "attns.0.qmlp.weight", None, r"attns\.0\.qmlp\.weight"),
         ("ivlp", JOINT, "image_encoder.more", zeros(2), r"image_encoder\.more"),
         ("ivlp", JOINT, "text_encoder.transformer.resblocks.1.VPT_shallow", None, "VPT_shallow"),
