@@ -80,7 +80,9 @@ class Predictor:
             experiment.frozen.clip, distributed.replicate(saved.prompts)
         )
         self._texts = self._programs.encode_texts(experiment.frozen, self._prompts)
-        self._encode_names = TextEncoder(experiment, self._prompts)
+        self._encode_names = TextEncoder(
+            experiment.config, experiment.model, experiment.pretrained, self._prompts
+        )
 
     def predict(self, images: Images) -> list[str]:
         """Return the name of the likeliest class of each image, see `predict_proba`."""

@@ -63,8 +63,7 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
 
     source: where they are from. Raise UserError naming it if they do not fit.
     """
-    if saved.meta:
-        check_not_relabelled(experiment, saved.meta, source)
+    check_not_relabelled(experiment, saved.meta, source)
     # On standard error, since standard output may be JSON.
     if epoch := unfinished(saved.meta):
         say(
@@ -77,14 +76,11 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
             "that it was trained on."
         )
     _check_classes(saved, experiment, source)
-    wanted = shapes_of(experiment.model)
-    for part in sorted(saved.prompts.keys() - wanted.keys() - {"classifier"}):
-        say(f"{source} has a {part} prompt, which this method does not use.")
-    used = {part: saved.prompts[part] for part in wanted if part in saved.prompts}
-    check_shapes(used, wanted, source)
+    prompts = {part: x for part, x in saved.prompts.items() if part != "classifier"}
+    check_shapes(prompts, shapes_of(experiment.model), source)
     if experiment.model.config.classifier:
-        used["classifier"] = _classifier(experiment, saved, source)
-    return saved._replace(prompts=used)
+        prompts["classifier"] = _classifier(experiment, saved, source)
+    return saved._replace(prompts=prompts)
 
 
 def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:

@@ -44,7 +44,7 @@ from dpt_jax.training.optimizer import (
 )
 from dpt_jax.training.process import Stopped, StopRequest, locked
 from dpt_jax.training.record import Record, check_same_images, training_meta, write_train_files
-from dpt_jax.training.setup import Experiment, shared_loading
+from dpt_jax.training.setup import Experiment, consistency_target, shared_loading
 from dpt_jax.training.step import (
     NotFinite,
     StepConfig,
@@ -53,7 +53,6 @@ from dpt_jax.training.step import (
     make_step,
     new_state,
 )
-from dpt_jax.training.texts import consistency_target
 from dpt_jax.training.workdir import save_config
 
 # Keys of a checkpoint's metadata: whether a callback has ended the training, and the steps that

@@ -1,7 +1,6 @@
 """The process of a training: the lock of its workdir, and signals that stop it."""
 
 import contextlib
-import datetime
 import fcntl
 import os
 import platform
@@ -96,12 +95,10 @@ def _locked_in_bucket(workdir: epath.Path, owner: str) -> Iterator[None]:
     A killed process leaves it behind. The next one removes it if it runs on the same host.
     """
     gcs, file = file_system(workdir), workdir / LOCK_FILE
-    now = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
-    content = f"{owner} since {now}".encode()
     if file.exists() and _is_left_behind(file.read_text()):
         file.unlink(missing_ok=True)
     try:
-        gcs.pipe_file(os.fspath(file), content, mode="create")
+        gcs.pipe_file(os.fspath(file), owner.encode(), mode="create")
     except FileExistsError as reason:
         raise LockedError(
             f"{workdir} is being trained in by {file.read_text()}: wait for it, stop it, or use "
@@ -115,7 +112,7 @@ def _locked_in_bucket(workdir: epath.Path, owner: str) -> Iterator[None]:
 
 def _is_left_behind(content: str) -> bool:
     """Return whether a lock is of a process of this host that has ended."""
-    words = content.split()  # process PID on HOST since …
+    words = content.split()  # process PID on HOST
     if len(words) < 4 or words[3] != platform.node() or not words[1].isdecimal():
         return False
     try:

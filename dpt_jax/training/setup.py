@@ -1,30 +1,34 @@
-"""The common start of training and evaluation: data, CLIP, model and class texts."""
+"""The common start of training and evaluation: data, CLIP and model."""
 
-import functools
-import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.clip.packing import PackedTexts, Text, duplicates, pack, plain_texts
+from dpt_jax.clip.packing import PackedTexts, pack
 from dpt_jax.clip.pretrained import Pretrained, load_clip
-from dpt_jax.config import flat, prompt_config, templates
-from dpt_jax.data import descriptions, records
+from dpt_jax.config import flat, prompt_config
+from dpt_jax.data import records
 from dpt_jax.data.dataset import digest_of_examples, load_dataset
 from dpt_jax.data.records import Dataset
 from dpt_jax.errors import UserError
-from dpt_jax.logging import say_once
 from dpt_jax.model import PromptedCLIP, visual_depth, visual_layers
 from dpt_jax.prompts.config import PromptConfig
-from dpt_jax.prompts.text import context_tokens, prompted_texts
+from dpt_jax.prompts.text import context_tokens
+from dpt_jax.training.texts import (
+    TextEncoder,
+    class_texts,
+    frozen_features,
+    make_text_encoder,
+    template_texts,
+    warn_of_duplicates,
+)
 
 # Settings that may differ between hosts: what the paths contain is compared instead.
 OF_A_HOST = (
@@ -32,7 +36,6 @@ OF_A_HOST = (
     "dataset.cache_gb",
     "init_from",
 )
-MOST_NAMED = 5  # groups of classes
 OTHER_TOKENS = 4  # of a text with a context: its start, a name, the full stop, its end
 
 
@@ -201,107 +204,22 @@ def check_fit(clip: CLIPConfig, prompts: PromptConfig) -> None:
         )
 
 
-def template_texts(
-    config: ConfigDict,
-    classnames: Sequence[str],
-    pretrained: Pretrained,
-    key: str = "dataset.template",
-) -> list[list[Text]]:
-    """Return the texts of the classes by each of the templates of a key, or the descriptions.
+def consistency_target(experiment: Experiment) -> jax.Array | None:
+    """Return the target of the consistency losses, (devices, C, E); None without such a loss.
 
-    A class with fewer descriptions than another repeats them, see `frozen_features`.
+    It is the mean of the features by each template of `loss.template`, not normalised before, or Z
+    without such a template or with `dataset.descriptions`.
     """
-    tokenizer, length = pretrained.tokenizer, pretrained.config.context_length
-    of_each = _texts(config, classnames, key)
-    return [
-        plain_texts([own[k % len(own)] for own in of_each], tokenizer, length)
-        for k in range(max(map(len, of_each)))
-    ]
-
-
-def _texts(
-    config: ConfigDict, classnames: Sequence[str], key: str = "dataset.template"
-) -> list[list[str]]:
-    """Return the texts of each class for frozen CLIP."""
-    if config.dataset.descriptions:
-        return descriptions.texts_of(config.dataset.descriptions, classnames)
-    return [[text.format(name) for text in templates(config, key)] for name in classnames]
-
-
-def frozen_features(
-    config: ConfigDict,
-    classnames: Sequence[str],
-    pretrained: Pretrained,
-    encode: Callable[[Sequence[Text]], ArrayLike],
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return CLIP's prompt ensemble of each class, by its templates or descriptions.
-
-    Args:
-      config: Says which.
-      classnames: Names of the C classes.
-      pretrained: The CLIP.
-      encode: From C texts to features (…, C, E), not normalised.
-
-    Returns:
-      (…, C, E), the mean of the normalised features, or the features themselves if no class has
-      several texts; and their mean without normalisation, then None.
-    """
-    features = [jnp.asarray(encode(one)) for one in template_texts(config, classnames, pretrained)]
-    most = len(features)
-    if most == 1:
-        return features[0], None
-    # A class with fewer texts has them in the first places, with more weight.
-    numbers = np.array([[len(own)] for own in _texts(config, classnames)])
-    weights = [np.float32((k < numbers) * most / numbers) for k in range(most)]
-    units = (f / jnp.linalg.norm(f, axis=-1, keepdims=True) for f in features)
-    weighted = jnp.stack([f * w for f, w in zip(features, weights, strict=True)])
-    ensemble = sum(f * w for f, w in zip(units, weights, strict=True)) / most
-    return jnp.asarray(ensemble), jnp.mean(weighted, 0)
-
-
-def class_texts(
-    config: ConfigDict, prompts: PromptConfig, classnames: Sequence[str], pretrained: Pretrained
-) -> list[Text]:
-    """Return the texts of the classes in the learned context, or the first of frozen CLIP."""
-    if not prompts.text_length:
-        return template_texts(config, classnames, pretrained)[0]
-    tokenizer, length = pretrained.tokenizer, pretrained.config.context_length
-    fixed: list[int] = []
-    if config.text_prompt.fixed_words:
-        fixed = context_tokens(config.text_prompt.init, tokenizer)[prompts.text_length :]
-    position = config.text_prompt.class_position
-    return prompted_texts(
-        classnames, tokenizer, prompts.text_length, position, prompts.class_specific, length, fixed
-    )
-
-
-def warn_of_duplicates(texts: Sequence[Text], classnames: Sequence[str]) -> None:
-    """Name classes with the same text on standard error, since standard output may be JSON."""
-    same = [" and ".join(repr(classnames[c]) for c in group) for group in duplicates(texts)]
-    if same:
-        more = f", and {len(same) - MOST_NAMED} more groups" if len(same) > MOST_NAMED else ""
-        say_once(
-            "these classes are the same text to CLIP, so it cannot tell them apart: "
-            f"{'; '.join(same[:MOST_NAMED])}{more}.",
-            file=sys.stderr,
-        )
-
-
-@functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
-def make_text_encoder(
-    clip: CLIPConfig, dtype: jnp.dtype
-) -> Callable[[Params, PackedTexts], jax.Array]:
-    """Return (parameters of CLIP, texts) -> features (C, E), pmapped, not normalised.
-
-    All methods share one program.
-    """
-    model = PromptedCLIP(clip, PromptConfig(classes=1), dtype)
-
-    def encode(params: Params, texts: PackedTexts) -> jax.Array:
-        variables = {"params": {"clip": params}}
-        return jnp.asarray(model.apply(variables, texts, distributed.AXIS, method="encode_text"))
-
-    return jax.pmap(encode, distributed.AXIS)
+    if not experiment.model.config.has_consistency:
+        return None
+    if not experiment.config.loss.template or experiment.config.dataset.descriptions:
+        return experiment.frozen.texts
+    config, pretrained = experiment.config, experiment.pretrained
+    classnames = experiment.dataset.classnames
+    frozen = experiment.model.clone(config=PromptConfig(len(classnames)))
+    encoder = TextEncoder(config, frozen, pretrained, {})
+    texts = template_texts(config, classnames, pretrained, key="loss.template")
+    return distributed.replicate(np.mean([encoder.features(one) for one in texts], axis=0))
 
 
 def compute_dtype(config: ConfigDict) -> jnp.dtype:

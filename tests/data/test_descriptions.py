@@ -11,8 +11,7 @@ from dpt_jax.config import keyword_config, method_config, validate
 from dpt_jax.data.folder import read_folder
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
-from dpt_jax.training.setup import prepare
-from dpt_jax.training.texts import consistency_target
+from dpt_jax.training.setup import consistency_target, prepare
 from dpt_jax.training.workdir import load_config
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL

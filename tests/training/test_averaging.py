@@ -14,7 +14,7 @@ from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import Checkpoints
 from dpt_jax.training.optimizer import epoch_weights
-from dpt_jax.training.texts import consistency_target
+from dpt_jax.training.setup import consistency_target
 from tests.helpers.configs import small_config
 from tests.helpers.models import frozen_features
 
