@@ -93,19 +93,12 @@ class Checkpoints:
             create=False,
             enable_async_checkpointing=create,
         )
-        handlers = {
-            "prompts": ocp.StandardCheckpointHandler(),
-            "training": ocp.StandardCheckpointHandler(),
-            "meta": ocp.JsonCheckpointHandler(),
-        }
         self._closing = contextlib.ExitStack()
         with reading(self.directory, "a folder of checkpoints"):
             if create and distributed.is_first() and not is_remote(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
             root = self._closing.enter_context(without_wildcards(self.directory))
-            self._manager = ocp.CheckpointManager(
-                epath.Path(root), options=options, item_handlers=handlers
-            )
+            self._manager = ocp.CheckpointManager(epath.Path(root), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
