@@ -4,7 +4,6 @@ CLIPConfig of transformers imports PyTorch if that is installed, which takes sec
 """
 
 import dataclasses
-import re
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -20,7 +19,10 @@ Fields = dict[str, Any]
 CONFIG_FILE, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 # transformers 5 writes the second one, with the fields of the first one in "image_processor".
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-PROCESSOR = re.compile(r"CLIP(ImageProcessor|FeatureExtractor)(Fast|Pil)?")
+_PROCESSORS = (
+    *("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
+    "CLIPFeatureExtractor",
+)
 # The fields of TransformerConfig in a config.json.
 _TOWER = {
     "width": "hidden_size",
@@ -130,6 +132,7 @@ def _preprocessing(raw: Fields, size: int) -> Preprocessing:
     squash = given.get("size") == both
     supported: dict[str, tuple[Any, ...]] = {
         **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), (True,)),
+        **dict.fromkeys(("image_processor_type", "feature_extractor_type"), _PROCESSORS),
         "do_convert_rgb": (True, False),
         "do_center_crop": (True, False) if squash else (True,),
         "size": ({"shortest_edge": size}, both, size),
@@ -140,9 +143,6 @@ def _preprocessing(raw: Fields, size: int) -> Preprocessing:
         # A step of an unknown name is supported if it is off.
         if value not in supported.get(key, (False,) if key.startswith("do_") else (value,)):
             raise ValueError(f"{key} is {value!r}, which is not supported for {size} pixels")
-    for key in ("image_processor_type", "feature_extractor_type"):
-        if not PROCESSOR.fullmatch(given.get(key, "CLIPImageProcessor")):
-            raise ValueError(f"{key} is {given[key]!r}, not CLIP's")
     if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4:
         raise ValueError(f"rescale_factor is {given['rescale_factor']}, not 1/255")
     return Preprocessing(

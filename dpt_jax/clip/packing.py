@@ -115,28 +115,23 @@ def _layout(
 def assign_rows(lengths: Sequence[int]) -> list[list[int]]:
     """Return the texts of each row: rows of at most ROW_TOKENS tokens, or of the longest text.
 
-    They are as few rows as the sum of the lengths allows, and the narrowest that hold them.
+    They are as few rows as the sum of the lengths allows, and the narrowest that hold them. Each
+    text, the longest first, is in the first row with enough space.
     """
     widest = max(ROW_TOKENS, *lengths)
     fewest = -(-sum(lengths) // widest)
     for width in range(max(-(-sum(lengths) // fewest), *lengths), widest + 1):
-        rows = _first_fit(lengths, width)
+        rows: list[list[int]] = []
+        free: list[int] = []
+        for c in sorted(range(len(lengths)), key=lambda c: -lengths[c]):
+            r = next((r for r, left in enumerate(free) if left >= lengths[c]), len(rows))
+            if r == len(rows):
+                rows.append([])
+                free.append(width)
+            rows[r].append(c)
+            free[r] -= lengths[c]
         if len(rows) <= fewest:
             break
-    return rows
-
-
-def _first_fit(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Put each text, the longest first, into the first row with enough space."""
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for c in sorted(range(len(lengths)), key=lambda c: -lengths[c]):
-        r = next((r for r, left in enumerate(free) if left >= lengths[c]), len(rows))
-        if r == len(rows):
-            rows.append([])
-            free.append(width)
-        rows[r].append(c)
-        free[r] -= lengths[c]
     return rows
 
 

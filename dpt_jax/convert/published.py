@@ -31,14 +31,17 @@ class Entry(NamedTuple):
       name: Name of the tensor. With {}, each layer of the array has a tensor of its own.
       first: Name of the tensor of the first layer, if it does not follow `name`.
       number: Number of the first layer that has `name`.
-      transposed: Whether the tensor is the weight of a torch.nn.Linear.
     """
 
     path: str
     name: str
     first: str = ""
     number: int = 0
-    transposed: bool = False
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the tensor is the weight of a torch.nn.Linear, which is (outputs, inputs)."""
+        return self.path.endswith(".kernel")
 
     @property
     def stacked(self) -> bool:
@@ -63,8 +66,7 @@ class Entry(NamedTuple):
 
 
 def _linear(path: str, name: str) -> tuple[Entry, Entry]:
-    kernel = Entry(f"{path}.kernel", f"{name}.weight", transposed=True)
-    return kernel, Entry(f"{path}.bias", f"{name}.bias")
+    return Entry(f"{path}.kernel", f"{name}.weight"), Entry(f"{path}.bias", f"{name}.bias")
 
 
 def _norm(path: str, name: str) -> tuple[Entry, Entry]:
@@ -83,11 +85,11 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
     CAVPT: (
         Entry("cavpt.global_tokens", "ctx"),
         *_linear("cavpt.class_projection", "meta_nets.{}"),
-        Entry("cavpt.query.kernel", "attns.{}.qmlp.weight", transposed=True),
-        Entry("cavpt.key.kernel", "attns.{}.kmlp.weight", transposed=True),
-        Entry("cavpt.value.kernel", "attns.{}.vmlp.weight", transposed=True),
+        Entry("cavpt.query.kernel", "attns.{}.qmlp.weight"),
+        Entry("cavpt.key.kernel", "attns.{}.kmlp.weight"),
+        Entry("cavpt.value.kernel", "attns.{}.vmlp.weight"),
         *_norm("cavpt.ln_classifier", "lns.{}"),
-        Entry("cavpt.classifier.kernel", "classfiers.{}.weight", transposed=True),
+        Entry("cavpt.classifier.kernel", "classfiers.{}.weight"),
         *_norm("cavpt.ln_prompt", "lns2.{}"),
     ),
     JOINT: (
@@ -96,7 +98,7 @@ ENTRIES: dict[str, tuple[Entry, ...]] = {
     ),
     COUPLED: (
         Entry("text.context", "prompt_learner.compound_prompts_text.{}", "prompt_learner.ctx"),
-        Entry("coupling.kernel", f"{_COUPLING}.weight", "prompt_learner.proj.weight", 0, True),
+        Entry("coupling.kernel", f"{_COUPLING}.weight", "prompt_learner.proj.weight"),
         Entry("coupling.bias", f"{_COUPLING}.bias", "prompt_learner.proj.bias"),
     ),
 }
