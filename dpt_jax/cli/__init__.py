@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from dpt_jax.cli import arguments as shared
 from dpt_jax.cli import terminal
 from dpt_jax.errors import UserError
 
@@ -79,7 +80,7 @@ def _run(name: str, arguments: list[str], prog: str) -> None:
     if "-h" in arguments or "--help" in arguments:
         parser.parse_args(["--help"])
     _start_libraries()
-    command.run(parser, arguments)
+    command.run(shared.parse(parser, arguments))
 
 
 def _start_libraries() -> None:

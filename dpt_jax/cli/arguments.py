@@ -8,13 +8,12 @@ from dpt_jax.errors import UserError
 if TYPE_CHECKING:
     from etils import epath
 
-    from dpt_jax.cli.config_flag import Given
-
 RUN_HELP = "the workdir of a run, or a file of `dpt-jax convert export`"
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add --config and --config.KEY, which `parse` reads."""
+def add_config(parser: argparse.ArgumentParser, of_methods: bool = False) -> None:
+    """Add --config and --config.KEY, which `parse` reads, and perhaps --config.METHOD.KEY."""
+    parser.set_defaults(of_methods=of_methods)
     group = parser.add_argument_group("settings")
     group.add_argument(
         "--config",
@@ -40,18 +39,20 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse(
-    parser: argparse.ArgumentParser, arguments: list[str]
-) -> "tuple[argparse.Namespace, Given]":
-    """Return the flags and the configuration of a command line.
+def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Return the flags of a command line; `given` is the configuration if the command has one.
 
     Raises:
       UserError: A flag, a key or a value is wrong.
     """
-    from dpt_jax.cli.config_flag import from_command_line
+    given = None
+    if (of_methods := parser.get_default("of_methods")) is not None:
+        from dpt_jax.cli.config_flag import from_command_line
 
-    given, rest = from_command_line(arguments)
-    return parser.parse_intermixed_args(rest), given
+        given, arguments = from_command_line(arguments, of_methods)
+    flags = parser.parse_intermixed_args(arguments)
+    flags.given = given
+    return flags
 
 
 def connect_hosts(flags: argparse.Namespace) -> None:
@@ -85,13 +86,11 @@ def split_run(flags: argparse.Namespace) -> tuple["epath.Path", list[str]]:
     return as_path(flags.workdir or names.pop(0)), names
 
 
-def split_images(
-    parser: argparse.ArgumentParser, flags: argparse.Namespace
-) -> tuple["epath.Path", list[str]]:
+def split_images(flags: argparse.Namespace) -> tuple["epath.Path", list[str]]:
     """Return the run, and the images that are named.  Raise UserError if one is missing."""
     workdir, names = split_run(flags)
     if not names:
-        raise UserError(f"no image is named: {parser.prog} W IMAGE_OR_FOLDER…")
+        raise UserError("no image is named: give images or folders after the run.")
     from dpt_jax.data.folder import find_images
 
     return workdir, find_images(names)

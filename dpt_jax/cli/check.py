@@ -31,9 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_hosts(parser)
 
 
-def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+def run(flags: argparse.Namespace) -> None:
     """Print the table."""
-    flags = parser.parse_args(arguments)
     shared.connect_hosts(flags)
     import json
 

@@ -37,29 +37,40 @@ class Given(NamedTuple):
         return self.file is not None and ":" in self.file
 
 
-def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
+def from_command_line(
+    arguments: Sequence[str], of_methods: bool = False
+) -> tuple[Given, list[str]]:
     """Return the configuration of a command line, and the other arguments.
 
     Args:
       arguments: --config=FILE[:ARG], a path or a method's name, and --config.KEY=VALUE anywhere
         among others.
+      of_methods: Whether --config.METHOD.KEY=VALUE is allowed too, an override METHOD.KEY.
 
     Raises:
       UserError: A key is unknown, a value has the wrong type, or the file is not a configuration.
     """
     file: str | None = None
     others: list[str] = []
+    overrides: dict[str, Value] = {}
     left = iter(arguments)
     for argument in left:
         flag, given, value = argument.partition("=")
+        is_key = flag.startswith(("--config.", "-config."))
+        key = flag.lstrip("-").removeprefix("config.")
+        method, _, own = key.partition(".")
         if argument == "--":
             others += [argument, *left]
         elif flag in ("--config", "-config"):
             file = value if given else next(left, "")
+        elif of_methods and is_key and method in METHODS:
+            if not given:
+                raise UserError(f"{argument}: write --config.{method}.KEY=VALUE.")
+            of_one, _ = from_command_line([f"--config={method}", f"--config.{own}={value}"])
+            overrides |= {f"{method}.{name}": one for name, one in of_one.overrides.items()}
         else:
             others.append(argument)
-            key = flag.lstrip("-").removeprefix("config.")
-            if flag.startswith(("--config.", "-config.")) and key not in KEYS:
+            if is_key and key not in KEYS:
                 raise UserError(f"{flag}: there is no such key{nearest(key)}")
     name = _with_dataset(DEFAULT if file is None else file, others)
     # The flag of the file goes first, since it defines the flags of its keys.
@@ -77,7 +88,7 @@ def from_command_line(arguments: Sequence[str]) -> tuple[Given, list[str]]:
         raise UserError(f"{where}{cause}.") from reason
     config: Any = values["config"].value
     _check_keys(config, name)
-    overrides = config_flags.get_override_values(values["config"])
+    overrides |= config_flags.get_override_values(values["config"])
     if config.dataset.descriptions:
         config.dataset.descriptions = descriptions.read(config.dataset.descriptions)
         if (key := "dataset.descriptions") in overrides:

@@ -62,9 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_config(parser)
 
 
-def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+def run(flags: argparse.Namespace) -> None:
     """Convert what the first argument names."""
-    flags, given = shared.parse(parser, arguments)
     from dpt_jax.io import as_path
 
     what, *names = flags.names or [""]
@@ -87,7 +86,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         case ["peft", source] if flags.workdir:
             from dpt_jax.convert.weights import read_peft
 
-            read_peft(as_path(source), as_path(flags.workdir), given.config)
+            read_peft(as_path(source), as_path(flags.workdir), flags.given.config)
         case ["export", source, target]:
             export(as_path(source), as_path(target))
         case [("serve" | "onnx"), source, target]:
@@ -100,7 +99,9 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
             from dpt_jax.convert.reference import convert_reference
 
             workdir = as_path(flags.workdir)
-            convert_reference(as_path(directory), workdir, given.config, given.overrides)
+            convert_reference(
+                as_path(directory), workdir, flags.given.config, flags.given.overrides
+            )
         case _:
             raise UserError(f"convert: unknown arguments {flags.names}; {USAGE}.")
 

@@ -20,9 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+def run(flags: argparse.Namespace) -> None:
     """Print the table."""
-    flags = parser.parse_intermixed_args(arguments)
     workdir, others = shared.split_run(flags)
     if others:
         raise UserError(f"unknown argument {others[0]!r}: the command takes one run.")

@@ -54,12 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", metavar="FILE", help="write a table to this file")
 
 
-def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+def run(flags: argparse.Namespace) -> None:
     """Classify the images that are named."""
-    flags = parser.parse_intermixed_args(arguments)
     if flags.json and flags.csv:
         raise UserError("give --json or --csv, not both.")
-    workdir, paths = shared.split_images(parser, flags)
+    workdir, paths = shared.split_images(flags)
     # Importing JAX takes seconds, so wrong paths are reported before.
     from dpt_jax.data.folder import class_name
     from dpt_jax.io import as_path, text_stream

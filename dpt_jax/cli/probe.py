@@ -20,9 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_hosts(parser)
 
 
-def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+def run(flags: argparse.Namespace) -> None:
     """Fit the probe, and print its accuracy."""
-    flags, given = shared.parse(parser, arguments)
     shared.connect_hosts(flags)
     from dpt_jax.config import validate
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
@@ -33,7 +32,7 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     from dpt_jax.training.checkpoints import FOLDER
     from dpt_jax.training.workdir import run_dir
 
-    config = given.config
+    config = flags.given.config
     # Nothing is learned, so neither these parts nor the losses of the method count.
     config.method = ZERO_SHOT
     config.text_prompt.conditioned = config.visual_prompt.coupled = False

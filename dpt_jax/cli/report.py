@@ -34,9 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beside", metavar="FILE", help="a CSV of published numbers, see above")
 
 
-def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+def run(flags: argparse.Namespace) -> None:
     """Write the report, and print its tables."""
-    flags = parser.parse_intermixed_args(arguments)
     folders = [*([flags.workdir] if flags.workdir else []), *flags.folders]
     if len(folders) != 1:
         raise UserError("give one folder: dpt-jax report RUNS.")

@@ -11,9 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add nothing: the command takes no flags."""
 
 
-def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+def run(flags: argparse.Namespace) -> None:
     """Print the keys, and which of them a resumed run may change."""
-    parser.parse_args(arguments)
     import inspect
 
     from dpt_jax.config import BOUND, FREE

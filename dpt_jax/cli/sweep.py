@@ -26,7 +26,6 @@ its state. `dpt-jax report RUNS` makes the tables and the figure.
 
 import argparse
 import collections
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -35,7 +34,6 @@ from dpt_jax.cli import arguments as shared
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dpt_jax.config import Value
     from dpt_jax.runs.sweep import Overrides, Run
 
 
@@ -84,16 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--plan", action="store_true", help="print the runs, run nothing")
     parser.add_argument("--workdir", help=argparse.SUPPRESS)
-    shared.add_config(parser)
+    shared.add_config(parser, of_methods=True)
     shared.add_hosts(parser)
 
 
-def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+def run(flags: argparse.Namespace) -> None:
     """Run what is planned, and report what failed."""
-    overrides, arguments = _of_methods(arguments)
-    flags, given = shared.parse(parser, arguments)
-    overrides |= given.overrides
-    if given.file is not None or flags.workdir:
+    overrides = flags.given.overrides
+    if flags.given.file is not None or flags.workdir:
         raise UserError(
             "--workdir and --config=FILE are for `dpt-jax train`: a sweep has --runs, --methods "
             "and --datasets."
@@ -123,25 +119,6 @@ def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
         say(f"failed: {failure}: {why}")
     if failed:
         sys.exit(1)
-
-
-def _of_methods(arguments: list[str]) -> tuple[dict[str, "Value"], list[str]]:
-    """Return the values of --config.METHOD.KEY=VALUE by METHOD.KEY, and the other arguments."""
-    from dpt_jax.cli.config_flag import from_command_line
-    from dpt_jax.methods import METHODS
-
-    found: dict[str, Value] = {}
-    others = []
-    for argument in arguments:
-        method, _, key = re.sub("^--?config[.]", "", argument).partition(".")
-        if method not in METHODS or not argument.startswith("-"):
-            others.append(argument)
-            continue
-        if "=" not in key:
-            raise UserError(f"{argument}: write --config.{method}.KEY=VALUE.")
-        given, _ = from_command_line([f"--config={method}", f"--config.{key}"])
-        found |= {f"{method}.{name}": value for name, value in given.overrides.items()}
-    return found, others
 
 
 def _check_one_can_run(planned: Sequence["Run"], overrides: "Overrides", with_data: bool) -> None:

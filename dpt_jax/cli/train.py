@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_hosts(parser)
 
 
-def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+def run(flags: argparse.Namespace) -> None:
     """Train and evaluate, or with --mode=eval only evaluate."""
-    flags, given = shared.parse(parser, arguments)
+    given = flags.given
     shared.connect_hosts(flags)
     from dpt_jax.evaluation import evaluate as evaluation
     from dpt_jax.evaluation.results import RESULTS_FILE, summary

@@ -26,10 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="the folder to write to; default W/pictures")
 
 
-def run(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
+def run(flags: argparse.Namespace) -> None:
     """Draw one picture per image."""
-    flags = parser.parse_intermixed_args(arguments)
-    workdir, paths = shared.split_images(parser, flags)
+    workdir, paths = shared.split_images(flags)
     from dpt_jax.io import as_path, make_folder, write_whole
     from dpt_jax.logging import say
     from dpt_jax.predictor.explain import describe

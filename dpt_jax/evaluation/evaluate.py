@@ -250,22 +250,23 @@ def _key(experiment: Experiment, rows: int) -> Hashable:
 
 
 def check_finite(results: Mapping[str, np.ndarray], prompts: Prompts, clip: Params) -> None:
-    """Raise UserError if an array is not finite, naming the likely cause.
+    """Raise UserError if an array is not finite, naming the parameter that is the likely cause.
 
     Args:
       results: Arrays by their names in the message, those of frozen CLIP first.
-      prompts: The learned parameters. The first one that is not finite is named.
-      clip: CLIP's parameters. Here too, the first one that is not finite is named.
+      prompts: The learned parameters.
+      clip: CLIP's parameters.
     """
     for what, array in results.items():
         if np.isfinite(array).all():
             continue
-        for whose, tree in (("prompt", prompts), ("weight of CLIP", clip)):
-            for name, value in flax.traverse_util.flatten_dict(tree, sep=".").items():
-                if not bool(jnp.isfinite(value).all()):
-                    raise UserError(f"{what} are not finite: the {whose} {name} has such values.")
-        of = "CLIP's weights" if "zero-shot CLIP" in what else "the prompts and CLIP's weights"
-        raise UserError(f"{what} are not finite: check {of}, or try dtype=float32.")
+        tree = {"prompt": prompts, "weight of CLIP": clip}
+        leaves = flax.traverse_util.flatten_dict(tree)
+        for (whose, *name), value in leaves.items():
+            if not bool(jnp.isfinite(value).all()):
+                name = ".".join(name)
+                raise UserError(f"{what} are not finite: the {whose} {name} has such values.")
+        raise UserError(f"{what} are not finite: try dtype=float32, or check the weights.")
 
 
 def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[str, Any]:

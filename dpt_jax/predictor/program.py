@@ -31,11 +31,13 @@ _INPUT = {
 }
 
 
-def classifier_of(predictor: "Predictor", dtype: DTypeLike) -> Callable[[jax.Array], jax.Array]:
-    """Return a function from images (b, size, size, 3) uint8 to probabilities (b, C) float32.
+def classifier_of(
+    predictor: "Predictor", dtype: DTypeLike
+) -> tuple[Callable[[jax.Array], jax.Array], jax.ShapeDtypeStruct]:
+    """Return a function from images to probabilities (b, C) float32, and the images' shape.
 
     Image tower, prompts and text features are constants. It has a text tower only if the texts
-    depend on the image.
+    depend on the image. The shape is (b, size, size, 3) uint8, for any b.
 
     Args:
       predictor: The classifier.
@@ -56,19 +58,29 @@ def classifier_of(predictor: "Predictor", dtype: DTypeLike) -> Callable[[jax.Arr
         outputs: Outputs = model.apply({"params": params}, images, texts)  # type: ignore[assignment]
         return jax.nn.softmax(outputs.logits)
 
-    return probabilities
+    shape = jax.export.symbolic_shape(f"b, {size}, {size}, 3")
+    return probabilities, jax.ShapeDtypeStruct(shape, jnp.uint8)
 
 
-def images_of(predictor: "Predictor") -> jax.ShapeDtypeStruct:
-    """Return the shape (b, size, size, 3) of any number b of images."""
-    size = predictor.model.clip_config.image_size
-    return jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, {size}, {size}, 3"), jnp.uint8)
-
-
-def export(predictor: "Predictor") -> jax.export.Exported:
-    """Compile `classifier_of` for any of PLATFORMS and any batch size."""
-    probabilities = classifier_of(predictor, predictor.model.dtype)
-    return jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(images_of(predictor))
+def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
+    """Write a program for any of PLATFORMS, a description and an example; return the files."""
+    probabilities, shape = classifier_of(predictor, predictor.model.dtype)
+    exported = jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(shape)
+    about = {
+        **describe(predictor, np.dtype(predictor.model.dtype).name),
+        # The promise of jax.export: https://docs.jax.dev/en/latest/export/export.html
+        "read_by": f"JAX {jax.__version__} and releases of the half year after it",
+    }
+    # A name that is not Unicode becomes one of JSON's escapes.
+    text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    contents = {
+        PROGRAM: bytes(exported.serialize()),
+        ABOUT: text.encode(errors="backslashreplace"),
+        EXAMPLE: (importlib.resources.files("dpt_jax") / "assets" / EXAMPLE).read_bytes(),
+    }
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in contents]
 
 
 def write_onnx(predictor: "Predictor", file: epath.Path) -> None:
@@ -89,11 +101,10 @@ def write_onnx(predictor: "Predictor", file: epath.Path) -> None:
         raise UserError("convert onnx needs jax2onnx: `pip install 'dpt-jax[onnx]'`.") from reason
     # It warns, with tracebacks, of those of its examples that cannot be imported.
     logging.getLogger("jax2onnx").setLevel(logging.ERROR)
-    shape = images_of(predictor)
     # While tracing, jax2onnx replaces Flax's modules by its own, which lose their parameters here.
     # So it gets a program that JAX has traced.
-    traced = jax.make_jaxpr(classifier_of(predictor, jnp.float32))(shape)
-    program = jax.extend.core.jaxpr_as_fun(traced)
+    probabilities, shape = classifier_of(predictor, jnp.float32)
+    program = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(probabilities)(shape))
     model = to_onnx(lambda images: program(images)[0], [shape], return_mode="ir")
     model.graph.inputs[0].name, model.graph.outputs[0].name = "images", "probabilities"
     for key, value in describe(predictor, "float32").items():
@@ -118,24 +129,3 @@ def describe(predictor: "Predictor", dtype: str) -> dict[str, Any]:
         "program normalises by mean and std",
         "output": "float32 (b, classes), probabilities in the order of classnames",
     }
-
-
-def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
-    """Write the program, a description, and an example that runs it; return the files."""
-    about = {
-        **describe(predictor, np.dtype(predictor.model.dtype).name),
-        # The promise of jax.export: https://docs.jax.dev/en/latest/export/export.html
-        "read_by": f"JAX {jax.__version__} and releases of the half year after it",
-    }
-    example = importlib.resources.files("dpt_jax") / "assets" / EXAMPLE
-    contents = {
-        PROGRAM: bytes(export(predictor).serialize()),
-        # A name that is not Unicode becomes one of JSON's escapes.
-        ABOUT: f"{json.dumps(about, indent=2, ensure_ascii=False)}\n".encode(
-            errors="backslashreplace"
-        ),
-        EXAMPLE: example.read_bytes(),
-    }
-    for name, content in contents.items():
-        write_whole(folder / name, content)
-    return [folder / name for name in contents]
