@@ -62,7 +62,12 @@ def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
     # Of dtype object, or integers become floats if another method does not have the key.
     frame = frame.join(pd.DataFrame(settings, index=frame.index, dtype=object))
     _exclude_mixed(frame, sorted({key for one in settings for key in one}))
-    datasets = sorted(frame.dataset.unique(), key=_dataset_rank)
+    # The paper's datasets, without digests, in the order of its tables, and then the others.
+    places = {name: place for place, name in enumerate(PAPER_DATASETS)}
+    datasets = sorted(
+        frame.dataset.unique(),
+        key=lambda name: places.get(name.partition(" (")[0], len(places)),
+    )
     ranks = {"dataset": datasets.index, "method": list(ROWS).index, "shots": shots_rank}
     by = ["dataset", "method", "shots", "seed"]
     return frame.sort_values(
@@ -74,12 +79,6 @@ def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
 def shots_rank(shots: int) -> float:
     """Return a sort key that puts -1, all images, last."""
     return shots if shots >= 0 else float("inf")
-
-
-def _dataset_rank(name: str) -> int:
-    """Return the place of a dataset in the paper's tables; other datasets come last."""
-    own = name.partition(" (")[0]  # without the digest, see _name_datasets
-    return PAPER_DATASETS.index(own) if own in PAPER_DATASETS else len(PAPER_DATASETS)
 
 
 def _row(one: Results, workdir: Any) -> dict[str, Any]:
@@ -121,23 +120,23 @@ def _row(one: Results, workdir: Any) -> dict[str, Any]:
 
 def _name_datasets(frame: pd.DataFrame) -> None:
     """Add a digest to names that several datasets share, or one dataset seen by several CLIPs."""
-    pairs = (("dataset", "data"), ("trained_on", "trained_data"))
+    pairs = {"dataset": "data", "trained_on": "trained_data"}
     used = frame[frame.excluded == ""]
-    both = pd.concat(
-        [used[[*pair, "backbone"]].set_axis(["name", "data", "backbone"], axis=1) for pair in pairs]
+    seen = pd.concat(
+        used[[name, digest, "backbone"]].set_axis(["name", "data", "CLIP"], axis=1)
+        for name, digest in pairs.items()
     )
-    both = both[both.data != ""]
-    ambiguous = both.groupby("name")[["data", "backbone"]].nunique() > 1
+    several = seen[seen.data != ""].groupby("name").nunique() > 1
 
-    def named(name: str, data: str, backbone: str) -> str:
-        if name not in ambiguous.index or not data:
+    def named(name: str, data: str, clip: str) -> str:
+        if name not in several.index or not data:
             return name
-        shown = {"data": data[:DIGEST], "backbone": f"CLIP {backbone[:DIGEST]}"}
-        added = [shown[column] for column in shown if ambiguous.loc[name, column]]
-        return f"{name} ({', '.join(added)})" if added else name
+        shown = [data[:DIGEST]] if several.data[name] else []
+        shown += [f"CLIP {clip[:DIGEST]}"] if several.CLIP[name] else []
+        return f"{name} ({', '.join(shown)})" if shown else name
 
-    for name, data in pairs:
-        columns = (frame[name], frame[data], frame.backbone)
+    for name, digest in pairs.items():
+        columns = (frame[name], frame[digest], frame.backbone)
         frame[name] = [named(*row) for row in zip(*columns, strict=True)]
 
 
