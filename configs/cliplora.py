@@ -1,11 +1,11 @@
-"""CLIP-LoRA: low-rank changes of the query, key and value matrices of both towers.
+"""CLIP-LoRA: low-rank changes to the query, key and value matrices of both towers.
 
 python main.py --config=configs/cliplora.py
 
 The default, 16 shots of the bundled digits, gets 44.5 % (one seed), and emoji at 4 shots 37.9 %.
 See docs/measurements.md. The paper's datasets have not been measured.
 
-Values of MaxZanella/CLIP-LoRA, which reads "a photo of a NAME." on every dataset. The length grows
+Values of MaxZanella/CLIP-LoRA, which uses "a photo of a NAME." on every dataset. Training grows
 with the shots, so --config.dataset.shots=-1 needs --config.train.steps_per_shot=0 and epochs.
 """
 

@@ -64,14 +64,14 @@ def get_config() -> ConfigDict:
     # Folder of the images, or a zip or tar archive of it, or a .csv or .jsonl list of your own
     # (path, label, perhaps split); data_dir of tensorflow-datasets.
     config.dataset.root = ""
-    # Fraction of your own images of each class that is for the test, if they have no split. The
-    # same fraction is for validation. 1 tests on all images.
+    # Fraction of each class of your own images for testing, if they have no split; the same for
+    # validation. 1 tests on all images.
     config.dataset.test_fraction = 0.2
     # List of your own images (path, label, split) instead of a random split, such as the split.csv
     # of another workdir.
     config.dataset.split = ""
     # Whether your own images are refused if they would give wrong accuracies: a class without
-    # test images, or a file that is in training or validation and in test.
+    # test images, or a test file that is also in training or validation.
     config.dataset.strict = True
     # File that lists the training images, instead of a random sample.
     config.dataset.sample = ""
@@ -91,8 +91,8 @@ def get_config() -> ConfigDict:
     config.dataset.on_error = "raise"
     # Processes that decode images; 0 uses threads, one per core.
     config.dataset.workers = 0
-    # GB of decoded images that stay in memory, so that later epochs only crop and resize them. -1
-    # is half of the free memory, at most 16.
+    # GB of decoded images kept in memory, so that later epochs only crop and resize them. -1 is
+    # half of the free memory, at most 16.
     config.dataset.cache_gb = -1.0
 
     config.text_prompt = ConfigDict()
@@ -162,11 +162,11 @@ def get_config() -> ConfigDict:
     config.classifier.epochs = 0
     # Steps per shot (dataset.shots), instead of classifier.epochs; 0 counts epochs.
     config.classifier.steps_per_shot = 0
-    # Images of a step; 0 takes all.
+    # Images per step; 0 takes all.
     config.classifier.batch_size = 256
     # Peak learning rate (lpplus computes its own).
     config.classifier.lr = 0.1
-    # Cosine schedule: epochs (constant within an epoch, after one of 1e-5) or steps (from the peak
+    # Cosine schedule: epochs (constant within an epoch, after one at 1e-5) or steps (from the peak
     # at the first step).
     config.classifier.schedule = "epochs"
     # Learning rate at the end of a schedule by steps.
@@ -177,18 +177,18 @@ def get_config() -> ConfigDict:
     config.classifier.alpha = 1.17
     # Sharpness of the cache.
     config.classifier.beta = 1.0
-    # Part of the adapted feature in the sum with CLIP's (clip_adapter).
+    # Weight of the adapted feature, mixed with CLIP's (clip_adapter).
     config.classifier.ratio = 0.2
     # Scale of the residual (taskres).
     config.classifier.residual_scale = 0.5
-    # How settings are chosen: none takes those above; support holds one image of each class out,
-    # takes the best settings of a small grid (docs/method.md), and trains on all images with them.
+    # How settings are chosen: none takes those above; support holds out one image per class, takes
+    # the best settings of a small grid (docs/method.md), and retrains on all images.
     config.classifier.select = "none"
 
     config.loss = ConfigDict()
     # Weight of the auxiliary loss of the class-aware prompts.
     config.loss.alpha = 0.3
-    # Epochs in which each tower is also trained against the frozen other one.
+    # Epochs in which each tower is also trained against the other's frozen features.
     config.loss.guidance_epochs = 30
     # Weight of the distance between learned and frozen texts.
     config.loss.text_consistency = 0.0
@@ -196,10 +196,10 @@ def get_config() -> ConfigDict:
     config.loss.text_distance = "cosine"
     # Weight of the mean absolute difference between prompted and frozen image features.
     config.loss.image_consistency = 0.0
-    # Weight of the KL divergence between prompted and frozen answers, divided by the classes.
+    # Weight of the KL divergence between prompted and frozen predictions, averaged over classes.
     config.loss.logit_consistency = 0.0
-    # Text of a class in frozen CLIP for these losses; features of several, separated by |, are
-    # averaged without normalisation. Empty for dataset.template.
+    # Text of a class in frozen CLIP for these losses; features of several texts, separated by |,
+    # are averaged unnormalised. Empty for dataset.template.
     config.loss.template = ""
 
     config.train = ConfigDict()
@@ -207,7 +207,7 @@ def get_config() -> ConfigDict:
     config.train.optimizer = "sgd"
     # Weight decay of the learned parts.
     config.train.weight_decay = 0.0005
-    # Images of a step, on all devices together.
+    # Images per step, over all devices.
     config.train.batch_size = 32
     # Whether an incomplete last batch of an epoch is kept.
     config.train.keep_partial = False
@@ -237,8 +237,7 @@ def get_config() -> ConfigDict:
     config.train.average_mean = 0.0
     # Its standard deviation in epochs; 0 takes no average.
     config.train.average_deviation = 0.0
-    # Prompts that a run ends with: last, or best, those of the epoch with the highest accuracy on
-    # the validation images.
+    # Final prompts: last, or best (the epoch with the highest validation accuracy).
     config.train.keep = "last"
     # Images that a device takes at a time; 0 takes all. Fewer need less memory, and give the same
     # result.
@@ -246,12 +245,12 @@ def get_config() -> ConfigDict:
     # What the backward pass recomputes: none, matmuls (all except matrix products) or blocks (all
     # except the inputs of blocks, which needs the least memory).
     config.train.remat = "matmuls"
-    # Whether a step whose loss, gradient or result is not finite is left out, instead of ending the
+    # Whether a step with a non-finite loss, gradient or result is skipped instead of ending the
     # run.
     config.train.skip_nonfinite = False
 
     config.eval = ConfigDict()
-    # Test images of a batch, on all devices together.
+    # Test images per batch, over all devices.
     config.eval.batch_size = 100
     # Whether predictions.npz is written.
     config.eval.save_logits = False

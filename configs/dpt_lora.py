@@ -1,8 +1,8 @@
-"""DPT together with CLIP-LoRA's changes of both towers, trained by AdamW.
+"""DPT together with CLIP-LoRA's changes to both towers, trained by AdamW.
 
 python main.py --config=configs/dpt_lora.py
 
-Not published; these settings have not been tuned.
+Unpublished; these settings are untuned.
 """
 
 from ml_collections import ConfigDict

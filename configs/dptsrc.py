@@ -1,4 +1,4 @@
-"""DPT with the losses of PromptSRC, which is not published.
+"""DPT with PromptSRC's losses, an unpublished combination.
 
 python main.py --config=configs/dptsrc.py
 

@@ -1,4 +1,4 @@
-"""IVLP: context and visual tokens of their own in the first layers of both towers.
+"""IVLP: separate context and visual tokens in the first layers of both towers.
 
 python main.py --config=configs/ivlp.py
 

@@ -6,7 +6,7 @@ The default, 16 shots of the bundled digits, gets 13.6 ± 0.3 % (five seeds) and
 See docs/measurements.md. The paper's datasets have not been measured.
 
 Values of gaopengcuhk/Tip-Adapter, whose code then searches alpha and beta on validation images (on
-test images for ImageNet). Here they stay as they are.
+test images for ImageNet). Here they are fixed.
 """
 
 from ml_collections import ConfigDict

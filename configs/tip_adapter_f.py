@@ -6,8 +6,8 @@ The default, 16 shots of the bundled digits, gets 34.6 ± 2.0 % (five seeds) and
 See docs/measurements.md. The paper's datasets have not been measured.
 
 Values of gaopengcuhk/Tip-Adapter, whose code then searches alpha and beta on validation images (on
-test images for ImageNet). Here they stay as they are. It reports the best epoch on test
-images; here the last one counts.
+test images for ImageNet). Here they are fixed. It reports the best epoch on test images; here the
+last is used.
 """
 
 from ml_collections import ConfigDict

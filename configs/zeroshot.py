@@ -2,8 +2,8 @@
 
 python main.py --config=configs/zeroshot.py
 
-The bundled CLIP gets 12.4 % of the bundled digits, 31.4 % of the emoji in Twitter's style and
-43.2 % in Google's. See docs/measurements.md.
+The bundled CLIP gets 12.4 % on the bundled digits, 31.4 % on Twitter-style emoji and 43.2 % on
+Google's. See docs/measurements.md.
 """
 
 from ml_collections import ConfigDict

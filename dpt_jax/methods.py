@@ -85,7 +85,7 @@ METHODS: dict[str, Method] = {
 TRAINED = tuple(name for name in METHODS if name != ZERO_SHOT)
 # The methods that DPT's paper compares.
 OF_THE_PAPER = (ZERO_SHOT, "coop", "vpt", "vlp", "dpt")
-# What a sweep compares by default: those, and classifiers that prompts have to beat.
+# What a sweep compares by default: those, and classifiers as baselines.
 COMPARED = (*OF_THE_PAPER, "sstext", "zslp")
 # A baseline without prompts: a linear classifier of frozen CLIP's features.
 PROBE = Method("probe", "linear probe", (), "#117733", ">")

@@ -57,7 +57,7 @@ class ZeroShot(NamedTuple):
 class Outputs(NamedTuple):
     """The outputs that losses, evaluation and pictures read, float32.
 
-    Under jit, those that are not used cost nothing.
+    Under jit, unused ones cost nothing.
     """
 
     logits: Array  # (B, C), the prediction of the method
@@ -138,10 +138,10 @@ class PromptedCLIP(nn.Module):
         """Classify images.
 
         Args:
-          images: (B, H, W, 3), uint8, or floats that are normalised already.
+          images: (B, H, W, 3), uint8, or already normalised floats.
           texts: the classes, see `texts`.
-          zero_shot: the outputs of frozen CLIP for these images, if they are known.
-          keys: (B,), of the dropout of each image; None for no dropout.
+          zero_shot: the outputs of frozen CLIP for these images, if known.
+          keys: (B,), dropout keys, one per image; None for no dropout.
         """
         if zero_shot is None:
             zero_shot = self.zero_shot(images, texts)
@@ -204,7 +204,7 @@ class PromptedCLIP(nn.Module):
           texts: the packed texts.
           axis: the mapped axis of devices that share the work, see TextTower.
           key: random key of dropout, None for none. Every token of every text draws its own mask,
-            so texts for it are packed without a shared prefix.
+            so pack the texts without a shared prefix.
         """
         context = self.prompts.context() if self.config.text_length else None
         keys = None if key is None else keys_of_rows(key, texts, axis)
@@ -214,7 +214,7 @@ class PromptedCLIP(nn.Module):
     def encode_text_for_images(self, texts: PackedTexts, features: Array) -> Array:
         """Return features (B, C, E) of texts in the context of each image (CoCoOp).
 
-        features: z (B, E). Images do not interact, so any number of them is encoded at a time.
+        features: z (B, E). Images do not interact, so any number is encoded at a time.
         """
         contexts = add_to_context(self.prompts.context(), self.prompts.offsets(features))
         tower, variables = self._towers().text.unbind()
@@ -223,7 +223,7 @@ class PromptedCLIP(nn.Module):
             return jnp.asarray(tower.apply(variables, texts, context))
 
         images = features.shape[0]
-        # In a program that is exported for any number of images, this is a symbol.
+        # In a program exported for any number of images, this is symbolic.
         part = images_at_a_time(images, texts.tokens.size) if isinstance(images, int) else images
         if part == images:
             return jax.vmap(encode)(contexts)
@@ -261,14 +261,14 @@ class PromptedCLIP(nn.Module):
 
     @property
     def cavpt_layers(self) -> int:
-        """Return how many layers, up to the last, have class-aware prompts."""
+        """Return the number of trailing layers with class-aware prompts."""
         return self.clip_config.vision.layers - visual_layers(self.clip_config, self.config)
 
     def merge(self) -> Prompts:
         """Return the prompts with learned weights merged into CLIP's, for an evaluation.
 
-        "merged" stands for "weights", and has those parameters of CLIP that are learned, by their
-        place. The model takes either; merged ones cost what CLIP costs.
+        "merged" replaces "weights", and has CLIP's learned parameters by path. The model takes
+        either; with "merged" it costs what CLIP costs.
         """
         prompts, weights = dict(self.prompts.variables["params"]), self.config.weights
         frozen = self.clip.variables["params"]
@@ -291,7 +291,7 @@ class PromptedCLIP(nn.Module):
     def _encode(
         self, images: Array, learned: Array, zero_shot: ZeroShot, keys: Array | None
     ) -> PromptedVision:
-        """Encode images by the image tower with what it learns.  learned: t (C, E), (B, C, E)."""
+        """Encode images by the prompted image tower.  learned: t (C, E) or (B, C, E)."""
         clip, config, tower = self.clip_config, self.config, self._towers(vision=keys).vision
         last, before_cavpt = clip.vision.layers - 1, visual_layers(clip, config)
         x, extra_kv, layer = tower.embed(self._pixels(images)), None, 0
@@ -300,7 +300,7 @@ class PromptedCLIP(nn.Module):
             if config.ln_pre:
                 tokens = tokens.at[0].set(tower.ln_pre(tokens[0]))
             # Tokens whose outputs are dropped before the next layer are extra key/value tokens.
-            # Those of layer J_v are not if they stay: they join the sequence.
+            # Those of layer J_v that stay join the sequence.
             stay = joined_layers(clip, config) > 0
             layer = min(len(tokens) - stay, last)
             x = tower.blocks(x, 0, layer, tokens[:layer])
@@ -352,7 +352,7 @@ class PromptedCLIP(nn.Module):
         )
 
     def _logits(self, features: Array, texts: Texts, learned: Array) -> Array:
-        """Return the prediction (B, C) for f̂ (B, E), by the classifier if it is trained yet."""
+        """Return the prediction (B, C) for f̂ (B, E), by the classifier once it is trained."""
         params = self.prompts.classifier()
         if params is not None:
             classifier = CLASSIFIERS[self.config.classifier]
@@ -371,7 +371,7 @@ class PromptedCLIP(nn.Module):
 
 
 class LearnedPrompts(nn.Module):
-    """The learned parts, a submodule each, except CAVPT: its parameters are stacked by layer."""
+    """The learned parts, a submodule each, except CAVPT, whose parameters are stacked by layer."""
 
     clip_config: CLIPConfig
     config: PromptConfig
@@ -412,7 +412,7 @@ class LearnedPrompts(nn.Module):
 def part_modules(
     clip: CLIPConfig, config: PromptConfig, context_start: np.ndarray | None = None
 ) -> dict[str, nn.Module]:
-    """Return the modules of the learned parts, but for CAVPT's, by their name in the parameters."""
+    """Return the modules of the learned parts, except CAVPT's, by parameter name."""
     parts: dict[str, nn.Module] = {}
     if config.text_length:
         classes = config.classes if config.class_specific else None
@@ -471,17 +471,17 @@ def init_prompts(
 
 
 def visual_layers(clip: CLIPConfig, config: PromptConfig) -> int:
-    """Return how many layers, from the first on, attend to visual tokens: those before CAVPT."""
+    """Return the number of leading layers with visual tokens: those before CAVPT."""
     return config.first_layer - 1 if config.top_k else clip.vision.layers
 
 
 def visual_depth(clip: CLIPConfig, config: PromptConfig) -> int:
-    """Return J_v, how many layers, from the first on, have visual tokens of their own."""
+    """Return J_v, the number of leading layers with visual tokens of their own."""
     return config.visual_depth or visual_layers(clip, config)
 
 
 def joined_layers(clip: CLIPConfig, config: PromptConfig) -> int:
-    """Return in how many layers, up to the last, visual tokens are part of the sequence."""
+    """Return the number of trailing layers with visual tokens in the sequence."""
     # Only the class token leaves the last layer, so tokens of that layer need not join.
     after = clip.vision.layers - config.visual_depth
     return after + 1 if config.visual_depth and after else 0

@@ -21,8 +21,8 @@ def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -
     """Return all lines of the table.  All hosts must call this together.
 
     Args:
-      workdir: where files are written, in a folder that is removed.
-      clip: the CLIP whose step is timed: one of SIZES with random weights, or a `clip.weights`.
+      workdir: where files are written, in a temporary folder.
+      clip: the CLIP to time: one of SIZES with random weights, or a `clip.weights`.
       data: a folder of images to load, "" for generated JPEGs.
       quick: whether to use fewer steps, images and devices.
     """

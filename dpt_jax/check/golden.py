@@ -1,4 +1,4 @@
-"""A case of the published DPT, computed by its own code in float32: logits, loss and gradients."""
+"""A test case computed by DPT's published code in float32: logits, loss and gradients."""
 
 import functools
 import importlib.resources
@@ -30,7 +30,7 @@ CLIP = CLIPConfig(64, 32, 8, TransformerConfig(128, 4, 2, 512), TransformerConfi
 CLASSES = ("airplane", "sea horse", "dollar bill", "grand piano", "water lilly", "yin yang")
 PROMPTS = PromptConfig(len(CLASSES), text_length=4, visual_length=3, top_k=3, first_layer=4)
 ALPHA = 0.3
-# Of the largest logit, of the loss, and of each gradient's norm.
+# Relative to the largest logit, the loss, and each gradient's norm.
 BOUNDS = {
     "float32": {"logits": 1e-4, "loss": 1e-5, "gradient": 1e-3},
     "bfloat16": {"logits": 5e-2, "loss": 5e-2, "gradient": 1e-1},
@@ -46,7 +46,7 @@ class Found(NamedTuple):
 
 
 def seeded(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Return normals drawn in the order of the names from PCG64(seed), scaled by kind."""
+    """Return normals drawn from PCG64(seed) in order of name, scaled by kind."""
     generator = np.random.default_rng(seed)
 
     def draw(name: str) -> np.ndarray:
@@ -80,7 +80,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 def prompts_of(prefix: str) -> Prompts:
-    """Return the tree of the arrays of a prefix."""
+    """Return the tree of arrays with a prefix."""
     modules: dict[str, dict[str, np.ndarray]] = {}
     for key, value in arrays().items():
         kind, _, name = key.partition("/")

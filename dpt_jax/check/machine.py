@@ -1,4 +1,4 @@
-"""What a machine has, whether its hosts agree, and whether a folder or a bucket keeps files."""
+"""What a machine has, whether hosts agree, and whether a folder or bucket stores files."""
 
 import importlib.metadata
 import os
@@ -88,7 +88,7 @@ def hosts(settings: Mapping[str, str]) -> list[Row]:
 def storage(workdir: epath.Path) -> list[Row]:
     """Write, list, read, lock, save and delete in a new folder of a workdir, with times.
 
-    The folder is host 0's, where each host has files of its own.
+    All hosts use host 0's folder, with separate files.
     """
     number = distributed.sum_over_hosts(random.getrandbits(30) if distributed.is_first() else 0)
     folder, host = workdir / f"check-{number:08x}", jax.process_index()
@@ -122,7 +122,7 @@ def storage(workdir: epath.Path) -> list[Row]:
                 checkpoints.save(1, tree, {})
                 checkpoints.wait()
                 held[0] = checkpoints.load(1).digest == digest(tree)
-        distributed.on_all_hosts(True)  # have read it
+        distributed.on_all_hosts(True)  # all have read it
     if distributed.is_first() or not shared:
         with timed("delete", "nothing left") as held:
             if is_remote(folder):
@@ -134,7 +134,7 @@ def storage(workdir: epath.Path) -> list[Row]:
 
 
 def _create(file: epath.Path) -> bool:
-    """Return whether a file could be made that must not exist yet."""
+    """Return whether a new file could be created exclusively."""
     try:
         if is_remote(file):
             file_system(file).pipe_file(os.fspath(file), b"1", mode="create")

@@ -35,7 +35,7 @@ from dpt_jax.training.setup import Experiment, assemble, compute_dtype, prepare
 from dpt_jax.training.step import make_step, new_state
 
 BATCH = 32
-ROUNDING = 1e-4  # of the norm of the prompts, in float32, after a step on other numbers of devices
+ROUNDING = 1e-4  # relative to the prompts' norm, after a float32 step on fewer devices
 
 
 def same_bits() -> list[Row]:
@@ -146,7 +146,7 @@ def speed(clip: str, pretrained: Pretrained, quick: bool) -> tuple[list[Row], fl
         figures["peak memory of a device"] = f"{stats['peak_bytes_in_use'] / 1e9:.2f} GB"
     if not quick:
         figures["largest batch of a device"] = _largest_batch(experiment, work, classes)
-    what = f"DPT, {clip}, {classes} classes, {each} images a device, {jnp.dtype(dtype).name}"
+    what = f"DPT, {clip}, {classes} classes, {each} images per device, {jnp.dtype(dtype).name}"
     return [Row("speed", what, "")] + [Row("speed", *each) for each in figures.items()], images
 
 
@@ -170,7 +170,7 @@ def _product_rate(dtype: Any, size: int) -> float:
 
 
 def _largest_batch(experiment: Experiment, work: programs.Work, classes: int) -> str:
-    """Return the images that fit a device, from the memory that two batches need."""
+    """Return how many images fit a device, extrapolated from two batches."""
     state, frozen, _, schedule = work.arguments
     size, needed = experiment.model.clip_config.image_size, {}
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
@@ -185,7 +185,7 @@ def _largest_batch(experiment: Experiment, work: programs.Work, classes: int) ->
 
 
 def pipeline(data: str, needed: float, quick: bool) -> list[Row]:
-    """Measure loading from files and from memory, compared with the speed of a step.
+    """Measure loading from files and from memory, against a step's speed.
 
     Args:
       data: a folder of images, "" for generated JPEGs.
@@ -210,7 +210,7 @@ def pipeline(data: str, needed: float, quick: bool) -> list[Row]:
 
 
 def write_jpegs(folder: pathlib.Path, count: int, width: int = 500, height: int = 375) -> str:
-    """Write images that compress about as photographs do: smooth random colours with noise."""
+    """Write images that compress about as photographs: smooth random colours with noise."""
     generator = np.random.default_rng(0)
     for number in range(count):
         colours = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""CLIPs of published sizes with random weights, and the compiled programs of a step, with times."""
+"""CLIPs of published sizes with random weights, and compiled steps with their times."""
 
 import dataclasses
 import statistics
@@ -60,7 +60,7 @@ def clip_shapes(name: str, dtype: Any) -> Any:
 
 
 class Work(NamedTuple):
-    """A function that runs a program and waits for its results, the program, its arguments."""
+    """A function that runs a program to completion, the program, and its arguments."""
 
     run: Callable[[], None]
     program: Any

@@ -26,13 +26,13 @@ class Row(NamedTuple):
 
 
 def at_most(group: str, name: str, value: float, bound: float) -> Row:
-    """Return the row of an error with its bound.  One that is not a number is not ok."""
+    """Return the row of an error with its bound.  NaN is not ok."""
     return Row(group, name, f"{value:.1e}", f"<= {bound:.0e}", bool(value <= bound))
 
 
 @contextlib.contextmanager
 def failing(rows: list[Row], group: str, name: str) -> Iterator[None]:
-    """Add a row that is not ok if the body raises, with the reason, and continue after it."""
+    """If the body raises, add a row with the reason, not ok, and continue."""
     try:
         yield
     except Exception as reason:  # of any library
@@ -42,7 +42,7 @@ def failing(rows: list[Row], group: str, name: str) -> Iterator[None]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the lines as text in columns, with a last line that counts those that are not ok."""
+    """Return the lines in columns, with a last line that counts the failures."""
     status = {True: "ok", False: "NOT OK", None: "-"}
     cells = [("", "", "figure", "bound", "")]
     cells += [(row.group, row.name, row.figure, row.bound, status[row.ok]) for row in rows]

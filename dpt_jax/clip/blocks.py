@@ -2,7 +2,7 @@
 
 A prompt token whose output is dropped after the block is an *extra key/value token*: it has keys
 and values, but no query, no MLP and no output. Appending it to the block's input and dropping its
-output computes the same and costs more.
+output is equivalent but costs more.
 
 Shapes: B batch rows, T tokens, M extra key/value tokens, D width. Parameters are float32 or the
 compute dtype; layer norm and softmax run in float32.
@@ -64,7 +64,7 @@ def _backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, N
     indices, like = residuals
     one_hot = jax.nn.one_hot(indices.reshape(-1), len(like), dtype=gradient.dtype)
     rows = gradient.reshape(-1, gradient.shape[-1])
-    # A GPU would round the gradient to TF32 before it adds.
+    # A GPU would round the gradient to TF32 before adding.
     total = jnp.einsum("in,id->nd", one_hot, rows, precision=jax.lax.Precision.HIGHEST)
     return total.astype(like.dtype), None
 
@@ -96,8 +96,7 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     # The collection "adapters" has low-rank changes: "low_rank" is {"a": (r, D), "b": (D, r)} by
-    # the name of a projection. In training, "dropout" has a key for each row of the batch, and the
-    # rate.
+    # the name of a projection. In training, "dropout" has keys (B,) and the rate.
 
     def setup(self) -> None:
         config, dtype = self.config, self.dtype
@@ -180,8 +179,8 @@ class Block(nn.Module):
     def _linear(self, name: str, x: Array, drop: bool = True) -> Array:
         """Return a projection of x (B, T, …), with its learned change.
 
-        drop: whether that has dropout in training. Extra key/value tokens, which the rows of a
-        batch may share, have none.
+        drop: whether the change has dropout in training. Extra key/value tokens, which rows may
+        share, have none.
         """
         y = getattr(self, name)(x)
         low_rank: Params = self.get_variable("adapters", "low_rank", {})
@@ -197,7 +196,7 @@ class Block(nn.Module):
 
 
 def dropped(x: Array, keys: Array, rate: Array, mask: int) -> Array:
-    """Return x (B, T, D) with dropout, whose mask of a row depends only on the row's key.
+    """Return x (B, T, D) with dropout; a row's mask depends only on its key.
 
     Args:
       x: The input.
@@ -223,9 +222,7 @@ def attention_weights(queries: Array, keys: Array, mask: Array | None = None) ->
 
 @functools.lru_cache(maxsize=8)
 def _initialiser(config: TransformerConfig, dtype: jnp.dtype) -> Callable[[Array], Params]:
-    """Return key -> parameters of a stack of blocks. Flax checks their shapes at each call of the
-    module, so that this is traced once.
-    """
+    """Return key -> parameters of a stack of blocks; cached, since Flax traces it at each call."""
     block = Block(config, dtype, parent=None)
 
     def init(key: Array) -> Params:

@@ -32,7 +32,7 @@ class VisionOutput(NamedTuple):
 class VisionTower(nn.Module):
     """Image tower (ViT): patches, class token first, pre-LN blocks, projection.
 
-    `embed`, `blocks` up to the last layer, then `last_block` is a forward pass.
+    `embed`, `blocks` up to the last layer, then `last_block` make a forward pass.
 
     Attributes:
       config: sizes of the CLIP.
@@ -59,7 +59,7 @@ class VisionTower(nn.Module):
         self.projection = self.param("projection", normal, (width, config.embed_dim))
 
     def __call__(self, images: Array) -> VisionOutput:
-        """Encode normalised images (B, H, W, 3) without prompts, see `last_block`."""
+        """Encode normalised images (B, H, W, 3) without prompts."""
         last = self.config.vision.layers - 1
         return self.last_block(self.blocks(self.embed(images), 0, last))
 
@@ -155,7 +155,7 @@ class TextTower(nn.Module):
 
         def insert(tokens: Tokens, rows: Array) -> Tokens:
             """Replace the tokens at the context positions by rows (n, D) or (C, n, D)."""
-            # With a context per text, no row is taken twice, and there are many rows.
+            # With a context per text, rows are many and none is taken twice.
             gather = deterministic_gather if rows.ndim == 2 else lambda table, i: table[i]
             table = rows.reshape(-1, rows.shape[-1])
             prefix, own = (

@@ -23,8 +23,8 @@ class PackedTexts(NamedTuple):
     """C texts, split into a prefix that they share and their own tokens.
 
     Attention is causal, so the prefix is the same for every text and is encoded once; the own
-    tokens attend to it as extra key/value tokens. Several texts share a row, where each attends to
-    itself only, so the cost depends on the number of tokens, not on the longest text.
+    tokens attend to it as extra key/value tokens. Several texts share a row, where each attends
+    only to itself, so the cost depends on the number of tokens, not on the longest text.
 
     A position holds a token id or, if `*context` is not -1, that row of the learned context. If
     each class has its own context, these are the rows of all classes, one class after the other.
@@ -35,13 +35,13 @@ class PackedTexts(NamedTuple):
     tokens: Array  # (R, T) int32
     context: Array  # (R, T) int32, -1: a token id
     segment_ids: Array  # (R, T) int32, the text that a position belongs to, -1: padding
-    position_ids: Array  # (R, T) int32, its position in that text, the prefix counted
+    position_ids: Array  # (R, T) int32, its position in that text, prefix included
     eot_positions: Array  # (R, Q) int32, of the row's end-of-text tokens, padded with 0
     eot_index: Array  # (C,) int32, where each text is in the flattened eot_positions
 
 
 def text_of_class(name: str) -> str:
-    """Return a class name, or a text with one in it, as CLIP reads it: underscores are spaces."""
+    """Return a class name, or a text with one, as CLIP reads it: underscores are spaces."""
     return name.replace("_", " ")
 
 
@@ -59,7 +59,7 @@ def check_lengths(texts: list[Text], names: Sequence[str], context_length: int) 
     for name, text in zip(names, texts, strict=True):
         if len(text) > context_length:
             raise UserError(
-                f"{name!r} is a text of {len(text)} tokens, but CLIP's text tower takes "
+                f"{name!r} has {len(text)} tokens, but CLIP's text tower takes "
                 f"{context_length}: shorten the name, the template or text_prompt.length."
             )
     return texts
@@ -115,8 +115,8 @@ def _layout(
 def assign_rows(lengths: Sequence[int]) -> list[list[int]]:
     """Return the texts of each row: rows of at most ROW_TOKENS tokens, or of the longest text.
 
-    They are as few rows as the sum of the lengths allows, and the narrowest that hold them. Each
-    text, the longest first, is in the first row with enough space.
+    As few rows as the total length allows, and the narrowest that fit. Each text, longest first,
+    is in the first row with enough space.
     """
     widest = max(ROW_TOKENS, *lengths)
     fewest = -(-sum(lengths) // widest)
@@ -144,9 +144,9 @@ def duplicates(texts: Sequence[Text]) -> list[list[int]]:
 
 
 def local_rows(texts: PackedTexts, axis: str) -> PackedTexts:
-    """Return this device's share of the rows, of the devices along a mapped axis.
+    """Return this device's share of the rows along a mapped axis.
 
-    eot_index stays that of all rows.
+    eot_index still indexes all rows.
     """
     devices, device = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     rows = -(-texts.tokens.shape[0] // devices)

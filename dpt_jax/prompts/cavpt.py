@@ -1,6 +1,6 @@
-"""The class-aware visual prompt (CAVPT): tokens made for each image from its likeliest classes.
+"""The class-aware visual prompt (CAVPT): tokens computed for each image from its likeliest classes.
 
-Symbols of the paper: B images, K likeliest classes, T tokens, C classes, D_v width of the vision
+Symbols of the paper: B images, K likeliest classes, T tokens, C classes, D_v width of the image
 tower, E joint embedding, G global tokens.
 """
 
@@ -20,7 +20,7 @@ ATTENTION_WIDTH = 32
 
 
 class ClassPrompts(NamedTuple):
-    """The class prompts of one layer, and what losses and pictures read of them (float32)."""
+    """The class prompts of one layer, and outputs for losses and pictures (float32)."""
 
     tokens: Array  # (B, K, D_v)
     auxiliary_logits: Array  # (B, K, C)

@@ -51,20 +51,19 @@ class Classifier:
     """One classifier.
 
     Attributes:
-      start: Returns the initial parameters; of a classifier in closed form, the final ones.
+      start: Returns the initial parameters; for a closed form, the final ones.
       logits: Classifies images.
       learned: Names of the parameters that are trained. The others stay as they start.
       per_class: Names of the parameters whose first axis is the classes.
-      optimizer: From weight decay to a transformation of gradients into steps of rate 1.
-      penalty: From parameters and texts to a scalar that is added to the cross-entropy.
-      rates: From support, texts and the epoch (steps,) of each step to the learning rates (steps,)
-        of each learned parameter; None for the schedule of config.classifier.
+      optimizer: Maps weight decay to an Optax transformation without a learning rate.
+      penalty: Maps parameters and texts to a scalar added to the cross-entropy.
+      rates: Maps support, texts and each step's epoch (steps,) to the learning rates (steps,) of
+        each learned parameter; None for the schedule of config.classifier.
       pooled: Whether a batch is drawn from all views of all images, instead of being the next
         images of one view.
       keeps_partial: Whether an epoch's last, smaller batch is used.
-      epochs: Published pairs of a least number of shots and the epochs from there on.
-      grid: Values of keys of config.classifier that select=support chooses among. Those of lr are
-        multiples of it.
+      epochs: Published pairs (minimum shots, epochs).
+      grid: Candidates for keys of config.classifier under select=support. Those of lr are factors.
     """
 
     start: Start
@@ -81,7 +80,7 @@ class Classifier:
 
 
 def for_classes(classifier: Classifier, params: Params, rows: np.ndarray) -> Params:
-    """Return the parameters for other classes. New ones fall back to their texts.
+    """Return the parameters for other classes. New classes fall back to their texts.
 
     Args:
       classifier: The classifier of the parameters.
@@ -314,8 +313,8 @@ def momentum_sgd(weight_decay: float) -> optax.GradientTransformation:
 def adam(eps: float = 1e-8) -> optax.GradientTransformation:
     """Return Adam, with β of 0.9 and 0.999.
 
-    Unlike Optax's, it computes 1 − β^t by expm1, without the rounding error of 3e-5 that the
-    difference has at the first steps in float32.
+    Unlike Optax's, it computes 1 − β^t by expm1, which avoids a float32 rounding error of 3e-5 at
+    the first steps.
     """
 
     def update(
@@ -337,7 +336,7 @@ def adam_with_l2(weight_decay: float) -> optax.GradientTransformation:
 
 
 def adamw(weight_decay: float, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Return AdamW, whose weight decay is not part of the gradient."""
+    """Return AdamW, with decoupled weight decay."""
     return optax.chain(adam(eps), optax.add_decayed_weights(weight_decay))
 
 

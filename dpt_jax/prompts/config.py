@@ -49,7 +49,7 @@ NO_WEIGHTS = Weights()
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """Sizes of the learned parts; the length of a part that a method does not have is 0.
+    """Sizes of the learned parts; a part that a method lacks has length 0.
 
     Attributes:
       classes: Number of classes C.
@@ -58,8 +58,8 @@ class PromptConfig:
       class_specific: Whether each class has a context of its own.
       conditioned: Whether the context depends on the image.
       visual_length: Visual tokens n_v of a layer.
-      visual_depth: Image layers J_v with visual tokens of their own; the last ones stay in the
-        sequence of the later layers. 0 for all layers before CAVPT, whose tokens then end there.
+      visual_depth: Image layers J_v with visual tokens of their own; those of layer J_v stay in
+        later layers. 0: all layers before CAVPT, and none stay.
       ln_pre: Whether the first layer's visual tokens pass the layer norm before the first block.
       coupled: Whether the visual tokens are computed from the context tokens.
       top_k: Classes K that class-aware prompts are computed for.

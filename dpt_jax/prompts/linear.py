@@ -1,4 +1,4 @@
-"""Linear layers with PyTorch's initialisation, which the published methods have."""
+"""Linear layers with PyTorch's initialisation, as in the published code."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""CoCoOp's meta-net: a small network that adds an offset for each image to the context.
+"""CoCoOp's meta-net: a small network that adds a per-image offset to the context.
 
 Symbols: B images, n context tokens, D_t width of the text tower, E joint embedding, z normalised
 image features of frozen CLIP.

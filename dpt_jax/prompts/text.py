@@ -26,8 +26,8 @@ from dpt_jax.errors import UserError
 class TextPrompt(nn.Module):
     """Context tokens: (depth, n, D_t), or (depth, C, n, D_t) if each class has its own.
 
-    Row 0 of the depth enters with the token embeddings, row l replaces the context tokens before
-    layer l (0-based).
+    Row 0 enters with the token embeddings; row l replaces the context tokens before layer l
+    (0-based).
 
     Attributes:
       length: n.
@@ -68,15 +68,15 @@ def context_tokens(words: str, tokenizer: Tokenizer) -> list[int]:
     """
     if "{" in words or "}" in words:
         raise UserError(
-            f"text_prompt.init: {words!r} has a brace: give the words of the context only. "
-            "text_prompt.class_position says where the class name stands."
+            f"text_prompt.init: {words!r} has a brace: give only the words of the context; "
+            "text_prompt.class_position places the class name."
         )
     tokens = tokenizer.encode(text_of_class(words).strip())
     special = [tokenizer.decode([t]) for t in tokens if t in (tokenizer.start, tokenizer.end)]
     if special:
         raise UserError(
             f"text_prompt.init: {words!r} has the special token {special[0]}, which marks the "
-            "start or the end of a text: remove it."
+            "start or end of a text: remove it."
         )
     return tokens
 

@@ -1,4 +1,4 @@
-"""Learned weights of CLIP: low-rank changes of attention (CLIP-LoRA), or layer norms (2SFS).
+"""Learned weights of CLIP: low-rank changes to attention (CLIP-LoRA), or layer norms (2SFS).
 
 Symbols: L layers of a tower, l of them with learned weights, D its width, r rank.
 """
@@ -15,7 +15,7 @@ from dpt_jax.prompts.config import ALL_NORMS, LORA, Layers, Weights
 from dpt_jax.prompts.linear import torch_uniform
 
 Array = jax.Array
-# Of a block, by the letters of weights.matrices.
+# A block's projections, by letters of weights.matrices.
 MATRICES = {"q": "query", "k": "key", "v": "value", "o": "out"}
 BLOCK_NORMS = ("ln_1", "ln_2")
 OTHER_NORMS = {"vision": ("ln_pre", "ln_post"), "text": ("ln_final",)}
@@ -41,7 +41,7 @@ def init_weights(
 ) -> Params:
     """Return new weights, float32, by tower ("vision", "text").
 
-    Low-rank changes W + (α/√r) B A begin with A of U(±1/√D) and B of zeros:
+    Low-rank changes W + (α/√r) B A begin with A ~ U(±1/√D) and B = 0:
     {"query": {"a": (l, r, D), "b": (l, D, r)}, …}. Layer norms begin as CLIP's:
     {"ln_1": {"scale": (l, D), "bias": (l, D)}, …}, and those outside of blocks (D,).
 
@@ -49,8 +49,8 @@ def init_weights(
       config: What is learned.
       clip: Sizes of the CLIP.
       key: A key of jax.random.
-      frozen: The layer norms of CLIP's parameters, see `norms_of`. Without them, those of
-        `clip` are ones and zeros.
+      frozen: The layer norms of CLIP's parameters, see `norms_of`. Without them, norms start as
+        ones and zeros.
     """
     weights: Params = {}
     for name, tower, layers in towers_of(config, clip):
@@ -83,9 +83,9 @@ def norms_of(params: Params) -> dict[str, Params]:
 
 
 def merged(config: Weights, clip: CLIPConfig, frozen: Mapping[str, Any], weights: Params) -> Params:
-    """Return those parameters of CLIP that are learned, merged, by their place.
+    """Return CLIP's learned parameters, merged, by path.
 
-    A product B A is added in float32, and the sum has the type of W.
+    B A is added in float32; the sum has W's dtype.
     """
     found = {}
     for name, tower, layers in towers_of(config, clip):
@@ -127,8 +127,8 @@ def adapted(
 ) -> dict[str, Mapping[str, Any]]:
     """Return the variables of `CLIP` with frozen and learned weights, for training.
 
-    A block multiplies by A and B one after the other. That takes few products, and unlike with
-    `merged` no gradient of a whole matrix W is computed.
+    A block multiplies by A, then by B. This is cheap, and unlike with `merged`, no gradient of a
+    full W is computed.
 
     Args:
       config: What is learned.
@@ -149,7 +149,7 @@ def adapted(
 
 
 def _low_rank(config: Weights, tower: TransformerConfig, layers: range, weights: Params) -> Params:
-    """Return A and α/√r B of all layers of a tower, with zeros for those that have none."""
+    """Return A and α/√r B of all layers of a tower, zero for layers without."""
     padding = (layers.start, tower.layers - layers.stop)
     scale = {"a": 1.0, "b": config.alpha / config.rank**0.5}
     return {

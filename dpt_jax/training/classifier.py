@@ -44,7 +44,7 @@ class Trained(NamedTuple):
     Attributes:
       params: host arrays.
       epochs: the last step of each epoch, and means over it, for metrics.jsonl.
-      chosen: the settings that the training images chose, by their keys.
+      chosen: the settings chosen on held-out training images, by key.
     """
 
     params: Params
@@ -55,7 +55,7 @@ class Trained(NamedTuple):
 def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -> Trained:
     """Train the classifier of a configuration, see `train_classifier`.
 
-    With classifier.select=support, the settings are first chosen by held-out training images.
+    With classifier.select=support, the settings are first chosen on held-out training images.
 
     Raises:
       UserError: As `train_classifier`, or a class has no second image to hold out.
@@ -69,8 +69,8 @@ def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -
     held[len(labels) - 1 - last] = True
     if len(single := np.setdiff1d(labels[held], labels[~held])):
         raise UserError(
-            f"classifier.select=support holds one image of each class out, but class {single[0]} "
-            "(from 0) has one image: give more, or classifier.select=none."
+            f"classifier.select=support holds out one image per class, but class {single[0]} "
+            "(from 0) has only one: give more, or classifier.select=none."
         )
     others = Support(support.views[:, ~held], support.labels[~held])
     grid = CLASSIFIERS[config.classifier.name].grid
@@ -85,12 +85,12 @@ def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -
         features, truth = normalize(support.views[0, held]), support.labels[held]
         logits = CLASSIFIERS[config.classifier.name].logits(params, features, texts, s)
         accuracy = float((logits.argmax(-1) == truth).mean())
-        # Of equal accuracies, the lower cross-entropy.
+        # Ties are broken by the lower cross-entropy.
         scores.append((accuracy, -float(cross_entropy(logits, truth).mean()), tried, chosen))
     accuracy, _, best, chosen = max(scores, key=lambda score: score[:2])
     chosen = {f"classifier.{key}": value for key, value in chosen.items()}
     words = ", ".join(f"{key}={value:g}" for key, value in chosen.items())
-    say(f"chosen by one image of each class: {words} ({100 * accuracy:.0f} % right).")
+    say(f"chosen on one image per class: {words} ({100 * accuracy:.0f} % right).")
     return train_classifier(best, support, texts, s)._replace(chosen=chosen)
 
 
@@ -141,7 +141,7 @@ def train_classifier(
 
 
 def length(config: ConfigDict, images: int) -> tuple[int, int]:
-    """Return the steps of a classifier's training on this number of images, and of an epoch."""
+    """Return the steps of a classifier's training and of an epoch, for this many images."""
     settings, classifier = config.classifier, CLASSIFIERS[config.classifier.name]
     shots = config.dataset.shots
     published = [n for least, n in classifier.epochs if shots < 0 or shots >= least]
@@ -269,16 +269,17 @@ def _records(
 def encode_support(
     experiment: Experiment, prompts: Prompts, before_batch: Callable[[], object] = lambda: None
 ) -> tuple[Support, ClassTexts, jax.Array]:
-    """Encode views of the training images, and the classes, by the method's towers.
+    """Encode views of the training images and the class texts with the method's towers.
 
     Args:
       experiment: What is trained.
       prompts: The parts in the towers, as trained.
-      before_batch: Called before each batch, as often on all hosts; an exception ends the encoding.
+      before_batch: Called before each batch, equally often on all hosts; an exception ends
+        encoding.
 
     Returns:
-      The views that the classifier starts from, followed by those of its epochs if these are
-      others; the texts; and the temperature s. All hosts have them all.
+      The views that the classifier starts from, followed by those of its epochs if different; the
+      texts; and the temperature s. Every host has all.
 
     Raises:
       UserError: An image cannot be read.

@@ -1,8 +1,8 @@
 """The training losses of all methods, by name (table "Losses" of docs/method.md).
 
 Every loss is a mean over images that are spread over devices and over parts of a batch. So each
-part computes its sum divided by the count of all parts, and the result does not depend on the
-number of devices or parts, nor on how the images are spread over them.
+part computes its sum divided by the count of all parts, and the result does not depend on how the
+images are spread.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def losses(config: PromptConfig, alpha: float, guidance: bool) -> dict[str, Loss
 
     Args:
       alpha: weight of the auxiliary loss of CAVPT.
-      guidance: whether any epoch has guidance. Without, its terms are left out.
+      guidance: whether any epoch has guidance. Otherwise its terms are omitted.
     """
     # Only a method that learns in both towers has something to guide.
     guidance = guidance and config.learns_texts and config.learns_images
@@ -66,8 +66,8 @@ def losses(config: PromptConfig, alpha: float, guidance: bool) -> dict[str, Loss
         return alpha * total / jnp.maximum(counts.class_prompts, 1)
 
     def text_consistency(outputs: Outputs, rows: Rows, counts: Counts, _: Array | bool) -> Array:
-        # Unless the context depends on the image this is the same for all rows, and each adds its
-        # share of it.
+        # Unless the context depends on the image, all rows have the same value, and each adds its
+        # share.
         each = text_distance(weights.text_distance, outputs.learned_texts, outputs.target_texts)
         return weights.text * mean(each, rows, counts)
 
@@ -106,7 +106,7 @@ def count(indices: Array | None, rows: Rows, layers: int) -> Counts:
 
 
 def mean(each: Array, rows: Rows, counts: Counts) -> Array:
-    """Return what these rows contribute to a mean over all rows.  each: (B,), or () for all."""
+    """Return these rows' contribution to a mean over all rows.  each: (B,), or () for all."""
     return (each * rows.weights).sum() / jnp.maximum(counts.images, 1)
 
 
@@ -142,5 +142,5 @@ def text_distance(kind: str, learned: Array, target: Array) -> Array:
 
 
 def true_class(indices: Array, rows: Rows) -> Array:
-    """Return (B, K) float, 1 for a class prompt of the true class in a row that is not padding."""
+    """Return (B, K) float, 1 for class prompts of the true class, 0 in padding."""
     return ((indices == rows.labels[:, None]) & (rows.weights[:, None] > 0)).astype(jnp.float32)

@@ -1,7 +1,6 @@
 """Learning rates, averages over epochs, and the optimizers of the published methods.
 
-A schedule is numbers that a compiled step takes as an argument, so runs that differ only in these
-share one program.
+A schedule is an argument of the compiled step, so runs that differ only in it share one program.
 """
 
 import functools
@@ -29,8 +28,8 @@ Scalar = Any  # a number, or an array without axes: of NumPy on the host, of JAX
 class Schedule(NamedTuple):
     """Learning rates and phases of a run."""
 
-    visual_lr: Scalar  # highest learning rate of the visual side
-    text_lr: Scalar  # and of the text side
+    visual_lr: Scalar  # peak learning rate of the visual side
+    text_lr: Scalar  # of the text side
     warmup_epochs: Scalar  # of the visual side
     schedule_epochs: Scalar  # length of the cosine
     steps_per_epoch: Scalar
@@ -53,7 +52,7 @@ class Schedule(NamedTuple):
 
 
 def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
-    """Return the steps of the parts in the towers, and of an epoch, for this number of images."""
+    """Return the steps of the towers' training and of an epoch for this many images."""
     train = config.train
     per_epoch = steps_per_epoch(images, train.batch_size, train.keep_partial)
     if not METHODS[config.method].in_towers:
@@ -99,7 +98,7 @@ def epoch_weights(epochs: int, mean: float, deviation: float) -> tuple[float, ..
     if not deviation:
         return None
     exponents = -((np.arange(1, epochs + 1) - mean) ** 2) / (2 * deviation**2)
-    # The largest becomes 1 before the sum, so a mean far from all epochs does not underflow.
+    # The largest is 1 before summing, so a mean far from all epochs does not underflow.
     weights = np.exp(exponents - exponents.max())
     return tuple((weights / weights.sum()).tolist())
 
@@ -127,11 +126,11 @@ def make_optimizer(
     """Return the optimizer of the learned parts.
 
     `update` takes the learning rates of the step as `rates`, see `learning_rates`. They follow the
-    steps of the run, also if some of these were left out.
+    run's step count, skipped steps included.
 
     Args:
       name: "sgd", with momentum 0.9 and the decay added to the gradient before momentum, or
-        "adamw", PyTorch's: β 0.9 and 0.999, ε 1e-8, and the decay apart from the gradient.
+        "adamw", PyTorch's: β 0.9 and 0.999, ε 1e-8, and decoupled decay.
       weight_decay: Decay of all parts.
     """
     if name == "adamw":
@@ -164,7 +163,7 @@ def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
 def state_to_save(opt_state: optax.OptState) -> Prompts:
     """Return the whole state of the optimizer: SGD's momentum, or AdamW's moments and count.
 
-    The tree names no class of Optax, so another version of it can restore the state.
+    The tree names no Optax class, so other versions of Optax can restore it.
     """
     momentum = optax.tree.get(opt_state, "trace")
     if momentum is not None:

@@ -24,8 +24,7 @@ class StepConfig(NamedTuple):
 
     alpha: float  # weight of the auxiliary loss
     microbatch: int = 0  # images that a device takes at a time, 0 for all that it has
-    # Whether training continues after a step that is not finite. Such a step changes nothing in
-    # either case.
+    # Whether training continues after a non-finite step, which changes nothing in either case.
     skip: bool = False
     guidance: bool = True  # whether any epoch has guidance; the schedule says which
 
@@ -35,7 +34,7 @@ Totals = dict[str, Scalar]
 
 
 class NotFinite(NamedTuple):
-    """How many steps had a loss, gradient or prompt that is not finite; the first one, from 1."""
+    """The number of steps with a non-finite loss, gradient or prompt; the first, from 1."""
 
     steps: Scalar
     first: Scalar
@@ -87,8 +86,8 @@ def make_step(
     """Return the training step, pmapped over this host's devices.
 
     Every argument has a leading device axis; the batch is `loader.shard`'s. Loss, gradient and
-    totals are global sums over global counts, so the result depends neither on how many devices
-    and hosts share the batch, nor on the parts in which a device takes its images.
+    totals are global sums over global counts, so the result does not depend on how the batch is
+    divided among hosts, devices and microbatches.
     devices: None for the local ones.
     """
 
@@ -132,8 +131,8 @@ def keep_finite(
 ) -> TrainState:
     """Return `updated` if the step was finite, else `unchanged`, with the step counted.
 
-    Unless the config skips such a step, nothing changes after it: the prompts stay those of the
-    last good step until the loop checks.
+    Unless the config skips such a step, nothing changes after it: the last good prompts stay until
+    the loop checks.
     """
     before = unchanged.not_finite
     first = jnp.where(~finite & (before.steps == 0), unchanged.step, before.first)
@@ -174,8 +173,8 @@ def accumulate_gradients(
         )
         return texts.learned, texts
 
-    # Texts are encoded once a step, whatever the number of parts: `pull` takes the gradients of all
-    # parts back into the text prompt together.
+    # Texts are encoded once per step: `pull` backpropagates the summed gradient of all parts into
+    # the text prompt.
     learned, pull, texts = jax.vjp(encode, prompts, has_aux=True)
     zero_shot = own(prompts, batch["image"], texts, method="zero_shot")
     # For pictures only, and the scan over parts would carry it.
