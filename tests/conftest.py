@@ -1,10 +1,13 @@
 """Small models and runs that many tests share."""
 
+import functools
+import gc
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import filelock
 import jax
 import pytest
 from absl import flags
@@ -26,20 +29,38 @@ for option, value in COMPILATION.items():
     jax.config.update(option, value)
 
 
+def pytest_collection_finish() -> None:
+    """Collect garbage rarely: looking through all that is imported is a third of a trace's time."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
+
+
 @pytest.fixture(scope="session")
-def clip_dir(tmp_path_factory) -> pathlib.Path:
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[pathlib.Path], None]], pathlib.Path]:
+    """A folder of a name, which the first of pytest-xdist's workers that needs it makes for all."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def once(name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+        with filelock.FileLock(shared / f"{name}.lock"):
+            if not (shared / name).exists():
+                make(shared / name)
+        return shared / name
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def clip_dir(made_once) -> pathlib.Path:
     """The small random CLIP that the golden arrays were computed with."""
-    directory = tmp_path_factory.mktemp("clip")
-    make_clip.write(directory)
-    return directory
+    return made_once("clip", make_clip.write)
 
 
 @pytest.fixture(scope="session")
-def tiny_clip_dir(tmp_path_factory) -> pathlib.Path:
+def tiny_clip_dir(made_once) -> pathlib.Path:
     """A CLIP of three and two narrow layers, for what takes thousands of images or names."""
-    directory = tmp_path_factory.mktemp("tiny")
-    make_clip.write(directory, seed=3, **make_clip.TINY)
-    return directory
+    return made_once("tiny", functools.partial(make_clip.write, seed=3, **make_clip.TINY))
 
 
 @pytest.fixture(scope="session")
@@ -63,10 +84,10 @@ def clip(clip_dir) -> Pretrained:
 
 
 @pytest.fixture(scope="session")
-def trained(clip_dir, tmp_path_factory) -> pathlib.Path:
+def trained(clip_dir, made_once) -> pathlib.Path:
     """The workdir of a short training of DPT on the small images, with its results."""
-    workdir = tmp_path_factory.mktemp("runs") / "trained"
-    in_process(
+    train = functools.partial(
+        in_process,
         "main.py",
         "--config=configs/dpt.py:folder",
         f"--config.clip.weights={clip_dir}",
@@ -77,9 +98,8 @@ def trained(clip_dir, tmp_path_factory) -> pathlib.Path:
         "--config.visual_prompt.length=3",
         "--config.cavpt.top_k=3",
         "--config.eval.save_logits=True",
-        f"--workdir={workdir}",
     )
-    return workdir
+    return made_once("trained", lambda workdir: train(f"--workdir={workdir}"))
 
 
 @pytest.fixture(scope="session")

@@ -50,32 +50,15 @@ def test_each_file_is_its_method_and_valid(method, monkeypatch):
     assert str(workdirs.run_dir(as_path("runs"), config)) == f"runs/{method}/folder/16shot/seed1"
 
 
-def test_published_settings_of_dpt():
-    config = dpt.get_config("folder")
-    prompts = configs.prompt_config(config, classes=100, layers=12)
-    assert (prompts.text_length, prompts.visual_length, prompts.top_k) == (16, 10, 10)
-    assert prompts.first_layer == 12
-    assert (config.loss.alpha, config.loss.guidance_epochs) == (0.3, 30)
-    train = config.train
-    assert (train.epochs, train.batch_size, train.visual_lr, train.text_lr) == (60, 32, 0.01, 0.002)
-    assert train.warmup_epochs == 10
+def test_settings_by_dataset_and_protocol():
+    """As published; tiny-clip has fewer layers than the CLIP of the papers' tables."""
     assert dpt.get_config("imagenet").train.warmup_epochs == 1
     assert vpt.get_config("imagenet").train.warmup_epochs == 10
-
-
-def test_published_settings_of_relatives():
-    """On the CLIP of their tables; tiny-clip has fewer layers."""
-    config = ivlp.get_config("dtd")
-    prompts = configs.prompt_config(config, classes=100, layers=12, init_tokens=4)
+    prompts = configs.prompt_config(ivlp.get_config("dtd"), 100, layers=12, init_tokens=4)
     assert (prompts.text_length, prompts.text_depth) == (2, 12)
-    assert (prompts.visual_length, prompts.visual_depth, prompts.ln_pre) == (2, 12, True)
-    assert config.clip.weights == "openai/clip-vit-base-patch16"
     drawn = ivlp.get_config("emoji")
     assert (drawn.clip.weights, drawn.text_prompt.depth) == ("tiny-clip", 3)
-    assert drawn.text_prompt.init == "a drawing of a"
     assert kgcoop.get_config("dtd").loss.template == "a photo of a {}, a type of texture."
-    config = maple.get_config("imagenet:cross-dataset")
-    assert (config.text_prompt.depth, config.train.epochs, config.train.text_lr) == (3, 2, 0.0026)
     for arg, numbers in {
         "eurosat": (9, 50, 30, 30),
         "eurosat:base-to-new": (9, 20, 15, 1),
@@ -86,7 +69,7 @@ def test_published_settings_of_relatives():
         train = config.train
         found = (train.epochs, train.average_mean, train.average_deviation)
         assert (config.text_prompt.depth, *found) == numbers
-        assert len(configs.templates(config, "loss.template")) == 60
+    assert len(configs.templates(config, "loss.template")) == 60
 
 
 def test_other_arguments_are_left_alone():

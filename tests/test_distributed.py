@@ -22,8 +22,7 @@ from tests.helpers.hosts import SETTINGS, finish, outputs, start_hosts
 
 pytestmark = pytest.mark.process
 
-METHOD = "dpt"
-# Hosts share class-aware prompts, class texts, and an average of epochs.
+# Hosts share the texts of the classes, and end with an average of epochs.
 FEATURES = ["--config.train.average_mean=2", "--config.train.average_deviation=1"]
 
 
@@ -45,8 +44,8 @@ def stop_at(text, processes):
 
 @pytest.fixture(scope="module")
 def hosts(tiny_clip_dir):
-    """Start main.py on two hosts with all of it."""
-    return functools.partial(start_hosts, tiny_clip_dir, *FEATURES, method=METHOD)
+    """Start main.py with CoOp on two hosts. Parts of the image tower do not see other images."""
+    return functools.partial(start_hosts, tiny_clip_dir, *FEATURES)
 
 
 def test_two_hosts_that_were_stopped_compute_what_one_does(hosts, tiny_clip_dir, bucket, tmp_path):
@@ -68,7 +67,7 @@ def test_two_hosts_that_were_stopped_compute_what_one_does(hosts, tiny_clip_dir,
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 2
 
     arguments = [*SETTINGS, *FEATURES, f"--config.clip.weights={tiny_clip_dir}"]
-    in_process("main.py", f"--config=configs/{METHOD}.py:folder", *arguments, f"--workdir={alone}")
+    in_process("main.py", "--config=configs/coop.py:folder", *arguments, f"--workdir={alone}")
     one, two = load_newest(alone).prompts, load_newest(workdir).prompts
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), two, one)
     found, expected = predictions(workdir), predictions(alone)
@@ -107,6 +106,7 @@ def test_two_hosts_train_the_classifier_of_one(tiny_clip_dir, tmp_path):
 def test_killed(hosts, bucket, tmp_path):
     """SIGKILL to one host ends the other one too; then it is the run that nothing happened to."""
     workdir, whole = f"{bucket}/run", tmp_path / "whole"
+    hosts = functools.partial(hosts, method="dpt")
     finish(hosts(workdir=whole))
     first, second = processes = hosts(workdir=workdir)
     deadline = time.monotonic() + 120

@@ -29,7 +29,8 @@ def overrides(tiny_clip_dir):
     return {
         "clip.weights": str(tiny_clip_dir),
         "dataset.root": str(SMALL / "images"),
-        "text_prompt.length": 2,
+        "text_prompt.length": 4,
+        "train.batch_size": 6,
         "train.epochs": 1,
     }
 
@@ -189,7 +190,7 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(ove
 def test_settings_of_one_method(overrides):
     """They take precedence over those of all; a method that they make impossible is named."""
     overrides |= {"coop.text_prompt.length": 7, "coop.clip.weights": "tiny-clip"}
-    for method, length in (("coop", 7), ("vlp", 2)):
+    for method, length in (("coop", 7), ("vlp", 4)):
         (run,) = plan("few-shot", [method], ["folder"], [], [1], [1])
         config = sweep.run_config(run, overrides)
         assert config.text_prompt.length == length

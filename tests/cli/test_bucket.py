@@ -14,8 +14,9 @@ def test_everything_in_a_bucket(tiny_clip_dir, bucket):
     put_folder(SMALL / "images", f"{bucket}/images")
     there, dpt_jax = as_path(bucket), ("-m", "dpt_jax")
     data = [f"--config.dataset.root={bucket}/images", f"--config.clip.weights={tiny_clip_dir}"]
+    sizes = ["--config.text_prompt.length=4", "--config.train.batch_size=6"]
     in_process(*dpt_jax, "sweep", "--methods=coop", "--datasets=folder", "--shots=2", "--seeds=1",
-               f"--runs={bucket}/runs", *data, "--config.train.epochs=1")  # fmt: skip
+               f"--runs={bucket}/runs", *data, *sizes, "--config.train.epochs=1")  # fmt: skip
     (results,) = find_files(there, "results.json")
     run = f"{results.parent}"
     in_process(*dpt_jax, "report", f"{bucket}/runs")

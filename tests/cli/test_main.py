@@ -39,15 +39,8 @@ def flags(clip_dir):
 @pytest.fixture(scope="module")
 def converted(flags, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "converted"
-    in_process(
-        "-m",
-        "dpt_jax",
-        "convert",
-        "reference",
-        str(SMALL / "checkpoint"),
-        f"--workdir={workdir}",
-        *flags,
-    )
+    source = ("convert", "reference", str(SMALL / "checkpoint"))
+    in_process("-m", "dpt_jax", *source, f"--workdir={workdir}", *flags)
     return workdir
 
 
@@ -79,45 +72,84 @@ def test_zero_shot(flags, tmp_path):
     assert relative_error(predictions(tmp_path / "run")["logits"], expected) < LOGITS
 
 
-def test_training_from_published_checkpoint(converted, flags, tmp_path):
-    """One batch an epoch, no augmentation: the losses and final logits of the published code.
+@pytest.fixture(scope="module")
+def trained_on(converted, flags, tmp_path_factory):
+    """The workdir of a training from the published checkpoint, and its flags."""
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    flags = [*flags, f"--config.init_from={converted}"]
+    in_process("main.py", *flags, f"--workdir={workdir}")
+    return workdir, flags
 
-    Stopped half-way (as a run with fewer epochs) and on two devices it is the same run.
-    """
+
+def assert_published(run):
+    """The losses and the final logits are those of the published code."""
     expected = np.load(SMALL / "expected.npz")
-    run = tmp_path / "run"
-    in_process("main.py", *flags, f"--config.init_from={converted}", f"--workdir={run}")
     assert relative_error(predictions(run)["logits"], expected["final_test_logits"]) < LOGITS
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(losses, expected["losses"], rtol=1e-4)
+
+
+def test_training_from_published_checkpoint(trained_on):
+    """One batch an epoch, no augmentation."""
+    run, _ = trained_on
+    assert_published(run)
     assert len((run / "train_files.txt").read_text().splitlines()) == 12
 
 
-# Trains, and answers what it is given with two batches at a time.
+# Trains, without modules that take seconds to import, and answers with two batches at a time.
 ON_DEVICES = """
 import sys
 import numpy as np
 import dpt_jax
 from dpt_jax import cli
 workdir, *arguments = sys.argv[1:]
-files, arguments = arguments[:9], arguments[9:]
+files, arguments = arguments[:11], arguments[11:]
 cli.main_py([*arguments, f"--workdir={workdir}"])
+heavy = {"torch", "tensorflow", "tensorflow_datasets", "matplotlib", "gcsfs"}
+assert not heavy & {*sys.modules}
 predictor = dpt_jax.load(workdir, batch_size=2)
-assert predictor.rows == 8
+assert predictor.rows == 10
 np.save(f"{workdir}/answers.npy", predictor.predict_proba(files))
 """
 
 
 @pytest.mark.process
-def test_any_number_of_devices_trains_and_predicts_the_same(flags, files, tmp_path):
-    """Also with 5 rows a batch, which 4 devices do not divide."""
-    options = ["--config.train.batch_size=5", "--config.train.epochs=2"]
-    options += ["--config.train.warmup_epochs=0"]
-    one, four = tmp_path / "1", tmp_path / "4"
-    in_process("main.py", *flags, *options, f"--workdir={one}")
-    command("-c", ON_DEVICES, str(four), *files[:9], *flags, *options, devices=4)
-    for a, b in zip(prompts_of(four), prompts_of(one), strict=True):
+def test_any_number_of_devices_trains_and_predicts_the_same(trained_on, files, tmp_path):
+    """Five devices, which do not divide the twelve rows of a batch."""
+    one, flags = trained_on
+    command("-c", ON_DEVICES, str(tmp_path), *files[:11], *flags, devices=5)
+    assert_published(tmp_path)
+    for a, b in zip(prompts_of(tmp_path), prompts_of(one), strict=True):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
-    assert relative_error(predictions(four)["logits"], predictions(one)["logits"]) < LOGITS
-    expected = dpt_jax.load(one).predict_proba(files[:9])
-    np.testing.assert_allclose(np.load(four / "answers.npy"), expected, rtol=1e-3, atol=1e-5)
+    expected = dpt_jax.load(one).predict_proba(files[:11])
+    np.testing.assert_allclose(np.load(tmp_path / "answers.npy"), expected, rtol=1e-3, atol=1e-5)
+
+
+# Prints, at the end of main.py, how many programs were compiled and how many were found compiled.
+COUNTED = """
+import collections, json, runpy
+import jax.monitoring
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.rpartition("/")[2]]))
+try:
+    runpy.run_path("main.py", run_name="__main__")
+finally:
+    print(json.dumps([counts["cache_misses"], counts["cache_hits"]]))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_second_start_compiles_nothing(tiny_clip_dir, tmp_path):
+    options = ["--config=configs/coop.py:folder", f"--config.dataset.root={SMALL / 'images'}",
+               f"--config.clip.weights={tiny_clip_dir}", "--config.train.epochs=1"]  # fmt: skip
+    # Neither the tests' own cache nor their threshold: what a user has.
+    without = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    printed = [
+        command("-c", COUNTED, *options, f"--workdir={tmp_path / run}", without=without,
+                XDG_CACHE_HOME=str(tmp_path), PYTHONPATH=".").stdout
+        for run in ("first", "second")
+    ]  # fmt: skip
+    (compiled, _), (again, found) = (json.loads(text.splitlines()[-1]) for text in printed)
+    assert compiled > 0 == again
+    assert found >= 5

@@ -13,8 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from dpt_jax.clip.pretrained import BUNDLED, load_clip, locate
 from dpt_jax.errors import UserError
-from tests.helpers.vocabularies import tokenizer_json
-from tests.helpers.weight_files import torch_bytes, torch_state, write_shards
+from tests.helpers.weight_files import tokenizer_json, torch_bytes, torch_state, write_shards
 
 TINY = BUNDLED / "tiny-clip"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

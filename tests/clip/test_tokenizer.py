@@ -10,7 +10,7 @@ from dpt_jax.clip.pretrained import BUNDLED, load_clip
 from dpt_jax.clip.tokenizer import PLAIN_FILES, load_tokenizer
 from dpt_jax.clip.vocabulary import END, START
 from dpt_jax.errors import UserError
-from tests.helpers.vocabularies import tokenizer_json
+from tests.helpers.weight_files import tokenizer_json
 
 # Computed by the tokenizer of the published code.
 IDS = {

@@ -18,8 +18,7 @@ from dpt_jax.training.workdir import load_config, read_config, save_config
 from tests.helpers import make_clip
 from tests.helpers.commands import in_process
 from tests.helpers.configs import small_config
-from tests.helpers.golden import SMALL, Golden
-from tests.helpers.prompt_trees import same_bytes
+from tests.helpers.golden import SMALL, Golden, same_bytes
 from tests.helpers.published_cases import by_module
 
 pytestmark = pytest.mark.compiles

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from configs import dpt
-from dpt_jax.clip import preprocessing
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Example
@@ -88,18 +86,6 @@ def test_base_and_new_share_one_sample():
 def test_wrong_dataset_settings_are_named(settings, says):
     with pytest.raises(UserError, match=says):
         load_dataset(config_of(**settings), seed=1)
-
-
-def test_test_transform_of_a_square_is_one_bicubic_resize():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8))
-    np.testing.assert_array_equal(
-        preprocessing.test_transform(image, 32), np.asarray(image.resize((32, 32), Image.BICUBIC))
-    )
-    wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 53, 3), np.uint8))
-    # 53 - 32 = 21 columns too many, of which round(10.5) = 10 (half to even) are left of the crop.
-    np.testing.assert_array_equal(
-        preprocessing.test_transform(wide, 32), np.asarray(wide)[:, 10:42]
-    )
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32 - 1))

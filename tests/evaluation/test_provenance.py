@@ -22,7 +22,7 @@ from tests.helpers.golden import SMALL
 
 @pytest.fixture(scope="module")
 def config(clip_dir):
-    config = small_config(clip_dir, coop, text_prompt__length=2, train__epochs=1)
+    config = small_config(clip_dir, coop, text_prompt__length=4, train__epochs=1)
     config.eval.save_logits = True
     return config
 

@@ -1,6 +1,6 @@
-"""Writes tests/data/classnames.json, the published class names that TFDS's labels are held to.
+"""Writes tests/golden/classnames.json, the published class names that TFDS's labels are held to.
 
-    python tests/make_classnames_golden.py CAFO SPLIT_ZHOU_CALTECH101
+    python tests/golden/make_classnames.py CAFO SPLIT_ZHOU_CALTECH101
 
 CAFO is a checkout of github.com/OpenGVLab/CaFo, which works on CoOp's splits and
 whose files gpt_file/*_prompt.json have their class names as keys;

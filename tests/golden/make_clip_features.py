@@ -1,4 +1,4 @@
-"""Writes tests/data/clip_vit_*.npz: transformers' CLIPModel at full size on seeded random weights.
+"""Writes tests/golden/clip_vit_*.npz: transformers' CLIPModel at full size on random weights.
 
     python -m tests.golden.make_clip_features
 

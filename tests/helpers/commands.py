@@ -10,8 +10,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from dpt_jax import cli
+from dpt_jax import cli, distributed
 
+distributed.KEPT_PROGRAMS = 64  # runs of many methods come back to each other's programs
 ROOT = pathlib.Path(__file__).parents[2]
 
 # Most of the tests' time is compilation, and none of them looks at speed. The first two flags take
@@ -21,7 +22,9 @@ QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expens
 QUICKLY_COMPILED += " --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith(("0.9.", "0.10.")):  # 0.12 refuses the flag
     QUICKLY_COMPILED += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY_COMPILED}".strip()
+# Once: a worker of pytest-xdist inherits them, and a program compiled with other flags is another.
+if QUICKLY_COMPILED not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY_COMPILED}".strip()
 
 # Programs compiled by one test serve the others, also in the processes that tests start.
 if "TEST_COMPILATION_CACHE" not in os.environ:

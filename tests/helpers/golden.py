@@ -3,7 +3,10 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
+
+from dpt_jax.config import flat
 
 DATA = pathlib.Path(__file__).parents[1] / "golden"
 SMALL = DATA / "dpt_small"
@@ -30,3 +33,12 @@ class Golden:
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference over the largest expected value."""
     return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())
+
+
+def same_bytes(a, b) -> bool:
+    """Return whether two trees have the same arrays, to the last bit."""
+    a, b = (
+        flat(jax.tree.map(lambda x: (x.dtype, x.shape, np.ascontiguousarray(x).tobytes()), t))
+        for t in (a, b)
+    )
+    return a == b

@@ -1,12 +1,16 @@
-"""Weights of a tiny CLIP in the formats of others, and when two are the same."""
+"""Weights and vocabularies in the formats of others, and when two CLIPs are the same."""
 
+import functools
 import io
 import json
+import pathlib
+import tempfile
 
 import jax
 import numpy as np
 import torch
 from safetensors.numpy import save_file
+from transformers import CLIPTokenizerFast
 
 
 def assert_same(clip, expected):
@@ -45,3 +49,15 @@ def torch_bytes(thing):
     buffer = io.BytesIO()
     torch.save(thing, buffer)
     return buffer.getvalue()
+
+
+def tokenizer_json(folder: pathlib.Path) -> dict:
+    """The tokenizer.json that transformers writes for a vocab.json and merges.txt."""
+    return json.loads(_text(folder))
+
+
+@functools.cache
+def _text(folder: pathlib.Path) -> str:
+    with tempfile.TemporaryDirectory() as saved:
+        CLIPTokenizerFast.from_pretrained(folder).save_pretrained(saved)
+        return (pathlib.Path(saved) / "tokenizer.json").read_text(encoding="utf-8")

@@ -13,11 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 import dpt_jax
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path
 from dpt_jax.predictor import program
 from dpt_jax.predictor.explain import describe
 from dpt_jax.predictor.predictor import read_classnames
-from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
@@ -96,17 +94,6 @@ def test_names_and_score(predictor, files):
     for labels, named in ((["zebra"], "zebra"), ([1, 2], "1 and 2"), ([99], "99"), ([0.5], "0.5")):
         with pytest.raises(UserError, match=named):
             predictor.score(files[:1], labels)
-
-
-def test_saving_is_exporting(predictor, trained, tmp_path):
-    predictor.save(tmp_path / "saved.safetensors")
-    in_process("-m", "dpt_jax", "convert", "export", str(trained), str(tmp_path / "e.safetensors"))
-    saved, exported = (as_path(tmp_path / f"{name}.safetensors") for name in ("saved", "e"))
-    assert prompt_file.read_header(saved) == prompt_file.read_header(exported)
-    assert load_newest(saved).digest == load_newest(exported).digest
-    for wrong, named in ((predictor, "saved.bin"), (dpt_jax.load(trained, ["dog"]), "classes")):
-        with pytest.raises(UserError, match=named):
-            wrong.save(tmp_path / ("saved.bin" if wrong is predictor else "x.safetensors"))
 
 
 def test_logits_are_features_of_images_with_features_of_texts(predictor, files, clip):

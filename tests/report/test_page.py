@@ -4,7 +4,6 @@ import html.parser
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -105,4 +104,3 @@ def test_report_of_a_run_draws_training_and_reliability(trained, tmp_path):
     assert "expected calibration error" in text
     (tmp_path / "run" / "metrics.jsonl").unlink()
     assert "training.png" not in run_report.report_run(tmp_path / "run")[1]
-    jax.clear_caches()

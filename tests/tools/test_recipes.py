@@ -20,6 +20,7 @@ def test_a_true_caption_of_another_image_is_left_out_of_the_loss():
     assert float(recipe.contrastive_loss(logits, fits)) == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_bundled_digits_are_those_that_the_recipe_makes(tmp_path, capsys):
     made, bundled = tmp_path / "digits", BUNDLED / "digits"
     make_digits_dataset.main([str(made)])

@@ -13,11 +13,11 @@ from dpt_jax.cli import convert
 from dpt_jax.convert.reference import reverse_reference
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
+from dpt_jax.io import as_path
 from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.commands import assert_refused, in_process
-from tests.helpers.golden import SMALL
-from tests.helpers.prompt_trees import same_bytes
+from tests.helpers.golden import SMALL, same_bytes
 
 pytestmark = pytest.mark.compiles
 
@@ -74,6 +74,17 @@ def test_a_file_stands_where_a_workdir_does(shared, trained, tmp_path):
                "--config.train.text_lr=0.0", f"--workdir={tmp_path / 'on'}")  # fmt: skip
     tokens = (load_newest(run).prompts["visual"]["tokens"] for run in (tmp_path / "on", trained))
     np.testing.assert_allclose(*tokens, atol=1e-3)  # new ones: 0.02
+
+
+def test_saving_from_python_is_exporting(shared, trained, predictor, tmp_path):
+    saved = tmp_path / "saved.safetensors"
+    predictor.save(saved)
+    assert prompt_file.read_header(as_path(saved)) == prompt_file.read_header(as_path(shared))
+    assert load_newest(saved).digest == load_newest(shared).digest
+    with pytest.raises(UserError, match=r"saved\.bin"):
+        predictor.save(tmp_path / "saved.bin")
+    with pytest.raises(UserError, match="classes"):
+        dpt_jax.load(trained, ["dog"]).save(tmp_path / "x.safetensors")
 
 
 def test_a_file_is_not_trained_in(shared):

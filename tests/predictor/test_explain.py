@@ -1,19 +1,22 @@
-"""What a trained prompt looks at, and the pictures of it."""
+"""What a learned prompt attends to, and the words that are nearest to it."""
 
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dpt_jax.predictor.explain import describe
+import dpt_jax
+from dpt_jax.predictor.explain import describe, nearest_words
 from dpt_jax.report.figures import draw_confusion, draw_features
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL
 from tests.helpers.models import all_outputs
 
 pytestmark = pytest.mark.compiles
+
 
 IMAGES = SMALL / "images"
 
@@ -93,3 +96,36 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
 def test_wrong_input_to_visualize(trained, arguments, says):
     arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
     assert_refused(in_process("-m", "dpt_jax", "visualize", *arguments, check=False), says)
+
+
+def test_words_of_a_context_that_is_words(trained, clip, tmp_path):
+    """A context set to the embeddings of words is explained as these, at no distance."""
+    predictor = dpt_jax.load(trained)
+    ids = [clip.tokenizer.encode(word)[0] for word in ("photo", "of", "a", "zebra")]
+    predictor.prompts["text"]["context"] = np.asarray(clip.params["text"]["token_embedding"])[
+        None, ids
+    ]
+    found = nearest_words(predictor, top=2)
+    assert [*found.columns] == [
+        "context",
+        "nearest 1 (distance)",
+        "nearest 2 (distance)",
+        "in word distances",
+    ]
+    assert found.iloc[:, :2].values.tolist() == [
+        ["1", "photo (0.000)"],
+        ["2", "of (0.000)"],
+        ["3", "a (0.000)"],
+        ["4", "zebra (0.000)"],
+    ]
+    assert not found.iloc[:, 2].str.contains("(0.000)", regex=False).any()
+
+
+def test_explain_prints_a_table(trained):
+    lines = in_process(
+        "-m", "dpt_jax", "explain", f"--workdir={trained}", "--top=2"
+    ).stdout.splitlines()
+    assert len(lines) == 2 + 4
+    assert re.fullmatch(r"\| 1 +\| \S+ \(\d\.\d+\) +\| \S+ \(\d\.\d+\) +\| \d\.\d\d +\|", lines[2])
+    done = in_process("-m", "dpt_jax", "explain", f"--workdir={trained}", "x", check=False)
+    assert done.returncode == 2
