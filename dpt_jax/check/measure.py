@@ -138,10 +138,10 @@ def speed(clip: str, pretrained: Pretrained, quick: bool) -> tuple[list[Row], fl
         "step": f"{1e3 * seconds:.1f} ms",
         "images/s": f"{images:.1f}",
         "TFLOP/s": f"{rate / 1e12:.3g}",
-        "of a matrix product here": f"{rate / product:.0%} of {product / 1e12:.3g} TFLOP/s",
+        "share of a matrix product": f"{rate / product:.0%} of {product / 1e12:.3g} TFLOP/s",
     }
     if peak := flops.peak(jax.devices()[0].device_kind):
-        figures["of the chip's peak"] = f"{rate / peak / devices:.0%} of {peak / 1e12:.0f} TFLOP/s"
+        figures["share of chip peak"] = f"{rate / peak / devices:.0%} of {peak / 1e12:.0f} TFLOP/s"
     if stats := jax.local_devices()[0].memory_stats():
         figures["peak memory of a device"] = f"{stats['peak_bytes_in_use'] / 1e9:.2f} GB"
     if not quick:
