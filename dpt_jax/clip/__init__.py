@@ -1,6 +1,9 @@
 """The frozen CLIP backbone: modules, weights, tokenizer, image preprocessing.
 
-It does not depend on prompts or training, and can be used without them.
+It does not depend on prompts or training, and can be used without them. `pretrained.load_clip`
+finds weights and reads them: `files` knows their formats, `layouts` the names of their tensors,
+`config_files` what the files beside them say, and `tokenizer` the vocabulary. `model`, `blocks` and
+`packing` compute features, and `preprocessing` an image's pixels.
 """
 
 import os

@@ -71,17 +71,13 @@ def read_torch_file(file: epath.Path | pathlib.Path) -> tuple[Tensors, int | Non
       UserError: if the file is damaged or holds something else.
     """
     with reading(file, "a PyTorch file"), zipfile.ZipFile(io.BytesIO(file.read_bytes())) as archive:
-        root = _TorchUnpickler(archive).load()
+        root: Any = _TorchUnpickler(archive).load()
         root = _scripted_tensors(root) if isinstance(root, _Inert) else root
-    tensors = root["state_dict"] if isinstance(root, dict) and "state_dict" in root else root
-    if not isinstance(tensors, dict) or not tensors:
-        raise UserError(f"{file} is not a state dict (names and tensors): save that only.")
-    for name, value in tensors.items():
-        if not isinstance(value, np.ndarray):
-            raise UserError(
-                f"{file} is not a state dict: its field {name!r} is not a tensor. Save the state "
-                "dict only."
-            )
+        tensors: Tensors = root.get("state_dict", root)
+        others = [name for name, value in tensors.items() if not isinstance(value, np.ndarray)]
+        if others or not tensors:
+            what = f"{others[0]!r} is not a tensor" if others else "it has no tensors"
+            raise ValueError(f"{what}: save a state dict only")
     epoch = root.get("epoch")
     return dict(tensors), epoch if isinstance(epoch, int) else None
 

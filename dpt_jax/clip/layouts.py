@@ -208,11 +208,10 @@ def _checked(tensors: Tensors, name: str, parameter: _Parameter, file: epath.Pat
     value, shape = tensors[name], parameter.stored
     if parameter.third is not None:
         shape = (3 * shape[0], *shape[1:])
-    if value.shape not in (shape, shape or (1,)):  # a scalar may be stored as a vector of one
+    fits = value.shape in (shape, shape or (1,))  # a scalar may be stored as a vector of one
+    if not fits or not jnp.issubdtype(value.dtype, jnp.floating):
         raise UserError(
-            f"{file}: tensor {name} has shape {value.shape}, but the model's sizes ask for "
-            f"{shape}; the file and its configuration do not belong together."
+            f"{file}: tensor {name} is {value.dtype} {value.shape}, but the configuration asks for "
+            f"floating point {shape}; the two do not belong together."
         )
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise UserError(f"{file}: tensor {name} is {value.dtype}, not floating point.")
     return value

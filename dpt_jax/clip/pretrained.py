@@ -307,12 +307,17 @@ def _read_orbax(checkpoint: epath.Path, config: CLIPConfig) -> Params:
         reading(checkpoint, "a whole Orbax checkpoint of a CLIP"),
         _orbax(checkpoint) as (checkpointer, path),
     ):
-        params = jax.tree.map(np.asarray, checkpointer.restore(path, shapes))
-        for name, value in flax.traverse_util.flatten_dict(params, sep="/").items():
-            wanted = flax.traverse_util.flatten_dict(shapes, sep="/")[name].shape
-            if value.shape != wanted:
-                raise ValueError(f"{name} has shape {value.shape}, but config.json says {wanted}")
-    return params
+        there, wanted = (
+            {name: tuple(x.shape) for name, x in flax.traverse_util.flatten_dict(tree).items()}
+            for tree in (checkpointer.metadata(path).item_metadata.tree, shapes)
+        )
+        for name in sorted(there.keys() | wanted.keys()):
+            if there.get(name) != wanted.get(name):
+                raise ValueError(
+                    f"{'/'.join(name)} has shape {there.get(name)}, but config.json says "
+                    f"{wanted.get(name)}"
+                )
+        return jax.tree.map(np.asarray, checkpointer.restore(path, shapes))
 
 
 def _digest(params: dict[str, Any]) -> str:

@@ -73,15 +73,11 @@ def load_tokenizer(
     tokenizer = _read(directory, names) if names else openai_tokenizer()
     source = directory / names[0] if names else "OpenAI's vocabulary"
     highest = max(tokenizer.tokenizer.get_vocab().values())
-    if highest >= vocab_size:
+    wanted = vocab_size - 1 if end is None else end
+    if highest >= vocab_size or tokenizer.end != wanted:
         raise UserError(
-            f"{source}: token ids go up to {highest}, but the model has {vocab_size} tokens."
-        )
-    if tokenizer.end != (vocab_size - 1 if end is None else end):
-        where = f"its configuration says {end}" if end is not None else "takes the highest id"
-        raise UserError(
-            f"{source}: {END} has the id {tokenizer.end} of {vocab_size}, but the model takes the "
-            f"text feature at another one ({where})."
+            f"{source}: token ids go up to {highest} and {END} is {tokenizer.end}, but the model "
+            f"has {vocab_size} tokens and takes the text feature at {wanted}."
         )
     return tokenizer
 
