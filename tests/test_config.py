@@ -148,7 +148,7 @@ def test_saved_and_loaded(tmp_path):
     assert config["method"] == "dpt"
     del config["seed"]  # a key younger than the run
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert workdirs.read_config(tmp_path).seed == 1
+    assert workdirs.load_config(tmp_path).seed == 1
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import FOLDER, Saved, digest_of_json, newest
 from dpt_jax.training.record import name_of_data, training_meta
 from dpt_jax.training.setup import Experiment, clip_fingerprint, fingerprint
-from dpt_jax.training.workdir import CONFIG_FILE, read_config
+from dpt_jax.training.workdir import CONFIG_FILE, load_config
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
@@ -188,7 +188,7 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
         return False
     if not own.get("data") or own["data"]["digest"] == experiment.dataset.digest:
         return True
-    roots = read_config(workdir).dataset.root, config.dataset.root
+    roots = load_config(workdir).dataset.root, config.dataset.root
     return all(roots) and len({as_path(root).resolve() for root in roots}) == 1
 
 

@@ -27,7 +27,7 @@ from dpt_jax.training.workdir import (
     check_same_run,
     evaluation_dir,
     has_config,
-    read_config,
+    load_config,
     save_config,
 )
 
@@ -160,7 +160,7 @@ def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     if has_config(workdir):
-        config.dtype = read_config(workdir).dtype
+        config.dtype = load_config(workdir).dtype
     else:
         config.dtype = jnp.dtype(compute_dtype(config)).name
     return config

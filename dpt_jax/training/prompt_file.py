@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from dpt_jax.errors import UserError
-from dpt_jax.io import on_this_disk, reading, write_whole
+from dpt_jax.io import as_path, on_this_disk, reading, write_whole
 from dpt_jax.prompts import Prompts
 
 SUFFIX = ".safetensors"
@@ -85,7 +85,8 @@ def write(
     """
     import safetensors.numpy
 
-    settings = {**settings, "init_from": "", "dataset": {**settings["dataset"], "root": ""}}
+    name = as_path(settings["init_from"]).name if settings["init_from"] else ""
+    settings = {**settings, "init_from": name, "dataset": {**settings["dataset"], "root": ""}}
     entries = {
         "method": training["method"],
         "backbone": settings["clip"]["weights"],

@@ -45,7 +45,7 @@ def training_config(
     if config.init_from:
         # A run that has started has these in its own file; the other run may be gone by now.
         started = has_config(workdir)
-        source = read_config(workdir if started else as_path(config.init_from))
+        source = load_config(workdir if started else as_path(config.init_from))
         config = config.copy_and_resolve_references()
         config.clip = source.clip.copy_and_resolve_references()
         for part, section in SECTION_OF.items():
@@ -71,7 +71,7 @@ def evaluation_config(
     if not elsewhere and not has_config(workdir):
         return _overridden(config, overrides)
     source = as_path(str(elsewhere)) if elsewhere else workdir
-    saved = read_config(source)
+    saved = load_config(source)
     saved.update_from_flattened_dict(_as_trained(source))
     if dataset_named and config.dataset.name != saved.dataset.name:
         shots = saved.dataset.shots  # of the training
@@ -112,13 +112,13 @@ def has_config(workdir: epath.Path) -> bool:
     return (workdir / CONFIG_FILE).exists()
 
 
-def read_config(source: epath.Path) -> ConfigDict:
+def load_config(source: epath.Path) -> ConfigDict:
     """Return the configuration saved in a workdir or prompt file.
 
     A missing key has the default of common.py.
 
     Raises:
-      UserError: There is no configuration, or a key is unknown or has another type.
+      UserError: There is no configuration, a key is unknown, or a value is impossible.
     """
     if prompt_file.is_prompt_file(source):
         file, saved = source, flat(prompt_file.read_header(source)["settings"])
@@ -129,26 +129,16 @@ def read_config(source: epath.Path) -> ConfigDict:
         with reading(file, "a configuration"):
             saved = flat(json.loads(file.read_text(encoding="utf-8")))
     config = common.get_config()
-    for key, value in saved.items():
-        if key not in KEYS:
-            raise UserError(f"{file}: {key} is not a key{nearest(key)}")
-        set_value(config, key, value, f"{file}: ")
-    own = source / SPLIT_FILE  # the run's own copy
-    config.dataset.split = str(own) if file != source and own.exists() else ""
-    return config
-
-
-def load_config(source: epath.Path) -> ConfigDict:
-    """Return the validated configuration of a workdir or prompt file.
-
-    Raises:
-      UserError: As `read_config`, or a value is impossible.
-    """
-    config = read_config(source)
     try:
+        for key, value in saved.items():
+            if key not in KEYS:
+                raise UserError(f"{key} is not a key{nearest(key)}")
+            set_value(config, key, value, "")
         validate(config)
     except UserError as reason:
-        raise UserError(f"{source}: {reason}") from reason
+        raise UserError(f"{file}: {reason}") from reason
+    own = source / SPLIT_FILE  # the run's own copy
+    config.dataset.split = str(own) if file != source and own.exists() else ""
     return config
 
 
@@ -163,7 +153,7 @@ def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collecti
     """
     if not has_config(workdir):
         return ""
-    old, new = flat(read_config(workdir).to_dict()), flat(config.to_dict())
+    old, new = flat(load_config(workdir).to_dict()), flat(config.to_dict())
     if config.dtype == "auto":
         new["dtype"] = old["dtype"]
     without_use = sections_without_use(config.method)
@@ -211,5 +201,5 @@ def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
 
 def _root_of(folder: epath.Path) -> epath.Path | None:
     """Return the folder of images of the results in a folder, None if it has none."""
-    root = read_config(folder).dataset.root if has_config(folder) else ""
+    root = load_config(folder).dataset.root if has_config(folder) else ""
     return as_path(root).resolve() if root else None

@@ -14,7 +14,7 @@ from dpt_jax.convert.published import CAVPT, COUPLED, JOINT, TEXT, VISUAL
 from dpt_jax.convert.reference import convert_reference, reverse_reference
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
-from dpt_jax.training.workdir import load_config, read_config, save_config
+from dpt_jax.training.workdir import load_config, save_config
 from tests.helpers import make_clip
 from tests.helpers.commands import in_process
 from tests.helpers.configs import small_config
@@ -144,7 +144,7 @@ def test_prompts_trained_here_there_and_back(trained, tmp_path):
     in_process(*back, "--reverse", str(trained), str(tmp_path / "published"))
     folder = tmp_path / "published" / TEXT
     shutil.copy(folder / "model.pth.tar-2", folder / "model.pth.tar-9")
-    config = read_config(trained)
+    config = load_config(trained)
     convert_reference(tmp_path / "published", tmp_path / "back", config, {})
     saved, own = load_newest(tmp_path / "back"), load_newest(trained)
     assert same_bytes(saved.prompts, own.prompts)

@@ -9,6 +9,7 @@ import safetensors
 import safetensors.numpy
 
 import dpt_jax
+from configs import dpt_clap
 from dpt_jax.cli import convert
 from dpt_jax.convert.reference import reverse_reference
 from dpt_jax.data.folder import find_images
@@ -16,6 +17,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import load_newest
+from dpt_jax.training.workdir import load_config
 from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.golden import SMALL, same_bytes
 
@@ -85,6 +87,15 @@ def test_saving_from_python_is_exporting(shared, trained, predictor, tmp_path):
         predictor.save(tmp_path / "saved.bin")
     with pytest.raises(UserError, match="classes"):
         dpt_jax.load(trained, ["dog"]).save(tmp_path / "x.safetensors")
+
+
+def test_a_classifier_on_other_prompts_is_exported_too(tmp_path):
+    """Its settings have no epochs, which only a run with init_from may have."""
+    config = dpt_clap.get_config("folder")
+    config.init_from, config.train.epochs = str(tmp_path / "private" / "first"), 0
+    file, record = tmp_path / "a.safetensors", {"method": "dpt_clap"}
+    prompt_file.write(file, 1, {"text": {"x": np.zeros(2)}}, record, config.to_dict(), None)
+    assert load_config(file).init_from == "first"
 
 
 def test_a_file_is_not_trained_in(shared):
