@@ -5,7 +5,7 @@ python main.py --config=configs/clip_adapter.py
 The default, 16 shots of the bundled digits, gets 23.6 ± 0.8 % (five seeds) and takes seconds.
 See docs/measurements.md. The paper's datasets have not been measured.
 
-Values of gaopengcuhk/CLIP-Adapter, and of CoOp's configuration, which it refers to: 50 epochs at 1
+Values from gaopengcuhk/CLIP-Adapter and CoOp's configuration, which it refers to: 50 epochs at 1
 shot, 100 at 2 and 4, and 200 from 8 shots on. It reports the last epoch.
 """
 

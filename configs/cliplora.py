@@ -5,7 +5,7 @@ python main.py --config=configs/cliplora.py
 The default, 16 shots of the bundled digits, gets 44.5 % (one seed), and emoji at 4 shots 37.9 %.
 See docs/measurements.md. The paper's datasets have not been measured.
 
-Values of MaxZanella/CLIP-LoRA, which uses "a photo of a NAME." on every dataset. Training grows
+Values from MaxZanella/CLIP-LoRA, which uses "a photo of a NAME." on every dataset. Training grows
 with the shots, so --config.dataset.shots=-1 needs --config.train.steps_per_shot=0 and epochs.
 """
 

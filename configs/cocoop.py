@@ -5,7 +5,7 @@ python main.py --config=configs/cocoop.py
 The default, 16 shots of the bundled digits, gets 24.7 ± 2.4 % (five seeds). See
 docs/measurements.md. The paper's datasets have not been measured.
 
-Values of KaiyangZhou/CoOp.
+Values from KaiyangZhou/CoOp.
 """
 
 from ml_collections import ConfigDict

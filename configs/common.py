@@ -233,9 +233,9 @@ def get_config() -> ConfigDict:
     config.train.warmup_epochs = 10
     # Epochs of the cosine schedule; 0 for train.epochs.
     config.train.schedule_epochs = 0
-    # Centre of a Gaussian average of the prompts over the epochs, which replaces them at the end.
+    # Centre, in epochs, of the Gaussian average that replaces the prompts at the end.
     config.train.average_mean = 0.0
-    # Its standard deviation in epochs; 0 takes no average.
+    # Its standard deviation in epochs; 0 disables averaging.
     config.train.average_deviation = 0.0
     # Final prompts: last, or best (the epoch with the highest validation accuracy).
     config.train.keep = "last"

@@ -8,7 +8,7 @@ datasets have not been measured:
 
 python main.py --config=configs/dpt.py:eurosat --config.dataset.root=DATA
 
-Values of the paper and of fanrena/DPT.
+Values from the paper and fanrena/DPT.
 """
 
 from ml_collections import ConfigDict

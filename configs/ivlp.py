@@ -5,7 +5,7 @@ python main.py --config=configs/ivlp.py
 The default, 16 shots of the bundled digits, gets 28.4 ± 4.0 % (five seeds). See
 docs/measurements.md. The paper's datasets have not been measured.
 
-Values of muzairkhattak/multimodal-prompt-learning, MaPLe's repository. PromptSRC's has
+Values from muzairkhattak/multimodal-prompt-learning, MaPLe's repository. PromptSRC's has
 text_prompt.length=4, visual_prompt.length=4, both depths 9, both learning rates 0.0025, and
 train.epochs=20.
 """

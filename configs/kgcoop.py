@@ -5,7 +5,7 @@ python main.py --config=configs/kgcoop.py
 The default, 16 shots of the bundled digits, gets 15.6 ± 0.3 % (five seeds). See
 docs/measurements.md. The paper's datasets have not been measured.
 
-Values of htyao89/KgCoOp, which has no protocol that trains on ImageNet and tests elsewhere.
+Values from htyao89/KgCoOp, which has no protocol that trains on ImageNet and tests elsewhere.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ python main.py --config=configs/lpplus.py
 The default, 16 shots of the bundled digits, gets 52.2 ± 1.6 % (five seeds) and takes seconds.
 See docs/measurements.md. The paper's datasets have not been measured.
 
-Values of FereshteShakeri/FewShot-CLIP-Strong-Baseline, which computes its learning rates from the
+Values from FereshteShakeri/FewShot-CLIP-Strong-Baseline, which computes its learning rates from the
 features. It reports the best of 300 epochs on validation images; here the last is used.
 """
 

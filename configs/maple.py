@@ -5,7 +5,7 @@ python main.py --config=configs/maple.py
 The default, 16 shots of the bundled digits, gets 28.8 ± 4.2 % (five seeds). See
 docs/measurements.md. The paper's datasets have not been measured.
 
-Values of muzairkhattak/multimodal-prompt-learning.
+Values from muzairkhattak/multimodal-prompt-learning.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@ python main.py --config=configs/promptsrc.py
 The default, 16 shots of the bundled digits, gets 15.5 ± 1.1 % (five seeds). See
 docs/measurements.md. The paper's datasets have not been measured.
 
-Values of muzairkhattak/PromptSRC.
+Values from muzairkhattak/PromptSRC.
 """
 
 from ml_collections import ConfigDict

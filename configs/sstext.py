@@ -5,7 +5,7 @@ python main.py --config=configs/sstext.py
 The default, 16 shots of the bundled digits, gets 37.6 ± 0.9 % (five seeds) and takes seconds.
 See docs/measurements.md. The paper's datasets have not been measured.
 
-Formula of jusiro/SS-Text. --config.classifier.name=sstext_plus and sstext_confidence are the two
+Formula from jusiro/SS-Text. --config.classifier.name=sstext_plus and sstext_confidence are the two
 other forms of its code.
 """
 

@@ -5,7 +5,7 @@ python main.py --config=configs/taskres.py
 The default, 16 shots of the bundled digits, gets 34.8 ± 0.8 % (five seeds) and takes seconds.
 See docs/measurements.md. The paper's datasets have not been measured.
 
-Values of geekyutao/TaskRes: 100 epochs, and 200 from 8 shots on. It reports the last epoch.
+Values from geekyutao/TaskRes: 100 epochs, and 200 from 8 shots on. It reports the last epoch.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,8 @@ python main.py --config=configs/tip_adapter.py
 The default, 16 shots of the bundled digits, gets 13.6 ± 0.3 % (five seeds) and takes seconds.
 See docs/measurements.md. The paper's datasets have not been measured.
 
-Values of gaopengcuhk/Tip-Adapter, whose code then searches alpha and beta on validation images (on
-test images for ImageNet). Here they are fixed.
+Values from gaopengcuhk/Tip-Adapter, whose code then searches alpha and beta on validation images
+(on test images for ImageNet). Here they are fixed.
 """
 
 from ml_collections import ConfigDict

@@ -5,9 +5,9 @@ python main.py --config=configs/tip_adapter_f.py
 The default, 16 shots of the bundled digits, gets 34.6 ± 2.0 % (five seeds) and takes seconds.
 See docs/measurements.md. The paper's datasets have not been measured.
 
-Values of gaopengcuhk/Tip-Adapter, whose code then searches alpha and beta on validation images (on
-test images for ImageNet). Here they are fixed. It reports the best epoch on test images; here the
-last is used.
+Values from gaopengcuhk/Tip-Adapter, whose code then searches alpha and beta on validation images
+(on test images for ImageNet). Here they are fixed. It reports the best epoch on test images; here
+the last is used.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,8 @@ python main.py --config=configs/twostage.py
 The default, 16 shots of the bundled digits, gets 43.8 % (one seed), and emoji at 4 shots
 35.2 ± 1.7 % (three seeds). See docs/measurements.md. The paper's datasets have not been measured.
 
-Values of FarinaMatteo/rethinking_fewshot_vlms: 300 steps per shot, 60 % for the layer norms, and "a
-photo of a NAME." on every dataset. Its code tunes the layer norms of blocks only;
+Values from FarinaMatteo/rethinking_fewshot_vlms: 300 steps per shot, 60 % for the layer norms, and
+"a photo of a NAME." on every dataset. Its code tunes the layer norms of blocks only;
 --config.weights.kind=all_norms also tunes the others. New classes are classified by the texts.
 """
 

@@ -5,7 +5,7 @@ python main.py --config=configs/vlp.py
 The default, 16 shots of the bundled digits, gets 51.0 ± 5.9 % (five seeds); emoji at 8 shots
 36.9 ± 0.3 % (three seeds). See docs/measurements.md. The paper's datasets have not been measured.
 
-Values of fanrena/DPT.
+Values from fanrena/DPT.
 """
 
 from ml_collections import ConfigDict

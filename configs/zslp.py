@@ -5,8 +5,8 @@ python main.py --config=configs/zslp.py
 The default, 16 shots of the bundled digits, gets 45.4 ± 1.0 % (five seeds) and takes seconds.
 See docs/measurements.md. The paper's datasets have not been measured.
 
-Values of jusiro/CLAP, which has one setting for all datasets. It prints each step's test accuracy;
-here the last is used.
+Values from jusiro/CLAP, which has one setting for all datasets. It prints each step's test
+accuracy; here the last is used.
 """
 
 from ml_collections import ConfigDict

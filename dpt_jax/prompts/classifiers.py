@@ -29,8 +29,8 @@ REDUCTION = 4  # of the width, in CLIP-Adapter
 class ClassTexts(NamedTuple):
     """Text features (C, E) of the classes."""
 
-    unit: Array  # T, the mean over the templates of unit features, of unit length again
-    raw: Array  # u, the mean over the templates, nothing normalised
+    unit: Array  # T, the mean over the templates of unit features, normalised again
+    raw: Array  # u, the mean over the templates, not normalised
 
 
 class Support(NamedTuple):
