@@ -46,8 +46,7 @@ class Method:
 
 ZERO_SHOT = "zeroshot"
 
-# In the order of tables and legends. Okabe and Ito's colours, which colour-blind readers can tell
-# apart; markers tell the methods apart in print.
+# In the order of tables and legends. Methods of similar colours have different markers.
 DPT = (TEXT, VISUAL, CLASS_AWARE)
 SS_TEXT = ("sstext", "sstext_plus", "sstext_confidence")
 METHODS: dict[str, Method] = {
