@@ -15,7 +15,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dpt_jax.cli import arguments as shared
 from dpt_jax.errors import UserError
@@ -27,20 +27,9 @@ if TYPE_CHECKING:
 
 BATCH = 128  # images that a device takes at a time, at most
 
-
-class Answer(NamedTuple):
-    """The likeliest classes of an image with their probabilities, or why it cannot be read."""
-
-    path: str
-    classes: list[tuple[str, float]]
-    error: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the object of --json."""
-        if self.error:
-            return {"path": self.path, "error": self.error}
-        predictions = [{"class": name, "probability": p} for name, p in self.classes]
-        return {"path": self.path, "predictions": predictions}
+# An image's path with its likeliest classes and their probabilities, or why it cannot be read: an
+# object of --json.
+Answer = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,33 +66,36 @@ def run(flags: argparse.Namespace) -> None:
             from dpt_jax.report.tables import inert
 
             table = csv.writer(stack.enter_context(text_stream(as_path(flags.csv))))
-            best = [f"{name}_{i + 1}" for i in range(top) for name in ("class", "probability")]
-            table.writerow(["path", "error", *best])
+            columns = [f"{name}_{i + 1}" for i in range(top) for name in ("class", "probability")]
+            table.writerow(["path", "error", *columns])
         # On a terminal, a bar would mix with the lines, which show the progress too.
         if flags.csv or flags.json or not sys.stdout.isatty():
             bar = stack.enter_context(Progress("predict", len(paths), file=sys.stderr))
         for answer in _classify(predictor, paths, top):
             answers.append(answer)
+            best = [(one["class"], one["probability"]) for one in answer.get("predictions", ())]
             if table:
-                cells = [cell for name, p in answer.classes for cell in (name, f"{p:.6f}")]
-                table.writerow(map(inert, [answer.path, answer.error, *cells]))
-            elif not (flags.json or answer.error):
-                said = "  ".join(f"{name} {100 * p:.1f} %" for name, p in answer.classes)
-                print(f"{answer.path}  {said}", flush=True)
+                cells = [cell for name, p in best for cell in (name, f"{p:.6f}")]
+                table.writerow(map(inert, [answer["path"], answer.get("error", ""), *cells]))
+            elif best and not flags.json:
+                said = "  ".join(f"{name} {100 * p:.1f} %" for name, p in best)
+                print(f"{answer['path']}  {said}", flush=True)
             if bar:
                 bar.advance()
-    readable = [answer for answer in answers if not answer.error]
+    readable = [answer for answer in answers if "predictions" in answer]
     if flags.json:
-        rows_of_json = (f"  {json.dumps(answer.as_json())}" for answer in answers)
-        print("[", ",\n".join(rows_of_json), "]", sep="\n")
+        print("[", ",\n".join(f"  {json.dumps(answer)}" for answer in answers), "]", sep="\n")
     if flags.csv:
         print(f"written to {flags.csv}: {len(readable)} images")
     if not readable:
         raise UserError(f"none of the {len(paths)} images could be read.")
     if failed := len(paths) - len(readable):
         print(f"{failed} of {len(paths)} images could not be read.", file=sys.stderr)
-    named = [(class_name(pathlib.PurePath(one.path).parent.name), one) for one in readable]
-    hits = [name == one.classes[0][0] for name, one in named if name in predictor.classnames]
+    hits = []
+    for answer in readable:
+        folder = class_name(pathlib.PurePath(answer["path"]).parent.name)
+        if folder in predictor.classnames:
+            hits.append(folder == answer["predictions"][0]["class"])
     if hits:
         print(
             f"{100 * sum(hits) / len(hits):.1f} % of {len(hits)} images in folders that are named "
@@ -133,7 +125,11 @@ def _classify(predictor: "Predictor", paths: Sequence[str], top: int) -> Iterato
         best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
         for index, own, order in zip(batch["index"], probabilities, best, strict=True):
             path = paths[index]
-            if error := failed.get(path, ""):
-                print(error, file=sys.stderr, flush=True)
-            classes = [(predictor.classnames[c], float(own[c])) for c in order]
-            yield Answer(path, [] if error else classes, error)
+            if path in failed:
+                print(failed[path], file=sys.stderr, flush=True)
+                yield {"path": path, "error": failed[path]}
+                continue
+            classes = [
+                {"class": predictor.classnames[c], "probability": float(own[c])} for c in order
+            ]
+            yield {"path": path, "predictions": classes}
