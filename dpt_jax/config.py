@@ -225,7 +225,7 @@ def _check_conflicts(config: ConfigDict) -> None:
         "nothing to learn": not method.parts,
     }
     for key, other in EXCLUSIVE:
-        if holds[key] and holds[other]:
+        if all([holds[key], holds[other]]):  # both are looked up, so no row can be misspelt
             raise UserError(
                 f"{key} excludes {other} (method={method.name}, dataset.name={data.name}): change "
                 "one of the two; `dpt-jax settings` explains the keys."
