@@ -360,7 +360,11 @@ def on_this_disk(file: epath.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def without_wildcards(folder: epath.Path) -> Iterator[epath.Path]:
-    """Provide a link to a folder with [, * or ? in its path, which Orbax takes for a pattern."""
+    """Provide a link to a folder with [, * or ? in its path, which Orbax takes for a pattern.
+
+    For other paths provide the absolute one, which Orbax needs.
+    """
+    folder = folder if is_remote(folder) else folder.absolute()
     if is_remote(folder) or not re.search(r"[*?\[\]\\]", os.fspath(folder)):
         yield folder
         return

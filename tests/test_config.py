@@ -224,7 +224,7 @@ def test_a_resumed_run_may_change_what_its_result_does_not_depend_on(tmp_path):
 def test_an_evaluation_has_the_settings_of_the_newest_prompts(tmp_path):
     """A run was resumed with another seed, and then lost what it had trained with it."""
     saved_run(tmp_path, coop.get_config("folder"), seed=2)
-    with Checkpoints(tmp_path, create=True) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"text": np.zeros(2)}, {"settings": {"seed": 1}})
         checkpoints.wait()
     found = workdirs.evaluation_config(coop.get_config("folder"), {}, False, tmp_path)

@@ -134,7 +134,7 @@ def write_run(
         "changes": [],
         "source": source,
     }
-    with Checkpoints(workdir, create=True) as checkpoints:
+    with Checkpoints(workdir) as checkpoints:
         checkpoints.save(epoch, prompts, record)
         checkpoints.wait()
     say(f"wrote {workdir}: {config.method} prompts{f' of epoch {epoch}' if epoch else ''}")

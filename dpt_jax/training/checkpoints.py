@@ -77,25 +77,14 @@ class Checkpoints:
       directory: folder of the checkpoints.
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int = 2, create: bool = False) -> None:
-        """Open the checkpoints of a workdir.
-
-        Args:
-          workdir: local or in a bucket.
-          keep: how many checkpoints are not removed.
-          create: whether to write; otherwise nothing in the workdir changes.
-        """
-        workdir = as_path(workdir)
-        self._workdir = workdir if is_remote(workdir) else workdir.absolute()
+    def __init__(self, workdir: epath.PathLike, keep: int = 2) -> None:
+        """Make the folder of checkpoints.  keep: how many checkpoints are not removed."""
+        self._workdir = as_path(workdir)
         self.directory = self._workdir / FOLDER
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep if create else None,
-            create=False,
-            enable_async_checkpointing=create,
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
         self._closing = contextlib.ExitStack()
         with reading(self.directory, "a folder of checkpoints"):
-            if create and distributed.is_first() and not is_remote(self.directory):
+            if distributed.is_first() and not is_remote(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
             root = self._closing.enter_context(without_wildcards(self.directory))
             self._manager = ocp.CheckpointManager(epath.Path(root), options=options)
@@ -148,15 +137,6 @@ class Checkpoints:
         with self._writing():
             self._manager.wait_until_finished()
 
-    def load(self, step: int) -> Saved:
-        """Return the prompts of a step.
-
-        Raises:
-          DamagedError: if a file is not what was written.
-          UserError: if the checkpoint cannot be read for another reason.
-        """
-        return self._restore(step)[0]
-
     def resume(self) -> tuple[Saved, PyTree] | None:
         """Return the newest checkpoint that is whole, and its training item; None in a new run.
 
@@ -172,7 +152,7 @@ class Checkpoints:
         distributed.check_same(lambda: {"list of checkpoints (workdir)": repr(steps)})
         for step in steps:
             try:
-                saved, training = self._restore(step)
+                saved, training = restore(self.directory / str(step))
                 reason = ""
             except DamagedError as error:
                 reason = str(error)
@@ -195,34 +175,6 @@ class Checkpoints:
                 "same command again."
             )
         return None
-
-    def _restore(self, step: int) -> tuple[Saved, PyTree]:
-        """Return prompts, record and training item (None if missing) as they were saved.
-
-        They are compared with their digests before anything is cast or reshaped.
-        """
-        folder = self.directory / str(step)
-        try:
-            present = {entry.name for entry in entries(folder)}
-            items = {name: restore() for name, restore in RESTORE.items() if name in present}
-            found = dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
-            meta = dict(found.pop("meta"))
-            digests = meta.pop(DIGESTS)
-            trees = {
-                name: jax.tree.map(np.asarray, found[name]) for name in items if name != "meta"
-            }
-            own = {name: digest(tree) for name, tree in trees.items()}
-            own["meta"] = digest_of_json(meta)
-            if wrong := [name for name in digests if own.get(name) != digests[name]]:
-                raise ValueError(f"the digest of its {wrong[0]} is not the one that was written")
-            return Saved(step, trees["prompts"], meta, own["prompts"]), trees.get("training")
-        except FileNotFoundError as reason:
-            raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
-        except (OSError, MemoryError):
-            with reading(folder, "a checkpoint"):
-                raise
-        except Exception as reason:  # of Orbax's, TensorStore's and JSON's own types
-            raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
 
     def _set_aside(self, step: int, reason: str) -> None:
         """Move a damaged checkpoint to WORKDIR/damaged, on host 0."""
@@ -259,6 +211,41 @@ def steps_of(folder: epath.Path) -> list[int]:
     return sorted(steps, reverse=True)
 
 
+def restore(folder: epath.Path) -> tuple[Saved, PyTree]:
+    """Return prompts, record and training item (None if missing) of a checkpoint.
+
+    They are compared with their digests before anything is cast or reshaped.
+
+    Raises:
+      DamagedError: if a file is not what was written.
+      UserError: if the checkpoint cannot be read for another reason.
+    """
+    try:
+        present = {entry.name for entry in entries(folder)}
+        items = {name: args() for name, args in RESTORE.items() if name in present}
+        with (
+            without_wildcards(folder) as opened,
+            ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
+        ):
+            found = dict(reader.restore(epath.Path(opened), ocp.args.Composite(**items)))
+        meta = dict(found.pop("meta"))
+        digests = meta.pop(DIGESTS)
+        trees = {name: jax.tree.map(np.asarray, found[name]) for name in items if name != "meta"}
+        own = {name: digest(tree) for name, tree in trees.items()}
+        own["meta"] = digest_of_json(meta)
+        if wrong := [name for name in digests if own.get(name) != digests[name]]:
+            raise ValueError(f"the digest of its {wrong[0]} is not the one that was written")
+        saved = Saved(int(folder.name), trees["prompts"], meta, own["prompts"])
+        return saved, trees.get("training")
+    except FileNotFoundError as reason:
+        raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
+    except (OSError, MemoryError):
+        with reading(folder, "a checkpoint"):
+            raise
+    except Exception as reason:  # of Orbax's, TensorStore's and JSON's own types
+        raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
+
+
 def load_newest(workdir: epath.PathLike) -> Saved:
     """Return the newest whole prompts of a workdir, or those of a prompt file.
 
@@ -273,13 +260,12 @@ def load_newest(workdir: epath.PathLike) -> Saved:
         return Saved(step, prompts, meta, digest(prompts))
     whole = ""
     if (source / FOLDER).is_dir():
-        with Checkpoints(source) as checkpoints:
-            for step in checkpoints.steps():
-                try:
-                    return checkpoints.load(step)
-                except DamagedError as reason:
-                    say(f"{reason}: trying the previous one.", file=sys.stderr)
-                    whole = " that is whole"
+        for step in steps_of(source / FOLDER):
+            try:
+                return restore(source / FOLDER / str(step))[0]
+            except DamagedError as reason:
+                say(f"{reason}: trying the previous one.", file=sys.stderr)
+                whole = " that is whole"
     raise UserError(
         f"{workdir} holds no checkpoint{whole}: train there first, or name another --workdir."
     )

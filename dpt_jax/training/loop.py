@@ -137,7 +137,7 @@ def train(
     with (
         locked(workdir),
         StopRequest() as stop,
-        Checkpoints(workdir, config.checkpoint.keep, create=True) as checkpoints,
+        Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
     ):
         state, saver = restore(experiment, plan, checkpoints, workdir, allow_changes)
         distributed.check_same(lambda: {"initial prompt (init_from)": digest(state.prompts)})

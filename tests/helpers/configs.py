@@ -30,7 +30,7 @@ def save_run(
     """Write a run that ends with its first prompts, moved by some noise."""
     prompts = jax.tree.map(lambda x: x + np.float32(noise), initial_prompts(experiment))
     save_config(experiment.config, workdir)
-    with Checkpoints(workdir, create=True) as checkpoints:
+    with Checkpoints(workdir) as checkpoints:
         checkpoints.save(step, prompts, {**training_meta(experiment), "epoch": 1})
         checkpoints.wait()
     return workdir

@@ -160,7 +160,7 @@ def test_answers_that_are_not_finite_are_refused(trained, files, tmp_path):
     own.prompts["visual"]["tokens"] = own.prompts["visual"]["tokens"] * np.float32(np.nan)
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns("checkpoints"))
-    with Checkpoints(workdir, create=True) as checkpoints:
+    with Checkpoints(workdir) as checkpoints:
         checkpoints.save(3, own.prompts, own.meta)
         checkpoints.wait()
     bad = dpt_jax.load(workdir)

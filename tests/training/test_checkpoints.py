@@ -5,11 +5,19 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, file_system
-from dpt_jax.training.checkpoints import DAMAGED, Checkpoints, load_newest, newest
+from dpt_jax.training.checkpoints import (
+    DAMAGED,
+    FOLDER,
+    Checkpoints,
+    load_newest,
+    newest,
+    steps_of,
+)
 
 PROMPTS = {
     "text": {"context": np.arange(6, dtype=np.float32).reshape(1, 2, 3)},
@@ -26,7 +34,7 @@ def training_of(step):
 
 
 def written(workdir, steps=(1, 2)):
-    with Checkpoints(workdir, create=True) as checkpoints:
+    with Checkpoints(workdir) as checkpoints:
         for step in steps:
             checkpoints.save(step, prompts_of(step), {"epoch": step}, training_of(step))
         checkpoints.wait()
@@ -35,7 +43,7 @@ def written(workdir, steps=(1, 2)):
 
 def resume(workdir):
     """The step at which a run resumes, whose trees are those that were saved."""
-    with Checkpoints(workdir, create=True) as checkpoints:
+    with Checkpoints(workdir) as checkpoints:
         saved, training = checkpoints.resume()
     jax.tree.map(np.testing.assert_array_equal, saved.prompts, prompts_of(saved.step))
     jax.tree.map(np.testing.assert_array_equal, training, training_of(saved.step))
@@ -72,8 +80,7 @@ def test_what_is_saved_last_is_the_newest(tmp_path):
 
 def test_the_newest_few_are_kept(workdir):
     written(workdir, steps=(1, 2, 3))
-    with Checkpoints(workdir) as checkpoints:
-        assert checkpoints.steps() == [3, 2]
+    assert steps_of(workdir / FOLDER) == [3, 2]
     saved = load_newest(workdir)
     assert (saved.step, saved.digest) == (newest(workdir).step, newest(workdir).digest)
     assert resume(workdir) == 3
@@ -125,16 +132,16 @@ def test_what_is_not_damage_moves_nothing(copied, monkeypatch, failure):
         raise failure
 
     before = files_of(copied)
-    with Checkpoints(copied, create=True) as checkpoints:
-        monkeypatch.setattr(checkpoints._manager, "restore", fail)
-        for read in (checkpoints.resume, lambda: checkpoints.load(2)):
+    with Checkpoints(copied) as checkpoints:
+        monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
+        for read in (checkpoints.resume, lambda: load_newest(copied)):
             with pytest.raises(UserError, match=str(copied)):
                 read()
     assert files_of(copied) == before
 
 
 def test_prompts_without_a_training_state_are_not_resumed(tmp_path):
-    with Checkpoints(tmp_path, create=True) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, PROMPTS, {})
         checkpoints.wait()
     assert load_newest(tmp_path).step == 1

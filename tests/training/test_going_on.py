@@ -16,7 +16,7 @@ from dpt_jax.runs.run import evaluate_run, train_run, with_dtype
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
-from dpt_jax.training.checkpoints import Checkpoints, load_newest
+from dpt_jax.training.checkpoints import FOLDER, load_newest, restore
 from dpt_jax.training.optimizer import Schedule, epoch_weights, learning_rates, make_optimizer
 from dpt_jax.training.setup import consistency_target
 from dpt_jax.training.step import StepConfig, make_step, new_state
@@ -175,8 +175,7 @@ def finished(experiment, tmp_path_factory):
 
 
 def prompts_of(workdir, step):
-    with Checkpoints(workdir) as checkpoints:
-        return checkpoints.load(step).prompts
+    return restore(workdir / FOLDER / str(step))[0].prompts
 
 
 def test_a_run_ends_with_the_average_of_its_epochs(experiment, finished):
