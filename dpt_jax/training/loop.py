@@ -139,7 +139,7 @@ def train(
         StopRequest() as stop,
         Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
     ):
-        state, saver = restore(experiment, plan, checkpoints, workdir, allow_changes)
+        state, saver = start_or_resume(experiment, plan, checkpoints, workdir, allow_changes)
         distributed.check_same(lambda: {"initial prompt (init_from)": digest(state.prompts)})
         start = int(state.step)
         if start == plan.steps and bool(model.config.classifier) == (CLASSIFIER in state.prompts):
@@ -421,7 +421,7 @@ class Saver:
         )
 
 
-def restore(
+def start_or_resume(
     experiment: Experiment,
     plan: Plan,
     checkpoints: Checkpoints,
