@@ -185,6 +185,6 @@ def check_shapes(saved: PyTree, wanted: PyTree, source: str) -> None:
         found, expected = describe(there, name), describe(here, name)
         if found != expected:
             raise UserError(
-                f"{source}: {name} is {found}, but with this CLIP and configuration it is "
-                f"{expected}."
+                f"{source}: {name} is {found}, but these settings and this CLIP need {expected}: "
+                "use those of its training."
             )

@@ -410,7 +410,9 @@ class Saver:
             return
         self.checkpoints.wait()
         good = self.checkpoints.steps()
-        last = f"the last good checkpoint is of step {good[0]}" if good else "no checkpoint before"
+        last = (
+            f"the last good checkpoint is of step {good[0]}" if good else "no checkpoint is saved"
+        )
         batch = next(train_batches(self.experiment, first - 1))
         images = ", ".join(self.experiment.dataset.train[i].path for i in batch["index"])
         raise UserError(
