@@ -64,7 +64,7 @@ from dpt_jax.methods import METHODS
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
 from dpt_jax.training import flops
-from dpt_jax.training.loop import make_plan
+from dpt_jax.training.plan import make_plan
 from dpt_jax.training.setup import Frozen
 from dpt_jax.training.step import make_step, new_state
 

@@ -28,8 +28,9 @@ from dpt_jax.io import as_path
 from dpt_jax.training import flops
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.initial_prompts import initial_prompts
-from dpt_jax.training.loop import make_plan, train, train_batches
+from dpt_jax.training.loop import train
 from dpt_jax.training.metrics import TIMES, read_metrics
+from dpt_jax.training.plan import make_plan, train_batches
 from dpt_jax.training.process import Stopped
 from dpt_jax.training.setup import Experiment, assemble, compute_dtype, prepare
 from dpt_jax.training.step import make_step, new_state
