@@ -40,6 +40,9 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
     "modules_to_save": ([], None),
+    "lora_bias": (False, None),
+    # Others, such as "pissa", change the frozen weights too.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", None),
 }
 
 

@@ -120,7 +120,7 @@ def test_lora_files_of_peft(run, clip_dir, tmp_path):
     expected = dpt_jax.load(run).predict_proba(IMAGES)
     np.testing.assert_allclose(dpt_jax.load(back).predict_proba(IMAGES), expected, atol=1e-5)
 
-    for change in ({"use_dora": True}, {"r": 3}):
+    for change in ({"use_dora": True}, {"init_lora_weights": "pissa"}, {"r": 3}):
         (folder / "adapter_config.json").write_text(json.dumps(about | change))
         done = convert("peft", folder, f"--workdir={tmp_path}/no", *flags, check=False)
         assert_refused(done, str(folder))
