@@ -1,4 +1,4 @@
-"""How weight files name the tensors of a CLIP: a table for transformers, one for OpenAI's code.
+"""How weight files name the tensors of a CLIP: those of transformers, and of OpenAI's code.
 
 open_clip uses OpenAI's names. All of them store a linear layer as (outputs, inputs).
 """
@@ -20,55 +20,38 @@ from dpt_jax.clip.files import Tensors
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.errors import UserError
 
-# Our name -> the file's. "." and "_" at the end are followed by weight or bias.
-TRANSFORMERS = {
-    "logit_scale": "logit_scale",
-    "vision/class_embedding": "vision_model.embeddings.class_embedding",
-    "vision/patch_embedding": "vision_model.embeddings.patch_embedding.weight",
-    "vision/position_embedding": "vision_model.embeddings.position_embedding.weight",
-    "vision/ln_pre": "vision_model.pre_layrnorm.",
-    "vision/ln_post": "vision_model.post_layernorm.",
-    "vision/projection": "visual_projection.weight",
-    "vision/transformer/blocks": "vision_model.encoder.layers.",
-    "text/token_embedding": "text_model.embeddings.token_embedding.weight",
-    "text/position_embedding": "text_model.embeddings.position_embedding.weight",
-    "text/ln_final": "text_model.final_layer_norm.",
-    "text/projection": "text_projection.weight",
-    "text/transformer/blocks": "text_model.encoder.layers.",
-    # Of a block:
-    "ln_1": "layer_norm1.",
-    "ln_2": "layer_norm2.",
-    "query": "self_attn.q_proj.",
-    "key": "self_attn.k_proj.",
-    "value": "self_attn.v_proj.",
-    "out": "self_attn.out_proj.",
-    "mlp_in": "mlp.fc1.",
-    "mlp_out": "mlp.fc2.",
-}
-OPENAI = {
-    "logit_scale": "logit_scale",
-    "vision/class_embedding": "visual.class_embedding",
-    "vision/patch_embedding": "visual.conv1.weight",
-    "vision/position_embedding": "visual.positional_embedding",
-    "vision/ln_pre": "visual.ln_pre.",
-    "vision/ln_post": "visual.ln_post.",
-    "vision/projection": "visual.proj",
-    "vision/transformer/blocks": "visual.transformer.resblocks.",
-    "text/token_embedding": "token_embedding.weight",
-    "text/position_embedding": "positional_embedding",
-    "text/ln_final": "ln_final.",
-    "text/projection": "text_projection",
-    "text/transformer/blocks": "transformer.resblocks.",
-    # Of a block; query, key and value are the thirds of one tensor:
-    "ln_1": "ln_1.",
-    "ln_2": "ln_2.",
-    "query": "attn.in_proj_",
-    "key": "attn.in_proj_",
-    "value": "attn.in_proj_",
-    "out": "attn.out_proj.",
-    "mlp_in": "mlp.c_fc.",
-    "mlp_out": "mlp.c_proj.",
-}
+_VISION, _TEXT = "vision_model.embeddings.", "text_model.embeddings."
+# Our name, transformers', OpenAI's. "." and "_" at the end are followed by weight or bias.
+_NAMES = (
+    ("logit_scale", "logit_scale", "logit_scale"),
+    ("vision/class_embedding", f"{_VISION}class_embedding", "visual.class_embedding"),
+    ("vision/patch_embedding", f"{_VISION}patch_embedding.weight", "visual.conv1.weight"),
+    (
+        "vision/position_embedding",
+        f"{_VISION}position_embedding.weight",
+        "visual.positional_embedding",
+    ),
+    ("vision/ln_pre", "vision_model.pre_layrnorm.", "visual.ln_pre."),
+    ("vision/ln_post", "vision_model.post_layernorm.", "visual.ln_post."),
+    ("vision/projection", "visual_projection.weight", "visual.proj"),
+    ("vision/transformer/blocks", "vision_model.encoder.layers.", "visual.transformer.resblocks."),
+    ("text/token_embedding", f"{_TEXT}token_embedding.weight", "token_embedding.weight"),
+    ("text/position_embedding", f"{_TEXT}position_embedding.weight", "positional_embedding"),
+    ("text/ln_final", "text_model.final_layer_norm.", "ln_final."),
+    ("text/projection", "text_projection.weight", "text_projection"),
+    ("text/transformer/blocks", "text_model.encoder.layers.", "transformer.resblocks."),
+    # Of a block. OpenAI's query, key and value are the thirds of one tensor.
+    ("ln_1", "layer_norm1.", "ln_1."),
+    ("ln_2", "layer_norm2.", "ln_2."),
+    ("query", "self_attn.q_proj.", "attn.in_proj_"),
+    ("key", "self_attn.k_proj.", "attn.in_proj_"),
+    ("value", "self_attn.v_proj.", "attn.in_proj_"),
+    ("out", "self_attn.out_proj.", "attn.out_proj."),
+    ("mlp_in", "mlp.fc1.", "mlp.c_fc."),
+    ("mlp_out", "mlp.fc2.", "mlp.c_proj."),
+)
+TRANSFORMERS = {ours: name for ours, name, _ in _NAMES}
+OPENAI = {ours: name for ours, _, name in _NAMES}
 PREFIX = re.compile(r"(module\.|_orig_mod\.)*")  # of training on several devices, of torch.compile
 # Buffers of OpenAI's archives and of older versions of the libraries; not weights.
 BUFFER = re.compile(r"attn_mask|input_resolution|context_length|vocab_size|.*\.position_ids")
