@@ -181,10 +181,12 @@ def _from_bucket(path: epath.Path) -> epath.Path:
     if (path / ORBAX_FOLDER).is_dir():
         return cast(epath.Path, local_copy(path, lambda name: True, say))
     source = path if path.is_file() else _find_weights(path)
-    wanted = _patterns(source.name)
-    folder = local_copy(
-        source.parent, lambda name: any(fnmatch.fnmatch(name, one) for one in wanted), say
-    )
+    patterns = _patterns(source.name)
+
+    def wanted(name: str) -> bool:
+        return name in patterns or any(fnmatch.fnmatch(name, one) for one in patterns)
+
+    folder = local_copy(source.parent, wanted, say)
     return cast(epath.Path, folder if source != path else folder / source.name)
 
 
