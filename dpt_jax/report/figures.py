@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name
 HALVES = {"base": "#0072B2", "new": "#E69F00", "harmonic mean": "#999999"}
+# Learning rates in metrics.jsonl: what each is of, and its colour and line.
+RATES = {
+    "visual_lr": ("visual prompt", ROWS["vpt"].colour, "-"),
+    "text_lr": ("text prompt", "#000000", "--"),
+    "classifier_lr": ("classifier", ROWS["zslp"].colour, "-"),
+    "weights_lr": ("weights", ROWS["cliplora"].colour, "-"),
+}
 MOST_NAMED_CLASSES = 60  # of a confusion matrix; more do not fit
 IN_A_COLUMN = 14  # methods of a legend
 STYLE: Any = {
@@ -138,14 +145,11 @@ def draw_confusion(matrix: np.ndarray, classnames: Sequence[str], title: str) ->
     return png(figure)
 
 
-def draw_training(
-    records: Sequence[Mapping[str, float]], rates: Mapping[str, str], guidance_epochs: int
-) -> bytes:
+def draw_training(records: Sequence[Mapping[str, float]], guidance_epochs: int) -> bytes:
     """Draw loss, training accuracy and learning rates by epoch.
 
     Args:
         records: Those of metrics.jsonl, one an epoch.
-        rates: The keys of the learning rates, and what each is of.
         guidance_epochs: After which the loss has fewer terms; 0 if it never changes.
     """
     metrics = pd.DataFrame(records).set_index("epoch")
@@ -155,9 +159,9 @@ def draw_training(
     if "val_accuracy" in metrics:
         axes[1].plot(100 * metrics.val_accuracy, color=ROWS["vpt"].colour, label="validation")
         axes[1].legend()
-    for key, label in rates.items():
-        style = {"color": "#000000", "linestyle": "--"} if key == "text_lr" else {}
-        axes[2].plot(metrics[key], **{"color": ROWS["vpt"].colour, "label": label, **style})
+    for key, (label, colour, line) in RATES.items():
+        if key in metrics:
+            axes[2].plot(metrics[key], color=colour, linestyle=line, label=label)
     axes[2].set_yscale("log")
     # The default labels of a logarithmic axis are formulas, see STYLE.
     axes[2].yaxis.set_major_formatter("{x:g}")

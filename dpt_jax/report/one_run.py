@@ -20,7 +20,7 @@ from dpt_jax.evaluation.metrics import softmax
 from dpt_jax.evaluation.results import Results, read_current
 from dpt_jax.io import write_whole
 from dpt_jax.logging import Progress
-from dpt_jax.methods import CLASSIFIER, METHODS, ROWS, TEXT, WEIGHTS, ZERO_SHOT
+from dpt_jax.methods import METHODS, ROWS, TEXT, ZERO_SHOT
 from dpt_jax.predictor.explain import describe, nearest_words
 from dpt_jax.predictor.predictor import Predictor, prompts_of
 from dpt_jax.report import figures
@@ -178,23 +178,15 @@ def draw(results: Results, workdir: epath.Path) -> dict[str, bytes]:
 
 
 def draw_training(workdir: epath.Path) -> bytes | None:
-    """Draw the training's curves; None if nothing was trained in the workdir."""
+    """Draw the training's curves; None if a workdir has fewer than two epochs."""
     records = read_metrics(workdir)
-    if not records:
+    if len(records) < 2:
         return None
     config = load_config(workdir)
     method = METHODS[config.method]
-    if len(records) == 1 and not method.in_towers:  # of a classifier in closed form
-        return None
-    rates = {"visual_lr": "visual prompt"} if method.visual else {}
-    if TEXT in method.parts:
-        rates["text_lr"] = "text prompt"
-    guidance_epochs = config.loss.guidance_epochs if len(rates) == 2 else 0
-    if CLASSIFIER in method.parts:
-        rates["classifier_lr"] = "classifier"
-    if WEIGHTS in method.parts:
-        rates["weights_lr"] = "weights"
-    return figures.draw_training(records, rates, guidance_epochs)
+    # CLIP's guidance is a term of the loss of methods that learn on both sides.
+    guided = method.visual and TEXT in method.parts
+    return figures.draw_training(records, config.loss.guidance_epochs if guided else 0)
 
 
 def classify(predictor: Predictor, dataset: Dataset) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
