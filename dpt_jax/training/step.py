@@ -60,20 +60,16 @@ def new_state(
 ) -> TrainState:
     """Return the initial state, on the host.  average: whether the run averages its epochs."""
     zero = np.int32(0)
+    terms = losses(model.config, config.alpha, config.guidance)
+    names = ["images", "hits", *(f"loss_{name}" for name in terms)]
     return TrainState(
         zero,
         prompts,
         optimizer.init(prompts),
-        new_totals(model, config),
+        dict.fromkeys(names, np.float32(0)),
         NotFinite(zero, zero),
         jax.tree.map(np.zeros_like, prompts) if average else None,
     )
-
-
-def new_totals(model: PromptedCLIP, config: StepConfig) -> Totals:
-    """Return the totals of no images."""
-    terms = losses(model.config, config.alpha, config.guidance)
-    return dict.fromkeys(["images", "hits", *(f"loss_{name}" for name in terms)], np.float32(0))
 
 
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
