@@ -70,8 +70,7 @@ def data(tmp_path_factory):
 def quick(monkeypatch):
     """Load the backbone once for all commands, and draw no figures."""
     monkeypatch.setattr(experiments, "load_clip", _load_once)
-    for name in ("draw_confusion", "draw_training", "draw_reliability"):
-        monkeypatch.setattr(one_run, name, lambda *_: b"")
+    monkeypatch.setattr(one_run, "draw", lambda *_: {})
 
 
 @functools.lru_cache(maxsize=1)
