@@ -19,11 +19,9 @@ TWO_CLASSES = tfds_trees.TWO_CLASSES
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(made_once):
     """TFDS's data directory with a tiny copy of every dataset."""
-    directory = tmp_path_factory.mktemp("tfds")
-    command("-m", "tests.helpers.tfds_trees", str(directory))
-    return directory
+    return made_once("tfds", lambda root: command("-m", "tests.helpers.tfds_trees", str(root)))
 
 
 def labels_of(name, root):

@@ -1,6 +1,6 @@
 """Tiny prepared copies of TFDS's datasets, with the builders' own features, labels and files.
 
-    python -m tests.helpers.tfds_trees ROOT [NAME FORMAT]
+    python -m tests.helpers.tfds_trees ROOT
 
 A process of its own keeps TensorFlow, which preparing some of them imports, out
 of the tests'.
@@ -52,36 +52,22 @@ def examples(
             yield name, record
 
 
-def make(
-    name: str,
-    root: pathlib.Path,
-    labels: list[str] | None = None,
-    file_format: str = "array_record",
-) -> None:
-    """Prepares the TFDS dataset of `name` in `root`, with images of some labels or of all."""
+def make(name: str, root: pathlib.Path) -> None:
+    """Prepares the TFDS dataset of `name` in `root`."""
     use = USES[name]
     builder = tfds.builder(use.builder, data_dir=root)
     features = builder.info.features
-    labels = labels or features["label"].names
+    of_two = name in ("imagenet_a", "imagenet_r")
+    labels = TWO_CLASSES if of_two else features["label"].names
     splits = [
         part for split in (use.train, use.val, use.test) if split for part in split.split("+")
     ]
     builder._split_generators = lambda _: {
         split: examples(features, labels, split) for split in splits
     }
-    builder.download_and_prepare(file_format=file_format)
-
-
-def main(root: str, name: str = "", file_format: str = "array_record") -> None:
-    """All datasets, or one of them as files of another format."""
-    for one in [name] if name else list(USES):
-        make(
-            one,
-            pathlib.Path(root),
-            TWO_CLASSES if one in ("imagenet_a", "imagenet_r") else None,
-            file_format,
-        )
+    builder.download_and_prepare(file_format="array_record")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for dataset in USES:
+        make(dataset, pathlib.Path(sys.argv[1]))

@@ -1,7 +1,7 @@
 """The page and the figures of one run."""
 
-import html.parser
 import json
+import re
 import shutil
 
 import numpy as np
@@ -33,24 +33,6 @@ def test_principal_axes_by_hand():
     np.testing.assert_array_equal(variance, [0, 0])
 
 
-class Page(html.parser.HTMLParser):
-    """The tags of a page, the addresses it asks for, its text and the cells of its tables."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.asked, self.text, self.cells = [], [], "", []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.asked += [value for name, value in attributes if name in ("src", "href")]
-
-    def handle_data(self, data):
-        self.text += data
-        if self.tags and self.tags[-1] in ("td", "th"):
-            self.cells.append(data)
-
-
 def test_one_page_a_run(trained, tmp_path):
     """Self-contained, with class names that are markup shown as text."""
     workdir = tmp_path / "run"
@@ -61,11 +43,12 @@ def test_one_page_a_run(trained, tmp_path):
     (workdir / "results.json").write_text(text)
     done = in_process("-m", "dpt_jax", "report", "--html", str(workdir))
     assert f"written: {workdir / 'report.html'}" in done.stdout
-    found = Page((workdir / "report.html").read_text(encoding="utf-8"))
-    assert "script" not in found.tags
-    assert evil in found.cells
-    assert all(address.startswith("data:image/png;base64,") for address in found.asked)
-    assert len(found.asked) >= 6
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;x" in page
+    asked = re.findall(r'(?:src|href)="(.{22})', page)
+    assert {*asked} == {"data:image/png;base64,"}
+    assert len(asked) >= 6
     for heading in (
         "Training",
         "Correct where zero-shot CLIP is wrong, most confident first",
@@ -75,8 +58,8 @@ def test_one_page_a_run(trained, tmp_path):
         "Calibration",
         "Settings",
     ):
-        assert heading in found.text
-    assert "train.visual_lr" in found.cells
+        assert heading in page
+    assert "train.visual_lr" in page
 
 
 def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
@@ -92,7 +75,7 @@ def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
     )
     done = in_process("-m", "dpt_jax", "report", "--html", str(workdir))
     assert "report.html" in done.stdout
-    assert "Training" not in Page((workdir / "report.html").read_text(encoding="utf-8")).text
+    assert "Training" not in (workdir / "report.html").read_text(encoding="utf-8")
     assert dpt_jax.load(workdir).classnames == dpt_jax.load(trained).classnames
 
 

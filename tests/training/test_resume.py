@@ -26,11 +26,10 @@ def settings(clip_dir):
 
 
 @pytest.fixture(scope="module")
-def whole(settings, tmp_path_factory):
+def whole(settings, made_once):
     """The workdir of a run that nothing happened to."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    in_process("main.py", *SETTINGS, *settings, f"--workdir={workdir}")
-    return workdir
+    flags = [*SETTINGS, *settings]
+    return made_once("whole", lambda workdir: in_process("main.py", *flags, f"--workdir={workdir}"))
 
 
 @pytest.mark.parametrize(
