@@ -1,13 +1,17 @@
 """The published datasets from tensorflow-datasets, read by position without TensorFlow.
 
-TFDS prepares them, on its own. Its splits are not the published ones: results compare with each
-other, not with the papers.
+TFDS prepares them on first use, which needs TensorFlow. Its splits are not the published ones:
+results compare with each other, not with the papers.
 """
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -153,7 +157,7 @@ def read_tfds(name: str, root: str) -> Dataset:
         root: TFDS's data directory, or "" for TFDS's default.
 
     Raises:
-        UserError: TFDS does not have the dataset, or it is not prepared as ArrayRecord.
+        UserError: TFDS does not have the dataset, or it cannot be prepared or read.
     """
     if name not in USES:
         raise UserError(f"dataset.source=tfds has no {name}: use --config.dataset.source=coop.")
@@ -164,11 +168,9 @@ def read_tfds(name: str, root: str) -> Dataset:
     folder = _on_this_disk(use.builder, root, splits)
     with reading(root or "~/tensorflow_datasets", f"the data directory of {use.builder}"):
         builder = tfds.builder(use.builder, data_dir=folder or None)
-    if not builder.is_prepared():
-        raise UserError(
-            f"{use.builder} is not prepared in {root or '~/tensorflow_datasets'}: with TensorFlow "
-            f"installed, run `{_command(use.builder, folder)}`."
-        )
+        if not builder.is_prepared():
+            _prepare(use.builder, folder)
+            builder = tfds.builder(use.builder, data_dir=folder or None)
     features = builder.info.features
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     with reading(builder.data_dir, f"ArrayRecord data with the splits {', '.join(splits)}"):
@@ -194,13 +196,33 @@ def read_tfds(name: str, root: str) -> Dataset:
     return Dataset(read, tuple(classname_of.values()), train, val, test)
 
 
-def _command(builder: str, folder: str = "") -> str:
-    """Return the command by which TFDS prepares a dataset, in a local folder."""
+def _program(builder: str, folder: str = "") -> str:
+    """Return the Python line by which TFDS prepares a dataset, in a local folder."""
     where = f", data_dir={folder!r}" if folder else ""
     return (
-        f'python -c "import tensorflow_datasets as tfds; tfds.builder({builder!r}{where})'
-        ".download_and_prepare(file_format='array_record')\""
+        f"import tensorflow_datasets as tfds; tfds.builder({builder!r}{where})"
+        ".download_and_prepare(file_format='array_record')"
     )
+
+
+def _prepare(name: str, folder: str) -> None:
+    """Download and prepare a dataset, in a process of its own and not on an accelerator.
+
+    TensorFlow would take its memory.
+    """
+    where = folder or "~/tensorflow_datasets"
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"{name} is not prepared in {where}, which needs TensorFlow: `pip install tensorflow`."
+        )
+    say(f"tensorflow-datasets downloads and prepares {name} in {where}.")
+    command = [sys.executable, "-c", _program(name, folder)]
+    if subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}).returncode:
+        raise UserError(
+            f"tensorflow-datasets cannot prepare {name} in {where} (see above): it needs the "
+            "network, for some datasets opencv-python, and for some archives that you put into "
+            "downloads/manual there."
+        )
 
 
 def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
@@ -219,8 +241,8 @@ def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
 
     if not (as_path(root) / folder).is_dir():
         raise UserError(
-            f"{root} has no {folder}: prepare it on a disk by `{_command(name)}`, and copy it by "
-            f"`gcloud storage cp -r ~/tensorflow_datasets/{folder} {root}`."
+            f'{root} has no {folder}: prepare it on a disk by `python -c "{_program(name)}"`, and '
+            f"copy it by `gcloud storage cp -r ~/tensorflow_datasets/{folder} {root}`."
         )
     return str(local_copy(as_path(root), wanted, say))
 

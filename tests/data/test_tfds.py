@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ from dpt_jax.errors import UserError
 
 @pytest.mark.process
 def test_prepared_data_are_read_without_tensorflow(root):
-    """A sentence says how TFDS prepares what is not."""
+    """Other data cannot be prepared without it."""
     code = f"""
 from dpt_jax.data.tfds import read_tfds
 config = dpt.get_config("dtd").dataset
@@ -119,6 +120,12 @@ except UserError as reason:
     assert paths == [e.path for own in by_label.values() for e in random.sample(own, 2)]
     assert (width, height) == ("(12,", "9)")
     assert "dtd is not prepared in /nowhere" in refused
+
+
+def test_a_preparation_that_fails_names_the_dataset(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(UserError, match="dtd"):
+        read_tfds("dtd", str(tmp_path))
 
 
 def test_a_dataset_of_one_split_is_divided_by_the_published_rule(root):
