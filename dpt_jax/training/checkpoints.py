@@ -243,7 +243,18 @@ def restore(folder: epath.Path) -> tuple[Saved, PyTree]:
         with reading(folder, "a checkpoint"):
             raise
     except Exception as reason:  # of Orbax's, TensorStore's and JSON's own types
+        _check_readable(folder)
         raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
+
+
+def _check_readable(folder: epath.Path) -> None:
+    """Raise UserError if the system refuses to read a file, which may then be intact."""
+    with reading(folder, "a checkpoint"):
+        for name, is_folder in entries(folder):
+            if is_folder:
+                _check_readable(folder / name)
+            else:
+                (folder / name).read_bytes()
 
 
 def load_newest(workdir: epath.PathLike) -> Saved:

@@ -140,6 +140,24 @@ def test_what_is_not_damage_moves_nothing(copied, monkeypatch, failure):
     assert files_of(copied) == before
 
 
+def test_files_that_cannot_be_opened_are_not_damage(copied, monkeypatch):
+    """TensorStore's own error does not say whether a file is damaged or the system refused it."""
+
+    def fail(*_, **__):
+        raise ValueError("NOT_FOUND: PERMISSION_DENIED")
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    before = files_of(copied)
+    monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
+    with monkeypatch.context() as refused:
+        refused.setattr(type(copied), "read_bytes", refuse)
+        with pytest.raises(UserError, match=str(copied)):
+            resume(copied)
+    assert files_of(copied) == before
+
+
 def test_prompts_without_a_training_state_are_not_resumed(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, PROMPTS, {})
