@@ -45,7 +45,10 @@ def test_matrices_of_float32_are_not_rounded_before_they_are_multiplied(dtype, m
     """
     options = parse(["--classes=20", "--batch=2", f"--mode={mode}", f"--dtype={dtype}"])
     case = make_case(options, 1)
-    texts = {name: lowered.as_text() for name, lowered in programs(case, jax.devices()[:1])}
+    texts = {
+        program.name: program.function.lower(*program.arguments).as_text()
+        for program in programs(case, jax.devices()[:1])
+    }
     assert list(texts) == names
     assert "2x224x224x3xui8" in texts[names[0]]
     for program in texts.values():
