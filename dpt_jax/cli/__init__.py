@@ -67,8 +67,8 @@ def _dispatch(arguments: list[str], prog: str) -> None:
 
 
 def _run(name: str, arguments: list[str], prog: str) -> None:
-    # Imports and tracing make millions of objects that stay. To search them for garbage as often
-    # as Python does by default took a sixth of the time of `predict`.
+    # Imports and tracing make millions of objects that stay. Searching them for garbage as often
+    # as Python does by default took a tenth of the time of `predict`.
     gc.set_threshold(50_000, 20, 20)
     command = importlib.import_module(f"dpt_jax.cli.{name}")
     parser = Parser(
