@@ -113,7 +113,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(overrides, tmp_path, mo
     workdir = workdir_of(tmp_path, planned[0], overrides)
     workdir.mkdir(parents=True)
     with locked(workdir):
-        assert sweep.state(planned[0], tmp_path, overrides) == "in training by another process"
+        assert sweep.state(planned[0], tmp_path, overrides) == "in training in another process"
         monkeypatch.setattr(sweep, "is_locked", lambda workdir: False)
         assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [planned[0]])
     assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
@@ -121,7 +121,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(overrides, tmp_path, mo
 
 
 def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip_dir, capsys):
-    """Test images that are added or changed, other class names, and other weights."""
+    """Added or changed test images, other class names, and other weights."""
     root = shutil.copytree(SMALL / "images", tmp_path / "images")
     weights = shutil.copytree(tiny_clip_dir, tmp_path / "clip")
     overrides |= {"dataset.root": str(root), "clip.weights": str(weights)}
@@ -173,7 +173,7 @@ def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys):
 
 
 def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(overrides, tmp_path):
-    """Nor one of another backbone or folder, which a resumed run of main.py may have."""
+    """Also one with another backbone or folder, which main.py may resume with."""
     (run,) = plan("few-shot", ["coop"], ["folder"], [], [1], [1])
     Runner(tmp_path, overrides)(run)
     for key, value in (
@@ -184,7 +184,7 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(ove
         changed = {**overrides, key: value}
         with pytest.raises(UserError, match=key):
             Runner(tmp_path, changed)(run)
-        assert sweep.state(run, tmp_path, changed) == "made with other settings"
+        assert sweep.state(run, tmp_path, changed) == "has other settings"
 
 
 def test_settings_of_one_method(overrides):

@@ -40,7 +40,7 @@ class EncodedBatch(NamedTuple):
     features: jax.Array
 
 
-# Of each test split that this process has evaluated on: its batches, without images. No prompt
+# The batches, without images, of each test split that this process has evaluated on. No prompt
 # changes the features of frozen CLIP, so the runs of a sweep compute them once.
 FeatureCache = dict[Hashable, list[EncodedBatch]]
 
@@ -54,9 +54,9 @@ class Programs(NamedTuple):
       encode_images: (CLIP's parameters, images) -> features of frozen CLIP (devices, b, E). The
         same program serves all methods.
       logits: (frozen, prompts, texts, images, features) -> logits (devices, b, C) of the method
-        and of zero-shot CLIP. Methods that leave the image tower need no images.
+        and of zero-shot CLIP. Methods that do not change the image tower need no images.
       merge: (CLIP's parameters, prompts) -> prompts with learned weights merged into CLIP's. The
-        other programs take either.
+        other programs take merged or unmerged ones.
     """
 
     encode_texts: Callable[[Frozen, Prompts], Texts]
@@ -164,7 +164,7 @@ def over_test_images(
     title: str,
     compute: Callable[[EncodedBatch], tuple[jax.Array, ...]],
 ) -> list[np.ndarray]:
-    """Compute something of each readable test image.
+    """Apply `compute` to batches of the test images; return what it gives for readable ones.
 
     All devices of all hosts share a batch: host h of n takes images h, h + n, h + 2n and so on.
 
@@ -175,7 +175,7 @@ def over_test_images(
 
     Returns:
       These columns (N, …) of the N readable images, then label (N,) and row (N,), the index into
-      the test split. All hosts have them all.
+      the test split. All hosts have all rows.
     """
     images, hosts = len(experiment.dataset.test), jax.process_count()
     rows = -(-min(experiment.config.eval.batch_size, images) // hosts)
@@ -235,7 +235,7 @@ def _read_test_images(experiment: Experiment, rows: int, steps: int) -> Iterator
 def _key(experiment: Experiment, rows: int) -> Hashable:
     """Return what the features depend on: images, CLIP and how they are batched.
 
-    CLIP by its name: runs of one process that name the same weights share them.
+    CLIP counts by its name: runs of one process that name the same weights share them.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
     images = tuple((dataset.read.key(example.path), example.label) for example in dataset.test)

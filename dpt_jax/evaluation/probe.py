@@ -21,8 +21,8 @@ MOST_ITERATIONS = 5000
 def fit_and_predict(experiment: Experiment) -> Predictions:
     """Fit probes to the training images, and predict the test split with the best one.
 
-    The best one has the highest accuracy on the validation images of the sample, at most 4 a class
-    as few-shot protocols have; of equals, the one with the strongest regularisation.
+    The best one has the highest accuracy on the validation images of the sample, at most 4 per
+    class as in few-shot protocols. Ties go to the strongest regularisation.
 
     Args:
       experiment: One of zero-shot CLIP, with training images of each class.
@@ -41,7 +41,7 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
     dataset, name = experiment.dataset, experiment.config.dataset.name
     if not dataset.val:
         raise UserError(
-            f"{name} has no validation images, by which the probe chooses its regularisation: "
+            f"{name} has no validation images, on which the probe chooses its regularisation: "
             "add a folder val/ next to train/ and test/."
         )
     # Zero-shot CLIP and the probe classify the same features.

@@ -1,4 +1,4 @@
-"""results.json and predictions.npz: writing and reading them, and whether they are current."""
+"""Write results.json and predictions.npz, read them, and check whether they are current."""
 
 import contextlib
 import io
@@ -146,7 +146,7 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
 
 
 def _learned(experiment: Experiment, saved: Saved, classes: int) -> int:
-    """Return the number of learned parameters of prompts that were trained on so many classes."""
+    """Return the number of learned parameters of prompts, trained on this number of classes."""
     prompts, name = dict(saved.prompts), experiment.model.config.classifier
     if name:
         images = len(prompts["classifier"].get("keys", [0]))
@@ -174,8 +174,8 @@ def read_result(file: epath.Path) -> dict[str, Any]:
 def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> bool:
     """Return whether an evaluation is on the dataset of the run in a workdir.
 
-    It is if name, classes and either the images or their folder are the same. The first
-    evaluation decides if the record of the prompts does not say which dataset they are of.
+    True if name, classes, and either the images or their folder are the same. If the record of the
+    prompts names no dataset, that of the first evaluation counts.
     """
     config, own = experiment.config, dict(saved.meta)
     if not own.get("data"):
@@ -193,7 +193,7 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
 
 
 def newest_behind(workdir: epath.Path) -> Saved | None:
-    """Return the newest prompts of the run that a folder's results are of, None if not found."""
+    """Return the newest prompts of the run behind a folder's results, None if not found."""
     source = workdir
     if workdir.parent.name == "on" and not (workdir / FOLDER).exists():
         source = workdir.parent.parent
@@ -211,15 +211,15 @@ def newest_behind(workdir: epath.Path) -> Saved | None:
 def outdated(results: Results, workdir: epath.Path) -> str:
     """Return why results are not of the newest prompts of their run, "" if they are.
 
-    Results whose run cannot be found are taken as they are.
+    Results whose run cannot be found count as current.
     """
     of = results["of"]
     held = None if results["method"] == ZERO_SHOT else newest_behind(workdir)
     if held is None or held.digest == of["prompts"]:
         return ""
     return (
-        f"{workdir / RESULTS_FILE} is of the prompts of step {of['step']}, but the newest of the "
-        f"run are of step {held.step}"
+        f"{workdir / RESULTS_FILE} is from the prompts of step {of['step']}, but the newest of the "
+        f"run are from step {held.step}"
     )
 
 
@@ -230,16 +230,15 @@ def read_current(workdir: epath.Path) -> dict[str, Any]:
     """
     results = read_result(workdir / RESULTS_FILE)
     if why := outdated(results, workdir):
-        raise UserError(f"{why}: evaluate again, with --mode=eval.")
+        raise UserError(f"{why}: evaluate again with --mode=eval.")
     return results
 
 
 def finished(workdir: epath.Path, config: ConfigDict) -> bool:
     """Return whether a workdir has the results that a configuration asks for.
 
-    They must be of the newest prompts, trained to the end, and of the same test classes and
-    texts, and so must predictions.npz if it is asked for. Data and CLIP are not read: see
-    `of_same_sources`.
+    They must be of the newest prompts, trained to the end, and of the same test classes and texts.
+    So must predictions.npz, if requested. Data and CLIP are not read: see `of_same_sources`.
     """
     try:
         results = read_current(workdir)
@@ -265,8 +264,9 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
 def of_same_sources(
     workdir: epath.Path, pretrained: Pretrained, data: str, test_files: str
 ) -> bool:
-    """Return whether results are of a CLIP, a dataset and its test files, of which are given: the
-    dataset's digest, and `digest_of_files`.
+    """Return whether results are of this CLIP, dataset and test files.
+
+    data: the dataset's digest. test_files: see `digest_of_files`.
     """
     of = read_result(workdir / RESULTS_FILE)["of"]
     now = digest_of_json(clip_fingerprint(pretrained)), data, test_files

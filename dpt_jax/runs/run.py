@@ -54,16 +54,16 @@ def train_run(
       callbacks: See `training.loop.train`.
 
     Raises:
-      UserError: The workdir is a file of prompts, or has a run with other settings or results of
+      UserError: The workdir is a prompt file, or has a run with other settings or results of
         zero-shot CLIP on other images.
     """
     if is_prompt_file(workdir):
         raise UserError(
-            f"--workdir: {workdir} is a file of prompts: evaluate it with --mode=eval, or start "
+            f"--workdir: {workdir} is a prompt file: evaluate it with --mode=eval, or start "
             "from it with --config.init_from and a folder as --workdir."
         )
     if changed := check_same_run(config, workdir, keys_that_may_change(asked=allow_changes)):
-        say(f"{workdir}: resuming with other settings than it was started with: {changed}.")
+        say(f"{workdir}: resuming with changed settings: {changed}.")
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
     if experiment.model.config.learns:
@@ -115,8 +115,8 @@ def evaluate_run(
     Args:
       config: Configuration of the evaluation, validated.
       source: Where the prompts are.
-      workdir: Where the results go. A run keeps its own: on another dataset, or other classes,
-        they go to WORKDIR/on/DATASET.
+      workdir: Where the results go. A run keeps its own: those on another dataset, or
+        other classes, go to WORKDIR/on/DATASET.
       prepare: Loads data and backbone.
 
     Returns:
@@ -154,7 +154,7 @@ def check_same_sweep(config: ConfigDict, workdir: epath.Path) -> None:
 def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     """Return the configuration with dtype=auto replaced by float32 or bfloat16.
 
-    It is the type that the workdir was started with, on whatever device, or that of this device.
+    It is the type that the workdir was started with, else the default of this device.
     """
     if config.dtype != "auto":
         return config
@@ -169,8 +169,7 @@ def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
 def with_split(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     """Return the configuration with the split that a workdir was started with.
 
-    Images that were added since are then not in use. A split that the configuration names takes
-    precedence.
+    Images added since then are not used. A split that the configuration names takes precedence.
     """
     own = workdir / SPLIT_FILE
     if config.dataset.split or config.dataset.source != "folder" or not own.exists():

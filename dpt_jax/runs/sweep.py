@@ -33,7 +33,7 @@ from dpt_jax.training.process import LockedError, is_locked
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 from dpt_jax.training.workdir import CONFIG_FILE, evaluation_config, evaluation_dir, run_dir
 
-# Of all runs, or, with a method's name before the key, of that method's: maple.text_prompt.depth.
+# For all runs or, with a method's name before the key, for that method: maple.text_prompt.depth.
 Overrides = Mapping[str, Value]
 
 # Default datasets to train on, and other datasets to test the prompts on.
@@ -91,9 +91,9 @@ def plan(
     shots: Sequence[int],
     seeds: Sequence[int],
 ) -> list[Run]:
-    """Return the runs of a sweep, those of a dataset and method together.
+    """Return the runs of a sweep, grouped by dataset and method.
 
-    Zero-shot CLIP depends on neither shots nor seeds, so it has one run a dataset.
+    Zero-shot CLIP depends on neither shots nor seeds, so it has one run per dataset.
     """
     runs = []
     for dataset, method in itertools.product(datasets, methods):
@@ -107,7 +107,7 @@ def plan(
 
 
 def in_order_of_part(planned: Sequence[Run], number: int, parts: int) -> list[Run]:
-    """Return all runs, beginning with every `parts`-th one from the `number`-th (from 1) on."""
+    """Return all runs, starting with every `parts`-th one from the `number`-th (from 1) on."""
     own = planned[number - 1 :: parts]
     return [*own, *(run for run in planned if run not in set(own))]
 
@@ -116,7 +116,7 @@ def run_config(run: Run, overrides: Overrides) -> ConfigDict:
     """Return the checked configuration of a run.  Overrides take precedence over published values.
 
     Raises:
-      UserError: A value is impossible, or a dataset unknown; also for the run's targets.
+      UserError: A value is impossible or a dataset unknown, for the run or its targets.
     """
     config = _published(run.method, run.dataset, run.protocol, overrides)
     config.dataset.shots, config.dataset.classes, config.seed = run.shots, run.classes, run.seed
@@ -160,18 +160,18 @@ def _own(method: str, dataset: str, overrides: Overrides) -> Overrides:
 
 
 def state(run: Run, runs: epath.Path, overrides: Overrides) -> str:
-    """Return how far a run is, by the files of its folder; neither data nor CLIP are read."""
+    """Return the state of a run, by the files of its folder, without reading data or CLIP."""
     try:
         config = run_config(run, overrides)
     except UserError as reason:
         return f"refused: {reason}"
     workdir = run_dir(runs, config, run.method)
     if is_locked(workdir):
-        return "in training by another process"
+        return "in training in another process"
     try:
         check_same_sweep(config, workdir)
     except UserError:
-        return "made with other settings"
+        return "has other settings"
     tests = [(workdir, config)]
     for target in run.targets if (workdir / CONFIG_FILE).exists() else ():
         tested = target_config(run, target, overrides, workdir)
@@ -194,7 +194,7 @@ class Runner:
         """Compute the missing results of a run; return how many were missing.
 
         Raises:
-          UserError: As `dpt-jax train` and `dpt-jax eval`, for the first of the tests that fails.
+          UserError: As `dpt-jax train` and `dpt-jax eval`, naming all targets that fail.
           LockedError: Another process trains this run.
         """
         config = run_config(run, self.overrides)
@@ -207,7 +207,7 @@ class Runner:
         # Host 0 decides, so that no host begins a run that the others skip.
         if not distributed.first_says(self._is_finished(workdir, config)):
             if distributed.first_says(is_locked(workdir)):
-                raise LockedError(f"{workdir} is being trained in by another process.")
+                raise LockedError(f"{workdir} is in use by another training process.")
             trained = train_run(config, workdir, prepare=self._prepare)
             _say_result(evaluate(*trained, workdir))
             made += 1
@@ -232,7 +232,7 @@ class Runner:
         return True
 
     def _is_finished(self, workdir: epath.Path, config: ConfigDict) -> bool:
-        """Return whether a workdir has the results, of the data and the CLIP that are there now."""
+        """Return whether a workdir has the results, of the current data and CLIP."""
         if not finished(workdir, config):
             return False
         data = with_split(config, workdir).dataset.copy_and_resolve_references()
@@ -266,7 +266,7 @@ def _say_result(results: Mapping[str, Any]) -> None:
 def sweep(
     planned: Sequence[Run], execute: Callable[[Run], int]
 ) -> tuple[list[tuple[Run, str]], list[Run]]:
-    """Execute the runs in order; a run that fails does not end the others.
+    """Execute the runs in order; a run that fails does not stop the others.
 
     Returns:
       The runs that failed, with reasons, and those that another process trains.
@@ -304,6 +304,6 @@ def sweep(
 
 
 def _end_on_several_hosts() -> None:
-    """Raise the current error on several hosts: if only this host fails, the others wait for it."""
+    """Re-raise the current error on several hosts, which would otherwise wait for this one."""
     if jax.process_count() > 1:
         raise

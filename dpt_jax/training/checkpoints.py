@@ -1,4 +1,4 @@
-"""Checkpoints of a run: prompts and optimizer by step; never CLIP's weights."""
+"""Checkpoints of a run: prompts and optimizer state, but not CLIP's weights."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ RESTORE = {
     "training": ocp.args.StandardRestore,
     "meta": ocp.args.JsonRestore,
 }
-COMMITTED = "commit_success.txt"  # Orbax writes it last in a bucket, which cannot rename
+COMMITTED = "commit_success.txt"  # in a bucket, which has no rename, Orbax writes it last
 
 
 def digest(tree: PyTree) -> str:
@@ -54,7 +54,7 @@ class Saved(NamedTuple):
     """Prompts of a checkpoint or a prompt file.
 
     Attributes:
-      step: after which they were saved.
+      step: training step after which they were saved.
       prompts: a tree of host arrays.
       meta: the record of the training.
       digest: digest of the prompts.
@@ -69,8 +69,8 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The newest checkpoints of a workdir, written in the background.
 
-    Each has the items `prompts` and `meta`; those of a training run also `training` (optimizer
-    state and running totals). `meta` holds a digest of every item. Several hosts save and restore
+    Each has the items `prompts` and `meta`, and in a training run `training` (optimizer state and
+    running totals). `meta` holds a digest of every item. Several hosts save and restore
     together, on a file system that they share or in a bucket; host 0 writes.
 
     Attributes:
@@ -78,7 +78,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2) -> None:
-        """Make the folder of checkpoints.  keep: how many checkpoints are not removed."""
+        """Make the folder of checkpoints.  keep: how many to keep."""
         self._workdir = as_path(workdir)
         self.directory = self._workdir / FOLDER
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
@@ -97,18 +97,18 @@ class Checkpoints:
             self._manager.close()
 
     def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint, the newest first."""
+        """Return the steps that have a checkpoint, newest first."""
         return steps_of(self.directory)
 
     def save(
         self, step: int, prompts: Prompts, meta: dict[str, Any], training: PyTree = None
     ) -> None:
-        """Start to write a checkpoint, which becomes the newest.
+        """Start writing a checkpoint, which becomes the newest.
 
         Args:
-          step: step of the training. Checkpoints of this and later steps are removed, such as
-            those of a classifier whose run is extended.
-          prompts: a tree of host arrays that nobody changes any more.
+          step: training step. Checkpoints of this and later steps are removed, such as those of a
+            classifier when its run is extended.
+          prompts: a tree of host arrays, which must not change afterwards.
           meta: the record of the training.
           training: a tree of host arrays.
 
@@ -133,19 +133,19 @@ class Checkpoints:
                         self._manager.delete(later)
 
     def wait(self) -> None:
-        """Return when everything is written.  Raise UserError, see `save`."""
+        """Wait until everything is written.  Raise UserError, see `save`."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def resume(self) -> tuple[Saved, PyTree] | None:
-        """Return the newest checkpoint that is whole, and its training item; None in a new run.
+        """Return the newest intact checkpoint and its training item; None in a new run.
 
         Newer checkpoints that are damaged are moved aside with a warning, so that the run can write
         them again.
 
         Raises:
-          UserError: if a checkpoint cannot be read for another reason than damage, has no training
-            item, or none is whole. Nothing is moved then.
+          UserError: if a checkpoint has no training item or cannot be read for a reason other than
+            damage, or if none is intact. Then nothing is moved.
         """
         steps = self.steps()
         damaged: dict[int, str] = {}
@@ -161,8 +161,8 @@ class Checkpoints:
                 continue
             if training is None:
                 raise UserError(
-                    f"{self.directory} holds prompts without a training state, so that they cannot "
-                    "be resumed: start a run from them with --config.init_from and another "
+                    f"{self.directory} holds prompts without a training state, so it cannot be "
+                    "resumed: start a run from them with --config.init_from and another "
                     "--workdir."
                 )
             for newer, reason in damaged.items():
@@ -170,8 +170,8 @@ class Checkpoints:
             return saved, training
         if damaged:
             raise UserError(
-                f"none of the {len(steps)} checkpoints in {self.directory} is whole: "
-                f"{damaged[steps[0]]}. To start over at step 0, remove that folder and give the "
+                f"none of the {len(steps)} checkpoints in {self.directory} is intact: "
+                f"{damaged[steps[0]]}. To start over at step 0, remove that folder and run the "
                 "same command again."
             )
         return None
@@ -186,24 +186,24 @@ class Checkpoints:
             damaged = self.directory / str(step)
             file_system(damaged).mv(os.fspath(damaged), os.fspath(aside), recursive=True)
             say(f"{reason}: moved to {aside}; resuming from an earlier one.", file=sys.stderr)
-        distributed.on_all_hosts(True)  # no host looks again before it is moved
+        distributed.on_all_hosts(True)  # no host lists the folder before it is moved
         self._manager.reload()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as reason:  # of Orbax's, TensorStore's and gcsfs's own types
+        except Exception as reason:  # Orbax, TensorStore and gcsfs have types of their own
             whole = self.steps()
-            last = f"the last whole one is of step {whole[0]}" if whole else "there is none yet"
+            last = f"the last intact one is from step {whole[0]}" if whole else "there is none yet"
             raise UserError(
-                f"{self.directory}: a checkpoint cannot be written ({short(reason)}); {last}. Make "
-                "room, and give the same command again."
+                f"{self.directory}: a checkpoint cannot be written ({short(reason)}); {last}. Free "
+                "some space, and run the same command again."
             ) from reason
 
 
 def steps_of(folder: epath.Path) -> list[int]:
-    """Return the steps that have a whole checkpoint in a folder, the newest first."""
+    """Return the steps with a complete checkpoint in a folder, newest first."""
     found = entries(folder) if folder.is_dir() else ()
     steps = [int(name) for name, is_folder in found if is_folder and name.isdecimal()]
     if is_remote(folder):
@@ -214,7 +214,7 @@ def steps_of(folder: epath.Path) -> list[int]:
 def restore(folder: epath.Path) -> tuple[Saved, PyTree]:
     """Return prompts, record and training item (None if missing) of a checkpoint.
 
-    They are compared with their digests before anything is cast or reshaped.
+    Digests are compared before anything is cast or reshaped.
 
     Raises:
       DamagedError: if a file is not what was written.
@@ -234,7 +234,7 @@ def restore(folder: epath.Path) -> tuple[Saved, PyTree]:
         own = {name: digest(tree) for name, tree in trees.items()}
         own["meta"] = digest_of_json(meta)
         if wrong := [name for name in digests if own.get(name) != digests[name]]:
-            raise ValueError(f"the digest of its {wrong[0]} is not the one that was written")
+            raise ValueError(f"the digest of its {wrong[0]} does not match")
         saved = Saved(int(folder.name), trees["prompts"], meta, own["prompts"])
         return saved, trees.get("training")
     except FileNotFoundError as reason:
@@ -242,7 +242,7 @@ def restore(folder: epath.Path) -> tuple[Saved, PyTree]:
     except (OSError, MemoryError):
         with reading(folder, "a checkpoint"):
             raise
-    except Exception as reason:  # of Orbax's, TensorStore's and JSON's own types
+    except Exception as reason:  # Orbax, TensorStore and JSON have types of their own
         _check_readable(folder)
         raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
 
@@ -258,7 +258,7 @@ def _check_readable(folder: epath.Path) -> None:
 
 
 def load_newest(workdir: epath.PathLike) -> Saved:
-    """Return the newest whole prompts of a workdir, or those of a prompt file.
+    """Return the newest intact prompts of a workdir, or the prompts of a prompt file.
 
     A warning is printed for damaged checkpoints.
 
@@ -276,16 +276,16 @@ def load_newest(workdir: epath.PathLike) -> Saved:
                 return restore(source / FOLDER / str(step))[0]
             except DamagedError as reason:
                 say(f"{reason}: trying the previous one.", file=sys.stderr)
-                whole = " that is whole"
+                whole = " that is intact"
     raise UserError(
         f"{workdir} holds no checkpoint{whole}: train there first, or name another --workdir."
     )
 
 
 def newest(source: epath.Path) -> Saved | None:
-    """Return which prompts are the newest of a workdir or a prompt file; None if it has none.
+    """Identify the newest prompts of a workdir or a prompt file; None if it has none.
 
-    The prompts themselves are only read if their digest cannot be.
+    The prompts themselves are read only from a prompt file, or if the record is damaged.
 
     Raises:
       UserError: if they cannot be read.

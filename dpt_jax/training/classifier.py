@@ -1,4 +1,4 @@
-"""The second stage of a training: a classifier on cached features, in one compiled loop."""
+"""The second stage of training: a classifier on cached features, in one compiled loop."""
 
 import functools
 import itertools
@@ -25,10 +25,10 @@ from dpt_jax.training.setup import Experiment, Frozen, shared_loading
 
 
 class Course(NamedTuple):
-    """What happened in each step.
+    """Metrics of each step.
 
     Attributes:
-      loss: (steps,), before the step, with the penalty.
+      loss: (steps,), before the update, with the penalty.
       hits: (steps,), images of the batch that were classified right.
       images: (steps,), images of the batch.
     """
@@ -43,7 +43,7 @@ class Trained(NamedTuple):
 
     Attributes:
       params: host arrays.
-      epochs: the last step of each epoch, and means over it, for metrics.jsonl.
+      epochs: last step and mean metrics of each epoch, for metrics.jsonl.
       chosen: the settings chosen on held-out training images, by key.
     """
 
@@ -58,7 +58,7 @@ def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -
     With classifier.select=support, the settings are first chosen on held-out training images.
 
     Raises:
-      UserError: As `train_classifier`, or a class has no second image to hold out.
+      UserError: As `train_classifier`, or a class has only one image.
     """
     if config.classifier.select == "none":
         return train_classifier(config, support, texts, s)
@@ -70,7 +70,7 @@ def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -
     if len(single := np.setdiff1d(labels[held], labels[~held])):
         raise UserError(
             f"classifier.select=support holds out one image per class, but class {single[0]} "
-            "(from 0) has only one: give more, or classifier.select=none."
+            "(from 0) has only one: add images, or use classifier.select=none."
         )
     others = Support(support.views[:, ~held], support.labels[~held])
     grid = CLASSIFIERS[config.classifier.name].grid
@@ -90,7 +90,7 @@ def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -
     accuracy, _, best, chosen = max(scores, key=lambda score: score[:2])
     chosen = {f"classifier.{key}": value for key, value in chosen.items()}
     words = ", ".join(f"{key}={value:g}" for key, value in chosen.items())
-    say(f"chosen on one image per class: {words} ({100 * accuracy:.0f} % right).")
+    say(f"settings chosen on one image per class: {words} ({100 * accuracy:.0f} % correct).")
     return train_classifier(best, support, texts, s)._replace(chosen=chosen)
 
 
@@ -100,8 +100,8 @@ def train_classifier(
     """Train the classifier of a configuration. The result depends only on the arguments.
 
     Args:
-      config: With the settings in `classifier`, the shots and the seed.
-      support: Views of the training images, those for the start first, see `encode_support`.
+      config: Its `classifier` section, shots and seed are used.
+      support: Views of the training images, initial ones first, see `encode_support`.
       texts: Text features of the classes.
       s: The temperature.
 
@@ -141,7 +141,7 @@ def train_classifier(
 
 
 def length(config: ConfigDict, images: int) -> tuple[int, int]:
-    """Return the steps of a classifier's training and of an epoch, for this many images."""
+    """Return the number of steps of a classifier's training, and of an epoch, on these images."""
     settings, classifier = config.classifier, CLASSIFIERS[config.classifier.name]
     shots = config.dataset.shots
     published = [n for least, n in classifier.epochs if shots < 0 or shots >= least]
@@ -162,7 +162,7 @@ def learning_rates(
 ) -> dict[str, np.ndarray]:
     """Return the learning rates (steps,) of the learned parameters, float64.
 
-    By epochs e of E: 1e-5 in the first one, then lr (1 + cos(π (e − 1) / E)) / 2. By steps: a
+    By epoch e of E: 1e-5 in the first, then lr (1 + cos(π (e − 1) / E)) / 2. By steps: a
     cosine from lr to last_lr.
     """
     step = np.arange(steps)
@@ -181,10 +181,10 @@ def learning_rates(
 def draw_batches(
     classifier: Classifier, settings: ConfigDict, images: int, views: int, steps: int, seed: int
 ) -> np.ndarray:
-    """Return the rows (steps, B) of the views' features (V · N, E) that each step takes.
+    """Return the rows of the features (V · N, E) that each step takes: (steps, B), -1 for padding.
 
-    -1 is padding. Epochs are permutations of the images, each of the next view; a pooled classifier
-    draws each batch from all views of all images.
+    Each epoch permutes the images, in the next view. A pooled classifier draws each batch from all
+    views of all images.
     """
     random = np.random.default_rng(seed)
     if classifier.pooled:
@@ -212,11 +212,11 @@ def train_on_features(
     rates: dict[str, np.ndarray],
     weight_decay: float = 0.0,
 ) -> tuple[Params, Course]:
-    """Train a classifier; return its parameters and what happened in each step.
+    """Train a classifier; return its parameters and the metrics of each step.
 
     Args:
       name: Name of the classifier.
-      params: To start from.
+      params: Initial parameters.
       images: Features f̂ (M, E) and labels (M,).
       texts: Texts of the classes.
       s: The temperature.
@@ -269,17 +269,17 @@ def _records(
 def encode_support(
     experiment: Experiment, prompts: Prompts, before_batch: Callable[[], object] = lambda: None
 ) -> tuple[Support, ClassTexts, jax.Array]:
-    """Encode views of the training images and the class texts with the method's towers.
+    """Encode the class texts and views of the training images with the method's towers.
 
     Args:
       experiment: What is trained.
-      prompts: The parts in the towers, as trained.
+      prompts: The trained parts of the towers.
       before_batch: Called before each batch, equally often on all hosts; an exception ends
         encoding.
 
     Returns:
       The views that the classifier starts from, followed by those of its epochs if different; the
-      texts; and the temperature s. Every host has all.
+      texts; and the temperature s. All hosts have all of these.
 
     Raises:
       UserError: An image cannot be read.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.interpreters.partial_eval import dce_jaxpr
 
-# Published peak rates of dense bfloat16 products, by the start of JAX's device_kind, longer names
+# Published peak rates of dense bfloat16 products, by prefix of JAX's device_kind, longer ones
 # first. Per core if JAX counts two devices per chip (TPU v2, v3 and 7x).
 PEAKS = {
     "TPU v2": 22.5e12,
@@ -37,13 +37,13 @@ def peak(device_kind: str) -> float | None:
 
 
 def of(program: Callable[..., Any], *arguments: Any) -> float:
-    """Return the operations of one call on one device: two for a multiplication and its addition.
+    """Return the operations of one call on one device: two per multiply-add.
 
-    Only matrix products count, those in a loop as often as it runs. Padding,
-    masked pairs and recomputed activations (`train.remat`) count too, and unused results do not.
+    Only matrix products count, those in a loop once per iteration. Padding, masked pairs and
+    recomputed activations (`train.remat`) count too, unused results do not.
 
     Args:
-      program: a function of JAX, which is traced, but not compiled.
+      program: a JAX function, which is traced but not compiled.
       arguments: its arguments, or their shapes.
     """
     traced = jax.make_jaxpr(program)(*arguments).jaxpr
@@ -66,7 +66,7 @@ def _operations(jaxpr: Any) -> float:
 
 
 def _programs_in(value: Any) -> Iterator[Any]:
-    """Yield the programs in a parameter of an operation: the body of a loop, and the like."""
+    """Yield the jaxprs in a parameter of an equation, such as the body of a loop."""
     for part in value if isinstance(value, tuple | list) else (value,):
         part = getattr(part, "jaxpr", part)
         if hasattr(part, "eqns"):

@@ -67,7 +67,7 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
     # On standard error, since standard output may be JSON.
     if epoch := unfinished(saved.meta):
         say(
-            f"{source}: its training has not finished, these prompts are of {epoch}.",
+            f"{source}: its training has not finished; these prompts are from {epoch}.",
             file=sys.stderr,
         )
     if other := other_clip(saved, experiment.pretrained):
@@ -90,8 +90,8 @@ def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
     """
     if "classifier" not in saved.prompts:
         raise UserError(
-            f"{source} has no classifier, since its training was stopped before: give the same "
-            "command again, which trains it."
+            f"{source} has no classifier, since its training was stopped before that stage: run "
+            "the training command again."
         )
     params, model = saved.prompts["classifier"], experiment.model
     classnames = list(experiment.dataset.classnames)
@@ -111,9 +111,9 @@ def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
 
 
 def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, source: str) -> Prompts:
-    """Return new prompts with the parts that saved ones have, to train on.
+    """Return new prompts, initialised from the saved parts.
 
-    The auxiliary classifier is bound to the classes of its training: it starts fresh for others.
+    The auxiliary classifier is of its training classes: for other classes it starts fresh.
     source: where the saved prompts are from. Raise UserError naming it if they do not fit.
     """
     if other := other_clip(saved, experiment.pretrained):
@@ -142,13 +142,13 @@ def other_clip(saved: Saved, pretrained: Pretrained) -> str:
     """Return in words how the CLIP of saved prompts differs, "" if it is the same."""
     theirs, own = saved.meta.get("clip", {}), clip_fingerprint(pretrained)
     different = [name for name in own if theirs.get(name) != own[name]]
-    return f"another CLIP (other {', '.join(different)})" if different else ""
+    return f"a different CLIP (other {', '.join(different)})" if different else ""
 
 
 def _check_classes(saved: Saved, experiment: Experiment, source: str) -> bool:
-    """Return whether saved prompts are of these classes, as far as known.
+    """Return whether saved prompts were trained on these classes; True if unknown.
 
-    Raise UserError if they are not, and have a context for each class.
+    Raise UserError if they were not, and have a context for each class.
     """
     same = saved.meta.get("classnames") in (None, list(experiment.dataset.classnames))
     if experiment.model.config.class_specific and not same and "text" in saved.prompts:

@@ -1,4 +1,4 @@
-"""Training: from a new or a saved state to the last epoch, and then of a classifier."""
+"""The training loop: from a new or saved state to the last epoch, then the classifier."""
 
 import functools
 import itertools
@@ -37,9 +37,9 @@ from dpt_jax.training.step import (
 )
 from dpt_jax.training.workdir import save_config
 
-# Gets the prompts, replicated; returns their accuracy on the validation images.
+# From replicated prompts to their accuracy on the validation images.
 Validate = Callable[[Prompts], float]
-# Gets the metrics of an epoch; the training ends if it returns true.
+# Called with the metrics of an epoch; training ends if it returns true.
 Callback = Callable[[dict[str, float]], object]
 
 
@@ -60,16 +60,16 @@ def train(
     Args:
       experiment: What is trained.
       workdir: Folder of the run.
-      allow_changes: Whether a resumed run may have other images.
+      allow_changes: Whether a resumed run may train on other images.
       callbacks: Called after each epoch, in this order.
-      profile: Steps to trace with the profiler.
+      profile: Number of steps to trace.
       validate: Called after each epoch, if there are validation images.
 
     Raises:
-      UserError: if there is nothing to train on, another process trains in the workdir, a run
+      UserError: if there is nothing to train on, another process is training in the workdir, a run
         resumes with other images (unless `allow_changes`), a checkpoint cannot be written, or a
         step is not finite.
-      Stopped: after a signal, when the state is saved.
+      Stopped: after a signal, once the state is saved.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
     check_trainable(dataset, config.dataset.name)
@@ -77,8 +77,8 @@ def train(
         check_readable(dataset)
     if config.train.keep == "best" and not validate:
         raise UserError(
-            f"train.keep=best needs validation images, and {config.dataset.name} has none: give it "
-            "a folder val/, or use train.keep=last."
+            f"train.keep=best needs validation images, but {config.dataset.name} has none: add a "
+            "folder val/, or use train.keep=last."
         )
     plan = make_plan(config, len(dataset.train))
     with (
@@ -94,8 +94,7 @@ def train(
             return state.prompts
         if is_own(config.dataset):
             say_once(look(dataset, config))
-        # Only a run that takes steps writes these, so that they match the training of a finished
-        # one.
+        # A finished run does not write these, so that they match its training.
         write_train_files(dataset, workdir)
         save_config(config, workdir)
         if start == plan.steps:
@@ -130,13 +129,13 @@ def train(
                     if not stop:
                         raise
                     # A SIGTERM to the process group ends loader processes that have only just
-                    # started. The images that they had are loaded again when the run resumes.
+                    # started. Their images are loaded again when the run resumes.
                     stopping = True
                     break
                 speed.count(len(batch["label"]) * jax.process_count())
                 unreadable.update(batch["index"][batch["weight"] == 0].tolist())
-                # JAX returns before the devices have finished, so the next batches are loaded and
-                # copied meanwhile. Reading the state waits for them: hence once an epoch.
+                # JAX dispatches asynchronously: the next batches are loaded and copied meanwhile.
+                # Reading the state blocks, so that is done once per epoch.
                 state = take_step(state, frozen, rows, schedule)
                 progress.advance()
                 if step % plan.steps_per_epoch == 0 or step == plan.steps:
@@ -167,7 +166,7 @@ def train(
                     saver.save(distributed.to_host(state))
         state = distributed.to_host(state)
         saver.save(state, **{ENDED: ended})
-        # Checkpoints are written in the background: only now is the last one whole.
+        # Checkpoints are written in the background.
         checkpoints.wait()
         if stopping:
             say(
@@ -180,7 +179,7 @@ def train(
             return with_classifier(state, saver, stop, workdir)
     if best := saver.best:
         say(
-            f"the prompts of epoch {best.epoch} are kept, which get {100 * best.accuracy:.1f} % of "
+            f"keeping the prompts of epoch {best.epoch}, which get {100 * best.accuracy:.1f} % of "
             "the validation images right."
         )
         return best.prompts
@@ -192,7 +191,7 @@ def with_classifier(
 ) -> Prompts:
     """Return the prompts of a state after the last epoch, with a trained classifier.
 
-    A classifier that is stopped on the way is trained from the start again, with the same result.
+    If stopped, the classifier is trained again from the start, with the same result.
     """
     experiment, plan = saver.experiment, saver.plan
     config, dataset = experiment.config, experiment.dataset
@@ -248,7 +247,7 @@ def _epoch_values(
     """Return the means over the epoch that ends with `step`, and the learning rates of its parts.
 
     Raises:
-      UserError: if no image counts.
+      UserError: if no image could be read.
     """
     sums = {name: float(x) for name, x in totals.items()}
     if not sums["images"] and not not_finite.steps:
@@ -257,7 +256,7 @@ def _epoch_values(
         )
     rates = learning_rates(plan.schedule, step - 1)
     learned = set(map(rate_of, prompts))
-    images = sums["images"] or math.nan  # no image counts if all steps were left out
+    images = sums["images"] or math.nan  # 0 if all steps were skipped
     losses = {name: x / images for name, x in sums.items() if name.startswith("loss_")}
     return {
         "epoch": plan.epoch(step),
@@ -286,6 +285,6 @@ def _say_what_was_left_out(plan: Plan, unreadable: int, images: int, not_finite:
         say(f"{count} of {images} training images could not be read and were left out.")
     if not_finite.steps:
         say(
-            f"{not_finite.steps} of {plan.steps} steps were not finite and were left out, the "
+            f"{not_finite.steps} of {plan.steps} steps were not finite and were skipped; the "
             f"first is step {not_finite.first}."
         )

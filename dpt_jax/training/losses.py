@@ -1,8 +1,8 @@
 """The training losses of all methods, by name (table "Losses" of docs/method.md).
 
-Every loss is a mean over images that are spread over devices and over parts of a batch. So each
-part computes its sum divided by the count of all parts, and the result does not depend on how the
-images are spread.
+Every loss is a mean over images that are spread over devices and microbatches. Each microbatch
+computes its sum divided by the global count, so the result does not depend on how the images are
+spread.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ DUAL_WEIGHT_UNDER_GUIDANCE = 0.1
 
 
 class Counts(NamedTuple):
-    """The numbers that the losses are means over (scalars)."""
+    """The counts that the losses divide by (scalars)."""
 
     images: Array
     class_prompts: Array  # those of the true class
 
 
 class Rows(NamedTuple):
-    """The images of one part of the batch."""
+    """The images of one microbatch."""
 
     labels: Array  # (B,) int
     weights: Array  # (B,) float, 0 for padding, else 1
@@ -98,7 +98,7 @@ def count(indices: Array | None, rows: Rows, layers: int) -> Counts:
 
     Args:
       indices: (B, K), the classes of CAVPT, or None.
-      layers: how many have CAVPT.
+      layers: number of layers with CAVPT.
     """
     if indices is None:
         return Counts(rows.weights.sum(), jnp.zeros(()))
@@ -117,7 +117,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def divergence(target: Array, logits: Array) -> Array:
-    """Return Σ_c q (log q − log p) / C, (…, C) -> (…): q of the target, p of the logits.
+    """Return Σ_c q (log q − log p) / C, (…, C) -> (…), q = softmax(target), p = softmax(logits).
 
     The division by the number of classes is PromptSRC's, as published.
     """

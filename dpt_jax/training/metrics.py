@@ -20,18 +20,18 @@ from dpt_jax.training import flops
 from dpt_jax.training.step import TrainState
 
 METRICS_FILE = "metrics.jsonl"
-# The metrics of an epoch that depend on the clock, so that they differ between equal runs.
+# Timing metrics of an epoch, which differ between otherwise equal runs.
 TIMES = ("images_per_s", "tflop_per_s", "peak_share", "wait_share")
 TRACES = "profile"  # the folder of traces in a workdir
 STEPS_BEFORE_TRACE = 2  # the first step compiles
 
 
 class MetricWriter:
-    """Appends one record a step to metrics.jsonl and TensorBoard.
+    """Appends one record per step to metrics.jsonl and TensorBoard.
 
     A resumed run continues after step `start`: records of later steps, written before it was
-    stopped, are dropped, so that no step is there twice. For a bucket, whose objects cannot be
-    appended to, the files are written on this disk and copied after each record.
+    stopped, are dropped, so that no step is there twice. Objects in a bucket
+    cannot be appended to, so files are written locally and copied after each record.
     """
 
     def __init__(self, workdir: epath.Path, start: int) -> None:
@@ -75,7 +75,7 @@ class MetricWriter:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl, without a line that a stop cut in half."""
+    """Return the records of metrics.jsonl, without a line that an interruption truncated."""
     file, records = as_path(workdir) / METRICS_FILE, []
     with reading(file, "metrics"):
         text = file.read_bytes().decode(errors="replace") if file.exists() else ""
@@ -106,7 +106,7 @@ def _tensorboard() -> Any:
 
 
 class Speed:
-    """Measures one epoch after the other."""
+    """Measures the speed of each epoch."""
 
     def __init__(self) -> None:
         peak = flops.peak(jax.devices()[0].device_kind)
@@ -114,24 +114,24 @@ class Speed:
         self.restart()
 
     def restart(self) -> None:
-        """Start with an epoch."""
+        """Start a new epoch."""
         self._began, self._waited, self._images, self._steps = time.perf_counter(), 0.0, 0, 0
 
     @contextlib.contextmanager
     def waiting(self, state: TrainState) -> Iterator[None]:
-        """Measure getting a batch.  It counts if the devices have finished `state` meanwhile."""
+        """Time the wait for a batch.  It counts if the devices finish `state` meanwhile."""
         began = time.perf_counter()
         yield
         if state.step.is_ready():
             self._waited += time.perf_counter() - began
 
     def count(self, images: int) -> None:
-        """Count a step and its number of images, on all hosts together."""
+        """Count a step and its images on all hosts."""
         self._images += images
         self._steps += 1
 
     def epoch(self, operations: float) -> dict[str, float]:
-        """Return the TIMES of the epoch that has ended, and start with the next one.
+        """Return the TIMES of the epoch that has ended, and start the next.
 
         peak_share, the share of the chip's published bfloat16 rate, is missing for unknown chips.
         operations: of a step on all devices.
@@ -155,22 +155,22 @@ def tracing(
 ) -> Iterator[Callable[[int, TrainState], None]]:
     """Provide a function that starts or ends a jax.profiler trace before a step.
 
-    It takes the step and the state of the step before. A trace goes to WORKDIR/profile, one file
+    It takes the step and the previous state. A trace goes to WORKDIR/profile, one file
     per host.
 
     Args:
       workdir: Of the run.
       steps: Steps to trace, 0 for none.
-      start: The run takes the steps from start + 1,
-      last: to this one.
+      start: Step from which the run resumes.
+      last: Last step of the run.
 
     Raises:
       UserError: The workdir is in a bucket.
     """
     if steps and is_remote(workdir):
-        raise UserError(f"--profile writes to a disk: {workdir} is in a bucket.")
+        raise UserError(f"--profile needs a local --workdir: {workdir} is in a bucket.")
     folder, first = workdir / TRACES, min(start + 1 + STEPS_BEFORE_TRACE, last)
-    done = f"trace: {folder} (TensorBoard with tensorboard-plugin-profile shows it)"
+    done = f"trace: {folder} (view it in TensorBoard with tensorboard-plugin-profile)"
     with contextlib.ExitStack() as running:
 
         def before(step: int, state: TrainState) -> None:

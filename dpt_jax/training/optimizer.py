@@ -22,7 +22,7 @@ WEIGHT_DECAY = 5e-4
 WARMUP_LR = 1e-5
 TEXT_WARMUP_EPOCHS = 1  # of weights too
 LAST_LR = 1e-6  # of a cosine by steps
-Scalar = Any  # a number, or an array without axes: of NumPy on the host, of JAX in a step
+Scalar = Any  # a number or a 0-d array: of NumPy on the host, of JAX in a step
 
 
 class Schedule(NamedTuple):
@@ -41,7 +41,7 @@ class Schedule(NamedTuple):
     seed: Scalar = 0  # of dropout
 
     def as_arrays(self) -> "Schedule":
-        """Return the numbers as a step takes them: float32 and int32."""
+        """Return the schedule as float32 and int32 arrays."""
         real = ("visual_lr", "text_lr", "average", "weights_lr")
         return Schedule(
             **{
@@ -52,7 +52,7 @@ class Schedule(NamedTuple):
 
 
 def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
-    """Return the steps of the towers' training and of an epoch for this many images."""
+    """Return the number of steps of the towers' training, and of an epoch, on these images."""
     train = config.train
     per_epoch = steps_per_epoch(images, train.batch_size, train.keep_partial)
     if not METHODS[config.method].in_towers:
@@ -61,7 +61,7 @@ def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
 
 
 def learning_rates(schedule: Schedule, step: Scalar) -> dict[str, jax.Array]:
-    """Return the learning rates of visual prompts, text prompts and weights at a step, from 0.
+    """Return the learning rates of visual prompts, text prompts and weights at a step (from 0).
 
     By epochs a rate is constant within an epoch e: 1e-5 while e < w, then
     base · (1 + cos(π (e − w) / E_t)) / 2. The cosine starts at the end of warm-up and does not
@@ -119,7 +119,7 @@ def average_epochs(
     return jax.tree.map(lambda sum, own: jnp.where(last, sum, own), average, prompts), average
 
 
-@functools.lru_cache  # the same object for every call, as `make_step` caches by it
+@functools.lru_cache  # the same object every time, since `make_step` caches by it
 def make_optimizer(
     name: str = "sgd", weight_decay: float = WEIGHT_DECAY
 ) -> optax.GradientTransformationExtraArgs:
@@ -172,6 +172,6 @@ def state_to_save(opt_state: optax.OptState) -> Prompts:
 
 
 def state_from_saved(new: optax.OptState, saved: Prompts) -> optax.OptState:
-    """Return the state of an optimizer whose `state_to_save` was `saved`.  new: its initial one."""
+    """Return the state of an optimizer whose `state_to_save` was `saved`.  new: the initial one."""
     is_sgd = optax.tree.get(new, "trace") is not None
     return optax.tree.set(new, **({"trace": saved} if is_sgd else saved))

@@ -45,7 +45,7 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
     per_host = -(-min(train.batch_size, images) // jax.process_count())
     step = StepConfig(
         alpha=config.loss.alpha,
-        # A larger part than a device has images would be padded for nothing.
+        # A microbatch larger than the share of a device would only be padded.
         microbatch=min(train.microbatch, -(-per_host // jax.local_device_count())),
         skip=train.skip_nonfinite,
         guidance=config.loss.guidance_epochs > 0,
@@ -86,6 +86,6 @@ def train_batches(
 
 
 def to_devices(plan: Plan, batch: loader.Batch) -> tuple[loader.Batch, loader.Batch]:
-    """Return a batch, and its rows on this host's devices."""
+    """Return a batch, and a copy that is sharded over this host's devices."""
     devices, part = jax.local_device_count(), plan.step.microbatch or 1
     return batch, distributed.place(loader.shard(batch, plan.images_per_host, devices, part))

@@ -1,4 +1,4 @@
-"""The process of a training: the lock of its workdir, and signals that stop it."""
+"""The training process: the lock on its workdir, and signals that stop it."""
 
 import contextlib
 import fcntl
@@ -25,15 +25,15 @@ EXIT_CODE = 75
 
 
 class LockedError(UserError):
-    """Another process trains in the workdir."""
+    """Another process is training in the workdir."""
 
 
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
-    """Make the workdir and keep a second training out of it; host 0 has the lock.
+    """Create the workdir and lock it against a second training; host 0 holds the lock.
 
     Raises:
-      LockedError: on all hosts, if another process has the lock.
+      LockedError: on all hosts, if another process holds the lock.
     """
     owner = f"process {os.getpid()} on {platform.node()}"
     lock = _locked_in_bucket if is_remote(workdir) else _locked_on_disk
@@ -45,12 +45,12 @@ def locked(workdir: epath.Path) -> Iterator[None]:
             except LockedError as reason:
                 refused = reason
         if distributed.first_says(refused is not None):
-            raise refused or LockedError(f"{workdir} is being trained in by another process.")
+            raise refused or LockedError(f"{workdir} is in use by another training process.")
         yield
 
 
 def is_locked(workdir: epath.Path) -> bool:
-    """Return whether another process trains in a workdir, as far as can be seen now."""
+    """Return whether another process seems to be training in a workdir."""
     file = workdir / LOCK_FILE
     if is_remote(workdir) or not file.exists():
         return file.exists() and not _is_left_behind(file.read_text())
@@ -66,7 +66,7 @@ def is_locked(workdir: epath.Path) -> bool:
 
 @contextlib.contextmanager
 def _locked_on_disk(workdir: epath.Path, owner: str) -> Iterator[None]:
-    """Lock by flock, which always ends with the process."""
+    """Lock with flock, which is always released when the process ends."""
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK_FILE, "a+", encoding="utf-8") as lock:
         try:
@@ -74,7 +74,7 @@ def _locked_on_disk(workdir: epath.Path, owner: str) -> Iterator[None]:
         except BlockingIOError as reason:
             lock.seek(0)
             raise LockedError(
-                f"{workdir} is being trained in by {lock.read().strip() or 'another process'}: "
+                f"{workdir} is in use by {lock.read().strip() or 'another training process'}: "
                 "wait for it, stop it, or use another --workdir."
             ) from reason
         except OSError as reason:  # a file system without locks
@@ -90,7 +90,7 @@ def _locked_on_disk(workdir: epath.Path, owner: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked_in_bucket(workdir: epath.Path, owner: str) -> Iterator[None]:
-    """Lock by an object that is only written if it does not exist.
+    """Lock with an object that is written only if it does not exist.
 
     A killed process leaves it behind. The next one removes it if it runs on the same host.
     """
@@ -101,7 +101,7 @@ def _locked_in_bucket(workdir: epath.Path, owner: str) -> Iterator[None]:
         gcs.pipe_file(os.fspath(file), owner.encode(), mode="create")
     except FileExistsError as reason:
         raise LockedError(
-            f"{workdir} is being trained in by {file.read_text()}: wait for it, stop it, or use "
+            f"{workdir} is in use by {file.read_text()}: wait for it, stop it, or use "
             f"another --workdir; if it has been killed, `gcloud storage rm {file}`."
         ) from reason
     try:
@@ -111,7 +111,7 @@ def _locked_in_bucket(workdir: epath.Path, owner: str) -> Iterator[None]:
 
 
 def _is_left_behind(content: str) -> bool:
-    """Return whether a lock is of a process of this host that has ended."""
+    """Return whether a lock is from a process on this host that has ended."""
     words = content.split()  # process PID on HOST
     if len(words) < 4 or words[3] != platform.node() or not words[1].isdecimal():
         return False
@@ -121,7 +121,7 @@ def _is_left_behind(content: str) -> bool:
         return True
     except OSError:
         return False
-    return int(words[1]) == os.getpid()  # of a container that was started again
+    return int(words[1]) == os.getpid()  # from before a container restart, with the same id
 
 
 class Stopped(SystemExit):
@@ -132,10 +132,10 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """Within it, SIGTERM and SIGINT are a request, and a second SIGINT ends the process at once.
+    """A context in which SIGTERM and SIGINT request a stop; a second SIGINT ends the process.
 
-    On several hosts a SIGTERM to any of them is a request to all, which agree on the step to stop
-    after. JAX's preemption service has its handler, and a SIGINT is passed on to it.
+    On several hosts, a SIGTERM to any of them stops all after the same step. JAX's preemption
+    service handles it, and a SIGINT is passed on to that.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
-        # Python takes signals in the main thread only; another thread leaves them to its caller.
+        # Python allows signal handlers in the main thread only.
         for number in signals if threading.current_thread() is threading.main_thread() else ():
             self._before[number] = signal.signal(number, self._ask)
         return self
@@ -154,7 +154,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, _: types.FrameType | None) -> None:
-        # The next one ends the process at once.
+        # The next SIGINT ends the process at once.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -164,13 +164,13 @@ class StopRequest:
         os.write(2, f"{name}: stopping after this step (Ctrl-C again stops at once).\n".encode())
 
     def __bool__(self) -> bool:
-        """Return whether this process was asked."""
+        """Return whether this process was asked to stop."""
         return self._asked
 
     def after(self, step: int) -> bool:
-        """Return whether the run stops after this step; all hosts ask after every step."""
+        """Return whether the run stops after this step; all hosts must call it after every step."""
         if jax.process_count() == 1:
             return self._asked
-        # It is true once.
+        # This is true only once.
         self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(step)
         return self._agreed

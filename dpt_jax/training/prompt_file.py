@@ -1,8 +1,8 @@
-"""A trained prompt as one small file: safetensors with a header in JSON.
+"""Trained prompts as one small file: safetensors with a JSON header.
 
-The tensors are the prompts by their place in the tree ("cavpt.query.kernel"). The header's entries
-are method, backbone, template, classnames and results, for a reader who opens the file, and
-settings, training and step, for the commands, which read the file instead of a workdir.
+Tensors are named by their path in the tree ("cavpt.query.kernel"). Of the header's entries, method,
+backbone, template, classnames and results are for people; settings, training and step are for the
+commands, which read the file in place of a workdir.
 """
 
 import json
@@ -42,12 +42,12 @@ TYPES: dict[str, Any] = {
 
 
 def is_prompt_file(source: epath.Path) -> bool:
-    """Return whether a path is a prompt file's, by its name, and not a workdir's."""
+    """Return whether a path names a prompt file, by its suffix, and not a workdir."""
     return source.suffix == SUFFIX and not source.is_dir()
 
 
 def has_format(source: epath.Path) -> bool:
-    """Return whether a path is a prompt file's, by its header, and not of a CLIP's weights."""
+    """Return whether a path is a prompt file, by its header, and not a CLIP's weights."""
     if not is_prompt_file(source) or not source.is_file():
         return False
     with reading(source, "a .safetensors file"):
@@ -80,8 +80,8 @@ def write(
     """Write prompts (a tree of host arrays) with their settings, record and results.
 
     training: their record. settings: the configuration of the run. results: its results.json.
-    Folders of data and of other runs are left out. The name of CLIP's weights is written, so that
-    they can be found again.
+    Paths of data and of other runs are left out. The name of CLIP's weights is kept, so that they
+    can be found again.
     """
     import safetensors.numpy
 
@@ -111,11 +111,11 @@ def read_header(file: epath.Path) -> dict[str, Any]:
     """Return the header's entries, see `write`.
 
     Raises:
-      UserError: if the file is missing, damaged or not of prompts.
+      UserError: if the file is missing, damaged or not a prompt file.
     """
     if not file.is_file():
         raise UserError(
-            f"{file} does not exist: give a prompt file of `dpt-jax convert export`, or a workdir."
+            f"{file} does not exist: give a workdir, or a prompt file of `dpt-jax convert export`."
         )
     with reading(file, "a prompt file"):
         header = _header(file)
@@ -137,5 +137,5 @@ def read(file: epath.Path) -> tuple[int, Prompts, dict[str, Any]]:
         loaded = safetensors.numpy.load(file.read_bytes())
         tensors = flax.traverse_util.unflatten_dict(loaded, sep=".")
         if unknown := sorted(set(tensors) - set(PARTS)):
-            raise ValueError(f"its tensors {unknown[0]!r} are not of a known prompt")
+            raise ValueError(f"its tensors {unknown[0]!r} are not a known part")
     return header["step"], tensors, header["training"]

@@ -1,7 +1,7 @@
 """The record of a training, and the list of its images.
 
-The record is in each checkpoint. Only the record labels prompts: an evaluation with other settings
-is refused, and cannot relabel them.
+Each checkpoint has the record. Only the record labels prompts: an evaluation with other settings
+is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 TRAIN_FILES = "train_files.txt"
 # Settings that name a path.
 NOT_RECORDED = ("init_from", "dataset.sample")
-# Settings that an evaluation may choose: the results state its own.
+# Settings that an evaluation may change; its results record them.
 OF_EVALUATION = (
     *("dtype", "dataset.name", "dataset.source", "dataset.classes", "dataset.template"),
     *("dataset.descriptions", "dataset.test_fraction"),
@@ -43,7 +43,7 @@ def name_of_data(config: ConfigDict) -> str:
 
 
 def result_settings(config: ConfigDict, first_layer: int = 0) -> dict[str, Any]:
-    """Return the settings that change a result, those of the parts that the method has.
+    """Return the settings that affect a result, without those of parts that the method lacks.
 
     first_layer: of the class-aware prompts, which the configuration may count from the end.
     """
@@ -58,7 +58,7 @@ def result_settings(config: ConfigDict, first_layer: int = 0) -> dict[str, Any]:
 
 
 def selection(config: ConfigDict, validation: int) -> str:
-    """Return by which images settings or epochs were chosen: none, support, validation(n)."""
+    """Return which images settings or epochs were chosen on: none, support, validation(n)."""
     by = []
     if METHODS[config.method].in_towers and config.train.keep == "best":
         by.append(f"validation({validation})")
@@ -77,9 +77,9 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
     Returns:
       method, dataset, classes and epochs; `settings`, see `result_settings`; the class names; the
       fingerprints of the CLIP, of the data and of the training images; the `selection`; whether
-      the prompts started from others; `changes` on the way, a list of {"step": number, "before":
-      {key: value}}; the `seconds` that it has taken so far. A classifier adds the settings that
-      its `selection` has `chosen`.
+      the prompts started from others; `changes` of settings, a list of {"step": number, "before":
+      {key: value}}; the `seconds` that it has taken so far. A classifier with a `selection` adds
+      the `chosen` settings.
     """
     config = experiment.config
     found = fingerprint(experiment.pretrained, experiment.dataset)
@@ -111,7 +111,7 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
 
 
 def check_not_relabelled(experiment: Experiment, record: Mapping[str, Any], source: str) -> None:
-    """Raise UserError if an evaluation has other settings than the training, or without a record.
+    """Raise UserError if an evaluation's settings differ from the training's, or without a record.
 
     Args:
       experiment: The evaluation.
@@ -148,9 +148,9 @@ def check_same_images(
     meta: Mapping[str, Any],
     allow_changes: bool = False,
 ) -> None:
-    """Raise UserError if a run resumes with other images than it was trained on.
+    """Raise UserError if a run resumes with different images.
 
-    meta: the record of its checkpoint. With `allow_changes` the change is reported instead.
+    meta: the record of its checkpoint. With `allow_changes`, print the change instead.
     """
     if meta["train_list"] == digest_of_examples(examples):
         return
@@ -162,12 +162,11 @@ def check_same_images(
     change += f"; {len(new)} new, such as {new[0]}" if new else ""
     change += f"; {len(gone)} gone, such as {gone[0]}" if gone else ""
     if not (gone or new):
-        change = "another order or other labels"
+        change = "a different order, or different labels"
     if not allow_changes:
         raise UserError(
-            f"{workdir} was trained on other images than the dataset has now ({change}): use "
-            "another --workdir, give the run its images again, or resume with these by "
-            "--allow_changes."
+            f"the images of {workdir} have changed since it was trained ({change}): use another "
+            "--workdir, restore its images, or resume with the new ones by --allow_changes."
         )
     say(f"{workdir}: resuming with other images than it was trained on ({change}).")
 
@@ -181,6 +180,6 @@ def write_train_files(dataset: Dataset, workdir: epath.Path) -> None:
 
 
 def write_split(dataset: Dataset, workdir: epath.Path) -> None:
-    """Write the split of a dataset whose folders do not say it, on host 0."""
+    """Write the split of a dataset whose folders do not define it, on host 0."""
     if dataset.split and distributed.is_first():
         write_whole(workdir / SPLIT_FILE, dataset.split)

@@ -29,12 +29,12 @@ from dpt_jax.training.step import NotFinite, Totals, TrainState, new_state
 # Keys of a checkpoint's metadata: whether a callback has ended the training, and the steps that
 # trained the classifier.
 ENDED, CLASSIFIER_STEPS = "ended", "classifier_steps"
-# With several hosts, reading host 0's clock is a message, so they do not read it at every step.
+# With several hosts, reading host 0's clock is a collective, so it is not done at every step.
 STEPS_BETWEEN_CLOCKS = 20
 
 
 class Best(NamedTuple):
-    """The prompts of the epoch with the highest validation accuracy so far, the first of equals."""
+    """The prompts of the epoch with the highest validation accuracy so far, the first if tied."""
 
     accuracy: float
     epoch: int
@@ -49,7 +49,7 @@ class Saver:
       experiment: What is trained.
       plan: Its numbers.
       checkpoints: Where the states go.
-      record: Of the training, see `training_meta`.
+      record: Record of the training, see `training_meta`.
       best: With train.keep=best, the best prompts so far.
       step: The step that was saved last, 0 for none.
     """
@@ -77,7 +77,7 @@ class Saver:
         return distributed.first_says(time.monotonic() - self._saved_at > 60 * config.every_minutes)
 
     def save(self, state: TrainState, **more: Any) -> None:
-        """Start to write a checkpoint of a state, unless its step is saved.
+        """Start writing a checkpoint of a state, unless its step is saved already.
 
         Args:
           state: A tree of host arrays.
@@ -112,14 +112,14 @@ class Saver:
             self.best = Best(values["val_accuracy"], epoch, prompts)
 
     def check_finite(self, not_finite: NotFinite) -> None:
-        """Raise UserError naming the first step that was not finite, unless these are skipped."""
+        """Raise UserError naming the first step that was not finite, unless the run skips them."""
         steps, first = map(int, not_finite)
         if not steps or self.plan.step.skip:
             return
         self.checkpoints.wait()
         good = self.checkpoints.steps()
         last = (
-            f"the last good checkpoint is of step {good[0]}" if good else "no checkpoint is saved"
+            f"the last good checkpoint is from step {good[0]}" if good else "no checkpoint is saved"
         )
         batch = next(train_batches(self.experiment, first - 1))
         images = ", ".join(self.experiment.dataset.train[i].path for i in batch["index"])
@@ -138,13 +138,13 @@ def start_or_resume(
     workdir: epath.Path,
     allow_changes: bool,
 ) -> tuple[TrainState, Saver]:
-    """Return the state of the newest whole checkpoint, or a new one; and what saves later ones.
+    """Return the state of the newest intact checkpoint, or a new one; and the Saver of later ones.
 
     A run that has started no longer needs the prompts of `init_from`.
 
     Raises:
-      UserError: if the run cannot be resumed: it was trained on another CLIP, on other images, or
-        with other epochs.
+      UserError: if the run cannot be resumed: its CLIP, its images or the number of its epochs
+        has changed.
     """
     shapes = shapes_of(experiment.model)
     zeros: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
@@ -187,18 +187,18 @@ def _check_resumable(
     workdir: epath.Path,
     allow_changes: bool,
 ) -> None:
-    """Raise UserError if a run cannot be resumed from a checkpoint, of a step of the towers."""
+    """Raise UserError if a run cannot resume from a checkpoint.  step: of the towers' training."""
     config, meta = experiment.config, saved.meta
     # The path of CLIP's weights may change, but not the weights.
     if other := other_clip(saved, experiment.pretrained):
         raise UserError(
-            f"{workdir} was trained on {other} than {config.clip.weights}: give the one that it "
-            "began with, or use another --workdir."
+            f"{workdir} was trained on {other} than {config.clip.weights}: give the CLIP that it "
+            "started with, or use another --workdir."
         )
     if list(experiment.dataset.classnames) != meta["classnames"]:
         raise UserError(
-            f"{workdir} was trained on other class names than {config.dataset.name} has now: "
-            "restore those that it began with, or use another --workdir."
+            f"{workdir} was trained on different class names than {config.dataset.name} has now: "
+            "restore the original ones, or use another --workdir."
         )
     check_same_images(experiment.dataset.train, workdir, meta, allow_changes)
     averages = plan.schedule.average is not None

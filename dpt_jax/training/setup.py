@@ -1,4 +1,4 @@
-"""The common start of training and evaluation: data, CLIP and model."""
+"""Setup shared by training and evaluation: data, CLIP and model."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ class Frozen(NamedTuple):
 class Experiment(NamedTuple):
     """One configuration, ready to run.
 
-    The arrays of `frozen` have a leading device axis, and so have the parameters of `pretrained`,
+    The arrays of `frozen` have a leading device axis, and so do the parameters of `pretrained`,
     which are the same arrays: the host has no copy. features: the cache of frozen features that
     experiments of this process share (evaluation.evaluate), or None.
     """
@@ -70,7 +70,7 @@ def prepare(
 ) -> Experiment:
     """Load data and CLIP, and encode the frozen class texts.
 
-    pretrained: the CLIP, and whole: the whole dataset, if they are loaded already.
+    pretrained, whole: the CLIP and the whole dataset, if already loaded.
     """
     dataset = load_dataset(config.dataset, config.seed, whole)
     if pretrained is None:
@@ -164,9 +164,9 @@ def make_model(
 
 
 def check_fit(clip: CLIPConfig, prompts: PromptConfig) -> None:
-    """Raise UserError if the CLIP has fewer layers or positions than the prompts need.
+    """Raise UserError if the prompts need more layers or positions than the CLIP has.
 
-    Or if two parts do not fit each other on this CLIP.
+    Also if two parts do not fit each other on this CLIP.
     """
     image, text, weights = clip.vision.layers, clip.text.layers, prompts.weights
     for key, layer, has, tower in (
@@ -207,8 +207,8 @@ def check_fit(clip: CLIPConfig, prompts: PromptConfig) -> None:
 def consistency_target(experiment: Experiment) -> jax.Array | None:
     """Return the target of the consistency losses, (devices, C, E); None without such a loss.
 
-    It is the mean of the features by each template of `loss.template`, not normalised before, or Z
-    without such a template or with `dataset.descriptions`.
+    It is the mean of the unnormalised features of each template of `loss.template`. Without a
+    template, or with `dataset.descriptions`, it is Z.
     """
     if not experiment.model.config.has_consistency:
         return None

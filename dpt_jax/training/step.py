@@ -81,7 +81,7 @@ def make_step(
 ) -> Callable[[TrainState, Frozen, Batch, Schedule], TrainState]:
     """Return the training step, pmapped over this host's devices.
 
-    Every argument has a leading device axis; the batch is `loader.shard`'s. Loss, gradient and
+    Every argument has a leading device axis; the batch is from `loader.shard`. Loss, gradient and
     totals are global sums over global counts, so the result does not depend on how the batch is
     divided among hosts, devices and microbatches.
     devices: None for the local ones.
@@ -151,7 +151,7 @@ def accumulate_gradients(
     Args:
       guided: whether this step has guidance, () bool.
       key: random key of dropout, None for none. An image's masks depend on its index in the
-        dataset, not on the device or the part of the batch that has it.
+        dataset, not on its device or microbatch.
     """
     terms = losses(model.config, config.alpha, config.guidance)
 
@@ -169,11 +169,11 @@ def accumulate_gradients(
         )
         return texts.learned, texts
 
-    # Texts are encoded once per step: `pull` backpropagates the summed gradient of all parts into
-    # the text prompt.
+    # Texts are encoded once per step: `pull` backpropagates the gradient, summed over microbatches,
+    # into the text prompt.
     learned, pull, texts = jax.vjp(encode, prompts, has_aux=True)
     zero_shot = own(prompts, batch["image"], texts, method="zero_shot")
-    # For pictures only, and the scan over parts would carry it.
+    # Only pictures need it, and the scan over microbatches would carry it.
     zero_shot = zero_shot._replace(attention=None)
     counts: Counts = jax.lax.psum(
         count(zero_shot.indices, Rows(batch["label"], batch["weight"]), model.cavpt_layers),

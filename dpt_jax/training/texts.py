@@ -1,4 +1,4 @@
-"""The texts of classes, and their features: of frozen CLIP, and of any names for predictions."""
+"""Class texts and their features: in frozen CLIP, and with prompts for any class names."""
 
 import functools
 import sys
@@ -24,8 +24,8 @@ from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.text import context_tokens, prompted_texts
 
 MOST_NAMED = 5  # groups of classes
-# A program takes one of these numbers of texts, padded to a multiple of so many tokens. So
-# other class names do not compile another program.
+# Programs take these numbers of texts, padded to a multiple of so many tokens. So other class
+# names need no other program.
 TEXTS = (4, 32)
 TOKENS = 16
 
@@ -36,7 +36,7 @@ def template_texts(
     pretrained: Pretrained,
     key: str = "dataset.template",
 ) -> list[list[Text]]:
-    """Return the texts of the classes by each of the templates of a key, or the descriptions.
+    """Return the class texts for each template of a key, or for each description.
 
     A class with fewer descriptions than another repeats them, see `frozen_features`.
     """
@@ -66,14 +66,14 @@ def frozen_features(
     """Return CLIP's prompt ensemble of each class, by its templates or descriptions.
 
     Args:
-      config: Says which.
+      config: Has the templates or descriptions.
       classnames: Names of the C classes.
       pretrained: The CLIP.
       encode: From C texts to features (…, C, E), not normalised.
 
     Returns:
-      (…, C, E), the mean of the normalised features, or the features themselves if no class has
-      several texts; and their mean without normalisation, then None.
+      (…, C, E), the mean of the normalised features, and the mean of the unnormalised ones. If no
+      class has several texts: the features themselves, and None.
     """
     features = [jnp.asarray(encode(one)) for one in template_texts(config, classnames, pretrained)]
     most = len(features)
@@ -91,7 +91,7 @@ def frozen_features(
 def class_texts(
     config: ConfigDict, prompts: PromptConfig, classnames: Sequence[str], pretrained: Pretrained
 ) -> list[Text]:
-    """Return the texts of the classes in the learned context, or the first of frozen CLIP."""
+    """Return the class texts in the learned context, or without one frozen CLIP's first texts."""
     if not prompts.text_length:
         return template_texts(config, classnames, pretrained)[0]
     tokenizer, length = pretrained.tokenizer, pretrained.config.context_length
@@ -105,12 +105,12 @@ def class_texts(
 
 
 def warn_of_duplicates(texts: Sequence[Text], classnames: Sequence[str]) -> None:
-    """Name classes with the same text on standard error, since standard output may be JSON."""
+    """Warn about classes with the same text, on standard error: standard output may be JSON."""
     same = [" and ".join(repr(classnames[c]) for c in group) for group in duplicates(texts)]
     if same:
         more = f", and {len(same) - MOST_NAMED} more groups" if len(same) > MOST_NAMED else ""
         say_once(
-            "these classes are the same text to CLIP, so it cannot tell them apart: "
+            "these classes have the same text, so CLIP cannot tell them apart: "
             f"{'; '.join(same[:MOST_NAMED])}{more}.",
             file=sys.stderr,
         )

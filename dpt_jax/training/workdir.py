@@ -1,4 +1,4 @@
-"""The workdir of a run: its place, and its settings in config.json, with which it is resumed."""
+"""The workdir of a run: its path, and config.json, the settings with which it is resumed."""
 
 import itertools
 import json
@@ -29,8 +29,8 @@ from dpt_jax.training.checkpoints import newest
 
 CONFIG_FILE = "config.json"
 SPLIT_FILE = "split.csv"  # of a run on images whose folders do not say the split
-# A run that starts from another run's prompts takes the sizes of the parts that both have, except
-# these keys, which add parameters of their own.
+# A run that starts from another run's prompts takes over the sizes of shared parts, except these
+# keys, which add parameters of their own.
 OWN = ("coupled", "conditioned")
 
 
@@ -62,8 +62,8 @@ def evaluation_config(
     """Return the validated configuration that evaluates the prompts of `workdir` or init_from.
 
     Args:
-      config: The one of the command line.
-      overrides: Those of the command line; they take precedence over the saved configuration.
+      config: From the command line.
+      overrides: From the command line; they take precedence over the saved configuration.
       dataset_named: Whether --config names a dataset, which then replaces the saved one.
       workdir: Folder of the run. Without a configuration in it, `config` is used.
     """
@@ -83,7 +83,7 @@ def evaluation_config(
 def _as_trained(source: epath.Path) -> dict[str, Value]:
     """Return the settings that the newest prompts of a source were trained with.
 
-    If a run was resumed with others and lost its newest checkpoint, config.json has those.
+    config.json has others if the run was resumed with those and then lost its newest checkpoint.
     """
     held, may_change = newest(source), keys_that_may_change(asked=True)
     settings = held.meta.get("settings", {}) if held else {}
@@ -171,9 +171,9 @@ def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collecti
 
 
 def run_dir(runs: epath.Path, config: ConfigDict, name: str = "") -> epath.Path:
-    """Return RUNS/METHOD/DATASET/SHOTSshot/seedN, with base or new below for half the classes.
+    """Return RUNS/METHOD/DATASET/SHOTSshot/seedN, with /base or /new for half the classes.
 
-    name: instead of that of the method.
+    name: in place of the method's.
     """
     dataset = config.dataset
     shots = "all" if dataset.shots < 0 else dataset.shots
@@ -200,6 +200,6 @@ def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
 
 
 def _root_of(folder: epath.Path) -> epath.Path | None:
-    """Return the folder of images of the results in a folder, None if it has none."""
+    """Return the image folder that the results in a folder are of, None if unknown."""
     root = load_config(folder).dataset.root if has_config(folder) else ""
     return as_path(root).resolve() if root else None

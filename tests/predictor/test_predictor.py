@@ -120,7 +120,7 @@ def test_another_clip_is_refused(trained, clip_dir, tmp_path, part):
         change(copy / "preprocessor_config.json", lambda raw: raw.update(resample=2))
     elif part == "image tower":
         change(copy / "config.json", lambda raw: raw["vision_config"].update(hidden_act="gelu"))
-    with pytest.raises(UserError, match="another CLIP" if part == "sizes" else part):
+    with pytest.raises(UserError, match="a different CLIP" if part == "sizes" else part):
         dpt_jax.load(trained, clip="tiny-clip" if part == "sizes" else copy)
 
 
@@ -147,7 +147,7 @@ def test_wrong_class_names(trained, names, named):
 
 
 def test_class_names_of_a_file(tmp_path):
-    """One a line, also as CoOp lists those of ImageNet."""
+    """One per line, also as CoOp lists those of ImageNet."""
     file = tmp_path / "names.txt"
     for text in ("tench\n\n goldfish \n", "n01440764 tench\nn01443537 goldfish\n"):
         file.write_text(text)

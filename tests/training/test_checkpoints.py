@@ -42,7 +42,7 @@ def written(workdir, steps=(1, 2)):
 
 
 def resume(workdir):
-    """The step at which a run resumes, whose trees are those that were saved."""
+    """Return the step at which a run resumes; check that its trees are those that were saved."""
     with Checkpoints(workdir) as checkpoints:
         saved, training = checkpoints.resume()
     jax.tree.map(np.testing.assert_array_equal, saved.prompts, prompts_of(saved.step))
@@ -73,7 +73,7 @@ def files_of(workdir):
 
 
 def test_what_is_saved_last_is_the_newest(tmp_path):
-    """Also in a run that is extended after its classifier's steps were counted."""
+    """Also if a run is extended after its classifier's steps were counted."""
     run = written(tmp_path / "run", steps=(2, 302))
     assert resume(written(run, steps=(3,))) == 3
 
@@ -116,9 +116,9 @@ def test_without_a_whole_checkpoint_nothing_is_moved(copied):
         (copied / "checkpoints" / step / "meta" / "metadata").write_text("{")
     before = files_of(copied)
     for _ in range(2):
-        with pytest.raises(UserError, match=f"none of the 2 .*{copied}.* is whole"):
+        with pytest.raises(UserError, match=f"none of the 2 .*{copied}.* is intact"):
             resume(copied)
-    with pytest.raises(UserError, match="is whole"):
+    with pytest.raises(UserError, match="is intact"):
         load_newest(copied)
     assert files_of(copied) == before
 
@@ -168,5 +168,5 @@ def test_prompts_without_a_training_state_are_not_resumed(tmp_path):
 
 
 def test_a_path_of_any_characters(tmp_path):
-    """Orbax takes such a path for a pattern, and loses what it writes there."""
+    """Orbax would take such a path for a pattern, and lose what it writes there."""
     assert resume(written(tmp_path / "lr[0.01]" / "run", steps=(1,))) == 1

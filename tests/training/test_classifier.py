@@ -81,7 +81,7 @@ def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path, monkeypatch):
     sizes = [x.size for x in jax.tree.leaves(prompts)]
     assert own["parameters"] == sum(sizes) - prompts["classifier"]["penalty"].size
     assert new_classes["parameters"] == own["parameters"]
-    assert own["of"]["settings"]["dataset.natural"] is False  # so that a report tells them apart
+    assert own["of"]["settings"]["dataset.natural"] is False  # so that a report distinguishes them
 
     new = dpt_jax.load(run, classnames=["airplane", "dollar bill"])
     assert new.predict_proba(np.zeros((1, 40, 40, 3), np.uint8)).shape == (1, 2)

@@ -1,4 +1,4 @@
-"""What a run goes on with or refuses, and a run that ends with the average of its epochs."""
+"""What a run can resume with, and a run that ends with the average of its epochs."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_other_images_are_refused_or_reported(config, clip, images, started, cap
     listed = (started / "train_files.txt").read_text()
     for folder in (images / "train").iterdir():
         shutil.copy(next(folder.iterdir()), folder / "one_more.png")
-    for epochs in (1, 2):  # a finished run that would only be evaluated, and one that would go on
+    for epochs in (1, 2):  # a finished run, to evaluate only, and one to resume
         config.train.epochs = epochs
         with pytest.raises(UserError, match=r"12 before, 18 now; 6 new, such as .*one_more\.png"):
             train(config, clip, started)
@@ -77,10 +77,10 @@ def test_other_images_are_refused_or_reported(config, clip, images, started, cap
 
 
 def test_another_clip_of_the_same_sizes_is_refused(config, clip, started):
-    """Where the weights lie may change freely, so the settings alone do not tell."""
+    """The path of the weights may change, so the settings alone do not show this."""
     config.train.epochs = 2
     other = jax.tree.map(lambda x: x * np.float32(1.1), clip.params)
-    with pytest.raises(UserError, match="run was trained on another CLIP"):
+    with pytest.raises(UserError, match="run was trained on a different CLIP"):
         train(config, clip._replace(params=other, digest="other"), started, allow_changes=True)
     assert load_newest(started).step == 2
 
@@ -179,16 +179,14 @@ def prompts_of(workdir, step):
 
 
 def test_a_run_ends_with_the_average_of_its_epochs(experiment, finished):
-    """θ_3 is not saved, but follows from the average: it is where the second step of it leads to,
-    near the step before.
-    """
+    """θ_3 is not saved, but the average shows it: it is near θ one step before."""
     workdir, prompts = finished
     w = epoch_weights(3, 1.0, 1.0)
     before = [prompts_of(workdir, step) for step in (2, 4, 5)]
 
     def nearly(found, one, two, three):
         expected = w[0] * one + w[1] * two + w[2] * three
-        # The last step, which is the shortest, has a weight of 0.08.
+        # Epoch 3, whose last step is the shortest of all, has a weight of 0.08.
         return np.abs(found - expected).max() < 0.1 * np.abs(two - one).max()
 
     assert all(jax.tree.leaves(jax.tree.map(nearly, prompts, *before)))
@@ -197,7 +195,7 @@ def test_a_run_ends_with_the_average_of_its_epochs(experiment, finished):
 
 
 def test_a_run_that_goes_on_has_the_same_bits(experiment, finished, tmp_path):
-    """Its average too, within an epoch."""
+    """The average too, if stopped within an epoch."""
     workdir, prompts = finished
     shutil.copytree(workdir, tmp_path / "run")
     for later in (4, 5, 6):
@@ -211,7 +209,7 @@ def test_an_average_over_other_epochs_is_refused(experiment, finished, tmp_path)
     config.train.epochs = 4
     with pytest.raises(UserError, match="averages its prompts over 3 epochs"):
         loop.train(experiment._replace(config=config), finished[0], allow_changes=True)
-    # Its three steps would be three epochs, and two of the weights would never be added.
+    # The three steps would be three epochs, so two of the weights would never be added.
     config.train.epochs, config.train.batch_size = 3, 12
     shutil.copytree(finished[0], tmp_path / "run")
     for step in (4, 5, 6):
@@ -221,7 +219,7 @@ def test_an_average_over_other_epochs_is_refused(experiment, finished, tmp_path)
 
 
 def test_texts_to_hold_to_are_the_mean_of_what_comes_out(clip_dir, clip):
-    """As published, not normalised before the mean, as the ensemble of zero-shot CLIP is."""
+    """As published, not normalised before the mean, unlike the ensemble of zero-shot CLIP."""
     own = {
         "text_prompt__depth": 2,
         "visual_prompt__depth": 2,

@@ -1,5 +1,6 @@
-"""Random histories of a run: whatever was done to it, by commands with random settings, an accuracy
-that is shown is a true one, and what is said of the training is what it was trained with.
+"""Random histories of a run, by commands with random settings.
+
+Every accuracy shown is true, and the reported settings are those of the training.
 """
 
 import contextlib
@@ -69,7 +70,7 @@ def _load_once(weights, dtype):
 
 
 class History:
-    """A run, what is done to it, and what is said of it meanwhile."""
+    """A run, the commands on it, and the outputs after each."""
 
     def __init__(self, seed, folder, clip_dir, monkeypatch):
         self.random, self.monkeypatch = random.Random(seed), monkeypatch
@@ -92,7 +93,7 @@ class History:
         ]
 
     def take(self):
-        """Do one thing, chosen at random, and check all that is shown afterwards."""
+        """Run a random action, and check everything shown afterwards."""
         choices = [self.train, self.train, self.train_and_stop]
         if (self.run / FOLDER).exists():
             choices += [self.evaluate, self.evaluate, self.lose_the_newest]
@@ -115,7 +116,7 @@ class History:
 
     @contextlib.contextmanager
     def labelling(self, options):
-        """Note with which settings the checkpoints are trained that are written meanwhile."""
+        """Note the settings with which the checkpoints written meanwhile are trained."""
 
         def written():
             return {(each.name, each.stat().st_mtime_ns) for each in self.checkpoints()}
@@ -200,14 +201,14 @@ class History:
         assert said["train.visual_lr"] == 0.3
 
     def compare(self, text, classes="all"):
-        """Compare what is printed with what the newest prompts score."""
+        """Compare printed accuracies with those of the newest prompts."""
         percent, images = SHOWN.search(text).groups()
         accuracy, count = self.true(classes)
         assert (percent, int(images)) == (f"{100 * accuracy:.1f}", count), self.done
         self.shown += 1
 
     def true(self, classes):
-        """Return the accuracy of the newest prompts, and of how many test images."""
+        """Return the accuracy of the newest prompts, and the number of test images."""
         saved = load_newest(epath.Path(self.run))
         key = (saved.digest, classes)
         if key not in self._true:

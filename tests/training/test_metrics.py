@@ -64,7 +64,7 @@ class Clock:
 
 @pytest.mark.parametrize("ready", [True, False])
 def test_an_epoch_says_how_fast_it_was(ready, monkeypatch):
-    """Two steps of six images in four seconds, of which getting a batch took one.
+    """Two steps of six images in four seconds, one of them waiting for a batch.
 
     It counts as waiting only if the devices had nothing else to do.
     """

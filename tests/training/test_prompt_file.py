@@ -49,14 +49,14 @@ def test_a_file_has_the_prompts_to_the_byte_and_says_what_they_are(shared, train
     assert (header["method"], header["backbone"]) == ("dpt", config["clip"]["weights"])
     assert header["template"] == config["dataset"]["template"]
     assert header["results"]["accuracy"] == results["accuracy"]
-    # All settings but the folder of the data, which is nobody else's.
+    # All settings but the folder of the data, which other machines lack.
     assert header["settings"] == {**config, "dataset": {**config["dataset"], "root": ""}}
     assert str(IMAGES) not in json.dumps(header)
     assert shared.stat().st_size < sum(x.nbytes for x in jax.tree.leaves(own.prompts)) + 10_000
 
 
 def test_a_file_stands_where_a_workdir_does(shared, trained, tmp_path):
-    """predict and export in this process, main.py's evaluation and init_from as commands."""
+    """predict and export in this process; main.py's evaluation and init_from as commands."""
     files = find_images([str(IMAGES / "test")])
     expected = dpt_jax.load(trained).predict_proba(files)
     np.testing.assert_array_equal(dpt_jax.load(shared).predict_proba(files), expected)
@@ -69,7 +69,7 @@ def test_a_file_stands_where_a_workdir_does(shared, trained, tmp_path):
             "--config.eval.save_logits=True")  # fmt: skip
     elsewhere = shared.with_suffix("") / "on" / "folder"
     logits = (np.load(folder / "predictions.npz")["logits"] for folder in (elsewhere, trained))
-    # The training's was compiled in haste.
+    # The program of the training was compiled with fewer optimisations.
     np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-3)
     in_process("main.py", "--config=configs/dpt.py:folder", f"--config.init_from={shared}", root,
                "--config.train.epochs=1", "--config.train.visual_lr=0.0",
@@ -140,7 +140,7 @@ def rewritten(file, target, header=None, tensors=None):
     ],
 )
 def test_a_header_that_says_something_else_is_refused(shared, tmp_path, entry, value):
-    """In one sentence that names the file, whatever is done with it."""
+    """In one sentence that names the file, for every use of it."""
     with safetensors.safe_open(shared, "numpy") as opened:
         header = opened.metadata()
     first = entry.partition(".")[0]

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or damaged ends with the same bits by the same command.
+"""A stopped, killed or damaged run, given the same command again, ends with the same bits.
 
 Two hosts are in tests/test_distributed.py.
 """
@@ -27,7 +27,7 @@ def settings(clip_dir):
 
 @pytest.fixture(scope="module")
 def whole(settings, made_once):
-    """The workdir of a run that nothing happened to."""
+    """The workdir of an uninterrupted run."""
     flags = [*SETTINGS, *settings]
     return made_once("whole", lambda workdir: in_process("main.py", *flags, f"--workdir={workdir}"))
 
@@ -78,7 +78,7 @@ def test_damaged(settings, whole, tmp_path):
     assert_same_end(workdir, whole)
 
 
-# A disk that only takes small files from the first checkpoint on, as a full one does.
+# From the first checkpoint on, a disk that only takes small files, like a full one.
 FULL = """
 import resource, runpy, sys
 from dpt_jax.training.checkpoints import Checkpoints
@@ -110,7 +110,7 @@ def test_a_full_disk(settings, whole, tmp_path):
 
 
 def test_checkpoints_by_the_clock(clip_dir, tmp_path):
-    """Every 6 ms is behind most of the six steps here; by steps there would be one, at the end."""
+    """Every 6 ms means after most of the six steps; by steps there would be one, at the end."""
     in_process("main.py", *SETTINGS, f"--config.clip.weights={clip_dir}", f"--workdir={tmp_path}",
             "--config.train.epochs=3", "--config.checkpoint.every_minutes=0.0001",
             "--config.checkpoint.keep=9")  # fmt: skip

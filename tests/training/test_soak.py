@@ -1,4 +1,4 @@
-"""`make soak`: kills and damages for as long as it takes to believe the quick tests."""
+"""`make soak`: many more kills and damages than in the quick tests."""
 
 import os
 import pathlib
@@ -49,7 +49,7 @@ def resources():
 
 
 def test_a_long_run_keeps_its_memory_and_files(clip_dir, tmp_path, monkeypatch):
-    """Epochs of one step with metrics and checkpoints: twice eight hours of ViT-B/32 in steps."""
+    """Epochs of one step with metrics and checkpoints: the steps of sixteen hours of ViT-B/32."""
     config = small_config(clip_dir, dataset__shots=1, text_prompt__length=4, train__batch_size=6,
                           train__epochs=STEPS, checkpoint__every_steps=50)  # fmt: skip
     seen = []

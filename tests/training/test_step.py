@@ -17,8 +17,8 @@ from tests.helpers.models import prompt_shapes
 from tests.helpers.plain_towers import normal, random_like
 
 NAMES = ["airplane", "sea_horse", "a rather long name"]
-# A context of each image, visual tokens that are made of it and carry on into the layer of the
-# class-aware prompts, and losses that hold all of them to plain CLIP.
+# A context for each image, visual tokens that are computed from it and stay up to the layer of the
+# class-aware prompts, and losses that regularise all of them towards frozen CLIP.
 EVERYTHING = PromptConfig(
     len(NAMES),
     text_length=3,
@@ -31,14 +31,14 @@ EVERYTHING = PromptConfig(
     top_k=2,
     first_layer=3,
     consistency=Consistency(5.0, L1, 3.0, 2.0),
-    # Dropout, whose masks belong to an image or a text, in layers of which some learn nothing.
+    # Dropout with a mask per image or text; some layers learn nothing.
     weights=Weights("lora", 2, 1.0, "qkvo", 0.5, (1, 0), (2, 2)),
 )
 
 
 @pytest.fixture(scope="module")
 def clip(tiny_clip_dir):
-    """Three and two layers: what is traced and compiled is as long as they are many."""
+    """Three and two layers, since tracing and compiling take time in proportion."""
     return load_clip(str(tiny_clip_dir))
 
 
@@ -50,7 +50,7 @@ def clip(tiny_clip_dir):
 def test_neither_what_is_kept_nor_parts_nor_devices_change_a_gradient(
     clip, remat, microbatch, devices
 ):
-    """Of every part, against all images at once with everything saved."""
+    """The gradient of every part, against all images at once without remat."""
     prompts = random_like(prompt_shapes(PromptedCLIP(clip.config, EVERYTHING)), seed=7, scale=0.1)
     expected = gradient(clip, prompts, "none", microbatch=0, on=1)
     errors = jax.tree.map(
@@ -66,7 +66,7 @@ def error_in_norm(found, expected):
 def gradient(clip, prompts, remat, microbatch, on):
     """The gradient of a step under guidance, on so many simulated devices."""
     model = PromptedCLIP(clip.config, EVERYTHING, remat=remat)
-    # Texts of a tower that learns have no beginning in common.
+    # A text tower with dropout shares no prefix between texts.
     packed = pack(prompted_texts(NAMES, clip.tokenizer, EVERYTHING.text_length), share=False)
     size, embed = clip.config.image_size, clip.config.embed_dim
     texts, held = normal(1, 2, len(NAMES), embed)

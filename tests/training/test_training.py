@@ -1,4 +1,4 @@
-"""What an experiment starts from, prompts of other runs among it, and what a run writes down."""
+"""What an experiment starts from, such as prompts of other runs, and what a run records."""
 
 import json
 import shutil
@@ -92,7 +92,7 @@ def test_every_prompt_is_trained_and_clip_is_not(trained, clip_dir, clip):
 
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory):
-    """The small images, whose test images are also validated on."""
+    """The small images, with the test images also for validation."""
     root = tmp_path_factory.mktemp("validated")
     for split, source in (("train", "train"), ("val", "test"), ("test", "test")):
         shutil.copytree(SMALL / "images" / source, root / split)
@@ -100,7 +100,7 @@ def validated(tmp_path_factory):
 
 
 def test_the_best_epoch_is_kept(clip_dir, validated, tmp_path):
-    """Also by a run that was stopped; and it is the accuracy of a run that ends there."""
+    """Also if the run was stopped; its accuracy is that of a run that ends at that epoch."""
 
     settings = {
         "clip.weights": clip_dir, "dataset.root": validated, "dataset.shots": -1,
