@@ -27,7 +27,7 @@ from etils.epath import backend
 from dpt_jax.errors import UserError
 
 BUCKETS = "gs://"
-EMULATOR = "STORAGE_EMULATOR_HOST"  # another server than Google's, which needs no credentials
+EMULATOR = "STORAGE_EMULATOR_HOST"  # a server in place of Google's, without credentials
 # Without these, epath takes TensorFlow's file system wherever TensorFlow is installed, and gcsfs
 # asks for the type of each bucket with a client of its own. Both are read at the first gs:// path.
 os.environ.setdefault("EPATH_USE_TF", "0")
@@ -53,10 +53,10 @@ def as_path(name: str | os.PathLike[str]) -> epath.Path:
       name: a local path, or gs://BUCKET/KEY.
 
     Returns:
-      For a local path pathlib's, which has the methods of epath's and more.
+      A pathlib path for a local one, which has the methods of epath's and more.
 
     Raises:
-      UserError: for an empty name, another scheme than gs://, and gs:// without gcsfs.
+      UserError: for an empty name, a scheme other than gs://, or gs:// without gcsfs.
     """
     text = os.fspath(name)
     if not text:
@@ -81,7 +81,7 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def file_system(path: str | os.PathLike[str]) -> Any:
-    """Return the fsspec file system of a path that epath uses: gcsfs's for one in a bucket."""
+    """Return the fsspec file system that epath uses for a path: gcsfs's in a bucket."""
     return backend.fsspec_backend.fs(as_path(path))
 
 
@@ -113,7 +113,7 @@ def entries(folder: epath.Path, dangling: bool = True) -> Iterator[Entry]:
         own = os.fspath(folder).removeprefix(BUCKETS)
         for found in file_system(folder).ls(own, detail=True):
             path = found["name"].rstrip("/")
-            if path != own:  # the console makes a folder as an empty object of its name
+            if path != own:  # the Cloud console makes a folder as an empty object
                 yield Entry(path.rpartition("/")[2], found["type"] == "directory")
         return
     # scandir takes file types from the listing, without a stat of each of 1.3 million.
@@ -125,7 +125,7 @@ def entries(folder: epath.Path, dangling: bool = True) -> Iterator[Entry]:
 
 
 def find_files(folder: epath.Path, name: str) -> list[epath.Path]:
-    """Return the files of a name below a folder, at any depth, sorted."""
+    """Return the files with this name below a folder, at any depth, sorted."""
     if is_remote(folder):
         found = file_system(folder).find(os.fspath(folder))
         return [as_path(BUCKETS + path) for path in sorted(found) if path.endswith(f"/{name}")]
@@ -136,7 +136,7 @@ def find_files(folder: epath.Path, name: str) -> list[epath.Path]:
 def listed_once(folder: epath.Path) -> Iterator[None]:
     """Cache the listing of a folder in a bucket, for is_file() and the like on paths below it.
 
-    That takes a request for 1,000 objects instead of one for each path.
+    That takes one request per 1,000 objects instead of one per path.
     """
     if not is_remote(folder):
         yield
@@ -187,7 +187,7 @@ def local_copy(
             sources = [f"{folder}/{name}" for name in found]
             file_system(folder).get(sources, [str(half / name) for name in found])
             if _objects(folder, wanted) != found:
-                raise UserError(f"{folder} changed while it was copied: give the command again.")
+                raise UserError(f"{folder} changed while it was copied: run the command again.")
             shutil.rmtree(target, ignore_errors=True)  # caches lose files that are not used
             half.rename(target)
         finally:
@@ -235,7 +235,7 @@ def _objects(folder: epath.Path, wanted: Callable[[str], bool]) -> dict[str, str
 
 
 def size_of(file: epath.Path) -> int:
-    """Return the bytes of a file, local or in a bucket."""
+    """Return the size of a file in bytes, local or in a bucket."""
     return file_system(file).size(os.fspath(file))
 
 
@@ -259,7 +259,7 @@ def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
 
     Args:
       path: path of the file or folder.
-      what: it should be, with its article: "a tokenizer".
+      what: what it should be, with an article: "a tokenizer".
 
     Raises:
       UserError: for every exception in the body except KeyboardInterrupt and the like.
@@ -304,7 +304,7 @@ def short(reason: BaseException) -> str:
 
 
 def write_whole(file: epath.Path, content: bytes | str) -> None:
-    """Write a file atomically, also across a power cut.
+    """Write a file atomically, even if the power fails.
 
     Args:
       file: local or in a bucket, in a folder that exists.
@@ -360,9 +360,9 @@ def on_this_disk(file: epath.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def without_wildcards(folder: epath.Path) -> Iterator[epath.Path]:
-    """Provide a link to a folder with [, * or ? in its path, which Orbax takes for a pattern.
+    """Provide a link to a folder with [, * or ? in its path, which Orbax would take for a pattern.
 
-    For other paths provide the absolute one, which Orbax needs.
+    Otherwise provide the absolute path, which Orbax needs.
     """
     folder = folder if is_remote(folder) else folder.absolute()
     if is_remote(folder) or not re.search(r"[*?\[\]\\]", os.fspath(folder)):

@@ -104,7 +104,7 @@ def test_a_copy_is_made_once_for_each_state(remote, tmp_path, monkeypatch):
     assert sorted(file.name for file in first.rglob("*.*")) == ["1.png", "1.png", "2.png"]
     assert copy() == first
     assert len(said) == 1
-    (first / "train/a/1.png").unlink()  # somebody tidied up
+    (first / "train/a/1.png").unlink()  # the cache was cleaned
     assert (copy() / "train/a/1.png").is_file()
     (remote / "train/a/1.png").write_bytes(b"new")
     assert (copy() / "train/a/1.png").read_bytes() == b"new"

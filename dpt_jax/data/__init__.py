@@ -1,7 +1,7 @@
 """Datasets, few-shot samples, image transforms and the loader.
 
-`dataset.load_dataset` has a reader of each form: `folder` (class folders, archives and lists of
+`dataset.load_dataset` has a reader for each source: `folder` (class folders, archives and lists of
 your own), `coop` (the published layout), `tfds` and, for Python callers, `memory`. `sampling` draws
 the shots, `look` checks them before training, and `loader` makes batches with `transforms`.
-`records` has the types and decodes images, `catalogue` the datasets that have a name.
+`records` has the types and decodes images; `catalogue` has the named datasets.
 """

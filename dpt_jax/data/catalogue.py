@@ -1,4 +1,4 @@
-"""The datasets that have a name: the published ones, and those bundled with the package."""
+"""The named datasets: the published ones, and those bundled with the package."""
 
 import importlib.resources
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ _PAPER = {
         "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}."
     ),
 }
-# Only tested on, with prompts that were trained on ImageNet.
+# Test-only datasets, for prompts that were trained on ImageNet.
 _SHIFTED = {
     "imagenetv2": Benchmark("imagenetv2", "imagenetv2-matched-frequency-format-val"),
     "imagenet_sketch": Benchmark("imagenet-sketch"),
@@ -117,6 +117,6 @@ def settings_of(name: str) -> Mapping[str, Setting]:
     if name == "folder":
         return {}
     raise UserError(
-        f"configs: no dataset {name!r}; choose {' or '.join(EMBEDDED)} (embedded), folder (your "
+        f"configs: no dataset {name!r}; choose {' or '.join(EMBEDDED)} (bundled), folder (your "
         f"own, with --config.dataset.root=DIR) or one of {', '.join(CATALOGUE)}."
     )

@@ -1,6 +1,6 @@
 """The published datasets in the directory layout of CoOp's DATASETS.md.
 
-Images as distributed, and the published `split_zhou_*.json` where the data have no split.
+Images are as distributed; `split_zhou_*.json` is used if the data have no split.
 """
 
 import json
@@ -47,7 +47,7 @@ def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Da
     images = directory / benchmark.images
     for folder in (directory, images):
         if not folder.is_dir():
-            raise UserError(f"{folder} is not there (dataset.root={root}); {LAYOUT}.")
+            raise UserError(f"{folder} does not exist (dataset.root={root}); {LAYOUT}.")
     if benchmark.split:
         lists = _read_split(directory / benchmark.split)
     else:
@@ -65,7 +65,7 @@ def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Da
 def _read_split(file: epath.Path) -> Lists:
     """Read the published split, with the class names of the training images."""
     if not file.is_file():
-        raise UserError(f"{file} is not there, the list of the published images; {LAYOUT}.")
+        raise UserError(f"{file}, the published split, does not exist; {LAYOUT}.")
     with reading(file, SPLIT):
         content = json.loads(file.read_text(encoding="utf-8-sig"))
         examples: dict[str, list[Example]] = {}
@@ -74,7 +74,7 @@ def _read_split(file: epath.Path) -> Lists:
             for path, label, name in content[split]:
                 wrong_label = type(label) is not int or label < 0
                 if not isinstance(path, str) or wrong_label or not name.strip(" _"):
-                    raise ValueError(f"[{path!r}, {label!r}, {name!r}] is none of these")
+                    raise ValueError(f"[{path!r}, {label!r}, {name!r}] is not such an entry")
                 if split == "train":
                     names[label] = name.replace("_", " ")
             examples[split] = [Example(path, label) for path, label, _ in content[split]]
@@ -97,7 +97,7 @@ def _read_fgvc_aircraft(directory: epath.Path, images: epath.Path) -> Lists:
 
 
 def _read_imagenet(directory: epath.Path, images: epath.Path) -> Lists:
-    """Test on the images of `val`, as is usual; without `train` it can still be evaluated on."""
+    """Use the images of `val` as test images, as usual; `train` is only needed for training."""
     splits = ["train", "val"] if (images / "train").is_dir() else ["val"]
     # One numbering for both, or a folder that one of them lacks would shift the labels.
     folders = sorted({folder for split in splits for folder in _folder_names(images / split)})
@@ -164,7 +164,7 @@ def _in_folders(images: epath.Path, folders: Sequence[str], split: str = "") -> 
 
 
 def _lines(file: epath.Path, parse: Callable[[str], T]) -> list[T]:
-    """Return what `parse` returns for each line of a text file that is not blank, stripped."""
+    """Apply `parse` to each stripped, non-blank line of a text file."""
     with reading(file, "a list of images or classes"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         return [parse(line.strip()) for line in lines if line.strip()]

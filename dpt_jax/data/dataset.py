@@ -26,8 +26,8 @@ def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) ->
 
     Args:
         config: config.dataset, validated.
-        seed: draws the sample, unless dataset.sample names a file of it.
-        whole: the whole dataset, if it is loaded already. Its validation images are all taken.
+        seed: draws the sample, unless dataset.sample names a file that lists it.
+        whole: the whole dataset, if it is loaded already. All its validation images are used.
 
     Raises:
         UserError: a folder, file, split or class is missing or damaged.
@@ -85,7 +85,7 @@ def _sample(config: ConfigDict, whole: Dataset, seed: int) -> tuple[list[Example
     if config.shots > most > 0:
         say_once(
             f"dataset.shots is {config.shots}, but no class has more than {most} training images: "
-            "all are taken."
+            "all are used."
         )
     return train, val
 
@@ -116,6 +116,6 @@ def check_root(config: ConfigDict) -> None:
             else "a folder for each class"
         )
         raise UserError(
-            f"dataset.root is not set: give the folder that holds {holds}, "
-            "--config.dataset.root=DIR."
+            "dataset.root is not set: give --config.dataset.root=DIR, the folder that holds "
+            f"{holds}."
         )

@@ -15,7 +15,7 @@ KIND = "descriptions, {class name: [text, …]}"
 
 
 def read(given: str) -> str:
-    """Return the content of a file of descriptions.  Content, which begins with {, is returned.
+    """Return the content of a descriptions file; what begins with { already is content.
 
     Raises:
       UserError: It cannot be read, see `parse`.

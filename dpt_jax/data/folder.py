@@ -38,8 +38,8 @@ LISTS = (".csv", ".jsonl")
 def visible(folder: epath.Path) -> list[tuple[str, bool]]:
     """Return (name, is a folder) of the entries of a folder, sorted, without hidden ones.
 
-    Hidden names are a system's own: a Mac's `._x.png` beside x.png is not an image. Links are
-    followed, and those to nothing are files.
+    Hidden names belong to the system: a Mac's `._x.png` beside x.png is not an image. Links are
+    followed, and dangling links are files.
     """
     with reading(folder, "a folder"):
         return sorted(
@@ -50,7 +50,7 @@ def visible(folder: epath.Path) -> list[tuple[str, bool]]:
 
 
 def walk(folder: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[epath.Path]:
-    """Yield the files below a folder, at any depth: first its own by name, then its folders'.
+    """Yield the files below a folder, at any depth: its own by name, then those of its folders.
 
     above: real paths of the folders above, since links back to them are not followed.
     """
@@ -66,7 +66,7 @@ def walk(folder: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[ep
 
 
 def check_files(files: Files, paths: Iterable[str], listed_by: str) -> None:
-    """Raise UserError if a file is missing, which `listed_by` lists.
+    """Raise UserError if a file that `listed_by` lists is missing.
 
     Lists each folder once, which is faster than asking for each file.
     """
@@ -81,10 +81,10 @@ def check_files(files: Files, paths: Iterable[str], listed_by: str) -> None:
     split = ((path, *path.rpartition("/")) for path in paths)
     missing = [files.file(path) for path, parent, _, name in split if name not in names_in(parent)]
     if missing:
-        more = f", nor are {len(missing) - 1} more" if len(missing) > 1 else ""
+        more = f", nor do {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{listed_by}: {missing[0]} is not there{more}: add it, or leave missing images out by "
-            "dataset.on_error=skip."
+            f"{listed_by}: {missing[0]} does not exist{more}: add it, or leave missing images out "
+            "with dataset.on_error=skip."
         )
 
 
@@ -112,12 +112,12 @@ def left_out_line(files: Sequence[str]) -> str:
 
 
 class Listed(NamedTuple):
-    """An image of one's own.
+    """One of the user's own images.
 
     Attributes:
         path: relative to the root.
         label: name of the class folder, or the label of a list.
-        split: train, val or test; "" if a split is to be drawn.
+        split: train, val or test; "" if a split is drawn.
     """
 
     path: str
@@ -131,18 +131,18 @@ def read_folder(
     test_fraction: float = 0.2,
     skip_missing: bool = False,
 ) -> Dataset:
-    """Return a dataset of one's own images, with classes in the order of their labels.
+    """Return a dataset of the user's own images, with classes in the order of their labels.
 
     The images are {train,val,test}/CLASS/IMAGE, or CLASS/IMAGE with a random split. val/ may be
     missing. train/ may be missing if the dataset is only evaluated on. The classes are those of
-    training and test. Labels that differ only in underscores and in the form of Unicode are one
+    training and test. Labels that differ only in underscores or in Unicode normalisation are one
     class.
 
     Args:
         path: a folder, a zip or tar archive of one, or a list of images (see read_list).
         split: a list of the images in use, with their split, instead of a random one.
-        test_fraction: part of each class that is for the test, if a split is drawn. The same part
-          is for validation.
+        test_fraction: fraction of each class for the test, if a split is drawn, and the same for
+          validation.
         skip_missing: whether listed images may be missing.
 
     Raises:
@@ -168,7 +168,7 @@ def read_folder(
 
 
 def _unpacked(archive: epath.Path) -> epath.Path:
-    """Return the folder of an archive; if all of it is below one folder, that one."""
+    """Return the folder of an archive, or the one folder that all of it is below."""
     root = unpacked(archive)
     folders = [name for name, is_folder in visible(root) if is_folder]
     top = root / folders[0] if len(folders) == 1 and folders[0] not in SPLITS else root
@@ -193,8 +193,8 @@ def _in_folders(root: epath.Path) -> list[Listed]:
         )
     if splits and "test" not in splits:
         raise UserError(
-            f"dataset.root: {root} has {splits[0]}/ but no test/ with classes: add it, or name "
-            f"{root / splits[0]} to keep a part of it for the test."
+            f"dataset.root: {root} has {splits[0]}/ but no test/ with classes: add it, or give "
+            f"{root / splits[0]} as dataset.root to hold out a part of it for testing."
         )
     images: list[Listed] = []
     left_out: list[str] = []
@@ -205,7 +205,7 @@ def _in_folders(root: epath.Path) -> list[Listed]:
             if is_folder and (same := folder_of.setdefault(class_name(name), name)) != name:
                 raise UserError(
                     f"dataset.root: {same!r} and {name!r} in {root / split} are both the class "
-                    f"{class_name(name)!r}: rename or join them."
+                    f"{class_name(name)!r}: rename or merge them."
                 )
             files = list(walk(entry)) if is_folder else [entry]
             used = [file.parent == entry and is_image_name(file.name) for file in files]
@@ -218,12 +218,12 @@ def _in_folders(root: epath.Path) -> list[Listed]:
                 else:
                     left_out.append(path)
     if left_out:
-        _say(f"{root}: {left_out_line(left_out)} Images are in class folders.")
+        _say(f"{root}: {left_out_line(left_out)} Only images in class folders are used.")
     return images
 
 
 def read_list(file: epath.Path) -> list[Listed]:
-    """Return the images that a file lists by path and label, and by split if it says that.
+    """Return the images that a file lists by path and label, and by split if it has one.
 
     Args:
         file: a .csv with a header, or a .jsonl. A path is relative to the file's folder.
@@ -307,7 +307,7 @@ def _dataset(root: epath.Path, images: Sequence[Listed]) -> Dataset:
             raise UserError(
                 f"dataset.root: {label!r} in {root} is not a class name: rename the folder."
             )
-    # The order is that of the labels, in which an underscore is not yet a space.
+    # Sorted by the labels, before their underscores become spaces.
     labels = sorted({_composed(image.label) for image in images if image.split != "val"})
     classnames = tuple(dict.fromkeys(class_name(label) for label in labels))
     label_of = {name: label for label, name in enumerate(classnames)}
@@ -351,9 +351,9 @@ def class_name(folder: str) -> str:
 
 
 def _composed(name: str) -> str:
-    """Return a file's name in the form of Unicode that Linux writes; a Mac writes another.
+    """Return a name in Unicode's composed form (NFC); macOS may write the decomposed form.
 
-    Whatever the locale, its bytes are UTF-8.
+    Its bytes are read as UTF-8, whatever the locale.
     """
     if sys.getfilesystemencoding() != "utf-8":
         with contextlib.suppress(UnicodeError):
@@ -364,8 +364,8 @@ def _composed(name: str) -> str:
 def find_images(paths: Sequence[str]) -> list[str]:
     """Return the images that paths, folders and patterns name, each once, sorted below each path.
 
-    A file that is named is taken whatever its name ends in. Other files below a folder are left
-    out and counted on standard error.
+    A file that is named is used whatever its ending. Other files below a folder are left out and
+    counted on standard error.
 
     Raises:
         UserError: a path does not exist, or there are no images.
@@ -390,7 +390,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
 
 
 def _named_by(text: str) -> list[epath.Path]:
-    """Return the file or folder of that name or, if there is none, those that fit the pattern."""
+    """Return the file or folder of that name or, if there is none, those that match the pattern."""
     path = as_path(text)
     if path.exists():
         return [path]
@@ -401,6 +401,6 @@ def _named_by(text: str) -> list[epath.Path]:
         named = [as_path(name) for name in sorted(glob.glob(os.fspath(path), recursive=True))]
     if not named:
         raise UserError(
-            f"{text} is not there: give an image, a folder of images or a pattern in quotes."
+            f"{text} does not exist: give an image, a folder of images or a pattern in quotes."
         )
     return named

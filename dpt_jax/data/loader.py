@@ -28,7 +28,7 @@ from dpt_jax.errors import UserError
 # weight (B,) float32, 0 for an image that could not be read and is black.
 Batch = dict[str, Any]
 
-# Threads that decode images in one process: one per core, but at least some, since reading waits.
+# Threads that decode images in one process: one per core, but at least 4, since reading blocks.
 LEAST_THREADS, MOST_THREADS = 4, 32
 ON_DEVICES = 2  # batches whose transfer has started, without the one in use
 QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
@@ -51,7 +51,7 @@ class Loading:
         read: opens an image.
         examples: the images in order.
         size: pixels on a side.
-        batch_size: rows of a batch of test_batches. In train_batches, of all hosts together.
+        batch_size: rows of a batch: of this host in test_batches, of all hosts in train_batches.
         preprocessing: the model's own.
         workers: loader processes, 0 for threads of this one.
         skip_unreadable: an unreadable image becomes black without weight, instead of ending
@@ -79,7 +79,7 @@ class Loading:
         except UnreadableImageError as reason:
             if not self.skip_unreadable:
                 raise UnreadableImageError(
-                    f"{str(reason).removesuffix('.')}, though the dataset has it: repair or remove "
+                    f"{str(reason).removesuffix('.')}, but the dataset has it: repair or remove "
                     "it, or leave such images out with --config.dataset.on_error=skip."
                 ) from reason
             # Batches keep their size and order, so that a run can resume. The row has no weight.
@@ -102,10 +102,10 @@ class TrainLoading(Loading):
 
     Attributes:
         epochs: passes over the examples.
-        least_area: smallest fraction of the area that a random part has.
+        least_area: smallest area of a random crop, as a fraction of the image.
         seed: decides the order and the augmentations.
-        augment: take a random part of each image, mirrored half the time.
-        shift: the most pixels by which an image of `size` pixels is then moved.
+        augment: take a random crop of each image, mirrored half the time.
+        shift: largest random shift after that, in pixels of the (size, size) image.
         partial: whether an incomplete last batch of an epoch is kept.
     """
 
@@ -132,8 +132,8 @@ class TrainLoading(Loading):
 class _Steps:
     """This host's batches from step `start` to the last.
 
-    The images of a step are computed here, not by slicing and repeating the data set, since some
-    versions of Grain then repeat the first epoch.
+    The images of a step are computed here, not by slicing and repeating the data set, with which
+    some versions of Grain repeat the first epoch.
 
     Attributes:
         images: one epoch after the other.
@@ -168,13 +168,13 @@ def train_batches(
 ) -> Iterator[Any]:
     """Return the batches of a training from number `start` on, shuffled and augmented every epoch.
 
-    Fewer examples than batch_size make one smaller batch an epoch. The hosts together have the
-    rows that one host would have.
+    Fewer examples than batch_size make one smaller batch per epoch. Together, the hosts get the
+    rows that one host would get.
 
     Args:
         config: what is loaded.
         start: number of the first batch.
-        transfer: copies a batch to the devices, in a thread, for the next ON_DEVICES batches.
+        transfer: copies a batch to the devices; called in a thread, ON_DEVICES batches ahead.
 
     Raises:
         UserError: hosts cannot share the rows of a batch, or the shift is as large as the images.
@@ -183,14 +183,15 @@ def train_batches(
     rows = min(config.batch_size, examples)
     if rows % hosts and rows == config.batch_size:
         raise UserError(
-            f"train.batch_size is {config.batch_size}: it must be a multiple of the {hosts} hosts."
+            f"train.batch_size is {config.batch_size}: it must be a multiple of the number of "
+            f"hosts, {hosts}."
         )
     if rows < hosts:
         raise UserError(f"{examples} training images cannot be shared by {hosts} hosts.")
     if config.shift >= config.size:
         raise UserError(
             f"train.shift is {config.shift}, but images have {config.size} pixels on a side here: "
-            "give fewer."
+            "give a smaller shift."
         )
     images = grain.MapDataset.source(list(enumerate(config.examples))).seed(config.seed).shuffle()
     config = dataclasses.replace(config, examples=())  # each process gets them one at a time
@@ -209,9 +210,9 @@ def test_batches(config: Loading) -> Iterator[Batch]:
 def view_batches(config: TrainLoading) -> Iterator[Batch]:
     """Return `epochs` augmented views of each example, one view of all examples after another.
 
-    The batches are as those of `test_batches`.
+    Batches are as in `test_batches`.
     """
-    # The list is repeated, and not the data set, of which some versions of Grain repeat the views.
+    # This repeats the list, not the data set: some versions of Grain would repeat the views.
     views = list(enumerate(config.examples)) * config.epochs
     images = grain.MapDataset.source(views).seed(config.seed)
     return _in_order(images.random_map(dataclasses.replace(config, examples=()).load), config)
@@ -236,7 +237,7 @@ def _read(
     options = grain.ReadOptions(num_threads=own, prefetch_buffer_size=own + LEAST_THREADS)
     batches = data.to_iter_dataset(options)
     if workers:
-        # Grain asks for its own flags, also if absl is not used.
+        # Grain reads its own flags, even if absl is not used.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         # Python passes these to its resource tracker, which removes what a killed process leaves.
@@ -266,8 +267,8 @@ def _read(
 
 def _start_worker(cached_bytes: int, worker: int, workers: int) -> None:
     """Prepare a loader process, which is started once for all its batches."""
-    # Ctrl-C and a scheduler's SIGTERM reach loader processes too, but it is the run that stops and
-    # ends them. A process that dies with a lock of Grain's would keep the run from ending.
+    # Ctrl-C and a scheduler's SIGTERM reach loader processes too, but only the run may end them: a
+    # process that dies while holding one of Grain's locks would keep the run from ending.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     records.cache.limit = cached_bytes

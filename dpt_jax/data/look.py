@@ -1,4 +1,4 @@
-"""Checks of the images before training: whether they suffice, and what would falsify accuracies."""
+"""Checks of the images before training: are there enough, and what would distort accuracies."""
 
 import collections
 import contextlib
@@ -18,7 +18,7 @@ from dpt_jax.logging import Progress
 from dpt_jax.methods import METHODS
 
 MOST_ROWS = 20  # of the table of classes
-MOST_DECODED = 2000  # images, those to train on first; of the others, the headers are read
+MOST_DECODED = 2000  # images, those to train on first; of the rest, only headers are read
 UPRIGHT = 1  # the orientation of an image that is not rotated
 
 
@@ -76,7 +76,7 @@ def look(dataset: Dataset, config: ConfigDict) -> str:
 
     Raises:
         UserError: an image cannot be read (unless dataset.on_error is skip), a class has no test
-            images, or a file is in training or validation and in test (unless dataset.strict is
+            images, or a test file is also in training or validation (unless dataset.strict is
             off).
     """
     lines = [_table(dataset)]
@@ -131,7 +131,7 @@ def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[s
     if errors:
         what = errors[0].removesuffix(".")
         if config.dataset.on_error != "skip":
-            more = f"; {len(errors) - 1} more cannot either" if len(errors) > 1 else ""
+            more = f"; {len(errors) - 1} more cannot be read" if len(errors) > 1 else ""
             raise UserError(
                 f"{what}{more}: repair or remove what is broken, or leave such images out with "
                 "--config.dataset.on_error=skip."
@@ -149,9 +149,9 @@ def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[s
 
 
 def _open_all(files: Files, paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return why images cannot be read, and which are rotated; images in a bucket are not opened.
+    """Return the errors of unreadable images, and the rotated images.
 
-    Decoded images are in the cache then.
+    The first MOST_DECODED images are decoded into the cache. In a bucket, others are not opened.
     """
     decoded = {*paths[:MOST_DECODED]}
 
@@ -186,7 +186,7 @@ def _refuse(config: ConfigDict, what: str, names: Sequence[str]) -> str:
     line = f"{what}: {', '.join(names[:3])}{more}"
     if config.dataset.strict:
         raise UserError(
-            f"{line}; accuracies would be wrong, so repair this, or train all the same with "
+            f"{line}; accuracies would be wrong, so fix this, or train anyway with "
             "--config.dataset.strict=False."
         )
     return f"{line} (dataset.strict is off)"

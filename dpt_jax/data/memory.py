@@ -40,7 +40,7 @@ def image_list(images: Images) -> list[Any]:
 
 
 def as_rgb(image: Any) -> Image.Image:
-    """Return an image of any form as PIL's.
+    """Return an image of any form as a PIL image.
 
     Raises:
       UserError: It is not an image.
@@ -68,7 +68,7 @@ def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
     """Return the names as a list.
 
     Raises:
-      UserError: There is none, or one is blank or occurs twice. It begins with `source`.
+      UserError: Beginning with `source`, if there is no name, or one is blank or occurs twice.
     """
     if isinstance(classnames, str):
         raise UserError(f"{source} is {classnames!r}: give a list of names.")
@@ -105,7 +105,7 @@ def label_indices(
         raise UserError(f"labels is {labels!r:.80}: give a class name or an index for each image.")
     values = [x.item() if hasattr(x, "item") and np.size(x) == 1 else x for x in labels]
     if len(values) != images or not images:
-        raise UserError(f"give a label for each image: there are {images} and {len(values)}.")
+        raise UserError(f"give a label for each image: {images} images have {len(values)} labels.")
     numbers = all(type(value) is int for value in values)
     if not numbers and not all(isinstance(value, str) for value in values):
         raise UserError(f"labels are class names or whole numbers from 0, not {values[0]!r:.80}.")
@@ -132,7 +132,7 @@ class InMemory(Files):
     images: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str) -> Image.Image:
-        """Return an image as RGB; only files are in the cache of decoded images."""
+        """Return an image as RGB; only those from files are cached."""
         return as_rgb(self.images[path]) if path in self.images else super().__call__(path)
 
     def key(self, path: str) -> Hashable:
@@ -149,12 +149,12 @@ def in_memory(
 ) -> Dataset:
     """Return images and labels as a dataset without test images.
 
-    An example's path is the absolute path of a file, or the digest of an image in memory: so the
-    digest of a dataset is one of its pixels.
+    An example's path is the absolute path of a file, or the digest of an image in memory, so
+    that the digest of a dataset covers its pixels.
 
     Raises:
-      UserError: As `label_indices`, an image in memory is not one, or (unless `skip_missing`) a
-        file is missing.
+      UserError: As `label_indices`, an object is not an image, or (unless `skip_missing`) a file
+        is missing.
     """
     held: dict[str, Any] = {}
 

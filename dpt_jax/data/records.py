@@ -21,15 +21,15 @@ from PIL import Image, ImageOps, TiffImagePlugin
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, reading
 
-# An example's path to its image as RGB. Picklable, since loader processes get it.
+# From an example's path to its RGB image. Picklable, since it is sent to loader processes.
 Reader = Callable[[str], Image.Image]
 
-# Raster formats only: for PostScript, Pillow would start the program that the file is written for.
+# Raster formats only: for PostScript, Pillow would run Ghostscript.
 FORMATS = (
     *("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF"),
     *("JPEG2000", "TGA", "ICO", "PCX"),
 )
-# What the system reports about a file itself. Any other error, such as too many open files or a
+# Errors of the system about a file itself. Any other error, such as too many open files or a
 # stale handle of a network disk, says nothing about the image and ends the run.
 ABOUT_THE_FILE = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL),
@@ -43,11 +43,11 @@ EIGHT_BITS = {
     *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"),
     *("CMYK", "YCbCr", "LAB", "HSV"),
 }
-# PIL returns 16-bit greys of these formats as 32-bit numbers from 0 to 65535, in some versions.
+# Some versions of PIL return 16-bit greys of these formats as 32-bit numbers from 0 to 65535.
 SIXTEEN_BITS_AS_32 = ("PNG", "PPM")
 
 
-# What makes Pillow read the formats of phones: its format, a module, and how to install that.
+# Plugins for the formats of phones: Pillow's format, the module, and how to install it.
 _HEIF = ("HEIF", "pillow_heif", "pip install pillow-heif")
 PLUGINS = {
     ".avif": ("AVIF", "PIL.AvifImagePlugin", "pip install --upgrade pillow"),
@@ -82,7 +82,7 @@ class UnreadableImageError(UserError):
 
 
 def free_memory() -> int:
-    """Return the bytes that this machine, or this container or job, has left for processes."""
+    """Return the available memory in bytes, or the limit of this container or job if lower."""
     try:
         lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(x for x in lines if x.startswith("MemAvailable:")).split()[1])
@@ -99,8 +99,8 @@ def free_memory() -> int:
 class ImageCache:
     """Decoded images up to a limit, for the training and test images of all runs of a process.
 
-    Images that the current dataset has used are not evicted: evicting the least recently used one
-    would never hit when a dataset larger than the cache is read in order.
+    Images that the current dataset has used are not evicted: an LRU cache would never hit when a
+    dataset larger than the cache is read in order.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -112,9 +112,9 @@ class ImageCache:
         self._lock = threading.Lock()  # loader threads share the cache
 
     def get(self, key: Hashable, user: object, decode: Callable[[], Image.Image]) -> Image.Image:
-        """Return the image of a key, which changes with its file; decoded if it is not cached.
+        """Return the image of a key, and decode it if it is not cached.
 
-        user: the dataset in use, by identity.
+        key: changes with the file. user: the dataset in use, by identity.
         """
         with self._lock:
             if key in self._images:
@@ -175,7 +175,7 @@ class Files(Source):
         return as_path(path) if is_remote(path) else self.root / path
 
     def key(self, path: str) -> Hashable:
-        """Return the file's path with its size and times. Objects of a bucket are not requested.
+        """Return the file's path with its size and times; of a file in a bucket only the path.
 
         Copying can preserve mtime, but not ctime.
         """
@@ -200,7 +200,7 @@ class Dataset(NamedTuple):
         read: opens an image.
         classnames: names of the labels, in order.
         train: the whole training split or, from load_dataset, the few-shot sample of it.
-        val: the same of the validation split, min(shots, 4) images a class. It may be empty.
+        val: the same of the validation split, min(shots, 4) images per class. It may be empty.
         test: the whole test split.
         digest: digest of all classes and images, not only those taken; from load_dataset.
         split: the CSV list of the images and their split, "" if their folders say it.
@@ -218,7 +218,7 @@ class Dataset(NamedTuple):
 def contents(root: epath.Path, paths: Sequence[str]) -> list[Hashable]:
     """Return a key for each file, which only files with the same bytes share.
 
-    Only files of the same size are read. Those of a bucket all differ, since none is read there.
+    Only files of the same size are read. Files in a bucket are not, and count as different.
     """
     if is_remote(root):
         return list(paths)
@@ -270,7 +270,7 @@ def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[
     except UserError:
         raise
     except FileNotFoundError as reason:
-        raise UnreadableImageError(f"{name} is not there.") from reason
+        raise UnreadableImageError(f"{name} does not exist.") from reason
     except Exception as reason:  # PIL's decoders raise any type
         if not _is_about_the_file(reason, name):
             why = str(reason) or "not enough memory"
@@ -295,8 +295,8 @@ def _is_about_the_file(reason: Exception, name: str) -> bool:
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
     """Return an image of any mode as RGB, without transparency.
 
-    Sixteen bits a pixel, which PIL would cut off at 255, are scaled to eight. The published code
-    does not apply a camera's orientation tag (`upright`).
+    16-bit pixels, which PIL would clip at 255, are scaled to 8 bits. `upright` applies a camera's
+    orientation tag, as the published code does not.
 
     Raises:
         ValueError: 32-bit or floating-point pixels, whose white is not specified.
@@ -309,7 +309,7 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
             "16 bits a pixel"
         )
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # PIL warns if it drops a table of transparencies at once
+        image = image.convert("RGBA")  # a direct conversion of a transparency table warns
     elif image.mode in ("RGBa", "La"):
         image = image.convert(image.mode.upper())
     rgb = image.convert("RGB")
@@ -324,7 +324,7 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16 bits a pixel with 8. A TIFF may have 12 bits, or 0 for white."""
+    """Return a 16-bit grey image with 8 bits. A TIFF may have 12 bits, or 0 for white."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     (bits,) = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))
     step = (2**bits - 1) / 255

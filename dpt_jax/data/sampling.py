@@ -30,13 +30,12 @@ def few_shot(
     seed: int,
     natural: bool = False,
 ) -> tuple[list[Example], list[Example]]:
-    """Return `shots` examples a class of train and min(shots, 4) of val, as CoOp draws them.
+    """Return `shots` examples per class of train and min(shots, 4) of val, as CoOp draws them.
 
     One generator draws for train and then for val, class by class in the order in which the
     classes first appear. A class with fewer examples is taken whole. shots = -1 takes everything.
 
-    natural: whether train is one example of each class and the others at random, shots · C in all,
-    instead.
+    natural: whether to draw one example per class of train, the rest of shots · C at random.
     """
     if shots < 0:
         return list(train), list(val)

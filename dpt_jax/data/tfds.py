@@ -90,8 +90,8 @@ class Use(NamedTuple):
     Attributes:
         builder: its name and config.
         classnames: its class names.
-        train, val, test: which of its splits serve as what, "+" joining several and "" for none.
-            Without test, train is split by the rule that made the published splits.
+        train, val, test: its splits for each purpose, joined by "+", or "" for none. Without test,
+            train is split by the rule that made the published splits.
     """
 
     builder: str
@@ -105,8 +105,8 @@ USES = {
     "imagenet": Use("imagenet2012", _names_of_wordnet_ids, test="validation"),
     "caltech101": Use("caltech101", _caltech101_names),
     "oxford_pets": Use("oxford_iiit_pet", _renamed(str.lower)),
-    # A split has ten images a class, and sixteen shots need both. One of the names, "pink-yellow
-    # dahlia?", is in doubt.
+    # Each split has ten images per class, and sixteen shots need both. One of the names,
+    # "pink-yellow dahlia?", is in doubt.
     "oxford_flowers": Use(
         "oxford_flowers102", _renamed(lambda label: label.rstrip("?")), "train+validation"
     ),
@@ -206,21 +206,22 @@ def _program(builder: str, folder: str = "") -> str:
 
 
 def _prepare(name: str, folder: str) -> None:
-    """Download and prepare a dataset, in a process of its own and not on an accelerator.
+    """Download and prepare a dataset in a separate process without a GPU.
 
-    TensorFlow would take its memory.
+    Otherwise TensorFlow would take the GPU's memory.
     """
     where = folder or "~/tensorflow_datasets"
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"{name} is not prepared in {where}, which needs TensorFlow: `pip install tensorflow`."
+            f"{name} is not prepared in {where}, and preparing it needs TensorFlow: "
+            "`pip install tensorflow`."
         )
     say(f"tensorflow-datasets downloads and prepares {name} in {where}.")
     command = [sys.executable, "-c", _program(name, folder)]
     if subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}).returncode:
         raise UserError(
             f"tensorflow-datasets cannot prepare {name} in {where} (see above): it needs the "
-            "network, for some datasets opencv-python, and for some archives that you put into "
+            "network and, for some datasets, opencv-python or archives that you download to "
             "downloads/manual there."
         )
 
@@ -241,8 +242,8 @@ def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
 
     if not (as_path(root) / folder).is_dir():
         raise UserError(
-            f'{root} has no {folder}: prepare it on a disk by `python -c "{_program(name)}"`, and '
-            f"copy it by `gcloud storage cp -r ~/tensorflow_datasets/{folder} {root}`."
+            f'{root} has no {folder}: prepare it on a disk with `python -c "{_program(name)}"` '
+            f"and copy it with `gcloud storage cp -r ~/tensorflow_datasets/{folder} {root}`."
         )
     return str(local_copy(as_path(root), wanted, say))
 

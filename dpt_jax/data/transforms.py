@@ -1,7 +1,7 @@
 """Random resized crops and shifts of training images, as the published pipeline makes them.
 
-On PIL images, with the model's own interpolation. Scaling to floats and normalization are done on
-the device.
+They take PIL images and use the model's own interpolation. Scaling to floats and normalization are
+done on the device.
 """
 
 import math
@@ -37,8 +37,8 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) of a random crop, as torchvision's RandomResizedCrop.
 
-    It has least_area to all of the area and a side ratio of 3/4 to 4/3, which is drawn uniformly in
-    its logarithm. If ten draws do not fit the image, it is the centre crop of the nearest ratio.
+    Its area is at least `least_area` of the image, its aspect ratio log-uniform in 3/4 to 4/3. If
+    ten draws do not fit the image, it is the centre crop of the nearest ratio.
     """
     for _ in range(ATTEMPTS):
         area = width * height * generator.uniform(least_area, 1.0)

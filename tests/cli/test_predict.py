@@ -32,7 +32,7 @@ def test_images_are_found_once_and_in_order(tmp_path):
     (tmp_path / "[odd].png").touch()
     assert find_images([str(tmp_path / "[odd].png")]) == [str(tmp_path / "[odd].png")]
     for wrong in ("none.png", "*.bmp", "b/c/*.jpg"):
-        with pytest.raises(UserError, match="is not there"):
+        with pytest.raises(UserError, match="does not exist"):
             find_images([str(tmp_path / wrong)])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images there"):
@@ -41,7 +41,7 @@ def test_images_are_found_once_and_in_order(tmp_path):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, files):
-    """A folder with images, one that is none, and one whose name is a formula."""
+    """A folder with images, a file that is not one, and one whose name is a formula."""
     folder = tmp_path_factory.mktemp("mixed")
     shutil.copy(files[0], folder / "a.png")
     shutil.copy(files[1], folder / "=1+1.png")
@@ -101,7 +101,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
         (["--workdir=/nowhere", str(IMAGES)], "/nowhere"),
         (["--workdir=/nowhere/prompt.safetensors", str(IMAGES)], "/nowhere/prompt.safetensors"),
         (["--workdir=TRAINED"], "no image is named"),
-        (["--workdir=TRAINED", "/nowhere/a.png"], "/nowhere/a.png is not there"),
+        (["--workdir=TRAINED", "/nowhere/a.png"], "/nowhere/a.png does not exist"),
         (["--workdir=TRAINED", "README.md"], "none of the 1 images could be read"),
         (["--workdir=TRAINED", str(IMAGES), "--json", "--csv=out.csv"], "not both"),
         (["--workdir=TRAINED", str(IMAGES), "--csv=/nowhere/out.csv"], "/nowhere/out.csv"),

@@ -111,7 +111,7 @@ def test_a_wrong_split_is_named(train, named, tmp_path):
     ],
 )
 def test_a_damaged_list_is_named(name, file, tmp_path):
-    """What a download, an editor or a copy makes of a file. Some are whole without their end."""
+    """Damage by a download, an editor or a copy. Some files are valid even without their end."""
     file = coop_trees.make(name, tmp_path) / file
     whole = file.read_bytes()
     damages = [whole[: len(whole) * part // 12] for part in range(12)]

@@ -1,4 +1,4 @@
-"""What is drawn, how images become pixels, and in which order they come."""
+"""Few-shot samples, the pixels of images, and the order of batches."""
 
 import random
 
@@ -110,5 +110,5 @@ def test_the_bundled_images_are_a_few_shot_task(name, classes, shots):
     root = dataset.read.root
     images = [e.path for e in read_folder(root).train + dataset.val + dataset.test]
     contents = {(root / path).read_bytes() for path in images}
-    assert len(contents) == len(images)  # nothing is trained on or chosen by, and tested on
+    assert len(contents) == len(images)  # no test image is used for training or selection
     assert (root / "NOTICE.md").exists()

@@ -47,7 +47,7 @@ def test_templates_as_descriptions_have_the_same_bits(clip, names):
 
 
 def test_normalised_features_are_averaged_over_the_texts_of_each_class(clip, names):
-    """However many others have.  KgCoOp's target is this mean instead of its own template."""
+    """However many texts other classes have. KgCoOp's target is this mean, not its own template."""
     several = ["a cat.", "a dog.", "a small thing."]
     own = {name: [TEMPLATE.format(name)] for name in names} | {names[1]: several}
     given = experiment(clip, "kgcoop", descriptions=json.dumps(own))

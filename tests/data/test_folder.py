@@ -1,4 +1,4 @@
-"""Folders as people have them: a Mac's own files, other files, and names in any form."""
+"""Folders as users have them: with macOS files, other files, and names in any form."""
 
 import pickle
 import unicodedata
@@ -21,7 +21,7 @@ def images(root, *names):
 
 
 def apple_double(folder):
-    """What a Mac leaves beside each file on another file system."""
+    """The file that macOS leaves beside each file on another file system."""
     for file in [path for path in folder.rglob("*") if path.is_file()]:
         (file.parent / f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
         (file.parent / ".DS_Store").write_bytes(b"x")
@@ -96,7 +96,7 @@ def test_unicode_forms_of_one_name_are_one_class(tmp_path, forms):
 @pytest.mark.parametrize(("one", "other"), [("red_fox", "red fox"), ("caf\u00e9", "cafe\u0301")])
 def test_two_folders_of_one_text_are_refused(tmp_path, one, other):
     images(tmp_path, f"test/{one}/1.png", f"test/{other}/2.png")
-    with pytest.raises(UserError, match=r"are both the class .*: rename or join them"):
+    with pytest.raises(UserError, match=r"are both the class .*: rename or merge them"):
         read_folder(tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_images_of_a_bucket(bucket, tmp_path):
     below = [f"{bucket}/test/a/2.png", f"{bucket}/test/a/b/4.png"]
     assert find_images([f"{bucket}/test"]) == below
     assert find_images([f"{bucket}/test/a/*.png"]) == below[:1]
-    with pytest.raises(UserError, match=rf"{bucket}/none is not there"):
+    with pytest.raises(UserError, match=rf"{bucket}/none does not exist"):
         find_images([f"{bucket}/none"])
     assert f"{bucket}/test/a/b/4.png" in find_images([f"{bucket}/**/*.png"])
     with pytest.raises(UserError, match="nobody-has-this"):

@@ -58,7 +58,7 @@ def test_batches_depend_on_the_seed_alone():
 
 
 def test_a_shift_moves_images_and_repeats_their_edge():
-    """By up to so many pixels, without crop or mirror, anew in each epoch."""
+    """By up to so many pixels, without crop or mirror, differently in each epoch."""
     plain = {batch["index"][0]: batch["image"][0] for batch in images_of(epochs=1)}
     moves = set()
     for batch in images_of(epochs=8, shift=2):
@@ -75,7 +75,7 @@ def test_a_shift_moves_images_and_repeats_their_edge():
 
 
 def images_of(**settings):
-    """One image a batch, as they are but for these settings."""
+    """One image per batch, unchanged but for these settings."""
     return batches_of(batch_size=1, augment=False, **settings)
 
 
@@ -126,7 +126,7 @@ def test_shard_pads_with_rows_of_no_weight(own, devices):
 
 
 class Numbered:
-    """Gives the image of a number, so that no file is read."""
+    """Makes an image from a number, so that no file is read."""
 
     def __call__(self, path):
         return Image.new("RGB", (8, 8), (int(path), 0, 0))
@@ -142,7 +142,7 @@ def orders(images, batch_size, epochs, start=0):
 
 @pytest.mark.parametrize(("images", "batch_size"), [(23, 5), (5, 8), (8, 4)])
 def test_no_epoch_repeats_another_and_the_remainder_changes(images, batch_size):
-    """With some versions of Grain a sliced data set gave the first epoch over and over."""
+    """With some versions of Grain a sliced data set repeated the first epoch."""
     an_epoch = loader.steps_per_epoch(images, batch_size)
     steps = orders(images, batch_size, epochs=12)
     epochs = [
@@ -193,7 +193,7 @@ def test_loader_processes_end_with_a_killed_run():
         "import os, signal; from tests.data.test_loader import long_training; "
         "batches = long_training(); next(batches); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    # The output ends when no process has it open any more.
+    # The output ends when the last process closes it.
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, cwd=ROOT, timeout=60, check=False
     )

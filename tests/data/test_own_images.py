@@ -1,4 +1,4 @@
-"""One's own images without ceremony: no split, archives, lists, and a look at them first."""
+"""The user's own images: without a split, as archives and lists, and the checks before training."""
 
 import io
 import shutil
@@ -106,7 +106,7 @@ def test_a_folder_without_a_test_folder_is_named(photos, tmp_path):
 @pytest.mark.parametrize("kind", ["zip", "gztar", "tar"])
 @pytest.mark.parametrize("top", [True, False])
 def test_an_archive_is_its_folder(kind, top, photos, tmp_path, monkeypatch):
-    """With or without a folder around all of it, and with what a Mac adds."""
+    """With or without a folder around all of it, and with the files that macOS adds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     expected = read_folder(photos)
     (tmp_path / "__MACOSX").mkdir()
@@ -201,7 +201,7 @@ def test_a_split_of_other_images_is_named(photos, tmp_path):
     ],
 )
 def test_a_root_without_a_name_means_ones_own_images(arguments, name):
-    """With their template and CLIP, and not with those of the digits."""
+    """With the template and CLIP for folders, not those for the digits."""
     given, _ = from_command_line(arguments)
     expected = coop.get_config(name).dataset.template
     assert (given.config.dataset.name, given.config.dataset.template) == (name, expected)

@@ -1,4 +1,4 @@
-"""Images of every kind become RGB as they look, or are named; none turns black or white."""
+"""Images of every kind become the RGB that they show, or are refused; none turns black or white."""
 
 import errno
 import io
@@ -76,14 +76,14 @@ def test_eight_bits_look_the_same_in_any_mode(mode):
 
 @pytest.mark.parametrize("array", [RAMP.astype(np.int32), RAMP.astype(np.float32)])
 def test_pixels_without_a_known_white_are_named(array):
-    """Whether 1, 255 or 65535 is white, a TIFF does not say."""
+    """A TIFF does not say whether 1, 255 or 65535 is white."""
     with pytest.raises(UnreadableImageError, match="it cannot be read"):
         read_image(written(Image.fromarray(array), "TIFF"), "it")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
 def test_a_photo_of_a_phone_is_turned_upright(kind, tmp_path):
-    """As people see it, in whatever a phone saves, unless the published pixels are asked for."""
+    """In every format of phones, unless the published pixels are requested."""
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera on its side
     image = Image.new("RGB", (16, 8), "red")

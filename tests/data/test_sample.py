@@ -28,7 +28,7 @@ def whole(tmp_path):
 
 @pytest.fixture
 def datum(monkeypatch):
-    """The class of the records, where the code that pickles them has it."""
+    """The class of the records, in the module of the code that pickles them."""
 
     class Datum:
         def __init__(self, path, label):
@@ -100,7 +100,7 @@ def test_a_sample_is_halved_as_a_drawn_one_is(classes, first, tmp_path, datum):
 
 
 class Runs:
-    """What runs a command when Python's own unpickler reads it."""
+    """Runs a command if Python's own unpickler reads it."""
 
     def __init__(self, function, *arguments):
         self.function, self.arguments = function, arguments

@@ -144,7 +144,7 @@ def test_a_dataset_of_one_split_is_divided_by_the_published_rule(root):
 
 
 def test_loader_processes_read_records(root):
-    """What they get of the dataset reads the same."""
+    """Their copies of the dataset read the same."""
     found = read_tfds("eurosat", str(root))
     path, read = found.test[0].path, pickle.loads(pickle.dumps(found.read))
     np.testing.assert_array_equal(read(path), found.read(path))
