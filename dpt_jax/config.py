@@ -69,9 +69,9 @@ AT_LEAST = {
     **dict.fromkeys(("cavpt.top_k", "weights.rank", "train.batch_size", "eval.batch_size"), 1),
     **dict.fromkeys(("checkpoint.every_steps", "checkpoint.keep"), 1),
 }
-# What -1 means all of; 0 is none, and so impossible.
+# Keys for which -1 means all of these; 0 would mean none, which is impossible.
 COUNTS_OR_ALL = {"dataset.shots": "images", "visual_prompt.depth": "layers"}
-# A method without the part of a size.
+# For each size, a method without its part.
 WITHOUT = {"text_prompt.length": "vpt", "visual_prompt.length": "coop", "cavpt.top_k": "vlp"}
 
 # A key, and what excludes it: another key, the dataset or the method.
@@ -95,8 +95,8 @@ EXCLUSIVE = (
     ("loss.logit_consistency", "nothing to learn"),
 )
 
-# Keys that a resumed run may change, since its result does not depend on them, and keys that its
-# prompts depend on. It may change all others with --allow_changes.
+# FREE: keys that a resumed run may change, since results do not depend on them. BOUND: keys that it
+# may never change, since prompts depend on them. It may change others with --allow_changes.
 FREE = (
     *("clip.weights", "dataset.root", "dataset.on_error", "dataset.workers"),
     *("dataset.split", "dataset.strict", "dataset.cache_gb"),
@@ -132,7 +132,7 @@ def method_config(
     """Return the published configuration of a method.
 
     Args:
-      method: A name of `dpt_jax.methods.ROWS`; the linear probe has zero-shot CLIP's.
+      method: A name of `dpt_jax.methods.ROWS`; the linear probe takes zero-shot CLIP's.
       dataset: A name that `common.on_dataset` takes, or NAME:PROTOCOL.
       protocol: One of `common.PROTOCOLS`.
     """
@@ -146,7 +146,7 @@ def validate(config: ConfigDict) -> None:
     """Check all that can be checked without images and weights.
 
     Raises:
-      UserError: A value is impossible, or two contradict each other; the sentence names the key.
+      UserError: A value is impossible, or two contradict each other. The message names the key.
     """
     values = flat(config.to_dict())
     for key, value in values.items():
@@ -181,7 +181,7 @@ def _check_value(key: str, value: Value) -> None:
 
 
 def _check_conflicts(config: ConfigDict) -> None:
-    """Raise UserError if keys contradict each other, or the parts of the method."""
+    """Raise UserError if keys contradict each other or the parts of the method."""
     data, train, classifier = config.dataset, config.train, config.classifier
     text, visual, method = config.text_prompt, config.visual_prompt, METHODS[config.method]
     if train.epochs < (least := 0 if CLASSIFIER in method.parts and config.init_from else 1):
@@ -264,7 +264,7 @@ def _check_weights(config: ConfigDict) -> None:
 
 
 def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:
-    """Return a method's configuration with the values of Python keywords, and these by key.
+    """Return a method's configuration with the values of Python keywords, and these values by key.
 
     A keyword is a key with __ or . between its section and its name. The section may be left out
     if it is train or dataset, or if no other has such a name.
@@ -311,7 +311,7 @@ def layers(weights: ConfigDict, key: str) -> Layers:
 
 
 def set_value(config: ConfigDict, key: str, value: Any, source: str) -> None:
-    """Set a key, or raise UserError, which begins with `source`, if it has another type."""
+    """Set a key.  Raise UserError, beginning with `source`, if the value has the wrong type."""
     try:
         if value is None:  # which ConfigDict takes for any type
             raise TypeError
@@ -361,8 +361,8 @@ def prompt_config(
     if TEXT in parts and 0 < init_tokens < length:
         raise UserError(
             f"text_prompt.length is {length}, but only the first {init_tokens} tokens of "
-            f"text_prompt.init={text.init!r} can be learned (text_prompt.fixed_words): give fewer, "
-            "or no words at all."
+            f"text_prompt.init={text.init!r} can be learned (text_prompt.fixed_words): reduce "
+            "the length, or give no words."
         )
     first = cavpt.first_layer + layers + 1 if cavpt.first_layer < 0 else cavpt.first_layer
     return PromptConfig(
@@ -403,7 +403,7 @@ def _weights(config: ConfigDict) -> Weights:
 
 
 def templates(config: ConfigDict, key: str = "dataset.template") -> list[str]:
-    """Return the texts of a class; features of several texts are averaged."""
+    """Return the templates of a key; the features of several are averaged."""
     section, name = key.split(".")
     return [text.strip() for text in config[section][name].split("|")]
 
@@ -414,8 +414,8 @@ def shots_in_words(shots: int) -> str:
 
 
 def nearest(key: str) -> str:
-    """Return "; did you mean KEY?", or "." if no key is similar, in any section."""
-    # Of keys with the same name, such as epochs, that of the training is suggested.
+    """Return "; did you mean KEY?", or "." if no key in any section is similar."""
+    # Of keys with the same name, such as epochs, suggest the one in train.
     ordered = sorted(reversed([*KEYS]), key=lambda name: name.startswith("train."))
     last = {name.rpartition(".")[2]: name for name in ordered}
     found = difflib.get_close_matches(key, KEYS, 1, 0.7) or [

@@ -24,11 +24,11 @@ from dpt_jax.version import __version__
 Item = TypeVar("Item")
 
 AXIS = "batch"  # the axis of pmap: every device of every host
-KEPT_PROGRAMS = 8  # of a kind, for runs of a sweep that differ only in their data
+KEPT_PROGRAMS = 8  # cached per kind, for runs of a sweep that differ only in their data
 # The other hosts end this long after a process has ended or hangs.
 HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 20, 60
 CONNECT_SECONDS = 300.0  # how long the processes of a run wait for each other at the start
-# Variables by which SLURM and Open MPI, whose processes JAX connects by itself, count processes.
+# Variables with the number of processes of SLURM and Open MPI, which JAX connects by itself.
 CLUSTERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
@@ -66,7 +66,7 @@ def connect(
     else:
         return
     print(f"connecting to the other processes of this run: {cause}.", file=sys.stderr, flush=True)
-    # JAX would wait in silence, and abort.
+    # JAX alone would wait in silence, then abort.
     patience = threading.Timer(CONNECT_SECONDS, _end_alone, [cause])
     patience.start()
     try:
@@ -102,16 +102,16 @@ def _end_alone(cause: str) -> None:
 
 
 def keep_compiled() -> None:
-    """Keep compiled programs for later runs on this machine, unless JAX is set otherwise."""
+    """Enable JAX's persistent compilation cache, unless its folder is set already."""
     check_devices()
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / processor()))
-        # Small programs too: a start has dozens of them.
+        # Small programs too: startup compiles dozens of them.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def check_devices() -> None:
-    """Raise UserError if JAX_PLATFORMS names what JAX cannot use here."""
+    """Raise UserError if JAX_PLATFORMS names a platform that JAX cannot use here."""
     named = os.environ.get("JAX_PLATFORMS")
     try:
         jax.devices()
@@ -126,7 +126,7 @@ def check_devices() -> None:
 
 
 def processor() -> str:
-    """Return a name for this kind of processor, whose instructions another may not have."""
+    """Return a name for this processor's instruction set, for which programs are compiled."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         kind = next(line for line in lines if line.startswith(("flags", "Features")))
@@ -160,9 +160,9 @@ def replicate(tree: Any) -> Any:
 
 
 def place(tree: Any) -> Any:
-    """Return arrays with a leading axis of this host's devices, on them, as `replicate` does.
+    """Put arrays with a leading device axis on this host's devices, sharded as by `replicate`.
 
-    It returns before they are copied.
+    The transfer is asynchronous.
     """
     return jax.device_put(tree, _sharding())
 
@@ -173,7 +173,7 @@ def _sharding() -> jax.sharding.NamedSharding:
 
 
 def to_host(tree: Any) -> Any:
-    """Return one of the copies of every array, copied to the host."""
+    """Copy one replica of every array to the host."""
     return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
 
 
@@ -183,10 +183,9 @@ def on_all_hosts(here: bool) -> bool:
 
 
 def check_same(facts: Callable[[], Mapping[str, str]]) -> None:
-    """Raise UserError, on all hosts, naming the fact in which one of them differs from host 0.
+    """Raise UserError, on all hosts, naming a fact that differs between a host and host 0.
 
-    facts: returns them by their names in the sentence; not called on a single host. All hosts must
-    call this together.
+    facts: returns them by name; not called on a single host. All hosts must call this together.
     """
     if jax.process_count() == 1:
         return
@@ -198,7 +197,7 @@ def check_same(facts: Callable[[], Mapping[str, str]]) -> None:
     if len(different):
         host, number = different[0]
         raise UserError(
-            f"host {host} has another {[*own][number]} than host 0: give all hosts the same "
+            f"host {host} has a different {[*own][number]} than host 0: give all hosts the same "
             "command and the same files."
         )
 
@@ -250,7 +249,7 @@ def rows_of_all_hosts(own: np.ndarray, rows: int) -> np.ndarray:
     Row 0 of each host comes first, then row 1 of each, and so on.
 
     Args:
-      own: This host's, at most `rows`. Zeros are added to fewer.
+      own: Those of this host, at most `rows`, which are padded with zeros.
       rows: The same on all hosts.
     """
     own = np.pad(own, [(0, rows - len(own)), *[(0, 0)] * (own.ndim - 1)])

@@ -19,7 +19,7 @@ _quiet = False
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out bars and the lines of standard output."""
+    """Suppress bars and the lines of standard output."""
     global _quiet
     before, _quiet = _quiet, True
     try:
@@ -85,5 +85,5 @@ def say(line: str, file: TextIO | None = None) -> None:
 
 @functools.cache
 def say_once(line: str, file: TextIO | None = None) -> None:
-    """Print a line unless this process has, such as a notice that all runs of a sweep share."""
+    """Print a line once per process, such as a notice that all runs of a sweep share."""
     say(line, file)

@@ -30,14 +30,14 @@ for option, value in COMPILATION.items():
 
 
 def pytest_collection_finish() -> None:
-    """Collect garbage rarely: looking through all that is imported is a third of a trace's time."""
+    """Collect garbage rarely: it would take a third of the time of tracing."""
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory) -> Callable[[str, Callable[[pathlib.Path], None]], pathlib.Path]:
-    """A folder of a name, which the first of pytest-xdist's workers that needs it makes for all."""
+    """A named folder, made for all pytest-xdist workers by the first that needs it."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -59,13 +59,13 @@ def clip_dir(made_once) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tiny_clip_dir(made_once) -> pathlib.Path:
-    """A CLIP of three and two narrow layers, for what takes thousands of images or names."""
+    """A CLIP of three and two narrow layers, for tests with thousands of images or names."""
     return made_once("tiny", functools.partial(make_clip.write, seed=3, **make_clip.TINY))
 
 
 @pytest.fixture(scope="session")
 def store() -> Iterator[ObjectStore]:
-    """An object store, which this process and those that it starts ask in place of Google's."""
+    """An object store that this process and its children use in place of Google's."""
     started = ObjectStore()
     os.environ |= started.environment
     yield started

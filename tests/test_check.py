@@ -40,7 +40,7 @@ def test_the_golden_case_is_the_published_codes():
 
 
 def rounded(params):
-    """Matrices as a GPU rounds them to TF32, ten bits behind the point."""
+    """Matrices as a GPU rounds them to TF32, to ten bits of mantissa."""
 
     def round_one(x):
         bits = np.asarray(x, np.float32).view(np.uint32)
@@ -50,7 +50,7 @@ def rounded(params):
 
 
 def with_a_wrong_weight(params):
-    """One of the numbers of a layer norm is another."""
+    """Change one number of a layer norm."""
     changed = jax.tree.map(np.array, params)
     changed["text"]["ln_final"]["scale"][3] *= 1.05
     return changed
@@ -78,7 +78,7 @@ def test_storage_that_works(tmp_path, bucket):
 
 
 def test_storage_that_refuses(tmp_path, store, monkeypatch):
-    """No folder can be made below a file, nor in a bucket that is not there."""
+    """No folder can be made below a file, nor in a bucket that does not exist."""
     (tmp_path / "file").write_text("")
     for workdir in (tmp_path / "file" / "run", as_path("gs://no-such-bucket/run")):
         assert not_ok(machine.storage(workdir)) == {"write 1 MB"}
@@ -140,5 +140,5 @@ def test_two_hosts(tmp_path):
     for printed in finish(processes):
         last = printed.splitlines()[-1]
         assert last == "2 not ok: storage: list; hosts: versions and settings"
-        assert "host 1 has another --clip" in printed
+        assert "host 1 has a different --clip" in printed
     assert not list(tmp_path.glob("*/*"))

@@ -66,7 +66,7 @@ class Case:
         return {k: v[0] if k == "alpha" else v for k, v in found.items()}
 
     def given(self, prefix="param"):
-        """Return the parameters of the file, with those that it leaves out."""
+        """Return the parameters of the file, completed by those that it leaves out."""
         return {**self.start(), **self.params(prefix)}
 
     def logits(self, params):

@@ -1,4 +1,4 @@
-"""Configurations: the published ones, the command line's, those of a run, and what is refused."""
+"""Configurations: published ones, the command line's, those of runs, and invalid ones."""
 
 import importlib
 import json
@@ -222,7 +222,7 @@ def test_a_resumed_run_may_change_what_its_result_does_not_depend_on(tmp_path):
 
 
 def test_an_evaluation_has_the_settings_of_the_newest_prompts(tmp_path):
-    """A run was resumed with another seed, and then lost what it had trained with it."""
+    """A run was resumed with another seed, and then lost the checkpoints of that training."""
     saved_run(tmp_path, coop.get_config("folder"), seed=2)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"text": np.zeros(2)}, {"settings": {"seed": 1}})

@@ -32,7 +32,7 @@ def predictions(workdir):
 
 
 def stop_at(text, processes):
-    """Stop both hosts by a SIGTERM to the second when the first has printed a line with a text."""
+    """Send a SIGTERM to the second host when the first has printed a text; both stop."""
     first, second = processes
     for line in first.stdout:
         if text in line:
@@ -58,7 +58,7 @@ def test_two_hosts_that_were_stopped_compute_what_one_does(hosts, tiny_clip_dir,
     stopped = load_newest(workdir).step
     assert 0 < stopped < 24
     first, second = finish(hosts(workdir=workdir, slurm=True))
-    # Host 0 speaks and writes.
+    # Host 0 prints and writes.
     assert "4 cpu devices of 2 hosts" in first
     assert f"resuming at step {stopped} of 24" in first
     assert "epoch" not in second
@@ -78,7 +78,7 @@ def test_two_hosts_that_were_stopped_compute_what_one_does(hosts, tiny_clip_dir,
 
 @pytest.mark.slow
 def test_two_hosts_train_the_classifier_of_one(tiny_clip_dir, tmp_path):
-    """Hosts have unequal parts of its 11 images. A SIGTERM to one of them stops both on the way."""
+    """The hosts have unequal shares of 11 images. A SIGTERM to one of them stops both midway."""
     images = shutil.copytree(SMALL / "images", tmp_path / "images")
     min((images / "train").rglob("*.png")).unlink()
     options = [f"--config.dataset.root={images}", "--config.train.epochs=1",
@@ -104,7 +104,7 @@ def test_two_hosts_train_the_classifier_of_one(tiny_clip_dir, tmp_path):
 
 @pytest.mark.slow
 def test_killed(hosts, bucket, tmp_path):
-    """SIGKILL to one host ends the other one too; then it is the run that nothing happened to."""
+    """SIGKILL to one host ends the other too; when resumed, the run ends like one left alone."""
     workdir, whole = f"{bucket}/run", tmp_path / "whole"
     hosts = functools.partial(hosts, method="dpt")
     finish(hosts(workdir=whole))
@@ -145,7 +145,7 @@ def test_hosts_of_different_sizes_end_in_a_sentence(tiny_clip_dir, tmp_path):
     assert processes[0].returncode == 2, printed
 
 
-# A process that waits for another one, whose patience is short.
+# A process that waits only briefly for another one.
 ALONE = """
 import sys
 from dpt_jax import cli, distributed
@@ -155,7 +155,7 @@ cli.main_py(sys.argv[1:])
 
 
 def test_processes_that_do_not_come():
-    """It is said who is missing and why, and then the process ends."""
+    """A message says what is missing and why, and then the process ends."""
     variables = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "4"}
     variables |= {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     done = command("-c", ALONE, check=False, **variables)

@@ -37,7 +37,7 @@ PHOTO = "a photo of a"
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
-    """Return the CLIP of a golden file; those of one CLIP share it."""
+    """Return the CLIP of a golden file; files with the same CLIP share it."""
 
     @functools.cache
     def loaded(seed, sizes):
@@ -162,7 +162,7 @@ def test_visual_tokens_that_are_made_of_the_text(case):
         )
         assert relative_error(found, case.golden["visual_prompts"]) < LOGITS
         fresh = init_prompts(case.model, jax.random.key(0))["coupling"]
-        # Of the layers behind the first each starts as a copy of one draw.
+        # All layers after the first start as copies of one draw.
         for weight in jax.tree.leaves(fresh):
             np.testing.assert_array_equal(weight[1], weight[-1])
             assert (weight[0] != weight[1]).any()
@@ -209,7 +209,7 @@ def test_training_trajectory(case):
         prompts = optax.apply_updates(prompts, updates)
         if weights:
             averaged, average = average_epochs(schedule, epoch + 1, prompts, average)
-            # Up to the last epoch training does not see it.
+            # Training does not depend on it before the last epoch.
             same = jax.tree.map(np.array_equal, averaged, prompts)
             assert all(jax.tree.leaves(same)) == (epoch < epochs - 1)
     errors = errors_in_norm(prompts, prompts_of(golden.tensors("final")))

@@ -24,7 +24,7 @@ TEXTS, TARGETS = (x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def outputs_of(seed, rows):
-    """Random outputs for `rows` images of 5 classes, 2 CAVPT layers and 3 looked-at classes."""
+    """Random outputs for `rows` images of 5 classes, 2 CAVPT layers and 3 top-k classes."""
     generator = np.random.default_rng(seed)
     logits, zero_shot, text_logits, image_logits, target_logits = (
         generator.standard_normal((rows, 5), dtype=np.float32) for _ in range(5)
@@ -103,7 +103,7 @@ def test_loss_is_the_published_formula_whatever_the_padding(seed, rows, guided, 
     every = np.concatenate([labels, other_labels])
     assert total(padded, every, weight, guided, kind) == pytest.approx(expected, rel=1e-4)
 
-    # In two parts that know the counts of both, as gradient accumulation and devices take them.
+    # In two parts that share global counts, as with gradient accumulation and several devices.
     counts = count(padded.zero_shot.indices, Rows(every, weight), 2)
     shares = []
     for part in (slice(None, rows - 1), slice(rows - 1, None)):

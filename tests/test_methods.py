@@ -1,4 +1,4 @@
-"""Every method from one end to the other: train, predict, export, serve."""
+"""Every method end to end: train, predict, export, serve."""
 
 import json
 import runpy
@@ -39,7 +39,7 @@ def test_the_table_and_the_files():
     assert common.get_config().method in METHODS
 
 
-# The others have no part and no loss that these lack, and their mathematics is tested elsewhere.
+# These cover all parts and losses; the mathematics of others is tested elsewhere.
 QUICK = {"dptsrc", "cocoop", "maple", "cliplora", "tip_adapter_f"}
 
 

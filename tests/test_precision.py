@@ -1,4 +1,4 @@
-"""float32 means float32: what a TPU or a GPU is asked to multiply, read off the lowered program."""
+"""float32 means float32: types of the products in the lowered program for a TPU or a GPU."""
 
 import re
 
@@ -14,7 +14,7 @@ OPERANDS = re.compile(r": \(tensor<(?:\d+x)*(\w+)>, tensor<(?:\d+x)*(\w+)>\) -> 
 
 # Layer norms, lengths of features, losses.
 ROOTS = re.compile(r"stablehlo\.(?:rsqrt|sqrt|log) .*[x<](\w+)>")
-# With the line before, which makes the operand: a softmax subtracts, a sigmoid changes the sign.
+# With the line before, which computes the operand: a softmax subtracts, a sigmoid negates.
 EXPONENTIAL = re.compile(r"stablehlo\.(\w+) .*\n.*stablehlo\.exponential .*[x<](\w+)>")
 EXCHANGED = re.compile(r'"stablehlo\.all_\w+"\(.*?: \(tensor<(?:\d+x)*(\w+)>\) ->', re.DOTALL)
 # But those over one row.
@@ -25,7 +25,7 @@ RESULTS = re.compile(r"func public @main\(.*-> \((.*)\) \{")
 
 
 def products(program):
-    """Return (type of the operands, whether they are multiplied as they are) of each product."""
+    """Return (type of the operands, whether they are not rounded) of each product."""
     found = []
     for line in PRODUCT.findall(program):
         types = OPERANDS.search(line)
@@ -41,7 +41,7 @@ def test_matrices_of_float32_are_not_rounded_before_they_are_multiplied(dtype, m
 
     They are lowered from shapes; nothing is computed.
 
-    Of bfloat16's products one kind has a float32 matrix, the gradient of attention's scores.
+    With bfloat16, one product has a float32 matrix: the gradient of attention's scores.
     """
     options = parse(["--classes=20", "--batch=2", f"--mode={mode}", f"--dtype={dtype}"])
     case = make_case(options, 1)
@@ -60,7 +60,7 @@ def test_matrices_of_float32_are_not_rounded_before_they_are_multiplied(dtype, m
 
 
 def assert_float32(program, exchanges):
-    """What docs/devices.md says to stay float32 also where the towers are bfloat16."""
+    """Check what stays float32 even in bfloat16 towers, according to docs/devices.md."""
     assert set(ROOTS.findall(program)) == {"f32"}
     exponentials = set(EXPONENTIAL.findall(program))
     assert ("subtract", "f32") in exponentials

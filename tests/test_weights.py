@@ -1,4 +1,4 @@
-"""Learned weights of CLIP against arrays computed by the published codes (float32, CPU)."""
+"""Learned weights of CLIP against arrays computed by the published code (float32, CPU)."""
 
 import functools
 import re
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.compiles
 
 LOGITS = 1e-5  # of the largest entry
 GRADIENTS = 1e-4  # of the norm
-# Training hardly moves a parameter, so it is the movement that is compared, in its norm.
+# Training hardly moves a parameter, so compare the change, by its norm.
 MOVEMENT = {"clip_lora": 1e-4, "two_stage": 1e-3, "two_stage_all_norms": 1e-3}
 TEMPLATE = "a photo of a {}."
 LORA_NAME = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.attn\.(\w)_proj\.w_lora_([AB])")

@@ -1,7 +1,7 @@
 """The commands: `dpt-jax COMMAND …`, which is `python -m dpt_jax COMMAND …`, and main.py.
 
-Each command has a file with two functions, `add_arguments` and `run`. A file imports JAX in `run`,
-so that --help and mistyped flags are fast.
+Each command has a file with two functions, `add_arguments` and `run`. JAX is imported in `run`, so
+that --help and mistyped flags are fast.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from dpt_jax.errors import UserError
 if TYPE_CHECKING:
     from etils import epath
 
-RUN_HELP = "the workdir of a run, or a file of `dpt-jax convert export`"
+RUN_HELP = "the workdir of a run, or a prompt file from `dpt-jax convert export`"
 
 
 def add_config(parser: argparse.ArgumentParser, of_methods: bool = False) -> None:

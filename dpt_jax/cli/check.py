@@ -2,9 +2,9 @@
 
     dpt-jax check [--workdir=W] [--clip=CLIP] [--data=DIR] [--quick] [--json]
 
-Prints a table: numbers against the published code's, the same bits twice, the speed of a step, of
-the images and of the folder or bucket W, and whether several hosts agree. Exit code 1 if a line is
-not ok. The table can be pasted into an issue.
+Prints a table: agreement with the published code, repeatability to the bit, the speed of a step, of
+loading and of the folder or bucket W, and agreement of several hosts. Exit code 1 if a line is not
+ok. The table can be pasted into an issue.
 """
 
 import argparse
@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file of weights; default vit-b-16, with --quick vit-b-32",
     )
     parser.add_argument(
-        "--data", metavar="DIR", default="", help="images to load; default generated"
+        "--data", metavar="DIR", default="", help="images to load; default: generated ones"
     )
-    parser.add_argument("--quick", action="store_true", help="a minute on a CPU")
+    parser.add_argument("--quick", action="store_true", help="fewer checks: a minute on a CPU")
     parser.add_argument("--json", action="store_true", help="print the lines as JSON")
     shared.add_hosts(parser)
 

@@ -10,16 +10,15 @@
     dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert reference --reverse W CHECKPOINT_DIR
 
-`clip` writes any CLIP that `clip.weights` takes as a folder that transformers or, with
---layout=open_clip, open_clip loads, or with --layout=orbax as an Orbax checkpoint. Of a run of
-learned weights (CLIP-LoRA, 2SFS) it writes the CLIP with these weights; `export --merge` is the
-same. `peft` writes and reads such weights as LoRA files of PEFT. `export` writes the prompts of a
-workdir to one small file. This file replaces the workdir in predict, --mode=eval, init_from and
-convert. `serve` compiles the classifier into a file that runs without this package, and `onnx`
-writes it for onnxruntime and the like (`pip install 'dpt-jax[onnx]'`). `reference` converts a
-checkpoint folder of the published PyTorch code to a workdir for --mode=eval and init_from. The
-flags give what a checkpoint lacks: backbone, dataset, class position, top_k. --reverse converts a
-workdir to such a folder.
+`clip` converts any CLIP that `clip.weights` accepts to a folder for transformers or, by --layout,
+for open_clip, or to an Orbax checkpoint. For a run with learned weights (CLIP-LoRA, 2SFS) it writes
+the CLIP with these weights, as `export --merge` does. `peft` writes and reads such weights as
+PEFT's LoRA files. `export` writes the prompts of a workdir to one small file, which replaces the
+workdir in predict, --mode=eval, init_from and convert. `serve` compiles the classifier into a file
+that runs without this package, and `onnx` writes it for onnxruntime and the like (`pip install
+'dpt-jax[onnx]'`). `reference` converts a checkpoint folder of the published PyTorch code to a
+workdir for --mode=eval and init_from. The flags give what a checkpoint lacks: backbone, dataset,
+class position, top_k. --reverse converts a workdir to such a folder.
 """
 
 import argparse

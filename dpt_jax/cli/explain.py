@@ -3,7 +3,7 @@
     dpt-jax explain W [--top=3] [--clip=WEIGHTS]
 
 Distances are Euclidean, between inputs of the text tower. The last column is the distance to the
-nearest word, divided by the mean distance between two words: near 1, the vector is like no word.
+nearest word, divided by the mean distance between two words: near 1, the vector resembles no word.
 """
 
 import argparse

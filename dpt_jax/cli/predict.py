@@ -2,10 +2,11 @@
 
     dpt-jax predict W PATH… [--top=5] [--json | --csv=FILE] [--classes=FILE] [--clip=WEIGHTS]
 
-W is a workdir or a file of `dpt-jax convert export`. PATH is an image, a folder (with the images in
-it) or a pattern such as 'photos/**/*.jpg'. Images that cannot be read are reported, and the others
-are classified. If their folders are named as classes, the accuracy is printed on standard error.
---json writes one list to standard output; --classes=FILE takes other class names, one per line.
+W is a workdir, or a prompt file of `dpt-jax convert export`. PATH is an image, a folder (with the
+images in it) or a pattern such as 'photos/**/*.jpg'. Images that cannot be read are reported, and
+the others are classified. If their folders are named after classes, the accuracy is printed on
+standard error. --json writes one list to standard output; --classes=FILE takes other class
+names, one per line.
 """
 
 import argparse
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 BATCH = 128  # images that a device takes at a time, at most
 
-# An image's path with its likeliest classes and their probabilities, or why it cannot be read: an
-# object of --json.
+# An object of --json: an image's path with its likeliest classes and their probabilities, or why it
+# cannot be read.
 Answer = dict[str, Any]
 
 
@@ -98,8 +99,8 @@ def run(flags: argparse.Namespace) -> None:
             hits.append(folder == answer["predictions"][0]["class"])
     if hits:
         print(
-            f"{100 * sum(hits) / len(hits):.1f} % of {len(hits)} images in folders that are named "
-            "as classes are right.",
+            f"{100 * sum(hits) / len(hits):.1f} % of {len(hits)} images in folders named after "
+            "classes are right.",
             file=sys.stderr,
         )
 

@@ -15,7 +15,7 @@ from dpt_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the settings and the workdir."""
-    parser.add_argument("--workdir", metavar="W", help="where the results are kept")
+    parser.add_argument("--workdir", metavar="W", help="where the results go")
     shared.add_config(parser)
     shared.add_hosts(parser)
 
@@ -33,7 +33,7 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.training.workdir import run_dir
 
     config = flags.given.config
-    # Nothing is learned, so neither these parts nor the losses of the method count.
+    # Nothing is learned, so these parts and the losses of the method do not apply.
     config.method = ZERO_SHOT
     config.text_prompt.conditioned = config.visual_prompt.coupled = False
     config.loss.text_consistency = config.loss.image_consistency = 0.0

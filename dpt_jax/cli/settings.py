@@ -26,7 +26,7 @@ def run(flags: argparse.Namespace) -> None:
             print(f"--{line.replace(' = ', '=', 1)}\n")
     for says, keys in (
         ("A resumed run may change", FREE),
-        ("It never may change", BOUND),
+        ("It may never change", BOUND),
     ):
         print(textwrap.fill(f"{says} {', '.join(keys)}.", 100))
     print("It may change all others with --allow_changes.")

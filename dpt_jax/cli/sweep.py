@@ -17,8 +17,8 @@ default is the five methods of DPT's paper, SS-Text and ZS-LP. --datasets and --
 the last two protocols train and test on. --config.METHOD.KEY=VALUE sets a key for one method, such
 as --config.maple.text_prompt.depth=3 for a CLIP of fewer layers. Finished runs are skipped, and a
 stopped run is resumed. A run that fails does not end the others; it is reported at the end, with
-exit code 1. With --part=I/N a process begins with every Nth run, and then takes those of the other
-parts that no process has finished or is training. --preset=paper is the table of DPT's paper: its
+exit code 1. With --part=I/N a process begins with every Nth run, and then takes runs of other parts
+that are neither finished nor in training. --preset=paper is the table of DPT's paper: its
 five methods on its eleven datasets, at 1, 2, 4, 8 and 16 shots from three seeds; other flags take
 precedence, as in --preset=paper --datasets=dtd,eurosat. --plan runs nothing: it prints each run and
 its state. `dpt-jax report RUNS` makes the tables and the figure.
@@ -122,7 +122,7 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def _check_one_can_run(planned: Sequence["Run"], overrides: "Overrides", with_data: bool) -> None:
-    """Raise UserError if no run can start. If only some cannot, these fail when it is their turn.
+    """Raise UserError if no run can start. Otherwise, impossible runs fail in their turn.
 
     with_data: whether a run needs its folder of data.
     """
@@ -151,7 +151,7 @@ def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
         if any(given in (key, f"{method}.{key}") for given in overrides for method in ROWS):
             raise UserError(f"--config.{key}: the sweep varies it, use {flag}.")
     if flags.preset and flags.protocol != sweep.FEW_SHOT:
-        raise UserError(f"--preset={flags.preset} is of --protocol={sweep.FEW_SHOT}: drop one.")
+        raise UserError(f"--preset={flags.preset} is for --protocol={sweep.FEW_SHOT}: drop one.")
     default = OF_THE_PAPER if flags.preset else COMPARED
     methods = list(default) if flags.methods is None else flags.methods
     unknown = [method for method in methods if method not in ROWS]

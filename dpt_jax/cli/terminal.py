@@ -44,13 +44,13 @@ def guard(command: Callable[[list[str]], None], arguments: list[str]) -> None:
 
 
 def _of_the_main_thread(error: Any) -> None:
-    """Print what cannot be raised, unless it is of a background thread (TensorStore's)."""
+    """Print an unraisable error, unless it is from a background thread (TensorStore's)."""
     if threading.current_thread() is threading.main_thread():
         sys.__unraisablehook__(error)
 
 
 def ending(error: BaseException) -> tuple[int, str]:
-    """Return the exit code after an error, and a line for the person at the terminal."""
+    """Return the exit code after an error, and the line to print."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "stopped."
     text = " ".join(str(error).split())
@@ -75,7 +75,7 @@ def ending(error: BaseException) -> tuple[int, str]:
 
 
 def _is_one_of_several() -> bool:
-    if "jax" not in sys.modules:  # otherwise there is no other host yet
+    if "jax" not in sys.modules:  # not imported: no other host yet
         return False
     import jax
 
@@ -85,8 +85,8 @@ def _is_one_of_several() -> bool:
 def _leave(code: int) -> None:
     """End this process of a run on several hosts. The others end when its heartbeats stop.
 
-    Python's own exit would wait for them. Without host 0 they end at once, so it leaves them time
-    to print their own errors.
+    A normal exit would wait for them. Without host 0 they end at once, so host 0 first gives them
+    time to print their own errors.
     """
     import jax
 

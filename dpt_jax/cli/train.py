@@ -1,4 +1,4 @@
-"""Train prompts and evaluate them, or evaluate what was trained.
+"""Train prompts and evaluate them, or only evaluate them.
 
     python main.py --config=configs/dpt.py
     dpt-jax train --config=dpt:folder --config.dataset.root=DIR --workdir=W [--plan]
@@ -111,8 +111,8 @@ def evaluate(
     is_file = is_prompt_file(workdir)
     if is_file and "init_from" in overrides:
         raise UserError(
-            "--workdir is a file of prompts and --config.init_from names others: give one of the "
-            "two."
+            "--workdir is a prompt file and --config.init_from names other prompts: give one of "
+            "the two."
         )
     if is_file:
         overrides["init_from"] = str(workdir)

@@ -1,9 +1,9 @@
 """The frozen CLIP backbone: modules, weights, tokenizer, image preprocessing.
 
 It does not depend on prompts or training, and can be used without them. `pretrained.load_clip`
-finds weights and reads them: `files` knows their formats, `layouts` the names of their tensors,
-`config_files` what the files beside them say, and `tokenizer` the vocabulary. `model`, `blocks` and
-`packing` compute features, and `preprocessing` an image's pixels.
+finds and reads weights: `files` has their formats, `layouts` their tensor names, `config_files` the
+configuration beside them, and `tokenizer` the vocabulary. `model`, `blocks` and `packing` compute
+features; `preprocessing` prepares images.
 """
 
 import os
@@ -14,6 +14,6 @@ from dpt_jax.clip.packing import PackedTexts
 
 __all__ = ["CLIP", "CLIPConfig", "PackedTexts", "TransformerConfig"]
 
-# Without PyTorch, transformers warns at its import that models are missing. Only its tokenizer is
-# used here.
+# Without PyTorch, transformers warns on import that models are missing. Only its tokenizer is used
+# here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

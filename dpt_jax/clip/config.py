@@ -15,7 +15,7 @@ class TransformerConfig:
     """Sizes of one tower.
 
     Raises:
-      ValueError: for a value of another type or range.
+      ValueError: for a value of the wrong type or range.
     """
 
     width: int
@@ -36,7 +36,7 @@ class CLIPConfig:
     """Sizes of a CLIP with a ViT image tower (image_size and patch_size in pixels).
 
     Raises:
-      ValueError: for a value of another type or range.
+      ValueError: for a value of the wrong type or range.
     """
 
     embed_dim: int

@@ -32,20 +32,20 @@ _TOWER = {
     "activation": "hidden_act",
     "layer_norm_eps": "layer_norm_eps",
 }
-# The first configurations have this end token, and their models take the highest id instead.
+# Early configurations have this end token, but their models take the highest id.
 _OLD_END = 2
 _OPEN_CLIP_KEYS = {
-    # What is read of open_clip's configuration:
+    # Keys of open_clip's configuration that are read:
     *("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "size", "mean", "std"),
     *("image_size", "patch_size", "head_width", "heads", "width", "layers", "mlp_ratio"),
     *("norm_kwargs", "eps", "context_length", "vocab_size", "eos_id"),
-    # What changes nothing in a finished CLIP with two plain transformers:
+    # Keys that change nothing in a trained CLIP with two standard transformers:
     *("custom_text", "init_logit_scale", "cast_dtype", "output_dict", "fill_color"),
     *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
     *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"),
     *("pad_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
 }
-# Its other keys, with the values that are supported. What else is empty leaves a part out.
+# Other keys, with their supported values. Any key may be empty, which leaves a part out.
 _OPEN_CLIP_VALUES = {
     "pool_type": ("tok", "argmax", "eos"),
     "pos_embed_type": ("learnable",),
@@ -81,7 +81,7 @@ def read_transformers(file: epath.Path) -> Description:
         raw = read_json(file)
         if raw.get("model_type") != "clip":
             raise ValueError(f"model_type is {raw.get('model_type')!r}, not 'clip'")
-        # Its defaults are those of a ViT-B/32.
+        # Defaults are those of a ViT-B/32.
         defaults = config_to_dict(OPENAI_MODELS["ViT-B/32"])
         del defaults["text_config"]["eos_token_id"]
 
@@ -154,7 +154,7 @@ def _preprocessing(raw: Fields, size: int) -> Preprocessing:
 
 
 def read_open_clip(file: epath.Path) -> Description:
-    """Return what an open_clip_config.json says; keys that are missing have open_clip's defaults.
+    """Return what an open_clip_config.json says; missing keys have open_clip's defaults.
 
     Raises:
       UserError: naming the key, for another kind of model or a value that is not supported.
@@ -210,7 +210,7 @@ def _side(value: Any) -> Any:
 
 
 def transformers_files(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Fields]:
-    """Return what a folder of transformers' layout says of a model, by file."""
+    """Return the configuration files of a model in transformers' layout, by name."""
     return {
         CONFIG_FILE: config_to_dict(config, tokenizer.start, tokenizer.end),
         PROCESSOR_FILES[0]: processor_to_dict(config.preprocessing, config.image_size),

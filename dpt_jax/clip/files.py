@@ -83,7 +83,7 @@ def read_torch_file(file: epath.Path | pathlib.Path) -> tuple[Tensors, int | Non
 
 
 class _Inert(dict):
-    """Stands for every object of a pickle that is not a tensor: attributes, no behaviour."""
+    """Stands for every object of a pickle that is not a tensor; it has attributes only."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 
@@ -121,7 +121,7 @@ class _TorchUnpickler(pickle.Unpickler):
         return named.get((module, name), type("_Inert", (_Inert,), {}))
 
     def persistent_load(self, pid: Any) -> np.ndarray:
-        """Return a storage: its numbers as a vector."""
+        """Return a storage as a vector."""
         _, dtype, key, _, count = pid
         if key not in self._storages:
             numbers = np.frombuffer(self._archive.read(f"{self._root}data/{key}"), dtype, count)
@@ -132,12 +132,12 @@ class _TorchUnpickler(pickle.Unpickler):
 def _tensor(
     storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
 ) -> np.ndarray:
-    """Return the view of a storage that is a tensor; no view reaches beyond the storage."""
+    """Return a tensor as a view of its storage, which it may not exceed."""
     if min((offset, *shape, *strides)) < 0 or len(shape) != len(strides):
         raise ValueError("a tensor has negative sizes")
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     if math.prod(shape) and last >= len(storage):
-        raise ValueError("a tensor is larger than its numbers")
+        raise ValueError("a tensor is larger than its storage")
     steps = [step * storage.itemsize for step in strides]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
 
@@ -168,7 +168,7 @@ def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:
     try:
         import torch
     except ImportError as reason:
-        raise UserError(f"{file} takes `pip install torch` (a CPU build will do).") from reason
+        raise UserError(f"{file} needs `pip install torch` (a CPU build will do).") from reason
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
     rest = dict.fromkeys(("optimizer", "scheduler", "val_result"))
     torch.save({"state_dict": state, "epoch": epoch, **rest}, file)

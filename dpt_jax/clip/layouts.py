@@ -52,7 +52,7 @@ _NAMES = (
 )
 TRANSFORMERS = {ours: name for ours, name, _ in _NAMES}
 OPENAI = {ours: name for ours, _, name in _NAMES}
-PREFIX = re.compile(r"(module\.|_orig_mod\.)*")  # of training on several devices, of torch.compile
+PREFIX = re.compile(r"(module\.|_orig_mod\.)*")  # from multi-device training and torch.compile
 # Buffers of OpenAI's archives and of older versions of the libraries; not weights.
 BUFFER = re.compile(r"attn_mask|input_resolution|context_length|vocab_size|.*\.position_ids")
 
@@ -130,7 +130,7 @@ def tensors_of(params: Params, config: CLIPConfig, table: dict[str, str] = TRANS
 
 
 def _prefixes(tensors: Tensors) -> tuple[str, str]:
-    """Return the prefix of all names, and the further prefix of the text tower's."""
+    """Return the prefix of all names, and the one after it in names of the text tower."""
     prefix = PREFIX.match(next(iter(tensors), ""))[0]  # type: ignore[index]
     prefix = prefix if all(name.startswith(prefix) for name in tensors) else ""
     text = "text." if any(name.startswith(f"{prefix}text.") for name in tensors) else ""

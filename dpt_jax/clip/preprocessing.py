@@ -1,6 +1,6 @@
 """How an image becomes the input of the image tower.
 
-`test_transform` crops the uint8 square on the host, `normalize_pixels` scales it to floats on the
+`test_transform` crops the uint8 square on the host; `normalize_pixels` scales it to floats on the
 device.
 """
 
@@ -15,8 +15,7 @@ from PIL import Image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-# Above this ratio of sides only the centre is resized, so that a thin image takes no more memory
-# than its square.
+# Above this aspect ratio only the centre is resized, which limits the memory of a thin image.
 THIN = 16
 
 

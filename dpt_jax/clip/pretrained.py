@@ -1,4 +1,4 @@
-"""CLIP weights from any supported source: located, read and checked; and written.
+"""CLIP weights: locate them in any supported source, read, check and write them.
 
 A source is a bundled model, a path, a folder in a bucket, or a repository on the Hugging Face hub.
 """
@@ -80,7 +80,7 @@ class Pretrained(NamedTuple):
       config: its sizes.
       params: its parameters, in float32 or a given type.
       tokenizer: tokenizer of its vocabulary.
-      digest: tells its weights from others of its sizes; "" if they are from no file.
+      digest: identifies its weights among those of its sizes; "" if they are not from a file.
     """
 
     config: CLIPConfig
@@ -157,7 +157,7 @@ def _from_hub(repo_id: str) -> pathlib.Path:
         return pathlib.Path(huggingface_hub.snapshot_download(repo_id, **options))
 
     try:
-        # One request without repetitions: without a network, it fails at once.
+        # One request without retries: without a network, it fails at once.
         found = huggingface_hub.HfApi().model_info(repo_id, timeout=HUB_SECONDS)
         there = {file.rfilename for file in found.siblings or ()}
         names = _weight_files(OPEN_CLIP_CONFIG in there)
@@ -168,7 +168,7 @@ def _from_hub(repo_id: str) -> pathlib.Path:
             return snapshot(local_files_only=True)
         except Exception:
             raise UserError(
-                f"clip.weights: {repo_id} is neither cached nor can it be downloaded from the "
+                f"clip.weights: {repo_id} is not cached and cannot be downloaded from the "
                 f"Hugging Face hub ({type(reason).__name__}: {short(reason)}): check the name and "
                 "the network; or use tiny-clip, which is bundled; or run `hf download "
                 f"{repo_id} --local-dir clip` on a machine with a network, copy that folder here, "
@@ -191,7 +191,7 @@ def _from_bucket(path: epath.Path) -> epath.Path:
 
 
 def _patterns(weights: str) -> list[str]:
-    """Return patterns of the names of the files that a model with this weight file needs."""
+    """Return name patterns of the files that a model with this weight file needs."""
     stem, _, ending = weights.removesuffix(INDEX).rpartition(".")
     return [*SMALL_FILES, weights, f"{stem}-*-of-*.{ending}"]
 
@@ -233,8 +233,8 @@ def _describe(file: epath.Path) -> Description | None:
 def recognise(tensors: Tensors, file: epath.Path) -> CLIPConfig:
     """Return the sizes of one of OpenAI's archives. Raise UserError for other files.
 
-    They do not say heads and activation, but store three sizes as tensors. Without these it may be
-    a model of the same shapes with another activation.
+    They do not state heads and activation, but store three sizes as tensors. A file without these
+    may be a model of the same shapes with another activation.
     """
     if not {"input_resolution", "context_length", "vocab_size"} <= tensors.keys():
         raise UserError(
@@ -258,7 +258,7 @@ def recognise(tensors: Tensors, file: epath.Path) -> CLIPConfig:
 
 
 def save_clip(clip: Pretrained, folder: epath.Path, layout: str = "transformers") -> None:
-    """Write a model folder that load_clip reads, and transformers or open_clip.
+    """Write a model folder for load_clip, and transformers or open_clip.
 
     Args:
       clip: the model.
@@ -290,7 +290,7 @@ def save_clip(clip: Pretrained, folder: epath.Path, layout: str = "transformers"
 
 @contextlib.contextmanager
 def _orbax(checkpoint: epath.Path) -> Iterator[tuple[Any, epath.Path]]:
-    """Provide Orbax's checkpointer, and the path of a checkpoint as it takes it."""
+    """Provide Orbax's checkpointer, and a checkpoint's path as Orbax accepts it."""
     import orbax.checkpoint as ocp
 
     checkpoint = checkpoint if is_remote(checkpoint) else checkpoint.absolute()
@@ -325,7 +325,7 @@ def _read_orbax(checkpoint: epath.Path, config: CLIPConfig) -> Params:
 def _digest(params: dict[str, Any]) -> str:
     """Return a digest of flat parameters that does not depend on the type they are stored in.
 
-    Training, or a merged adapter, changes all values of a tensor, so that some of each are enough.
+    Training, or a merged adapter, changes all values of a tensor, so a sample of each is enough.
     """
     found = hashlib.sha256()
     for _, value in sorted(params.items()):

@@ -15,7 +15,7 @@ from dpt_jax.clip.vocabulary import END, OPENAI_SIZE, START, WORD_END, openai_vo
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading, refuse_stand_in
 
-# transformers 5 writes the first one only, earlier versions and OpenAI's conversions the others.
+# transformers 5 writes only the first; earlier versions and OpenAI's conversions, the others.
 TOKENIZER_FILE = "tokenizer.json"
 PLAIN_FILES = ("vocab.json", "merges.txt")
 VOCABULARY_FILES = (TOKENIZER_FILE, *PLAIN_FILES)
@@ -41,7 +41,7 @@ class Tokenizer:
         """Return the token ids of the text, without start-of-text and end-of-text.
 
         As in OpenAI's code, broken Unicode, typographic quotes, ligatures and HTML entities are
-        repaired, and the whole text is lowered at once: a Greek capital sigma depends on its place.
+        repaired, and the text is lower-cased as a whole: a Greek sigma depends on its position.
         """
         clean = html.unescape(html.unescape(ftfy.fix_text(text))).lower()
         return self.tokenizer.encode(clean, add_special_tokens=False)
@@ -106,13 +106,13 @@ def openai_tokenizer() -> Tokenizer:
 
 
 def _whole(tokenizer: Any) -> Tokenizer:
-    """Return a CLIPTokenizer that normalises as OpenAI's code does.
+    """Return a Tokenizer that normalises as OpenAI's code does.
 
     Raises:
-      ValueError: if a token cannot be reached, as after a cut merges.txt, or is missing.
+      ValueError: if a token is missing, or unreachable as with a truncated merges.txt.
     """
     file = tokenizer.backend_tokenizer.to_str()
-    # CLIPTokenizer lowers letter by letter, and composes characters after that, not before.
+    # CLIPTokenizer lower-cases letter by letter, and composes characters only after that.
     tokenizer.backend_tokenizer.normalizer = None
     vocabulary, merges = tokenizer.get_vocab(), json.loads(file)["model"]["merges"]
     if len(set(vocabulary.values())) != len(vocabulary):
@@ -120,5 +120,5 @@ def _whole(tokenizer: Any) -> Tokenizer:
     reached = {first + second for first, second in merges} | {*tokenizer.added_tokens_encoder}
     for token in vocabulary.keys() - reached:
         if len(token.removesuffix(WORD_END)) > 1:
-            raise ValueError(f"it is cut or damaged: no merge makes the token {token!r}")
+            raise ValueError(f"it is truncated or damaged: no merge makes the token {token!r}")
     return Tokenizer(tokenizer, vocabulary[START], vocabulary[END], file)

@@ -11,8 +11,8 @@ WORD_END = "</w>"
 def openai_vocabulary(merge_count: int = 48894) -> tuple[dict[str, int], list[str]]:
     """Return CLIP's vocabulary {token: id} and its merges in order.
 
-    Its tokens are 256 byte symbols, the same at the end of a word, one token a merge, start and
-    end. Fewer merges give a smaller vocabulary of the same kind.
+    Its tokens are 256 byte symbols, the same at the end of a word, one per merge, start and end.
+    Fewer merges give a smaller vocabulary of the same kind.
     """
     source = importlib.resources.files("dpt_jax") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")

@@ -1,7 +1,7 @@
-"""Checkpoints of the published PyTorch codes: which tensor is which array of the prompts.
+"""Checkpoints of the published PyTorch code: which tensor is which array of the prompts.
 
 The code of CoOp, CoCoOp, KgCoOp, VPT, VLP and DPT saves the state dict of each learned module. That
-of IVLP, PromptSRC and MaPLe saves one module, which has the whole CLIP in it.
+of IVLP, PromptSRC and MaPLe saves one module, which contains the whole CLIP.
 """
 
 import pathlib
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
       path: Path of the array in the tree of prompts.
       name: Name of the tensor. With {}, each layer of the array has a tensor of its own.
       first: Name of the tensor of the first layer, if it does not follow `name`.
-      number: Number of the first layer that has `name`.
+      number: Number of the first layer whose name follows `name`.
     """
 
     path: str
@@ -128,7 +128,7 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
     folders = [directory / name for name in ENTRIES if (directory / name).is_dir()]
     if not folders:
         raise UserError(
-            f"{directory} is not a folder that holds one of {', '.join(ENTRIES)}, so it is not a "
+            f"{directory} is not a folder with one of {', '.join(ENTRIES)}, so it is not a "
             "checkpoint of the published code."
         )
     if folders[-1].name in (JOINT, COUPLED) and len(folders) > 1:
@@ -203,7 +203,7 @@ def prompts_from_published(
         more = sorted(name for name in left if not re.fullmatch(IGNORED.get(module, ""), name))
         if more:
             raise UserError(
-                f"{where}: tensor {more[0]} is not one of the published code, so nothing was "
+                f"{where}: tensor {more[0]} is not part of the published code, so nothing was "
                 "converted."
             )
     # If CAVPT begins at the first layer, the published visual prompt has no layers.
@@ -215,7 +215,7 @@ def prompts_from_published(
 def module_from_prompts(module: str, prompts: Prompts) -> Tensors:
     """Return the learned tensors of a module: inverse of `prompts_from_published`.
 
-    Of CLIP, which some of the files have too, the published code then uses its own.
+    CLIP, which some of the files contain too, is left out: the published code then uses its own.
     """
     tensors: Tensors = {}
     arrays = flax.traverse_util.flatten_dict(prompts, sep=".")

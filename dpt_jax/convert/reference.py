@@ -1,4 +1,4 @@
-"""Workdirs from checkpoint folders of the published PyTorch codes, and back."""
+"""Convert checkpoint folders of the published PyTorch code to workdirs, and back."""
 
 import pathlib
 from collections.abc import Mapping
@@ -46,13 +46,13 @@ METHOD_SECTIONS = ("text_prompt.", "visual_prompt.", "cavpt.", "loss.")
 def convert_reference(
     directory: pathlib.Path, workdir: pathlib.Path, config: ConfigDict, overrides: Mapping[str, Any]
 ) -> None:
-    """Write a workdir with the prompts of a checkpoint folder of a published code.
+    """Write a workdir with the prompts of a checkpoint folder of published code.
 
     Args:
-      directory: The checkpoint, one folder a module.
+      directory: The checkpoint, one folder per module.
       workdir: A new one.
       config: Everything that a checkpoint does not hold. Its method and sizes are set here.
-      overrides: The part of it that was asked for explicitly.
+      overrides: Those of its values that were given explicitly.
 
     Raises:
       UserError: A tensor is missing, unknown or does not fit CLIP, or an override contradicts the
@@ -137,11 +137,11 @@ def write_run(
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(epoch, prompts, record)
         checkpoints.wait()
-    say(f"wrote {workdir}: {config.method} prompts{f' of epoch {epoch}' if epoch else ''}")
+    say(f"wrote {workdir}: {config.method} prompts{f' from epoch {epoch}' if epoch else ''}")
 
 
 def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
-    """Write the prompts of a workdir as a checkpoint folder that a published code loads.
+    """Write the prompts of a workdir as a checkpoint folder that the published code loads.
 
     Raises:
       UserError: No published code has such prompts, or the folder is not new.
@@ -200,7 +200,7 @@ def _modules_from_prompts(
         )
     modules = {module: module_from_prompts(module, prompts) for module in (TEXT, VISUAL, CAVPT)}
     if modules[CAVPT] and not modules[VISUAL]:
-        # DPT's code loads a visual prompt in any case, also one of no layers.
+        # DPT's code always loads a visual prompt, even one without layers.
         width = prompts["cavpt"]["global_tokens"].shape[-1]
         modules[VISUAL] = {"ctx": np.zeros((0, visual.length, width), np.float32)}
     return {module: tensors for module, tensors in modules.items() if tensors}

@@ -31,7 +31,7 @@ from dpt_jax.training.setup import make_model
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 KEYS = {"vision": "image_layers", "text": "text_layers"}
-# Fields of an adapter_config.json that change what its tensors mean, and the values that are read.
+# Fields of an adapter_config.json that change what its tensors mean, and their supported values.
 PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -47,7 +47,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 
 
 def convert_clip(source: str, target: epath.Path, clip: str, layout: str) -> None:
-    """Write a CLIP that `clip.weights` names, or that of a run, as `write_clip` does."""
+    """Write the CLIP that a value of `clip.weights` names, or the adapted CLIP of a run."""
     path = as_path(source)
     if (path / FOLDER).is_dir() or has_format(path):
         write_clip(path, target, clip, layout)
@@ -212,7 +212,7 @@ def _from_peft(tensors: Tensors, clip: CLIPConfig, rank: int, file: epath.Path) 
 
 
 def _read(source: epath.Path) -> tuple[ConfigDict, Any]:
-    """Return settings and prompts of a run with learned weights.  Raise UserError without."""
+    """Return settings and prompts of a run.  Raise UserError if it has no learned weights."""
     config, saved = read_run(source)
     if "weights" not in saved.prompts:
         raise UserError(

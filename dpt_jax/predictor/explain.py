@@ -1,4 +1,4 @@
-"""What prompts do: which patches they attend to, and the words near to their context."""
+"""What prompts do: which patches they attend to, and which words their context is near."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,7 +19,7 @@ PAIRS = 10_000  # of words, for the mean distance of two words
 class Sight(NamedTuple):
     """The likeliest classes of an image, best first, and attention over its patches.
 
-    Maps are (grid, grid). Their sum is 1 minus the attention to other tokens than patches.
+    Maps are (grid, grid). Their sum is 1 minus the attention to tokens other than patches.
 
     Attributes:
       image: (size, size, 3) uint8.
@@ -84,8 +84,8 @@ def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight
 def nearest_words(predictor: Predictor, top: int) -> pd.DataFrame:
     """Return the `top` nearest words of each context vector of the first layer.
 
-    Distances are Euclidean, of the embeddings. The last column is the first of these, divided by
-    the mean distance of two words.
+    Distances are Euclidean, between embeddings. The last column is the smallest distance, divided
+    by the mean distance between two words.
 
     Returns:
       A row of text for each context vector. The class comes first if each has its own.

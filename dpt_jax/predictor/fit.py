@@ -45,7 +45,7 @@ def fit(
 ) -> Predictor:
     """Train prompts for CLIP on a few images of each class.
 
-    For the same images and settings, prompts are the same bits as those of `dpt-jax train`.
+    For the same images and settings, prompts are bit-identical to those of `dpt-jax train`.
 
     Args:
       images: N images: paths, PIL images or uint8 arrays (H, W) or (H, W, 3), or an array
@@ -58,7 +58,7 @@ def fit(
       classnames: All class names in order. By default those of the labels, sorted.
       validation: Images and labels, which are not trained on. Metrics then have `val_accuracy`, and
         keep="best" ends with the prompts of the best epoch.
-      workdir: Folder of the run, as that of `dpt-jax train`: the same call resumes a run that was
+      workdir: Folder of the run, as for `dpt-jax train`: the same call resumes a run that was
         stopped. By default nothing stays on the disk.
       callbacks: Functions that get a dictionary of the metrics after each epoch. The training ends
         if one returns true.
@@ -121,7 +121,7 @@ def fit(
         else:
             folder = as_path(workdir)
         if whole and all(name.isdigit() for name in whole.classnames):
-            say("the classes are numbers, which mean little to CLIP: name them by classnames.")
+            say("the classes are numbers, which mean little to CLIP: name them with classnames.")
         if (callbacks or validation is not None) and not METHODS[method].in_towers:
             say(f"{method} has no epochs, so callbacks and validation images are not used.")
         config = training_config(config, values, folder)
@@ -168,14 +168,14 @@ class PromptClassifier:
         verbose: bool = False,
         **keywords: Any,
     ) -> None:
-        """Keep the parameters, which `fit` checks.
+        """Store the parameters, which `fit` checks.
 
         Args:
-          method: See `dpt_jax.fit`, as for the next two.
+          method: See `dpt_jax.fit`.
           clip: CLIP's weights.
           classnames: Class names, if labels are indices into them. By default labels are names.
           verbose: Whether to print lines and show bars.
-          **keywords: Others of `dpt_jax.fit`, such as `epochs`.
+          **keywords: Other arguments of `dpt_jax.fit`, such as `epochs`.
         """
         self._parameters = {
             **{"method": method, "clip": clip, "classnames": classnames, "verbose": verbose},
@@ -183,7 +183,7 @@ class PromptClassifier:
         }
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters; deep changes nothing."""
+        """Return the parameters; deep has no effect."""
         return {**self._parameters}
 
     def set_params(self, **parameters: Any) -> "PromptClassifier":

@@ -62,7 +62,7 @@ class Predictor:
           saved: The prompts.
           batch_size: Images that a device takes at a time; 0 for 8 on a CPU and 64 on other
             devices.
-          source: The workdir or prompt file that they are from.
+          source: The workdir or prompt file that the prompts are from.
         """
         experiment = experiment._replace(dataset=without_images(experiment.dataset.classnames))
         self.classnames = experiment.dataset.classnames
@@ -99,7 +99,7 @@ class Predictor:
           (N, C) float32.
 
         Raises:
-          UserError: One cannot be read as an image, or the logits are not finite.
+          UserError: An image cannot be read, or the logits are not finite.
         """
         parts = [softmax(outputs.logits) for _, outputs in self.answers(images)]
         return np.concatenate(parts or [np.zeros((0, len(self.classnames)), np.float32)])
@@ -164,7 +164,7 @@ class Predictor:
         if self.model.config.conditioned:
             raise UserError(
                 f"the context of {self.config.method} depends on the image, so a class has no text "
-                "features of its own: predict_proba takes images."
+                "features of its own: use predict_proba."
             )
         if classnames is not None:
             classnames = check_classnames(classnames, "encode_text")
@@ -193,7 +193,7 @@ class Predictor:
 
         Args:
           images: See `predict_proba`; with `read`, whatever that takes.
-          read: Reads an image as PIL's.
+          read: Reads an image as a PIL image.
           skip_unreadable: Whether an image that raises UnreadableImageError becomes black, and its
             weight 0, instead of ending the iteration.
 
@@ -281,7 +281,7 @@ def load(
 
 
 def read_classnames(file: epath.Path) -> list[str]:
-    """Return the class names of a text file, one a line, see `check_classnames`.
+    """Return the class names of a text file, one per line, see `check_classnames`.
 
     CoOp's lists of ImageNet have the WordNet id before each name.
     """

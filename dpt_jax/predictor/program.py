@@ -1,4 +1,4 @@
-"""A trained classifier as one function in a file, of JAX or ONNX, without this package."""
+"""A trained classifier as one function in a JAX or ONNX file, which runs without this package."""
 
 import importlib.resources
 import json
@@ -99,7 +99,7 @@ def write_onnx(predictor: "Predictor", file: epath.Path) -> None:
         from jax2onnx import to_onnx
     except ImportError as reason:
         raise UserError("convert onnx needs jax2onnx: `pip install 'dpt-jax[onnx]'`.") from reason
-    # It warns, with tracebacks, of those of its examples that cannot be imported.
+    # It warns, with tracebacks, about its examples that cannot be imported.
     logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     # While tracing, jax2onnx replaces Flax's modules by its own, which lose their parameters here.
     # So it gets a program that JAX has traced.
@@ -116,7 +116,7 @@ def write_onnx(predictor: "Predictor", file: epath.Path) -> None:
 
 
 def describe(predictor: "Predictor", dtype: str) -> dict[str, Any]:
-    """Return what classifier.json and the metadata of an ONNX file say."""
+    """Return the content of classifier.json, and of the metadata of an ONNX file."""
     preprocessing = predictor.model.clip_config.preprocessing
     return {
         "classnames": list(predictor.classnames),

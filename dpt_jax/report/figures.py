@@ -1,6 +1,6 @@
 """Figures, as PNG: accuracy against shots, and those of one run.
 
-Colour-blind readers can tell the methods' colours apart, and markers tell them apart in print.
+Colours of methods are distinguishable to colour-blind readers, and markers in print.
 """
 
 import io
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name
 HALVES = {"base": "#0072B2", "new": "#E69F00", "harmonic mean": "#999999"}
-# Learning rates in metrics.jsonl: what each is of, and its colour and line.
+# Learning rates in metrics.jsonl: the part, colour and line of each.
 RATES = {
     "visual_lr": ("visual prompt", ROWS["vpt"].colour, "-"),
     "text_lr": ("text prompt", "#000000", "--"),
@@ -38,7 +38,7 @@ STYLE: Any = {
 
 
 def pyplot() -> Any:
-    """Return matplotlib.pyplot, which needs no screen."""
+    """Return matplotlib.pyplot with a backend that needs no screen."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -63,7 +63,7 @@ def printable(text: str, longest: int = 10**6) -> str:
 
 
 def draw_curves(panels: Mapping[str, pd.DataFrame]) -> bytes:
-    """Draw a grid of panels of accuracy against shots, with their titles."""
+    """Draw a grid of titled panels of accuracy against shots."""
     columns = min(len(panels), COLUMNS)
     rows = -(-len(panels) // columns)
     size = (max(3.6 * columns, 5), 3.2 * rows)
@@ -82,7 +82,7 @@ def draw_curves(panels: Mapping[str, pd.DataFrame]) -> bytes:
 def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
     """Draw curves with bars of one standard deviation; zero-shot is a line.
 
-    cells: mean and perhaps spread, its deviation, in percent, by method and shots.
+    cells: mean and perhaps spread (its deviation) in percent, by method and shots.
     """
     methods = [name for name in ROWS if name in cells.index.get_level_values("method")]
     for i, method in enumerate(methods):
@@ -150,7 +150,7 @@ def draw_training(records: Sequence[Mapping[str, float]], guidance_epochs: int) 
 
     Args:
         records: Those of metrics.jsonl, one an epoch.
-        guidance_epochs: After which the loss has fewer terms; 0 if it never changes.
+        guidance_epochs: Epochs before the loss has fewer terms; 0 if it never changes.
     """
     metrics = pd.DataFrame(records).set_index("epoch")
     figure, axes = pyplot().subplots(1, 3, figsize=(10.5, 3))
@@ -219,7 +219,7 @@ def draw_features(
     Args:
         clouds: By title of the panel, features of N images (N, E) and of C texts (C, E).
         label: True class indices (N,) of the images.
-        classnames: Only the classes with most images have colours; the others are grey.
+        classnames: Names of the classes. Those with the most images are coloured, others grey.
     """
     colours = [*(method.colour for method in METHODS.values()), "#F0E442"][:9]
     shown = np.argsort(-np.bincount(label, minlength=len(classnames)), kind="stable")
@@ -249,7 +249,7 @@ def draw_features(
 def principal_axes(
     images: np.ndarray, texts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Project features (N, E) of images and (C, E) of texts on the images' principal axes.
+    """Project features (N, E) of images and (C, E) of texts onto the images' principal axes.
 
     Images and texts are centred separately, since CLIP keeps them apart.
 
@@ -258,7 +258,7 @@ def principal_axes(
     """
     centred = images - images.mean(0)
     _, deviations, axes = np.linalg.svd(centred, full_matrices=False)
-    # A single image, or features on a line, have fewer axes than two.
+    # A single image, or features on a line, have fewer than two axes.
     two, variance = np.zeros((2, images.shape[1]), images.dtype), np.zeros(2)
     two[: len(axes[:2])] = axes[:2]
     variance[: len(deviations[:2])] = deviations[:2] ** 2 / (float((deviations**2).sum()) or 1.0)

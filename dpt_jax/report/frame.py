@@ -25,7 +25,7 @@ SAME_IN_CELL = {
     "n": "the number of test images",
     "test_list": "their test images",
     "init_from": "init_from",
-    "selection": "the images that settings were chosen by",
+    "selection": "the images that settings were chosen on",
     "task": "the version of their task",
 }
 SAME_IN_SEED = {"train_list": "their training images", "prompts": "their prompts"}
@@ -90,9 +90,9 @@ def _row(one: Results, workdir: Any) -> dict[str, Any]:
     trained_data = of["trained_on"] or {"name": trained_on["dataset"], "digest": ""}
     excluded = ""
     if why := outdated(one, workdir):
-        excluded = f"{why}: left out; evaluate again, with --mode=eval."
+        excluded = f"{why}: left out; evaluate again with --mode=eval."
     elif progress := unfinished(of):
-        excluded = f"{workdir} is of {progress}: left out; finish its training."
+        excluded = f"{workdir} is from {progress}: left out; finish its training."
     scores = ("accuracy", "balanced_accuracy", "macro_f1", "zero_shot_accuracy")
     about = ("parameters", "n", "selection", "task", "unreadable")
     digests = ("backbone", "prompts", "train_list", "test_list", "init_from")
@@ -107,7 +107,7 @@ def _row(one: Results, workdir: Any) -> dict[str, Any]:
         "seed": 0 if zero_shot else one["seed"],
         **{key: one[key] for key in scores},
         "ece": one["calibration"]["ece"],
-        # results.json does not have it: a resumed run has the bytes of one that was not stopped.
+        # Not in results.json, which is bit-identical for a resumed run.
         "seconds": held.meta.get("seconds") if held else None,
         **{key: one[key] for key in about},
         "path": str(workdir),
@@ -161,7 +161,7 @@ def _difference(runs: pd.DataFrame, columns: dict[str, str], which: str = "") ->
         for other in runs.index[values != values.iloc[0]]:
             a, b = runs.iloc[0], runs.loc[other]
             words = f"{a.path} and {b.path}{which} differ in {meaning}"
-            # A digest says nothing to a reader.
+            # A digest tells a reader nothing.
             is_digest = column in ("test_list", *SAME_IN_SEED)
             return words if is_digest else f"{words} ({a[column]} and {b[column]})"
     return ""

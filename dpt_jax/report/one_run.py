@@ -1,6 +1,6 @@
 """The report on one run: tables and figures, or one page.
 
-The page has its pictures inside and needs no network. Its template is page.html.
+The page embeds its pictures and needs no network. Its template is page.html.
 """
 
 import base64
@@ -45,7 +45,7 @@ def report_run(workdir: epath.Path) -> tuple[str, list[str]]:
         The Markdown text and the names of the files.
 
     Raises:
-        UserError: There are no results, or they are of older prompts than the newest.
+        UserError: There are no results, or they are not of the newest prompts.
     """
     results = read_current(workdir)
     text = f"### {title(results)}\n\n{in_words(results)}\n\n{markdown(class_table(results))}\n"
@@ -245,7 +245,7 @@ def pictures(
 
 
 def most_confident(answers: pd.DataFrame) -> pd.DataFrame:
-    """Return the most confident answers, one of each class before a second."""
+    """Return the most confident answers, one per class before a second of any."""
     order = answers.sort_values("confidence", ascending=False, kind="stable")
     again = order.duplicated("label")
     return pd.concat([order[~again], order[again]]).head(ANSWERS)

@@ -41,7 +41,7 @@ def read_published(file: epath.Path, datasets: Collection[str]) -> pd.DataFrame:
         Columns PLACE, accuracy in percent, and source. Shots are 0 for zero-shot.
 
     Raises:
-        UserError: With the row that is wrong.
+        UserError: Naming a wrong row.
     """
     with reading(file, "a CSV file of published accuracies"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -82,7 +82,7 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def with_harmonic_means(published: pd.DataFrame) -> pd.DataFrame:
-    """Return PLACE and accuracy, with a line for each harmonic mean of base and new classes."""
+    """Return PLACE and accuracy, with a row for each harmonic mean of base and new classes."""
     places = published.set_index(PLACE).accuracy
     halves = places.unstack("classes").reindex(columns=["base", "new"]).dropna()
     means = pd.Series([harmonic_mean(*both) for both in halves.values], halves.index)
@@ -123,7 +123,7 @@ def compare(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[Table], s
     if missing:
         left_out = f"{missing} of {len(published)} published numbers have no run here"
         if AVERAGE in published.dataset.values:
-            left_out += f"; an average has one if all {len(PAPER_DATASETS)} datasets have run"
+            left_out += f"; an average needs all {len(PAPER_DATASETS)} datasets"
         left_out += "."
     return tables, left_out
 

@@ -59,7 +59,7 @@ def report_folder(
         tables += compared
         notes += [missing] if missing else []
     if excluded := [reason for reason in frame.excluded.unique() if reason]:
-        notes.append("\n".join(["To know:\n", *(f"- {reason}" for reason in excluded)]))
+        notes.append("\n".join(["Note:\n", *(f"- {reason}" for reason in excluded)]))
     text = "\n\n".join([*(table.markdown() for table in tables), *notes]) + "\n"
     contents: dict[str, str | bytes] = {
         TABLE_FILE: text,
@@ -108,7 +108,7 @@ def population_std(values: pd.Series) -> float:
 
 
 def in_domain(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs on all classes of what they were trained on.
+    """Return the runs tested on all classes of their training dataset.
 
     Zero-shot, which has no shots, is repeated for each number of shots.
     """
@@ -120,7 +120,7 @@ def in_domain(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def away(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs on all classes of another dataset than they were trained on."""
+    """Return the runs tested on all classes of a dataset that they were not trained on."""
     return runs[
         (runs.trained_on != "") & (runs.classes == "all") & (runs.trained_on != runs.dataset)
     ]
@@ -161,7 +161,7 @@ def about(runs: pd.DataFrame) -> str:
 def gain_tables(runs: pd.DataFrame) -> list[Table]:
     """Return tables of methods × shots: the gain over zero-shot and over VPT, for each dataset.
 
-    A gain is the mean difference of equal seeds. Its standard error needs at least two of them.
+    A gain is the mean difference between runs of one seed. Its standard error needs two seeds.
     """
     tables = []
     for dataset, own in in_domain(runs).groupby("dataset", sort=False):
@@ -299,13 +299,13 @@ def table(
 
     Args:
         title: Its title.
-        words: What the numbers are. How many seeds they are of follows. If these differ, it is "n
-            seeds", and each cell has its n.
+        words: What the numbers are. The number of seeds is appended; if it differs, "n seeds" is,
+            and each cell shows its n.
         cells: mean, perhaps spread, and seeds, by method, perhaps shots, and what the columns are.
         columns: The header of each column.
-        spread: What is said before the number of seeds.
+        spread: Words before the number of seeds.
         more: Sentences that follow.
-        sign: "+" to show it.
+        sign: "+" to show the sign of positive numbers.
     """
     text = cells["mean"].map(f"{{:{sign}.1f}}".format)
     if "spread" in cells:

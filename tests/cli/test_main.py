@@ -96,7 +96,7 @@ def test_training_from_published_checkpoint(trained_on):
     assert len((run / "train_files.txt").read_text().splitlines()) == 12
 
 
-# Trains, without modules that take seconds to import, and answers with two batches at a time.
+# Train without modules that take seconds to import, and predict in two batches.
 ON_DEVICES = """
 import sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""The package as it is installed: a wheel, in an environment that has its requirements alone."""
+"""The installed package: a wheel, in an environment with only its requirements."""
 
 import importlib.metadata
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
 
 
 def needed_distributions() -> set[str]:
-    """Return the names of all that requirements.txt asks for, and that these ask for in turn."""
+    """Return the names of all direct and indirect requirements of requirements.txt."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     waiting = [Requirement(line) for line in lines if line and not line.startswith("#")]
     found: set[str] = set()

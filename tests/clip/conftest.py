@@ -1,4 +1,4 @@
-"""A tiny CLIP as a directory of transformers, as OpenAI's tensors, and as it is read."""
+"""A tiny CLIP as a transformers folder, as OpenAI's tensors, and as loaded."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""The shortcuts of a block and of its gradient against the plain computations they stand for."""
+"""The shortcuts of a block and of its gradient against the computations that they replace."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
 
 
 def test_rows_that_are_taken_several_times_have_a_gradient_of_one_order():
-    """The value and the gradient of an index, without the additions in no fixed order."""
+    """As indexing and its gradient, but with sums in a fixed order."""
     table, numbers = jnp.asarray(normal(14, 5, 8)), jnp.array([[0, 3, 3], [3, 1, 0]])
     weight = normal(15, 2, 3, 8)
 

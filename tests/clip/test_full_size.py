@@ -16,7 +16,7 @@ pytestmark = pytest.mark.compiles
 
 
 def packed(texts):
-    """Whole texts, one a row."""
+    """Whole texts, one per row."""
     own = [[(int(token), -1) for token in tokens] for tokens in texts]
     return pack_one_a_row(own, len(own), max(map(len, own)) - 1)
 

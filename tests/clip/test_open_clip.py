@@ -1,4 +1,4 @@
-"""open_clip's own layout gives open_clip's own features; what is no plain CLIP is refused."""
+"""open_clip's layout gives open_clip's features; models other than a standard CLIP are refused."""
 
 import copy
 import json
@@ -44,7 +44,7 @@ def state(model):
 
 
 def save_as(kind, folder, model):
-    """The weights in one of the ways that they are found in; what to load."""
+    """Write the weights in one of the usual formats; return what to load."""
     if kind == "safetensors":
         save_file(golden.weights(model), folder / "open_clip_model.safetensors")
         return folder
@@ -72,7 +72,7 @@ def test_features_are_those_of_open_clip(tmp_path, model, kind):
         assert relative_error(ours, arrays[f"{model}.{theirs}"]) < 2e-5
     # And back, to its names and numbers.
     found = tensors_of(clip.params, clip.config, OPENAI)
-    # One of the models has its text tower apart.
+    # One of the models has a separate text tower.
     expected = {name.removeprefix("text."): x for name, x in golden.weights(model).items()}
     assert found.keys() == expected.keys() - {"attn_mask"}
     for name, value in found.items():
@@ -146,7 +146,7 @@ def test_preprocessing_that_is_not_supported_is_named(tmp_path, key, value):
 
 
 def test_timms_repository_has_the_clip_in_open_clips_files(tmp_path):
-    """Its model.safetensors is the image tower alone, and its config.json is timm's."""
+    """Its model.safetensors is only the image tower, and its config.json is timm's."""
     folder = write(tmp_path / "timm", "quick_gelu")
     (folder / "config.json").write_text(json.dumps({"architecture": "vit_base_patch32_clip_224"}))
     save_file({"cls_token": np.zeros(1, np.float32)}, folder / "model.safetensors")

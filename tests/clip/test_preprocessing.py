@@ -1,4 +1,4 @@
-"""The pixels that a model sees are those that its own files ask for."""
+"""The pixels that a model gets are as its own files specify."""
 
 import dataclasses
 import json

@@ -18,8 +18,8 @@ MARKS = {"input_resolution": 16, "context_length": 77, "vocab_size": 49408}
 
 @pytest.mark.parametrize("kind", ["archive", "checkpoint"])
 def test_sizes_and_activation_are_not_guessed(openai, source, expected, tmp_path, kind):
-    """They are known of OpenAI's own models; other archives, and checkpoints of a training, whose
-    tensors look alike and mean another thing, need their configuration.
+    """Only those of OpenAI's own models are known. Other archives and training checkpoints, whose
+    tensors look alike, need their configuration.
     """
     whole = {**torch_state(openai), **{k: torch.tensor(v) for k, v in MARKS.items()}}
     if kind == "checkpoint":
@@ -36,7 +36,7 @@ def test_sizes_and_activation_are_not_guessed(openai, source, expected, tmp_path
 
 @pytest.mark.parametrize("name", OPENAI_MODELS)
 def test_openai_archive_is_known_by_its_sizes(name):
-    """Only the shapes are looked at, so arrays that take no memory stand for the weights."""
+    """Only shapes matter, so arrays without memory stand for the weights."""
     width, text_width, patch, positions = {
         "ViT-B/32": (768, 512, 32, 50),
         "ViT-B/16": (768, 512, 16, 197),

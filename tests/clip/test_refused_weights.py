@@ -1,4 +1,4 @@
-"""Weights and configurations that are not those of a CLIP, or not whole, are refused by name."""
+"""Weights and configurations that are not of a CLIP or incomplete are refused by name."""
 
 import json
 import re

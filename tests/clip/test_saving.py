@@ -1,4 +1,4 @@
-"""A saved model folder has the whole model, wherever it is; from a bucket it is copied once."""
+"""A saved model folder is complete on a disk and in a bucket, from which it is copied once."""
 
 import dataclasses
 import json
@@ -94,7 +94,7 @@ def test_a_folder_is_written_to_a_bucket_and_read(bucket, expected, cache, layou
 
 
 def test_an_orbax_folder_that_is_not_whole(tiny, tmp_path, monkeypatch):
-    """Of a relative path, which Orbax itself does not take."""
+    """With a relative path, which Orbax itself does not accept."""
     monkeypatch.chdir(tmp_path)
     save_clip(tiny, as_path("clip"), "orbax")
     assert load_clip("clip").digest == tiny.digest

@@ -1,4 +1,4 @@
-"""Token ids are those of OpenAI's tokenizer; a vocabulary that is not the model's is refused."""
+"""Token ids are those of OpenAI's tokenizer; the vocabulary of another model is refused."""
 
 import json
 import shutil
@@ -130,7 +130,7 @@ def test_tokenizer_of_another_kind(tmp_path, key, value):
 
 
 def test_end_of_text_of_the_configuration(tmp_path):
-    """The text feature is taken at the end token: where the two disagree, nothing is right."""
+    """The text feature is taken at the end token, so the two must agree."""
     for file in TINY.iterdir():
         shutil.copy(file, tmp_path)
     config = json.loads((TINY / "config.json").read_text())

@@ -71,7 +71,7 @@ def test_bfloat16_keeps_layer_norm_and_temperature_in_float32(source, expected):
 
 
 def test_hub_id_from_the_local_cache(source, expected, tmp_path, monkeypatch):
-    """As a machine without network that has downloaded the model before."""
+    """As on a machine without network that has downloaded the model before."""
     snapshot = tmp_path / "models--someone--tiny" / "snapshots" / "0123"
     shutil.copytree(source, snapshot)
     (snapshot.parent.parent / "refs").mkdir()

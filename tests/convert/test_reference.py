@@ -1,4 +1,4 @@
-"""Checkpoint folders of the published codes become workdirs, and workdirs such folders."""
+"""Checkpoint folders of the published code are converted to workdirs, and back."""
 
 import functools
 import shutil
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.compiles
 
 EPOCH = 3
 FILES = {"coop": "coop_end", "dpt": "dpt_last_layer", "promptsrc": "family/promptsrc_all"}
-# What the codes save beside the prompts.
+# What the published code saves beside the prompts.
 KGCOOP = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
 WHOLE_CLIP = (
     "logit_scale",
@@ -65,7 +65,7 @@ def of_layers(tensors, layers):
 
 
 def write(folder, modules, others=(), epoch=EPOCH):
-    """A checkpoint as the published codes write it.  others: tensors that are no prompts."""
+    """A checkpoint as the published code writes it.  others: tensors that are not prompts."""
     for module, tensors in modules.items():
         if module in (TEXT, JOINT, COUPLED):
             tensors = {**tensors, **dict.fromkeys(others, np.zeros(2))}
@@ -105,7 +105,7 @@ def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, cl
     golden, modules = published(method)
     if name == "coop, of each class":
         modules = {TEXT: of_each_class(modules[TEXT])}
-    elif name == "dpt, all layers":  # the code saves a visual prompt of no layers all the same
+    elif name == "dpt, all layers":  # the code saves a visual prompt even without layers
         modules[CAVPT] = of_layers(modules[CAVPT], golden.meta["clip"]["vl"])
         modules[VISUAL] = {"ctx": np.zeros((0, 10, 128), np.float32)}
     theirs = write(tmp_path / "theirs", modules, OTHERS.get(method, ("token_prefix",)))
@@ -139,7 +139,7 @@ def test_promptsrc_is_known_by_its_frozen_tower_or_by_the_config(tmp_path, clip_
 
 
 def test_prompts_trained_here_there_and_back(trained, tmp_path):
-    """As commands; the checkpoint has the last epoch that all its modules have."""
+    """By commands; the checkpoint has the last epoch that all its modules have."""
     back = ("-m", "dpt_jax", "convert", "reference")
     in_process(*back, "--reverse", str(trained), str(tmp_path / "published"))
     folder = tmp_path / "published" / TEXT
@@ -201,7 +201,7 @@ def zeros(*shape):
 def test_tensors_that_are_missing_unknown_or_of_other_shapes(
     tmp_path, clip_of, method, module, name, value, named
 ):
-    """Nothing is converted, and nothing left out: CoCoOp's file has all that CoOp's has."""
+    """Nothing is converted in part: CoCoOp's file has all that CoOp's has."""
     golden, modules = published(method)
     tensors = {key: x for key, x in {**modules[module], name: value}.items() if x is not None}
     write(tmp_path / "theirs", {module: tensors})

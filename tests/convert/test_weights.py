@@ -33,7 +33,7 @@ def convert(*arguments, **kwargs):
 
 @pytest.fixture(scope="module", params=["lora", pytest.param("all_norms", marks=pytest.mark.slow)])
 def run(request, clip_dir, tmp_path_factory):
-    """A workdir with random learned weights, some of the layers without."""
+    """A workdir with random learned weights, which some layers lack."""
     workdir = tmp_path_factory.mktemp("run") / "run"
     own = {"weights__matrices": "qo", "weights__alpha": 3.0, "weights__text_layers": "2-3"}
     config = small_config(clip_dir, cliplora, weights__kind=request.param, **own)

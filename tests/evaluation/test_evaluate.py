@@ -1,4 +1,4 @@
-"""Evaluation: the images that it takes, and the frozen features that runs of one process share."""
+"""Evaluation: its images, and the frozen features that runs of one process share."""
 
 import dataclasses
 import importlib
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.compiles
 
 
 def test_training_and_evaluation_take_images_as_the_model_does(clip, clip_dir, tmp_path):
-    """A model that squashes: the same as images that were squashed before."""
+    """A model that squashes images gives the same as with images squashed before."""
     for image in (SMALL / "images").rglob("*.png"):
         wide = Image.open(image).convert("RGB").resize((50, 34))
         name = image.relative_to(SMALL / "images")

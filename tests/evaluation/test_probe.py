@@ -14,9 +14,7 @@ pytestmark = pytest.mark.compiles
 
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory):
-    """The small images, of which those to train on are also tested on, and those to test on also
-    choose.
-    """
+    """The small images: the training images also for testing, the test images for validation."""
     root = tmp_path_factory.mktemp("validated")
     for split, source in (("train", "train"), ("val", "test"), ("test", "train")):
         shutil.copytree(SMALL / "images" / source, root / split)

@@ -77,7 +77,7 @@ def test_an_evaluation_cannot_relabel_prompts(run, other):
 
 
 def test_other_folders_have_results_of_their_own(run, tmp_path, clip_dir):
-    """Those of the run stay; two folders of one name are told apart."""
+    """The run's own results stay; two folders of one name are distinguished."""
     before = (run / "results.json").read_bytes()
     found = []
     for place in ("a", "b"):
@@ -97,7 +97,7 @@ def test_other_folders_have_results_of_their_own(run, tmp_path, clip_dir):
 
 
 def test_results_of_other_prompts_are_noticed_by_all_who_read_them(run, prepared, config):
-    """After more training, or a new one: the run's own results, and those elsewhere."""
+    """After more or new training: the run's own results, and those on other datasets."""
     elsewhere = run / "on" / "other"
     assert finished(run, config)
     assert finished(elsewhere, config)

@@ -7,7 +7,7 @@ from dpt_jax.evaluation.metrics import calibration, class_scores, distinct
 
 
 def test_calibration_by_hand():
-    """Four answers: two sure at 90 % of which one is right, two at 60 % that are right."""
+    """Four answers: two of confidence 90 %, one of them right, and two of 60 %, both right."""
 
     def logits(p):
         return np.log([p, 1 - p])
@@ -33,7 +33,7 @@ def test_class_scores():
 
 
 def test_classes_of_one_name_are_told_apart():
-    """ImageNet has two missiles and two sunglasses."""
+    """ImageNet has two classes named missile, and two named sunglasses."""
     assert distinct(["missile", "tench", "missile"]) == [
         "missile (class 0)",
         "tench",

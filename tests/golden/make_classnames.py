@@ -1,11 +1,11 @@
-"""Writes tests/golden/classnames.json, the published class names that TFDS's labels are held to.
+"""Write tests/golden/classnames.json, the published class names to compare TFDS's labels with.
 
     python tests/golden/make_classnames.py CAFO SPLIT_ZHOU_CALTECH101
 
 CAFO is a checkout of github.com/OpenGVLab/CaFo, which works on CoOp's splits and
 whose files gpt_file/*_prompt.json have their class names as keys;
-SPLIT_ZHOU_CALTECH101 is the published split file. Most of these keys stand in
-label order; of those that do not, the names are compared without their order.
+SPLIT_ZHOU_CALTECH101 is the published split file. Most of these keys are in
+label order; where they are not, names are compared regardless of order.
 """
 
 import json

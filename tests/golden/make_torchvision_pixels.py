@@ -1,4 +1,4 @@
-"""Makes torchvision_pixels.npz: what torchvision's transforms of PIL images give for fixed boxes.
+"""Write torchvision_pixels.npz: results of torchvision's transforms of PIL images for fixed boxes.
 
     pip install torchvision
     python tests/golden/make_torchvision_pixels.py

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from dpt_jax import cli, distributed
 
-distributed.KEPT_PROGRAMS = 64  # runs of many methods come back to each other's programs
+distributed.KEPT_PROGRAMS = 64  # runs of many methods reuse each other's programs
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Most of the tests' time is compilation, and none of them looks at speed. The first two flags take
+# Most of the tests' time is compilation, and none of them measures speed. The first two flags take
 # a DPT step on the small CLIP from 10.7 to 6.2 s, the last one takes it to 2.7 s. A program in one
 # part instead of 32 saves a seventh of what is left: the other processor has other tests to run.
 QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -72,7 +72,7 @@ def command(
     """`python ARGUMENTS…` on simulated CPU devices, from the root of the repository or with it on
     the path.
 
-    without: variables that it does not get.
+    without: variables to leave out of its environment.
     """
     env = {**simulated(devices), **environment}
     done = subprocess.run(
@@ -95,8 +95,8 @@ def in_process(
 ) -> subprocess.CompletedProcess:
     """`python ARGUMENTS…` of main.py or `-m dpt_jax` without a process of its own.
 
-    It starts at once, and shares the programs that this process has compiled. What of a command is
-    the process's own (signals, exit codes of bugs, devices, memory) needs `command`.
+    It starts at once, and shares the programs that this process has compiled. Tests of the process
+    itself (signals, exit codes of bugs, devices, memory) need `command`.
     """
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     with (
@@ -119,7 +119,7 @@ def in_process(
 
 
 def assert_refused(done: subprocess.CompletedProcess, says: str) -> None:
-    """A command has ended with one sentence that says this, as for wrong input."""
+    """Assert that a command has ended as for wrong input, with one sentence that says this."""
     assert done.returncode == 2, done.stderr
     assert says in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

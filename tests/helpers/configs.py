@@ -16,7 +16,7 @@ from tests.helpers.golden import SMALL
 
 
 def small_config(clip_dir: pathlib.Path, method=dpt, **values) -> ConfigDict:
-    """Return what configs/METHOD.py:folder says.  values: other keys, with __ for their dots."""
+    """Return the configuration of configs/METHOD.py:folder.  values: other keys, __ for dots."""
     config = method.get_config("folder")
     config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
     for key, value in values.items():

@@ -24,7 +24,7 @@ WORDNET = ["n01440764 tench", "n01443537 goldfish", "n01484850 great white shark
 
 
 def picture(file: pathlib.Path, shade: int) -> None:
-    """A small image of one grey; `shade` tells it from the others."""
+    """A small image of one grey, identified by `shade`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 9), (shade % 256,) * 3).save(file)
 
@@ -77,7 +77,7 @@ def imagenets(name: str, directory: pathlib.Path, images: pathlib.Path) -> None:
 
 
 def make(name: str, root: pathlib.Path) -> pathlib.Path:
-    """Writes a dataset below `root`; its directory."""
+    """Write a dataset below `root`; return its directory."""
     benchmark = CATALOGUE[name]
     directory = root / benchmark.directory
     images = directory / benchmark.images

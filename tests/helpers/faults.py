@@ -1,4 +1,4 @@
-"""Runs that are hit, and what they end with."""
+"""Runs that are stopped or killed, and a comparison of their results."""
 
 import os
 import pathlib
@@ -39,7 +39,7 @@ class Run:
                 return
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the whole group, as Ctrl-C and schedulers do."""
+        """Send a signal to the whole process group, as Ctrl-C and schedulers do."""
         os.killpg(self.process.pid, number)
 
     def end(self, timeout: float = 120) -> int:

@@ -27,7 +27,7 @@ def free_port() -> int:
 def start_hosts(clip_dir, *arguments, workdir, method="coop", slurm=False, devices=(2, 2)):
     """Start main.py on two hosts, which find each other by flags, or by what srun sets.
 
-    devices: how many each has.
+    devices: number of devices of each host.
     """
     port = free_port()
     job = {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
@@ -59,7 +59,7 @@ def outputs(processes: list[subprocess.Popen], timeout: float = 300) -> list[str
 
 
 def finish(processes: list[subprocess.Popen]) -> list[str]:
-    """Return what both have printed, once they have ended well."""
+    """Return what both have printed, once they have succeeded."""
     printed = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], printed
     return printed

@@ -1,5 +1,4 @@
-"""Small CLIPs with seeded random weights, as folders of transformers without a vocabulary: then it
-is that of OpenAI's models.
+"""Small CLIPs with seeded random weights, as transformers folders that use OpenAI's vocabulary.
 
 Golden arrays in tests/golden/ were computed with such weights: each array's `meta` names the sizes
 and the seed (`wseed`).

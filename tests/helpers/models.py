@@ -34,7 +34,7 @@ def frozen_features(model, clip_params, texts, tokenizer):
 
 
 def total_loss(model, outputs, labels, weights=None, guided=False, alpha=0.0, guidance=True):
-    """The loss of some images, which are all there are."""
+    """The loss of these images as the whole batch."""
     rows = Rows(labels, jnp.ones(len(labels)) if weights is None else weights)
     counts = count(outputs.zero_shot.indices, rows, model.cavpt_layers)
     terms = losses(model.config, alpha, guidance)

@@ -20,7 +20,7 @@ def normal(seed, *shape, scale=1.0):
 
 
 def random_like(shapes, seed, scale=0.3):
-    """Return a tree of these shapes: of compiling what makes one there is nothing to learn."""
+    """Return a random tree of these shapes, without compiling an initialisation."""
     leaves, structure = jax.tree.flatten(shapes)
     drawn = [normal([seed, i], *leaf.shape, scale=scale) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, drawn)
@@ -55,7 +55,7 @@ def layer_of(tree, layer):
 
 
 def plain_rows(clip, names, length, position):
-    """The sequences of docs/method.md: a text each as (token id, context row or -1)."""
+    """The sequences of docs/method.md: for each text, pairs (token id, context row or -1)."""
     rows = []
     for name in names:
         name = name.replace("_", " ")
@@ -122,8 +122,8 @@ def _visual_tokens(model, prompts):
 
 
 def plain_prompted_tower(clip, model, prompts, images, texts):
-    """The prompted image tower as the papers write it: prompts appended, and their outputs dropped
-    but those of the last of `visual_depth` layers.
+    """The prompted image tower as the papers write it: prompts are appended, and their outputs are
+    dropped, except after the last of `visual_depth` layers.
 
     Each block is called by itself, so that all models of these sizes share what is compiled.
     """
@@ -168,7 +168,7 @@ def plain_prompted_tower(clip, model, prompts, images, texts):
 
 
 def _class_prompts(own, x, texts):
-    """CAVPT of one layer: its auxiliary logits, what the prompts are made of, and the prompts."""
+    """CAVPT of one layer: its auxiliary logits, attention and prompts."""
     c = texts @ own["class_projection"]["kernel"] + own["class_projection"]["bias"]
     shared = np.broadcast_to(own["global_tokens"], (len(x), *own["global_tokens"].shape))
     m = np.concatenate([x, shared], axis=1)

@@ -1,4 +1,4 @@
-"""What the published code's golden files say of parts and prompts, as this package has them."""
+"""Parts and prompts of the published code's golden files, in the form of this package."""
 
 from dpt_jax.convert.published import CAVPT, COUPLED, JOINT, TEXT, VISUAL, prompts_from_published
 from dpt_jax.prompts.config import Consistency, PromptConfig

@@ -1,4 +1,4 @@
-"""Results of runs that were never made, and the tables that are made of them."""
+"""Results of imaginary runs, and the tables made of them."""
 
 import json
 
@@ -46,7 +46,7 @@ def write(
 
 
 def origin(name, trained_on, **more):
-    """What results say that they are of. A dataset has its name as digest."""
+    """The origin that results record. A dataset has its name as digest."""
     return {
         "step": 1,
         "epoch": None,

@@ -1,4 +1,4 @@
-"""Weights and vocabularies in the formats of others, and when two CLIPs are the same."""
+"""Weights and vocabularies in other formats, and a comparison of two CLIPs."""
 
 import functools
 import io
@@ -28,7 +28,7 @@ def torch_state(tensors):
 
 
 def write_shards(folder, tensors, ending="safetensors"):
-    """The tensors in two files with their index; the index."""
+    """Write the tensors to two files with an index; return the index."""
     names = sorted(tensors)
     places = {}
     for i, own in enumerate((names[::2], names[1::2])):

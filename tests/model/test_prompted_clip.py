@@ -39,8 +39,8 @@ def encode(model, clip, prompts, packed, frozen):
 def forward(model, clip, prompts, images):
     """Outputs and texts of a prompted model.
 
-    The texts know nothing of the image tower's prompts, so that models that differ in these share
-    what is compiled.
+    The texts do not depend on the image tower's prompts, so models that differ only in these share
+    a program.
     """
     own = PromptConfig(len(NAMES), 4, text_depth=model.config.text_depth)
     texts = encode(
@@ -62,9 +62,9 @@ def forward(model, clip, prompts, images):
     ],
 )
 def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer, coupled):
-    """VPT and CAVPT from any first layer on, scanned and as memory: as the written-out tower.
+    """VPT and CAVPT from any first layer on, as the written-out tower.
 
-    So are tokens that carry on, alone and beside class prompts, and those made of the context.
+    So are tokens that stay in the sequence, with and without class prompts, and coupled tokens.
     """
     config = PromptConfig(
         len(NAMES),
@@ -92,9 +92,9 @@ def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer, c
 
 
 def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatch):
-    """DPT with it, an image at a time: as DPT of each image alone with a context of its own.
+    """DPT with it, one image at a time: as DPT on that image with its own context.
 
-    All images at a time are in tests/test_family_parity.py.
+    All images at once are in tests/test_family_parity.py.
     """
     monkeypatch.setattr(meta_net, "TOKENS_AT_A_TIME", 1)
     parts = PromptConfig(

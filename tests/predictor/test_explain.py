@@ -51,7 +51,7 @@ def test_sights_are_what_the_model_computed(predictor, files):
 
 
 def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
-    """Also where two images have one name, and one cannot be read."""
+    """Also if two images have one name, and if one cannot be read."""
     (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "other").mkdir()
     shutil.copy(files[0], tmp_path / "other")
@@ -73,7 +73,7 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
 
 
 def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
-    """What matplotlib would set as mathematics, and a name that no encoding gives."""
+    """Names that matplotlib would typeset as mathematics, and one that is not Unicode."""
     odd = [r"$\frac$.png", "$x_$.png", os.fsdecode(b"n\xff.png")]
     for name in odd:
         shutil.copy(files[0], tmp_path / name)
@@ -99,7 +99,7 @@ def test_wrong_input_to_visualize(trained, arguments, says):
 
 
 def test_words_of_a_context_that_is_words(trained, clip, tmp_path):
-    """A context set to the embeddings of words is explained as these, at no distance."""
+    """A context set to the embeddings of words is explained as these words, at distance 0."""
     predictor = dpt_jax.load(trained)
     ids = [clip.tokenizer.encode(word)[0] for word in ("photo", "of", "a", "zebra")]
     predictor.prompts["text"]["context"] = np.asarray(clip.params["text"]["token_embedding"])[

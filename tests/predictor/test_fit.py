@@ -92,7 +92,7 @@ def test_the_record_is_of_the_pixels(memory):
 
 
 def test_a_missing_or_broken_file_is_named_before_training(clip_dir, tmp_path, capsys):
-    """A missing one before CLIP is loaded."""
+    """A missing file even before CLIP is loaded."""
     whole = read_folder(IMAGES)
     files = [IMAGES / example.path for example in whole.train]
     labels = [whole.classnames[example.label] for example in whole.train]

@@ -53,7 +53,7 @@ def test_a_program_needs_nothing_of_this_package(trained, files, tmp_path):
     about = json.loads((served / "classifier.json").read_text())
     assert (about["classnames"], about["image_size"]) == (list(predictor.classnames), 32)
     # The example: a file that is not square too, since it has a transform of its own.
-    # It is of a phone that was held upright. And one of 16 bits a pixel.
+    # It is from a phone that was held upright. Another has 16 bits per pixel.
     deep = np.random.default_rng(1).integers(0, 65536, (40, 40)).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     wide = np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8)
@@ -71,7 +71,7 @@ def test_a_program_needs_nothing_of_this_package(trained, files, tmp_path):
 
 @pytest.mark.slow
 def test_onnx(trained, files, tmp_path):
-    """Any number of images, answered as by predict; what else one has to know is in the file."""
+    """Any number of images, answered as by predict; the metadata is in the file."""
     file = tmp_path / "digits.onnx"
     done = in_process("-m", "dpt_jax", "convert", "onnx", str(trained), str(file))
     assert "Traceback" not in done.stderr

@@ -43,7 +43,7 @@ def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
 
 
 def test_prefix_is_as_long_as_it_can_be(clip):
-    """The whole shared context is encoded once, and only where it is the same for all."""
+    """The whole shared context is encoded once, but only if it is the same for all classes."""
     assert len(packed_prompts(NAMES, clip.tokenizer, 16, "end").prefix_tokens) == 17
     assert len(packed_prompts(NAMES, clip.tokenizer, 16, "middle").prefix_tokens) == 9
     assert (
@@ -57,7 +57,7 @@ def test_prefix_is_as_long_as_it_can_be(clip):
 
 
 def test_classes_of_one_text_are_found(clip):
-    """CLIP reads no capitals; with a context of its own each class is another text."""
+    """CLIP ignores case; with a context of its own, each class has a different text."""
     names = ["A", "b", "a", "sea_horse", "Sea Horse", "ab"]
     found = [
         packing.duplicates(prompted_texts(names, clip.tokenizer, 2, class_specific=specific))
@@ -67,7 +67,7 @@ def test_classes_of_one_text_are_found(clip):
 
 
 def test_a_thousand_names_cost_what_their_tokens_cost(clip):
-    """Few places of ImageNet's packed names are padding; of the published 77 a class, most are."""
+    """Few tokens of ImageNet's packed names are padding, unlike the published 77 per class."""
     layout = packed_prompts(imagenet_classnames(), clip.tokenizer, 16)
     assert (layout.segment_ids >= 0).mean() > 0.95
     assert layout.tokens.size < 0.1 * 77 * len(layout.eot_index)

@@ -15,7 +15,7 @@ SHIPPED = ROOT / "dpt_jax" / "assets" / "published_vit_b16.csv"
 
 
 def beside(folder, lines, header="method,dataset,shots,accuracy,classes,source"):
-    """The report's text behind the tables of the runs alone."""
+    """The report's text after the tables of runs only."""
     file = folder.parent / "published.csv"
     file.write_text("\n".join([header, *lines]), encoding="utf-8")
     return report_folder(folder, as_path(file))[0].partition(": beside published numbers")[2]
@@ -56,7 +56,7 @@ def test_the_average_needs_all_of_the_papers_datasets(runs):
     """Its standard error is that of a mean of eleven independent means."""
     line = f"coop,{AVERAGE},1,60,,"
     text = report_folder_text(runs, line)
-    assert "1 of 1 published numbers have no run here; an average has one if all 11" in text
+    assert "1 of 1 published numbers have no run here; an average needs all 11" in text
     for dataset in PAPER_DATASETS:
         for seed, accuracy in enumerate((50, 54, 58)):
             write(runs / f"c{dataset}{seed}", "coop", accuracy, dataset=dataset,
@@ -82,7 +82,7 @@ def test_base_to_new_has_the_harmonic_mean_of_both(tmp_path):
                   classes=classes, trained=("dtd", "base"))  # fmt: skip
     text = beside(folder, ["coop,dtd,16,75,new,", "coop,dtd,16,80,base,", "coop,dtd,16,60,,"])
     ours, theirs = 2 * 82 * 72 / 154, 2 * 80 * 75 / 155
-    # The standard error by moving base and new along the seeds, as the formula's derivative has it.
+    # The standard error by the derivative of the formula, with base and new of the same seeds.
     steps = np.array([2 * (72 / 154) ** 2, 2 * (82 / 154) ** 2])
     error = np.std(steps @ [base, new], ddof=1) / np.sqrt(3)
     found = rows_of(text)[2:]

@@ -11,7 +11,7 @@ from tests.helpers.run_results import origin, rows_of, write
 
 
 def of(data="a" * 64, trained="", **more):
-    """Of a folder of images: `more` has settings, or replaces what else results are of."""
+    """The origin of results on a folder of images; `more` has settings, or replaces entries."""
     settings = {key: more.pop(key) for key in ("train.epochs", "dtype") if key in more}
     return {
         **origin("flowers", "flowers", test_list=data, epoch=2, epochs=2),
@@ -33,7 +33,7 @@ def test_a_folder_is_called_by_its_name(tmp_path):
     text = report.report_folder(tmp_path)[0]
     assert "### flowers\n" in text
     assert rows_of(text)[2:] == [["DPT", "85.0 ± 5.0"]]
-    assert "To know" not in text
+    assert "Note:" not in text
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_training_that_had_not_ended_is_no_seed_of_a_result(tmp_path):
     write_folder(tmp_path / "b", 30, seed=2, train_list="u", epoch=1)
     text = report.report_folder(tmp_path)[0]
     assert rows_of(text)[2:] == [["DPT", "90.0"]]
-    assert "b is of epoch 1 of 2: left out" in text
+    assert "b is from epoch 1 of 2: left out" in text
     found = read_result(tmp_path / "b" / "results.json")
     assert "seed 2, to epoch 1 of 2: 30.0 %" in in_words(found)
 
@@ -75,7 +75,7 @@ def test_a_training_that_had_not_ended_is_no_seed_of_a_result(tmp_path):
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_are_left_out_by_name(tmp_path, other, says):
-    """Also where neither of them is the first of their table's cell."""
+    """Also if neither is the first run of its cell."""
     write_folder(tmp_path / "0", 80, seed=3)
     write_folder(tmp_path / "a", 90)
     write_folder(tmp_path / "b", 30, **{"seed": 2, **other})

@@ -19,8 +19,8 @@ IMAGES = SMALL / "images"
 
 
 def test_principal_axes_by_hand():
-    """Points on a line through six dimensions: all variance on one axis, and texts where they stand
-    along it.
+    """Points on a line through six dimensions: all variance is on one axis, and texts are projected
+    onto it.
     """
     direction = np.array([0, 3, 0, 0, 4, 0]) / 5
     images = np.outer([-2.0, 0.0, 1.0, 5.0], direction) + 7

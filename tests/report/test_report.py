@@ -38,7 +38,7 @@ def test_few_shot_table_is_mean_and_deviation_of_the_seeds(tmp_path):
 
 
 def test_gains_are_of_the_same_seeds(tmp_path):
-    """A seed of one method alone counts for nothing, and one seed has no standard error."""
+    """A seed that only one method has does not count, and one seed has no standard error."""
     write(tmp_path / "z", "zeroshot", 40)
     for method, accuracies in (("vpt", (50, 60, 70)), ("probe", (51, 63)), ("dpt", (80,))):
         for seed, accuracy in enumerate(accuracies):
@@ -174,7 +174,7 @@ def test_a_harmonic_mean_is_of_the_seeds_with_both_halves(tmp_path):
 
 
 def test_figures_are_drawn(tmp_path):
-    """Of both kinds, also with more classes than names have room for."""
+    """Of both kinds, also with more classes than there is room for names."""
     for method in ROWS:
         for shots in (1, 2):
             write(tmp_path / "all" / f"{method}{shots}", method, 50 + shots, shots=shots)

@@ -1,4 +1,4 @@
-"""The benchmarks: what they count, and that they run as their page says."""
+"""The benchmarks: what they count, and that their documented commands run."""
 
 import json
 

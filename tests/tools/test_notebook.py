@@ -23,7 +23,7 @@ def copy(tmp_path):
     for digit in (ROOT / DIGITS).glob("t*/*"):  # train and test
         few = tmp_path / "digits" / digit.relative_to(ROOT / DIGITS)
         few.mkdir(parents=True)
-        # The one that the notebook looks at is among them.
+        # The one that the notebook shows is among them.
         for image in sorted(digit.iterdir(), key=lambda file: file.name != SHOWN)[:4]:
             (few / image.name).symlink_to(image)
     file = tmp_path / "examples" / NOTEBOOK.name
@@ -51,7 +51,7 @@ def outputs(notebook):
 @pytest.mark.process
 @pytest.mark.slow
 def test_the_tutorial_runs_and_shows_what_it_showed(copy):
-    """Another processor rounds differently: the numbers may be others, what they are of may not."""
+    """Another processor rounds differently, so numbers may differ, but not the text around them."""
     notebook = nbformat.read(copy, as_version=4)
     place = {"metadata": {"path": str(copy.parent)}}
     nbclient.NotebookClient(notebook, timeout=600, resources=place).execute()

@@ -1,4 +1,4 @@
-"""The PyTorch code that steps are timed beside computes what the published code does."""
+"""The PyTorch baseline of the benchmarks computes what the published code does."""
 
 import functools
 import tempfile
@@ -15,7 +15,7 @@ from tests.helpers.golden import Golden
 from tests.helpers.published_cases import config_of, prompts_of
 
 LOSS, GRADIENTS = 1e-5, 1e-4
-# Golden file, whether it is of an epoch under guidance, and what its loss and gradient are called.
+# Golden file, whether its epoch has guidance, and the suffix of its loss and gradient.
 CASES = {
     "coop_end": ("coop_end", False, "_late"),
     "dpt_guided": ("dpt_last_layer", True, "_early"),
@@ -29,7 +29,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Another test has the other core, and threads would wait for it."""
+    """Another test uses the other core, and threads would wait for that core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
