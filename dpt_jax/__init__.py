@@ -8,7 +8,7 @@
     classifier.score(test_images, test_labels)        # accuracy
     classifier.save("pets.safetensors")
     dpt_jax.load("pets.safetensors")                  # the same; also of a workdir
-    dpt_jax.results("runs")                           # a pandas DataFrame, a row a run
+    dpt_jax.results("runs")                           # a pandas DataFrame, one row per run
 
 `PromptClassifier` is an estimator for scikit-learn. The command `dpt-jax` does the same on folders.
 """

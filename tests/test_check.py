@@ -1,4 +1,4 @@
-"""`dpt-jax check` finds what is wrong with a machine, and says so with exit code 1."""
+"""`dpt-jax check` finds what is wrong with a machine, and exits with code 1."""
 
 import json
 

@@ -44,7 +44,7 @@ def stop_at(text, processes):
 
 @pytest.fixture(scope="module")
 def hosts(tiny_clip_dir):
-    """Start main.py with CoOp on two hosts. Parts of the image tower do not see other images."""
+    """Start main.py with CoOp on two hosts. Parts of the image tower treat each image alone."""
     return functools.partial(start_hosts, tiny_clip_dir, *FEATURES)
 
 

@@ -192,7 +192,7 @@ def test_numbers_at_the_start(case):
 
 
 def test_training_trajectory(case):
-    """One full batch an epoch: learning rates, losses, final prompts and logits, and average."""
+    """One full batch per epoch: learning rates, losses, final prompts and logits, and average."""
     meta, golden = case.meta, case.golden
     weights = epoch_weights(meta["max_epoch"], meta.get("GPA_MEAN", 0), meta.get("GPA_STD", 0))
     epochs = meta["max_epoch"]

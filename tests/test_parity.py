@@ -90,7 +90,7 @@ def test_loss_and_gradients(case, phase):
 
 
 def test_training_trajectory(case):
-    """One full batch an epoch: learning rates, losses, final prompts and logits."""
+    """One full batch per epoch: learning rates, losses, final prompts and logits."""
     epochs, meta = case.meta["max_epoch"], case.meta
     schedule = Schedule(meta["lr"], 0.002, meta["warmup"], epochs, steps_per_epoch=1)
     optimizer = make_optimizer()

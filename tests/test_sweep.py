@@ -275,7 +275,7 @@ def test_wrong_input_is_one_sentence(arguments, names, tmp_path):
 
 
 def test_the_command_and_its_exit_code(tiny_clip_dir, tmp_path):
-    """A dataset whose root is missing fails, the embedded one runs; tables are made of it."""
+    """A dataset without a root fails, the bundled one runs; tables are made of it."""
     arguments = ["--methods=zeroshot", "--datasets=emoji,eurosat", f"--runs={tmp_path}"]
     arguments += [f"--config.clip.weights={tiny_clip_dir}"]
     done = in_process("-m", "dpt_jax", "sweep", *arguments, check=False)

@@ -43,7 +43,7 @@ class Preprocessing:
             numbers = all(type(x) in (int, float) and least < x < 1e38 for x in value)
             if len(value) != 3 or not numbers:
                 raise ValueError(
-                    f"{name} is {reprlib.repr(value)}, not three numbers, one a channel"
+                    f"{name} is {reprlib.repr(value)}, not three numbers, one per channel"
                 )
 
     @property

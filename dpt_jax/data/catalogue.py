@@ -81,7 +81,7 @@ DRAWINGS: dict[str, Setting] = {
     "dataset.template": "a drawing of a {}.",
     "dataset.shots": 8,
     # Measured on 64-pixel drawings: the published crops, down to 8 % of the area, leave too little
-    # to learn from, and with eight examples a class, a random context is worse than these words.
+    # to learn from, and with eight examples per class, a random context is worse than these words.
     "text_prompt.init": "a drawing of a",
     "train.augment": False,
 }
@@ -91,7 +91,7 @@ DIGITS: dict[str, Setting] = {
     "dataset.template": "a drawing of the number {}.",
     # From a random context, one seed of two stays near chance.
     "text_prompt.init": "a drawing of the number",
-    # Batches of 32 would make five steps an epoch, but prompts on this CLIP take thousands.
+    # Batches of 32 would make five steps per epoch, but prompts on this CLIP take thousands.
     "train.batch_size": 4,
     "train.epochs": 100,
     # A part of a digit is often another digit, and so is its mirror image.

@@ -89,7 +89,7 @@ def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
     """Return the training images that a file lists, in its order, repeated if it repeats them.
 
     Args:
-        file: a run's train_files.txt, a .jsonl with one record a line, or a .pkl as CoOp's code
+        file: a run's train_files.txt, a .jsonl with one record per line, or a .pkl as CoOp's code
             writes it. Nothing in a .pkl is run.
         whole: the dataset that the images are of.
         shots: dataset.shots, which the sample must have, or -1.
@@ -127,7 +127,7 @@ def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
     )
     if shots >= 0 and not min(shots, there) <= most <= shots:
         raise UserError(
-            f"dataset.sample: {file} has up to {most} images a class, but dataset.shots is "
+            f"dataset.sample: {file} has up to {most} images per class, but dataset.shots is "
             f"{shots}: give --config.dataset.shots={most}."
         )
     return sample

@@ -68,7 +68,7 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
     say(
         f"probe: fitted to {len(label)} training images; C = {STRENGTHS[best]:g} gets "
         f"{100 * accuracies[best]:.1f} % of {len(val_label)} validation images right "
-        f"(at most {np.bincount(val_label).max()} a class)."
+        f"(at most {np.bincount(val_label).max()} per class)."
     )
     return found._replace(logits=fitted[best].predict_log_proba(test).astype(np.float32))
 

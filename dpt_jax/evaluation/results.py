@@ -198,7 +198,7 @@ def newest_behind(workdir: epath.Path) -> Saved | None:
     if workdir.parent.name == "on" and not (workdir / FOLDER).exists():
         source = workdir.parent.parent
         file = source.with_name(f"{source.name}{prompt_file.SUFFIX}")
-        # A run and its exported file share this folder, and a report is of the run's prompts.
+        # A run and its exported file share this folder, and a report is on the run's prompts.
         if file.is_file() and not (source / FOLDER).exists():
             source = file
     elif not (workdir / FOLDER).exists():

@@ -101,7 +101,7 @@ def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
     axes.set_xticks(ticks, [str(shots) for shots in ticks])
     axes.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
     axes.minorticks_off()
-    axes.set(xlabel="shots (training images a class)", ylabel="test accuracy (%)", title=title)
+    axes.set(xlabel="shots (training images per class)", ylabel="test accuracy (%)", title=title)
     axes.grid()
 
 
@@ -149,7 +149,7 @@ def draw_training(records: Sequence[Mapping[str, float]], guidance_epochs: int) 
     """Draw loss, training accuracy and learning rates by epoch.
 
     Args:
-        records: Those of metrics.jsonl, one an epoch.
+        records: Those of metrics.jsonl, one per epoch.
         guidance_epochs: Epochs before the loss has fewer terms; 0 if it never changes.
     """
     metrics = pd.DataFrame(records).set_index("epoch")

@@ -42,7 +42,7 @@ def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
     Returns:
         One row per results.json: method, selection, task, dataset, classes, trained_on,
         trained_classes, shots, seed, accuracy, macro_f1 and zero_shot_accuracy (0 to 1), ece, n,
-        unreadable, path, digests of what the results are of, and the settings by key. `excluded`
+        unreadable, path, digests of their sources, and the settings by key. `excluded`
         is the reason why a report leaves the run out, and "" if it does not.
 
     Raises:

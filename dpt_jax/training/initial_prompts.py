@@ -113,7 +113,7 @@ def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
 def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, source: str) -> Prompts:
     """Return new prompts, initialised from the saved parts.
 
-    The auxiliary classifier is of its training classes: for other classes it starts fresh.
+    The auxiliary classifier belongs to its training classes: for others it starts fresh.
     source: where the saved prompts are from. Raise UserError naming it if they do not fit.
     """
     if other := other_clip(saved, experiment.pretrained):

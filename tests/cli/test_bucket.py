@@ -1,4 +1,4 @@
-"""Commands whose files are all in a bucket: data, runs, prompt files, answers, reports."""
+"""Commands with all files in a bucket: data, runs, prompt files, answers, reports."""
 
 import pytest
 

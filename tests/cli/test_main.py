@@ -90,7 +90,7 @@ def assert_published(run):
 
 
 def test_training_from_published_checkpoint(trained_on):
-    """One batch an epoch, no augmentation."""
+    """One batch per epoch, no augmentation."""
     run, _ = trained_on
     assert_published(run)
     assert len((run / "train_files.txt").read_text().splitlines()) == 12
@@ -125,7 +125,7 @@ def test_any_number_of_devices_trains_and_predicts_the_same(trained_on, files, t
     np.testing.assert_allclose(np.load(tmp_path / "answers.npy"), expected, rtol=1e-3, atol=1e-5)
 
 
-# Prints, at the end of main.py, how many programs were compiled and how many were found compiled.
+# Print the numbers of compiled and of cached programs at the end of main.py.
 COUNTED = """
 import collections, json, runpy
 import jax.monitoring
@@ -143,7 +143,7 @@ finally:
 def test_a_second_start_compiles_nothing(tiny_clip_dir, tmp_path):
     options = ["--config=configs/coop.py:folder", f"--config.dataset.root={SMALL / 'images'}",
                f"--config.clip.weights={tiny_clip_dir}", "--config.train.epochs=1"]  # fmt: skip
-    # Neither the tests' own cache nor their threshold: what a user has.
+    # Without the tests' own cache and threshold, as for a user.
     without = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
     printed = [
         command("-c", COUNTED, *options, f"--workdir={tmp_path / run}", without=without,

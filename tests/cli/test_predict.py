@@ -83,7 +83,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
     options += [f"--workdir={trained}", "=1+1.png", "a.png"]
     done = in_process("-m", "dpt_jax", "predict", *options, cwd=mixed)
     assert "2 images" in done.stdout
-    assert "it cannot tell them apart: 'a zebra' and 'A Zebra'." in done.stderr
+    assert "CLIP cannot tell them apart: 'a zebra' and 'A Zebra'." in done.stderr
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["path"] for line in lines] == ["'=1+1.png", "a.png"]  # text, not a formula

@@ -41,7 +41,7 @@ def tokenizer(tmp_path_factory):
 
 def test_ids(tokenizer):
     assert {text: tokenizer.encode(text) for text in IDS} == IDS
-    # A capital sigma at the end of a word is another letter than one within it.
+    # A lower-cased sigma at the end of a word differs from one within it.
     assert tokenizer.encode("ΟΔΟΣ") == tokenizer.encode("οδος") != tokenizer.encode("οδοσ")
 
 

@@ -84,7 +84,7 @@ def test_hub_id_from_the_local_cache(source, expected, tmp_path, monkeypatch):
 
 
 def test_bundled_model_loads_in_transformers_too():
-    """The tiny CLIP is an ordinary model directory, not one for this project alone."""
+    """The tiny CLIP is an ordinary model directory, not one for this project only."""
     state = CLIPModel.from_pretrained(BUNDLED / "tiny-clip").state_dict()
     ours = load_clip("tiny-clip")
     tensors = tensors_of(ours.params, ours.config)

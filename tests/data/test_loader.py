@@ -81,7 +81,7 @@ def images_of(**settings):
 
 @pytest.mark.parametrize(("start", "workers"), [(1, 0), (3, 2)])
 def test_loader_resumes_from_any_step(start, workers):
-    """In the middle of an epoch too, and with another number of workers than before."""
+    """Also within an epoch, and with a different number of workers."""
     rest = list(batches_of(workers=workers, start=start))
     assert len(rest) == 6 - start
     assert_same(rest, list(batches_of())[start:])

@@ -19,7 +19,7 @@ from dpt_jax.errors import UserError
 from tests.helpers.commands import assert_refused, in_process
 
 CLASSES = {"cat": 10, "red_fox": 5, "dog": 4}
-# What a fifth of each class is, by class: training, validation and test images.
+# By class: training, validation and test images, if a fifth of each class is held out.
 SPLIT = {"cat": (6, 2, 2), "dog": (2, 1, 1), "red fox": (3, 1, 1)}
 
 
@@ -223,7 +223,7 @@ def test_a_look_counts_and_says_what_is_rotated_and_dropped(photos):
 
 @pytest.mark.parametrize("shots", [-1, 2])
 def test_a_broken_image_is_found_before_the_first_step(shots, photos):
-    """Also one whose header is whole, which an epoch might not draw."""
+    """Even if its header is intact, and an epoch might not draw it."""
     found = load_dataset(config_of(photos, shots=shots).dataset, 1)
     for example in (found.train[0], found.test[0]):
         file = photos / example.path

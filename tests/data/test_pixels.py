@@ -157,7 +157,7 @@ def test_an_error_that_is_not_the_images_is_not_an_unreadable_image(reason, tmp_
 
 
 def test_an_image_that_unpacks_to_gigabytes_is_refused(tmp_path):
-    """One bit a pixel, 20,000 on a side: 50 kB of file."""
+    """One bit per pixel, 20,000 on a side: 50 kB of file."""
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(UnreadableImageError, match=r"bomb\.png"):
         read_image(tmp_path / "bomb.png")

@@ -64,7 +64,7 @@ def test_every_dataset_is_read_by_position(name, root):
 
 
 def test_a_copy_of_what_is_needed_is_read_from_a_bucket(root, bucket, tmp_path, monkeypatch):
-    """And another dataset, or one that is not prepared there, is not asked for."""
+    """Other datasets are not copied, and a missing one is named."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name in ("dtd", "eurosat"):
         put_folder(root / name, f"{bucket}/tfds/{name}")

@@ -1,4 +1,4 @@
-"""The linear probe: fitted to the shots, chosen by validation images, and shown like a method."""
+"""The linear probe: fitted to shots, chosen on validation images, and reported like a method."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def test_a_probe_chooses_by_as_few_validation_images_as_protocols_have(
     clip_dir, validated, tmp_path
 ):
     done = probe(clip_dir, validated, tmp_path / "run", "--config.dataset.shots=1")
-    assert "of 6 validation images right (at most 1 a class)" in done.stdout
+    assert "of 6 validation images right (at most 1 per class)" in done.stdout
 
 
 def test_without_validation_images_there_is_no_probe(clip_dir, tmp_path):

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # Most of the tests' time is compilation, and none of them measures speed. The first two flags take
 # a DPT step on the small CLIP from 10.7 to 6.2 s, the last one takes it to 2.7 s. A program in one
-# part instead of 32 saves a seventh of what is left: the other processor has other tests to run.
+# part instead of 32 saves a seventh of the rest: the other processor runs other tests.
 QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 QUICKLY_COMPILED += " --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith(("0.9.", "0.10.")):  # 0.12 refuses the flag

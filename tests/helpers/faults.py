@@ -13,7 +13,7 @@ from dpt_jax.training.metrics import TIMES, read_metrics
 from tests.helpers.commands import start
 from tests.helpers.golden import SMALL
 
-# Six images a step, two steps an epoch; every sample newly augmented.
+# Six images per step, two steps per epoch; every sample newly augmented.
 SETTINGS = [
     "--config=configs/coop.py:folder",
     f"--config.dataset.root={SMALL / 'images'}",

@@ -1,4 +1,4 @@
-"""The golden arrays that the published code computed, and how far from them an array is."""
+"""The golden arrays of the published code, and the distance of arrays from them."""
 
 import json
 import pathlib

@@ -102,7 +102,7 @@ def _text_features(config, weights, padded, ends, context):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _enter(config, params, images):
-    """The tokens that enter the first block, and plain CLIP's features."""
+    """The tokens that enter the first block, and frozen CLIP's features."""
     module = CLIP(config)
     x = module.apply({"params": params}, method=lambda m: m.vision.embed(images))
     return x, module.apply({"params": params}, method=lambda m: m.vision(images).features)

@@ -22,9 +22,7 @@ IMAGES = SMALL / "images"
 
 
 def test_sights_are_what_the_model_computed(predictor, files):
-    """Each map is the attention of its own class, whatever place the class has among those that
-    CAVPT looks at.
-    """
+    """Each map is the attention of its own class, at any place among CAVPT's top-k classes."""
     pixels, outputs = all_outputs(predictor, files)
     probability = predictor.predict_proba(files)
     unseen = 0
@@ -47,7 +45,7 @@ def test_sights_are_what_the_model_computed(predictor, files):
                 continue
             place = list(outputs.zero_shot.indices[i]).index(c)
             np.testing.assert_array_equal(own.ravel(), outputs.class_attention[i, -1, place, 1:17])
-    assert unseen == 3 * len(files)  # of six classes CAVPT looks at three
+    assert unseen == 3 * len(files)  # CAVPT has three of the six classes
 
 
 def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):

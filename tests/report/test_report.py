@@ -163,7 +163,7 @@ def test_one_run_is_reported_by_class(tmp_path):
 
 
 def test_a_harmonic_mean_is_of_the_seeds_with_both_halves(tmp_path):
-    """And its cell says of how many."""
+    """Its cell has their number."""
     for seed, base, new in ((1, 80, 20), (2, 60, None)):
         for classes, accuracy in (("base", base), ("new", new)):
             if accuracy:

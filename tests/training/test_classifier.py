@@ -1,4 +1,4 @@
-"""The second stage of a training, and its classifier on other classes."""
+"""The second stage of training, and its classifier on other classes."""
 
 import json
 import shutil

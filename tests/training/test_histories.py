@@ -146,7 +146,7 @@ class History:
             self.train()
 
     def evaluate(self):
-        """Perhaps with other settings than those of the training, which are refused."""
+        """Perhaps with settings other than the training's, which are refused."""
         own = self.trained[load_newest(epath.Path(self.run)).digest]
         asked = {
             key: self.random.choice(values)
@@ -191,7 +191,7 @@ class History:
                     assert f"Trained on images, {words}" in text, self.done
 
     def check_labels(self, results):
-        """Compare what results say of the training with the command that trained the prompts."""
+        """Compare the settings in results with the command that trained the prompts."""
         own = dict(self.trained[results["of"]["prompts"]])
         assert results["method"] == "vlp"
         assert results["trained_on"] == {"dataset": "folder", "classes": "all"}

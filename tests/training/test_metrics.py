@@ -1,4 +1,4 @@
-"""Metrics of a run that is resumed, how busy its devices are, and traces of steps."""
+"""Metrics of a resumed run, the utilisation of its devices, and traces of steps."""
 
 import types
 
