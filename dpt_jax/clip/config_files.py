@@ -37,7 +37,7 @@ _OLD_END = 2
 _OPEN_CLIP_KEYS = {
     # Keys of open_clip's configuration that are read:
     *("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "size", "mean", "std"),
-    *("image_size", "patch_size", "head_width", "heads", "width", "layers", "mlp_ratio"),
+    *("image_size", "patch_size", "width", "layers", "mlp_ratio"),
     *("norm_kwargs", "eps", "context_length", "vocab_size", "eos_id"),
     # Keys that change nothing in a trained CLIP with two standard transformers:
     *("custom_text", "init_logit_scale", "cast_dtype", "output_dict", "fill_color"),
@@ -128,6 +128,8 @@ def read_processor(folder: epath.Path, size: int) -> Preprocessing:
 def _preprocessing(raw: Fields, size: int) -> Preprocessing:
     """Return the preprocessing of a processor.  Raise ValueError for a step not supported."""
     given = {key: value for key, value in raw.items() if value is not None}
+    if not given.get("do_center_crop", True):
+        given.pop("crop_size", None)
     both = {"height": size, "width": size}
     squash = given.get("size") == both
     supported: dict[str, tuple[Any, ...]] = {
@@ -146,8 +148,8 @@ def _preprocessing(raw: Fields, size: int) -> Preprocessing:
     if abs(given.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4:
         raise ValueError(f"rescale_factor is {given['rescale_factor']}, not 1/255")
     return Preprocessing(
-        tuple(given.get("image_mean", MEAN)),
-        tuple(given.get("image_std", STD)),
+        _channels(given.get("image_mean", MEAN)),
+        _channels(given.get("image_std", STD)),
         Image.Resampling(given.get("resample", Image.Resampling.BICUBIC)).name.lower(),
         "squash" if squash else "crop",
     )
@@ -164,7 +166,9 @@ def read_open_clip(file: epath.Path) -> Description:
         model, pixels = raw["model_cfg"], raw.get("preprocess_cfg") or {}
         vision, text = model["vision_cfg"], model["text_cfg"]
         norms = [tower.get("norm_kwargs") or {} for tower in (vision, text)]
-        for part in (model, vision, text, pixels, *norms):
+        # A tower has one of these two keys.
+        towers = vision | {"head_width": None}, text | {"heads": None}
+        for part in (model, *towers, pixels, *norms):
             for key, value in part.items():
                 known = key in _OPEN_CLIP_KEYS or value in _OPEN_CLIP_VALUES.get(key, ())
                 if value and not known:
@@ -194,8 +198,8 @@ def read_open_clip(file: epath.Path) -> Description:
             vocab_size=text.get("vocab_size", 49408),
             context_length=text.get("context_length", 77),
             preprocessing=Preprocessing(
-                tuple(pixels.get("mean") or MEAN),
-                tuple(pixels.get("std") or STD),
+                _channels(pixels.get("mean") or MEAN),
+                _channels(pixels.get("std") or STD),
                 "bilinear" if pixels.get("interpolation") == "bilinear" else "bicubic",
                 "squash" if pixels.get("resize_mode") == "squash" else "crop",
             ),
@@ -207,6 +211,11 @@ def _side(value: Any) -> Any:
     """Return the side of a square that is written as a pair; other values as they are."""
     pair = isinstance(value, list) and len(value) == 2 and value[0] == value[1]
     return value[0] if pair else value
+
+
+def _channels(value: Any) -> Any:
+    """Return one number a channel; one number stands for all."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,) * 3
 
 
 def transformers_files(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Fields]:

@@ -97,6 +97,8 @@ def test_preprocessing_is_the_models_own(tmp_path):
         (0.5, 0.5, 0.5), (0.25, 0.5, 0.75), "bilinear", "squash"
     )
     assert read(tmp_path).config.preprocessing == Preprocessing()
+    one = read(tmp_path, preprocess_cfg={"mean": 0.5, "std": None}).config.preprocessing
+    assert (one.mean, one.std) == ((0.5, 0.5, 0.5), Preprocessing().std)
 
 
 def test_the_text_feature_is_taken_at_the_end(tmp_path):
@@ -115,12 +117,14 @@ OTHER = [
     ("vision_cfg", "pool_type", "avg"),
     ("vision_cfg", "something_new", 1),
     ("vision_cfg", "layers", "12"),
+    ("vision_cfg", "heads", 4),
     ("vision_cfg", "image_size", [32, 64]),
     ("text_cfg", "hf_model_name", "roberta-base"),
     ("text_cfg", "pool_type", "last"),
     ("text_cfg", "no_causal_mask", True),
     ("text_cfg", "tokenizer_kwargs", {"clean": "canonicalize"}),
     ("text_cfg", "heads", 7),
+    ("text_cfg", "head_width", 32),
     (None, "multimodal_cfg", {"width": 64}),
     (None, "embed_dim", None),
     (None, "another_key", 3),

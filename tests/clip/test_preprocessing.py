@@ -79,6 +79,9 @@ def test_as_transformers_5_and_the_first_version_write_it(tmp_path):
     (tmp_path / "processor_config.json").unlink()
     old = {"size": SIZE, "crop_size": SIZE, "resample": 2, "feature_extractor_type": None}
     assert processor(tmp_path, **old).interpolation == "bilinear"
+    square = {"size": {"height": SIZE, "width": SIZE}, "do_center_crop": False, "crop_size": 224}
+    own = processor(tmp_path, **square, image_mean=0.5)
+    assert (own.resize, own.mean) == ("squash", (0.5, 0.5, 0.5))
 
 
 @pytest.mark.parametrize(
