@@ -189,17 +189,19 @@ def check_same(facts: Callable[[], Mapping[str, str]]) -> None:
     """
     if jax.process_count() == 1:
         return
-    own = {"version of dpt-jax": __version__, **facts()}
-    texts = (text.encode(errors="surrogateescape") for text in own.values())
-    digests = [np.frombuffer(hashlib.sha256(text).digest(), np.uint8) for text in texts]
-    everywhere = multihost_utils.process_allgather(np.stack(digests))  # (hosts, facts, 32)
-    different = np.argwhere((everywhere != everywhere[0]).any(axis=2))
-    if len(different):
-        host, number = different[0]
-        raise UserError(
-            f"host {host} has a different {[*own][number]} than host 0: give all hosts the same "
-            "command and the same files."
-        )
+    own = facts()
+    # Hosts of other versions may have other facts, so their names are compared first.
+    for compared in ({"version of dpt-jax": "\n".join([__version__, *own])}, own):
+        texts = (text.encode(errors="surrogateescape") for text in compared.values())
+        digests = [np.frombuffer(hashlib.sha256(text).digest(), np.uint8) for text in texts]
+        everywhere = multihost_utils.process_allgather(np.stack(digests))  # (hosts, facts, 32)
+        different = np.argwhere((everywhere != everywhere[0]).any(axis=2))
+        if len(different):
+            host, number = different[0]
+            raise UserError(
+                f"host {host} has a different {[*compared][number]} than host 0: give all hosts "
+                "the same command and the same files."
+            )
 
 
 def first_says(here: bool) -> bool:
