@@ -15,10 +15,10 @@ for open_clip, or to an Orbax checkpoint. For a run with learned weights (CLIP-L
 the CLIP with these weights, as `export --merge` does. `peft` writes and reads such weights as
 PEFT's LoRA files. `export` writes the prompts of a workdir to one small file, which replaces the
 workdir in predict, --mode=eval, init_from and convert. `serve` compiles the classifier into a file
-that runs without this package, and `onnx` writes it for onnxruntime and the like (`pip install
-'dpt-jax[onnx]'`). `reference` converts a checkpoint folder of the published PyTorch code to a
-workdir for --mode=eval and init_from. The flags give what a checkpoint lacks: backbone, dataset,
-class position, top_k. --reverse converts a workdir to such a folder.
+that runs without this package, and `onnx` writes it for onnxruntime and the like
+(`pip install 'dpt-jax[onnx]'`). `reference` converts a checkpoint folder of the published PyTorch
+code to a workdir for --mode=eval and init_from. The flags give what a checkpoint lacks: backbone,
+dataset, class position, top_k. --reverse converts a workdir to such a folder.
 """
 
 import argparse

@@ -105,7 +105,10 @@ def label_indices(
         raise UserError(f"labels is {labels!r:.80}: give a class name or an index for each image.")
     values = [x.item() if hasattr(x, "item") and np.size(x) == 1 else x for x in labels]
     if len(values) != images or not images:
-        raise UserError(f"give a label for each image: {images} images have {len(values)} labels.")
+        raise UserError(
+            "give a label for each image: the numbers of images and labels are "
+            f"{images} and {len(values)}."
+        )
     numbers = all(type(value) is int for value in values)
     if not numbers and not all(isinstance(value, str) for value in values):
         raise UserError(f"labels are class names or whole numbers from 0, not {values[0]!r:.80}.")

@@ -65,7 +65,7 @@ def test_a_search_within_a_pipeline(memory, clip_dir):
     ).fit(images, labels)
     assert search.predict(images).shape == labels.shape
     assert [*search.cv_results_["param_promptclassifier__dataset__template"]] == templates
-    with pytest.raises(UserError, match="12 labels"):
+    with pytest.raises(UserError, match="and 12"):
         clone(classifier).fit(images, np.eye(2, dtype=int)[labels % 2])
     with pytest.raises(UserError, match=r"train\.epochs"):
         clone(classifier).set_params(epcohs=3).fit(images, labels)
