@@ -1,6 +1,6 @@
 """Accuracies of runs compared with published ones from a CSV file."""
 
-import io
+import csv
 from collections.abc import Collection
 from typing import Any
 
@@ -46,13 +46,16 @@ def read_published(file: epath.Path, datasets: Collection[str]) -> pd.DataFrame:
     with reading(file, "a CSV file of published accuracies"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         lines = [line for line in lines if line.strip(" ,;\t") and not line.startswith("#")]
-        frame = pd.read_csv(io.StringIO("\n".join(lines)), dtype=str, keep_default_na=False,
-                            skipinitialspace=True, index_col=False)  # fmt: skip
-    if not {*NEEDED} <= {*frame.columns} <= {*NEEDED, *OPTIONAL}:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, strict=True)]
+    header, *rows = rows or [[]]
+    if not {*NEEDED} <= {*header} <= {*NEEDED, *OPTIONAL} or len({*header}) < len(header):
         raise UserError(
-            f"{file} begins with {lines[0]!r}: the header must be {','.join(NEEDED)}, and may have "
-            f"{' and '.join(OPTIONAL)}."
+            f"{file} begins with {','.join(header)!r}: the header must be {','.join(NEEDED)}, and "
+            f"may have {' and '.join(OPTIONAL)}."
         )
+    if uneven := [row for row in rows if len(row) != len(header)]:
+        raise UserError(f"{file}, row {','.join(uneven[0])}: it must have {len(header)} cells.")
+    frame = pd.DataFrame(rows, columns=header, dtype=str)
     frame = frame.reindex(columns=[*NEEDED, *OPTIONAL], fill_value="")
     frame["classes"] = frame.classes.replace("", "all")
     shots = pd.to_numeric(frame.shots.replace("", "0"), errors="coerce")
@@ -67,7 +70,10 @@ def read_published(file: epath.Path, datasets: Collection[str]) -> pd.DataFrame:
             "shots are images per class, -1 for all, and empty for zero-shot",
         ),
         (~accuracy.between(0, 100), "the accuracy is not a number between 0 and 100"),
-        (frame.duplicated(PLACE), "an earlier row has the same method, dataset, shots and classes"),
+        (
+            frame.assign(shots=shots).duplicated(PLACE),
+            "an earlier row has the same method, dataset, shots and classes",
+        ),
     ):
         if wrong.any():
             raise UserError(f"{file}, row {','.join(frame[wrong].iloc[0])}: {why}.")
@@ -131,7 +137,7 @@ def compare(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[Table], s
 def _cells(own: pd.DataFrame) -> pd.DataFrame:
     """Return the text of a table of published accuracies and ours."""
     difference, two_digits = own.ours - own.accuracy, "{:.2f}".format
-    errors = (difference / own.error).where(own.error > 0)
+    errors = difference / own.error.where(own.error > 0)  # seeds may have equal accuracies
     return pd.DataFrame(
         {
             "method": [ROWS[method].label for method in own.method],

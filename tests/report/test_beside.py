@@ -31,25 +31,29 @@ def runs(tmp_path):
             write(folder / f"c{dataset}{seed}", "coop", accuracy + more, dataset=dataset,
                   seed=seed, trained=(dataset, "all"))  # fmt: skip
     write(folder / "d", "dpt", 70, shots=16)
+    for seed in (1, 2):
+        write(folder / f"equal{seed}", "vlp", 70, seed=seed)
     return folder
 
 
 def test_differences_are_in_points_and_in_standard_errors_of_the_mean(runs):
     lines = [
         "dpt,dtd,16,71.5,,",
-        "coop,dtd,1,50,all,a paper",
+        "coop , dtd, 1, 50 , all, a paper",  # aligned
         "zeroshot,dtd,,41,,",
         "vpt,dtd,1,50,,",  # has not run
+        "vlp,dtd,1,71,,",
     ]
     text = beside(runs, lines)
     error = np.std([50, 54, 58], ddof=1) / np.sqrt(3)
     assert rows_of(text)[2:] == [
         ["zero-shot", "", "40.00", "41.00", "-1.00", "", ""],
         ["CoOp", "1 shot", "54.00", "50.00", "+4.00", f"{4 / error:+.1f}", "3"],
+        ["VLP", "1 shot", "70.00", "71.00", "-1.00", "", "2"],
         ["DPT", "16 shots", "70.00", "71.50", "-1.50", "", "1"],
     ]
     assert "Published: a paper." in text
-    assert "1 of 4 published numbers have no run here." in text
+    assert "1 of 5 published numbers have no run here." in text
 
 
 def test_the_average_needs_all_of_the_papers_datasets(runs):
@@ -117,7 +121,8 @@ def test_the_shipped_averages_are_those_of_the_papers():
         ("coop,dtd,1\n", "coop,dtd,1"),
         ("coop,dtdd,1,50\n", "coop,dtdd,1,50"),
         ("zeroshot,dtd,16,50\n", "zeroshot,dtd,16,50"),
-        ("coop,dtd,1,50\n\ncoop,dtd,1,51\n", "coop,dtd,1,51"),
+        ("coop,dtd,1,50\n\ncoop,dtd,01,51\n", "coop,dtd,01,51"),
+        ("coop,dtd,1,53,7\n", "coop,dtd,1,53,7"),  # a decimal comma
         ("coop,dtd,1,0.5\n", "percent"),
         ("method,dataset,shots,accuracy,classes\ncoop,dtd,1,50,novel\n", "coop,dtd,1,50,novel"),
     ],
