@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dpt_jax.config import shots_in_words
 from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
 
 if TYPE_CHECKING:
@@ -114,15 +115,17 @@ def draw_halves(cells: pd.DataFrame) -> bytes:
     size = (8, 3.2 * len(datasets))
     figure, grid = pyplot().subplots(len(datasets), 1, figsize=size, squeeze=False)
     for axes, dataset in zip(grid[:, 0], datasets, strict=True):
-        table = cells.xs(dataset)["mean"].unstack("classes")
+        table = cells.xs(dataset)["mean"].unstack("classes").reindex(columns=[*HALVES])
         table = table.sort_index(key=lambda level: level.map(ranks.get(level.name, int)))
         table.index = [
-            f"{ROWS[method].label}\n{shots} shots" if shots else ROWS[method].label
+            f"{ROWS[method].label}\n{shots_in_words(shots)}" if shots else ROWS[method].label
             for method, shots in table.index
         ]
-        table[[*HALVES]].plot.bar(ax=axes, color=HALVES, width=0.8, rot=0, legend=False, fontsize=8)
-        for bars in axes.containers:
-            axes.bar_label(bars, fmt="%.0f", fontsize=7)
+        table.plot.bar(ax=axes, color=HALVES, width=0.8, rot=0, legend=False, fontsize=8)
+        for name, bars in zip(HALVES, axes.containers, strict=True):
+            # No seed may have both halves, and then there is no harmonic mean.
+            labels = table[name].map("{:.0f}".format, na_action="ignore").fillna("")
+            axes.bar_label(bars, labels, fontsize=7)
         axes.set(title=f"{dataset}: base to new classes", ylabel="test accuracy (%)")
         axes.grid(axis="y")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
