@@ -60,7 +60,7 @@ def run(flags: argparse.Namespace) -> None:
     rows = min(1 << (len(paths) - 1).bit_length(), BATCH)
     predictor = load(workdir, classnames, flags.clip, rows)
     top = min(flags.top, len(predictor.classnames))
-    answers = []
+    readable, hits = 0, []
     with contextlib.ExitStack() as stack:
         table, bar = None, None
         if flags.csv:
@@ -72,31 +72,32 @@ def run(flags: argparse.Namespace) -> None:
         # On a terminal, a bar would mix with the lines, which show the progress too.
         if flags.csv or flags.json or not sys.stdout.isatty():
             bar = stack.enter_context(Progress("predict", len(paths), file=sys.stderr))
-        for answer in _classify(predictor, paths, top):
-            answers.append(answer)
+        for number, answer in enumerate(_classify(predictor, paths, top)):
             best = [(one["class"], one["probability"]) for one in answer.get("predictions", ())]
-            if table:
+            if flags.json:
+                before = ",\n  " if number else "[\n  "
+                print(before, json.dumps(answer), sep="", end="", flush=True)
+            elif table:
                 cells = [cell for name, p in best for cell in (name, f"{p:.6f}")]
                 table.writerow(map(inert, [answer["path"], answer.get("error", ""), *cells]))
-            elif best and not flags.json:
+            elif best:
                 said = "  ".join(f"{name} {100 * p:.1f} %" for name, p in best)
                 print(f"{answer['path']}  {said}", flush=True)
+            if best:
+                readable += 1
+                folder = class_name(pathlib.PurePath(answer["path"]).parent.name)
+                if folder in predictor.classnames:
+                    hits.append(folder == best[0][0])
             if bar:
                 bar.advance()
-    readable = [answer for answer in answers if "predictions" in answer]
     if flags.json:
-        print("[", ",\n".join(f"  {json.dumps(answer)}" for answer in answers), "]", sep="\n")
+        print("\n]", flush=True)
     if flags.csv:
-        print(f"written to {flags.csv}: {len(readable)} images")
+        print(f"written to {flags.csv}: {readable} images")
     if not readable:
         raise UserError(f"none of the {len(paths)} images could be read.")
-    if failed := len(paths) - len(readable):
+    if failed := len(paths) - readable:
         print(f"{failed} of {len(paths)} images could not be read.", file=sys.stderr)
-    hits = []
-    for answer in readable:
-        folder = class_name(pathlib.PurePath(answer["path"]).parent.name)
-        if folder in predictor.classnames:
-            hits.append(folder == answer["predictions"][0]["class"])
     if hits:
         print(
             f"{100 * sum(hits) / len(hits):.1f} % of {len(hits)} images in folders named after "

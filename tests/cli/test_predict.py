@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from dpt_jax.cli import predict
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 from tests.helpers.commands import assert_refused, in_process
@@ -75,6 +76,18 @@ def test_json(trained, predictor, mixed, files):
         assert [one["probability"] for one in told[name]["predictions"]] == pytest.approx(
             own[best].tolist(), rel=1e-4
         )
+
+
+def test_json_is_printed_image_by_image(trained, monkeypatch):
+    def stopped(*_):
+        yield {"path": "a.png", "error": "why"}
+        raise UserError("stopped half way")
+
+    monkeypatch.setattr(predict, "_classify", stopped)
+    done = in_process(
+        *("-m", "dpt_jax", "predict", str(trained), str(IMAGES), "--json"), check=False
+    )
+    assert json.loads(f"{done.stdout}]") == [{"path": "a.png", "error": "why"}]
 
 
 def test_csv_and_other_classes(trained, mixed, tmp_path):
