@@ -282,5 +282,4 @@ def summary(results: Results) -> str:
         line += f" ({results['unreadable']} more could not be read and were left out)"
     if method == ZERO_SHOT:
         return line
-    gained = accuracy - zero_shot
-    return f"{line}\nzero-shot: {zero_shot:.1f} %, so {method} gained {gained:+.1f} points"
+    return f"{line}\nzero-shot: {zero_shot:.1f} %, difference {accuracy - zero_shot:+.1f} points"
