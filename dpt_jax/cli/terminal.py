@@ -1,5 +1,6 @@
 """How a command ends: one sentence and exit code 2 for wrong input, a traceback for a bug."""
 
+import errno
 import io
 import os
 import re
@@ -61,6 +62,8 @@ def ending(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         remedy = "check that it exists, that you may use it, and that there is room"
+        if error.errno == errno.EMFILE:
+            remedy = "raise the limit with `ulimit -n`"
         return USER_ERROR, f"error: {place}{error.strerror or text}: {remedy}."
     if type(error).__module__.partition(".")[0] in STORES:
         return USER_ERROR, f"error: the bucket cannot be used ({type(error).__name__}: {text})."

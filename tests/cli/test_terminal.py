@@ -17,7 +17,7 @@ from tests.helpers.commands import assert_refused, command, in_process
         (KeyboardInterrupt(), INTERRUPTED, "stopped"),
         (OSError(errno.ENOSPC, "No space left on device", "/a/b"), USER_ERROR, "/a/b"),
         (PermissionError(errno.EROFS, "Read-only file system", "/a/b"), USER_ERROR, "/a/b"),
-        (OSError(errno.EMFILE, "Too many open files"), USER_ERROR, "Too many open files"),
+        (OSError(errno.EMFILE, "Too many open files"), USER_ERROR, "ulimit"),
         (HttpError({"code": 503, "message": "try later"}), USER_ERROR, "bucket"),
         (KeyError("x"), BUG, "KeyError"),
         (RuntimeError("x"), BUG, "RuntimeError"),
