@@ -81,18 +81,18 @@ EXCLUSIVE = (
     ("train.steps_per_shot", "dataset.shots=-1"),
     ("train.steps_per_shot", "train.average_deviation"),  # which averages epochs
     ("train.keep=best", "train.average_deviation"),
-    ("train.keep=best", "a classifier"),  # which is trained after the prompts
+    ("train.keep=best", "a method with a classifier"),  # which is trained after the prompts
     ("classifier.steps_per_shot", "dataset.shots=-1"),
-    ("classifier.select=support", "nothing to choose"),
-    ("text_prompt.conditioned", "no text prompt"),
-    ("text_prompt.conditioned", "a classifier"),  # which starts from one set of texts
+    ("classifier.select=support", "a method without settings to choose"),
+    ("text_prompt.conditioned", "a method without a text prompt"),
+    ("text_prompt.conditioned", "a method with a classifier"),  # which starts from one set of texts
     ("text_prompt.class_specific", "visual_prompt.coupled"),  # which takes one context
     ("text_prompt.fixed_words", "text_prompt.class_position"),  # they are before the name
-    ("visual_prompt.coupled", "no text prompt"),
-    ("visual_prompt.coupled", "no visual prompt"),
-    ("loss.text_consistency", "no text prompt"),
-    ("loss.image_consistency", "a frozen image tower"),
-    ("loss.logit_consistency", "nothing to learn"),
+    ("visual_prompt.coupled", "a method without a text prompt"),
+    ("visual_prompt.coupled", "a method without a visual prompt"),
+    ("loss.text_consistency", "a method without a text prompt"),
+    ("loss.image_consistency", "a method with a frozen image tower"),
+    ("loss.logit_consistency", "a method without learned parts"),
 )
 
 # FREE: keys that a resumed run may change, since results do not depend on them. BOUND: keys that it
@@ -195,7 +195,10 @@ def _check_conflicts(config: ConfigDict) -> None:
         )
     if classifier.name not in method.classifiers:
         names = " or ".join(map(repr, method.classifiers))
-        raise UserError(f"classifier.name is {classifier.name!r}: {method.name} takes {names}.")
+        raise UserError(
+            f"classifier.name is {classifier.name!r}, but method={method.name} takes {names}: "
+            "choose another method."
+        )
     tunable = classifier.name and CLASSIFIERS[classifier.name].grid
     bundled, folder = data.name in common.EMBEDDED, data.source == "folder"
     holds = {
@@ -217,18 +220,18 @@ def _check_conflicts(config: ConfigDict) -> None:
         "loss.text_consistency": config.loss.text_consistency,
         "loss.image_consistency": config.loss.image_consistency,
         "loss.logit_consistency": config.loss.logit_consistency,
-        "a classifier": CLASSIFIER in method.parts,
-        "nothing to choose": not tunable,
-        "no text prompt": TEXT not in method.parts,
-        "no visual prompt": VISUAL not in method.parts,
-        "a frozen image tower": not method.visual,
-        "nothing to learn": not method.parts,
+        "a method with a classifier": CLASSIFIER in method.parts,
+        "a method without settings to choose": not tunable,
+        "a method without a text prompt": TEXT not in method.parts,
+        "a method without a visual prompt": VISUAL not in method.parts,
+        "a method with a frozen image tower": not method.visual,
+        "a method without learned parts": not method.parts,
     }
     for key, other in EXCLUSIVE:
         if all([holds[key], holds[other]]):  # both are looked up, so no row can be misspelt
             raise UserError(
-                f"{key} excludes {other} (method={method.name}, dataset.name={data.name}): change "
-                "one of the two; `dpt-jax settings` explains the keys."
+                f"{key} cannot be used with {other} (method={method.name}, dataset.name="
+                f"{data.name}): change one of the two; `dpt-jax settings` explains the keys."
             )
     if WEIGHTS in method.parts:
         _check_weights(config)
