@@ -123,7 +123,7 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
       The epoch, and the state dict of each module.
 
     Raises:
-      UserError: There is no such checkpoint, or it is of two methods.
+      UserError: There is no such checkpoint, or there are two methods.
     """
     folders = [directory / name for name in ENTRIES if (directory / name).is_dir()]
     if not folders:

@@ -39,7 +39,7 @@ from dpt_jax.training.workdir import CONFIG_FILE, load_config, save_config
 
 # Methods whose own code saves other tensors than DPT's code.
 OF_OTHER_CODE = ("cocoop", "ivlp", "maple", "promptsrc")
-# Settings that belong to the method of a checkpoint; the others are of CLIP and the data.
+# Settings that belong to the method of a checkpoint; others belong to CLIP and the data.
 METHOD_SECTIONS = ("text_prompt.", "visual_prompt.", "cavpt.", "loss.")
 
 

@@ -174,7 +174,7 @@ def _from_peft(tensors: Tensors, clip: CLIPConfig, rank: int, file: epath.Path) 
     """Return the changes by tower and matrix, with zeros for layers that have none.
 
     Raises:
-      UserError: A tensor is of another part of the model, has another shape, or lacks the other
+      UserError: A tensor is from another part of the model, has another shape, or lacks the other
         factor of its product.
     """
     left = {

@@ -33,7 +33,7 @@ def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) ->
         UserError: a folder, file, split or class is missing or damaged.
     """
     given, whole = whole, whole or read_splits(config)
-    # The shots are drawn before the classes are split, so that both halves are of one sample.
+    # The shots are drawn before the classes are split, so that both halves share one sample.
     train, val = _sample(config, whole, seed)
     test = whole.test
     if given:

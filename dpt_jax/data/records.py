@@ -203,7 +203,7 @@ class Dataset(NamedTuple):
         val: the same of the validation split, min(shots, 4) images per class. It may be empty.
         test: the whole test split.
         digest: digest of all classes and images, not only those taken; from load_dataset.
-        split: the CSV list of the images and their split, "" if their folders say it.
+        split: the CSV list of the images and their split, "" if their folders define it.
     """
 
     read: Source

@@ -91,7 +91,7 @@ def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
     Args:
         file: a run's train_files.txt, a .jsonl with one record per line, or a .pkl as CoOp's code
             writes it. Nothing in a .pkl is run.
-        whole: the dataset that the images are of.
+        whole: the dataset of the images.
         shots: dataset.shots, which the sample must have, or -1.
 
     Raises:

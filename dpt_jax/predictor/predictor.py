@@ -295,7 +295,7 @@ def read_classnames(file: epath.Path) -> list[str]:
 
 
 def export(config: ConfigDict, saved: Saved, source: epath.Path | None, target: epath.Path) -> None:
-    """Write a prompt file, with the results of `source` if they are of these prompts.
+    """Write a prompt file, with the results of `source` if they belong to these prompts.
 
     Raises:
       UserError: There are no prompts, or the file has another suffix or cannot be written.
@@ -321,7 +321,7 @@ def without_images(classnames: Sequence[str]) -> Dataset:
 
 
 def prompts_of(experiment: setup.Experiment, source: epath.Path) -> Saved:
-    """Return the prompts that a workdir's results are of: its own, or those of `init_from`."""
+    """Return the prompts behind a workdir's results: its own, or those of `init_from`."""
     return initial_prompts.saved_prompts(experiment, _holder(experiment.config, source))
 
 

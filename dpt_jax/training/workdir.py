@@ -200,6 +200,6 @@ def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
 
 
 def _root_of(folder: epath.Path) -> epath.Path | None:
-    """Return the image folder that the results in a folder are of, None if unknown."""
+    """Return the image folder of the results in a folder, None if unknown."""
     root = load_config(folder).dataset.root if has_config(folder) else ""
     return as_path(root).resolve() if root else None
