@@ -216,7 +216,7 @@ def with_classifier(
             writer.write(before + steps, values)
     views, images = support.views.shape[:2]
     say(
-        f"{views} views of {images} images in {encoded - began:.1f} s, {steps} steps in "
+        f"{views * images} views encoded in {encoded - began:.1f} s, {steps} steps in "
         f"{time.perf_counter() - encoded:.1f} s: loss {values['loss']:.4f}  accuracy "
         f"{values['accuracy']:.3f}"
     )
