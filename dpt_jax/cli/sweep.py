@@ -13,8 +13,8 @@ Protocols:
     domain-generalization  train on ImageNet, test the same prompts on its four shifted variants
 
 --methods takes the names of configs/ and probe, a linear probe, which is only for few-shot. The
-default is the five methods of DPT's paper, SS-Text and ZS-LP. --datasets and --targets replace what
-the last two protocols train and test on. --config.METHOD.KEY=VALUE sets a key for one method, such
+default is the five methods of DPT's paper, SS-Text and ZS-LP. --datasets and --targets name others
+to train on and to test on. --config.METHOD.KEY=VALUE sets a key for one method, such
 as --config.maple.text_prompt.depth=3 for a CLIP of fewer layers. Finished runs are skipped, and a
 stopped run is resumed. A run that fails does not end the others; it is reported at the end, with
 exit code 1. With --part=I/N a process begins with every Nth run, and then takes runs of other parts

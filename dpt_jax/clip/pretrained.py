@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from dpt_jax.clip.blocks import Params
-from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig
+from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig, read_json
 from dpt_jax.clip.config_files import (
     CONFIG_FILE,
     OPEN_CLIP_CONFIG,
@@ -209,7 +209,10 @@ def _weight_files(open_clip: bool) -> tuple[str, ...]:
 
 def _find_weights(folder: epath.Path) -> epath.Path:
     """Return the weight file, or the index of several, of a model folder."""
-    names = _weight_files((folder / OPEN_CLIP_CONFIG).exists())
+    config = folder / CONFIG_FILE
+    # A fine-tuned model may have been saved in transformers' layout into a folder of open_clip's.
+    of_transformers = config.exists() and read_json(config).get("model_type") == "clip"
+    names = _weight_files((folder / OPEN_CLIP_CONFIG).exists() and not of_transformers)
     found = next((folder / name for name in names if (folder / name).exists()), None)
     if found is None:
         raise UserError(f"{folder} has no CLIP weights; it needs {', '.join(names)}.")

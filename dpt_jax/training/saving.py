@@ -143,8 +143,8 @@ def start_or_resume(
     A run that has started no longer needs the prompts of `init_from`.
 
     Raises:
-      UserError: if the run cannot be resumed: its CLIP, its images or the number of its epochs
-        has changed.
+      UserError: if the run cannot be resumed: its CLIP, its class names, its images or the number
+        of its epochs has changed, or it has ended with the prompts of its best epoch.
     """
     shapes = shapes_of(experiment.model)
     zeros: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)

@@ -42,6 +42,14 @@ def test_preprocessing_and_end_of_text_are_remembered(tiny, written):
     assert (text["bos_token_id"], text["eos_token_id"]) == (4512, 4513)
 
 
+def test_a_model_saved_into_a_folder_of_open_clip_is_the_one_that_is_read(tiny, tmp_path):
+    older = jax.tree.map(lambda x: 2 * x, tiny.params)
+    save_clip(tiny._replace(params=older), as_path(tmp_path / "older"), "open_clip")
+    save_clip(tiny, as_path(tmp_path / "newer"))
+    shutil.copytree(tmp_path / "newer", tmp_path / "older", dirs_exist_ok=True)
+    assert load_clip(str(tmp_path / "older")).digest == tiny.digest
+
+
 @pytest.mark.parametrize("layout", ["transformers", "open_clip", "orbax"])
 def test_folder_that_looks_like_a_pattern(tiny, tmp_path, layout):
     target = tmp_path / "a[b]*?" / "clip"
