@@ -2,9 +2,9 @@
 
 python main.py --config=configs/dpt.py
 
-The default, 16 shots of the bundled digits, gets 53.7 ± 1.8 % (five seeds; zero-shot 12.4 %); emoji
-at 8 shots 36.7 ± 1.0 % (three seeds; zero-shot 31.4 %). See docs/measurements.md. The paper's
-datasets have not been measured:
+The default, 16 shots of the bundled digits, gets 50 to 54 % (means of five seeds on two processors;
+zero-shot 12.4 %); emoji at 8 shots 36.7 ± 1.0 % (three seeds; zero-shot 31.4 %). See
+docs/measurements.md. The paper's datasets have not been measured:
 
 python main.py --config=configs/dpt.py:eurosat --config.dataset.root=DATA
 

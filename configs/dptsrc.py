@@ -2,7 +2,7 @@
 
 python main.py --config=configs/dptsrc.py
 
-The default, 16 shots of the bundled digits, gets 35.5 ± 2.1 % (five seeds; DPT 53.7 ± 1.8 %). See
+The default, 16 shots of the bundled digits, gets 35.5 ± 2.1 % (five seeds; DPT 50 to 54 %). See
 docs/measurements.md. The paper's datasets have not been measured.
 """
 
