@@ -209,10 +209,11 @@ def _weight_files(open_clip: bool) -> tuple[str, ...]:
 
 def _find_weights(folder: epath.Path) -> epath.Path:
     """Return the weight file, or the index of several, of a model folder."""
-    config = folder / CONFIG_FILE
+    config, open_clip = folder / CONFIG_FILE, (folder / OPEN_CLIP_CONFIG).exists()
     # A fine-tuned model may have been saved in transformers' layout into a folder of open_clip's.
-    of_transformers = config.exists() and read_json(config).get("model_type") == "clip"
-    names = _weight_files((folder / OPEN_CLIP_CONFIG).exists() and not of_transformers)
+    if open_clip and config.exists():
+        open_clip = read_json(config).get("model_type") != "clip"
+    names = _weight_files(open_clip)
     found = next((folder / name for name in names if (folder / name).exists()), None)
     if found is None:
         raise UserError(f"{folder} has no CLIP weights; it needs {', '.join(names)}.")

@@ -14,12 +14,7 @@ from dpt_jax.logging import say
 from dpt_jax.methods import CLASSIFIER
 from dpt_jax.prompts import Prompts
 from dpt_jax.training.checkpoints import Checkpoints, Saved
-from dpt_jax.training.initial_prompts import (
-    check_shapes,
-    initial_prompts,
-    other_clip,
-    shapes_of,
-)
+from dpt_jax.training.initial_prompts import check_shapes, initial_prompts, other_clip, shapes_of
 from dpt_jax.training.optimizer import state_from_saved, state_to_save
 from dpt_jax.training.plan import Plan, train_batches
 from dpt_jax.training.record import Record, check_same_images, training_meta
