@@ -96,7 +96,7 @@ EXCLUSIVE = (
 )
 
 # FREE: keys that a resumed run may change, since results do not depend on them. BOUND: keys that it
-# may never change, since prompts depend on them. It may change others with --allow_changes.
+# may never change, since prompts depend on them. UNBOUND: what it may change with --allow_changes.
 FREE = (
     *("clip.weights", "dataset.root", "dataset.on_error", "dataset.workers"),
     *("dataset.split", "dataset.strict", "dataset.cache_gb"),
@@ -114,6 +114,7 @@ BOUND = (
         and key != "weights.dropout"
     ),
 )
+UNBOUND = tuple(key for key in KEYS if key not in BOUND)
 
 # The section of each part's settings.
 SECTION_OF = {
@@ -321,13 +322,6 @@ def set_value(config: ConfigDict, key: str, value: Any, source: str) -> None:
         config.update_from_flattened_dict({key: value})
     except (TypeError, ValueError) as reason:
         raise UserError(f"{source}{key} cannot be {value!r}.") from reason
-
-
-def keys_that_may_change(*, asked: bool = False) -> frozenset[str]:
-    """Return the keys that a resumed run may change; asked: with --allow_changes."""
-    if not asked:
-        return frozenset(FREE)
-    return frozenset(KEYS) - {*BOUND}
 
 
 def sections_without_use(method: str) -> tuple[str, ...]:

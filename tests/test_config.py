@@ -210,15 +210,15 @@ def test_a_resumed_run_may_change_what_its_result_does_not_depend_on(tmp_path):
     saved_run(tmp_path, dpt.get_config("emoji"))
     config = dpt.get_config("emoji")
     config.dataset.workers, config.checkpoint.keep = 3, 9
-    free, asked = configs.keys_that_may_change(), configs.keys_that_may_change(asked=True)
-    assert "dataset.workers (0 there, 3 now)" in workdirs.check_same_run(config, tmp_path, free)
+    changed = workdirs.check_same_run(config, tmp_path, configs.FREE)
+    assert "dataset.workers (0 there, 3 now)" in changed
     config.train.epochs = 61
     with pytest.raises(UserError, match=r"train\.epochs .*--allow_changes"):
-        workdirs.check_same_run(config, tmp_path, free)
-    assert "train.epochs" in workdirs.check_same_run(config, tmp_path, asked)
+        workdirs.check_same_run(config, tmp_path, configs.FREE)
+    assert "train.epochs" in workdirs.check_same_run(config, tmp_path, configs.UNBOUND)
     config.text_prompt.length = 4
     with pytest.raises(UserError, match=r"text_prompt\.length"):
-        workdirs.check_same_run(config, tmp_path, asked)
+        workdirs.check_same_run(config, tmp_path, configs.UNBOUND)
 
 
 def test_an_evaluation_has_the_settings_of_the_newest_prompts(tmp_path):

@@ -63,7 +63,8 @@ def same_bits() -> list[Row]:
 def _step(experiment: Experiment, devices: tuple[jax.Device, ...]) -> Any:
     """Return the prompts after the first step of a run."""
     plan = make_plan(experiment.config, len(experiment.dataset.train))
-    batch = loader.shard(next(train_batches(experiment, 0)), plan.images_per_host, len(devices))
+    images = next(train_batches(experiment, plan, 0))
+    batch = loader.shard(images, plan.images_per_host, len(devices))
     state = new_state(experiment.model, plan.step, initial_prompts(experiment), plan.optimizer)
     given = state, distributed.to_host(experiment.frozen), plan.schedule.as_arrays()
     state, frozen, schedule = jax.tree.map(

@@ -105,21 +105,20 @@ def evaluate(
     from dpt_jax.runs.run import evaluate_run
     from dpt_jax.training.checkpoints import FOLDER
     from dpt_jax.training.prompt_file import is_prompt_file
-    from dpt_jax.training.workdir import evaluation_config, evaluation_dir
+    from dpt_jax.training.workdir import evaluation_config
 
     overrides = dict(given.overrides)
-    is_file = is_prompt_file(workdir)
-    if is_file and "init_from" in overrides:
-        raise UserError(
-            "--workdir is a prompt file and --config.init_from names other prompts: give one of "
-            "the two."
-        )
-    if is_file:
-        overrides["init_from"] = str(workdir)
+    if is_prompt_file(workdir):
+        if "init_from" in overrides:
+            raise UserError(
+                "--workdir is a prompt file and --config.init_from names other prompts: give one "
+                "of the two."
+            )
+        overrides["init_from"], is_default = str(workdir), True
     config = evaluation_config(given.config, overrides, given.dataset_named, workdir)
     source = workdir
     if config.init_from and ("init_from" in overrides or not (workdir / FOLDER).exists()):
         source = as_path(config.init_from)
-    if is_file or ("init_from" in overrides and is_default):
-        workdir = evaluation_dir(source, config)
-    return evaluate_run(config, source, workdir)
+    return evaluate_run(
+        config, source, None if is_default and "init_from" in overrides else workdir
+    )

@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
-from dpt_jax.config import keys_that_may_change
+from dpt_jax.config import FREE, UNBOUND
 from dpt_jax.data.look import check_trainable, is_own, look
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate, validation
@@ -62,7 +62,7 @@ def train_run(
             f"--workdir: {workdir} is a prompt file: evaluate it with --mode=eval, or start "
             "from it with --config.init_from and a folder as --workdir."
         )
-    if changed := check_same_run(config, workdir, keys_that_may_change(asked=allow_changes)):
+    if changed := check_same_run(config, workdir, UNBOUND if allow_changes else FREE):
         say(f"{workdir}: resuming with changed settings: {changed}.")
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
@@ -107,7 +107,7 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
 def evaluate_run(
     config: ConfigDict,
     source: epath.Path,
-    workdir: epath.Path,
+    workdir: epath.Path | None,
     prepare: Prepare = prepare,
 ) -> tuple[Results, epath.Path]:
     """Evaluate the newest prompts of `source`, a workdir or a prompt file.
@@ -115,8 +115,8 @@ def evaluate_run(
     Args:
       config: Configuration of the evaluation, validated.
       source: Where the prompts are.
-      workdir: Where the results go. A run keeps its own: those on another dataset, or
-        other classes, go to WORKDIR/on/DATASET.
+      workdir: Where the results go. None is SOURCE/on/DATASET. So is the source itself, if it was
+        not trained on this dataset and these classes.
       prepare: Loads data and backbone.
 
     Returns:
@@ -128,14 +128,14 @@ def evaluate_run(
     config = with_dtype(config, source)
     experiment = prepare(config)
     saved = saved_prompts(experiment, source)
-    if workdir != source and (workdir / FOLDER).exists():
+    if workdir is None or (workdir == source and not has_own_data(experiment, saved, workdir)):
+        workdir = evaluation_dir(source, config)
+        config.init_from = str(source)
+    elif workdir != source and (workdir / FOLDER).exists():
         raise UserError(
             f"--workdir: {workdir} is a run of its own: give another folder for the results of "
             f"the prompts of {source}."
         )
-    if workdir == source and not has_own_data(experiment, saved, workdir):
-        workdir = evaluation_dir(source, config)
-        config.init_from = str(source)
     if not (workdir / FOLDER).exists():
         save_config(config, workdir)
         write_split(experiment.dataset, workdir)
@@ -148,7 +148,7 @@ def check_same_sweep(config: ConfigDict, workdir: epath.Path) -> None:
     A resumed run compares backbone and images when it is loaded. A finished one is not loaded.
     """
     fixed = {"clip.weights"} | ({"dataset.root"} if config.dataset.source == "folder" else set())
-    check_same_run(config, workdir, keys_that_may_change() - fixed)
+    check_same_run(config, workdir, {*FREE} - fixed)
 
 
 def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:

@@ -137,15 +137,14 @@ class Checkpoints:
         with self._writing():
             self._manager.wait_until_finished()
 
-    def resume(self) -> tuple[Saved, PyTree] | None:
+    def resume(self) -> tuple[Saved, PyTree, dict[int, str]] | None:
         """Return the newest intact checkpoint and its training item; None in a new run.
 
-        Newer checkpoints that are damaged are moved aside with a warning, so that the run can write
-        them again.
+        The third value has the reason why each newer checkpoint is damaged, for `set_aside`.
 
         Raises:
           UserError: if a checkpoint has no training item or cannot be read for a reason other than
-            damage, or if none is intact. Then nothing is moved.
+            damage, or if none is intact.
         """
         steps = self.steps()
         damaged: dict[int, str] = {}
@@ -165,9 +164,7 @@ class Checkpoints:
                     "resumed: start a run from them with --config.init_from and another "
                     "--workdir."
                 )
-            for newer, reason in damaged.items():
-                self._set_aside(newer, reason)
-            return saved, training
+            return saved, training, damaged
         if damaged:
             raise UserError(
                 f"none of the {len(steps)} checkpoints in {self.directory} is intact: "
@@ -176,18 +173,19 @@ class Checkpoints:
             )
         return None
 
-    def _set_aside(self, step: int, reason: str) -> None:
-        """Move a damaged checkpoint to WORKDIR/damaged, on host 0."""
-        if distributed.is_first():
+    def set_aside(self, damaged: dict[int, str]) -> None:
+        """Move damaged checkpoints to WORKDIR/damaged, so that the run can write them again."""
+        for step, reason in damaged.items() if distributed.is_first() else ():
             aside = self._workdir / DAMAGED / str(step)
             while aside.exists():
                 aside = aside.parent / f"{aside.name}.again"
             aside.parent.mkdir(parents=True, exist_ok=True)
-            damaged = self.directory / str(step)
-            file_system(damaged).mv(os.fspath(damaged), os.fspath(aside), recursive=True)
+            there = self.directory / str(step)
+            file_system(there).mv(os.fspath(there), os.fspath(aside), recursive=True)
             say(f"{reason}: moved to {aside}; resuming from an earlier one.", file=sys.stderr)
-        distributed.on_all_hosts(True)  # no host lists the folder before it is moved
-        self._manager.reload()
+        if damaged:
+            distributed.on_all_hosts(True)  # no host lists the folder before they are moved
+            self._manager.reload()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

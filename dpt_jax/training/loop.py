@@ -99,7 +99,7 @@ def train(
         take_step = make_step(model, plan.optimizer, plan.step)
         state = distributed.replicate(state)
         schedule = distributed.replicate(plan.schedule.as_arrays())
-        batches = train_batches(experiment, start, functools.partial(to_devices, plan))
+        batches = train_batches(experiment, plan, start, functools.partial(to_devices, plan))
         unreadable: set[int] = set()
         stopping = ended = False
         speed, operations = Speed(), 0.0

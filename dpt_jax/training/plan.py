@@ -68,7 +68,10 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
 
 
 def train_batches(
-    experiment: Experiment, start: int, transfer: Callable[[loader.Batch], Any] | None = None
+    experiment: Experiment,
+    plan: Plan,
+    start: int,
+    transfer: Callable[[loader.Batch], Any] | None = None,
 ) -> Iterator[Any]:
     """Yield this host's batches from step `start` on, see `loader.train_batches`."""
     config, dataset = experiment.config, experiment.dataset
@@ -76,7 +79,7 @@ def train_batches(
         **shared_loading(experiment),
         examples=dataset.train,
         batch_size=config.train.batch_size,
-        epochs=make_plan(config, len(dataset.train)).epochs,
+        epochs=plan.epochs,
         seed=config.seed,
         augment=config.train.augment,
         shift=config.train.shift,

@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
-from dpt_jax.config import flat, keys_that_may_change, sections_without_use
+from dpt_jax.config import FREE, flat, sections_without_use
 from dpt_jax.data.dataset import digest_of_examples
 from dpt_jax.data.records import Dataset, Example
 from dpt_jax.errors import UserError
@@ -48,7 +48,7 @@ def result_settings(config: ConfigDict, first_layer: int = 0) -> dict[str, Any]:
     first_layer: of the class-aware prompts, which the configuration may count from the end.
     """
     absent = sections_without_use(config.method)
-    left_out = keys_that_may_change() | {*NOT_RECORDED}
+    left_out = {*FREE, *NOT_RECORDED}
     found = {
         key: value
         for key, value in flat(config.to_dict()).items()

@@ -116,7 +116,7 @@ class Saver:
         last = (
             f"the last good checkpoint is from step {good[0]}" if good else "no checkpoint is saved"
         )
-        batch = next(train_batches(self.experiment, first - 1))
+        batch = next(train_batches(self.experiment, self.plan, first - 1))
         images = ", ".join(self.experiment.dataset.train[i].path for i in batch["index"])
         raise UserError(
             f"the loss, its gradient or the prompts are not finite at step {first}; {last} "
@@ -151,7 +151,7 @@ def start_or_resume(
         new = new._replace(prompts=initial_prompts(experiment))
         best = Best(-1.0, 0, new.prompts) if keeps_best else None
         return new, Saver(experiment, plan, checkpoints, training_meta(experiment), best)
-    saved, training = found
+    saved, training, damaged = found
     step = saved.step - saved.meta.get(CLASSIFIER_STEPS, 0)
     _check_resumable(experiment, plan, saved, step, workdir, allow_changes)
     prompts = dict(saved.prompts)
@@ -159,6 +159,7 @@ def start_or_resume(
     check_shapes(prompts, shapes, str(workdir))
     like = {**_training(new), **({"best": shapes} if keeps_best else {})}
     check_shapes(training, like, str(workdir))
+    checkpoints.set_aside(damaged)  # now that nothing refuses to resume
     state = new._replace(
         step=np.int32(step),
         # More epochs change what the classifier is trained on.

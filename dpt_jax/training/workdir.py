@@ -11,9 +11,9 @@ from dpt_jax.config import (
     BOUND,
     KEYS,
     SECTION_OF,
+    UNBOUND,
     Value,
     flat,
-    keys_that_may_change,
     nearest,
     sections_without_use,
     set_value,
@@ -85,9 +85,9 @@ def _as_trained(source: epath.Path) -> dict[str, Value]:
 
     config.json has others if the run was resumed with those and then lost its newest checkpoint.
     """
-    held, may_change = newest(source), keys_that_may_change(asked=True)
+    held = newest(source)
     settings = held.meta.get("settings", {}) if held else {}
-    return {key: value for key, value in settings.items() if key in may_change}
+    return {key: value for key, value in settings.items() if key in UNBOUND}
 
 
 def _overridden(config: ConfigDict, overrides: Mapping[str, Value]) -> ConfigDict:

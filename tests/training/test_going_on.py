@@ -79,9 +79,12 @@ def test_other_images_are_refused_or_reported(config, clip, images, started, cap
 def test_another_clip_of_the_same_sizes_is_refused(config, clip, started):
     """The path of the weights may change, so the settings alone do not show this."""
     config.train.epochs = 2
+    damaged = shutil.copytree(started / FOLDER / "2", started / FOLDER / "3")
+    shutil.rmtree(damaged / "prompts")
     other = jax.tree.map(lambda x: x * np.float32(1.1), clip.params)
     with pytest.raises(UserError, match="run was trained on a different CLIP"):
         train(config, clip._replace(params=other, digest="other"), started, allow_changes=True)
+    assert damaged.is_dir()  # a refused command moves nothing
     assert load_newest(started).step == 2
 
 
