@@ -124,7 +124,7 @@ def draw_halves(cells: pd.DataFrame) -> bytes:
         table.plot.bar(ax=axes, color=HALVES, width=0.8, rot=0, legend=False, fontsize=8)
         for name, bars in zip(HALVES, axes.containers, strict=True):
             # No seed may have both halves, and then there is no harmonic mean.
-            labels = table[name].map("{:.0f}".format, na_action="ignore").fillna("")
+            labels = table[name].map("{:.0f}".format).replace("nan", "")
             axes.bar_label(bars, labels, fontsize=7)
         axes.set(title=f"{dataset}: base to new classes", ylabel="test accuracy (%)")
         axes.grid(axis="y")

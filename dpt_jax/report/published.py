@@ -146,7 +146,7 @@ def _cells(own: pd.DataFrame) -> pd.DataFrame:
             "ours": own.ours.map(two_digits),
             "published": own.accuracy.map(two_digits),
             "difference": difference.map("{:+.2f}".format),
-            "standard errors": errors.map("{:+.1f}".format, na_action="ignore").fillna(""),
+            "standard errors": errors.map("{:+.1f}".format).replace("+nan", ""),
             "seeds": own.seeds.mask(own.method == ZERO_SHOT, ""),
         }
     )

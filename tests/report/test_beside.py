@@ -36,6 +36,7 @@ def runs(tmp_path):
     return folder
 
 
+@pytest.mark.filterwarnings("error")
 def test_differences_are_in_points_and_in_standard_errors_of_the_mean(runs):
     lines = [
         "dpt,dtd,16,71.5,,",
@@ -54,6 +55,8 @@ def test_differences_are_in_points_and_in_standard_errors_of_the_mean(runs):
     ]
     assert "Published: a paper." in text
     assert "1 of 5 published numbers have no run here." in text
+    alone = rows_of(beside(runs, lines[:1]))
+    assert alone[-1] == ["DPT", "16 shots", "70.00", "71.50", "-1.50", "", "1"]
 
 
 def test_the_average_needs_all_of_the_papers_datasets(runs):
