@@ -31,7 +31,7 @@ Labels = Iterable[str] | Iterable[int] | np.ndarray
 def image_list(images: Images) -> list[Any]:
     """Return one image or several as a list."""
     shape: tuple[int, ...] = getattr(images, "shape", ())
-    one_array = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+    one_array = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
     if isinstance(images, str | os.PathLike | Image.Image) or one_array:
         return [images]
     if not isinstance(images, Iterable):
@@ -84,6 +84,15 @@ def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
     return list(names)
 
 
+def check_count(labels: int, images: int) -> None:
+    """Raise UserError if there is not one label for each image, or no image."""
+    if labels != images or not images:
+        raise UserError(
+            "give a label for each image: the numbers of images and labels are "
+            f"{images} and {labels}."
+        )
+
+
 def label_indices(
     labels: Labels, images: int, classnames: Iterable[str] | None = None
 ) -> tuple[np.ndarray, list[str]]:
@@ -104,11 +113,7 @@ def label_indices(
     if isinstance(labels, str) or not isinstance(labels, Iterable):
         raise UserError(f"labels is {labels!r:.80}: give a class name or an index for each image.")
     values = [x.item() if hasattr(x, "item") and np.size(x) == 1 else x for x in labels]
-    if len(values) != images or not images:
-        raise UserError(
-            "give a label for each image: the numbers of images and labels are "
-            f"{images} and {len(values)}."
-        )
+    check_count(len(values), images)
     numbers = all(type(value) is int for value in values)
     if not numbers and not all(isinstance(value, str) for value in values):
         raise UserError(f"labels are class names or whole numbers from 0, not {values[0]!r:.80}.")

@@ -13,7 +13,14 @@ import numpy as np
 from dpt_jax import distributed
 from dpt_jax.config import keyword_config
 from dpt_jax.data.folder import is_image_name
-from dpt_jax.data.memory import Images, Labels, image_list, in_memory, label_indices
+from dpt_jax.data.memory import (
+    Images,
+    Labels,
+    check_count,
+    image_list,
+    in_memory,
+    label_indices,
+)
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.io import as_path
@@ -201,7 +208,7 @@ class PromptClassifier:
         self.classes_, indices = np.unique(np.asarray(y), return_inverse=True)
         names = [str(label) for label in self.classes_]
         if (given := parameters.pop("classnames")) is not None:
-            chosen, _ = label_indices(self.classes_, len(names), given)
+            chosen, given = label_indices(self.classes_, len(names), given)
             names = [given[i] for i in chosen]
         labels = [names[i] for i in indices.ravel()]
         self.predictor_: Predictor = fit(X, labels, classnames=names, **parameters)
@@ -216,9 +223,14 @@ class PromptClassifier:
         return self.predictor_.predict_proba(X)
 
     def score(self, X: Images, y: Labels, sample_weight: Any = None) -> float:  # noqa: N803
-        """Return the accuracy, 0 to 1, perhaps weighted by (N,)."""
-        images = image_list(X)
-        return float(np.average(self.predict(images) == np.asarray(y), weights=sample_weight))
+        """Return the accuracy, 0 to 1, perhaps weighted by (N,).
+
+        Raises:
+          UserError: There are not as many labels as images.
+        """
+        images, labels = image_list(X), np.asarray(y).ravel()
+        check_count(len(labels), len(images))
+        return float(np.average(self.predict(images) == labels, weights=sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags

@@ -150,7 +150,7 @@ class Predictor:
         """Return the features of class names, in the learned context or in the template.
 
         Their products with the images' features, times CLIP's logit scale, are the logits of
-        `predict_proba`.
+        `predict_proba`, unless the method has a classifier, which starts from these features.
 
         Args:
           classnames: C names, by default those of this predictor.

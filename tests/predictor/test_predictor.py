@@ -80,6 +80,8 @@ def test_what_is_not_an_image_is_refused(predictor, tmp_path):
     for wrong in (*arrays, np.zeros((0, 0, 3), np.uint8), "none.png"):
         with pytest.raises(UserError, match=r"an image is a path|none\.png"):
             predictor.predict_proba([wrong])
+    with pytest.raises(UserError, match="an image is a path"):  # and not eight images
+        predictor.predict_proba(np.zeros((8, 8, 1), np.uint8))
 
 
 def test_names_and_score(predictor, files):
