@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from dpt_jax.data.loader import steps_per_epoch
 from dpt_jax.methods import METHODS
 from dpt_jax.prompts import Prompts
-from dpt_jax.prompts.classifiers import momentum_sgd
+from dpt_jax.prompts.classifiers import adamw, momentum_sgd
 
 WEIGHT_DECAY = 5e-4
 WARMUP_LR = 1e-5
@@ -68,13 +68,16 @@ def learning_rates(schedule: Schedule, step: Scalar) -> dict[str, jax.Array]:
     reach zero. By steps it falls from base at step 0 to 1e-6 at the end, without warm-up.
     """
 
+    def falling(done: Scalar, total: Scalar) -> jax.Array:
+        # (1 + cos(π done / total)) / 2, without the cancellation near its end.
+        return jnp.sin((total - done) * (jnp.pi / 2 / total)) ** 2
+
     def rate(base: Scalar, warmup_epochs: Scalar) -> jax.Array:
         if schedule.cosine_steps is not None:
-            falling = (1 + jnp.cos(step * (jnp.pi / schedule.cosine_steps))) / 2
-            return LAST_LR + (base - LAST_LR) * falling
+            return LAST_LR + (base - LAST_LR) * falling(step, schedule.cosine_steps)
         epoch = jnp.asarray(step) // schedule.steps_per_epoch
-        angle = (epoch - warmup_epochs) * (jnp.pi / schedule.schedule_epochs)
-        return jnp.where(epoch < warmup_epochs, WARMUP_LR, base * (1 + jnp.cos(angle)) / 2)
+        cosine = falling(epoch - warmup_epochs, schedule.schedule_epochs)
+        return jnp.where(epoch < warmup_epochs, WARMUP_LR, base * cosine)
 
     rates = {
         "visual": rate(schedule.visual_lr, schedule.warmup_epochs),
@@ -133,11 +136,8 @@ def make_optimizer(
         "adamw", PyTorch's: β 0.9 and 0.999, ε 1e-8, and decoupled decay.
       weight_decay: Decay of all parts.
     """
-    if name == "adamw":
-        steps = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay))
-    else:
-        steps = momentum_sgd(weight_decay)
-    return optax.chain(steps, _scale_by_rates())
+    steps = adamw if name == "adamw" else momentum_sgd
+    return optax.chain(steps(weight_decay), _scale_by_rates())
 
 
 def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
