@@ -50,6 +50,8 @@ def run(flags: argparse.Namespace) -> None:
     for flag in ("beside", "latex"):
         if getattr(flags, flag) and (flags.html or whole_run):
             raise UserError(f"--{flag} is for the report over a folder of runs, not of one run.")
+    if flags.html and not whole_run:
+        raise UserError(f"--html is for one run, but {folder} has no {RESULTS_FILE}.")
     if flags.html:
         say(f"written: {write_page(folder)}")
         return

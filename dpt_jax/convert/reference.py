@@ -179,6 +179,11 @@ def _modules_from_prompts(
     """Return the state dicts of the published code that has such prompts."""
     text, visual, parts = config.text_prompt, config.visual_prompt, METHODS[config.method].parts
     has_text, has_visual = methods.TEXT in parts, methods.VISUAL in parts
+    if others := {methods.WEIGHTS, methods.CLASSIFIER} & {*parts}:
+        raise UserError(
+            f"{source} has learned parts that no published code of prompts has: "
+            f"{', '.join(sorted(others))}."
+        )
     deep_text = has_text and (text.depth > 1 or (text.fixed_words and bool(text.init.strip())))
     if deep_text or (has_visual and (visual.ln_pre or visual.coupled)):
         if (

@@ -319,7 +319,8 @@ def table(
         words += f", {spread} {seeds.iloc[0] if len(numbers) == 1 else 'n'} seeds"
     if len(numbers) > 1:
         text = text + (" (n=" + seeds + ")").reindex(text.index).fillna("")
-    shown = text.unstack().reindex(columns=list(columns)).fillna("").rename(columns=columns)
+    shown = text.unstack(fill_value="").reindex(columns=list(columns), fill_value="")
+    shown = shown.rename(columns=columns)
     ranks = {"method": list(ROWS).index, "shots": shots_rank}
     shown = shown.sort_index(key=lambda level: level.map(ranks[level.name])).reset_index()
     shown["method"] = shown.method.map(lambda method: ROWS[method].label)

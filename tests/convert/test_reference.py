@@ -213,7 +213,11 @@ def test_tensors_that_are_missing_unknown_or_of_other_shapes(
 
 @pytest.mark.parametrize(
     "values",
-    [{"text_prompt.depth": 2}, {"method": "vlp", "visual_prompt.depth": 2}],
+    [
+        {"text_prompt.depth": 2},
+        {"method": "vlp", "visual_prompt.depth": 2},
+        {"method": "dpt_zslp", "classifier.name": "zslp"},
+    ],
 )
 def test_what_no_published_code_has_is_not_written(trained, tmp_path, values):
     config = load_config(trained)
@@ -221,6 +225,6 @@ def test_what_no_published_code_has_is_not_written(trained, tmp_path, values):
         config.update_from_flattened_dict({key: value})
     save_config(config, tmp_path / "w")
     (tmp_path / "w" / "checkpoints").symlink_to(trained / "checkpoints")
-    with pytest.raises(UserError, match=r"w combines|w has visual tokens"):
+    with pytest.raises(UserError, match=r"w combines|w has visual tokens|w has learned parts"):
         reverse_reference(tmp_path / "w", tmp_path / "out")
     assert not (tmp_path / "out").exists()
