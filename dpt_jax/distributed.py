@@ -174,7 +174,8 @@ def _sharding() -> jax.sharding.NamedSharding:
 
 def to_host(tree: Any) -> Any:
     """Copy one replica of every array to the host."""
-    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0], tree)
+    # Indexed by "...", a scalar stays an array, which every version of Orbax can save.
+    return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0, ...], tree)
 
 
 def on_all_hosts(here: bool) -> bool:
