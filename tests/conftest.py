@@ -17,6 +17,7 @@ from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.data.folder import find_images
 from tests.helpers import make_clip
 from tests.helpers.commands import COMPILATION, in_process
+from tests.helpers.configs import small_flags
 from tests.helpers.golden import SMALL
 from tests.helpers.object_store import ObjectStore
 
@@ -86,20 +87,11 @@ def clip(clip_dir) -> Pretrained:
 @pytest.fixture(scope="session")
 def trained(clip_dir, made_once) -> pathlib.Path:
     """The workdir of a short training of DPT on the small images, with its results."""
-    train = functools.partial(
-        in_process,
-        "main.py",
-        "--config=configs/dpt.py:folder",
-        f"--config.clip.weights={clip_dir}",
-        f"--config.dataset.root={SMALL / 'images'}",
-        "--config.dataset.shots=-1",
-        "--config.train.epochs=2",
-        "--config.text_prompt.length=4",
-        "--config.visual_prompt.length=3",
-        "--config.cavpt.top_k=3",
-        "--config.eval.save_logits=True",
-    )
-    return made_once("trained", lambda workdir: train(f"--workdir={workdir}"))
+    own = {"dataset__shots": -1, "train__epochs": 2, "eval__save_logits": True}
+    own |= {"text_prompt__length": 4, "visual_prompt__length": 3, "cavpt__top_k": 3}
+    train = functools.partial(in_process, "main.py", "--config=dpt:folder")
+    flags = small_flags(clip_dir, **own)
+    return made_once("trained", lambda workdir: train(*flags, f"--workdir={workdir}"))
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,7 @@ def test_storage_that_refuses(tmp_path, store, monkeypatch):
 def test_exit_code_and_json(ok, monkeypatch, tmp_path):
     row = Row("numbers", "loss", "1e-3", "<= 1e-5", ok)
     monkeypatch.setattr(package, "check", lambda *arguments: [row])
-    done = in_process("-m", "dpt_jax", "check", "--json", f"--workdir={tmp_path}", check=False)
+    done = in_process("check", "--json", f"--workdir={tmp_path}", check=False)
     assert done.returncode == (1 if ok is False else 0)
     assert json.loads(done.stdout) == [row._asdict()]
 

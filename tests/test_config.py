@@ -10,12 +10,11 @@ import pytest
 from configs import coop, dpt, ivlp, kgcoop, maple, promptsrc, vlp, vpt
 from dpt_jax import config as configs
 from dpt_jax.cli.config_flag import from_command_line
-from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS
 from dpt_jax.training import workdir as workdirs
 from dpt_jax.training.checkpoints import Checkpoints
-from tests.helpers.commands import ROOT, assert_refused, in_process
+from tests.helpers.commands import ROOT, command_refused, in_process, refused
 
 KEYS = configs.KEYS
 
@@ -32,7 +31,7 @@ def saved_run(workdir, config, **overrides):
 
 
 def test_settings_prints_every_key_with_a_comment():
-    printed = in_process("-m", "dpt_jax", "settings").stdout
+    printed = in_process("settings").stdout
     for key in KEYS:
         assert re.search(rf"^# .*\n--config\.{re.escape(key)}=", printed, re.MULTILINE), key
 
@@ -116,8 +115,7 @@ def test_other_arguments_are_left_alone():
 )
 def test_wrong_settings_are_one_sentence_and_write_nothing(argument, names, tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
-    done = in_process("main.py", workdir, *argument.split(" "), check=False)
-    assert_refused(done, names)
+    done = command_refused(names, "main.py", workdir, *argument.split(" "))
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
@@ -137,8 +135,7 @@ def test_wrong_settings_are_one_sentence_and_write_nothing(argument, names, tmp_
 def test_a_config_file_of_ones_own_is_checked(tmp_path, content, names):
     file = tmp_path / "mine.py"
     file.write_text(content)
-    with pytest.raises(UserError, match=f"mine.py.*{names}"):
-        read(f"--config={file}")
+    refused(f"mine.py.*{names}", read, f"--config={file}")
 
 
 def test_saved_and_loaded(tmp_path):
@@ -163,8 +160,7 @@ def test_saved_and_loaded(tmp_path):
 def test_a_damaged_saved_configuration_is_named(tmp_path, content, names):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=f"{tmp_path}.*{names}"):
-        workdirs.load_config(tmp_path)
+    refused(f"{tmp_path}.*{names}", workdirs.load_config, tmp_path)
 
 
 def test_evaluation_uses_the_saved_run_and_the_command_line_takes_precedence(tmp_path):
@@ -213,12 +209,11 @@ def test_a_resumed_run_may_change_what_its_result_does_not_depend_on(tmp_path):
     changed = workdirs.check_same_run(config, tmp_path, configs.FREE)
     assert "dataset.workers (0 there, 3 now)" in changed
     config.train.epochs = 61
-    with pytest.raises(UserError, match=r"train\.epochs .*--allow_changes"):
-        workdirs.check_same_run(config, tmp_path, configs.FREE)
-    assert "train.epochs" in workdirs.check_same_run(config, tmp_path, configs.UNBOUND)
+    check = workdirs.check_same_run
+    refused(r"train\.epochs .*--allow_changes", check, config, tmp_path, configs.FREE)
+    assert "train.epochs" in check(config, tmp_path, configs.UNBOUND)
     config.text_prompt.length = 4
-    with pytest.raises(UserError, match=r"text_prompt\.length"):
-        workdirs.check_same_run(config, tmp_path, configs.UNBOUND)
+    refused(r"text_prompt\.length", check, config, tmp_path, configs.UNBOUND)
 
 
 def test_an_evaluation_has_the_settings_of_the_newest_prompts(tmp_path):

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from dpt_jax import distributed
-from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import load_newest, steps_of
 from dpt_jax.training.process import EXIT_CODE
-from tests.helpers.commands import command, in_process, start
+from tests.helpers.commands import command, in_process, refused, start
 from tests.helpers.faults import assert_same_end
 from tests.helpers.golden import SMALL
 from tests.helpers.hosts import SETTINGS, finish, free_port, outputs, start_hosts
@@ -186,8 +185,7 @@ def test_processes_that_do_not_come():
 
 @pytest.mark.parametrize("flags", [("localhost:1",), (None, 2, 0), ("localhost:1", 2, 0, True)])
 def test_contradicting_flags_are_refused(flags):
-    with pytest.raises(UserError, match="--coordinator, --processes and --process"):
-        distributed.connect(*flags)
+    refused("--coordinator, --processes and --process", distributed.connect, *flags)
 
 
 def test_a_cluster_that_is_none_is_refused():

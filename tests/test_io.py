@@ -18,6 +18,7 @@ from dpt_jax.io import (
     size_of,
     write_whole,
 )
+from tests.helpers.commands import refused
 from tests.helpers.object_store import put_folder
 
 FILES = ("train/a/1.png", "train/a/2.png", "train/b [x]/1.png", "test/a/3.png", "x.txt")
@@ -42,8 +43,7 @@ def test_paths(monkeypatch):
     assert as_path("~/a") == pathlib.Path("/home/me/a")
     assert str(as_path("gs://bucket/a") / "b") == "gs://bucket/a/b"
     for wrong in ("", "gs:/bucket/a", "gs:bucket", "gs://", "s3://bucket/a"):
-        with pytest.raises(UserError, match=wrong or "empty"):
-            as_path(wrong)
+        refused(wrong or "empty", as_path, wrong)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -54,8 +54,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=f"{tmp_path / 'a'}.*No space"):
-        write_whole(tmp_path / "a", b"new")
+    refused(f"{tmp_path / 'a'}.*No space", write_whole, tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == "ü".encode()
     assert os.listdir(tmp_path) == ["a"]
 
@@ -114,7 +113,6 @@ def test_a_copy_is_made_once_for_each_state(remote, tmp_path, monkeypatch):
 
 @pytest.mark.process
 def test_what_a_store_refuses_is_one_sentence(store):
-    with pytest.raises(UserError, match="gs://no-bucket/a"):
-        write_whole(as_path("gs://no-bucket/a"), b"")
+    refused("gs://no-bucket/a", write_whole, as_path("gs://no-bucket/a"), b"")
     with pytest.raises(UserError, match="gs://no-bucket/a"), reading("gs://no-bucket/a", "a file"):
         as_path("gs://no-bucket/a").read_bytes()

@@ -10,16 +10,13 @@ from configs import common
 from dpt_jax.config import method_config
 from dpt_jax.methods import METHODS, OF_THE_PAPER, TRAINED
 from tests.helpers.commands import in_process
+from tests.helpers.configs import small_flags
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
 
-SHORT = ["--config.train.epochs=1", "--config.train.batch_size=12", "--config.eval.batch_size=18"]
-SHORT += ["--config.train.steps_per_shot=0", "--config.classifier.steps_per_shot=0"]
-
-
-def dpt_jax(*arguments):
-    return in_process("-m", "dpt_jax", *map(str, arguments)).stdout
+SHORT = {"train__epochs": 1, "train__batch_size": 12, "eval__batch_size": 18}
+SHORT |= {"train__steps_per_shot": 0, "classifier__steps_per_shot": 0}
 
 
 def depths(method):
@@ -50,25 +47,23 @@ QUICK = {"dptsrc", "cocoop", "maple", "cliplora", "tip_adapter_f"}
 def test_train_predict_export_and_serve(method, tiny_clip_dir, tmp_path):
     """The answers are the same by the exported file and by the served program of the run."""
     run = tmp_path / "run"
-    flags = [f"--config.clip.weights={tiny_clip_dir}", f"--config.dataset.root={SMALL / 'images'}"]
-    flags += [*SHORT, *depths(method), f"--workdir={run}"]
-    dpt_jax("train", f"--config={method}:folder", *flags)
+    flags = [*small_flags(tiny_clip_dir, **SHORT), *depths(method), f"--workdir={run}"]
+    in_process("train", f"--config={method}:folder", *flags)
     trained = json.loads((run / "results.json").read_text())
     assert (trained["method"], trained["n"]) == (method, 18)
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(losses).all()
     images = sorted((SMALL / "images" / "test").rglob("*.png"))[:3]
-    dpt_jax("convert", "export", run, tmp_path / "prompts.safetensors")
+    in_process("convert", "export", run, tmp_path / "a.safetensors")
+    said = in_process("predict", tmp_path / "a.safetensors", *images, "--json", "--top=6").stdout
     answers = {
         (one["path"], each["class"]): each["probability"]
-        for one in json.loads(
-            dpt_jax("predict", tmp_path / "prompts.safetensors", *images, "--json", "--top=6")
-        )
+        for one in json.loads(said)
         for each in one["predictions"]
     }
     assert len(answers) == 18
 
-    dpt_jax("convert", "serve", run, tmp_path / "served")
+    in_process("convert", "serve", run, tmp_path / "served")
     served = runpy.run_path(str(tmp_path / "served" / "classify.py"))
     found = served["load_classifier"]()(np.stack([served["load_image"](one) for one in images]))
     names = served["ABOUT"]["classnames"]

@@ -9,7 +9,6 @@ import pytest
 
 from dpt_jax.config import prompt_config
 from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS, TEXT
 from dpt_jax.runs import sweep
 from dpt_jax.runs.sweep import Run, Runner, Target, plan
@@ -17,7 +16,7 @@ from dpt_jax.training import setup
 from dpt_jax.training.process import locked
 from dpt_jax.training.workdir import run_dir
 from tests.helpers import coop_trees, make_clip
-from tests.helpers.commands import assert_refused, in_process
+from tests.helpers.commands import command_refused, in_process, refused
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -65,7 +64,7 @@ def test_parts_have_each_run_once_and_any_part_can_finish_the_sweep():
 
 def test_the_preset_and_the_plan(tmp_path):
     """The table of DPT's paper; zero-shot has neither shots nor seeds."""
-    done = in_process("-m", "dpt_jax", "sweep", "--preset=paper", "--plan", f"--runs={tmp_path}")
+    done = in_process("sweep", "--preset=paper", "--plan", f"--runs={tmp_path}")
     lines = done.stdout.splitlines()
     assert "dpt on eurosat, 16 shots, seed 3: to do" in lines
     assert lines[-1] == f"671 runs in {tmp_path}: 671 to do."
@@ -182,8 +181,7 @@ def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(ove
         ("dataset.root", "/nowhere"),
     ):
         changed = {**overrides, key: value}
-        with pytest.raises(UserError, match=key):
-            Runner(tmp_path, changed)(run)
+        refused(key, Runner(tmp_path, changed), run)
         assert sweep.state(run, tmp_path, changed) == "has other settings"
 
 
@@ -195,7 +193,7 @@ def test_settings_of_one_method(overrides):
         config = sweep.run_config(run, overrides)
         assert config.text_prompt.length == length
         assert (config.clip.weights == "tiny-clip") == (method == "coop")
-    done = in_process("-m", "dpt_jax", "sweep", "--plan", "--methods=zeroshot,coop", "--shots=1",
+    done = in_process("sweep", "--plan", "--methods=zeroshot,coop", "--shots=1",
                       "--seeds=1", "--config.coop.text_prompt.depth=0")  # fmt: skip
     assert "zeroshot on digits: to do" in done.stdout
     assert "coop on digits, 1 shot, seed 1: refused: text_prompt.depth" in done.stdout
@@ -270,17 +268,16 @@ def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
     ],
 )
 def test_wrong_input_is_one_sentence(arguments, names, tmp_path):
-    done = in_process("-m", "dpt_jax", "sweep", f"--runs={tmp_path}", *arguments, check=False)
-    assert_refused(done, names)
+    command_refused(names, "sweep", f"--runs={tmp_path}", *arguments)
 
 
 def test_the_command_and_its_exit_code(tiny_clip_dir, tmp_path):
     """A dataset without a root fails, the bundled one runs; tables are made of it."""
     arguments = ["--methods=zeroshot", "--datasets=emoji,eurosat", f"--runs={tmp_path}"]
     arguments += [f"--config.clip.weights={tiny_clip_dir}"]
-    done = in_process("-m", "dpt_jax", "sweep", *arguments, check=False)
+    done = in_process("sweep", *arguments, check=False)
     assert done.returncode == 1
     assert "1 of 2 runs are finished" in done.stdout
     assert "failed: zeroshot on eurosat: dataset.root is not set" in done.stdout
-    done = in_process("-m", "dpt_jax", "report", str(tmp_path))
+    done = in_process("report", tmp_path)
     assert "| zero-shot |" in done.stdout

@@ -21,7 +21,7 @@ from dpt_jax.training.classifier import learning_rates as rates_of_classifier
 from dpt_jax.training.classifier import train_on_features
 from dpt_jax.training.optimizer import Schedule, learning_rates, make_optimizer
 from tests.helpers import make_clip
-from tests.helpers.golden import Golden, relative_error
+from tests.helpers.golden import Golden, errors_in_norm, relative_error, worst
 from tests.helpers.models import apply, frozen_features, total_loss
 
 pytestmark = pytest.mark.compiles
@@ -114,17 +114,6 @@ ALL_NORMS = pytest.param("two_stage_all_norms", marks=pytest.mark.slow)
 @pytest.fixture(scope="module", params=["clip_lora", "two_stage", ALL_NORMS])
 def case(request, tmp_path_factory) -> Case:
     return Case(request.param, tmp_path_factory.mktemp("clip"))
-
-
-def errors_in_norm(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    return jax.tree.map(
-        lambda a, b: np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0), found, expected
-    )
-
-
-def worst(errors):
-    return max(jax.tree.leaves(errors))
 
 
 def test_start(case):

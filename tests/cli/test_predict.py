@@ -11,7 +11,7 @@ import pytest
 from dpt_jax.cli import predict
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
-from tests.helpers.commands import assert_refused, in_process
+from tests.helpers.commands import command_refused, in_process, refused
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -33,11 +33,9 @@ def test_images_are_found_once_and_in_order(tmp_path):
     (tmp_path / "[odd].png").touch()
     assert find_images([str(tmp_path / "[odd].png")]) == [str(tmp_path / "[odd].png")]
     for wrong in ("none.png", "*.bmp", "b/c/*.jpg"):
-        with pytest.raises(UserError, match="does not exist"):
-            find_images([str(tmp_path / wrong)])
+        refused("does not exist", find_images, [str(tmp_path / wrong)])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no images there"):
-        find_images([str(tmp_path / "empty")])
+    refused("no images there", find_images, [str(tmp_path / "empty")])
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +49,16 @@ def mixed(tmp_path_factory, files):
 
 
 def test_the_accuracy_on_folders_that_are_named_as_classes(trained):
-    done = in_process("-m", "dpt_jax", "predict", str(trained), str(IMAGES / "test"), "--json")
+    done = in_process("predict", trained, IMAGES / "test", "--json")
     accuracy = json.loads((trained / "results.json").read_text())["accuracy"]
     assert f"{100 * accuracy:.1f} % of 18 images" in done.stderr
     assert len(json.loads(done.stdout)) == 18
-    done = in_process("-m", "dpt_jax", "predict", str(trained), str(IMAGES / "test" / "yin_yang"))
+    done = in_process("predict", trained, IMAGES / "test" / "yin_yang")
     assert "% of 3 images" in done.stderr
 
 
 def test_json(trained, predictor, mixed, files):
-    done = in_process(
-        "-m", "dpt_jax", "predict", f"--workdir={trained}", "--top=2", "--json", str(mixed)
-    )
+    done = in_process("predict", f"--workdir={trained}", "--top=2", "--json", mixed)
     told = {pathlib.Path(one["path"]).name: one for one in json.loads(done.stdout)}
     assert list(told) == ["=1+1.png", "a.png", "broken.png"]
     assert "cannot be read as an image" in told["broken.png"]["error"]
@@ -84,9 +80,7 @@ def test_json_is_printed_image_by_image(trained, monkeypatch):
         raise UserError("stopped half way")
 
     monkeypatch.setattr(predict, "_classify", stopped)
-    done = in_process(
-        *("-m", "dpt_jax", "predict", str(trained), str(IMAGES), "--json"), check=False
-    )
+    done = in_process(*("predict", str(trained), str(IMAGES), "--json"), check=False)
     assert json.loads(f"{done.stdout}]") == [{"path": "a.png", "error": "why"}]
 
 
@@ -94,7 +88,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
     (tmp_path / "names.txt").write_text("a zebra\n\n@handle\nA Zebra\n", encoding="utf-8")
     options = [f"--classes={tmp_path / 'names.txt'}", f"--csv={tmp_path / 'out.csv'}"]
     options += [f"--workdir={trained}", "=1+1.png", "a.png"]
-    done = in_process("-m", "dpt_jax", "predict", *options, cwd=mixed)
+    done = in_process("predict", *options, cwd=mixed)
     assert "2 images" in done.stdout
     assert "CLIP cannot tell them apart: 'a zebra' and 'A Zebra'." in done.stderr
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
@@ -123,4 +117,4 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(trained, arguments, says):
     arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
-    assert_refused(in_process("-m", "dpt_jax", "predict", *arguments, check=False), says)
+    command_refused(says, "predict", *arguments)

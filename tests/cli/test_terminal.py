@@ -7,7 +7,7 @@ from gcsfs.retry import HttpError
 
 from dpt_jax.cli.terminal import ending
 from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
-from tests.helpers.commands import assert_refused, command, in_process
+from tests.helpers.commands import assert_refused, command, command_refused, in_process
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,5 @@ def test_debug_keeps_the_traceback(tmp_path):
 @pytest.mark.parametrize("key", ["workdir", "config.clip.weights"])
 def test_a_bucket_that_is_not_there(key, store, tmp_path):
     arguments = [f"--workdir={tmp_path / 'run'}", f"--{key}=gs://nobody-has-this/run"]
-    done = in_process("main.py", *arguments, check=False)
-    assert_refused(done, "gs://nobody-has-this")
+    done = command_refused("gs://nobody-has-this", "main.py", *arguments)
     assert len(done.stderr.strip().splitlines()) == 1

@@ -17,7 +17,7 @@ from dpt_jax.clip.preprocessing import (
     normalize_pixels,
 )
 from dpt_jax.clip.preprocessing import test_transform as transform
-from dpt_jax.errors import UserError
+from tests.helpers.commands import refused
 
 SIZE = 32
 OWN = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", "squash")
@@ -100,5 +100,4 @@ def test_as_transformers_5_and_the_first_version_write_it(tmp_path):
 )
 def test_processor_that_is_not_supported_is_named(tmp_path, key, value):
     said = value if key == "image_processor_type" else key.removeprefix("image_")
-    with pytest.raises(UserError, match=rf"preprocessor_config\.json.*{said}"):
-        processor(tmp_path, **{key: value})
+    refused(rf"preprocessor_config\.json.*{said}", processor, tmp_path, **{key: value})

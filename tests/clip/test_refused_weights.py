@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
 from dpt_jax.clip.pretrained import BUNDLED, load_clip, locate
-from dpt_jax.errors import UserError
+from tests.helpers.commands import refused
 from tests.helpers.weight_files import tokenizer_json, torch_bytes, torch_state, write_shards
 
 TINY = BUNDLED / "tiny-clip"
@@ -24,12 +24,10 @@ def test_shards_that_are_not_what_the_index_says(copy, source):
     whole = index.read_text()
     for places in ({"logit_scale": "../../x.safetensors"}, {"logit_scale": 3}, {}, []):
         index.write_text(json.dumps({"weight_map": places}))
-        with pytest.raises(UserError, match=str(index)):
-            load_clip(str(copy))
+        refused(str(index), load_clip, str(copy))
     index.write_text(whole)
     (copy / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match="model-00002-of-00002"):
-        load_clip(str(copy))
+    refused("model-00002-of-00002", load_clip, str(copy))
 
 
 @pytest.mark.parametrize(
@@ -43,8 +41,7 @@ def test_shards_that_are_not_what_the_index_says(copy, source):
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_file_that_is_another_thing_is_named(copy, name, data, says):
     (copy / name).write_bytes(data)
-    with pytest.raises(UserError, match=rf"{copy / name}.*{says}"):
-        load_clip(str(copy))
+    refused(rf"{copy / name}.*{says}", load_clip, str(copy))
 
 
 @pytest.mark.parametrize(
@@ -53,14 +50,12 @@ def test_file_that_is_another_thing_is_named(copy, name, data, says):
 def test_tensor_of_another_model_is_named(copy, openai, name):
     tensors = {n: np.asarray(x) for n, x in openai.items()}
     save_file({**tensors, name: np.zeros(3, np.float32)}, copy / "open_clip_model.safetensors")
-    with pytest.raises(UserError, match=name):
-        load_clip(str(copy))
+    refused(name, load_clip, str(copy))
 
 
 @pytest.mark.parametrize("name", ["ViT-H-14", "RN50", "hf-hub:laion/some-clip", "no/file.pt", " "])
 def test_name_that_is_neither_a_path_nor_an_id(name):
-    with pytest.raises(UserError, match=rf"{name} is neither"):
-        load_clip(name)
+    refused(rf"{name} is neither", load_clip, name)
 
 
 def change(tensors, name, how):
@@ -82,24 +77,21 @@ def test_tensor_that_does_not_fit_is_named(copy, source, openai, tmp_path, how):
     tensors = load_file(source / "model.safetensors")
     change(tensors, name, how)
     save_file(tensors, copy / "model.safetensors")
-    with pytest.raises(UserError, match=rf"{copy / 'model.safetensors'}.*{name}"):
-        load_clip(str(copy))
+    refused(rf"{copy / 'model.safetensors'}.*{name}", load_clip, str(copy))
 
     name = "visual.transformer.resblocks.1.attn.out_proj.weight"
     tensors = dict(openai)
     change(tensors, name, how)
     torch.save(torch_state(tensors), tmp_path / "tiny.pt")
     shutil.copy(source / "config.json", tmp_path)
-    with pytest.raises(UserError, match=rf"{tmp_path / 'tiny.pt'}.*{name}"):
-        load_clip(str(tmp_path / "tiny.pt"))
+    refused(rf"{tmp_path / 'tiny.pt'}.*{name}", load_clip, str(tmp_path / "tiny.pt"))
 
 
 def test_weights_that_are_not_finite_are_named(copy, source):
     tensors = load_file(source / "model.safetensors")
     change(tensors, "vision_model.encoder.layers.1.mlp.fc1.weight", "nan")
     save_file(tensors, copy / "model.safetensors")
-    with pytest.raises(UserError, match=r"model\.safetensors.*mlp_in/kernel"):
-        load_clip(str(copy))
+    refused(r"model\.safetensors.*mlp_in/kernel", load_clip, str(copy))
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -111,16 +103,13 @@ def test_truncated_file_is_named(copy, source, name, kept):
         "pytorch_model.bin": lambda: torch_bytes(torch_state(tensors)),
     }[name]()
     (copy / name).write_bytes(whole[:kept])
-    with pytest.raises(UserError, match=str(copy / name)):
-        load_clip(str(copy))
+    refused(str(copy / name), load_clip, str(copy))
 
 
 def test_folder_without_weights_or_sizes(copy, source, tmp_path):
-    with pytest.raises(UserError, match=str(copy)):
-        load_clip(str(copy))
+    refused(str(copy), load_clip, str(copy))
     shutil.copy(source / "model.safetensors", tmp_path)
-    with pytest.raises(UserError, match=r"config\.json is missing"):
-        load_clip(str(tmp_path))
+    refused(r"config\.json is missing", load_clip, str(tmp_path))
 
 
 @pytest.fixture
@@ -148,15 +137,12 @@ def test_value_of_a_configuration_that_is_not_supported_is_named(tiny, part, key
     raw = json.loads(file.read_text())
     (raw[part] if part else raw)[key] = value
     file.write_text(json.dumps(raw))
-    with pytest.raises(UserError, match=rf"{file}.*{re.escape(repr(value))}"):
-        load_clip(str(tiny))
+    refused(rf"{file}.*{re.escape(repr(value))}", load_clip, str(tiny))
 
 
 def test_without_a_network_one_attempt_is_made_and_what_helps_is_named(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits to try again"))
-    with pytest.raises(UserError, match=r"mine/clip.*tiny-clip.*hf download mine/clip"):
-        locate("mine/clip")
-    with pytest.raises(UserError, match="openai/clip-vit-base-patch16"):
-        locate("ViT-B/16")
+    refused(r"mine/clip.*tiny-clip.*hf download mine/clip", locate, "mine/clip")
+    refused("openai/clip-vit-base-patch16", locate, "ViT-B/16")

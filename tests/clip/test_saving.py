@@ -13,8 +13,8 @@ from transformers import CLIPConfig
 from dpt_jax.clip.config_files import read_transformers
 from dpt_jax.clip.preprocessing import Preprocessing
 from dpt_jax.clip.pretrained import load_clip, save_clip
-from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
+from tests.helpers.commands import refused
 from tests.helpers.object_store import put_folder
 from tests.helpers.weight_files import assert_same
 
@@ -58,8 +58,7 @@ def test_folder_that_looks_like_a_pattern(tiny, tmp_path, layout):
     assert again.config == tiny.config
     assert again.digest == tiny.digest
     jax.tree.map(np.testing.assert_array_equal, again.params, tiny.params)
-    with pytest.raises(UserError, match="clip"):
-        save_clip(tiny, as_path(target), layout)
+    refused("clip", save_clip, tiny, as_path(target), layout)
 
 
 def test_missing_keys_have_the_defaults_of_transformers(tmp_path):
@@ -91,8 +90,7 @@ def test_what_is_needed_is_copied(bucket, source, expected, tmp_path, cache):
     assert WEIGHTS in copied
     assert "tf_model.h5" not in copied
     (as_path(bucket) / "clip" / WEIGHTS).write_bytes(b"damaged")
-    with pytest.raises(UserError, match=rf"{cache}.*{WEIGHTS}"):
-        load_clip(f"{bucket}/clip")
+    refused(rf"{cache}.*{WEIGHTS}", load_clip, f"{bucket}/clip")
 
 
 @pytest.mark.parametrize("layout", ["transformers", "orbax"])
@@ -109,15 +107,12 @@ def test_an_orbax_folder_that_is_not_whole(tiny, tmp_path, monkeypatch):
     config = json.loads((tmp_path / "clip" / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] += 1
     (tmp_path / "clip" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"clip/params.*text/"):
-        load_clip("clip")
+    refused(r"clip/params.*text/", load_clip, "clip")
     shutil.rmtree(tmp_path / "clip" / "params" / "d")
-    with pytest.raises(UserError, match="clip/params"):
-        load_clip("clip")
+    refused("clip/params", load_clip, "clip")
 
 
 @pytest.mark.parametrize("folder", ["empty", "none"])
 def test_no_model_there(bucket, folder, cache):
     (as_path(bucket) / "empty" / "notes.txt").write_text("nothing")
-    with pytest.raises(UserError, match=f"{bucket}/{folder}"):
-        load_clip(f"{bucket}/{folder}")
+    refused(f"{bucket}/{folder}", load_clip, f"{bucket}/{folder}")

@@ -9,7 +9,7 @@ from etils import epath
 from dpt_jax.clip.pretrained import BUNDLED, load_clip
 from dpt_jax.clip.tokenizer import PLAIN_FILES, load_tokenizer
 from dpt_jax.clip.vocabulary import END, START
-from dpt_jax.errors import UserError
+from tests.helpers.commands import refused
 from tests.helpers.weight_files import tokenizer_json
 
 # Computed by the tokenizer of the published code.
@@ -74,15 +74,13 @@ def test_tokenizer_json_only(tmp_path, merges):
 
 
 def test_openais_vocabulary_is_only_for_models_of_its_size(tmp_path):
-    with pytest.raises(UserError, match=str(SIZE)):
-        load_tokenizer(epath.Path(tmp_path), SIZE)
+    refused(str(SIZE), load_tokenizer, epath.Path(tmp_path), SIZE)
 
 
 @pytest.mark.parametrize("missing", PLAIN_FILES)
 def test_half_a_vocabulary(folder, missing):
     (folder / missing).unlink()
-    with pytest.raises(UserError, match=str(folder)):
-        load_tokenizer(folder, SIZE)
+    refused(str(folder), load_tokenizer, folder, SIZE)
 
 
 @pytest.mark.parametrize(
@@ -97,8 +95,7 @@ def test_half_a_vocabulary(folder, missing):
 def test_damaged_merges(folder, damage):
     file = folder / "merges.txt"
     file.write_text(damage(file.read_text(encoding="utf-8")), encoding="utf-8")
-    with pytest.raises(UserError, match=str(folder)):
-        load_tokenizer(folder, SIZE)
+    refused(str(folder), load_tokenizer, folder, SIZE)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +112,7 @@ def test_damaged_vocabulary(folder, change):
     ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     change(ids)
     (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
-    with pytest.raises(UserError, match=str(folder)):
-        load_tokenizer(folder, SIZE)
+    refused(str(folder), load_tokenizer, folder, SIZE)
 
 
 @pytest.mark.parametrize(
@@ -125,8 +121,7 @@ def test_damaged_vocabulary(folder, change):
 )
 def test_tokenizer_of_another_kind(tmp_path, key, value):
     write_json(tmp_path, lambda raw: raw["model"].update({key: value}))
-    with pytest.raises(UserError, match=r"tokenizer\.json"):
-        load_tokenizer(epath.Path(tmp_path), SIZE)
+    refused(r"tokenizer\.json", load_tokenizer, epath.Path(tmp_path), SIZE)
 
 
 def test_end_of_text_of_the_configuration(tmp_path):
@@ -140,5 +135,4 @@ def test_end_of_text_of_the_configuration(tmp_path):
         if right:
             assert load_clip(str(tmp_path)).tokenizer.end == LAST
         else:
-            with pytest.raises(UserError, match=str(end)):
-                load_clip(str(tmp_path))
+            refused(str(end), load_clip, str(tmp_path))

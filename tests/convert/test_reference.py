@@ -16,7 +16,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.workdir import load_config, save_config
 from tests.helpers import make_clip
-from tests.helpers.commands import in_process
+from tests.helpers.commands import in_process, refused
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL, Golden, same_bytes
 from tests.helpers.published_cases import by_module
@@ -140,8 +140,8 @@ def test_promptsrc_is_known_by_its_frozen_tower_or_by_the_config(tmp_path, clip_
 
 def test_prompts_trained_here_there_and_back(trained, tmp_path):
     """By commands; the checkpoint has the last epoch that all its modules have."""
-    back = ("-m", "dpt_jax", "convert", "reference")
-    in_process(*back, "--reverse", str(trained), str(tmp_path / "published"))
+    back = ("convert", "reference")
+    in_process(*back, "--reverse", trained, tmp_path / "published")
     folder = tmp_path / "published" / TEXT
     shutil.copy(folder / "model.pth.tar-2", folder / "model.pth.tar-9")
     config = load_config(trained)
@@ -149,7 +149,7 @@ def test_prompts_trained_here_there_and_back(trained, tmp_path):
     saved, own = load_newest(tmp_path / "back"), load_newest(trained)
     assert same_bytes(saved.prompts, own.prompts)
     assert saved.step == own.meta["epoch"] == 2
-    done = in_process(*back, "--reverse", str(trained), str(tmp_path / "published"), check=False)
+    done = in_process(*back, "--reverse", trained, tmp_path / "published", check=False)
     assert done.returncode == 2
 
 
@@ -175,11 +175,9 @@ def test_folders_without_a_checkpoint(tmp_path, config, trained):
     cut = tmp_path / "cut" / TEXT / f"model.pth.tar-{EPOCH}"
     cut.write_bytes(cut.read_bytes()[:500])
     for name in ("nowhere", "empty", "apart", "two", "cut"):
-        with pytest.raises(UserError, match=name):
-            convert_reference(tmp_path / name, tmp_path / "w", config, {})
+        refused(name, convert_reference, tmp_path / name, tmp_path / "w", config, {})
     assert not (tmp_path / "w").exists()
-    with pytest.raises(UserError, match="already holds a run"):
-        convert_reference(SMALL / "checkpoint", trained, config, {})
+    refused("already holds a run", convert_reference, SMALL / "checkpoint", trained, config, {})
 
 
 def zeros(*shape):
@@ -206,8 +204,7 @@ def test_tensors_that_are_missing_unknown_or_of_other_shapes(
     tensors = {key: x for key, x in {**modules[module], name: value}.items() if x is not None}
     write(tmp_path / "theirs", {module: tensors})
     config = small_config(clip_of(golden), coop)
-    with pytest.raises(UserError, match=named):
-        convert_reference(tmp_path / "theirs", tmp_path / "w", config, {})
+    refused(named, convert_reference, tmp_path / "theirs", tmp_path / "w", config, {})
     assert not (tmp_path / "w").exists()
 
 
@@ -225,6 +222,6 @@ def test_what_no_published_code_has_is_not_written(trained, tmp_path, values):
         config.update_from_flattened_dict({key: value})
     save_config(config, tmp_path / "w")
     (tmp_path / "w" / "checkpoints").symlink_to(trained / "checkpoints")
-    with pytest.raises(UserError, match=r"w combines|w has visual tokens|w has learned parts"):
-        reverse_reference(tmp_path / "w", tmp_path / "out")
+    says = r"w combines|w has visual tokens|w has learned parts"
+    refused(says, reverse_reference, tmp_path / "w", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -28,7 +28,7 @@ NAMES = ["airplane", "sea_horse"]
 
 
 def convert(*arguments, **kwargs):
-    return in_process("-m", "dpt_jax", "convert", *map(str, arguments), **kwargs)
+    return in_process("convert", *map(str, arguments), **kwargs)
 
 
 @pytest.fixture(scope="module", params=["lora", pytest.param("all_norms", marks=pytest.mark.slow)])

@@ -13,7 +13,7 @@ from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Example
 from dpt_jax.data.sampling import few_shot, half_of_classes
 from dpt_jax.data.transforms import LEAST_AREA, RATIO, random_box
-from dpt_jax.errors import UserError
+from tests.helpers.commands import refused
 from tests.helpers.golden import SMALL
 
 IMAGES = SMALL / "images"
@@ -84,8 +84,7 @@ def test_base_and_new_share_one_sample():
     ],
 )
 def test_wrong_dataset_settings_are_named(settings, says):
-    with pytest.raises(UserError, match=says):
-        load_dataset(config_of(**settings), seed=1)
+    refused(says, load_dataset, config_of(**settings), seed=1)
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32 - 1))

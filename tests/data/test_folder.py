@@ -9,8 +9,8 @@ from PIL import Image
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import find_images, read_folder
 from dpt_jax.data.records import Example
-from dpt_jax.errors import UserError
 from tests.helpers import coop_trees
+from tests.helpers.commands import refused
 from tests.helpers.object_store import put_folder
 
 
@@ -66,8 +66,7 @@ def test_folders_of_classes(tmp_path, capfd):
 
 def test_folders_that_are_not_a_dataset_are_named(tmp_path):
     for name in ("none", "test", "test/empty"):
-        with pytest.raises(UserError, match=str(tmp_path)):
-            read_folder(tmp_path)
+        refused(str(tmp_path), read_folder, tmp_path)
         (tmp_path / name).mkdir()
 
 
@@ -96,15 +95,13 @@ def test_unicode_forms_of_one_name_are_one_class(tmp_path, forms):
 @pytest.mark.parametrize(("one", "other"), [("red_fox", "red fox"), ("caf\u00e9", "cafe\u0301")])
 def test_two_folders_of_one_text_are_refused(tmp_path, one, other):
     images(tmp_path, f"test/{one}/1.png", f"test/{other}/2.png")
-    with pytest.raises(UserError, match=r"are both the class .*: rename or merge them"):
-        read_folder(tmp_path)
+    refused(r"are both the class .*: rename or merge them", read_folder, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["_", " ", "a\nb"])
 def test_a_name_without_text_is_refused(tmp_path, name):
     images(tmp_path, f"test/{name}/1.png", "test/a/1.png")
-    with pytest.raises(UserError, match="is not a class name"):
-        read_folder(tmp_path)
+    refused("is not a class name", read_folder, tmp_path)
 
 
 def test_images_of_a_bucket(bucket, tmp_path):
@@ -120,11 +117,9 @@ def test_images_of_a_bucket(bucket, tmp_path):
     below = [f"{bucket}/test/a/2.png", f"{bucket}/test/a/b/4.png"]
     assert find_images([f"{bucket}/test"]) == below
     assert find_images([f"{bucket}/test/a/*.png"]) == below[:1]
-    with pytest.raises(UserError, match=rf"{bucket}/none does not exist"):
-        find_images([f"{bucket}/none"])
+    refused(rf"{bucket}/none does not exist", find_images, [f"{bucket}/none"])
     assert f"{bucket}/test/a/b/4.png" in find_images([f"{bucket}/**/*.png"])
-    with pytest.raises(UserError, match="nobody-has-this"):
-        find_images(["gs://nobody-has-this/x"])
+    refused("nobody-has-this", find_images, ["gs://nobody-has-this/x"])
 
 
 @pytest.mark.parametrize("name", ["dtd", "imagenet"])

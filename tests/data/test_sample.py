@@ -12,8 +12,8 @@ from configs import dpt
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.records import Dataset, Example, Files
 from dpt_jax.data.sampling import read_sample
-from dpt_jax.errors import UserError
 from tests.helpers import coop_trees
+from tests.helpers.commands import refused
 
 PATHS = ["images/a/1.jpg", "images/a/2.jpg", "images/b/1.jpg"]
 ELSEWHERE = [f"/their/data/caltech/{path}" for path in PATHS]
@@ -74,8 +74,7 @@ def test_each_kind_of_file_gives_its_images_in_its_order(kind, whole, datum, tmp
 def test_a_sample_that_is_not_of_the_dataset_is_refused(
     paths, labels, shots, says, whole, datum, tmp_path
 ):
-    with pytest.raises(UserError, match=says):
-        read_sample(write(tmp_path, "pkl", datum, paths, labels), whole, shots)
+    refused(says, read_sample, write(tmp_path, "pkl", datum, paths, labels), whole, shots)
 
 
 @pytest.mark.parametrize(("classes", "first"), [("all", 0), ("base", 0), ("new", 2)])
@@ -125,8 +124,7 @@ def test_hostile_pickles_are_refused_and_nothing_of_them_is_run(name, whole, tmp
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "shot_1-seed_1.pkl"
     file.write_bytes(HOSTILE[name])
-    with pytest.raises(UserError, match=r"shot_1-seed_1\.pkl"):
-        read_sample(file, whole, 1)
+    refused(r"shot_1-seed_1\.pkl", read_sample, file, whole, 1)
     assert not (tmp_path / "hacked").exists()
 
 
@@ -134,5 +132,4 @@ def test_hostile_pickles_are_refused_and_nothing_of_them_is_run(name, whole, tmp
 def test_a_damaged_line_is_named(line, whole, tmp_path):
     file = tmp_path / "sample.jsonl"
     file.write_bytes(line.encode("latin-1"))
-    with pytest.raises(UserError, match=r"sample\.jsonl"):
-        read_sample(file, whole, 1)
+    refused(r"sample\.jsonl", read_sample, file, whole, 1)

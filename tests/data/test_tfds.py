@@ -11,7 +11,7 @@ import pytest
 from dpt_jax.data.tfds import USES, read_tfds
 from dpt_jax.errors import UserError
 from tests.helpers import tfds_trees
-from tests.helpers.commands import command
+from tests.helpers.commands import command, refused
 from tests.helpers.golden import DATA
 from tests.helpers.object_store import put_folder
 
@@ -124,8 +124,7 @@ except UserError as reason:
 
 def test_a_preparation_that_fails_names_the_dataset(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", "false")
-    with pytest.raises(UserError, match="dtd"):
-        read_tfds("dtd", str(tmp_path))
+    refused("dtd", read_tfds, "dtd", str(tmp_path))
 
 
 def test_a_dataset_of_one_split_is_divided_by_the_published_rule(root):
@@ -152,5 +151,4 @@ def test_loader_processes_read_records(root):
 
 @pytest.mark.parametrize("name", ["fgvc_aircraft", "ucf101"])
 def test_what_tensorflow_datasets_does_not_have_is_named(name, tmp_path):
-    with pytest.raises(UserError, match=name):
-        read_tfds(name, str(tmp_path))
+    refused(name, read_tfds, name, str(tmp_path))

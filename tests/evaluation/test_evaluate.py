@@ -15,7 +15,7 @@ from dpt_jax.training import initial_prompts
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.loop import train
 from tests.helpers.commands import in_process
-from tests.helpers.configs import small_config
+from tests.helpers.configs import small_config, small_flags
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -47,14 +47,9 @@ def test_classes_without_a_readable_test_image_are_named(clip_dir, tmp_path):
     first, *_ = sorted((tmp_path / "images" / "test").iterdir())
     for image in first.iterdir():
         image.write_bytes(b"no picture")
-    done = in_process(
-        "main.py",
-        "--config=configs/zeroshot.py:folder",
-        f"--config.clip.weights={clip_dir}",
-        f"--config.dataset.root={tmp_path / 'images'}",
-        "--config.dataset.on_error=skip",
-        f"--workdir={tmp_path / 'run'}",
-    )
+    own = {"dataset__root": tmp_path / "images", "dataset__on_error": "skip"}
+    flags = ["--config=zeroshot:folder", *small_flags(clip_dir, **own)]
+    done = in_process("main.py", *flags, f"--workdir={tmp_path / 'run'}")
     name = first.name.replace("_", " ")
     assert f"no test image of these classes could be read: {name}.\n" in done.stdout
     assert "(3 more could not be read and were left out)" in done.stdout
@@ -81,11 +76,8 @@ def evaluate(clip, clip_dir, tmp_path):
     shutil.copytree(SMALL / "images", tmp_path / "images")
 
     def predict(method, features=None):
-        config = small_config(
-            clip_dir,
-            importlib.import_module(f"configs.{method}"),
-            dataset__root=str(tmp_path / "images"),
-        )
+        file = importlib.import_module(f"configs.{method}")
+        config = small_config(clip_dir, file, dataset__root=str(tmp_path / "images"))
         part = config.text_prompt if method == "coop" else config.visual_prompt
         part.length, config.dataset.shots, config.eval.batch_size = 2, -1, 5
         prepared = experiments.prepare(config, clip)._replace(features=features)

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.helpers.commands import in_process
+from tests.helpers.commands import assert_refused, command_refused, in_process
+from tests.helpers.configs import small_flags
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -22,19 +23,10 @@ def validated(tmp_path_factory):
 
 
 def probe(clip_dir, root, workdir, *arguments, check=True):
-    return in_process(
-        "-m",
-        "dpt_jax",
-        "probe",
-        "--config=configs/dpt.py:folder",
-        f"--config.dataset.root={root}",
-        f"--config.clip.weights={clip_dir}",
-        "--config.dataset.shots=-1",
-        "--config.dataset.strict=False",  # the test images are those of the training
-        f"--workdir={workdir}",
-        *arguments,
-        check=check,
-    )
+    # The test images are those of the training.
+    own = {"dataset__root": root, "dataset__shots": -1, "dataset__strict": False}
+    flags = [*small_flags(clip_dir, **own), f"--workdir={workdir}", *arguments]
+    return in_process("probe", "--config=dpt:folder", *flags, check=check)
 
 
 def test_a_probe_separates_what_it_was_fitted_to(clip_dir, validated, tmp_path):
@@ -49,10 +41,9 @@ def test_a_probe_separates_what_it_was_fitted_to(clip_dir, validated, tmp_path):
         np.testing.assert_allclose(np.exp(found["logits"]).sum(-1), 1, atol=1e-5)
     listed = (tmp_path / "run" / "train_files.txt").read_text().split()
     assert len(listed) == results["n"]
-    assert "linear probe on" in in_process("-m", "dpt_jax", "report", str(tmp_path / "run")).stdout
+    assert "linear probe on" in in_process("report", tmp_path / "run").stdout
     # Nothing takes it for a run whose prompts it could show.
-    page = in_process("-m", "dpt_jax", "report", str(tmp_path / "run"), "--html", check=False)
-    assert page.returncode == 2
+    command_refused("", "report", tmp_path / "run", "--html")
 
 
 def test_a_probe_chooses_by_as_few_validation_images_as_protocols_have(
@@ -64,6 +55,5 @@ def test_a_probe_chooses_by_as_few_validation_images_as_protocols_have(
 
 def test_without_validation_images_there_is_no_probe(clip_dir, tmp_path):
     done = probe(clip_dir, SMALL / "images", tmp_path / "run", check=False)
-    assert done.returncode == 2
-    assert "folder has no validation images" in done.stderr
+    assert_refused(done, "folder has no validation images")
     assert not (tmp_path / "run").exists()

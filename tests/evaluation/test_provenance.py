@@ -8,14 +8,13 @@ import pytest
 
 from configs import coop
 from dpt_jax.cli import convert
-from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.evaluation.results import finished, outdated, read_current
 from dpt_jax.report.one_run import report_run
 from dpt_jax.report.runs import report_folder
 from dpt_jax.training import prompt_file, setup
 from dpt_jax.training.checkpoints import load_newest
-from tests.helpers.commands import in_process
+from tests.helpers.commands import in_process, refused
 from tests.helpers.configs import save_run, small_config
 from tests.helpers.golden import SMALL
 
@@ -105,8 +104,7 @@ def test_results_of_other_prompts_are_noticed_by_all_who_read_them(run, prepared
     save_run(prepared, run, 2, 0.1)
     for folder in (run, elsewhere):
         assert not finished(folder, config)
-        with pytest.raises(UserError, match="step 1"):
-            report_run(folder)
+        refused("step 1", report_run, folder)
     assert "| " not in report_folder(run.parent)[0]
     convert.export(run, run / "prompts.safetensors")
     assert prompt_file.read_header(run / "prompts.safetensors")["results"] is None

@@ -8,9 +8,12 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import pytest
 
 from dpt_jax import cli, distributed
+from dpt_jax.errors import UserError
 
 distributed.KEPT_PROGRAMS = 64  # runs of many methods reuse each other's programs
 ROOT = pathlib.Path(__file__).parents[2]
@@ -91,25 +94,22 @@ def command(
 
 
 def in_process(
-    *arguments: str, check: bool = True, cwd: pathlib.Path = ROOT
+    *arguments: object, check: bool = True, cwd: pathlib.Path = ROOT
 ) -> subprocess.CompletedProcess:
-    """`python ARGUMENTS…` of main.py or `-m dpt_jax` without a process of its own.
+    """`main.py ARGUMENTS…` or `dpt-jax ARGUMENTS…` without a process of its own.
 
     It starts at once, and shares the programs that this process has compiled. Tests of the process
     itself (signals, exit codes of bugs, devices, memory) need `command`.
     """
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    first, *rest = map(str, arguments)
     with (
         contextlib.chdir(cwd),
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),
     ):
         try:
-            if arguments[0] == "main.py":
-                cli.main_py(arguments[1:])
-            else:
-                assert arguments[:2] == ("-m", "dpt_jax"), arguments
-                cli.main(arguments[2:])
+            cli.main_py(rest) if first == "main.py" else cli.main([first, *rest])
         except SystemExit as end:
             code = int(end.code or 0)
     done = subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
@@ -118,8 +118,21 @@ def in_process(
     return done
 
 
-def assert_refused(done: subprocess.CompletedProcess, says: str) -> None:
+def assert_refused(done: subprocess.CompletedProcess, says: object) -> None:
     """Assert that a command has ended as for wrong input, with one sentence that says this."""
     assert done.returncode == 2, done.stderr
-    assert says in done.stderr.splitlines()[-1]
+    assert str(says) in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def command_refused(says: object, *arguments: object, **options) -> subprocess.CompletedProcess:
+    """Assert that `in_process` refuses a command with one sentence that says this."""
+    done = in_process(*arguments, check=False, **options)
+    assert_refused(done, says)
+    return done
+
+
+def refused(named: str, call: Callable, *arguments, **options) -> None:
+    """Assert that a call raises a UserError whose sentence matches `named`."""
+    with pytest.raises(UserError, match=named):
+        call(*arguments, **options)

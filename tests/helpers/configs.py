@@ -24,6 +24,13 @@ def small_config(clip_dir: pathlib.Path, method=dpt, **values) -> ConfigDict:
     return config
 
 
+def small_flags(clip_dir: object, **values) -> list[str]:
+    """Return the same as flags of a command whose --config names the method."""
+    own = {"clip.weights": clip_dir, "dataset.root": SMALL / "images"}
+    own |= {key.replace("__", "."): value for key, value in values.items()}
+    return [f"--config.{key}={value}" for key, value in own.items()]
+
+
 def save_run(
     experiment: Experiment, workdir: pathlib.Path, step: int = 1, noise: float = 0.0
 ) -> pathlib.Path:

@@ -35,6 +35,19 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())
 
 
+def errors_in_norm(found, expected):
+    """Norm of each difference over that of what is expected, for trees of one structure."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    return jax.tree.map(
+        lambda a, b: np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0), found, expected
+    )
+
+
+def worst(errors) -> float:
+    """Return the largest number of a tree."""
+    return max(jax.tree.leaves(errors))
+
+
 def same_bytes(a, b) -> bool:
     """Return whether two trees have the same arrays, to the last bit."""
     a, b = (

@@ -10,13 +10,12 @@ import pytest
 
 import dpt_jax
 from configs import cocoop
-from dpt_jax.errors import UserError
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import meta_net
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.meta_net import MetaNet
 from dpt_jax.training import setup
-from tests.helpers.commands import assert_refused, in_process
+from tests.helpers.commands import command_refused, refused
 from tests.helpers.configs import save_run, small_config
 from tests.helpers.models import apply, frozen_features, packed_prompts
 from tests.helpers.plain_towers import (
@@ -137,7 +136,5 @@ def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatc
 
 def test_it_has_no_words_and_no_texts_of_its_own(clip, clip_dir, tmp_path):
     run = save_run(setup.prepare(small_config(clip_dir, cocoop), clip), tmp_path)
-    done = in_process("-m", "dpt_jax", "explain", str(run), check=False)
-    assert_refused(done, "depends on the image, so it has no fixed words to explain")
-    with pytest.raises(UserError, match="a class has no text features of its own"):
-        dpt_jax.load(run).encode_text(["dog"])
+    command_refused("depends on the image, so it has no fixed words to explain", "explain", run)
+    refused("a class has no text features of its own", dpt_jax.load(run).encode_text, ["dog"])

@@ -11,7 +11,7 @@ from PIL import Image
 import dpt_jax
 from dpt_jax.predictor.explain import describe, nearest_words
 from dpt_jax.report.figures import draw_confusion, draw_features
-from tests.helpers.commands import assert_refused, in_process
+from tests.helpers.commands import command_refused, in_process
 from tests.helpers.golden import SMALL
 from tests.helpers.models import all_outputs
 
@@ -56,7 +56,7 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     out = tmp_path / "out"
     images = [files[0], str(tmp_path / "broken.png"), str(tmp_path / "other")]
     options = [f"--workdir={trained}", "--top=3", f"--out={out}"]
-    done = in_process("-m", "dpt_jax", "visualize", *options, *images)
+    done = in_process("visualize", *options, *images)
     assert "broken.png cannot be read as an image" in done.stderr
     name = files[0].rpartition("/")[2].removesuffix(".png")
     assert sorted(file.name for file in out.iterdir()) == [f"{name}-2.png", f"{name}.png"]
@@ -65,7 +65,7 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     before = (tmp_path / "other" / f"{name}.png").read_bytes()
     shutil.copy(files[0], tmp_path / "other" / f"{name}-2.png")
     options = [f"--workdir={trained}", f"--out={tmp_path / 'other'}", str(tmp_path / "other")]
-    in_process("-m", "dpt_jax", "visualize", *options)
+    in_process("visualize", *options)
     assert (tmp_path / "other" / f"{name}.png").read_bytes() == before
     assert len(list((tmp_path / "other").iterdir())) == 4
 
@@ -76,7 +76,7 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
     for name in odd:
         shutil.copy(files[0], tmp_path / name)
     options = [f"--workdir={trained}", f"--out={tmp_path / 'out'}", str(tmp_path)]
-    done = in_process("-m", "dpt_jax", "visualize", *options)
+    done = in_process("visualize", *options)
     assert len(done.stdout.splitlines()) == 3
     assert sorted(os.listdir(tmp_path / "out")) == sorted(odd)
     matrix, names = np.eye(2), [r"$\frac$", "a\nb\udcff"]
@@ -93,7 +93,7 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
 )
 def test_wrong_input_to_visualize(trained, arguments, says):
     arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
-    assert_refused(in_process("-m", "dpt_jax", "visualize", *arguments, check=False), says)
+    command_refused(says, "visualize", *arguments)
 
 
 def test_words_of_a_context_that_is_words(trained, clip, tmp_path):
@@ -120,10 +120,8 @@ def test_words_of_a_context_that_is_words(trained, clip, tmp_path):
 
 
 def test_explain_prints_a_table(trained):
-    lines = in_process(
-        "-m", "dpt_jax", "explain", f"--workdir={trained}", "--top=2"
-    ).stdout.splitlines()
+    lines = in_process("explain", f"--workdir={trained}", "--top=2").stdout.splitlines()
     assert len(lines) == 2 + 4
     assert re.fullmatch(r"\| 1 +\| \S+ \(\d\.\d+\) +\| \S+ \(\d\.\d+\) +\| \d\.\d\d +\|", lines[2])
-    done = in_process("-m", "dpt_jax", "explain", f"--workdir={trained}", "x", check=False)
+    done = in_process("explain", f"--workdir={trained}", "x", check=False)
     assert done.returncode == 2

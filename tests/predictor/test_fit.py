@@ -11,6 +11,7 @@ import dpt_jax
 from dpt_jax.data.folder import read_folder
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
+from tests.helpers.commands import refused
 from tests.helpers.golden import SMALL
 
 IMAGES = SMALL / "images"
@@ -133,5 +134,4 @@ def test_a_missing_or_broken_file_is_named_before_training(clip_dir, tmp_path, c
 def test_wrong_input_is_named(memory, clip_dir, arguments, named):
     images, labels = memory
     given = {"images": images, "labels": labels, "clip": str(clip_dir), **arguments}
-    with pytest.raises(UserError, match=named):
-        dpt_jax.fit(**given)
+    refused(named, dpt_jax.fit, **given)

@@ -17,7 +17,7 @@ from dpt_jax.predictor import program
 from dpt_jax.predictor.explain import describe
 from dpt_jax.predictor.predictor import read_classnames
 from dpt_jax.training.checkpoints import Checkpoints, load_newest
-from tests.helpers.commands import assert_refused, in_process
+from tests.helpers.commands import command_refused, refused
 from tests.helpers.golden import SMALL
 from tests.helpers.models import all_outputs
 
@@ -78,10 +78,9 @@ def test_every_form_of_an_image(predictor, files, tmp_path):
 def test_what_is_not_an_image_is_refused(predictor, tmp_path):
     arrays = [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 7), np.uint8), np.uint8(3)]
     for wrong in (*arrays, np.zeros((0, 0, 3), np.uint8), "none.png"):
-        with pytest.raises(UserError, match=r"an image is a path|none\.png"):
-            predictor.predict_proba([wrong])
-    with pytest.raises(UserError, match="an image is a path"):  # and not eight images
-        predictor.predict_proba(np.zeros((8, 8, 1), np.uint8))
+        refused(r"an image is a path|none\.png", predictor.predict_proba, [wrong])
+    eight = np.zeros((8, 8, 1), np.uint8)  # one image, and not eight
+    refused("an image is a path", predictor.predict_proba, eight)
 
 
 def test_names_and_score(predictor, files):
@@ -94,8 +93,7 @@ def test_names_and_score(predictor, files):
         predictor.score(files[:2], [names[0], *({*predictor.classnames} - {names[1]})][:2]) == 0.5
     )
     for labels, named in ((["zebra"], "zebra"), ([1, 2], "1 and 2"), ([99], "99"), ([0.5], "0.5")):
-        with pytest.raises(UserError, match=named):
-            predictor.score(files[:1], labels)
+        refused(named, predictor.score, files[:1], labels)
 
 
 def test_logits_are_features_of_images_with_features_of_texts(predictor, files, clip):
@@ -144,8 +142,7 @@ def change(file, update):
     ],
 )
 def test_wrong_class_names(trained, names, named):
-    with pytest.raises(UserError, match=named):
-        dpt_jax.load(trained, names)
+    refused(named, dpt_jax.load, trained, names)
 
 
 def test_class_names_of_a_file(tmp_path):
@@ -168,11 +165,8 @@ def test_answers_that_are_not_finite_are_refused(trained, files, tmp_path):
     bad = dpt_jax.load(workdir)
     says = r"are not finite: the prompt visual\.tokens has such values"
     for use in (bad.predict_proba, bad.encode_image, lambda images: describe(bad, images)):
-        with pytest.raises(UserError, match=says):
-            use(files[:1])
-    with pytest.raises(UserError, match=says):
-        program.write(bad, tmp_path)
+        refused(says, use, files[:1])
+    refused(says, program.write, bad, tmp_path)
     assert not (tmp_path / program.PROGRAM).exists()
-    done = in_process("-m", "dpt_jax", "predict", str(workdir), files[0], "--json", check=False)
-    assert_refused(done, "the logits are not finite")
+    done = command_refused("the logits are not finite", "predict", workdir, files[0], "--json")
     assert "probability" not in done.stdout

@@ -11,14 +11,13 @@ from PIL import Image
 
 import dpt_jax
 from dpt_jax.config import method_config
-from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS
 from dpt_jax.predictor import program
 from dpt_jax.predictor.predictor import Predictor
 from dpt_jax.training import setup
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.initial_prompts import initial_prompts
-from tests.helpers.commands import command, in_process
+from tests.helpers.commands import command, in_process, refused
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 from tests.helpers.models import all_outputs
@@ -41,7 +40,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.process
 def test_a_program_needs_nothing_of_this_package(trained, files, tmp_path):
     served = tmp_path / "served"
-    done = in_process("-m", "dpt_jax", "convert", "serve", str(trained), str(served))
+    done = in_process("convert", "serve", trained, served)
     assert all(
         f"wrote {served / name}" in done.stdout
         for name in ("classifier.jax", "classifier.json", "classify.py")
@@ -73,7 +72,7 @@ def test_a_program_needs_nothing_of_this_package(trained, files, tmp_path):
 def test_onnx(trained, files, tmp_path):
     """Any number of images, answered as by predict; the metadata is in the file."""
     file = tmp_path / "digits.onnx"
-    done = in_process("-m", "dpt_jax", "convert", "onnx", str(trained), str(file))
+    done = in_process("convert", "onnx", trained, file)
     assert "Traceback" not in done.stderr
     predictor = dpt_jax.load(trained)
     images = all_outputs(predictor, files)[0]
@@ -96,8 +95,7 @@ def test_every_method_as_onnx(method, clip, clip_dir, tmp_path):
     experiment = setup.prepare(config, clip)
     predictor = Predictor(experiment, Saved(0, initial_prompts(experiment), {}), 4)
     if experiment.model.config.conditioned:
-        with pytest.raises(UserError, match=method):
-            program.write_onnx(predictor, tmp_path / "a.onnx")
+        refused(method, program.write_onnx, predictor, tmp_path / "a.onnx")
         return
     program.write_onnx(predictor, tmp_path / "a.onnx")
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from dpt_jax.data.catalogue import PAPER_DATASETS
-from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.report.published import AVERAGE, read_published
 from dpt_jax.report.runs import report_folder
-from tests.helpers.commands import ROOT, assert_refused, in_process
+from tests.helpers.commands import ROOT, command_refused, in_process, refused
 from tests.helpers.run_results import rows_of, write
 
 SHIPPED = ROOT / "dpt_jax" / "assets" / "published_vit_b16.csv"
@@ -134,15 +133,12 @@ def test_a_wrong_file_is_named_with_the_row(text, row, tmp_path):
     file = tmp_path / "published.csv"
     header = "" if "method" in text[:8] else "# source\nmethod,dataset,shots,accuracy\n"
     file.write_text(header + text, encoding="utf-8")
-    with pytest.raises(UserError, match=f"published.csv.*{row}"):
-        read_published(as_path(file), ())
+    refused(f"published.csv.*{row}", read_published, as_path(file), ())
 
 
 def test_the_command(runs):
-    report = ("-m", "dpt_jax", "report")
-    missing = in_process(*report, str(runs), f"--beside={runs / 'no.csv'}", check=False)
-    assert_refused(missing, "no.csv")
-    one = in_process(*report, str(runs / "d"), f"--beside={SHIPPED}", check=False)
-    assert_refused(one, "--beside is for the report over a folder of runs")
-    text = in_process(*report, str(runs), f"--beside={SHIPPED}").stdout
+    command_refused("no.csv", "report", runs, f"--beside={runs / 'no.csv'}")
+    says = "--beside is for the report over a folder of runs"
+    command_refused(says, "report", runs / "d", f"--beside={SHIPPED}")
+    text = in_process("report", runs, f"--beside={SHIPPED}").stdout
     assert "14 of 14 published numbers have no run here" in text

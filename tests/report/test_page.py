@@ -15,8 +15,6 @@ from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
 
-IMAGES = SMALL / "images"
-
 
 def test_principal_axes_by_hand():
     """Points on a line through six dimensions: all variance is on one axis, and texts are projected
@@ -41,7 +39,7 @@ def test_one_page_a_run(trained, tmp_path):
     old, evil = next(iter(results["per_class"])), "<script>x</script>"
     text = json.dumps(results).replace(json.dumps(old), json.dumps(evil))
     (workdir / "results.json").write_text(text)
-    done = in_process("-m", "dpt_jax", "report", "--html", str(workdir))
+    done = in_process("report", "--html", workdir)
     assert f"written: {workdir / 'report.html'}" in done.stdout
     page = (workdir / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -65,15 +63,9 @@ def test_one_page_a_run(trained, tmp_path):
 def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
     """WORKDIR/on/DATASET has no prompts of its own, and no training."""
     workdir = tmp_path / "on"
-    in_process(
-        "main.py",
-        "--config=configs/dpt.py:folder",
-        "--mode=eval",
-        f"--config.init_from={trained}",
-        f"--config.dataset.root={IMAGES}",
-        f"--workdir={workdir}",
-    )
-    done = in_process("-m", "dpt_jax", "report", "--html", str(workdir))
+    flags = [f"--config.init_from={trained}", f"--config.dataset.root={SMALL / 'images'}"]
+    in_process("main.py", "--config=dpt:folder", "--mode=eval", *flags, f"--workdir={workdir}")
+    done = in_process("report", "--html", workdir)
     assert "report.html" in done.stdout
     assert "Training" not in (workdir / "report.html").read_text(encoding="utf-8")
     assert dpt_jax.load(workdir).classnames == dpt_jax.load(trained).classnames

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 import dpt_jax
-from dpt_jax.errors import UserError
 from dpt_jax.methods import ROWS
 from dpt_jax.report import figures
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report import runs as report
-from tests.helpers.commands import in_process
+from tests.helpers.commands import in_process, refused
 from tests.helpers.run_results import rows_of, write
 
 
@@ -145,7 +144,7 @@ def test_latex(tmp_path):
     for seed in (1, 2):
         write(tmp_path / f"{seed}", "dpt", 50 + 2 * seed, seed=seed, dataset="a_b^2",
               trained=("a_b^2", "all"))  # fmt: skip
-    done = in_process("-m", "dpt_jax", "report", str(tmp_path), "--latex")
+    done = in_process("report", tmp_path, "--latex")
     assert "report.tex" in done.stdout
     text = (tmp_path / "report.tex").read_text()
     assert "\\caption{a\\_b\\^{}2: Accuracy (\\%) on 50 test images" in text
@@ -205,12 +204,11 @@ def test_figures_are_drawn(tmp_path):
 def test_damaged_results_are_named(content, tmp_path):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
-    with pytest.raises(UserError, match=str(tmp_path)):
-        dpt_jax.results(tmp_path)
+    refused(str(tmp_path), dpt_jax.results, tmp_path)
 
 
 def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path):
     for arguments, says in (([], "give one folder"), ([str(tmp_path / "no")], "is not a folder")):
-        done = in_process("-m", "dpt_jax", "report", *arguments, check=False)
+        done = in_process("report", *arguments, check=False)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert says in done.stderr

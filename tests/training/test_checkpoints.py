@@ -8,7 +8,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, file_system
 from dpt_jax.training.checkpoints import (
     DAMAGED,
@@ -18,6 +17,7 @@ from dpt_jax.training.checkpoints import (
     newest,
     steps_of,
 )
+from tests.helpers.commands import refused
 
 PROMPTS = {
     "text": {"context": np.arange(6, dtype=np.float32).reshape(1, 2, 3)},
@@ -117,10 +117,8 @@ def test_without_a_whole_checkpoint_nothing_is_moved(copied):
         (copied / "checkpoints" / step / "meta" / "metadata").write_text("{")
     before = files_of(copied)
     for _ in range(2):
-        with pytest.raises(UserError, match=f"none of the 2 .*{copied}.* is intact"):
-            resume(copied)
-    with pytest.raises(UserError, match="is intact"):
-        load_newest(copied)
+        refused(f"none of the 2 .*{copied}.* is intact", resume, copied)
+    refused("is intact", load_newest, copied)
     assert files_of(copied) == before
 
 
@@ -136,8 +134,7 @@ def test_what_is_not_damage_moves_nothing(copied, monkeypatch, failure):
     with Checkpoints(copied) as checkpoints:
         monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
         for read in (checkpoints.resume, lambda: load_newest(copied)):
-            with pytest.raises(UserError, match=str(copied)):
-                read()
+            refused(str(copied), read)
     assert files_of(copied) == before
 
 
@@ -154,8 +151,7 @@ def test_files_that_cannot_be_opened_are_not_damage(copied, monkeypatch):
     monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
     with monkeypatch.context() as refused:
         refused.setattr(type(copied), "read_bytes", refuse)
-        with pytest.raises(UserError, match=str(copied)):
-            resume(copied)
+        refused(str(copied), resume, copied)
     assert files_of(copied) == before
 
 
@@ -164,8 +160,7 @@ def test_prompts_without_a_training_state_are_not_resumed(tmp_path):
         checkpoints.save(1, PROMPTS, {})
         checkpoints.wait()
     assert load_newest(tmp_path).step == 1
-    with pytest.raises(UserError, match="init_from"):
-        resume(tmp_path)
+    refused("init_from", resume, tmp_path)
 
 
 def test_a_path_of_any_characters(tmp_path):

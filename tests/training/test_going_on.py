@@ -21,6 +21,7 @@ from dpt_jax.training.optimizer import Schedule, epoch_weights, learning_rates, 
 from dpt_jax.training.setup import consistency_target
 from dpt_jax.training.step import StepConfig, make_step, new_state
 from dpt_jax.training.workdir import save_config
+from tests.helpers.commands import refused
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL
 from tests.helpers.models import frozen_features
@@ -61,8 +62,7 @@ def test_other_images_are_refused_or_reported(config, clip, images, started, cap
         shutil.copy(next(folder.iterdir()), folder / "one_more.png")
     for epochs in (1, 2):  # a finished run, to evaluate only, and one to resume
         config.train.epochs = epochs
-        with pytest.raises(UserError, match=r"12 before, 18 now; 6 new, such as .*one_more\.png"):
-            train(config, clip, started)
+        refused(r"12 before, 18 now; 6 new, such as .*one_more\.png", train, config, clip, started)
         assert (started / "train_files.txt").read_text() == listed
     capsys.readouterr()
     train(config, clip, started, allow_changes=True)
@@ -90,18 +90,16 @@ def test_another_clip_of_the_same_sizes_is_refused(config, clip, started):
 
 def test_a_state_of_another_optimizer_is_refused(config, clip, started):
     config.train.epochs, config.train.optimizer = 2, "adamw"
-    with pytest.raises(UserError, match=rf"{started}: momentum\.count"):
-        train(config, clip, started, allow_changes=True)
+    refused(rf"{started}: momentum\.count", train, config, clip, started, allow_changes=True)
 
 
 def test_a_run_past_its_end_is_refused(config, clip, started):
     config.train.epochs = 2
     train(config, clip, started)
     config.train.epochs = 1
-    with pytest.raises(
-        UserError, match="was trained for 4 steps, but these settings end at step 2"
-    ):
-        train(config, clip, started)
+    refused(
+        "was trained for 4 steps, but these settings end at step 2", train, config, clip, started
+    )
     assert load_newest(started).step == 4
 
 

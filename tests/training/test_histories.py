@@ -31,14 +31,14 @@ from dpt_jax.training.metrics import MetricWriter
 from dpt_jax.training.process import EXIT_CODE
 from dpt_jax.training.workdir import CONFIG_FILE
 from tests.helpers.commands import in_process
-from tests.helpers.configs import small_config
-from tests.helpers.golden import SMALL
+from tests.helpers.configs import small_config, small_flags
 
 pytestmark = pytest.mark.slow
 
 SHOWN = re.compile(r"(\d+\.\d) % of (\d+) test images right")
 SOAK = range(100, 300)
 EVENTS = 8
+SIZES = {"text_prompt__length": 2, "visual_prompt__length": 2}
 # Settings of a training, which an evaluation cannot change.
 OPTIONS = {
     "train.epochs": (2, 1, 3),
@@ -82,14 +82,8 @@ class History:
 
     def settings(self):
         return [
-            "--config=configs/vlp.py:folder",
-            f"--config.clip.weights={self.clip_dir}",
-            f"--config.dataset.root={SMALL / 'images'}",
-            "--config.text_prompt.length=2",
-            "--config.visual_prompt.length=2",
-            "--config.train.warmup_epochs=0",
-            "--config.train.visual_lr=0.3",
-            f"--workdir={self.run}",
+            *("--config=vlp:folder", f"--workdir={self.run}", *small_flags(self.clip_dir, **SIZES)),
+            *("--config.train.warmup_epochs=0", "--config.train.visual_lr=0.3"),
         ]
 
     def take(self):
@@ -212,8 +206,7 @@ class History:
         saved = load_newest(epath.Path(self.run))
         key = (saved.digest, classes)
         if key not in self._true:
-            own = {"text_prompt__length": 2, "visual_prompt__length": 2}
-            config = small_config(self.clip_dir, vlp, dataset__classes=classes, **own)
+            config = small_config(self.clip_dir, vlp, dataset__classes=classes, **SIZES)
             experiment = experiments.prepare(config)
             found = evaluation.predict(experiment, jax.tree.map(np.asarray, saved.prompts))
             accuracy = float((found.logits.argmax(-1) == found.label).mean())

@@ -13,6 +13,7 @@ from dpt_jax.training import setup
 from dpt_jax.training.checkpoints import DAMAGED, load_newest
 from dpt_jax.training.process import EXIT_CODE
 from tests.helpers.commands import assert_refused, command, in_process
+from tests.helpers.configs import small_flags
 from tests.helpers.faults import SETTINGS, Run, assert_same_end
 
 pytestmark = [pytest.mark.compiles, pytest.mark.process]
@@ -111,9 +112,9 @@ def test_a_full_disk(settings, whole, tmp_path):
 
 def test_checkpoints_by_the_clock(clip_dir, tmp_path):
     """Every 6 ms means after most of the six steps; by steps there would be one, at the end."""
-    in_process("main.py", *SETTINGS, f"--config.clip.weights={clip_dir}", f"--workdir={tmp_path}",
-            "--config.train.epochs=3", "--config.checkpoint.every_minutes=0.0001",
-            "--config.checkpoint.keep=9")  # fmt: skip
+    own = {"checkpoint__every_minutes": 0.0001, "checkpoint__keep": 9, "train__epochs": 3}
+    flags = [*SETTINGS, *small_flags(clip_dir, **own), f"--workdir={tmp_path}"]
+    in_process("main.py", *flags)
     assert len(list((tmp_path / "checkpoints").iterdir())) >= 3
 
 

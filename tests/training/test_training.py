@@ -17,7 +17,7 @@ from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.loop import train
 from dpt_jax.training.metrics import TIMES, read_metrics
 from dpt_jax.training.workdir import evaluation_config
-from tests.helpers.commands import assert_refused, in_process
+from tests.helpers.commands import assert_refused, in_process, refused
 from tests.helpers.configs import save_run, small_config
 from tests.helpers.golden import SMALL
 
@@ -52,8 +52,7 @@ def test_initial_words_set_the_length_by_their_tokens(words, clip_dir, clip):
     ],
 )
 def test_initial_words_that_cannot_be_are_refused(words, says, clip_dir, clip):
-    with pytest.raises(UserError, match=says):
-        experiments.prepare(make_config(clip_dir, text_prompt__init=words), clip)
+    refused(says, experiments.prepare, make_config(clip_dir, text_prompt__init=words), clip)
 
 
 def test_the_cache_of_one_run_does_not_bind_later_ones(clip_dir, clip):
@@ -140,8 +139,7 @@ def test_the_best_epoch_is_kept(clip_dir, validated, tmp_path):
 
 def test_keeping_the_best_needs_validation_images(clip_dir, tmp_path):
     config = small_config(clip_dir, coop, train__keep="best")
-    with pytest.raises(UserError, match=r"train\.keep=best"):
-        train(experiments.prepare(config), tmp_path)
+    refused(r"train\.keep=best", train, experiments.prepare(config), tmp_path)
 
 
 def test_files_of_a_run(trained):
@@ -206,8 +204,7 @@ def test_class_specific_context_is_refused_for_other_classes(
     config = evaluation_config(
         coop.get_config(), {"dataset.root": str(three_classes)}, False, workdir
     )
-    with pytest.raises(UserError, match="class_specific"):
-        adoption.saved_prompts(experiments.prepare(config, clip), workdir)
+    refused("class_specific", adoption.saved_prompts, experiments.prepare(config, clip), workdir)
 
 
 def test_a_part_can_be_added_to_a_trained_one(clip_dir, clip, tmp_path):
@@ -225,12 +222,10 @@ def test_a_part_can_be_added_to_a_trained_one(clip_dir, clip, tmp_path):
 
 def test_prompts_of_other_sizes_are_refused_by_name(trained, clip_dir, clip):
     experiment = experiments.prepare(make_config(clip_dir, visual_prompt__length=7), clip)
-    with pytest.raises(UserError, match=r"visual_prompt\.length=3"):
-        adoption.saved_prompts(experiment, trained)
+    refused(r"visual_prompt\.length=3", adoption.saved_prompts, experiment, trained)
 
 
 def test_class_without_training_images_is_named(clip_dir, clip, three_classes, tmp_path):
     shutil.rmtree(three_classes / "train" / "sea_horse")
     experiment = experiments.prepare(make_config(clip_dir, dataset__root=str(three_classes)), clip)
-    with pytest.raises(UserError, match="no training images of class 'sea horse'"):
-        train(experiment, tmp_path / "run")
+    refused("no training images of class 'sea horse'", train, experiment, tmp_path / "run")
