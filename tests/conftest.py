@@ -65,6 +65,19 @@ def tiny_clip_dir(made_once) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def golden_clip_dir(made_once) -> Callable[[dict], pathlib.Path]:
+    """Return the small random CLIP that the `meta` of golden arrays names."""
+
+    def folder(meta):
+        name = "-".join(map(str, ("golden", meta["wseed"], *meta["clip"].values())))
+        return made_once(
+            name, functools.partial(make_clip.write, seed=meta["wseed"], **meta["clip"])
+        )
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def store() -> Iterator[ObjectStore]:
     """An object store that this process and its children use in place of Google's."""
     started = ObjectStore()

@@ -11,8 +11,7 @@ import pytest
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.config import method_config, templates
-from dpt_jax.model import PromptedCLIP, init_prompts
-from dpt_jax.prompts.text import context_tokens
+from dpt_jax.model import init_prompts
 from dpt_jax.training.losses import cross_entropy, divergence, text_distance
 from dpt_jax.training.optimizer import (
     Schedule,
@@ -21,10 +20,9 @@ from dpt_jax.training.optimizer import (
     learning_rates,
     make_optimizer,
 )
-from tests.helpers import make_clip
 from tests.helpers.golden import Golden, errors_in_norm, relative_error, worst
-from tests.helpers.models import apply, frozen_features, packed_prompts, prompt_shapes, total_loss
-from tests.helpers.published_cases import config_of, prompts_of
+from tests.helpers.models import apply, prompt_shapes
+from tests.helpers.published_cases import Case, prompts_of
 
 pytestmark = pytest.mark.compiles
 
@@ -32,77 +30,12 @@ LOGITS = 1e-5  # of the largest entry
 AFTER_TRAINING = 3e-5  # the same, of eight steps later
 GRADIENTS = 1e-4  # of the norm
 CASES = ("cocoop", "ivlp", "kgcoop", "maple", "promptsrc_all")
-PHOTO = "a photo of a"
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory):
-    """Return the CLIP of a golden file; files with the same CLIP share it."""
-
-    @functools.cache
-    def loaded(seed, sizes):
-        directory = tmp_path_factory.mktemp("clip")
-        make_clip.write(directory, seed=seed, **dict(sizes))
-        return load_clip(str(directory))
-
-    return lambda meta: loaded(meta["wseed"], tuple(sorted(meta["clip"].items())))
-
-
-class Case:
-    """One golden file, set up in this package, with one compiled function for all its numbers."""
-
-    def __init__(self, name, load) -> None:
-        self.golden = Golden(f"family/{name}")
-        self.meta = meta = self.golden.meta
-        clip = load(meta)
-        self.config = config_of(meta)
-        self.model = PromptedCLIP(clip.config, self.config)
-        self.clip, self.tokenizer = clip.params, clip.tokenizer
-        initial = meta["CTX_INIT"]  # KgCoOp's is a switch
-        words = context_tokens(PHOTO if initial is True else initial or "", clip.tokenizer)
-        self.packed = packed_prompts(
-            meta["classnames"],
-            clip.tokenizer,
-            self.config.text_length,
-            fixed=words[self.config.text_length :],
-        )
-        self.embedded = np.asarray(clip.params["text"]["token_embedding"])[words]
-        templates = meta.get("templates", [f"{PHOTO} {{}}."])
-        plain = [template.format(n) for template in templates for n in meta["classnames"]]
-        texts = frozen_features(self.model, clip.params, plain, clip.tokenizer)
-        # As they are, not normalised.
-        self.frozen = texts.reshape(len(templates), meta["C"], -1).mean(0)
-        self.target = self.frozen if self.config.has_consistency else None
-        self.prompts = prompts_of(self.golden.tensors("param"))
-        self.images = self.golden["image"].transpose(0, 2, 3, 1)
-        self.labels = self.golden["label"]
-        self._step = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
-
-    def step(self, prompts):
-        """Return (loss, (outputs, texts)), gradient."""
-        return self._step(prompts, self.clip)
-
-    def texts_of_images(self, prompts):
-        own = self.golden["image_features"]
-        own = own / np.linalg.norm(own, axis=-1, keepdims=True)
-
-        @jax.jit
-        def encode(clip, prompts):
-            method = "encode_text_for_images"
-            return apply(self.model, clip, prompts, self.packed, own, method=method)
-
-        return encode(self.clip, prompts)
-
-    def _loss(self, prompts, clip):
-        own = functools.partial(apply, self.model, clip, prompts)
-        texts = own(self.packed, self.frozen, target=self.target, method="texts")
-        outputs = own(self.images, texts)
-        return total_loss(self.model, outputs, self.labels, guidance=False), (outputs, texts)
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request, load) -> Case:
-    return Case(request.param, load)
+def case(request, golden_clip_dir) -> Case:
+    golden = Golden(f"family/{request.param}")
+    return Case(golden, load_clip(str(golden_clip_dir(golden.meta))))
 
 
 def test_tokens(case):
@@ -121,10 +54,6 @@ def test_initial_context_is_of_the_words(case):
     if not case.meta["start_noise"] and len(case.embedded):
         context = case.prompts["text"]["context"][0]
         np.testing.assert_array_equal(context, case.embedded[: len(context)])
-
-
-def settings_of_the_templates():
-    return templates(method_config("promptsrc", "dtd"), "loss.template")
 
 
 def terms_of(case, outputs):
@@ -147,7 +76,8 @@ def test_target_texts(case):
         assert relative_error(found, case.golden["frozen_text_features"]) < LOGITS
     elif case.config.has_consistency:
         assert relative_error(case.target, case.golden["fixed_embeddings"]) < LOGITS
-        assert settings_of_the_templates() == case.meta["templates"]
+        own = templates(method_config("promptsrc", "dtd"), "loss.template")
+        assert own == case.meta["templates"]
 
 
 def test_visual_tokens_that_are_made_of_the_text(case):
@@ -168,18 +98,19 @@ def test_numbers_at_the_start(case):
     golden = case.golden
     assert relative_error(outputs.logits, golden["logits"]) < LOGITS
     learned = texts.learned
+    own = normalize(golden["image_features"])
     if case.config.conditioned:
-        learned = case.texts_of_images(case.prompts)
+        encode = functools.partial(apply, case.model, method="encode_text_for_images")
+        learned = jax.jit(lambda *params: encode(*params, case.packed, own))(
+            case.clip, case.prompts
+        )
     assert relative_error(learned, golden["text_features"]) < LOGITS
-    own = golden["image_features"]
-    own = own / np.linalg.norm(own, axis=-1, keepdims=True)
     assert relative_error(outputs.features, own) < LOGITS
     assert total == pytest.approx(float(golden["loss"]), rel=1e-5)
     for name, term in terms_of(case, outputs).items():
         assert float(term) == pytest.approx(float(golden[name]), rel=1e-5), name
     if "zero_shot_features" in golden.arrays:
-        own = golden["zero_shot_features"]
-        own = own / np.linalg.norm(own, axis=-1, keepdims=True)
+        own = normalize(golden["zero_shot_features"])
         assert relative_error(outputs.zero_shot.features, own) < LOGITS
         assert relative_error(outputs.target_logits, golden["zero_shot_logits"]) < LOGITS
     errors = errors_in_norm(gradient, prompts_of(golden.tensors("grad")))

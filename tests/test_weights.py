@@ -20,7 +20,6 @@ from dpt_jax.prompts.weights import MATRICES, norms_of
 from dpt_jax.training.classifier import learning_rates as rates_of_classifier
 from dpt_jax.training.classifier import train_on_features
 from dpt_jax.training.optimizer import Schedule, learning_rates, make_optimizer
-from tests.helpers import make_clip
 from tests.helpers.golden import Golden, errors_in_norm, relative_error, worst
 from tests.helpers.models import apply, frozen_features, total_loss
 
@@ -66,11 +65,8 @@ def config_of(meta):
 class Case:
     """One golden file, set up in this package."""
 
-    def __init__(self, name, folder) -> None:
-        self.golden = Golden(f"heads/{name}")
-        meta = self.golden.meta
-        make_clip.write(folder, seed=meta["wseed"], **meta["clip"])
-        clip = load_clip(str(folder))
+    def __init__(self, golden, clip) -> None:
+        self.golden, meta = golden, golden.meta
         self.model = PromptedCLIP(clip.config, PromptConfig(meta["C"], weights=config_of(meta)))
         self.clip, self.tokenizer = clip.params, clip.tokenizer
         self.texts = self.encode(meta["classnames"])
@@ -112,8 +108,9 @@ ALL_NORMS = pytest.param("two_stage_all_norms", marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=["clip_lora", "two_stage", ALL_NORMS])
-def case(request, tmp_path_factory) -> Case:
-    return Case(request.param, tmp_path_factory.mktemp("clip"))
+def case(request, golden_clip_dir) -> Case:
+    golden = Golden(f"heads/{request.param}")
+    return Case(golden, load_clip(str(golden_clip_dir(golden.meta))))
 
 
 def test_start(case):

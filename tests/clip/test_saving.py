@@ -18,6 +18,7 @@ from tests.helpers.commands import refused
 from tests.helpers.object_store import put_folder
 from tests.helpers.weight_files import assert_same
 
+WEIGHTS = "model.safetensors"
 OWN = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", "squash")
 
 
@@ -67,9 +68,6 @@ def test_missing_keys_have_the_defaults_of_transformers(tmp_path):
     ours = read_transformers(file).config
     file.write_text(json.dumps(CLIPConfig().to_dict()))
     assert read_transformers(file).config == ours
-
-
-WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture

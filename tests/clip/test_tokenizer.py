@@ -77,41 +77,33 @@ def test_openais_vocabulary_is_only_for_models_of_its_size(tmp_path):
     refused(str(SIZE), load_tokenizer, epath.Path(tmp_path), SIZE)
 
 
-@pytest.mark.parametrize("missing", PLAIN_FILES)
-def test_half_a_vocabulary(folder, missing):
-    (folder / missing).unlink()
-    refused(str(folder), load_tokenizer, folder, SIZE)
+def with_ids(**ids):
+    return lambda text: json.dumps({**json.loads(text), **ids})
+
+
+def without_id(token):
+    return lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != token})
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("name", "damage"),
     [
-        lambda text: text[: len(text) // 2],
-        lambda text: "\n".join(text.split("\n")[:3000]),
-        lambda text: "<html>\n<body>404 not found</body>\n",
-        lambda text: "version https://git-lfs.github.com/spec/v1\n",
+        *((name, None) for name in PLAIN_FILES),
+        ("merges.txt", lambda text: text[: len(text) // 2]),
+        ("merges.txt", lambda text: "\n".join(text.split("\n")[:3000])),
+        ("merges.txt", lambda text: "<html>\n<body>404 not found</body>\n"),
+        ("merges.txt", lambda text: "version https://git-lfs.github.com/spec/v1\n"),
+        *(("vocab.json", without_id(token)) for token in (START, "th")),
+        ("vocab.json", with_ids(**{START: 4511})),
+        ("vocab.json", with_ids(**{"!": 4514})),
+        ("vocab.json", with_ids(**{"!": LAST, END: 0})),
     ],
 )
-def test_damaged_merges(folder, damage):
-    file = folder / "merges.txt"
-    file.write_text(damage(file.read_text(encoding="utf-8")), encoding="utf-8")
-    refused(str(folder), load_tokenizer, folder, SIZE)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda ids: ids.pop(START),
-        lambda ids: ids.pop("th"),
-        lambda ids: ids.update({START: 4511}),
-        lambda ids: ids.update({"!": 4514}),
-        lambda ids: ids.update({"!": LAST, END: 0}),
-    ],
-)
-def test_damaged_vocabulary(folder, change):
-    ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    change(ids)
-    (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+def test_a_missing_or_damaged_file_is_named(folder, name, damage):
+    text = (folder / name).read_text(encoding="utf-8")
+    (folder / name).unlink()
+    if damage:
+        (folder / name).write_text(damage(text), encoding="utf-8")
     refused(str(folder), load_tokenizer, folder, SIZE)
 
 

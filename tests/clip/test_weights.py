@@ -1,56 +1,67 @@
-"""Every format of weights gives the same CLIP."""
+"""Every format of weights gives the same CLIP; others are refused by name, and none is run."""
 
+import json
+import os
+import re
 import shutil
+import time
 
 import flax.traverse_util
 import jax
 import numpy as np
 import pytest
 import torch
+from etils import epath
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPModel
 
+from dpt_jax.clip.config import OPENAI_MODELS
 from dpt_jax.clip.layouts import tensors_of
-from dpt_jax.clip.model import param_shapes
-from dpt_jax.clip.pretrained import BUNDLED, load_clip
+from dpt_jax.clip.pretrained import BUNDLED, load_clip, locate, recognise
 from tests.helpers.commands import refused
-from tests.helpers.weight_files import assert_same, torch_state, write_shards
+from tests.helpers.weight_files import (
+    assert_same,
+    tokenizer_json,
+    torch_bytes,
+    torch_state,
+    write_shards,
+)
+
+TINY = BUNDLED / "tiny-clip"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
+# What OpenAI's archives hold besides the weights.
+MARKS = {"input_resolution": 16, "context_length": 77, "vocab_size": 49408}
 
 
-def test_parameters_are_the_tree_that_the_model_expects(expected):
-    shapes = jax.tree.map(lambda x: x.shape, expected.params)
-    assert shapes == jax.tree.map(lambda x: x.shape, param_shapes(expected.config))
+@pytest.fixture(scope="session")
+def tensors(source):
+    """Weights under transformers' names."""
+    return load_file(source / "model.safetensors")
 
 
-def test_pytorch_file_with_old_index_buffers(copy, source, expected):
-    tensors = torch_state(load_file(source / "model.safetensors"))
-    tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    torch.save(tensors, copy / "pytorch_model.bin")
+def test_pytorch_file_with_old_index_buffers(copy, tensors, expected):
+    buffer = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+    torch.save(torch_state(tensors) | buffer, copy / "pytorch_model.bin")
     assert_same(load_clip(str(copy)), expected)
 
 
-def test_single_weight_file(source, expected):
-    assert_same(load_clip(str(source / "model.safetensors")), expected)
-
-
-def test_prefix_of_several_devices(copy, source, expected):
-    tensors = load_file(source / "model.safetensors")
+def test_prefix_of_several_devices(copy, tensors, expected):
     save_file({f"module.{k}": v for k, v in tensors.items()}, copy / "model.safetensors")
     assert_same(load_clip(str(copy)), expected)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
-def test_sharded_weights(copy, source, expected, ending):
-    index = write_shards(copy, load_file(source / "model.safetensors"), ending)
-    assert_same(load_clip(str(copy)), expected)
-    assert_same(load_clip(str(index)), expected)
+def test_sharded_weights(copy, tensors, expected, ending):
+    index = write_shards(copy, tensors, ending)
+    for whole in (copy, index):
+        assert_same(load_clip(str(whole)), expected)
     refused("model-00001-of-00002", load_clip, str(copy / f"model-00001-of-00002.{ending}"))
 
 
-def test_half_precision_file(copy, source, expected):
-    halves = {k: v.astype(np.float16) for k, v in load_file(source / "model.safetensors").items()}
-    save_file(halves, copy / "model.safetensors")
+def test_half_precision_file(copy, tensors, expected):
+    save_file({k: v.astype(np.float16) for k, v in tensors.items()}, copy / "model.safetensors")
     clip = load_clip(str(copy))
     assert {x.dtype for x in jax.tree.leaves(clip.params)} == {np.dtype(np.float32)}
     jax.tree.map(
@@ -64,28 +75,214 @@ def test_bfloat16_keeps_layer_norm_and_temperature_in_float32(source, expected):
     clip = load_clip(str(source), jax.numpy.bfloat16)
     assert clip.digest == expected.digest
     flat = flax.traverse_util.flatten_dict(clip.params, sep="/")
-    assert {name for name, x in flat.items() if x.dtype == np.float32} == {
-        name for name in flat if "/ln_" in name or name == "logit_scale"
-    }
+    whole = {name for name in flat if "/ln_" in name or name == "logit_scale"}
+    assert {name for name, x in flat.items() if x.dtype == np.float32} == whole
 
 
 def test_hub_id_from_the_local_cache(source, expected, tmp_path, monkeypatch):
     """As on a machine without network that has downloaded the model before."""
-    snapshot = tmp_path / "models--someone--tiny" / "snapshots" / "0123"
-    shutil.copytree(source, snapshot)
-    (snapshot.parent.parent / "refs").mkdir()
-    (snapshot.parent.parent / "refs" / "main").write_text("0123")
+    model = tmp_path / "models--someone--tiny"
+    shutil.copytree(source, model / "snapshots" / "0123")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0123")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert_same(load_clip("someone/tiny"), expected)
     refused("someone/else", load_clip, "someone/else")
 
 
+def test_without_a_network_one_attempt_is_made_and_what_helps_is_named(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits to try again"))
+    refused(r"mine/clip.*tiny-clip.*hf download mine/clip", locate, "mine/clip")
+    refused("openai/clip-vit-base-patch16", locate, "ViT-B/16")
+
+
+@pytest.mark.parametrize("name", ["ViT-H-14", "RN50", "hf-hub:laion/some-clip", "no/file.pt", " "])
+def test_name_that_is_neither_a_path_nor_an_id(name):
+    refused(rf"{name} is neither", load_clip, name)
+
+
 def test_bundled_model_loads_in_transformers_too():
     """The tiny CLIP is an ordinary model directory, not one for this project only."""
-    state = CLIPModel.from_pretrained(BUNDLED / "tiny-clip").state_dict()
+    state = CLIPModel.from_pretrained(TINY).state_dict()
     ours = load_clip("tiny-clip")
     tensors = tensors_of(ours.params, ours.config)
     assert sorted(state) == sorted(tensors)
     for name, value in state.items():
         np.testing.assert_array_equal(value.float().numpy(), tensors[name])
+
+
+@pytest.mark.parametrize("kind", ["archive", "checkpoint"])
+def test_sizes_and_activation_are_not_guessed(openai, source, expected, tmp_path, kind):
+    """Only those of OpenAI's own models are known. Other archives and training checkpoints, whose
+    tensors look alike, need their configuration.
+    """
+    whole = {**torch_state(openai), **{k: torch.tensor(v) for k, v in MARKS.items()}}
+    if kind == "checkpoint":
+        state = {f"module.{name}": value for name, value in torch_state(openai).items()}
+        optimizer = {"state": {}, "param_groups": []}
+        whole = {"epoch": 2, "name": "run", "state_dict": state, "optimizer": optimizer}
+    file = tmp_path / "tiny.pt"
+    torch.save(whole, file)
+    refused(file.name, load_clip, str(file))
+    shutil.copy(source / "config.json", tmp_path)
+    assert_same(load_clip(str(file)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "text_width", "patch", "positions"),
+    [
+        ("ViT-B/32", 768, 512, 32, 50),
+        ("ViT-B/16", 768, 512, 16, 197),
+        ("ViT-L/14", 1024, 768, 14, 257),
+        ("ViT-L/14@336px", 1024, 768, 14, 577),
+    ],
+)
+def test_openai_archive_is_known_by_its_sizes(name, width, text_width, patch, positions):
+    """Only shapes matter, so arrays without memory stand for the weights."""
+    shapes = {
+        "visual.conv1.weight": (width, 3, patch, patch),
+        "visual.positional_embedding": (positions, width),
+        "token_embedding.weight": (49408, text_width),
+        **dict.fromkeys(MARKS, ()),
+    }
+    tensors = {n: np.broadcast_to(np.float32(0), shape) for n, shape in shapes.items()}
+    config = recognise(tensors, epath.Path("x.pt"))
+    assert config == OPENAI_MODELS[name]
+    assert (config.vision.heads, config.text.heads) == (width // 64, text_width // 64)
+
+
+def test_openai_archive_is_read_without_running_it(openai, source, expected, tmp_path):
+    """As OpenAI publishes them: a TorchScript program whose modules hold the weights."""
+
+    class Part(torch.nn.Module):
+        pass
+
+    root = Part()
+    for name, value in openai.items():
+        *path, leaf = name.split(".")
+        node = root
+        for step in path:
+            if step not in dict(node.named_children()):
+                node.add_module(step, Part())
+            node = getattr(node, step)
+        node.register_parameter(leaf, torch.nn.Parameter(torch.tensor(value)))
+    file = tmp_path / "tiny.pt"
+    torch.jit.save(torch.jit.script(root), str(file))
+    shutil.copy(source / "config.json", tmp_path)
+    assert_same(load_clip(str(file)), expected)
+
+
+class Trap:
+    """Unpickling this runs a program."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_pickled_program_is_not_run(copy, tmp_path):
+    target = tmp_path / "trapped"
+    (copy / "pytorch_model.bin").write_bytes(torch_bytes({"logit_scale": Trap(str(target))}))
+    refused(r"pytorch_model\.bin", load_clip, str(copy))
+    assert not target.exists()
+
+
+def test_shards_that_are_not_what_the_index_says(copy, tensors):
+    index = write_shards(copy, tensors)
+    whole = index.read_text()
+    for places in ({"logit_scale": "../../x.safetensors"}, {"logit_scale": 3}, {}, []):
+        index.write_text(json.dumps({"weight_map": places}))
+        refused(str(index), load_clip, str(copy))
+    index.write_text(whole)
+    (copy / "model-00002-of-00002.safetensors").unlink()
+    refused("model-00002-of-00002", load_clip, str(copy))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>", "HTML"),
+    ],
+)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_file_that_is_another_thing_is_named(copy, name, data, says):
+    (copy / name).write_bytes(data)
+    refused(rf"{copy / name}.*{says}", load_clip, str(copy))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("kept", [100, 200_000])
+def test_truncated_file_is_named(copy, source, tensors, name, kept):
+    safe = name == "model.safetensors"
+    whole = (source / name).read_bytes() if safe else torch_bytes(torch_state(tensors))
+    (copy / name).write_bytes(whole[:kept])
+    refused(str(copy / name), load_clip, str(copy))
+
+
+@pytest.mark.parametrize(
+    "name", ["logit_bias", "visual.attn_pool.query", "visual.transformer.resblocks.0.attn.lora_A"]
+)
+def test_tensor_of_another_model_is_named(copy, openai, name):
+    save_file({**openai, name: np.zeros(3, np.float32)}, copy / "open_clip_model.safetensors")
+    refused(name, load_clip, str(copy))
+
+
+CHANGES = {
+    "missing": lambda name, value: {},
+    "shape": lambda name, value: {name: np.zeros((3, 5), np.float32)},
+    "surplus": lambda name, value: {name: value, f"{name}.more": np.zeros(3, np.float32)},
+    "integers": lambda name, value: {name: np.zeros(value.shape, np.int64)},
+    "nan": lambda name, value: {name: np.full(value.shape, np.nan, np.float32)},
+}
+
+
+def changed(tensors, name, how):
+    return {k: v for k, v in tensors.items() if k != name} | CHANGES[how](name, tensors[name])
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_tensor_that_does_not_fit_is_named(copy, source, tensors, openai, tmp_path, how):
+    save_file(changed(tensors, FC1, how), copy / "model.safetensors")
+    named = "mlp_in/kernel" if how == "nan" else FC1
+    refused(rf"{copy / 'model.safetensors'}.*{named}", load_clip, str(copy))
+
+    name = "visual.transformer.resblocks.1.attn.out_proj.weight"
+    torch.save(torch_state(changed(openai, name, how)), tmp_path / "tiny.pt")
+    shutil.copy(source / "config.json", tmp_path)
+    named = "out/kernel" if how == "nan" else name
+    refused(rf"{tmp_path / 'tiny.pt'}.*{named}", load_clip, str(tmp_path / "tiny.pt"))
+
+
+def test_folder_without_weights_or_sizes(copy, source, tmp_path):
+    refused(str(copy), load_clip, str(copy))
+    shutil.copy(source / "model.safetensors", tmp_path)
+    refused(r"config\.json is missing", load_clip, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        (None, "model_type", "siglip"),
+        (None, "projection_dim", None),
+        ("vision_config", "image_size", [64, 32]),
+        ("text_config", "num_attention_heads", "2"),
+        ("vision_config", "hidden_act", "relu"),
+    ],
+)
+def test_value_of_a_configuration_that_is_not_supported_is_named(tmp_path, part, key, value):
+    """In a folder with all files that transformers' layout has."""
+    shutil.copy(TINY / "preprocessor_config.json", tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(TINY)), encoding="utf-8")
+    write_shards(tmp_path, load_file(TINY / "model.safetensors"))
+    raw = json.loads((TINY / "config.json").read_text())
+    (raw[part] if part else raw)[key] = value
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(raw))
+    refused(rf"{file}.*{re.escape(repr(value))}", load_clip, str(tmp_path))

@@ -1,6 +1,5 @@
 """Checkpoint folders of the published code are converted to workdirs, and back."""
 
-import functools
 import shutil
 
 import numpy as np
@@ -15,7 +14,6 @@ from dpt_jax.convert.reference import convert_reference, reverse_reference
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.workdir import load_config, save_config
-from tests.helpers import make_clip
 from tests.helpers.commands import in_process, refused
 from tests.helpers.configs import small_config
 from tests.helpers.golden import SMALL, Golden, same_bytes
@@ -76,19 +74,6 @@ def write(folder, modules, others=(), epoch=EPOCH):
     return folder
 
 
-@pytest.fixture(scope="module")
-def clip_of(tmp_path_factory):
-    """Return the folder of a CLIP of the sizes of a golden file."""
-
-    @functools.cache
-    def written(sizes):
-        folder = tmp_path_factory.mktemp("clip")
-        make_clip.write(folder, **dict(sizes))
-        return folder
-
-    return lambda golden: written(tuple(golden.meta["clip"].items()))
-
-
 @pytest.fixture
 def config(clip_dir):
     return small_config(clip_dir)
@@ -99,7 +84,9 @@ CASES = ("coop", "coop, of each class", "cocoop", "kgcoop", "dpt", "dpt, all lay
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, clip_of, name):
+def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(
+    tmp_path, golden_clip_dir, name
+):
     """The method and its sizes are those of the tensors, although --config says DPT."""
     method = name.partition(",")[0]
     golden, modules = published(method)
@@ -109,7 +96,7 @@ def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, cl
         modules[CAVPT] = of_layers(modules[CAVPT], golden.meta["clip"]["vl"])
         modules[VISUAL] = {"ctx": np.zeros((0, 10, 128), np.float32)}
     theirs = write(tmp_path / "theirs", modules, OTHERS.get(method, ("token_prefix",)))
-    convert_reference(theirs, tmp_path / "w", small_config(clip_of(golden)), {})
+    convert_reference(theirs, tmp_path / "w", small_config(golden_clip_dir(golden.meta)), {})
     found, saved = load_config(tmp_path / "w"), load_newest(tmp_path / "w")
     assert found.method == saved.meta["method"] == method
     assert saved.step == EPOCH
@@ -127,12 +114,12 @@ def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(tmp_path, cl
         assert (tmp_path / "ours" / module / "checkpoint").read_text().startswith("model.pth.tar-")
 
 
-def test_promptsrc_is_known_by_its_frozen_tower_or_by_the_config(tmp_path, clip_of):
+def test_promptsrc_is_known_by_its_frozen_tower_or_by_the_config(tmp_path, golden_clip_dir):
     golden, modules = published("promptsrc")
     write(tmp_path / "joint", modules)
     for method, loss in (("promptsrc", 25.0), ("ivlp", 0.0)):
         named = method_config(method, "folder")
-        named.clip.weights = str(clip_of(golden))
+        named.clip.weights = str(golden_clip_dir(golden.meta))
         convert_reference(tmp_path / "joint", tmp_path / method, named, {})
         found = load_config(tmp_path / method)
         assert (found.method, found.loss.text_consistency) == (method, loss)
@@ -197,13 +184,13 @@ def zeros(*shape):
     ],
 )  # fmt: skip
 def test_tensors_that_are_missing_unknown_or_of_other_shapes(
-    tmp_path, clip_of, method, module, name, value, named
+    tmp_path, golden_clip_dir, method, module, name, value, named
 ):
     """Nothing is converted in part: CoCoOp's file has all that CoOp's has."""
     golden, modules = published(method)
     tensors = {key: x for key, x in {**modules[module], name: value}.items() if x is not None}
     write(tmp_path / "theirs", {module: tensors})
-    config = small_config(clip_of(golden), coop)
+    config = small_config(golden_clip_dir(golden.meta), coop)
     refused(named, convert_reference, tmp_path / "theirs", tmp_path / "w", config, {})
     assert not (tmp_path / "w").exists()
 

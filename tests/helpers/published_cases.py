@@ -1,7 +1,19 @@
 """Parts and prompts of the published code's golden files, in the form of this package."""
 
+import functools
+
+import jax
+import numpy as np
+
+from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.convert.published import CAVPT, COUPLED, JOINT, TEXT, VISUAL, prompts_from_published
+from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.config import Consistency, PromptConfig
+from dpt_jax.prompts.text import context_tokens
+from tests.helpers.golden import Golden
+from tests.helpers.models import apply, frozen_features, packed_prompts, total_loss
+
+PHOTO = "a photo of a"
 
 
 def prompts_of(tensors):
@@ -49,3 +61,42 @@ def config_of(meta):
         text, image = meta["TEXT_LOSS_WEIGHT"], meta["IMAGE_LOSS_WEIGHT"]
         own["consistency"] = Consistency(text, "l1", image, logits=1.0)
     return PromptConfig(classes=meta["C"], **own)
+
+
+class Case:
+    """One golden file, set up in this package, with one compiled function for all its numbers."""
+
+    def __init__(self, golden: Golden, clip: Pretrained) -> None:
+        self.golden = golden
+        self.meta = meta = golden.meta
+        self.config = config_of(meta)
+        self.model = PromptedCLIP(clip.config, self.config)
+        self.clip = clip.params
+        initial = meta.get("CTX_INIT")  # KgCoOp's is a switch
+        words = context_tokens(PHOTO if initial is True else initial or "", clip.tokenizer)
+        length, names = self.config.text_length, meta["classnames"]
+        place = meta.get("position", "end"), self.config.class_specific
+        self.packed = packed_prompts(names, clip.tokenizer, length, *place, fixed=words[length:])
+        self.embedded = np.asarray(clip.params["text"]["token_embedding"])[words]
+        templates = meta.get("templates", [f"{PHOTO} {{}}."])
+        plain = [template.format(name) for template in templates for name in names]
+        texts = frozen_features(self.model, clip.params, plain, clip.tokenizer)
+        # As they are, not normalised.
+        self.frozen = texts.reshape(len(templates), len(names), -1).mean(0)
+        self.target = self.frozen if self.config.has_consistency else None
+        self.prompts = prompts_of(golden.tensors("param"))
+        self.images = golden["image"].transpose(0, 2, 3, 1)
+        self.labels = golden["label"]
+        self._step = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
+
+    def step(self, prompts, guided=False):
+        """Return (loss, (outputs, texts)), gradient.  guided: as in DPT's first epochs."""
+        return self._step(prompts, self.clip, guided)
+
+    def _loss(self, prompts, clip, guided):
+        own = functools.partial(apply, self.model, clip, prompts)
+        texts = own(self.packed, self.frozen, target=self.target, method="texts")
+        outputs = own(self.images, texts)
+        alpha, guidance = self.meta.get("alpha", 0.0), self.meta["kind"] in ("DPT", "CoOp")
+        own = {"guided": guided, "alpha": alpha, "guidance": guidance}
+        return total_loss(self.model, outputs, self.labels, **own), (outputs, texts)

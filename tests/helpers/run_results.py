@@ -2,47 +2,36 @@
 
 import json
 
+CALIBRATION = {"ece": 0.1, "bins": [{"images": 50, "confidence": 0.6, "accuracy": 0.5}]}
+RESULTS = {"classes": "all", "shots": 1, "seed": 1, "selection": "none", "task": "", "n": 50,
+           "unreadable": 0, "parameters": None, "per_class": {}, "zero_shot_accuracy": 0.3,
+           "calibration": CALIBRATION, "zero_shot_calibration": CALIBRATION}  # fmt: skip
 
-def write(
-    folder,
-    method,
-    accuracy,
-    *,
-    dataset="dtd",
-    shots=1,
-    seed=1,
-    classes="all",
-    trained=("dtd", "all"),
-    of=None,
-    **more,
-):
-    """A results.json; accuracy in percent."""
-    trained_on = dict(zip(("dataset", "classes"), trained, strict=True))
-    calibration = {"ece": 0.1, "bins": [{"images": 50, "confidence": 0.6, "accuracy": 0.5}]}
+
+def write(folder, method, accuracy, *, dataset="dtd", trained="", of=None, **more):
+    """A results.json of prompts of this dataset, or of `trained`; accuracy in percent."""
+    trained = None if method == "zeroshot" else trained or dataset
+    half = "all" if more.get("classes", "all") == "all" else "base"
     results = {
+        **RESULTS,
         "method": method,
         "dataset": dataset,
-        "classes": classes,
-        "shots": shots,
-        "seed": seed,
-        "selection": "none",
-        "task": "",
-        "parameters": None,
-        "n": 50,
-        "unreadable": 0,
         "accuracy": accuracy / 100,
         "balanced_accuracy": accuracy / 100,
         "macro_f1": accuracy / 200,
-        "zero_shot_accuracy": 0.3,
-        "calibration": calibration,
-        "zero_shot_calibration": calibration,
-        "trained_on": None if method == "zeroshot" else trained_on,
-        "per_class": {},
-        "of": of or origin(dataset, None if method == "zeroshot" else trained[0]),
+        "trained_on": trained and {"dataset": trained, "classes": half},
+        "of": of or origin(dataset, trained),
         **more,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results))
+
+
+def write_seeds(folder, method, accuracies, dataset="dtd", **more):
+    """The same for seeds 1, 2 and so on."""
+    for seed, accuracy in enumerate(accuracies, 1):
+        name = f"{method}-{dataset}-{more.get('classes')}-{seed}"
+        write(folder / name, method, accuracy, dataset=dataset, seed=seed, **more)
 
 
 def origin(name, trained_on, **more):

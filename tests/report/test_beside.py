@@ -8,7 +8,7 @@ from dpt_jax.io import as_path
 from dpt_jax.report.published import AVERAGE, read_published
 from dpt_jax.report.runs import report_folder
 from tests.helpers.commands import ROOT, command_refused, in_process, refused
-from tests.helpers.run_results import rows_of, write
+from tests.helpers.run_results import rows_of, write, write_seeds
 
 SHIPPED = ROOT / "dpt_jax" / "assets" / "published_vit_b16.csv"
 
@@ -26,12 +26,9 @@ def runs(tmp_path):
     folder = tmp_path / "runs"
     for dataset, more in (("dtd", 0), ("caltech101", 10)):
         write(folder / f"z{dataset}", "zeroshot", 40 + more, dataset=dataset)
-        for seed, accuracy in enumerate((50, 54, 58)):
-            write(folder / f"c{dataset}{seed}", "coop", accuracy + more, dataset=dataset,
-                  seed=seed, trained=(dataset, "all"))  # fmt: skip
+        write_seeds(folder, "coop", (50 + more, 54 + more, 58 + more), dataset)
     write(folder / "d", "dpt", 70, shots=16)
-    for seed in (1, 2):
-        write(folder / f"equal{seed}", "vlp", 70, seed=seed)
+    write_seeds(folder, "vlp", (70, 70))
     return folder
 
 
@@ -61,31 +58,25 @@ def test_differences_are_in_points_and_in_standard_errors_of_the_mean(runs):
 def test_the_average_needs_all_of_the_papers_datasets(runs):
     """Its standard error is that of a mean of eleven independent means."""
     line = f"coop,{AVERAGE},1,60,,"
-    text = report_folder_text(runs, line)
+    beside(runs, [line])
+    text = (runs / "report.md").read_text(encoding="utf-8")
     assert "1 of 1 published numbers have no run here; an average needs all 11" in text
     for dataset in PAPER_DATASETS:
-        for seed, accuracy in enumerate((50, 54, 58)):
-            write(runs / f"c{dataset}{seed}", "coop", accuracy, dataset=dataset,
-                  seed=seed, trained=(dataset, "all"))  # fmt: skip
-    text = report_folder_text(runs, line).partition("Average over 11 datasets: beside")[2]
+        write_seeds(runs, "coop", (50, 54, 58), dataset)
+    beside(runs, [line])
+    text = (runs / "report.md").read_text(encoding="utf-8")
+    text = text.partition("Average over 11 datasets: beside")[2]
     error = np.std([50, 54, 58], ddof=1) / np.sqrt(3) / np.sqrt(11)
     assert rows_of(text)[2:] == [
         ["CoOp", "1 shot", "54.00", "60.00", "-6.00", f"{-6 / error:+.1f}", "3"]
     ]
 
 
-def report_folder_text(folder, *lines):
-    beside(folder, lines)
-    return (folder / "report.md").read_text(encoding="utf-8")
-
-
 def test_base_to_new_has_the_harmonic_mean_of_both(tmp_path):
     folder = tmp_path / "runs"
     base, new = np.array([80.0, 82, 84]), np.array([70.0, 74, 72])
-    for seed in range(3):
-        for classes, accuracy in (("base", base[seed]), ("new", new[seed])):
-            write(folder / f"{classes}{seed}", "coop", accuracy, shots=16, seed=seed,
-                  classes=classes, trained=("dtd", "base"))  # fmt: skip
+    for classes, accuracies in (("base", base), ("new", new)):
+        write_seeds(folder, "coop", accuracies, classes=classes, shots=16)
     text = beside(folder, ["coop,dtd,16,75,new,", "coop,dtd,16,80,base,", "coop,dtd,16,60,,"])
     ours, theirs = 2 * 82 * 72 / 154, 2 * 80 * 75 / 155
     # The standard error by the derivative of the formula, with base and new of the same seeds.

@@ -23,8 +23,7 @@ def of(data="a" * 64, trained="", **more):
 
 
 def write_folder(folder, accuracy, *, seed=1, n=50, **more):
-    write(folder, "dpt", accuracy, dataset="folder", trained=("folder", "all"), seed=seed, n=n,
-          of=of(**more))  # fmt: skip
+    write(folder, "dpt", accuracy, dataset="folder", seed=seed, n=n, of=of(**more))
 
 
 def test_a_folder_is_called_by_its_name(tmp_path):
@@ -89,9 +88,8 @@ def test_kinds_of_selection_are_not_mixed_and_versions_are_named(tmp_path):
     write_folder(tmp_path / "a", 90)
     write_folder(tmp_path / "b", 80, seed=2, train_list="u")
     for seed, by in ((1, "support"), (2, "none")):
-        own = {"selection": by, "task": "flowers@12345678"}
-        write(tmp_path / by, "zslp", 70, dataset="folder", trained=("folder", "all"), seed=seed,
-              of=of(train_list=str(seed)), **own)  # fmt: skip
+        own = {"selection": by, "task": "flowers@12345678", "of": of(train_list=str(seed))}
+        write(tmp_path / by, "zslp", 70, dataset="folder", seed=seed, **own)
     text = report.report_folder(tmp_path)[0]
     assert [row[0] for row in rows_of(text)[2:]] == ["DPT"]
     assert "(none and support)" in text

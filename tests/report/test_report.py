@@ -10,14 +10,13 @@ from dpt_jax.methods import ROWS
 from dpt_jax.report import figures
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report import runs as report
-from tests.helpers.commands import in_process, refused
-from tests.helpers.run_results import rows_of, write
+from tests.helpers.commands import command_refused, in_process, refused
+from tests.helpers.run_results import rows_of, write, write_seeds
 
 
 def test_few_shot_table_is_mean_and_deviation_of_the_seeds(tmp_path):
     write(tmp_path / "z", "zeroshot", 40)
-    for seed, accuracy in ((1, 50), (2, 54), (3, 58)):
-        write(tmp_path / f"c{seed}", "coop", accuracy, seed=seed)
+    write_seeds(tmp_path, "coop", (50, 54, 58))
     write(tmp_path / "again", "coop", 58, seed=3)  # evaluated twice, one run
     write(tmp_path / "d", "dpt", 70, shots=16)
     text = report.report_folder(tmp_path)[0]
@@ -29,8 +28,7 @@ def test_few_shot_table_is_mean_and_deviation_of_the_seeds(tmp_path):
         ["CoOp", f"54.0 ± {deviation:.1f} (n=3)", ""],
         ["DPT", "", "70.0 (n=1)"],
     ]
-    with (tmp_path / "report.csv").open(encoding="utf-8") as file:
-        lines = {(line["method"], line["shots"]): line for line in csv.DictReader(file)}
+    lines = {(line["method"], line["shots"]): line for line in read_csv(tmp_path / "report.csv")}
     assert float(lines["coop", "1"]["accuracy_mean"]) == 0.54
     assert float(lines["coop", "1"]["accuracy_std"]) == pytest.approx(deviation / 100, abs=1e-5)
     assert (lines["coop", "1"]["seeds"], lines["dpt", "16"]["macro_f1_mean"]) == ("3", "0.35000")
@@ -41,8 +39,7 @@ def test_gains_are_of_the_same_seeds(tmp_path):
     """A seed that only one method has does not count, and one seed has no standard error."""
     write(tmp_path / "z", "zeroshot", 40)
     for method, accuracies in (("vpt", (50, 60, 70)), ("probe", (51, 63)), ("dpt", (80,))):
-        for seed, accuracy in enumerate(accuracies):
-            write(tmp_path / f"{method}{seed}", method, accuracy, seed=seed)
+        write_seeds(tmp_path, method, accuracies)
     text = report.report_folder(tmp_path)[0]
     over_zero_shot, over_vpt = text.partition("gain over zero-shot")[2].split("gain over VPT")
     error = np.std([10, 20, 30], ddof=1) / np.sqrt(3)
@@ -56,7 +53,7 @@ def test_gains_are_of_the_same_seeds(tmp_path):
 def test_average_is_over_datasets_that_have_all_run(tmp_path):
     for dataset, accuracy in (("dtd", 50), ("eurosat", 70)):
         write(tmp_path / f"z{dataset}", "zeroshot", accuracy - 10, dataset=dataset)
-        write(tmp_path / f"c{dataset}", "coop", accuracy, dataset=dataset, trained=(dataset, "all"))
+        write(tmp_path / f"c{dataset}", "coop", accuracy, dataset=dataset)
     write(tmp_path / "half", "vpt", 90, dataset="dtd")
     text = report.report_folder(tmp_path)[0]
     average = rows_of(text.partition("Average over 2 datasets")[2])
@@ -68,12 +65,11 @@ def test_average_is_over_datasets_that_have_all_run(tmp_path):
 
 def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
     for method, base, new in (("zeroshot", 60, 40), ("dpt", 80, 20)):
-        write(tmp_path / method, method, base, classes="base", trained=("dtd", "base"), shots=16)
-        write(tmp_path / method / "on", method, new, classes="new", trained=("dtd", "base"),
-              shots=16)  # fmt: skip
-    write(tmp_path / "unfinished", "coop", 70, classes="base", trained=("dtd", "base"))
+        write(tmp_path / method, method, base, classes="base", shots=16)
+        write(tmp_path / method / "on", method, new, classes="new", shots=16)
+    write(tmp_path / "unfinished", "coop", 70, classes="base")
     for half in ("base", "new"):  # prompts of another dataset are not in this table
-        write(tmp_path / half, "vpt", 99, classes=half, trained=("eurosat", "base"))
+        write(tmp_path / half, "vpt", 99, classes=half, trained="eurosat")
     text = report.report_folder(tmp_path)[0]
     assert rows_of(text)[2:] == [
         ["zero-shot", "", "60.0", "40.0", "48.0"],
@@ -85,8 +81,7 @@ def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
 def test_seeds_that_have_one_half_have_no_harmonic_mean(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "png", lambda figure: figure)
     for seed, classes in ((1, "base"), (2, "new")):
-        write(tmp_path / classes, "coop", 50, classes=classes, seed=seed, shots=-1,
-              trained=("dtd", "base"))  # fmt: skip
+        write(tmp_path / classes, "coop", 50, classes=classes, seed=seed, shots=-1)
     runs = dpt_jax.results(tmp_path)
     cells = report.base_and_new(runs.assign(accuracy=100 * runs.accuracy))
     (axes,) = figures.draw_halves(cells).axes
@@ -97,8 +92,7 @@ def test_seeds_that_have_one_half_have_no_harmonic_mean(tmp_path, monkeypatch):
 def test_transfer_table_has_source_targets_and_their_average(tmp_path):
     for dataset, zero_shot, tuned in (("imagenet", 60, 70), ("dtd", 40, 45), ("eurosat", 50, 65)):
         write(tmp_path / f"z{dataset}", "zeroshot", zero_shot, dataset=dataset)
-        write(tmp_path / f"d{dataset}", "dpt", tuned, dataset=dataset, shots=16,
-              trained=("imagenet", "all"))  # fmt: skip
+        write(tmp_path / f"d{dataset}", "dpt", tuned, dataset=dataset, shots=16, trained="imagenet")
     write(tmp_path / "c", "coop", 99, dataset="dtd")  # trained on dtd itself, so not in this table
     text = report.report_folder(tmp_path)[0].partition("From imagenet to other datasets")[2]
     assert rows_of(text) == [
@@ -141,9 +135,7 @@ def test_files_with_a_row_a_run_and_a_row_a_class(tmp_path):
 
 
 def test_latex(tmp_path):
-    for seed in (1, 2):
-        write(tmp_path / f"{seed}", "dpt", 50 + 2 * seed, seed=seed, dataset="a_b^2",
-              trained=("a_b^2", "all"))  # fmt: skip
+    write_seeds(tmp_path, "dpt", (52, 54), "a_b^2")
     done = in_process("report", tmp_path, "--latex")
     assert "report.tex" in done.stdout
     text = (tmp_path / "report.tex").read_text()
@@ -170,17 +162,13 @@ def test_one_run_is_reported_by_class(tmp_path):
     np.testing.assert_array_equal(
         run_report.confusion_matrix(CLASSES), [[75, 25, 0], [100, 0, 0], [0, 0, 0]]
     )
-    with (tmp_path / "report.csv").open(encoding="utf-8") as file:
-        assert [line["class"] for line in csv.DictReader(file)] == list(CLASSES)
+    assert [line["class"] for line in read_csv(tmp_path / "report.csv")] == list(CLASSES)
 
 
 def test_a_harmonic_mean_is_of_the_seeds_with_both_halves(tmp_path):
     """Its cell has their number."""
-    for seed, base, new in ((1, 80, 20), (2, 60, None)):
-        for classes, accuracy in (("base", base), ("new", new)):
-            if accuracy:
-                write(tmp_path / f"{classes}{seed}", "dpt", accuracy, classes=classes, seed=seed,
-                      trained=("dtd", "base"))  # fmt: skip
+    write_seeds(tmp_path, "dpt", (80, 60), classes="base")
+    write_seeds(tmp_path, "dpt", (20,), classes="new")
     text = report.report_folder(tmp_path)[0]
     assert rows_of(text)[2:] == [["DPT", "1", "70.0 ± 10.0 (n=2)", "20.0 (n=1)", "32.0 (n=1)"]]
 
@@ -191,10 +179,7 @@ def test_figures_are_drawn(tmp_path):
         for shots in (1, 2):
             write(tmp_path / "all" / f"{method}{shots}", method, 50 + shots, shots=shots)
     assert "report.png" in report.report_folder(tmp_path / "all")[1]
-    many = {
-        f"class {i}": {"n": 1, "accuracy": 1.0, "f1": 1.0, "predicted": {f"class {i}": 1}}
-        for i in range(70)
-    }
+    many = {f"class {i}": {**CLASSES["cat"], "predicted": {f"class {i}": 1}} for i in range(70)}
     for name, classes in (("few", CLASSES), ("many", many)):
         write(tmp_path / name, "dpt", 50, per_class=classes)
         assert "report.png" in run_report.report_run(tmp_path / name)[1]
@@ -208,7 +193,5 @@ def test_damaged_results_are_named(content, tmp_path):
 
 
 def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path):
-    for arguments, says in (([], "give one folder"), ([str(tmp_path / "no")], "is not a folder")):
-        done = in_process("report", *arguments, check=False)
-        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
-        assert says in done.stderr
+    command_refused("give one folder", "report")
+    command_refused("is not a folder", "report", tmp_path / "no")

@@ -1,8 +1,5 @@
 """The PyTorch baseline of the benchmarks computes what the published code does."""
 
-import functools
-import tempfile
-
 import jax
 import numpy as np
 import pytest
@@ -10,7 +7,6 @@ import torch
 import transformers
 
 from benchmarks.torch_twin import Twin
-from tests.helpers import make_clip
 from tests.helpers.golden import Golden, errors_in_norm, worst
 from tests.helpers.published_cases import config_of, prompts_of
 
@@ -36,14 +32,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-@functools.cache
-def clip_of(seed, sizes):
-    """Return the small CLIP of golden files in transformers.  sizes: pairs of name and number."""
-    with tempfile.TemporaryDirectory() as folder:
-        make_clip.write(folder, seed, **dict(sizes))
-        return transformers.CLIPModel.from_pretrained(folder).eval().requires_grad_(False)
-
-
 def fixed_texts(golden, model, clip):
     """Return Z and t̄ of a golden file, of unit length."""
     names = [f"a photo of a {name}." for name in golden.meta["classnames"]]
@@ -59,10 +47,11 @@ def fixed_texts(golden, model, clip):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_loss_and_gradient_are_those_of_the_published_code(case, clip):
+def test_loss_and_gradient_are_those_of_the_published_code(case, clip, golden_clip_dir):
     name, guided, suffix = CASES[case]
     golden = Golden(name)
-    model = clip_of(golden.meta["wseed"], tuple(golden.meta["clip"].items()))
+    model = transformers.CLIPModel.from_pretrained(golden_clip_dir(golden.meta)).eval()
+    model.requires_grad_(False)
     frozen, held = fixed_texts(golden, model, clip)
     config, alpha = config_of(golden.meta), golden.meta.get("alpha", 0.0)
     tokens = torch.tensor(golden["tokens"]).long()
