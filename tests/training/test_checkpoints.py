@@ -149,8 +149,8 @@ def test_files_that_cannot_be_opened_are_not_damage(copied, monkeypatch):
 
     before = files_of(copied)
     monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
-    with monkeypatch.context() as refused:
-        refused.setattr(type(copied), "read_bytes", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(copied), "read_bytes", refuse)
         refused(str(copied), resume, copied)
     assert files_of(copied) == before
 
