@@ -1,6 +1,11 @@
-"""Few-shot samples, the pixels of images, and the order of batches."""
+"""Few-shot samples: drawn, or listed by a run, a .jsonl split or CoOp's pickles, never run."""
 
+import json
+import os
+import pickle
 import random
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -10,9 +15,10 @@ from hypothesis import strategies as st
 from configs import dpt
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.records import Example
-from dpt_jax.data.sampling import few_shot, half_of_classes
+from dpt_jax.data.records import Dataset, Example, Files
+from dpt_jax.data.sampling import few_shot, half_of_classes, read_sample
 from dpt_jax.data.transforms import LEAST_AREA, RATIO, random_box
+from tests.helpers import coop_trees
 from tests.helpers.commands import refused
 from tests.helpers.golden import SMALL
 
@@ -111,3 +117,123 @@ def test_the_bundled_images_are_a_few_shot_task(name, classes, shots):
     contents = {(root / path).read_bytes() for path in images}
     assert len(contents) == len(images)  # no test image is used for training or selection
     assert (root / "NOTICE.md").exists()
+
+
+PATHS = ["images/a/1.jpg", "images/a/2.jpg", "images/b/1.jpg"]
+ELSEWHERE = [f"/their/data/caltech/{path}" for path in PATHS]
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A dataset of two classes, with a test image that is not to be trained on."""
+    train = [Example(path, int("/b/" in path)) for path in PATHS]
+    return Dataset(Files(tmp_path), ("a", "b"), train, [], [Example("images/b/9.jpg", 1)])
+
+
+@pytest.fixture
+def datum(monkeypatch):
+    """The class of the records, in the module of the code that pickles them."""
+
+    class Datum:
+        def __init__(self, path, label):
+            self._impath, self._label, self._domain, self._classname = path, label, 0, "abc"[label]
+
+    module = types.ModuleType("dassl.data.datasets.base_dataset")
+    Datum.__module__, Datum.__qualname__ = module.__name__, "Datum"
+    module.Datum = Datum
+    for name in ("dassl", "dassl.data", "dassl.data.datasets", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    return Datum
+
+
+def write(tmp_path, kind, datum, paths=ELSEWHERE, labels=(0, 0, 1)):
+    file = tmp_path / f"sample.{kind}"
+    records = [datum(path, label) for path, label in zip(paths, labels, strict=True)]
+    if kind == "pkl":
+        content = {"train": records, "val": records[:1]}
+        file.write_bytes(pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL))
+    elif kind == "jsonl":
+        file.write_text("".join(f"{json.dumps(vars(record))}\n" for record in records))
+    else:
+        file.write_text("".join(f"{path}\n" for path in paths))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["pkl", "jsonl", "txt"])
+def test_each_kind_of_file_gives_its_images_in_its_order(kind, whole, datum, tmp_path):
+    file = write(tmp_path, kind, datum, ELSEWHERE[::-1], (1, 0, 0))
+    assert read_sample(file, whole, 2) == whole.train[::-1]
+
+
+@pytest.mark.parametrize(
+    ("paths", "labels", "shots", "says"),
+    [
+        (["images/a/7.jpg"], (0,), 1, "images/a/7.jpg"),
+        (["images/b/9.jpg"], (1,), 1, "images/b/9.jpg"),
+        (PATHS[:1], (1,), 1, "label 1"),
+        (PATHS, (0, 0, 1), 1, "dataset.shots=2"),
+        ([], (), 1, "sample.pkl"),
+    ],
+)
+def test_a_sample_that_is_not_of_the_dataset_is_refused(
+    paths, labels, shots, says, whole, datum, tmp_path
+):
+    refused(says, read_sample, write(tmp_path, "pkl", datum, paths, labels), whole, shots)
+
+
+@pytest.mark.parametrize(("classes", "first"), [("all", 0), ("base", 0), ("new", 2)])
+def test_a_sample_is_halved_as_a_drawn_one_is(classes, first, tmp_path, datum):
+    """Of three classes two are base and one is new; the paths are another machine's."""
+    coop_trees.make("eurosat", tmp_path)
+    config = dpt.get_config("eurosat").dataset
+    config.root, config.shots, config.classes = str(tmp_path), 2, classes
+    drawn = load_dataset(config, seed=7)
+    config.classes = "all"
+    every = load_dataset(config, seed=7).train
+    paths, labels = [f"/their/data/{e.path}" for e in every], [e.label for e in every]
+    config.sample = str(write(tmp_path, "pkl", datum, paths, labels))
+    config.classes = classes
+    found = load_dataset(config, seed=1)
+    assert found.train == drawn.train
+    assert {example.label for example in found.train} == set(range(len(found.classnames)))
+    assert len(found.classnames) == {"all": 3, "base": 2, "new": 1}[classes]
+    assert (tmp_path / found.train[0].path).parent.name == ["AnnualCrop", "Forest", "SeaLake"][
+        first
+    ]
+
+
+class Runs:
+    """Runs a command if Python's own unpickler reads it."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+HOSTILE = {
+    "system": pickle.dumps({"train": [Runs(os.system, "touch hacked")]}),
+    "eval": pickle.dumps({"train": Runs(eval, "open('hacked', 'w')")}),
+    "getattr": b"cbuiltins\ngetattr\n(cos\nsystem\nX\x04\x00\x00\x00nametR.",
+    "memo": b"\x80\x02cos\nsystem\nq\x00]q\x01h\x00a.",
+    "cut": pickle.dumps({"train": []})[:-1],
+    "empty": b"",
+    "HTML": b"<!DOCTYPE html><html>404</html>",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickles_are_refused_and_nothing_of_them_is_run(name, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "shot_1-seed_1.pkl"
+    file.write_bytes(HOSTILE[name])
+    refused(r"shot_1-seed_1\.pkl", read_sample, file, whole, 1)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize("line", ["{", '{"_impath": 3, "_label": 0}', "\xe9"])
+def test_a_damaged_line_is_named(line, whole, tmp_path):
+    file = tmp_path / "sample.jsonl"
+    file.write_bytes(line.encode("latin-1"))
+    refused(r"sample\.jsonl", read_sample, file, whole, 1)

@@ -1,19 +1,40 @@
-"""`make soak`: many more kills and damages than in the quick tests."""
+"""`make soak`: more kills and damages than in the quick tests, a long run, and random histories.
 
+Every accuracy that a history shows is true, and the reported settings are those of the training.
+"""
+
+import contextlib
+import functools
+import json
 import os
 import pathlib
 import random
+import re
+import shutil
 import signal
+import tempfile
 import time
 
+import jax
+import numpy as np
 import pytest
+from etils import epath
 
+from configs import vlp
 from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.config import shots_in_words
+from dpt_jax.errors import UserError
+from dpt_jax.evaluation import evaluate as evaluation
+from dpt_jax.evaluation.results import RESULTS_FILE
+from dpt_jax.report import one_run
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
-from dpt_jax.training.checkpoints import load_newest
+from dpt_jax.training.checkpoints import FOLDER, load_newest
+from dpt_jax.training.metrics import MetricWriter
+from dpt_jax.training.process import EXIT_CODE
+from dpt_jax.training.workdir import CONFIG_FILE
 from tests.helpers.commands import in_process
-from tests.helpers.configs import small_config
+from tests.helpers.configs import small_config, small_flags
 from tests.helpers.faults import SETTINGS, Run, assert_same_end
 from tests.training.test_resume import LONG
 
@@ -66,3 +87,201 @@ def test_a_long_run_keeps_its_memory_and_files(clip_dir, tmp_path, monkeypatch):
     memory, files = zip(*seen, strict=True)
     assert max(memory[10:]) < 1.05 * max(memory[5:10])
     assert max(files[10:]) <= max(files[:10]) + 1  # a checkpoint may just be written
+
+
+SHOWN = re.compile(r"(\d+\.\d) % of (\d+) test images right")
+SOAK = range(100, 300)
+EVENTS = 8
+SIZES = {"text_prompt__length": 2, "visual_prompt__length": 2}
+# Settings of a training, which an evaluation cannot change.
+OPTIONS = {
+    "train.epochs": (2, 1, 3),
+    "seed": (1, 2),
+    "dataset.shots": (-1, 1, 2),
+    "train.text_lr": (0.3, 0.2),
+    "loss.alpha": (0.3, 0.1),
+}
+# What an evaluation may choose.
+OF_EVALUATION = {
+    "dataset.classes": ("all", "base"),
+    "dataset.template": ("a photo of a {}.", "{}"),
+    "eval.batch_size": (100, 5),
+}
+# The folder of the results on each choice of classes.
+PLACES = {"all": ".", "base": "on/folder-base"}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Load the backbone once for all commands, and draw no figures."""
+    monkeypatch.setattr(experiments, "load_clip", _load_once)
+    monkeypatch.setattr(one_run, "draw", lambda *_: {})
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(weights, dtype):
+    return load_clip(weights, dtype)
+
+
+class History:
+    """A run, the commands on it, and the outputs after each."""
+
+    def __init__(self, seed, folder, clip_dir, monkeypatch):
+        self.random, self.monkeypatch = random.Random(seed), monkeypatch
+        self.run, self.clip_dir, self.done = folder / "run", clip_dir, []
+        self._true: dict[tuple[str, str], tuple[float, int]] = {}
+        self.shown = 0
+        self.options = {key: values[0] for key, values in OPTIONS.items()}
+        self.trained: dict[str, dict[str, float]] = {}  # digest of prompts -> OPTIONS
+
+    def settings(self):
+        return [
+            *("--config=vlp:folder", f"--workdir={self.run}", *small_flags(self.clip_dir, **SIZES)),
+            *("--config.train.warmup_epochs=0", "--config.train.visual_lr=0.3"),
+        ]
+
+    def take(self):
+        """Run a random action, and check everything shown afterwards."""
+        choices = [self.train, self.train, self.train_and_stop]
+        if (self.run / FOLDER).exists():
+            choices += [self.evaluate, self.evaluate, self.lose_the_newest]
+        chosen = self.random.choice(choices)
+        self.done.append(chosen.__name__)
+        chosen()
+        self.check()
+
+    def train(self):
+        for key, values in OPTIONS.items():
+            if self.random.random() < 0.25:
+                self.options[key] = self.random.choice(values)
+        flags = flags_of(self.options) + self.random.choice([[], ["--allow_changes"]])
+        self.done[-1] += f" {' '.join(flags)}"
+        with self.labelling(self.options):
+            done = in_process("main.py", *self.settings(), *flags, check=False)
+        assert done.returncode in (0, 2, EXIT_CODE), done.stderr
+        if done.returncode == 0:
+            self.compare(done.stdout)
+
+    @contextlib.contextmanager
+    def labelling(self, options):
+        """Note the settings with which the checkpoints written meanwhile are trained."""
+
+        def written():
+            return {(each.name, each.stat().st_mtime_ns) for each in self.checkpoints()}
+
+        before = written()
+        yield
+        for name, _ in written() - before:
+            with tempfile.TemporaryDirectory() as alone:
+                shutil.copytree(self.run / FOLDER / name, pathlib.Path(alone) / FOLDER / name)
+                self.trained[load_newest(epath.Path(alone)).digest] = dict(options)
+
+    def checkpoints(self):
+        folder = self.run / FOLDER
+        steps = [one for one in folder.iterdir() if one.name.isdecimal()] if folder.exists() else []
+        return sorted(steps, key=lambda one: int(one.name))
+
+    def train_and_stop(self):
+        """With a signal in the first epoch that it trains."""
+        write = MetricWriter.write
+
+        def write_and_stop(writer, step, values):
+            write(writer, step, values)
+            signal.raise_signal(signal.SIGTERM)
+
+        with self.monkeypatch.context() as patch:
+            patch.setattr(MetricWriter, "write", write_and_stop)
+            self.train()
+
+    def evaluate(self):
+        """Perhaps with settings other than the training's, which are refused."""
+        own = self.trained[load_newest(epath.Path(self.run)).digest]
+        asked = {
+            key: self.random.choice(values)
+            for key, values in {**OPTIONS, **OF_EVALUATION}.items()
+            if self.random.random() < 0.2
+        }
+        self.done[-1] += f" {asked}"
+        files = [self.run / RESULTS_FILE, self.run / CONFIG_FILE]
+        before = [file.read_bytes() if file.exists() else b"" for file in files]
+        done = in_process(
+            "main.py", "--mode=eval", f"--workdir={self.run}", *flags_of(asked), check=False
+        )
+        if any(own.get(key, value) != value for key, value in asked.items()):
+            assert done.returncode == 2, self.done
+            assert before == [file.read_bytes() if file.exists() else b"" for file in files]
+            return
+        assert done.returncode == 0, done.stderr
+        classes = asked.get("dataset.classes", "all")
+        self.compare(done.stdout, classes)
+        results = json.loads((self.run / PLACES[classes] / RESULTS_FILE).read_text())
+        template = asked.get("dataset.template", results["of"]["template"])
+        assert results["of"]["template"] == template
+
+    def lose_the_newest(self):
+        if len(steps := self.checkpoints()) > 1:
+            shutil.rmtree(steps[-1])
+
+    def check(self):
+        """Compare all that reports say with a fresh evaluation."""
+        for classes, place in PLACES.items():
+            folder = self.run / place
+            if (folder / RESULTS_FILE).exists():
+                self.check_labels(json.loads((folder / RESULTS_FILE).read_text()))
+                try:
+                    text, _ = one_run.report_run(folder)
+                except UserError as reason:
+                    assert "evaluate again" in str(reason), reason
+                else:
+                    self.compare(text, classes)
+                    own = self.trained[load_newest(epath.Path(self.run)).digest]
+                    words = f"{shots_in_words(own['dataset.shots'])}, seed {own['seed']}"
+                    assert f"Trained on images, {words}" in text, self.done
+
+    def check_labels(self, results):
+        """Compare the settings in results with the command that trained the prompts."""
+        own = dict(self.trained[results["of"]["prompts"]])
+        assert results["method"] == "vlp"
+        assert results["trained_on"] == {"dataset": "folder", "classes": "all"}
+        assert (results["shots"], results["seed"]) == (own.pop("dataset.shots"), own.pop("seed"))
+        said = results["of"]["settings"]
+        assert {key: said[key] for key in own} == own, self.done
+        assert said["train.visual_lr"] == 0.3
+
+    def compare(self, text, classes="all"):
+        """Compare printed accuracies with those of the newest prompts."""
+        percent, images = SHOWN.search(text).groups()
+        accuracy, count = self.true(classes)
+        assert (percent, int(images)) == (f"{100 * accuracy:.1f}", count), self.done
+        self.shown += 1
+
+    def true(self, classes):
+        """Return the accuracy of the newest prompts, and the number of test images."""
+        saved = load_newest(epath.Path(self.run))
+        key = (saved.digest, classes)
+        if key not in self._true:
+            config = small_config(self.clip_dir, vlp, dataset__classes=classes, **SIZES)
+            experiment = experiments.prepare(config)
+            found = evaluation.predict(experiment, jax.tree.map(np.asarray, saved.prompts))
+            accuracy = float((found.logits.argmax(-1) == found.label).mean())
+            self._true[key] = accuracy, len(found.label)
+        return self._true[key]
+
+
+def flags_of(values):
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def test_two_hundred_histories(tmp_path, clip_dir, quick, monkeypatch, capsys):
+    shown = 0
+    for done, seed in enumerate(SOAK):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        history = History(seed, folder, clip_dir, monkeypatch)
+        for _ in range(EVENTS):
+            history.take()
+        shown += history.shown
+        shutil.rmtree(folder)
+        with capsys.disabled():
+            print(f"\r{done + 1} histories: {shown} accuracies shown, all true", end="")
+    assert shown > len(SOAK)

@@ -1,4 +1,4 @@
-"""The prompted model against the towers written out, and a context that depends on the image."""
+"""The model and its shortcuts against the towers written out, and a context of each image."""
 
 import dataclasses
 import functools
@@ -10,19 +10,30 @@ import pytest
 
 import dpt_jax
 from configs import cocoop
+from dpt_jax.clip import packing
+from dpt_jax.clip.blocks import Block, attention_weights, deterministic_gather
+from dpt_jax.clip.config import TransformerConfig
+from dpt_jax.clip.model import CLIP
+from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import meta_net
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.meta_net import MetaNet
+from dpt_jax.prompts.text import plain_layout, prompted_texts
 from dpt_jax.training import setup
 from tests.helpers.commands import command_refused, refused
 from tests.helpers.configs import save_run, small_config
 from tests.helpers.models import apply, frozen_features, packed_prompts
 from tests.helpers.plain_towers import (
+    CLOSE,
     NAMES,
     normal,
     plain_prompted_tower,
+    plain_rows,
+    plain_text_features,
+    random_like,
     random_prompts,
+    triangle,
 )
 
 pytestmark = pytest.mark.compiles
@@ -138,3 +149,109 @@ def test_it_has_no_words_and_no_texts_of_its_own(clip, clip_dir, tmp_path):
     run = save_run(setup.prepare(small_config(clip_dir, cocoop), clip), tmp_path)
     command_refused("depends on the image, so it has no fixed words to explain", "explain", run)
     refused("a class has no text features of its own", dpt_jax.load(run).encode_text, ["dog"])
+
+
+@pytest.mark.parametrize(
+    ("position", "class_specific", "depth", "row"),
+    [
+        *(("end", True, 3, 30), ("end", False, 2, 12)),
+        *(("middle", False, 1, 64), ("front", False, 3, 30), ("front", True, 2, 12)),
+    ],
+)
+def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
+    """The shared beginning encoded once, own tokens packed in rows: as the written-out tower."""
+    monkeypatch.setattr(packing, "ROW_TOKENS", row)
+    length, width = 5, clip.config.text.width
+    own = (len(NAMES),) if class_specific else ()
+    context = jnp.asarray(normal(6, depth, *own, length, width, scale=0.3))
+    each = (
+        context
+        if class_specific
+        else jnp.broadcast_to(context[:, None], (depth, len(NAMES), length, width))
+    )
+    layout = packed_prompts(NAMES, clip.tokenizer, length, position, class_specific)
+    model = CLIP(clip.config)
+    actual = jax.jit(
+        lambda p: model.apply({"params": p}, method=lambda m: m.text(layout, context))
+    )(clip.params)
+    expected = plain_text_features(clip, plain_rows(clip, NAMES, length, position), each)
+    np.testing.assert_allclose(actual, expected, **CLOSE)
+
+
+def test_prefix_is_as_long_as_it_can_be(clip):
+    """The whole shared context is encoded once, but only if it is the same for all classes."""
+    assert len(packed_prompts(NAMES, clip.tokenizer, 16, "end").prefix_tokens) == 17
+    assert len(packed_prompts(NAMES, clip.tokenizer, 16, "middle").prefix_tokens) == 9
+    assert (
+        len(packed_prompts(NAMES, clip.tokenizer, 16, "end", class_specific=True).prefix_tokens)
+        == 1
+    )
+    assert (
+        len(plain_layout([f"a photo of a {n}." for n in NAMES], clip.tokenizer).prefix_tokens) == 5
+    )
+    assert packed_prompts(["dog"], clip.tokenizer, 4).tokens.shape == (1, 1)
+
+
+def test_classes_of_one_text_are_found(clip):
+    """CLIP ignores case; with a context of its own, each class has a different text."""
+    names = ["A", "b", "a", "sea_horse", "Sea Horse", "ab"]
+    found = [
+        packing.duplicates(prompted_texts(names, clip.tokenizer, 2, class_specific=specific))
+        for specific in (False, True)
+    ]
+    assert found == [[[0, 2], [3, 4]], []]
+
+
+def test_a_thousand_names_cost_what_their_tokens_cost(clip):
+    """Few tokens of ImageNet's packed names are padding, unlike the published 77 per class."""
+    layout = packed_prompts(imagenet_classnames(), clip.tokenizer, 16)
+    assert (layout.segment_ids >= 0).mean() > 0.95
+    assert layout.tokens.size < 0.1 * 77 * len(layout.eot_index)
+
+
+CONFIG = TransformerConfig(width=64, layers=1, heads=2, mlp_width=128)
+
+
+@pytest.fixture(scope="module")
+def block():
+    module = Block(CONFIG)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1, 64)))
+    params = random_like(shapes, seed=0, scale=0.2)
+    return jax.jit(
+        lambda *args, **kwargs: module.apply(params, *args, **kwargs), static_argnames="method"
+    )
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
+    """The weights, applied to values, give the fused result."""
+    query, key, value = normal(6, 2, 5, 2, 32), normal(7, 2, 5, 2, 32), normal(8, 2, 5, 2, 32)
+    mask = triangle(5) if masked else None
+    fused = jax.jit(jax.nn.dot_product_attention)(
+        query, key, value, mask=None if mask is None else mask[:, None]
+    )
+    weights = jax.jit(attention_weights)(query, key, mask)
+    np.testing.assert_allclose(np.einsum("bhqk,bkhd->bqhd", weights, value), fused, **CLOSE)
+    x, memory = normal(1, 2, 5, 64), normal(2, 1, 3, 64)
+    shown = block(x, memory, mask=mask, query=np.array([[4]]), method="attention")
+    assert shown.shape == (2, 2, 1, 8)
+    np.testing.assert_allclose(shown.sum(-1), 1, rtol=1e-5)
+
+
+def test_rows_that_are_taken_several_times_have_a_gradient_of_one_order():
+    """As indexing and its gradient, but with sums in a fixed order."""
+    table, numbers = jnp.asarray(normal(14, 5, 8)), jnp.array([[0, 3, 3], [3, 1, 0]])
+    weight = normal(15, 2, 3, 8)
+
+    def gradient(take):
+        return jax.jit(jax.grad(lambda table: (take(table, numbers) * weight).sum()))
+
+    def plain(table, numbers):
+        return table[numbers]
+
+    np.testing.assert_array_equal(deterministic_gather(table, numbers), plain(table, numbers))
+    np.testing.assert_allclose(
+        gradient(deterministic_gather)(table), gradient(plain)(table), **CLOSE
+    )
+    assert "scatter" in str(jax.make_jaxpr(gradient(plain))(table))
+    assert "scatter" not in str(jax.make_jaxpr(gradient(deterministic_gather))(table))
