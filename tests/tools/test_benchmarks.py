@@ -1,4 +1,4 @@
-"""The benchmarks' commands run, and their PyTorch baseline computes what the published code does."""
+"""Benchmarks: their commands run; the PyTorch baseline computes what the published code does."""
 
 import json
 

@@ -9,8 +9,8 @@ import pytest
 
 import dpt_jax
 from configs import coop, dpt, vlp, zeroshot
+from dpt_jax.clip.model import normalize
 from dpt_jax.data import records
-from dpt_jax.errors import UserError
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import load_newest
@@ -18,24 +18,29 @@ from dpt_jax.training.loop import train
 from dpt_jax.training.metrics import TIMES, read_metrics
 from dpt_jax.training.workdir import evaluation_config
 from tests.helpers.commands import assert_refused, in_process, refused
-from tests.helpers.configs import save_run, small_config
+from tests.helpers.configs import save_run, small_config, small_flags
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
 
 
-def make_config(clip_dir, method=dpt, **overrides):
-    """The settings of the shared run, and others."""
-    own = {"text_prompt__length": 4, "visual_prompt__length": 3, "cavpt__top_k": 3}
-    own |= {"train__epochs": 2, "dataset__shots": -1}
-    return small_config(clip_dir, method, **{**own, **overrides})
+OWN = {"text_prompt__length": 4, "visual_prompt__length": 3, "cavpt__top_k": 3}
+OWN |= {"train__epochs": 2, "dataset__shots": -1}
+
+
+@pytest.fixture(scope="module")
+def prepare(clip_dir, clip):
+    """Prepare the shared run, with another method or other settings."""
+
+    def prepared(method=dpt, **overrides):
+        return experiments.prepare(small_config(clip_dir, method, **{**OWN, **overrides}), clip)
+
+    return prepared
 
 
 @pytest.mark.parametrize("words", ["a xylophonists", "A PHOTO,_of a", "X X X X"])
-def test_initial_words_set_the_length_by_their_tokens(words, clip_dir, clip):
-    experiment = experiments.prepare(
-        make_config(clip_dir, text_prompt__init=words, text_prompt__length=2), clip
-    )
+def test_initial_words_set_the_length_by_their_tokens(words, prepare, clip):
+    experiment = prepare(text_prompt__init=words, text_prompt__length=2)
     ids = clip.tokenizer.encode(words.replace("_", " "))
     context = adoption.initial_prompts(experiment)["text"]["context"]
     np.testing.assert_array_equal(context[0], clip.params["text"]["token_embedding"][ids])
@@ -51,41 +56,34 @@ def test_initial_words_set_the_length_by_their_tokens(words, clip_dir, clip):
         ("a " * 80, "is 80 .*takes 77"),
     ],
 )
-def test_initial_words_that_cannot_be_are_refused(words, says, clip_dir, clip):
-    refused(says, experiments.prepare, make_config(clip_dir, text_prompt__init=words), clip)
+def test_initial_words_that_cannot_be_are_refused(words, says, prepare):
+    refused(says, prepare, text_prompt__init=words)
 
 
-def test_the_cache_of_one_run_does_not_bind_later_ones(clip_dir, clip):
+def test_the_cache_of_one_run_does_not_bind_later_ones(prepare):
     for gigabytes, limit in ((0.5, 500_000_000), (-1.0, records.cache.default)):
-        experiments.prepare(make_config(clip_dir, dataset__cache_gb=gigabytes), clip)
+        prepare(dataset__cache_gb=gigabytes)
         assert records.cache.limit == limit
 
 
-def test_several_templates_are_averaged_as_clip_does_it(clip_dir, clip):
+def test_several_templates_are_averaged_as_clip_does_it(prepare):
     """The mean of the normalised features; zero-shot normalises it again."""
 
     def texts(template):
-        experiment = experiments.prepare(
-            make_config(clip_dir, zeroshot, dataset__template=template), clip
-        )
-        return np.asarray(experiment.frozen.texts[0])
+        return prepare(zeroshot, dataset__template=template).frozen.texts[0]
 
-    one, other = texts("a photo of a {}."), texts("{} texture.")
-    expected = (
-        one / np.linalg.norm(one, axis=1)[:, None] + other / np.linalg.norm(other, axis=1)[:, None]
-    ) / 2
-    np.testing.assert_allclose(
-        texts("a photo of a {}.| {} texture."), expected, rtol=1e-5, atol=1e-6
-    )
+    expected = (normalize(texts("a photo of a {}.")) + normalize(texts("{} texture."))) / 2
+    found = texts("a photo of a {}.| {} texture.")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_every_prompt_is_trained_and_clip_is_not(trained, clip_dir, clip):
-    before = adoption.initial_prompts(experiments.prepare(make_config(clip_dir), clip))
+def test_every_prompt_is_trained_and_clip_is_not(trained, prepare):
+    before = adoption.initial_prompts(prepare())
     after = load_newest(trained).prompts
     assert jax.tree.structure(before) == jax.tree.structure(after)
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
     assert all(jax.tree.leaves(changed)), changed
-    other = adoption.initial_prompts(experiments.prepare(make_config(clip_dir, seed=2), clip))
+    other = adoption.initial_prompts(prepare(seed=2))
     assert (other["text"]["context"] != before["text"]["context"]).any()
 
 
@@ -101,16 +99,14 @@ def validated(tmp_path_factory):
 def test_the_best_epoch_is_kept(clip_dir, validated, tmp_path):
     """Also if the run was stopped; its accuracy is that of a run that ends at that epoch."""
 
-    settings = {
-        "clip.weights": clip_dir, "dataset.root": validated, "dataset.shots": -1,
-        "dataset.strict": False, "train.text_lr": 3.0, "train.augment": False,
-        "train.schedule_epochs": 8, "checkpoint.every_steps": 1, "checkpoint.keep": 9,
-    }  # fmt: skip
+    own = {"dataset__root": validated, "dataset__shots": -1, "dataset__strict": False}
+    own |= {"train__text_lr": 3.0, "train__augment": False, "train__schedule_epochs": 8}
+    own |= {"checkpoint__every_steps": 1, "checkpoint__keep": 9}
 
     def run(name, epochs, *flags):
-        flags = [*flags, *(f"--config.{key}={value}" for key, value in settings.items())]
-        done = in_process("main.py", "--config=coop:folder", f"--config.train.epochs={epochs}",
-                          f"--workdir={tmp_path / name}", *flags, check=False)  # fmt: skip
+        flags = [*flags, *small_flags(clip_dir, **own, train__epochs=epochs)]
+        flags.append(f"--workdir={tmp_path / name}")
+        done = in_process("main.py", "--config=coop:folder", *flags, check=False)
         assert done.returncode in (0, 2), done.stderr
         return done
 
@@ -124,9 +120,8 @@ def test_the_best_epoch_is_kept(clip_dir, validated, tmp_path):
     best = "--config.train.keep=best"
     run("best", 3, best)
     kept = load_newest(tmp_path / "best")
-    assert json.loads((tmp_path / "best" / "results.json").read_text())["accuracy"] == max(
-        accuracies
-    )
+    results = json.loads((tmp_path / "best" / "results.json").read_text())
+    assert results["accuracy"] == max(accuracies)
     assert kept.meta["best"]["epoch"] == 1 + int(np.argmax(accuracies))
     assert [one["val_accuracy"] for one in read_metrics(tmp_path / "best")] == accuracies
     assert run("best", 3, best).returncode == 0
@@ -162,8 +157,8 @@ def test_files_of_a_run(trained):
     assert 0 <= results["accuracy"] <= 1
 
 
-def test_bfloat16_trains_to_nearly_the_same(trained, clip_dir, clip, tmp_path):
-    found = train(experiments.prepare(make_config(clip_dir, dtype="bfloat16"), clip), tmp_path)
+def test_bfloat16_trains_to_nearly_the_same(trained, prepare, tmp_path):
+    found = train(prepare(dtype="bfloat16"), tmp_path)
     assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype(np.float32)}
     expected = load_newest(trained).prompts
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), found, expected)
@@ -180,52 +175,44 @@ def three_classes(tmp_path):
 
 
 def test_training_on_other_classes_starts_the_classifier_anew(
-    trained, clip_dir, clip, three_classes, capsys
+    trained, prepare, three_classes, capsys
 ):
-    config = make_config(clip_dir, dataset__root=str(three_classes), init_from=str(trained))
-    prompts, saved = (
-        adoption.initial_prompts(experiments.prepare(config, clip)),
-        load_newest(trained).prompts,
-    )
+    experiment = prepare(dataset__root=str(three_classes), init_from=str(trained))
+    prompts, saved = adoption.initial_prompts(experiment), load_newest(trained).prompts
     assert prompts["cavpt"]["classifier"]["kernel"].shape[-1] == 3
     assert "auxiliary classifier starts fresh" in capsys.readouterr().out
     for part in ("text", "visual"):
         jax.tree.map(np.testing.assert_array_equal, prompts[part], saved[part])
-    np.testing.assert_array_equal(
-        prompts["cavpt"]["query"]["kernel"], saved["cavpt"]["query"]["kernel"]
-    )
+    queries = (tree["cavpt"]["query"]["kernel"] for tree in (prompts, saved))
+    np.testing.assert_array_equal(*queries)
 
 
 def test_class_specific_context_is_refused_for_other_classes(
-    clip_dir, clip, three_classes, tmp_path
+    prepare, clip, three_classes, tmp_path
 ):
-    own = make_config(clip_dir, coop, text_prompt__class_specific=True)
-    workdir = save_run(experiments.prepare(own, clip), tmp_path / "coop")
-    config = evaluation_config(
-        coop.get_config(), {"dataset.root": str(three_classes)}, False, workdir
-    )
+    workdir = save_run(prepare(coop, text_prompt__class_specific=True), tmp_path / "coop")
+    other = {"dataset.root": str(three_classes)}
+    config = evaluation_config(coop.get_config(), other, False, workdir)
     refused("class_specific", adoption.saved_prompts, experiments.prepare(config, clip), workdir)
 
 
-def test_a_part_can_be_added_to_a_trained_one(clip_dir, clip, tmp_path):
-    first = save_run(experiments.prepare(make_config(clip_dir, coop), clip), tmp_path / "coop")
-    config = make_config(clip_dir, vlp, init_from=str(first))
-    prompts = adoption.initial_prompts(experiments.prepare(config, clip))
-    np.testing.assert_array_equal(
-        prompts["text"]["context"], load_newest(first).prompts["text"]["context"]
+def test_a_part_can_be_added_to_a_trained_one(prepare, tmp_path):
+    first = save_run(prepare(coop), tmp_path / "coop")
+    prompts, saved = (
+        adoption.initial_prompts(prepare(vlp, init_from=str(first))),
+        load_newest(first),
     )
+    np.testing.assert_array_equal(prompts["text"]["context"], saved.prompts["text"]["context"])
     assert "visual" in prompts
-    config = make_config(clip_dir, vlp)
-    with pytest.raises(UserError, match="coop was trained with method"):
-        adoption.saved_prompts(experiments.prepare(config, clip), first)
+    refused("coop was trained with method", adoption.saved_prompts, prepare(vlp), first)
 
 
-def test_prompts_of_other_sizes_are_refused_by_name(trained, clip_dir, clip):
-    experiment = experiments.prepare(make_config(clip_dir, visual_prompt__length=7), clip)
+def test_prompts_of_other_sizes_are_refused_by_name(trained, prepare):
+    experiment = prepare(visual_prompt__length=7)
     refused(r"visual_prompt\.length=3", adoption.saved_prompts, experiment, trained)
 
 
-def test_class_without_training_images_is_named(clip_dir, clip, three_classes, tmp_path):
+def test_class_without_training_images_is_named(prepare, three_classes, tmp_path):
     shutil.rmtree(three_classes / "train" / "sea_horse")
-    experiment = experiments.prepare(make_config(clip_dir, dataset__root=str(three_classes)), clip)
+    experiment = prepare(dataset__root=str(three_classes))
     refused("no training images of class 'sea horse'", train, experiment, tmp_path / "run")
