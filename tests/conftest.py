@@ -114,5 +114,4 @@ def predictor(trained) -> dpt_jax.Predictor:
 
 @pytest.fixture(scope="session")
 def files() -> list[str]:
-    """The small images to test on."""
     return find_images([str(SMALL / "images" / "test")])

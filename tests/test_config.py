@@ -107,6 +107,11 @@ def test_other_arguments_are_left_alone():
         ("--config.visual_prompt.depth=4", "visual_prompt.depth"),
         # What is not there.
         ("--config=dpt:folder --config.dataset.root=/nowhere", "/nowhere"),
+        ("--config=dpt:folder", "dataset.root"),
+        (
+            "--config=dpt:folder --config.dataset.root=tests --config.dataset.source=coop",
+            "'folder'",
+        ),
         ("--config.clip.weights=/nowhere", "/nowhere"),
         ("--config=configs/nothing.py:emoji", "configs/nothing.py"),
         ("--workdir=main.py", "main.py"),
@@ -188,9 +193,8 @@ def test_evaluation_of_another_workdir(tmp_path):
 
 
 def test_training_from_other_prompts_takes_their_sizes_but_not_their_parts(tmp_path):
-    other = saved_run(
-        tmp_path / "vpt", vpt.get_config(), visual_prompt__length=3, clip__weights="mine"
-    )
+    own = {"visual_prompt__length": 3, "clip__weights": "mine"}
+    other = saved_run(tmp_path / "vpt", vpt.get_config(), **own)
     config = dpt.get_config()
     config.init_from = str(other)
     found = workdirs.training_config(config, {"init_from": str(other)}, tmp_path / "new")

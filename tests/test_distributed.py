@@ -186,9 +186,3 @@ def test_processes_that_do_not_come():
 @pytest.mark.parametrize("flags", [("localhost:1",), (None, 2, 0), ("localhost:1", 2, 0, True)])
 def test_contradicting_flags_are_refused(flags):
     refused("--coordinator, --processes and --process", distributed.connect, *flags)
-
-
-def test_a_cluster_that_is_none_is_refused():
-    done = in_process("main.py", "--cluster", check=False)
-    assert done.returncode == 2
-    assert "could not be connected" in done.stderr

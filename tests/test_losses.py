@@ -61,7 +61,6 @@ def share(outputs, rows, counts, guided, kind):
 
 
 def consistency(outputs, kind):
-    """KgCoOp's and PromptSRC's terms."""
     texts = {"l1": np.abs(TEXTS - TARGETS).mean(), "cosine": 1 - (TEXTS * TARGETS).sum(-1).mean()}
     images = np.abs(outputs.features - outputs.zero_shot.features).mean()
     q, p = (jax.nn.softmax(x, axis=-1) for x in (outputs.target_logits, outputs.logits))

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.compiles
 
 @pytest.fixture
 def overrides(tiny_clip_dir):
-    """Small runs on the small images."""
     return {
         "clip.weights": str(tiny_clip_dir),
         "dataset.root": str(SMALL / "images"),
@@ -209,7 +208,6 @@ def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
 
 
 def test_base_to_new(overrides, tmp_path):
-    """Trained on three of six classes, tested on the other three."""
     (run,) = plan("base-to-new", ["coop"], ["folder"], [], [2], [1])
     assert Runner(tmp_path, overrides)(run) == 2
     workdir = tmp_path / "coop" / "folder" / "2shot" / "seed1" / "base"

@@ -78,7 +78,6 @@ def assert_published(run):
 
 
 def test_training_from_published_checkpoint(trained_on):
-    """One batch per epoch, no augmentation."""
     run, _ = trained_on
     assert_published(run)
     assert len((run / "train_files.txt").read_text().splitlines()) == 12

@@ -26,10 +26,8 @@ def test_images_are_found_once_and_in_order(tmp_path):
         (tmp_path / name).touch()
     below = [str(tmp_path / name) for name in ("b/1.JPG", "b/2.png", "b/c/3.png")]
     assert find_images([str(tmp_path / "b"), below[0]]) == below
-    assert find_images([str(tmp_path / "**" / "*.png"), str(tmp_path / "a.txt")]) == [
-        *below[1:],
-        str(tmp_path / "a.txt"),
-    ]
+    text = str(tmp_path / "a.txt")
+    assert find_images([str(tmp_path / "**" / "*.png"), text]) == [*below[1:], text]
     (tmp_path / "[odd].png").touch()
     assert find_images([str(tmp_path / "[odd].png")]) == [str(tmp_path / "[odd].png")]
     for wrong in ("none.png", "*.bmp", "b/c/*.jpg"):
@@ -66,12 +64,10 @@ def test_json(trained, predictor, mixed, files):
     for name, file in (("a.png", files[0]), ("=1+1.png", files[1])):
         (own,) = predictor.predict_proba(file)
         best = np.argsort(-own)[:2]
-        assert [one["class"] for one in told[name]["predictions"]] == [
-            predictor.classnames[c] for c in best
-        ]
-        assert [one["probability"] for one in told[name]["predictions"]] == pytest.approx(
-            own[best].tolist(), rel=1e-4
-        )
+        found = told[name]["predictions"]
+        assert [one["class"] for one in found] == [predictor.classnames[c] for c in best]
+        probabilities = [one["probability"] for one in found]
+        np.testing.assert_allclose(probabilities, own[best], rtol=1e-4)
 
 
 def test_json_is_printed_image_by_image(trained, monkeypatch):
@@ -80,7 +76,7 @@ def test_json_is_printed_image_by_image(trained, monkeypatch):
         raise UserError("stopped half way")
 
     monkeypatch.setattr(predict, "_classify", stopped)
-    done = in_process(*("predict", str(trained), str(IMAGES), "--json"), check=False)
+    done = in_process("predict", trained, IMAGES, "--json", check=False)
     assert json.loads(f"{done.stdout}]") == [{"path": "a.png", "error": "why"}]
 
 
@@ -104,17 +100,24 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([str(IMAGES)], "no image is named"),
-        (["--workdir=/nowhere", str(IMAGES)], "/nowhere"),
-        (["--workdir=/nowhere/prompt.safetensors", str(IMAGES)], "/nowhere/prompt.safetensors"),
-        (["--workdir=TRAINED"], "no image is named"),
-        (["--workdir=TRAINED", "/nowhere/a.png"], "/nowhere/a.png does not exist"),
-        (["--workdir=TRAINED", "README.md"], "none of the 1 images could be read"),
-        (["--workdir=TRAINED", str(IMAGES), "--json", "--csv=out.csv"], "not both"),
-        (["--workdir=TRAINED", str(IMAGES), "--csv=/nowhere/out.csv"], "/nowhere/out.csv"),
-        (["--workdir=TRAINED", str(IMAGES), "--top=0"], "top"),
+        ("predict IMAGES", "no image is named"),
+        ("predict --workdir=/nowhere IMAGES", "/nowhere"),
+        ("predict --workdir=/nowhere/prompt.safetensors IMAGES", "/nowhere/prompt.safetensors"),
+        ("predict TRAINED", "no image is named"),
+        ("predict TRAINED /nowhere/a.png", "/nowhere/a.png does not exist"),
+        ("predict TRAINED README.md", "none of the 1 images could be read"),
+        ("predict TRAINED IMAGES --json --csv=out.csv", "not both"),
+        ("predict TRAINED IMAGES --csv=/nowhere/out.csv", "/nowhere/out.csv"),
+        ("predict TRAINED IMAGES --top=0", "top"),
+        ("visualize TRAINED IMAGES --out=README.md", "--out: README.md cannot be made"),
+        ("visualize IMAGES", "no image is named"),
+        ("explain --workdir=TRAINED x", "x"),
+        ("convert export TRAINED", "unknown arguments"),
+        ("report", "give one folder"),
+        ("report /nowhere", "is not a folder"),
+        ("train --cluster", "could not be connected"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(trained, arguments, says):
-    arguments = [argument.replace("TRAINED", str(trained)) for argument in arguments]
-    command_refused(says, "predict", *arguments)
+    arguments = arguments.replace("TRAINED", str(trained)).replace("IMAGES", str(IMAGES))
+    command_refused(says, *arguments.split())

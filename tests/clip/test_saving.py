@@ -72,7 +72,6 @@ def test_missing_keys_have_the_defaults_of_transformers(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Where copies are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "dpt_jax" / "buckets"
 

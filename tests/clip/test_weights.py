@@ -37,7 +37,6 @@ MARKS = {"input_resolution": 16, "context_length": 77, "vocab_size": 49408}
 
 @pytest.fixture(scope="session")
 def tensors(source):
-    """Weights under transformers' names."""
     return load_file(source / "model.safetensors")
 
 

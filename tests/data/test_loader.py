@@ -122,14 +122,11 @@ def test_shard_pads_with_rows_of_no_weight(own, devices):
 
 
 class Numbered:
-    """Makes an image from a number, so that no file is read."""
-
     def __call__(self, path):
         return Image.new("RGB", (8, 8), (int(path), 0, 0))
 
 
 def orders(images, batch_size, epochs, start=0):
-    """The indices of each step."""
     examples = [Example(str(i), 0) for i in range(images)]
     settings = {"batch_size": batch_size, "epochs": epochs, "seed": 3}
     batches = batches_of(start, read=Numbered(), examples=examples, size=8, **settings)

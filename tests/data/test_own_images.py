@@ -40,7 +40,6 @@ def save(file, pixels, **options):
 
 
 def counts(dataset):
-    """{class: images of each split}."""
     splits = (dataset.train, dataset.val, dataset.test)
     return {
         name: tuple(sum(e.label == label for e in split) for split in splits)

@@ -33,13 +33,11 @@ def config_of(embed, res, vl, vw, patch, tw, th, tl) -> CLIPConfig:
 
 
 def openai_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of all weights under OpenAI's names."""
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(config))
     return {name: x.shape for name, x in tensors_of(zeros, config, OPENAI).items()}
 
 
 def openai(seed: int, **sizes: int) -> dict[str, np.ndarray]:
-    """Weights under OpenAI's names."""
     return seeded(openai_shapes(config_of(**sizes)), seed)
 
 

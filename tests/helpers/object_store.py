@@ -55,7 +55,6 @@ class ObjectStore:
             return answer.read()
 
     def bucket(self, name: str) -> str:
-        """gs:// and the name of a new bucket."""
         self.ask("POST", "/storage/v1/b", json.dumps({"name": name}).encode())
         return f"gs://{name}"
 

@@ -22,7 +22,6 @@ TWO_CLASSES = ["n01443537", "n01484850"]  # what stands for the two hundred of I
 
 
 def jpeg(shade: int) -> io.BytesIO:
-    """A small photograph of one grey."""
     file = io.BytesIO()
     Image.new("RGB", (12, 9), (shade,) * 3).save(file, "JPEG")
     file.seek(0)
@@ -53,7 +52,6 @@ def examples(
 
 
 def make(name: str, root: pathlib.Path) -> None:
-    """Prepares the TFDS dataset of `name` in `root`."""
     use = USES[name]
     builder = tfds.builder(use.builder, data_dir=root)
     features = builder.info.features

@@ -84,7 +84,6 @@ def test_what_is_not_an_image_is_refused(predictor, tmp_path):
 
 
 def test_names_and_score(predictor, files):
-    """By names and by numbers; what is not a label is named."""
     names = predictor.predict(files)
     indices = predictor.predict_proba(files).argmax(-1)
     assert names == [predictor.classnames[c] for c in indices]

@@ -13,7 +13,7 @@ from dpt_jax.report import figures
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report import runs as report
 from dpt_jax.report.one_run import in_words
-from tests.helpers.commands import command_refused, in_process, refused
+from tests.helpers.commands import in_process, refused
 from tests.helpers.run_results import origin, rows_of, write, write_seeds
 
 
@@ -169,7 +169,6 @@ def test_one_run_is_reported_by_class(tmp_path):
 
 
 def test_a_harmonic_mean_is_of_the_seeds_with_both_halves(tmp_path):
-    """Its cell has their number."""
     write_seeds(tmp_path, "dpt", (80, 60), classes="base")
     write_seeds(tmp_path, "dpt", (20,), classes="new")
     text = report.report_folder(tmp_path)[0]
@@ -193,11 +192,6 @@ def test_damaged_results_are_named(content, tmp_path):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
     refused(str(tmp_path), dpt_jax.results, tmp_path)
-
-
-def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path):
-    command_refused("give one folder", "report")
-    command_refused("is not a folder", "report", tmp_path / "no")
 
 
 def of(data="a" * 64, trained="", **more):

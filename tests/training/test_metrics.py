@@ -53,22 +53,13 @@ def test_a_line_that_was_cut_is_left_out(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
 
 
-class Clock:
-    """A clock that is set."""
-
-    now = 0.0
-
-    def perf_counter(self):
-        return self.now
-
-
 @pytest.mark.parametrize("ready", [True, False])
 def test_an_epoch_says_how_fast_it_was(ready, monkeypatch):
     """Two steps of six images in four seconds, one of them waiting for a batch.
 
     It counts as waiting only if the devices had nothing else to do.
     """
-    clock = Clock()
+    clock = types.SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr("dpt_jax.training.metrics.time", clock)
     monkeypatch.setattr(flops, "peak", lambda kind: 1e12)
     speed = Speed()

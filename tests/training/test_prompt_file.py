@@ -135,7 +135,6 @@ def rewritten(file, target, header=None, tensors=None):
     ],
 )
 def test_a_header_that_says_something_else_is_refused(shared, tmp_path, entry, value):
-    """In one sentence that names the file, for every use of it."""
     with safetensors.safe_open(shared, "numpy") as opened:
         header = opened.metadata()
     first = entry.partition(".")[0]
@@ -168,6 +167,3 @@ def test_entries_or_tensors_that_are_missing_or_of_other_kinds(shared, tmp_path,
 def test_export_says_what_it_cannot_do(trained, tmp_path):
     for source, name in ((trained, "a.bin"), (trained, "no/a.safetensors"), (tmp_path, "")):
         refused(str(tmp_path / name), convert.export, source, tmp_path / (name or "a.safetensors"))
-    done = in_process("convert", "export", trained, check=False)
-    assert done.returncode == 2
-    assert "unknown arguments" in done.stderr

@@ -28,7 +28,6 @@ def settings(clip_dir):
 
 @pytest.fixture(scope="module")
 def whole(settings, made_once):
-    """The workdir of an uninterrupted run."""
     flags = [*SETTINGS, *settings]
     return made_once("whole", lambda workdir: in_process("main.py", *flags, f"--workdir={workdir}"))
 
