@@ -136,9 +136,9 @@ OTHER = [
 
 @pytest.mark.parametrize(("place", "value"), OTHER)
 def test_what_is_no_plain_clip_is_named(tmp_path, place, value):
+    whole = {"preprocess_cfg": PREPROCESS} if place.startswith("preprocess_cfg") else {}
     key = place.rpartition(".")[2]
-    change = {place: value}
-    refused(rf"{OPEN_CLIP_CONFIG}.*{key}", read, tmp_path, change, preprocess_cfg=PREPROCESS)
+    refused(rf"{OPEN_CLIP_CONFIG}.*{key}", read, tmp_path, {place: value}, **whole)
 
 
 def test_timms_repository_has_the_clip_in_open_clips_files(tmp_path):
