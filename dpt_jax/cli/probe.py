@@ -24,24 +24,23 @@ def run(flags: argparse.Namespace) -> None:
     """Fit the probe, and print its accuracy."""
     shared.connect_hosts(flags)
     from dpt_jax.config import validate
+    from dpt_jax.configs import common
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
     from dpt_jax.methods import PROBE, ZERO_SHOT
     from dpt_jax.runs.run import probe
-    from dpt_jax.training.checkpoints import FOLDER
-    from dpt_jax.training.workdir import run_dir
+    from dpt_jax.training.workdir import has_config, run_dir
 
-    config = flags.given.config
-    # Nothing is learned, so these parts and the losses of the method do not apply.
+    # Nothing is learned, so the other sections of the method do not apply.
+    config = common.get_config()
     config.method = ZERO_SHOT
-    config.text_prompt.conditioned = config.visual_prompt.coupled = False
-    config.loss.text_consistency = config.loss.image_consistency = 0.0
-    config.loss.logit_consistency = 0.0
+    for key in ("seed", "dtype", "clip", "dataset", "eval"):
+        config[key] = flags.given.config[key]
     validate(config)
     default = run_dir(as_path("runs"), config, PROBE.name)
     workdir = as_path(flags.workdir) if flags.workdir else default
-    if (workdir / FOLDER).exists():
-        raise UserError(f"--workdir: {workdir} is a run of prompts: give another folder.")
+    if has_config(workdir):
+        raise UserError(f"--workdir: {workdir} is a run of its own: give another folder.")
     say(summary(probe(config, workdir)))
     say(f"results: {workdir / RESULTS_FILE}")

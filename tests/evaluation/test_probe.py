@@ -26,7 +26,8 @@ def probe(clip_dir, root, workdir, *arguments, check=True):
     # The test images are those of the training.
     own = {"dataset__root": root, "dataset__shots": -1, "dataset__strict": False}
     flags = [*small_flags(clip_dir, **own), f"--workdir={workdir}", *arguments]
-    return in_process("probe", "--config=dpt:folder", *flags, check=check)
+    # The probe has none of the parts of the configured method.
+    return in_process("probe", "--config=dpt_zslp:folder", *flags, check=check)
 
 
 def test_a_probe_separates_what_it_was_fitted_to(clip_dir, validated, tmp_path):
