@@ -151,7 +151,7 @@ def train(
                             say(f"a callback ended the training at step {step} of {plan.steps}.")
                             break
                 # All hosts ask after every step, so they stop after the same one.
-                stopping = stop.after(step) and step < plan.steps
+                stopping = stop.after(step)
                 if stopping:
                     break
                 if saver.is_due(step):
@@ -194,9 +194,9 @@ def with_classifier(
     began, before = time.perf_counter(), int(state.step)
     batches = itertools.count(before + 1)
 
-    def end_if_asked() -> None:
+    def end_if_asked(when: str = "before") -> None:
         if stop.after(next(batches)):
-            say("stopped before the classifier was trained: the same command resumes there.")
+            say(f"stopped {when} the classifier was trained: the same command resumes there.")
             raise Stopped
 
     support, texts, s = encode_support(experiment, state.prompts, end_if_asked)
@@ -216,6 +216,7 @@ def with_classifier(
     more = {CLASSIFIER_STEPS: steps, ENDED: before < plan.steps, "chosen": trained.chosen}
     saver.save(state._replace(prompts=prompts), **more)
     saver.checkpoints.wait()
+    end_if_asked("after")
     return prompts
 
 

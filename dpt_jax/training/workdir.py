@@ -25,7 +25,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.methods import METHODS
 from dpt_jax.training import prompt_file
-from dpt_jax.training.checkpoints import newest
+from dpt_jax.training.checkpoints import FOLDER, newest, steps_of
 
 CONFIG_FILE = "config.json"
 SPLIT_FILE = "split.csv"  # of a run on images whose folders do not say the split
@@ -149,9 +149,14 @@ def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collecti
     dtype=auto is the type that the run was started with.
 
     Raises:
-      UserError: One of them is not in `may_change`.
+      UserError: One of them is not in `may_change`, or the settings of the run are missing.
     """
     if not has_config(workdir):
+        if steps_of(workdir / FOLDER):
+            raise UserError(
+                f"{workdir} has checkpoints but no {CONFIG_FILE}, so its settings cannot be "
+                "compared: restore that file, or use another --workdir."
+            )
         return ""
     old, new = flat(load_config(workdir).to_dict()), flat(config.to_dict())
     if config.dtype == "auto":

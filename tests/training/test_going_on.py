@@ -1,7 +1,9 @@
 """What a run can resume with, and a run that ends with the average of its epochs."""
 
 import json
+import os
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -16,8 +18,9 @@ from dpt_jax.runs.run import evaluate_run, train_run, with_dtype
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
-from dpt_jax.training.checkpoints import FOLDER, load_newest, restore
+from dpt_jax.training.checkpoints import FOLDER, Checkpoints, load_newest, newest, restore
 from dpt_jax.training.optimizer import Schedule, epoch_weights, learning_rates, make_optimizer
+from dpt_jax.training.process import Stopped
 from dpt_jax.training.setup import consistency_target
 from dpt_jax.training.step import StepConfig, make_step, new_state
 from dpt_jax.training.workdir import save_config
@@ -76,6 +79,26 @@ def test_other_images_are_refused_or_reported(config, clip, images, started, cap
         train(config, clip, started, allow_changes=True)
 
 
+@pytest.mark.parametrize("method", ["coop", "sstext"])
+def test_a_signal_in_the_last_step_ends_the_command(config, clip, tmp_path, monkeypatch, method):
+    """And not only the training, before the evaluation or the next run of a sweep."""
+    if method == "sstext":
+        config.method = config.classifier.name = "sstext"
+
+    class Signalled(Checkpoints):
+        def wait(self):
+            super().wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stop = [lambda values: os.kill(os.getpid(), signal.SIGTERM)]
+    if method == "sstext":
+        monkeypatch.setattr(loop, "Checkpoints", Signalled)
+    with pytest.raises(Stopped):
+        train(config, clip, tmp_path / "run", callbacks=stop)
+    assert newest(tmp_path / "run")
+    train(config, clip, tmp_path / "run")
+
+
 def test_another_clip_of_the_same_sizes_is_refused(config, clip, started):
     """The path of the weights may change, so the settings alone do not show this."""
     config.train.epochs = 2
@@ -86,6 +109,13 @@ def test_another_clip_of_the_same_sizes_is_refused(config, clip, started):
         train(config, clip._replace(params=other, digest="other"), started, allow_changes=True)
     assert damaged.is_dir()  # a refused command moves nothing
     assert load_newest(started).step == 2
+
+
+def test_a_run_without_its_settings_is_refused(config, started):
+    (started / "config.json").unlink()
+    config.train.text_lr = 1.0
+    with pytest.raises(UserError, match=f"{started} has checkpoints but no config.json"):
+        train_run(config, started)
 
 
 def test_a_state_of_another_optimizer_is_refused(config, clip, started):
