@@ -39,7 +39,7 @@ def run(flags: argparse.Namespace) -> None:
         config[key] = flags.given.config[key]
     validate(config)
     default = run_dir(as_path("runs"), config, PROBE.name)
-    workdir = as_path(flags.workdir) if flags.workdir else default
+    workdir = default if flags.workdir is None else as_path(flags.workdir)
     if has_config(workdir):
         raise UserError(f"--workdir: {workdir} is a run of its own: give another folder.")
     say(summary(probe(config, workdir)))

@@ -59,14 +59,14 @@ def ending(error: BaseException) -> tuple[int, str]:
         return USER_ERROR, f"error: {text}"
     if isinstance(error, FileNotFoundError) and (bucket := NO_BUCKET.search(text)):
         return USER_ERROR, f"error: there is no bucket gs://{bucket[1]}, or you cannot read it."
+    if type(error).__module__.partition(".")[0] in STORES:
+        return USER_ERROR, f"error: the bucket cannot be used ({type(error).__name__}: {text})."
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         remedy = "check that it exists, that you may use it, and that there is room"
         if error.errno == errno.EMFILE:
             remedy = "raise the limit with `ulimit -n`"
         return USER_ERROR, f"error: {place}{error.strerror or text}: {remedy}."
-    if type(error).__module__.partition(".")[0] in STORES:
-        return USER_ERROR, f"error: the bucket cannot be used ({type(error).__name__}: {text})."
     if os.environ.get("JAX_PLATFORMS"):
         from dpt_jax.distributed import check_devices
 

@@ -64,7 +64,8 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.runs.run import train_run
     from dpt_jax.training.workdir import run_dir, training_config
 
-    workdir = as_path(flags.workdir) if flags.workdir else run_dir(as_path("runs"), given.config)
+    is_default = flags.workdir is None
+    workdir = run_dir(as_path("runs"), given.config) if is_default else as_path(flags.workdir)
     trains = flags.mode == "train"
     if trains:
         config = training_config(given.config, given.overrides, workdir)
@@ -74,7 +75,7 @@ def run(flags: argparse.Namespace) -> None:
         trained = train_run(config, workdir, flags.allow_changes, profile=flags.profile)
         results = evaluation.evaluate(*trained, workdir)
     else:
-        results, workdir = evaluate(given, workdir, is_default=not flags.workdir)
+        results, workdir = evaluate(given, workdir, is_default)
     say(summary(results))
     say(f"results: {workdir / RESULTS_FILE}")
     if trains:

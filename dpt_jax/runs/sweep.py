@@ -170,8 +170,8 @@ def state(run: Run, runs: epath.Path, overrides: Overrides) -> str:
         return "in training in another process"
     try:
         check_same_sweep(config, workdir)
-    except UserError:
-        return "has other settings"
+    except UserError as reason:
+        return f"has other settings: {reason}"
     tests = [(workdir, config)]
     for target in run.targets if (workdir / CONFIG_FILE).exists() else ():
         tested = target_config(run, target, overrides, workdir)

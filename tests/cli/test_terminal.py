@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+from aiohttp import ClientOSError
 from gcsfs.retry import HttpError
 
 from dpt_jax.cli.terminal import ending
@@ -19,6 +20,7 @@ from tests.helpers.commands import assert_refused, command, command_refused, in_
         (PermissionError(errno.EROFS, "Read-only file system", "/a/b"), USER_ERROR, "/a/b"),
         (OSError(errno.EMFILE, "Too many open files"), USER_ERROR, "ulimit"),
         (HttpError({"code": 503, "message": "try later"}), USER_ERROR, "bucket"),
+        (ClientOSError(errno.ENOENT, "Name or service not known"), USER_ERROR, "bucket"),
         (KeyError("x"), BUG, "KeyError"),
         (RuntimeError("x"), BUG, "RuntimeError"),
     ],
