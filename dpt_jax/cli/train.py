@@ -104,9 +104,8 @@ def evaluate(
     """
     from dpt_jax.io import as_path
     from dpt_jax.runs.run import evaluate_run
-    from dpt_jax.training.checkpoints import FOLDER
     from dpt_jax.training.prompt_file import is_prompt_file
-    from dpt_jax.training.workdir import evaluation_config
+    from dpt_jax.training.workdir import evaluation_config, has_config, source_of
 
     overrides = dict(given.overrides)
     if is_prompt_file(workdir):
@@ -117,9 +116,8 @@ def evaluate(
             )
         overrides["init_from"], is_default = str(workdir), True
     config = evaluation_config(given.config, overrides, given.dataset_named, workdir)
-    source = workdir
-    if config.init_from and ("init_from" in overrides or not (workdir / FOLDER).exists()):
-        source = as_path(config.init_from)
+    named = config.init_from and ("init_from" in overrides or not has_config(workdir))
+    source = as_path(config.init_from) if named else source_of(workdir)
     return evaluate_run(
         config, source, None if is_default and "init_from" in overrides else workdir
     )

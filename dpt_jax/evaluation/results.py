@@ -21,11 +21,10 @@ from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
 from dpt_jax.prompts.classifiers import CLASSIFIERS, shapes
-from dpt_jax.training import prompt_file
-from dpt_jax.training.checkpoints import FOLDER, Saved, digest_of_json, newest
+from dpt_jax.training.checkpoints import Saved, digest_of_json, newest
 from dpt_jax.training.record import name_of_data, training_meta
 from dpt_jax.training.setup import Experiment, clip_fingerprint, fingerprint
-from dpt_jax.training.workdir import CONFIG_FILE, load_config
+from dpt_jax.training.workdir import load_config, source_of
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
@@ -192,29 +191,13 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
     return all(roots) and len({as_path(root).resolve() for root in roots}) == 1
 
 
-def newest_behind(workdir: epath.Path) -> Saved | None:
-    """Return the newest prompts of the run behind a folder's results, None if not found."""
-    source = workdir
-    if workdir.parent.name == "on" and not (workdir / FOLDER).exists():
-        source = workdir.parent.parent
-        file = source.with_name(f"{source.name}{prompt_file.SUFFIX}")
-        # A run and its exported file share this folder, and a report is on the run's prompts.
-        if file.is_file() and not (source / FOLDER).exists():
-            source = file
-    elif not (workdir / FOLDER).exists():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            named = json.loads((workdir / CONFIG_FILE).read_bytes())["init_from"]
-            source = as_path(named) if named else workdir
-    return newest(source)
-
-
 def outdated(results: Results, workdir: epath.Path) -> str:
     """Return why results are not of the newest prompts of their run, "" if they are.
 
     Results whose run cannot be found count as current.
     """
     of = results["of"]
-    held = None if results["method"] == ZERO_SHOT else newest_behind(workdir)
+    held = None if results["method"] == ZERO_SHOT else newest(source_of(workdir))
     if held is None or held.digest == of["prompts"]:
         return ""
     return (

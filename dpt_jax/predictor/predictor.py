@@ -26,9 +26,9 @@ from dpt_jax.logging import say
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import Outputs, PromptedCLIP
 from dpt_jax.training import initial_prompts, prompt_file, setup
-from dpt_jax.training.checkpoints import FOLDER, Saved, load_newest
+from dpt_jax.training.checkpoints import Saved, load_newest
 from dpt_jax.training.texts import TextEncoder
-from dpt_jax.training.workdir import load_config
+from dpt_jax.training.workdir import load_config, source_of
 
 HostOutputs = Any  # model.Outputs, of NumPy arrays
 
@@ -262,7 +262,7 @@ def load(
     if not isinstance(batch_size, int) or batch_size < 0:
         raise UserError(f"batch_size is {batch_size!r}: give a whole number, 0 for the default.")
     distributed.keep_compiled()
-    holder = _holder(config, source)
+    holder = source_of(source)
     saved = Saved(0, {}, {}) if config.method == ZERO_SHOT else load_newest(holder)
     names = classnames or (saved.meta.get("classnames") if holder == source else None)
     if names is None:
@@ -318,14 +318,3 @@ def export(config: ConfigDict, saved: Saved, source: epath.Path | None, target: 
 def without_images(classnames: Sequence[str]) -> Dataset:
     """Return a dataset that has only classes."""
     return Dataset(Files(as_path(".")), tuple(classnames), [], [], [])
-
-
-def prompts_of(experiment: setup.Experiment, source: epath.Path) -> Saved:
-    """Return the prompts behind a workdir's results: its own, or those of `init_from`."""
-    return initial_prompts.saved_prompts(experiment, _holder(experiment.config, source))
-
-
-def _holder(config: ConfigDict, source: epath.Path) -> epath.Path:
-    if config.init_from and not (source / FOLDER).exists() and (source / RESULTS_FILE).exists():
-        return as_path(config.init_from)
-    return source

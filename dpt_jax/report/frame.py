@@ -10,13 +10,14 @@ from dpt_jax.errors import UserError
 from dpt_jax.evaluation.results import (
     RESULTS_FILE,
     Results,
-    newest_behind,
     outdated,
     read_result,
 )
 from dpt_jax.io import as_path, find_files
 from dpt_jax.methods import ROWS, ZERO_SHOT
+from dpt_jax.training.checkpoints import newest
 from dpt_jax.training.record import unfinished
+from dpt_jax.training.workdir import source_of
 
 # Runs that agree in these differ only in their seed: they are averaged into one cell of a table.
 CELL = ["method", "trained_on", "trained_classes", "shots", "dataset", "classes"]
@@ -84,7 +85,7 @@ def shots_rank(shots: int) -> float:
 def _row(one: Results, workdir: Any) -> dict[str, Any]:
     """Return one row, without the settings."""
     of, zero_shot = one["of"], one["method"] == ZERO_SHOT
-    held = None if zero_shot else newest_behind(workdir)
+    held = None if zero_shot else newest(source_of(workdir))
     unknown = "" if zero_shot else UNKNOWN
     trained_on = one["trained_on"] or {"dataset": unknown, "classes": unknown}
     trained_data = of["trained_on"] or {"name": trained_on["dataset"], "digest": ""}

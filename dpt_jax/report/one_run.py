@@ -22,13 +22,14 @@ from dpt_jax.io import write_whole
 from dpt_jax.logging import Progress
 from dpt_jax.methods import METHODS, ROWS, TEXT, ZERO_SHOT
 from dpt_jax.predictor.explain import describe, nearest_words
-from dpt_jax.predictor.predictor import Predictor, prompts_of
+from dpt_jax.predictor.predictor import Predictor
 from dpt_jax.report import figures
 from dpt_jax.report.tables import csv_of, markdown
+from dpt_jax.training.initial_prompts import saved_prompts
 from dpt_jax.training.metrics import read_metrics
 from dpt_jax.training.record import unfinished
 from dpt_jax.training.setup import prepare
-from dpt_jax.training.workdir import load_config
+from dpt_jax.training.workdir import load_config, source_of
 
 TABLE_FILE, CSV_FILE, PAGE_FILE = "report.md", "report.csv", "report.html"
 FIGURE_FILE, TRAINING_FILE = "report.png", "training.png"
@@ -74,7 +75,7 @@ def write_page(workdir: epath.Path) -> epath.Path:
     experiment = prepare(config)
     images = min(config.eval.batch_size, len(experiment.dataset.test))
     batch = -(-images // jax.local_device_count())
-    predictor = Predictor(experiment, prompts_of(experiment, workdir), batch)
+    predictor = Predictor(experiment, saved_prompts(experiment, source_of(workdir)), batch)
     answers, before, after = classify(predictor, experiment.dataset)
     learned, drawn = predictor.model.config, draw(results, workdir)
     clouds = {"before: zero-shot CLIP": (before, predictor.texts.frozen)}

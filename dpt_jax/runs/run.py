@@ -130,12 +130,13 @@ def evaluate_run(
     saved = saved_prompts(experiment, source)
     if workdir is None or (workdir == source and not has_own_data(experiment, saved, workdir)):
         workdir = evaluation_dir(source, config)
-        config.init_from = str(source)
     elif workdir != source and (workdir / FOLDER).exists():
         raise UserError(
             f"--workdir: {workdir} is a run of its own: give another folder for the results of "
             f"the prompts of {source}."
         )
+    if workdir != source:
+        config.init_from = str(source)
     if not (workdir / FOLDER).exists():
         save_config(config, workdir)
         write_split(experiment.dataset, workdir)

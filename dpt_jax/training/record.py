@@ -21,11 +21,10 @@ from dpt_jax.methods import METHODS
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.optimizer import run_length
 from dpt_jax.training.setup import Experiment, fingerprint
-from dpt_jax.training.workdir import SPLIT_FILE
+from dpt_jax.training.workdir import SPLIT_FILE, TRAIN_FILES
 
 Record = dict[str, Any]
 
-TRAIN_FILES = "train_files.txt"
 # Settings that name a path.
 NOT_RECORDED = ("init_from", "dataset.sample")
 # Settings that an evaluation may change; its results record them.

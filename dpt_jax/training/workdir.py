@@ -1,5 +1,6 @@
 """The workdir of a run: its path, and config.json, the settings with which it is resumed."""
 
+import contextlib
 import itertools
 import json
 from collections.abc import Collection, Mapping
@@ -28,6 +29,7 @@ from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import FOLDER, newest, steps_of
 
 CONFIG_FILE = "config.json"
+TRAIN_FILES = "train_files.txt"  # the images that a run trains on
 SPLIT_FILE = "split.csv"  # of a run on images whose folders do not say the split
 # A run that starts from another run's prompts takes over the sizes of shared parts, except these
 # keys, which add parameters of their own.
@@ -202,6 +204,28 @@ def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
         [name, f"{name}-{root.name}"], (f"{name}-{root.name}-{i}" for i in itertools.count(2))
     )
     return next(on / name for name in names if _root_of(on / name) in (None, root))
+
+
+def source_of(workdir: epath.Path) -> epath.Path:
+    """Return the workdir or prompt file that has the prompts of a folder.
+
+    A run has its own. RUN/on/DATASET has those of RUN or RUN.safetensors, even if both have moved.
+    Other results name theirs as init_from.
+    """
+    is_run = any((workdir / name).exists() for name in (FOLDER, TRAIN_FILES))
+    if is_run or prompt_file.is_prompt_file(workdir):
+        return workdir
+    if workdir.parent.name == "on":
+        run = workdir.parent.parent
+        file = run.with_name(f"{run.name}{prompt_file.SUFFIX}")
+        # A run and its exported file share this folder, and a report is on the run's prompts.
+        if (run / FOLDER).exists() or file.is_file():
+            return run if (run / FOLDER).exists() else file
+    named = ""
+    if has_config(workdir):
+        with contextlib.suppress(UserError):
+            named = load_config(workdir).init_from
+    return as_path(named) if named else workdir
 
 
 def _root_of(folder: epath.Path) -> epath.Path | None:

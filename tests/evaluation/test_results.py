@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+import dpt_jax
 from configs import coop
 from dpt_jax.cli import convert
 from dpt_jax.evaluation.evaluate import evaluate
@@ -14,7 +15,7 @@ from dpt_jax.evaluation.results import finished, outdated, read_current
 from dpt_jax.report.one_run import report_run
 from dpt_jax.report.runs import report_folder
 from dpt_jax.training import prompt_file, setup
-from dpt_jax.training.checkpoints import load_newest
+from dpt_jax.training.checkpoints import digest, load_newest
 from tests.helpers.commands import in_process, refused
 from tests.helpers.configs import save_run, small_config
 from tests.helpers.golden import SMALL
@@ -76,8 +77,8 @@ def test_an_evaluation_cannot_relabel_prompts(run, other):
     assert [file.read_bytes() for file in (run / "results.json", run / "config.json")] == before
 
 
-def test_other_folders_have_results_of_their_own(run, tmp_path, clip_dir):
-    """The run's own results stay; two folders of one name are distinguished."""
+def test_other_folders_have_results_of_their_own(run, prepared, tmp_path):
+    """The run's own results stay; two folders of one name are distinguished; all move together."""
     before = (run / "results.json").read_bytes()
     found = []
     for place in ("a", "b"):
@@ -94,6 +95,13 @@ def test_other_folders_have_results_of_their_own(run, tmp_path, clip_dir):
         results_of(run / "on" / "folder-images")["n"] == results_of(run / "on" / "folder")["n"] - 1
     )
     assert (run / "results.json").read_bytes() == before
+
+    moved = run.rename(tmp_path / "moved")
+    save_run(prepared, run, 2, 0.1)  # another run takes its place
+    elsewhere, own = moved / "on" / "folder", load_newest(moved).digest
+    assert digest(dpt_jax.load(elsewhere).prompts) == own
+    in_process("main.py", "--mode=eval", f"--workdir={elsewhere}")
+    assert results_of(elsewhere)["of"]["prompts"] == own
 
 
 def test_results_of_other_prompts_are_noticed_by_all_who_read_them(run, prepared, config):
