@@ -71,7 +71,9 @@ def write_page(workdir: epath.Path) -> epath.Path:
         UserError: The run has no results, or its data or CLIP cannot be loaded.
     """
     results = read_current(workdir)
-    config = load_config(workdir)
+    config, tested = load_config(workdir), results["of"]["settings"]
+    # An evaluation may have used others than the training.
+    config.update(dtype=tested["dtype"], dataset={"template": tested["dataset.template"]})
     experiment = prepare(config)
     images = min(config.eval.batch_size, len(experiment.dataset.test))
     batch = -(-images // jax.local_device_count())

@@ -36,6 +36,7 @@ def test_one_page_a_run(trained, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)
     results = json.loads((workdir / "results.json").read_text())
+    results["of"]["settings"]["dataset.template"] = "this evaluation's {}"
     old, evil = next(iter(results["per_class"])), "<script>x</script>"
     text = json.dumps(results).replace(json.dumps(old), json.dumps(evil))
     (workdir / "results.json").write_text(text)
@@ -58,6 +59,7 @@ def test_one_page_a_run(trained, tmp_path):
     ):
         assert heading in page
     assert "train.visual_lr" in page
+    assert "this evaluation&#39;s {}" in page
 
 
 def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
