@@ -40,6 +40,8 @@ def get_config(arg: str = common.DEFAULT_DATASET) -> ConfigDict:
     if protocol == common.FEW_SHOT:
         config.train.epochs = 50
         config.train.average_mean, config.train.average_deviation = 30.0, 30.0
+        if dataset in ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"):
+            config.train.average_mean, config.train.average_deviation = 45.0, 5.0
     elif protocol == common.BASE_TO_NEW:
         config.train.average_mean, config.train.average_deviation = 15.0, 1.0
     else:

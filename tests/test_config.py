@@ -59,7 +59,8 @@ def test_settings_by_dataset_and_protocol():
     assert (drawn.clip.weights, drawn.text_prompt.depth) == ("tiny-clip", 3)
     assert kgcoop.get_config("dtd").loss.template == "a photo of a {}, a type of texture."
     for arg, numbers in {
-        "eurosat": (9, 50, 30, 30),
+        "sun397": (9, 50, 30, 30),
+        "eurosat": (9, 50, 45, 5),
         "eurosat:base-to-new": (9, 20, 15, 1),
         "imagenet:cross-dataset": (3, 20, 6, 10),
         "imagenet:domain-generalization": (3, 20, 6, 10),
