@@ -70,9 +70,8 @@ def golden_clip_dir(made_once) -> Callable[[dict], pathlib.Path]:
 
     def folder(meta):
         name = "-".join(map(str, ("golden", meta["wseed"], *meta["clip"].values())))
-        return made_once(
-            name, functools.partial(make_clip.write, seed=meta["wseed"], **meta["clip"])
-        )
+        write = functools.partial(make_clip.write, seed=meta["wseed"], **meta["clip"])
+        return made_once(name, write)
 
     return folder
 

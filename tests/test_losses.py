@@ -30,18 +30,14 @@ def outputs_of(seed, rows):
         generator.standard_normal((rows, 5), dtype=np.float32) for _ in range(5)
     )
     features, frozen = (generator.standard_normal((rows, 8), dtype=np.float32) for _ in range(2))
+    indices = np.stack([generator.permutation(5)[:3] for _ in range(rows)])
     outputs = Outputs(
         logits,
         text_logits,
         image_logits,
         features=features,
         learned_texts=None,
-        zero_shot=ZeroShot(
-            frozen,
-            zero_shot,
-            np.stack([generator.permutation(5)[:3] for _ in range(rows)]),
-            None,
-        ),
+        zero_shot=ZeroShot(frozen, zero_shot, indices, None),
         auxiliary_logits=generator.standard_normal((rows, 2, 3, 5), dtype=np.float32),
         target_logits=target_logits,
     )
@@ -68,9 +64,8 @@ def consistency(outputs, kind):
 
 
 def cross_entropy(logits, labels):
-    return np.mean(
-        [np.log(np.exp(row - row[label]).sum()) for row, label in zip(logits, labels, strict=True)]
-    )
+    rows = zip(logits, labels, strict=True)
+    return np.mean([np.log(np.exp(row - row[label]).sum()) for row, label in rows])
 
 
 @tries(deadline=None, max_examples=20)
@@ -81,9 +76,8 @@ def test_loss_is_the_published_formula_whatever_the_padding(seed, rows, guided, 
     outputs, labels = outputs_of(seed, rows)
     expected = cross_entropy(outputs.logits, labels) * (0.1 if guided else 1)
     if guided:
-        expected += cross_entropy(outputs.text_logits, labels) + cross_entropy(
-            outputs.image_logits, labels
-        )
+        expected += cross_entropy(outputs.text_logits, labels)
+        expected += cross_entropy(outputs.image_logits, labels)
     qualified = [
         (outputs.auxiliary_logits[b, layer, k], labels[b])
         for b in range(rows)

@@ -180,26 +180,20 @@ def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
 
 def test_prefix_is_as_long_as_it_can_be(clip):
     """The whole shared context is encoded once, but only if it is the same for all classes."""
-    assert len(packed_prompts(NAMES, clip.tokenizer, 16, "end").prefix_tokens) == 17
-    assert len(packed_prompts(NAMES, clip.tokenizer, 16, "middle").prefix_tokens) == 9
-    assert (
-        len(packed_prompts(NAMES, clip.tokenizer, 16, "end", class_specific=True).prefix_tokens)
-        == 1
-    )
-    assert (
-        len(plain_layout([f"a photo of a {n}." for n in NAMES], clip.tokenizer).prefix_tokens) == 5
-    )
+    for arguments, length in ((("end",), 17), (("middle",), 9), (("end", True), 1)):
+        packed = packed_prompts(NAMES, clip.tokenizer, 16, *arguments)
+        assert len(packed.prefix_tokens) == length
+    plain = plain_layout([f"a photo of a {n}." for n in NAMES], clip.tokenizer)
+    assert len(plain.prefix_tokens) == 5
     assert packed_prompts(["dog"], clip.tokenizer, 4).tokens.shape == (1, 1)
 
 
 def test_classes_of_one_text_are_found(clip):
     """CLIP ignores case; with a context of its own, each class has a different text."""
     names = ["A", "b", "a", "sea_horse", "Sea Horse", "ab"]
-    found = [
-        packing.duplicates(prompted_texts(names, clip.tokenizer, 2, class_specific=specific))
-        for specific in (False, True)
-    ]
-    assert found == [[[0, 2], [3, 4]], []]
+    for specific, expected in ((False, [[0, 2], [3, 4]]), (True, [])):
+        texts = prompted_texts(names, clip.tokenizer, 2, class_specific=specific)
+        assert packing.duplicates(texts) == expected
 
 
 def test_a_thousand_names_cost_what_their_tokens_cost(clip):

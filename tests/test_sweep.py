@@ -75,9 +75,7 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
 ):
     loads = []
     load = setup.load_clip
-    monkeypatch.setattr(
-        setup, "load_clip", lambda *arguments: loads.append(arguments) or load(*arguments)
-    )
+    monkeypatch.setattr(setup, "load_clip", lambda *given: loads.append(given) or load(*given))
     planned = plan("few-shot", ["zeroshot", "coop"], ["folder"], [], [1], [1])
     assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
     assert len(loads) == 1
@@ -87,6 +85,15 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
     capsys.readouterr()
     assert sweep.sweep(planned, Runner(tmp_path, overrides)) == ([], [])
     assert capsys.readouterr().out.count("finished before") == 1
+    # A finished run of other settings is not taken for one of this sweep. That holds for another
+    # backbone or folder too, which main.py may resume with.
+    others = {"train.epochs": 2, "clip.weights": "tiny-clip", "dataset.root": "/nowhere"}
+    for key, value in others.items():
+        changed = {**overrides, key: value}
+        refused(key, Runner(tmp_path, changed), planned[1])
+        state = sweep.state(planned[1], tmp_path, changed)
+        assert state.startswith("has other settings: ")
+        assert key in state
 
 
 def test_runs_of_other_lengths_need_no_other_program(overrides, tmp_path):
@@ -170,22 +177,6 @@ def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_finished_run_of_other_settings_is_not_taken_for_one_of_this_sweep(overrides, tmp_path):
-    """Also one with another backbone or folder, which main.py may resume with."""
-    (run,) = plan("few-shot", ["coop"], ["folder"], [], [1], [1])
-    Runner(tmp_path, overrides)(run)
-    for key, value in (
-        ("train.epochs", 2),
-        ("clip.weights", "tiny-clip"),
-        ("dataset.root", "/nowhere"),
-    ):
-        changed = {**overrides, key: value}
-        refused(key, Runner(tmp_path, changed), run)
-        state = sweep.state(run, tmp_path, changed)
-        assert state.startswith("has other settings: ")
-        assert key in state
-
-
 def test_settings_of_one_method(overrides):
     """They take precedence over those of all; a method that they make impossible is named."""
     overrides |= {"coop.text_prompt.length": 7, "coop.clip.weights": "tiny-clip"}
@@ -252,10 +243,7 @@ def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
         (["--config.cavpt.top_k=0"], "configs/vlp.py"),
         (["--workdir=somewhere"], "--workdir"),
         (["--protocol=base-to-new", "--targets=dtd"], "--targets"),
-        (
-            ["--protocol=base-to-new", "--methods=coop", "--config.text_prompt.class_specific"],
-            "text_prompt.class_specific",
-        ),
+        (["--protocol=base-to-new", "--config.text_prompt.class_specific"], "class_specific"),
         (["--config.maple.depth=3"], "text_prompt.depth"),
         (["--config.maple.text_prompt.depth"], "--config.maple.KEY=VALUE"),
         (["--config.maple.text_prompt.depth=deep"], "text_prompt.depth"),

@@ -49,9 +49,8 @@ def test_published_checkpoint_evaluates(converted):
     assert list(found["classnames"]) == CASE["classnames"]
     results = json.loads((converted / "results.json").read_text())
     assert results["n"] == 18
-    assert results["accuracy"] == pytest.approx(
-        (expected["initial_test_logits"].argmax(1) == expected["labels"]).mean(), abs=1e-6
-    )
+    right = expected["initial_test_logits"].argmax(1) == expected["labels"]
+    assert results["accuracy"] == pytest.approx(right.mean(), abs=1e-6)
 
 
 def test_zero_shot(flags, tmp_path):

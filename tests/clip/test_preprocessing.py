@@ -48,9 +48,8 @@ def test_squash_takes_both_sides_to_the_square():
 
 def test_mean_and_deviation_are_the_models():
     images = np.full((1, 2, 2, 3), 255, np.uint8)
-    np.testing.assert_allclose(
-        normalize_pixels(jnp.asarray(images), OWN)[0, 0, 0], (2.5, 2.0, 1.75), rtol=1e-6
-    )
+    found = normalize_pixels(jnp.asarray(images), OWN)[0, 0, 0]
+    np.testing.assert_allclose(found, (2.5, 2.0, 1.75), rtol=1e-6)
 
 
 def processor(folder, name="preprocessor_config.json", **change):

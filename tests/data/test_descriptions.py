@@ -37,10 +37,8 @@ def experiment(clip, method="zeroshot", **dataset):
 def test_templates_as_descriptions_have_the_same_bits(clip, names):
     for templates in ([TEMPLATE], [TEMPLATE, "{}", "art of {}."]):
         own = json.dumps({name: [text.format(name) for text in templates] for name in names})
-        given, expected = (
-            experiment(clip, **{key: value}).frozen
-            for key, value in (("descriptions", own), ("template", "|".join(templates)))
-        )
+        given = experiment(clip, descriptions=own).frozen
+        expected = experiment(clip, template="|".join(templates)).frozen
         np.testing.assert_array_equal(given.texts, expected.texts)
         if len(templates) > 1:
             np.testing.assert_array_equal(given.mean, expected.mean)

@@ -17,6 +17,7 @@ from dpt_jax.data.folder import read_folder
 from dpt_jax.data.look import look
 from dpt_jax.errors import UserError
 from tests.helpers.commands import command_refused, in_process, refused
+from tests.helpers.configs import small_flags
 
 CLASSES = {"cat": 10, "red_fox": 5, "dog": 4}
 # By class: training, validation and test images, if a fifth of each class is held out.
@@ -248,11 +249,8 @@ def test_what_would_give_wrong_accuracies_is_refused_unless_asked_for(photos, tm
 def test_from_photos_to_a_page(photos, tiny_clip_dir, tmp_path):
     """What a newcomer does: look, train, resume after adding photos, predict, and see the page."""
     run = tmp_path / "run"
-    train = (
-        *("train", "--config=coop", f"--config.dataset.root={photos}"),
-        *(f"--config.clip.weights={tiny_clip_dir}", "--config.train.epochs=2"),
-        f"--workdir={run}",
-    )
+    flags = small_flags(tiny_clip_dir, dataset__root=photos, train__epochs=2)
+    train = ("train", "--config=coop", *flags, f"--workdir={run}")
     planned = in_process(*train, "--plan")
     assert ["red", "fox", "3", "1", "1"] in [line.split() for line in planned.stdout.splitlines()]
     assert not run.exists()
@@ -268,9 +266,8 @@ def test_from_photos_to_a_page(photos, tiny_clip_dir, tmp_path):
     assert (run / "split.csv").read_text() == before
     other = tmp_path / "other" / "cat"
     shutil.copytree(photos / "cat", other)
-    command_refused(
-        "dataset.split", *("eval", f"--workdir={run}", f"--config.dataset.root={other.parent}")
-    )
+    there = f"--config.dataset.root={other.parent}"
+    command_refused("dataset.split", "eval", f"--workdir={run}", there)
     answers = in_process("predict", run, photos / "dog")
     assert len(answers.stdout.splitlines()) == CLASSES["dog"]
     in_process("report", run, "--html")

@@ -51,9 +51,8 @@ class Run:
 def assert_same_end(workdir: str | pathlib.Path, whole: pathlib.Path) -> None:
     """Assert that two runs have the same prompts, results and metrics, to the last bit."""
     there = as_path(workdir)
-    jax.tree.map(
-        np.testing.assert_array_equal, load_newest(there).prompts, load_newest(whole).prompts
-    )
+    found, expected = load_newest(there).prompts, load_newest(whole).prompts
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert (there / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     records = [
         [{**record, **dict.fromkeys(TIMES, 0)} for record in read_metrics(as_path(run))]

@@ -43,8 +43,6 @@ def total_loss(model, outputs, labels, weights=None, guided=False, alpha=0.0, gu
 
 def all_outputs(predictor, images):
     """The pixels (N, size, size, 3) of images, and the outputs of the model, with attention."""
-    pixels, outputs = zip(
-        *((batch["image"], found) for batch, found in predictor.answers(images)),
-        strict=True,
-    )
-    return np.concatenate(pixels), jax.tree.map(lambda *x: np.concatenate(x), *outputs)
+    batches, outputs = zip(*predictor.answers(images), strict=True)
+    pixels = np.concatenate([batch["image"] for batch in batches])
+    return pixels, jax.tree.map(lambda *x: np.concatenate(x), *outputs)

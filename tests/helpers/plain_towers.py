@@ -36,9 +36,8 @@ def triangle(length):
 
 
 def layer_norm(x, p):
-    return (x - x.mean(-1, keepdims=True)) / (x.var(-1, keepdims=True) + 1e-5) ** 0.5 * p[
-        "scale"
-    ] + p["bias"]
+    normal = (x - x.mean(-1, keepdims=True)) / (x.var(-1, keepdims=True) + 1e-5) ** 0.5
+    return normal * p["scale"] + p["bias"]
 
 
 def unit(x):

@@ -15,13 +15,8 @@ from tests.helpers.commands import refused
 from tests.helpers.golden import SMALL
 
 IMAGES = SMALL / "images"
-SETTINGS = {
-    "shots": -1,
-    "epochs": 2,
-    "text_prompt__length": 4,
-    "visual_prompt.length": 3,
-    "top_k": np.int64(3),
-}
+SETTINGS = {"shots": -1, "epochs": 2, "top_k": np.int64(3)}
+SETTINGS |= {"text_prompt__length": 4, "visual_prompt.length": 3}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +38,8 @@ def test_a_folder_is_a_run_of_the_command_line(trained, clip_dir, tmp_path, file
         return len(epochs) == 1
 
     for _ in range(2):
-        classifier = dpt_jax.fit(
-            IMAGES, clip=str(clip_dir), workdir=tmp_path / "run", callbacks=[end], **SETTINGS
-        )
+        given = {"clip": str(clip_dir), "workdir": tmp_path / "run", "callbacks": [end]}
+        classifier = dpt_jax.fit(IMAGES, **given, **SETTINGS)
     assert epochs == [1, 2]
     assert load_newest(tmp_path / "run").digest == load_newest(trained).digest
     expected = dpt_jax.load(trained)
@@ -65,14 +59,8 @@ def test_images_in_memory_are_those_of_the_folder(
     """The same bits, silent, and nothing is left on the disk."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     metrics: list[dict[str, float]] = []
-    classifier = dpt_jax.fit(
-        *memory,
-        clip=str(clip_dir),
-        validation=memory,
-        callbacks=[metrics.append],
-        verbose=False,
-        **SETTINGS,
-    )
+    given = {"clip": str(clip_dir), "validation": memory, "verbose": False}
+    classifier = dpt_jax.fit(*memory, callbacks=[metrics.append], **given, **SETTINGS)
     assert [0 <= one["val_accuracy"] <= 1 for one in metrics] == [True, True]
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []

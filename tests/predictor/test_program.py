@@ -41,10 +41,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_a_program_needs_nothing_of_this_package(trained, files, tmp_path):
     served = tmp_path / "served"
     done = in_process("convert", "serve", trained, served)
-    assert all(
-        f"wrote {served / name}" in done.stdout
-        for name in ("classifier.jax", "classifier.json", "classify.py")
-    )
+    for name in ("classifier.jax", "classifier.json", "classify.py"):
+        assert f"wrote {served / name}" in done.stdout
     exported = jax.export.deserialize(bytearray((served / "classifier.jax").read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert str(exported.in_avals[0]) == "uint8[b,32,32,3]"
@@ -62,10 +60,8 @@ def test_a_program_needs_nothing_of_this_package(trained, files, tmp_path):
     both = [str(tmp_path / "wide.png"), str(tmp_path / "deep.png"), files[0]]
     done = command("-c", ALONE, str(served / "classify.py"), *both, cwd=tmp_path, PYTHONPATH="")
     for line, own in zip(done.stdout.splitlines(), predictor.predict_proba(both), strict=True):
-        best = np.argsort(-own)[:3]
-        assert line.split("  ")[1:] == [
-            f"{predictor.classnames[c]} {100 * own[c]:.1f} %" for c in best
-        ]
+        best = [f"{predictor.classnames[c]} {100 * own[c]:.1f} %" for c in np.argsort(-own)[:3]]
+        assert line.split("  ")[1:] == best
 
 
 @pytest.mark.slow

@@ -127,9 +127,8 @@ def test_a_run_past_its_end_is_refused(config, clip, started):
     config.train.epochs = 2
     train(config, clip, started)
     config.train.epochs = 1
-    refused(
-        "was trained for 4 steps, but these settings end at step 2", train, config, clip, started
-    )
+    says = "was trained for 4 steps, but these settings end at step 2"
+    refused(says, train, config, clip, started)
     assert load_newest(started).step == 4
 
 

@@ -204,9 +204,8 @@ class History:
         self.done[-1] += f" {asked}"
         files = [self.run / RESULTS_FILE, self.run / CONFIG_FILE]
         before = [file.read_bytes() if file.exists() else b"" for file in files]
-        done = in_process(
-            "main.py", "--mode=eval", f"--workdir={self.run}", *flags_of(asked), check=False
-        )
+        flags = ["--mode=eval", f"--workdir={self.run}", *flags_of(asked)]
+        done = in_process("main.py", *flags, check=False)
         if any(own.get(key, value) != value for key, value in asked.items()):
             assert done.returncode == 2, self.done
             assert before == [file.read_bytes() if file.exists() else b"" for file in files]
