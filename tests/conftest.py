@@ -97,6 +97,11 @@ def clip(clip_dir) -> Pretrained:
 
 
 @pytest.fixture(scope="session")
+def tiny_clip(tiny_clip_dir) -> Pretrained:
+    return load_clip(str(tiny_clip_dir))
+
+
+@pytest.fixture(scope="session")
 def trained(clip_dir, made_once) -> pathlib.Path:
     """The workdir of a short training of DPT on the small images, with its results."""
     own = {"dataset__shots": -1, "train__epochs": 2, "eval__save_logits": True}

@@ -1,17 +1,15 @@
 """The installed package: a wheel, in an environment with only its requirements."""
 
 import importlib.metadata
-import os
 import pathlib
 import re
 import shutil
-import subprocess
 import venv
 
 import pytest
 from packaging.requirements import Requirement
 
-from tests.helpers.commands import COMPILATION, ROOT, command
+from tests.helpers.commands import ROOT, command
 
 pytestmark = pytest.mark.process
 
@@ -51,7 +49,7 @@ def link_distributions(names: set[str], packages: pathlib.Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """Return a folder outside of the repository, and a function that runs a script there."""
+    """Return a folder outside of the repository that has the environment."""
     folder = tmp_path_factory.mktemp("installed")
     source, environment = folder / "source", folder / "environment"
     source.mkdir()
@@ -67,18 +65,7 @@ def installed(tmp_path_factory):
     (wheel,) = folder.glob("*.whl")
     shutil.unpack_archive(wheel, packages, "zip")
 
-    def run(*arguments: str) -> str:
-        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        env |= {name.upper(): str(value) for name, value in COMPILATION.items()}
-        env |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [str(environment / "bin" / "python"), *arguments],
-            cwd=folder, env=env, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return folder, run
+    return folder
 
 
 COMMANDS = """
@@ -95,13 +82,13 @@ main(["convert", "serve", "run", "served"])
 
 
 def test_train_predict_export_and_serve_without_the_repository(installed):
-    folder, run = installed
-    (digits,) = folder.glob("environment/lib/python*/site-packages/dpt_jax/assets/digits")
-    shutil.copy(next((digits / "test" / "three").iterdir()), folder / "scan.png")
+    (digits,) = installed.glob("environment/lib/python*/site-packages/dpt_jax/assets/digits")
+    shutil.copy(next((digits / "test" / "three").iterdir()), installed / "scan.png")
     for kind in (digits / "test").iterdir():  # a few of them tell whether they are found
         for file in sorted(kind.iterdir())[2:]:
             file.unlink()
-    printed = run("-c", COMMANDS)
+    python = installed / "environment" / "bin" / "python"
+    printed = command("-c", COMMANDS, cwd=installed, python=python, without=["PYTHONPATH"]).stdout
     assert "zero-shot" in printed
     assert "three" in printed
-    assert (folder / "served" / "classify.py").is_file()
+    assert (installed / "served" / "classify.py").is_file()

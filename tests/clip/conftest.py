@@ -1,10 +1,9 @@
-"""A tiny CLIP as a transformers folder, as OpenAI's tensors, and as loaded."""
+"""A tiny CLIP as OpenAI's tensors, and as a model folder without its weights."""
 
 import shutil
 
 import pytest
 
-from dpt_jax.clip.pretrained import load_clip
 from tests.helpers import make_clip
 
 
@@ -14,19 +13,8 @@ def openai():
     return make_clip.openai(seed=3, **make_clip.TINY)
 
 
-@pytest.fixture(scope="session")
-def source(tiny_clip_dir):
-    return tiny_clip_dir
-
-
-@pytest.fixture(scope="session")
-def expected(source):
-    return load_clip(str(source))
-
-
 @pytest.fixture
-def copy(source, tmp_path):
+def copy(tiny_clip_dir, tmp_path):
     """A copy of the model directory without its weights."""
-    directory = tmp_path / "copy"
-    shutil.copytree(source, directory, ignore=shutil.ignore_patterns("model.safetensors"))
-    return directory
+    ignored = shutil.ignore_patterns("model.safetensors")
+    return shutil.copytree(tiny_clip_dir, tmp_path / "copy", ignore=ignored)

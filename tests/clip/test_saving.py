@@ -76,13 +76,13 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "dpt_jax" / "buckets"
 
 
-def test_what_is_needed_is_copied(bucket, source, expected, tmp_path, cache):
+def test_what_is_needed_is_copied(bucket, tiny_clip_dir, tiny_clip, tmp_path, cache):
     """Other files of the folder stay where they are."""
-    folder = shutil.copytree(source, tmp_path / "clip")
+    folder = shutil.copytree(tiny_clip_dir, tmp_path / "clip")
     (folder / "tf_model.h5").write_bytes(b"large")
     put_folder(folder, f"{bucket}/clip")
-    assert_same(load_clip(f"{bucket}/clip"), expected)
-    assert_same(load_clip(f"{bucket}/clip/{WEIGHTS}"), expected)
+    assert_same(load_clip(f"{bucket}/clip"), tiny_clip)
+    assert_same(load_clip(f"{bucket}/clip/{WEIGHTS}"), tiny_clip)
     copied = {file.name for file in cache.rglob("*") if file.is_file()}
     assert WEIGHTS in copied
     assert "tf_model.h5" not in copied
@@ -91,9 +91,9 @@ def test_what_is_needed_is_copied(bucket, source, expected, tmp_path, cache):
 
 
 @pytest.mark.parametrize("layout", ["transformers", "orbax"])
-def test_a_folder_is_written_to_a_bucket_and_read(bucket, expected, cache, layout):
-    save_clip(expected, as_path(f"{bucket}/{layout}"), layout)
-    assert_same(load_clip(f"{bucket}/{layout}"), expected)
+def test_a_folder_is_written_to_a_bucket_and_read(bucket, tiny_clip, cache, layout):
+    save_clip(tiny_clip, as_path(f"{bucket}/{layout}"), layout)
+    assert_same(load_clip(f"{bucket}/{layout}"), tiny_clip)
 
 
 def test_an_orbax_folder_that_is_not_whole(tiny, tmp_path, monkeypatch):

@@ -36,57 +36,57 @@ MARKS = {"input_resolution": 16, "context_length": 77, "vocab_size": 49408}
 
 
 @pytest.fixture(scope="session")
-def tensors(source):
-    return load_file(source / "model.safetensors")
+def tensors(tiny_clip_dir):
+    return load_file(tiny_clip_dir / "model.safetensors")
 
 
-def test_pytorch_file_with_old_index_buffers(copy, tensors, expected):
+def test_pytorch_file_with_old_index_buffers(copy, tensors, tiny_clip):
     buffer = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
     torch.save(torch_state(tensors) | buffer, copy / "pytorch_model.bin")
-    assert_same(load_clip(str(copy)), expected)
+    assert_same(load_clip(str(copy)), tiny_clip)
 
 
-def test_prefix_of_several_devices(copy, tensors, expected):
+def test_prefix_of_several_devices(copy, tensors, tiny_clip):
     save_file({f"module.{k}": v for k, v in tensors.items()}, copy / "model.safetensors")
-    assert_same(load_clip(str(copy)), expected)
+    assert_same(load_clip(str(copy)), tiny_clip)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
-def test_sharded_weights(copy, tensors, expected, ending):
+def test_sharded_weights(copy, tensors, tiny_clip, ending):
     index = write_shards(copy, tensors, ending)
     for whole in (copy, index):
-        assert_same(load_clip(str(whole)), expected)
+        assert_same(load_clip(str(whole)), tiny_clip)
     refused("model-00001-of-00002", load_clip, str(copy / f"model-00001-of-00002.{ending}"))
 
 
-def test_half_precision_file(copy, tensors, expected):
+def test_half_precision_file(copy, tensors, tiny_clip):
     save_file({k: v.astype(np.float16) for k, v in tensors.items()}, copy / "model.safetensors")
     clip = load_clip(str(copy))
     assert {x.dtype for x in jax.tree.leaves(clip.params)} == {np.dtype(np.float32)}
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
         clip.params,
-        expected.params,
+        tiny_clip.params,
     )
 
 
-def test_bfloat16_keeps_layer_norm_and_temperature_in_float32(source, expected):
-    clip = load_clip(str(source), jax.numpy.bfloat16)
-    assert clip.digest == expected.digest
+def test_bfloat16_keeps_layer_norm_and_temperature_in_float32(tiny_clip_dir, tiny_clip):
+    clip = load_clip(str(tiny_clip_dir), jax.numpy.bfloat16)
+    assert clip.digest == tiny_clip.digest
     flat = flax.traverse_util.flatten_dict(clip.params, sep="/")
     whole = {name for name in flat if "/ln_" in name or name == "logit_scale"}
     assert {name for name, x in flat.items() if x.dtype == np.float32} == whole
 
 
-def test_hub_id_from_the_local_cache(source, expected, tmp_path, monkeypatch):
+def test_hub_id_from_the_local_cache(tiny_clip_dir, tiny_clip, tmp_path, monkeypatch):
     """As on a machine without network that has downloaded the model before."""
     model = tmp_path / "models--someone--tiny"
-    shutil.copytree(source, model / "snapshots" / "0123")
+    shutil.copytree(tiny_clip_dir, model / "snapshots" / "0123")
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text("0123")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert_same(load_clip("someone/tiny"), expected)
+    assert_same(load_clip("someone/tiny"), tiny_clip)
     refused("someone/else", load_clip, "someone/else")
 
 
@@ -114,7 +114,7 @@ def test_bundled_model_loads_in_transformers_too():
 
 
 @pytest.mark.parametrize("kind", ["archive", "checkpoint"])
-def test_sizes_and_activation_are_not_guessed(openai, source, expected, tmp_path, kind):
+def test_sizes_and_activation_are_not_guessed(openai, tiny_clip_dir, tiny_clip, tmp_path, kind):
     """Only those of OpenAI's own models are known. Other archives and training checkpoints, whose
     tensors look alike, need their configuration.
     """
@@ -126,8 +126,8 @@ def test_sizes_and_activation_are_not_guessed(openai, source, expected, tmp_path
     file = tmp_path / "tiny.pt"
     torch.save(whole, file)
     refused(file.name, load_clip, str(file))
-    shutil.copy(source / "config.json", tmp_path)
-    assert_same(load_clip(str(file)), expected)
+    shutil.copy(tiny_clip_dir / "config.json", tmp_path)
+    assert_same(load_clip(str(file)), tiny_clip)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_openai_archive_is_known_by_its_sizes(name, width, text_width, patch, po
     assert (config.vision.heads, config.text.heads) == (width // 64, text_width // 64)
 
 
-def test_openai_archive_is_read_without_running_it(openai, source, expected, tmp_path):
+def test_openai_archive_is_read_without_running_it(openai, tiny_clip_dir, tiny_clip, tmp_path):
     """As OpenAI publishes them: a TorchScript program whose modules hold the weights."""
 
     class Part(torch.nn.Module):
@@ -170,8 +170,8 @@ def test_openai_archive_is_read_without_running_it(openai, source, expected, tmp
         node.register_parameter(leaf, torch.nn.Parameter(torch.tensor(value)))
     file = tmp_path / "tiny.pt"
     torch.jit.save(torch.jit.script(root), str(file))
-    shutil.copy(source / "config.json", tmp_path)
-    assert_same(load_clip(str(file)), expected)
+    shutil.copy(tiny_clip_dir / "config.json", tmp_path)
+    assert_same(load_clip(str(file)), tiny_clip)
 
 
 class Trap:
@@ -218,9 +218,9 @@ def test_file_that_is_another_thing_is_named(copy, name, data, says):
 
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("kept", [100, 200_000])
-def test_truncated_file_is_named(copy, source, tensors, name, kept):
+def test_truncated_file_is_named(copy, tiny_clip_dir, tensors, name, kept):
     safe = name == "model.safetensors"
-    whole = (source / name).read_bytes() if safe else torch_bytes(torch_state(tensors))
+    whole = (tiny_clip_dir / name).read_bytes() if safe else torch_bytes(torch_state(tensors))
     (copy / name).write_bytes(whole[:kept])
     refused(str(copy / name), load_clip, str(copy))
 
@@ -247,21 +247,21 @@ def changed(tensors, name, how):
 
 
 @pytest.mark.parametrize("how", CHANGES)
-def test_tensor_that_does_not_fit_is_named(copy, source, tensors, openai, tmp_path, how):
+def test_tensor_that_does_not_fit_is_named(copy, tiny_clip_dir, tensors, openai, tmp_path, how):
     save_file(changed(tensors, FC1, how), copy / "model.safetensors")
     named = "mlp_in/kernel" if how == "nan" else FC1
     refused(rf"{copy / 'model.safetensors'}.*{named}", load_clip, str(copy))
 
     name = "visual.transformer.resblocks.1.attn.out_proj.weight"
     torch.save(torch_state(changed(openai, name, how)), tmp_path / "tiny.pt")
-    shutil.copy(source / "config.json", tmp_path)
+    shutil.copy(tiny_clip_dir / "config.json", tmp_path)
     named = "out/kernel" if how == "nan" else name
     refused(rf"{tmp_path / 'tiny.pt'}.*{named}", load_clip, str(tmp_path / "tiny.pt"))
 
 
-def test_folder_without_weights_or_sizes(copy, source, tmp_path):
+def test_folder_without_weights_or_sizes(copy, tiny_clip_dir, tmp_path):
     refused(str(copy), load_clip, str(copy))
-    shutil.copy(source / "model.safetensors", tmp_path)
+    shutil.copy(tiny_clip_dir / "model.safetensors", tmp_path)
     refused(r"config\.json is missing", load_clip, str(tmp_path))
 
 

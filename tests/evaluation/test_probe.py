@@ -1,13 +1,12 @@
 """The linear probe: fitted to shots, chosen on validation images, and reported like a method."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 
 from tests.helpers.commands import assert_refused, command_refused, in_process
-from tests.helpers.configs import small_flags
+from tests.helpers.configs import small_flags, small_splits
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -17,9 +16,7 @@ pytestmark = pytest.mark.compiles
 def validated(tmp_path_factory):
     """The small images: the training images also for testing, the test images for validation."""
     root = tmp_path_factory.mktemp("validated")
-    for split, source in (("train", "train"), ("val", "test"), ("test", "train")):
-        shutil.copytree(SMALL / "images" / source, root / split)
-    return root
+    return small_splits(root, train="train", val="test", test="train")
 
 
 def probe(clip_dir, root, workdir, *arguments, check=True):

@@ -70,6 +70,7 @@ def command(
     check: bool = True,
     without: Sequence[str] = (),
     cwd: pathlib.Path = ROOT,
+    python: str | pathlib.Path = sys.executable,
     **environment: str,
 ) -> subprocess.CompletedProcess:
     """`python ARGUMENTS…` on simulated CPU devices, from the root of the repository or with it on
@@ -79,7 +80,7 @@ def command(
     """
     env = {**simulated(devices), **environment}
     done = subprocess.run(
-        [sys.executable, *arguments],
+        [python, *arguments],
         cwd=cwd,
         env={name: value for name, value in env.items() if name not in without},
         capture_output=True,

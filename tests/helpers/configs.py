@@ -1,6 +1,7 @@
 """Settings of a method on the small images and the small CLIP, and runs that were never trained."""
 
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -29,6 +30,13 @@ def small_flags(clip_dir: object, **values) -> list[str]:
     own = {"clip.weights": clip_dir, "dataset.root": SMALL / "images"}
     own |= {key.replace("__", "."): value for key, value in values.items()}
     return [f"--config.{key}={value}" for key, value in own.items()]
+
+
+def small_splits(root: pathlib.Path, **sources: str) -> pathlib.Path:
+    """Write the small images below `root`.  sources: the original split of each new one."""
+    for split, source in sources.items():
+        shutil.copytree(SMALL / "images" / source, root / split)
+    return root
 
 
 def save_run(

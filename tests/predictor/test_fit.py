@@ -1,11 +1,18 @@
-"""Training from Python."""
+"""Training from Python, the estimator in scikit-learn's tools, and the examples of the API."""
 
+import doctest
+import importlib
 import json
+import sys
 import tempfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.base import clone, is_classifier
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 import dpt_jax
 from dpt_jax.data.folder import read_folder
@@ -123,3 +130,54 @@ def test_wrong_input_is_named(memory, clip_dir, arguments, named):
     images, labels = memory
     given = {"images": images, "labels": labels, "clip": str(clip_dir), **arguments}
     refused(named, dpt_jax.fit, **given)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Training images of three classes in memory, and their labels, which do not begin at 0."""
+    whole = read_folder(SMALL / "images")
+    chosen = [example for example in whole.train if example.label < 3]
+    images = np.stack([np.asarray(whole.read(example.path).resize((32, 32))) for example in chosen])
+    return images, np.array([example.label + 1 for example in chosen]), whole.classnames
+
+
+@pytest.mark.compiles
+def test_examples_run():
+    found = doctest.testmod(importlib.import_module("dpt_jax.predictor.fit"))
+    assert found.attempted
+    assert not found.failed
+
+
+@pytest.mark.compiles
+def test_labels_are_those_of_the_caller(arrays, clip_dir, monkeypatch):
+    """Numbers that begin anywhere, and names of them; without scikit-learn."""
+    images, labels, names = arrays
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    given = {"method": "zeroshot", "clip": str(clip_dir)}
+    classifier = dpt_jax.PromptClassifier(**given, classnames=["nothing", *names])
+    classifier.fit(images, labels)
+    assert classifier.classes_.tolist() == [1, 2, 3]
+    assert classifier.predictor_.classnames == names[:3]
+    probabilities = classifier.predict_proba(images)
+    np.testing.assert_array_equal(classifier.predict(images), probabilities.argmax(-1) + 1)
+    expected = (probabilities.argmax(-1) + 1 == labels).mean()
+    assert classifier.score(images, labels) == pytest.approx(expected)
+    assert classifier.score(images, labels[:, None]) == pytest.approx(expected)
+    refused(f"{len(images)} and 1", classifier.score, images, labels[:1])
+    named = dpt_jax.PromptClassifier(**given).fit(images, np.array(names)[labels - 1])
+    np.testing.assert_array_equal(named.predict_proba(images), probabilities)
+
+
+@pytest.mark.compiles
+def test_a_search_within_a_pipeline(arrays, clip_dir):
+    images, labels, _ = arrays
+    classifier = dpt_jax.PromptClassifier(method="zeroshot", clip=str(clip_dir))
+    assert is_classifier(classifier)
+    assert repr(clone(classifier)) == repr(classifier)
+    pipeline = make_pipeline(FunctionTransformer(np.ascontiguousarray), classifier)
+    choices = {"promptclassifier__dataset__template": ["{} texture."]}
+    search = GridSearchCV(pipeline, choices, cv=2, error_score="raise").fit(images, labels)
+    assert search.predict(images).shape == labels.shape
+    assert search.cv_results_["params"] == [{key: value for key, (value,) in choices.items()}]
+    refused("and 12", clone(classifier).fit, images, np.eye(2, dtype=int)[labels % 2])
+    refused(r"train\.epochs", clone(classifier).set_params(epcohs=3).fit, images, labels)

@@ -7,7 +7,6 @@ import pytest
 
 from dpt_jax import distributed
 from dpt_jax.clip.packing import pack
-from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts.config import L1, Consistency, PromptConfig, Weights
 from dpt_jax.prompts.text import prompted_texts
@@ -37,24 +36,20 @@ EVERYTHING = PromptConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def clip(tiny_clip_dir):
-    """Three and two layers, since tracing and compiling take time in proportion."""
-    return load_clip(str(tiny_clip_dir))
-
-
 @pytest.mark.compiles
 @pytest.mark.parametrize(
     ("remat", "microbatch", "devices"),
     [("blocks", 1, 2), pytest.param("matmuls", 2, 2, marks=pytest.mark.slow)],
 )
 def test_neither_what_is_kept_nor_parts_nor_devices_change_a_gradient(
-    clip, remat, microbatch, devices
+    tiny_clip, remat, microbatch, devices
 ):
     """The gradient of every part, against all images at once without remat."""
-    prompts = random_like(prompt_shapes(PromptedCLIP(clip.config, EVERYTHING)), seed=7, scale=0.1)
-    expected = gradient(clip, prompts, "none", microbatch=0, on=1)
-    errors = errors_in_norm(gradient(clip, prompts, remat, microbatch, devices), expected)
+    prompts = random_like(
+        prompt_shapes(PromptedCLIP(tiny_clip.config, EVERYTHING)), seed=7, scale=0.1
+    )
+    expected = gradient(tiny_clip, prompts, "none", microbatch=0, on=1)
+    errors = errors_in_norm(gradient(tiny_clip, prompts, remat, microbatch, devices), expected)
     assert worst(errors) < 1e-4, errors
 
 

@@ -18,7 +18,7 @@ from dpt_jax.training.loop import train
 from dpt_jax.training.metrics import TIMES, read_metrics
 from dpt_jax.training.workdir import evaluation_config
 from tests.helpers.commands import assert_refused, in_process, refused
-from tests.helpers.configs import save_run, small_config, small_flags
+from tests.helpers.configs import save_run, small_config, small_flags, small_splits
 from tests.helpers.golden import SMALL
 
 pytestmark = pytest.mark.compiles
@@ -91,9 +91,7 @@ def test_every_prompt_is_trained_and_clip_is_not(trained, prepare):
 def validated(tmp_path_factory):
     """The small images, with the test images also for validation."""
     root = tmp_path_factory.mktemp("validated")
-    for split, source in (("train", "train"), ("val", "test"), ("test", "test")):
-        shutil.copytree(SMALL / "images" / source, root / split)
-    return root
+    return small_splits(root, train="train", val="test", test="test")
 
 
 def test_the_best_epoch_is_kept(clip_dir, validated, tmp_path):
