@@ -15,6 +15,7 @@ from absl import flags
 import dpt_jax
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.data.folder import find_images
+from dpt_jax.io import as_path
 from tests.helpers import make_clip
 from tests.helpers.commands import COMPILATION, in_process
 from tests.helpers.configs import small_flags
@@ -89,6 +90,14 @@ def store() -> Iterator[ObjectStore]:
 def bucket(store) -> str:
     """The gs:// name of a new bucket."""
     return store.bucket(f"bucket-{next(BUCKETS)}")
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def workdir(request, tmp_path) -> pathlib.Path:
+    """Where a new run is to be, on a disk or in a bucket."""
+    if request.param == "disk":
+        return tmp_path / "run"
+    return as_path(request.getfixturevalue("bucket")) / "run"
 
 
 @pytest.fixture(scope="session")

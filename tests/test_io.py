@@ -7,35 +7,11 @@ import pathlib
 import pytest
 
 from dpt_jax.errors import UserError
-from dpt_jax.io import (
-    Entry,
-    as_path,
-    entries,
-    find_files,
-    listed_once,
-    local_copy,
-    reading,
-    size_of,
-    write_whole,
-)
+from dpt_jax.io import as_path, local_copy, reading, write_whole
 from tests.helpers.commands import refused
 from tests.helpers.object_store import put_folder
 
 FILES = ("train/a/1.png", "train/a/2.png", "train/b [x]/1.png", "test/a/3.png", "x.txt")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for name in FILES:
-        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "set" / name).write_bytes(name.encode())
-    return tmp_path / "set"
-
-
-@pytest.fixture
-def remote(folder, bucket):
-    put_folder(folder, f"{bucket}/data/set")
-    return as_path(f"{bucket}/data/set/")
 
 
 def test_paths(monkeypatch):
@@ -74,27 +50,14 @@ def test_what_is_not_the_file_passes(tmp_path):
         assert str(tmp_path) not in str(raised.value)
 
 
-@pytest.mark.parametrize("place", ["folder", "remote"])
-def test_what_is_in_a_folder(place, request):
-    path = request.getfixturevalue(place)
-    with listed_once(path):
-        assert sorted(entries(path)) == [
-            Entry("test", True), Entry("train", True), Entry("x.txt", False),
-        ]  # fmt: skip
-        assert sorted(entries(path / "train")) == [Entry("a", True), Entry("b [x]", True)]
-        assert (path / "train").is_dir()
-        assert (path / "train/a/1.png").is_file()
-        assert not (path / "train/c").exists()
-    assert find_files(path, "1.png") == [path / "train/a/1.png", path / "train/b [x]/1.png"]
-    assert size_of(path / "x.txt") == 5
-    with pytest.raises(FileNotFoundError):
-        list(entries(path / "none"))
-
-
 @pytest.mark.process
-def test_a_copy_is_made_once_for_each_state(remote, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    said = []
+def test_a_copy_is_made_once_for_each_state(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in FILES:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(name.encode())
+    put_folder(tmp_path / "set", f"{bucket}/data/set")
+    remote, said = as_path(f"{bucket}/data/set/"), []
 
     def copy():
         return local_copy(remote, lambda name: name.startswith("train"), said.append)

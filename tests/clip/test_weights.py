@@ -46,11 +46,6 @@ def test_pytorch_file_with_old_index_buffers(copy, tensors, tiny_clip):
     assert_same(load_clip(str(copy)), tiny_clip)
 
 
-def test_prefix_of_several_devices(copy, tensors, tiny_clip):
-    save_file({f"module.{k}": v for k, v in tensors.items()}, copy / "model.safetensors")
-    assert_same(load_clip(str(copy)), tiny_clip)
-
-
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])
 def test_sharded_weights(copy, tensors, tiny_clip, ending):
     index = write_shards(copy, tensors, ending)

@@ -16,7 +16,7 @@ from configs import dpt
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Dataset, Example, Files
-from dpt_jax.data.sampling import few_shot, half_of_classes, read_sample
+from dpt_jax.data.sampling import few_shot, read_sample
 from dpt_jax.data.transforms import LEAST_AREA, RATIO, random_box
 from tests.helpers import coop_trees
 from tests.helpers.commands import refused
@@ -54,13 +54,6 @@ def test_natural_sample_has_every_class_and_the_imbalance_of_the_images():
     assert len(set(drawn)) == 3 * 16
     assert counts[0] > 30 > counts[1] >= counts[2] >= 1
     assert drawn == few_shot(train, [], 16, 1, natural=True)[0]
-
-
-@given(st.integers(2, 300))
-def test_halves_of_the_classes(classes):
-    base, new = half_of_classes(classes, "base"), half_of_classes(classes, "new")
-    assert [*base, *new] == list(range(classes))
-    assert len(base) - len(new) in (0, 1)
 
 
 def config_of(**settings):

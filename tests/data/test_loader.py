@@ -6,8 +6,6 @@ import signal
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from dpt_jax.clip.preprocessing import test_transform as evaluation_transform
@@ -103,22 +101,6 @@ def test_test_batches_keep_the_order_and_the_last_images():
     batches = list(loader.test_batches(loading))
     assert [len(batch["label"]) for batch in batches] == [7, 7, 4]
     assert np.concatenate([b["label"] for b in batches]).tolist() == [e.label for e in dataset.test]
-
-
-@given(st.integers(1, 9), st.sampled_from([1, 2, 4]))
-def test_shard_pads_with_rows_of_no_weight(own, devices):
-    batch = {
-        "image": np.arange(own * 12, dtype=np.uint8).reshape(own, 2, 2, 3),
-        "label": np.arange(own, dtype=np.int32),
-        "weight": np.ones(own, np.float32),
-        "index": np.arange(own, dtype=np.int32),
-    }
-    split = loader.shard(batch, 9, devices)
-    assert split["image"].shape[:2] == (devices, -(-9 // devices))
-    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in split.items()}
-    assert flat["weight"].tolist() == [1.0] * own + [0.0] * (len(flat["weight"]) - own)
-    np.testing.assert_array_equal(flat["image"][:own], batch["image"])
-    np.testing.assert_array_equal(flat["label"][:own], batch["label"])
 
 
 class Numbered:

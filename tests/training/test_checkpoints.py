@@ -62,13 +62,6 @@ def copied(two_steps, tmp_path):
     return shutil.copytree(two_steps, tmp_path / "run")
 
 
-@pytest.fixture(params=["disk", "bucket"])
-def workdir(request, tmp_path):
-    if request.param == "disk":
-        return tmp_path / "run"
-    return as_path(request.getfixturevalue("bucket")) / "run"
-
-
 def files_of(workdir):
     return sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
 

@@ -31,11 +31,7 @@ def events(content):
     return found
 
 
-@pytest.mark.parametrize("place", ["disk", "bucket"])
-def test_no_step_is_there_twice(place, request, tmp_path):
-    workdir = tmp_path
-    if place == "bucket":
-        workdir = as_path(request.getfixturevalue("bucket")) / "run"
+def test_no_step_is_there_twice(workdir):
     for start, loss in ((0, 1.0), (2, 0.5)):  # killed after step 4, resumed after step 2
         with MetricWriter(workdir, start) as writer:
             for step in (start + 1, start + 2):
