@@ -19,7 +19,7 @@ from dpt_jax.io import as_path
 from tests.helpers import make_clip
 from tests.helpers.commands import COMPILATION, in_process
 from tests.helpers.configs import small_flags
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 from tests.helpers.object_store import ObjectStore
 
 BUCKETS = itertools.count(1)
@@ -127,4 +127,4 @@ def predictor(trained) -> dpt_jax.Predictor:
 
 @pytest.fixture(scope="session")
 def files() -> list[str]:
-    return find_images([str(SMALL / "images" / "test")])
+    return find_images([str(IMAGES / "test")])

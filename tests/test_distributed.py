@@ -16,7 +16,7 @@ from dpt_jax.training.checkpoints import load_newest, steps_of
 from dpt_jax.training.process import EXIT_CODE
 from tests.helpers.commands import command, in_process, refused, start
 from tests.helpers.faults import assert_same_end
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 from tests.helpers.hosts import SETTINGS, finish, free_port, outputs, start_hosts
 
 pytestmark = pytest.mark.process
@@ -78,7 +78,7 @@ def test_two_hosts_that_were_stopped_compute_what_one_does(hosts, tiny_clip_dir,
 @pytest.mark.slow
 def test_two_hosts_train_the_classifier_of_one(tiny_clip_dir, tmp_path):
     """The hosts have unequal shares of 11 images. A SIGTERM to one of them stops both midway."""
-    images = shutil.copytree(SMALL / "images", tmp_path / "images")
+    images = shutil.copytree(IMAGES, tmp_path / "images")
     min((images / "train").rglob("*.png")).unlink()
     options = [f"--config.dataset.root={images}", "--config.train.epochs=1",
                "--config.classifier.views=301"]  # fmt: skip
@@ -121,7 +121,7 @@ def test_killed(hosts, bucket, tmp_path):
 
 def test_an_error_on_one_host_ends_both(tiny_clip_dir, tmp_path):
     """Host 1 reads every second image, of which one is damaged; host 0 waits for it."""
-    images = shutil.copytree(SMALL / "images", tmp_path / "images")
+    images = shutil.copytree(IMAGES, tmp_path / "images")
     damaged = sorted((images / "test").rglob("*.png"))[1]
     damaged.write_bytes(b"not a picture")
     first, second = processes = start_hosts(

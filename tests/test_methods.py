@@ -11,7 +11,7 @@ from dpt_jax.config import method_config
 from dpt_jax.methods import METHODS, OF_THE_PAPER, TRAINED
 from tests.helpers.commands import in_process
 from tests.helpers.configs import small_flags
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES, SMALL
 
 pytestmark = pytest.mark.compiles
 
@@ -53,7 +53,7 @@ def test_train_predict_export_and_serve(method, tiny_clip_dir, tmp_path):
     assert (trained["method"], trained["n"]) == (method, 18)
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(losses).all()
-    images = sorted((SMALL / "images" / "test").rglob("*.png"))[:3]
+    images = sorted((IMAGES / "test").rglob("*.png"))[:3]
     in_process("convert", "export", run, tmp_path / "a.safetensors")
     said = in_process("predict", tmp_path / "a.safetensors", *images, "--json", "--top=6").stdout
     answers = {

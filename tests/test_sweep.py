@@ -17,7 +17,7 @@ from dpt_jax.training.process import locked
 from dpt_jax.training.workdir import run_dir
 from tests.helpers import coop_trees, make_clip
 from tests.helpers.commands import command_refused, in_process, refused
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.compiles
 def overrides(tiny_clip_dir):
     return {
         "clip.weights": str(tiny_clip_dir),
-        "dataset.root": str(SMALL / "images"),
+        "dataset.root": str(IMAGES),
         "text_prompt.length": 4,
         "train.batch_size": 6,
         "train.epochs": 1,
@@ -127,7 +127,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(overrides, tmp_path, mo
 
 def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip_dir, capsys):
     """Added or changed test images, other class names, and other weights."""
-    root = shutil.copytree(SMALL / "images", tmp_path / "images")
+    root = shutil.copytree(IMAGES, tmp_path / "images")
     weights = shutil.copytree(tiny_clip_dir, tmp_path / "clip")
     overrides |= {"dataset.root": str(root), "clip.weights": str(weights)}
     planned = plan("few-shot", ["zeroshot", "coop"], ["folder"], [], [1], [1])

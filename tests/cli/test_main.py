@@ -10,7 +10,7 @@ from dpt_jax.io import as_path, find_files
 from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.commands import command, in_process
 from tests.helpers.configs import small_flags
-from tests.helpers.golden import SMALL, errors_in_norm, relative_error, worst
+from tests.helpers.golden import IMAGES, SMALL, errors_in_norm, relative_error, worst
 from tests.helpers.object_store import put_folder
 
 pytestmark = pytest.mark.compiles
@@ -142,7 +142,7 @@ def test_a_second_start_compiles_nothing(tiny_clip_dir, tmp_path):
 
 @pytest.mark.process
 def test_everything_in_a_bucket(tiny_clip_dir, bucket):
-    put_folder(SMALL / "images", f"{bucket}/images")
+    put_folder(IMAGES, f"{bucket}/images")
     there = as_path(bucket)
     data = small_flags(tiny_clip_dir, dataset__root=f"{bucket}/images")
     sizes = ["--config.text_prompt.length=4", "--config.train.batch_size=6"]

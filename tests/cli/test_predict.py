@@ -12,12 +12,9 @@ from dpt_jax.cli import predict
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import UserError
 from tests.helpers.commands import command_refused, in_process, refused
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
-
-
-IMAGES = SMALL / "images"
 
 
 def test_images_are_found_once_and_in_order(tmp_path):

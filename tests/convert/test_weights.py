@@ -19,11 +19,11 @@ from dpt_jax.training.initial_prompts import shapes_of
 from dpt_jax.training.setup import make_model
 from tests.helpers.commands import command_refused, in_process
 from tests.helpers.configs import small_config, small_flags
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
 
-IMAGES = sorted((SMALL / "images" / "test").rglob("*.png"))[:3]
+THREE = sorted((IMAGES / "test").rglob("*.png"))[:3]
 NAMES = ["airplane", "sea_horse"]
 
 
@@ -45,7 +45,7 @@ def run(request, clip_dir, tmp_path_factory):
 
 def features_of(torch_model, predictor):
     """Features of transformers' CLIPModel, of unit length: images, texts."""
-    pixels = np.concatenate([batch["image"] for batch, _ in predictor.answers(IMAGES)])
+    pixels = np.concatenate([batch["image"] for batch, _ in predictor.answers(THREE)])
     preprocessing = predictor.model.clip_config.preprocessing
     pixels = (pixels / 255 - preprocessing.mean) / preprocessing.std
     tokenizer = predictor.pretrained.tokenizer
@@ -63,7 +63,7 @@ def features_of(torch_model, predictor):
 
 def assert_same_features(torch_model, predictor):
     images, texts = features_of(torch_model.eval(), predictor)
-    np.testing.assert_allclose(images, predictor.encode_image(IMAGES), atol=2e-6)
+    np.testing.assert_allclose(images, predictor.encode_image(THREE), atol=2e-6)
     np.testing.assert_allclose(texts, predictor.encode_text(NAMES), atol=2e-6)
 
 
@@ -111,8 +111,8 @@ def test_lora_files_of_peft(run, clip_dir, tmp_path):
     np.testing.assert_array_equal(found["vision"]["query"]["a"], saved["vision"]["query"]["a"])
     np.testing.assert_array_equal(found["text"]["out"]["b"][1:], saved["text"]["out"]["b"])
     assert not found["text"]["out"]["b"][0].any()
-    expected = dpt_jax.load(run).predict_proba(IMAGES)
-    np.testing.assert_allclose(dpt_jax.load(back).predict_proba(IMAGES), expected, atol=1e-5)
+    expected = dpt_jax.load(run).predict_proba(THREE)
+    np.testing.assert_allclose(dpt_jax.load(back).predict_proba(THREE), expected, atol=1e-5)
 
     again = ("convert", "peft", folder, f"--workdir={tmp_path}/no", *flags)
     for change in ({"use_dora": True}, {"init_lora_weights": "pissa"}, {"r": 3}):

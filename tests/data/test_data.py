@@ -20,9 +20,7 @@ from dpt_jax.data.sampling import few_shot, read_sample
 from dpt_jax.data.transforms import LEAST_AREA, RATIO, random_box
 from tests.helpers import coop_trees
 from tests.helpers.commands import refused
-from tests.helpers.golden import SMALL
-
-IMAGES = SMALL / "images"
+from tests.helpers.golden import IMAGES
 
 
 def examples_of(labels):

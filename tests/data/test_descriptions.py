@@ -14,7 +14,7 @@ from dpt_jax.training.setup import consistency_target, prepare
 from dpt_jax.training.workdir import load_config
 from tests.helpers.commands import command_refused, in_process, refused
 from tests.helpers.configs import small_flags
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
 TEMPLATE = "a photo of a {}."
@@ -22,12 +22,12 @@ TEMPLATE = "a photo of a {}."
 
 @pytest.fixture(scope="module")
 def names():
-    return read_folder(SMALL / "images").classnames
+    return read_folder(IMAGES).classnames
 
 
 def experiment(clip, method="zeroshot", **dataset):
     config = method_config(method, "folder")
-    config.dataset.update(root=str(SMALL / "images"), shots=-1, **dataset)
+    config.dataset.update(root=str(IMAGES), shots=-1, **dataset)
     config.text_prompt.update(length=4, depth=1)
     config.visual_prompt.update(length=3, depth=1)
     validate(config)

@@ -15,9 +15,7 @@ from dpt_jax.data.look import check_readable
 from dpt_jax.data.records import Dataset, Example, Files, UnreadableImageError
 from dpt_jax.errors import UserError
 from tests.helpers.commands import refused, start
-from tests.helpers.golden import DATA, SMALL
-
-IMAGES = SMALL / "images"
+from tests.helpers.golden import DATA, IMAGES
 
 
 def batches_of(start=0, transfer=None, **settings):

@@ -16,16 +16,16 @@ from dpt_jax.training import setup as experiments
 from dpt_jax.training.loop import train
 from tests.helpers.commands import in_process
 from tests.helpers.configs import small_config, small_flags
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
 
 
 def test_training_and_evaluation_take_images_as_the_model_does(clip, clip_dir, tmp_path):
     """A model that squashes images gives the same as with images squashed before."""
-    for image in (SMALL / "images").rglob("*.png"):
+    for image in IMAGES.rglob("*.png"):
         wide = Image.open(image).convert("RGB").resize((50, 34))
-        name = image.relative_to(SMALL / "images")
+        name = image.relative_to(IMAGES)
         for folder, given in (("wide", wide), ("square", wide.resize((32, 32), Image.BILINEAR))):
             (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
             given.save(tmp_path / folder / name)
@@ -43,7 +43,7 @@ def test_training_and_evaluation_take_images_as_the_model_does(clip, clip_dir, t
 
 
 def test_classes_without_a_readable_test_image_are_named(clip_dir, tmp_path):
-    shutil.copytree(SMALL / "images", tmp_path / "images")
+    shutil.copytree(IMAGES, tmp_path / "images")
     first, *_ = sorted((tmp_path / "images" / "test").iterdir())
     for image in first.iterdir():
         image.write_bytes(b"no picture")
@@ -55,7 +55,7 @@ def test_classes_without_a_readable_test_image_are_named(clip_dir, tmp_path):
     assert "(3 more could not be read and were left out)" in done.stdout
 
 
-IMAGES = 18  # of the test split
+TESTED = 18  # of the test split
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def reads(monkeypatch):
 @pytest.fixture
 def evaluate(clip, clip_dir, tmp_path):
     """(method, feature cache) -> its predictions on the small images."""
-    shutil.copytree(SMALL / "images", tmp_path / "images")
+    shutil.copytree(IMAGES, tmp_path / "images")
 
     def predict(method, features=None):
         file = importlib.import_module(f"configs.{method}")
@@ -94,21 +94,21 @@ def assert_same(found, expected):
 def test_images_are_read_once_and_the_bits_are_the_same(evaluate, reads, tmp_path, monkeypatch):
     features = {}
     expected = {method: evaluate(method) for method in ("coop", "vpt")}
-    assert len(reads) == IMAGES
+    assert len(reads) == TESTED
     for method in ("coop", "vpt", "coop"):
         assert_same(evaluate(method, features), expected[method])
-    assert len(reads) == IMAGES
+    assert len(reads) == TESTED
     # Without the images, only a method with visual prompts reads them again.
     monkeypatch.setattr(records, "cache", records.ImageCache(limit=0))
     assert_same(evaluate("coop", features), expected["coop"])
-    assert len(reads) == IMAGES
+    assert len(reads) == TESTED
     assert_same(evaluate("vpt", features), expected["vpt"])
-    assert len(reads) == 2 * IMAGES
+    assert len(reads) == 2 * TESTED
     # A file that was changed is another image, though its name is the same.
     changed = next((tmp_path / "images" / "test").rglob("*.png"))
     Image.new("RGB", (9, 9), "red").save(changed)
     assert_same(evaluate("coop", features), evaluate("coop"))
-    assert len(reads) == 4 * IMAGES
+    assert len(reads) == 4 * TESTED
 
 
 def test_the_image_cache_keeps_to_its_limit_and_to_the_current_dataset():

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.commands import assert_refused, command_refused, in_process
 from tests.helpers.configs import small_flags, small_splits
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
 
@@ -52,6 +52,6 @@ def test_a_probe_chooses_by_as_few_validation_images_as_protocols_have(
 
 
 def test_without_validation_images_there_is_no_probe(clip_dir, tmp_path):
-    done = probe(clip_dir, SMALL / "images", tmp_path / "run", check=False)
+    done = probe(clip_dir, IMAGES, tmp_path / "run", check=False)
     assert_refused(done, "folder has no validation images")
     assert not (tmp_path / "run").exists()

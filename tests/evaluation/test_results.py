@@ -18,7 +18,7 @@ from dpt_jax.training import prompt_file, setup
 from dpt_jax.training.checkpoints import digest, load_newest
 from tests.helpers.commands import command_refused, in_process, refused
 from tests.helpers.configs import save_run, small_config
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_other_folders_have_results_of_their_own(run, prepared, tmp_path):
     before = (run / "results.json").read_bytes()
     found = []
     for place in ("a", "b"):
-        root = shutil.copytree(SMALL / "images", tmp_path / place / "images")
+        root = shutil.copytree(IMAGES, tmp_path / place / "images")
         if place == "b":
             next((root / "test").rglob("*.png")).unlink()
         else:

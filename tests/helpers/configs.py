@@ -13,13 +13,13 @@ from dpt_jax.training.initial_prompts import initial_prompts
 from dpt_jax.training.record import training_meta
 from dpt_jax.training.setup import Experiment
 from dpt_jax.training.workdir import save_config
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
 
 def small_config(clip_dir: pathlib.Path, method=dpt, **values) -> ConfigDict:
     """Return the configuration of configs/METHOD.py:folder.  values: other keys, __ for dots."""
     config = method.get_config("folder")
-    config.clip.weights, config.dataset.root = str(clip_dir), str(SMALL / "images")
+    config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
     for key, value in values.items():
         config.update_from_flattened_dict({key.replace("__", "."): value})
     return config
@@ -27,7 +27,7 @@ def small_config(clip_dir: pathlib.Path, method=dpt, **values) -> ConfigDict:
 
 def small_flags(clip_dir: object, **values) -> list[str]:
     """Return the same as flags of a command whose --config names the method."""
-    own = {"clip.weights": clip_dir, "dataset.root": SMALL / "images"}
+    own = {"clip.weights": clip_dir, "dataset.root": IMAGES}
     own |= {key.replace("__", "."): value for key, value in values.items()}
     return [f"--config.{key}={value}" for key, value in own.items()]
 
@@ -35,7 +35,7 @@ def small_flags(clip_dir: object, **values) -> list[str]:
 def small_splits(root: pathlib.Path, **sources: str) -> pathlib.Path:
     """Write the small images below `root`.  sources: the original split of each new one."""
     for split, source in sources.items():
-        shutil.copytree(SMALL / "images" / source, root / split)
+        shutil.copytree(IMAGES / source, root / split)
     return root
 
 

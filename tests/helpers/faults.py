@@ -11,12 +11,12 @@ from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.metrics import TIMES, read_metrics
 from tests.helpers.commands import start
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
 # Six images per step, two steps per epoch; every sample newly augmented.
 SETTINGS = [
     "--config=configs/coop.py:folder",
-    f"--config.dataset.root={SMALL / 'images'}",
+    f"--config.dataset.root={IMAGES}",
     "--config.dataset.shots=-1",
     "--config.text_prompt.length=4",
     "--config.train.batch_size=6",

@@ -10,6 +10,7 @@ from dpt_jax.config import flat
 
 DATA = pathlib.Path(__file__).parents[1] / "golden"
 SMALL = DATA / "dpt_small"
+IMAGES = SMALL / "images"
 
 
 class Golden:

@@ -3,11 +3,11 @@
 import subprocess
 
 from tests.helpers.commands import start
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 from tests.helpers.object_store import free_port
 
 SETTINGS = [
-    f"--config.dataset.root={SMALL / 'images'}",
+    f"--config.dataset.root={IMAGES}",
     "--config.train.epochs=12",
     "--config.text_prompt.length=4",
     "--config.train.batch_size=6",

@@ -19,9 +19,8 @@ from dpt_jax.data.folder import read_folder
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.commands import refused
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
-IMAGES = SMALL / "images"
 SETTINGS = {"shots": -1, "epochs": 2, "top_k": np.int64(3)}
 SETTINGS |= {"text_prompt__length": 4, "visual_prompt.length": 3}
 
@@ -135,7 +134,7 @@ def test_wrong_input_is_named(memory, clip_dir, arguments, named):
 @pytest.fixture(scope="module")
 def arrays():
     """Training images of three classes in memory, and their labels, which do not begin at 0."""
-    whole = read_folder(SMALL / "images")
+    whole = read_folder(IMAGES)
     chosen = [example for example in whole.train if example.label < 3]
     images = np.stack([np.asarray(whole.read(example.path).resize((32, 32))) for example in chosen])
     return images, np.array([example.label + 1 for example in chosen]), whole.classnames

@@ -26,13 +26,10 @@ from dpt_jax.training.checkpoints import Checkpoints, Saved, load_newest
 from dpt_jax.training.initial_prompts import initial_prompts
 from tests.helpers.commands import command, command_refused, in_process, refused
 from tests.helpers.configs import small_config
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 from tests.helpers.models import all_outputs
 
 pytestmark = pytest.mark.compiles
-
-
-IMAGES = SMALL / "images"
 
 
 def test_probabilities_are_those_of_the_evaluation(predictor, trained):
@@ -172,9 +169,6 @@ def test_answers_that_are_not_finite_are_refused(trained, files, tmp_path):
     assert not (tmp_path / program.PROGRAM).exists()
     done = command_refused("the logits are not finite", "predict", workdir, files[0], "--json")
     assert "probability" not in done.stdout
-
-
-IMAGES = SMALL / "images"
 
 
 # Runs a script where this package cannot be imported.

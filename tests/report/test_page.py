@@ -11,7 +11,7 @@ import dpt_jax
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report.figures import principal_axes
 from tests.helpers.commands import in_process
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
 
@@ -65,7 +65,7 @@ def test_one_page_a_run(trained, tmp_path):
 def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
     """WORKDIR/on/DATASET has no prompts of its own, and no training."""
     workdir = tmp_path / "on"
-    flags = [f"--config.init_from={trained}", f"--config.dataset.root={SMALL / 'images'}"]
+    flags = [f"--config.init_from={trained}", f"--config.dataset.root={IMAGES}"]
     in_process("main.py", "--config=dpt:folder", "--mode=eval", *flags, f"--workdir={workdir}")
     done = in_process("report", "--html", workdir)
     assert "report.html" in done.stdout

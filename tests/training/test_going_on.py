@@ -26,7 +26,7 @@ from dpt_jax.training.step import StepConfig, make_step, new_state
 from dpt_jax.training.workdir import save_config
 from tests.helpers.commands import refused
 from tests.helpers.configs import small_config
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 from tests.helpers.models import frozen_features
 
 pytestmark = pytest.mark.compiles
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.compiles
 @pytest.fixture
 def images(tmp_path):
     root = tmp_path / "images"
-    shutil.copytree(SMALL / "images", root)
+    shutil.copytree(IMAGES, root)
     return root
 
 

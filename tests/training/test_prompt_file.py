@@ -19,12 +19,9 @@ from dpt_jax.training import prompt_file
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.workdir import load_config
 from tests.helpers.commands import command_refused, in_process, refused
-from tests.helpers.golden import SMALL, same_bytes
+from tests.helpers.golden import IMAGES, same_bytes
 
 pytestmark = pytest.mark.compiles
-
-
-IMAGES = SMALL / "images"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from dpt_jax.training.metrics import TIMES, read_metrics
 from dpt_jax.training.workdir import evaluation_config
 from tests.helpers.commands import assert_refused, in_process, refused
 from tests.helpers.configs import save_run, small_config, small_flags, small_splits
-from tests.helpers.golden import SMALL
+from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
 
@@ -144,7 +144,7 @@ def test_files_of_a_run(trained):
     assert all(record["images_per_s"] > 0 for record in records)
     assert list(trained.glob("events.out.tfevents.*"))
     lines = (trained / "train_files.txt").read_text().splitlines()
-    assert all((SMALL / "images" / line).is_file() for line in lines)
+    assert all((IMAGES / line).is_file() for line in lines)
     results = json.loads((trained / "results.json").read_text())
     assert {"dataset", "shots", "seed", "n", "macro_f1", "per_class"} <= set(results)
     assert results["method"] == "dpt"
@@ -168,7 +168,7 @@ def three_classes(tmp_path):
     root = tmp_path / "three"
     for split in ("train", "test"):
         for name in ("airplane", "sea_horse", "yin_yang"):
-            shutil.copytree(SMALL / "images" / split / name, root / split / name)
+            shutil.copytree(IMAGES / split / name, root / split / name)
     return root
 
 
