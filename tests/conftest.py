@@ -96,7 +96,7 @@ def bucket(store) -> str:
 def workdir(request, tmp_path) -> pathlib.Path:
     """Where a new run is to be, on a disk or in a bucket."""
     if request.param == "disk":
-        return tmp_path / "run"
+        return tmp_path
     return as_path(request.getfixturevalue("bucket")) / "run"
 
 
