@@ -114,8 +114,7 @@ def test_another_clip_of_the_same_sizes_is_refused(config, clip, started):
 def test_a_run_without_its_settings_is_refused(config, started):
     (started / "config.json").unlink()
     config.train.text_lr = 1.0
-    with pytest.raises(UserError, match=f"{started} has checkpoints but no config.json"):
-        train_run(config, started)
+    refused(f"{started} has checkpoints but no config.json", train_run, config, started)
 
 
 def test_a_state_of_another_optimizer_is_refused(config, clip, started):
