@@ -102,10 +102,11 @@ def shapes(
     """Return the shapes of the parameters for these numbers of images, classes and features."""
 
     def start() -> Params:
-        texts, views = jnp.zeros((classes, width)), jnp.zeros((1, images, width))
-        support = Support(views, jnp.zeros(images, jnp.int32))
-        key = jax.random.key(0)
-        return classifier.start(support, ClassTexts(texts, texts), jnp.ones(()), key, settings)
+        texts = jnp.zeros((classes, width), jnp.float32)
+        views, labels = jnp.zeros((1, images, width), jnp.float32), jnp.zeros(images, jnp.int32)
+        key, s = jax.random.key(0), jnp.float32(1)
+        own = Support(views, labels), ClassTexts(texts, texts)
+        return classifier.start(*own, s, key, settings)
 
     return jax.eval_shape(start)
 
