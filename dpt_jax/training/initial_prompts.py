@@ -94,10 +94,11 @@ def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
             "the training command again."
         )
     params, model = saved.prompts["classifier"], experiment.model
+    classifier = CLASSIFIERS[model.config.classifier]
     classnames = list(experiment.dataset.classnames)
     trained = saved.meta.get("classnames") or classnames
     wanted = shapes(
-        CLASSIFIERS[model.config.classifier],
+        classifier,
         len(params.get("keys", [0])),
         len(trained),
         model.clip_config.embed_dim,
@@ -107,7 +108,14 @@ def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
     if trained == classnames:
         return params
     rows = np.array([trained.index(name) if name in trained else -1 for name in classnames])
-    return for_classes(CLASSIFIERS[model.config.classifier], params, rows)
+    new = [name for name in classnames if name not in trained]
+    if new and classifier.per_class:
+        say(
+            f"{source}: its classifier was not trained on {len(new)} of these {len(rows)} classes, "
+            f"such as {new[0]!r}, and takes their texts.",
+            file=sys.stderr,
+        )
+    return for_classes(classifier, params, rows)
 
 
 def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, source: str) -> Prompts:

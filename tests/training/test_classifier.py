@@ -17,7 +17,7 @@ from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts, Support, for_cl
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.classifier import fit
 from dpt_jax.training.process import EXIT_CODE
-from tests.helpers.commands import command_refused, in_process, refused
+from tests.helpers.commands import command_refused, in_process
 from tests.helpers.configs import small_flags
 
 pytestmark = pytest.mark.compiles
@@ -47,7 +47,7 @@ def test_new_classes_fall_back_to_their_texts(name):
         np.testing.assert_allclose(found[:, [0, 3]], zero_shot, rtol=1e-4, atol=1e-4)
 
 
-def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path, monkeypatch):
+def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path, monkeypatch, capsys):
     """A run that was stopped between the stages ends with the same bits.
 
     So does one that is stopped while the second stage encodes features.
@@ -80,8 +80,9 @@ def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path, monkeypatch):
     assert new_classes["parameters"] == own["parameters"]
     assert own["of"]["settings"]["dataset.natural"] is False  # so that a report distinguishes them
 
-    new = dpt_jax.load(run, classnames=["airplane", "dollar bill"])
+    new = dpt_jax.load(run, classnames=["airplane", "zebra"])
     assert new.predict_proba(np.zeros((1, 40, 40, 3), np.uint8)).shape == (1, 2)
+    assert "1 of these 2 classes, such as 'zebra'" in capsys.readouterr().err
     command_refused("classifier.lr", *command, "--config.classifier.lr=0.2")
 
 
@@ -102,4 +103,3 @@ def test_settings_chosen_by_the_support(capsys):
     assert any(beta == pytest.approx(x) for x in grid["beta"])
     assert chosen == pytest.approx({"classifier.alpha": alpha, "classifier.beta": beta})
     assert f"classifier.alpha={alpha:g}, classifier.beta={beta:g}" in capsys.readouterr().out
-    refused("class 2", fit, config, Support(views[:, :5], labels[:5]), texts, s)
