@@ -90,7 +90,7 @@ def plan(config: "ConfigDict", workdir: "epath.Path") -> str:
 
     config = with_split(config, workdir)
     dataset = load_dataset(config.dataset, config.seed)
-    check_trainable(dataset, config.dataset.name)
+    check_trainable(dataset, config)
     return look(dataset, config)
 
 

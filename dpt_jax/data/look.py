@@ -22,19 +22,26 @@ MOST_DECODED = 2000  # images, those to train on first; of the rest, only header
 UPRIGHT = 1  # the orientation of an image that is not rotated
 
 
-def check_trainable(dataset: Dataset, name: str) -> None:
-    """Raise UserError if a class has no image to train on."""
+def check_trainable(dataset: Dataset, config: ConfigDict) -> None:
+    """Raise UserError if a class has too few images to train on."""
+    name = config.dataset.name
     if not dataset.train:
         raise UserError(
             f"{name} has test images only: train on another dataset, and test its prompts here "
             f"with --config=METHOD:{name} --mode=eval --config.init_from=WORKDIR."
         )
-    without = sorted(set(range(len(dataset.classnames))) - {e.label for e in dataset.train})
-    if without:
-        missing = dataset.classnames[without[0]]
-        raise UserError(
-            f"{name} has no training images of class {missing!r}, so it cannot be trained on."
-        )
+    images = collections.Counter(example.label for example in dataset.train)
+    for label, classname in enumerate(dataset.classnames):
+        if not images[label]:
+            raise UserError(
+                f"{name} has no training images of class {classname!r}: add some, or leave out "
+                "the class."
+            )
+        if images[label] == 1 and config.classifier.select == "support":
+            raise UserError(
+                "classifier.select=support holds out one training image per class, but class "
+                f"{classname!r} has only one: add images, or use classifier.select=none."
+            )
 
 
 def check_readable(dataset: Dataset) -> None:

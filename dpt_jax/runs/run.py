@@ -92,7 +92,7 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
     """
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
-    check_trainable(experiment.dataset, config.dataset.name)
+    check_trainable(experiment.dataset, config)
     if is_own(config.dataset):
         say_once(look(experiment.dataset, config))
     found = fit_and_predict(experiment)

@@ -58,7 +58,7 @@ def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -
     With classifier.select=support, the settings are first chosen on held-out training images.
 
     Raises:
-      UserError: As `train_classifier`, or a class has only one image.
+      UserError: As `train_classifier`.
     """
     if config.classifier.select == "none":
         return train_classifier(config, support, texts, s)
@@ -67,11 +67,6 @@ def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -
     _, last = np.unique(labels[::-1], return_index=True)
     held = np.zeros(len(labels), bool)
     held[len(labels) - 1 - last] = True
-    if len(single := np.setdiff1d(labels[held], labels[~held])):
-        raise UserError(
-            f"classifier.select=support holds out one image per class, but class {single[0]} "
-            "(from 0) has only one: add images, or use classifier.select=none."
-        )
     others = Support(support.views[:, ~held], support.labels[~held])
     grid = CLASSIFIERS[config.classifier.name].grid
     scores = []

@@ -64,13 +64,13 @@ def train(
       Stopped: after a signal, once the state is saved.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    check_trainable(dataset, config.dataset.name)
+    check_trainable(dataset, config)
     if config.dataset.on_error == "skip":
         check_readable(dataset)
     if config.train.keep == "best" and not validate:
         raise UserError(
             f"train.keep=best needs validation images, but {config.dataset.name} has none: add a "
-            "folder val/, or use train.keep=last."
+            "folder val/ (or in Python, `validation`), or use train.keep=last."
         )
     plan = make_plan(config, len(dataset.train))
     with (

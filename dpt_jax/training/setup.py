@@ -175,7 +175,7 @@ def check_fit(clip: CLIPConfig, prompts: PromptConfig) -> None:
             "visual_prompt.depth",
             prompts.visual_depth if prompts.visual_length else 0,
             visual_layers(clip, prompts),
-            "image tower, before the class-aware prompts,",
+            "image tower, before the class-aware prompts," if prompts.top_k else "image tower",
         ),
         ("text_prompt.depth", prompts.text_depth if prompts.text_length else 1, text, "text tower"),
         ("weights.image_layers", max(weights.vision or (1,)), image, "image tower"),

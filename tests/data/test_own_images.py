@@ -14,7 +14,7 @@ from configs import coop
 from dpt_jax.cli.config_flag import from_command_line
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.look import look
+from dpt_jax.data.look import check_trainable, look
 from dpt_jax.errors import UserError
 from tests.helpers.commands import command_refused, in_process, refused
 from tests.helpers.configs import small_flags
@@ -212,6 +212,14 @@ def test_a_look_counts_and_says_what_is_rotated_and_dropped(photos):
     assert ["all", "11", "4", "4"] in rows
     assert "cat/0.png" in said
     assert "leaves out 3 of 11" in said
+
+
+def test_a_choice_of_settings_needs_two_images_of_each_class(photos):
+    config = config_of(photos, shots=2)
+    config.classifier.select = "support"
+    check_trainable(load_dataset(config.dataset, 1), config)
+    config.dataset.shots = 1
+    refused("cat", check_trainable, load_dataset(config.dataset, 1), config)
 
 
 @pytest.mark.parametrize("shots", [-1, 2])
