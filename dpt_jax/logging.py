@@ -1,7 +1,6 @@
 """Lines and progress bars on the console, only from host 0."""
 
 import contextlib
-import functools
 import sys
 import time
 from collections.abc import Iterator
@@ -83,7 +82,11 @@ def say(line: str, file: TextIO | None = None) -> None:
         print(line, file=file, flush=True)
 
 
-@functools.cache
+_said: set[str] = set()
+
+
 def say_once(line: str, file: TextIO | None = None) -> None:
     """Print a line once per process, such as a notice that all runs of a sweep share."""
-    say(line, file)
+    if line not in _said and (file or not _quiet):
+        _said.add(line)
+        say(line, file)
