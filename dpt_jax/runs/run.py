@@ -115,8 +115,8 @@ def evaluate_run(
     Args:
       config: Configuration of the evaluation, validated.
       source: Where the prompts are.
-      workdir: Where the results go. None is SOURCE/on/DATASET. So is the source itself, if it was
-        not trained on this dataset and these classes.
+      workdir: Where the results go. None means SOURCE/on/DATASET, and so does the source itself if
+        it was trained on another dataset or on other classes.
       prepare: Loads data and backbone.
 
     Returns:
