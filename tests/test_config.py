@@ -58,6 +58,7 @@ def test_settings_by_dataset_and_protocol():
     drawn = ivlp.get_config("emoji")
     assert (drawn.clip.weights, drawn.text_prompt.depth) == ("tiny-clip", 3)
     assert kgcoop.get_config("dtd").loss.template == "a photo of a {}, a type of texture."
+    assert kgcoop.get_config("imagenet:cross-dataset").dataset.shots == 4
     for arg, numbers in {
         "sun397": (9, 50, 30, 30),
         "eurosat": (9, 50, 45, 5),
