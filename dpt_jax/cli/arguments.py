@@ -98,7 +98,6 @@ def split_images(flags: argparse.Namespace) -> tuple["epath.Path", list[str]]:
 
 def at_least_one(text: str) -> int:
     """Return a flag as a positive integer."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)

@@ -106,6 +106,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
         ("predict TRAINED IMAGES --json --csv=out.csv", "not both"),
         ("predict TRAINED IMAGES --csv=/nowhere/out.csv", "/nowhere/out.csv"),
         ("predict TRAINED IMAGES --top=0", "top"),
+        ("predict TRAINED IMAGES --top=all", "--top: 'all'"),
         ("visualize TRAINED IMAGES --out=README.md", "--out: README.md cannot be made"),
         ("visualize IMAGES", "no image is named"),
         ("explain --workdir=TRAINED x", "x"),
