@@ -271,20 +271,21 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
     """Return a method's configuration with the values of Python keywords, and these values by key.
 
     A keyword is a key with __ or . between its section and its name. The section may be left out
-    if it is train or dataset, or if no other has such a name.
+    if it is train or dataset, or if no other section of the method has such a name.
 
     Raises:
       UserError: A keyword is not a key, is ambiguous, or has a value of another type.
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} is not one of {', '.join(METHODS)}.")
+    used = [key for key in KEYS if not key.startswith(sections_without_use(method))]
     values: dict[str, Any] = {}
     for keyword, value in keywords.items():
         name = keyword.replace("__", ".")
         keys = [key for key in (name, f"train.{name}", f"dataset.{name}") if key in KEYS]
-        keys = keys[:1] or [key for key in KEYS if key.endswith(f".{name}")]
+        keys = keys[:1] or [key for key in used if key.endswith(f".{name}")]
         if not keys:
-            raise UserError(f"{keyword} is not a setting{nearest(name)}")
+            raise UserError(f"{keyword} is not a setting of {method}{nearest(name, used)}")
         if len(keys) > 1 or keys[0] in values:
             also = [key.replace(".", "__") for key in keys]
             raise UserError(f"{keyword}: give {' or '.join(also)}, and only once.")
@@ -410,12 +411,12 @@ def shots_in_words(shots: int) -> str:
     return {-1: "all images", 0: "no training", 1: "1 shot"}.get(shots, f"{shots} shots")
 
 
-def nearest(key: str) -> str:
-    """Return "; did you mean KEY?", or "." if no key in any section is similar."""
+def nearest(key: str, keys: Collection[str] = tuple(KEYS)) -> str:
+    """Return "; did you mean KEY?", or "." if none of the keys in any section is similar."""
     # Of keys with the same name, such as epochs, suggest the one in train.
-    ordered = sorted(reversed([*KEYS]), key=lambda name: name.startswith("train."))
+    ordered = sorted(reversed([*keys]), key=lambda name: name.startswith("train."))
     last = {name.rpartition(".")[2]: name for name in ordered}
-    found = difflib.get_close_matches(key, KEYS, 1, 0.7) or [
+    found = difflib.get_close_matches(key, keys, 1, 0.7) or [
         last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last), 1, 0.7)
     ]
     return f"; did you mean {found[0]}?" if found else "."

@@ -71,7 +71,8 @@ def fit(
         if one returns true.
       verbose: Whether to print lines and show bars.
       **settings: Keys that `dpt-jax settings` lists: `train__epochs=60`. The section may be left
-        out if it is train or dataset, or if no other has such a name: `epochs=60`, `alpha=0.5`.
+        out if it is train or dataset, or if no other section of the method has such a name:
+        `epochs=60`, `alpha=0.5`.
 
     Returns:
       The classifier.

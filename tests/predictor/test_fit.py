@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 import dpt_jax
+from dpt_jax.config import keyword_config
 from dpt_jax.data.folder import read_folder
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
@@ -74,6 +75,13 @@ def test_images_in_memory_are_those_of_the_folder(
     assert load_newest(tmp_path / "prompts.safetensors").digest == load_newest(trained).digest
 
 
+@pytest.mark.parametrize(
+    ("method", "key"), [("dpt", "loss.alpha"), ("tip_adapter", "classifier.alpha")]
+)
+def test_a_keyword_without_its_section_is_a_key_of_the_method(method, key):
+    assert keyword_config(method, {"alpha": 0.5})[1] == {key: 0.5}
+
+
 def test_the_record_is_of_the_pixels(memory):
     from dpt_jax.data.memory import in_memory
 
@@ -104,6 +112,7 @@ def test_a_missing_or_broken_file_is_named_before_training(clip_dir, tmp_path, c
     [
         ({"epcohs": 3}, "train.epochs"),
         ({"length": 3}, "visual_prompt__length"),
+        ({"lr": 3.0, "method": "coop"}, "lr is not a setting of coop"),
         ({"epochs": 3, "train__epochs": 3}, "train__epochs"),
         ({"epochs": "3"}, "train.epochs"),
         ({"epochs": 0}, "train.epochs"),
