@@ -243,7 +243,10 @@ def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
         (["--config.cavpt.top_k=0"], "configs/vlp.py"),
         (["--workdir=somewhere"], "--workdir"),
         (["--protocol=base-to-new", "--targets=dtd"], "--targets"),
-        (["--protocol=base-to-new", "--config.text_prompt.class_specific"], "class_specific"),
+        (
+            ["--protocol=base-to-new", "--methods=coop", "--config.text_prompt.class_specific"],
+            "text_prompt.class_specific",
+        ),
         (["--config.maple.depth=3"], "text_prompt.depth"),
         (["--config.maple.text_prompt.depth"], "--config.maple.KEY=VALUE"),
         (["--config.maple.text_prompt.depth=deep"], "text_prompt.depth"),
