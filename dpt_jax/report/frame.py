@@ -158,11 +158,10 @@ def _exclude_mixed(frame: pd.DataFrame, settings: list[str]) -> None:
 def _difference(runs: pd.DataFrame, columns: dict[str, str], which: str = "") -> str:
     """Name two runs and the first column in which they differ; "" if there is none."""
     for column, meaning in columns.items():
-        values = runs[column].map(str)
+        values = runs[column].where(runs[column].notna(), "none").map(str)
         for other in runs.index[values != values.iloc[0]]:
-            a, b = runs.iloc[0], runs.loc[other]
-            words = f"{a.path} and {b.path}{which} differ in {meaning}"
+            words = f"{runs.path.iloc[0]} and {runs.path[other]}{which} differ in {meaning}"
             # A digest tells a reader nothing.
             is_digest = column in ("test_list", *SAME_IN_SEED)
-            return words if is_digest else f"{words} ({a[column]} and {b[column]})"
+            return words if is_digest else f"{words} ({values.iloc[0]} and {values[other]})"
     return ""

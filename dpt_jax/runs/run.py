@@ -14,6 +14,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate, validation
 from dpt_jax.evaluation.probe import fit_and_predict
 from dpt_jax.evaluation.results import has_own_data, write_results
+from dpt_jax.io import is_remote
 from dpt_jax.logging import say, say_once
 from dpt_jax.methods import PROBE
 from dpt_jax.training.checkpoints import FOLDER, Saved
@@ -136,7 +137,7 @@ def evaluate_run(
             f"the prompts of {source}."
         )
     if workdir != source:
-        config.init_from = str(source)
+        config.init_from = str(source if is_remote(source) else source.absolute())
     if not (workdir / FOLDER).exists():
         save_config(config, workdir)
         write_split(experiment.dataset, workdir)
