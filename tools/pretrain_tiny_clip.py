@@ -34,7 +34,8 @@ from dpt_jax.clip.layouts import tensors_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import PackedTexts
 from dpt_jax.clip.preprocessing import MEAN, STD
-from dpt_jax.clip.tokenizer import END, START, Tokenizer, load_tokenizer, openai_vocabulary
+from dpt_jax.clip.tokenizer import Tokenizer, load_tokenizer
+from dpt_jax.clip.vocabulary import END, START, openai_vocabulary
 from tools.emoji_names import Emoji, class_words, read_emoji
 
 IMAGE_SIZE = 64

@@ -2,9 +2,7 @@
 
 import dataclasses
 import functools
-import gzip
 import html
-import importlib.resources
 import json
 import pathlib
 import tempfile
@@ -13,12 +11,10 @@ from typing import Any
 import ftfy
 from etils import epath
 
+from dpt_jax.clip.vocabulary import END, OPENAI_SIZE, START, WORD_END, openai_vocabulary
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading, refuse_stand_in
 
-START, END = "<|startoftext|>", "<|endoftext|>"
-OPENAI_SIZE = 49408
-WORD_END = "</w>"
 # transformers 5 writes only the first; earlier versions and OpenAI's conversions, the others.
 TOKENIZER_FILE = "tokenizer.json"
 PLAIN_FILES = ("vocab.json", "merges.txt")
@@ -97,22 +93,6 @@ def _read(directory: epath.Path, names: list[str]) -> Tokenizer:
             (pathlib.Path(copies) / name).write_bytes((directory / name).read_bytes())
         with reading(directory / names[-1], "CLIP's vocabulary"):
             return _whole(CLIPTokenizer.from_pretrained(copies))
-
-
-def openai_vocabulary(merge_count: int = 48894) -> tuple[dict[str, int], list[str]]:
-    """Return CLIP's vocabulary {token: id} and its merges in order.
-
-    Its tokens are 256 byte symbols, the same at the end of a word, one per merge, start and end.
-    Fewer merges give a smaller vocabulary of the same kind.
-    """
-    source = importlib.resources.files("dpt_jax") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")
-    merges = lines[1 : 1 + merge_count]
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
-    visible += range(ord("®"), ord("ÿ") + 1)
-    symbols = [chr(b) for b in visible] + [chr(256 + i) for i in range(256 - len(visible))]
-    tokens = [*symbols, *(s + WORD_END for s in symbols), *("".join(m.split()) for m in merges)]
-    return {token: i for i, token in enumerate([*tokens, START, END])}, merges
 
 
 @functools.cache

@@ -7,7 +7,8 @@ import pytest
 from etils import epath
 
 from dpt_jax.clip.pretrained import BUNDLED, load_clip
-from dpt_jax.clip.tokenizer import END, PLAIN_FILES, START, load_tokenizer
+from dpt_jax.clip.tokenizer import PLAIN_FILES, load_tokenizer
+from dpt_jax.clip.vocabulary import END, START
 from tests.helpers.commands import refused
 from tests.helpers.weight_files import tokenizer_json
 
