@@ -467,7 +467,9 @@ def init_prompts(
     if config.weights.kind:
         own = jax.random.fold_in(key, 3)
         prompts["weights"] = init_weights(config.weights, clip, own, frozen)
-    return prompts
+    # Also if JAX's default is float64.
+    float32: Prompts = jax.tree.map(lambda x: x.astype(jnp.float32), prompts)
+    return float32
 
 
 def visual_layers(clip: CLIPConfig, config: PromptConfig) -> int:

@@ -249,3 +249,10 @@ def test_rows_that_are_taken_several_times_have_a_gradient_of_one_order():
     )
     assert "scatter" in str(jax.make_jaxpr(gradient(plain))(table))
     assert "scatter" not in str(jax.make_jaxpr(gradient(deterministic_gather))(table))
+
+
+def test_prompts_are_float32_if_jax_computes_in_64_bits(clip):
+    model = PromptedCLIP(clip.config, PromptConfig(len(FEW), 4, visual_length=2))
+    with jax.enable_x64(True):
+        shapes = jax.eval_shape(lambda key: init_prompts(model, key), jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}

@@ -23,10 +23,10 @@ from dpt_jax.config import (
 from dpt_jax.configs import common
 from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, make_folder, reading, write_whole
+from dpt_jax.io import as_path, make_folder, reading, size_of, write_whole
 from dpt_jax.methods import METHODS
 from dpt_jax.training import prompt_file
-from dpt_jax.training.checkpoints import FOLDER, newest, steps_of
+from dpt_jax.training.checkpoints import FOLDER, newest
 
 CONFIG_FILE = "config.json"
 TRAIN_FILES = "train_files.txt"  # the images that a run trains on
@@ -110,8 +110,9 @@ def save_config(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def has_config(workdir: epath.Path) -> bool:
-    """Return whether a workdir has settings."""
-    return (workdir / CONFIG_FILE).exists()
+    """Return whether a workdir has settings.  A power cut may have left the file empty."""
+    file = workdir / CONFIG_FILE
+    return file.exists() and size_of(file) > 0
 
 
 def load_config(source: epath.Path) -> ConfigDict:
@@ -147,24 +148,25 @@ def load_config(source: epath.Path) -> ConfigDict:
 def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collection[str]) -> str:
     """Return, in words, the keys that differ from those of the run in `workdir`, "" if none.
 
+    Without config.json, the settings are those in the record of the newest checkpoint.
     Keys of parts that the method lacks do not count.
     dtype=auto is the type that the run was started with.
 
     Raises:
-      UserError: One of them is not in `may_change`, or the settings of the run are missing.
+      UserError: One of them is not in `may_change`.
     """
-    if not has_config(workdir):
-        if steps_of(workdir / FOLDER):
-            raise UserError(
-                f"{workdir} has checkpoints but no {CONFIG_FILE}, so its settings cannot be "
-                "compared: restore that file, or use another --workdir."
-            )
+    new = flat(config.to_dict())
+    if has_config(workdir):
+        old = flat(load_config(workdir).to_dict())
+    elif saved := newest(workdir):
+        # The record counts this layer from 1. The shapes of the prompts tell whether it changed.
+        old = {key: x for key, x in saved.meta["settings"].items() if key != "cavpt.first_layer"}
+    else:
         return ""
-    old, new = flat(load_config(workdir).to_dict()), flat(config.to_dict())
     if config.dtype == "auto":
         new["dtype"] = old["dtype"]
     without_use = sections_without_use(config.method)
-    changed = {key: f"{key} ({old[key]!r:.200} there, {new[key]!r:.200} now)" for key in new
+    changed = {key: f"{key} ({old[key]!r:.200} there, {new[key]!r:.200} now)" for key in old
                if old[key] != new[key] and not key.startswith(without_use)}  # fmt: skip
     refused = [key for key in changed if key not in may_change]
     if refused:

@@ -111,10 +111,16 @@ def test_another_clip_of_the_same_sizes_is_refused(config, clip, started):
     assert load_newest(started).step == 2
 
 
-def test_a_run_without_its_settings_is_refused(config, started):
-    (started / "config.json").unlink()
-    config.train.text_lr = 1.0
-    refused(f"{started} has checkpoints but no config.json", train_run, config, started)
+def test_settings_that_a_power_cut_lost_are_those_of_the_checkpoint(config, started):
+    for lose in (
+        (started / "config.json").unlink,
+        lambda: (started / "config.json").write_text(""),
+    ):
+        lose()
+        changed = config.copy_and_resolve_references()
+        changed.train.text_lr = 1.0
+        refused("train.text_lr", train_run, changed, started)
+        train_run(config, started)
 
 
 def test_a_state_of_another_optimizer_is_refused(config, clip, started):
