@@ -27,9 +27,8 @@ from dpt_jax.training.workdir import (
     SPLIT_FILE,
     check_same_run,
     evaluation_dir,
-    has_config,
-    load_config,
     save_config,
+    saved_settings,
 )
 
 Results = dict[str, Any]
@@ -160,11 +159,9 @@ def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     """
     if config.dtype != "auto":
         return config
+    default = jnp.dtype(compute_dtype(config)).name
     config = config.copy_and_resolve_references()
-    if has_config(workdir):
-        config.dtype = load_config(workdir).dtype
-    else:
-        config.dtype = jnp.dtype(compute_dtype(config)).name
+    config.dtype = saved_settings(workdir).get("dtype", default)
     return config
 
 

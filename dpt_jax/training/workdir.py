@@ -145,25 +145,30 @@ def load_config(source: epath.Path) -> ConfigDict:
     return config
 
 
+def saved_settings(workdir: epath.Path) -> dict[str, Value]:
+    """Return the settings of a run by key, {} for a new run.
+
+    Without config.json, they are those in the record of the newest checkpoint.
+    """
+    if has_config(workdir):
+        return flat(load_config(workdir).to_dict())
+    saved = newest(workdir)
+    settings = saved.meta["settings"] if saved else {}
+    # The record counts this layer from 1. The shapes of the prompts tell whether it changed.
+    return {key: value for key, value in settings.items() if key != "cavpt.first_layer"}
+
+
 def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collection[str]) -> str:
     """Return, in words, the keys that differ from those of the run in `workdir`, "" if none.
 
-    Without config.json, the settings are those in the record of the newest checkpoint.
     Keys of parts that the method lacks do not count.
     dtype=auto is the type that the run was started with.
 
     Raises:
       UserError: One of them is not in `may_change`.
     """
-    new = flat(config.to_dict())
-    if has_config(workdir):
-        old = flat(load_config(workdir).to_dict())
-    elif saved := newest(workdir):
-        # The record counts this layer from 1. The shapes of the prompts tell whether it changed.
-        old = {key: x for key, x in saved.meta["settings"].items() if key != "cavpt.first_layer"}
-    else:
-        return ""
-    if config.dtype == "auto":
+    old, new = saved_settings(workdir), flat(config.to_dict())
+    if old and config.dtype == "auto":
         new["dtype"] = old["dtype"]
     without_use = sections_without_use(config.method)
     changed = {key: f"{key} ({old[key]!r:.200} there, {new[key]!r:.200} now)" for key in old
@@ -221,8 +226,10 @@ def source_of(workdir: epath.Path) -> epath.Path:
         run = workdir.parent.parent
         file = run.with_name(f"{run.name}{prompt_file.SUFFIX}")
         # A run and its exported file share this folder, and a report is on the run's prompts.
-        if (run / FOLDER).exists() or file.is_file():
-            return run if (run / FOLDER).exists() else file
+        if (run / FOLDER).exists():
+            return run
+        if file.is_file():
+            return file
     named = ""
     if has_config(workdir):
         with contextlib.suppress(UserError):

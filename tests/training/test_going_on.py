@@ -23,7 +23,7 @@ from dpt_jax.training.optimizer import Schedule, epoch_weights, learning_rates, 
 from dpt_jax.training.process import Stopped
 from dpt_jax.training.setup import consistency_target
 from dpt_jax.training.step import StepConfig, make_step, new_state
-from dpt_jax.training.workdir import save_config
+from dpt_jax.training.workdir import save_config, saved_settings
 from tests.helpers.commands import refused
 from tests.helpers.configs import small_config
 from tests.helpers.golden import IMAGES
@@ -148,6 +148,8 @@ def test_the_dtype_that_is_computed_in_is_saved_and_kept(config, tmp_path):
     begun.dtype = "bfloat16"
     save_config(begun, workdir)
     assert with_dtype(config, workdir).dtype == "bfloat16"
+    (workdir / "config.json").unlink()
+    assert saved_settings(workdir)["dtype"] == "float32"  # of the checkpoint
 
 
 def test_what_follows_a_step_that_was_left_out(config, clip):
