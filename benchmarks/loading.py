@@ -46,7 +46,7 @@ def rates(folder: pathlib.Path, threads: int) -> list[float]:
     """Return the images/s of each epoch."""
     loader.LEAST_THREADS = loader.MOST_THREADS = threads
     records.cache = records.ImageCache()
-    loading = loader.TrainLoading(
+    loading = loader.Loading(
         read=Files(epath.Path(folder)),
         examples=[Example(file.name, 0) for file in sorted(folder.iterdir())],
         size=224,

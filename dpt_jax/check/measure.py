@@ -226,7 +226,7 @@ def write_jpegs(folder: pathlib.Path, count: int, width: int = 500, height: int 
 def _rate(files: list[str], epochs: int) -> float:
     """Return images/s of each epoch, including the copy to the devices."""
     devices = jax.local_device_count()
-    loading = loader.TrainLoading(
+    loading = loader.Loading(
         read=Files(as_path("/")),
         examples=[Example(str(as_path(file).absolute()), 0) for file in files],
         size=224,

@@ -1,14 +1,14 @@
-"""Batches of uint8 images by Grain, from any step on.
+"""Batches of uint8 images by Grain, from any step on, with the augmentation of training images.
 
 They are the same for the same seed, with any number of workers, threads and hosts.
 """
 
 import dataclasses
 import functools
+import math
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,7 +21,6 @@ from PIL import Image
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, Preprocessing, test_transform
 from dpt_jax.data import records
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
-from dpt_jax.data.transforms import LEAST_AREA, shifted, train_transform
 from dpt_jax.errors import UserError
 
 # Host arrays: image (B, H, W, 3) uint8, label (B,) int32, index (B,) int32 into the examples,
@@ -31,16 +30,55 @@ Batch = dict[str, Any]
 # Threads that decode images in one process: one per core, but at least 4, since reading blocks.
 LEAST_THREADS, MOST_THREADS = 4, 32
 ON_DEVICES = 2  # batches whose transfer has started, without the one in use
-QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
+
+# Random crops as published: the smallest area, the aspect ratios, and draws before a centre crop.
+LEAST_AREA, RATIO, ATTEMPTS = 0.08, (3 / 4, 4 / 3), 10
 
 
-def steps_per_epoch(examples: int, batch_size: int, partial: bool = False) -> int:
-    """Return the batches of an epoch.
+def train_transform(
+    image: Image.Image,
+    size: int,
+    generator: np.random.Generator,
+    preprocessing: Preprocessing = CLIP_PREPROCESSING,
+    least_area: float = LEAST_AREA,
+) -> np.ndarray:
+    """Return a random resized crop, flipped half the time: (size, size, 3) uint8."""
+    box = random_box(*image.size, generator, least_area)
+    image = image.crop(box).resize((size, size), preprocessing.resample)
+    if generator.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(image)
 
-    partial: whether an incomplete last batch is kept. If not, it is dropped unless it is the only
-    one.
+
+def random_box(
+    width: int, height: int, generator: np.random.Generator, least_area: float = LEAST_AREA
+) -> tuple[int, int, int, int]:
+    """Return (left, top, right, bottom) of a random crop, as torchvision's RandomResizedCrop.
+
+    Its area is at least `least_area` of the image, its aspect ratio log-uniform in 3/4 to 4/3. If
+    ten draws do not fit the image, it is the centre crop of the nearest ratio.
     """
-    return max(-(-examples // batch_size) if partial else examples // batch_size, 1)
+    for _ in range(ATTEMPTS):
+        area = width * height * generator.uniform(least_area, 1.0)
+        ratio = math.exp(generator.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < wide <= width and 0 < high <= height:
+            left = int(generator.integers(width - wide + 1))
+            top = int(generator.integers(height - high + 1))
+            return left, top, left + wide, top + high
+    ratio = min(max(width / height, RATIO[0]), RATIO[1])
+    wide, high = min(width, round(height * ratio)), min(height, round(width / ratio))
+    left, top = (width - wide) // 2, (height - high) // 2
+    return left, top, left + wide, top + high
+
+
+def shifted(pixels: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
+    """Return (H, W, 3) pixels moved by up to `most` in each direction, with the edge repeated."""
+    right, down = generator.integers(-most, most + 1, 2)
+    height, width = pixels.shape[:2]
+    padded = np.pad(pixels, ((most, most), (most, most), (0, 0)), mode="edge")
+    top, left = most - down, most - right
+    return padded[top : top + height, left : left + width]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +95,12 @@ class Loading:
         skip_unreadable: an unreadable image becomes black without weight, instead of ending
             the run.
         host, hosts: this host gets row `host` of every `hosts` rows.
+        epochs: passes over training examples.
+        seed: decides the order and the augmentation of training examples.
+        augment: take a random crop of each training image, mirrored half the time.
+        least_area: smallest area of such a crop, as a fraction of the image.
+        shift: largest random shift of training images after that, in pixels.
+        partial: whether an incomplete last batch of a training epoch is kept.
     """
 
     read: Reader
@@ -68,6 +112,12 @@ class Loading:
     skip_unreadable: bool = False
     host: int = 0
     hosts: int = 1
+    epochs: int = 1
+    seed: int = 0
+    augment: bool = True
+    least_area: float = LEAST_AREA
+    shift: int = 0
+    partial: bool = False
 
     def load(
         self, numbered: tuple[int, Example], generator: np.random.Generator | None = None
@@ -84,70 +134,45 @@ class Loading:
                 ) from reason
             # Batches keep their size and order, so that a run can resume. The row has no weight.
             image, weight = Image.new("RGB", (self.size, self.size)), 0.0
+        if generator and self.augment:
+            area = self.least_area
+            pixels = train_transform(image, self.size, generator, self.preprocessing, area)
+        else:
+            pixels = test_transform(image, self.size, self.preprocessing)
+        if generator and self.shift:
+            pixels = shifted(pixels, self.shift, generator)
         return {
-            "image": self.pixels(image, generator),
+            "image": pixels,
             "label": np.int32(example.label),
             "index": np.int32(index),
             "weight": np.float32(weight),
         }
 
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
-        """Return the pixels that the model gets, (size, size, 3) uint8."""
-        return test_transform(image, self.size, self.preprocessing)
 
+def steps_per_epoch(examples: int, batch_size: int, partial: bool = False) -> int:
+    """Return the batches of an epoch.
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainLoading(Loading):
-    """What is loaded to train on.
-
-    Attributes:
-        epochs: passes over the examples.
-        least_area: smallest area of a random crop, as a fraction of the image.
-        seed: decides the order and the augmentations.
-        augment: take a random crop of each image, mirrored half the time.
-        shift: largest random shift after that, in pixels of the (size, size) image.
-        partial: whether an incomplete last batch of an epoch is kept.
+    partial: whether an incomplete last batch is kept. If not, it is dropped unless it is the only
+    one.
     """
-
-    epochs: int = 1
-    seed: int = 0
-    augment: bool = True
-    least_area: float = LEAST_AREA
-    shift: int = 0
-    partial: bool = False
-
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
-        """Return the pixels that the model gets, augmented if there is a generator."""
-        if generator is None:
-            return super().pixels(image, generator)
-        if self.augment:
-            area = self.least_area
-            pixels = train_transform(image, self.size, generator, self.preprocessing, area)
-        else:
-            pixels = super().pixels(image, generator)
-        return shifted(pixels, self.shift, generator) if self.shift else pixels
+    return max(-(-examples // batch_size) if partial else examples // batch_size, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """This host's batches from step `start` to the last.
+    """This host's batches from step `start` to the last, of `rows` rows on all hosts together.
 
     The images of a step are computed here, not by slicing and repeating the data set, with which
     some versions of Grain repeat the first epoch.
-
-    Attributes:
-        images: one epoch after the other.
-        rows: rows of a batch, on all hosts together.
     """
 
-    config: TrainLoading
+    config: Loading
     images: grain.MapDataset
     rows: int
     start: int
 
     @property
     def per_epoch(self) -> int:
-        """Return the steps of an epoch."""
         return steps_per_epoch(len(self.images), self.rows, self.config.partial)
 
     def __len__(self) -> int:
@@ -164,17 +189,13 @@ class _Steps:
 
 
 def train_batches(
-    config: TrainLoading, start: int = 0, transfer: Callable[[Batch], Any] | None = None
+    config: Loading, start: int = 0, transfer: Callable[[Batch], Any] | None = None
 ) -> Iterator[Any]:
     """Return the batches of a training from number `start` on, shuffled and augmented every epoch.
 
     Fewer examples than batch_size make one smaller batch per epoch. Together, the hosts get the
-    rows that one host would get.
-
-    Args:
-        config: what is loaded.
-        start: number of the first batch.
-        transfer: copies a batch to the devices; called in a thread, ON_DEVICES batches ahead.
+    rows that one host would get. `transfer` copies a batch to the devices; it is called in a
+    thread, ON_DEVICES batches ahead.
 
     Raises:
         UserError: hosts cannot share the rows of a batch, or the shift is as large as the images.
@@ -195,31 +216,21 @@ def train_batches(
         )
     images = grain.MapDataset.source(list(enumerate(config.examples))).seed(config.seed).shuffle()
     config = dataclasses.replace(config, examples=())  # each process gets them one at a time
-    random = config.augment or config.shift
-    loaded = images.random_map(config.load) if random else images.map(config.load)
-    steps = grain.MapDataset.source(_Steps(config, loaded, rows, start))
-    return _read(steps, config.workers, transfer)
+    steps = _Steps(config, images.random_map(config.load), rows, start)
+    return _read(grain.MapDataset.source(steps), config.workers, transfer)
 
 
-def test_batches(config: Loading) -> Iterator[Batch]:
-    """Return the examples of this host in their order. The last batch may be smaller."""
-    images = grain.MapDataset.source(list(enumerate(config.examples)))
-    return _in_order(images.map(dataclasses.replace(config, examples=()).load), config)
+def test_batches(config: Loading, views: int = 0) -> Iterator[Batch]:
+    """Return the examples of this host in their order. The last batch may be smaller.
 
-
-def view_batches(config: TrainLoading) -> Iterator[Batch]:
-    """Return `epochs` augmented views of each example, one view of all examples after another.
-
-    Batches are as in `test_batches`.
+    With `views`, return so many augmented views of each, one view of all examples after another.
     """
     # This repeats the list, not the data set: some versions of Grain would repeat the views.
-    views = list(enumerate(config.examples)) * config.epochs
-    images = grain.MapDataset.source(views).seed(config.seed)
-    return _in_order(images.random_map(dataclasses.replace(config, examples=()).load), config)
-
-
-def _in_order(images: grain.MapDataset, config: Loading) -> Iterator[Batch]:
-    own = images[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
+    numbered = list(enumerate(config.examples)) * max(views, 1)
+    images = grain.MapDataset.source(numbered).seed(config.seed)
+    load = dataclasses.replace(config, examples=()).load
+    loaded = images.random_map(load) if views else images.map(load)
+    own = loaded[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
     return _read(own, config.workers)
 
 
@@ -237,12 +248,7 @@ def _read(
     options = grain.ReadOptions(num_threads=own, prefetch_buffer_size=own + LEAST_THREADS)
     batches = data.to_iter_dataset(options)
     if workers:
-        # Grain reads its own flags, even if absl is not used.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        # Python passes these to its resource tracker, which removes what a killed process leaves.
-        if QUIET_TRACKER not in sys.warnoptions:
-            sys.warnoptions.append(QUIET_TRACKER)
+        flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, even if absl is not used
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers),
             functools.partial(_start_worker, records.cache.limit // workers),
@@ -266,7 +272,6 @@ def _read(
 
 
 def _start_worker(cached_bytes: int, worker: int, workers: int) -> None:
-    """Prepare a loader process, which is started once for all its batches."""
     # Ctrl-C and a scheduler's SIGTERM reach loader processes too, but only the run may end them: a
     # process that dies while holding one of Grain's locks would keep the run from ending.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -312,11 +312,10 @@ def encode_support(
         )
         return features.reshape(views, -1, features.shape[-1]), weights.reshape(views, -1)
 
-    loading = loader.TrainLoading(
+    loading = loader.Loading(
         **shared_loading(experiment),
         examples=dataset.train,
         batch_size=rows,
-        epochs=start + later,
         seed=config.seed,
         augment=config.train.augment,
         least_area=config.classifier.least_area,
@@ -326,7 +325,7 @@ def encode_support(
     if not start:
         encoded.append(encode(loader.test_batches(loading), 1))
     if start + later:
-        encoded.append(encode(loader.view_batches(loading), start + later))
+        encoded.append(encode(loader.test_batches(loading, start + later), start + later))
     views, weights = (np.concatenate(x) for x in zip(*encoded, strict=True))
     labels = np.array([example.label for example in dataset.train], np.int32)
     readable = weights[0] > 0

@@ -75,7 +75,7 @@ def train_batches(
 ) -> Iterator[Any]:
     """Yield this host's batches from step `start` on, see `loader.train_batches`."""
     config, dataset = experiment.config, experiment.dataset
-    loading = loader.TrainLoading(
+    loading = loader.Loading(
         **shared_loading(experiment),
         examples=dataset.train,
         batch_size=config.train.batch_size,

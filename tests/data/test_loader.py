@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dpt_jax.clip.preprocessing import test_transform as evaluation_transform
-from dpt_jax.data import loader, records, transforms
+from dpt_jax.data import loader, records
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.look import check_readable
 from dpt_jax.data.records import Dataset, Example, Files, UnreadableImageError
@@ -21,7 +21,7 @@ from tests.helpers.golden import DATA, IMAGES
 def batches_of(start=0, transfer=None, **settings):
     settings = {"read": Files(IMAGES), "examples": read_folder(IMAGES).train} | settings
     settings = {"size": 32, "batch_size": 5, "epochs": 3} | settings
-    return loader.train_batches(loader.TrainLoading(**settings), start, transfer)
+    return loader.train_batches(loader.Loading(**settings), start, transfer)
 
 
 def assert_same(found, expected):
@@ -190,9 +190,9 @@ def test_pixels_are_torchvisions(monkeypatch):
         image = Image.fromarray(golden[f"{name}/image"])
         np.testing.assert_array_equal(evaluation_transform(image, 32), golden[f"{name}/test"])
         for box, crops in zip(golden[f"{name}/boxes"], golden[f"{name}/train"], strict=True):
-            monkeypatch.setattr(transforms, "random_box", lambda *_, box=box: tuple(box.tolist()))
+            monkeypatch.setattr(loader, "random_box", lambda *_, box=box: tuple(box.tolist()))
             drawn = {}
             for seed in range(20):
-                found = transforms.train_transform(image, 32, np.random.default_rng(seed))
+                found = loader.train_transform(image, 32, np.random.default_rng(seed))
                 drawn[found.tobytes()] = found
             assert set(drawn) == {crop.tobytes() for crop in crops}
