@@ -8,7 +8,6 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
-import io
 import logging
 import os
 import pathlib
@@ -19,7 +18,7 @@ import tempfile
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TextIO, cast
+from typing import Any, cast
 
 from etils import epath
 from etils.epath import backend
@@ -39,21 +38,10 @@ STAND_INS = {
 }
 
 
-class Entry(NamedTuple):
-    """A name in a folder, and whether it is a folder itself."""
-
-    name: str
-    is_folder: bool
-
-
 def as_path(name: str | os.PathLike[str]) -> epath.Path:
-    """Return the path of a flag, a key or an argument, with ~ expanded.
+    """Return a local path, with ~ expanded, or gs://BUCKET/KEY as a path.
 
-    Args:
-      name: a local path, or gs://BUCKET/KEY.
-
-    Returns:
-      A pathlib path for a local one, which has the methods of epath's and more.
+    A local one is a pathlib path, which has the methods of epath's and more.
 
     Raises:
       UserError: for an empty name, a scheme other than gs://, or gs:// without gcsfs.
@@ -99,29 +87,24 @@ def _configure_gcsfs() -> None:
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of what it raises
 
 
-def entries(folder: epath.Path, dangling: bool = True) -> Iterator[Entry]:
-    """Yield the entries of a folder, in any order.
+def entries(folder: epath.Path, dangling: bool = True) -> Iterator[tuple[str, bool]]:
+    """Yield (name, is a folder) of the entries of a folder, in any order.
 
-    Args:
-      folder: local or in a bucket.
-      dangling: whether a link to nothing counts as a file.
-
-    Raises:
-      OSError: if the folder cannot be listed.
+    dangling: whether a link to nothing counts as a file.
     """
     if is_remote(folder):
         own = os.fspath(folder).removeprefix(BUCKETS)
         for found in file_system(folder).ls(own, detail=True):
             path = found["name"].rstrip("/")
             if path != own:  # the Cloud console makes a folder as an empty object
-                yield Entry(path.rpartition("/")[2], found["type"] == "directory")
+                yield path.rpartition("/")[2], found["type"] == "directory"
         return
     # scandir takes file types from the listing, without a stat of each of 1.3 million.
     with os.scandir(folder) as listed:
         for entry in listed:
             is_folder = entry.is_dir()
             if is_folder or entry.is_file() or (dangling and not os.path.exists(entry.path)):
-                yield Entry(entry.name, is_folder)  # everything but pipes and devices
+                yield entry.name, is_folder  # everything but pipes and devices
 
 
 def find_files(folder: epath.Path, name: str) -> list[epath.Path]:
@@ -157,6 +140,18 @@ def cache_folder() -> pathlib.Path:
     return pathlib.Path(home) / "dpt_jax"
 
 
+@contextlib.contextmanager
+def _made_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Provide a new folder, which becomes `target` at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as half:
+        whole = pathlib.Path(half) / "whole"
+        whole.mkdir()
+        yield whole
+        shutil.rmtree(target, ignore_errors=True)  # caches lose files that are not used
+        whole.rename(target)
+
+
 def local_copy(
     folder: epath.Path, wanted: Callable[[str], bool], tell: Callable[[str], object]
 ) -> pathlib.Path:
@@ -169,29 +164,31 @@ def local_copy(
 
     Returns:
       The local folder.
-
-    Raises:
-      UserError: if the bucket cannot be read, or there is no room.
     """
+    gcs, place = file_system(folder), os.fspath(folder).removeprefix(BUCKETS).rstrip("/")
+
+    def versions() -> dict[str, str]:
+        found = gcs.find(place, detail=True).items()
+        names = {name.removeprefix(f"{place}/"): about for name, about in found}
+        return {
+            name: str(about.get("generation"))  # changes with each write
+            for name, about in names.items()
+            if name and not name.endswith("/") and wanted(name)
+        }
+
     with reading(folder, "a folder of a bucket"):
-        found = _objects(folder, wanted)
+        found = versions()
         state = hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:12]
-        target = cache_folder() / "buckets" / f"{os.fspath(folder).removeprefix(BUCKETS)}@{state}"
+        target = cache_folder() / "buckets" / f"{place}@{state}"
         if all((target / name).is_file() for name in found):
             return target
         tell(f"copying {len(found)} files from {folder} to {target}")
-        half = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
+        with _made_whole(target) as half:
             for name in found:
                 (half / name).parent.mkdir(parents=True, exist_ok=True)
-            sources = [f"{folder}/{name}" for name in found]
-            file_system(folder).get(sources, [str(half / name) for name in found])
-            if _objects(folder, wanted) != found:
+            gcs.get([f"{place}/{name}" for name in found], [str(half / name) for name in found])
+            if versions() != found:
                 raise UserError(f"{folder} changed while it was copied: run the command again.")
-            shutil.rmtree(target, ignore_errors=True)  # caches lose files that are not used
-            half.rename(target)
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
     return target
 
 
@@ -202,36 +199,22 @@ def unpacked(archive: epath.Path) -> epath.Path:
       UserError: if it is not an archive, an entry leads out of the folder, or there is no room.
     """
     if is_remote(archive):
-        copy = local_copy(archive.parent, {archive.name}.__contains__, lambda line: None)
-        archive = cast(epath.Path, copy / archive.name)
+        folder = local_copy(archive.parent, {archive.name}.__contains__, lambda line: None)
+        archive = cast(epath.Path, folder / archive.name)
     with reading(archive, "a zip or tar archive of images"):
         found = os.stat(archive)
         state = (str(archive.resolve()), found.st_size, found.st_mtime_ns)
         digest = hashlib.sha256(repr(state).encode(errors="surrogateescape")).hexdigest()[:12]
         target = cache_folder() / "archives" / f"{archive.name}@{digest}"
         if not target.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as half:
+            with _made_whole(target) as half:
                 if zipfile.is_zipfile(archive):
                     with zipfile.ZipFile(archive) as opened:
-                        opened.extractall(f"{half}/all")  # drops .. and links
+                        opened.extractall(half)  # drops .. and links
                 else:
                     with tarfile.open(archive) as tar:
-                        tar.extractall(f"{half}/all", filter="data")  # refuses them
-                os.rename(f"{half}/all", target)
+                        tar.extractall(half, filter="data")  # refuses them
     return cast(epath.Path, target)
-
-
-def _objects(folder: epath.Path, wanted: Callable[[str], bool]) -> dict[str, str]:
-    """Return the objects below a folder with their generation, which changes with each write."""
-    start = os.fspath(folder).removeprefix(BUCKETS).rstrip("/") + "/"
-    found = file_system(folder).find(os.fspath(folder), detail=True)
-    relative = {name.removeprefix(start): about for name, about in found.items()}
-    return {
-        name: str(about.get("generation"))
-        for name, about in relative.items()
-        if name and not name.endswith("/") and wanted(name)
-    }
 
 
 def size_of(file: epath.Path) -> int:
@@ -257,12 +240,7 @@ def make_folder(folder: epath.Path, what: str) -> epath.Path:
 def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     """Turn any error of a reader of a foreign file into one UserError with the file's path.
 
-    Args:
-      path: path of the file or folder.
-      what: what it should be, with an article: "a tokenizer".
-
-    Raises:
-      UserError: for every exception in the body except KeyboardInterrupt and the like.
+    what: what the file or folder should be, with an article: "a tokenizer".
     """
     try:
         yield
@@ -278,13 +256,13 @@ def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except MemoryError as reason:
         raise UserError(f"{path} cannot be read: not enough memory.") from reason
     except Exception as reason:
-        refuse_stand_in(path)
+        _refuse_stand_in(path)
         raise UserError(
             f"{path} cannot be read as {what} ({type(reason).__name__}: {short(reason)})."
         ) from reason
 
 
-def refuse_stand_in(path: str | os.PathLike[str]) -> None:
+def _refuse_stand_in(path: str | os.PathLike[str]) -> None:
     """Raise UserError if a file is empty, a web page or a Git LFS pointer, whatever its name."""
     file = as_path(path)
     if not file.is_file():
@@ -304,11 +282,7 @@ def short(reason: BaseException) -> str:
 
 
 def write_whole(file: epath.Path, content: bytes | str) -> None:
-    """Write a file atomically, even if the power fails.
-
-    Args:
-      file: local or in a bucket, in a folder that exists.
-      content: bytes, or text that is encoded in UTF-8.
+    """Write bytes, or text in UTF-8, to a file atomically, even if the power fails.
 
     Raises:
       UserError: if it cannot be written.
@@ -331,31 +305,6 @@ def write_whole(file: epath.Path, content: bytes | str) -> None:
         raise UserError(
             f"{file} cannot be written: {reason.strerror or short(reason)}."
         ) from reason
-
-
-@contextlib.contextmanager
-def text_stream(file: epath.Path) -> Iterator[TextIO]:
-    """Open a CSV file for writing: line by line on a disk, whole at the end in a bucket."""
-    escaped = "backslashreplace"  # of names that are not Unicode
-    if not is_remote(file):
-        with open(file, "w", encoding="utf-8", newline="", errors=escaped) as out:
-            yield out
-        return
-    text = io.StringIO(newline="")
-    yield text
-    write_whole(file, text.getvalue().encode(errors=escaped))
-
-
-@contextlib.contextmanager
-def on_this_disk(file: epath.Path) -> Iterator[pathlib.Path]:
-    """Provide a local copy of a file in a bucket, for a library that reads only local files."""
-    if not is_remote(file):
-        yield cast(pathlib.Path, file)
-        return
-    with tempfile.TemporaryDirectory(prefix="dpt_jax-") as folder:
-        local = pathlib.Path(folder) / file.name
-        local.write_bytes(file.read_bytes())
-        yield local
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def storage(workdir: epath.Path) -> list[Row]:
         return rows
     with timed("list", "the files of all hosts") as held:
         every = {f"file-{i}" for i in range(jax.process_count())}
-        held[0] = {entry.name for entry in entries(folder)} >= every
+        held[0] = {name for name, _ in entries(folder)} >= every
     shared = distributed.on_all_hosts(bool(rows[1].ok))
     with timed("read", "what was written") as held:
         held[0] = file.read_bytes() == content

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import csv
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ def run(flags: argparse.Namespace) -> None:
     workdir, paths = shared.split_images(flags)
     # Importing JAX takes seconds, so wrong paths are reported before.
     from dpt_jax.data.folder import class_name
-    from dpt_jax.io import as_path, text_stream
+    from dpt_jax.io import as_path, file_system
     from dpt_jax.logging import Progress
     from dpt_jax.predictor.predictor import load, read_classnames
 
@@ -66,7 +67,10 @@ def run(flags: argparse.Namespace) -> None:
         if flags.csv:
             from dpt_jax.report.tables import inert
 
-            table = csv.writer(stack.enter_context(text_stream(as_path(flags.csv))))
+            # A name that is not Unicode becomes an escape.
+            escaped = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+            path = os.fspath(as_path(flags.csv))
+            table = csv.writer(stack.enter_context(file_system(path).open(path, "w", **escaped)))
             columns = [f"{name}_{i + 1}" for i in range(top) for name in ("class", "probability")]
             table.writerow(["path", "error", *columns])
         # On a terminal, a bar would mix with the lines, which show the progress too.

@@ -3,17 +3,16 @@
 import dataclasses
 import functools
 import html
-import json
-import pathlib
-import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import ftfy
 from etils import epath
 
+from dpt_jax.clip.config import read_json
 from dpt_jax.clip.vocabulary import END, OPENAI_SIZE, START, WORD_END, openai_vocabulary
 from dpt_jax.errors import UserError
-from dpt_jax.io import reading, refuse_stand_in
+from dpt_jax.io import reading
 
 # transformers 5 writes only the first; earlier versions and OpenAI's conversions, the others.
 TOKENIZER_FILE = "tokenizer.json"
@@ -27,8 +26,7 @@ class Tokenizer:
 
     Attributes:
       tokenizer: transformers' CLIPTokenizer.
-      start: id of the start-of-text token.
-      end: id of the end-of-text token.
+      start, end: ids of start-of-text and end-of-text.
       file: the text of its tokenizer.json.
     """
 
@@ -60,9 +58,6 @@ def load_tokenizer(
       directory: the model folder.
       vocab_size: rows of the model's token embedding.
       end: id of the token at which the text feature is taken; None for the highest id of a text.
-
-    Raises:
-      UserError: if the vocabulary is damaged or does not fit the model.
     """
     names = [name for name in VOCABULARY_FILES if (directory / name).exists()]
     if not names and vocab_size != OPENAI_SIZE:
@@ -84,41 +79,45 @@ def load_tokenizer(
 
 def _read(directory: epath.Path, names: list[str]) -> Tokenizer:
     """Return the tokenizer of the vocabulary files in a folder."""
-    from transformers import CLIPTokenizer  # a second to import
-
     names = names[:1] if TOKENIZER_FILE in names else names
-    with tempfile.TemporaryDirectory(prefix="dpt_jax-") as copies:
-        for name in names:
-            refuse_stand_in(directory / name)
-            (pathlib.Path(copies) / name).write_bytes((directory / name).read_bytes())
-        with reading(directory / names[-1], "CLIP's vocabulary"):
-            return _whole(CLIPTokenizer.from_pretrained(copies))
+    with reading(directory / names[-1], "CLIP's vocabulary"):
+        if TOKENIZER_FILE in names:
+            raw = read_json(directory / TOKENIZER_FILE)
+            model = raw["model"]
+            if model["type"] != "BPE":
+                raise ValueError(f"its type is {model['type']!r}, not 'BPE'")
+            added = {token["content"]: token["id"] for token in raw["added_tokens"]}
+            return _checked({**model["vocab"], **added}, model["merges"])
+        vocabulary = read_json(directory / PLAIN_FILES[0])
+        lines = (directory / PLAIN_FILES[1]).read_text(encoding="utf-8").splitlines()
+        merges = [line for line in lines if line and not line.startswith("#version")]
+        return _checked(vocabulary, merges)
 
 
 @functools.cache
 def openai_tokenizer() -> Tokenizer:
     """Return the tokenizer of OpenAI's CLIPs."""
-    from transformers import CLIPTokenizer
-
-    vocabulary, merges = openai_vocabulary()
-    pairs: Any = [tuple(merge.split(" ")) for merge in merges]
-    return _whole(CLIPTokenizer(vocab=vocabulary, merges=pairs))
+    return _checked(*openai_vocabulary())
 
 
-def _whole(tokenizer: Any) -> Tokenizer:
+def _checked(vocabulary: dict[str, int], merges: Sequence[str | list[str]]) -> Tokenizer:
     """Return a Tokenizer that normalises as OpenAI's code does.
 
     Raises:
       ValueError: if a token is missing, or unreachable as with a truncated merges.txt.
     """
-    file = tokenizer.backend_tokenizer.to_str()
-    # CLIPTokenizer lower-cases letter by letter, and composes characters only after that.
-    tokenizer.backend_tokenizer.normalizer = None
-    vocabulary, merges = tokenizer.get_vocab(), json.loads(file)["model"]["merges"]
-    if len(set(vocabulary.values())) != len(vocabulary):
-        raise ValueError("two tokens have the same id")
-    reached = {first + second for first, second in merges} | {*tokenizer.added_tokens_encoder}
+    from transformers import CLIPTokenizer  # a second to import
+
+    pairs: Any = [tuple(merge.split() if isinstance(merge, str) else merge) for merge in merges]
+    reached = {first + second for first, second in pairs} | {START, END}
     for token in vocabulary.keys() - reached:
         if len(token.removesuffix(WORD_END)) > 1:
             raise ValueError(f"it is truncated or damaged: no merge makes the token {token!r}")
-    return Tokenizer(tokenizer, vocabulary[START], vocabulary[END], file)
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise ValueError("two tokens have the same id")
+    start, end = vocabulary[START], vocabulary[END]
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=pairs)
+    file = tokenizer.backend_tokenizer.to_str()
+    # CLIPTokenizer lower-cases letter by letter, and composes characters only after that.
+    tokenizer.backend_tokenizer.normalizer = None
+    return Tokenizer(tokenizer, start, end, file)

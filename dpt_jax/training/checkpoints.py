@@ -219,7 +219,7 @@ def restore(folder: epath.Path) -> tuple[Saved, PyTree]:
       UserError: if the checkpoint cannot be read for another reason.
     """
     try:
-        present = {entry.name for entry in entries(folder)}
+        present = {name for name, _ in entries(folder)}
         items = {name: args() for name, args in RESTORE.items() if name in present}
         with (
             without_wildcards(folder) as opened,

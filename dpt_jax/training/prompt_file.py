@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, on_this_disk, reading, write_whole
+from dpt_jax.io import as_path, reading, write_whole
 from dpt_jax.prompts import Prompts
 
 SUFFIX = ".safetensors"
@@ -55,10 +55,9 @@ def has_format(source: epath.Path) -> bool:
 
 
 def _header(file: epath.Path) -> dict[str, str]:
-    import safetensors
-
-    with on_this_disk(file) as local, safetensors.safe_open(local, "numpy") as opened:
-        return opened.metadata() or {}
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        return json.loads(opened.read(size)).get("__metadata__", {})
 
 
 def folder_of(source: epath.Path) -> epath.Path:
