@@ -11,7 +11,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +21,9 @@ from dpt_jax.errors import USER_ERROR, UserError
 from dpt_jax.io import cache_folder, short
 from dpt_jax.version import __version__
 
-Item = TypeVar("Item")
+# Arrays by name, of which `label` has a row for each image.
+Batch = dict[str, Any]
+PyTree = Any
 
 AXIS = "batch"  # the axis of pmap: every device of every host
 KEPT_PROGRAMS = 8  # cached per kind, for runs of a sweep that differ only in their data
@@ -216,45 +218,59 @@ def sum_over_hosts(number: int) -> int:
 
 
 def overlapped(
-    batches: Iterable[Item],
-    compute: Callable[[Item], Any],
-    images: Callable[[Item], int],
-) -> Iterator[tuple[Item, Any]]:
-    """Compute batches, and fetch the results of one while the devices compute the next.
+    batches: Iterable[Batch], compute: Callable[[Batch], PyTree]
+) -> Iterator[tuple[Batch, PyTree]]:
+    """Yield batches with their results, computing one while the results of another are fetched.
 
     Args:
-      batches: Batches of images.
+      batches: Batches with a `label` for each row.
       compute: From a batch to a tree of arrays (devices, b, …), padded.
-      images: The number of images of a batch, without padding.
 
     Yields:
-      A batch, and its results as host arrays (images, …).
+      A batch, and its results as host arrays (rows, …).
     """
 
-    def fetch(batch: Item, results: Any) -> tuple[Item, Any]:
-        rows = images(batch)
+    def fetch(batch: Batch, results: PyTree) -> tuple[Batch, PyTree]:
+        rows = len(batch["label"])
         return batch, jax.tree.map(
             lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:rows], results
         )
 
-    running: list[tuple[Item, Any]] = []
+    running: tuple[Batch, PyTree] | None = None
     for batch in batches:
-        running.append((batch, compute(batch)))
-        if len(running) > 1:
-            yield fetch(*running.pop(0))
-    for one in running:
-        yield fetch(*one)
+        started = batch, compute(batch)
+        if running:
+            yield fetch(*running)
+        running = started
+    if running:
+        yield fetch(*running)
 
 
-def rows_of_all_hosts(own: np.ndarray, rows: int) -> np.ndarray:
-    """Return the rows of all hosts, (hosts · rows, …).
-
-    Row 0 of each host comes first, then row 1 of each, and so on.
+def over_all_rows(
+    batches: Iterable[Batch], compute: Callable[[Batch], PyTree], total: int
+) -> tuple[PyTree, Batch]:
+    """Apply `compute` to the batches of all hosts; all hosts get all results.
 
     Args:
-      own: Those of this host, at most `rows`, which are padded with zeros.
-      rows: The same on all hosts.
+      batches: Those of this host h of n, which has rows h, h + n, h + 2n and so on. All hosts have
+        equally many, and the last ones may be empty.
+      compute: See `overlapped`.
+      total: Number of rows on all hosts.
+
+    Returns:
+      The results as host arrays (total, …); label, index and weight (total,) of the rows.
     """
-    own = np.pad(own, [(0, rows - len(own)), *[(0, 0)] * (own.ndim - 1)])
-    everywhere = multihost_utils.process_allgather(own)  # (hosts, n, …)
-    return np.swapaxes(everywhere, 0, 1).reshape(-1, *own.shape[1:])
+    parts = [
+        (results, {name: batch[name] for name in ("label", "index", "weight")})
+        for batch, results in overlapped(batches, compute)
+    ]
+    most = -(-total // jax.process_count())  # rows of a host
+
+    def gather(*own: np.ndarray) -> np.ndarray:
+        rows = np.concatenate(own)
+        rows = np.pad(rows, [(0, most - len(rows)), *[(0, 0)] * (rows.ndim - 1)])
+        everywhere = multihost_utils.process_allgather(rows)  # (hosts, most, …)
+        return np.swapaxes(everywhere, 0, 1).reshape(-1, *rows.shape[1:])[:total]
+
+    results, known = jax.tree.map(gather, *parts)
+    return results, known

@@ -3,14 +3,15 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Iterable, Iterator
+from typing import TextIO, TypeVar
 
 import tqdm
 
 from dpt_jax.distributed import is_first
 
 SECONDS_BETWEEN_LINES = 30
+Item = TypeVar("Item")
 
 
 _quiet = False
@@ -63,6 +64,12 @@ class Progress:
             self._say(
                 f"{self._title}: {self._done} of {self._total} steps, about {left:.0f} s left"
             )
+
+    def track(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """Yield batches, and count each of them once it has been used."""
+        for batch in batches:
+            yield batch
+            self.advance()
 
     def report(self, line: str, status: str) -> None:
         """Print `line`, or show the shorter `status` beside the bar."""

@@ -221,9 +221,10 @@ def train_batches(
 
 
 def test_batches(config: Loading, views: int = 0) -> Iterator[Batch]:
-    """Return the examples of this host in their order. The last batch may be smaller.
+    """Yield the examples of this host in their order, in equally many batches on all hosts.
 
-    With `views`, return so many augmented views of each, one view of all examples after another.
+    The last batches may be smaller or empty.
+    With `views`, yield so many augmented views of each, one view of all examples after another.
     """
     # This repeats the list, not the data set: some versions of Grain would repeat the views.
     numbered = list(enumerate(config.examples)) * max(views, 1)
@@ -231,7 +232,9 @@ def test_batches(config: Loading, views: int = 0) -> Iterator[Batch]:
     load = dataclasses.replace(config, examples=()).load
     loaded = images.random_map(load) if views else images.map(load)
     own = loaded[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
-    return _read(own, config.workers)
+    yield from _read(own, config.workers)
+    for _ in range(len(own), -(-len(numbered) // (config.batch_size * config.hosts))):
+        yield no_images(config.size)
 
 
 def threads(workers: int = 0) -> int:

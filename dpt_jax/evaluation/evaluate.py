@@ -12,9 +12,10 @@ from etils import epath
 from jax.typing import ArrayLike, DTypeLike
 
 from dpt_jax import distributed
-from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.data import loader
+from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.metrics import Predictions
 from dpt_jax.evaluation.results import write_results
@@ -25,24 +26,9 @@ from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.setup import Experiment, Frozen, shared_loading
 
-
-class EncodedBatch(NamedTuple):
-    """A batch of this host's test images, padded and split over its devices.
-
-    Attributes:
-        known: label, index and weight of the images, without padding.
-        images: (devices, b, H, W, 3) uint8, or None if only the features are cached.
-        features: (devices, b, E) float32, of frozen CLIP.
-    """
-
-    known: loader.Batch
-    images: np.ndarray | None
-    features: jax.Array
-
-
-# The batches, without images, of each test split that this process has evaluated on. No prompt
-# changes the features of frozen CLIP, so the runs of a sweep compute them once.
-FeatureCache = dict[Hashable, list[EncodedBatch]]
+# Frozen features of test splits, see `_key`, in batches without images. No prompt changes them, so
+# the runs of a sweep compute them once.
+FeatureCache = dict[Hashable, list[loader.Batch]]
 
 
 class Programs(NamedTuple):
@@ -122,93 +108,92 @@ def _make_image_encoder(
     return jax.pmap(encode_images, axis_name=distributed.AXIS, devices=devices)
 
 
-def predict(experiment: Experiment, prompts: Prompts) -> Predictions:
-    """Return logits of the method and of zero-shot CLIP for the test split.
+def predict(
+    experiment: Experiment, prompts: Prompts, examples: list[Example] | None = None
+) -> Predictions:
+    """Return logits of the method and of zero-shot CLIP for images, by default the test split.
 
     Raises:
-      UserError: None of its images can be read.
+      UserError: No image can be read, or logits are not finite.
     """
-    dataset, model = experiment.dataset, experiment.model
+    if examples is None:
+        examples = experiment.dataset.test
+    model, frozen = experiment.model, experiment.frozen
     programs = make_programs(model)
-    prompts = programs.merge(experiment.frozen.clip, distributed.replicate(prompts))
-    texts = programs.encode_texts(experiment.frozen, prompts)
+    replicated = programs.merge(frozen.clip, distributed.replicate(prompts))
+    texts = programs.encode_texts(frozen, replicated)
 
-    def logits(batch: EncodedBatch) -> tuple[jax.Array, jax.Array]:
-        images = batch.images if model.config.learns_images else None
-        return programs.logits(experiment.frozen, prompts, texts, images, batch.features)
+    def logits(batch: loader.Batch) -> tuple[jax.Array, jax.Array]:
+        images = batch["image"] if model.config.learns_images else None
+        return programs.logits(frozen, replicated, texts, images, batch["features"])
 
-    found = Predictions(*over_test_images(experiment, "evaluate", logits))
-    if not len(found.label):
+    (own, zero_shot), label, row = over_images(experiment, examples, logits)
+    if not len(label):
         raise UserError(
-            f"{experiment.config.dataset.name}: none of its {len(dataset.test)} test images can "
-            "be read."
+            f"{experiment.config.dataset.name}: none of its {len(examples)} test images can be "
+            "read."
         )
-    return found
+    answers = {
+        "the logits of zero-shot CLIP": zero_shot,
+        f"the logits of {experiment.config.method}": own,
+    }
+    check_finite(answers, prompts, frozen.clip)
+    return Predictions(own, zero_shot, label, row)
 
 
 def validation(experiment: Experiment) -> Callable[[Prompts], float]:
     """Return a function from replicated prompts to their accuracy on the validation images."""
-    dataset = experiment.dataset._replace(test=experiment.dataset.val)
-    own = experiment._replace(dataset=dataset, features={})
+    experiment = experiment._replace(features={})
 
     def accuracy(prompts: Prompts) -> float:
         with quiet():
-            found = predict(own, prompts)
+            found = predict(experiment, prompts, experiment.dataset.val)
         return float((found.logits.argmax(-1) == found.label).mean())
 
     return accuracy
 
 
-def over_test_images(
+def over_images(
     experiment: Experiment,
-    title: str,
-    compute: Callable[[EncodedBatch], tuple[jax.Array, ...]],
-) -> list[np.ndarray]:
-    """Apply `compute` to batches of the test images; return what it gives for readable ones.
+    examples: list[Example],
+    compute: Callable[[loader.Batch], PyTree],
+    title: str = "evaluate",
+) -> tuple[PyTree, np.ndarray, np.ndarray]:
+    """Apply `compute` to batches of images; return its results for the N readable ones.
 
-    All devices of all hosts share a batch: host h of n takes images h, h + n, h + 2n and so on.
+    All devices of all hosts share a batch.
 
     Args:
-      experiment: Its test split is read.
+      experiment: Its dataset reads the images.
+      examples: The images.
+      compute: From a batch with `features` (devices, b, E), of frozen CLIP, and for methods with
+        visual prompts `image` (devices, b, H, W, 3), to a tree of arrays (devices, b, …).
       title: Title of the progress bar.
-      compute: From a batch to arrays (devices, b, …).
 
     Returns:
-      These columns (N, …) of the N readable images, then label (N,) and row (N,), the index into
-      the test split. All hosts have all rows.
+      The results, arrays (N, …); label (N,); and row (N,), indices into `examples`.
     """
-    images, hosts = len(experiment.dataset.test), jax.process_count()
-    rows = -(-min(experiment.config.eval.batch_size, images) // hosts)
-    steps = -(-images // (rows * hosts))
-    batches = _read_test_images(experiment, rows, steps)
-    parts = []
-    with Progress(title, steps) as progress:
-        for batch, columns in distributed.overlapped(
-            batches, compute, lambda x: len(x.known["label"])
-        ):
-            parts.append((*columns, *(batch.known[name] for name in ("label", "index", "weight"))))
-            progress.advance()
-
-    # The last hosts may have fewer images. Their padding has weight 0.
-    *columns, weight = (
-        distributed.rows_of_all_hosts(np.concatenate(own), rows * steps)
-        for own in zip(*parts, strict=True)
+    hosts = jax.process_count()
+    rows = -(-min(experiment.config.eval.batch_size, len(examples)) // hosts)
+    batches = _with_features(experiment, examples, rows)
+    with Progress(title, -(-len(examples) // (rows * hosts))) as progress:
+        results, known = distributed.over_all_rows(progress.track(batches), compute, len(examples))
+    readable = known["weight"] > 0
+    results, label, row = jax.tree.map(
+        lambda x: x[readable], (results, known["label"], known["index"])
     )
-    return [column[weight > 0] for column in columns]
+    return results, label, row
 
 
-def _read_test_images(experiment: Experiment, rows: int, steps: int) -> Iterator[EncodedBatch]:
-    """Yield this host's test images with their features.
+def _with_features(
+    experiment: Experiment, examples: list[Example], rows: int
+) -> Iterator[loader.Batch]:
+    """Yield this host's batches of `rows` images with their features, see `over_images`.
 
     Cached features are not computed again. Images are read again only for methods with visual
     prompts.
-
-    Args:
-        experiment: its `features` is the cache, or None for no cache.
-        rows: images of a batch on this host.
-        steps: number of batches, the same on all hosts. The last ones may be empty.
     """
-    cache, key = experiment.features, _key(experiment, rows)
+    cache, key = experiment.features, _key(experiment, examples, rows)
     cached = cache.get(key) if cache is not None else None
     # All hosts encode together or none does.
     if not distributed.on_all_hosts(cached is not None):
@@ -217,28 +202,25 @@ def _read_test_images(experiment: Experiment, rows: int, steps: int) -> Iterator
         yield from cached
         return
     encode = make_programs(experiment.model).encode_images
-    loading = loader.Loading(
-        **shared_loading(experiment), examples=experiment.dataset.test, batch_size=rows
-    )
-    batches, nothing, read = loader.test_batches(loading), loader.no_images(loading.size), []
-    for step in range(steps):
-        batch = next(batches, nothing)
+    loading = loader.Loading(**shared_loading(experiment), examples=examples, batch_size=rows)
+    encoded = []
+    for number, batch in enumerate(loader.test_batches(loading)):
         images = loader.shard(batch, rows, jax.local_device_count())["image"]
-        features = cached[step].features if cached else encode(experiment.frozen.clip, images)
+        features = cached[number]["features"] if cached else encode(experiment.frozen.clip, images)
         known = {name: batch[name] for name in ("label", "index", "weight")}
-        read.append(EncodedBatch(known, None, features))
-        yield EncodedBatch(known, images, features)
+        encoded.append(known | {"features": features})
+        yield encoded[-1] | {"image": images}
     if cache is not None:
-        cache[key] = read
+        cache[key] = encoded
 
 
-def _key(experiment: Experiment, rows: int) -> Hashable:
+def _key(experiment: Experiment, examples: list[Example], rows: int) -> Hashable:
     """Return what the features depend on: images, CLIP and how they are batched.
 
     CLIP counts by its name: runs of one process that name the same weights share them.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    images = tuple((dataset.read.key(example.path), example.label) for example in dataset.test)
+    images = tuple((dataset.read.key(example.path), example.label) for example in examples)
     return (
         images,
         config.dataset.on_error,
@@ -281,10 +263,4 @@ def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[
       UserError: Logits are not finite, no image can be read, or a file cannot be written.
     """
     distributed.check_same(lambda: {"prompt to evaluate": saved.digest})
-    found = predict(experiment, saved.prompts)
-    answers = {
-        "the logits of zero-shot CLIP": found.zero_shot_logits,
-        f"the logits of {experiment.config.method}": found.logits,
-    }
-    check_finite(answers, saved.prompts, experiment.frozen.clip)
-    return write_results(experiment, found, saved, workdir)
+    return write_results(experiment, predict(experiment, saved.prompts), saved, workdir)

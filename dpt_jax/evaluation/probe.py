@@ -3,11 +3,13 @@
 It shows what the frozen features can separate, as a baseline for prompts.
 """
 
+import functools
+import operator
+
 import numpy as np
 
-from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import over_test_images, predict
+from dpt_jax.evaluation.evaluate import over_images, predict
 from dpt_jax.evaluation.metrics import Predictions
 from dpt_jax.logging import say
 from dpt_jax.training.setup import Experiment
@@ -48,9 +50,12 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
     if experiment.features is None:
         experiment = experiment._replace(features={})
     found = predict(experiment, {})
-    train, label = _features(experiment, dataset.train, "train")
-    val, val_label = _features(experiment, dataset.val, "validate")
-    test, _ = _features(experiment, dataset.test, "evaluate")
+    features = functools.partial(
+        over_images, experiment, compute=operator.itemgetter("features"), title="encode"
+    )
+    train, label, _ = features(dataset.train)
+    val, val_label, _ = features(dataset.val)
+    test, _, _ = features(dataset.test)
     # The columns of a fitted probe are the classes that it has seen.
     if unseen := sorted({*range(len(dataset.classnames))} - {*label.tolist()}):
         raise UserError(
@@ -71,12 +76,3 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
         f"(at most {np.bincount(val_label).max()} per class)."
     )
     return found._replace(logits=fitted[best].predict_log_proba(test).astype(np.float32))
-
-
-def _features(
-    experiment: Experiment, examples: list[Example], title: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the frozen features (N, E) and labels (N,) of the readable examples."""
-    others = experiment._replace(dataset=experiment.dataset._replace(test=examples))
-    features, label, _ = over_test_images(others, title, lambda batch: (batch.features,))
-    return features, label

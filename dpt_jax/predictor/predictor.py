@@ -217,7 +217,7 @@ class Predictor:
             own = self._experiment.frozen, self._prompts, self._texts
             return self._programs.classify(*own, pixels)
 
-        for batch, outputs in distributed.overlapped(batches, compute, lambda x: len(x["label"])):
+        for batch, outputs in distributed.overlapped(batches, compute):
             answers = {
                 "the logits of zero-shot CLIP": outputs.zero_shot.logits,
                 "the logits": outputs.logits,

@@ -287,30 +287,17 @@ def encode_support(
     hosts, devices = jax.process_count(), jax.local_device_count()
     rows = -(-min(config.eval.batch_size, len(dataset.train)) // hosts)
 
+    def compute(batch: loader.Batch) -> jax.Array:
+        before_batch()
+        pixels = loader.shard(batch, rows, devices)["image"]
+        return encode_images(experiment.frozen, prompts, texts, pixels)
+
     def encode(batches: Iterator[loader.Batch], views: int) -> tuple[np.ndarray, np.ndarray]:
         """Return features (views, N, E) and weights (views, N)."""
-        total, nothing = views * len(dataset.train), loader.no_images(model.clip_config.image_size)
-        steps = -(-total // (rows * hosts))
-
-        def compute(batch: loader.Batch) -> jax.Array:
-            before_batch()
-            pixels = loader.shard(batch, rows, devices)["image"]
-            return encode_images(experiment.frozen, prompts, texts, pixels)
-
-        # All hosts execute the same programs, so the last batches of some may be empty.
-        same_on_all = (next(batches, nothing) for _ in range(steps))
-        parts = []
-        with Progress("encode", steps) as progress:
-            for batch, features in distributed.overlapped(
-                same_on_all, compute, lambda x: len(x["label"])
-            ):
-                parts.append((features, batch["weight"]))
-                progress.advance()
-        features, weights = (
-            distributed.rows_of_all_hosts(np.concatenate(own), rows * steps)[:total]
-            for own in zip(*parts, strict=True)
-        )
-        return features.reshape(views, -1, features.shape[-1]), weights.reshape(views, -1)
+        total = views * len(dataset.train)
+        with Progress("encode", -(-total // (rows * hosts))) as progress:
+            features, known = distributed.over_all_rows(progress.track(batches), compute, total)
+        return features.reshape(views, -1, features.shape[-1]), known["weight"].reshape(views, -1)
 
     loading = loader.Loading(
         **shared_loading(experiment),
