@@ -104,7 +104,7 @@ def evaluate(
     """
     from dpt_jax.io import as_path
     from dpt_jax.runs.run import evaluate_run
-    from dpt_jax.training.prompt_file import is_prompt_file
+    from dpt_jax.training.checkpoints import is_prompt_file
     from dpt_jax.training.workdir import evaluation_config, has_config, source_of
 
     overrides = dict(given.overrides)

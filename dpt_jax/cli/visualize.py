@@ -34,10 +34,10 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.predictor.explain import describe
     from dpt_jax.predictor.predictor import load
     from dpt_jax.report.figures import draw_sight
-    from dpt_jax.training import prompt_file
+    from dpt_jax.training.checkpoints import folder_of
 
     predictor = load(workdir, clip=flags.clip, batch_size=1)
-    default = prompt_file.folder_of(workdir) / FOLDER
+    default = folder_of(workdir) / FOLDER
     folder = make_folder(as_path(flags.out) if flags.out else default, "--out")
     taken = {as_path(path).resolve() for path in paths}  # no image is overwritten by its picture
     unreadable = 0

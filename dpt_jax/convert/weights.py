@@ -23,9 +23,8 @@ from dpt_jax.logging import say
 from dpt_jax.methods import METHODS
 from dpt_jax.prompts.config import LORA
 from dpt_jax.prompts.weights import MATRICES, merged, over
-from dpt_jax.training.checkpoints import FOLDER
+from dpt_jax.training.checkpoints import FOLDER, has_format
 from dpt_jax.training.initial_prompts import check_shapes, other_clip, shapes_of
-from dpt_jax.training.prompt_file import has_format
 from dpt_jax.training.setup import make_model
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

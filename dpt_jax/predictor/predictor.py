@@ -25,8 +25,15 @@ from dpt_jax.io import as_path, reading
 from dpt_jax.logging import say
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import Outputs, PromptedCLIP
-from dpt_jax.training import initial_prompts, prompt_file, setup
-from dpt_jax.training.checkpoints import Saved, load_newest
+from dpt_jax.training import initial_prompts, setup
+from dpt_jax.training.checkpoints import (
+    SUFFIX,
+    Saved,
+    is_prompt_file,
+    load_newest,
+    read_header,
+    write_prompt_file,
+)
 from dpt_jax.training.texts import TextEncoder
 from dpt_jax.training.workdir import load_config, source_of
 
@@ -300,19 +307,19 @@ def export(config: ConfigDict, saved: Saved, source: epath.Path | None, target: 
     Raises:
       UserError: There are no prompts, or the file has another suffix or cannot be written.
     """
-    if target.suffix != prompt_file.SUFFIX:
-        raise UserError(f"{target}: the name of a prompt file ends in {prompt_file.SUFFIX}.")
+    if target.suffix != SUFFIX:
+        raise UserError(f"{target}: the name of a prompt file ends in {SUFFIX}.")
     if not saved.prompts:
         raise UserError(f"{target}: {config.method} has no prompts to write.")
     results = None
-    if source and prompt_file.is_prompt_file(source):
-        results = prompt_file.read_header(source)["results"]
+    if source and is_prompt_file(source):
+        results = read_header(source)["results"]
     elif source and (source / RESULTS_FILE).is_file():
         try:
             results = read_current(source)
         except UserError as reason:
             say(f"written without results: {reason}")
-    prompt_file.write(target, saved.step, saved.prompts, saved.meta, config.to_dict(), results)
+    write_prompt_file(target, saved, config.to_dict(), results)
 
 
 def without_images(classnames: Sequence[str]) -> Dataset:

@@ -17,10 +17,9 @@ from dpt_jax.evaluation.results import has_own_data, write_results
 from dpt_jax.io import is_remote
 from dpt_jax.logging import say, say_once
 from dpt_jax.methods import PROBE
-from dpt_jax.training.checkpoints import FOLDER, Saved
+from dpt_jax.training.checkpoints import FOLDER, Saved, is_prompt_file
 from dpt_jax.training.initial_prompts import saved_prompts
 from dpt_jax.training.loop import Callback, train
-from dpt_jax.training.prompt_file import is_prompt_file
 from dpt_jax.training.record import training_meta, write_split, write_train_files
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 from dpt_jax.training.workdir import (

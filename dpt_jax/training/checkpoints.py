@@ -1,13 +1,19 @@
-"""Checkpoints of a run: prompts and optimizer state, but not CLIP's weights."""
+"""Trained prompts on disk: the checkpoints of a run, and prompt files.
+
+A checkpoint has prompts, their record and optimizer state, but not CLIP's weights. A prompt file
+is safetensors with a JSON header, and replaces a workdir. Its tensors are named by their path in
+the tree ("cavpt.query.kernel").
+"""
 
 import contextlib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import flax.traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -16,20 +22,53 @@ from etils import epath
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import PyTree
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, entries, file_system, is_remote, reading, short, without_wildcards
+from dpt_jax.io import (
+    as_path,
+    entries,
+    file_system,
+    is_remote,
+    reading,
+    short,
+    without_wildcards,
+    write_whole,
+)
 from dpt_jax.logging import say
 from dpt_jax.prompts import Prompts
-from dpt_jax.training import prompt_file
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 DIGESTS = "digests"
-RESTORE = {
+ITEMS = {
     "prompts": ocp.args.StandardRestore,
     "training": ocp.args.StandardRestore,
     "meta": ocp.args.JsonRestore,
 }
 COMMITTED = "commit_success.txt"  # in a bucket, which has no rename, Orbax writes it last
+
+SUFFIX = ".safetensors"
+FORMAT = "dpt_jax prompts, version 1"
+
+
+class DamagedError(Exception):
+    """A file of a checkpoint is missing, cut, or not what was written."""
+
+
+class Saved(NamedTuple):
+    """Prompts of a checkpoint or a prompt file.
+
+    Attributes:
+      step: training step after which they were saved.
+      prompts: a tree of host arrays.
+      meta: the record of the training.
+      digest: digest of the prompts.
+      training: optimizer state and running totals, host arrays; None if not loaded.
+    """
+
+    step: int
+    prompts: Prompts
+    meta: dict[str, Any]
+    digest: str = ""
+    training: PyTree = None
 
 
 def digest(tree: PyTree) -> str:
@@ -46,35 +85,12 @@ def digest_of_json(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-class DamagedError(Exception):
-    """A file of a checkpoint is missing, cut, or not what was written."""
-
-
-class Saved(NamedTuple):
-    """Prompts of a checkpoint or a prompt file.
-
-    Attributes:
-      step: training step after which they were saved.
-      prompts: a tree of host arrays.
-      meta: the record of the training.
-      digest: digest of the prompts.
-    """
-
-    step: int
-    prompts: Prompts
-    meta: dict[str, Any]
-    digest: str = ""
-
-
 class Checkpoints:
     """The newest checkpoints of a workdir, written in the background.
 
-    Each has the items `prompts` and `meta`, and in a training run `training` (optimizer state and
-    running totals). `meta` holds a digest of every item. Several hosts save and restore
-    together, on a file system that they share or in a bucket; host 0 writes.
-
-    Attributes:
-      directory: folder of the checkpoints.
+    Each has the items `prompts` and `meta`, and in a training run `training`. `meta` has a digest
+    of every item. Several hosts save and restore together, on a file system that they share or in
+    a bucket; host 0 writes.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2) -> None:
@@ -96,108 +112,73 @@ class Checkpoints:
         with self._closing:
             self._manager.close()
 
-    def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint, newest first."""
-        return steps_of(self.directory)
-
     def save(
         self, step: int, prompts: Prompts, meta: dict[str, Any], training: PyTree = None
     ) -> None:
-        """Start writing a checkpoint, which becomes the newest.
+        """Start writing a checkpoint of host arrays, which must not change afterwards.
 
-        Args:
-          step: training step. Checkpoints of this and later steps are removed, such as those of a
-            classifier when its run is extended.
-          prompts: a tree of host arrays, which must not change afterwards.
-          meta: the record of the training.
-          training: a tree of host arrays.
-
-        Raises:
-          UserError: if this checkpoint, or the previous one, cannot be written.
+        Checkpoints of this and later steps are removed, such as those of a classifier when its run
+        is extended. Raise UserError if this or the previous checkpoint cannot be written.
         """
-        digests = {"prompts": digest(prompts), "meta": digest_of_json(meta)}
-        items = {"prompts": ocp.args.StandardSave(prompts)}
-        if training is not None:
-            digests["training"] = digest(training)
-            items["training"] = ocp.args.StandardSave(training)
+        trees = {"prompts": prompts} | ({} if training is None else {"training": training})
+        digests = {name: digest(tree) for name, tree in trees.items()}
+        digests["meta"] = digest_of_json(meta)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["meta"] = ocp.args.JsonSave({**meta, DIGESTS: digests})
         with self._writing():
             if step in self._manager.all_steps():
                 self._manager.delete(step)
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-            if max(self._manager.all_steps(), default=0) > step:
+            if later := [other for other in self._manager.all_steps() if other > step]:
                 # The run may have no other checkpoint until this one is whole.
                 self._manager.wait_until_finished()
-                for later in self._manager.all_steps():
-                    if later > step:
-                        self._manager.delete(later)
+                for other in later:
+                    self._manager.delete(other)
 
     def wait(self) -> None:
         """Wait until everything is written.  Raise UserError, see `save`."""
         with self._writing():
             self._manager.wait_until_finished()
 
-    def resume(self) -> tuple[Saved, PyTree, dict[int, str]] | None:
-        """Return the newest intact checkpoint and its training item; None in a new run.
-
-        The third value has the reason why each newer checkpoint is damaged, for `set_aside`.
-
-        Raises:
-          UserError: if a checkpoint has no training item or cannot be read for a reason other than
-            damage, or if none is intact.
-        """
-        steps = self.steps()
-        damaged: dict[int, str] = {}
-        distributed.check_same(lambda: {"list of checkpoints (workdir)": repr(steps)})
-        for step in steps:
-            try:
-                saved, training = restore(self.directory / str(step))
-                reason = ""
-            except DamagedError as error:
-                reason = str(error)
-            if not distributed.on_all_hosts(not reason):
-                damaged[step] = reason or f"another host cannot read {self.directory / str(step)}"
-                continue
-            if training is None:
-                raise UserError(
-                    f"{self.directory} holds prompts without a training state, so it cannot be "
-                    "resumed: start a run from them with --config.init_from and another "
-                    "--workdir."
-                )
-            return saved, training, damaged
-        if damaged:
-            raise UserError(
-                f"none of the {len(steps)} checkpoints in {self.directory} is intact: "
-                f"{damaged[steps[0]]}. To start over at step 0, remove that folder and run the "
-                "same command again."
-            )
-        return None
-
-    def set_aside(self, damaged: dict[int, str]) -> None:
-        """Move damaged checkpoints to WORKDIR/damaged, so that the run can write them again."""
-        for step, reason in damaged.items() if distributed.is_first() else ():
-            aside = self._workdir / DAMAGED / str(step)
-            while aside.exists():
-                aside = aside.parent / f"{aside.name}.again"
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            there = self.directory / str(step)
-            file_system(there).mv(os.fspath(there), os.fspath(aside), recursive=True)
-            say(f"{reason}: moved to {aside}; resuming from an earlier one.", file=sys.stderr)
-        if damaged:
-            distributed.on_all_hosts(True)  # no host lists the folder before they are moved
-            self._manager.reload()
-
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except Exception as reason:  # Orbax, TensorStore and gcsfs have types of their own
-            whole = self.steps()
+            whole = steps_of(self.directory)
             last = f"the last intact one is from step {whole[0]}" if whole else "there is none yet"
             raise UserError(
                 f"{self.directory}: a checkpoint cannot be written ({short(reason)}); {last}. Free "
                 "some space, and run the same command again."
             ) from reason
+
+    def resume(self) -> Saved | None:
+        """Return the newest intact checkpoint; None in a new run.
+
+        Damaged ones are moved to WORKDIR/damaged, so that the run can write them again.
+
+        Raises:
+          UserError: if none is intact, or if it has no training state.
+        """
+        steps = steps_of(self.directory)
+        distributed.check_same(lambda: {"list of checkpoints (workdir)": repr(steps)})
+        saved, damaged = _restore_newest(self.directory)
+        if saved and saved.training is None:
+            raise UserError(
+                f"{self.directory} has prompts without a training state, so it cannot be resumed: "
+                "start a run from them with --config.init_from and another --workdir."
+            )
+        for step, reason in damaged.items() if distributed.is_first() else ():
+            there, aside = self.directory / str(step), self._workdir / DAMAGED / str(step)
+            while aside.exists():
+                aside = aside.with_name(f"{aside.name}.again")
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            file_system(there).mv(os.fspath(there), os.fspath(aside), recursive=True)
+            say(f"{reason}: moved to {aside}; resuming from an earlier one.", file=sys.stderr)
+        if damaged:
+            distributed.on_all_hosts(True)  # no host lists the folder before they are moved
+            self._manager.reload()
+        return saved
 
 
 def steps_of(folder: epath.Path) -> list[int]:
@@ -209,10 +190,33 @@ def steps_of(folder: epath.Path) -> list[int]:
     return sorted(steps, reverse=True)
 
 
-def restore(folder: epath.Path) -> tuple[Saved, PyTree]:
-    """Return prompts, record and training item (None if missing) of a checkpoint.
+def _restore_newest(
+    folder: epath.Path, items: Collection[str] = tuple(ITEMS)
+) -> tuple[Saved | None, dict[int, str]]:
+    """Return the newest checkpoint that all hosts can read, and why newer ones are damaged.
 
-    Digests are compared before anything is cast or reshaped.
+    Raise UserError if none can be read.
+    """
+    damaged: dict[int, str] = {}
+    for step in steps_of(folder):
+        reason = ""
+        try:
+            saved = restore(folder / str(step), items)
+        except DamagedError as error:
+            reason = str(error)
+        if distributed.on_all_hosts(not reason):
+            return saved, damaged
+        damaged[step] = reason or f"another host cannot read {folder / str(step)}"
+    if damaged:
+        raise UserError(
+            f"none of the {len(damaged)} checkpoints in {folder} is intact: "
+            f"{max(damaged.items())[1]}. To train again from step 0, remove that folder first."
+        )
+    return None, damaged
+
+
+def restore(folder: epath.Path, items: Collection[str] = tuple(ITEMS)) -> Saved:
+    """Return some items of a checkpoint, whose digests are compared.
 
     Raises:
       DamagedError: if a file is not what was written.
@@ -220,84 +224,133 @@ def restore(folder: epath.Path) -> tuple[Saved, PyTree]:
     """
     try:
         present = {name for name, _ in entries(folder)}
-        items = {name: args() for name, args in RESTORE.items() if name in present}
+        wanted = {name: ITEMS[name]() for name in items if name in present}
         with (
             without_wildcards(folder) as opened,
             ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
         ):
-            found = dict(reader.restore(epath.Path(opened), ocp.args.Composite(**items)))
-        meta = dict(found.pop("meta"))
+            found = reader.restore(epath.Path(opened), ocp.args.Composite(**wanted))
+        meta = dict(found["meta"])
         digests = meta.pop(DIGESTS)
-        trees = {name: jax.tree.map(np.asarray, found[name]) for name in items if name != "meta"}
+        trees = {name: jax.tree.map(np.asarray, found[name]) for name in wanted if name != "meta"}
         own = {name: digest(tree) for name, tree in trees.items()}
         own["meta"] = digest_of_json(meta)
-        if wrong := [name for name in digests if own.get(name) != digests[name]]:
-            raise ValueError(f"the digest of its {wrong[0]} does not match")
-        saved = Saved(int(folder.name), trees["prompts"], meta, own["prompts"])
-        return saved, trees.get("training")
-    except FileNotFoundError as reason:
-        raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
-    except (OSError, MemoryError):
-        with reading(folder, "a checkpoint"):
-            raise
+        for name in digests.keys() & set(items):
+            if own.get(name) != digests[name]:
+                raise ValueError(f"the digest of its {name} does not match")
     except Exception as reason:  # Orbax, TensorStore and JSON have types of their own
-        _check_readable(folder)
+        if isinstance(reason, (OSError, MemoryError)) and not isinstance(reason, FileNotFoundError):
+            with reading(folder, "a checkpoint"):
+                raise
         raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
+    return Saved(int(folder.name), trees["prompts"], meta, own["prompts"], trees.get("training"))
 
 
-def _check_readable(folder: epath.Path) -> None:
-    """Raise UserError if the system refuses to read a file, which may then be intact."""
-    with reading(folder, "a checkpoint"):
-        for name, is_folder in entries(folder):
-            if is_folder:
-                _check_readable(folder / name)
-            else:
-                (folder / name).read_bytes()
+def load_newest(source: epath.PathLike) -> Saved:
+    """Return the newest intact prompts of a workdir, or those of a prompt file.
 
-
-def load_newest(workdir: epath.PathLike) -> Saved:
-    """Return the newest intact prompts of a workdir, or the prompts of a prompt file.
-
-    A warning is printed for damaged checkpoints.
-
-    Raises:
-      UserError: if there are no prompts.
+    A warning is printed for damaged checkpoints. Raise UserError if there are no prompts.
     """
-    source = as_path(workdir)
-    if prompt_file.is_prompt_file(source):
-        step, prompts, meta = prompt_file.read(source)
-        return Saved(step, prompts, meta, digest(prompts))
-    whole = ""
-    if (source / FOLDER).is_dir():
-        for step in steps_of(source / FOLDER):
-            try:
-                return restore(source / FOLDER / str(step))[0]
-            except DamagedError as reason:
-                say(f"{reason}: trying the previous one.", file=sys.stderr)
-                whole = " that is intact"
-    raise UserError(
-        f"{workdir} holds no checkpoint{whole}: train there first, or name another --workdir."
-    )
+    source = as_path(source)
+    if is_prompt_file(source):
+        return _read_prompt_file(source)
+    saved, damaged = _restore_newest(source / FOLDER, ("prompts", "meta"))
+    for reason in damaged.values():
+        say(f"{reason}: using the previous one.", file=sys.stderr)
+    if saved is None:
+        raise UserError(
+            f"{source} has no checkpoint: train there first, or name another --workdir."
+        )
+    return saved
 
 
 def newest(source: epath.Path) -> Saved | None:
-    """Identify the newest prompts of a workdir or a prompt file; None if it has none.
+    """Return what `load_newest` does, without prompts, and None if there are none.
 
-    The prompts themselves are read only from a prompt file, or if the record is damaged.
-
-    Raises:
-      UserError: if they cannot be read.
+    Only the record is read, and a checkpoint whose record is damaged is skipped.
     """
-    if prompt_file.is_prompt_file(source):
-        if not source.is_file():
-            return None
-    elif steps := steps_of(source / FOLDER):
-        try:
-            file = source / FOLDER / str(steps[0]) / "meta" / "metadata"
+    if is_prompt_file(source):
+        return _read_prompt_file(source) if source.is_file() else None
+    for step in steps_of(source / FOLDER):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            file = source / FOLDER / str(step) / "meta" / "metadata"
             meta = json.loads(file.read_bytes())
-            return Saved(steps[0], {}, meta, str(meta[DIGESTS]["prompts"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # damaged
-    else:
-        return None
-    return load_newest(source)
+            return Saved(step, {}, meta, str(meta[DIGESTS]["prompts"]))
+    return None
+
+
+def is_prompt_file(source: epath.Path) -> bool:
+    """Return whether a path names a prompt file, by its suffix, and not a workdir."""
+    return source.suffix == SUFFIX and not source.is_dir()
+
+
+def has_format(source: epath.Path) -> bool:
+    """Return whether a path is a prompt file, by its header, and not a CLIP's weights."""
+    return is_prompt_file(source) and source.is_file() and _header(source).get("format") == FORMAT
+
+
+def folder_of(source: epath.Path) -> epath.Path:
+    """Return the folder for outputs: a workdir, or for a prompt file its name without suffix."""
+    return source.with_suffix("") if is_prompt_file(source) else source
+
+
+def write_prompt_file(
+    file: epath.Path,
+    saved: Saved,
+    settings: Mapping[str, Any],
+    results: Mapping[str, Any] | None,
+) -> None:
+    """Write prompts with their record, the configuration of their run, and its results.json.
+
+    Of the header's entries, method, backbone, template, classnames and results are for people.
+    Paths of data and of other runs are left out. The name of CLIP's weights is kept, so that they
+    can be found again.
+    """
+    import safetensors.numpy
+
+    name = as_path(settings["init_from"]).name if settings["init_from"] else ""
+    settings = {**settings, "init_from": name, "dataset": {**settings["dataset"], "root": ""}}
+    header = {
+        "method": saved.meta["method"],
+        "backbone": settings["clip"]["weights"],
+        "template": settings["dataset"]["template"],
+        "classnames": saved.meta.get("classnames"),
+        # Without what is long and only about the test images.
+        "results": results and {k: x for k, x in results.items() if not isinstance(x, dict)},
+        "settings": settings,
+        "training": saved.meta,
+        "step": saved.step,
+    }
+    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in header.items()}
+    tensors = flax.traverse_util.flatten_dict(saved.prompts, sep=".")
+    tensors = jax.tree.map(lambda x: np.array(x, order="C"), tensors)
+    write_whole(file, safetensors.numpy.save(tensors, {"format": FORMAT, **texts}))
+
+
+def read_header(file: epath.Path) -> dict[str, Any]:
+    """Return the header's entries, see `write_prompt_file`.  Raise UserError if it is not one."""
+    header = _header(file)
+    with reading(file, "a prompt file"):
+        if header.pop("format", None) != FORMAT:
+            raise ValueError(f"the format in its header is not {FORMAT!r}")
+        found = {key: json.loads(value) for key, value in header.items()}
+        for key, kind in (("settings", dict), ("training", dict), ("step", int)):
+            if not isinstance(found[key], kind):
+                raise TypeError(f"{key} in its header is not what `convert export` writes")
+    return found
+
+
+def _read_prompt_file(file: epath.Path) -> Saved:
+    import safetensors.numpy
+
+    header = read_header(file)
+    with reading(file, "a prompt file"):
+        tensors = safetensors.numpy.load(file.read_bytes())
+    prompts = flax.traverse_util.unflatten_dict(tensors, sep=".")
+    return Saved(header["step"], prompts, header["training"], digest(prompts))
+
+
+def _header(file: epath.Path) -> dict[str, str]:
+    with reading(file, "a .safetensors file"), file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        return json.loads(opened.read(size)).get("__metadata__", {})

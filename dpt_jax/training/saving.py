@@ -13,7 +13,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.logging import say
 from dpt_jax.methods import CLASSIFIER
 from dpt_jax.prompts import Prompts
-from dpt_jax.training.checkpoints import Checkpoints, Saved
+from dpt_jax.training.checkpoints import Checkpoints, Saved, steps_of
 from dpt_jax.training.initial_prompts import check_shapes, initial_prompts, other_clip, shapes_of
 from dpt_jax.training.optimizer import state_from_saved, state_to_save
 from dpt_jax.training.plan import Plan, train_batches
@@ -112,7 +112,7 @@ class Saver:
         if not steps or self.plan.step.skip:
             return
         self.checkpoints.wait()
-        good = self.checkpoints.steps()
+        good = steps_of(self.checkpoints.directory)
         last = (
             f"the last good checkpoint is from step {good[0]}" if good else "no checkpoint is saved"
         )
@@ -146,12 +146,12 @@ def start_or_resume(
     averages = plan.schedule.average is not None
     new = new_state(experiment.model, plan.step, zeros, plan.optimizer, averages)
     keeps_best = experiment.config.train.keep == "best"
-    found = checkpoints.resume()
-    if found is None:
+    saved = checkpoints.resume()
+    if saved is None:
         new = new._replace(prompts=initial_prompts(experiment))
         best = Best(-1.0, 0, new.prompts) if keeps_best else None
         return new, Saver(experiment, plan, checkpoints, training_meta(experiment), best)
-    saved, training, damaged = found
+    training = saved.training
     step = saved.step - saved.meta.get(CLASSIFIER_STEPS, 0)
     _check_resumable(experiment, plan, saved, step, workdir, allow_changes)
     prompts = dict(saved.prompts)
@@ -159,7 +159,6 @@ def start_or_resume(
     check_shapes(prompts, shapes, str(workdir))
     like = {**_training(new), **({"best": shapes} if keeps_best else {})}
     check_shapes(training, like, str(workdir))
-    checkpoints.set_aside(damaged)  # now that nothing refuses to resume
     state = new._replace(
         step=np.int32(step),
         # More epochs change what the classifier is trained on.

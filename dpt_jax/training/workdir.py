@@ -25,8 +25,14 @@ from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, make_folder, reading, size_of, write_whole
 from dpt_jax.methods import METHODS
-from dpt_jax.training import prompt_file
-from dpt_jax.training.checkpoints import FOLDER, newest
+from dpt_jax.training.checkpoints import (
+    FOLDER,
+    SUFFIX,
+    folder_of,
+    is_prompt_file,
+    newest,
+    read_header,
+)
 
 CONFIG_FILE = "config.json"
 TRAIN_FILES = "train_files.txt"  # the images that a run trains on
@@ -123,8 +129,8 @@ def load_config(source: epath.Path) -> ConfigDict:
     Raises:
       UserError: There is no configuration, a key is unknown, or a value is impossible.
     """
-    if prompt_file.is_prompt_file(source):
-        file, saved = source, flat(prompt_file.read_header(source)["settings"])
+    if is_prompt_file(source):
+        file, saved = source, flat(read_header(source)["settings"])
     else:
         file = source / CONFIG_FILE
         if not file.exists():
@@ -203,7 +209,7 @@ def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
     """
     dataset = config.dataset
     name = dataset.name if dataset.classes == "all" else f"{dataset.name}-{dataset.classes}"
-    on = prompt_file.folder_of(run) / "on"
+    on = folder_of(run) / "on"
     if dataset.name != "folder" or not dataset.root:
         return on / name
     root = as_path(dataset.root).resolve()
@@ -220,11 +226,11 @@ def source_of(workdir: epath.Path) -> epath.Path:
     Other results name theirs as init_from.
     """
     is_run = any((workdir / name).exists() for name in (FOLDER, TRAIN_FILES))
-    if is_run or prompt_file.is_prompt_file(workdir):
+    if is_run or is_prompt_file(workdir):
         return workdir
     if workdir.parent.name == "on":
         run = workdir.parent.parent
-        file = run.with_name(f"{run.name}{prompt_file.SUFFIX}")
+        file = run.with_name(f"{run.name}{SUFFIX}")
         # A run and its exported file share this folder, and a report is on the run's prompts.
         if (run / FOLDER).exists():
             return run

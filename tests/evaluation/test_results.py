@@ -14,8 +14,8 @@ from dpt_jax.evaluation.metrics import calibration, class_scores, distinct
 from dpt_jax.evaluation.results import finished, outdated, read_current
 from dpt_jax.report.one_run import report_run
 from dpt_jax.report.runs import report_folder
-from dpt_jax.training import prompt_file, setup
-from dpt_jax.training.checkpoints import digest, load_newest
+from dpt_jax.training import setup
+from dpt_jax.training.checkpoints import digest, load_newest, read_header
 from tests.helpers.commands import command_refused, in_process, refused
 from tests.helpers.configs import save_run, small_config
 from tests.helpers.golden import IMAGES
@@ -113,7 +113,7 @@ def test_results_of_other_prompts_are_noticed_by_all_who_read_them(run, prepared
         refused("step 1", report_run, folder)
     assert "| " not in report_folder(run.parent)[0]
     convert.export(run, run / "prompts.safetensors")
-    assert prompt_file.read_header(run / "prompts.safetensors")["results"] is None
+    assert read_header(run / "prompts.safetensors")["results"] is None
     evaluate(prepared, load_newest(run), run)
     assert finished(run, config)
     assert read_current(run)["of"]["step"] == 2

@@ -102,12 +102,9 @@ def test_a_signal_in_the_last_step_ends_the_command(config, clip, tmp_path, monk
 def test_another_clip_of_the_same_sizes_is_refused(config, clip, started):
     """The path of the weights may change, so the settings alone do not show this."""
     config.train.epochs = 2
-    damaged = shutil.copytree(started / FOLDER / "2", started / FOLDER / "3")
-    shutil.rmtree(damaged / "prompts")
     other = jax.tree.map(lambda x: x * np.float32(1.1), clip.params)
     with pytest.raises(UserError, match="run was trained on a different CLIP"):
         train(config, clip._replace(params=other, digest="other"), started, allow_changes=True)
-    assert damaged.is_dir()  # a refused command moves nothing
     assert load_newest(started).step == 2
 
 
@@ -212,7 +209,7 @@ def finished(experiment, tmp_path_factory):
 
 
 def prompts_of(workdir, step):
-    return restore(workdir / FOLDER / str(step))[0].prompts
+    return restore(workdir / FOLDER / str(step)).prompts
 
 
 def test_a_run_ends_with_the_average_of_its_epochs(experiment, finished):
