@@ -55,17 +55,17 @@ from ml_collections import ConfigDict
 
 from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
 from dpt_jax.cli.terminal import guard
-from dpt_jax.clip.packing import PackedTexts, pack
+from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.packing import pack
 from dpt_jax.config import method_config, prompt_config, templates
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import make_programs
 from dpt_jax.methods import METHODS
-from dpt_jax.model import PromptedCLIP, init_prompts
+from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
 from dpt_jax.training import flops
 from dpt_jax.training.plan import make_plan
-from dpt_jax.training.setup import Frozen
 from dpt_jax.training.step import make_step, new_state
 
 GB = 1e9
@@ -102,8 +102,8 @@ class Case(NamedTuple):
 
     config: ConfigDict
     model: PromptedCLIP
-    layout: PackedTexts
-    frozen: Frozen
+    clip: Params
+    texts: Texts
     images: int  # of a chip
     chips: int
     train: bool
@@ -199,10 +199,12 @@ def make_case(options: argparse.Namespace, chips: int) -> Case:
         layout = plain_layout([template.format(name) for name in names], tokenizer)
     dtype, train = jnp.dtype(options.dtype), options.mode == "train"
     model = PromptedCLIP(sizes, prompts, dtype, options.remat)
-    texts: Any = jax.ShapeDtypeStruct((len(names), sizes.embed_dim), jnp.float32)
-    target = texts if prompts.has_consistency and train else None
-    frozen = Frozen(clip_shapes(options.clip, dtype), layout, texts, target)
-    return Case(config, model, layout, stacked(frozen, chips), options.batch, chips, train)
+    features: Any = jax.ShapeDtypeStruct((len(names), sizes.embed_dim), jnp.float32)
+    target = features if prompts.has_consistency and train else None
+    clip, texts = stacked(
+        (clip_shapes(options.clip, dtype), Texts(layout, features, target)), chips
+    )
+    return Case(config, model, clip, texts, options.batch, chips, train)
 
 
 def programs(case: Case, on: Sequence[jax.Device]) -> list[Program]:
@@ -218,17 +220,18 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[Program]:
     batch = stacked(batch, case.chips)
     if not case.train:
         evaluation: Any = make_programs(case.model, tuple(on))
-        given = (case.frozen, stacked(prompts, case.chips))
-        texts = jax.eval_shape(evaluation.encode_texts, *given)
+        given = (case.clip, stacked(prompts, case.chips))
+        texts = jax.eval_shape(evaluation.encode_texts, *given, case.texts)
         return [
             Program("classify", evaluation.classify, (*given, texts, batch["image"])),
-            Program("texts", evaluation.encode_texts, given),
+            Program("texts", evaluation.encode_texts, (*given, case.texts)),
         ]
     plan = make_plan(case.config, case.images)
     state = jax.eval_shape(lambda p: new_state(case.model, plan.step, p, plan.optimizer), prompts)
     step: Any = make_step(case.model, plan.optimizer, plan.step, tuple(on))
     schedule = stacked(plan.schedule.as_arrays(), case.chips)
-    return [Program("step", step, (stacked(state, case.chips), case.frozen, batch, schedule))]
+    state = stacked(state, case.chips)
+    return [Program("step", step, (state, case.clip, case.texts, batch, schedule))]
 
 
 def stacked(tree: Any, chips: int) -> Any:

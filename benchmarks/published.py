@@ -23,7 +23,7 @@ from dpt_jax.clip.packing import pack
 from dpt_jax.config import prompt_config, templates
 from dpt_jax.convert.published import prompts_from_published
 from dpt_jax.errors import UserError
-from dpt_jax.model import PromptedCLIP, init_prompts
+from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
 from dpt_jax.training.losses import Rows, count, losses
@@ -223,7 +223,7 @@ class Counterpart:
 
         def total(params: Params, images: Array, labels: Array) -> Array:
             apply: Any = functools.partial(self._model.apply, {"params": params})
-            texts = apply(self._packed, jnp.asarray(frozen), None, target, method="texts")
+            texts = apply(Texts(self._packed, jnp.asarray(frozen), target), method="texts")
             outputs, rows = apply(images, texts), Rows(labels, jnp.ones(len(labels)))
             counts = count(outputs.zero_shot.indices, rows, self._model.cavpt_layers)
             return jnp.asarray(

@@ -94,15 +94,15 @@ def main(_: list[str]) -> None:
 
 def evaluation(experiment: setup.Experiment, batch: Batch) -> tuple[Work, Work]:
     """Return the work of classifying a batch with known text features, and of encoding texts."""
-    programs, frozen = make_programs(experiment.model), experiment.frozen
-    prompts = programs.merge(frozen.clip, distributed.replicate(initial_prompts(experiment)))
-    texts = programs.encode_texts(frozen, prompts)
+    programs, clip = make_programs(experiment.model), experiment.pretrained.params
+    prompts = programs.merge(clip, distributed.replicate(initial_prompts(experiment)))
+    texts = programs.encode_texts(clip, prompts, experiment.texts)
 
     def work(program: Any, *arguments: Any) -> Work:
         return Work(lambda: jax.block_until_ready(program(*arguments)), program, arguments)
 
-    classify = work(programs.classify, frozen, prompts, texts, batch["image"])
-    return classify, work(programs.encode_texts, frozen, prompts)
+    classify = work(programs.classify, clip, prompts, texts, batch["image"])
+    return classify, work(programs.encode_texts, clip, prompts, experiment.texts)
 
 
 def random_batch(size: int) -> dict[str, np.ndarray]:

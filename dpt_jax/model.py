@@ -35,14 +35,22 @@ OptionalArray = Any  # an array, or None for methods without it
 
 
 class Texts(NamedTuple):
-    """Text features of the classes."""
+    """The texts of the classes and their features, normalised by `PromptedCLIP.texts`.
 
-    frozen: Array  # Z (C, E), normalised
-    # t (C, E), not normalised; the frozen ones if none are learned, or if t depends on the image
-    learned: Array
-    target: Array | None = None  # t̄ (C, E), normalised: the target of the consistency losses
-    packed: PackedTexts | None = None  # of the learned ones, if they depend on the image
-    mean: Array | None = None  # u (C, E), see `texts`
+    Attributes:
+      packed: The texts, with the context if the method has one.
+      frozen: Z (C, E), of the templates in frozen CLIP.
+      target: t̄ (C, E), the target of the consistency losses, in training.
+      mean: u (C, E) of classifiers, never normalised; None if a class has one template.
+      learned: t (C, E), not normalised, once encoded; Z if no text is learned, or if t depends on
+        the image.
+    """
+
+    packed: PackedTexts
+    frozen: Array
+    target: Array | None = None
+    mean: Array | None = None
+    learned: OptionalArray = None
 
 
 class ZeroShot(NamedTuple):
@@ -229,31 +237,16 @@ class PromptedCLIP(nn.Module):
             return jax.vmap(encode)(contexts)
         return jax.lax.map(encode, contexts, batch_size=part)
 
-    def texts(
-        self,
-        packed: PackedTexts,
-        frozen: Array,
-        axis: str | None = None,
-        target: Array | None = None,
-        key: Array | None = None,
-        mean: Array | None = None,
-    ) -> Texts:
-        """Return the text features of the classes.
+    def texts(self, texts: Texts, axis: str | None = None, key: Array | None = None) -> Texts:
+        """Encode the learned texts, and normalise the features of the others.
 
-        Args:
-          packed: the texts, with the learned context if there is one; ignored if no texts are
-            learned.
-          frozen: (C, E), of the templates, see `encode_text`.
-          axis: see `encode_text`.
-          target: (C, E), the target of the consistency losses, not normalised.
-          key: random key of dropout, see `encode_text`.
-          mean: (C, E), u of classifiers if there are several templates, not normalised either.
+        axis, key: see `encode_text`.
         """
-        target = None if target is None else normalize(target)
-        if self.config.conditioned:
-            return Texts(normalize(frozen), frozen, target, packed, mean)
-        learned = self.encode_text(packed, axis, key) if self.config.learns_texts else frozen
-        return Texts(normalize(frozen), learned, target, None, mean)
+        learned = texts.frozen
+        if self.config.learns_texts and not self.config.conditioned:
+            learned = self.encode_text(texts.packed, axis, key)
+        target = None if texts.target is None else normalize(texts.target)
+        return texts._replace(frozen=normalize(texts.frozen), target=target, learned=learned)
 
     def visual_tokens(self) -> Array:
         """Return P (J_v, n_v, D_v) of a method with a visual prompt, float32, before ln_pre."""
@@ -362,9 +355,10 @@ class PromptedCLIP(nn.Module):
 
     def _learned_texts(self, texts: Texts, features: Array) -> Array:
         """Return t (C, E), or (B, C, E) if the context depends on images with these features."""
-        if texts.packed is not None:
+        if self.config.conditioned:
             return self.encode_text_for_images(texts.packed, features)
-        return texts.learned
+        learned: Array = texts.learned
+        return learned
 
     def _pixels(self, images: Array) -> Array:
         return normalize_pixels(images, self.clip_config.preprocessing)

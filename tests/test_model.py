@@ -15,7 +15,7 @@ from dpt_jax.clip.blocks import Block, attention_weights, deterministic_gather
 from dpt_jax.clip.config import TransformerConfig
 from dpt_jax.clip.model import CLIP
 from dpt_jax.data.catalogue import imagenet_classnames
-from dpt_jax.model import PromptedCLIP, init_prompts
+from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts import meta_net
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.meta_net import MetaNet
@@ -43,7 +43,7 @@ FEW = NAMES[:3]
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode(model, clip, prompts, packed, frozen):
-    return apply(model, clip, prompts, packed, frozen, method="texts")
+    return apply(model, clip, prompts, Texts(packed, frozen), method="texts")
 
 
 def forward(model, clip, prompts, images):
@@ -120,7 +120,7 @@ def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatc
     frozen = frozen_features(model, clip.params, FEW, clip.tokenizer)
 
     def run(model, clip_params, prompts, images):
-        texts = apply(model, clip_params, prompts, packed, frozen, method="texts")
+        texts = apply(model, clip_params, prompts, Texts(packed, frozen), method="texts")
         return apply(model, clip_params, prompts, images, texts)
 
     @jax.jit

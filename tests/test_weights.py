@@ -12,7 +12,7 @@ import pytest
 from configs import twostage
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.model import PromptedCLIP, init_prompts
+from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, for_classes, start_from_unit_texts
 from dpt_jax.prompts.config import PromptConfig, Weights
 from dpt_jax.prompts.text import plain_layout
@@ -79,11 +79,11 @@ class Case:
     def encode(self, names):
         plain = [TEMPLATE.format(name) for name in names]
         frozen = frozen_features(self.model, self.clip, plain, self.tokenizer)
-        return plain_layout(plain, self.tokenizer), frozen
+        return Texts(plain_layout(plain, self.tokenizer), frozen)
 
     def _logits(self, prompts, images, texts):
         own = functools.partial(apply, self.model, self.clip, prompts)
-        return own(images, own(*texts, method="texts"))
+        return own(images, own(texts, method="texts"))
 
     def step(self, prompts, rows):
         """Return (loss, logits), gradient, for some of the images.  rows: -1 is padding."""
@@ -189,7 +189,7 @@ def test_second_stage_of_2sfs(case):
     def encoded(images, texts):
         """Features of images, and texts of the classes, by the tuned towers."""
         own = functools.partial(apply, case.model, case.clip, prompts)
-        found = own(*texts, method="texts")
+        found = own(texts, method="texts")
         features = own(images.transpose(0, 2, 3, 1), found, method="image_features")
         return normalize(features), own(found, method="class_texts")
 

@@ -20,7 +20,7 @@ from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.packing import pack
 from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.convert.published import prompts_from_published
-from dpt_jax.model import PromptedCLIP
+from dpt_jax.model import PromptedCLIP, Texts
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.text import plain_layout, prompted_texts
@@ -110,8 +110,8 @@ def program(dtype: str) -> Callable[..., tuple[Any, Any]]:
         prompts: Prompts, clip: Params, image: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         variables = {"params": {"clip": clip, "prompts": prompts}}
-        frozen = encoder.apply({"params": {"clip": clip}}, plain, method="encode_text")
-        texts: Any = model.apply(variables, packed, frozen, method="texts")
+        frozen: Any = encoder.apply({"params": {"clip": clip}}, plain, method="encode_text")
+        texts: Any = model.apply(variables, Texts(packed, frozen), method="texts")
         outputs: Any = model.apply(variables, image, texts)
         of = Rows(labels, jnp.ones(len(labels)))
         counts = count(outputs.zero_shot.indices, of, model.cavpt_layers)

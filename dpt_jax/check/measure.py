@@ -66,12 +66,14 @@ def _step(experiment: Experiment, devices: tuple[jax.Device, ...]) -> Any:
     images = next(train_batches(experiment, plan, 0))
     batch = loader.shard(images, plan.images_per_host, len(devices))
     state = new_state(experiment.model, plan.step, initial_prompts(experiment), plan.optimizer)
-    given = state, distributed.to_host(experiment.frozen), plan.schedule.as_arrays()
-    state, frozen, schedule = jax.tree.map(
-        lambda x: np.stack([np.asarray(x)] * len(devices)), given
+    frozen = distributed.to_host((experiment.pretrained.params, experiment.texts))
+    given: Any = jax.tree.map(
+        lambda x: np.stack([np.asarray(x)] * len(devices)),
+        (state, frozen, plan.schedule.as_arrays()),
     )
+    state, (clip, texts), schedule = given
     step = make_step(experiment.model, plan.optimizer, plan.step, devices)
-    return distributed.to_host(step(state, frozen, batch, schedule).prompts)
+    return distributed.to_host(step(state, clip, texts, batch, schedule).prompts)
 
 
 def _stopped_and_whole(experiment: Experiment, folder: pathlib.Path) -> Row:

@@ -70,16 +70,17 @@ class Work(NamedTuple):
 def training(experiment: Experiment, batch: Batch) -> Work:
     """Return the training step.  batch: with a leading axis of devices."""
     plan = make_plan(experiment.config, batch["label"].size)
-    frozen = experiment.frozen._replace(target=consistency_target(experiment))
+    clip = experiment.pretrained.params
+    texts = experiment.texts._replace(target=consistency_target(experiment))
     step = make_step(experiment.model, plan.optimizer, plan.step)
     schedule = distributed.replicate(plan.schedule.as_arrays())
     prompts = initial_prompts(experiment)
     state = distributed.replicate(new_state(experiment.model, plan.step, prompts, plan.optimizer))
-    arguments = state, frozen, batch, schedule
+    arguments = state, clip, texts, batch, schedule
 
     def run() -> None:
         nonlocal state  # the step donates it
-        state = jax.block_until_ready(step(state, frozen, batch, schedule))
+        state = jax.block_until_ready(step(state, clip, texts, batch, schedule))
 
     return Work(run, step, arguments)
 

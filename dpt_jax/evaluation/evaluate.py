@@ -24,7 +24,7 @@ from dpt_jax.model import Outputs, PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.training.checkpoints import Saved
-from dpt_jax.training.setup import Experiment, Frozen, shared_loading
+from dpt_jax.training.setup import Experiment, shared_loading
 
 # Frozen features of test splits, see `_key`, in batches without images. No prompt changes them, so
 # the runs of a sweep compute them once.
@@ -35,21 +35,23 @@ class Programs(NamedTuple):
     """Compiled programs; every argument and result has a leading device axis.
 
     Attributes:
-      encode_texts: (frozen, prompts) -> the texts of the classes.
-      classify: (frozen, prompts, texts, images (devices, b, H, W, 3)) -> outputs of the model.
+      encode_texts: (CLIP's parameters, prompts, texts) -> the texts, encoded.
+      classify: (CLIP's parameters, prompts, encoded texts, images (devices, b, H, W, 3)) ->
+        outputs of the model.
       encode_images: (CLIP's parameters, images) -> features of frozen CLIP (devices, b, E). The
         same program serves all methods.
-      logits: (frozen, prompts, texts, images, features) -> logits (devices, b, C) of the method
-        and of zero-shot CLIP. Methods that do not change the image tower need no images.
+      logits: (CLIP's parameters, prompts, encoded texts, images, features) -> logits
+        (devices, b, C) of the method and of zero-shot CLIP. Methods that do not change the image
+        tower need no images.
       merge: (CLIP's parameters, prompts) -> prompts with learned weights merged into CLIP's. The
         other programs take merged or unmerged ones.
     """
 
-    encode_texts: Callable[[Frozen, Prompts], Texts]
-    classify: Callable[[Frozen, Prompts, Texts, ArrayLike], Outputs]
+    encode_texts: Callable[[Params, Prompts, Texts], Texts]
+    classify: Callable[[Params, Prompts, Texts, ArrayLike], Outputs]
     encode_images: Callable[[Params, ArrayLike], jax.Array]
     logits: Callable[
-        [Frozen, Prompts, Texts, ArrayLike | None, jax.Array], tuple[jax.Array, jax.Array]
+        [Params, Prompts, Texts, ArrayLike | None, jax.Array], tuple[jax.Array, jax.Array]
     ]
     merge: Callable[[Params, Prompts], Prompts]
 
@@ -58,25 +60,24 @@ class Programs(NamedTuple):
 def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = None) -> Programs:
     """Return the programs of an evaluation, for the local devices by default."""
 
-    def encode_texts(frozen: Frozen, prompts: Prompts) -> Texts:
-        own = frozen.packed, frozen.texts, distributed.AXIS
-        return apply(model, frozen.clip, prompts, *own, mean=frozen.mean, method="texts")
+    def encode_texts(clip: Params, prompts: Prompts, texts: Texts) -> Texts:
+        return apply(model, clip, prompts, texts, distributed.AXIS, method="texts")
 
-    def classify(frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array) -> Outputs:
-        outputs = apply(model, frozen.clip, prompts, images, texts)
+    def classify(clip: Params, prompts: Prompts, texts: Texts, images: jax.Array) -> Outputs:
+        outputs = apply(model, clip, prompts, images, texts)
         return outputs._replace(auxiliary_logits=None)
 
     def merge(clip: Params, prompts: Prompts) -> Prompts:
         return apply(model, clip, prompts, method="merge")
 
     def logits(
-        frozen: Frozen,
+        clip: Params,
         prompts: Prompts,
         texts: Texts,
         images: jax.Array | None,
         features: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        own = functools.partial(apply, model, frozen.clip, prompts)
+        own = functools.partial(apply, model, clip, prompts)
         zero_shot = own(features, texts, method="zero_shot_of")
         if images is None:
             outputs = own(texts, zero_shot, method="classify")
@@ -118,14 +119,14 @@ def predict(
     """
     if examples is None:
         examples = experiment.dataset.test
-    model, frozen = experiment.model, experiment.frozen
+    model, clip = experiment.model, experiment.pretrained.params
     programs = make_programs(model)
-    replicated = programs.merge(frozen.clip, distributed.replicate(prompts))
-    texts = programs.encode_texts(frozen, replicated)
+    replicated = programs.merge(clip, distributed.replicate(prompts))
+    texts = programs.encode_texts(clip, replicated, experiment.texts)
 
     def logits(batch: loader.Batch) -> tuple[jax.Array, jax.Array]:
         images = batch["image"] if model.config.learns_images else None
-        return programs.logits(frozen, replicated, texts, images, batch["features"])
+        return programs.logits(clip, replicated, texts, images, batch["features"])
 
     (own, zero_shot), label, row = over_images(experiment, examples, logits)
     if not len(label):
@@ -137,7 +138,7 @@ def predict(
         "the logits of zero-shot CLIP": zero_shot,
         f"the logits of {experiment.config.method}": own,
     }
-    check_finite(answers, prompts, frozen.clip)
+    check_finite(answers, prompts, clip)
     return Predictions(own, zero_shot, label, row)
 
 
@@ -201,12 +202,12 @@ def _with_features(
     if cached and not experiment.model.config.learns_images:
         yield from cached
         return
-    encode = make_programs(experiment.model).encode_images
+    encode, clip = make_programs(experiment.model).encode_images, experiment.pretrained.params
     loading = loader.Loading(**shared_loading(experiment), examples=examples, batch_size=rows)
     encoded = []
     for number, batch in enumerate(loader.test_batches(loading)):
         images = loader.shard(batch, rows, jax.local_device_count())["image"]
-        features = cached[number]["features"] if cached else encode(experiment.frozen.clip, images)
+        features = cached[number]["features"] if cached else encode(clip, images)
         known = {name: batch[name] for name in ("label", "index", "weight")}
         encoded.append(known | {"features": features})
         yield encoded[-1] | {"image": images}

@@ -83,10 +83,9 @@ class Predictor:
         self._saved, self._source = saved, source
         self._experiment = experiment
         self._programs = make_programs(experiment.model)
-        self._prompts = self._programs.merge(
-            experiment.frozen.clip, distributed.replicate(saved.prompts)
-        )
-        self._texts = self._programs.encode_texts(experiment.frozen, self._prompts)
+        clip = experiment.pretrained.params
+        self._prompts = self._programs.merge(clip, distributed.replicate(saved.prompts))
+        self._texts = self._programs.encode_texts(clip, self._prompts, experiment.texts)
         self._encode_names = TextEncoder(
             experiment.config, experiment.model, experiment.pretrained, self._prompts
         )
@@ -185,9 +184,7 @@ class Predictor:
         else:
             learned = self._encode_names(classnames)
         features = np.asarray(normalize(learned))
-        check_finite(
-            {"the features of the texts": features}, self.prompts, self._experiment.frozen.clip
-        )
+        check_finite({"the features of the texts": features}, self.prompts, self.pretrained.params)
         return features
 
     def answers(
@@ -221,7 +218,7 @@ class Predictor:
 
         def compute(batch: loader.Batch) -> Outputs:
             pixels = loader.shard(batch, self.rows, jax.local_device_count())["image"]
-            own = self._experiment.frozen, self._prompts, self._texts
+            own = self.pretrained.params, self._prompts, self._texts
             return self._programs.classify(*own, pixels)
 
         for batch, outputs in distributed.overlapped(batches, compute):
@@ -229,7 +226,7 @@ class Predictor:
                 "the logits of zero-shot CLIP": outputs.zero_shot.logits,
                 "the logits": outputs.logits,
             }
-            check_finite(answers, self.prompts, self._experiment.frozen.clip)
+            check_finite(answers, self.prompts, self.pretrained.params)
             yield batch, outputs
 
     @property

@@ -21,7 +21,7 @@ from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, Classifier, ClassTexts, Support
 from dpt_jax.training.losses import cross_entropy
 from dpt_jax.training.optimizer import WARMUP_LR
-from dpt_jax.training.setup import Experiment, Frozen, shared_loading
+from dpt_jax.training.setup import Experiment, shared_loading
 
 
 class Course(NamedTuple):
@@ -282,15 +282,15 @@ def encode_support(
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
     start, later = count_views(config, len(dataset.train))
     encode_texts, encode_images = _make_programs(model)
-    prompts = distributed.replicate(prompts)
-    texts, class_texts, s = encode_texts(experiment.frozen, prompts)
+    clip, prompts = experiment.pretrained.params, distributed.replicate(prompts)
+    texts, class_texts, s = encode_texts(clip, prompts, experiment.texts)
     hosts, devices = jax.process_count(), jax.local_device_count()
     rows = -(-min(config.eval.batch_size, len(dataset.train)) // hosts)
 
     def compute(batch: loader.Batch) -> jax.Array:
         before_batch()
         pixels = loader.shard(batch, rows, devices)["image"]
-        return encode_images(experiment.frozen, prompts, texts, pixels)
+        return encode_images(clip, prompts, texts, pixels)
 
     def encode(batches: Iterator[loader.Batch], views: int) -> tuple[np.ndarray, np.ndarray]:
         """Return features (views, N, E) and weights (views, N)."""
@@ -336,24 +336,23 @@ def count_views(config: ConfigDict, images: int) -> tuple[int, int]:
 def _make_programs(
     model: PromptedCLIP,
 ) -> tuple[
-    Callable[[Frozen, Prompts], tuple[Texts, ClassTexts, jax.Array]],
-    Callable[[Frozen, Prompts, Texts, np.ndarray], jax.Array],
+    Callable[[Params, Prompts, Texts], tuple[Texts, ClassTexts, jax.Array]],
+    Callable[[Params, Prompts, Texts, np.ndarray], jax.Array],
 ]:
     """Return the compiled encoders of texts and of images.
 
     Every argument and result has a leading device axis.
     """
 
-    def encode_texts(frozen: Frozen, prompts: Prompts) -> tuple[Texts, ClassTexts, jax.Array]:
-        own = functools.partial(apply, model, frozen.clip, prompts)
-        of_classes = frozen.packed, frozen.texts, distributed.AXIS
-        texts = own(*of_classes, mean=frozen.mean, method="texts")
+    def encode_texts(
+        clip: Params, prompts: Prompts, texts: Texts
+    ) -> tuple[Texts, ClassTexts, jax.Array]:
+        own = functools.partial(apply, model, clip, prompts)
+        texts = own(texts, distributed.AXIS, method="texts")
         return texts, own(texts, method="class_texts"), own(method="temperature")
 
-    def encode_images(
-        frozen: Frozen, prompts: Prompts, texts: Texts, images: jax.Array
-    ) -> jax.Array:
-        return apply(model, frozen.clip, prompts, images, texts, method="image_features")
+    def encode_images(clip: Params, prompts: Prompts, texts: Texts, images: jax.Array) -> jax.Array:
+        return apply(model, clip, prompts, images, texts, method="image_features")
 
     return (
         jax.pmap(encode_texts, axis_name=distributed.AXIS),

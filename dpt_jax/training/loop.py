@@ -95,7 +95,8 @@ def train(
             say(f"{workdir}: resuming at step {start} of {plan.steps}.")
         say(_description(experiment, plan, state))
 
-        frozen = experiment.frozen._replace(target=consistency_target(experiment))
+        clip = experiment.pretrained.params
+        texts = experiment.texts._replace(target=consistency_target(experiment))
         take_step = make_step(model, plan.optimizer, plan.step)
         state = distributed.replicate(state)
         schedule = distributed.replicate(plan.schedule.as_arrays())
@@ -128,14 +129,14 @@ def train(
                 unreadable.update(batch["index"][batch["weight"] == 0].tolist())
                 # JAX dispatches asynchronously: the next batches are loaded and copied meanwhile.
                 # Reading the state blocks, so that is done once per epoch.
-                state = take_step(state, frozen, rows, schedule)
+                state = take_step(state, clip, texts, rows, schedule)
                 progress.advance()
                 if step % plan.steps_per_epoch == 0 or step == plan.steps:
                     totals, not_finite = distributed.to_host((state.totals, state.not_finite))
                     saver.check_finite(not_finite)
                     values = _epoch_values(plan, step, totals, not_finite, state.prompts)
                     operations = operations or jax.device_count() * flops.of(
-                        take_step, state, frozen, rows, schedule
+                        take_step, state, clip, texts, rows, schedule
                     )
                     values |= speed.epoch(operations)
                     if validate:

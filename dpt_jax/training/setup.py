@@ -9,16 +9,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
-from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.clip.packing import PackedTexts, pack
+from dpt_jax.clip.packing import pack
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.config import flat, prompt_config
 from dpt_jax.data import records
 from dpt_jax.data.dataset import digest_of_examples, load_dataset
 from dpt_jax.data.records import Dataset
 from dpt_jax.errors import UserError
-from dpt_jax.model import PromptedCLIP, visual_depth, visual_layers
+from dpt_jax.model import PromptedCLIP, Texts, visual_depth, visual_layers
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.texts import (
@@ -39,29 +38,19 @@ OF_A_HOST = (
 OTHER_TOKENS = 4  # of a text with a context: its start, a name, the full stop, its end
 
 
-class Frozen(NamedTuple):
-    """The arrays that every step reads and none changes, replicated over the devices once."""
-
-    clip: Params
-    packed: PackedTexts  # the texts of the classes, with the context if the method has one
-    texts: jax.Array  # (C, E), see `frozen_features`, not necessarily normalised
-    target: jax.Array | None = None  # (C, E), target of the consistency losses; for training
-    mean: jax.Array | None = None  # (C, E), u of classifiers if a class has several texts
-
-
 class Experiment(NamedTuple):
     """One configuration, ready to run.
 
-    The arrays of `frozen` have a leading device axis, and so do the parameters of `pretrained`,
-    which are the same arrays: the host has no copy. features: the cache of frozen features that
-    experiments of this process share (evaluation.evaluate), or None.
+    The parameters of `pretrained` and the arrays of `texts` have a leading device axis.
+    features: the cache of frozen features that experiments of this process share
+    (evaluation.evaluate), or None.
     """
 
     config: ConfigDict
     dataset: Dataset
     model: PromptedCLIP
     pretrained: Pretrained
-    frozen: Frozen
+    texts: Texts
     features: dict[Hashable, Any] | None = None
 
 
@@ -96,8 +85,8 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     )
     weights = model.config.weights
     packed = pack(texts, share=not (weights.text and weights.dropout))
-    frozen = Frozen(pretrained.params, distributed.replicate(packed), features, mean=mean)
-    return Experiment(config, dataset, model, pretrained, frozen)
+    own = Texts(distributed.replicate(packed), features, mean=mean)
+    return Experiment(config, dataset, model, pretrained, own)
 
 
 def clip_fingerprint(pretrained: Pretrained) -> dict[str, Any]:
@@ -213,7 +202,7 @@ def consistency_target(experiment: Experiment) -> jax.Array | None:
     if not experiment.model.config.has_consistency:
         return None
     if not experiment.config.loss.template or experiment.config.dataset.descriptions:
-        return experiment.frozen.texts
+        return experiment.texts.frozen
     config, pretrained = experiment.config, experiment.pretrained
     classnames = experiment.dataset.classnames
     frozen = experiment.model.clone(config=PromptConfig(len(classnames)))

@@ -10,13 +10,12 @@ import numpy as np
 import optax
 
 from dpt_jax import distributed
-from dpt_jax.clip.blocks import PyTree
+from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.data.loader import Batch
 from dpt_jax.model import PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.training.losses import Counts, Rows, count, losses
 from dpt_jax.training.optimizer import Scalar, Schedule, average_epochs, learning_rates
-from dpt_jax.training.setup import Frozen
 
 
 class StepConfig(NamedTuple):
@@ -78,7 +77,7 @@ def make_step(
     optimizer: optax.GradientTransformationExtraArgs,
     config: StepConfig,
     devices: tuple[jax.Device, ...] | None = None,
-) -> Callable[[TrainState, Frozen, Batch, Schedule], TrainState]:
+) -> Callable[[TrainState, Params, Texts, Batch, Schedule], TrainState]:
     """Return the training step, pmapped over this host's devices.
 
     Every argument has a leading device axis; the batch is from `loader.shard`. Loss, gradient and
@@ -87,14 +86,16 @@ def make_step(
     devices: None for the local ones.
     """
 
-    def step(state: TrainState, frozen: Frozen, batch: Batch, schedule: Schedule) -> TrainState:
+    def step(
+        state: TrainState, clip: Params, classes: Texts, batch: Batch, schedule: Schedule
+    ) -> TrainState:
         epoch = state.step // schedule.steps_per_epoch
         guided = config.guidance and epoch < schedule.guidance_epochs
         key = None
         if model.config.weights.dropout:
             key = jax.random.fold_in(jax.random.key(schedule.seed), state.step)
         gradient, sums = accumulate_gradients(
-            model, config, state.prompts, frozen, batch, guided, key
+            model, config, state.prompts, clip, classes, batch, guided, key
         )
         gradient, sums = jax.lax.psum((gradient, sums), distributed.AXIS)
         rates = learning_rates(schedule, state.step)
@@ -141,7 +142,8 @@ def accumulate_gradients(
     model: PromptedCLIP,
     config: StepConfig,
     prompts: Prompts,
-    frozen: Frozen,
+    clip: Params,
+    classes: Texts,
     batch: Batch,
     guided: jax.Array | bool,
     key: jax.Array | None = None,
@@ -154,19 +156,11 @@ def accumulate_gradients(
         dataset, not on its device or microbatch.
     """
     terms = losses(model.config, config.alpha, config.guidance)
-
-    own = functools.partial(apply, model, frozen.clip)
+    own = functools.partial(apply, model, clip)
 
     def encode(prompts: Prompts) -> tuple[jax.Array, Texts]:
-        texts = own(
-            prompts,
-            frozen.packed,
-            frozen.texts,
-            distributed.AXIS,
-            frozen.target,
-            None if key is None else jax.random.fold_in(key, 0),
-            method="texts",
-        )
+        text_key = None if key is None else jax.random.fold_in(key, 0)
+        texts = own(prompts, classes, distributed.AXIS, text_key, method="texts")
         return texts.learned, texts
 
     # Texts are encoded once per step: `pull` backpropagates the gradient, summed over microbatches,

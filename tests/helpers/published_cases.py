@@ -7,7 +7,7 @@ import numpy as np
 
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.convert.published import CAVPT, COUPLED, JOINT, TEXT, VISUAL, prompts_from_published
-from dpt_jax.model import PromptedCLIP
+from dpt_jax.model import PromptedCLIP, Texts
 from dpt_jax.prompts.config import Consistency, PromptConfig
 from dpt_jax.prompts.text import context_tokens
 from tests.helpers.golden import Golden
@@ -95,7 +95,7 @@ class Case:
 
     def _loss(self, prompts, clip, guided):
         own = functools.partial(apply, self.model, clip, prompts)
-        texts = own(self.packed, self.frozen, target=self.target, method="texts")
+        texts = own(Texts(self.packed, self.frozen, self.target), method="texts")
         outputs = own(self.images, texts)
         alpha, guidance = self.meta.get("alpha", 0.0), self.meta["kind"] in ("DPT", "CoOp")
         own = {"guided": guided, "alpha": alpha, "guidance": guidance}

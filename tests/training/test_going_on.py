@@ -173,7 +173,7 @@ def test_what_follows_a_step_that_was_left_out(config, clip):
         state = distributed.replicate(state._replace(opt_state=pushed))
         for one in batches:
             numbers = distributed.replicate(schedule.as_arrays())
-            state = take_step(state, experiment.frozen, one, numbers)
+            state = take_step(state, experiment.pretrained.params, experiment.texts, one, numbers)
         return distributed.to_host(state)
 
     first, second = after(batch), after(broken, batch)

@@ -7,10 +7,9 @@ import pytest
 
 from dpt_jax import distributed
 from dpt_jax.clip.packing import pack
-from dpt_jax.model import PromptedCLIP
+from dpt_jax.model import PromptedCLIP, Texts
 from dpt_jax.prompts.config import L1, Consistency, PromptConfig, Weights
 from dpt_jax.prompts.text import prompted_texts
-from dpt_jax.training.setup import Frozen
 from dpt_jax.training.step import StepConfig, accumulate_gradients
 from tests.helpers.golden import errors_in_norm, worst
 from tests.helpers.models import prompt_shapes
@@ -73,7 +72,7 @@ def gradient(clip, prompts, remat, microbatch, on):
             model,
             StepConfig(0.3, microbatch),
             prompts,
-            frozen,
+            *frozen,
             batch,
             jnp.array(True),
             jax.random.key(3),
@@ -81,5 +80,5 @@ def gradient(clip, prompts, remat, microbatch, on):
         return jax.lax.psum(own, distributed.AXIS)
 
     together = jax.vmap(step, (None, None, 0), axis_name=distributed.AXIS)
-    found = jax.jit(together)(Frozen(clip.params, packed, texts, held), prompts, batch)
+    found = jax.jit(together)((clip.params, Texts(packed, texts, held)), prompts, batch)
     return jax.tree.map(lambda x: np.asarray(x[0]), found)

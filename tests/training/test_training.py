@@ -70,7 +70,7 @@ def test_several_templates_are_averaged_as_clip_does_it(prepare):
     """The mean of the normalised features; zero-shot normalises it again."""
 
     def texts(template):
-        return prepare(zeroshot, dataset__template=template).frozen.texts[0]
+        return prepare(zeroshot, dataset__template=template).texts.frozen[0]
 
     expected = (normalize(texts("a photo of a {}.")) + normalize(texts("{} texture."))) / 2
     found = texts("a photo of a {}.| {} texture.")
