@@ -158,7 +158,7 @@ def _in_folders(images: epath.Path, folders: Sequence[str], split: str = "") -> 
         names = [name for name, is_folder in found if not is_folder]
         own = [Example(f"{split}{folder}/{n}", label) for n in names if is_image_name(n)]
         if not own:
-            raise no_images(images / f"{split}{folder}", names)
+            raise no_images(images / f"{split}{folder}")
         examples += own
     return examples
 

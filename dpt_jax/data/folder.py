@@ -3,7 +3,6 @@
 Names that begin with a dot are hidden, in training and in predict alike.
 """
 
-import collections
 import contextlib
 import csv
 import functools
@@ -21,25 +20,24 @@ from typing import NamedTuple
 
 from etils import epath
 
-from dpt_jax.data.records import INSTALLED, Dataset, Example, Files, contents, how_to_read
-from dpt_jax.data.sampling import SPLIT_SEED
+from dpt_jax.data.records import AVIF, HEIF, HEIF_HINT, Dataset, Example, Files, contents
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.io import BUCKETS, as_path, entries, file_system, is_remote, reading, unpacked
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
-EXTENSIONS |= INSTALLED
-IMAGE_ENDINGS = ", ".join(sorted(EXTENSIONS))
+EXTENSIONS |= ({".avif"} if AVIF else set()) | ({".heic", ".heif"} if HEIF else set())
+IMAGE_ENDINGS = ", ".join(sorted(EXTENSIONS)) + ("" if HEIF else HEIF_HINT)
 SHOULD_HOLD = "it should hold folders CLASS/, or train/CLASS/ and test/CLASS/"
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {*SPLITS, "training", "valid", "validation", "testing"}  # in small letters
 LISTS = (".csv", ".jsonl")
+SPLIT_SEED = 1  # of random splits, the same for all runs
 
 
 def visible(folder: epath.Path) -> list[tuple[str, bool]]:
     """Return (name, is a folder) of the entries of a folder, sorted, without hidden ones.
 
-    Hidden names belong to the system: a Mac's `._x.png` beside x.png is not an image. Links are
-    followed, and dangling links are files.
+    Hidden names belong to the system: a Mac's `._x.png` beside x.png is not an image.
     """
     with reading(folder, "a folder"):
         return sorted(
@@ -81,10 +79,9 @@ def check_files(files: Files, paths: Iterable[str], listed_by: str) -> None:
     split = ((path, *path.rpartition("/")) for path in paths)
     missing = [files.file(path) for path, parent, _, name in split if name not in names_in(parent)]
     if missing:
-        more = f", nor do {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"{listed_by}: {missing[0]} does not exist{more}: add it, or leave missing images out "
-            "with dataset.on_error=skip."
+            f"{listed_by}: {len(missing)} files do not exist, such as {missing[0]}: add them, or "
+            "leave missing images out with dataset.on_error=skip."
         )
 
 
@@ -93,22 +90,14 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def no_images(folder: epath.Path, others: Iterable[str]) -> UserError:
+def no_images(folder: epath.Path) -> UserError:
     """Return the error for a class folder without images."""
-    return UserError(
-        f"{folder} holds no images ({IMAGE_ENDINGS}{how_to_read(others)}); add some or remove the "
-        "folder."
-    )
+    return UserError(f"{folder} holds no images ({IMAGE_ENDINGS}); add some or remove the folder.")
 
 
-def left_out_line(files: Sequence[str]) -> str:
-    """Return a line that counts unused files by their endings."""
-    count = collections.Counter(os.path.splitext(file)[1].lower() or "other" for file in files)
-    kinds = ", ".join(f"{n} {ending}" for ending, n in sorted(count.items()))
-    return (
-        f"{len(files)} files are left out ({kinds}), such as {files[0]}: images end in "
-        f"{IMAGE_ENDINGS}{how_to_read(files)}."
-    )
+def left_out_line(files: Sequence[epath.Path]) -> str:
+    """Return a line that counts unused files."""
+    return f"{len(files)} files are left out, such as {files[0]}: images end in {IMAGE_ENDINGS}."
 
 
 class Listed(NamedTuple):
@@ -134,9 +123,8 @@ def read_folder(
     """Return a dataset of the user's own images, with classes in the order of their labels.
 
     The images are {train,val,test}/CLASS/IMAGE, or CLASS/IMAGE with a random split. val/ may be
-    missing. train/ may be missing if the dataset is only evaluated on. The classes are those of
-    training and test. Labels that differ only in underscores or in Unicode normalisation are one
-    class.
+    missing, and train/ if the dataset is only evaluated on. The classes are those of training and
+    test. Labels that differ only in underscores or in Unicode normalisation are one class.
 
     Args:
         path: a folder, a zip or tar archive of one, or a list of images (see read_list).
@@ -144,10 +132,6 @@ def read_folder(
         test_fraction: fraction of each class for the test, if a split is drawn, and the same for
           validation.
         skip_missing: whether listed images may be missing.
-
-    Raises:
-        UserError: there is no dataset, a class has no name or too few images, two folders of one
-            split are the same class, or a listed image is missing.
     """
     root = source = as_path(path)
     is_list = source.suffix.lower() in LISTS and source.is_file()
@@ -164,7 +148,11 @@ def read_folder(
     if drawn:
         images = draw_split(images, root, test_fraction)
     dataset = _dataset(root, images)
-    return dataset._replace(split=_as_list(images)) if drawn or split else dataset
+    if not (drawn or split):
+        return dataset
+    used = io.StringIO(newline="")
+    csv.writer(used, lineterminator="\n").writerows([Listed._fields, *images])
+    return dataset._replace(split=used.getvalue())
 
 
 def _unpacked(archive: epath.Path) -> epath.Path:
@@ -197,40 +185,29 @@ def _in_folders(root: epath.Path) -> list[Listed]:
             f"{root / splits[0]} as dataset.root to hold out a part of it for testing."
         )
     images: list[Listed] = []
-    left_out: list[str] = []
+    left_out: list[epath.Path] = []
     for split in splits or [""]:
-        folder_of: dict[str, str] = {}
         for name, is_folder in visible(root / split):
             entry = root / split / name
-            if is_folder and (same := folder_of.setdefault(class_name(name), name)) != name:
-                raise UserError(
-                    f"dataset.root: {same!r} and {name!r} in {root / split} are both the class "
-                    f"{class_name(name)!r}: rename or merge them."
-                )
-            files = list(walk(entry)) if is_folder else [entry]
-            used = [file.parent == entry and is_image_name(file.name) for file in files]
-            if is_folder and not any(used):
-                raise no_images(entry, map(str, files))
-            for file, own in zip(files, used, strict=True):
-                path = file.relative_to(root).as_posix()
-                if own:
-                    images.append(Listed(path, name, split))
+            files = walk(entry) if is_folder else [entry]
+            used = 0
+            for file in files:
+                if file.parent == entry and is_image_name(file.name):
+                    images.append(Listed(file.relative_to(root).as_posix(), name, split))
+                    used += 1
                 else:
-                    left_out.append(path)
+                    left_out.append(file)
+            if is_folder and not used:
+                raise no_images(entry)
     if left_out:
-        _say(f"{root}: {left_out_line(left_out)} Only images in class folders are used.")
+        _say(f"{left_out_line(left_out)} Only images in class folders are used.")
     return images
 
 
 def read_list(file: epath.Path) -> list[Listed]:
-    """Return the images that a file lists by path and label, and by split if it has one.
+    """Return the images that a .csv with a header, or a .jsonl, lists by path and label.
 
-    Args:
-        file: a .csv with a header, or a .jsonl. A path is relative to the file's folder.
-
-    Raises:
-        UserError: it is not such a file, lists nothing or an image twice, has other splits than
-            train, val and test, or gives some images a split and others none.
+    It may give all images a split. Paths are relative to the file's folder.
     """
     with reading(file, "a list of images with path, label and perhaps split"):
         content = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
@@ -241,26 +218,18 @@ def read_list(file: epath.Path) -> list[Listed]:
         if not rows:
             raise ValueError("it lists no images")
         images: dict[str, Listed] = {}
-        has_split = bool(rows[0].get("split"))
-        for number, row in enumerate(rows, 1):
+        known = SPLITS if rows[0].get("split") else ("",)
+        for row in rows:
             cells = (row["path"], row["label"], row.get("split"))
             image = Listed(*("" if cell is None else str(cell) for cell in cells))
-            known = image.split in SPLITS if has_split else not image.split
-            if not image.path or image.path in images or not image.label.strip() or not known:
+            wrong = not image.path or not image.label.strip() or image.split not in known
+            if wrong or image.path in images:
                 raise ValueError(
-                    f"image {number} is {tuple(image)}: give a path, once, a label, and a split "
-                    "(train, val or test) for all images or none"
+                    f"{tuple(image)} is an image twice, or without path or label; or its split is "
+                    "not train, val or test, for all images or none"
                 )
             images[image.path] = image
     return [*images.values()]
-
-
-def _as_list(images: Iterable[Listed]) -> str:
-    """Return the CSV file that read_list reads as these images."""
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerows([Listed._fields, *images])
-    return text.getvalue()
 
 
 def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> list[Listed]:
@@ -269,9 +238,6 @@ def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> l
     Of n images of a class, round(fraction · n) are for the test, at least one, and as many for
     validation. At least one is left to train on unless the fraction is 1. Copies of a file within a
     class are in one split.
-
-    Raises:
-        UserError: a class has too few images.
     """
     images = sorted(images, key=lambda image: image.label)
     generator = random.Random(SPLIT_SEED)
@@ -311,17 +277,15 @@ def _dataset(root: epath.Path, images: Sequence[Listed]) -> Dataset:
     labels = sorted({_composed(image.label) for image in images if image.split != "val"})
     classnames = tuple(dict.fromkeys(class_name(label) for label in labels))
     label_of = {name: label for label, name in enumerate(classnames)}
-    train, val, test = (
-        sorted(
-            [
-                Example(image.path, label_of[name_of[image.label]])
-                for image in images
-                if image.split == split and name_of[image.label] in label_of
-            ],
-            key=lambda example: example.label,
-        )
-        for split in SPLITS
-    )
+    train: list[Example] = []
+    val: list[Example] = []
+    test: list[Example] = []
+    splits = {"train": train, "val": val, "test": test}
+    for image in images:
+        if name_of[image.label] in label_of:
+            splits[image.split].append(Example(image.path, label_of[name_of[image.label]]))
+    for own in splits.values():
+        own.sort(key=lambda example: example.label)
     if not test:
         raise UserError(f"{root} has no class folders with images to test on; {SHOULD_HOLD}.")
     if unknown := [label for label, name in name_of.items() if name not in label_of]:
@@ -329,13 +293,11 @@ def _dataset(root: epath.Path, images: Sequence[Listed]) -> Dataset:
             f"{root}: validation images are left out, since train and test have no such class: "
             f"{', '.join(unknown)}."
         )
-    if ids := [name for name in classnames if re.match(r"n\d{8}\b", name)]:
+    if ids := [name for name in classnames if re.match(r"n\d{8}\b|\d+$", name)]:
         _say(
-            f"{root}: {len(ids)} classes, such as {ids[0]}, are named by WordNet ids, which "
-            "mean nothing to CLIP: rename them to class names."
+            f"{root}: {len(ids)} classes, such as {ids[0]}, are numbers or WordNet ids, which mean "
+            "little to CLIP: rename them to class names."
         )
-    if all(name.isdigit() for name in classnames):
-        _say(f"{root}: the classes are numbers, which mean little to CLIP: give them names.")
     return Dataset(Files(root), classnames, train, val, test)
 
 
@@ -366,12 +328,9 @@ def find_images(paths: Sequence[str]) -> list[str]:
 
     A file that is named is used whatever its ending. Other files below a folder are left out and
     counted on standard error.
-
-    Raises:
-        UserError: a path does not exist, or there are no images.
     """
     found: dict[str, None] = {}
-    others: list[str] = []
+    others: list[epath.Path] = []
     for path in paths:
         for one in _named_by(path):
             named = not one.is_dir()
@@ -379,11 +338,9 @@ def find_images(paths: Sequence[str]) -> list[str]:
                 if named or is_image_name(file.name):
                     found[os.fspath(file)] = None
                 else:
-                    others.append(os.fspath(file))
+                    others.append(file)
     if not found:
-        raise UserError(
-            f"{', '.join(paths)}: no images there ({IMAGE_ENDINGS}{how_to_read(others)})."
-        )
+        raise UserError(f"{', '.join(paths)}: no images there ({IMAGE_ENDINGS}).")
     if others:
         print(left_out_line(others), file=sys.stderr)
     return list(found)

@@ -29,10 +29,15 @@ FORMATS = (
     *("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF"),
     *("JPEG2000", "TGA", "ICO", "PCX"),
 )
-# Errors of the system about a file itself. Any other error, such as too many open files or a
-# stale handle of a network disk, says nothing about the image and ends the run.
+# Formats of phones, each with the module that must be installed.
+AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None
+HEIF = importlib.util.find_spec("pillow_heif") is not None
+HEIF_HINT = "; `pip install pillow-heif` makes .heic and .heif readable"
+# Errors of the system about a file itself; those of Pillow's decoders have no number. Any other,
+# such as too many open files or a stale handle of a network disk, says nothing about the image
+# and ends the run.
 ABOUT_THE_FILE = {
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL),
+    *(None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL),
     *(errno.ENAMETOOLONG, errno.ENXIO),
 }
 # The most that decoded images take unless dataset.cache_gb says otherwise: the paper's largest
@@ -47,34 +52,19 @@ EIGHT_BITS = {
 SIXTEEN_BITS_AS_32 = ("PNG", "PPM")
 
 
-# Plugins for the formats of phones: Pillow's format, the module, and how to install it.
-_HEIF = ("HEIF", "pillow_heif", "pip install pillow-heif")
-PLUGINS = {
-    ".avif": ("AVIF", "PIL.AvifImagePlugin", "pip install --upgrade pillow"),
-    ".heic": _HEIF,
-    ".heif": _HEIF,
-}
-INSTALLED = {end for end, (_, module, _) in PLUGINS.items() if importlib.util.find_spec(module)}
-
-
-def how_to_read(names: Iterable[str]) -> str:
-    """Return a hint for files that Pillow would read with another package, "" if there is none."""
-    ends = {os.path.splitext(name)[1].lower() for name in names} & ({*PLUGINS} - INSTALLED)
-    return "".join(f"; `{PLUGINS[end][2]}` makes {end} readable" for end in sorted(ends))
-
-
-def _formats() -> tuple[str, ...]:
-    """Return the formats that are opened."""
-    if ".heic" in INSTALLED:
-        importlib.import_module("pillow_heif").register_heif_opener()
-    return (*FORMATS, *sorted({PLUGINS[end][0] for end in INSTALLED}))
-
-
 class Example(NamedTuple):
     """One image: its path relative to the dataset's root, and its class index."""
 
     path: str
     label: int
+
+
+def by_label(examples: Iterable[Example]) -> list[list[Example]]:
+    """Return the examples of each class, in the order in which the classes first appear."""
+    groups: dict[int, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.label, []).append(example)
+    return list(groups.values())
 
 
 class UnreadableImageError(UserError):
@@ -97,14 +87,14 @@ def free_memory() -> int:
 
 
 class ImageCache:
-    """Decoded images up to a limit, for the training and test images of all runs of a process.
+    """Decoded images up to a limit in bytes, for all runs of a process.
 
     Images that the current dataset has used are not evicted: an LRU cache would never hit when a
     dataset larger than the cache is read in order.
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        """Create an empty cache of at most so many bytes, by default half of the free memory."""
+        """Create an empty cache, by default of at most half of the free memory."""
         self.default = min(free_memory() // 2, MOST_CACHED_BYTES) if limit is None else limit
         self.limit = self.default
         self._bytes = 0
@@ -112,46 +102,40 @@ class ImageCache:
         self._lock = threading.Lock()  # loader threads share the cache
 
     def get(self, key: Hashable, user: object, decode: Callable[[], Image.Image]) -> Image.Image:
-        """Return the image of a key, and decode it if it is not cached.
-
-        key: changes with the file. user: the dataset in use, by identity.
-        """
+        """Return the image of a key, decoded if it is not cached. user: the dataset in use."""
         with self._lock:
             if key in self._images:
                 image = self._images.pop(key)[1]
                 self._images[key] = user, image
                 return image
         image = decode()
+        size = 4 * image.width * image.height  # PIL pads RGB to four bytes
         with self._lock:
             # Make room by evicting images of other datasets.
-            while self._images and self._bytes + _size(image) > self.limit:
+            while self._images and self._bytes + size > self.limit:
                 oldest, (owner, old) = next(iter(self._images.items()))
                 if owner is user:
                     break
                 del self._images[oldest]
-                self._bytes -= _size(old)
-            if key not in self._images and self._bytes + _size(image) <= self.limit:
+                self._bytes -= 4 * old.width * old.height
+            if key not in self._images and self._bytes + size <= self.limit:
                 self._images[key] = user, image
-                self._bytes += _size(image)
+                self._bytes += size
         return image
-
-
-def _size(image: Image.Image) -> int:
-    return 4 * image.width * image.height  # PIL pads RGB to four bytes
 
 
 cache = ImageCache()
 
 
 class Source(abc.ABC):
-    """Reads a dataset's images by their path, through the cache of decoded images."""
+    """Reads a dataset's images by their path, through the cache of decoded images.
+
+    They are RGB, and must not be changed in place. One that is missing or cannot be decoded raises
+    UnreadableImageError.
+    """
 
     def __call__(self, path: str) -> Image.Image:
-        """Return an image as RGB, which must not be changed in place.
-
-        Raises:
-            UnreadableImageError: the file is missing or cannot be decoded.
-        """
+        """Return an image."""
         return cache.get(self.key(path), self, lambda: self.read(path))
 
     @abc.abstractmethod
@@ -160,7 +144,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, path: str) -> Image.Image:
-        """Return an image as RGB, see __call__."""
+        """Decode an image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,21 +159,17 @@ class Files(Source):
         return as_path(path) if is_remote(path) else self.root / path
 
     def key(self, path: str) -> Hashable:
-        """Return the file's path with its size and times; of a file in a bucket only the path.
-
-        Copying can preserve mtime, but not ctime.
-        """
         file = self.file(path)
-        if is_remote(file):
-            return str(file), self.upright
         try:
-            found = os.stat(file)
+            found = None if is_remote(file) else os.stat(file)
         except OSError:
-            return str(file)
+            found = None
+        if found is None:
+            return str(file), self.upright
+        # Copying can preserve mtime, but not ctime.
         return str(file), self.upright, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def read(self, path: str) -> Image.Image:
-        """Return an image as RGB, see __call__."""
         return read_image(self.file(path), upright=self.upright)
 
 
@@ -230,32 +210,31 @@ def contents(root: epath.Path, paths: Sequence[str]) -> list[Hashable]:
         if size is None or count[size] == 1:
             found.append(path)
         else:
-            with reading(file, "a file"), open(file, "rb") as opened:
-                found.append(hashlib.file_digest(opened, "sha256").digest())
+            with reading(file, "a file"):
+                found.append(hashlib.sha256(file.read_bytes()).digest())
     return found
 
 
 def read_image(
     file: str | os.PathLike[str] | BinaryIO, name: str = "", upright: bool = True
 ) -> Image.Image:
-    """Return an image as RGB, see to_rgb.
-
-    Args:
-        file: a path or an open file.
-        name: what messages call an open file.
-        upright: whether a camera's orientation tag is applied.
-
-    Raises:
-        UnreadableImageError: the file is missing or cannot be decoded.
-        UserError: reading fails for a reason unrelated to this file.
-    """
+    """Return an image as RGB, see `to_rgb`; errors as for `opened`."""
     with opened(file, name) as image:
         return to_rgb(image, upright)
 
 
 @contextlib.contextmanager
 def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[Image.Image]:
-    """Open an image and read only its header; args and errors as for read_image."""
+    """Open an image and read only its header.
+
+    Args:
+        file: a path or an open file.
+        name: what messages call an open file.
+
+    Raises:
+        UnreadableImageError: the file is missing or cannot be decoded.
+        UserError: reading fails for a reason unrelated to this file.
+    """
     name = name or str(file)
     try:
         if isinstance(file, str | os.PathLike) and is_remote(file):
@@ -272,24 +251,23 @@ def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[
     except FileNotFoundError as reason:
         raise UnreadableImageError(f"{name} does not exist.") from reason
     except Exception as reason:  # PIL's decoders raise any type
-        if not _is_about_the_file(reason, name):
-            why = str(reason) or "not enough memory"
+        no_memory = isinstance(reason, MemoryError)
+        if no_memory or getattr(reason, "errno", None) not in ABOUT_THE_FILE:
             raise UserError(
-                f"{name} cannot be read ({why}); the image is not the cause: resolve this and run "
-                "the same command again."
+                f"{name} cannot be read ({'not enough memory' if no_memory else reason}); the "
+                "image is not the cause: resolve this and run the same command again."
             ) from reason
+        hint = "" if HEIF or not name.lower().endswith((".heic", ".heif")) else HEIF_HINT
         raise UnreadableImageError(
-            f"{name} cannot be read as an image ({reason}){how_to_read([name])}."
+            f"{name} cannot be read as an image ({reason}){hint}."
         ) from reason
 
 
-def _is_about_the_file(reason: Exception, name: str) -> bool:
-    """Return whether an error means that this image is unreadable, and not the disk or a folder."""
-    if isinstance(reason, PermissionError):
-        return os.access(os.path.dirname(name) or ".", os.X_OK)
-    if isinstance(reason, OSError) and reason.errno is not None:
-        return reason.errno in ABOUT_THE_FILE
-    return not isinstance(reason, MemoryError)
+def _formats() -> tuple[str, ...]:
+    """Return the formats that are opened, and prepare Pillow for those of phones."""
+    if HEIF:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    return (*FORMATS, *(("AVIF",) if AVIF else ()), *(("HEIF",) if HEIF else ()))
 
 
 def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
