@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from dpt_jax.configs import common
-from dpt_jax.data import descriptions
+from dpt_jax.data.catalogue import parse_descriptions, read_descriptions
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.methods import CLASS_AWARE, CLASSIFIER, METHODS, TEXT, VISUAL, WEIGHTS, ZERO_SHOT
 from dpt_jax.prompts.classifiers import CLASSIFIERS
@@ -157,7 +157,7 @@ def validate(config: ConfigDict) -> None:
             if text.count("{}") != 1 or text.count("{") + text.count("}") != 2:
                 raise UserError(f"{key}: {text.strip()!r} must have one {{}}, for the class name.")
     if config.dataset.descriptions:
-        descriptions.parse(config.dataset.descriptions)
+        parse_descriptions(config.dataset.descriptions)
     _check_conflicts(config)
 
 
@@ -259,7 +259,7 @@ def _check_weights(config: ConfigDict) -> None:
         )
     key, texts = "template", [templates(config)]
     if config.dataset.descriptions:
-        key, texts = "descriptions", [*descriptions.parse(config.dataset.descriptions).values()]
+        key, texts = "descriptions", [*parse_descriptions(config.dataset.descriptions).values()]
     if learns_texts and not has_text and max(map(len, texts), default=0) > 1:
         raise UserError(
             f"dataset.{key} has several texts, but a learned text tower encodes one for each "
@@ -293,7 +293,7 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
         values[keys[0]] = value.item() if hasattr(value, "item") else value
     config = method_config(method, values.get("dataset.name", "folder"))
     if isinstance(file := values.get("dataset.descriptions"), str):
-        values["dataset.descriptions"] = descriptions.read(file)
+        values["dataset.descriptions"] = read_descriptions(file)
     for key, value in values.items():
         set_value(config, key, value, "")
     return config, values

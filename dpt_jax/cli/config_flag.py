@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dpt_jax.config import KEYS, Value, flat, nearest
 from dpt_jax.configs import common
-from dpt_jax.data import descriptions
+from dpt_jax.data.catalogue import read_descriptions
 from dpt_jax.errors import UserError
 from dpt_jax.methods import METHODS
 
@@ -90,7 +90,7 @@ def from_command_line(
     _check_keys(config, name)
     overrides |= config_flags.get_override_values(values["config"])
     if config.dataset.descriptions:
-        config.dataset.descriptions = descriptions.read(config.dataset.descriptions)
+        config.dataset.descriptions = read_descriptions(config.dataset.descriptions)
         if (key := "dataset.descriptions") in overrides:
             overrides[key] = config.dataset.descriptions
     return Given(file, config, overrides), rest

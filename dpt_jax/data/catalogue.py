@@ -1,10 +1,16 @@
-"""The named datasets: the published ones, and those bundled with the package."""
+"""The named datasets, published or bundled, and dataset.descriptions: several texts of each class.
 
+A configuration holds the content of a descriptions file, so a run needs the file only once.
+"""
+
+import hashlib
 import importlib.resources
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dpt_jax.errors import UserError
+from dpt_jax.io import as_path, reading
 
 Setting = str | int | float | bool
 
@@ -106,10 +112,7 @@ DEFAULT_DATASET = "digits"
 
 
 def settings_of(name: str) -> Mapping[str, Setting]:
-    """Return the settings by key that differ from the defaults on a dataset; "folder" has none.
-
-    Raise UserError for an unknown name.
-    """
+    """Return the settings by key that differ from the defaults on a dataset; "folder" has none."""
     if name in EMBEDDED:
         return EMBEDDED[name]
     if name in CATALOGUE:
@@ -120,3 +123,46 @@ def settings_of(name: str) -> Mapping[str, Setting]:
         f"configs: no dataset {name!r}; choose {' or '.join(EMBEDDED)} (bundled), folder (your "
         f"own, with --config.dataset.root=DIR) or one of {', '.join(CATALOGUE)}."
     )
+
+
+def read_descriptions(given: str) -> str:
+    """Return the content of a descriptions file; what begins with { already is content."""
+    if not given or given.lstrip().startswith("{"):
+        return given
+    with reading(given, "descriptions"):
+        content = as_path(given).read_text(encoding="utf-8-sig")
+    return json.dumps(parse_descriptions(content, given), sort_keys=True)
+
+
+def parse_descriptions(content: str, source: str = "dataset.descriptions") -> dict[str, list[str]]:
+    """Return the texts of each class.  Raise UserError if a class is there twice or has no text."""
+
+    def no_class_twice(pairs: list[tuple[str, list[str]]]) -> dict[str, list[str]]:
+        texts = dict(pairs)
+        if len(texts) < len(pairs):
+            raise ValueError("a class is in it twice")
+        return texts
+
+    with reading(source, "descriptions, {class name: [text, …]}"):
+        texts: dict[str, list[str]] = json.loads(content, object_pairs_hook=no_class_twice)
+        for name, own in texts.items():
+            strings = isinstance(own, list) and all(isinstance(x, str) and x.strip() for x in own)
+            if not own or not strings:
+                raise TypeError(f"{name!r} has no list of texts, or an empty one")
+    return texts
+
+
+def descriptions_of(content: str, classnames: Sequence[str]) -> list[list[str]]:
+    """Return the texts of each of these classes.  Raise UserError if one has none."""
+    texts = parse_descriptions(content)
+    if without := [name for name in classnames if name not in texts]:
+        raise UserError(
+            f"dataset.descriptions has no text for class {without[0]!r}: add one, or leave out the "
+            "descriptions."
+        )
+    return [texts[name] for name in classnames]
+
+
+def digest_of_descriptions(content: str) -> str:
+    """Return a short digest for results, "" without descriptions."""
+    return hashlib.sha256(content.encode()).hexdigest()[:8] if content else ""

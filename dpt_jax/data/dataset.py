@@ -1,24 +1,35 @@
-"""Datasets as lists of examples and labels, from any source."""
+"""Datasets from any source, with their few-shot sample: drawn as published or listed by a file."""
 
 import collections
 import hashlib
+import io
+import json
 import os
 import pathlib
-from collections.abc import Sequence
+import pickle
+import random
+from collections.abc import Iterable, Sequence
 
+from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax.data import descriptions, sampling
-from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED
+from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED, descriptions_of
 from dpt_jax.data.coop import read_coop
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.records import Dataset, Example, Files
+from dpt_jax.data.records import Dataset, Example, Files, by_label
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, is_remote, listed_once
+from dpt_jax.io import as_path, is_remote, listed_once, reading
 from dpt_jax.logging import say_once
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
+VALIDATION_SHOTS = 4
+# Modules with the class of a sample's records, in CoOp's code and in code derived from it.
+RECORD_CLASSES = {
+    ("dassl.data.datasets.base_dataset", "Datum"),
+    ("dassl.data.datasets", "Datum"),
+    ("datasets.utils", "Datum"),
+}
 
 
 def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) -> Dataset:
@@ -33,61 +44,27 @@ def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) ->
         UserError: a folder, file, split or class is missing or damaged.
     """
     given, whole = whole, whole or read_splits(config)
+    classes = len(whole.classnames)
+    middle = (classes + 1) // 2
+    halves = {"all": range(classes), "base": range(middle), "new": range(middle, classes)}
+    labels = halves[config.classes]
+    if not labels:
+        raise UserError(
+            f"{config.name} has one class, so there is no {config.classes!r} half of its classes."
+        )
+    classnames = whole.classnames[labels.start : labels.stop]
+    if config.descriptions:
+        descriptions_of(config.descriptions, classnames)
     # The shots are drawn before the classes are split, so that both halves share one sample.
     train, val = _sample(config, whole, seed)
-    test = whole.test
-    if given:
-        val = given.val
-    classnames = whole.classnames
-    if config.classes != "all":
-        labels = sampling.half_of_classes(len(classnames), config.classes)
-        if not labels:
-            raise UserError(
-                f"{config.name} has one class, so there is no {config.classes!r} half of its "
-                "classes."
-            )
-        classnames = tuple(classnames[label] for label in labels)
-        train, val, test = (
-            [Example(e.path, e.label - labels[0]) for e in part if e.label in labels]
-            for part in (train, val, test)
-        )
-    if config.descriptions:
-        descriptions.texts_of(config.descriptions, classnames)
+    train, val, test = (
+        [Example(e.path, e.label - labels.start) for e in part if e.label in labels]
+        for part in (train, given.val if given else val, whole.test)
+    )
     digest = hashlib.sha256("\0".join(whole.classnames).encode(errors="surrogateescape"))
     for split in (whole.train, whole.val, whole.test):
         digest.update(digest_of_examples(split).encode())
     return Dataset(whole.read, classnames, train, val, test, digest.hexdigest(), whole.split)
-
-
-def digest_of_examples(examples: Sequence[Example]) -> str:
-    """Return the SHA-256 of a list of images: their paths and labels, in order."""
-    text = "\n".join(f"{example.label} {example.path}" for example in examples)
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-
-
-def digest_of_files(dataset: Dataset) -> str:
-    """Return the SHA-256 of the sizes of the test images, "" if they are not local files."""
-    if not isinstance(dataset.read, Files) or is_remote(dataset.read.root):
-        return ""
-    found = hashlib.sha256()
-    for example in dataset.test:
-        file = dataset.read.file(example.path)
-        found.update(f"{os.stat(file).st_size if file.exists() else None} ".encode())
-    return found.hexdigest()
-
-
-def _sample(config: ConfigDict, whole: Dataset, seed: int) -> tuple[list[Example], list[Example]]:
-    """Return the images to train on and to validate on, of all classes."""
-    train, val = sampling.few_shot(whole.train, whole.val, config.shots, seed, config.natural)
-    if config.sample and whole.train:  # a dataset that is only tested on has no sample
-        return sampling.read_sample(as_path(config.sample), whole, config.shots), val
-    most = max(collections.Counter(example.label for example in whole.train).values(), default=0)
-    if config.shots > most > 0:
-        say_once(
-            f"dataset.shots is {config.shots}, but no class has more than {most} training images: "
-            "all are used."
-        )
-    return train, val
 
 
 def read_splits(config: ConfigDict) -> Dataset:
@@ -119,3 +96,140 @@ def check_root(config: ConfigDict) -> None:
             "dataset.root is not set: give --config.dataset.root=DIR, the folder that holds "
             f"{holds}."
         )
+
+
+def digest_of_examples(examples: Sequence[Example]) -> str:
+    """Return the SHA-256 of a list of images: their paths and labels, in order."""
+    text = "\n".join(f"{example.label} {example.path}" for example in examples)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def digest_of_files(dataset: Dataset) -> str:
+    """Return the SHA-256 of the sizes of the test images, "" if they are not local files."""
+    if not isinstance(dataset.read, Files) or is_remote(dataset.read.root):
+        return ""
+    found = hashlib.sha256()
+    for example in dataset.test:
+        file = dataset.read.file(example.path)
+        found.update(f"{os.stat(file).st_size if file.exists() else None} ".encode())
+    return found.hexdigest()
+
+
+def _sample(config: ConfigDict, whole: Dataset, seed: int) -> tuple[list[Example], list[Example]]:
+    """Return the images to train on and to validate on, of all classes."""
+    train, val = few_shot(whole.train, whole.val, config.shots, seed, config.natural)
+    if config.sample and whole.train:  # a dataset that is only tested on has no sample
+        return read_sample(as_path(config.sample), whole, config.shots), val
+    if config.shots > (most := _most_per_class(whole.train)) > 0:
+        say_once(
+            f"dataset.shots is {config.shots}, but no class has more than {most} training images: "
+            "all are used."
+        )
+    return train, val
+
+
+def _most_per_class(examples: Iterable[Example]) -> int:
+    return max(collections.Counter(example.label for example in examples).values(), default=0)
+
+
+def few_shot(
+    train: Sequence[Example],
+    val: Sequence[Example],
+    shots: int,
+    seed: int,
+    natural: bool = False,
+) -> tuple[list[Example], list[Example]]:
+    """Return `shots` examples per class of train and min(shots, 4) of val, as CoOp draws them.
+
+    One generator draws for train and then for val, class by class in the order in which the
+    classes first appear. A class with fewer examples is taken whole. shots = -1 takes everything.
+
+    natural: whether to draw one example per class of train, the rest of shots · C at random.
+    """
+    if shots < 0:
+        return list(train), list(val)
+    generator = random.Random(seed)
+
+    def draw(examples: Sequence[Example], shots: int) -> list[Example]:
+        drawn = []
+        for own in by_label(examples):
+            drawn += generator.sample(own, shots) if len(own) >= shots else own
+        return drawn
+
+    drawn = draw(train, 1 if natural else shots)
+    if natural:
+        others = sorted(set(train) - {*drawn})
+        drawn += generator.sample(others, min((shots - 1) * len(drawn), len(others)))
+    return drawn, draw(val, min(shots, VALIDATION_SHOTS))
+
+
+def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
+    """Return the training images that a file lists, in its order, repeated if it repeats them.
+
+    The file is a run's train_files.txt, a .jsonl with one record per line, or a .pkl as CoOp's
+    code writes it, of which nothing is run. `shots` is dataset.shots.
+
+    Raises:
+        UserError: the file is none of these, lists an image that is not a training image of the
+            dataset or has another label, or has another number of shots.
+    """
+    with reading(file, "a train_files.txt, a .jsonl or a .pkl of CoOp's layout (dataset.sample)"):
+        listed = _listed(file)
+        if not listed:
+            raise ValueError("it lists no images")
+    label_of = {example.path: example.label for example in whole.train}
+    sample = []
+    for path, label in listed:
+        # Paths may begin with another machine's folder: /their/data/imagenet/images/train/…
+        parts = path.replace("\\", "/").split("/") if path not in label_of else [path]
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        found = next((end for end in ends if end in label_of), None)
+        if found is None:
+            raise UserError(
+                f"dataset.sample: {file} lists {path!r}, which is not a training image of the "
+                "dataset."
+            )
+        if label not in (None, label_of[found]):
+            raise UserError(
+                f"dataset.sample: {file} gives {path!r} the label {label}, but in the dataset it "
+                f"has {label_of[found]}, {whole.classnames[label_of[found]]!r}."
+            )
+        sample.append(Example(found, label_of[found]))
+    most = _most_per_class(sample)  # results are labelled by dataset.shots
+    if shots >= 0 and not min(shots, _most_per_class(whole.train)) <= most <= shots:
+        raise UserError(
+            f"dataset.sample: {file} has up to {most} images per class, but dataset.shots is "
+            f"{shots}: give --config.dataset.shots={most}."
+        )
+    return sample
+
+
+def _listed(file: epath.Path) -> list[tuple[str, int | None]]:
+    """Return path and label of the images that a file lists, without label in a train_files.txt."""
+    content = file.read_bytes()
+    if file.suffix == ".txt":
+        # As the run wrote them: names may hold any bytes, and begin or end with spaces.
+        lines = content.decode(errors="surrogateescape").split("\n")
+        return [(line.removesuffix("\r"), None) for line in lines if line.strip()]
+    if file.suffix == ".jsonl":
+        lines = content.decode("utf-8-sig").split("\n")
+        records = [json.loads(line) for line in lines if line.strip()]
+    else:
+        records = [vars(record) for record in _Unpickler(io.BytesIO(content)).load()["train"]]
+    for record in records:
+        if not isinstance(record["_impath"], str) or type(record["_label"]) is not int:
+            raise TypeError(f"{record} should have a path as _impath and a number as _label")
+    return [(record["_impath"], record["_label"]) for record in records]
+
+
+class _Record:
+    """Stands for the published class of a record, with its attributes."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles records of the published classes, and calls nothing that a file names."""
+
+    def find_class(self, module: str, name: str) -> type[_Record]:
+        if (module, name) not in RECORD_CLASSES:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
+        return _Record

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import io
 import os
+import random
 import re
 import subprocess
 import sys
@@ -19,8 +20,7 @@ import numpy as np
 from PIL import Image
 
 from dpt_jax.data.catalogue import imagenet_classnames
-from dpt_jax.data.records import Dataset, Example, Source, read_image
-from dpt_jax.data.sampling import published_split
+from dpt_jax.data.records import Dataset, Example, Source, by_label, read_image
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, local_copy, reading, write_whole
 from dpt_jax.logging import Progress, say
@@ -194,6 +194,24 @@ def read_tfds(name: str, root: str) -> Dataset:
     parse = tfds.features.FeaturesDict({"image": tfds.features.Text()})
     read = Records(str(builder.data_dir), sources, parse)
     return Dataset(read, tuple(classname_of.values()), train, val, test)
+
+
+def published_split(
+    examples: Sequence[Example],
+) -> tuple[list[Example], list[Example], list[Example]]:
+    """Return half of each class to train on, a fifth to validate, the rest to test.
+
+    CoOp's splits were made by this rule, with this seed.
+    """
+    generator = random.Random(1)
+    train, val, test = [], [], []
+    for own in by_label(examples):
+        generator.shuffle(own)
+        half, fifth = round(len(own) * 0.5), round(len(own) * 0.2)
+        train += own[:half]
+        val += own[half : half + fifth]
+        test += own[half + fifth :]
+    return train, val, test
 
 
 def _program(builder: str, folder: str = "") -> str:

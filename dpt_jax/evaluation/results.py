@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax import distributed
 from dpt_jax.clip.pretrained import Pretrained
-from dpt_jax.data import descriptions
+from dpt_jax.data.catalogue import digest_of_descriptions
 from dpt_jax.data.dataset import digest_of_files
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.metrics import Predictions, calibration, class_scores, distinct
@@ -102,7 +102,7 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "template": config.dataset.template,
     }
     if texts := config.dataset.descriptions:
-        tested["dataset.descriptions"] = descriptions.digest(texts)
+        tested["dataset.descriptions"] = digest_of_descriptions(texts)
         version["descriptions"] = texts
     trained = {
         key: value
@@ -239,7 +239,7 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
     return (
         (results["dataset"], results["classes"]) == (data.name, data.classes)
         and of["template"] == data.template
-        and described == descriptions.digest(data.descriptions)
+        and described == digest_of_descriptions(data.descriptions)
         and (results["method"] == ZERO_SHOT or of["epoch"] in (None, epochs))
     )
 

@@ -16,7 +16,7 @@ from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.packing import PackedTexts, Text, duplicates, pack_one_a_row, plain_texts
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import templates
-from dpt_jax.data import descriptions
+from dpt_jax.data.catalogue import descriptions_of
 from dpt_jax.logging import say_once
 from dpt_jax.model import PromptedCLIP, apply
 from dpt_jax.prompts import Prompts
@@ -53,7 +53,7 @@ def _texts(
 ) -> list[list[str]]:
     """Return the texts of each class for frozen CLIP."""
     if config.dataset.descriptions:
-        return descriptions.texts_of(config.dataset.descriptions, classnames)
+        return descriptions_of(config.dataset.descriptions, classnames)
     return [[text.format(name) for text in templates(config, key)] for name in classnames]
 
 

@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import dpt
-from dpt_jax.data.dataset import load_dataset
+from dpt_jax.data.dataset import few_shot, load_dataset, read_sample
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.loader import LEAST_AREA, RATIO, random_box
 from dpt_jax.data.records import Dataset, Example, Files
-from dpt_jax.data.sampling import few_shot, read_sample
 from tests.helpers import coop_trees
 from tests.helpers.commands import refused
 from tests.helpers.golden import IMAGES
