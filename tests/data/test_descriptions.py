@@ -61,7 +61,7 @@ def test_normalised_features_are_averaged_over_the_texts_of_each_class(clip, nam
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda own, name: {f"{key}s": own[key] for key in own}, "airplanes"),
+        (lambda own, name: {f"{key}s": own[key] for key in own}, "airplane"),
         (lambda own, name: own | {name: []}, "no list of texts"),
         (lambda own, name: own | {name: [" "]}, "no list of texts"),
         (lambda own, name: [own], "cannot be read"),
