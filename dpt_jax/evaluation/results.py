@@ -191,18 +191,22 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
     return all(roots) and len({as_path(root).resolve() for root in roots}) == 1
 
 
-def outdated(results: Results, workdir: epath.Path) -> str:
+def newest_of(results: Results, workdir: epath.Path) -> Saved | None:
+    """Identify the newest prompts of the run that results are of; None if they cannot be found."""
+    return None if results["method"] == ZERO_SHOT else newest(source_of(workdir))
+
+
+def outdated(results: Results, workdir: epath.Path, found: Saved | None) -> str:
     """Return why results are not of the newest prompts of their run, "" if they are.
 
-    Results whose run cannot be found count as current.
+    found: see `newest_of`.
     """
     of = results["of"]
-    held = None if results["method"] == ZERO_SHOT else newest(source_of(workdir))
-    if held is None or held.digest == of["prompts"]:
+    if found is None or found.digest == of["prompts"]:
         return ""
     return (
         f"{workdir / RESULTS_FILE} is from the prompts of step {of['step']}, but the newest of the "
-        f"run are from step {held.step}"
+        f"run are from step {found.step}"
     )
 
 
@@ -212,7 +216,7 @@ def read_current(workdir: epath.Path) -> dict[str, Any]:
     Raise UserError if there are none, or if they are not of its newest prompts.
     """
     results = read_result(workdir / RESULTS_FILE)
-    if why := outdated(results, workdir):
+    if why := outdated(results, workdir, newest_of(results, workdir)):
         raise UserError(f"{why}: evaluate again with --mode=eval.")
     return results
 

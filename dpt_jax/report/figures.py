@@ -12,13 +12,14 @@ import pandas as pd
 
 from dpt_jax.config import shots_in_words
 from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
+from dpt_jax.report.frame import HARMONIC, in_order
 
 if TYPE_CHECKING:
     from dpt_jax.predictor.explain import Sight
 
 COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name
-HALVES = {"base": "#0072B2", "new": "#E69F00", "harmonic mean": "#999999"}
+HALF_COLOURS = {"base": "#0072B2", "new": "#E69F00", HARMONIC: "#999999"}
 # Learning rates in metrics.jsonl: the part, colour and line of each.
 RATES = {
     "visual_lr": ("visual prompt", ROWS["vpt"].colour, "-"),
@@ -83,21 +84,20 @@ def draw_curves(panels: Mapping[str, pd.DataFrame]) -> bytes:
 def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
     """Draw curves with bars of one standard deviation; zero-shot is a line.
 
-    cells: mean and perhaps spread (its deviation) in percent, by method and shots.
+    cells: method, shots, accuracy_mean and perhaps spread, in percent.
     """
-    methods = [name for name in ROWS if name in cells.index.get_level_values("method")]
+    methods = [name for name in ROWS if name in {*cells.method}]
     for i, method in enumerate(methods):
-        own, style = cells.xs(method, level="method").sort_index(), ROWS[method]
+        own, style = cells[cells.method == method].sort_values("shots"), ROWS[method]
         common = {"color": style.colour, "label": style.label}
         if method == ZERO_SHOT:
-            axes.axhline(own["mean"].iloc[0], linestyle="--", linewidth=1, **common)
+            axes.axhline(own.accuracy_mean.iloc[0], linestyle="--", linewidth=1, **common)
             continue
         # A small shift keeps the bars of the methods apart.
-        shots = own.index * 2 ** (0.05 * (i - len(methods) / 2))
-        spread = own.spread if "spread" in own else 0
-        axes.errorbar(shots, own["mean"], spread, marker=style.marker, markersize=4, capsize=2,
-                      linewidth=1.2, **common)  # fmt: skip
-    ticks = sorted({*cells.index.get_level_values("shots")} - {0})
+        shots = own.shots * 2 ** (0.05 * (i - len(methods) / 2))
+        axes.errorbar(shots, own.accuracy_mean, own.get("spread"), marker=style.marker,
+                      markersize=4, capsize=2, linewidth=1.2, **common)  # fmt: skip
+    ticks = sorted({*cells.shots})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(shots) for shots in ticks])
     axes.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
@@ -109,20 +109,21 @@ def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
 def draw_halves(cells: pd.DataFrame) -> bytes:
     """Draw bars of base classes, new classes and their harmonic mean, one panel a dataset.
 
-    cells: mean in percent, by dataset, method, shots and classes.
+    cells: dataset, method, shots, classes, and accuracy_mean in percent.
     """
-    datasets, ranks = [*cells.index.unique("dataset")], {"method": list(ROWS).index}
+    datasets = cells.dataset.unique()
     size = (8, 3.2 * len(datasets))
     figure, grid = pyplot().subplots(len(datasets), 1, figsize=size, squeeze=False)
     for axes, dataset in zip(grid[:, 0], datasets, strict=True):
-        table = cells.xs(dataset)["mean"].unstack("classes").reindex(columns=[*HALVES])
-        table = table.sort_index(key=lambda level: level.map(ranks.get(level.name, int)))
+        own = in_order(cells[cells.dataset == dataset], ["method", "shots"])
+        table = own.pivot_table("accuracy_mean", ["method", "shots"], "classes", sort=False)
+        table = table.reindex(columns=[*HALF_COLOURS])
         table.index = [
             f"{ROWS[method].label}\n{shots_in_words(shots)}" if shots else ROWS[method].label
             for method, shots in table.index
         ]
-        table.plot.bar(ax=axes, color=HALVES, width=0.8, rot=0, legend=False, fontsize=8)
-        for name, bars in zip(HALVES, axes.containers, strict=True):
+        table.plot.bar(ax=axes, color=HALF_COLOURS, width=0.8, rot=0, legend=False, fontsize=8)
+        for name, bars in zip(HALF_COLOURS, axes.containers, strict=True):
             # No seed may have both halves, and then there is no harmonic mean.
             labels = table[name].map("{:.0f}".format).replace("nan", "")
             axes.bar_label(bars, labels, fontsize=7)

@@ -1,35 +1,32 @@
-"""Results of runs as a pandas DataFrame."""
+"""Results as pandas DataFrames: a row for each run, and a row for each cell of a table."""
 
 import os
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from etils import epath
 
 from dpt_jax.data.catalogue import PAPER_DATASETS
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.results import (
     RESULTS_FILE,
     Results,
+    newest_of,
     outdated,
     read_result,
 )
 from dpt_jax.io import as_path, find_files
 from dpt_jax.methods import ROWS, ZERO_SHOT
-from dpt_jax.training.checkpoints import newest
 from dpt_jax.training.record import unfinished
-from dpt_jax.training.workdir import source_of
 
 # Runs that agree in these differ only in their seed: they are averaged into one cell of a table.
 CELL = ["method", "trained_on", "trained_classes", "shots", "dataset", "classes"]
-# Runs of one cell, and those of one seed, must also agree in these columns.
-SAME_IN_CELL = {
-    "n": "the number of test images",
-    "test_list": "their test images",
-    "init_from": "init_from",
-    "selection": "the images that settings were chosen on",
-    "task": "the version of their task",
-}
-SAME_IN_SEED = {"train_list": "their training images", "prompts": "their prompts"}
+# Runs of one cell must also agree in these columns and in all settings, and those of one seed in
+# the others.
+SAME_IN_CELL = ["n", "test_list", "init_from", "selection", "task"]
+SAME_IN_SEED = ["train_list", "prompts"]
+HALVES, HARMONIC = ("base", "new"), "harmonic mean"
 UNKNOWN = "unknown"  # the training of a checkpoint without a known dataset
 DIGEST = 6  # characters of a digest that are shown
 
@@ -43,7 +40,7 @@ def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
     Returns:
         One row per results.json: method, selection, task, dataset, classes, trained_on,
         trained_classes, shots, seed, accuracy, macro_f1 and zero_shot_accuracy (0 to 1), ece, n,
-        unreadable, path, digests of their sources, and the settings by key. `excluded`
+        unreadable, per_class, path, digests of their sources, and the settings by key. `excluded`
         is the reason why a report leaves the run out, and "" if it does not.
 
     Raises:
@@ -59,58 +56,55 @@ def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
     frame = pd.DataFrame([_row(one, file.parent) for one, file in zip(read, files, strict=True)])
     frame["parameters"] = frame.parameters.astype("Int64")  # or a missing one makes them floats
     _name_datasets(frame)
-    settings = [one["of"]["settings"] for one in read]
     # Of dtype object, or integers become floats if another method does not have the key.
-    frame = frame.join(pd.DataFrame(settings, index=frame.index, dtype=object))
-    _exclude_mixed(frame, sorted({key for one in settings for key in one}))
-    # The paper's datasets, without digests, in the order of its tables, and then the others.
-    places = {name: place for place, name in enumerate(PAPER_DATASETS)}
-    datasets = sorted(
-        frame.dataset.unique(),
-        key=lambda name: places.get(name.partition(" (")[0], len(places)),
-    )
-    ranks = {"dataset": datasets.index, "method": list(ROWS).index, "shots": shots_rank}
-    by = ["dataset", "method", "shots", "seed"]
+    settings = pd.DataFrame([one["of"]["settings"] for one in read], dtype=object)
+    frame = frame.join(settings)
+    _exclude_mixed(frame, [*SAME_IN_CELL, *sorted(settings)])
+    return in_order(frame, ["dataset", "method", "shots", "seed"])
+
+
+def in_order(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Sort rows: the paper's datasets first, methods as in `ROWS`, all images after all shots."""
+    papers = {name: f"{place:02}" for place, name in enumerate(PAPER_DATASETS)}
+    ranks = {
+        # The name may have a digest.
+        "dataset": lambda name: papers.get(name.partition(" (")[0], "~") + name,
+        "method": [*ROWS].index,
+        "shots": lambda shots: shots if shots >= 0 else np.inf,
+        "classes": ["all", *HALVES, HARMONIC].index,
+    }
     return frame.sort_values(
         by, key=lambda column: column.map(ranks.get(column.name, int)), kind="stable",
         ignore_index=True,
     )  # fmt: skip
 
 
-def shots_rank(shots: int) -> float:
-    """Return a sort key that puts -1, all images, last."""
-    return shots if shots >= 0 else float("inf")
-
-
-def _row(one: Results, workdir: Any) -> dict[str, Any]:
+def _row(one: Results, workdir: epath.Path) -> dict[str, Any]:
     """Return one row, without the settings."""
-    of, zero_shot = one["of"], one["method"] == ZERO_SHOT
-    held = None if zero_shot else newest(source_of(workdir))
+    of, zero_shot, newest = one["of"], one["method"] == ZERO_SHOT, newest_of(one, workdir)
     unknown = "" if zero_shot else UNKNOWN
-    trained_on = one["trained_on"] or {"dataset": unknown, "classes": unknown}
-    trained_data = of["trained_on"] or {"name": trained_on["dataset"], "digest": ""}
+    trained = one["trained_on"] or {"dataset": unknown, "classes": unknown}
+    trained_data = of["trained_on"] or {"name": trained["dataset"], "digest": ""}
     excluded = ""
-    if why := outdated(one, workdir):
+    if why := outdated(one, workdir, newest):
         excluded = f"{why}: left out; evaluate again with --mode=eval."
     elif progress := unfinished(of):
         excluded = f"{workdir} is from {progress}: left out; finish its training."
-    scores = ("accuracy", "balanced_accuracy", "macro_f1", "zero_shot_accuracy")
-    about = ("parameters", "n", "selection", "task", "unreadable")
+    scores = ("accuracy", "balanced_accuracy", "macro_f1", "zero_shot_accuracy", "per_class")
+    about = ("classes", "parameters", "n", "selection", "task", "unreadable")
     digests = ("backbone", "prompts", "train_list", "test_list", "init_from")
     return {
         "method": one["method"],
         "dataset": of["data"]["name"],
-        "classes": one["classes"],
         "trained_on": trained_data["name"],
-        "trained_classes": trained_on["classes"],
+        "trained_classes": trained["classes"],
         # Zero-shot CLIP uses no sample.
         "shots": 0 if zero_shot else one["shots"],
         "seed": 0 if zero_shot else one["seed"],
-        **{key: one[key] for key in scores},
+        **{key: one[key] for key in (*scores, *about)},
         "ece": one["calibration"]["ece"],
         # Not in results.json, which is bit-identical for a resumed run.
-        "seconds": held.meta.get("seconds") if held else None,
-        **{key: one[key] for key in about},
+        "seconds": newest.meta.get("seconds") if newest else None,
         "path": str(workdir),
         "excluded": excluded,
         "data": of["data"]["digest"],
@@ -121,47 +115,111 @@ def _row(one: Results, workdir: Any) -> dict[str, Any]:
 
 def _name_datasets(frame: pd.DataFrame) -> None:
     """Add a digest to names that several datasets share, or one dataset seen by several CLIPs."""
-    pairs = {"dataset": "data", "trained_on": "trained_data"}
-    used = frame[frame.excluded == ""]
-    seen = pd.concat(
-        used[[name, digest, "backbone"]].set_axis(["name", "data", "CLIP"], axis=1)
-        for name, digest in pairs.items()
-    )
-    several = seen[seen.data != ""].groupby("name").nunique() > 1
+    columns = {"dataset": "data", "trained_on": "trained_data"}
+    keys = {
+        name: [*frame[[name, digest, "backbone"]].itertuples(index=False, name=None)]
+        for name, digest in columns.items()
+    }
+    used = frame.index[frame.excluded == ""]
+    known = {own[i] for own in keys.values() for i in used if own[i][1]}
 
-    def named(name: str, data: str, clip: str) -> str:
-        if name not in several.index or not data:
-            return name
-        shown = [data[:DIGEST]] if several.data[name] else []
-        shown += [f"CLIP {clip[:DIGEST]}"] if several.CLIP[name] else []
+    def label(name: str, data: str, backbone: str) -> str:
+        alike = [other for other in known if data and other[0] == name]
+        shown = [data[:DIGEST]] if len({other[1] for other in alike}) > 1 else []
+        shown += [f"CLIP {backbone[:DIGEST]}"] if len({other[2] for other in alike}) > 1 else []
         return f"{name} ({', '.join(shown)})" if shown else name
 
-    for name, digest in pairs.items():
-        columns = (frame[name], frame[digest], frame.backbone)
-        frame[name] = [named(*row) for row in zip(*columns, strict=True)]
+    for name, own in keys.items():
+        frame[name] = [label(*key) for key in own]
 
 
-def _exclude_mixed(frame: pd.DataFrame, settings: list[str]) -> None:
+def _exclude_mixed(frame: pd.DataFrame, same: list[str]) -> None:
     """Exclude the cells whose runs differ in more than their seed."""
-    same = SAME_IN_CELL | {key: key for key in settings}
-    for cell, runs in frame[frame.excluded == ""].groupby(CELL, sort=False):
+    for (method, *_, dataset, _), runs in frame[frame.excluded == ""].groupby(CELL, sort=False):
         why = _difference(runs, same)
         for _, of_seed in runs.groupby("seed"):
-            why = why or _difference(of_seed, SAME_IN_SEED, " of one seed")
+            why = why or _difference(of_seed, SAME_IN_SEED, ", of one seed,")
         if why:
             frame.loc[runs.index, "excluded"] = (
-                f"{why}, so they are not seeds of one result: all {len(runs)} runs of {cell[0]} on "
-                f"{cell[4]} like these are left out; report on them separately."
+                f"{why}, so they are not seeds of one result: all {len(runs)} runs of {method} on "
+                f"{dataset} like these are left out; report on them separately."
             )
 
 
-def _difference(runs: pd.DataFrame, columns: dict[str, str], which: str = "") -> str:
+def _difference(runs: pd.DataFrame, columns: list[str], which: str = "") -> str:
     """Name two runs and the first column in which they differ; "" if there is none."""
-    for column, meaning in columns.items():
-        values = runs[column].where(runs[column].notna(), "none").map(str)
-        for other in runs.index[values != values.iloc[0]]:
-            words = f"{runs.path.iloc[0]} and {runs.path[other]}{which} differ in {meaning}"
-            # A digest tells a reader nothing.
-            is_digest = column in ("test_list", *SAME_IN_SEED)
-            return words if is_digest else f"{words} ({values.iloc[0]} and {values[other]})"
+    for column in columns:
+        values = runs[column].map("{!s:.12}".format)
+        first, *others = values.drop_duplicates().index
+        if others:
+            paths, shown = runs.path, f"{values[first]} and {values[others[0]]}"
+            return f"{paths[first]} and {paths[others[0]]}{which} differ in {column} ({shown})"
     return ""
+
+
+def trained_there(runs: pd.DataFrame) -> pd.DataFrame:
+    """Select runs tested on their training dataset: on all classes, or on halves after the base.
+
+    Zero-shot runs count.
+    """
+    halves = runs.classes.isin(HALVES)
+    trained = runs.trained_classes == np.where(halves, "base", "all")
+    return runs[(runs.method == ZERO_SHOT) | ((runs.trained_on == runs.dataset) & trained)]
+
+
+def with_harmonic_means(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Append rows whose accuracy averages to the harmonic mean of base and new classes.
+
+    It is that of the mean accuracies b and n of the runs with both, over the seeds and then over
+    the datasets: each run has the linearised 2 (n² base + b² new) / (b + n)². So the
+    standard error of the rows is that of the harmonic mean.
+
+    by: the columns of a harmonic mean, without `classes`.
+    """
+    each = [*dict.fromkeys([*by, "dataset"])]
+    base, new = (runs[runs.classes == half] for half in HALVES)
+    both = base.merge(new[[*each, "seed", "accuracy"]], on=[*each, "seed"], suffixes=("", "_new"))
+    means = both.groupby(each)[["accuracy", "accuracy_new"]].mean().groupby(by).mean()
+    both = both.join(means.set_axis(["b_mean", "n_mean"], axis=1), on=by)
+    b, n = both.b_mean, both.n_mean
+    both["accuracy"] = 2 * (n**2 * both.accuracy + b**2 * both.accuracy_new) / (b + n) ** 2
+    return pd.concat([runs, both.assign(classes=HARMONIC)[runs.columns]])
+
+
+def summarise(runs: pd.DataFrame, by: list[str] = CELL) -> pd.DataFrame:
+    """Return a row for each cell, over its seeds.
+
+    accuracy_std is that of the population, as in published tables; `spread` is the same, but NaN
+    for one seed, and `error` is the standard error of the mean.
+    """
+    cells = runs.groupby(by, sort=False, as_index=False).agg(
+        images=("n", "first"),
+        seeds=("seed", "count"),
+        accuracy_mean=("accuracy", "mean"),
+        accuracy_std=("accuracy", population_std),
+        error=("accuracy", "sem"),
+        macro_f1_mean=("macro_f1", "mean"),
+        macro_f1_std=("macro_f1", population_std),
+        selection=("selection", "first"),
+        task=("task", "first"),
+    )
+    return cells.assign(spread=cells.accuracy_std.where(cells.seeds > 1))
+
+
+def population_std(values: pd.Series) -> float:
+    return values.std(ddof=0)
+
+
+def average(cells: pd.DataFrame, by: list[str], datasets: int) -> pd.DataFrame:
+    """Average cells over datasets, if this number of them has run.
+
+    Returns:
+        accuracy_mean, its standard error (NaN with one seed) and seeds, the least number of them.
+    """
+    found = cells.groupby(by, sort=False, as_index=False).agg(
+        accuracy_mean=("accuracy_mean", "mean"),
+        error=("error", lambda errors: np.linalg.norm(errors) / len(errors)),
+        seeds=("seeds", "min"),
+        datasets=("dataset", "nunique"),
+    )
+    return found[found.datasets == datasets]
