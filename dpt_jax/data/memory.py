@@ -10,14 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dpt_jax.data.folder import check_files
-from dpt_jax.data.records import (
-    Dataset,
-    Example,
-    Files,
-    UnreadableImageError,
-    read_image,
-    to_rgb,
-)
+from dpt_jax.data.records import Dataset, Example, Files, read_image, to_rgb
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.io import as_path, is_remote
 
@@ -40,20 +33,14 @@ def image_list(images: Images) -> list[Any]:
 
 
 def as_rgb(image: Any) -> Image.Image:
-    """Return an image of any form as a PIL image.
-
-    Raises:
-      UserError: It is not an image.
-    """
+    """Return an image of any form as a PIL image.  Raise UserError if it is not an image."""
     try:
         if isinstance(image, str | os.PathLike):
             return read_image(image)
         if isinstance(image, Image.Image):
             return to_rgb(image)
-    except UnreadableImageError as reason:
-        raise UserError(str(reason)) from reason
     except Exception as reason:  # an opened image is decoded only now
-        raise UserError(f"{image!r} cannot be read ({reason}).") from reason
+        raise UserError(f"{image!r} cannot be read ({str(reason).removesuffix('.')}).") from reason
     array = np.asarray(image)
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not shaped or not array.size:
@@ -65,23 +52,14 @@ def as_rgb(image: Any) -> Image.Image:
 
 
 def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
-    """Return the names as a list.
-
-    Raises:
-      UserError: Beginning with `source`, if there is no name, or one is blank or occurs twice.
-    """
-    if isinstance(classnames, str):
-        raise UserError(f"{source} is {classnames!r}: give a list of names.")
-    names: dict[str, None] = {}
-    for name in classnames:
+    """Return class names as a list.  Raise UserError if one is blank or occurs twice, or none."""
+    names = [classnames] if isinstance(classnames, str) else list(classnames)
+    for name in names:
         if not isinstance(name, str) or not name.strip() or not can_be_shown(name):
             raise UserError(f"{source}: {name!r} is not a class name.")
-        if name in names:
-            raise UserError(f"{source} has {name!r} twice: remove one, or rename it.")
-        names[str(name)] = None  # also a string of NumPy's
-    if not names:
-        raise UserError(f"{source} has no class name: give at least one.")
-    return list(names)
+    if isinstance(classnames, str) or not names or len({*names}) < len(names):
+        raise UserError(f"{source} is {names!r:.80}: give a list of different names.")
+    return [str(name) for name in names]  # also strings of NumPy's
 
 
 def check_count(labels: int, images: int) -> None:
@@ -96,19 +74,9 @@ def check_count(labels: int, images: int) -> None:
 def label_indices(
     labels: Labels, images: int, classnames: Iterable[str] | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """Return class indices and class names.
+    """Return class indices (N,) int32 and the C class names for the labels of N images.
 
-    Args:
-      labels: Labels of the images.
-      images: Their number N.
-      classnames: All class names. By default the names in the labels, sorted, or "0", "1", … for
-        numbers.
-
-    Returns:
-      (N,) int32, and the C names.
-
-    Raises:
-      UserError: A label is not a class, or N is 0 or not the number of labels.
+    Without `classnames`, they are the names in the labels, sorted, or "0", "1", … for numbers.
     """
     if isinstance(labels, str) or not isinstance(labels, Iterable):
         raise UserError(f"labels is {labels!r:.80}: give a class name or an index for each image.")
@@ -131,16 +99,12 @@ def label_indices(
 
 @dataclasses.dataclass(frozen=True)
 class InMemory(Files):
-    """Reads files by their path, and images in memory by the digest of their pixels.
-
-    Attributes:
-      images: Images in memory by digest.
-    """
+    """Reads files by their path, and images in memory by the digest of their pixels."""
 
     images: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, path: str) -> Image.Image:
-        """Return an image as RGB; only those from files are cached."""
+        """Return an image; only those from files are cached."""
         return as_rgb(self.images[path]) if path in self.images else super().__call__(path)
 
     def key(self, path: str) -> Hashable:
@@ -155,37 +119,35 @@ def in_memory(
     validation: tuple[Images, Labels] | None = None,
     skip_missing: bool = False,
 ) -> Dataset:
-    """Return images and labels as a dataset without test images.
+    """Return images and labels as a dataset without test images; raise UserError as label_indices.
 
-    An example's path is the absolute path of a file, or the digest of an image in memory, so
-    that the digest of a dataset covers its pixels.
-
-    Raises:
-      UserError: As `label_indices`, an object is not an image, or (unless `skip_missing`) a file
-        is missing.
+    An example's path is the absolute path of a file, or the digest of an image in memory, so that
+    the digest of a dataset covers its pixels. `skip_missing`: whether a file may be missing.
     """
     held: dict[str, Any] = {}
 
-    def name(image: Any) -> str:
+    def example(image: Any, label: int) -> Example:
         if isinstance(image, str | os.PathLike):
             path = as_path(image)
-            return str(path if is_remote(path) else path.absolute())
+            return Example(str(path if is_remote(path) else path.absolute()), int(label))
         pixels = as_rgb(image)
         digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).hexdigest()
         held[digest] = image
-        return digest
+        return Example(digest, int(label))
 
-    def examples(images: list[Any], indices: np.ndarray) -> list[Example]:
-        return [Example(name(x), int(label)) for x, label in zip(images, indices, strict=True)]
+    def examples(
+        images: Images, labels: Labels, names: Sequence[str] | None
+    ) -> tuple[list[Example], list[str]]:
+        given = image_list(images)
+        indices, names = label_indices(labels, len(given), names)
+        return list(map(example, given, indices)), names
 
-    given = image_list(images)
-    indices, names = label_indices(labels, len(given), classnames)
-    train, val = examples(given, indices), []
+    train, names = examples(images, labels, classnames)
+    val: list[Example] = []
     if validation is not None:
         if not isinstance(validation, Sequence) or len(validation) != 2:
             raise UserError("validation is not (images, labels).")
-        given = image_list(validation[0])
-        val = examples(given, label_indices(validation[1], len(given), names)[0])
+        val, _ = examples(*validation, names)
     read = InMemory(as_path("/"), images=held) if held else Files(as_path("/"))
     if not skip_missing:
         check_files(read, [e.path for e in (*train, *val) if e.path not in held], "images")
