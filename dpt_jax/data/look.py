@@ -1,7 +1,6 @@
 """Checks of the images before training: are there enough, and what would distort accuracies."""
 
 import collections
-import contextlib
 from collections.abc import Sequence
 from concurrent import futures
 
@@ -11,7 +10,15 @@ from tabulate import tabulate
 
 from dpt_jax.data.catalogue import EMBEDDED
 from dpt_jax.data.loader import threads
-from dpt_jax.data.records import Dataset, Files, UnreadableImageError, contents, opened
+from dpt_jax.data.records import (
+    Dataset,
+    Example,
+    Files,
+    UnreadableImageError,
+    by_label,
+    contents,
+    opened,
+)
 from dpt_jax.errors import UserError
 from dpt_jax.io import is_remote
 from dpt_jax.logging import Progress
@@ -44,47 +51,15 @@ def check_trainable(dataset: Dataset, config: ConfigDict) -> None:
             )
 
 
-def check_readable(dataset: Dataset) -> None:
-    """Raise UserError if no training image of a class, or no test image, can be read.
-
-    Reads one image of each class and one test image, and more only if those are unreadable.
-    """
-    groups: dict[str, list[str]] = {}
-    for example in dataset.train:
-        name = f"training images of class {dataset.classnames[example.label]!r}"
-        groups.setdefault(name, []).append(example.path)
-    if dataset.test:
-        groups["test images"] = [example.path for example in dataset.test]
-
-    def one_is_readable(paths: list[str]) -> bool:
-        for path in paths:
-            with contextlib.suppress(UnreadableImageError):
-                dataset.read(path)
-                return True
-        return False
-
-    with futures.ThreadPoolExecutor(threads()) as pool:
-        found = pool.map(one_is_readable, groups.values())
-        for (name, paths), readable in zip(groups.items(), found, strict=True):
-            if not readable:
-                raise UserError(
-                    f"none of the {len(paths)} {name} can be read, such as {paths[0]}: repair them."
-                )
-
-
 def look(dataset: Dataset, config: ConfigDict) -> str:
-    """Return a table of the classes and notes about the images.
+    """Return a table of the classes of a dataset with its sample, and notes about the images.
 
     The user's own images are checked. Published and bundled ones are only counted.
 
-    Args:
-        dataset: with its few-shot sample.
-        config: configuration of the training.
-
     Raises:
-        UserError: an image cannot be read (unless dataset.on_error is skip), a class has no test
-            images, or a test file is also in training or validation (unless dataset.strict is
-            off).
+        UserError: an image cannot be read (with dataset.on_error=skip: none of a class can), or
+            (unless dataset.strict is off) a class has no test images, or a test file is also in
+            training or validation.
     """
     lines = [_table(dataset)]
     if is_own(config.dataset):
@@ -94,6 +69,8 @@ def look(dataset: Dataset, config: ConfigDict) -> str:
             lines.append(_refuse(config, "classes without test images", untested))
         if type(dataset.read) is Files:  # none is in memory
             lines += _look_at_files(dataset, dataset.read, config)
+    if config.dataset.on_error == "skip":
+        check_readable(dataset)
     images, size = len(dataset.train), config.train.batch_size
     drops = METHODS[config.method].in_towers and not config.train.keep_partial
     left = images % min(size, images) if drops else 0
@@ -113,41 +90,61 @@ def is_own(config: ConfigDict) -> bool:
 def _table(dataset: Dataset) -> str:
     """Return the number of images by class and split, of the smallest classes if there are many."""
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    columns = {
+    counts = {
         split: collections.Counter(example.label for example in examples)
         for split, examples in splits.items()
         if examples
     }
-    classes = range(len(dataset.classnames))
-    shown = list(classes)
-    if len(shown) > MOST_ROWS:
-        shown = sorted(classes, key=lambda c: sum(one[c] for one in columns.values()))[:MOST_ROWS]
-    rows = [[dataset.classnames[c], *(one[c] for one in columns.values())] for c in shown]
-    if len(shown) < len(classes):
-        rows.append([f"… {len(classes) - len(shown)} more classes"])
-    rows.append(["all", *(one.total() for one in columns.values())])
-    return tabulate(rows, ["class", *columns], disable_numparse=[0])
+    labels = list(range(len(dataset.classnames)))
+    if len(labels) > MOST_ROWS:
+        labels.sort(key=lambda label: sum(count[label] for count in counts.values()))
+    rows = [
+        [dataset.classnames[label], *(count[label] for count in counts.values())]
+        for label in labels[:MOST_ROWS]
+    ]
+    if len(labels) > MOST_ROWS:
+        rows.append([f"… {len(labels) - MOST_ROWS} more classes"])
+    rows.append(["all", *(count.total() for count in counts.values())])
+    return tabulate(rows, ["class", *counts], disable_numparse=[0])
 
 
 def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[str]:
-    """Return lines about unreadable, rotated and repeated files."""
+    """Return lines about unreadable, rotated and repeated files.
+
+    The first MOST_DECODED images are decoded into the cache. In a bucket, others are not opened.
+    """
     learned = list(dict.fromkeys(e.path for e in (*dataset.train, *dataset.val)))
     tested = list(dict.fromkeys(e.path for e in dataset.test))
+    paths = [*learned, *tested]
+    decoded = {*paths[:MOST_DECODED]}
+    errors, rotated = [], []
+
+    def open_one(path: str) -> None:
+        try:
+            if not is_remote(file := files.file(path)):
+                with opened(file) as image:
+                    if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
+                        rotated.append(path)
+            if path in decoded:
+                files(path)
+        except UnreadableImageError as reason:
+            errors.append(str(reason).removesuffix("."))
+
+    with Progress("images", len(paths)) as progress, futures.ThreadPoolExecutor(threads()) as pool:
+        for _ in pool.map(open_one, paths):
+            progress.advance()
     lines = []
-    errors, rotated = _open_all(files, [*learned, *tested])
     if errors:
-        what = errors[0].removesuffix(".")
         if config.dataset.on_error != "skip":
-            more = f"; {len(errors) - 1} more cannot be read" if len(errors) > 1 else ""
             raise UserError(
-                f"{what}{more}: repair or remove what is broken, or leave such images out with "
-                "--config.dataset.on_error=skip."
+                f"{len(errors)} images cannot be read: {min(errors)}: repair or remove what is "
+                "broken, or leave such images out with --config.dataset.on_error=skip."
             )
-        lines.append(f"unreadable images, which are left out: {len(errors)}, such as {what}")
+        lines.append(f"unreadable images, which are left out: {len(errors)}, such as {min(errors)}")
     if rotated:
-        more = f"{len(rotated)}, such as {rotated[0]}"
+        more = f"{len(rotated)}, such as {min(rotated)}"
         lines.append(f"images rotated by their EXIF orientation: {more}")
-    found = contents(files.root, [*learned, *tested])
+    found = contents(files.root, paths)
     own = dict(zip(found, learned, strict=False))
     pairs = zip(tested, found[len(learned) :], strict=True)
     if same := [f"{path} is {own[content]}" for path, content in pairs if content in own]:
@@ -155,42 +152,36 @@ def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[s
     return lines
 
 
-def _open_all(files: Files, paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the errors of unreadable images, and the rotated images.
+def check_readable(dataset: Dataset) -> None:
+    """Raise UserError if no training image of a class, or no test image, can be read.
 
-    The first MOST_DECODED images are decoded into the cache. In a bucket, others are not opened.
+    Reads one image of each class and one test image, and more only if those are unreadable.
     """
-    decoded = {*paths[:MOST_DECODED]}
 
-    def open_one(path: str) -> tuple[str, bool]:
-        rotated = False
-        try:
-            if not is_remote(file := files.file(path)):
-                with opened(file) as image:
-                    rotated = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT
-            if path in decoded:
-                files(path)
-        except UnreadableImageError as reason:
-            return str(reason), False
-        return "", rotated
+    def one_is_readable(examples: list[Example]) -> bool:
+        for example in examples:
+            try:
+                dataset.read(example.path)
+            except UnreadableImageError:
+                continue
+            return True
+        return not examples
 
-    errors, turned = [], []
-    with Progress("images", len(paths)) as progress, futures.ThreadPoolExecutor(threads()) as pool:
-        for path, (error, rotated) in zip(paths, pool.map(open_one, paths), strict=True):
-            errors += [error] if error else []
-            turned += [path] if rotated else []
-            progress.advance()
-    return errors, turned
+    groups = [*by_label(dataset.train), dataset.test]
+    with futures.ThreadPoolExecutor(threads()) as pool:
+        for own, readable in zip(groups, pool.map(one_is_readable, groups), strict=True):
+            if not readable:
+                what = "test images" if own is dataset.test else "training images of class "
+                what += "" if own is dataset.test else repr(dataset.classnames[own[0].label])
+                raise UserError(
+                    f"none of the {len(own)} {what} can be read, such as {own[0].path}: repair "
+                    "them."
+                )
 
 
 def _refuse(config: ConfigDict, what: str, names: Sequence[str]) -> str:
-    """Return the warning about a cause of wrong accuracies.
-
-    Raises:
-        UserError: dataset.strict is on.
-    """
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    line = f"{what}: {', '.join(names[:3])}{more}"
+    """Return the warning about a cause of wrong accuracies, or raise it if dataset.strict is on."""
+    line = f"{what}: {len(names)}, such as {', '.join(names[:3])}"
     if config.dataset.strict:
         raise UserError(
             f"{line}; accuracies would be wrong, so fix this, or train anyway with "

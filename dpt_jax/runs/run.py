@@ -92,8 +92,9 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
     check_trainable(experiment.dataset, config)
+    table = look(experiment.dataset, config)
     if is_own(config.dataset):
-        say_once(look(experiment.dataset, config))
+        say_once(table)
     found = fit_and_predict(experiment)
     if distributed.is_first():
         workdir.mkdir(parents=True, exist_ok=True)

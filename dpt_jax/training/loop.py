@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from dpt_jax import distributed
-from dpt_jax.data.look import check_readable, check_trainable, is_own, look
+from dpt_jax.data.look import check_trainable, is_own, look
 from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say, say_once
 from dpt_jax.methods import CLASSIFIER
@@ -65,8 +65,6 @@ def train(
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
     check_trainable(dataset, config)
-    if config.dataset.on_error == "skip":
-        check_readable(dataset)
     if config.train.keep == "best" and not validate:
         raise UserError(
             f"train.keep=best needs validation images, but {config.dataset.name} has none: add a "
@@ -84,8 +82,9 @@ def train(
         if start == plan.steps and bool(model.config.classifier) == (CLASSIFIER in state.prompts):
             say(f"{workdir}: training is finished (step {start}); evaluating only.")
             return state.prompts
+        table = look(dataset, config)
         if is_own(config.dataset):
-            say_once(look(dataset, config))
+            say_once(table)
         # A finished run does not write these, so that they match its training.
         write_train_files(dataset, workdir)
         save_config(config, workdir)

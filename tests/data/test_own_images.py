@@ -229,7 +229,7 @@ def test_a_broken_image_is_found_before_the_first_step(shots, photos):
     for example in (found.train[0], found.test[0]):
         file = photos / example.path
         file.write_bytes(file.read_bytes()[:300])
-    refused(rf"{found.train[0].path}.*1 more", look_at, photos, shots=shots)
+    refused("2 images cannot be read", look_at, photos, shots=shots)
     assert "left out: 2" in look_at(photos, shots=shots, on_error="skip")
 
 
