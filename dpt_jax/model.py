@@ -195,8 +195,9 @@ class PromptedCLIP(nn.Module):
     def class_texts(self, texts: Texts) -> ClassTexts:
         """Return the texts that a classifier starts from: the learned ones, if there are any."""
         if self.config.learns_texts:
-            return ClassTexts(normalize(texts.learned), texts.learned)
-        return ClassTexts(texts.frozen, texts.learned if texts.mean is None else texts.mean)
+            return ClassTexts(normalize(texts.learned), texts.learned, self.temperature())
+        raw = texts.learned if texts.mean is None else texts.mean
+        return ClassTexts(texts.frozen, raw, self.temperature())
 
     def temperature(self) -> Array:
         """Return s."""
@@ -349,7 +350,7 @@ class PromptedCLIP(nn.Module):
         params = self.prompts.classifier()
         if params is not None:
             classifier = CLASSIFIERS[self.config.classifier]
-            return classifier.logits(params, features, self.class_texts(texts), self.temperature())
+            return classifier.logits(params, features, self.class_texts(texts))
         own = learned if self.config.learns_texts else texts.frozen
         return cosines(self.temperature() * features, own)
 

@@ -39,8 +39,8 @@ class Case:
         self.golden, self.name = Golden(f"heads/{file}"), CASES[file]
         self.meta, self.classifier = self.golden.meta, CLASSIFIERS[self.name]
         templates = jnp.asarray(self.golden["text_templates"])
-        self.texts = ClassTexts(normalize(normalize(templates).mean(1)), templates.mean(1))
-        self.s = jnp.float32(self.golden.arrays.get("logit_scale", 100.0))
+        s = jnp.float32(self.golden.arrays.get("logit_scale", 100.0))
+        self.texts = ClassTexts(normalize(normalize(templates).mean(1)), templates.mean(1), s)
         self.settings = method_config(self.name, "caltech101").classifier
         self.rows = (normalize(self.golden["train"]), jnp.asarray(self.golden["train_label"]))
 
@@ -59,7 +59,7 @@ class Case:
 
     def start(self):
         key = jax.random.key(0)
-        return self.classifier.start(self.support(), self.texts, self.s, key, self.settings)
+        return self.classifier.start(self.support(), self.texts, key, self.settings)
 
     def params(self, prefix):
         found = {NAMES.get(k, k): v for k, v in self.golden.tensors(prefix).items()}
@@ -71,7 +71,7 @@ class Case:
 
     def logits(self, params):
         test = normalize(self.golden["test"])
-        return self.classifier.logits(params, test, self.texts, self.s)
+        return self.classifier.logits(params, test, self.texts)
 
     def batches(self):
         steps = len(self.golden["train_losses"])
@@ -118,7 +118,7 @@ def test_gradient(case):
 
     def loss(learned):
         params = {**case.given(), **learned}
-        logits = case.classifier.logits(params, features, case.texts, case.s)
+        logits = case.classifier.logits(params, features, case.texts)
         value = cross_entropy(logits, labels).mean()
         penalty = case.classifier.penalty
         return value + (penalty(params, case.texts) if penalty else 0.0)
@@ -149,9 +149,8 @@ def test_training(case, prefix):
     found, course = train_on_features(
         case.name,
         started,
-        case.rows,
+        *case.rows,
         case.texts,
-        case.s,
         case.batches(),
         case.rates(),
         case.settings.weight_decay,
@@ -168,17 +167,17 @@ def test_closed_form():
     """SS-Text, SS-Text+ and its other λ, also for a class without images."""
     golden = Golden("heads/sstext")
     templates = jnp.asarray(golden["text_templates"])
-    texts = ClassTexts(normalize(normalize(templates).mean(1)), templates.mean(1))
+    unit, raw = normalize(normalize(templates).mean(1)), templates.mean(1)
     names = {"plain": "sstext", "plus": "sstext_plus", "perf": "sstext_confidence"}
     for sample in "ab":
-        s = jnp.float32(golden[f"{sample}/logit_scale"])
+        texts = ClassTexts(unit, raw, jnp.float32(golden[f"{sample}/logit_scale"]))
         support = Support(golden[f"{sample}/train"][None], golden[f"{sample}/train_label"])
         for kind, name in names.items():
             classifier = CLASSIFIERS[name]
-            params = classifier.start(support, texts, s, jax.random.key(0), ConfigDict())
+            params = classifier.start(support, texts, jax.random.key(0), ConfigDict())
             expected = golden[f"{sample}/{kind}/prototypes"]
             assert relative_error(params["weight"], expected) < LOGITS
-            logits = classifier.logits(params, normalize(golden["test"]), texts, s)
+            logits = classifier.logits(params, normalize(golden["test"]), texts)
             assert relative_error(logits, golden[f"{sample}/{kind}/logits"]) < LOGITS
 
 
@@ -194,7 +193,7 @@ def test_search_of_the_cache():
 
     def accuracy(beta, alpha):
         own = {**params, "beta": beta, "alpha": alpha}
-        return (cache_logits(own, images, case.texts, case.s).argmax(-1) == labels).mean()
+        return (cache_logits(own, images, case.texts).argmax(-1) == labels).mean()
 
     of_alphas = jax.jit(jax.vmap(accuracy, (None, 0)))
     found = np.array([of_alphas(np.float32(beta), np.float32(alphas)) for beta in betas])

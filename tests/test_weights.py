@@ -13,7 +13,7 @@ from configs import twostage
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
-from dpt_jax.prompts.classifiers import CLASSIFIERS, for_classes, start_from_unit_texts
+from dpt_jax.prompts.classifiers import CLASSIFIERS, for_classes
 from dpt_jax.prompts.config import PromptConfig, Weights
 from dpt_jax.prompts.text import plain_layout
 from dpt_jax.prompts.weights import MATRICES, norms_of
@@ -195,20 +195,19 @@ def test_second_stage_of_2sfs(case):
 
     encode = jax.jit(encoded)
     features, texts = encode(golden["image"], case.texts)
-    s = jnp.exp(case.clip["logit_scale"])
-    start = start_from_unit_texts(None, texts, s, None, None)
-    assert relative_error(start["weight"], golden["stage2/param/classifier"]) < LOGITS
-    losses, rates = golden["stage2/train_losses"], golden["stage2/train_lrs"][:, 0]
     config = twostage.get_config()
     classifier, settings = CLASSIFIERS[config.classifier.name], config.classifier
+    start = classifier.start(None, texts, None, settings)
+    assert relative_error(start["weight"], golden["stage2/param/classifier"]) < LOGITS
+    losses, rates = golden["stage2/train_losses"], golden["stage2/train_lrs"][:, 0]
     own = rates_of_classifier(classifier, settings, None, texts, len(losses), 1)
     np.testing.assert_allclose(own["weight"], rates, rtol=1e-5)
     trained, course = train_on_features(
         settings.name,
         start,
-        (features, jnp.asarray(case.labels)),
+        features,
+        jnp.asarray(case.labels),
         texts,
-        s,
         golden["batches"][-len(losses) :],
         own,
         settings.weight_decay,
@@ -221,5 +220,5 @@ def test_second_stage_of_2sfs(case):
     for kind, names, rows in (("base", case.texts, np.arange(meta["C"])), ("new", new, [-1] * 3)):
         params = for_classes(classifier, jax.tree.map(np.asarray, trained), np.array(rows))
         images, own_texts = encode(golden[f"{kind}_image"], names)
-        logits = classifier.logits(params, images, own_texts, s)
+        logits = classifier.logits(params, images, own_texts)
         assert relative_error(logits, golden[f"final_{kind}_logits"]) < LOGITS

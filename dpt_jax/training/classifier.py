@@ -20,65 +20,57 @@ from dpt_jax.model import PromptedCLIP, Texts, apply, exact_products
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, Classifier, ClassTexts, Support
 from dpt_jax.training.losses import cross_entropy
-from dpt_jax.training.optimizer import WARMUP_LR
+from dpt_jax.training.optimizer import OPTIMIZERS, WARMUP_LR
 from dpt_jax.training.setup import Experiment, shared_loading
 
 
 class Course(NamedTuple):
-    """Metrics of each step.
+    """Metrics of each step."""
 
-    Attributes:
-      loss: (steps,), before the update, with the penalty.
-      hits: (steps,), images of the batch that were classified right.
-      images: (steps,), images of the batch.
-    """
-
-    loss: Array
-    hits: Array
-    images: Array
+    loss: Array  # (steps,), before the update, with the penalty
+    hits: Array  # (steps,), images of the batch that were classified right
+    images: Array  # (steps,), images of the batch
 
 
 class Trained(NamedTuple):
-    """A trained classifier.
+    """A trained classifier."""
 
-    Attributes:
-      params: host arrays.
-      epochs: last step and mean metrics of each epoch, for metrics.jsonl.
-      chosen: the settings chosen on held-out training images, by key.
-    """
-
-    params: Params
-    epochs: list[tuple[int, dict[str, float]]]
-    chosen: dict[str, float]
+    params: Params  # host arrays
+    epochs: list[tuple[int, dict[str, float]]]  # last step and mean metrics of each
+    chosen: dict[str, float]  # the settings chosen on held-out training images, by key
 
 
-def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -> Trained:
-    """Train the classifier of a configuration, see `train_classifier`.
+def fit(config: ConfigDict, support: Support, texts: ClassTexts) -> Trained:
+    """Train the classifier of a configuration. The result depends only on the arguments.
 
-    With classifier.select=support, the settings are first chosen on held-out training images.
+    With classifier.select=support, the settings of the grid that are best on the last image of each
+    class are chosen first.
+
+    Args:
+      config: Its `classifier` section, shots and seed are used.
+      support: Views of the training images, initial ones first, see `encode_support`.
+      texts: Text features of the classes.
 
     Raises:
-      UserError: As `train_classifier`.
+      UserError: The loss or a parameter is not finite.
     """
     if config.classifier.select == "none":
-        return train_classifier(config, support, texts, s)
-    labels = np.asarray(support.labels)
-    # The last image of each class.
+        return train_classifier(config, support, texts)
+    classifier, labels = CLASSIFIERS[config.classifier.name], np.asarray(support.labels)
     _, last = np.unique(labels[::-1], return_index=True)
     held = np.zeros(len(labels), bool)
     held[len(labels) - 1 - last] = True
     others = Support(support.views[:, ~held], support.labels[~held])
-    grid = CLASSIFIERS[config.classifier.name].grid
+    features, truth = normalize(support.views[0, held]), support.labels[held]
     scores = []
-    for values in itertools.product(*grid.values()):
-        chosen = dict(zip(grid, values, strict=True))
+    for values in itertools.product(*classifier.grid.values()):
+        chosen = dict(zip(classifier.grid, values, strict=True))
         if "lr" in chosen:
             chosen["lr"] *= config.classifier.lr
         tried = config.copy_and_resolve_references()
         tried.classifier.update(chosen)
-        params = train_classifier(tried, others, texts, s).params
-        features, truth = normalize(support.views[0, held]), support.labels[held]
-        logits = CLASSIFIERS[config.classifier.name].logits(params, features, texts, s)
+        params = train_classifier(tried, others, texts).params
+        logits = classifier.logits(params, features, texts)
         accuracy = float((logits.argmax(-1) == truth).mean())
         # Ties are broken by the lower cross-entropy.
         scores.append((accuracy, -float(cross_entropy(logits, truth).mean()), tried, chosen))
@@ -86,58 +78,45 @@ def fit(config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array) -
     chosen = {f"classifier.{key}": value for key, value in chosen.items()}
     words = ", ".join(f"{key}={value:g}" for key, value in chosen.items())
     say(f"settings chosen on one image per class: {words} ({100 * accuracy:.0f} % correct).")
-    return train_classifier(best, support, texts, s)._replace(chosen=chosen)
+    return train_classifier(best, support, texts)._replace(chosen=chosen)
 
 
-def train_classifier(
-    config: ConfigDict, support: Support, texts: ClassTexts, s: jax.Array
-) -> Trained:
-    """Train the classifier of a configuration. The result depends only on the arguments.
-
-    Args:
-      config: Its `classifier` section, shots and seed are used.
-      support: Views of the training images, initial ones first, see `encode_support`.
-      texts: Text features of the classes.
-      s: The temperature.
-
-    Raises:
-      UserError: The loss or a parameter is not finite.
-    """
+def train_classifier(config: ConfigDict, support: Support, texts: ClassTexts) -> Trained:
+    """Train the classifier with the given settings, see `fit`."""
     settings, classifier = config.classifier, CLASSIFIERS[config.classifier.name]
-    first = max(settings.views, 1)
+    first, images = max(settings.views, 1), len(support.labels)
     cached, later = Support(support.views[:first], support.labels), support.views[first:]
-    key = jax.random.key(config.seed)
-    params = classifier.start(cached, texts, s, key, settings)
-    images = len(support.labels)
-    if not classifier.learned:  # in closed form: one step, on all images
-        per_epoch, rates = 1, {}
-        logits = classifier.logits(params, normalize(cached.views[0]), texts, s)
+    params = classifier.start(cached, texts, jax.random.key(config.seed), settings)
+    steps, per_epoch = length(config, images)
+    rates: dict[str, np.ndarray] = {}
+    if classifier.learned:
+        pool = later if len(later) else cached.views
+        rates = learning_rates(classifier, settings, cached, texts, steps, per_epoch)
+        batches = draw_batches(classifier, settings, images, len(pool), steps, config.seed)
+        features = normalize(pool).reshape(-1, pool.shape[-1])
+        labels = jnp.tile(support.labels, len(pool))
+        params, course = train_on_features(
+            settings.name, params, features, labels, texts, batches, rates, settings.weight_decay
+        )
+    else:
+        logits = classifier.logits(params, normalize(cached.views[0]), texts)
         loss = cross_entropy(logits, cached.labels).mean()
         hits = (logits.argmax(-1) == cached.labels).sum()
         course = Course(*(jnp.asarray(x)[None] for x in (loss, hits, images)))
-    else:
-        pool = later if len(later) else cached.views
-        steps, per_epoch = length(config, images)
-        rates = learning_rates(classifier, settings, cached, texts, steps, per_epoch)
-        batches = draw_batches(classifier, settings, images, len(pool), steps, config.seed)
-        rows = normalize(pool).reshape(-1, pool.shape[-1]), jnp.tile(support.labels, len(pool))
-        params, course = train_on_features(
-            settings.name, params, rows, texts, s, batches, rates, settings.weight_decay
-        )
     params, course = jax.tree.map(np.asarray, (params, course))
-    bad = ~np.isfinite(course.loss)
-    if bad.any() or not all(np.isfinite(x).all() for x in params.values()):
-        step = int(bad.argmax()) + 1 if bad.any() else len(bad)
+    if not all(np.isfinite(x).all() for x in (course.loss, *params.values())):
         raise UserError(
-            f"the classifier {settings.name} is not finite at step {step}: try a smaller "
-            "classifier.lr, or dtype=float32."
+            f"the classifier {settings.name} is not finite: try a smaller classifier.lr, or "
+            "dtype=float32."
         )
-    return Trained(params, list(_records(course, rates, per_epoch)), chosen={})
+    return Trained(params, list(_epochs(course, rates, per_epoch)), chosen={})
 
 
 def length(config: ConfigDict, images: int) -> tuple[int, int]:
     """Return the number of steps of a classifier's training, and of an epoch, on these images."""
     settings, classifier = config.classifier, CLASSIFIERS[config.classifier.name]
+    if not classifier.learned:  # in closed form: one step, on all images
+        return 1, 1
     shots = config.dataset.shots
     published = [n for least, n in classifier.epochs if shots < 0 or shots >= least]
     per_epoch = loader.steps_per_epoch(
@@ -200,9 +179,9 @@ def draw_batches(
 def train_on_features(
     name: str,
     params: Params,
-    images: tuple[jax.Array, jax.Array],
+    features: Array,
+    labels: Array,
     texts: ClassTexts,
-    s: jax.Array,
     batches: np.ndarray,
     rates: dict[str, np.ndarray],
     weight_decay: float = 0.0,
@@ -212,21 +191,20 @@ def train_on_features(
     Args:
       name: Name of the classifier.
       params: Initial parameters.
-      images: Features f̂ (M, E) and labels (M,).
+      features: f̂ (M, E).
+      labels: (M,) int.
       texts: Texts of the classes.
-      s: The temperature.
-      batches: (steps, B) int, the rows of `images` that a step takes, -1 for padding.
+      batches: (steps, B) int, the rows of `features` that a step takes, -1 for padding.
       rates: The learning rate (steps,) of each learned parameter.
       weight_decay: Of the optimizer.
     """
-    classifier, (features, labels) = CLASSIFIERS[name], images
-    assert classifier.optimizer is not None
-    optimizer = classifier.optimizer(weight_decay)
+    classifier = CLASSIFIERS[name]
+    optimizer = OPTIMIZERS[classifier.optimizer](weight_decay)
 
-    def objective(learned: Params, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def objective(learned: Params, rows: Array) -> tuple[Array, Array]:
         own = {**params, **learned}
         weight = (rows >= 0).astype(jnp.float32)
-        logits = classifier.logits(own, features[rows], texts, s)
+        logits = classifier.logits(own, features[rows], texts)
         loss = (cross_entropy(logits, labels[rows]) * weight).sum() / weight.sum()
         if classifier.penalty is not None:
             loss += classifier.penalty(own, texts)
@@ -245,7 +223,7 @@ def train_on_features(
     return {**params, **learned}, course
 
 
-def _records(
+def _epochs(
     course: Course, rates: dict[str, np.ndarray], per_epoch: int
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Yield the last step of each epoch, and means over it."""
@@ -262,8 +240,8 @@ def _records(
 
 
 def encode_support(
-    experiment: Experiment, prompts: Prompts, before_batch: Callable[[], object] = lambda: None
-) -> tuple[Support, ClassTexts, jax.Array]:
+    experiment: Experiment, prompts: Prompts, before_batch: Callable[[], object]
+) -> tuple[Support, ClassTexts]:
     """Encode the class texts and views of the training images with the method's towers.
 
     Args:
@@ -273,8 +251,8 @@ def encode_support(
         encoding.
 
     Returns:
-      The views that the classifier starts from, followed by those of its epochs if different; the
-      texts; and the temperature s. All hosts have all of these.
+      The views that the classifier starts from, followed by those of its epochs if different; and
+      the texts. All hosts have all of these.
 
     Raises:
       UserError: An image cannot be read.
@@ -283,7 +261,7 @@ def encode_support(
     start, later = count_views(config, len(dataset.train))
     encode_texts, encode_images = _make_programs(model)
     clip, prompts = experiment.pretrained.params, distributed.replicate(prompts)
-    texts, class_texts, s = encode_texts(clip, prompts, experiment.texts)
+    texts, class_texts = encode_texts(clip, prompts, experiment.texts)
     hosts, devices = jax.process_count(), jax.local_device_count()
     rows = -(-min(config.eval.batch_size, len(dataset.train)) // hosts)
 
@@ -317,8 +295,7 @@ def encode_support(
     labels = np.array([example.label for example in dataset.train], np.int32)
     readable = weights[0] > 0
     support = Support(jnp.asarray(views[:, readable]), jnp.asarray(labels[readable]))
-    class_texts, s = jax.tree.map(jnp.asarray, distributed.to_host((class_texts, s)))
-    return support, class_texts, s
+    return support, jax.tree.map(jnp.asarray, distributed.to_host(class_texts))
 
 
 def count_views(config: ConfigDict, images: int) -> tuple[int, int]:
@@ -336,20 +313,15 @@ def count_views(config: ConfigDict, images: int) -> tuple[int, int]:
 def _make_programs(
     model: PromptedCLIP,
 ) -> tuple[
-    Callable[[Params, Prompts, Texts], tuple[Texts, ClassTexts, jax.Array]],
+    Callable[[Params, Prompts, Texts], tuple[Texts, ClassTexts]],
     Callable[[Params, Prompts, Texts, np.ndarray], jax.Array],
 ]:
-    """Return the compiled encoders of texts and of images.
+    """Return the compiled encoders of texts and of images, on devices as in `distributed`."""
 
-    Every argument and result has a leading device axis.
-    """
-
-    def encode_texts(
-        clip: Params, prompts: Prompts, texts: Texts
-    ) -> tuple[Texts, ClassTexts, jax.Array]:
+    def encode_texts(clip: Params, prompts: Prompts, texts: Texts) -> tuple[Texts, ClassTexts]:
         own = functools.partial(apply, model, clip, prompts)
         texts = own(texts, distributed.AXIS, method="texts")
-        return texts, own(texts, method="class_texts"), own(method="temperature")
+        return texts, own(texts, method="class_texts")
 
     def encode_images(clip: Params, prompts: Prompts, texts: Texts, images: jax.Array) -> jax.Array:
         return apply(model, clip, prompts, images, texts, method="image_features")

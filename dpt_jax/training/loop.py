@@ -199,9 +199,9 @@ def with_classifier(
             say(f"stopped {when} the classifier was trained: the same command resumes there.")
             raise Stopped
 
-    support, texts, s = encode_support(experiment, state.prompts, end_if_asked)
+    support, class_texts = encode_support(experiment, state.prompts, end_if_asked)
     encoded = time.perf_counter()
-    trained = fit(config, support, texts, s)
+    trained = fit(config, support, class_texts)
     with MetricWriter(workdir, before) as writer:
         for steps, values in trained.epochs:
             values["epoch"] += plan.epoch(before)

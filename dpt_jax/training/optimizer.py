@@ -4,7 +4,8 @@ A schedule is an argument of the compiled step, so runs that differ only in it s
 """
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +14,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from dpt_jax.clip.blocks import Params
 from dpt_jax.data.loader import steps_per_epoch
 from dpt_jax.methods import METHODS
 from dpt_jax.prompts import Prompts
-from dpt_jax.prompts.classifiers import adamw, momentum_sgd
 
 WEIGHT_DECAY = 5e-4
 WARMUP_LR = 1e-5
@@ -122,22 +123,59 @@ def average_epochs(
     return jax.tree.map(lambda sum, own: jnp.where(last, sum, own), average, prompts), average
 
 
+def momentum_sgd(weight_decay: float) -> optax.GradientTransformation:
+    """Return SGD with momentum 0.9. Weight decay is added to the gradient before momentum."""
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(0.9))
+
+
+def adam(eps: float = 1e-8) -> optax.GradientTransformation:
+    """Return Adam as PyTorch has it, with β of 0.9 and 0.999.
+
+    Unlike Optax's, it computes 1 − β^t by expm1, which avoids a float32 rounding error of 3e-5 at
+    the first steps.
+    """
+
+    def update(
+        gradient: Params, state: optax.ScaleByAdamState, _: Params | None = None
+    ) -> tuple[Params, optax.ScaleByAdamState]:
+        count = state.count + 1
+        mu = optax.tree.update_moment(gradient, state.mu, 0.9, 1)
+        nu = optax.tree.update_moment(gradient, state.nu, 0.999, 2)
+        first, second = (-jnp.expm1(count * math.log(beta)) for beta in (0.9, 0.999))
+        steps = jax.tree.map(lambda m, v: m / first / (jnp.sqrt(v / second) + eps), mu, nu)
+        return steps, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
+def lpplus(weight_decay: float) -> optax.GradientTransformation:
+    """Return LP++'s SGD. The gradient of α is never reset, so each step subtracts the sum."""
+    parts = {"momentum": momentum_sgd(weight_decay), "sum": optax.trace(1.0)}
+    labels = {"weight": "momentum", "bias": "momentum", "alpha": "sum"}
+    return optax.partition(parts, labels)
+
+
+# From weight decay to a transformation whose steps are multiplied by minus the learning rate. The
+# decay of AdamW is decoupled.
+OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "sgd": momentum_sgd,
+    "adamw": lambda decay: optax.chain(adam(), optax.add_decayed_weights(decay)),
+    "tip_adamw": lambda decay: optax.chain(adam(eps=1e-4), optax.add_decayed_weights(decay)),
+    "adam_l2": lambda decay: optax.chain(optax.add_decayed_weights(decay), adam()),
+    "lpplus": lpplus,
+}
+
+
 @functools.lru_cache  # the same object every time, since `make_step` caches by it
 def make_optimizer(
     name: str = "sgd", weight_decay: float = WEIGHT_DECAY
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer of the learned parts.
+    """Return the optimizer of the learned parts, "sgd" or "adamw" of OPTIMIZERS.
 
     `update` takes the learning rates of the step as `rates`, see `learning_rates`. They follow the
     run's step count, skipped steps included.
-
-    Args:
-      name: "sgd", with momentum 0.9 and the decay added to the gradient before momentum, or
-        "adamw", PyTorch's: β 0.9 and 0.999, ε 1e-8, and decoupled decay.
-      weight_decay: Decay of all parts.
     """
-    steps = adamw if name == "adamw" else momentum_sgd
-    return optax.chain(steps(weight_decay), _scale_by_rates())
+    return optax.chain(OPTIMIZERS[name](weight_decay), _scale_by_rates())
 
 
 def _scale_by_rates() -> optax.GradientTransformationExtraArgs:

@@ -30,20 +30,20 @@ def test_new_classes_fall_back_to_their_texts(name):
     raw = jax.random.normal(keys[0], (5, 16))
     support = Support(jax.random.normal(keys[1], (2, 6, 16)), jnp.arange(6) % 3)
     settings = method_config(name.partition("_plus")[0].partition("_conf")[0]).classifier
-    classifier, s = CLASSIFIERS[name], jnp.float32(50.0)
+    classifier = CLASSIFIERS[name]
 
     def texts(rows):
-        return ClassTexts(normalize(raw[jnp.array(rows)]), raw[jnp.array(rows)])
+        return ClassTexts(normalize(raw[jnp.array(rows)]), raw[jnp.array(rows)], jnp.float32(50.0))
 
-    params = classifier.start(support, texts([0, 1, 2]), s, keys[2], settings)
+    params = classifier.start(support, texts([0, 1, 2]), keys[2], settings)
     params = {key: np.asarray(x) + (key in classifier.learned) for key, x in params.items()}
     images = normalize(jax.random.normal(keys[3], (4, 16)))
-    trained = classifier.logits(params, images, texts([0, 1, 2]), s)
+    trained = classifier.logits(params, images, texts([0, 1, 2]))
     other = for_classes(classifier, params, np.array([-1, 2, 0, -1]))
-    found = classifier.logits(other, images, texts([3, 2, 0, 4]), s)
+    found = classifier.logits(other, images, texts([3, 2, 0, 4]))
     np.testing.assert_allclose(found[:, 1:3], trained[:, [2, 0]], rtol=1e-5)
     if name != "clip_adapter":  # which changes the images of all classes
-        zero_shot = s * images @ texts([3, 4]).unit.T
+        zero_shot = 50.0 * images @ texts([3, 4]).unit.T
         np.testing.assert_allclose(found[:, [0, 3]], zero_shot, rtol=1e-4, atol=1e-4)
 
 
@@ -92,10 +92,10 @@ def test_settings_chosen_by_the_support(capsys):
     raw = jax.random.normal(keys[0], (3, 16))
     labels = jnp.arange(12) % 3
     views = raw[labels] + jax.random.normal(keys[1], (1, 12, 16))
-    texts, s = ClassTexts(normalize(raw), raw), jnp.float32(20.0)
+    texts = ClassTexts(normalize(raw), raw, jnp.float32(20.0))
     config = method_config("tip_adapter")
     config.classifier.select = "support"
-    params, _, chosen = fit(config, Support(views, labels), texts, s)
+    params, _, chosen = fit(config, Support(views, labels), texts)
     assert len(params["keys"]) == 12
     alpha, beta = (float(params[key]) for key in ("alpha", "beta"))
     grid = CLASSIFIERS["tip_adapter"].grid
