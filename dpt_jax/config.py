@@ -282,8 +282,10 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
     values: dict[str, Any] = {}
     for keyword, value in keywords.items():
         name = keyword.replace("__", ".")
-        keys = [key for key in (name, f"train.{name}", f"dataset.{name}") if key in KEYS]
-        keys = keys[:1] or [key for key in used if key.endswith(f".{name}")]
+        # Sections that may be left out first; a full key also if the method does not use it.
+        keys = [name] if name in KEYS else [key for key in used if key.endswith(f".{name}")]
+        first = [key for key in (f"train.{name}", f"dataset.{name}") if key in keys]
+        keys = first[:1] or keys
         if not keys:
             raise UserError(f"{keyword} is not a setting of {method}{nearest(name, used)}")
         if len(keys) > 1 or keys[0] in values:

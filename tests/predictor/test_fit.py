@@ -80,6 +80,8 @@ def test_images_in_memory_are_those_of_the_folder(
 )
 def test_a_keyword_without_its_section_is_a_key_of_the_method(method, key):
     assert keyword_config(method, {"alpha": 0.5})[1] == {key: 0.5}
+    # ZS-LP has no epochs of its towers.
+    assert keyword_config("zslp", {"epochs": 5})[1] == {"classifier.epochs": 5}
 
 
 def test_the_record_is_of_the_pixels(memory):
