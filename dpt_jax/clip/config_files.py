@@ -4,26 +4,21 @@ CLIPConfig of transformers imports PyTorch if that is installed, which takes sec
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.traverse_util
 from etils import epath
 from PIL import Image
 
 from dpt_jax.clip.blocks import ACTIVATIONS
 from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig, TransformerConfig, read_json
 from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, MEAN, STD, Preprocessing
-from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.io import reading
 
 Fields = dict[str, Any]
 CONFIG_FILE, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 # transformers 5 writes the second one, with the fields of the first one in "image_processor".
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-_PROCESSORS = (
-    *("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
-    "CLIPFeatureExtractor",
-)
-# The fields of TransformerConfig in a config.json.
 _TOWER = {
     "width": "hidden_size",
     "mlp_width": "intermediate_size",
@@ -32,21 +27,28 @@ _TOWER = {
     "activation": "hidden_act",
     "layer_norm_eps": "layer_norm_eps",
 }
+# Where a config.json has the fields of CLIPConfig.
+_FIELDS = {
+    "embed_dim": "projection_dim",
+    "image_size": "vision_config.image_size",
+    "patch_size": "vision_config.patch_size",
+    "vocab_size": "text_config.vocab_size",
+    "context_length": "text_config.max_position_embeddings",
+    **{f"vision.{ours}": f"vision_config.{theirs}" for ours, theirs in _TOWER.items()},
+    **{f"text.{ours}": f"text_config.{theirs}" for ours, theirs in _TOWER.items()},
+}
 # Early configurations have this end token, but their models take the highest id.
 _OLD_END = 2
-_OPEN_CLIP_KEYS = {
-    # Keys of open_clip's configuration that are read:
-    *("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "size", "mean", "std"),
-    *("image_size", "patch_size", "width", "layers", "mlp_ratio"),
-    *("norm_kwargs", "eps", "context_length", "vocab_size", "eos_id"),
-    # Keys that change nothing in a trained CLIP with two standard transformers:
+
+# Keys of open_clip that change nothing in a trained CLIP with two standard transformers.
+_WITHOUT_EFFECT = {
     *("custom_text", "init_logit_scale", "cast_dtype", "output_dict", "fill_color"),
     *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
     *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"),
     *("pad_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
 }
-# Other keys, with their supported values. Any key may be empty, which leaves a part out.
-_OPEN_CLIP_VALUES = {
+# Supported values of its keys. Any key may be empty, which leaves a part out.
+_VALUES = {
     "pool_type": ("tok", "argmax", "eos"),
     "pos_embed_type": ("learnable",),
     "proj_type": ("linear",),
@@ -59,61 +61,46 @@ _OPEN_CLIP_VALUES = {
 }
 
 
-class Description(NamedTuple):
-    """What the configuration files of a model say.
+def read_transformers(file: epath.Path) -> tuple[CLIPConfig, int | None]:
+    """Return the sizes in a config.json, and where a text's feature is taken.
 
-    Attributes:
-      config: its sizes.
-      end: id of the token at which the text feature is taken; None for the highest id of a text.
-    """
-
-    config: CLIPConfig
-    end: int | None
-
-
-def read_transformers(file: epath.Path) -> Description:
-    """Return what a config.json and the image processor in its folder say.
-
-    Raises:
-      UserError: for a model of another type, or a value that is not supported.
+    The latter is the id of a token, or None for the highest id. The image processor is read from
+    the same folder. Raise UserError for another kind of model, or a value that is not supported.
     """
     with reading(file, "a configuration of a CLIP"):
         raw = read_json(file)
         if raw.get("model_type") != "clip":
             raise ValueError(f"model_type is {raw.get('model_type')!r}, not 'clip'")
-        # Defaults are those of a ViT-B/32.
-        defaults = config_to_dict(OPENAI_MODELS["ViT-B/32"])
-        del defaults["text_config"]["eos_token_id"]
-
-        def tower(name: str) -> tuple[Fields, TransformerConfig]:
+        for tower in ("text_config", "vision_config"):
             # Older files have a second copy, which transformers prefers.
-            second = raw.get(f"{name}_dict")
-            own = defaults[name] | ((raw.get(name) or {}) if second is None else second)
-            if own["hidden_act"] not in ACTIVATIONS:
-                raise ValueError(f"hidden_act is {own['hidden_act']!r}, which is not supported")
-            return own, TransformerConfig(**{ours: own[key] for ours, key in _TOWER.items()})
-
-        (text, text_sizes), (vision, vision_sizes) = tower("text_config"), tower("vision_config")
-        config = CLIPConfig(
-            embed_dim=(defaults | raw)["projection_dim"],
-            image_size=_side(vision["image_size"]),
-            patch_size=_side(vision["patch_size"]),
-            vision=vision_sizes,
-            text=text_sizes,
-            vocab_size=text["vocab_size"],
-            context_length=text["max_position_embeddings"],
-        )
+            second = raw.pop(f"{tower}_dict", None)
+            raw[tower] = dict((raw.get(tower) if second is None else second) or {})
+        end = raw["text_config"].get("eos_token_id")
+        # The defaults of transformers are those of a ViT-B/32.
+        found = _flat(config_to_dict(OPENAI_MODELS["ViT-B/32"])) | _flat(raw)
+        own = _nested({ours: _side(found[theirs]) for ours, theirs in _FIELDS.items()})
+        for tower in ("text", "vision"):
+            own[tower] = TransformerConfig(**own[tower])
+            if own[tower].activation not in ACTIVATIONS:
+                raise ValueError(f"hidden_act is {own[tower].activation!r}, which is not supported")
+        config = CLIPConfig(**own)
     processor = read_processor(file.parent, config.image_size)
-    end = text.get("eos_token_id")
     config = dataclasses.replace(config, preprocessing=processor)
-    return Description(config, None if end == _OLD_END else end)
+    return config, None if end == _OLD_END else end
+
+
+def _flat(nested: Fields) -> Fields:
+    return flax.traverse_util.flatten_dict(nested, sep=".")
+
+
+def _nested(flat: Fields) -> Fields:
+    return flax.traverse_util.unflatten_dict(flat, sep=".")
 
 
 def read_processor(folder: epath.Path, size: int) -> Preprocessing:
     """Return the preprocessing of a model folder, OpenAI's if the folder has no processor file.
 
-    Raises:
-      UserError: for a processor that is not supported, or of another image size.
+    Raise UserError for a processor that is not supported, or of another image size.
     """
     for name in PROCESSOR_FILES:
         if (folder / name).exists():
@@ -132,9 +119,11 @@ def _preprocessing(raw: Fields, size: int) -> Preprocessing:
         given.pop("crop_size", None)
     both = {"height": size, "width": size}
     squash = given.get("size") == both
+    own = "CLIPImageProcessor"
     supported: dict[str, tuple[Any, ...]] = {
         **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), (True,)),
-        **dict.fromkeys(("image_processor_type", "feature_extractor_type"), _PROCESSORS),
+        "image_processor_type": (own, f"{own}Fast", f"{own}Pil", "CLIPFeatureExtractor"),
+        "feature_extractor_type": (own, "CLIPFeatureExtractor"),
         "do_convert_rgb": (True, False),
         "do_center_crop": (True, False) if squash else (True,),
         "size": ({"shortest_edge": size}, both, size),
@@ -155,56 +144,57 @@ def _preprocessing(raw: Fields, size: int) -> Preprocessing:
     )
 
 
-def read_open_clip(file: epath.Path) -> Description:
-    """Return what an open_clip_config.json says; missing keys have open_clip's defaults.
-
-    Raises:
-      UserError: naming the key, for another kind of model or a value that is not supported.
-    """
+def read_open_clip(file: epath.Path) -> tuple[CLIPConfig, int | None]:
+    """Return what an open_clip_config.json says, as `read_transformers` does."""
     with reading(file, "open_clip's configuration of a CLIP"):
         raw = read_json(file)
-        model, pixels = raw["model_cfg"], raw.get("preprocess_cfg") or {}
+        # Its defaults are those of a ViT-B/16 with another activation.
+        defaults = _flat(open_clip_to_dict(OPENAI_MODELS["ViT-B/16"])) | {
+            "model_cfg.embed_dim": None,
+            "model_cfg.quick_gelu": False,
+            "model_cfg.text_cfg.pool_type": "argmax",
+            "model_cfg.text_cfg.eos_id": 2,
+            "preprocess_cfg.size": None,
+        }
+        given = _flat({key: raw.get(key) or {} for key in ("model_cfg", "preprocess_cfg")})
+        for key, value in given.items():
+            name = key.rpartition(".")[2]
+            known = key in defaults or name in _WITHOUT_EFFECT
+            if value and not (value in _VALUES[name] if name in _VALUES else known):
+                raise ValueError(f"{key} is {value!r}, which is not supported")
+        found = _nested({key: given.get(key, default) for key, default in defaults.items()})
+        model, pixels = found["model_cfg"], found["preprocess_cfg"]
         vision, text = model["vision_cfg"], model["text_cfg"]
-        norms = [tower.get("norm_kwargs") or {} for tower in (vision, text)]
-        # A tower has one of these two keys.
-        towers = vision | {"head_width": None}, text | {"heads": None}
-        for part in (model, *towers, pixels, *norms):
-            for key, value in part.items():
-                known = key in _OPEN_CLIP_KEYS or value in _OPEN_CLIP_VALUES.get(key, ())
-                if value and not known:
-                    raise ValueError(f"{key} is {value!r}, which is not supported")
-
-        def tower(given: Fields, norm: Fields, width: int, heads: int) -> TransformerConfig:
-            return TransformerConfig(
-                width=width,
-                layers=given.get("layers", 12),
-                heads=heads,
-                mlp_width=int(width * given.get("mlp_ratio", 4.0)),
-                activation="quick_gelu" if model.get("quick_gelu") else "gelu",
-                layer_norm_eps=norm.get("eps", TransformerConfig.layer_norm_eps),
+        heads = {"vision": vision["width"] // vision["head_width"], "text": text["heads"]}
+        towers = {
+            name: TransformerConfig(
+                width=part["width"],
+                layers=part["layers"],
+                heads=heads[name],
+                mlp_width=int(part["width"] * part["mlp_ratio"]),
+                activation="quick_gelu" if model["quick_gelu"] else "gelu",
+                layer_norm_eps=part["norm_kwargs"]["eps"],
             )
-
-        image_width, size = vision.get("width", 768), _side(vision.get("image_size", 224))
-        if _side(pixels.get("size") or size) != size:
+            for name, part in (("vision", vision), ("text", text))
+        }
+        size = _side(vision["image_size"])
+        if _side(pixels["size"] or size) != size:
             raise ValueError(f"the size of preprocess_cfg is not the {size} pixels of vision_cfg")
         config = CLIPConfig(
             embed_dim=model["embed_dim"],
             image_size=size,
-            patch_size=_side(vision.get("patch_size", 16)),
-            vision=tower(
-                vision, norms[0], image_width, image_width // vision.get("head_width", 64)
-            ),
-            text=tower(text, norms[1], text.get("width", 512), text.get("heads", 8)),
-            vocab_size=text.get("vocab_size", 49408),
-            context_length=text.get("context_length", 77),
+            patch_size=_side(vision["patch_size"]),
+            vocab_size=text["vocab_size"],
+            context_length=text["context_length"],
             preprocessing=Preprocessing(
-                _channels(pixels.get("mean") or MEAN),
-                _channels(pixels.get("std") or STD),
-                "bilinear" if pixels.get("interpolation") == "bilinear" else "bicubic",
-                "squash" if pixels.get("resize_mode") == "squash" else "crop",
+                _channels(pixels["mean"] or MEAN),
+                _channels(pixels["std"] or STD),
+                "bilinear" if pixels["interpolation"] == "bilinear" else "bicubic",
+                "squash" if pixels["resize_mode"] == "squash" else "crop",
             ),
+            **towers,
         )
-    return Description(config, text.get("eos_id", 2) if text.get("pool_type") == "eos" else None)
+    return config, text["eos_id"] if text["pool_type"] == "eos" else None
 
 
 def _side(value: Any) -> Any:
@@ -218,45 +208,26 @@ def _channels(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,) * 3
 
 
-def transformers_files(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Fields]:
-    """Return the configuration files of a model in transformers' layout, by name."""
-    return {
-        CONFIG_FILE: config_to_dict(config, tokenizer.start, tokenizer.end),
-        PROCESSOR_FILES[0]: processor_to_dict(config.preprocessing, config.image_size),
-    }
-
-
 def config_to_dict(config: CLIPConfig, start: int | None = None, end: int | None = None) -> Fields:
     """Return the sizes as a config.json.
 
     start, end: ids of the tokens at the start and the end of a text; None for the two highest ids.
     """
+    own = _flat(dataclasses.asdict(config))
     end = config.vocab_size - 1 if end is None else end
-
-    def tower(kind: str, part: TransformerConfig, **own: int) -> Fields:
-        sizes = {key: getattr(part, ours) for ours, key in _TOWER.items()}
-        return {"model_type": kind, **sizes, "projection_dim": config.embed_dim, **own}
-
-    return {
+    fields = {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
-        "projection_dim": config.embed_dim,
-        "text_config": tower(
-            "clip_text_model",
-            config.text,
-            vocab_size=config.vocab_size,
-            max_position_embeddings=config.context_length,
-            bos_token_id=end - 1 if start is None else start,
-            eos_token_id=end,
-            pad_token_id=end,
-        ),
-        "vision_config": tower(
-            "clip_vision_model",
-            config.vision,
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-        ),
+        "text_config.model_type": "clip_text_model",
+        "vision_config.model_type": "clip_vision_model",
+        **{theirs: own[ours] for ours, theirs in _FIELDS.items()},
+        "text_config.projection_dim": config.embed_dim,
+        "vision_config.projection_dim": config.embed_dim,
+        "text_config.bos_token_id": end - 1 if start is None else start,
+        "text_config.eos_token_id": end,
+        "text_config.pad_token_id": end,
     }
+    return _nested(fields)
 
 
 def processor_to_dict(preprocessing: Preprocessing, image_size: int) -> Fields:
@@ -279,17 +250,17 @@ def processor_to_dict(preprocessing: Preprocessing, image_size: int) -> Fields:
     }
 
 
-def open_clip_files(config: CLIPConfig) -> dict[str, Fields]:
-    """Return the configuration files of a model in open_clip's layout, by name."""
-
-    def tower(part: TransformerConfig) -> Fields:
-        return {
+def open_clip_to_dict(config: CLIPConfig) -> Fields:
+    """Return sizes and preprocessing as an open_clip_config.json."""
+    towers = [
+        {
             "width": part.width,
             "layers": part.layers,
             "mlp_ratio": part.mlp_width / part.width,
             "norm_kwargs": {"eps": part.layer_norm_eps},
         }
-
+        for part in (config.vision, config.text)
+    ]
     pixels, size = config.preprocessing, config.image_size
     model = {
         "embed_dim": config.embed_dim,
@@ -298,13 +269,13 @@ def open_clip_files(config: CLIPConfig) -> dict[str, Fields]:
             "image_size": size,
             "patch_size": config.patch_size,
             "head_width": config.vision.width // config.vision.heads,
-            **tower(config.vision),
+            **towers[0],
         },
         "text_cfg": {
             "context_length": config.context_length,
             "vocab_size": config.vocab_size,
             "heads": config.text.heads,
-            **tower(config.text),
+            **towers[1],
         },
     }
     preprocessing = {
@@ -315,4 +286,4 @@ def open_clip_files(config: CLIPConfig) -> dict[str, Fields]:
         "interpolation": pixels.interpolation,
         "resize_mode": "shortest" if pixels.resize == "crop" else "squash",
     }
-    return {OPEN_CLIP_CONFIG: {"model_cfg": model, "preprocess_cfg": preprocessing}}
+    return {"model_cfg": model, "preprocess_cfg": preprocessing}

@@ -6,7 +6,6 @@ replaced by one without behaviour, so PyTorch need not be installed.
 
 import collections
 import io
-import math
 import os
 import pathlib
 import pickle
@@ -41,8 +40,7 @@ _DTYPES = {
 def read_tensors(file: epath.Path) -> Tensors:
     """Return the tensors of a weight file, or of all files that an index names.
 
-    Raises:
-      UserError: if the file is of another kind or damaged.
+    Raise UserError if one is of another kind or damaged.
     """
     if file.name.endswith(INDEX):
         with reading(file, "the index of a model's weight files"):
@@ -64,11 +62,7 @@ def read_tensors(file: epath.Path) -> Tensors:
 def read_torch_file(file: epath.Path | pathlib.Path) -> tuple[Tensors, int | None]:
     """Return a PyTorch state dict, bare or under "state_dict", or the tensors of TorchScript.
 
-    Returns:
-      The tensors, and the epoch that a training wrote beside them.
-
-    Raises:
-      UserError: if the file is damaged or holds something else.
+    The second value is the epoch that a training wrote beside them, None if missing.
     """
     with reading(file, "a PyTorch file"), zipfile.ZipFile(io.BytesIO(file.read_bytes())) as archive:
         root: Any = _TorchUnpickler(archive).load()
@@ -132,14 +126,9 @@ class _TorchUnpickler(pickle.Unpickler):
 def _tensor(
     storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
 ) -> np.ndarray:
-    """Return a tensor as a view of its storage, which it may not exceed."""
-    if min((offset, *shape, *strides)) < 0 or len(shape) != len(strides):
-        raise ValueError("a tensor has negative sizes")
-    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if math.prod(shape) and last >= len(storage):
-        raise ValueError("a tensor is larger than its storage")
-    steps = [step * storage.itemsize for step in strides]
-    return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps, writeable=False)
+    """Return a tensor as a view of its storage.  Raise ValueError if it is larger than that."""
+    size = storage.itemsize
+    return np.ndarray(shape, storage.dtype, storage, offset * size, [size * n for n in strides])
 
 
 def _scripted_tensors(module: Any, prefix: str = "") -> Tensors:
@@ -154,17 +143,13 @@ def _scripted_tensors(module: Any, prefix: str = "") -> Tensors:
 
 
 def write_safetensors(file: epath.Path, tensors: Tensors) -> None:
-    """Write tensors as transformers and open_clip do.  Raise UserError if that fails."""
+    """Write tensors as transformers and open_clip do."""
     own = {name: np.asarray(x, order="C") for name, x in tensors.items()}
     write_whole(file, safetensors.numpy.save(own, {"format": "pt"}))
 
 
 def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:
-    """Write a state dict as the framework of the published code saves it.
-
-    Raises:
-      UserError: if torch is not installed.
-    """
+    """Write a state dict as the framework of the published code saves it."""
     try:
         import torch
     except ImportError as reason:

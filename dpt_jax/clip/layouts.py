@@ -62,71 +62,81 @@ class _Parameter(NamedTuple):
 
     Attributes:
       path: in our tree, with "/".
+      shape: ours.
       names: its tensor in the file, or one for each layer.
       third: which third of the tensor it is, None for the whole.
-      shape: ours, without the axis of layers.
-      stored: shape in the file.
+      stored: shape of a layer in the file.
       axes: permutation from the file's axes to ours, before `shape` splits and joins them.
     """
 
     path: str
+    shape: tuple[int, ...]
     names: list[str]
     third: int | None
-    shape: tuple[int, ...]
     stored: tuple[int, ...]
     axes: tuple[int, ...]
 
 
 def params_of(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Params:
-    """Return the parameters of a weight file in either layout.
+    """Return the parameters of a weight file in either layout, in the file's type.
 
     Args:
       tensors: tensors of the file, under its names.
       config: sizes of the model.
       file: for errors.
 
-    Returns:
-      The parameter tree of `CLIP(config)`, in the file's type.
-
     Raises:
       UserError: naming the tensor that is missing, left over, not floating point or of another
         shape than the sizes ask for.
     """
-    left, flat = dict(tensors), {}
+    used, flat = set(), {}
     prefix, text = _prefixes(tensors)
     table = OPENAI if any(n.startswith(f"{prefix}visual.") for n in tensors) else TRANSFORMERS
     for parameter in _parameters(config, table, prefix, text):
-        layers = []
-        for name in parameter.names:
-            value = _checked(tensors, name, parameter, file)
-            left.pop(name, None)
-            if parameter.third is not None:
-                value = np.split(value, 3)[parameter.third]
-            value = value.reshape(parameter.stored).transpose(parameter.axes)
-            layers.append(value.reshape(parameter.shape))
-        flat[parameter.path] = np.stack(layers) if _stacked(parameter.path) else layers[0]
-    for name in sorted(left):
+        layers = [_layer(tensors, name, parameter, file) for name in parameter.names]
+        flat[parameter.path] = np.stack(layers).reshape(parameter.shape)
+        used.update(parameter.names)
+    for name in sorted(tensors.keys() - used):
         if not BUFFER.fullmatch(name.removeprefix(prefix).removeprefix(text)):
             raise UserError(f"{file}: tensor {name} is not part of a CLIP ViT of these sizes.")
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
+def _layer(tensors: Tensors, name: str, parameter: _Parameter, file: epath.Path) -> np.ndarray:
+    """Return a layer of a parameter with our axes.  Raise UserError if its tensor does not fit."""
+    shape, third = parameter.stored, parameter.third
+    if third is not None:
+        shape = (3 * shape[0], *shape[1:])
+    if name not in tensors:
+        raise UserError(
+            f"{file}: tensor {name} is missing; the file is incomplete or not a CLIP ViT of these "
+            "sizes."
+        )
+    value = tensors[name]
+    fits = value.shape in (shape, shape or (1,))  # a scalar may be stored as a vector of one
+    if not fits or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise UserError(
+            f"{file}: tensor {name} is {value.dtype} {value.shape}, but the configuration asks for "
+            f"floating point {shape}; the two do not belong together."
+        )
+    own = value if third is None else np.split(value, 3)[third]
+    return own.reshape(parameter.stored).transpose(parameter.axes)
+
+
 def tensors_of(params: Params, config: CLIPConfig, table: dict[str, str] = TRANSFORMERS) -> Tensors:
     """Return the parameters as the state dict of transformers' CLIPModel, or of OPENAI's names."""
     flat = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
-    tensors: Tensors = {}
-    thirds: dict[str, dict[int, np.ndarray]] = {}
+    found: dict[str, list[np.ndarray]] = {}  # a tensor, or its thirds
     for parameter in _parameters(config, table):
-        value = flat[parameter.path]
-        layers = value if _stacked(parameter.path) else [value]
         permuted = [parameter.stored[axis] for axis in parameter.axes]
+        layers = flat[parameter.path].reshape(len(parameter.names), *permuted)
         for name, layer in zip(parameter.names, layers, strict=True):
-            stored = layer.reshape(permuted).transpose(np.argsort(parameter.axes))
-            if parameter.third is None:
-                tensors[name] = np.asarray(stored, order="C")
-            else:
-                thirds.setdefault(name, {})[parameter.third] = stored
-    return tensors | {name: np.concatenate([x[i] for i in range(3)]) for name, x in thirds.items()}
+            own = found.setdefault(name, [layer] * (1 if parameter.third is None else 3))
+            own[parameter.third or 0] = layer.transpose(np.argsort(parameter.axes))
+    return {
+        name: np.asarray(own[0] if len(own) == 1 else np.concatenate(own), order="C")
+        for name, own in found.items()
+    }
 
 
 def _prefixes(tensors: Tensors) -> tuple[str, str]:
@@ -143,27 +153,20 @@ def _parameters(
     """Yield the parameters of a model with their places in a file that is named by `table`."""
     kinds = {"kernel": "weight", "scale": "weight", "bias": "bias"}
     for path, leaf in flax.traverse_util.flatten_dict(param_shapes(config), sep="/").items():
-        own, third = prefix + (text if path.startswith("text/") else ""), None
+        own, third, shape = prefix + (text if path.startswith("text/") else ""), None, leaf.shape
         module, _, kind = path.rpartition("/")
-        shape = leaf.shape[1:] if _stacked(path) else leaf.shape
         if path in table:
             names = [own + table[path]]
         elif module in table:  # a layer norm
             names = [own + table[module] + kinds[kind]]
         else:
             blocks, _, part = module.rpartition("/")
-            names = [
-                f"{own}{table[blocks]}{i}.{table[part]}{kinds[kind]}" for i in range(leaf.shape[0])
-            ]
+            names = [f"{own}{table[blocks]}{i}.{table[part]}{kinds[kind]}" for i in range(shape[0])]
+            shape = shape[1:]
             if table is OPENAI and part in ("query", "key", "value"):
                 third = ("query", "key", "value").index(part)
         stored, axes = _stored(path, shape, config, table)
-        yield _Parameter(path, names, third, shape, stored, axes)
-
-
-def _stacked(path: str) -> bool:
-    """Return whether a parameter has an axis of layers."""
-    return "/blocks/" in path
+        yield _Parameter(path, leaf.shape, names, third, stored, axes)
 
 
 def _stored(
@@ -179,22 +182,3 @@ def _stored(
         inputs = 2 if "/out/" in path else 1  # axes: heads and their size, or the width
         return (math.prod(shape[inputs:]), math.prod(shape[:inputs])), (1, 0)
     return shape, tuple(range(len(shape)))
-
-
-def _checked(tensors: Tensors, name: str, parameter: _Parameter, file: epath.Path) -> np.ndarray:
-    """Return a tensor of the file.  Raise UserError if it is missing or does not fit."""
-    if name not in tensors:
-        raise UserError(
-            f"{file}: tensor {name} is missing; the file is incomplete or not a CLIP ViT of these "
-            "sizes."
-        )
-    value, shape = tensors[name], parameter.stored
-    if parameter.third is not None:
-        shape = (3 * shape[0], *shape[1:])
-    fits = value.shape in (shape, shape or (1,))  # a scalar may be stored as a vector of one
-    if not fits or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise UserError(
-            f"{file}: tensor {name} is {value.dtype} {value.shape}, but the configuration asks for "
-            f"floating point {shape}; the two do not belong together."
-        )
-    return value

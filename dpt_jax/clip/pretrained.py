@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import flax.traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -24,11 +23,11 @@ from dpt_jax.clip.config_files import (
     CONFIG_FILE,
     OPEN_CLIP_CONFIG,
     PROCESSOR_FILES,
-    Description,
-    open_clip_files,
+    config_to_dict,
+    open_clip_to_dict,
+    processor_to_dict,
     read_open_clip,
     read_transformers,
-    transformers_files,
 )
 from dpt_jax.clip.files import INDEX, Tensors, read_tensors, write_safetensors
 from dpt_jax.clip.layouts import OPENAI, params_of, tensors_of
@@ -38,7 +37,6 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import (
     as_path,
     is_remote,
-    listed_once,
     local_copy,
     make_folder,
     reading,
@@ -50,12 +48,9 @@ from dpt_jax.logging import say
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 ORBAX_FOLDER = "params"
-TRANSFORMERS_FILES = (
-    "model.safetensors",
-    f"model.safetensors{INDEX}",
-    "pytorch_model.bin",
-    f"pytorch_model.bin{INDEX}",
-)
+WEIGHTS = "model.safetensors"
+TORCH_WEIGHTS = "pytorch_model.bin"
+TRANSFORMERS_FILES = (WEIGHTS, f"{WEIGHTS}{INDEX}", TORCH_WEIGHTS, f"{TORCH_WEIGHTS}{INDEX}")
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 SMALL_FILES = (CONFIG_FILE, OPEN_CLIP_CONFIG, *PROCESSOR_FILES, *VOCABULARY_FILES)
 # OpenAI's names of its models, and their ids on the hub.
@@ -104,14 +99,15 @@ def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
     """
     path = locate(weights)
     if (path / ORBAX_FOLDER).exists():
-        file, described = path / ORBAX_FOLDER, read_transformers(path / CONFIG_FILE)
-        params = _read_orbax(file, described.config)
+        file = path / ORBAX_FOLDER
+        config, end = read_transformers(path / CONFIG_FILE)
+        params = _read_orbax(file, config)
     else:
         file = _find_weights(path) if path.is_dir() else path
-        known = _describe(file)
+        described = _describe(file)
         tensors = read_tensors(file)
-        described = known or Description(recognise(tensors, file), None)
-        params = params_of(tensors, described.config, file)
+        config, end = described or (recognise(tensors, file), None)
+        params = params_of(tensors, config, file)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     for name, value in flat.items():
         if not np.isfinite(np.asarray(value, np.float32)).all():
@@ -120,9 +116,9 @@ def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
         name: np.asarray(x, np.float32 if FLOAT32.match(name) else dtype)
         for name, x in flat.items()
     }
-    tokenizer = load_tokenizer(file.parent, described.config.vocab_size, described.end)
     params = flax.traverse_util.unflatten_dict(typed, sep="/")
-    return Pretrained(described.config, params, tokenizer, _digest(flat))
+    tokenizer = load_tokenizer(file.parent, config.vocab_size, end)
+    return Pretrained(config, params, tokenizer, _digest(flat))
 
 
 def locate(weights: str) -> epath.Path:
@@ -135,8 +131,7 @@ def locate(weights: str) -> epath.Path:
         return cast(epath.Path, BUNDLED / weights)
     path = as_path(weights)
     if is_remote(path):
-        with listed_once(path):
-            return _from_bucket(path)
+        return _from_bucket(path)
     if path.exists():
         return path
     repo_id = OPENAI_IDS.get(weights, weights)
@@ -160,8 +155,8 @@ def _from_hub(repo_id: str) -> pathlib.Path:
         # One request without retries: without a network, it fails at once.
         found = huggingface_hub.HfApi().model_info(repo_id, timeout=HUB_SECONDS)
         there = {file.rfilename for file in found.siblings or ()}
-        names = _weight_files(OPEN_CLIP_CONFIG in there)
-        weights = next((name for name in names if name in there), names[0])
+        small = snapshot(allow_patterns=SMALL_FILES)
+        weights = next((name for name in _weight_files(small) if name in there), WEIGHTS)
         return snapshot(allow_patterns=_patterns(weights))
     except Exception as reason:  # no network, no such repository, a proxy's answer: many types
         try:
@@ -182,11 +177,9 @@ def _from_bucket(path: epath.Path) -> epath.Path:
         return cast(epath.Path, local_copy(path, lambda name: True, say))
     source = path if path.is_file() else _find_weights(path)
     patterns = _patterns(source.name)
-
-    def wanted(name: str) -> bool:
-        return name in patterns or any(fnmatch.fnmatch(name, one) for one in patterns)
-
-    folder = local_copy(source.parent, wanted, say)
+    folder = local_copy(
+        source.parent, lambda name: any(fnmatch.fnmatch(name, one) for one in patterns), say
+    )
     return cast(epath.Path, folder if source != path else folder / source.name)
 
 
@@ -196,32 +189,29 @@ def _patterns(weights: str) -> list[str]:
     return [*SMALL_FILES, weights, f"{stem}-*-of-*.{ending}"]
 
 
-def _weight_files(open_clip: bool) -> tuple[str, ...]:
-    """Return the names of weight files in order of preference.
-
-    open_clip: whether there is a configuration of open_clip. Repositories of timm have one, and
-      only the image tower in transformers' files.
-    """
-    return (
-        OPEN_CLIP_FILES + TRANSFORMERS_FILES if open_clip else TRANSFORMERS_FILES + OPEN_CLIP_FILES
-    )
+def _weight_files(folder: epath.Path | pathlib.Path) -> tuple[str, ...]:
+    """Return the names that a model folder's weight file may have, in order of preference."""
+    # Repositories of timm have an open_clip model beside only the image tower in transformers'
+    # files. A fine-tuned model may have been saved in transformers' layout into such a folder.
+    config = cast(epath.Path, folder / CONFIG_FILE)
+    if (folder / OPEN_CLIP_CONFIG).exists() and not (
+        config.exists() and read_json(config).get("model_type") == "clip"
+    ):
+        return OPEN_CLIP_FILES + TRANSFORMERS_FILES
+    return TRANSFORMERS_FILES + OPEN_CLIP_FILES
 
 
 def _find_weights(folder: epath.Path) -> epath.Path:
     """Return the weight file, or the index of several, of a model folder."""
-    config, open_clip = folder / CONFIG_FILE, (folder / OPEN_CLIP_CONFIG).exists()
-    # A fine-tuned model may have been saved in transformers' layout into a folder of open_clip's.
-    if open_clip and config.exists():
-        open_clip = read_json(config).get("model_type") != "clip"
-    names = _weight_files(open_clip)
+    names = _weight_files(folder)
     found = next((folder / name for name in names if (folder / name).exists()), None)
     if found is None:
         raise UserError(f"{folder} has no CLIP weights; it needs {', '.join(names)}.")
     return found
 
 
-def _describe(file: epath.Path) -> Description | None:
-    """Return the description in the configuration of a weight file, None if missing.
+def _describe(file: epath.Path) -> tuple[CLIPConfig, int | None] | None:
+    """Return what the configuration beside a weight file says, None if missing.
 
     If there are two, the file's name decides which layout it has.
     """
@@ -240,13 +230,8 @@ def recognise(tensors: Tensors, file: epath.Path) -> CLIPConfig:
     They do not state heads and activation, but store three sizes as tensors. A file without these
     may be a model of the same shapes with another activation.
     """
-    if not {"input_resolution", "context_length", "vocab_size"} <= tensors.keys():
-        raise UserError(
-            f"{file.parent / CONFIG_FILE} is missing, and so is {OPEN_CLIP_CONFIG}: {file.name} "
-            "does not say the heads and the activation of its model, so put one of the two beside "
-            "it."
-        )
-    for config in OPENAI_MODELS.values():
+    is_archive = {"input_resolution", "context_length", "vocab_size"} <= tensors.keys()
+    for config in OPENAI_MODELS.values() if is_archive else ():
         width, patch = config.vision.width, config.patch_size
         shapes = {
             "visual.conv1.weight": (width, 3, patch, patch),
@@ -256,8 +241,9 @@ def recognise(tensors: Tensors, file: epath.Path) -> CLIPConfig:
         if all(n in tensors and tensors[n].shape == shape for n, shape in shapes.items()):
             return config
     raise UserError(
-        f"{file} is an archive like OpenAI's, but of none of its ViT models "
-        f"({', '.join(OPENAI_MODELS)}): put the {OPEN_CLIP_CONFIG} of its model beside it."
+        f"{file.parent / CONFIG_FILE} is missing, and so is {OPEN_CLIP_CONFIG}: {file.name} does "
+        "not say the heads and the activation of its model, and is not an archive of OpenAI's "
+        f"{', '.join(OPENAI_MODELS)}. Put one of the two beside it."
     )
 
 
@@ -275,19 +261,20 @@ def save_clip(clip: Pretrained, folder: epath.Path, layout: str = "transformers"
     if folder.exists():
         raise UserError(f"{folder} already exists: choose a new folder, or delete it first.")
     make_folder(folder, "convert clip")
+    config, tokenizer = clip.config, clip.tokenizer
+    described = {
+        CONFIG_FILE: config_to_dict(config, tokenizer.start, tokenizer.end),
+        PROCESSOR_FILES[0]: processor_to_dict(config.preprocessing, config.image_size),
+    }
     if layout == "open_clip":
-        tensors = tensors_of(clip.params, clip.config, OPENAI)
-        write_safetensors(folder / OPEN_CLIP_FILES[0], tensors)
-        described = open_clip_files(clip.config)
+        write_safetensors(folder / OPEN_CLIP_FILES[0], tensors_of(clip.params, config, OPENAI))
+        described = {OPEN_CLIP_CONFIG: open_clip_to_dict(config)}
+    elif layout == "orbax":
+        with _orbax(folder / ORBAX_FOLDER) as (checkpointer, path):
+            checkpointer.save(path, clip.params)
     else:
-        if layout == "orbax":
-            with _orbax(folder / ORBAX_FOLDER) as (checkpointer, path):
-                checkpointer.save(path, clip.params)
-        else:
-            tensors = tensors_of(clip.params, clip.config)
-            write_safetensors(folder / TRANSFORMERS_FILES[0], tensors)
-        described = transformers_files(clip.config, clip.tokenizer)
-    write_whole(folder / TOKENIZER_FILE, clip.tokenizer.file)
+        write_safetensors(folder / WEIGHTS, tensors_of(clip.params, config))
+    write_whole(folder / TOKENIZER_FILE, tokenizer.file)
     for file, content in described.items():
         write_whole(folder / file, json.dumps(content, indent=2))
 
@@ -297,33 +284,27 @@ def _orbax(checkpoint: epath.Path) -> Iterator[tuple[Any, epath.Path]]:
     """Provide Orbax's checkpointer, and a checkpoint's path as Orbax accepts it."""
     import orbax.checkpoint as ocp
 
-    checkpoint = checkpoint if is_remote(checkpoint) else checkpoint.absolute()
-    with without_wildcards(checkpoint.parent) as folder, ocp.StandardCheckpointer() as checkpointer:
+    with (
+        without_wildcards(checkpoint.parent) as folder,
+        ocp.StandardCheckpointer() as checkpointer,
+    ):
         yield checkpointer, folder / checkpoint.name
 
 
 def _read_orbax(checkpoint: epath.Path, config: CLIPConfig) -> Params:
-    """Return the parameters in an Orbax checkpoint.
-
-    Raises:
-      UserError: if one is missing or unknown, or does not have the shape that `config` gives.
-    """
-    shapes = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), param_shapes(config))
+    """Return the parameters in an Orbax checkpoint.  Raise UserError if they are others."""
     with (
         reading(checkpoint, "a whole Orbax checkpoint of a CLIP"),
         _orbax(checkpoint) as (checkpointer, path),
     ):
+        params = checkpointer.restore(path)
         there, wanted = (
-            {name: tuple(x.shape) for name, x in flax.traverse_util.flatten_dict(tree).items()}
-            for tree in (checkpointer.metadata(path).item_metadata.tree, shapes)
+            {(name, x.shape) for name, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+            for tree in (params, param_shapes(config))
         )
-        for name in sorted(there.keys() | wanted.keys()):
-            if there.get(name) != wanted.get(name):
-                raise ValueError(
-                    f"{'/'.join(name)} has shape {there.get(name)}, but config.json says "
-                    f"{wanted.get(name)}"
-                )
-        return jax.tree.map(np.asarray, checkpointer.restore(path, shapes))
+        if different := there ^ wanted:
+            raise ValueError(f"{min(different)[0]} does not have the shape that {CONFIG_FILE} says")
+        return params
 
 
 def _digest(params: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import torch
 from etils import epath
 from safetensors.numpy import save_file
 
-from dpt_jax.clip.config_files import OPEN_CLIP_CONFIG, open_clip_files, read_open_clip
+from dpt_jax.clip.config_files import OPEN_CLIP_CONFIG, open_clip_to_dict, read_open_clip
 from dpt_jax.clip.layouts import OPENAI, tensors_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.preprocessing import Preprocessing
@@ -79,8 +79,8 @@ def test_features_are_those_of_open_clip(tmp_path, model, kind):
     for name, value in found.items():
         np.testing.assert_array_equal(value, expected[name], name)
     file = epath.Path(tmp_path / OPEN_CLIP_CONFIG)
-    file.write_text(json.dumps(open_clip_files(clip.config)[OPEN_CLIP_CONFIG]))
-    assert read_open_clip(file).config == clip.config
+    file.write_text(json.dumps(open_clip_to_dict(clip.config)))
+    assert read_open_clip(file)[0] == clip.config
 
 
 def read(tmp_path, change=None, **whole):
@@ -94,19 +94,19 @@ def read(tmp_path, change=None, **whole):
 
 
 def test_preprocessing_is_the_models_own(tmp_path):
-    config = read(tmp_path, preprocess_cfg=PREPROCESS).config
+    config = read(tmp_path, preprocess_cfg=PREPROCESS)[0]
     assert config.preprocessing == Preprocessing(
         (0.5, 0.5, 0.5), (0.25, 0.5, 0.75), "bilinear", "squash"
     )
-    assert read(tmp_path).config.preprocessing == Preprocessing()
-    one = read(tmp_path, preprocess_cfg={"mean": 0.5, "std": None}).config.preprocessing
+    assert read(tmp_path)[0].preprocessing == Preprocessing()
+    one = read(tmp_path, preprocess_cfg={"mean": 0.5, "std": None})[0].preprocessing
     assert (one.mean, one.std) == ((0.5, 0.5, 0.5), Preprocessing().std)
 
 
 def test_the_text_feature_is_taken_at_the_end(tmp_path):
-    assert read(tmp_path).end is None
+    assert read(tmp_path)[1] is None
     text = "model_cfg.text_cfg"
-    assert read(tmp_path, {f"{text}.pool_type": "eos", f"{text}.eos_id": 4513}).end == 4513
+    assert read(tmp_path, {f"{text}.pool_type": "eos", f"{text}.eos_id": 4513})[1] == 4513
 
 
 OTHER = [
