@@ -65,7 +65,7 @@ from dpt_jax.methods import METHODS
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
 from dpt_jax.training import flops
-from dpt_jax.training.plan import make_plan
+from dpt_jax.training.state import make_plan
 from dpt_jax.training.step import make_step, new_state
 
 GB = 1e9

@@ -30,9 +30,9 @@ from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.initial_prompts import initial_prompts
 from dpt_jax.training.loop import train
 from dpt_jax.training.metrics import TIMES, read_metrics
-from dpt_jax.training.plan import make_plan, train_batches
 from dpt_jax.training.process import Stopped
 from dpt_jax.training.setup import Experiment, assemble, compute_dtype, prepare
+from dpt_jax.training.state import make_plan, train_batches
 from dpt_jax.training.step import make_step, new_state
 
 BATCH = 32

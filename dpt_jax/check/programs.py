@@ -17,8 +17,8 @@ from dpt_jax.clip.pretrained import FLOAT32, Pretrained
 from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.data.loader import Batch
 from dpt_jax.training.initial_prompts import initial_prompts
-from dpt_jax.training.plan import make_plan
 from dpt_jax.training.setup import Experiment, consistency_target
+from dpt_jax.training.state import make_plan
 from dpt_jax.training.step import make_step, new_state
 
 _SMALL = TransformerConfig(64, 4, 1, 256)

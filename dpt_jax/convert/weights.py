@@ -24,7 +24,7 @@ from dpt_jax.methods import METHODS
 from dpt_jax.prompts.config import LORA
 from dpt_jax.prompts.weights import MATRICES, merged, over
 from dpt_jax.training.checkpoints import FOLDER, has_format
-from dpt_jax.training.initial_prompts import check_shapes, other_clip, shapes_of
+from dpt_jax.training.initial_prompts import check_same_clip, check_shapes, shapes_of
 from dpt_jax.training.setup import make_model
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -71,8 +71,7 @@ def write_clip(
     """
     config, saved = _read(source)
     pretrained = load_clip(clip or config.clip.weights)
-    if other := other_clip(saved, pretrained):
-        raise UserError(f"{source} was trained on {other} than {clip or config.clip.weights}.")
+    check_same_clip(saved, pretrained, source)
     model = make_model(config, saved.meta.get("classnames") or ["any"], pretrained)
     own = {"weights": saved.prompts["weights"]}
     check_shapes(own, {"weights": shapes_of(model)["weights"]}, str(source))

@@ -20,14 +20,17 @@ from dpt_jax.methods import PROBE
 from dpt_jax.training.checkpoints import FOLDER, Saved, is_prompt_file
 from dpt_jax.training.initial_prompts import saved_prompts
 from dpt_jax.training.loop import Callback, train
-from dpt_jax.training.record import training_meta, write_split, write_train_files
+from dpt_jax.training.record import training_meta
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 from dpt_jax.training.workdir import (
     SPLIT_FILE,
     check_same_run,
     evaluation_dir,
+    has_config,
+    load_config,
     save_config,
-    saved_settings,
+    write_split,
+    write_train_files,
 )
 
 Results = dict[str, Any]
@@ -62,7 +65,7 @@ def train_run(
             "from it with --config.init_from and a folder as --workdir."
         )
     if changed := check_same_run(config, workdir, UNBOUND if allow_changes else FREE):
-        say(f"{workdir}: resuming with changed settings: {changed}.")
+        say(f"{workdir}: changed settings: {changed}.")
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
     if experiment.model.config.learns:
@@ -159,9 +162,9 @@ def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     """
     if config.dtype != "auto":
         return config
-    default = jnp.dtype(compute_dtype(config)).name
+    dtype = jnp.dtype(compute_dtype(config)).name
     config = config.copy_and_resolve_references()
-    config.dtype = saved_settings(workdir).get("dtype", default)
+    config.dtype = load_config(workdir).dtype if has_config(workdir) else dtype
     return config
 
 

@@ -21,8 +21,9 @@ from dpt_jax.prompts.classifiers import CLASSIFIERS, for_classes, shapes
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.prompts.weights import norms_of
 from dpt_jax.training.checkpoints import Saved, load_newest
-from dpt_jax.training.record import check_not_relabelled, unfinished
+from dpt_jax.training.record import OF_EVALUATION, result_settings, unfinished
 from dpt_jax.training.setup import Experiment, clip_fingerprint
+from dpt_jax.training.workdir import check_same_settings
 
 AUXILIARY = "cavpt.classifier.kernel"  # the auxiliary classifier of CAVPT
 
@@ -52,7 +53,7 @@ def initial_prompts(experiment: Experiment) -> Prompts:
 
 
 def saved_prompts(experiment: Experiment, workdir: epath.Path) -> Saved:
-    """Return the newest prompts of a workdir or prompt file.  Raise UserError if none fit."""
+    """Return the newest prompts of a workdir or prompt file, see `fit`."""
     if not experiment.model.config.learns:
         return Saved(0, {}, {})
     return fit(experiment, load_newest(workdir), str(workdir))
@@ -61,20 +62,18 @@ def saved_prompts(experiment: Experiment, workdir: epath.Path) -> Saved:
 def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
     """Return saved prompts for an evaluation, with a warning if their training has not finished.
 
-    source: where they are from. Raise UserError naming it if they do not fit.
+    Raise UserError naming their source if they were trained with other settings than those of the
+    evaluation, or do not fit its CLIP or classes.
     """
-    check_not_relabelled(experiment, saved.meta, source)
+    here = result_settings(experiment.config, experiment.model.config.first_layer)
+    check_same_settings(source, saved.meta["settings"], here, OF_EVALUATION)
     # On standard error, since standard output may be JSON.
     if epoch := unfinished(saved.meta):
         say(
             f"{source}: its training has not finished; these prompts are from {epoch}.",
             file=sys.stderr,
         )
-    if other := other_clip(saved, experiment.pretrained):
-        raise UserError(
-            f"{source} was trained on {other} than {experiment.config.clip.weights}: give the CLIP "
-            "that it was trained on."
-        )
+    check_same_clip(saved, experiment.pretrained, source)
     _check_classes(saved, experiment, source)
     prompts = {part: x for part, x in saved.prompts.items() if part != "classifier"}
     check_shapes(prompts, shapes_of(experiment.model), source)
@@ -84,10 +83,7 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
 
 
 def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
-    """Return the saved classifier for the classes of an experiment.
-
-    Raise UserError if it is missing or does not fit.
-    """
+    """Return the saved classifier for the classes of an experiment."""
     if "classifier" not in saved.prompts:
         raise UserError(
             f"{source} has no classifier, since its training was stopped before that stage: run "
@@ -95,15 +91,9 @@ def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
         )
     params, model = saved.prompts["classifier"], experiment.model
     classifier = CLASSIFIERS[model.config.classifier]
-    classnames = list(experiment.dataset.classnames)
-    trained = saved.meta.get("classnames") or classnames
-    wanted = shapes(
-        classifier,
-        len(params.get("keys", [0])),
-        len(trained),
-        model.clip_config.embed_dim,
-        experiment.config.classifier,
-    )
+    classnames, images = list(experiment.dataset.classnames), len(params.get("keys", [0]))
+    trained, width = saved.meta.get("classnames") or classnames, model.clip_config.embed_dim
+    wanted = shapes(classifier, images, len(trained), width, experiment.config.classifier)
     check_shapes({"classifier": params}, {"classifier": wanted}, source)
     if trained == classnames:
         return params
@@ -121,26 +111,20 @@ def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
 def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, source: str) -> Prompts:
     """Return new prompts, initialised from the saved parts.
 
-    The auxiliary classifier belongs to its training classes: for others it starts fresh.
-    source: where the saved prompts are from. Raise UserError naming it if they do not fit.
+    The auxiliary classifier belongs to its training classes: for others it starts fresh. Raise
+    UserError naming the source if the saved prompts do not fit.
     """
     if other := other_clip(saved, experiment.pretrained):
-        say(
-            f"{source} was trained on {other} than {experiment.config.clip.weights}: its prompts "
-            "are used for initialisation only."
-        )
+        say(f"{source} was trained on {other}: its prompts are used for initialisation only.")
     same_classes = _check_classes(saved, experiment, source)
     merged = dict(fresh)
     for part in fresh.keys() & saved.prompts.keys():
         own, theirs = fresh[part], saved.prompts[part]
         check_shapes({part: theirs}, {part: own}, source)
         if part == "cavpt":
-            shapes = [prompt["classifier"]["kernel"].shape for prompt in (theirs, own)]
-            if not same_classes or shapes[0] != shapes[1]:
-                say(
-                    f"{source} was trained on other classes, so the auxiliary classifier starts "
-                    "fresh."
-                )
+            kernels = [prompt["classifier"]["kernel"].shape for prompt in (theirs, own)]
+            if not same_classes or kernels[0] != kernels[1]:
+                say(f"{source} has other classes, so the auxiliary classifier starts fresh.")
                 theirs = {**theirs, "classifier": own["classifier"]}
         merged[part] = theirs
     return merged
@@ -151,6 +135,15 @@ def other_clip(saved: Saved, pretrained: Pretrained) -> str:
     theirs, own = saved.meta.get("clip", {}), clip_fingerprint(pretrained)
     different = [name for name in own if theirs.get(name) != own[name]]
     return f"a different CLIP (other {', '.join(different)})" if different else ""
+
+
+def check_same_clip(saved: Saved, pretrained: Pretrained, source: object) -> None:
+    """Raise UserError if prompts were trained on another CLIP, even one of the same sizes."""
+    if other := other_clip(saved, pretrained):
+        raise UserError(
+            f"{source} was trained on {other} than these clip.weights: give the CLIP of its "
+            "training."
+        )
 
 
 def _check_classes(saved: Saved, experiment: Experiment, source: str) -> bool:
@@ -172,25 +165,17 @@ def shapes_of(model: PromptedCLIP) -> Prompts:
     return jax.eval_shape(functools.partial(init_prompts, model), jax.random.key(0))
 
 
-def check_shapes(saved: PyTree, wanted: PyTree, source: str) -> None:
-    """Raise UserError naming an array that is missing, left over, or of another shape or type.
+def check_shapes(saved: PyTree, wanted: PyTree, source: object) -> None:
+    """Raise UserError naming an array that is missing, left over, or of another shape or type."""
 
-    Args:
-      saved: A tree of arrays.
-      wanted: A tree of arrays or shapes.
-      source: Where the saved ones are from.
-    """
-
-    def describe(tree: dict[str, jax.Array], name: str) -> str:
-        if name not in tree:
-            return "missing"
-        shape = tree[name].shape
-        # The last axis of the auxiliary classifier is the classes of the training.
-        return f"{tree[name].dtype} {shape[:-1] if name == AUXILIARY else shape}"
-
-    there, here = flat(saved), flat(wanted)
+    # The last axis of the auxiliary classifier is the classes of the training.
+    there, here = (
+        {name: f"{x.dtype} {x.shape[:-1] if name == AUXILIARY else x.shape}"
+         for name, x in flat(tree).items()}
+        for tree in (saved, wanted)
+    )  # fmt: skip
     for name in [*here, *there]:
-        found, expected = describe(there, name), describe(here, name)
+        found, expected = there.get(name, "missing"), here.get(name, "missing")
         if found != expected:
             raise UserError(
                 f"{source}: {name} is {found}, but these settings and this CLIP need {expected}: "

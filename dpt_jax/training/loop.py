@@ -21,13 +21,20 @@ from dpt_jax.training.checkpoints import Checkpoints, digest
 from dpt_jax.training.classifier import encode_support, fit
 from dpt_jax.training.metrics import MetricWriter, Speed, tracing
 from dpt_jax.training.optimizer import learning_rates, rate_of
-from dpt_jax.training.plan import Plan, make_plan, to_devices, train_batches
 from dpt_jax.training.process import Stopped, StopRequest, locked
-from dpt_jax.training.record import write_train_files
-from dpt_jax.training.saving import CLASSIFIER_STEPS, ENDED, Saver, start_or_resume
 from dpt_jax.training.setup import Experiment, consistency_target
+from dpt_jax.training.state import (
+    CLASSIFIER_STEPS,
+    ENDED,
+    Plan,
+    Saver,
+    make_plan,
+    start_or_resume,
+    to_devices,
+    train_batches,
+)
 from dpt_jax.training.step import NotFinite, Totals, TrainState, make_step
-from dpt_jax.training.workdir import save_config
+from dpt_jax.training.workdir import save_config, write_train_files
 
 # From replicated prompts to their accuracy on the validation images.
 Validate = Callable[[Prompts], float]

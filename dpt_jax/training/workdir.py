@@ -1,15 +1,16 @@
-"""The workdir of a run: its path, and config.json, the settings with which it is resumed."""
+"""The workdir of a run: its path, its settings in config.json, and the lists of its images."""
 
-import contextlib
 import itertools
 import json
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax.config import (
     BOUND,
+    FREE,
     KEYS,
     SECTION_OF,
     UNBOUND,
@@ -21,6 +22,7 @@ from dpt_jax.config import (
     validate,
 )
 from dpt_jax.configs import common
+from dpt_jax.data.records import Dataset
 from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, make_folder, reading, size_of, write_whole
@@ -78,24 +80,12 @@ def evaluation_config(
     elsewhere = overrides.get("init_from")
     if not elsewhere and not has_config(workdir):
         return _overridden(config, overrides)
-    source = as_path(str(elsewhere)) if elsewhere else workdir
-    saved = load_config(source)
-    saved.update_from_flattened_dict(_as_trained(source))
+    saved = load_config(as_path(str(elsewhere)) if elsewhere else workdir)
     if dataset_named and config.dataset.name != saved.dataset.name:
         shots = saved.dataset.shots  # of the training
         saved.dataset = config.dataset.copy_and_resolve_references()
         saved.dataset.shots = shots
     return _overridden(saved, overrides)
-
-
-def _as_trained(source: epath.Path) -> dict[str, Value]:
-    """Return the settings that the newest prompts of a source were trained with.
-
-    config.json has others if the run was resumed with those and then lost its newest checkpoint.
-    """
-    held = newest(source)
-    settings = held.meta.get("settings", {}) if held else {}
-    return {key: value for key, value in settings.items() if key in UNBOUND}
 
 
 def _overridden(config: ConfigDict, overrides: Mapping[str, Value]) -> ConfigDict:
@@ -105,11 +95,7 @@ def _overridden(config: ConfigDict, overrides: Mapping[str, Value]) -> ConfigDic
 
 
 def save_config(config: ConfigDict, workdir: epath.Path) -> None:
-    """Write config.json.  Only the first host writes.
-
-    Raises:
-      UserError: It cannot be written.
-    """
+    """Write config.json, on host 0."""
     if is_first():
         make_folder(workdir, "--workdir")
         write_whole(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
@@ -122,22 +108,28 @@ def has_config(workdir: epath.Path) -> bool:
 
 
 def load_config(source: epath.Path) -> ConfigDict:
-    """Return the configuration saved in a workdir or prompt file.
+    """Return the settings of a workdir or prompt file, of its newest prompts if they differ.
 
-    A missing key has the default of common.py.
+    They differ if a run was resumed with other settings (--allow_changes) and ended before its next
+    checkpoint. A missing key has the default of common.py.
 
     Raises:
       UserError: There is no configuration, a key is unknown, or a value is impossible.
     """
+    config, file = common.get_config(), source
     if is_prompt_file(source):
-        file, saved = source, flat(read_header(source)["settings"])
+        saved = flat(read_header(source)["settings"])
     else:
         file = source / CONFIG_FILE
         if not file.exists():
             raise UserError(f"{source} is not a workdir of a run: it has no {CONFIG_FILE}.")
         with reading(file, "a configuration"):
             saved = flat(json.loads(file.read_text(encoding="utf-8")))
-    config = common.get_config()
+        if prompts := newest(source):
+            trained = prompts.meta["settings"].items()
+            saved |= {key: value for key, value in trained if key in UNBOUND}
+        if (source / SPLIT_FILE).exists():
+            saved["dataset.split"] = str(source / SPLIT_FILE)  # the run's own copy
     try:
         for key, value in saved.items():
             if key not in KEYS:
@@ -146,48 +138,59 @@ def load_config(source: epath.Path) -> ConfigDict:
         validate(config)
     except UserError as reason:
         raise UserError(f"{file}: {reason}") from reason
-    own = source / SPLIT_FILE  # the run's own copy
-    config.dataset.split = str(own) if file != source and own.exists() else ""
     return config
-
-
-def saved_settings(workdir: epath.Path) -> dict[str, Value]:
-    """Return the settings of a run by key, {} for a new run.
-
-    Without config.json, they are those in the record of the newest checkpoint.
-    """
-    if has_config(workdir):
-        return flat(load_config(workdir).to_dict())
-    saved = newest(workdir)
-    settings = saved.meta["settings"] if saved else {}
-    # The record counts this layer from 1. The shapes of the prompts tell whether it changed.
-    return {key: value for key, value in settings.items() if key != "cavpt.first_layer"}
 
 
 def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collection[str]) -> str:
     """Return, in words, the keys that differ from those of the run in `workdir`, "" if none.
 
-    Keys of parts that the method lacks do not count.
-    dtype=auto is the type that the run was started with.
-
-    Raises:
-      UserError: One of them is not in `may_change`.
+    Keys of parts that the method lacks do not count. dtype=auto is the type that the run was
+    started with. Raise UserError if a key is not in `may_change`.
     """
-    old, new = saved_settings(workdir), flat(config.to_dict())
-    if old and config.dtype == "auto":
+    if not has_config(workdir):
+        return ""
+    old, new = (flat(one.to_dict()) for one in (load_config(workdir), config))
+    if config.dtype == "auto":
         new["dtype"] = old["dtype"]
     without_use = sections_without_use(config.method)
-    changed = {key: f"{key} ({old[key]!r:.200} there, {new[key]!r:.200} now)" for key in old
-               if old[key] != new[key] and not key.startswith(without_use)}  # fmt: skip
-    refused = [key for key in changed if key not in may_change]
-    if refused:
-        bound = any(key in BOUND for key in refused)
+    used = {key: value for key, value in old.items() if not key.startswith(without_use)}
+    return check_same_settings(workdir, used, new, may_change)
+
+
+def check_same_settings(
+    source: object, old: Mapping[str, Any], new: Mapping[str, Any], may_change: Collection[str]
+) -> str:
+    """Return, in words, the settings of a run or its prompts that differ now, "" if none.
+
+    Raise UserError if one is not in `may_change`.
+    """
+    changed = {
+        key: f"{key} ({value!r:.200} there, {new[key]!r:.200} now)"
+        for key, value in old.items()
+        if new.get(key, value) != value
+    }
+    if refused := [key for key in changed if key not in may_change]:
+        resumes = {*FREE} >= {*may_change} and not {*BOUND}.intersection(refused)
+        allow = ", or `dpt-jax train --allow_changes` to resume it with these" if resumes else ""
         raise UserError(
-            f"{workdir} holds a run with other settings: "
-            f"{', '.join(changed[key] for key in refused)}; use them, or another --workdir"
-            f"{'' if bound else ', or allow the change with --allow_changes'}."
+            f"{source} has a run with other settings: "
+            f"{', '.join(changed[key] for key in refused)}; use those, or another --workdir{allow}."
         )
     return ", ".join(changed.values())
+
+
+def write_train_files(dataset: Dataset, workdir: epath.Path) -> None:
+    """Write the list of a run's training images and its split, on host 0."""
+    if is_first():
+        paths = "".join(f"{example.path}\n" for example in dataset.train)
+        write_whole(workdir / TRAIN_FILES, paths)
+    write_split(dataset, workdir)
+
+
+def write_split(dataset: Dataset, workdir: epath.Path) -> None:
+    """Write the split of a dataset whose folders do not define it, on host 0."""
+    if dataset.split and is_first():
+        write_whole(workdir / SPLIT_FILE, dataset.split)
 
 
 def run_dir(runs: epath.Path, config: ConfigDict, name: str = "") -> epath.Path:
@@ -204,19 +207,20 @@ def run_dir(runs: epath.Path, config: ConfigDict, name: str = "") -> epath.Path:
 def evaluation_dir(run: epath.Path, config: ConfigDict) -> epath.Path:
     """Return RUN/on/DATASET[-CLASSES], for a run's prompts on another dataset or other classes.
 
-    For a prompt file, RUN is its name without .safetensors. A second folder of images has its name
-    added: RUN/on/folder-NAME.
+    For a prompt file, RUN is its name without .safetensors. The second folder of images is
+    RUN/on/folder-2, and so on.
     """
     dataset = config.dataset
     name = dataset.name if dataset.classes == "all" else f"{dataset.name}-{dataset.classes}"
-    on = folder_of(run) / "on"
-    if dataset.name != "folder" or not dataset.root:
-        return on / name
-    root = as_path(dataset.root).resolve()
-    names = itertools.chain(
-        [name, f"{name}-{root.name}"], (f"{name}-{root.name}-{i}" for i in itertools.count(2))
-    )
-    return next(on / name for name in names if _root_of(on / name) in (None, root))
+    folder = folder_of(run) / "on" / name
+    if dataset.name == "folder" and dataset.root:
+        root = as_path(dataset.root).resolve()
+        for number in itertools.count(2):
+            there = load_config(folder).dataset.root if has_config(folder) else ""
+            if not there or as_path(there).resolve() == root:
+                break
+            folder = folder.with_name(f"{name}-{number}")
+    return folder
 
 
 def source_of(workdir: epath.Path) -> epath.Path:
@@ -225,8 +229,7 @@ def source_of(workdir: epath.Path) -> epath.Path:
     A run has its own. RUN/on/DATASET has those of RUN or RUN.safetensors, even if both have moved.
     Other results name theirs as init_from.
     """
-    is_run = any((workdir / name).exists() for name in (FOLDER, TRAIN_FILES))
-    if is_run or is_prompt_file(workdir):
+    if is_prompt_file(workdir) or any((workdir / name).exists() for name in (FOLDER, TRAIN_FILES)):
         return workdir
     if workdir.parent.name == "on":
         run = workdir.parent.parent
@@ -236,14 +239,5 @@ def source_of(workdir: epath.Path) -> epath.Path:
             return run
         if file.is_file():
             return file
-    named = ""
-    if has_config(workdir):
-        with contextlib.suppress(UserError):
-            named = load_config(workdir).init_from
+    named = load_config(workdir).init_from if has_config(workdir) else ""
     return as_path(named) if named else workdir
-
-
-def _root_of(folder: epath.Path) -> epath.Path | None:
-    """Return the image folder of the results in a folder, None if unknown."""
-    root = load_config(folder).dataset.root if has_config(folder) else ""
-    return as_path(root).resolve() if root else None

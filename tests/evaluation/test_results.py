@@ -88,8 +88,8 @@ def test_other_folders_have_results_of_their_own(run, prepared, tmp_path):
             (root / "train" / "airplane").rename(root / "train" / "aeroplane")
         in_process("main.py", "--mode=eval", f"--workdir={run}", f"--config.dataset.root={root}")
         found += [set(file.parent.name for file in (run / "on").rglob("results.json"))]
-    assert found == [{"other", "folder"}, {"other", "folder", "folder-images"}]
-    images = [results_of(run / "on" / name)["n"] for name in ("folder", "folder-images")]
+    assert found == [{"other", "folder"}, {"other", "folder", "folder-2"}]
+    images = [results_of(run / "on" / name)["n"] for name in ("folder", "folder-2")]
     assert images[1] == images[0] - 1
     assert (run / "results.json").read_bytes() == before
 

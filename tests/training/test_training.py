@@ -202,12 +202,12 @@ def test_a_part_can_be_added_to_a_trained_one(prepare, tmp_path):
     )
     np.testing.assert_array_equal(prompts["text"]["context"], saved.prompts["text"]["context"])
     assert "visual" in prompts
-    refused("coop was trained with method", adoption.saved_prompts, prepare(vlp), first)
+    refused("coop.* method", adoption.saved_prompts, prepare(vlp), first)
 
 
 def test_prompts_of_other_sizes_are_refused_by_name(trained, prepare):
     experiment = prepare(visual_prompt__length=7)
-    refused(r"visual_prompt\.length=3", adoption.saved_prompts, experiment, trained)
+    refused(r"visual_prompt\.length", adoption.saved_prompts, experiment, trained)
 
 
 def test_class_without_training_images_is_named(prepare, three_classes, tmp_path):
