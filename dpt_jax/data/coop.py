@@ -5,7 +5,6 @@ Images are as distributed; `split_zhou_*.json` is used if the data have no split
 
 import json
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
 
 from etils import epath
 
@@ -18,29 +17,14 @@ from dpt_jax.io import as_path, reading
 LAYOUT = (
     "see CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) for where to get it and how to lay it out"
 )
-SPLIT = "JSON with train, val and test lists of [path, label, class name]"
-T = TypeVar("T")
-
-
-class Lists(NamedTuple):
-    """Class names, and examples whose paths are relative to the folder of the images."""
-
-    classnames: Sequence[str]
-    train: list[Example]
-    val: list[Example]
-    test: list[Example]
+# Class names; training, validation and test examples, with paths relative to the images' folder.
+Lists = tuple[Sequence[str], list[Example], list[Example], list[Example]]
 
 
 def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Dataset:
-    """Return a dataset below the common root. Its paths are relative to that root.
+    """Return a dataset of the catalogue, below the common root. Its paths are relative to the root.
 
-    Args:
-        name: name of the dataset in the catalogue.
-        root: the folder that has the dataset's own directory.
-        skip_missing: do not check whether every listed image exists.
-
-    Raises:
-        UserError: a directory, file, image or class is missing. The message names it.
+    skip_missing: do not check whether every listed image exists.
     """
     benchmark, root = CATALOGUE[name], as_path(root)
     directory = root / benchmark.directory
@@ -49,51 +33,49 @@ def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Da
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist (dataset.root={root}); {LAYOUT}.")
     if benchmark.split:
-        lists = _read_split(directory / benchmark.split)
+        names, *lists = _read_split(directory / benchmark.split)
     else:
-        lists = WITHOUT_SPLIT_FILE.get(name, _read_wordnet_test)(directory, images)
+        names, *lists = WITHOUT_SPLIT_FILE.get(name, _read_wordnet_test)(directory, images)
     if not skip_missing:
-        paths = [example.path for example in (*lists.train, *lists.test)]
+        paths = [example.path for example in (*lists[0], *lists[2])]
         check_files(Files(images), paths, str(directory))
     prefix = images.relative_to(root).as_posix()
-    train, val, test = (
-        [Example(f"{prefix}/{e.path}", e.label) for e in examples] for examples in lists[1:]
-    )
-    return Dataset(Files(root, upright=False), tuple(lists.classnames), train, val, test)
+    train, val, test = ([Example(f"{prefix}/{e.path}", e.label) for e in own] for own in lists)
+    return Dataset(Files(root, upright=False), tuple(names), train, val, test)
 
 
 def _read_split(file: epath.Path) -> Lists:
     """Read the published split, with the class names of the training images."""
     if not file.is_file():
         raise UserError(f"{file}, the published split, does not exist; {LAYOUT}.")
-    with reading(file, SPLIT):
+    with reading(file, "JSON with train, val and test lists of [path, label, class name]"):
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-        examples: dict[str, list[Example]] = {}
-        names: dict[int, str] = {}
-        for split in SPLITS:
-            for path, label, name in content[split]:
-                wrong_label = type(label) is not int or label < 0
-                if not isinstance(path, str) or wrong_label or not name.strip(" _"):
-                    raise ValueError(f"[{path!r}, {label!r}, {name!r}] is not such an entry")
-                if split == "train":
-                    names[label] = name.replace("_", " ")
-            examples[split] = [Example(path, label) for path, label, _ in content[split]]
-        labels = {example.label for own in examples.values() for example in own}
-        if without := labels.union(range(max(labels) + 1)) - {*names}:
+        for path, label, name in (entry for split in SPLITS for entry in content[split]):
+            wrong_label = type(label) is not int or label < 0
+            if not isinstance(path, str) or wrong_label or not name.strip(" _"):
+                raise ValueError(f"[{path!r}, {label!r}, {name!r}] is not such an entry")
+        train, val, test = (
+            [Example(path, label) for path, label, _ in content[split]] for split in SPLITS
+        )
+        name_of = {label: name.replace("_", " ") for _, label, name in content["train"]}
+        labels = {example.label for example in (*train, *val, *test)}
+        if without := labels.union(range(max(labels) + 1)) - {*name_of}:
             raise ValueError(f"class number {min(without)} has no training images")
-    return Lists([names[label] for label in range(len(names))], *examples.values())
+    return [name_of[label] for label in range(len(name_of))], train, val, test
 
 
 def _read_fgvc_aircraft(directory: epath.Path, images: epath.Path) -> Lists:
     """Read lines such as "1025794 707-320" of the dataset's own three splits."""
-    names = _lines(directory / "variants.txt", str)
+    names = _lines(directory / "variants.txt")
     label_of = {name: label for label, name in enumerate(names)}
 
-    def example(line: str) -> Example:
-        image, name = line.split(maxsplit=1)
-        return Example(f"{image}.jpg", label_of[name])
+    def examples(split: str) -> list[Example]:
+        file = directory / f"images_variant_{split}.txt"
+        with reading(file, "a list of images and classes"):
+            pairs = [line.split(maxsplit=1) for line in _lines(file)]
+            return [Example(f"{image}.jpg", label_of[name]) for image, name in pairs]
 
-    return Lists(names, *(_lines(directory / f"images_variant_{s}.txt", example) for s in SPLITS))
+    return names, examples("train"), examples("val"), examples("test")
 
 
 def _read_imagenet(directory: epath.Path, images: epath.Path) -> Lists:
@@ -101,21 +83,20 @@ def _read_imagenet(directory: epath.Path, images: epath.Path) -> Lists:
     splits = ["train", "val"] if (images / "train").is_dir() else ["val"]
     # One numbering for both, or a folder that one of them lacks would shift the labels.
     folders = sorted({folder for split in splits for folder in _folder_names(images / split)})
-    names = _names_of(directory, folders)
     train = _in_folders(images, folders, "train/") if "train" in splits else []
-    return Lists(names, train, [], _in_folders(images, folders, "val/"))
+    return _names_of(directory, folders), train, [], _in_folders(images, folders, "val/")
 
 
 def _read_imagenetv2(directory: epath.Path, images: epath.Path) -> Lists:
     """Read folders named by class numbers, 0 to 999."""
     names = list(_name_by_folder(directory).values())
-    return Lists(names, [], [], _in_folders(images, [str(label) for label in range(len(names))]))
+    return names, [], [], _in_folders(images, [str(label) for label in range(len(names))])
 
 
 def _read_wordnet_test(directory: epath.Path, images: epath.Path) -> Lists:
     """Read folders named by WordNet ids, numbered in their order, however many there are."""
     folders = _folder_names(images)
-    return Lists(_names_of(directory, folders), [], [], _in_folders(images, folders))
+    return _names_of(directory, folders), [], [], _in_folders(images, folders)
 
 
 WITHOUT_SPLIT_FILE: dict[str, Callable[[epath.Path, epath.Path], Lists]] = {
@@ -127,12 +108,10 @@ WITHOUT_SPLIT_FILE: dict[str, Callable[[epath.Path, epath.Path], Lists]] = {
 
 def _name_by_folder(directory: epath.Path) -> dict[str, str]:
     """Return {WordNet id: class name} of the directory's own list, in the order of the classes."""
-
-    def pair(line: str) -> tuple[str, str]:
-        folder, name = line.split(maxsplit=1)
-        return folder, name
-
-    return dict(_lines(directory / "classnames.txt", pair))
+    file = directory / "classnames.txt"
+    with reading(file, "a list of WordNet ids and class names"):
+        pairs = [line.split(maxsplit=1) for line in _lines(file)]
+        return {folder: name for folder, name in pairs}
 
 
 def _names_of(directory: epath.Path, folders: Sequence[str]) -> list[str]:
@@ -153,18 +132,18 @@ def _folder_names(directory: epath.Path) -> list[str]:
 def _in_folders(images: epath.Path, folders: Sequence[str], split: str = "") -> list[Example]:
     """Return the images of class folders, labelled in the order of the folders."""
     examples = []
-    for label, folder in enumerate(folders):
-        found = visible(images / f"{split}{folder}")
-        names = [name for name, is_folder in found if not is_folder]
-        own = [Example(f"{split}{folder}/{n}", label) for n in names if is_image_name(n)]
+    for label, name in enumerate(folders):
+        folder = f"{split}{name}"
+        names = [x for x, is_folder in visible(images / folder) if not is_folder]
+        own = [Example(f"{folder}/{x}", label) for x in names if is_image_name(x)]
         if not own:
-            raise no_images(images / f"{split}{folder}")
+            raise no_images(images / folder)
         examples += own
     return examples
 
 
-def _lines(file: epath.Path, parse: Callable[[str], T]) -> list[T]:
-    """Apply `parse` to each stripped, non-blank line of a text file."""
+def _lines(file: epath.Path) -> list[str]:
+    """Return the stripped, non-blank lines of a text file."""
     with reading(file, "a list of images or classes"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-        return [parse(line.strip()) for line in lines if line.strip()]
+    return [line.strip() for line in lines if line.strip()]
