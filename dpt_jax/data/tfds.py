@@ -6,7 +6,6 @@ results compare with each other, not with the papers.
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import os
 import random
@@ -30,11 +29,7 @@ from dpt_jax.logging import Progress, say
 ClassNames = Callable[[Sequence[str]], dict[str, str]]
 
 
-def _spaced(labels: Sequence[str]) -> dict[str, str]:
-    return {label: label.replace("_", " ") for label in labels}
-
-
-def _renamed(rename: Callable[[str], str]) -> ClassNames:
+def _renamed(rename: Callable[[str], str] = str) -> ClassNames:
     return lambda labels: {label: rename(label).replace("_", " ") for label in labels}
 
 
@@ -42,24 +37,11 @@ def _names_of_wordnet_ids(labels: Sequence[str]) -> dict[str, str]:
     return dict(zip(labels, imagenet_classnames(), strict=True))
 
 
-CALTECH101_IGNORED = ("BACKGROUND_Google", "Faces_easy")
-CALTECH101_RENAMED = {
-    "airplanes": "airplane",
-    "Faces": "face",
-    "Leopards": "leopard",
-    "Motorbikes": "motorbike",
-}
-# TFDS's names are all lower case, which hides that the published order puts upper case first.
-CALTECH101_FOLDERS = {name.lower(): name for name in (*CALTECH101_IGNORED, *CALTECH101_RENAMED)}
-
-
 def _caltech101_names(labels: Sequence[str]) -> dict[str, str]:
-    folders = {label: CALTECH101_FOLDERS.get(label, label) for label in labels}
-    used = [label for label in labels if folders[label] not in CALTECH101_IGNORED]
-    return {
-        label: CALTECH101_RENAMED.get(folders[label], label).replace("_", " ")
-        for label in sorted(used, key=folders.__getitem__)
-    }
+    # TFDS's names are all lower case, but these begin with a capital, which sorts first.
+    first = {"faces": "face", "leopards": "leopard", "motorbikes": "motorbike"}
+    others = sorted({*labels} - {*first, "background_google", "faces_easy"})
+    return first | _renamed()(others) | {"airplanes": "airplane"}
 
 
 EUROSAT_NAMES = {
@@ -77,10 +59,7 @@ EUROSAT_NAMES = {
 
 
 def _sun397_name(path: str) -> str:
-    """Return a class's path reversed, without the folder of its letter.
-
-    "c/church/outdoor" becomes "outdoor church".
-    """
+    """Return "outdoor church" for "c/church/outdoor"."""
     return " ".join(reversed(path.strip("/").split("/")[1:]))
 
 
@@ -95,7 +74,7 @@ class Use(NamedTuple):
     """
 
     builder: str
-    classnames: ClassNames = _spaced
+    classnames: ClassNames = _renamed()
     train: str = "train"
     val: str = ""
     test: str = "test"
@@ -110,7 +89,7 @@ USES = {
     "oxford_flowers": Use(
         "oxford_flowers102", _renamed(lambda label: label.rstrip("?")), "train+validation"
     ),
-    "food101": Use("food101", lambda labels: _spaced(sorted(labels)), test="validation"),
+    "food101": Use("food101", lambda labels: _renamed()(sorted(labels)), test="validation"),
     # The partition that the published split is made from.
     "sun397": Use("sun397/standard-part1-120k", _renamed(_sun397_name)),
     "dtd": Use("dtd", val="validation"),
@@ -138,11 +117,9 @@ class Records(Source):
     features: Any
 
     def key(self, path: str) -> Hashable:
-        """Return what identifies an image: the prepared dataset and its number there."""
         return self.directory, path
 
     def read(self, path: str) -> Image.Image:
-        """Return an image as RGB."""
         split, _, number = path.partition("/")
         record = self.features.deserialize_example_np(self.sources[split][int(number)])
         name = f"{self.directory}, image {path},"
@@ -150,11 +127,7 @@ class Records(Source):
 
 
 def read_tfds(name: str, root: str) -> Dataset:
-    """Return a dataset of the catalogue.
-
-    Args:
-        name: name of the dataset.
-        root: TFDS's data directory, or "" for TFDS's default.
+    """Return a dataset of the catalogue from TFDS's data directory, "" for TFDS's default.
 
     Raises:
         UserError: TFDS does not have the dataset, or it cannot be prepared or read.
@@ -171,14 +144,13 @@ def read_tfds(name: str, root: str) -> Dataset:
         if not builder.is_prepared():
             _prepare(use.builder, folder)
             builder = tfds.builder(use.builder, data_dir=folder or None)
-    features = builder.info.features
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     with reading(builder.data_dir, f"ArrayRecord data with the splits {', '.join(splits)}"):
         sources = {x: builder.as_data_source(x, deserialize_method=raw) for x in splits}
     labels: dict[str, list[int]] = {"": []}
     labels |= {split: _labels(builder, split, sources[split]).tolist() for split in splits}
 
-    label_names = features["label"].names
+    label_names = builder.info.features["label"].names
     # ImageNet-A and -R have images of some labels only.
     present = {label_names[label] for own in labels.values() for label in own}
     named = use.classnames(label_names).items()
@@ -196,9 +168,7 @@ def read_tfds(name: str, root: str) -> Dataset:
     return Dataset(read, tuple(classname_of.values()), train, val, test)
 
 
-def published_split(
-    examples: Sequence[Example],
-) -> tuple[list[Example], list[Example], list[Example]]:
+def published_split(examples: Sequence[Example]) -> list[list[Example]]:
     """Return half of each class to train on, a fifth to validate, the rest to test.
 
     CoOp's splits were made by this rule, with this seed.
@@ -211,36 +181,23 @@ def published_split(
         train += own[:half]
         val += own[half : half + fifth]
         test += own[half + fifth :]
-    return train, val, test
-
-
-def _program(builder: str, folder: str = "") -> str:
-    """Return the Python line by which TFDS prepares a dataset, in a local folder."""
-    where = f", data_dir={folder!r}" if folder else ""
-    return (
-        f"import tensorflow_datasets as tfds; tfds.builder({builder!r}{where})"
-        ".download_and_prepare(file_format='array_record')"
-    )
+    return [train, val, test]
 
 
 def _prepare(name: str, folder: str) -> None:
-    """Download and prepare a dataset in a separate process without a GPU.
-
-    Otherwise TensorFlow would take the GPU's memory.
-    """
+    """Download and prepare a dataset in a process of its own, or TensorFlow would take the GPU."""
     where = folder or "~/tensorflow_datasets"
-    if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(
-            f"{name} is not prepared in {where}, and preparing it needs TensorFlow: "
-            "`pip install tensorflow`."
-        )
     say(f"tensorflow-datasets downloads and prepares {name} in {where}.")
-    command = [sys.executable, "-c", _program(name, folder)]
-    if subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}).returncode:
+    program = (
+        f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={folder or None!r})"
+        ".download_and_prepare(file_format='array_record')"
+    )
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    if subprocess.run([sys.executable, "-c", program], env=environment).returncode:
         raise UserError(
             f"tensorflow-datasets cannot prepare {name} in {where} (see above): it needs the "
-            "network and, for some datasets, opencv-python or archives that you download to "
-            "downloads/manual there."
+            "network, `pip install tensorflow` and, for some datasets, opencv-python or archives "
+            "that you download to downloads/manual there."
         )
 
 
@@ -260,8 +217,8 @@ def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
 
     if not (as_path(root) / folder).is_dir():
         raise UserError(
-            f'{root} has no {folder}: prepare it on a disk with `python -c "{_program(name)}"` '
-            f"and copy it with `gcloud storage cp -r ~/tensorflow_datasets/{folder} {root}`."
+            f"{root} has no {folder}: prepare it on a disk (without dataset.root) and copy it with "
+            f"`gcloud storage cp -r ~/tensorflow_datasets/{folder} {root}`."
         )
     return str(local_copy(as_path(root), wanted, say))
 
