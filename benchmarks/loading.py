@@ -13,18 +13,16 @@ import pathlib
 import platform
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
-from etils import epath
 
-from dpt_jax.check.measure import write_jpegs
-from dpt_jax.data import loader, records
-from dpt_jax.data.records import Example, Files
+from dpt_jax.check.measure import loading_rates, write_jpegs
+from dpt_jax.data import loader
+from dpt_jax.data.folder import find_images
 
-BATCH, EPOCHS = 32, 4
+EPOCHS = 4
 
 
 def main() -> None:
@@ -37,31 +35,11 @@ def main() -> None:
     print("| threads | first epoch | later epochs |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         write_jpegs(pathlib.Path(folder), options.images)
+        files = find_images([folder])
         for threads in map(int, options.threads.split(",")):
-            first, *later = rates(pathlib.Path(folder), threads)
+            loader.LEAST_THREADS = loader.MOST_THREADS = threads
+            first, *later = loading_rates(files, EPOCHS)
             print(f"| {threads} | {first:.0f} | {min(later):.0f} to {max(later):.0f} |", flush=True)
-
-
-def rates(folder: pathlib.Path, threads: int) -> list[float]:
-    """Return the images/s of each epoch."""
-    loader.LEAST_THREADS = loader.MOST_THREADS = threads
-    records.cache = records.ImageCache()
-    loading = loader.Loading(
-        read=Files(epath.Path(folder)),
-        examples=[Example(file.name, 0) for file in sorted(folder.iterdir())],
-        size=224,
-        batch_size=BATCH,
-        epochs=EPOCHS,
-        seed=0,
-    )
-    batches, found = loader.train_batches(loading), []
-    steps = loader.steps_per_epoch(len(loading.examples), BATCH)
-    for _ in range(EPOCHS):
-        began = time.perf_counter()
-        for _ in range(steps):
-            next(batches)
-        found.append(steps * BATCH / (time.perf_counter() - began))
-    return found
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from dpt_jax.check.programs import SIZES, clip_shapes, random_clip
+from dpt_jax.check.measure import SIZES, clip_shapes, random_clip
 from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.config import method_config
 

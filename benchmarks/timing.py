@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks.random_clip import SIZES
-from dpt_jax.check.programs import times
+from dpt_jax.check.measure import times
 from dpt_jax.methods import METHODS
 
 FLAGS = flags.FLAGS

@@ -19,20 +19,17 @@ Weights are random. `--clip=small` runs in seconds. Prints one JSON line:
 
 import pathlib
 import sys
-import time
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags, logging
 
 from benchmarks.random_clip import published_settings, random_clip
 from benchmarks.timing import FLAGS, define_flags, print_line
 from dpt_jax import distributed
-from dpt_jax.check.programs import Work, times, training
+from dpt_jax.check.measure import Work, compiled, product_rate, random_batch, times, training
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.loader import Batch
 from dpt_jax.data.records import Dataset, Files
@@ -62,7 +59,10 @@ def main(_: list[str]) -> None:
     names = tuple(imagenet_classnames()[: FLAGS.classes])
     dataset = Dataset(Files(pathlib.Path()), names, train=[], val=[], test=[])
     experiment = setup.assemble(config, dataset, random_clip(FLAGS.clip, dtype))
-    batch = random_batch(experiment.model.clip_config.image_size)
+    # --batch images or a few more, as many on each device.
+    part = jax.local_device_count() * max(FLAGS.microbatch, 1)
+    each = -(-FLAGS.batch // part) * max(FLAGS.microbatch, 1)
+    batch = random_batch(each, FLAGS.classes, experiment.model.clip_config.image_size)
     images = batch["label"].size
     if FLAGS.mode == "train":
         work = training(experiment, batch)
@@ -78,18 +78,23 @@ def main(_: list[str]) -> None:
         "model_gflop": round(needed, 1),
         "device": f"{jax.local_device_count()} x {device.device_kind}",
     }
-    compiled = memory(work) if FLAGS.memory else {}
+    if FLAGS.memory:
+        seconds, sizes = compiled(work)
+        result["compile_s"] = round(seconds, 2)
+        result["compiled_gb"] = {name: round(size / GB, 4) for name, size in sizes.items()}
     if FLAGS.steps:
         first, median = times(work.run, FLAGS.steps)
-        result |= {"step_s": round(median, 4), "compile_s": round(first - median, 2)}
+        result["step_s"] = round(median, 4)
+        result.setdefault("compile_s", round(first - median, 2))
         if FLAGS.mode == "eval":
             result["text_s"] = round(times(encoding.run, FLAGS.steps)[1], 4)
-        rate, gemm_rate = needed / median, gemm(dtype)
+        rate = needed / median
+        gemm_rate = product_rate(dtype, FLAGS.gemm, max(FLAGS.steps, 5)) / 1e9
         result["gflops_per_s"], result["gemm_gflops_per_s"] = round(rate, 1), round(gemm_rate, 1)
         result["gemm_ratio"] = round(rate / gemm_rate, 3)
     if stats := device.memory_stats():
         result["device_peak_memory_gb"] = round(stats["peak_bytes_in_use"] / GB, 2)
-    print_line(result | compiled, jax=jax.__version__)
+    print_line(result, jax=jax.__version__)
 
 
 def evaluation(experiment: setup.Experiment, batch: Batch) -> tuple[Work, Work]:
@@ -103,42 +108,6 @@ def evaluation(experiment: setup.Experiment, batch: Batch) -> tuple[Work, Work]:
 
     classify = work(programs.classify, clip, prompts, texts, batch["image"])
     return classify, work(programs.encode_texts, clip, prompts, experiment.texts)
-
-
-def random_batch(size: int) -> dict[str, np.ndarray]:
-    """Return a batch of --batch images or a few more, as many on each device."""
-    generator, devices = np.random.default_rng(0), jax.local_device_count()
-    part = devices * max(FLAGS.microbatch, 1)
-    rows = -(-FLAGS.batch // part) * part // devices
-    return {
-        "image": generator.integers(0, 256, (devices, rows, size, size, 3), np.uint8),
-        "label": generator.integers(0, FLAGS.classes, (devices, rows), np.int32),
-        "index": np.zeros((devices, rows), np.int32),
-        "weight": np.ones((devices, rows), np.float32),
-    }
-
-
-def memory(work: Work) -> dict[str, Any]:
-    """Compile a program; return the seconds and the compiler's account of a device's memory."""
-    began = time.perf_counter()
-    analysis = work.program.lower(*work.arguments).compile().memory_analysis()
-    seconds = time.perf_counter() - began  # the first step then finds the program compiled
-    parts = ("argument", "output", "alias", "temp")
-    sizes = {name: getattr(analysis, f"{name}_size_in_bytes") for name in parts}
-    sizes["together"] = sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]
-    return {
-        "compile_s": round(seconds, 2),
-        "compiled_gb": {name: round(size / GB, 4) for name, size in sizes.items()},
-    }
-
-
-def gemm(dtype: Any) -> float:
-    """Return Gflop/s of the product of two square matrices, on all devices at once."""
-    devices, size = jax.local_device_count(), FLAGS.gemm
-    product = jax.pmap(jnp.matmul)
-    a = jax.pmap(lambda x: jnp.full((size, size), x, dtype))(jnp.full(devices, 0.01))
-    _, median = times(lambda: jax.block_until_ready(product(a, a)), max(FLAGS.steps, 5))
-    return 2 * devices * size**3 / median / 1e9
 
 
 if __name__ == "__main__":

@@ -4,15 +4,13 @@ import functools
 import importlib.resources
 import math
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dpt_jax.check.rows import Row, at_most
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.layouts import OPENAI, params_of, tensors_of
@@ -20,11 +18,13 @@ from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.packing import pack
 from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.convert.published import prompts_from_published
-from dpt_jax.model import PromptedCLIP, Texts
+from dpt_jax.data.loader import Batch
+from dpt_jax.distributed import AXIS
+from dpt_jax.model import PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.text import plain_layout, prompted_texts
-from dpt_jax.training.losses import Rows, count, losses
+from dpt_jax.training.step import StepConfig, accumulate_gradients
 
 CLIP = CLIPConfig(64, 32, 8, TransformerConfig(128, 4, 2, 512), TransformerConfig(128, 3, 2, 512))
 CLASSES = ("airplane", "sea horse", "dollar bill", "grand piano", "water lilly", "yin yang")
@@ -37,20 +37,17 @@ BOUNDS = {
 }
 
 
-class Found(NamedTuple):
-    """Logits (B, C), the loss, and the gradient of the prompts."""
-
-    logits: np.ndarray
-    loss: float
-    gradient: Prompts
+def openai_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a CLIP by OpenAI's names."""
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(config))
+    return {name: x.shape for name, x in tensors_of(zeros, config, OPENAI).items()}
 
 
-def seeded(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Return normals drawn from PCG64(seed) in order of name, scaled by kind."""
+def seeded(config: CLIPConfig, seed: int) -> dict[str, np.ndarray]:
+    """Return OpenAI's tensors drawn from PCG64(seed) in order of name, scaled by kind."""
     generator = np.random.default_rng(seed)
 
-    def draw(name: str) -> np.ndarray:
-        shape = shapes[name]
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
         x = generator.standard_normal(shape, np.float32)
         if name == "logit_scale":
             x = np.float32(math.log(100.0)) + 0 * x
@@ -68,92 +65,55 @@ def seeded(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.nda
             x = x * shape[0 if name in ("text_projection", "visual.proj") else -1] ** -0.5
         return np.asarray(x, np.float32)
 
-    return {name: draw(name) for name in sorted(shapes)}
+    return {name: draw(name, shape) for name, shape in sorted(openai_shapes(config).items())}
 
 
 @functools.cache
-def arrays() -> dict[str, np.ndarray]:
-    """Return the arrays of the published code: param/…, grad/…, image, label, logits, loss."""
+def arrays() -> dict[str, Any]:
+    """Return the published arrays: param and grad by module; image, label, logits and loss."""
     file = importlib.resources.files("dpt_jax") / "assets" / "golden_dpt.npz"
     with file.open("rb") as opened:
-        return dict(np.load(opened))
-
-
-def prompts_of(prefix: str) -> Prompts:
-    """Return the tree of arrays with a prefix."""
-    modules: dict[str, dict[str, np.ndarray]] = {}
-    for key, value in arrays().items():
-        kind, _, name = key.partition("/")
-        if kind == prefix:
-            module, _, tensor = name.partition("/")
-            modules.setdefault(module, {})[tensor] = value
-    return prompts_from_published(modules)
+        return unflatten_dict(dict(np.load(opened)), sep="/")
 
 
 @functools.cache
 def clip_params() -> Params:
     """Return the weights of the CLIP that the arrays were computed with."""
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(CLIP))
-    shapes = {name: x.shape for name, x in tensors_of(zeros, CLIP, OPENAI).items()}
-    return params_of(seeded(shapes, seed=0), CLIP, pathlib.Path("the golden CLIP"))
+    return params_of(seeded(CLIP, seed=0), CLIP, pathlib.Path("the golden CLIP"))
 
 
-@functools.cache
-def program(dtype: str) -> Callable[..., tuple[Any, Any]]:
-    """Return (CLIP's weights, prompts, batch) -> ((loss, logits), gradient of the prompts)."""
-    model, tokenizer = PromptedCLIP(CLIP, PROMPTS, jnp.dtype(dtype)), openai_tokenizer()
+def errors(dtype: str, device: jax.Device) -> dict[str, float]:
+    """Return the relative errors of the logits, the loss and each gradient on a device."""
+    golden, tokenizer = arrays(), openai_tokenizer()
+    model = PromptedCLIP(CLIP, PROMPTS, jnp.dtype(dtype))
+    encoder = PromptedCLIP(CLIP, PromptConfig(classes=1), jnp.dtype(dtype))
     packed = pack(prompted_texts(CLASSES, tokenizer, PROMPTS.text_length))
     plain = plain_layout([f"a photo of a {name}." for name in CLASSES], tokenizer)
-    encoder = PromptedCLIP(CLIP, PromptConfig(classes=1), jnp.dtype(dtype))
 
-    def loss(
-        prompts: Prompts, clip: Params, image: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        variables = {"params": {"clip": clip, "prompts": prompts}}
-        frozen: Any = encoder.apply({"params": {"clip": clip}}, plain, method="encode_text")
-        texts: Any = model.apply(variables, Texts(packed, frozen), method="texts")
-        outputs: Any = model.apply(variables, image, texts)
-        of = Rows(labels, jnp.ones(len(labels)))
-        counts = count(outputs.zero_shot.indices, of, model.cavpt_layers)
-        terms = losses(PROMPTS, ALPHA, guidance=True)
-        values = [term(outputs, of, counts, True) for term in terms.values()]
-        return jnp.asarray(sum(values)), outputs.logits
+    def step(clip: Params, prompts: Prompts, batch: Batch) -> Any:
+        texts = Texts(packed, apply(encoder, clip, {}, plain, method="encode_text"))
+        encoded = apply(model, clip, prompts, texts, method="texts")
+        logits = apply(model, clip, prompts, batch["image"], encoded).logits
+        gradient, totals = accumulate_gradients(
+            model, StepConfig(ALPHA), prompts, clip, texts, batch, guided=True
+        )
+        return logits, totals, gradient
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
-
-
-def compute(
-    dtype: str, device: jax.Device, change: Callable[[Params], Params] = lambda params: params
-) -> Found:
-    """Return the logits, the loss and the gradient that a device computes.
-
-    Args:
-      dtype: compute dtype.
-      device: the device to compute on.
-      change: changes CLIP's weights, for tests.
-    """
-    images, labels = arrays()["image"].transpose(0, 2, 3, 1), arrays()["label"].astype(np.int32)
-    given = prompts_of("param"), change(clip_params()), images, labels
-    (loss, logits), gradient = program(dtype)(*jax.device_put(given, device))
-    return Found(np.asarray(logits), float(loss), jax.tree.map(np.asarray, gradient))
-
-
-def rows(found: Found, dtype: str, device: str) -> list[Row]:
-    """Return the lines that compare what was found with the published arrays."""
-    published, bounds = arrays(), BOUNDS[dtype]
-    where = f"{dtype}, {device}"
-    logits, loss = published["logits"], float(published["loss"])
-    lines = [
-        at_most("numbers", f"logits, {where}",
-                float(np.abs(found.logits - logits).max() / np.abs(logits).max()),
-                bounds["logits"]),
-        at_most("numbers", f"loss, {where}", abs(found.loss - loss) / loss, bounds["loss"]),
-    ]  # fmt: skip
-    gradients, expected = (
-        flatten_dict(found.gradient, sep="."),
-        flatten_dict(prompts_of("grad"), sep="."),
-    )
-    for name, value in expected.items():
-        error = float(np.linalg.norm(gradients[name] - value) / np.linalg.norm(value))
-        lines.append(at_most("numbers", f"gradient {name}, {where}", error, bounds["gradient"]))
-    return lines
+    images = golden["image"].transpose(0, 2, 3, 1)
+    labels = golden["label"].astype(np.int32)
+    batch = {"image": images, "label": labels, "weight": np.ones(len(labels), np.float32)}
+    given = clip_params(), prompts_from_published(golden["param"]), batch
+    program = jax.pmap(step, axis_name=AXIS, devices=[device])
+    found = program(*jax.tree.map(lambda x: np.asarray(x)[None], given))
+    logits, totals, gradient = jax.tree.map(lambda x: np.asarray(x[0]), found)
+    loss = sum(x for name, x in totals.items() if name.startswith("loss_")) / len(labels)
+    gradients = flatten_dict(gradient, sep=".")
+    expected = flatten_dict(prompts_from_published(golden["grad"]), sep=".")
+    return {
+        "logits": np.abs(logits - golden["logits"]).max() / np.abs(golden["logits"]).max(),
+        "loss": abs(loss - golden["loss"]) / golden["loss"],
+        **{
+            f"gradient {name}": np.linalg.norm(gradients[name] - x) / np.linalg.norm(x)
+            for name, x in expected.items()
+        },
+    }

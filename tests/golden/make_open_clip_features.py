@@ -12,8 +12,8 @@ import zlib
 
 import numpy as np
 
+from dpt_jax.check.golden import openai_shapes
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
-from tests.helpers.make_clip import openai_shapes
 
 FILE = pathlib.Path(__file__).parent / "open_clip.npz"
 VOCAB, CONTEXT, SIZE = 4514, 77, 32

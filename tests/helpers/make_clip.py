@@ -7,7 +7,6 @@ and the seed (`wseed`).
 import json
 import pathlib
 
-import jax
 import numpy as np
 
 from dpt_jax.check.golden import seeded
@@ -19,8 +18,7 @@ from dpt_jax.clip.config_files import (
     processor_to_dict,
 )
 from dpt_jax.clip.files import write_safetensors
-from dpt_jax.clip.layouts import OPENAI, params_of, tensors_of
-from dpt_jax.clip.model import param_shapes
+from dpt_jax.clip.layouts import params_of, tensors_of
 
 # Of most golden arrays, and of a CLIP of three and two narrow layers.
 GOLDEN = {"embed": 64, "res": 32, "vl": 4, "vw": 128, "patch": 8, "tw": 128, "th": 2, "tl": 3}
@@ -32,13 +30,8 @@ def config_of(embed, res, vl, vw, patch, tw, th, tl) -> CLIPConfig:
     return CLIPConfig(embed, res, patch, vision, TransformerConfig(tw, tl, th, 4 * tw))
 
 
-def openai_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(config))
-    return {name: x.shape for name, x in tensors_of(zeros, config, OPENAI).items()}
-
-
 def openai(seed: int, **sizes: int) -> dict[str, np.ndarray]:
-    return seeded(openai_shapes(config_of(**sizes)), seed)
+    return seeded(config_of(**sizes), seed)
 
 
 def write(out: str | pathlib.Path, seed: int = 0, **sizes: int) -> None:
