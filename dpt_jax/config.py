@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -69,12 +70,10 @@ AT_LEAST = {
     **dict.fromkeys(("cavpt.top_k", "weights.rank", "train.batch_size", "eval.batch_size"), 1),
     **dict.fromkeys(("checkpoint.every_steps", "checkpoint.keep"), 1),
 }
-# Keys for which -1 means all of these; 0 would mean none, which is impossible.
-COUNTS_OR_ALL = {"dataset.shots": "images", "visual_prompt.depth": "layers"}
-# For each size, a method without its part.
-WITHOUT = {"text_prompt.length": "vpt", "visual_prompt.length": "coop", "cavpt.top_k": "vlp"}
+# Keys for which -1 means all; 0 would mean none, which is impossible.
+COUNT_OR_ALL = ("dataset.shots", "visual_prompt.depth")
 
-# A key, and what excludes it: another key, the dataset or the method.
+# A setting, and what excludes it: another one, the dataset or the method.
 EXCLUSIVE = (
     ("dataset.root", "a bundled dataset"),
     ("dataset.split", "a dataset with a split of its own"),
@@ -87,7 +86,8 @@ EXCLUSIVE = (
     ("text_prompt.conditioned", "a method without a text prompt"),
     ("text_prompt.conditioned", "a method with a classifier"),  # which starts from one set of texts
     ("text_prompt.class_specific", "visual_prompt.coupled"),  # which takes one context
-    ("text_prompt.fixed_words", "text_prompt.class_position"),  # they are before the name
+    ("text_prompt.class_position=front", "text_prompt.fixed_words"),  # which are before the name
+    ("text_prompt.class_position=middle", "text_prompt.fixed_words"),
     ("visual_prompt.coupled", "a method without a text prompt"),
     ("visual_prompt.coupled", "a method without a visual prompt"),
     ("loss.text_consistency", "a method without a text prompt"),
@@ -171,20 +171,17 @@ def _check_value(key: str, value: Value) -> None:
         return
     if not math.isfinite(value) or abs(value) >= LARGEST:
         raise UserError(f"{key} is {value}: give a number below 2³¹.")
-    if value == 0 and key in WITHOUT:
-        raise UserError(
-            f"{key} is 0: choose a method without that part, --config=configs/{WITHOUT[key]}.py."
-        )
-    if value == 0 and key in COUNTS_OR_ALL:
-        raise UserError(f"{key} is 0: give a positive number, or -1 for all {COUNTS_OR_ALL[key]}.")
+    if value == 0 and key in COUNT_OR_ALL:
+        raise UserError(f"{key} is 0: give a positive number, or -1 for all.")
     if value < (least := AT_LEAST.get(key, 0)):
-        raise UserError(f"{key} is {value}: it must be at least {least}.")
+        without = "; to leave a part out, choose a method without it" if least == 1 else ""
+        raise UserError(f"{key} is {value}: it must be at least {least}{without}.")
 
 
 def _check_conflicts(config: ConfigDict) -> None:
     """Raise UserError if keys contradict each other or the parts of the method."""
     data, train, classifier = config.dataset, config.train, config.classifier
-    text, visual, method = config.text_prompt, config.visual_prompt, METHODS[config.method]
+    method = METHODS[config.method]
     if train.epochs < (least := 0 if CLASSIFIER in method.parts and config.init_from else 1):
         raise UserError(
             f"train.epochs is {train.epochs}: it must be at least {least}; 0 is for a classifier "
@@ -202,25 +199,9 @@ def _check_conflicts(config: ConfigDict) -> None:
         )
     tunable = classifier.name and CLASSIFIERS[classifier.name].grid
     bundled, folder = data.name in common.EMBEDDED, data.source == "folder"
-    holds = {
-        "dataset.shots=-1": data.shots < 0,
-        "dataset.root": data.root,
-        "dataset.split": data.split,
+    facts = {
         "a bundled dataset": bundled and folder,
         "a dataset with a split of its own": bundled or not folder,
-        "train.steps_per_shot": train.steps_per_shot,
-        "train.average_deviation": train.average_deviation,
-        "train.keep=best": train.keep == "best",
-        "classifier.steps_per_shot": classifier.steps_per_shot,
-        "classifier.select=support": classifier.select == "support",
-        "text_prompt.conditioned": text.conditioned,
-        "text_prompt.class_specific": text.class_specific,
-        "text_prompt.fixed_words": text.fixed_words and TEXT in method.parts,
-        "text_prompt.class_position": text.class_position != "end",
-        "visual_prompt.coupled": visual.coupled,
-        "loss.text_consistency": config.loss.text_consistency,
-        "loss.image_consistency": config.loss.image_consistency,
-        "loss.logit_consistency": config.loss.logit_consistency,
         "a method with a classifier": CLASSIFIER in method.parts,
         "a method without settings to choose": not tunable,
         "a method without a text prompt": TEXT not in method.parts,
@@ -228,10 +209,18 @@ def _check_conflicts(config: ConfigDict) -> None:
         "a method with a frozen image tower": not method.visual,
         "a method without learned parts": not method.parts,
     }
-    for key, other in EXCLUSIVE:
-        if all([holds[key], holds[other]]):  # both are looked up, so no row can be misspelt
+    values = flat(config.to_dict())
+
+    def holds(name: str) -> bool:
+        if name in facts:
+            return facts[name]
+        key, is_one, value = name.partition("=")
+        return str(values[key]) == value if is_one else bool(values[key])
+
+    for setting, other in EXCLUSIVE:
+        if all([holds(setting), holds(other)]):  # both are looked up, so no row can be misspelt
             raise UserError(
-                f"{key} cannot be used with {other} (method={method.name}, dataset.name="
+                f"{setting} cannot be used with {other} (method={method.name}, dataset.name="
                 f"{data.name}): change one of the two; `dpt-jax settings` explains the keys."
             )
     if WEIGHTS in method.parts:
@@ -246,8 +235,8 @@ def _check_weights(config: ConfigDict) -> None:
         raise UserError(f"weights.matrices: {letters!r} is not some of the letters q, k, v and o.")
     if weights.dropout >= 1:
         raise UserError(f"weights.dropout is {weights.dropout}: it must be below 1.")
-    learns_texts = layers(weights, "text_layers") is not None
-    if not learns_texts and layers(weights, "image_layers") is None:
+    learns_texts = layer_range(weights, "text_layers") is not None
+    if not learns_texts and layer_range(weights, "image_layers") is None:
         raise UserError(
             "weights.image_layers and weights.text_layers are both none, so nothing is learned: "
             "give one of them layers, or use --config=configs/zeroshot.py."
@@ -272,9 +261,6 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
 
     A keyword is a key with __ or . between its section and its name. The section may be left out
     if it is train or dataset, or if no other section of the method has such a name.
-
-    Raises:
-      UserError: A keyword is not a key, is ambiguous, or has a value of another type.
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} is not one of {', '.join(METHODS)}.")
@@ -291,17 +277,17 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
         if len(keys) > 1 or keys[0] in values:
             also = [key.replace(".", "__") for key in keys]
             raise UserError(f"{keyword}: give {' or '.join(also)}, and only once.")
-        value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        values[keys[0]] = value.item() if hasattr(value, "item") else value
+        values[keys[0]] = os.fspath(value) if isinstance(value, os.PathLike) else value
     config = method_config(method, values.get("dataset.name", "folder"))
     if isinstance(file := values.get("dataset.descriptions"), str):
         values["dataset.descriptions"] = read_descriptions(file)
     for key, value in values.items():
-        set_value(config, key, value, "")
+        values[key] = value.item() if isinstance(value, np.generic) else value
+        set_value(config, key, values[key])
     return config, values
 
 
-def layers(weights: ConfigDict, key: str) -> Layers:
+def layer_range(weights: ConfigDict, key: str) -> Layers:
     """Return the layers that a key of the weights names.
 
     Raises:
@@ -317,14 +303,14 @@ def layers(weights: ConfigDict, key: str) -> Layers:
     return first, last
 
 
-def set_value(config: ConfigDict, key: str, value: Any, source: str) -> None:
-    """Set a key.  Raise UserError, beginning with `source`, if the value has the wrong type."""
+def set_value(config: ConfigDict, key: str, value: Any) -> None:
+    """Set a key.  Raise UserError if the value has the wrong type."""
     try:
         if value is None:  # which ConfigDict takes for any type
             raise TypeError
         config.update_from_flattened_dict({key: value})
     except (TypeError, ValueError) as reason:
-        raise UserError(f"{source}{key} cannot be {value!r}.") from reason
+        raise UserError(f"{key} cannot be {value!r}.") from reason
 
 
 def sections_without_use(method: str) -> tuple[str, ...]:
@@ -354,10 +340,8 @@ def prompt_config(
       UserError: There are fewer initial tokens than text_prompt.length asks to learn.
     """
     text, visual, cavpt, loss = config.text_prompt, config.visual_prompt, config.cavpt, config.loss
-    parts = METHODS[config.method].parts
-    length = text.length
-    if init_tokens and not text.fixed_words:
-        length = init_tokens
+    parts, weights = METHODS[config.method].parts, config.weights
+    length = init_tokens if init_tokens and not text.fixed_words else text.length
     if TEXT in parts and 0 < init_tokens < length:
         raise UserError(
             f"text_prompt.length is {length}, but only the first {init_tokens} tokens of "
@@ -365,6 +349,17 @@ def prompt_config(
             "the length, or give no words."
         )
     first = cavpt.first_layer + layers + 1 if cavpt.first_layer < 0 else cavpt.first_layer
+    learned_weights = Weights()
+    if WEIGHTS in parts:
+        learned_weights = Weights(
+            kind=weights.kind,
+            rank=weights.rank,
+            alpha=weights.alpha,
+            matrices=weights.matrices,
+            dropout=weights.dropout if weights.kind == LORA else 0.0,
+            vision=layer_range(weights, "image_layers"),
+            text=layer_range(weights, "text_layers"),
+        )
     return PromptConfig(
         classes=classes,
         text_length=length if TEXT in parts else 0,
@@ -383,22 +378,9 @@ def prompt_config(
             image=loss.image_consistency,
             logits=loss.logit_consistency,
         ),
-        weights=_weights(config) if WEIGHTS in parts else Weights(),
+        weights=learned_weights,
         classifier=config.classifier.name,
         method=config.method,
-    )
-
-
-def _weights(config: ConfigDict) -> Weights:
-    weights, is_lora = config.weights, config.weights.kind == LORA
-    return Weights(
-        kind=weights.kind,
-        rank=weights.rank,
-        alpha=weights.alpha,
-        matrices=weights.matrices,
-        dropout=weights.dropout if is_lora else 0.0,
-        vision=layers(weights, "image_layers"),
-        text=layers(weights, "text_layers"),
     )
 
 
@@ -415,10 +397,7 @@ def shots_in_words(shots: int) -> str:
 
 def nearest(key: str, keys: Collection[str] = tuple(KEYS)) -> str:
     """Return "; did you mean KEY?", or "." if none of the keys in any section is similar."""
-    # Of keys with the same name, such as epochs, suggest the one in train.
-    ordered = sorted(reversed([*keys]), key=lambda name: name.startswith("train."))
-    last = {name.rpartition(".")[2]: name for name in ordered}
-    found = difflib.get_close_matches(key, keys, 1, 0.7) or [
-        last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], list(last), 1, 0.7)
-    ]
+    by_name = {name.rpartition(".")[2]: name for name in keys}
+    similar = difflib.get_close_matches(key.rpartition(".")[2], by_name, 1, 0.7)
+    found = difflib.get_close_matches(key, keys, 1, 0.7) or [by_name[name] for name in similar]
     return f"; did you mean {found[0]}?" if found else "."

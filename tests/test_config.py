@@ -93,7 +93,7 @@ def test_other_arguments_are_left_alone():
         ("--config=nowhere.py", "nowhere.py"),
         ("--config=dpt:imagnet", "'imagnet'"),
         ("--config=dpt:dtd:few", "'few'"),
-        ("--config.text_prompt.length=0", "configs/vpt.py"),
+        ("--config.text_prompt.length=0", "text_prompt.length"),
         ("--config.visual_prompt.depth=0", "visual_prompt.depth"),
         ("--config.dataset.classes=old", "dataset.classes"),
         ("--config.dataset.template={0.__class__}", "dataset.template"),

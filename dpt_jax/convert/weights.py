@@ -15,7 +15,7 @@ from dpt_jax.clip.config import CLIPConfig, read_json
 from dpt_jax.clip.files import Tensors, read_tensors, write_safetensors
 from dpt_jax.clip.layouts import TRANSFORMERS
 from dpt_jax.clip.pretrained import load_clip, save_clip
-from dpt_jax.config import layers, validate
+from dpt_jax.config import layer_range, validate
 from dpt_jax.convert.reference import read_run, write_run
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, make_folder, reading, write_whole
@@ -100,7 +100,7 @@ def write_peft(source: epath.Path, target: epath.Path) -> None:
         )
     tensors, modules = {}, []
     for tower, own in saved.prompts["weights"].items():
-        first, _ = layers(weights, KEYS[tower]) or (1, 0)
+        first, _ = layer_range(weights, KEYS[tower]) or (1, 0)
         for matrix, factors in own.items():
             for row, (a, b) in enumerate(zip(factors["a"], factors["b"], strict=True)):
                 modules.append(_module(tower, first - 1 + row, matrix))

@@ -134,7 +134,7 @@ def load_config(source: epath.Path) -> ConfigDict:
         for key, value in saved.items():
             if key not in KEYS:
                 raise UserError(f"{key} is not a key{nearest(key)}")
-            set_value(config, key, value, "")
+            set_value(config, key, value)
         validate(config)
     except UserError as reason:
         raise UserError(f"{file}: {reason}") from reason
