@@ -20,7 +20,6 @@ from dpt_jax.evaluation.metrics import Predictions, calibration, class_scores, d
 from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
-from dpt_jax.prompts.classifiers import CLASSIFIERS, shapes
 from dpt_jax.training.checkpoints import Saved, digest_of_json, newest
 from dpt_jax.training.record import name_of_data, training_meta
 from dpt_jax.training.setup import Experiment, clip_fingerprint, fingerprint
@@ -28,13 +27,9 @@ from dpt_jax.training.workdir import load_config, source_of
 
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
+OF_PREDICTIONS = ("step", "prompts", "backbone", "template", "test_list")
 
 Results = Mapping[str, Any]
-REQUIRED = (
-    *("method", "dataset", "shots", "seed", "selection", "task", "classes", "trained_on"),
-    *("parameters", "n", "unreadable", "accuracy", "balanced_accuracy", "macro_f1"),
-    *("zero_shot_accuracy", "calibration", "zero_shot_calibration", "per_class", "of"),
-)
 
 
 def write_results(
@@ -63,7 +58,9 @@ def write_results(
     if not distributed.is_first():
         return results
     make_folder(workdir, "--workdir")
-    if experiment.config.eval.save_logits:
+    if not experiment.config.eval.save_logits:
+        (workdir / PREDICTIONS_FILE).unlink(missing_ok=True)  # of earlier results
+    else:
         content = io.BytesIO()
         np.savez(
             content,
@@ -71,10 +68,7 @@ def write_results(
             label=found.label,
             path=np.array([dataset.test[i].path for i in found.row]),
             classnames=np.array(dataset.classnames),
-            **{
-                key: results["of"][key]
-                for key in ("step", "prompts", "backbone", "template", "test_list")
-            },
+            **{key: results["of"][key] for key in OF_PREDICTIONS},
         )
         write_whole(workdir / PREDICTIONS_FILE, content.getvalue())
     # Last: if there is a results.json, the evaluation is complete.
@@ -90,16 +84,12 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     from the settings of the evaluation.
     """
     config, here = experiment.config, fingerprint(experiment.pretrained, experiment.dataset)
-    record = saved.meta or training_meta(experiment)
-    tested = {
-        "dtype": np.dtype(experiment.model.dtype).name,
-        "dataset.template": config.dataset.template,
-    }
+    record, template = saved.meta or training_meta(experiment), config.dataset.template
+    tested = {"dtype": np.dtype(experiment.model.dtype).name, "dataset.template": template}
     version = {
-        "data": here["data"],
-        "test": here["test"],
+        **{key: here[key] for key in ("data", "test")},
         "classnames": list(experiment.dataset.classnames),
-        "template": config.dataset.template,
+        "template": template,
     }
     if texts := config.dataset.descriptions:
         tested["dataset.descriptions"] = digest_of_descriptions(texts)
@@ -111,8 +101,10 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     }
     if saved.meta:
         trained["dataset.natural"] = record["settings"].get("dataset.natural", False)
-    changes = {"changes": record["changes"]} if record["changes"] else {}
-    chosen = {"chosen": record["chosen"]} if record.get("chosen") else {}
+    if record["changes"]:
+        trained["changes"] = record["changes"]
+    # Converted prompts are all learned.
+    sizes = [x.size for x in jax.tree.leaves(saved.prompts)]
     return {
         "method": record["method"],
         "dataset": config.dataset.name,
@@ -120,61 +112,41 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
         "seed": record["settings"]["seed"],
         "split": "test",
         "selection": record.get("selection", "none"),
-        **chosen,
+        **({"chosen": record["chosen"]} if record.get("chosen") else {}),
         "task": f"{name_of_data(config)}@{digest_of_json(version)[:8]}",
         "classes": config.dataset.classes,
         "trained_on": {key: record[key] for key in ("dataset", "classes")} if saved.meta else None,
-        # A converted checkpoint does not name its classes; it has no classifier either.
-        "parameters": _learned(experiment, saved, len(record["classnames"] or ())) or None,
+        "parameters": record.get("parameters", sum(sizes)) or None,
         "of": {
             "step": saved.step,
-            "epoch": saved.meta.get("epoch"),
-            "epochs": saved.meta.get("epochs"),
+            **{key: saved.meta.get(key) for key in ("epoch", "epochs", "train_list")},
             "prompts": saved.digest,
             "backbone": digest_of_json(here["clip"]),
-            "template": config.dataset.template,
+            "template": template,
             "test_list": here["test"],
             "test_files": digest_of_files(experiment.dataset),
             "data": {"name": name_of_data(config), "digest": here["data"]},
             "trained_on": saved.meta.get("data"),
-            "train_list": saved.meta.get("train_list"),
             "init_from": bool(saved.meta.get("init_from")),
-            "settings": {**trained, **tested, **changes},
+            "settings": trained | tested,
         },
     }
 
 
-def _learned(experiment: Experiment, saved: Saved, classes: int) -> int:
-    """Return the number of learned parameters of prompts, trained on this number of classes."""
-    prompts, name = dict(saved.prompts), experiment.model.config.classifier
-    if name:
-        images = len(prompts["classifier"].get("keys", [0]))
-        width, settings = experiment.model.clip_config.embed_dim, experiment.config.classifier
-        trained = shapes(CLASSIFIERS[name], images, classes, width, settings)
-        prompts["classifier"] = {key: trained[key] for key in CLASSIFIERS[name].learned}
-    return sum(x.size for x in jax.tree.leaves(prompts))
-
-
 def read_result(file: epath.Path) -> dict[str, Any]:
-    """Read one results.json.
-
-    Raises:
-        UserError: The file is missing, damaged or incomplete.
-    """
+    """Read one results.json.  Raise UserError if it is missing or damaged."""
     with reading(file, "the results of a run; evaluate the run again with --mode=eval"):
         results = json.loads(file.read_text(encoding="utf-8"))
-        if missing := [key for key in REQUIRED if key not in results]:
-            raise ValueError(f"{missing[0]!r} is missing")
-        if results["method"] not in ROWS or not 0 <= results["accuracy"] <= 1:
-            raise ValueError("its method or accuracy is not valid")
+        if results["method"] not in ROWS or not 0 <= results["accuracy"] <= 1 or not results["of"]:
+            raise ValueError("its method, accuracy or origin is not valid")
     return results
 
 
 def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> bool:
     """Return whether an evaluation is on the dataset of the run in a workdir.
 
-    True if name, classes, and either the images or their folder are the same. If the record of the
-    prompts names no dataset, that of the first evaluation counts.
+    That is, if name, classes, and either the images or their folder are the same. If the record of
+    the prompts names no dataset, that of the first evaluation counts.
     """
     config, own = experiment.config, dict(saved.meta)
     if not own.get("data"):
@@ -225,18 +197,15 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
     """Return whether a workdir has the results that a configuration asks for.
 
     They must be of the newest prompts, trained to the end, and of the same test classes and texts.
-    So must predictions.npz, if requested. Data and CLIP are not read: see `of_same_sources`.
+    Data and CLIP are not read: see `of_same_sources`.
     """
     try:
         results = read_current(workdir)
-        of, data = results["of"], config.dataset
-        if config.eval.save_logits:
-            file = workdir / PREDICTIONS_FILE
-            with reading(file, "predictions"), file.open("rb") as opened, np.load(opened) as found:
-                if found["prompts"] != of["prompts"]:
-                    return False
     except UserError:
         return False
+    if config.eval.save_logits and not (workdir / PREDICTIONS_FILE).exists():
+        return False
+    of, data = results["of"], config.dataset
     by_epochs = METHODS[config.method].in_towers and not config.train.steps_per_shot
     epochs = config.train.epochs if by_epochs else of["epochs"]
     described = of["settings"].get("dataset.descriptions", "")
@@ -251,10 +220,7 @@ def finished(workdir: epath.Path, config: ConfigDict) -> bool:
 def of_same_sources(
     workdir: epath.Path, pretrained: Pretrained, data: str, test_files: str
 ) -> bool:
-    """Return whether results are of this CLIP, dataset and test files.
-
-    data: the dataset's digest. test_files: see `digest_of_files`.
-    """
+    """Return whether results are of this CLIP and these digests of the dataset and test files."""
     of = read_result(workdir / RESULTS_FILE)["of"]
     now = digest_of_json(clip_fingerprint(pretrained)), data, test_files
     return now == (of["backbone"], of["data"]["digest"], of.get("test_files"))

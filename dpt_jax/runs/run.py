@@ -13,7 +13,7 @@ from dpt_jax.data.look import check_trainable, is_own, look
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate, validation
 from dpt_jax.evaluation.probe import fit_and_predict
-from dpt_jax.evaluation.results import has_own_data, write_results
+from dpt_jax.evaluation.results import RESULTS_FILE, has_own_data, write_results
 from dpt_jax.io import is_remote
 from dpt_jax.logging import say, say_once
 from dpt_jax.methods import PROBE
@@ -64,6 +64,9 @@ def train_run(
             f"--workdir: {workdir} is a prompt file: evaluate it with --mode=eval, or start "
             "from it with --config.init_from and a folder as --workdir."
         )
+    has_run = has_config(workdir) or (workdir / FOLDER).exists()
+    if (workdir / RESULTS_FILE).exists() and not has_run:
+        raise UserError(f"{workdir} has results of a probe: use another --workdir.")
     if changed := check_same_run(config, workdir, UNBOUND if allow_changes else FREE):
         say(f"{workdir}: changed settings: {changed}.")
     config = with_split(with_dtype(config, workdir), workdir)

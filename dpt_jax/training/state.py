@@ -18,6 +18,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.logging import say
 from dpt_jax.methods import CLASSIFIER, METHODS, WEIGHTS
 from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.classifiers import CLASSIFIERS
 from dpt_jax.training.checkpoints import Checkpoints, Saved, steps_of
 from dpt_jax.training.initial_prompts import (
     check_same_clip,
@@ -175,6 +176,7 @@ class Saver:
             "steps_per_epoch": plan.steps_per_epoch,
             "epoch": plan.epoch(int(state.step)),
             "bad": [int(x) for x in state.not_finite],
+            "parameters": _parameters(self.experiment.model.config.classifier, prompts),
             **more,
         }
         if best := self.best:
@@ -298,6 +300,15 @@ def _check_resumable(
             )
         return
     raise UserError(f"{workdir} {why}, or use another --workdir.")
+
+
+def _parameters(classifier: str, prompts: Prompts) -> int:
+    """Return the number of learned parameters.  Those of a classifier are not all learned."""
+    learned = prompts
+    if CLASSIFIER in prompts:
+        names = CLASSIFIERS[classifier].learned
+        learned = prompts | {CLASSIFIER: {name: prompts[CLASSIFIER][name] for name in names}}
+    return sum(x.size for x in jax.tree.leaves(learned))
 
 
 def _training(state: TrainState) -> dict[str, Prompts | Totals]:

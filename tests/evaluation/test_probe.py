@@ -42,6 +42,8 @@ def test_a_probe_separates_what_it_was_fitted_to(clip_dir, validated, tmp_path):
     assert "linear probe on" in in_process("report", tmp_path / "run").stdout
     # Nothing takes it for a run whose prompts it could show.
     command_refused("", "report", tmp_path / "run", "--html")
+    flags = [*small_flags(clip_dir, dataset__root=validated), f"--workdir={tmp_path / 'run'}"]
+    command_refused("probe", "main.py", "--config=zeroshot:folder", *flags)
 
 
 def test_a_probe_chooses_by_as_few_validation_images_as_protocols_have(
