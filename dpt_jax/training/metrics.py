@@ -30,8 +30,8 @@ class MetricWriter:
     """Appends one record per step to metrics.jsonl and TensorBoard.
 
     A resumed run continues after step `start`: records of later steps, written before it was
-    stopped, are dropped, so that no step is there twice. Objects in a bucket
-    cannot be appended to, so files are written locally and copied after each record.
+    stopped, are dropped. Objects in a bucket cannot be appended to, so files are written locally
+    and copied after each record.
     """
 
     def __init__(self, workdir: epath.Path, start: int) -> None:
@@ -78,13 +78,9 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
     """Return the records of metrics.jsonl, without a line that an interruption truncated."""
     file, records = as_path(workdir) / METRICS_FILE, []
     with reading(file, "metrics"):
-        text = file.read_bytes().decode(errors="replace") if file.exists() else ""
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-            records += [record] if "step" in record else []
-        except (ValueError, TypeError):
-            continue
+        for line in file.read_bytes().splitlines() if file.exists() else ():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
     return records
 
 
@@ -94,14 +90,11 @@ def _lines(records: list[dict[str, Any]]) -> str:
 
 def _tensorboard() -> Any:
     """Import tensorboardX without PyTorch, which takes seconds to import and is not used."""
-    hidden = "torch" not in sys.modules
+    hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]
+    import tensorboardX
+
     if hidden:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        import tensorboardX
-    finally:
-        if hidden:
-            del sys.modules["torch"]
+        del sys.modules["torch"]
     return tensorboardX
 
 
@@ -138,13 +131,10 @@ class Speed:
         """
         seconds = time.perf_counter() - self._began
         rate = self._steps * operations / seconds
-        share = {"peak_share": rate / self._peak} if self._peak else {}
-        values = {
-            "images_per_s": self._images / seconds,
-            "tflop_per_s": rate / 1e12,
-            **share,
-            "wait_share": self._waited / seconds,
-        }
+        values = {"images_per_s": self._images / seconds, "tflop_per_s": rate / 1e12}
+        if self._peak:
+            values["peak_share"] = rate / self._peak
+        values["wait_share"] = self._waited / seconds
         self.restart()
         return values
 
@@ -155,22 +145,17 @@ def tracing(
 ) -> Iterator[Callable[[int, TrainState], None]]:
     """Provide a function that starts or ends a jax.profiler trace before a step.
 
-    It takes the step and the previous state. A trace goes to WORKDIR/profile, one file
-    per host.
+    It takes the step and the previous state. A trace goes to WORKDIR/profile, one file per host.
 
     Args:
-      workdir: Of the run.
+      workdir: Of the run. UserError is raised if it is in a bucket.
       steps: Steps to trace, 0 for none.
       start: Step from which the run resumes.
       last: Last step of the run.
-
-    Raises:
-      UserError: The workdir is in a bucket.
     """
     if steps and is_remote(workdir):
         raise UserError(f"--profile needs a local --workdir: {workdir} is in a bucket.")
     folder, first = workdir / TRACES, min(start + 1 + STEPS_BEFORE_TRACE, last)
-    done = f"trace: {folder} (view it in TensorBoard with tensorboard-plugin-profile)"
     with contextlib.ExitStack() as running:
 
         def before(step: int, state: TrainState) -> None:
@@ -178,7 +163,8 @@ def tracing(
                 jax.block_until_ready(state)
                 running.close()
                 if step == first:
-                    running.callback(say, done)
+                    how = "view it in TensorBoard with tensorboard-plugin-profile"
+                    running.callback(say, f"trace: {folder} ({how})")
                     running.enter_context(jax.profiler.trace(str(folder)))
 
         yield before

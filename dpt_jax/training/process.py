@@ -32,16 +32,14 @@ class LockedError(UserError):
 def locked(workdir: epath.Path) -> Iterator[None]:
     """Create the workdir and lock it against a second training; host 0 holds the lock.
 
-    Raises:
-      LockedError: on all hosts, if another process holds the lock.
+    Raise LockedError on all hosts if another process holds it.
     """
-    owner = f"process {os.getpid()} on {platform.node()}"
+    owner, refused = f"process {os.getpid()} on {platform.node()}", None
     lock = _locked_in_bucket if is_remote(workdir) else _locked_on_disk
-    refused = None
     with contextlib.ExitStack() as held:
         if distributed.is_first():
             try:
-                held.enter_context(lock(workdir, owner))
+                held.enter_context(lock(workdir / LOCK_FILE, owner))
             except LockedError as reason:
                 refused = reason
         if distributed.first_says(refused is not None):
@@ -52,36 +50,38 @@ def locked(workdir: epath.Path) -> Iterator[None]:
 def is_locked(workdir: epath.Path) -> bool:
     """Return whether another process seems to be training in a workdir."""
     file = workdir / LOCK_FILE
-    if is_remote(workdir) or not file.exists():
-        return file.exists() and not _is_left_behind(file.read_text())
+    if not file.exists():
+        return False
+    if is_remote(workdir):
+        return not _is_left_behind(file.read_text())
     with open(file) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks
-            return False
+        except OSError as reason:
+            return isinstance(reason, BlockingIOError)  # others: a file system without locks
     return False
 
 
+def _refusal(file: epath.Path, owner: str) -> LockedError:
+    by_hand = f"; if it has been killed, `gcloud storage rm {file}`" if is_remote(file) else ""
+    return LockedError(
+        f"{file.parent} is in use by {owner or 'another training process'}: wait for it, stop it, "
+        f"or use another --workdir{by_hand}."
+    )
+
+
 @contextlib.contextmanager
-def _locked_on_disk(workdir: epath.Path, owner: str) -> Iterator[None]:
+def _locked_on_disk(file: epath.Path, owner: str) -> Iterator[None]:
     """Lock with flock, which is always released when the process ends."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / LOCK_FILE, "a+", encoding="utf-8") as lock:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as reason:
             lock.seek(0)
-            raise LockedError(
-                f"{workdir} is in use by {lock.read().strip() or 'another training process'}: "
-                "wait for it, stop it, or use another --workdir."
-            ) from reason
+            raise _refusal(file, lock.read().strip()) from reason
         except OSError as reason:  # a file system without locks
-            say(
-                f"{workdir} cannot be locked ({reason}): make sure that no other process trains "
-                "there."
-            )
+            say(f"{file} cannot be locked ({reason}): make sure that no other process trains here.")
         lock.truncate(0)
         lock.write(f"{owner}\n")
         lock.flush()
@@ -89,38 +89,33 @@ def _locked_on_disk(workdir: epath.Path, owner: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked_in_bucket(workdir: epath.Path, owner: str) -> Iterator[None]:
+def _locked_in_bucket(file: epath.Path, owner: str) -> Iterator[None]:
     """Lock with an object that is written only if it does not exist.
 
     A killed process leaves it behind. The next one removes it if it runs on the same host.
     """
-    gcs, file = file_system(workdir), workdir / LOCK_FILE
     if file.exists() and _is_left_behind(file.read_text()):
         file.unlink(missing_ok=True)
     try:
-        gcs.pipe_file(os.fspath(file), owner.encode(), mode="create")
+        file_system(file).pipe_file(os.fspath(file), owner.encode(), mode="create")
     except FileExistsError as reason:
-        raise LockedError(
-            f"{workdir} is in use by {file.read_text()}: wait for it, stop it, or use "
-            f"another --workdir; if it has been killed, `gcloud storage rm {file}`."
-        ) from reason
+        raise _refusal(file, file.read_text()) from reason
     try:
         yield
     finally:
         file.unlink(missing_ok=True)
 
 
-def _is_left_behind(content: str) -> bool:
+def _is_left_behind(owner: str) -> bool:
     """Return whether a lock is from a process on this host that has ended."""
-    words = content.split()  # process PID on HOST
-    if len(words) < 4 or words[3] != platform.node() or not words[1].isdecimal():
+    words = owner.split()  # process PID on HOST
+    if words[3:4] != [platform.node()]:
         return False
-    try:
-        os.kill(int(words[1]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+    with contextlib.suppress(PermissionError):  # of another user
+        try:
+            os.kill(int(words[1]), 0)
+        except ProcessLookupError:
+            return True
     return int(words[1]) == os.getpid()  # from before a container restart, with the same id
 
 
