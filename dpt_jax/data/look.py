@@ -5,20 +5,11 @@ from collections.abc import Sequence
 from concurrent import futures
 
 from ml_collections import ConfigDict
-from PIL import ExifTags
 from tabulate import tabulate
 
 from dpt_jax.data.catalogue import EMBEDDED
 from dpt_jax.data.loader import threads
-from dpt_jax.data.records import (
-    Dataset,
-    Example,
-    Files,
-    UnreadableImageError,
-    by_label,
-    contents,
-    opened,
-)
+from dpt_jax.data.records import Dataset, Files, UnreadableImageError, by_label, contents, opened
 from dpt_jax.errors import UserError
 from dpt_jax.io import is_remote
 from dpt_jax.logging import Progress
@@ -26,7 +17,6 @@ from dpt_jax.methods import METHODS
 
 MOST_ROWS = 20  # of the table of classes
 MOST_DECODED = 2000  # images, those to train on first; of the rest, only headers are read
-UPRIGHT = 1  # the orientation of an image that is not rotated
 
 
 def check_trainable(dataset: Dataset, config: ConfigDict) -> None:
@@ -54,23 +44,29 @@ def check_trainable(dataset: Dataset, config: ConfigDict) -> None:
 def look(dataset: Dataset, config: ConfigDict) -> str:
     """Return a table of the classes of a dataset with its sample, and notes about the images.
 
-    The user's own images are checked. Published and bundled ones are only counted.
+    The user's own images are checked. Published and bundled ones are only counted, unless
+    dataset.on_error is skip.
 
     Raises:
         UserError: an image cannot be read (with dataset.on_error=skip: none of a class can), or
             (unless dataset.strict is off) a class has no test images, or a test file is also in
             training or validation.
     """
-    lines = [_table(dataset)]
-    if is_own(config.dataset):
+    lines, is_users = [_table(dataset)], is_own(config.dataset)
+    if is_users or config.dataset.on_error == "skip":
+        lines += _unreadable(dataset, config.dataset.on_error == "skip")
+    if is_users:
         tested = {example.label for example in dataset.test}
         untested = [name for label, name in enumerate(dataset.classnames) if label not in tested]
         if tested and untested:  # a dataset may have no test images at all
             lines.append(_refuse(config, "classes without test images", untested))
-        if type(dataset.read) is Files:  # none is in memory
-            lines += _look_at_files(dataset, dataset.read, config)
-    if config.dataset.on_error == "skip":
-        check_readable(dataset)
+    if is_users and type(dataset.read) is Files:
+        learned, tested_on = [*dataset.train, *dataset.val], dataset.test
+        found = contents(dataset.read.root, [example.path for example in (*learned, *tested_on)])
+        path_of = {content: e.path for content, e in zip(found, learned, strict=False)}
+        pairs = zip(tested_on, found[len(learned) :], strict=True)
+        if same := [f"{e.path} is {path_of[x]}" for e, x in pairs if x in path_of]:
+            lines.append(_refuse(config, "test images that are also in train or val", same))
     images, size = len(dataset.train), config.train.batch_size
     drops = METHODS[config.method].in_towers and not config.train.keep_partial
     left = images % min(size, images) if drops else 0
@@ -108,75 +104,51 @@ def _table(dataset: Dataset) -> str:
     return tabulate(rows, ["class", *counts], disable_numparse=[0])
 
 
-def _look_at_files(dataset: Dataset, files: Files, config: ConfigDict) -> list[str]:
-    """Return lines about unreadable, rotated and repeated files.
+def _unreadable(dataset: Dataset, skip: bool) -> list[str]:
+    """Return a line about unreadable images, if there are any.
 
-    The first MOST_DECODED images are decoded into the cache. In a bucket, others are not opened.
+    The first MOST_DECODED images are decoded into the cache. Of others, only headers are read; in
+    a bucket, nothing.
+
+    Raises:
+        UserError: there are unreadable images; with `skip`, no training image of a class, or no
+            test image, can be read.
     """
-    learned = list(dict.fromkeys(e.path for e in (*dataset.train, *dataset.val)))
-    tested = list(dict.fromkeys(e.path for e in dataset.test))
-    paths = [*learned, *tested]
+    examples = (*dataset.train, *dataset.val, *dataset.test)
+    paths, files = list(dict.fromkeys(example.path for example in examples)), dataset.read
     decoded = {*paths[:MOST_DECODED]}
-    errors, rotated = [], []
 
-    def open_one(path: str) -> None:
+    def error_of(path: str) -> str:
         try:
-            if not is_remote(file := files.file(path)):
-                with opened(file) as image:
-                    if image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT:
-                        rotated.append(path)
             if path in decoded:
                 files(path)
+            elif type(files) is Files and not is_remote(file := files.file(path)):
+                with opened(file):
+                    pass
         except UnreadableImageError as reason:
-            errors.append(str(reason).removesuffix("."))
+            return str(reason).removesuffix(".")
+        return ""
 
+    errors = {}
     with Progress("images", len(paths)) as progress, futures.ThreadPoolExecutor(threads()) as pool:
-        for _ in pool.map(open_one, paths):
+        for path, error in zip(paths, pool.map(error_of, paths), strict=True):
+            if error:
+                errors[path] = error
             progress.advance()
-    lines = []
-    if errors:
-        if config.dataset.on_error != "skip":
-            raise UserError(
-                f"{len(errors)} images cannot be read: {min(errors)}: repair or remove what is "
-                "broken, or leave such images out with --config.dataset.on_error=skip."
-            )
-        lines.append(f"unreadable images, which are left out: {len(errors)}, such as {min(errors)}")
-    if rotated:
-        more = f"{len(rotated)}, such as {min(rotated)}"
-        lines.append(f"images rotated by their EXIF orientation: {more}")
-    found = contents(files.root, paths)
-    own = dict(zip(found, learned, strict=False))
-    pairs = zip(tested, found[len(learned) :], strict=True)
-    if same := [f"{path} is {own[content]}" for path, content in pairs if content in own]:
-        lines.append(_refuse(config, "test images that are also in train or val", same))
-    return lines
-
-
-def check_readable(dataset: Dataset) -> None:
-    """Raise UserError if no training image of a class, or no test image, can be read.
-
-    Reads one image of each class and one test image, and more only if those are unreadable.
-    """
-
-    def one_is_readable(examples: list[Example]) -> bool:
-        for example in examples:
-            try:
-                dataset.read(example.path)
-            except UnreadableImageError:
-                continue
-            return True
-        return not examples
-
-    groups = [*by_label(dataset.train), dataset.test]
-    with futures.ThreadPoolExecutor(threads()) as pool:
-        for own, readable in zip(groups, pool.map(one_is_readable, groups), strict=True):
-            if not readable:
-                what = "test images" if own is dataset.test else "training images of class "
-                what += "" if own is dataset.test else repr(dataset.classnames[own[0].label])
-                raise UserError(
-                    f"none of the {len(own)} {what} can be read, such as {own[0].path}: repair "
-                    "them."
-                )
+    if not errors:
+        return []
+    count = f"{len(errors)}, such as {next(iter(errors.values()))}"
+    if not skip:
+        raise UserError(
+            f"unreadable images: {count}: repair or remove what is broken, or leave such images "
+            "out with --config.dataset.on_error=skip."
+        )
+    for own in (*by_label(dataset.train), dataset.test):
+        if own and all(example.path in errors for example in own):
+            name = dataset.classnames[own[0].label]
+            what = "test images" if own is dataset.test else f"training images of class {name!r}"
+            raise UserError(f"none of the {what} can be read, such as {own[0].path}: repair them.")
+    return [f"unreadable images, which are left out: {count}"]
 
 
 def _refuse(config: ConfigDict, what: str, names: Sequence[str]) -> str:
