@@ -87,14 +87,10 @@ def read_splits(config: ConfigDict) -> Dataset:
 def check_root(config: ConfigDict) -> None:
     """Raise UserError if dataset.root is missing."""
     if config.name not in EMBEDDED and not config.root and config.source != "tfds":
-        holds = (
-            f"{CATALOGUE[config.name].directory}/, laid out as CoOp's DATASETS.md says"
-            if config.source == "coop"
-            else "a folder for each class"
-        )
+        own = CATALOGUE[config.name].directory if config.source == "coop" else "your class folders"
         raise UserError(
             "dataset.root is not set: give --config.dataset.root=DIR, the folder that holds "
-            f"{holds}."
+            f"{own}, see docs/datasets.md."
         )
 
 
@@ -133,18 +129,13 @@ def _most_per_class(examples: Iterable[Example]) -> int:
 
 
 def few_shot(
-    train: Sequence[Example],
-    val: Sequence[Example],
-    shots: int,
-    seed: int,
-    natural: bool = False,
+    train: Sequence[Example], val: Sequence[Example], shots: int, seed: int, natural: bool = False
 ) -> tuple[list[Example], list[Example]]:
     """Return `shots` examples per class of train and min(shots, 4) of val, as CoOp draws them.
 
     One generator draws for train and then for val, class by class in the order in which the
     classes first appear. A class with fewer examples is taken whole. shots = -1 takes everything.
-
-    natural: whether to draw one example per class of train, the rest of shots · C at random.
+    If `natural`, one example per class of train is drawn, and the rest of shots · C at random.
     """
     if shots < 0:
         return list(train), list(val)
@@ -167,11 +158,7 @@ def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
     """Return the training images that a file lists, in its order, repeated if it repeats them.
 
     The file is a run's train_files.txt, a .jsonl with one record per line, or a .pkl as CoOp's
-    code writes it, of which nothing is run. `shots` is dataset.shots.
-
-    Raises:
-        UserError: the file is none of these, lists an image that is not a training image of the
-            dataset or has another label, or has another number of shots.
+    code writes it, of which nothing is run. Labels and number of shots must be as they are here.
     """
     with reading(file, "a train_files.txt, a .jsonl or a .pkl of CoOp's layout (dataset.sample)"):
         listed = _listed(file)

@@ -29,7 +29,6 @@ EXTENSIONS |= ({".avif"} if AVIF else set()) | ({".heic", ".heif"} if HEIF else 
 IMAGE_ENDINGS = ", ".join(sorted(EXTENSIONS)) + ("" if HEIF else HEIF_HINT)
 SHOULD_HOLD = "it should hold folders CLASS/, or train/CLASS/ and test/CLASS/"
 SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {*SPLITS, "training", "valid", "validation", "testing"}  # in small letters
 LISTS = (".csv", ".jsonl")
 SPLIT_SEED = 1  # of random splits, the same for all runs
 
@@ -50,7 +49,7 @@ def visible(folder: epath.Path) -> list[tuple[str, bool]]:
 def walk(folder: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[epath.Path]:
     """Yield the files below a folder, at any depth: its own by name, then those of its folders.
 
-    above: real paths of the folders above, since links back to them are not followed.
+    Links back to the folders `above`, by their real paths, are not followed.
     """
     above |= {os.path.realpath(folder)}
     subfolders = []
@@ -101,17 +100,11 @@ def left_out_line(files: Sequence[epath.Path]) -> str:
 
 
 class Listed(NamedTuple):
-    """One of the user's own images.
+    """One of the user's own images."""
 
-    Attributes:
-        path: relative to the root.
-        label: name of the class folder, or the label of a list.
-        split: train, val or test; "" if a split is drawn.
-    """
-
-    path: str
-    label: str
-    split: str
+    path: str  # relative to the root
+    label: str  # name of the class folder, or the label of a list
+    split: str  # train, val or test; "" if a split is drawn
 
 
 def read_folder(
@@ -122,12 +115,12 @@ def read_folder(
 ) -> Dataset:
     """Return a dataset of the user's own images, with classes in the order of their labels.
 
-    The images are {train,val,test}/CLASS/IMAGE, or CLASS/IMAGE with a random split. val/ may be
-    missing, and train/ if the dataset is only evaluated on. The classes are those of training and
-    test. Labels that differ only in underscores or in Unicode normalisation are one class.
+    The classes are those of training and test. Labels that differ only in underscores or in Unicode
+    normalisation are one class.
 
     Args:
-        path: a folder, a zip or tar archive of one, or a list of images (see read_list).
+        path: a folder with {train,val,test}/CLASS/IMAGE or CLASS/IMAGE, a zip or tar archive of
+          one, or a list of images (see read_list).
         split: a list of the images in use, with their split, instead of a random one.
         test_fraction: fraction of each class for the test, if a split is drawn, and the same for
           validation.
@@ -169,36 +162,22 @@ def _in_folders(root: epath.Path) -> list[Listed]:
         raise UserError(
             f"dataset.root: {root} is not a folder, an archive or a list; {SHOULD_HOLD}."
         )
+    folders = [name for name, is_folder in visible(root) if is_folder]
     # Only a folder with folders in it is a split: a class may have the same name.
-    splits = [
-        name
-        for name, is_folder in visible(root)
-        if is_folder and name.lower() in SPLIT_NAMES and any(x[1] for x in visible(root / name))
-    ]
-    if unknown := [name for name in splits if name not in SPLITS]:
-        raise UserError(
-            f"dataset.root: {root / unknown[0]} looks like a split: name it train, val or test."
-        )
-    if splits and "test" not in splits:
-        raise UserError(
-            f"dataset.root: {root} has {splits[0]}/ but no test/ with classes: add it, or give "
-            f"{root / splits[0]} as dataset.root to hold out a part of it for testing."
-        )
+    splits = [x for x in folders if x in SPLITS and any(each[1] for each in visible(root / x))]
+    if splits and (others := {*folders} - {*splits}):
+        _say(f"{root}: only its folders train, val and test are used, not {min(others)}.")
     images: list[Listed] = []
     left_out: list[epath.Path] = []
     for split in splits or [""]:
         for name, is_folder in visible(root / split):
             entry = root / split / name
-            files = walk(entry) if is_folder else [entry]
-            used = 0
-            for file in files:
-                if file.parent == entry and is_image_name(file.name):
-                    images.append(Listed(file.relative_to(root).as_posix(), name, split))
-                    used += 1
-                else:
-                    left_out.append(file)
-            if is_folder and not used:
+            files = list(walk(entry)) if is_folder else [entry]
+            own = [x for x in files if x.parent == entry and is_image_name(x.name)]
+            if is_folder and not own:
                 raise no_images(entry)
+            images += [Listed(x.relative_to(root).as_posix(), name, split) for x in own]
+            left_out += sorted({*files} - {*own})
     if left_out:
         _say(f"{left_out_line(left_out)} Only images in class folders are used.")
     return images
@@ -326,8 +305,7 @@ def _composed(name: str) -> str:
 def find_images(paths: Sequence[str]) -> list[str]:
     """Return the images that paths, folders and patterns name, each once, sorted below each path.
 
-    A file that is named is used whatever its ending. Other files below a folder are left out and
-    counted on standard error.
+    A file that is named is used whatever its ending. Others below a folder are counted on stderr.
     """
     found: dict[str, None] = {}
     others: list[epath.Path] = []

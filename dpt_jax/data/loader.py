@@ -150,11 +150,7 @@ class Loading:
 
 
 def steps_per_epoch(examples: int, batch_size: int, partial: bool = False) -> int:
-    """Return the batches of an epoch.
-
-    partial: whether an incomplete last batch is kept. If not, it is dropped unless it is the only
-    one.
-    """
+    """Return the batches of an epoch: an incomplete one counts if `partial` or if it is alone."""
     return max(-(-examples // batch_size) if partial else examples // batch_size, 1)
 
 
@@ -194,25 +190,17 @@ def train_batches(
     """Return the batches of a training from number `start` on, shuffled and augmented every epoch.
 
     Fewer examples than batch_size make one smaller batch per epoch. Together, the hosts get the
-    rows that one host would get. `transfer` copies a batch to the devices; it is called in a
-    thread, ON_DEVICES batches ahead.
-
-    Raises:
-        UserError: hosts cannot share the rows of a batch, or the shift is as large as the images.
+    rows that one host would get. `transfer` copies a batch to the devices, in a thread.
     """
-    examples, hosts = len(config.examples), config.hosts
-    rows = min(config.batch_size, examples)
-    if rows % hosts and rows == config.batch_size:
+    rows, hosts = min(config.batch_size, len(config.examples)), config.hosts
+    if rows < hosts or (rows % hosts and rows == config.batch_size):
         raise UserError(
-            f"train.batch_size is {config.batch_size}: it must be a multiple of the number of "
-            f"hosts, {hosts}."
+            f"{hosts} hosts cannot share batches of {rows} images: give as train.batch_size a "
+            f"multiple of {hosts}, and at least {hosts} training images."
         )
-    if rows < hosts:
-        raise UserError(f"{examples} training images cannot be shared by {hosts} hosts.")
     if config.shift >= config.size:
         raise UserError(
-            f"train.shift is {config.shift}, but images have {config.size} pixels on a side here: "
-            "give a smaller shift."
+            f"train.shift is {config.shift}: it must be less than the images' size, {config.size}."
         )
     images = grain.MapDataset.source(list(enumerate(config.examples))).seed(config.seed).shuffle()
     config = dataclasses.replace(config, examples=())  # each process gets them one at a time
@@ -246,7 +234,6 @@ def threads(workers: int = 0) -> int:
 def _read(
     data: grain.MapDataset, workers: int, transfer: Callable[[Batch], Any] | None = None
 ) -> Iterator[Any]:
-    """Yield the batches. Raise the reader's UserErrors, and one if a loader process died."""
     own = threads(workers)
     options = grain.ReadOptions(num_threads=own, prefetch_buffer_size=own + LEAST_THREADS)
     batches = data.to_iter_dataset(options)
@@ -265,13 +252,6 @@ def _read(
     except UserError as reason:
         # Some versions of Grain append notes on their own traceback to the message.
         raise type(reason)(str(reason).partition("\n")[0]) from reason
-    except RuntimeError as reason:
-        if "terminated unexpectedly" not in str(reason):
-            raise
-        raise UserError(
-            "a loader process was killed, perhaps for lack of memory: run the same command again, "
-            "if need be with fewer processes (--config.dataset.workers)."
-        ) from reason
 
 
 def _start_worker(cached_bytes: int, worker: int, workers: int) -> None:
@@ -299,9 +279,9 @@ def no_images(size: int) -> Batch:
 
 
 def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:
-    """Return the batch padded to `rows` and split over the devices: (devices, b, …).
+    """Return the batch padded with zeros to `rows` and split over the devices: (devices, b, …).
 
-    b is rounded up to a multiple. The padding is zeros, its weight too.
+    b is rounded up to a multiple.
     """
     rows = -(-rows // (devices * multiple)) * devices * multiple
     missing = rows - len(batch["label"])

@@ -44,10 +44,6 @@ ABOUT_THE_FILE = {
 # sample, ImageNet's 16,000 images of 500 x 375 pixels, takes 12 GB.
 MOST_CACHED_BYTES = 16 * 10**9
 
-EIGHT_BITS = {
-    *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"),
-    *("CMYK", "YCbCr", "LAB", "HSV"),
-}
 # Some versions of PIL return 16-bit greys of these formats as 32-bit numbers from 0 to 65535.
 SIXTEEN_BITS_AS_32 = ("PNG", "PPM")
 
@@ -89,8 +85,8 @@ def free_memory() -> int:
 class ImageCache:
     """Decoded images up to a limit in bytes, for all runs of a process.
 
-    Images that the current dataset has used are not evicted: an LRU cache would never hit when a
-    dataset larger than the cache is read in order.
+    When it is full, another dataset empties it, but not the current one: an LRU cache would never
+    hit when a dataset larger than the cache is read in order.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -98,28 +94,23 @@ class ImageCache:
         self.default = min(free_memory() // 2, MOST_CACHED_BYTES) if limit is None else limit
         self.limit = self.default
         self._bytes = 0
-        self._images: dict[Hashable, tuple[object, Image.Image]] = {}  # the last used one last
+        self._images: dict[Hashable, Image.Image] = {}
+        self._user: object = None
         self._lock = threading.Lock()  # loader threads share the cache
 
     def get(self, key: Hashable, user: object, decode: Callable[[], Image.Image]) -> Image.Image:
         """Return the image of a key, decoded if it is not cached. user: the dataset in use."""
-        with self._lock:
-            if key in self._images:
-                image = self._images.pop(key)[1]
-                self._images[key] = user, image
-                return image
+        if (image := self._images.get(key)) is not None:
+            return image
         image = decode()
         size = 4 * image.width * image.height  # PIL pads RGB to four bytes
         with self._lock:
-            # Make room by evicting images of other datasets.
-            while self._images and self._bytes + size > self.limit:
-                oldest, (owner, old) = next(iter(self._images.items()))
-                if owner is user:
-                    break
-                del self._images[oldest]
-                self._bytes -= 4 * old.width * old.height
+            if user is not self._user and self._bytes + size > self.limit:
+                self._images.clear()
+                self._bytes = 0
+            self._user = user
             if key not in self._images and self._bytes + size <= self.limit:
-                self._images[key] = user, image
+                self._images[key] = image
                 self._bytes += size
         return image
 
@@ -207,11 +198,9 @@ def contents(root: epath.Path, paths: Sequence[str]) -> list[Hashable]:
     count = collections.Counter(sizes)
     found: list[Hashable] = []
     for path, file, size in zip(paths, files, sizes, strict=True):
-        if size is None or count[size] == 1:
-            found.append(path)
-        else:
-            with reading(file, "a file"):
-                found.append(hashlib.sha256(file.read_bytes()).digest())
+        with reading(file, "a file"):
+            alone = size is None or count[size] == 1
+            found.append(path if alone else hashlib.sha256(file.read_bytes()).digest())
     return found
 
 
@@ -225,11 +214,7 @@ def read_image(
 
 @contextlib.contextmanager
 def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[Image.Image]:
-    """Open an image and read only its header.
-
-    Args:
-        file: a path or an open file.
-        name: what messages call an open file.
+    """Open an image and read only its header. name: what messages call an open file.
 
     Raises:
         UnreadableImageError: the file is missing or cannot be decoded.
@@ -281,7 +266,7 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS_AS_32):
         image = _deep_grey(image)
-    elif image.mode not in EIGHT_BITS:
+    elif image.mode in ("I", "F"):
         raise ValueError(
             f"its pixels are of mode {image.mode}, whose white is not specified: save it with 8 or "
             "16 bits a pixel"

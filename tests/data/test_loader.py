@@ -1,7 +1,6 @@
 """In which order and shapes images come: the same for the same seed, from any step."""
 
 import itertools
-import multiprocessing
 import signal
 
 import numpy as np
@@ -11,10 +10,9 @@ from PIL import Image
 from dpt_jax.clip.preprocessing import test_transform as evaluation_transform
 from dpt_jax.data import loader, records
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.look import check_readable
-from dpt_jax.data.records import Dataset, Example, Files, UnreadableImageError
+from dpt_jax.data.records import Example, Files
 from dpt_jax.errors import UserError
-from tests.helpers.commands import refused, start
+from tests.helpers.commands import start
 from tests.helpers.golden import DATA, IMAGES
 
 
@@ -143,14 +141,6 @@ def long_training():
     return batches_of(read=Numbered(), examples=examples, batch_size=1, epochs=10**6, workers=1)
 
 
-def test_a_killed_loader_process_is_one_sentence():
-    batches = long_training()
-    next(batches)
-    (worker,) = multiprocessing.active_children()
-    worker.kill()
-    refused("loader process", list, batches)
-
-
 @pytest.mark.process
 @pytest.mark.slow
 def test_loader_processes_end_with_a_killed_run():
@@ -159,28 +149,6 @@ def test_loader_processes_end_with_a_killed_run():
     done = start("-c", code)
     done.communicate(timeout=60)  # the output ends when the last process closes it
     assert done.returncode == -signal.SIGKILL
-
-
-class Counting:
-    """Reads what does not begin with "bad", and counts."""
-
-    def __init__(self):
-        self.seen = []
-
-    def __call__(self, path):
-        self.seen.append(path)
-        if path.startswith("bad"):
-            raise UnreadableImageError(f"{path} cannot be read.")
-        return Image.new("RGB", (4, 4))
-
-
-def test_a_class_of_which_no_image_can_be_read_is_named_before_training():
-    paths = [("a1", 0), ("a2", 0), ("bad1", 1), ("b1", 1), ("b2", 1), ("bad2", 2), ("bad3", 2)]
-    examples = [Example(*pair) for pair in paths]
-    read = Counting()
-    check_readable(Dataset(read, ("ant", "bee"), examples[:5], [], []))
-    assert sorted(read.seen) == ["a1", "b1", "bad1"]  # no more than it takes
-    refused("cat", check_readable, Dataset(Counting(), ("ant", "bee", "cat"), examples, [], []))
 
 
 def test_pixels_are_torchvisions(monkeypatch):
