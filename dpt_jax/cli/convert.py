@@ -4,7 +4,6 @@
     dpt-jax convert clip W DIR
     dpt-jax convert export W FILE.safetensors
     dpt-jax convert peft W DIR
-    dpt-jax convert peft DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert serve W DIR [--clip=WEIGHTS]
     dpt-jax convert onnx W FILE.onnx [--clip=WEIGHTS]
     dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
@@ -12,8 +11,8 @@
 
 `clip` converts any CLIP that `clip.weights` accepts to a folder for transformers or, by --layout,
 for open_clip, or to an Orbax checkpoint. For a run with learned weights (CLIP-LoRA, 2SFS) it writes
-the CLIP with these weights, as `export --merge` does. `peft` writes and reads such weights as
-PEFT's LoRA files. `export` writes the prompts of a workdir to one small file, which replaces the
+the CLIP with these weights, as `export --merge` does. `peft` writes such weights as PEFT's LoRA
+files. `export` writes the prompts of a workdir to one small file, which replaces the
 workdir in predict, --mode=eval, init_from and convert. `serve` compiles the classifier into a file
 that runs without this package, and `onnx` writes it for onnxruntime and the like
 (`pip install 'dpt-jax[onnx]'`). `reference` converts a checkpoint folder of the published PyTorch
@@ -70,22 +69,14 @@ def run(flags: argparse.Namespace) -> None:
     if reads_run and flags.workdir:
         names.insert(0, flags.workdir)
     match [what, *names]:
-        case ["clip", source, target] if not flags.merge:
+        case [("clip" | "export"), source, target] if what == "clip" or flags.merge:
             from dpt_jax.convert.weights import convert_clip
 
             convert_clip(source, as_path(target), flags.clip, flags.layout)
-        case [("clip" | "export"), source, target] if flags.merge:
-            from dpt_jax.convert.weights import write_clip
-
-            write_clip(as_path(source), as_path(target), flags.clip, flags.layout)
         case ["peft", source, target]:
             from dpt_jax.convert.weights import write_peft
 
             write_peft(as_path(source), as_path(target))
-        case ["peft", source] if flags.workdir:
-            from dpt_jax.convert.weights import read_peft
-
-            read_peft(as_path(source), as_path(flags.workdir), flags.given.config)
         case ["export", source, target]:
             export(as_path(source), as_path(target))
         case [("serve" | "onnx"), source, target]:
@@ -93,7 +84,7 @@ def run(flags: argparse.Namespace) -> None:
         case ["reference", source, target] if flags.reverse:
             from dpt_jax.convert.reference import reverse_reference
 
-            reverse_reference(as_path(source), as_path(target))
+            reverse_reference(as_path(source), as_path(target), flags.clip)
         case ["reference", directory] if flags.workdir:
             from dpt_jax.convert.reference import convert_reference
 

@@ -4,9 +4,10 @@ The code of CoOp, CoCoOp, KgCoOp, VPT, VLP and DPT saves the state dict of each 
 of IVLP, PromptSRC and MaPLe saves one module, which contains the whole CLIP.
 """
 
+import itertools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import flax.traverse_util
@@ -48,21 +49,14 @@ class Entry(NamedTuple):
         """Whether the first axis of the array is that of the layers."""
         return bool(self.first) or "{}" in self.name
 
-    def names(self, layers: int) -> list[str]:
-        """Return the names of the tensors of an array with this number of layers."""
-        if not self.stacked:
-            return [self.name]
-        first = [self.first] if self.first else []
-        numbers = range(self.number, self.number + layers - len(first))
-        return [*first, *map(self.name.format, numbers)]
-
-    def names_in(self, tensors: Tensors) -> list[str]:
-        """Return the names that a state dict with these tensors should have; [] for none."""
-        pattern = re.escape(self.name).replace(r"\{\}", r"\d+")
-        found = sum(bool(re.fullmatch(pattern, name)) for name in tensors)
-        if not found and self.first not in tensors:
-            return []
-        return self.names(found + bool(self.first))
+    def names(self) -> Iterator[str]:
+        """Yield the names of the tensors of all layers that a model might have."""
+        if self.first:
+            yield self.first
+        if "{}" in self.name:
+            yield from map(self.name.format, itertools.count(self.number))
+        elif self.name:
+            yield self.name
 
 
 def _linear(path: str, name: str) -> tuple[Entry, Entry]:
@@ -117,13 +111,9 @@ IGNORED = {TEXT: BUFFERS, JOINT: WHOLE_CLIP, COUPLED: WHOLE_CLIP}
 
 
 def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
-    """Read the last epoch that all modules of a checkpoint folder have, else the best model.
+    """Return the last epoch that all modules of a checkpoint folder have, and their state dicts.
 
-    Returns:
-      The epoch, and the state dict of each module.
-
-    Raises:
-      UserError: There is no such checkpoint, or there are two methods.
+    Without one, it is the best model. Raise UserError if there is no such checkpoint.
     """
     folders = [directory / name for name in ENTRIES if (directory / name).is_dir()]
     if not folders:
@@ -131,32 +121,21 @@ def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
             f"{directory} is not a folder with one of {', '.join(ENTRIES)}, so it is not a "
             "checkpoint of the published code."
         )
-    if folders[-1].name in (JOINT, COUPLED) and len(folders) > 1:
-        raise UserError(
-            f"{directory} holds checkpoints of two methods ({folders[0].name} and "
-            f"{folders[-1].name}): give a folder with one of them."
-        )
-
-    def epochs(folder: pathlib.Path) -> set[int]:
-        names = (re.fullmatch(r"model\.pth\.tar-(\d+)", file.name) for file in folder.iterdir())
-        return {int(found[1]) for found in names if found}
-
-    last = max(set.intersection(*map(epochs, folders)), default=None)
-    name = "model-best.pth.tar" if last is None else f"model.pth.tar-{last}"
-    modules, epoch = {}, None
-    for folder in folders:
-        if not (folder / name).exists():
-            raise UserError(
-                f"{folder} has no {name}, and no epoch in common with the other folders."
-            )
-        modules[folder.name], epoch = read_torch_file(folder / name)
-    return last or epoch or 0, modules
+    epochs = [
+        {file.name.removeprefix("model.pth.tar-") for file in folder.iterdir()}
+        for folder in folders
+    ]
+    last = max((int(x) for x in set.intersection(*epochs) if x.isdecimal()), default=0)
+    name = f"model.pth.tar-{last}" if last else "model-best.pth.tar"
+    read = {folder.name: read_torch_file(folder / name) for folder in folders}
+    best = next(iter(read.values()))[1]
+    return last or best or 0, {module: tensors for module, (tensors, _) in read.items()}
 
 
 def method_of(modules: Mapping[str, Tensors]) -> str | None:
-    """Return the method of a checkpoint, None for CoOp, VPT, VLP and DPT.
+    """Return the method of a checkpoint.
 
-    Those four are told apart by the modules that they have.
+    None for CoOp, VPT, VLP and DPT, which are told apart by the modules that they have.
     """
     if COUPLED in modules:
         return "maple"
@@ -179,32 +158,29 @@ def prompts_from_published(
       directory: Folder of the checkpoint, for messages.
 
     Raises:
-      UserError: A tensor is missing, or does not belong to the published code.
+      UserError: A tensor does not belong to the published code, or a module lacks its prompt.
     """
     arrays: dict[str, np.ndarray] = {}
     for module, tensors in modules.items():
-        where = f"{directory}: {module}" if directory else module
-        left = set(tensors)
-        if module == TEXT and UNUSED_BY_KGCOOP[0] in left:
-            left -= {*UNUSED_BY_KGCOOP}
-        learned = {name: tensors[name] for name in left}
-        names = {entry: entry.names_in(learned) for entry in ENTRIES[module]}
-        # A part is complete or missing, and the first one is never missing.
-        parts = {entry.path.partition(".")[0] for entry, found in names.items() if found}
-        parts |= {ENTRIES[module][0].path.partition(".")[0]}
-        for entry, found in names.items():
-            if entry.path.partition(".")[0] not in parts:
-                continue
-            if missing := [name for name in found or entry.names(1) if name not in learned]:
-                raise UserError(f"{where}: tensor {missing[0]} is missing.")
-            left -= {*found}
-            layers = [tensors[name].T if entry.transposed else tensors[name] for name in found]
-            arrays[entry.path] = np.stack(layers) if entry.stacked else layers[0]
-        more = sorted(name for name in left if not re.fullmatch(IGNORED.get(module, ""), name))
-        if more:
+        ignored = IGNORED.get(module, "")
+        if module == TEXT and UNUSED_BY_KGCOOP[0] in tensors:
+            ignored = f"{BUFFERS}|{'|'.join(map(re.escape, UNUSED_BY_KGCOOP))}"
+        learned = {x: tensors[x] for x in tensors if not re.fullmatch(ignored, x)}
+        used: set[str] = set()
+        for number, entry in enumerate(ENTRIES[module]):
+            names = list(itertools.takewhile(learned.__contains__, entry.names()))
+            if entry.path in arrays:
+                raise UserError(f"{directory} holds checkpoints of two methods: keep one of them.")
+            if not names and number == 0:
+                raise UserError(f"{directory}: {module} has no tensor {next(entry.names())}.")
+            layers = [tensors[name].T if entry.transposed else tensors[name] for name in names]
+            used.update(names)
+            if layers:
+                arrays[entry.path] = np.stack(layers) if entry.stacked else layers[0]
+        if more := sorted(learned.keys() - used):
             raise UserError(
-                f"{where}: tensor {more[0]} is not part of the published code, so nothing was "
-                "converted."
+                f"{directory}: {module}: tensor {more[0]} is not part of the published code, or "
+                "that of the layer before it is missing, so nothing was converted."
             )
     # If CAVPT begins at the first layer, the published visual prompt has no layers.
     arrays = {path: x for path, x in arrays.items() if path != "visual.tokens" or len(x)}
@@ -222,7 +198,7 @@ def module_from_prompts(module: str, prompts: Prompts) -> Tensors:
     for entry in ENTRIES[module]:
         if entry.path in arrays:
             array = arrays[entry.path]
-            layers = array if entry.stacked else array[None]
-            for name, layer in zip(entry.names(len(layers)), layers, strict=True):
+            layers = array if entry.stacked else [array]
+            for name, layer in zip(entry.names(), layers, strict=False):
                 tensors[name] = np.ascontiguousarray(layer.T if entry.transposed else layer)
     return tensors

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax import methods
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.clip.files import Tensors, write_torch_file
+from dpt_jax.clip.files import write_torch_file
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.config import flat, method_config, prompt_config, validate
 from dpt_jax.convert.published import (
@@ -23,7 +23,6 @@ from dpt_jax.convert.published import (
     prompts_from_published,
     read_published,
 )
-from dpt_jax.data.dataset import load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.io import make_folder, write_whole
 from dpt_jax.logging import say
@@ -86,16 +85,18 @@ def convert_reference(
             )
         config.update_from_flattened_dict({key: value})
     validate(config)
-    classes = 1
-    if "cavpt" in prompts:
-        classes = prompts["cavpt"]["classifier"]["kernel"].shape[-1]
-    elif config.text_prompt.class_specific:
-        classes = prompts["text"]["context"].shape[1]
-    parts = prompt_config(config, classes, pretrained.config.vision.layers)
-    check_shapes(prompts, shapes_of(PromptedCLIP(pretrained.config, parts)), str(directory))
-    if config.text_prompt.class_specific:
-        _check_classes(classes, config, directory)
+    _check(prompts, config, pretrained, directory)
     write_run(config, prompts, pretrained, workdir, "published PyTorch code", epoch)
+
+
+def _check(
+    prompts: Prompts, config: ConfigDict, pretrained: Pretrained, source: pathlib.Path
+) -> None:
+    """Raise UserError if an array is missing, left over or of another shape."""
+    context = flat(prompts).get("text.context")
+    classes = context.shape[1] if context is not None and context.ndim == 4 else 1
+    parts = prompt_config(config, classes, pretrained.config.vision.layers)
+    check_shapes(prompts, shapes_of(PromptedCLIP(pretrained.config, parts)), str(source))
 
 
 def write_run(
@@ -106,7 +107,7 @@ def write_run(
     source: str,
     epoch: int = 0,
 ) -> None:
-    """Write a workdir with converted prompts.
+    """Write a new workdir with converted prompts.
 
     Args:
       config: Configuration of the run, validated.
@@ -115,9 +116,6 @@ def write_run(
       workdir: A new one.
       source: Where the prompts are from, for the record.
       epoch: Epoch of their training, 0 if unknown.
-
-    Raises:
-      UserError: The workdir has a run.
     """
     if (workdir / FOLDER).exists() or (workdir / CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: name a new --workdir.")
@@ -140,21 +138,29 @@ def write_run(
     say(f"wrote {workdir}: {config.method} prompts{f' from epoch {epoch}' if epoch else ''}")
 
 
-def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
+def reverse_reference(source: pathlib.Path, directory: pathlib.Path, clip: str = "") -> None:
     """Write the prompts of a workdir as a checkpoint folder that the published code loads.
 
-    Raises:
-      UserError: No published code has such prompts, or the folder is not new.
+    clip: where CLIP's weights are, if they have moved. Raise UserError if no published code has
+    such prompts, an array is missing or misshapen, or the folder is not new.
     """
     config, saved = read_run(source)
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
         raise UserError(f"{directory} already exists: name a new folder.")
-    modules = _modules_from_prompts(config, saved.prompts, source)
+    names = _modules(config, source)
+    prompts, visual = saved.prompts, config.visual_prompt
+    _check(prompts, config, load_clip(clip or config.clip.weights), source)
+    modules = {name: module_from_prompts(name, prompts) for name in names}
+    if modules.get(CAVPT) and not modules[VISUAL]:
+        # DPT's code always loads a visual prompt, even one without layers.
+        width = prompts["cavpt"]["global_tokens"].shape[-1]
+        modules[VISUAL] = {"ctx": np.zeros((0, visual.length, width), np.float32)}
     epoch = saved.meta.get("epoch", saved.step)
     for name, tensors in modules.items():
-        folder = make_folder(directory / name, "convert reference --reverse")
-        write_torch_file(folder / f"model.pth.tar-{epoch}", tensors, epoch)
-        write_whole(folder / "checkpoint", f"model.pth.tar-{epoch}\n")
+        if tensors:
+            folder = make_folder(directory / name, "convert reference --reverse")
+            write_torch_file(folder / f"model.pth.tar-{epoch}", tensors, epoch)
+            write_whole(folder / "checkpoint", f"model.pth.tar-{epoch}\n")
     say(
         f"wrote {directory}, which the published code loads with --model-dir and --load-epoch "
         f"{epoch}"
@@ -162,67 +168,49 @@ def reverse_reference(source: pathlib.Path, directory: pathlib.Path) -> None:
 
 
 def read_run(source: pathlib.Path) -> tuple[ConfigDict, Saved]:
-    """Return settings and newest prompts of a workdir or prompt file.
-
-    Raises:
-      UserError: It has none.
-    """
+    """Return settings and newest prompts of a workdir or prompt file."""
     config = load_config(source)
     if config.method == ZERO_SHOT:
         raise UserError(f"{source} is zero-shot, so it has no prompts to convert.")
     return config, load_newest(source)
 
 
-def _modules_from_prompts(
-    config: ConfigDict, prompts: Prompts, source: pathlib.Path
-) -> dict[str, Tensors]:
-    """Return the state dicts of the published code that has such prompts."""
+def _modules(config: ConfigDict, source: pathlib.Path) -> list[str]:
+    """Return the published modules that may have a run's prompts.  Raise UserError if none has."""
     text, visual, parts = config.text_prompt, config.visual_prompt, METHODS[config.method].parts
     has_text, has_visual = methods.TEXT in parts, methods.VISUAL in parts
-    if others := {methods.WEIGHTS, methods.CLASSIFIER} & {*parts}:
-        raise UserError(
-            f"{source} has learned parts that no published code of prompts has: "
-            f"{', '.join(sorted(others))}."
-        )
+    others = {methods.WEIGHTS, methods.CLASSIFIER} & {*parts}
     deep_text = has_text and (text.depth > 1 or (text.fixed_words and bool(text.init.strip())))
-    if deep_text or (has_visual and (visual.ln_pre or visual.coupled)):
-        if (
-            (has_visual and not visual.ln_pre)
-            or methods.CLASS_AWARE in parts
-            or (has_text and (text.class_specific or text.class_position != "end"))
-            or text.conditioned
-        ):
-            raise UserError(
-                f"{source} combines context tokens of several layers, fixed words, or visual "
-                "tokens among the patches with other parts: no published code has such prompts."
-            )
-        module = COUPLED if visual.coupled else JOINT
-        return {module: module_from_prompts(module, prompts)}
-    if has_visual and visual.depth > 0:
-        raise UserError(
-            f"{source} has visual tokens that stay in the sequence after layer {visual.depth} "
-            "and skip the layer norm of the patches: no published code has these."
+    joint = deep_text or (has_visual and (visual.ln_pre or visual.coupled))
+    if others:
+        what = f"learned parts ({', '.join(sorted(others))})"
+    elif joint and (
+        (has_visual and not visual.ln_pre)
+        or methods.CLASS_AWARE in parts
+        or (has_text and (text.class_specific or text.class_position != "end"))
+        or text.conditioned
+    ):
+        what = (
+            "context tokens of several layers, fixed words, or visual tokens among the patches, "
+            "combined with other parts"
         )
-    modules = {module: module_from_prompts(module, prompts) for module in (TEXT, VISUAL, CAVPT)}
-    if modules[CAVPT] and not modules[VISUAL]:
-        # DPT's code always loads a visual prompt, even one without layers.
-        width = prompts["cavpt"]["global_tokens"].shape[-1]
-        modules[VISUAL] = {"ctx": np.zeros((0, visual.length, width), np.float32)}
-    return {module: tensors for module, tensors in modules.items() if tensors}
+    elif not joint and has_visual and visual.depth > 0:
+        what = "visual tokens that stay in the sequence and skip the layer norm of the patches"
+    elif joint:
+        return [COUPLED if visual.coupled else JOINT]
+    else:
+        return [TEXT, VISUAL, CAVPT]
+    raise UserError(f"{source} has {what}: no published code of prompts has these.")
 
 
 def _keys(prompts: Prompts, method: str | None, named: str, clip: CLIPConfig) -> dict[str, Any]:
     """Return the settings that a checkpoint decides: the method, and the sizes of its parts.
 
-    Args:
-      prompts: Their shapes give the sizes.
-      method: See `method_of`.
-      named: The method on the command line, which is taken if several methods fit.
-      clip: Its number of layers is used.
+    method: see `method_of`. named: the method on the command line, taken if several methods fit.
     """
     text: tuple[int, ...] = prompts["text"]["context"].shape if "text" in prompts else ()
     visual: tuple[int, ...] = prompts["visual"]["tokens"].shape if "visual" in prompts else ()
-    if "coupling" in prompts:
+    if "coupling.kernel" in flat(prompts):
         visual = (len(prompts["coupling"]["kernel"]), text[-2])
     parts = {methods.TEXT} if text else set()
     if visual:
@@ -249,20 +237,3 @@ def _keys(prompts: Prompts, method: str | None, named: str, clip: CLIPConfig) ->
     if "cavpt" in prompts:
         keys["cavpt.first_layer"] = clip.vision.layers + 1 - len(prompts["cavpt"]["global_tokens"])
     return keys
-
-
-def _check_classes(theirs: int, config: ConfigDict, directory: pathlib.Path) -> None:
-    """Raise UserError if a class-specific context has another number of classes than the dataset.
-
-    A dataset that cannot be loaded is reported, and not compared.
-    """
-    try:
-        own = len(load_dataset(config.dataset, config.seed).classnames)
-    except UserError as reason:
-        say(f"the {theirs} classes of {directory} are not compared with a dataset ({reason})")
-        return
-    if own != theirs:
-        raise UserError(
-            f"{directory} has a context for each of {theirs} classes, but {config.dataset.name} "
-            f"({config.dataset.classes} classes) has {own}: name the dataset of its training."
-        )

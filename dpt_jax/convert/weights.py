@@ -1,87 +1,59 @@
 """Learned weights of CLIP in other layouts: an adapted CLIP, and PEFT's LoRA files."""
 
-import itertools
 import json
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax.clip.blocks import Params
-from dpt_jax.clip.config import CLIPConfig, read_json
-from dpt_jax.clip.files import Tensors, read_tensors, write_safetensors
+from dpt_jax.clip.files import write_safetensors
 from dpt_jax.clip.layouts import TRANSFORMERS
 from dpt_jax.clip.pretrained import load_clip, save_clip
-from dpt_jax.config import layer_range, validate
-from dpt_jax.convert.reference import read_run, write_run
+from dpt_jax.config import layer_range
+from dpt_jax.convert.reference import read_run
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, make_folder, reading, write_whole
+from dpt_jax.io import as_path, make_folder, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS
+from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import LORA
-from dpt_jax.prompts.weights import MATRICES, merged, over
-from dpt_jax.training.checkpoints import FOLDER, has_format
+from dpt_jax.prompts.weights import merged, over
+from dpt_jax.training.checkpoints import FOLDER, Saved, has_format
 from dpt_jax.training.initial_prompts import check_same_clip, check_shapes, shapes_of
 from dpt_jax.training.setup import make_model
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."
 KEYS = {"vision": "image_layers", "text": "text_layers"}
-# Fields of an adapter_config.json that change what its tensors mean, and their supported values.
-PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none",),
-    "use_dora": (False, None),
-    "fan_in_fan_out": (False, None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "modules_to_save": ([], None),
-    "lora_bias": (False, None),
-    # Others, such as "pissa", change the frozen weights too.
-    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal", None),
-}
 
 
 def convert_clip(source: str, target: epath.Path, clip: str, layout: str) -> None:
-    """Write the CLIP that a value of `clip.weights` names, or the adapted CLIP of a run."""
-    path = as_path(source)
-    if (path / FOLDER).is_dir() or has_format(path):
-        write_clip(path, target, clip, layout)
-        return
-    save_clip(load_clip(source), target, layout)
-    say(f"wrote {target}")
-
-
-def write_clip(
-    source: epath.Path, target: epath.Path, clip: str = "", layout: str = "transformers"
-) -> None:
-    """Write the CLIP of a run with its learned weights, as transformers or open_clip load it.
+    """Write a CLIP, or that of a run with its learned weights, in a layout.
 
     Args:
-      source: A workdir or prompt file.
+      source: A value of `clip.weights`, a workdir or a prompt file.
       target: A new folder, which is also a value of `clip.weights`.
-      clip: Where CLIP's weights are, if they have moved.
-      layout: "transformers" or "open_clip".
+      clip: Where the run's CLIP is, if it has moved.
+      layout: "transformers", "open_clip" or "orbax".
 
     Raises:
       UserError: The run has learned no weights, its CLIP is another one, or the folder exists.
     """
-    config, saved = _read(source)
+    if target.suffix == ".safetensors":
+        raise UserError(f"{target} would be a folder: name it without .safetensors.")
+    path = as_path(source)
+    if not ((path / FOLDER).is_dir() or has_format(path)):
+        save_clip(load_clip(source), target, layout)
+        say(f"wrote {target}")
+        return
+    config, saved = _read(path)
     pretrained = load_clip(clip or config.clip.weights)
     check_same_clip(saved, pretrained, source)
     model = make_model(config, saved.meta.get("classnames") or ["any"], pretrained)
     own = {"weights": saved.prompts["weights"]}
-    check_shapes(own, {"weights": shapes_of(model)["weights"]}, str(source))
-    params = jax.tree.map(
-        np.asarray,
-        over(
-            pretrained.params,
-            merged(model.config.weights, pretrained.config, pretrained.params, own["weights"]),
-        ),
-    )
+    check_shapes(own, {"weights": shapes_of(model)["weights"]}, source)
+    changes = merged(model.config.weights, pretrained.config, pretrained.params, own["weights"])
+    params = jax.tree.map(np.asarray, over(pretrained.params, changes))
     save_clip(pretrained._replace(params=params), target, layout)
     say(f"wrote {target}, a CLIP with the weights of {source}{_without(saved.prompts)}")
 
@@ -98,14 +70,14 @@ def write_peft(source: epath.Path, target: epath.Path) -> None:
         raise UserError(
             f"{source} has learned layer norms, not low-rank changes: use `convert clip`."
         )
-    tensors, modules = {}, []
+    tensors = {}
     for tower, own in saved.prompts["weights"].items():
+        blocks = TRANSFORMERS[f"{tower}/transformer/blocks"]
         first, _ = layer_range(weights, KEYS[tower]) or (1, 0)
         for matrix, factors in own.items():
-            for row, (a, b) in enumerate(zip(factors["a"], factors["b"], strict=True)):
-                modules.append(_module(tower, first - 1 + row, matrix))
-                tensors[f"{PREFIX}{modules[-1]}.lora_A.weight"] = a
-                tensors[f"{PREFIX}{modules[-1]}.lora_B.weight"] = b
+            for layer, (a, b) in enumerate(zip(factors["a"], factors["b"], strict=True), first - 1):
+                module = f"{blocks}{layer}.{TRANSFORMERS[matrix]}".removesuffix(".")
+                tensors[f"{module}.lora_A"], tensors[f"{module}.lora_B"] = a, b
     about = {
         "peft_type": "LORA",
         "task_type": None,
@@ -117,99 +89,16 @@ def write_peft(source: epath.Path, target: epath.Path) -> None:
         "lora_dropout": weights.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
-        "target_modules": modules,
+        "target_modules": sorted({name.rpartition(".")[0] for name in tensors}),
     }
     make_folder(target, "convert peft")
-    write_safetensors(target / ADAPTER_FILE, tensors)
+    named = {f"base_model.model.{name}.weight": x for name, x in tensors.items()}
+    write_safetensors(target / ADAPTER_FILE, named)
     write_whole(target / ADAPTER_CONFIG, json.dumps(about, indent=2) + "\n")
     say(f"wrote {target}{_without(saved.prompts)}")
 
 
-def read_peft(source: epath.Path, workdir: epath.Path, config: ConfigDict) -> None:
-    """Write a workdir of CLIP-LoRA with the changes in PEFT's LoRA files.
-
-    Args:
-      source: A folder with adapter_config.json and adapter_model.safetensors.
-      workdir: A new one.
-      config: CLIP and dataset of the evaluation. What the files say is set here.
-
-    Raises:
-      UserError: The files hold other changes than those of attention's matrices, or do not fit
-        CLIP.
-    """
-    file = source / ADAPTER_CONFIG
-    with reading(file, "a LoRA configuration of PEFT"):
-        about = read_json(file)
-        for key, choices in PLAIN.items():
-            if about.get(key, choices[0]) not in choices:
-                raise ValueError(f"{key} is {about[key]!r}, which is not supported")
-        rank, alpha = about.get("r", 8), about.get("lora_alpha", 8)
-        alpha = float(alpha if about.get("use_rslora") else alpha / rank**0.5)
-    pretrained = load_clip(config.clip.weights)
-    tensors = read_tensors(source / ADAPTER_FILE)
-    prompts = _from_peft(tensors, pretrained.config, rank, source / ADAPTER_FILE)
-    # The files have nothing of what other methods learn.
-    config.method, config.classifier.name = "cliplora", ""
-    matrices = {name for own in prompts.values() for name in own}
-    config.weights.update(
-        kind=LORA,
-        rank=rank,
-        alpha=alpha,
-        matrices="".join(letter for letter, name in MATRICES.items() if name in matrices),
-        **{key: "all" if tower in prompts else "none" for tower, key in KEYS.items()},
-    )
-    validate(config)
-    write_run(config, {"weights": prompts}, pretrained, workdir, "LoRA files of PEFT")
-
-
-def _module(tower: str, layer: int, matrix: str) -> str:
-    """Return the name of a projection (0-based layer) in transformers' CLIPModel."""
-    blocks = TRANSFORMERS[f"{tower}/transformer/blocks"]
-    return f"{blocks}{layer}.{TRANSFORMERS[matrix]}".removesuffix(".")
-
-
-def _from_peft(tensors: Tensors, clip: CLIPConfig, rank: int, file: epath.Path) -> Params:
-    """Return the changes by tower and matrix, with zeros for layers that have none.
-
-    Raises:
-      UserError: A tensor is from another part of the model, has another shape, or lacks the other
-        factor of its product.
-    """
-    left = {
-        name.removeprefix(PREFIX).replace(".default.weight", ".weight"): value
-        for name, value in tensors.items()
-    }
-    matrices = [m for m in MATRICES.values() if any(TRANSFORMERS[m] in name for name in left)]
-    found: Params = {}
-    for tower, sizes in (("vision", clip.vision), ("text", clip.text)):
-        if not any(name.startswith(f"{tower}_model.") for name in left):
-            continue
-        shapes = {"a": (rank, sizes.width), "b": (sizes.width, rank)}
-        found[tower] = {
-            m: {x: np.zeros((sizes.layers, *shape), np.float32) for x, shape in shapes.items()}
-            for m in matrices
-        }
-        for m, layer in itertools.product(matrices, range(sizes.layers)):
-            module = _module(tower, layer, m)
-            names = {x: f"{module}.lora_{x.upper()}.weight" for x in shapes}
-            if left.keys().isdisjoint(names.values()):  # no change of this layer
-                continue
-            for x, shape in shapes.items():
-                value = left.pop(names[x], None)
-                if value is None:
-                    raise UserError(f"{file}: tensor {names[x]} is missing.")
-                if value.shape != shape:
-                    raise UserError(f"{file}: tensor {names[x]} is {value.shape}, not {shape}.")
-                found[tower][m][x][layer] = value
-    if left or not found:
-        raise UserError(
-            f"{file}: tensor {min(left, default='of LoRA')} is not of a q, k, v or out projection "
-            "of this CLIP."
-        )
-    return found
-
-
-def _read(source: epath.Path) -> tuple[ConfigDict, Any]:
+def _read(source: epath.Path) -> tuple[ConfigDict, Saved]:
     """Return settings and prompts of a run.  Raise UserError if it has no learned weights."""
     config, saved = read_run(source)
     if "weights" not in saved.prompts:
@@ -220,6 +109,6 @@ def _read(source: epath.Path) -> tuple[ConfigDict, Any]:
     return config, saved
 
 
-def _without(prompts: Mapping[str, Any]) -> str:
+def _without(prompts: Prompts) -> str:
     others = sorted(prompts.keys() - {"weights"})
     return f", without its {' and '.join(others)}" if others else ""

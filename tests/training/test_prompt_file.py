@@ -13,7 +13,6 @@ from configs import dpt_clap
 from dpt_jax.cli import convert
 from dpt_jax.convert.reference import reverse_reference
 from dpt_jax.data.folder import find_images
-from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import Saved, load_newest, read_header, write_prompt_file
 from dpt_jax.training.workdir import load_config
@@ -157,8 +156,9 @@ def test_a_header_that_says_something_else_is_refused(shared, tmp_path, entry, v
     ids=str,
 )
 def test_entries_or_tensors_that_are_missing_or_of_other_kinds(shared, tmp_path, change):
-    with pytest.raises(UserError, match=r"odd\.safetensors"):
-        dpt_jax.load(rewritten(shared, tmp_path / "odd.safetensors", **change))
+    file = rewritten(shared, tmp_path / "odd.safetensors", **change)
+    for use in (dpt_jax.load, lambda file: reverse_reference(file, tmp_path / "new")):
+        refused(r"odd\.safetensors", use, file)
 
 
 def test_export_says_what_it_cannot_do(trained, tmp_path):
