@@ -54,7 +54,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from benchmarks.random_clip import SIZES, clip_shapes, openai_tokenizer
-from dpt_jax.cli.terminal import guard
+from dpt_jax.cli import guard
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.packing import pack
 from dpt_jax.config import method_config, prompt_config, templates

@@ -34,7 +34,7 @@ from benchmarks import dassl_stand_in, published_lora
 from benchmarks.published import PUBLISHED, Counterpart, Published, find
 from benchmarks.random_clip import SIZES
 from benchmarks.timing import FLAGS, define_flags, print_line, torch_result, torch_times
-from dpt_jax.cli.terminal import guard
+from dpt_jax.cli import guard
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.errors import UserError

@@ -248,7 +248,7 @@ def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
             "text_prompt.class_specific",
         ),
         (["--config.maple.depth=3"], "text_prompt.depth"),
-        (["--config.maple.text_prompt.depth"], "--config.maple.KEY=VALUE"),
+        (["--config.maple.text_prompt.depth"], "text_prompt.depth"),
         (["--config.maple.text_prompt.depth=deep"], "text_prompt.depth"),
         (["--config.maple.seed=3"], "--seeds"),
         (["--methods=probe", "--protocol=base-to-new"], "--methods=probe"),

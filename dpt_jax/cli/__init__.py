@@ -1,19 +1,25 @@
 """The commands: `dpt-jax COMMAND …`, which is `python -m dpt_jax COMMAND …`, and main.py.
 
 Each command has a file with two functions, `add_arguments` and `run`. JAX is imported in `run`, so
-that --help and mistyped flags are fast.
+that --help and mistyped flags are fast. A command ends with one sentence and exit code 2 for wrong
+input, and with a traceback for a bug.
 """
 
 import argparse
 import gc
 import importlib
+import io
+import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from dpt_jax.cli import arguments as shared
-from dpt_jax.cli import terminal
-from dpt_jax.errors import UserError
+from dpt_jax.cli import flags as shared
+from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
+from dpt_jax.version import __version__
 
 COMMANDS = {
     "check": "Check the results, the storage and the speed of this machine.",
@@ -28,10 +34,17 @@ COMMANDS = {
     "settings": "Print every settings key with its default and a comment.",
     "convert": "Convert weights and prompts from and to other formats.",
 }
+STORES = ("gcsfs", "google", "aiohttp")  # packages whose errors are those of a bucket
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence."""
+    """An argument parser whose errors are one sentence, and whose description keeps its lines."""
+
+    def __init__(self, prog: str, description: str | None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(
+            prog, description=description, formatter_class=formatter, allow_abbrev=False
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].lower()}{message[1:]}: see `{self.prog} --help`.")
@@ -39,64 +52,118 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None, prog: str = "dpt-jax") -> None:
     """Run the command that the arguments name, those of the process by default."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    terminal.guard(lambda given: _dispatch(given, prog), given)
+    guard(lambda given: _dispatch(given, prog), sys.argv[1:] if arguments is None else arguments)
 
 
 def main_py(arguments: Sequence[str]) -> None:
     """Run main.py: `train`, or `eval` with --mode=eval."""
-    terminal.guard(lambda given: _run("train", given, "main.py"), list(arguments))
+    guard(lambda given: _run("train", given, "main.py"), arguments)
 
 
-def _dispatch(arguments: list[str], prog: str) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage(prog))
-        sys.exit(0 if arguments else 2)
-    name, *arguments = arguments
-    if name == "--version":
-        from dpt_jax import __version__
-
-        print(__version__)
-        return
-    if name not in COMMANDS:
-        raise UserError(f"{name!r} is not a command: use one of {', '.join(COMMANDS)}.")
-    prog = f"{prog} {name}"
-    if name == "eval":
-        name, arguments = "train", ["--mode=eval", *arguments]
-    _run(name, arguments, prog)
+def _dispatch(arguments: Sequence[str], prog: str) -> None:
+    lines = [f"  {name:10} {text}" for name, text in COMMANDS.items()]
+    parser = Parser(prog, "\n".join(lines))
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "flags", nargs=argparse.REMAINDER, metavar="…", help="--help shows those of a command"
+    )
+    given = parser.parse_args(arguments)
+    prog = f"{prog} {given.command}"
+    if given.command == "eval":
+        _run("train", ["--mode=eval", *given.flags], prog)
+    else:
+        _run(given.command, given.flags, prog)
 
 
-def _run(name: str, arguments: list[str], prog: str) -> None:
+def _run(name: str, arguments: Sequence[str], prog: str) -> None:
     # Imports and tracing make millions of objects that stay. Searching them for garbage as often
     # as Python does by default took a tenth of the time of `predict`.
     gc.set_threshold(50_000, 20, 20)
     command = importlib.import_module(f"dpt_jax.cli.{name}")
-    parser = Parser(
-        prog,
-        description=command.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog, command.__doc__)
     command.add_arguments(parser)
     parser.add_argument(
         "--debug", action="store_true", help="print a traceback for wrong input too"
     )
-    if "-h" in arguments or "--help" in arguments:
+    if {"-h", "--help"} & {*arguments}:
         parser.parse_args(["--help"])
-    _start_libraries()
-    command.run(shared.parse(parser, arguments))
-
-
-def _start_libraries() -> None:
-    """Prepare libraries that read absl's flags, and keep their logs off the terminal."""
+    # Libraries that read absl's flags, and whose logs do not belong on the terminal.
     from absl import flags, logging
 
     flags.FLAGS.mark_as_parsed()  # Grain reads its own
     logging.set_verbosity(logging.FATAL)  # Orbax logs tracebacks of what it raises
+    command.run(shared.parse(parser, arguments))
 
 
-def _usage(prog: str) -> str:
-    lines = [f"  {name:10} {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [f"usage: {prog} COMMAND …", "", *lines, "", f"`{prog} COMMAND --help` shows more."]
-    )
+def guard(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+    """Run a command with its arguments, and end the process with the exit code of its error.
+
+    With --debug, wrong input ends in a traceback too.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be Unicode
+    sys.unraisablehook = _of_the_main_thread
+    try:
+        command(arguments)
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        code, sentence = ending(error)
+        jax = sys.modules.get("jax")  # not imported: no other host yet
+        one_of_several = jax is not None and jax.distributed.is_initialized()
+        if code == BUG or "--debug" in arguments:
+            if not one_of_several:
+                raise
+            traceback.print_exception(error)
+        print(sentence, file=sys.stderr, flush=True)
+        if one_of_several:
+            _leave(code)
+        sys.exit(code)
+
+
+def _of_the_main_thread(error: Any) -> None:
+    """Print an unraisable error, unless it is from a background thread (TensorStore's)."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(error)
+
+
+def ending(error: BaseException) -> tuple[int, str]:
+    """Return the exit code after an error, and the line to print."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "stopped."
+    if isinstance(error, UserError):
+        return USER_ERROR, f"error: {text}"
+    if type(error).__module__.partition(".")[0] in STORES:
+        return USER_ERROR, f"error: the bucket cannot be used ({type(error).__name__}: {text})."
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return USER_ERROR, (
+            f"error: {place}{error.strerror or text}: check that it exists, that you may use it, "
+            "and that there is room."
+        )
+    if os.environ.get("JAX_PLATFORMS"):
+        from dpt_jax.distributed import check_devices
+
+        try:
+            check_devices()
+        except UserError as reason:
+            return ending(reason)
+    return BUG, f"{type(error).__name__}: {text}"
+
+
+def _leave(code: int) -> None:
+    """End this process of a run on several hosts. The others end when its heartbeats stop.
+
+    A normal exit would wait for them. Without host 0 they end at once, so host 0 first gives them
+    time to print their own errors.
+    """
+    import jax
+
+    if jax.process_index() == 0:
+        time.sleep(1)
+    sys.stdout.flush()
+    os._exit(code)

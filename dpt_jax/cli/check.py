@@ -10,7 +10,7 @@ ok. The table can be pasted into an issue.
 import argparse
 import sys
 
-from dpt_jax.cli import arguments as shared
+from dpt_jax.cli import flags as shared
 from dpt_jax.errors import BUG
 
 

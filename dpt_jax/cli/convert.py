@@ -23,7 +23,7 @@ dataset, class position, top_k. --reverse converts a workdir to such a folder.
 import argparse
 from typing import TYPE_CHECKING
 
-from dpt_jax.cli import arguments as shared
+from dpt_jax.cli import flags as shared
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ nearest word, divided by the mean distance between two words: near 1, the vector
 
 import argparse
 
-from dpt_jax.cli import arguments as shared
+from dpt_jax.cli import flags as shared
 from dpt_jax.errors import UserError
 
 

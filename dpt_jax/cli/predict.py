@@ -11,15 +11,13 @@ names, one per line.
 
 import argparse
 import contextlib
-import csv
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpt_jax.cli import arguments as shared
+from dpt_jax.cli import flags as shared
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ def run(flags: argparse.Namespace) -> None:
     workdir, paths = shared.split_images(flags)
     # Importing JAX takes seconds, so wrong paths are reported before.
     from dpt_jax.data.folder import class_name
-    from dpt_jax.io import as_path, file_system
+    from dpt_jax.io import as_path
     from dpt_jax.logging import Progress
     from dpt_jax.predictor.predictor import load, read_classnames
 
@@ -60,48 +58,37 @@ def run(flags: argparse.Namespace) -> None:
     # A power of two: small for few images, and one compiled program serves many calls.
     rows = min(1 << (len(paths) - 1).bit_length(), BATCH)
     predictor = load(workdir, classnames, flags.clip, rows)
-    top = min(flags.top, len(predictor.classnames))
-    readable, hits = 0, []
+    answers, hits = [], []
     with contextlib.ExitStack() as stack:
-        table, bar = None, None
-        if flags.csv:
-            from dpt_jax.report.tables import inert
-
-            # A name that is not Unicode becomes an escape.
-            escaped = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-            path = os.fspath(as_path(flags.csv))
-            table = csv.writer(stack.enter_context(file_system(path).open(path, "w", **escaped)))
-            columns = [f"{name}_{i + 1}" for i in range(top) for name in ("class", "probability")]
-            table.writerow(["path", "error", *columns])
-        # On a terminal, a bar would mix with the lines, which show the progress too.
-        if flags.csv or flags.json or not sys.stdout.isatty():
+        table = stack.enter_context(as_path(flags.csv).open("wb")) if flags.csv else None
+        bar = None  # lines show the progress too
+        if flags.json or table:
             bar = stack.enter_context(Progress("predict", len(paths), file=sys.stderr))
-        for number, answer in enumerate(_classify(predictor, paths, top)):
-            best = [(one["class"], one["probability"]) for one in answer.get("predictions", ())]
-            if flags.json:
-                before = ",\n  " if number else "[\n  "
-                print(before, json.dumps(answer), sep="", end="", flush=True)
-            elif table:
-                cells = [cell for name, p in best for cell in (name, f"{p:.6f}")]
-                table.writerow(map(inert, [answer["path"], answer.get("error", ""), *cells]))
-            elif best:
-                said = "  ".join(f"{name} {100 * p:.1f} %" for name, p in best)
-                print(f"{answer['path']}  {said}", flush=True)
-            if best:
-                readable += 1
-                folder = class_name(pathlib.PurePath(answer["path"]).parent.name)
-                if folder in predictor.classnames:
-                    hits.append(folder == best[0][0])
+        for answer in _classify(predictor, paths, flags.top):
+            answers.append(answer)
             if bar:
                 bar.advance()
+            if "error" in answer:
+                print(answer["error"], file=sys.stderr, flush=True)
+                continue
+            best = [(one["class"], one["probability"]) for one in answer["predictions"]]
+            folder = class_name(pathlib.PurePath(answer["path"]).parent.name)
+            if folder in predictor.classnames:
+                hits.append(folder == best[0][0])
+            if not bar:
+                shown = "  ".join(f"{name} {100 * p:.1f} %" for name, p in best)
+                print(f"{answer['path']}  {shown}", flush=True)
+        if table:
+            table.write(_csv(answers))
     if flags.json:
-        print("\n]", flush=True)
-    if flags.csv:
-        print(f"written to {flags.csv}: {readable} images")
-    if not readable:
-        raise UserError(f"none of the {len(paths)} images could be read.")
-    if failed := len(paths) - readable:
-        print(f"{failed} of {len(paths)} images could not be read.", file=sys.stderr)
+        print(json.dumps(answers, indent=2), flush=True)
+    failed = sum("error" in answer for answer in answers)
+    if failed == len(answers):
+        raise UserError(f"none of the {failed} images could be read.")
+    if table:
+        print(f"written to {flags.csv}: {len(answers) - failed} images")
+    if failed:
+        print(f"{failed} of {len(answers)} images could not be read.", file=sys.stderr)
     if hits:
         print(
             f"{100 * sum(hits) / len(hits):.1f} % of {len(hits)} images in folders named after "
@@ -110,8 +97,23 @@ def run(flags: argparse.Namespace) -> None:
         )
 
 
+def _csv(answers: Sequence[Answer]) -> bytes:
+    """Return a row per image: path, error, and the likeliest classes with their probabilities."""
+    import pandas as pd
+
+    from dpt_jax.report.tables import csv_of
+
+    rows = []
+    for answer in answers:
+        row = {"path": answer["path"], "error": answer.get("error", "")}
+        for place, one in enumerate(answer.get("predictions", ()), 1):
+            row |= {f"class_{place}": one["class"], f"probability_{place}": one["probability"]}
+        rows.append(row)
+    return csv_of(pd.DataFrame(rows), "%.6f")
+
+
 def _classify(predictor: "Predictor", paths: Sequence[str], top: int) -> Iterator[Answer]:
-    """Yield the answers for all images; print why one cannot be read."""
+    """Yield the answers for all images."""
     import numpy as np
 
     from dpt_jax.data.records import UnreadableImageError, read_image
@@ -127,15 +129,10 @@ def _classify(predictor: "Predictor", paths: Sequence[str], top: int) -> Iterato
             raise
 
     for batch, outputs in predictor.answers(paths, read, skip_unreadable=True):
-        probabilities = softmax(outputs.logits)
-        best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
-        for index, own, order in zip(batch["index"], probabilities, best, strict=True):
-            path = paths[index]
-            if path in failed:
-                print(failed[path], file=sys.stderr, flush=True)
-                yield {"path": path, "error": failed[path]}
-                continue
+        for index, own in zip(batch["index"], softmax(outputs.logits), strict=True):
+            path, best = paths[index], np.argsort(-own, kind="stable")[:top]
             classes = [
-                {"class": predictor.classnames[c], "probability": float(own[c])} for c in order
+                {"class": predictor.classnames[c], "probability": float(own[c])} for c in best
             ]
-            yield {"path": path, "predictions": classes}
+            found = {"error": failed[path]} if path in failed else {"predictions": classes}
+            yield {"path": path, **found}

@@ -9,7 +9,7 @@ Needs scikit-learn and validation images.
 
 import argparse
 
-from dpt_jax.cli import arguments as shared
+from dpt_jax.cli import flags as shared
 from dpt_jax.errors import UserError
 
 

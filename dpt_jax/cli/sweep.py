@@ -30,7 +30,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dpt_jax.cli import arguments as shared
+from dpt_jax.cli import flags as shared
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:

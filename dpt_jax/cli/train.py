@@ -14,14 +14,14 @@ was anything to save.
 import argparse
 from typing import TYPE_CHECKING
 
-from dpt_jax.cli import arguments as shared
+from dpt_jax.cli import flags as shared
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from etils import epath
     from ml_collections import ConfigDict
 
-    from dpt_jax.cli.config_flag import Given
+    from dpt_jax.cli.flags import Given
     from dpt_jax.runs.run import Results
 
 

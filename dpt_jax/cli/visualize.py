@@ -11,7 +11,7 @@ import argparse
 import pathlib
 import sys
 
-from dpt_jax.cli import arguments as shared
+from dpt_jax.cli import flags as shared
 from dpt_jax.errors import UserError
 
 FOLDER = "pictures"

@@ -8,9 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dpt_jax.cli import predict
 from dpt_jax.data.folder import find_images
-from dpt_jax.errors import UserError
 from tests.helpers.commands import command_refused, in_process, refused
 from tests.helpers.golden import IMAGES
 
@@ -65,16 +63,6 @@ def test_json(trained, predictor, mixed, files):
         assert [one["class"] for one in found] == [predictor.classnames[c] for c in best]
         probabilities = [one["probability"] for one in found]
         np.testing.assert_allclose(probabilities, own[best], rtol=1e-4)
-
-
-def test_json_is_printed_image_by_image(trained, monkeypatch):
-    def stopped(*_):
-        yield {"path": "a.png", "error": "why"}
-        raise UserError("stopped half way")
-
-    monkeypatch.setattr(predict, "_classify", stopped)
-    done = in_process("predict", trained, IMAGES, "--json", check=False)
-    assert json.loads(f"{done.stdout}]") == [{"path": "a.png", "error": "why"}]
 
 
 def test_csv_and_other_classes(trained, mixed, tmp_path):

@@ -1,0 +1,234 @@
+"""Flags that several commands share. absl's config_flags parses --config and --config.KEY."""
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from dpt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from etils import epath
+    from ml_collections import ConfigDict
+
+    from dpt_jax.config import Value
+
+DEFAULT = "dpt"
+RUN_HELP = "the workdir of a run, or a prompt file from `dpt-jax convert export`"
+
+
+class Given(NamedTuple):
+    """The configuration of a command line.
+
+    Attributes:
+      file: Value of --config, None if missing.
+      config: With the overrides; not validated.
+      overrides: Value of each --config.KEY.
+    """
+
+    file: str | None
+    config: "ConfigDict"
+    overrides: "dict[str, Value]"
+
+    @property
+    def dataset_named(self) -> bool:
+        """Whether --config names a dataset."""
+        return self.file is not None and ":" in self.file
+
+
+def add_config(parser: argparse.ArgumentParser, of_methods: bool = False) -> None:
+    """Add --config and --config.KEY, which `parse` reads, and perhaps --config.METHOD.KEY."""
+    parser.set_defaults(of_methods=of_methods)
+    group = parser.add_argument_group("settings")
+    group.add_argument(
+        "--config",
+        metavar="FILE[:DATASET[:PROTOCOL]]",
+        help="a method's name, or a file like configs/dpt.py; default dpt",
+    )
+    group.add_argument(
+        "--config.KEY", metavar="VALUE", help="any key that `dpt-jax settings` lists"
+    )
+
+
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+    """Add --coordinator, --processes, --process and --cluster: one process per host."""
+    group = parser.add_argument_group("several hosts (docs/devices.md)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process", type=int, metavar="I", help="number of this process, from 0")
+    group.add_argument(
+        "--cluster",
+        action="store_true",
+        help="take these three from the environment of a TPU pod slice (srun and mpirun need no "
+        "flag)",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser, *others: str) -> None:
+    """Add the run that a command reads, as first argument or as --workdir, and --clip.
+
+    others: what follows the run, for the usage line.
+    """
+    parser.usage = f"{parser.prog} W {' '.join([*others, '[options]'])}"
+    parser.add_argument("names", nargs="*", metavar="W", help=RUN_HELP)
+    parser.add_argument("--workdir", metavar="W", help="the run, instead of the first argument")
+    parser.add_argument(
+        "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"
+    )
+
+
+def at_least_one(text: str) -> int:
+    """Return a flag as a positive integer."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the flags of a command line; `given` is the configuration if the command has one.
+
+    Raises:
+      UserError: A flag, a key or a value is wrong.
+    """
+    given = None
+    if (of_methods := parser.get_default("of_methods")) is not None:
+        given, arguments = from_command_line(arguments, of_methods)
+    flags = parser.parse_intermixed_args(arguments)
+    flags.given = given
+    return flags
+
+
+def connect_hosts(flags: argparse.Namespace) -> None:
+    """Connect the hosts that the flags name, and keep compiled programs for later runs."""
+    from dpt_jax import distributed
+
+    distributed.connect(flags.coordinator, flags.processes, flags.process, flags.cluster)
+    distributed.keep_compiled()
+
+
+def split_run(flags: argparse.Namespace) -> tuple["epath.Path", list[str]]:
+    """Return the run, and the other names.  Raise UserError if no run is named."""
+    from dpt_jax.io import as_path
+
+    names = list(flags.names)
+    if not flags.workdir and not names:
+        raise UserError(f"no run is named: give {RUN_HELP}.")
+    return as_path(flags.workdir or names.pop(0)), names
+
+
+def split_images(flags: argparse.Namespace) -> tuple["epath.Path", list[str]]:
+    """Return the run, and the images that are named.  Raise UserError if one is missing."""
+    workdir, names = split_run(flags)
+    if not names:
+        raise UserError("no image is named: give images or folders after the run.")
+    from dpt_jax.data.folder import find_images
+
+    return workdir, find_images(names)
+
+
+def from_command_line(
+    arguments: Sequence[str], of_methods: bool = False
+) -> tuple[Given, list[str]]:
+    """Return the configuration of a command line, and the other arguments.
+
+    Args:
+      arguments: --config=FILE[:ARG], a path or a method's name, and --config.KEY=VALUE anywhere
+        among others.
+      of_methods: Whether --config.METHOD.KEY=VALUE is allowed too, an override METHOD.KEY.
+
+    Raises:
+      UserError: A key is unknown, a value has the wrong type, or the file is not a configuration.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    from dpt_jax.config import KEYS, nearest
+    from dpt_jax.data.catalogue import read_descriptions
+    from dpt_jax.methods import METHODS
+
+    file: str | None = None
+    others: list[str] = []
+    overrides: dict[str, Value] = {}
+    left = iter(arguments)
+    for argument in left:
+        flag, given, value = argument.partition("=")
+        key = flag.lstrip("-").removeprefix("config.")
+        method, _, own = key.partition(".")
+        if argument == "--":
+            others += [argument, *left]
+        elif flag == "--config":
+            file = value if given else next(left, "")
+        elif not flag.startswith("--config."):
+            others.append(argument)
+        elif of_methods and method in METHODS:
+            of_one, _ = from_command_line([f"--config={method}", f"--config.{own}={value}"])
+            overrides |= {f"{method}.{name}": one for name, one in of_one.overrides.items()}
+        elif key not in KEYS:
+            raise UserError(f"{flag}: there is no such key{nearest(key)}")
+        else:
+            others.append(argument)
+    name = _with_dataset(DEFAULT if file is None else file, others)
+    # The flag of the file goes first, since it defines the flags of its keys.
+    argv = ["", f"--config={name}", *others]
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    sys.modules.pop("config_config", None)  # config_flags' name for the file, whatever its path
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv, known_only=True)[1:]
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as reason:
+        *_, cause = (line.strip() for line in str(reason).splitlines() if line.strip())
+        cause = cause.removeprefix("flag ").rstrip(".")
+        where = "" if cause.startswith("--config.") else f"--config={name}: "
+        raise UserError(f"{where}{cause}.") from reason
+    config = values["config"].value
+    _check_keys(config, name)
+    overrides |= config_flags.get_override_values(values["config"])
+    if config.dataset.descriptions:
+        config.dataset.descriptions = read_descriptions(config.dataset.descriptions)
+        if (key := "dataset.descriptions") in overrides:
+            overrides[key] = config.dataset.descriptions
+    return Given(file, config, overrides), rest
+
+
+def _with_dataset(name: str, arguments: Sequence[str]) -> str:
+    """Return PATH[:DATASET[:PROTOCOL]] of a configuration, named by its path or by its method.
+
+    A method's own file without a dataset gets the one of dataset.name, or "folder", the user's own
+    images, if `arguments` only have a dataset.root.
+
+    Raises:
+      UserError: The file does not exist.
+    """
+    from dpt_jax.configs import common
+    from dpt_jax.methods import METHODS
+
+    file, colon, arg = name.partition(":")
+    published = pathlib.Path(common.__file__).resolve().parent
+    path = published / f"{file}.py" if file in METHODS else pathlib.Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"--config: {file or 'its value'} is not a file: give a path, or the name of a method "
+            f"({', '.join(METHODS)})."
+        )
+    keys = "\n".join(arguments)
+    given = dict(re.findall(r"^--?config\.dataset\.(name|root)[=\n](.+)$", keys, re.M))
+    if given and not colon and path.resolve().parent == published:
+        colon, arg = ":", given.get("name", "folder")
+    return f"{path}{colon}{arg}"
+
+
+def _check_keys(config: object, file: str) -> None:
+    """Raise UserError if a configuration file does not have exactly the keys of common.py."""
+    from ml_collections import ConfigDict
+
+    from dpt_jax.config import KEYS, flat, nearest
+
+    advice = "begin with `config = common.get_config()` of dpt_jax.configs, and return it."
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: {file} does not return a ConfigDict: {advice}")
+    for key in sorted(KEYS.keys() ^ flat(config.to_dict()).keys(), key=KEYS.__contains__):
+        what = "is missing" if key in KEYS else f"is not a key{nearest(key)}"
+        raise UserError(f"{file}: {key} {what}: {advice}")
