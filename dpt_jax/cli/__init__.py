@@ -52,15 +52,16 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None, prog: str = "dpt-jax") -> None:
     """Run the command that the arguments name, those of the process by default."""
-    guard(lambda given: _dispatch(given, prog), sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    guard(lambda given: _dispatch(given, prog), given)
 
 
 def main_py(arguments: Sequence[str]) -> None:
     """Run main.py: `train`, or `eval` with --mode=eval."""
-    guard(lambda given: _run("train", given, "main.py"), arguments)
+    guard(lambda given: _run("train", given, "main.py"), list(arguments))
 
 
-def _dispatch(arguments: Sequence[str], prog: str) -> None:
+def _dispatch(arguments: list[str], prog: str) -> None:
     lines = [f"  {name:10} {text}" for name, text in COMMANDS.items()]
     parser = Parser(prog, "\n".join(lines))
     parser.add_argument("--version", action="version", version=__version__)
@@ -76,7 +77,7 @@ def _dispatch(arguments: Sequence[str], prog: str) -> None:
         _run(given.command, given.flags, prog)
 
 
-def _run(name: str, arguments: Sequence[str], prog: str) -> None:
+def _run(name: str, arguments: list[str], prog: str) -> None:
     # Imports and tracing make millions of objects that stay. Searching them for garbage as often
     # as Python does by default took a tenth of the time of `predict`.
     gc.set_threshold(50_000, 20, 20)
@@ -96,7 +97,7 @@ def _run(name: str, arguments: Sequence[str], prog: str) -> None:
     command.run(shared.parse(parser, arguments))
 
 
-def guard(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+def guard(command: Callable[[list[str]], None], arguments: list[str]) -> None:
     """Run a command with its arguments, and end the process with the exit code of its error.
 
     With --debug, wrong input ends in a traceback too.

@@ -5,7 +5,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpt_jax.errors import UserError
 
@@ -183,7 +183,7 @@ def from_command_line(
         cause = cause.removeprefix("flag ").rstrip(".")
         where = "" if cause.startswith("--config.") else f"--config={name}: "
         raise UserError(f"{where}{cause}.") from reason
-    config = values["config"].value
+    config: Any = values["config"].value
     _check_keys(config, name)
     overrides |= config_flags.get_override_values(values["config"])
     if config.dataset.descriptions:

@@ -27,14 +27,23 @@ its state. `dpt-jax report RUNS` makes the tables and the figure.
 import argparse
 import collections
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dpt_jax.cli import flags as shared
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dpt_jax.runs.sweep import Overrides, Run
+    from dpt_jax.sweep import Run
+
+# Keys that a sweep sets itself, and the flag that says how.
+SWEPT = {
+    "method": "--methods",
+    "dataset.name": "--datasets",
+    "dataset.shots": "--shots",
+    "dataset.classes": "--protocol",
+    "seed": "--seeds",
+    "init_from": "--protocol",
+}
 
 
 def names(text: str) -> list[str]:
@@ -57,7 +66,14 @@ def part(text: str) -> tuple[int, int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the runs; --config.KEY=VALUE applies to all of them."""
-    parser.add_argument("--preset", choices=("paper",), help="a whole table: paper")
+    table = parser.add_mutually_exclusive_group()
+    table.add_argument("--preset", choices=("paper",), help="a whole table: paper")
+    table.add_argument(
+        "--protocol",
+        choices=("few-shot", "base-to-new", "cross-dataset", "domain-generalization"),
+        default="few-shot",
+        help="what to train and test on; default few-shot",
+    )
     parser.add_argument(
         "--methods", type=names, help="default the five of DPT's paper, SS-Text and ZS-LP"
     )
@@ -70,48 +86,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images per class, -1 for all; default 1,2,4,8,16",
     )
     parser.add_argument("--seeds", type=numbers, default="1,2,3", help="default 1,2,3")
-    parser.add_argument(
-        "--protocol",
-        choices=("few-shot", "base-to-new", "cross-dataset", "domain-generalization"),
-        default="few-shot",
-        help="what to train and test on; default few-shot",
-    )
     parser.add_argument("--runs", default="runs", help="the folder of the runs; default runs")
     parser.add_argument(
         "--part", type=part, metavar="I/N", default="1/1", help="begin with part I of N"
     )
     parser.add_argument("--plan", action="store_true", help="print the runs, run nothing")
-    parser.add_argument("--workdir", help=argparse.SUPPRESS)
     shared.add_config(parser, of_methods=True)
     shared.add_hosts(parser)
 
 
 def run(flags: argparse.Namespace) -> None:
     """Run what is planned, and report what failed."""
-    overrides = flags.given.overrides
-    if flags.given.file is not None or flags.workdir:
-        raise UserError(
-            "--workdir and --config=FILE are for `dpt-jax train`: a sweep has --runs, --methods "
-            "and --datasets."
-        )
+    planned = _planned(flags)
+    from dpt_jax.data.dataset import check_root
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
-    from dpt_jax.runs import sweep
+    from dpt_jax.sweep import Runner, state, sweep
 
-    planned = sweep.in_order_of_part(_planned(flags, overrides), *flags.part)
     runs = as_path(flags.runs)
-    _check_one_can_run(planned, overrides, with_data=not flags.plan)
     if flags.plan:
-        states = collections.Counter[str]()
-        for one in planned:
-            state = sweep.state(one, runs, overrides)
-            print(f"{one}: {state}")
-            states[state.partition(":")[0]] += 1
-        counted = (f"{count} {state}" for state, count in states.items())
+        states = {str(one): state(one) for one in planned}
+        for name, found in states.items():
+            print(f"{name}: {found}")
+        counts = collections.Counter(found.partition(":")[0] for found in states.values())
+        counted = (f"{count} {found}" for found, count in counts.items())
         print(f"\n{len(planned)} runs in {runs}: {', '.join(counted)}.")
         return
+    for one in planned:
+        check_root(one.config.dataset)
     shared.connect_hosts(flags)
-    failed, elsewhere = sweep.sweep(planned, sweep.Runner(runs, overrides))
+    failed, elsewhere = sweep(planned, Runner())
     finished = len(planned) - len(failed) - len(elsewhere)
     left = f", other processes train {len(elsewhere)}" if elsewhere else ""
     say(f"{finished} of {len(planned)} runs are finished{left}; tables: dpt-jax report {runs}")
@@ -121,62 +125,38 @@ def run(flags: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def _check_one_can_run(planned: Sequence["Run"], overrides: "Overrides", with_data: bool) -> None:
-    """Raise UserError if no run can start. Otherwise, impossible runs fail in their turn.
-
-    with_data: whether a run needs its folder of data.
-    """
-    from dpt_jax.data.dataset import check_root
-    from dpt_jax.runs import sweep
-
-    wrong = []
-    for one in planned:
-        try:
-            config = sweep.run_config(one, overrides)
-            if with_data:
-                check_root(config.dataset)
-            return
-        except UserError as reason:
-            wrong.append(f"{one}: {reason}")
-    raise UserError(wrong[0])
-
-
-def _planned(flags: argparse.Namespace, overrides: "Overrides") -> list["Run"]:
-    """Return the runs that the flags name.  Raise UserError if they contradict each other."""
+def _planned(flags: argparse.Namespace) -> "list[Run]":
+    """Return the runs that the flags name, in their order."""
     from dpt_jax.data.catalogue import PAPER_DATASETS
+    from dpt_jax.io import as_path
     from dpt_jax.methods import COMPARED, OF_THE_PAPER, PROBE, ROWS
-    from dpt_jax.runs import sweep
+    from dpt_jax.sweep import BASE_TO_NEW, FEW_SHOT, PROTOCOLS, in_order_of_part, plan
 
-    for key, flag in sweep.SWEPT.items():
+    overrides = flags.given.overrides
+    if flags.given.file is not None:
+        raise UserError("--config=FILE is for `dpt-jax train`: a sweep has --methods.")
+    for key, flag in SWEPT.items():
         if any(given in (key, f"{method}.{key}") for given in overrides for method in ROWS):
             raise UserError(f"--config.{key}: the sweep varies it, use {flag}.")
-    if flags.preset and flags.protocol != sweep.FEW_SHOT:
-        raise UserError(f"--preset={flags.preset} is for --protocol={sweep.FEW_SHOT}: drop one.")
-    default = OF_THE_PAPER if flags.preset else COMPARED
-    methods = list(default) if flags.methods is None else flags.methods
-    unknown = [method for method in methods if method not in ROWS]
-    if unknown:
+    datasets, targets = PROTOCOLS[flags.protocol]
+    methods = flags.methods or (OF_THE_PAPER if flags.preset else COMPARED)
+    if unknown := [method for method in methods if method not in ROWS]:
         raise UserError(f"--methods: {unknown[0]!r} is not one of {', '.join(ROWS)}.")
-    if PROBE.name in methods and flags.protocol != sweep.FEW_SHOT:
+    if PROBE.name in methods and flags.protocol != FEW_SHOT:
         raise UserError(
             f"--methods={PROBE.name}: a probe has only the classes that it was fitted to, so it "
-            f"needs --protocol={sweep.FEW_SHOT}."
+            f"needs --protocol={FEW_SHOT}."
         )
-    if flags.targets and flags.protocol == sweep.BASE_TO_NEW:
+    if flags.targets and flags.protocol == BASE_TO_NEW:
         raise UserError("--targets: base-to-new tests on the new classes, not on other datasets.")
-    datasets, targets = sweep.PROTOCOLS[flags.protocol]
-    if flags.preset:
-        datasets = PAPER_DATASETS
-    planned = sweep.plan(
+    planned = plan(
+        as_path(flags.runs),
+        overrides,
         flags.protocol,
         methods,
-        datasets if flags.datasets is None else flags.datasets,
-        targets if flags.targets is None else flags.targets,
+        flags.datasets or (PAPER_DATASETS if flags.preset else datasets),
+        flags.targets or targets,
         flags.shots,
         flags.seeds,
     )
-    if not planned:
-        raise UserError(
-            "there is nothing to run: --methods, --datasets, --shots and --seeds need a value each."
-        )
-    return planned
+    return in_order_of_part(planned, *flags.part)

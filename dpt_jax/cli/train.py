@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from dpt_jax.cli.flags import Given
-    from dpt_jax.runs.run import Results
+    from dpt_jax.run import Results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
-    from dpt_jax.runs.run import train_run
+    from dpt_jax.run import train_run
     from dpt_jax.training.workdir import run_dir, training_config
 
     is_default = flags.workdir is None
@@ -86,7 +86,7 @@ def plan(config: "ConfigDict", workdir: "epath.Path") -> str:
     """Return a table of the images that a training would use, and notes about them."""
     from dpt_jax.data.dataset import load_dataset
     from dpt_jax.data.look import check_trainable, look
-    from dpt_jax.runs.run import with_split
+    from dpt_jax.run import with_split
 
     config = with_split(config, workdir)
     dataset = load_dataset(config.dataset, config.seed)
@@ -103,7 +103,7 @@ def evaluate(
       The results, and the folder that they were written to.
     """
     from dpt_jax.io import as_path
-    from dpt_jax.runs.run import evaluate_run
+    from dpt_jax.run import evaluate_run
     from dpt_jax.training.checkpoints import is_prompt_file
     from dpt_jax.training.workdir import evaluation_config, has_config, source_of
 

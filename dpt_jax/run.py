@@ -54,10 +54,10 @@ def train_run(
       allow_changes: Whether a resumed run may have other settings and images.
       prepare: Loads data and backbone.
       callbacks: See `training.loop.train`.
+      profile: Steps to trace.
 
     Raises:
-      UserError: The workdir is a prompt file, or has a run with other settings or results of
-        zero-shot CLIP on other images.
+      UserError: The workdir is a prompt file, or has a run with other settings or images.
     """
     if is_prompt_file(workdir):
         raise UserError(
@@ -147,15 +147,6 @@ def evaluate_run(
         save_config(config, workdir)
         write_split(experiment.dataset, workdir)
     return evaluate(experiment, saved, workdir), workdir
-
-
-def check_same_sweep(config: ConfigDict, workdir: epath.Path) -> None:
-    """Raise UserError if a workdir has a run with other settings, backbone or images.
-
-    A resumed run compares backbone and images when it is loaded. A finished one is not loaded.
-    """
-    fixed = {"clip.weights"} | ({"dataset.root"} if config.dataset.source == "folder" else set())
-    check_same_run(config, workdir, {*FREE} - fixed)
 
 
 def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
