@@ -225,7 +225,7 @@ class Counterpart:
             apply: Any = functools.partial(self._model.apply, {"params": params})
             texts = apply(Texts(self._packed, jnp.asarray(frozen), target), method="texts")
             outputs, rows = apply(images, texts), Rows(labels, jnp.ones(len(labels)))
-            counts = count(outputs.zero_shot.indices, rows, self._model.cavpt_layers)
+            counts = count(outputs.zero_shot.indices, rows)
             return jnp.asarray(
                 sum(loss(outputs, rows, counts, guidance) for loss in terms.values())
             )

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from dpt_jax.prompts.cavpt import ATTENTION_WIDTH
 from dpt_jax.prompts.config import COSINE, PromptConfig
+from dpt_jax.prompts.visual import ATTENTION_WIDTH
 
 
 class Twin:

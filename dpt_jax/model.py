@@ -21,12 +21,10 @@ from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import PackedTexts
 from dpt_jax.clip.preprocessing import normalize_pixels
 from dpt_jax.prompts import Prompts
-from dpt_jax.prompts.cavpt import ClassAwarePrompt, ClassPrompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts
 from dpt_jax.prompts.config import PromptConfig
-from dpt_jax.prompts.meta_net import MetaNet, add_to_context, images_at_a_time
-from dpt_jax.prompts.text import TextPrompt, initializer
-from dpt_jax.prompts.visual import Coupling, VisualPrompt
+from dpt_jax.prompts.text import MetaNet, TextPrompt, add_to_context, images_at_a_time
+from dpt_jax.prompts.visual import ClassAwarePrompt, ClassPrompts, Coupling, VisualPrompt
 from dpt_jax.prompts.weights import adapted, init_weights, merged, over
 
 Arguments = ParamSpec("Arguments")
@@ -48,8 +46,8 @@ class Texts(NamedTuple):
 
     packed: PackedTexts
     frozen: Array
-    target: Array | None = None
-    mean: Array | None = None
+    target: OptionalArray = None
+    mean: OptionalArray = None
     learned: OptionalArray = None
 
 
@@ -59,7 +57,16 @@ class ZeroShot(NamedTuple):
     features: Array  # z (B, E)
     logits: Array  # (B, C), s z Zᵀ
     indices: OptionalArray  # (B, K), the likeliest classes, best first, for CAVPT
-    attention: OptionalArray  # (B, heads, 1 + patches), of the class token in the last block
+    attention: OptionalArray = None  # (B, heads, 1 + patches), see Outputs
+
+
+class PromptedVision(NamedTuple):
+    """The outputs of the prompted image tower, see Outputs."""
+
+    features: Array  # f (B, E), not normalised
+    attention: OptionalArray
+    auxiliary_logits: OptionalArray = None
+    class_attention: OptionalArray = None
 
 
 class Outputs(NamedTuple):
@@ -81,15 +88,6 @@ class Outputs(NamedTuple):
     class_attention: OptionalArray = None
     target_texts: OptionalArray = None  # t̄ (C, E)
     target_logits: OptionalArray = None  # (B, C), s z t̄ᵀ
-
-
-class PromptedVision(NamedTuple):
-    """The outputs of the prompted image tower, see Outputs."""
-
-    features: Array  # f (B, E), not normalised
-    attention: OptionalArray
-    auxiliary_logits: OptionalArray
-    class_attention: OptionalArray
 
 
 def exact_products(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -138,7 +136,7 @@ class PromptedCLIP(nn.Module):
     @exact_products
     def __call__(
         self,
-        images: Array,
+        images: OptionalArray,
         texts: Texts,
         zero_shot: ZeroShot | None = None,
         keys: Array | None = None,
@@ -146,24 +144,47 @@ class PromptedCLIP(nn.Module):
         """Classify images.
 
         Args:
-          images: (B, H, W, 3), uint8, or already normalised floats.
+          images: (B, H, W, 3), uint8, or already normalised floats. With `zero_shot`, a method
+            without visual parts needs none.
           texts: the classes, see `texts`.
           zero_shot: the outputs of frozen CLIP for these images, if known.
           keys: (B,), dropout keys, one per image; None for no dropout.
         """
         if zero_shot is None:
             zero_shot = self.zero_shot(images, texts)
-        if not self.config.learns_images:
-            return self.classify(texts, zero_shot)
-        learned = self._learned_texts(texts, zero_shot.features)
-        vision = self._encode(images, learned, zero_shot, keys)
-        return self._outputs(texts, learned, zero_shot, vision)
+        z, s = zero_shot.features, self.temperature()
+        vision = PromptedVision(z, zero_shot.attention)
+        learned = self._learned_texts(texts, z)
+        if self.config.learns_images:
+            vision = self._encode(images, learned, zero_shot, keys)
+            vision = vision._replace(features=normalize(vision.features))
+        learned = normalize(learned)
+        return Outputs(
+            logits=self._logits(vision.features, texts, learned),
+            text_logits=cosines(s * z, learned),
+            image_logits=s * vision.features @ texts.frozen.T,
+            learned_texts=learned,
+            zero_shot=zero_shot,
+            **vision._asdict(),
+            target_texts=texts.target,
+            target_logits=None if texts.target is None else s * z @ texts.target.T,
+        )
 
-    @exact_products
-    def classify(self, texts: Texts, zero_shot: ZeroShot) -> Outputs:
-        """Classify images by their frozen features, for a method without visual parts."""
-        learned = self._learned_texts(texts, zero_shot.features)
-        return self._outputs(texts, learned, zero_shot, None)
+    def _logits(self, features: Array, texts: Texts, learned: Array) -> Array:
+        """Return the prediction (B, C) for f̂ (B, E), by the classifier once it is trained."""
+        params: Params | None = self.prompts.get_variable("params", "classifier")
+        if params is not None:
+            classifier = CLASSIFIERS[self.config.classifier]
+            return classifier.logits(params, features, self.class_texts(texts))
+        own = learned if self.config.learns_texts else texts.frozen
+        return cosines(self.temperature() * features, own)
+
+    def _learned_texts(self, texts: Texts, features: Array) -> Array:
+        """Return t (C, E), or (B, C, E) if the context depends on images with these features."""
+        if self.config.conditioned:
+            return self.encode_text_for_images(texts.packed, features)
+        learned: Array = texts.learned
+        return learned
 
     @exact_products
     def zero_shot(self, images: Array, texts: Texts) -> ZeroShot:
@@ -176,7 +197,7 @@ class PromptedCLIP(nn.Module):
         """Return the outputs of frozen CLIP for images with known features z (B, E)."""
         logits = self.temperature() * features @ texts.frozen.T
         k = min(self.config.top_k, texts.frozen.shape[0])
-        return ZeroShot(features, logits, jax.lax.top_k(logits, k)[1] if k else None, None)
+        return ZeroShot(features, logits, jax.lax.top_k(logits, k)[1] if k else None)
 
     @exact_products
     def encode_image(self, images: Array) -> Array:
@@ -191,6 +212,17 @@ class PromptedCLIP(nn.Module):
         zero_shot = self.zero_shot(images, texts)
         learned = self._learned_texts(texts, zero_shot.features)
         return self._encode(images, learned, zero_shot, None).features
+
+    def texts(self, texts: Texts, axis: str | None = None, key: Array | None = None) -> Texts:
+        """Encode the learned texts, and normalise the features of the others.
+
+        axis, key: see `encode_text`.
+        """
+        learned = texts.frozen
+        if self.config.learns_texts and not self.config.conditioned:
+            learned = self.encode_text(texts.packed, axis, key)
+        target = None if texts.target is None else normalize(texts.target)
+        return texts._replace(frozen=normalize(texts.frozen), target=target, learned=learned)
 
     def class_texts(self, texts: Texts) -> ClassTexts:
         """Return the texts that a classifier starts from: the learned ones, if there are any."""
@@ -215,7 +247,7 @@ class PromptedCLIP(nn.Module):
           key: random key of dropout, None for none. Every token of every text draws its own mask,
             so pack the texts without a shared prefix.
         """
-        context = self.prompts.context() if self.config.text_length else None
+        context = self.prompts.text() if self.config.text_length else None
         keys = None if key is None else keys_of_rows(key, texts, axis)
         return self._towers(text=keys).text(texts, context, axis)
 
@@ -225,7 +257,7 @@ class PromptedCLIP(nn.Module):
 
         features: z (B, E). Images do not interact, so any number is encoded at a time.
         """
-        contexts = add_to_context(self.prompts.context(), self.prompts.offsets(features))
+        contexts = add_to_context(self.prompts.text(), self.prompts.meta_net(features))
         tower, variables = self._towers().text.unbind()
 
         def encode(context: Array) -> Array:
@@ -238,25 +270,11 @@ class PromptedCLIP(nn.Module):
             return jax.vmap(encode)(contexts)
         return jax.lax.map(encode, contexts, batch_size=part)
 
-    def texts(self, texts: Texts, axis: str | None = None, key: Array | None = None) -> Texts:
-        """Encode the learned texts, and normalise the features of the others.
-
-        axis, key: see `encode_text`.
-        """
-        learned = texts.frozen
-        if self.config.learns_texts and not self.config.conditioned:
-            learned = self.encode_text(texts.packed, axis, key)
-        target = None if texts.target is None else normalize(texts.target)
-        return texts._replace(frozen=normalize(texts.frozen), target=target, learned=learned)
-
     def visual_tokens(self) -> Array:
         """Return P (J_v, n_v, D_v) of a method with a visual prompt, float32, before ln_pre."""
-        return self.prompts.visual_tokens()
-
-    @property
-    def cavpt_layers(self) -> int:
-        """Return the number of trailing layers with class-aware prompts."""
-        return self.clip_config.vision.layers - visual_layers(self.clip_config, self.config)
+        own = self.prompts
+        tokens: Array = own.coupling(own.text()) if self.config.coupled else own.visual()
+        return tokens
 
     def merge(self) -> Prompts:
         """Return the prompts with learned weights merged into CLIP's, for an evaluation.
@@ -286,145 +304,78 @@ class PromptedCLIP(nn.Module):
         self, images: Array, learned: Array, zero_shot: ZeroShot, keys: Array | None
     ) -> PromptedVision:
         """Encode images by the prompted image tower.  learned: t (C, E) or (B, C, E)."""
-        clip, config, tower = self.clip_config, self.config, self._towers(vision=keys).vision
-        last, before_cavpt = clip.vision.layers - 1, visual_layers(clip, config)
+        config, tower = self.config, self._towers(vision=keys).vision
+        layers = self.clip_config.vision.layers
+        last, before_cavpt = layers - 1, visual_layers(self.clip_config, config)
         x, extra_kv, layer = tower.embed(self._pixels(images)), None, 0
         if config.visual_length and before_cavpt:
-            tokens = self.prompts.visual_tokens().astype(self.dtype)
+            tokens = self.visual_tokens()[:, None].astype(self.dtype)  # for all images
             if config.ln_pre:
                 tokens = tokens.at[0].set(tower.ln_pre(tokens[0]))
             # Tokens whose outputs are dropped before the next layer are extra key/value tokens.
-            # Those of layer J_v that stay join the sequence.
-            stay = joined_layers(clip, config) > 0
+            # Those of layer J_v that stay join the sequence. Only the class token leaves the last
+            # layer, so tokens of that layer need not join.
+            stay = 0 < config.visual_depth < layers
             layer = min(len(tokens) - stay, last)
             x = tower.blocks(x, 0, layer, tokens[:layer])
             if stay:
-                joining = broadcast(tokens[-1], (x.shape[0], *tokens.shape[1:]))
+                joining = broadcast(tokens[-1], (x.shape[0], *tokens.shape[2:]))
                 x = jnp.concatenate([x, joining], axis=1)
             elif len(tokens) > last:
-                extra_kv = tokens[last][None]
+                extra_kv = tokens[last]
         x = tower.blocks(x, layer, min(before_cavpt, last))
         if not config.top_k:
-            features, attention = tower.last_block(x, extra_kv)
-            return PromptedVision(features, attention, None, None)
+            return PromptedVision(*tower.last_block(x, extra_kv))
 
         gather = jax.vmap(deterministic_gather) if learned.ndim == 3 else deterministic_gather
         likeliest = gather(learned, zero_shot.indices)
         auxiliary, class_attention = [], []
         for layer in range(before_cavpt, last + 1):
-            prompts = self.prompts.class_prompts(layer - before_cavpt, x, likeliest, self.dtype)
+            prompts = self._class_prompts(layer - before_cavpt, x, likeliest)
             auxiliary.append(prompts.auxiliary_logits)
             class_attention.append(prompts.attention)
             if layer < last:
-                x = tower.block(layer, x, prompts.tokens)
-        features, attention = tower.last_block(x, prompts.tokens)
-        return PromptedVision(
-            features, attention, jnp.stack(auxiliary, 1), jnp.stack(class_attention, 1)
-        )
+                x = tower.blocks(x, layer, layer + 1, prompts.tokens[None])
+        outputs = tower.last_block(x, prompts.tokens)
+        return PromptedVision(*outputs, jnp.stack(auxiliary, 1), jnp.stack(class_attention, 1))
 
-    def _outputs(
-        self, texts: Texts, learned: Array, zero_shot: ZeroShot, vision: PromptedVision | None
-    ) -> Outputs:
-        z, s, learned = zero_shot.features, self.temperature(), normalize(learned)
-        if vision is None:
-            vision = PromptedVision(z, zero_shot.attention, None, None)
-        else:
-            vision = vision._replace(features=normalize(vision.features))
-        target_logits = None if texts.target is None else s * z @ texts.target.T
-        return Outputs(
-            logits=self._logits(vision.features, texts, learned),
-            text_logits=cosines(s * z, learned),
-            image_logits=s * vision.features @ texts.frozen.T,
-            features=vision.features,
-            learned_texts=learned,
-            zero_shot=zero_shot,
-            auxiliary_logits=vision.auxiliary_logits,
-            attention=vision.attention,
-            class_attention=vision.class_attention,
-            target_texts=texts.target,
-            target_logits=target_logits,
-        )
-
-    def _logits(self, features: Array, texts: Texts, learned: Array) -> Array:
-        """Return the prediction (B, C) for f̂ (B, E), by the classifier once it is trained."""
-        params = self.prompts.classifier()
-        if params is not None:
-            classifier = CLASSIFIERS[self.config.classifier]
-            return classifier.logits(params, features, self.class_texts(texts))
-        own = learned if self.config.learns_texts else texts.frozen
-        return cosines(self.temperature() * features, own)
-
-    def _learned_texts(self, texts: Texts, features: Array) -> Array:
-        """Return t (C, E), or (B, C, E) if the context depends on images with these features."""
-        if self.config.conditioned:
-            return self.encode_text_for_images(texts.packed, features)
-        learned: Array = texts.learned
-        return learned
+    def _class_prompts(self, index: int, x: Array, features: Array) -> ClassPrompts:
+        """Return the class prompts of the layer with this index among those with CAVPT."""
+        stacked: Params = self.prompts.get_variable("params", "cavpt")
+        params = jax.tree.map(lambda w: w[index], stacked)
+        # The classes of the training, which need not be those of this evaluation.
+        classes = params["classifier"]["kernel"].shape[-1]
+        module = ClassAwarePrompt(classes, self.dtype, parent=None)
+        return jax.jit(module.apply)({"params": params}, x, features)
 
     def _pixels(self, images: Array) -> Array:
         return normalize_pixels(images, self.clip_config.preprocessing)
 
 
 class LearnedPrompts(nn.Module):
-    """The learned parts, a submodule each, except CAVPT, whose parameters are stacked by layer."""
+    """The learned parts: a submodule each, and arrays of CAVPT, the weights and the classifier."""
 
     clip_config: CLIPConfig
     config: PromptConfig
 
     def setup(self) -> None:
-        parts = part_modules(self.clip_config, self.config)
-        for name in ("text", "visual", "coupling", "meta_net"):
-            if name in parts:
-                setattr(self, name, parts[name])
-
-    def context(self) -> Array:
-        """Return the context (depth, …, n, D_t)."""
-        return self.text()
-
-    def offsets(self, features: Array) -> Array:
-        """Return π (B, D_t) of image features z (B, E)."""
-        return self.meta_net(features)
-
-    def classifier(self) -> Params | None:
-        """Return the parameters of the classifier, None before it is trained."""
-        return self.get_variable("params", "classifier")
-
-    def visual_tokens(self) -> Array:
-        """Return P (J_v, n_v, D_v)."""
-        return self.coupling(self.text()) if self.config.coupled else self.visual()
-
-    def class_prompts(
-        self, index: int, x: Array, features: Array, dtype: DTypeLike
-    ) -> ClassPrompts:
-        """Return the class prompts of the layer with this index among those with CAVPT."""
-        params = jax.tree.map(lambda w: w[index], self.get_variable("params", "cavpt"))
-        # The classes of the training, which need not be those of this evaluation.
-        classes = params["classifier"]["kernel"].shape[-1]
-        module = ClassAwarePrompt(classes, dtype, parent=None)
-        return jax.jit(module.apply)({"params": params}, x, features)
+        for name, module in part_modules(self.clip_config, self.config).items():
+            setattr(self, name, module)
 
 
-def part_modules(
-    clip: CLIPConfig, config: PromptConfig, context_start: np.ndarray | None = None
-) -> dict[str, nn.Module]:
+def part_modules(clip: CLIPConfig, config: PromptConfig) -> dict[str, nn.Module]:
     """Return the modules of the learned parts, except CAVPT's, by parameter name."""
     parts: dict[str, nn.Module] = {}
+    text_width, depth = clip.text.width, visual_depth(clip, config)
     if config.text_length:
         classes = config.classes if config.class_specific else None
-        parts["text"] = TextPrompt(
-            config.text_length,
-            config.text_depth,
-            clip.text.width,
-            classes,
-            initializer(context_start),
-        )
-    depth = visual_depth(clip, config)
+        parts["text"] = TextPrompt(config.text_length, config.text_depth, text_width, classes)
     if config.coupled:
-        parts["coupling"] = Coupling(depth, clip.text.width, clip.vision.width)
-    elif config.visual_length and visual_layers(clip, config):
+        parts["coupling"] = Coupling(depth, text_width, clip.vision.width)
+    elif config.visual_length and depth:
         parts["visual"] = VisualPrompt(depth, config.visual_length, clip.vision.width)
     if config.conditioned:
-        parts["meta_net"] = MetaNet(clip.embed_dim, clip.text.width)
+        parts["meta_net"] = MetaNet(clip.embed_dim, text_width)
     return parts
 
 
@@ -438,7 +389,7 @@ def init_prompts(
 
     Args:
       key: a key of jax.random.
-      context_start: (n, D_t), embeddings of the words that the context starts from.
+      context_start: (n, D_t), embeddings of the words that the first layer's context starts from.
       frozen: CLIP's layer norms, which learned ones start from, see `init_weights`.
     """
     clip, config = model.clip_config, model.config
@@ -452,12 +403,15 @@ def init_prompts(
     }
     prompts: Prompts = {
         name: module.init(*arguments[name])["params"]
-        for name, module in part_modules(clip, config, context_start).items()
+        for name, module in part_modules(clip, config).items()
     }
+    if context_start is not None and config.text_length:
+        context = prompts["text"]["context"]
+        prompts["text"] = {"context": context.at[0].set(jnp.asarray(context_start, context.dtype))}
     if config.top_k:
         x = jnp.zeros((1, 1, clip.vision.width))
         module = ClassAwarePrompt(config.classes)
-        keys = jax.random.split(cavpt_key, model.cavpt_layers)
+        keys = jax.random.split(cavpt_key, clip.vision.layers - visual_layers(clip, config))
         prompts["cavpt"] = jax.vmap(lambda k: module.init(k, x, z[None])["params"])(keys)
     if config.weights.kind:
         own = jax.random.fold_in(key, 3)
@@ -475,13 +429,6 @@ def visual_layers(clip: CLIPConfig, config: PromptConfig) -> int:
 def visual_depth(clip: CLIPConfig, config: PromptConfig) -> int:
     """Return J_v, the number of leading layers with visual tokens of their own."""
     return config.visual_depth or visual_layers(clip, config)
-
-
-def joined_layers(clip: CLIPConfig, config: PromptConfig) -> int:
-    """Return the number of trailing layers with visual tokens in the sequence."""
-    # Only the class token leaves the last layer, so tokens of that layer need not join.
-    after = clip.vision.layers - config.visual_depth
-    return after + 1 if config.visual_depth and after else 0
 
 
 def keys_of_rows(key: Array, texts: PackedTexts, axis: str | None) -> Array:

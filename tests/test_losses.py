@@ -46,7 +46,7 @@ def outputs_of(seed, rows):
 
 def total(outputs, labels, rows, guided, kind):
     rows = Rows(labels, rows)
-    return share(outputs, rows, count(outputs.zero_shot.indices, rows, 2), guided, kind)
+    return share(outputs, rows, count(outputs.zero_shot.indices, rows), guided, kind)
 
 
 def share(outputs, rows, counts, guided, kind):
@@ -97,7 +97,7 @@ def test_loss_is_the_published_formula_whatever_the_padding(seed, rows, guided, 
     assert total(padded, every, weight, guided, kind) == pytest.approx(expected, rel=1e-4)
 
     # In two parts that share global counts, as with gradient accumulation and several devices.
-    counts = count(padded.zero_shot.indices, Rows(every, weight), 2)
+    counts = count(padded.zero_shot.indices, Rows(every, weight))
     shares = []
     for part in (slice(None, rows - 1), slice(rows - 1, None)):
         own = jax.tree.map(lambda x, part=part: x[part], padded)

@@ -16,10 +16,9 @@ from dpt_jax.clip.config import TransformerConfig
 from dpt_jax.clip.model import CLIP
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
-from dpt_jax.prompts import meta_net
+from dpt_jax.prompts import text as text_prompt
 from dpt_jax.prompts.config import PromptConfig
-from dpt_jax.prompts.meta_net import MetaNet
-from dpt_jax.prompts.text import plain_layout, prompted_texts
+from dpt_jax.prompts.text import MetaNet, plain_layout, prompted_texts
 from dpt_jax.training import setup
 from tests.helpers.commands import command_refused, refused
 from tests.helpers.configs import save_run, small_config
@@ -106,7 +105,7 @@ def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatc
 
     All images at once are in tests/test_family_parity.py.
     """
-    monkeypatch.setattr(meta_net, "TOKENS_AT_A_TIME", 1)
+    monkeypatch.setattr(text_prompt, "TOKENS_AT_A_TIME", 1)
     parts = PromptConfig(
         len(FEW), 4, text_depth=2, visual_length=2, top_k=2, first_layer=4, conditioned=True
     )

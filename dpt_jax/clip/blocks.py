@@ -297,11 +297,3 @@ class Transformer(nn.Module):
         # start … stop - 1 would copy them first, and save them again for the backward pass.
         body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         return jax.lax.scan(body, carry, (jnp.arange(start, stop), per_layer))[0]
-
-    def checkpointed_block(self, layer: int) -> Callable[..., Array]:
-        """Return the block of one layer, which saves what `remat` names for its backward pass."""
-
-        def run(x: Array, extra_kv: Array | None = None) -> Array:
-            return self.block(layer)(x, extra_kv)
-
-        return jax.checkpoint(run, policy=REMAT_POLICIES[self.remat])

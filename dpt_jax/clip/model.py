@@ -76,19 +76,9 @@ class VisionTower(nn.Module):
     def blocks(self, x: Array, start: int, stop: int, extra_kv: Array | None = None) -> Array:
         """Run tokens x (B, T, D) through blocks start … stop - 1 (0-based).
 
-        extra_kv: (stop - start, M, D), the extra key/value tokens of each of these blocks.
+        extra_kv: (stop - start, B or 1, M, D), the extra key/value tokens of each of these blocks.
         """
-        return self.transformer.scan(
-            lambda block, x, own: block(x, None if own is None else own[None]),
-            x,
-            start,
-            stop,
-            extra_kv,
-        )
-
-    def block(self, layer: int, x: Array, extra_kv: Array) -> Array:
-        """Run tokens x (B, T, D) through one block (0-based).  extra_kv: (B or 1, M, D)."""
-        return self.transformer.checkpointed_block(layer)(x, extra_kv)
+        return self.transformer.scan(lambda block, x, own: block(x, own), x, start, stop, extra_kv)
 
     def last_block(self, x: Array, extra_kv: Array | None = None) -> VisionOutput:
         """Run tokens x (B, T, D) through the last block and the projection.

@@ -79,11 +79,7 @@ def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = 
     ) -> tuple[jax.Array, jax.Array]:
         own = functools.partial(apply, model, clip, prompts)
         zero_shot = own(features, texts, method="zero_shot_of")
-        if images is None:
-            outputs = own(texts, zero_shot, method="classify")
-        else:
-            outputs = own(images, texts, zero_shot)
-        return outputs.logits, zero_shot.logits
+        return own(images, texts, zero_shot).logits, zero_shot.logits
 
     return Programs(
         jax.pmap(encode_texts, axis_name=distributed.AXIS, devices=devices),

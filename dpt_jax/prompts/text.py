@@ -1,16 +1,16 @@
-"""The text prompt (CoOp): learned context tokens before, around or after the class name.
+"""The text prompt: learned context tokens before, around or after the class name (CoOp).
 
-Symbols of the paper: C classes, n context tokens, D_t width of the text tower.
+Symbols: B images, C classes, n context tokens, D_t width of the text tower, E joint embedding,
+z normalised image features of frozen CLIP.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 
+from dpt_jax.clip.blocks import Array
 from dpt_jax.clip.packing import (
     PackedTexts,
     Text,
@@ -21,6 +21,11 @@ from dpt_jax.clip.packing import (
 )
 from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.errors import UserError
+from dpt_jax.prompts.linear import linear
+
+REDUCTION = 16  # the hidden layer of the meta-net has E // 16 units
+# Text tokens encoded at a time: enough to keep a device busy, a small part of its memory.
+TOKENS_AT_A_TIME = 2**15
 
 
 class TextPrompt(nn.Module):
@@ -34,31 +39,56 @@ class TextPrompt(nn.Module):
       depth: text layers with context tokens of their own.
       width: D_t.
       classes: C for a context per class, None for one that all share.
-      context_init: initializer, see `initializer`.
     """
 
     length: int
     depth: int
     width: int
     classes: int | None = None
-    context_init: Callable[..., jax.Array] = nn.initializers.normal(0.02)
 
     @nn.compact
-    def __call__(self) -> jax.Array:
+    def __call__(self) -> Array:
         own = () if self.classes is None else (self.classes,)
-        return self.param("context", self.context_init, (self.depth, *own, self.length, self.width))
+        shape = self.depth, *own, self.length, self.width
+        return self.param("context", nn.initializers.normal(0.02), shape)
 
 
-def initializer(start: np.ndarray | None) -> Callable[..., jax.Array]:
-    """Return N(0, 0.02²), with the context of the first layer set to `start` (n, D_t) if given."""
-    normal = nn.initializers.normal(0.02)
-    if start is None:
-        return normal
+class MetaNet(nn.Module):
+    """CoCoOp's offset of the context for each image, in float32: from z (B, E) to π (B, D_t).
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
-        return normal(key, shape, dtype).at[0].set(jnp.asarray(start, dtype))
+    π = W₂ relu(W₁ z + b₁) + b₂.
+    """
 
-    return init
+    embed_dim: int
+    text_width: int
+
+    @nn.compact
+    def __call__(self, features: Array) -> Array:
+        hidden = self.embed_dim // REDUCTION
+        down = linear(hidden, self.embed_dim, "linear1", jnp.float32, bias=True)
+        up = linear(self.text_width, hidden, "linear2", jnp.float32, bias=True)
+        return up(jax.nn.relu(down(features)))
+
+
+def add_to_context(context: Array, offset: Array) -> Array:
+    """Return the contexts of B images, (B, depth, …, n, D_t).
+
+    Args:
+      context: (depth, …, n, D_t).
+      offset: π (B, D_t), added to each token of the first layer.
+    """
+    first = context[:1] + offset.reshape(-1, *[1] * (context.ndim - 1), offset.shape[-1])
+    others = jnp.broadcast_to(context[1:], (offset.shape[0], *context[1:].shape))
+    return jnp.concatenate([first, others], axis=1)
+
+
+def images_at_a_time(images: int, tokens: int) -> int:
+    """Return how many images' texts to encode at once, a divisor of the number of images.
+
+    tokens: number of tokens of the texts of one image.
+    """
+    most = max(1, TOKENS_AT_A_TIME // tokens)
+    return next(part for part in range(min(most, images), 0, -1) if images % part == 0)
 
 
 def context_tokens(words: str, tokenizer: Tokenizer) -> list[int]:

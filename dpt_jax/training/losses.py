@@ -22,7 +22,7 @@ class Counts(NamedTuple):
     """The counts that the losses divide by (scalars)."""
 
     images: Array
-    class_prompts: Array  # those of the true class
+    class_prompts: Array  # those of the true class in a layer
 
 
 class Rows(NamedTuple):
@@ -61,9 +61,10 @@ def losses(config: PromptConfig, alpha: float, guidance: bool) -> dict[str, Loss
 
     def auxiliary(outputs: Outputs, rows: Rows, counts: Counts, _: Array | bool) -> Array:
         hits = true_class(outputs.zero_shot.indices, rows)[:, None]  # the same for every layer
-        labels = jnp.broadcast_to(rows.labels[:, None, None], outputs.auxiliary_logits.shape[:-1])
+        shape = outputs.auxiliary_logits.shape[:-1]  # (B, layers, K)
+        labels = jnp.broadcast_to(rows.labels[:, None, None], shape)
         total = (cross_entropy(outputs.auxiliary_logits, labels) * hits).sum()
-        return alpha * total / jnp.maximum(counts.class_prompts, 1)
+        return alpha * total / jnp.maximum(shape[1] * counts.class_prompts, 1)
 
     def text_consistency(outputs: Outputs, rows: Rows, counts: Counts, _: Array | bool) -> Array:
         # Unless the context depends on the image, all rows have the same value, and each adds its
@@ -93,16 +94,13 @@ def losses(config: PromptConfig, alpha: float, guidance: bool) -> dict[str, Loss
     return terms
 
 
-def count(indices: Array | None, rows: Rows, layers: int) -> Counts:
+def count(indices: Array | None, rows: Rows) -> Counts:
     """Return the counts of some rows, which do not depend on the prompts.
 
-    Args:
-      indices: (B, K), the classes of CAVPT, or None.
-      layers: number of layers with CAVPT.
+    indices: (B, K), the classes of CAVPT, or None.
     """
-    if indices is None:
-        return Counts(rows.weights.sum(), jnp.zeros(()))
-    return Counts(rows.weights.sum(), layers * true_class(indices, rows).sum())
+    hits = jnp.zeros(()) if indices is None else true_class(indices, rows).sum()
+    return Counts(rows.weights.sum(), hits)
 
 
 def mean(each: Array, rows: Rows, counts: Counts) -> Array:

@@ -170,8 +170,7 @@ def accumulate_gradients(
     # Only pictures need it, and the scan over microbatches would carry it.
     zero_shot = zero_shot._replace(attention=None)
     counts: Counts = jax.lax.psum(
-        count(zero_shot.indices, Rows(batch["label"], batch["weight"]), model.cavpt_layers),
-        distributed.AXIS,
+        count(zero_shot.indices, Rows(batch["label"], batch["weight"])), distributed.AXIS
     )
 
     def objective(trained: tuple[Prompts, jax.Array], part: PyTree) -> tuple[jax.Array, Totals]:

@@ -36,7 +36,7 @@ def frozen_features(model, clip_params, texts, tokenizer):
 def total_loss(model, outputs, labels, weights=None, guided=False, alpha=0.0, guidance=True):
     """The loss of these images as the whole batch."""
     rows = Rows(labels, jnp.ones(len(labels)) if weights is None else weights)
-    counts = count(outputs.zero_shot.indices, rows, model.cavpt_layers)
+    counts = count(outputs.zero_shot.indices, rows)
     terms = losses(model.config, alpha, guidance)
     return sum(loss(outputs, rows, counts, guided) for loss in terms.values())
 
