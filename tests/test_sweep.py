@@ -230,7 +230,7 @@ def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
         assert (found["dataset"], found["shots"], len(found["per_class"])) == (name, 1, 2)
         assert found["trained_on"] == {"dataset": "imagenet", "classes": "all"}
         saved = json.loads((workdir / "on" / name / "config.json").read_text())
-        assert saved["dataset"]["template"] == CATALOGUE[name].settings["dataset.template"]
+        assert saved["dataset"]["template"] == CATALOGUE[name].template
 
 
 @pytest.mark.parametrize(

@@ -22,26 +22,13 @@ def imagenet_classnames() -> list[str]:
 
 
 class Benchmark(NamedTuple):
-    """The description of one published dataset.
+    """One published dataset."""
 
-    Attributes:
-        directory: where CoOp's DATASETS.md puts it below the common root.
-        images: the folder that image paths are relative to, below the directory.
-        split: the file of its published split, or "" if the data come with one.
-        template: the hand-written text of a class, for zero-shot CLIP and the frozen texts.
-        differs: settings by key in which the published scripts differ from the defaults.
-    """
-
-    directory: str
-    images: str = "images"
-    split: str = ""
-    template: str = "a photo of a {}."
-    differs: Mapping[str, Setting] = {}
-
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """The settings by key that are not the defaults."""
-        return {"dataset.source": "coop", "dataset.template": self.template, **self.differs}
+    directory: str  # where CoOp's DATASETS.md puts it below the common root
+    images: str = "images"  # the folder that image paths are relative to, below the directory
+    split: str = ""  # the file of its published split, "" if the data come with one
+    template: str = "a photo of a {}."  # text of a class, for zero-shot CLIP and frozen texts
+    differs: Mapping[str, Setting] = {}  # settings of the published scripts, if not the defaults
 
 
 # Averages are over these, in the order of the paper's tables.
@@ -116,7 +103,8 @@ def settings_of(name: str) -> Mapping[str, Setting]:
     if name in EMBEDDED:
         return EMBEDDED[name]
     if name in CATALOGUE:
-        return CATALOGUE[name].settings
+        own = CATALOGUE[name]
+        return {"dataset.source": "coop", "dataset.template": own.template, **own.differs}
     if name == "folder":
         return {}
     raise UserError(

@@ -35,13 +35,8 @@ RECORD_CLASSES = {
 def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) -> Dataset:
     """Return the dataset that config.dataset names, with its few-shot sample.
 
-    Args:
-        config: config.dataset, validated.
-        seed: draws the sample, unless dataset.sample names a file that lists it.
-        whole: the whole dataset, if it is loaded already. All its validation images are used.
-
-    Raises:
-        UserError: a folder, file, split or class is missing or damaged.
+    The seed draws the sample, unless dataset.sample names a file that lists it. `whole` is the
+    whole dataset, if it is loaded already; all its validation images are used.
     """
     given, whole = whole, whole or read_splits(config)
     classes = len(whole.classnames)

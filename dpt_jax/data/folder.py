@@ -34,10 +34,7 @@ SPLIT_SEED = 1  # of random splits, the same for all runs
 
 
 def visible(folder: epath.Path) -> list[tuple[str, bool]]:
-    """Return (name, is a folder) of the entries of a folder, sorted, without hidden ones.
-
-    Hidden names belong to the system: a Mac's `._x.png` beside x.png is not an image.
-    """
+    """Return (name, is a folder) of a folder's entries, sorted, without a Mac's or hidden ones."""
     with reading(folder, "a folder"):
         return sorted(
             (name, is_folder)
@@ -115,15 +112,11 @@ def read_folder(
 ) -> Dataset:
     """Return a dataset of the user's own images, with classes in the order of their labels.
 
-    The classes are those of training and test. Labels that differ only in underscores or in Unicode
-    normalisation are one class.
-
     Args:
         path: a folder with {train,val,test}/CLASS/IMAGE or CLASS/IMAGE, a zip or tar archive of
           one, or a list of images (see read_list).
         split: a list of the images in use, with their split, instead of a random one.
-        test_fraction: fraction of each class for the test, if a split is drawn, and the same for
-          validation.
+        test_fraction: fraction of each class for the test and for validation, if drawn.
         skip_missing: whether listed images may be missing.
     """
     root = source = as_path(path)
@@ -184,10 +177,7 @@ def _in_folders(root: epath.Path) -> list[Listed]:
 
 
 def read_list(file: epath.Path) -> list[Listed]:
-    """Return the images that a .csv with a header, or a .jsonl, lists by path and label.
-
-    It may give all images a split. Paths are relative to the file's folder.
-    """
+    """Return what a .csv with a header, or a .jsonl, lists by path, label and perhaps split."""
     with reading(file, "a list of images with path, label and perhaps split"):
         content = file.read_bytes().decode("utf-8-sig", errors="surrogateescape")
         if file.suffix.lower() == ".jsonl":
@@ -214,9 +204,8 @@ def read_list(file: epath.Path) -> list[Listed]:
 def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> list[Listed]:
     """Return the images with a random split, the same one for the same images.
 
-    Of n images of a class, round(fraction · n) are for the test, at least one, and as many for
-    validation. At least one is left to train on unless the fraction is 1. Copies of a file within a
-    class are in one split.
+    The fraction of a class that is for the test, and again for validation, leaves at least one to
+    test and, unless it is 1, one to train on. Copies of a file in a class are in one split.
     """
     images = sorted(images, key=lambda image: image.label)
     generator = random.Random(SPLIT_SEED)
@@ -292,11 +281,8 @@ def class_name(folder: str) -> str:
 
 
 def _composed(name: str) -> str:
-    """Return a name in Unicode's composed form (NFC); macOS may write the decomposed form.
-
-    Its bytes are read as UTF-8, whatever the locale.
-    """
-    if sys.getfilesystemencoding() != "utf-8":
+    """Return a name in Unicode's composed form; macOS may write the decomposed form."""
+    if sys.getfilesystemencoding() != "utf-8":  # then its bytes still are
         with contextlib.suppress(UnicodeError):
             name = os.fsencode(name).decode()
     return unicodedata.normalize("NFC", name)
@@ -305,7 +291,7 @@ def _composed(name: str) -> str:
 def find_images(paths: Sequence[str]) -> list[str]:
     """Return the images that paths, folders and patterns name, each once, sorted below each path.
 
-    A file that is named is used whatever its ending. Others below a folder are counted on stderr.
+    A file that is named is used whatever its ending.
     """
     found: dict[str, None] = {}
     others: list[epath.Path] = []

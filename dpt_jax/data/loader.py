@@ -83,41 +83,23 @@ def shifted(pixels: np.ndarray, most: int, generator: np.random.Generator) -> np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loading:
-    """What is loaded, and how.
-
-    Attributes:
-        read: opens an image.
-        examples: the images in order.
-        size: pixels on a side.
-        batch_size: rows of a batch: of this host in test_batches, of all hosts in train_batches.
-        preprocessing: the model's own.
-        workers: loader processes, 0 for threads of this one.
-        skip_unreadable: an unreadable image becomes black without weight, instead of ending
-            the run.
-        host, hosts: this host gets row `host` of every `hosts` rows.
-        epochs: passes over training examples.
-        seed: decides the order and the augmentation of training examples.
-        augment: take a random crop of each training image, mirrored half the time.
-        least_area: smallest area of such a crop, as a fraction of the image.
-        shift: largest random shift of training images after that, in pixels.
-        partial: whether an incomplete last batch of a training epoch is kept.
-    """
+    """What is loaded, and how. From `epochs` on, fields are for training images only."""
 
     read: Reader
-    examples: Sequence[Example]
-    size: int
-    batch_size: int
+    examples: Sequence[Example]  # in order
+    size: int  # pixels on a side
+    batch_size: int  # rows of this host in test_batches, of all hosts in train_batches
     preprocessing: Preprocessing = CLIP_PREPROCESSING
-    workers: int = 0
-    skip_unreadable: bool = False
-    host: int = 0
+    workers: int = 0  # loader processes, 0 for threads of this one
+    skip_unreadable: bool = False  # make such images black without weight; do not end the run
+    host: int = 0  # which gets row `host` of every `hosts` rows
     hosts: int = 1
     epochs: int = 1
-    seed: int = 0
-    augment: bool = True
-    least_area: float = LEAST_AREA
-    shift: int = 0
-    partial: bool = False
+    seed: int = 0  # decides the order and the augmentation
+    augment: bool = True  # take a random crop, mirrored half the time
+    least_area: float = LEAST_AREA  # of the crop, as a fraction of the image
+    shift: int = 0  # at most, after that, in pixels of the (size, size) image
+    partial: bool = False  # whether an incomplete last batch of an epoch is kept
 
     def load(
         self, numbered: tuple[int, Example], generator: np.random.Generator | None = None
@@ -180,7 +162,9 @@ class _Steps:
         rows = range(config.host, min(self.rows, an_epoch - step * self.rows), config.hosts)
         loaded = [self.images[epoch * an_epoch + step * self.rows + row] for row in rows]
         if not loaded:  # the other hosts have the last images of the epoch
-            return no_images(config.size)
+            numbers = {"label": np.int32, "index": np.int32, "weight": np.float32}
+            image = np.zeros((0, config.size, config.size, 3), np.uint8)
+            return {"image": image} | {name: np.zeros(0, kind) for name, kind in numbers.items()}
         return {name: np.stack([image[name] for image in loaded]) for name in loaded[0]}
 
 
@@ -204,25 +188,20 @@ def train_batches(
         )
     images = grain.MapDataset.source(list(enumerate(config.examples))).seed(config.seed).shuffle()
     config = dataclasses.replace(config, examples=())  # each process gets them one at a time
-    steps = _Steps(config, images.random_map(config.load), rows, start)
-    return _read(grain.MapDataset.source(steps), config.workers, transfer)
+    return _read(_Steps(config, images.random_map(config.load), rows, start), transfer)
 
 
 def test_batches(config: Loading, views: int = 0) -> Iterator[Batch]:
-    """Yield the examples of this host in their order, in equally many batches on all hosts.
+    """Return the examples in order, in equally many batches on all hosts; the last may be empty.
 
-    The last batches may be smaller or empty.
-    With `views`, yield so many augmented views of each, one view of all examples after another.
+    With `views`, return so many augmented views of each, one view of all examples after another.
     """
     # This repeats the list, not the data set: some versions of Grain would repeat the views.
     numbered = list(enumerate(config.examples)) * max(views, 1)
     images = grain.MapDataset.source(numbered).seed(config.seed)
-    load = dataclasses.replace(config, examples=()).load
-    loaded = images.random_map(load) if views else images.map(load)
-    own = loaded[config.host :: config.hosts].batch(config.batch_size, drop_remainder=False)
-    yield from _read(own, config.workers)
-    for _ in range(len(own), -(-len(numbered) // (config.batch_size * config.hosts))):
-        yield no_images(config.size)
+    config = dataclasses.replace(config, examples=(), epochs=1, partial=True)
+    loaded = images.random_map(config.load) if views else images.map(config.load)
+    return _read(_Steps(config, loaded, config.batch_size * config.hosts, 0))
 
 
 def threads(workers: int = 0) -> int:
@@ -231,12 +210,11 @@ def threads(workers: int = 0) -> int:
     return min(max((cores or 1) // max(workers, 1), LEAST_THREADS), MOST_THREADS)
 
 
-def _read(
-    data: grain.MapDataset, workers: int, transfer: Callable[[Batch], Any] | None = None
-) -> Iterator[Any]:
+def _read(steps: _Steps, transfer: Callable[[Batch], Any] | None = None) -> Iterator[Any]:
+    workers = steps.config.workers
     own = threads(workers)
     options = grain.ReadOptions(num_threads=own, prefetch_buffer_size=own + LEAST_THREADS)
-    batches = data.to_iter_dataset(options)
+    batches = grain.MapDataset.source(steps).to_iter_dataset(options)
     if workers:
         flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, even if absl is not used
         batches = batches.mp_prefetch(
@@ -269,13 +247,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def no_images(size: int) -> Batch:
-    """Return an empty batch, which `shard` pads."""
-    numbers = {"label": np.int32, "index": np.int32, "weight": np.float32}
-    image = np.zeros((0, size, size, 3), np.uint8)
-    return {"image": image, **{name: np.zeros(0, dtype) for name, dtype in numbers.items()}}
 
 
 def shard(batch: Batch, rows: int, devices: int, multiple: int = 1) -> Batch:

@@ -44,13 +44,8 @@ def check_trainable(dataset: Dataset, config: ConfigDict) -> None:
 def look(dataset: Dataset, config: ConfigDict) -> str:
     """Return a table of the classes of a dataset with its sample, and notes about the images.
 
-    The user's own images are checked. Published and bundled ones are only counted, unless
-    dataset.on_error is skip.
-
-    Raises:
-        UserError: an image cannot be read (with dataset.on_error=skip: none of a class can), or
-            (unless dataset.strict is off) a class has no test images, or a test file is also in
-            training or validation.
+    Raise UserError about what would make the accuracies of the user's own images wrong. Published
+    and bundled ones are only counted, unless dataset.on_error is skip.
     """
     lines, is_users = [_table(dataset)], is_own(config.dataset)
     if is_users or config.dataset.on_error == "skip":
@@ -105,14 +100,10 @@ def _table(dataset: Dataset) -> str:
 
 
 def _unreadable(dataset: Dataset, skip: bool) -> list[str]:
-    """Return a line about unreadable images, if there are any.
+    """Return a line about unreadable images, if there are any, or raise UserError unless `skip`.
 
     The first MOST_DECODED images are decoded into the cache. Of others, only headers are read; in
     a bucket, nothing.
-
-    Raises:
-        UserError: there are unreadable images; with `skip`, no training image of a class, or no
-            test image, can be read.
     """
     examples = (*dataset.train, *dataset.val, *dataset.test)
     paths, files = list(dict.fromkeys(example.path for example in examples)), dataset.read

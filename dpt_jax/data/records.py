@@ -119,14 +119,10 @@ cache = ImageCache()
 
 
 class Source(abc.ABC):
-    """Reads a dataset's images by their path, through the cache of decoded images.
-
-    They are RGB, and must not be changed in place. One that is missing or cannot be decoded raises
-    UnreadableImageError.
-    """
+    """Reads a dataset's images by their path, through the cache of decoded images."""
 
     def __call__(self, path: str) -> Image.Image:
-        """Return an image."""
+        """Return an image as RGB, not to be changed in place, or raise UnreadableImageError."""
         return cache.get(self.key(path), self, lambda: self.read(path))
 
     @abc.abstractmethod
@@ -150,40 +146,30 @@ class Files(Source):
         return as_path(path) if is_remote(path) else self.root / path
 
     def key(self, path: str) -> Hashable:
-        file = self.file(path)
-        try:
-            found = None if is_remote(file) else os.stat(file)
-        except OSError:
-            found = None
-        if found is None:
-            return str(file), self.upright
-        # Copying can preserve mtime, but not ctime.
-        return str(file), self.upright, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        file, state = self.file(path), None
+        with contextlib.suppress(OSError):
+            if not is_remote(file):
+                found = os.stat(file)  # copying can preserve mtime, but not ctime
+                state = found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        return str(file), self.upright, state
 
     def read(self, path: str) -> Image.Image:
         return read_image(self.file(path), upright=self.upright)
 
 
 class Dataset(NamedTuple):
-    """Images of C classes.
+    """Images of C classes: whole splits or, from load_dataset, with the few-shot sample.
 
-    Attributes:
-        read: opens an image.
-        classnames: names of the labels, in order.
-        train: the whole training split or, from load_dataset, the few-shot sample of it.
-        val: the same of the validation split, min(shots, 4) images per class. It may be empty.
-        test: the whole test split.
-        digest: digest of all classes and images, not only those taken; from load_dataset.
-        split: the CSV list of the images and their split, "" if their folders define it.
+    Then `digest` is of all classes and images, not only those taken.
     """
 
     read: Source
-    classnames: tuple[str, ...]
+    classnames: tuple[str, ...]  # of the labels, in order
     train: list[Example]
-    val: list[Example]
-    test: list[Example]
+    val: list[Example]  # may be empty
+    test: list[Example]  # always the whole split
     digest: str = ""
-    split: str = ""
+    split: str = ""  # CSV list of the images and their split, "" if their folders define it
 
 
 def contents(root: epath.Path, paths: Sequence[str]) -> list[Hashable]:
@@ -216,9 +202,7 @@ def read_image(
 def opened(file: str | os.PathLike[str] | BinaryIO, name: str = "") -> Iterator[Image.Image]:
     """Open an image and read only its header. name: what messages call an open file.
 
-    Raises:
-        UnreadableImageError: the file is missing or cannot be decoded.
-        UserError: reading fails for a reason unrelated to this file.
+    Raise UnreadableImageError about the file, and UserError for any other reason.
     """
     name = name or str(file)
     try:
@@ -260,9 +244,6 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
 
     16-bit pixels, which PIL would clip at 255, are scaled to 8 bits. `upright` applies a camera's
     orientation tag, as the published code does not.
-
-    Raises:
-        ValueError: 32-bit or floating-point pixels, whose white is not specified.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS_AS_32):
         image = _deep_grey(image)

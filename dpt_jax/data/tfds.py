@@ -64,20 +64,13 @@ def _sun397_name(path: str) -> str:
 
 
 class Use(NamedTuple):
-    """How a dataset of tensorflow-datasets is used.
+    """How a dataset of tensorflow-datasets is used: its splits for each purpose, joined by "+"."""
 
-    Attributes:
-        builder: its name and config.
-        classnames: its class names.
-        train, val, test: its splits for each purpose, joined by "+", or "" for none. Without test,
-            train is split at random.
-    """
-
-    builder: str
+    builder: str  # name and config
     classnames: ClassNames = _renamed()
-    train: str = "train"
+    train: str = "train"  # "" for none
     val: str = ""
-    test: str = "test"
+    test: str = "test"  # "" to split train at random
 
 
 USES = {
@@ -104,17 +97,11 @@ USES = {
 
 @dataclasses.dataclass(frozen=True)
 class Records(Source):
-    """Reads images of a prepared dataset by the path SPLIT/NUMBER.
+    """Reads images of a prepared dataset by the path SPLIT/NUMBER."""
 
-    Attributes:
-        directory: folder of the prepared dataset.
-        sources: the serialised records of each split.
-        features: parses the encoded image from a record.
-    """
-
-    directory: str
-    sources: Mapping[str, Sequence[bytes]]
-    features: Any
+    directory: str  # of the prepared dataset
+    sources: Mapping[str, Sequence[bytes]]  # the serialised records of each split
+    features: Any  # parses the encoded image from a record
 
     def key(self, path: str) -> Hashable:
         return self.directory, path
@@ -127,11 +114,7 @@ class Records(Source):
 
 
 def read_tfds(name: str, root: str) -> Dataset:
-    """Return a dataset of the catalogue from TFDS's data directory, "" for TFDS's default.
-
-    Raises:
-        UserError: TFDS does not have the dataset, or it cannot be prepared or read.
-    """
+    """Return a dataset of the catalogue from TFDS's data directory, "" for TFDS's default."""
     if name not in USES:
         raise UserError(f"dataset.source=tfds has no {name}: use --config.dataset.source=coop.")
     use = USES[name]
@@ -188,10 +171,7 @@ def _prepare(name: str, folder: str) -> None:
 
 
 def _on_this_disk(name: str, root: str, splits: Sequence[str]) -> str:
-    """Return the data directory, or a copy of its needed files from a bucket.
-
-    array_record only reads from disks.
-    """
+    """Return the data directory, or a copy from a bucket: array_record only reads from disks."""
     if not root or not is_remote(root):
         return str(as_path(root)) if root else ""
     folder = name.partition(":")[0]
