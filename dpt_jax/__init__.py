@@ -17,7 +17,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 from dpt_jax.errors import UserError
-from dpt_jax.version import __version__
+
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from dpt_jax.predictor.fit import PromptClassifier, fit

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dpt_jax import __version__
 from dpt_jax.errors import USER_ERROR, UserError
 from dpt_jax.io import cache_folder, short
-from dpt_jax.version import __version__
 
 # Arrays by name, of which `label` has a row for each image.
 Batch = dict[str, Any]
@@ -42,15 +42,11 @@ def connect(
 ) -> None:
     """Join the processes of a run, before anything else uses JAX.
 
-    Args:
-      coordinator: HOST:PORT of process 0. Without any flag, srun and mpirun with several processes
-        are recognised by their variables.
-      processes: their number.
-      process: number of this one.
-      cluster: whether to take these three from the environment of a TPU pod slice.
+    coordinator is HOST:PORT of process 0. `cluster` takes these three from the environment of a TPU
+    pod slice. Without any flag, srun and mpirun are recognised by their variables.
 
     Raises:
-      UserError: if flags contradict each other, another process is missing, or the hosts have
+      UserError: Flags contradict each other, another process is missing, or the hosts have
         different numbers of devices.
     """
     named = [value is not None for value in (coordinator, processes, process)]
@@ -68,8 +64,14 @@ def connect(
     else:
         return
     print(f"connecting to the other processes of this run: {cause}.", file=sys.stderr, flush=True)
+
+    def end_alone() -> None:
+        late = f"not all processes of this run were started within {CONNECT_SECONDS:.0f} s"
+        print(f"error: {late}: start as many as {cause} says.", file=sys.stderr, flush=True)
+        os._exit(USER_ERROR)
+
     # JAX alone would wait in silence, then abort.
-    patience = threading.Timer(CONNECT_SECONDS, _end_alone, [cause])
+    patience = threading.Timer(CONNECT_SECONDS, end_alone)
     patience.start()
     try:
         # JAX takes the missing ones from the environment.
@@ -91,16 +93,6 @@ def connect(
         raise UserError(
             f"the hosts have different numbers of devices ({words}): give each of them the same."
         )
-
-
-def _end_alone(cause: str) -> None:
-    print(
-        f"error: not all processes of this run were started within {CONNECT_SECONDS:.0f} s: "
-        f"start as many as {cause} says.",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(USER_ERROR)
 
 
 def keep_compiled() -> None:
@@ -142,39 +134,35 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def replicate(tree: Any) -> Any:
-    """Return a copy of every array on each of this host's devices.
-
-    The copies have the sharding of pmap's results, so that a program is compiled once for both, and
-    the host makes no stacked copy. Replicated arrays are returned as they are.
-    """
-    devices = jax.local_devices()
-    sharding = _sharding()
-
-    def place(x: Any) -> jax.Array:
-        if isinstance(x, jax.Array) and x.sharding == sharding:
-            return x
-        x = np.asarray(x)
-        copies = [jax.device_put(x[None], device) for device in devices]
-        return jax.make_array_from_single_device_arrays((len(devices), *x.shape), sharding, copies)
-
-    return jax.tree.map(place, tree)
-
-
-def place(tree: Any) -> Any:
-    """Put arrays with a leading device axis on this host's devices, sharded as by `replicate`.
-
-    The transfer is asynchronous.
-    """
-    return jax.device_put(tree, _sharding())
-
-
 def _sharding() -> jax.sharding.NamedSharding:
     mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), (AXIS,))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
 
 
-def to_host(tree: Any) -> Any:
+def replicate(tree: PyTree) -> PyTree:
+    """Return a copy of every array on each of this host's devices, with a leading device axis.
+
+    The copies have the sharding of pmap's results, so that a program is compiled once for both, and
+    the host makes no stacked copy. Replicated arrays are returned as they are.
+    """
+    own, devices = _sharding(), jax.local_devices()
+
+    def copy(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and x.sharding == own:
+            return x
+        x = np.asarray(x)
+        copies = [jax.device_put(x[None], device) for device in devices]
+        return jax.make_array_from_single_device_arrays((len(devices), *x.shape), own, copies)
+
+    return jax.tree.map(copy, tree)
+
+
+def place(tree: PyTree) -> PyTree:
+    """Start copying arrays with a leading device axis to this host's devices."""
+    return jax.device_put(tree, _sharding())
+
+
+def to_host(tree: PyTree) -> PyTree:
     """Copy one replica of every array to the host."""
     # Indexed by "...", a scalar stays an array, which every version of Orbax can save.
     return jax.tree.map(lambda x: np.array(x.addressable_shards[0].data)[0, ...], tree)
@@ -188,7 +176,7 @@ def on_all_hosts(here: bool) -> bool:
 def check_same(facts: Callable[[], Mapping[str, str]]) -> None:
     """Raise UserError, on all hosts, naming a fact that differs between a host and host 0.
 
-    facts: returns them by name; not called on a single host. All hosts must call this together.
+    All hosts must call this together. `facts` is not called on a single host.
     """
     if jax.process_count() == 1:
         return
@@ -222,12 +210,8 @@ def overlapped(
 ) -> Iterator[tuple[Batch, PyTree]]:
     """Yield batches with their results, computing one while the results of another are fetched.
 
-    Args:
-      batches: Batches with a `label` for each row.
-      compute: From a batch to a tree of arrays (devices, b, …), padded.
-
-    Yields:
-      A batch, and its results as host arrays (rows, …).
+    `compute` returns a tree of arrays (devices, b, …), which become host arrays (rows, …) without
+    the padding.
     """
 
     def fetch(batch: Batch, results: PyTree) -> tuple[Batch, PyTree]:
@@ -249,12 +233,11 @@ def overlapped(
 def over_all_rows(
     batches: Iterable[Batch], compute: Callable[[Batch], PyTree], total: int
 ) -> tuple[PyTree, Batch]:
-    """Apply `compute` to the batches of all hosts; all hosts get all results.
+    """Apply `compute`, see `overlapped`, to the batches of all hosts; all hosts get all results.
 
     Args:
       batches: Those of this host h of n, which has rows h, h + n, h + 2n and so on. All hosts have
         equally many, and the last ones may be empty.
-      compute: See `overlapped`.
       total: Number of rows on all hosts.
 
     Returns:

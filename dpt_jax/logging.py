@@ -12,9 +12,8 @@ from dpt_jax.distributed import is_first
 
 SECONDS_BETWEEN_LINES = 30
 Item = TypeVar("Item")
-
-
 _quiet = False
+_said: set[str] = set()
 
 
 @contextlib.contextmanager
@@ -32,17 +31,12 @@ class Progress:
     """A progress bar on a terminal, otherwise a line in `file` every half minute."""
 
     def __init__(self, title: str, total: int, start: int = 0, file: TextIO | None = None) -> None:
-        self._file = file
         self._title, self._total, self._start, self._done = title, total, start, start
-        self._began = self._spoke = time.monotonic()
+        self._file, self._began = file, time.monotonic()
+        self._spoke = self._began
         self._terminal = sys.stderr.isatty() and is_first() and not _quiet
         self._bar = tqdm.tqdm(
-            total=total,
-            initial=start,
-            desc=title,
-            disable=not self._terminal,
-            dynamic_ncols=True,
-            unit="step",
+            total=total, initial=start, desc=title, disable=not self._terminal, dynamic_ncols=True
         )
 
     def __enter__(self) -> "Progress":
@@ -61,9 +55,8 @@ class Progress:
             self._began = now  # the first step includes compilation
         elif not self._terminal and now - self._spoke > SECONDS_BETWEEN_LINES:
             left = (now - self._began) / steps * (self._total - self._done)
-            self._say(
-                f"{self._title}: {self._done} of {self._total} steps, about {left:.0f} s left"
-            )
+            done = f"{self._title}: {self._done} of {self._total} steps"
+            self._say(f"{done}, about {left:.0f} s left")
 
     def track(self, batches: Iterable[Item]) -> Iterator[Item]:
         """Yield batches, and count each of them once it has been used."""
@@ -87,9 +80,6 @@ def say(line: str, file: TextIO | None = None) -> None:
     """Print a line to standard output, or to `file`, and flush."""
     if is_first() and (file or not _quiet):
         print(line, file=file, flush=True)
-
-
-_said: set[str] = set()
 
 
 def say_once(line: str, file: TextIO | None = None) -> None:
