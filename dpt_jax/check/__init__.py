@@ -1,1 +1,309 @@
-"""`dpt-jax check`: checks of a machine's results, repeatability, loading, storage and speed."""
+"""The table of `dpt-jax check`: this machine, its hosts and storage, its numbers and its speed."""
+
+import contextlib
+import importlib.metadata
+import io
+import os
+import pathlib
+import platform
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from dpt_jax import distributed
+from dpt_jax.check import golden, measure
+from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.config import method_config
+from dpt_jax.data import loader
+from dpt_jax.data.catalogue import imagenet_classnames
+from dpt_jax.data.folder import find_images
+from dpt_jax.data.records import Dataset, Files, free_memory
+from dpt_jax.errors import UserError
+from dpt_jax.io import as_path, entries, file_system, is_remote, make_folder, short
+from dpt_jax.logging import say
+from dpt_jax.training import flops
+from dpt_jax.training.checkpoints import Checkpoints, digest, load_newest
+from dpt_jax.training.loop import train
+from dpt_jax.training.metrics import TIMES, read_metrics
+from dpt_jax.training.process import Stopped, is_locked, locked
+from dpt_jax.training.setup import assemble, compute_dtype, prepare
+
+PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "dpt-jax")
+DRIVER = pathlib.Path("/proc/driver/nvidia/version")
+# Variables and options of JAX that change what a step computes.
+VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
+OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision")
+GB = 1e9
+
+
+class Row(NamedTuple):
+    """One line.
+
+    Attributes:
+      group: its group, such as "numbers".
+      name: what was measured.
+      figure: its value with a unit.
+      bound: the bound of the figure, "" if there is none.
+      ok: whether the figure is within the bound, None without one.
+    """
+
+    group: str
+    name: str
+    figure: str
+    bound: str = ""
+    ok: bool | None = None
+
+
+@contextlib.contextmanager
+def failing(rows: list[Row], group: str, name: str) -> Iterator[None]:
+    """If the body raises, add a row with the reason, not ok, and continue."""
+    try:
+        yield
+    except Exception as reason:  # of any library
+        why = f"{type(reason).__name__}: {short(reason)}"
+        rows.append(Row(group, name, why, "no error", False))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the lines in columns, with a last line that counts the failures."""
+    status = {True: "ok", False: "NOT OK", None: "-"}
+    cells, group = [("", "", "figure", "bound", "")], ""
+    for row in rows:
+        own = "" if row.group == group else row.group
+        cells.append((own, row.name, row.figure, row.bound, status[row.ok]))
+        group = row.group
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.ljust, cell, widths)).rstrip() for cell in cells]
+    failed = [f"{row.group}: {row.name}" for row in rows if row.ok is False]
+    end = f"{len(failed)} not ok: {'; '.join(failed)}" if failed else "all ok"
+    return "\n".join([*lines, "", end])
+
+
+def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -> list[Row]:
+    """Return all lines of the table.  All hosts must call this together.
+
+    Args:
+      workdir: where files are written, in a temporary folder.
+      clip: the CLIP to time: one of SIZES with random weights, or a `clip.weights`.
+      data: a folder of images to load, "" for generated JPEGs.
+      quick: whether to use fewer steps, images and classes.
+    """
+    rows = machine()
+    parts = {
+        "hosts": lambda: hosts({"--clip": clip, "--quick": str(quick)}),
+        "storage": lambda: storage(workdir),
+        "numbers": numbers,
+        "same bits": same_bits,
+        "speed": lambda: speed(clip, data, quick),
+    }
+    for group, part in parts.items():
+        say(f"checking {group} …", file=sys.stderr)
+        with failing(rows, group, "the check itself"):
+            rows += part()
+    return rows
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python and of each package that is installed."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def machine() -> list[Row]:
+    """Return the first lines of the table: devices, hosts, memory and versions."""
+    device = jax.local_devices()[0]
+    facts = {
+        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "hosts": str(jax.process_count()),
+        "cores": str(os.cpu_count()),
+        "memory": f"{free_memory() / GB:.1f} GB free",
+    }
+    if stats := device.memory_stats():
+        facts["memory of a device"] = f"{stats['bytes_limit'] / GB:.1f} GB"
+    if DRIVER.exists():
+        facts["driver"] = DRIVER.read_text().split("  ")[1]
+    return [Row("machine", name, figure) for name, figure in (facts | versions()).items()]
+
+
+def hosts(settings: Mapping[str, str]) -> list[Row]:
+    """Compare versions and settings of all hosts, and sum over their devices.
+
+    settings: options of the command, by name.
+    """
+    own = {**versions(), **settings}
+    own |= {name: os.environ.get(name, "") for name in VARIABLES}
+    own |= {name: str(jax.config.values[name]) for name in OPTIONS}
+    figure, same = f"{jax.process_count()} hosts, {len(own)} values", True
+    try:
+        distributed.check_same(lambda: own)
+    except UserError as reason:
+        figure, same = str(reason).partition(":")[0], False
+    rows = [Row("hosts", "versions and settings", figure, "the same", same)]
+    name, devices, local = "sum over devices", jax.device_count(), jax.local_device_count()
+    with failing(rows, "hosts", name):
+        add = jax.pmap(lambda x: jax.lax.psum(x, distributed.AXIS), distributed.AXIS)
+        began = time.perf_counter()
+        found = float(np.asarray(add(jnp.ones(local)).addressable_shards[0].data)[0])
+        figure = f"{found:.0f}, {time.perf_counter() - began:.2f} s"
+        rows.append(Row("hosts", name, figure, str(devices), found == devices))
+    return rows
+
+
+def storage(workdir: epath.Path) -> list[Row]:
+    """Write, read, list, lock, save and delete in a new folder of a workdir, with times.
+
+    All hosts use host 0's folder, with separate files.
+    """
+    number = distributed.sum_over_hosts(random.getrandbits(30) if distributed.is_first() else 0)
+    folder, rows = workdir / f"check-{number:08x}", list[Row]()
+    file, content = folder / f"file-{jax.process_index()}", os.urandom(2**20)
+
+    @contextlib.contextmanager
+    def timed(name: str, bound: str) -> Iterator[list[bool]]:
+        began, held = time.perf_counter(), [True]
+        with failing(rows, "storage", name):
+            yield held
+            seconds = time.perf_counter() - began
+            rows.append(Row("storage", name, f"{seconds:.2f} s", bound, held[0]))
+
+    with timed("write and read 1 MB", f"in {workdir}") as held:
+        make_folder(folder, "--workdir")
+        file.write_bytes(content)
+        held[0] = file.read_bytes() == content
+    if not distributed.on_all_hosts(bool(rows[-1].ok)):  # nothing else can work
+        return rows
+    with timed("list", "the files of all hosts") as held:
+        every = {f"file-{i}" for i in range(jax.process_count())}
+        held[0] = {name for name, _ in entries(folder)} >= every
+    shared = distributed.on_all_hosts(bool(rows[-1].ok))
+    if shared:  # as hosts lock, save and restore together
+        with timed("lock", "held once") as held, locked(folder):
+            held[0] = is_remote(folder) or is_locked(folder)
+        with timed("checkpoint", "the same bits") as held:
+            tree = {"prompts": np.arange(1000, dtype=np.float32)}
+            with Checkpoints(folder) as checkpoints:
+                checkpoints.save(1, tree, {})
+                checkpoints.wait()
+                held[0] = load_newest(folder).digest == digest(tree)
+        distributed.on_all_hosts(True)  # all have read it
+    if distributed.is_first() or not shared:
+        with timed("delete", "nothing left") as held:
+            if is_remote(folder):
+                file_system(folder).rm(os.fspath(folder), recursive=True)
+            else:
+                shutil.rmtree(folder)
+            held[0] = not folder.exists()
+    return rows
+
+
+def numbers() -> Iterator[Row]:
+    """Compare the numbers of a batch on all devices of this host with the published code's."""
+    devices = jax.local_devices()
+    where = f"{len(devices)} devices" if len(devices) > 1 else str(devices[0])
+    for dtype, bounds in golden.BOUNDS.items():
+        for name, error in golden.errors(dtype).items():
+            bound = bounds[name.partition(" ")[0]]
+            ok = bool(error <= bound)  # NaN is not ok
+            yield Row("numbers", f"{name}, {dtype}, {where}", f"{error:.1e}", f"<= {bound:.0e}", ok)
+
+
+def same_bits() -> list[Row]:
+    """Train twice on the bundled CLIP and digits, once stopped by SIGTERM and resumed."""
+    if jax.process_count() > 1:  # their hosts would share a workdir
+        return []
+    config = method_config("dpt", "digits")
+    config.clip.weights, config.dataset.shots, config.dtype = "tiny-clip", 1, "float32"
+    config.train.epochs, config.train.batch_size = 3, 8
+
+    def stop(values: dict[str, float]) -> None:
+        if values["epoch"] == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    def end(run: epath.Path) -> tuple[str, list[dict[str, float]]]:
+        metrics = [
+            {key: value for key, value in record.items() if key not in TIMES}
+            for record in read_metrics(run)
+        ]
+        return load_newest(run).digest, metrics
+
+    silent = io.StringIO()
+    with (
+        contextlib.redirect_stdout(silent),
+        contextlib.redirect_stderr(silent),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        experiment = prepare(config)
+        whole, stopped = as_path(folder) / "whole", as_path(folder) / "stopped"
+        train(experiment, whole)
+        with contextlib.suppress(Stopped):
+            train(experiment, stopped, callbacks=[stop])
+        before, steps = load_newest(stopped).step, load_newest(whole).step
+        train(experiment, stopped)
+        same = end(whole) == end(stopped) and before < steps
+    name = f"a run of {steps} steps, and one stopped at step {before} and resumed"
+    return [Row("same bits", name, "identical" if same else "different", "identical", same)]
+
+
+def speed(clip: str, data: str, quick: bool) -> list[Row]:
+    """Time a step of DPT on a CLIP, and the loading of the images that it needs."""
+    classes, each = (10, 8) if quick else (100, 32)
+    config = method_config("dpt", "imagenet")
+    config.text_prompt.init = ""
+    dtype = compute_dtype(config)
+    random_weights = clip in measure.SIZES
+    pretrained = measure.random_clip(clip, dtype) if random_weights else load_clip(clip, dtype)
+    names = tuple(imagenet_classnames()[:classes])
+    dataset = Dataset(Files(as_path(".")), names, train=[], val=[], test=[])
+    with contextlib.redirect_stdout(io.StringIO()):
+        experiment = assemble(config, dataset, pretrained)
+    devices = jax.local_device_count()
+    batch = measure.random_batch(each, classes, pretrained.config.image_size)
+    work = measure.training(experiment, batch)
+    seconds_to_compile, memory = measure.compiled(work)
+    _, seconds = measure.times(work.run, 2 if quick else 10)
+    rate = devices * flops.of(work.program, *work.arguments) / seconds
+    product = measure.product_rate(dtype, 2048 if quick else 8192)
+    images = each * devices / seconds
+    figures = {
+        "compiling": f"{seconds_to_compile:.1f} s",
+        "memory, by the compiler": f"{memory['together'] / GB:.2f} GB",
+        "step": f"{1e3 * seconds:.1f} ms",
+        "images/s": f"{images:.1f}",
+        "TFLOP/s": f"{rate / 1e12:.3g}",
+        "share of a matrix product": f"{rate / product:.0%} of {product / 1e12:.3g} TFLOP/s",
+    }
+    if peak := flops.peak(jax.devices()[0].device_kind):
+        figures["share of chip peak"] = f"{rate / peak / devices:.0%} of {peak / 1e12:.0f} TFLOP/s"
+    if stats := jax.local_devices()[0].memory_stats():
+        figures["peak memory of a device"] = f"{stats['peak_bytes_in_use'] / GB:.2f} GB"
+    what = f"DPT, {clip}, {classes} classes, {each} images per device, {jnp.dtype(dtype).name}"
+    rows = [Row("speed", what, ""), *(Row("speed", *one) for one in figures.items())]
+    return rows + _loading(data, images, quick)
+
+
+def _loading(data: str, needed: float, quick: bool) -> list[Row]:
+    """Load images from files and from memory, and compare their rate with that of a step."""
+    with tempfile.TemporaryDirectory() as made:
+        count = 4 * measure.BATCH if quick else 16 * measure.BATCH
+        if not data:
+            measure.write_jpegs(pathlib.Path(made), count)
+        first, *later = measure.loading_rates(find_images([data or made])[:count], epochs=4)
+    again, bound = statistics.median(later), f">= {needed:.0f} (the step)"
+    return [
+        Row("input", f"first epoch, {loader.threads()} threads", f"{first:.0f} images/s"),
+        Row("input", "later epochs", f"{again:.0f} images/s", bound, again >= needed),
+    ]

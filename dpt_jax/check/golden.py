@@ -18,8 +18,8 @@ from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.packing import pack
 from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.convert.published import prompts_from_published
-from dpt_jax.data.loader import Batch
-from dpt_jax.distributed import AXIS
+from dpt_jax.data.loader import Batch, shard
+from dpt_jax.distributed import AXIS, replicate, to_host
 from dpt_jax.model import PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import PromptConfig
@@ -82,8 +82,8 @@ def clip_params() -> Params:
     return params_of(seeded(CLIP, seed=0), CLIP, pathlib.Path("the golden CLIP"))
 
 
-def errors(dtype: str, device: jax.Device) -> dict[str, float]:
-    """Return the relative errors of the logits, the loss and each gradient on a device."""
+def errors(dtype: str) -> dict[str, float]:
+    """Return the relative errors of logits, loss and gradients of a batch on all local devices."""
     golden, tokenizer = arrays(), openai_tokenizer()
     model = PromptedCLIP(CLIP, PROMPTS, jnp.dtype(dtype))
     encoder = PromptedCLIP(CLIP, PromptConfig(classes=1), jnp.dtype(dtype))
@@ -94,19 +94,20 @@ def errors(dtype: str, device: jax.Device) -> dict[str, float]:
         texts = Texts(packed, apply(encoder, clip, {}, plain, method="encode_text"))
         encoded = apply(model, clip, prompts, texts, method="texts")
         logits = apply(model, clip, prompts, batch["image"], encoded).logits
-        gradient, totals = accumulate_gradients(
+        sums = accumulate_gradients(
             model, StepConfig(ALPHA), prompts, clip, texts, batch, guided=True
         )
-        return logits, totals, gradient
+        return logits, *jax.lax.psum(sums, AXIS)
 
-    images = golden["image"].transpose(0, 2, 3, 1)
     labels = golden["label"].astype(np.int32)
-    batch = {"image": images, "label": labels, "weight": np.ones(len(labels), np.float32)}
-    given = clip_params(), prompts_from_published(golden["param"]), batch
-    program = jax.pmap(step, axis_name=AXIS, devices=[device])
-    found = program(*jax.tree.map(lambda x: np.asarray(x)[None], given))
-    logits, totals, gradient = jax.tree.map(lambda x: np.asarray(x[0]), found)
-    loss = sum(x for name, x in totals.items() if name.startswith("loss_")) / len(labels)
+    rows, devices = len(labels), jax.local_device_count()
+    images = golden["image"].transpose(0, 2, 3, 1)
+    batch = {"image": images, "label": labels, "weight": np.ones(rows, np.float32)}
+    given = replicate((clip_params(), prompts_from_published(golden["param"])))
+    found = jax.pmap(step, axis_name=AXIS)(*given, shard(batch, rows, devices))
+    logits = np.asarray(found[0]).reshape(-1, len(CLASSES))[:rows]
+    gradient, totals = to_host(found[1:])
+    loss = sum(x for name, x in totals.items() if name.startswith("loss_")) / rows
     gradients = flatten_dict(gradient, sep=".")
     expected = flatten_dict(prompts_from_published(golden["grad"]), sep=".")
     return {

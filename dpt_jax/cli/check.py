@@ -37,7 +37,7 @@ def run(flags: argparse.Namespace) -> None:
     import json
 
     from dpt_jax import distributed
-    from dpt_jax.check.report import check, table
+    from dpt_jax.check import check, table
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
 

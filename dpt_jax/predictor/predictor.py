@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
+from dpt_jax.clip.blocks import PyTree
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data import loader
@@ -37,8 +37,6 @@ from dpt_jax.training.checkpoints import (
 from dpt_jax.training.texts import TextEncoder
 from dpt_jax.training.workdir import load_config, source_of
 
-HostOutputs = Any  # model.Outputs, of NumPy arrays
-
 
 class Predictor:
     """A classifier of images, as `fit` and `load` return it.
@@ -48,11 +46,12 @@ class Predictor:
     Attributes:
       classnames: Names of the C classes, in the order of the probabilities.
       config: The settings of the run.
-      training: The record of the training, see training.record.
-      batch_size: Images that a device takes at a time.
+      model: The model of its method.
       rows: Images that all devices take at a time.
       prompts: The learned parameters, host arrays.
+      merged_prompts: The same on the devices, with learned weights merged into CLIP's.
       pretrained: The CLIP, whose parameters have a leading device axis.
+      texts: model.Texts of the classes, host arrays.
     """
 
     def __init__(
@@ -71,23 +70,20 @@ class Predictor:
             devices.
           source: The workdir or prompt file that the prompts are from.
         """
-        experiment = experiment._replace(dataset=without_images(experiment.dataset.classnames))
         self.classnames = experiment.dataset.classnames
         self.config: ConfigDict = experiment.config
         self.model: PromptedCLIP = experiment.model
-        self.batch_size = batch_size or (8 if jax.default_backend() == "cpu" else 64)
-        self.rows = self.batch_size * jax.local_device_count()
-        self.pretrained = experiment.pretrained
-        self.prompts = saved.prompts
-        self.training = saved.meta
+        batch_size = batch_size or (8 if jax.default_backend() == "cpu" else 64)
+        self.rows = batch_size * jax.local_device_count()
+        self.pretrained, self.prompts = experiment.pretrained, saved.prompts
         self._saved, self._source = saved, source
-        self._experiment = experiment
         self._programs = make_programs(experiment.model)
-        clip = experiment.pretrained.params
-        self._prompts = self._programs.merge(clip, distributed.replicate(saved.prompts))
-        self._texts = self._programs.encode_texts(clip, self._prompts, experiment.texts)
+        clip = self.pretrained.params
+        self.merged_prompts = self._programs.merge(clip, distributed.replicate(saved.prompts))
+        self._texts = self._programs.encode_texts(clip, self.merged_prompts, experiment.texts)
+        self.texts: PyTree = distributed.to_host(self._texts)
         self._encode_names = TextEncoder(
-            experiment.config, experiment.model, experiment.pretrained, self._prompts
+            experiment.config, experiment.model, experiment.pretrained, self.merged_prompts
         )
 
     def predict(self, images: Images) -> list[str]:
@@ -134,7 +130,7 @@ class Predictor:
           UserError: There are no prompts, they are used with other classes than they were trained
             on, or the file cannot be written.
         """
-        trained_on = self.training.get("classnames") or self.classnames
+        trained_on = self._saved.meta.get("classnames") or self.classnames
         if list(trained_on) != list(self.classnames):
             raise UserError(
                 f"{file}: the prompts were trained on other classes than these, which a prompt "
@@ -175,7 +171,7 @@ class Predictor:
         if classnames is not None:
             classnames = check_classnames(classnames, "encode_text")
         if classnames is None or tuple(classnames) == tuple(self.classnames):
-            learned = distributed.to_host(self._texts.learned)
+            learned = self.texts.learned
         elif self.model.config.class_specific:
             raise UserError(
                 "the context of each class is learned (text_prompt.class_specific), so other class "
@@ -188,12 +184,9 @@ class Predictor:
         return features
 
     def answers(
-        self,
-        images: Images,
-        read: Reader | None = None,
-        skip_unreadable: bool = False,
-    ) -> Iterator[tuple[loader.Batch, HostOutputs]]:
-        """Yield the outputs of the model in batches, while the next images are decoded.
+        self, images: Images, read: Reader = as_rgb, skip_unreadable: bool = False
+    ) -> Iterator[tuple[loader.Batch, PyTree]]:
+        """Yield batches with the model's outputs, while the next images are decoded.
 
         Args:
           images: See `predict_proba`; with `read`, whatever that takes.
@@ -203,11 +196,11 @@ class Predictor:
 
         Yields:
           The batch: image (B, size, size, 3) uint8, index (B,) into `images` and weight (B,); and
-          model.Outputs, of host arrays.
+          model.Outputs of host arrays.
         """
         batches = loader.test_batches(
             loader.Loading(
-                read=read or as_rgb,
+                read=read,
                 examples=[Example(image, 0) for image in image_list(images)],
                 size=self.model.clip_config.image_size,
                 preprocessing=self.model.clip_config.preprocessing,
@@ -218,7 +211,7 @@ class Predictor:
 
         def compute(batch: loader.Batch) -> Outputs:
             pixels = loader.shard(batch, self.rows, jax.local_device_count())["image"]
-            own = self.pretrained.params, self._prompts, self._texts
+            own = self.pretrained.params, self.merged_prompts, self._texts
             return self._programs.classify(*own, pixels)
 
         for batch, outputs in distributed.overlapped(batches, compute):
@@ -228,16 +221,6 @@ class Predictor:
             }
             check_finite(answers, self.prompts, self.pretrained.params)
             yield batch, outputs
-
-    @property
-    def texts(self) -> Any:
-        """Return the text features of the classes, host arrays."""
-        return distributed.to_host(self._texts)
-
-    @property
-    def merged_prompts(self) -> Any:
-        """Return the prompts with learned weights merged into CLIP's, host arrays."""
-        return distributed.to_host(self._prompts)
 
 
 def load(
@@ -263,8 +246,6 @@ def load(
         config.clip.weights = os.fspath(clip)
     if classnames is not None:
         classnames = check_classnames(classnames, "classnames")
-    if not isinstance(batch_size, int) or batch_size < 0:
-        raise UserError(f"batch_size is {batch_size!r}: give a whole number, 0 for the default.")
     distributed.keep_compiled()
     holder = source_of(source)
     saved = Saved(0, {}, {}) if config.method == ZERO_SHOT else load_newest(holder)
@@ -278,7 +259,8 @@ def load(
                 f"{source} does not name its classes: give their names ({reason})"
             ) from reason
     pretrained = load_clip(config.clip.weights, setup.compute_dtype(config))
-    experiment = setup.assemble(config, without_images(names), pretrained)
+    dataset = Dataset(Files(as_path(".")), tuple(names), [], [], [])
+    experiment = setup.assemble(config, dataset, pretrained)
     if experiment.model.config.learns:
         saved = initial_prompts.fit(experiment, saved, str(source))
     return Predictor(experiment, saved, batch_size, source)
@@ -292,9 +274,8 @@ def read_classnames(file: epath.Path) -> list[str]:
     with reading(file, "a list of class names"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     names = [line.strip() for line in lines if line.strip()]
-    with_ids = [re.fullmatch(r"n\d{8}\s+(.+)", name) for name in names]
-    if all(with_ids):
-        names = [found[1] for found in with_ids if found]
+    if all(re.match(r"n\d{8}\s", name) for name in names):
+        names = [name.split(maxsplit=1)[1] for name in names]
     return check_classnames(names, str(file))
 
 
@@ -317,8 +298,3 @@ def export(config: ConfigDict, saved: Saved, source: epath.Path | None, target: 
         except UserError as reason:
             say(f"written without results: {reason}")
     write_prompt_file(target, saved, config.to_dict(), results)
-
-
-def without_images(classnames: Sequence[str]) -> Dataset:
-    """Return a dataset that has only classes."""
-    return Dataset(Files(as_path(".")), tuple(classnames), [], [], [])

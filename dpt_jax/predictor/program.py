@@ -51,7 +51,7 @@ def classifier_of(
     predictor.predict_proba(np.zeros((1, size, size, 3), np.uint8))  # checks that it is finite
     used = ["vision", "logit_scale", *(["text"] if model.config.conditioned else [])]
     clip = {name: predictor.pretrained.params[name] for name in used}
-    params = {"clip": distributed.to_host(clip), "prompts": predictor.merged_prompts}
+    params = distributed.to_host({"clip": clip, "prompts": predictor.merged_prompts})
     params, texts = jax.tree.map(jnp.asarray, (params, predictor.texts))
 
     def probabilities(images: jax.Array) -> jax.Array:
