@@ -17,9 +17,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from dpt_jax import __version__
 from dpt_jax.cli import flags as shared
 from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
-from dpt_jax.version import __version__
 
 COMMANDS = {
     "check": "Check the results, the storage and the speed of this machine.",
