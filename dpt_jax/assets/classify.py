@@ -23,42 +23,27 @@ ABOUT = json.loads((FOLDER / "classifier.json").read_text(encoding="utf-8"))
 def load_image(file: str) -> np.ndarray:
     """Return the image as the classifier takes it: (size, size, 3) uint8."""
     with Image.open(file, formats=FORMATS) as opened:
-        whole_numbers = opened.mode.startswith("I")
-        sixteen_bits = opened.mode.startswith("I;16") or opened.format in ("PNG", "PPM")
-        if (
-            opened.mode == "F"
-            or (opened.format == "TIFF" and whole_numbers)
-            or (whole_numbers and not sixteen_bits)
-        ):
+        deep = opened.mode.startswith("I;16")
+        if deep or (opened.mode == "I" and opened.format in ("PNG", "PPM")):
+            tags = getattr(opened, "tag_v2", {})  # a TIFF may have 12 bits, or 0 for white
+            step = (2 ** tags.get(258, (16,))[0] - 1) / 255
+            image = opened.convert("I").point(lambda value: value / step).convert("L")
+            image = ImageOps.invert(image) if tags.get(262) == 0 else image
+        elif opened.mode in ("I", "F"):
             sys.exit(f"{file}: the white value of its pixels is unknown; save it with 8 bits.")
-        image = (
-            opened.convert("I").point(lambda value: value / 257).convert("L")
-            if whole_numbers
-            else opened.convert("RGBA" if "transparency" in opened.info else "RGB")
-        )
+        else:
+            image = opened.convert("RGBA" if "transparency" in opened.info else "RGB")
     image = image.convert("RGB")
     ImageOps.exif_transpose(image, in_place=True)  # photos of phones may lie on their side
-    return make_square(image, ABOUT["image_size"], ABOUT["preprocessing"])
 
-
-def make_square(image: Image.Image, size: int, how: dict) -> np.ndarray:
-    """Return the square of an RGB image, as classifier.json says.
-
-    "squash" resizes both sides to `size`; "crop" resizes the shorter one and crops the centre.
-    """
+    size, how = ABOUT["image_size"], ABOUT["preprocessing"]
     kernel = Image.Resampling[how["interpolation"].upper()]
     if how["resize"] == "squash":
         return np.asarray(image.resize((size, size), kernel))
-    width, height = image.size
-    if width <= height:
-        wide, high = size, int(size * height / width)
-    else:
-        wide, high = int(size * width / height), size
+    # The shorter side becomes `size`, and the centre is cropped.
+    shorter = min(image.size)
+    wide, high = (int(size * side / shorter) for side in image.size)
     left, top = round((wide - size) / 2), round((high - size) / 2)
-    if max(wide, high) > 16 * size:  # resize only the centre, which takes less memory
-        across, down = width / wide, height / high
-        part = (left * across, top * down, (left + size) * across, (top + size) * down)
-        return np.asarray(image.resize((size, size), kernel, box=part))
     image = image.resize((wide, high), kernel)
     return np.asarray(image.crop((left, top, left + size, top + size)))
 

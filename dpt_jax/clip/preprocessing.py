@@ -40,11 +40,9 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name, least in (("mean", -1e38), ("std", 0.0)):
             value = getattr(self, name)
-            numbers = all(type(x) in (int, float) and least < x < 1e38 for x in value)
-            if len(value) != 3 or not numbers:
-                raise ValueError(
-                    f"{name} is {reprlib.repr(value)}, not three numbers, one per channel"
-                )
+            numbers = [x for x in value if type(x) in (int, float) and least < x < 1e38]
+            if len(value) != 3 or len(numbers) != 3:
+                raise ValueError(f"{name} is {reprlib.repr(value)}, not a number per channel")
 
     @property
     def resample(self) -> Image.Resampling:
@@ -66,14 +64,11 @@ def test_transform(
     resample = preprocessing.resample
     if preprocessing.resize == "squash":
         return np.asarray(image.resize((size, size), resample))
-    width, height = image.size
-    if width <= height:
-        wide, high = size, int(size * height / width)
-    else:
-        wide, high = int(size * width / height), size
+    shorter = min(image.size)
+    wide, high = (int(size * side / shorter) for side in image.size)
     left, top = round((wide - size) / 2), round((high - size) / 2)
     if max(wide, high) > THIN * size:
-        across, down = width / wide, height / high
+        across, down = image.width / wide, image.height / high
         part = (left * across, top * down, (left + size) * across, (top + size) * down)
         return np.asarray(image.resize((size, size), resample, box=part))
     image = image.resize((wide, high), resample)

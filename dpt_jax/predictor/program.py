@@ -3,8 +3,6 @@
 import importlib.resources
 import json
 import logging
-import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +36,6 @@ def classifier_of(
 
     Image tower, prompts and text features are constants. It has a text tower only if the texts
     depend on the image. The shape is (b, size, size, 3) uint8, for any b.
-
-    Args:
-      predictor: The classifier.
-      dtype: Compute dtype.
-
-    Raises:
-      UserError: The classifier's logits are not finite.
     """
     model = predictor.model.clone(dtype=dtype)
     size = model.clip_config.image_size
@@ -84,11 +75,7 @@ def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
 
 
 def write_onnx(predictor: "Predictor", file: epath.Path) -> None:
-    """Write `classifier_of` in float32 as an ONNX file, with its description as metadata.
-
-    Raises:
-      UserError: jax2onnx is not installed, or the texts depend on the image.
-    """
+    """Write `classifier_of` in float32 as an ONNX file, with its description as metadata."""
     if predictor.model.config.conditioned:
         raise UserError(
             f"convert onnx: the context of {predictor.config.method} depends on the image, which "
@@ -109,10 +96,7 @@ def write_onnx(predictor: "Predictor", file: epath.Path) -> None:
     model.graph.inputs[0].name, model.graph.outputs[0].name = "images", "probabilities"
     for key, value in describe(predictor, "float32").items():
         model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
-    with tempfile.TemporaryDirectory() as folder:
-        written = pathlib.Path(folder) / "classifier.onnx"
-        onnx_ir.save(model, written)
-        write_whole(file, written.read_bytes())
+    write_whole(file, onnx_ir.to_proto(model).SerializeToString())
 
 
 def describe(predictor: "Predictor", dtype: str) -> dict[str, Any]:

@@ -195,12 +195,13 @@ def test_a_program_needs_nothing_of_this_package(trained, files, tmp_path):
     # The example: a file that is not square too, since it has a transform of its own.
     # It is from a phone that was held upright. Another has 16 bits per pixel.
     deep = np.random.default_rng(1).integers(0, 65536, (40, 40)).astype(np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
+    for name in ("deep.png", "deep.tiff"):
+        Image.fromarray(deep).save(tmp_path / name)
     wide = np.random.default_rng(0).integers(0, 256, (50, 90, 3), np.uint8)
     lying = Image.Exif()
     lying[0x0112] = 6
     Image.fromarray(wide).save(tmp_path / "wide.png", exif=lying)
-    both = [str(tmp_path / "wide.png"), str(tmp_path / "deep.png"), files[0]]
+    both = [*(str(tmp_path / name) for name in ("wide.png", "deep.png", "deep.tiff")), files[0]]
     done = command("-c", ALONE, str(served / "classify.py"), *both, cwd=tmp_path, PYTHONPATH="")
     for line, own in zip(done.stdout.splitlines(), predictor.predict_proba(both), strict=True):
         best = [f"{predictor.classnames[c]} {100 * own[c]:.1f} %" for c in np.argsort(-own)[:3]]
