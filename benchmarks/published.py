@@ -21,7 +21,7 @@ from dpt_jax.clip.files import Tensors, read_tensors
 from dpt_jax.clip.layouts import params_of
 from dpt_jax.clip.packing import pack
 from dpt_jax.config import prompt_config, templates
-from dpt_jax.convert.published import prompts_from_published
+from dpt_jax.convert.reference import prompts_from_published
 from dpt_jax.errors import UserError
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts import Prompts

@@ -17,7 +17,7 @@ from dpt_jax.clip.layouts import OPENAI, params_of, tensors_of
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.packing import pack
 from dpt_jax.clip.tokenizer import openai_tokenizer
-from dpt_jax.convert.published import prompts_from_published
+from dpt_jax.convert.reference import prompts_from_published
 from dpt_jax.data.loader import Batch, shard
 from dpt_jax.distributed import AXIS, replicate, to_host
 from dpt_jax.model import PromptedCLIP, Texts, apply

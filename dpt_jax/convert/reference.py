@@ -1,28 +1,24 @@
-"""Convert checkpoint folders of the published PyTorch code to workdirs, and back."""
+"""Checkpoint folders of the published PyTorch code as workdirs, and back.
 
+The code of CoOp, CoCoOp, KgCoOp, VPT, VLP and DPT saves the state dict of each learned module. That
+of IVLP, PromptSRC and MaPLe saves one module, which contains the whole CLIP.
+"""
+
+import itertools
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+import flax.traverse_util
 import numpy as np
 from ml_collections import ConfigDict
 
 from dpt_jax import methods
 from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.clip.files import write_torch_file
+from dpt_jax.clip.files import Tensors, read_torch_file, write_torch_file
 from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.config import flat, method_config, prompt_config, validate
-from dpt_jax.convert.published import (
-    CAVPT,
-    COUPLED,
-    JOINT,
-    TEXT,
-    VISUAL,
-    method_of,
-    module_from_prompts,
-    prompts_from_published,
-    read_published,
-)
 from dpt_jax.errors import UserError
 from dpt_jax.io import make_folder, write_whole
 from dpt_jax.logging import say
@@ -36,10 +32,191 @@ from dpt_jax.training.record import result_settings
 from dpt_jax.training.setup import clip_fingerprint
 from dpt_jax.training.workdir import CONFIG_FILE, load_config, save_config
 
+TEXT = "prompt_learner"
+VISUAL = "image_encoder.transformer.ctx_learner"
+CAVPT = "image_encoder.transformer.extractor"
+JOINT = "VLPromptLearner"  # of IVLP and PromptSRC
+COUPLED = "MultiModalPromptLearner"  # of MaPLe
 # Methods whose own code saves other tensors than DPT's code.
 OF_OTHER_CODE = ("cocoop", "ivlp", "maple", "promptsrc")
 # Settings that belong to the method of a checkpoint; others belong to CLIP and the data.
 METHOD_SECTIONS = ("text_prompt.", "visual_prompt.", "cavpt.", "loss.")
+
+
+class Entry(NamedTuple):
+    """One array of the prompts, and its tensors in a published module.
+
+    Attributes:
+      path: Path of the array in the tree of prompts.
+      name: Name of the tensor. With {}, each layer of the array has a tensor of its own.
+      first: Name of the tensor of the first layer, if it does not follow `name`.
+      number: Number of the first layer whose name follows `name`.
+    """
+
+    path: str
+    name: str
+    first: str = ""
+    number: int = 0
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the tensor is the weight of a torch.nn.Linear, which is (outputs, inputs)."""
+        return self.path.endswith(".kernel")
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the first axis of the array is that of the layers."""
+        return bool(self.first) or "{}" in self.name
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of the tensors of all layers that a model might have."""
+        if self.first:
+            yield self.first
+        if "{}" in self.name:
+            yield from map(self.name.format, itertools.count(self.number))
+        elif self.name:
+            yield self.name
+
+
+def _linear(path: str, name: str) -> tuple[Entry, Entry]:
+    return Entry(f"{path}.kernel", f"{name}.weight"), Entry(f"{path}.bias", f"{name}.bias")
+
+
+def _norm(path: str, name: str) -> tuple[Entry, Entry]:
+    return Entry(f"{path}.scale", f"{name}.weight"), Entry(f"{path}.bias", f"{name}.bias")
+
+
+_DEEP = "{}.transformer.resblocks.{{}}.VPT_shallow".format
+_COUPLING = "prompt_learner.compound_prompt_projections.{}"
+ENTRIES: dict[str, tuple[Entry, ...]] = {
+    TEXT: (
+        Entry("text.context", "", first="ctx"),
+        *_linear("meta_net.linear1", "meta_net.linear1"),
+        *_linear("meta_net.linear2", "meta_net.linear2"),
+    ),
+    VISUAL: (Entry("visual.tokens", "ctx"),),
+    CAVPT: (
+        Entry("cavpt.global_tokens", "ctx"),
+        *_linear("cavpt.class_projection", "meta_nets.{}"),
+        Entry("cavpt.query.kernel", "attns.{}.qmlp.weight"),
+        Entry("cavpt.key.kernel", "attns.{}.kmlp.weight"),
+        Entry("cavpt.value.kernel", "attns.{}.vmlp.weight"),
+        *_norm("cavpt.ln_classifier", "lns.{}"),
+        Entry("cavpt.classifier.kernel", "classfiers.{}.weight"),
+        *_norm("cavpt.ln_prompt", "lns2.{}"),
+    ),
+    JOINT: (
+        Entry("text.context", _DEEP("text_encoder"), "prompt_learner.ctx", 1),
+        Entry("visual.tokens", _DEEP("image_encoder"), "image_encoder.VPT", 1),
+    ),
+    COUPLED: (
+        Entry("text.context", "prompt_learner.compound_prompts_text.{}", "prompt_learner.ctx"),
+        Entry("coupling.kernel", f"{_COUPLING}.weight", "prompt_learner.proj.weight"),
+        Entry("coupling.bias", f"{_COUPLING}.bias", "prompt_learner.proj.bias"),
+    ),
+}
+# Tensors that are not converted: buffers of the training's class names, tensors of KgCoOp's file
+# that its code does not use, and CLIP itself.
+BUFFERS = r"token_(prefix|suffix)"
+UNUSED_BY_KGCOOP = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
+FROZEN_TOWER = "prompt_learner.ZS_image_encoder."  # in PromptSRC's file only
+WHOLE_CLIP = (
+    rf"logit_scale|prompt_learner\.{BUFFERS}"
+    r"|(image_encoder|text_encoder|prompt_learner\.ZS_image_encoder)\."
+    r"(class_embedding|positional_embedding|proj|text_projection|conv1\.weight"
+    r"|(ln_pre|ln_post|ln_final|transformer\.resblocks\.\d+\.(ln_1|ln_2|attn|mlp))\..+)"
+)
+IGNORED = {TEXT: BUFFERS, JOINT: WHOLE_CLIP, COUPLED: WHOLE_CLIP}
+
+
+def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
+    """Return the last epoch that all modules of a checkpoint folder have, and their state dicts.
+
+    Without one, it is the best model. Raise UserError if there is no such checkpoint.
+    """
+    folders = [directory / name for name in ENTRIES if (directory / name).is_dir()]
+    if not folders:
+        raise UserError(
+            f"{directory} is not a folder with one of {', '.join(ENTRIES)}, so it is not a "
+            "checkpoint of the published code."
+        )
+    epochs = [
+        {file.name.removeprefix("model.pth.tar-") for file in folder.iterdir()}
+        for folder in folders
+    ]
+    last = max((int(x) for x in set.intersection(*epochs) if x.isdecimal()), default=0)
+    name = f"model.pth.tar-{last}" if last else "model-best.pth.tar"
+    read = {folder.name: read_torch_file(folder / name) for folder in folders}
+    best = next(iter(read.values()))[1]
+    return last or best or 0, {module: tensors for module, (tensors, _) in read.items()}
+
+
+def method_of(modules: Mapping[str, Tensors]) -> str | None:
+    """Return the method of a checkpoint.
+
+    None for CoOp, VPT, VLP and DPT, which are told apart by the modules that they have.
+    """
+    if COUPLED in modules:
+        return "maple"
+    if JOINT in modules:
+        frozen = any(name.startswith(FROZEN_TOWER) for name in modules[JOINT])
+        return "promptsrc" if frozen else "ivlp"
+    tensors = modules.get(TEXT, {})
+    if UNUSED_BY_KGCOOP[0] in tensors:
+        return "kgcoop"
+    return "cocoop" if any(name.startswith("meta_net.") for name in tensors) else None
+
+
+def prompts_from_published(
+    modules: Mapping[str, Tensors], directory: pathlib.Path | None = None
+) -> Prompts:
+    """Return the prompts in the state dicts of modules as a tree of float32 arrays.
+
+    directory: of the checkpoint, for messages. Raise UserError if a tensor does not belong to the
+    published code, or a module lacks its prompt.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for module, tensors in modules.items():
+        ignored = IGNORED.get(module, "")
+        if module == TEXT and UNUSED_BY_KGCOOP[0] in tensors:
+            ignored = f"{BUFFERS}|{'|'.join(map(re.escape, UNUSED_BY_KGCOOP))}"
+        learned = {x: tensors[x] for x in tensors if not re.fullmatch(ignored, x)}
+        used: set[str] = set()
+        for number, entry in enumerate(ENTRIES[module]):
+            names = list(itertools.takewhile(learned.__contains__, entry.names()))
+            if entry.path in arrays:
+                raise UserError(f"{directory} holds checkpoints of two methods: keep one of them.")
+            if not names and number == 0:
+                raise UserError(f"{directory}: {module} has no tensor {next(entry.names())}.")
+            layers = [tensors[name].T if entry.transposed else tensors[name] for name in names]
+            used.update(names)
+            if layers:
+                arrays[entry.path] = np.stack(layers) if entry.stacked else layers[0]
+        if more := sorted(learned.keys() - used):
+            raise UserError(
+                f"{directory}: {module}: tensor {more[0]} is not part of the published code, or "
+                "that of the layer before it is missing, so nothing was converted."
+            )
+    # If CAVPT begins at the first layer, the published visual prompt has no layers.
+    arrays = {path: x for path, x in arrays.items() if path != "visual.tokens" or len(x)}
+    as_float = {path: np.asarray(x, np.float32, order="C") for path, x in arrays.items()}
+    return flax.traverse_util.unflatten_dict(as_float, sep=".")
+
+
+def module_from_prompts(module: str, prompts: Prompts) -> Tensors:
+    """Return the learned tensors of a module: inverse of `prompts_from_published`.
+
+    CLIP, which some of the files contain too, is left out: the published code then uses its own.
+    """
+    tensors: Tensors = {}
+    arrays = flax.traverse_util.flatten_dict(prompts, sep=".")
+    for entry in ENTRIES[module]:
+        if entry.path in arrays:
+            array = arrays[entry.path]
+            layers = array if entry.stacked else [array]
+            for name, layer in zip(entry.names(), layers, strict=False):
+                tensors[name] = np.ascontiguousarray(layer.T if entry.transposed else layer)
+    return tensors
 
 
 def convert_reference(
@@ -51,11 +228,7 @@ def convert_reference(
       directory: The checkpoint, one folder per module.
       workdir: A new one.
       config: Everything that a checkpoint does not hold. Its method and sizes are set here.
-      overrides: Those of its values that were given explicitly.
-
-    Raises:
-      UserError: A tensor is missing, unknown or does not fit CLIP, or an override contradicts the
-        checkpoint.
+      overrides: Those of its values that were given explicitly. The checkpoint may not differ.
     """
     epoch, modules = read_published(directory)
     prompts = prompts_from_published(modules, directory)
@@ -109,13 +282,7 @@ def write_run(
 ) -> None:
     """Write a new workdir with converted prompts.
 
-    Args:
-      config: Configuration of the run, validated.
-      prompts: Host arrays.
-      pretrained: Their CLIP.
-      workdir: A new one.
-      source: Where the prompts are from, for the record.
-      epoch: Epoch of their training, 0 if unknown.
+    source: where they are from, for the record. epoch: that of their training, 0 if unknown.
     """
     if (workdir / FOLDER).exists() or (workdir / CONFIG_FILE).exists():
         raise UserError(f"{workdir} already holds a run: name a new --workdir.")
@@ -208,15 +375,13 @@ def _keys(prompts: Prompts, method: str | None, named: str, clip: CLIPConfig) ->
 
     method: see `method_of`. named: the method on the command line, taken if several methods fit.
     """
-    text: tuple[int, ...] = prompts["text"]["context"].shape if "text" in prompts else ()
-    visual: tuple[int, ...] = prompts["visual"]["tokens"].shape if "visual" in prompts else ()
-    if "coupling.kernel" in flat(prompts):
-        visual = (len(prompts["coupling"]["kernel"]), text[-2])
-    parts = {methods.TEXT} if text else set()
-    if visual:
-        parts |= {methods.VISUAL}
-    if "cavpt" in prompts:
-        parts = {methods.TEXT, methods.VISUAL, methods.CLASS_AWARE}
+    shapes = {name: x.shape for name, x in flat(prompts).items()}
+    text, visual = shapes.get("text.context", ()), shapes.get("visual.tokens", ())
+    if coupling := shapes.get("coupling.kernel"):
+        visual = (coupling[0], text[-2])
+    cavpt = "cavpt" in prompts  # always beside the two others
+    has = {methods.TEXT: text or cavpt, methods.VISUAL: visual or cavpt, methods.CLASS_AWARE: cavpt}
+    parts = {part for part, there in has.items() if there}
     first = method or ("" if named in OF_OTHER_CODE else named)
     fitting = [name for name, known in METHODS.items() if set(known.parts) == parts]
     keys: dict[str, Any] = {
@@ -234,6 +399,6 @@ def _keys(prompts: Prompts, method: str | None, named: str, clip: CLIPConfig) ->
         keys["visual_prompt.length"] = visual[1]
     if not method:
         keys |= {"text_prompt.init": "", "text_prompt.fixed_words": False}
-    if "cavpt" in prompts:
-        keys["cavpt.first_layer"] = clip.vision.layers + 1 - len(prompts["cavpt"]["global_tokens"])
+    if cavpt:
+        keys["cavpt.first_layer"] = clip.vision.layers + 1 - shapes["cavpt.global_tokens"][0]
     return keys

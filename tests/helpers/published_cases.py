@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dpt_jax.clip.pretrained import Pretrained
-from dpt_jax.convert.published import CAVPT, COUPLED, JOINT, TEXT, VISUAL, prompts_from_published
+from dpt_jax.convert.reference import CAVPT, COUPLED, JOINT, TEXT, VISUAL, prompts_from_published
 from dpt_jax.model import PromptedCLIP, Texts
 from dpt_jax.prompts.config import Consistency, PromptConfig
 from dpt_jax.prompts.text import context_tokens
