@@ -135,14 +135,6 @@ def assign_rows(lengths: Sequence[int]) -> list[list[int]]:
     return rows
 
 
-def duplicates(texts: Sequence[Text]) -> list[list[int]]:
-    """Return groups of classes whose texts are the same to CLIP, such as "A" and "a"."""
-    groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for c, text in enumerate(texts):
-        groups.setdefault(tuple(text), []).append(c)
-    return [group for group in groups.values() if len(group) > 1]
-
-
 def local_rows(texts: PackedTexts, axis: str) -> PackedTexts:
     """Return this device's share of the rows along a mapped axis.
 

@@ -34,7 +34,7 @@ from dpt_jax.training.checkpoints import (
     read_header,
     write_prompt_file,
 )
-from dpt_jax.training.texts import TextEncoder
+from dpt_jax.training.texts import encode_names
 from dpt_jax.training.workdir import load_config, source_of
 
 
@@ -82,9 +82,6 @@ class Predictor:
         self.merged_prompts = self._programs.merge(clip, distributed.replicate(saved.prompts))
         self._texts = self._programs.encode_texts(clip, self.merged_prompts, experiment.texts)
         self.texts: PyTree = distributed.to_host(self._texts)
-        self._encode_names = TextEncoder(
-            experiment.config, experiment.model, experiment.pretrained, self.merged_prompts
-        )
 
     def predict(self, images: Images) -> list[str]:
         """Return the name of the likeliest class of each image, see `predict_proba`."""
@@ -178,7 +175,8 @@ class Predictor:
                 "names have none."
             )
         else:
-            learned = self._encode_names(classnames)
+            own = self.config, self.model, self.pretrained, self.merged_prompts
+            learned = encode_names(*own, classnames)
         features = np.asarray(normalize(learned))
         check_finite({"the features of the texts": features}, self.prompts, self.pretrained.params)
         return features

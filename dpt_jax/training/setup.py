@@ -21,21 +21,20 @@ from dpt_jax.model import PromptedCLIP, Texts, visual_depth, visual_layers
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.texts import (
-    TextEncoder,
     class_texts,
+    encode_texts,
     frozen_features,
+    frozen_texts,
     make_text_encoder,
-    template_texts,
+    tokenized,
     warn_of_duplicates,
 )
 
 # Settings that may differ between hosts: what the paths contain is compared instead.
 OF_A_HOST = (
     *("clip.weights", "dataset.root", "dataset.sample", "dataset.split", "dataset.workers"),
-    "dataset.cache_gb",
-    "init_from",
+    *("dataset.cache_gb", "init_from"),
 )
-OTHER_TOKENS = 4  # of a text with a context: its start, a name, the full stop, its end
 
 
 class Experiment(NamedTuple):
@@ -76,17 +75,21 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     warn_of_duplicates(texts, dataset.classnames)
     pretrained = pretrained._replace(params=distributed.replicate(pretrained.params))
     distributed.check_same(lambda: _facts(config, dataset, pretrained))
-    encode = make_text_encoder(model.clip_config, compute_dtype(config))
+    encode = make_text_encoder(frozen_clip(model))  # all methods share one program
     features, mean = frozen_features(
         config,
         dataset.classnames,
         pretrained,
-        lambda one: encode(pretrained.params, distributed.replicate(pack(one))),
+        lambda one: encode(pretrained.params, {}, pack(one)),
     )
     weights = model.config.weights
-    packed = pack(texts, share=not (weights.text and weights.dropout))
-    own = Texts(distributed.replicate(packed), features, mean=mean)
-    return Experiment(config, dataset, model, pretrained, own)
+    packed = distributed.replicate(pack(texts, share=not (weights.text and weights.dropout)))
+    return Experiment(config, dataset, model, pretrained, Texts(packed, features, mean=mean))
+
+
+def frozen_clip(model: PromptedCLIP) -> PromptedCLIP:
+    """Return the model without prompts, the same for all methods."""
+    return PromptedCLIP(model.clip_config, PromptConfig(classes=1), model.dtype)
 
 
 def clip_fingerprint(pretrained: Pretrained) -> dict[str, Any]:
@@ -153,44 +156,28 @@ def make_model(
 
 
 def check_fit(clip: CLIPConfig, prompts: PromptConfig) -> None:
-    """Raise UserError if the prompts need more layers or positions than the CLIP has.
-
-    Also if two parts do not fit each other on this CLIP.
-    """
+    """Raise UserError if prompts need more layers than the CLIP has, or do not fit each other."""
     image, text, weights = clip.vision.layers, clip.text.layers, prompts.weights
-    for key, layer, has, tower in (
-        ("cavpt.first_layer", prompts.first_layer if prompts.top_k else 1, image, "image tower"),
-        (
-            "visual_prompt.depth",
-            prompts.visual_depth if prompts.visual_length else 0,
-            visual_layers(clip, prompts),
-            "image tower, before the class-aware prompts," if prompts.top_k else "image tower",
-        ),
-        ("text_prompt.depth", prompts.text_depth if prompts.text_length else 1, text, "text tower"),
-        ("weights.image_layers", max(weights.vision or (1,)), image, "image tower"),
-        ("weights.text_layers", max(weights.text or (1,)), text, "text tower"),
+    before_cavpt = visual_layers(clip, prompts)
+    for key, layer, first, last in (
+        ("cavpt.first_layer", prompts.first_layer, 1 if prompts.top_k else 0, image),
+        ("visual_prompt.depth", prompts.visual_length and prompts.visual_depth, 0, before_cavpt),
+        ("text_prompt.depth", prompts.text_length and prompts.text_depth, 0, text),
+        ("weights.image_layers", max(weights.vision or (0,)), 0, image),
+        ("weights.text_layers", max(weights.text or (0,)), 0, text),
     ):
-        if layer > has or (key == "cavpt.first_layer" and layer < 1):
+        if not first <= layer <= last:
+            raise UserError(f"{key} is {layer}, but the last such layer of this CLIP is {last}.")
+    for key, tokens, context in (
+        ("length", prompts.visual_length, prompts.text_length),
+        ("depth", visual_depth(clip, prompts), prompts.text_depth),
+    ):
+        if prompts.coupled and tokens != context:
             raise UserError(
-                f"{key} is {layer}, but the {tower} of this CLIP has layers 1 to {has}."
+                "visual_prompt.coupled computes each visual token from a context token, but "
+                f"visual_prompt.{key} is {tokens} and text_prompt.{key} is {context}: give the "
+                "same number."
             )
-    if prompts.coupled:
-        for key, tokens, context in (
-            ("length", prompts.visual_length, prompts.text_length),
-            ("depth", visual_depth(clip, prompts), prompts.text_depth),
-        ):
-            if tokens != context:
-                raise UserError(
-                    "visual_prompt.coupled computes each visual token from a context token, but "
-                    f"visual_prompt.{key} is {tokens} and text_prompt.{key} is {context}: give the "
-                    "same number."
-                )
-    if prompts.text_length > clip.context_length - OTHER_TOKENS:
-        raise UserError(
-            f"text_prompt.length is {prompts.text_length} (with text_prompt.init, the number of "
-            f"tokens of its words), but the text tower of this CLIP takes {clip.context_length} "
-            f"tokens, at least {OTHER_TOKENS} of which are not the prompt's."
-        )
 
 
 def consistency_target(experiment: Experiment) -> jax.Array | None:
@@ -203,12 +190,10 @@ def consistency_target(experiment: Experiment) -> jax.Array | None:
         return None
     if not experiment.config.loss.template or experiment.config.dataset.descriptions:
         return experiment.texts.frozen
-    config, pretrained = experiment.config, experiment.pretrained
-    classnames = experiment.dataset.classnames
-    frozen = experiment.model.clone(config=PromptConfig(len(classnames)))
-    encoder = TextEncoder(config, frozen, pretrained, {})
-    texts = template_texts(config, classnames, pretrained, key="loss.template")
-    return distributed.replicate(np.mean([encoder.features(one) for one in texts], axis=0))
+    model, pretrained = frozen_clip(experiment.model), experiment.pretrained
+    texts = frozen_texts(experiment.config, experiment.dataset.classnames, "loss.template")
+    features = [encode_texts(model, pretrained, {}, one) for one in tokenized(texts, pretrained)]
+    return distributed.replicate(np.mean(features, axis=0))
 
 
 def compute_dtype(config: ConfigDict) -> jnp.dtype:

@@ -2,7 +2,8 @@
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params
-from dpt_jax.clip.config import CLIPConfig
-from dpt_jax.clip.packing import PackedTexts, Text, duplicates, pack_one_a_row, plain_texts
+from dpt_jax.clip.packing import PackedTexts, Text, pack_one_a_row, plain_texts
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import templates
 from dpt_jax.data.catalogue import descriptions_of
@@ -23,69 +23,29 @@ from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.text import context_tokens, prompted_texts
 
-MOST_NAMED = 5  # groups of classes
-# Programs take these numbers of texts, padded to a multiple of so many tokens. So other class
-# names need no other program.
+# `encode_texts` takes these numbers of texts, padded to a multiple of so many tokens. So other
+# class names need no other program.
 TEXTS = (4, 32)
 TOKENS = 16
 
 
-def template_texts(
-    config: ConfigDict,
-    classnames: Sequence[str],
-    pretrained: Pretrained,
-    key: str = "dataset.template",
-) -> list[list[Text]]:
-    """Return the class texts for each template of a key, or for each description.
-
-    A class with fewer descriptions than another repeats them, see `frozen_features`.
-    """
-    tokenizer, length = pretrained.tokenizer, pretrained.config.context_length
-    of_each = _texts(config, classnames, key)
-    return [
-        plain_texts([own[k % len(own)] for own in of_each], tokenizer, length)
-        for k in range(max(map(len, of_each)))
-    ]
-
-
-def _texts(
+def frozen_texts(
     config: ConfigDict, classnames: Sequence[str], key: str = "dataset.template"
 ) -> list[list[str]]:
-    """Return the texts of each class for frozen CLIP."""
+    """Return the texts of each class for frozen CLIP, by the templates of a key or descriptions."""
     if config.dataset.descriptions:
         return descriptions_of(config.dataset.descriptions, classnames)
     return [[text.format(name) for text in templates(config, key)] for name in classnames]
 
 
-def frozen_features(
-    config: ConfigDict,
-    classnames: Sequence[str],
-    pretrained: Pretrained,
-    encode: Callable[[Sequence[Text]], ArrayLike],
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return CLIP's prompt ensemble of each class, by its templates or descriptions.
+def tokenized(texts: list[list[str]], pretrained: Pretrained) -> Iterator[list[Text]]:
+    """Yield the first text of each class, then the second, and so on.
 
-    Args:
-      config: Has the templates or descriptions.
-      classnames: Names of the C classes.
-      pretrained: The CLIP.
-      encode: From C texts to features (…, C, E), not normalised.
-
-    Returns:
-      (…, C, E), the mean of the normalised features, and the mean of the unnormalised ones. If no
-      class has several texts: the features themselves, and None.
+    A class with fewer texts than another repeats them.
     """
-    features = [jnp.asarray(encode(one)) for one in template_texts(config, classnames, pretrained)]
-    most = len(features)
-    if most == 1:
-        return features[0], None
-    # A class with fewer texts has them in the first places, with more weight.
-    numbers = np.array([[len(own)] for own in _texts(config, classnames)])
-    weights = [np.float32((k < numbers) * most / numbers) for k in range(most)]
-    units = (f / jnp.linalg.norm(f, axis=-1, keepdims=True) for f in features)
-    weighted = jnp.stack([f * w for f, w in zip(features, weights, strict=True)])
-    ensemble = sum(f * w for f, w in zip(units, weights, strict=True)) / most
-    return jnp.asarray(ensemble), jnp.mean(weighted, 0)
+    for k in range(max(map(len, texts))):
+        of_each = [own[k % len(own)] for own in texts]
+        yield plain_texts(of_each, pretrained.tokenizer, pretrained.config.context_length)
 
 
 def class_texts(
@@ -93,7 +53,7 @@ def class_texts(
 ) -> list[Text]:
     """Return the class texts in the learned context, or without one frozen CLIP's first texts."""
     if not prompts.text_length:
-        return template_texts(config, classnames, pretrained)[0]
+        return next(tokenized(frozen_texts(config, classnames), pretrained))
     tokenizer, length = pretrained.tokenizer, pretrained.config.context_length
     fixed: list[int] = []
     if config.text_prompt.fixed_words:
@@ -106,68 +66,90 @@ def class_texts(
 
 def warn_of_duplicates(texts: Sequence[Text], classnames: Sequence[str]) -> None:
     """Warn about classes with the same text, on standard error: standard output may be JSON."""
-    same = [" and ".join(repr(classnames[c]) for c in group) for group in duplicates(texts)]
-    if same:
-        more = f", and {len(same) - MOST_NAMED} more groups" if len(same) > MOST_NAMED else ""
+    groups = defaultdict(list)
+    for text, name in zip(texts, classnames, strict=True):
+        groups[tuple(text)].append(repr(name))
+    if same := [" and ".join(names) for names in groups.values() if len(names) > 1]:
         say_once(
-            "these classes have the same text, so CLIP cannot tell them apart: "
-            f"{'; '.join(same[:MOST_NAMED])}{more}.",
+            f"these classes have the same text, so CLIP cannot tell them apart: {'; '.join(same)}.",
             file=sys.stderr,
         )
 
 
+def frozen_features(
+    config: ConfigDict,
+    classnames: Sequence[str],
+    pretrained: Pretrained,
+    encode: Callable[[Sequence[Text]], ArrayLike],
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return CLIP's prompt ensemble of each class, by its templates or descriptions.
+
+    encode: from C texts to features (…, C, E), not normalised.
+
+    Returns:
+      (…, C, E), the mean of the normalised features, and the mean of the unnormalised ones. If no
+      class has several texts: the features themselves, and None.
+    """
+    texts = frozen_texts(config, classnames)
+    features = [jnp.asarray(encode(one)) for one in tokenized(texts, pretrained)]
+    most = len(features)
+    if most == 1:
+        return features[0], None
+    # A class with fewer texts has them in the first places, with more weight.
+    numbers = np.array([[len(own)] for own in texts])
+    weights = [np.float32((k < numbers) * most / numbers) for k in range(most)]
+    units = (f / jnp.linalg.norm(f, axis=-1, keepdims=True) for f in features)
+    weighted = jnp.stack([f * w for f, w in zip(features, weights, strict=True)])
+    ensemble = sum(f * w for f, w in zip(units, weights, strict=True)) / most
+    return jnp.asarray(ensemble), jnp.mean(weighted, 0)
+
+
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
 def make_text_encoder(
-    clip: CLIPConfig, dtype: jnp.dtype
-) -> Callable[[Params, PackedTexts], jax.Array]:
-    """Return (parameters of CLIP, texts) -> features (C, E), pmapped, not normalised.
+    model: PromptedCLIP,
+) -> Callable[[Params, Prompts, PackedTexts], jax.Array]:
+    """Return (CLIP's parameters, prompts, texts) -> features (devices, C, E), not normalised.
 
-    All methods share one program.
+    The texts have no device axis; the devices share the work.
     """
-    model = PromptedCLIP(clip, PromptConfig(classes=1), dtype)
 
-    def encode(params: Params, texts: PackedTexts) -> jax.Array:
-        variables = {"params": {"clip": params}}
-        return jnp.asarray(model.apply(variables, texts, distributed.AXIS, method="encode_text"))
-
-    return jax.pmap(encode, distributed.AXIS)
-
-
-class TextEncoder:
-    """Encodes class names in the learned context, or in the templates without a text prompt."""
-
-    def __init__(
-        self, config: ConfigDict, model: PromptedCLIP, pretrained: Pretrained, prompts: Prompts
-    ) -> None:
-        """pretrained, prompts: with a leading device axis."""
-        self._config, self._model = config, model
-        self._pretrained, self._prompts = pretrained, prompts
-        self._encode = _make_encoder(model)
-
-    def __call__(self, classnames: Sequence[str]) -> np.ndarray:
-        """Return the features (C, E) of the names, float32, not normalised."""
-        config, sizes, pretrained = self._config, self._model.config, self._pretrained
-        if sizes.text_length:
-            return self.features(class_texts(config, sizes, classnames, pretrained))
-        return np.asarray(frozen_features(config, classnames, pretrained, self.features)[0])
-
-    def features(self, texts: Sequence[Text]) -> np.ndarray:
-        """Return the features (C, E) of texts, float32, not normalised."""
-        longest = self._model.clip_config.context_length
-        parts = []
-        for start in range(0, len(texts), TEXTS[-1]):
-            own = texts[start : start + TEXTS[-1]]
-            rows = next(number for number in TEXTS if number >= len(own))
-            width = -(-(max(map(len, own)) - 1) // TOKENS) * TOKENS
-            packed = pack_one_a_row(own, rows, min(width, longest - 1))
-            found = self._encode(self._pretrained.params, self._prompts, packed)
-            parts.append(np.asarray(found.addressable_shards[0].data)[0, : len(own)])
-        return np.concatenate(parts)
-
-
-@functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
-def _make_encoder(model: PromptedCLIP) -> Callable[[Params, Prompts, PackedTexts], jax.Array]:
     def encode(clip: Params, prompts: Prompts, texts: PackedTexts) -> jax.Array:
-        return apply(model, clip, prompts, texts, method="encode_text")
+        return apply(model, clip, prompts, texts, distributed.AXIS, method="encode_text")
 
-    return jax.pmap(encode, in_axes=(0, 0, None))
+    return jax.pmap(encode, distributed.AXIS, in_axes=(0, 0, None))
+
+
+def encode_texts(
+    model: PromptedCLIP, pretrained: Pretrained, prompts: Prompts, texts: Sequence[Text]
+) -> np.ndarray:
+    """Return the features (C, E) of any texts, float32, not normalised.
+
+    The parameters of `pretrained` and the prompts have a leading device axis.
+    """
+    encode, longest = make_text_encoder(model), model.clip_config.context_length
+    parts = []
+    for start in range(0, len(texts), TEXTS[-1]):
+        own = texts[start : start + TEXTS[-1]]
+        rows = next(number for number in TEXTS if number >= len(own))
+        width = -(-(max(map(len, own)) - 1) // TOKENS) * TOKENS
+        packed = pack_one_a_row(own, rows, min(width, longest - 1))
+        found = distributed.to_host(encode(pretrained.params, prompts, packed))
+        parts.append(found[: len(own)])
+    return np.concatenate(parts)
+
+
+def encode_names(
+    config: ConfigDict,
+    model: PromptedCLIP,
+    pretrained: Pretrained,
+    prompts: Prompts,
+    classnames: Sequence[str],
+) -> np.ndarray:
+    """Return the features of any names in the learned context, or in the templates without one.
+
+    See `encode_texts`.
+    """
+    encode = functools.partial(encode_texts, model, pretrained, prompts)
+    if model.config.text_length:
+        return encode(class_texts(config, model.config, classnames, pretrained))
+    return np.asarray(frozen_features(config, classnames, pretrained, encode)[0])

@@ -53,7 +53,7 @@ def test_initial_words_set_the_length_by_their_tokens(words, prepare, clip):
         ("a photo of a {", "has a brace"),
         ("<|endoftext|> a", "special token"),
         ("a <|startoftext|>", "special token"),
-        ("a " * 80, "is 80 .*takes 77"),
+        ("a " * 80, "takes 77"),
     ],
 )
 def test_initial_words_that_cannot_be_are_refused(words, says, prepare):
