@@ -26,7 +26,7 @@ class Benchmark(NamedTuple):
 
     directory: str  # where CoOp's DATASETS.md puts it below the common root
     images: str = "images"  # the folder that image paths are relative to, below the directory
-    split: str = ""  # the file of its published split, "" if the data come with one
+    split: str = ""  # of its published split_zhou_….json, "" if the data come with one
     template: str = "a photo of a {}."  # text of a class, for zero-shot CLIP and frozen texts
     differs: Mapping[str, Setting] = {}  # settings of the published scripts, if not the defaults
 
@@ -34,29 +34,20 @@ class Benchmark(NamedTuple):
 # Averages are over these, in the order of the paper's tables.
 _PAPER = {
     "imagenet": Benchmark("imagenet", differs={"train.warmup_epochs": 1}),
-    "caltech101": Benchmark("caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"),
+    "caltech101": Benchmark("caltech-101", "101_ObjectCategories", "Caltech101"),
     "oxford_pets": Benchmark(
-        "oxford_pets", "images", "split_zhou_OxfordPets.json", "a photo of a {}, a type of pet."
+        "oxford_pets", "images", "OxfordPets", "a photo of a {}, a type of pet."
     ),
-    "stanford_cars": Benchmark("stanford_cars", "", "split_zhou_StanfordCars.json"),
+    "stanford_cars": Benchmark("stanford_cars", "", "StanfordCars"),
     "oxford_flowers": Benchmark(
-        "oxford_flowers",
-        "jpg",
-        "split_zhou_OxfordFlowers.json",
-        "a photo of a {}, a type of flower.",
+        "oxford_flowers", "jpg", "OxfordFlowers", "a photo of a {}, a type of flower."
     ),
-    "food101": Benchmark(
-        "food-101", "images", "split_zhou_Food101.json", "a photo of {}, a type of food."
-    ),
+    "food101": Benchmark("food-101", "images", "Food101", "a photo of {}, a type of food."),
     "fgvc_aircraft": Benchmark("fgvc_aircraft", template="a photo of a {}, a type of aircraft."),
-    "sun397": Benchmark("sun397", "SUN397", "split_zhou_SUN397.json"),
-    "dtd": Benchmark("dtd", "images", "split_zhou_DescribableTextures.json", "{} texture."),
-    "eurosat": Benchmark(
-        "eurosat", "2750", "split_zhou_EuroSAT.json", "a centered satellite photo of {}."
-    ),
-    "ucf101": Benchmark(
-        "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}."
-    ),
+    "sun397": Benchmark("sun397", "SUN397", "SUN397"),
+    "dtd": Benchmark("dtd", "images", "DescribableTextures", "{} texture."),
+    "eurosat": Benchmark("eurosat", "2750", "EuroSAT", "a centered satellite photo of {}."),
+    "ucf101": Benchmark("ucf101", "UCF-101-midframes", "UCF101", "a photo of a person doing {}."),
 }
 # Test-only datasets, for prompts that were trained on ImageNet.
 _SHIFTED = {

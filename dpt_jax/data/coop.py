@@ -33,7 +33,7 @@ def read_coop(name: str, root: epath.PathLike, skip_missing: bool = False) -> Da
         if not folder.is_dir():
             raise UserError(f"{folder} does not exist (dataset.root={root}); {LAYOUT}.")
     if benchmark.split:
-        names, *lists = _read_split(directory / benchmark.split)
+        names, *lists = _read_split(directory / f"split_zhou_{benchmark.split}.json")
     else:
         names, *lists = WITHOUT_SPLIT_FILE.get(name, _read_wordnet_test)(directory, images)
     if not skip_missing:

@@ -29,7 +29,6 @@ EXTENSIONS |= ({".avif"} if AVIF else set()) | ({".heic", ".heif"} if HEIF else 
 IMAGE_ENDINGS = ", ".join(sorted(EXTENSIONS)) + ("" if HEIF else HEIF_HINT)
 SHOULD_HOLD = "it should hold folders CLASS/, or train/CLASS/ and test/CLASS/"
 SPLITS = ("train", "val", "test")
-LISTS = (".csv", ".jsonl")
 SPLIT_SEED = 1  # of random splits, the same for all runs
 
 
@@ -120,7 +119,7 @@ def read_folder(
         skip_missing: whether listed images may be missing.
     """
     root = source = as_path(path)
-    is_list = source.suffix.lower() in LISTS and source.is_file()
+    is_list = source.suffix.lower() in (".csv", ".jsonl") and source.is_file()
     if source.is_file():
         root = source.parent if is_list else _unpacked(source)
     if split or is_list:
@@ -151,15 +150,13 @@ def _unpacked(archive: epath.Path) -> epath.Path:
 
 def _in_folders(root: epath.Path) -> list[Listed]:
     """Return the images of class folders, and print a line about other files."""
-    if not root.is_dir():
-        raise UserError(
-            f"dataset.root: {root} is not a folder, an archive or a list; {SHOULD_HOLD}."
-        )
+    from dpt_jax.logging import say  # imports JAX, which find_images need not wait for
+
     folders = [name for name, is_folder in visible(root) if is_folder]
     # Only a folder with folders in it is a split: a class may have the same name.
     splits = [x for x in folders if x in SPLITS and any(each[1] for each in visible(root / x))]
     if splits and (others := {*folders} - {*splits}):
-        _say(f"{root}: only its folders train, val and test are used, not {min(others)}.")
+        say(f"{root}: only its folders train, val and test are used, not {min(others)}.")
     images: list[Listed] = []
     left_out: list[epath.Path] = []
     for split in splits or [""]:
@@ -172,7 +169,7 @@ def _in_folders(root: epath.Path) -> list[Listed]:
             images += [Listed(x.relative_to(root).as_posix(), name, split) for x in own]
             left_out += sorted({*files} - {*own})
     if left_out:
-        _say(f"{left_out_line(left_out)} Only images in class folders are used.")
+        say(f"{left_out_line(left_out)} Only images in class folders are used.")
     return images
 
 
@@ -184,8 +181,6 @@ def read_list(file: epath.Path) -> list[Listed]:
             rows = [json.loads(line) for line in content.split("\n") if line.strip()]
         else:
             rows = list(csv.DictReader(io.StringIO(content, newline="")))
-        if not rows:
-            raise ValueError("it lists no images")
         images: dict[str, Listed] = {}
         known = SPLITS if rows[0].get("split") else ("",)
         for row in rows:
@@ -193,10 +188,7 @@ def read_list(file: epath.Path) -> list[Listed]:
             image = Listed(*("" if cell is None else str(cell) for cell in cells))
             wrong = not image.path or not image.label.strip() or image.split not in known
             if wrong or image.path in images:
-                raise ValueError(
-                    f"{tuple(image)} is an image twice, or without path or label; or its split is "
-                    "not train, val or test, for all images or none"
-                )
+                raise ValueError(f"{tuple(image)} is there twice, or lacks path, label or split")
             images[image.path] = image
     return [*images.values()]
 
@@ -235,6 +227,8 @@ def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> l
 
 def _dataset(root: epath.Path, images: Sequence[Listed]) -> Dataset:
     """Return the dataset of images with a split, and print what would lower its accuracy."""
+    from dpt_jax.logging import say
+
     name_of = {image.label: class_name(image.label) for image in images}
     for label, name in name_of.items():
         if not name or not can_be_shown(_composed(label)):
@@ -245,34 +239,25 @@ def _dataset(root: epath.Path, images: Sequence[Listed]) -> Dataset:
     labels = sorted({_composed(image.label) for image in images if image.split != "val"})
     classnames = tuple(dict.fromkeys(class_name(label) for label in labels))
     label_of = {name: label for label, name in enumerate(classnames)}
-    train: list[Example] = []
-    val: list[Example] = []
-    test: list[Example] = []
-    splits = {"train": train, "val": val, "test": test}
+    splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for image in images:
         if name_of[image.label] in label_of:
             splits[image.split].append(Example(image.path, label_of[name_of[image.label]]))
     for own in splits.values():
         own.sort(key=lambda example: example.label)
-    if not test:
+    if not splits["test"]:
         raise UserError(f"{root} has no class folders with images to test on; {SHOULD_HOLD}.")
     if unknown := [label for label, name in name_of.items() if name not in label_of]:
-        _say(
+        say(
             f"{root}: validation images are left out, since train and test have no such class: "
             f"{', '.join(unknown)}."
         )
     if ids := [name for name in classnames if re.match(r"n\d{8}\b|\d+$", name)]:
-        _say(
+        say(
             f"{root}: {len(ids)} classes, such as {ids[0]}, are numbers or WordNet ids, which mean "
             "little to CLIP: rename them to class names."
         )
-    return Dataset(Files(root), classnames, train, val, test)
-
-
-def _say(line: str) -> None:
-    from dpt_jax.logging import say  # imports JAX, which find_images need not wait for
-
-    say(line)
+    return Dataset(Files(root), classnames, splits["train"], splits["val"], splits["test"])
 
 
 def class_name(folder: str) -> str:

@@ -55,8 +55,7 @@ def random_box(
 ) -> tuple[int, int, int, int]:
     """Return (left, top, right, bottom) of a random crop, as torchvision's RandomResizedCrop.
 
-    Its area is at least `least_area` of the image, its aspect ratio log-uniform in 3/4 to 4/3. If
-    ten draws do not fit the image, it is the centre crop of the nearest ratio.
+    Its aspect ratio is log-uniform in RATIO. If no draw fits, it is the nearest centre crop.
     """
     for _ in range(ATTEMPTS):
         area = width * height * generator.uniform(least_area, 1.0)
@@ -111,8 +110,7 @@ class Loading:
         except UnreadableImageError as reason:
             if not self.skip_unreadable:
                 raise UnreadableImageError(
-                    f"{str(reason).removesuffix('.')}, but the dataset has it: repair or remove "
-                    "it, or leave such images out with --config.dataset.on_error=skip."
+                    f"{str(reason).removesuffix('.')}: repair it, or use dataset.on_error=skip."
                 ) from reason
             # Batches keep their size and order, so that a run can resume. The row has no weight.
             image, weight = Image.new("RGB", (self.size, self.size)), 0.0
@@ -173,8 +171,8 @@ def train_batches(
 ) -> Iterator[Any]:
     """Return the batches of a training from number `start` on, shuffled and augmented every epoch.
 
-    Fewer examples than batch_size make one smaller batch per epoch. Together, the hosts get the
-    rows that one host would get. `transfer` copies a batch to the devices, in a thread.
+    Together, the hosts get the rows that one host would get. `transfer` copies a batch to the
+    devices, in a thread.
     """
     rows, hosts = min(config.batch_size, len(config.examples)), config.hosts
     if rows < hosts or (rows % hosts and rows == config.batch_size):

@@ -31,13 +31,12 @@ def check_trainable(dataset: Dataset, config: ConfigDict) -> None:
     for label, classname in enumerate(dataset.classnames):
         if not images[label]:
             raise UserError(
-                f"{name} has no training images of class {classname!r}: add some, or leave out "
-                "the class."
+                f"{name} has no training images of class {classname!r}: add some, or leave it out."
             )
         if images[label] == 1 and config.classifier.select == "support":
             raise UserError(
-                "classifier.select=support holds out one training image per class, but class "
-                f"{classname!r} has only one: add images, or use classifier.select=none."
+                f"classifier.select=support needs two training images per class, but {classname!r} "
+                "has one: add images, or use classifier.select=none."
             )
 
 
@@ -86,15 +85,13 @@ def _table(dataset: Dataset) -> str:
         for split, examples in splits.items()
         if examples
     }
-    labels = list(range(len(dataset.classnames)))
-    if len(labels) > MOST_ROWS:
-        labels.sort(key=lambda label: sum(count[label] for count in counts.values()))
-    rows = [
-        [dataset.classnames[label], *(count[label] for count in counts.values())]
-        for label in labels[:MOST_ROWS]
+    rows: list[list[str | int]] = [
+        [name, *(count[label] for count in counts.values())]
+        for label, name in enumerate(dataset.classnames)
     ]
-    if len(labels) > MOST_ROWS:
-        rows.append([f"… {len(labels) - MOST_ROWS} more classes"])
+    if (more := len(rows) - MOST_ROWS) > 0:
+        rows = sorted(rows, key=lambda row: sum(map(int, row[1:])))[:MOST_ROWS]
+        rows.append([f"… {more} more classes"])
     rows.append(["all", *(count.total() for count in counts.values())])
     return tabulate(rows, ["class", *counts], disable_numparse=[0])
 

@@ -65,10 +65,7 @@ def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
 def check_count(labels: int, images: int) -> None:
     """Raise UserError if there is not one label for each image, or no image."""
     if labels != images or not images:
-        raise UserError(
-            "give a label for each image: the numbers of images and labels are "
-            f"{images} and {labels}."
-        )
+        raise UserError(f"give a label for each image: there are {images} and {labels} labels.")
 
 
 def label_indices(
@@ -90,10 +87,7 @@ def label_indices(
     names = check_classnames(named if classnames is None else classnames, "classnames")
     index = {i if numbers else name: i for i, name in enumerate(names)}
     if unknown := [value for value in values if value not in index]:
-        known = [*index]
-        raise UserError(
-            f"the label {unknown[0]!r} is not a class: these are {known[0]!r} to {known[-1]!r}."
-        )
+        raise UserError(f"the label {unknown[0]!r} is not a class: these are {[*index]!r:.80}.")
     return np.array([index[value] for value in values], np.int32), names
 
 

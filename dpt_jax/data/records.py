@@ -25,27 +25,17 @@ from dpt_jax.io import as_path, is_remote, reading
 Reader = Callable[[str], Image.Image]
 
 # Raster formats only: for PostScript, Pillow would run Ghostscript.
-FORMATS = (
-    *("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "PPM", "TIFF"),
-    *("JPEG2000", "TGA", "ICO", "PCX"),
-)
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000", "TGA", "ICO")
 # Formats of phones, each with the module that must be installed.
 AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None
 HEIF = importlib.util.find_spec("pillow_heif") is not None
 HEIF_HINT = "; `pip install pillow-heif` makes .heic and .heif readable"
-# Errors of the system about a file itself; those of Pillow's decoders have no number. Any other,
-# such as too many open files or a stale handle of a network disk, says nothing about the image
-# and ends the run.
-ABOUT_THE_FILE = {
-    *(None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL),
-    *(errno.ENAMETOOLONG, errno.ENXIO),
-}
+# Errors about a file itself; those of Pillow's decoders have no number. Any other, such as too many
+# open files or a stale handle of a network disk, says nothing about the image and ends the run.
+ABOUT_THE_FILE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL}
 # The most that decoded images take unless dataset.cache_gb says otherwise: the paper's largest
 # sample, ImageNet's 16,000 images of 500 x 375 pixels, takes 12 GB.
 MOST_CACHED_BYTES = 16 * 10**9
-
-# Some versions of PIL return 16-bit greys of these formats as 32-bit numbers from 0 to 65535.
-SIXTEEN_BITS_AS_32 = ("PNG", "PPM")
 
 
 class Example(NamedTuple):
@@ -245,7 +235,8 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
     16-bit pixels, which PIL would clip at 255, are scaled to 8 bits. `upright` applies a camera's
     orientation tag, as the published code does not.
     """
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS_AS_32):
+    # Some versions of PIL return 16-bit greys of PNG and PPM as 32-bit numbers from 0 to 65535.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = _deep_grey(image)
     elif image.mode in ("I", "F"):
         raise ValueError(

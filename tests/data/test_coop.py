@@ -50,7 +50,7 @@ def test_the_published_split_gives_order_and_names(tmp_path):
         "val": [],
         "test": [[paths[3], 1, "other"], [paths[2], 0, "one_name"]],
     }
-    (directory / CATALOGUE["eurosat"].split).write_text(f"\ufeff{json.dumps(split)}")
+    (directory / "split_zhou_EuroSAT.json").write_text(f"\ufeff{json.dumps(split)}")
     found = read_coop("eurosat", tmp_path)
     assert found.classnames == ("one name", "two")
     assert found.train == [Example(f"eurosat/2750/{paths[i]}", 1 - i) for i in range(2)]

@@ -48,7 +48,7 @@ def published_split(name: str, directory: pathlib.Path, images: pathlib.Path) ->
             path = (pathlib.PurePosixPath(folder) / f"image_{i:04d}.jpg").as_posix()
             own = "train" if i < 5 else "val" if i < 7 else "test"
             split[own].append([path, label, classname])
-    text(directory / CATALOGUE[name].split, [json.dumps(split)])
+    text(directory / f"split_zhou_{CATALOGUE[name].split}.json", [json.dumps(split)])
 
 
 def fgvc_aircraft(directory: pathlib.Path, images: pathlib.Path) -> None:
