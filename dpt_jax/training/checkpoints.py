@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -38,37 +38,21 @@ from dpt_jax.prompts import Prompts
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 DIGESTS = "digests"
-ITEMS = {
-    "prompts": ocp.args.StandardRestore,
-    "training": ocp.args.StandardRestore,
-    "meta": ocp.args.JsonRestore,
-}
+META = ("meta", "metadata")  # the file of a checkpoint's record
 COMMITTED = "commit_success.txt"  # in a bucket, which has no rename, Orbax writes it last
 
 SUFFIX = ".safetensors"
 FORMAT = "dpt_jax prompts, version 1"
 
 
-class DamagedError(Exception):
-    """A file of a checkpoint is missing, cut, or not what was written."""
-
-
 class Saved(NamedTuple):
-    """Prompts of a checkpoint or a prompt file.
+    """Prompts of a checkpoint or a prompt file, host arrays."""
 
-    Attributes:
-      step: training step after which they were saved.
-      prompts: a tree of host arrays.
-      meta: the record of the training.
-      digest: digest of the prompts.
-      training: optimizer state and running totals, host arrays; None if not loaded.
-    """
-
-    step: int
+    step: int  # of the training
     prompts: Prompts
-    meta: dict[str, Any]
-    digest: str = ""
-    training: PyTree = None
+    meta: dict[str, Any]  # the record of the training
+    digest: str = ""  # of the prompts
+    training: PyTree = None  # optimizer state and running totals, if loaded
 
 
 def digest(tree: PyTree) -> str:
@@ -89,8 +73,7 @@ class Checkpoints:
     """The newest checkpoints of a workdir, written in the background.
 
     Each has the items `prompts` and `meta`, and in a training run `training`. `meta` has a digest
-    of every item. Several hosts save and restore together, on a file system that they share or in
-    a bucket; host 0 writes.
+    of every item. Hosts save and restore together, on a shared file system or in a bucket.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2) -> None:
@@ -115,10 +98,9 @@ class Checkpoints:
     def save(
         self, step: int, prompts: Prompts, meta: dict[str, Any], training: PyTree = None
     ) -> None:
-        """Start writing a checkpoint of host arrays, which must not change afterwards.
+        """Start writing host arrays, which must not change afterwards, as the newest checkpoint.
 
-        Checkpoints of this and later steps are removed, such as those of a classifier when its run
-        is extended. Raise UserError if this or the previous checkpoint cannot be written.
+        Those of this and later steps are removed, such as of a classifier when its run is extended.
         """
         trees = {"prompts": prompts} | ({} if training is None else {"training": training})
         digests = {name: digest(tree) for name, tree in trees.items()}
@@ -136,7 +118,7 @@ class Checkpoints:
                     self._manager.delete(other)
 
     def wait(self) -> None:
-        """Wait until everything is written.  Raise UserError, see `save`."""
+        """Wait until everything is written."""
         with self._writing():
             self._manager.wait_until_finished()
 
@@ -156,13 +138,10 @@ class Checkpoints:
         """Return the newest intact checkpoint; None in a new run.
 
         Damaged ones are moved to WORKDIR/damaged, so that the run can write them again.
-
-        Raises:
-          UserError: if none is intact, or if it has no training state.
         """
         steps = steps_of(self.directory)
         distributed.check_same(lambda: {"list of checkpoints (workdir)": repr(steps)})
-        saved, damaged = _restore_newest(self.directory)
+        saved, damaged = _restore_newest(self.directory, training=True)
         if saved and saved.training is None:
             raise UserError(
                 f"{self.directory} has prompts without a training state, so it cannot be resumed: "
@@ -190,91 +169,73 @@ def steps_of(folder: epath.Path) -> list[int]:
     return sorted(steps, reverse=True)
 
 
-def _restore_newest(
-    folder: epath.Path, items: Collection[str] = tuple(ITEMS)
-) -> tuple[Saved | None, dict[int, str]]:
-    """Return the newest checkpoint that all hosts can read, and why newer ones are damaged.
+def _restore_newest(folder: epath.Path, training: bool) -> tuple[Saved | None, dict[int, str]]:
+    """Return the newest intact checkpoint on all hosts, and why newer ones are damaged.
 
-    Raise UserError if none can be read.
+    Raise UserError if none is intact, or if one cannot be read for a reason other than damage.
     """
     damaged: dict[int, str] = {}
     for step in steps_of(folder):
         reason = ""
         try:
-            saved = restore(folder / str(step), items)
-        except DamagedError as error:
-            reason = str(error)
+            saved = restore(folder / str(step), training)
+        except UserError as error:
+            is_lost = isinstance(error.__cause__, FileNotFoundError)
+            if isinstance(error.__cause__, (OSError, MemoryError)) and not is_lost:
+                raise
+            reason = f"{folder / str(step)} is damaged ({error})"
         if distributed.on_all_hosts(not reason):
             return saved, damaged
         damaged[step] = reason or f"another host cannot read {folder / str(step)}"
     if damaged:
         raise UserError(
-            f"none of the {len(damaged)} checkpoints in {folder} is intact: "
-            f"{max(damaged.items())[1]}. To train again from step 0, remove that folder first."
+            f"none of the {len(damaged)} checkpoints in {folder} is intact: remove that folder to "
+            f"train again from step 0. {max(damaged.items())[1]}."
         )
     return None, damaged
 
 
-def restore(folder: epath.Path, items: Collection[str] = tuple(ITEMS)) -> Saved:
-    """Return some items of a checkpoint, whose digests are compared.
+def restore(folder: epath.Path, training: bool = True) -> Saved:
+    """Return a checkpoint, with its training state if asked for.
 
-    Raises:
-      DamagedError: if a file is not what was written.
-      UserError: if the checkpoint cannot be read for another reason.
+    Raise UserError if it cannot be read, or is not what was written.
     """
-    try:
-        present = {name for name, _ in entries(folder)}
-        wanted = {name: ITEMS[name]() for name in items if name in present}
-        with (
-            without_wildcards(folder) as opened,
-            ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
-        ):
-            found = reader.restore(epath.Path(opened), ocp.args.Composite(**wanted))
-        meta = dict(found["meta"])
+    # Orbax and TensorStore have errors of their own.
+    with reading(folder, "a checkpoint"):
+        meta = json.loads(folder.joinpath(*META).read_bytes())
         digests = meta.pop(DIGESTS)
-        trees = {name: jax.tree.map(np.asarray, found[name]) for name in wanted if name != "meta"}
-        own = {name: digest(tree) for name, tree in trees.items()}
-        own["meta"] = digest_of_json(meta)
-        for name in digests.keys() & set(items):
-            if own.get(name) != digests[name]:
-                raise ValueError(f"the digest of its {name} does not match")
-    except Exception as reason:  # Orbax, TensorStore and JSON have types of their own
-        if isinstance(reason, (OSError, MemoryError)) and not isinstance(reason, FileNotFoundError):
-            with reading(folder, "a checkpoint"):
-                raise
-        raise DamagedError(f"{folder} is damaged ({short(reason)})") from reason
+        if not training:
+            digests.pop("training", None)
+        own, trees = {"meta": digest_of_json(meta)}, {}
+        with without_wildcards(folder) as opened, ocp.StandardCheckpointer() as reader:
+            for name in sorted(digests.keys() - own):
+                trees[name] = jax.tree.map(np.asarray, reader.restore(epath.Path(opened) / name))
+                own[name] = digest(trees[name])
+        if own != digests:
+            raise ValueError("the digest of an item does not match")
     return Saved(int(folder.name), trees["prompts"], meta, own["prompts"], trees.get("training"))
 
 
 def load_newest(source: epath.PathLike) -> Saved:
-    """Return the newest intact prompts of a workdir, or those of a prompt file.
-
-    A warning is printed for damaged checkpoints. Raise UserError if there are no prompts.
-    """
+    """Return the newest intact prompts of a workdir, or those of a prompt file."""
     source = as_path(source)
     if is_prompt_file(source):
         return _read_prompt_file(source)
-    saved, damaged = _restore_newest(source / FOLDER, ("prompts", "meta"))
+    saved, damaged = _restore_newest(source / FOLDER, training=False)
     for reason in damaged.values():
         say(f"{reason}: using the previous one.", file=sys.stderr)
     if saved is None:
-        raise UserError(
-            f"{source} has no checkpoint: train there first, or name another --workdir."
-        )
+        raise UserError(f"{source} has no checkpoint: train there, or name another --workdir.")
     return saved
 
 
 def newest(source: epath.Path) -> Saved | None:
-    """Return what `load_newest` does, without prompts, and None if there are none.
-
-    Only the record is read, and a checkpoint whose record is damaged is skipped.
-    """
+    """Return the newest readable record with its step and digest; None if there is none."""
     if is_prompt_file(source):
         return _read_prompt_file(source) if source.is_file() else None
     for step in steps_of(source / FOLDER):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            file = source / FOLDER / str(step) / "meta" / "metadata"
-            meta = json.loads(file.read_bytes())
+            meta = json.loads((source / FOLDER / str(step)).joinpath(*META).read_bytes())
             return Saved(step, {}, meta, str(meta[DIGESTS]["prompts"]))
     return None
 
@@ -302,7 +263,6 @@ def write_prompt_file(
 ) -> None:
     """Write prompts with their record, the configuration of their run, and its results.json.
 
-    Of the header's entries, method, backbone, template, classnames and results are for people.
     Paths of data and of other runs are left out. The name of CLIP's weights is kept, so that they
     can be found again.
     """
@@ -311,15 +271,13 @@ def write_prompt_file(
     name = as_path(settings["init_from"]).name if settings["init_from"] else ""
     settings = {**settings, "init_from": name, "dataset": {**settings["dataset"], "root": ""}}
     header = {
+        **{"settings": settings, "training": saved.meta, "step": saved.step},
+        # The other entries are for people.
         "method": saved.meta["method"],
         "backbone": settings["clip"]["weights"],
         "template": settings["dataset"]["template"],
         "classnames": saved.meta.get("classnames"),
-        # Without what is long and only about the test images.
         "results": results and {k: x for k, x in results.items() if not isinstance(x, dict)},
-        "settings": settings,
-        "training": saved.meta,
-        "step": saved.step,
     }
     texts = {key: json.dumps(value, ensure_ascii=False) for key, value in header.items()}
     tensors = flax.traverse_util.flatten_dict(saved.prompts, sep=".")
@@ -328,7 +286,7 @@ def write_prompt_file(
 
 
 def read_header(file: epath.Path) -> dict[str, Any]:
-    """Return the header's entries, see `write_prompt_file`.  Raise UserError if it is not one."""
+    """Return the entries of a prompt file's header, see `write_prompt_file`."""
     header = _header(file)
     with reading(file, "a prompt file"):
         if header.pop("format", None) != FORMAT:

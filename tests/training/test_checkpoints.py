@@ -124,7 +124,7 @@ def test_what_is_not_damage_moves_nothing(copied, monkeypatch, failure):
 
     before = files_of(copied)
     with Checkpoints(copied) as checkpoints:
-        monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
+        monkeypatch.setattr(ocp.StandardCheckpointer, "restore", fail)
         for read in (checkpoints.resume, lambda: load_newest(copied)):
             refused(str(copied), read)
     assert files_of(copied) == before
