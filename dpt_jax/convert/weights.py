@@ -20,7 +20,8 @@ from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import LORA
 from dpt_jax.prompts.weights import merged, over
 from dpt_jax.training.checkpoints import FOLDER, Saved, has_format
-from dpt_jax.training.initial_prompts import check_same_clip, check_shapes, shapes_of
+from dpt_jax.training.initial_prompts import check_shapes, shapes_of
+from dpt_jax.training.record import check_same_clip
 from dpt_jax.training.setup import make_model
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -88,20 +88,6 @@ def for_classes(classifier: Classifier, params: Params, rows: np.ndarray) -> Par
     return {**taken, "known": known.astype(np.float32)}
 
 
-def shapes(
-    classifier: Classifier, images: int, classes: int, width: int, settings: ConfigDict
-) -> Params:
-    """Return the shapes of the parameters for these numbers of images, classes and features."""
-
-    def start() -> Params:
-        texts = jnp.zeros((classes, width), jnp.float32)
-        views, labels = jnp.zeros((1, images, width), jnp.float32), jnp.zeros(images, jnp.int32)
-        own = Support(views, labels), ClassTexts(texts, texts, jnp.float32(1))
-        return classifier.start(*own, jax.random.key(0), settings)
-
-    return jax.eval_shape(start)
-
-
 def _or_texts(params: Params, name: str, texts: Array) -> Array:
     """Return the rows (C, …) of a parameter, and the texts' rows for new classes."""
     if "known" not in params:

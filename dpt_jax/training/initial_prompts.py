@@ -2,7 +2,6 @@
 
 import functools
 import sys
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -10,30 +9,30 @@ from etils import epath
 
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params, PyTree
-from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import flat
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.logging import say
 from dpt_jax.model import PromptedCLIP, init_prompts
 from dpt_jax.prompts import Prompts
-from dpt_jax.prompts.classifiers import CLASSIFIERS, for_classes, shapes
+from dpt_jax.prompts.classifiers import CLASSIFIERS, for_classes
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.prompts.weights import norms_of
 from dpt_jax.training.checkpoints import Saved, load_newest
-from dpt_jax.training.record import OF_EVALUATION, result_settings, unfinished
-from dpt_jax.training.setup import Experiment, clip_fingerprint
+from dpt_jax.training.record import (
+    OF_EVALUATION,
+    check_same_clip,
+    other_clip,
+    result_settings,
+    unfinished,
+)
+from dpt_jax.training.setup import Experiment
 from dpt_jax.training.workdir import check_same_settings
 
 AUXILIARY = "cavpt.classifier.kernel"  # the auxiliary classifier of CAVPT
 
 
-@functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
-def make_init(
-    model: PromptedCLIP,
-) -> Callable[[jax.Array, np.ndarray | None, Params], Prompts]:
-    """Return init_prompts, compiled once for all runs of the same model."""
-    return jax.jit(functools.partial(init_prompts, model))
+_init = jax.jit(init_prompts, static_argnums=0)  # compiled once for all runs of a model
 
 
 def initial_prompts(experiment: Experiment) -> Prompts:
@@ -45,7 +44,7 @@ def initial_prompts(experiment: Experiment) -> Prompts:
         embedding = distributed.to_host(pretrained.params["text"]["token_embedding"])
         start = np.asarray(embedding, np.float32)[learned]
     norms = distributed.to_host(norms_of(pretrained.params))
-    fresh = jax.tree.map(np.asarray, make_init(model)(jax.random.key(config.seed), start, norms))
+    fresh = jax.tree.map(np.asarray, _init(model, jax.random.key(config.seed), start, norms))
     if not config.init_from:
         return fresh
     saved = load_newest(as_path(config.init_from))
@@ -62,8 +61,7 @@ def saved_prompts(experiment: Experiment, workdir: epath.Path) -> Saved:
 def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
     """Return saved prompts for an evaluation, with a warning if their training has not finished.
 
-    Raise UserError naming their source if they were trained with other settings than those of the
-    evaluation, or do not fit its CLIP or classes.
+    Raise UserError if its settings, CLIP, classes or shapes do not fit them.
     """
     here = result_settings(experiment.config, experiment.model.config.first_layer)
     check_same_settings(source, saved.meta["settings"], here, OF_EVALUATION)
@@ -89,12 +87,8 @@ def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
             f"{source} has no classifier, since its training was stopped before that stage: run "
             "the training command again."
         )
-    params, model = saved.prompts["classifier"], experiment.model
-    classifier = CLASSIFIERS[model.config.classifier]
-    classnames, images = list(experiment.dataset.classnames), len(params.get("keys", [0]))
-    trained, width = saved.meta.get("classnames") or classnames, model.clip_config.embed_dim
-    wanted = shapes(classifier, images, len(trained), width, experiment.config.classifier)
-    check_shapes({"classifier": params}, {"classifier": wanted}, source)
+    params, classifier = saved.prompts["classifier"], CLASSIFIERS[experiment.config.classifier.name]
+    classnames, trained = list(experiment.dataset.classnames), saved.meta["classnames"]
     if trained == classnames:
         return params
     rows = np.array([trained.index(name) if name in trained else -1 for name in classnames])
@@ -111,8 +105,7 @@ def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
 def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, source: str) -> Prompts:
     """Return new prompts, initialised from the saved parts.
 
-    The auxiliary classifier belongs to its training classes: for others it starts fresh. Raise
-    UserError naming the source if the saved prompts do not fit.
+    The auxiliary classifier belongs to its training classes: for others it starts fresh.
     """
     if other := other_clip(saved, experiment.pretrained):
         say(f"{source} was trained on {other}: its prompts are used for initialisation only.")
@@ -130,27 +123,8 @@ def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, sourc
     return merged
 
 
-def other_clip(saved: Saved, pretrained: Pretrained) -> str:
-    """Return in words how the CLIP of saved prompts differs, "" if it is the same."""
-    theirs, own = saved.meta.get("clip", {}), clip_fingerprint(pretrained)
-    different = [name for name in own if theirs.get(name) != own[name]]
-    return f"a different CLIP (other {', '.join(different)})" if different else ""
-
-
-def check_same_clip(saved: Saved, pretrained: Pretrained, source: object) -> None:
-    """Raise UserError if prompts were trained on another CLIP, even one of the same sizes."""
-    if other := other_clip(saved, pretrained):
-        raise UserError(
-            f"{source} was trained on {other} than these clip.weights: give the CLIP of its "
-            "training."
-        )
-
-
 def _check_classes(saved: Saved, experiment: Experiment, source: str) -> bool:
-    """Return whether saved prompts were trained on these classes; True if unknown.
-
-    Raise UserError if they were not, and have a context for each class.
-    """
+    """Return whether saved prompts were trained on these classes; True if unknown."""
     same = saved.meta.get("classnames") in (None, list(experiment.dataset.classnames))
     if experiment.model.config.class_specific and not same and "text" in saved.prompts:
         raise UserError(

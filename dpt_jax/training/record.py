@@ -8,12 +8,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.config import FREE, flat, sections_without_use
+from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.optimizer import run_length
-from dpt_jax.training.setup import Experiment, fingerprint
+from dpt_jax.training.setup import Experiment, clip_fingerprint, fingerprint
 
 Record = dict[str, Any]
 
@@ -49,18 +51,11 @@ def result_settings(config: ConfigDict, first_layer: int = 0) -> dict[str, Any]:
 
 
 def training_meta(experiment: Experiment, before: Saved | None = None) -> Record:
-    """Return the record of a training, for the metadata of its checkpoints.
+    """Return the record of a training, which may resume from the checkpoint `before`.
 
-    Args:
-      experiment: What is trained.
-      before: The checkpoint from which the run resumes.
-
-    Returns:
-      method, dataset, classes and epochs; `settings`, see `result_settings`; the class names; the
-      fingerprints of the CLIP, of the data and of the training images; which images settings or
-      epochs were chosen on (`selection`: none, support, validation(n)); whether the prompts started
-      from others; `changes` of settings, a list of {"step": number, "before": {key: value}}; the
-      `seconds` that it has taken so far. A classifier may add `chosen` settings.
+    `selection` says which images settings or epochs were chosen on: none, support, validation(n).
+    `changes` of settings are {"step": number, "before": {key: value}}. Each checkpoint adds its
+    epoch and number of parameters, and a classifier the settings that it has `chosen`.
     """
     config, dataset = experiment.config, experiment.dataset
     found = fingerprint(experiment.pretrained, dataset)
@@ -84,20 +79,31 @@ def training_meta(experiment: Experiment, before: Saved | None = None) -> Record
         "seconds": 0.0,
     }
     if before:
+        record |= {key: before.meta[key] for key in ("init_from", "seconds", "changes")}
         was, now = (one["settings"] | {"train_list": one["train_list"]}
                     for one in (before.meta, record))  # fmt: skip
-        changed = {key: value for key, value in was.items() if now.get(key) != value}
-        change = [{"step": before.step, "before": changed}] if changed else []
-        record["changes"] = [*before.meta["changes"], *change]
-        record |= {key: before.meta[key] for key in ("init_from", "seconds")}
+        if changed := {key: value for key, value in was.items() if now.get(key) != value}:
+            record["changes"] = [*record["changes"], {"step": before.step, "before": changed}]
     return record
 
 
-def unfinished(training: Mapping[str, Any]) -> str:
-    """Return "epoch E of N" if a training has not finished, else "".
+def other_clip(saved: Saved, pretrained: Pretrained) -> str:
+    """Return in words how the CLIP of saved prompts differs, "" if it is the same."""
+    theirs, own = saved.meta.get("clip", {}), clip_fingerprint(pretrained)
+    different = [name for name in own if theirs.get(name) != own[name]]
+    return f"a different CLIP (other {', '.join(different)})" if different else ""
 
-    training: its record, or the origin of results. Converted checkpoints have no epochs. A
-    training that a callback has ended is finished.
+
+def check_same_clip(saved: Saved, pretrained: Pretrained, source: object) -> None:
+    """Raise UserError if prompts were trained on another CLIP, even one of the same sizes."""
+    if other := other_clip(saved, pretrained):
+        raise UserError(f"{source} was trained on {other}: give that as clip.weights.")
+
+
+def unfinished(training: Mapping[str, Any]) -> str:
+    """Return "epoch E of N" if a training has not finished, by its record or results; else "".
+
+    Converted checkpoints have no epochs. A training that a callback has ended is finished.
     """
     epoch, epochs = training.get("epoch"), training.get("epochs")
     if epoch is None or epochs is None or epoch >= epochs or training.get("ended"):

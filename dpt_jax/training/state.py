@@ -19,22 +19,10 @@ from dpt_jax.logging import say
 from dpt_jax.methods import CLASSIFIER, METHODS, WEIGHTS
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS
+from dpt_jax.training import optimizer as optimizers
 from dpt_jax.training.checkpoints import Checkpoints, Saved, steps_of
-from dpt_jax.training.initial_prompts import (
-    check_same_clip,
-    check_shapes,
-    initial_prompts,
-    shapes_of,
-)
-from dpt_jax.training.optimizer import (
-    Schedule,
-    epoch_weights,
-    make_optimizer,
-    run_length,
-    state_from_saved,
-    state_to_save,
-)
-from dpt_jax.training.record import Record, training_meta
+from dpt_jax.training.initial_prompts import check_shapes, initial_prompts, shapes_of
+from dpt_jax.training.record import Record, check_same_clip, training_meta
 from dpt_jax.training.setup import Experiment, shared_loading
 from dpt_jax.training.step import NotFinite, StepConfig, Totals, TrainState, new_state
 from dpt_jax.training.workdir import TRAIN_FILES, check_same_settings
@@ -51,7 +39,7 @@ class Plan(NamedTuple):
 
     images_per_host: int  # of a batch
     steps: int  # of the whole run
-    schedule: Schedule
+    schedule: optimizers.Schedule
     step: StepConfig
     optimizer: optax.GradientTransformationExtraArgs
 
@@ -81,20 +69,20 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
         skip=train.skip_nonfinite,
         guidance=config.loss.guidance_epochs > 0,
     )
-    steps, per_epoch = run_length(config, images)
-    schedule = Schedule(
+    steps, per_epoch = optimizers.run_length(config, images)
+    schedule = optimizers.Schedule(
         visual_lr=train.visual_lr,
         text_lr=train.text_lr,
         warmup_epochs=train.warmup_epochs,
         schedule_epochs=train.schedule_epochs or train.epochs,
         steps_per_epoch=per_epoch,
         guidance_epochs=config.loss.guidance_epochs,
-        average=epoch_weights(train.epochs, train.average_mean, train.average_deviation),
+        average=optimizers.epoch_weights(train.epochs, train.average_mean, train.average_deviation),
         weights_lr=train.weights_lr if WEIGHTS in METHODS[config.method].parts else None,
         cosine_steps=steps if train.schedule == "steps" else None,
         seed=config.seed,
     )
-    optimizer = make_optimizer(train.optimizer, train.weight_decay)
+    optimizer = optimizers.make_optimizer(train.optimizer, train.weight_decay)
     return Plan(per_host, steps, schedule, step, optimizer)
 
 
@@ -148,10 +136,7 @@ class Saver:
         self._began = self._saved_at = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Return whether to save after this step, by steps or by the clock.
-
-        All hosts ask together, and the clock is that of host 0.
-        """
+        """Return whether to save after this step, by steps or by host 0's clock."""
         config = self.experiment.config.checkpoint
         if step % config.every_steps == 0:
             return True
@@ -200,15 +185,12 @@ class Saver:
             return
         self.checkpoints.wait()
         good = steps_of(self.checkpoints.directory)
-        last = (
-            f"the last good checkpoint is from step {good[0]}" if good else "no checkpoint is saved"
-        )
         batch = next(train_batches(self.experiment, self.plan, first - 1))
         images = ", ".join(self.experiment.dataset.train[i].path for i in batch["index"])
         raise UserError(
-            f"the loss, its gradient or the prompts are not finite at step {first}; {last} "
-            f"({self.checkpoints.directory}). The images of the step: {images}. Check these, try a "
-            "smaller train.visual_lr or dtype=float32, or skip such steps with "
+            f"the loss, its gradient or the prompts are not finite at step {first}; checkpoints in "
+            f"{self.checkpoints.directory}: {good or 'none'}. The images of the step: {images}. "
+            "Check these, try a smaller train.visual_lr or dtype=float32, or skip such steps with "
             "--config.train.skip_nonfinite=True."
         )
 
@@ -223,9 +205,6 @@ def start_or_resume(
     """Return the state of the newest intact checkpoint, or a new one; and the Saver of later ones.
 
     A run that has started no longer needs the prompts of `init_from`.
-
-    Raises:
-      UserError: if the run cannot be resumed, see `_check_resumable`.
     """
     shapes = shapes_of(experiment.model)
     zeros: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
@@ -252,7 +231,7 @@ def start_or_resume(
         step=np.int32(step),
         # More epochs change what the classifier is trained on.
         prompts=prompts if step < plan.steps else {**prompts, **trained},
-        opt_state=state_from_saved(new.opt_state, training["momentum"]),
+        opt_state=optimizers.state_from_saved(new.opt_state, training["momentum"]),
         totals=training["totals"],
         not_finite=NotFinite(*np.array(saved.meta["bad"], np.int32)),
         average=training.get("average"),
@@ -267,7 +246,7 @@ def _check_resumable(
 ) -> None:
     """Raise UserError if a run cannot resume with its classes, images, steps and epochs of now.
 
-    saved: the checkpoint, with the step of the towers' training. record: as it would resume.
+    saved: with the step of the towers' training. record: as it would resume.
     """
     meta, step, now = saved.meta, saved.step, plan.steps_per_epoch
     before, same_images = meta["steps_per_epoch"], meta["train_list"] == record["train_list"]
@@ -314,4 +293,8 @@ def _parameters(classifier: str, prompts: Prompts) -> int:
 def _training(state: TrainState) -> dict[str, Prompts | Totals]:
     """Return the parts of a state that a checkpoint saves, except the prompts."""
     average = {} if state.average is None else {"average": state.average}
-    return {"momentum": state_to_save(state.opt_state), "totals": state.totals, **average}
+    return {
+        "momentum": optimizers.state_to_save(state.opt_state),
+        "totals": state.totals,
+        **average,
+    }

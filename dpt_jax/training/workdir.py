@@ -71,21 +71,17 @@ def evaluation_config(
 ) -> ConfigDict:
     """Return the validated configuration that evaluates the prompts of `workdir` or init_from.
 
-    Args:
-      config: From the command line.
-      overrides: From the command line; they take precedence over the saved configuration.
-      dataset_named: Whether --config names a dataset, which then replaces the saved one.
-      workdir: Folder of the run. Without a configuration in it, `config` is used.
+    It is the saved one, if there is one, with the `overrides` of the command line. If the --config
+    of the command line names a dataset (`dataset_named`), that replaces the saved one.
     """
     elsewhere = overrides.get("init_from")
-    if not elsewhere and not has_config(workdir):
-        return _overridden(config, overrides)
-    saved = load_config(as_path(str(elsewhere)) if elsewhere else workdir)
-    if dataset_named and config.dataset.name != saved.dataset.name:
-        shots = saved.dataset.shots  # of the training
-        saved.dataset = config.dataset.copy_and_resolve_references()
-        saved.dataset.shots = shots
-    return _overridden(saved, overrides)
+    if elsewhere or has_config(workdir):
+        given, config = config, load_config(as_path(str(elsewhere)) if elsewhere else workdir)
+        if dataset_named and given.dataset.name != config.dataset.name:
+            shots = config.dataset.shots  # of the training
+            config.dataset = given.dataset.copy_and_resolve_references()
+            config.dataset.shots = shots
+    return _overridden(config, overrides)
 
 
 def _overridden(config: ConfigDict, overrides: Mapping[str, Value]) -> ConfigDict:
@@ -112,9 +108,6 @@ def load_config(source: epath.Path) -> ConfigDict:
 
     They differ if a run was resumed with other settings (--allow_changes) and ended before its next
     checkpoint. A missing key has the default of common.py.
-
-    Raises:
-      UserError: There is no configuration, a key is unknown, or a value is impossible.
     """
     config, file = common.get_config(), source
     if is_prompt_file(source):
@@ -142,7 +135,7 @@ def load_config(source: epath.Path) -> ConfigDict:
 
 
 def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collection[str]) -> str:
-    """Return, in words, the keys that differ from those of the run in `workdir`, "" if none.
+    """Return, in words, the settings that differ from those of the run in `workdir`, "" if none.
 
     Keys of parts that the method lacks do not count. dtype=auto is the type that the run was
     started with. Raise UserError if a key is not in `may_change`.
@@ -160,10 +153,7 @@ def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collecti
 def check_same_settings(
     source: object, old: Mapping[str, Any], new: Mapping[str, Any], may_change: Collection[str]
 ) -> str:
-    """Return, in words, the settings of a run or its prompts that differ now, "" if none.
-
-    Raise UserError if one is not in `may_change`.
-    """
+    """Return, in words, which settings of a run or prompts differ now, see `check_same_run`."""
     changed = {
         key: f"{key} ({value!r:.200} there, {new[key]!r:.200} now)"
         for key, value in old.items()
@@ -194,10 +184,7 @@ def write_split(dataset: Dataset, workdir: epath.Path) -> None:
 
 
 def run_dir(runs: epath.Path, config: ConfigDict, name: str = "") -> epath.Path:
-    """Return RUNS/METHOD/DATASET/SHOTSshot/seedN, with /base or /new for half the classes.
-
-    name: in place of the method's.
-    """
+    """Return RUNS/METHOD/DATASET/SHOTSshot/seedN, with /base or /new for half the classes."""
     dataset = config.dataset
     shots = "all" if dataset.shots < 0 else dataset.shots
     run = runs / (name or config.method) / dataset.name / f"{shots}shot" / f"seed{config.seed}"
