@@ -4,11 +4,11 @@ import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict
 from jax.typing import ArrayLike, DTypeLike
 
 from dpt_jax import distributed
@@ -26,8 +26,8 @@ from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.setup import Experiment, shared_loading
 
-# Frozen features of test splits, see `_key`, in batches without images. No prompt changes them, so
-# the runs of a sweep compute them once.
+# The batches of a test split with the features of frozen CLIP, without images. No prompt changes
+# them, so the runs of a sweep compute them once.
 FeatureCache = dict[Hashable, list[loader.Batch]]
 
 
@@ -38,8 +38,7 @@ class Programs(NamedTuple):
       encode_texts: (CLIP's parameters, prompts, texts) -> the texts, encoded.
       classify: (CLIP's parameters, prompts, encoded texts, images (devices, b, H, W, 3)) ->
         outputs of the model.
-      encode_images: (CLIP's parameters, images) -> features of frozen CLIP (devices, b, E). The
-        same program serves all methods.
+      encode_images: (CLIP's parameters, images) -> features of frozen CLIP (devices, b, E).
       logits: (CLIP's parameters, prompts, encoded texts, images, features) -> logits
         (devices, b, C) of the method and of zero-shot CLIP. Methods that do not change the image
         tower need no images.
@@ -81,14 +80,13 @@ def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = 
         zero_shot = own(features, texts, method="zero_shot_of")
         return own(images, texts, zero_shot).logits, zero_shot.logits
 
+    pmap = functools.partial(jax.pmap, axis_name=distributed.AXIS, devices=devices)
     return Programs(
-        jax.pmap(encode_texts, axis_name=distributed.AXIS, devices=devices),
-        jax.pmap(classify, axis_name=distributed.AXIS, devices=devices),
+        pmap(encode_texts),
+        pmap(classify),
         _make_image_encoder(model.clip_config, jnp.dtype(model.dtype), devices),
-        jax.pmap(logits, axis_name=distributed.AXIS, devices=devices),
-        jax.pmap(merge, devices=devices)
-        if model.config.weights.kind
-        else lambda _, prompts: prompts,
+        pmap(logits),
+        pmap(merge) if model.config.weights.kind else lambda _, prompts: prompts,
     )
 
 
@@ -96,11 +94,11 @@ def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = 
 def _make_image_encoder(
     clip: CLIPConfig, dtype: DTypeLike, devices: tuple[jax.Device, ...] | None
 ) -> Callable[[Params, ArrayLike], jax.Array]:
+    """Return one program for all methods."""
     model = PromptedCLIP(clip, PromptConfig(classes=1), dtype)
 
-    def encode_images(params: Params, images: jax.Array) -> jax.Array:
-        variables = {"params": {"clip": params}}
-        return jnp.asarray(model.apply(variables, images, method="encode_image"))
+    def encode_images(clip: Params, images: jax.Array) -> jax.Array:
+        return apply(model, clip, {}, images, method="encode_image")
 
     return jax.pmap(encode_images, axis_name=distributed.AXIS, devices=devices)
 
@@ -156,9 +154,7 @@ def over_images(
     compute: Callable[[loader.Batch], PyTree],
     title: str = "evaluate",
 ) -> tuple[PyTree, np.ndarray, np.ndarray]:
-    """Apply `compute` to batches of images; return its results for the N readable ones.
-
-    All devices of all hosts share a batch.
+    """Apply `compute` to batches of images, which all devices of all hosts share.
 
     Args:
       experiment: Its dataset reads the images.
@@ -168,7 +164,8 @@ def over_images(
       title: Title of the progress bar.
 
     Returns:
-      The results, arrays (N, …); label (N,); and row (N,), indices into `examples`.
+      The results, arrays (N, …) of the N readable images; their label (N,), and row (N,) in
+      `examples`.
     """
     hosts = jax.process_count()
     rows = -(-min(experiment.config.eval.batch_size, len(examples)) // hosts)
@@ -190,15 +187,19 @@ def _with_features(
     Cached features are not computed again. Images are read again only for methods with visual
     prompts.
     """
-    cache, key = experiment.features, _key(experiment, examples, rows)
-    cached = cache.get(key) if cache is not None else None
+    config, read, model = experiment.config, experiment.dataset.read, experiment.model
+    # Runs that name the same weights share them. Other batches would give other bits.
+    key = (
+        tuple((read.key(example.path), example.label) for example in examples),
+        *(config.dataset.on_error, config.clip.weights, model.dtype, model.clip_config, rows),
+    )
+    cache = {} if experiment.features is None else experiment.features
     # All hosts encode together or none does.
-    if not distributed.on_all_hosts(cached is not None):
-        cached = None
-    if cached and not experiment.model.config.learns_images:
+    cached = cache.get(key) if distributed.on_all_hosts(key in cache) else None
+    if cached and not model.config.learns_images:
         yield from cached
         return
-    encode, clip = make_programs(experiment.model).encode_images, experiment.pretrained.params
+    encode, clip = make_programs(model).encode_images, experiment.pretrained.params
     loading = loader.Loading(**shared_loading(experiment), examples=examples, batch_size=rows)
     encoded = []
     for number, batch in enumerate(loader.test_batches(loading)):
@@ -207,54 +208,29 @@ def _with_features(
         known = {name: batch[name] for name in ("label", "index", "weight")}
         encoded.append(known | {"features": features})
         yield encoded[-1] | {"image": images}
-    if cache is not None:
-        cache[key] = encoded
-
-
-def _key(experiment: Experiment, examples: list[Example], rows: int) -> Hashable:
-    """Return what the features depend on: images, CLIP and how they are batched.
-
-    CLIP counts by its name: runs of one process that name the same weights share them.
-    """
-    config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    images = tuple((dataset.read.key(example.path), example.label) for example in examples)
-    return (
-        images,
-        config.dataset.on_error,
-        config.clip.weights,
-        model.dtype,
-        model.clip_config,
-        rows,
-    )
+    cache[key] = encoded
 
 
 def check_finite(results: Mapping[str, np.ndarray], prompts: Prompts, clip: Params) -> None:
     """Raise UserError if an array is not finite, naming the parameter that is the likely cause.
 
-    Args:
-      results: Arrays by their names in the message, those of frozen CLIP first.
-      prompts: The learned parameters.
-      clip: CLIP's parameters.
+    results: Arrays by their names in the message, those of frozen CLIP first.
     """
     for what, array in results.items():
         if np.isfinite(array).all():
             continue
-        tree = {"prompt": prompts, "weight of CLIP": clip}
-        leaves = flax.traverse_util.flatten_dict(tree)
+        leaves = flatten_dict({"prompt": prompts, "weight of CLIP": clip})
         for (whose, *name), value in leaves.items():
             if not bool(jnp.isfinite(value).all()):
-                name = ".".join(name)
-                raise UserError(f"{what} are not finite: the {whose} {name} has such values.")
+                tensor = f"{whose} {'.'.join(name)}"
+                raise UserError(f"{what} are not finite: the {tensor} has such values.")
         raise UserError(f"{what} are not finite: try dtype=float32, or check the weights.")
 
 
 def evaluate(experiment: Experiment, saved: Saved, workdir: epath.Path) -> dict[str, Any]:
-    """Predict and write results.json; return the results.
+    """Predict the test split, write results.json to a workdir, and return the results.
 
-    Args:
-      experiment: The dataset, and the CLIP of the prompts.
-      saved: The prompts with their record.
-      workdir: Where results.json goes, and predictions.npz with eval.save_logits.
+    With eval.save_logits, predictions.npz is written too.
 
     Raises:
       UserError: Logits are not finite, no image can be read, or a file cannot be written.

@@ -37,16 +37,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def class_scores(
     predicted: np.ndarray, label: np.ndarray, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Score each class.
-
-    Args:
-        predicted: Class indices (N,).
-        label: True class indices (N,).
-        names: The distinct names of the C classes.
+    """Score each class of predicted and true class indices (N,).
 
     Returns:
-        By name: `n`, the images of the class; `accuracy`, None without images; `f1`, 0 if
-        undefined; `predicted`, how many of its images each class was predicted for, most first.
+      By name: `n`, the images of the class; `accuracy`, None without images; `f1`, 0 if undefined;
+      `predicted`, how many of its images each class was predicted for, most first.
     """
     scores = {}
     for c, name in enumerate(names):
@@ -65,15 +60,11 @@ def class_scores(
 
 
 def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
-    """Compare confidence with accuracy (Guo et al. 2017, equation 5).
-
-    Args:
-        logits: (N, C).
-        label: True class indices (N,).
+    """Compare confidence with accuracy (Guo et al. 2017, equation 5) by logits (N, C) and labels.
 
     Returns:
-        `ece`, the expected calibration error from 0 to 1; `bins`, for each of 15 equal intervals of
-        confidence that is not empty: the number of `images`, mean `confidence` and `accuracy`.
+      `ece`, the expected calibration error from 0 to 1; `bins`, for each of 15 equal intervals of
+      confidence that is not empty: the number of `images`, mean `confidence` and `accuracy`.
     """
     probabilities = softmax(logits.astype(np.float64))
     confidence, right = probabilities.max(-1), probabilities.argmax(-1) == label

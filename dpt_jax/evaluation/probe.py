@@ -1,7 +1,4 @@
-"""A linear probe: logistic regression on frozen CLIP's features of the same shots.
-
-It shows what the frozen features can separate, as a baseline for prompts.
-"""
+"""A linear probe, a baseline for prompts: what the frozen features of the same shots separate."""
 
 import functools
 import operator
@@ -24,13 +21,8 @@ def fit_and_predict(experiment: Experiment) -> Predictions:
     """Fit probes to the training images, and predict the test split with the best one.
 
     The best one has the highest accuracy on the validation images of the sample, at most 4 per
-    class as in few-shot protocols. Ties go to the strongest regularisation.
-
-    Args:
-      experiment: One of zero-shot CLIP, with training images of each class.
-
-    Returns:
-      Predictions, whose logits are log-probabilities.
+    class as in few-shot protocols. Ties go to the strongest regularisation. Logits are
+    log-probabilities.
 
     Raises:
       UserError: There is no validation split, a class has no readable training image, or
