@@ -88,11 +88,15 @@ EXCLUSIVE = (
     ("text_prompt.class_specific", "visual_prompt.coupled"),  # which takes one context
     ("text_prompt.class_position=front", "text_prompt.fixed_words"),  # which are before the name
     ("text_prompt.class_position=middle", "text_prompt.fixed_words"),
+    ("text_prompt.conditioned", "dropout of learned weights"),  # which one set of texts has
     ("visual_prompt.coupled", "a method without a text prompt"),
     ("visual_prompt.coupled", "a method without a visual prompt"),
     ("loss.text_consistency", "a method without a text prompt"),
     ("loss.image_consistency", "a method with a frozen image tower"),
     ("loss.logit_consistency", "a method without learned parts"),
+    ("weights.image_layers=none", "weights.text_layers=none"),  # nothing would be learned
+    # Which encodes one text for each class.
+    ("several texts of a class (template or descriptions)", "learned weights of the text tower"),
 )
 
 # FREE: keys that a resumed run may change, since results do not depend on them. BOUND: keys that it
@@ -116,26 +120,22 @@ BOUND = (
 )
 UNBOUND = tuple(key for key in KEYS if key not in BOUND)
 
-# The section of each part's settings.
+# The section of each part's settings; a classifier's views have two settings of the training too.
 SECTION_OF = {
     TEXT: "text_prompt",
     VISUAL: "visual_prompt",
     CLASS_AWARE: "cavpt",
     WEIGHTS: "weights",
 }
-# Settings of the training that define a classifier's views too.
 OF_VIEWS = ("train.augment", "train.shift")
 
 
 def method_config(
     method: str, dataset: str = common.DEFAULT_DATASET, protocol: str = ""
 ) -> ConfigDict:
-    """Return the published configuration of a method.
+    """Return the published configuration of a method on a dataset, see `common.on_dataset`.
 
-    Args:
-      method: A name of `dpt_jax.methods.ROWS`; the linear probe takes zero-shot CLIP's.
-      dataset: A name that `common.on_dataset` takes, or NAME:PROTOCOL.
-      protocol: One of `common.PROTOCOLS`.
+    method is in `dpt_jax.methods.ROWS`; the linear probe takes zero-shot CLIP's.
     """
     name = method if method in METHODS else ZERO_SHOT
     module = importlib.import_module(f"dpt_jax.configs.{name}")
@@ -156,8 +156,6 @@ def validate(config: ConfigDict) -> None:
         for text in values[key].split("|") if values[key] or key == "dataset.template" else ():
             if text.count("{}") != 1 or text.count("{") + text.count("}") != 2:
                 raise UserError(f"{key}: {text.strip()!r} must have one {{}}, for the class name.")
-    if config.dataset.descriptions:
-        parse_descriptions(config.dataset.descriptions)
     _check_conflicts(config)
 
 
@@ -197,23 +195,42 @@ def _check_conflicts(config: ConfigDict) -> None:
             f"classifier.name is {classifier.name!r}, but method={method.name} takes {names}: "
             "choose another method."
         )
-    tunable = classifier.name and CLASSIFIERS[classifier.name].grid
+    weights, parts = config.weights, method.parts
+    learns_texts = False
+    if WEIGHTS in parts:
+        letters = weights.matrices
+        if not letters or len(set(letters)) < len(letters) or set(letters) - set("qkvo"):
+            raise UserError(
+                f"weights.matrices: {letters!r} is not some of the letters q, k, v and o."
+            )
+        if weights.dropout >= 1:
+            raise UserError(f"weights.dropout is {weights.dropout}: it must be below 1.")
+        layer_range(weights, "image_layers")
+        learns_texts = layer_range(weights, "text_layers") is not None
+    texts = [templates(config)]
+    if data.descriptions:
+        texts = [*parse_descriptions(data.descriptions).values()]
     bundled, folder = data.name in common.EMBEDDED, data.source == "folder"
     facts = {
         "a bundled dataset": bundled and folder,
         "a dataset with a split of its own": bundled or not folder,
-        "a method with a classifier": CLASSIFIER in method.parts,
-        "a method without settings to choose": not tunable,
-        "a method without a text prompt": TEXT not in method.parts,
-        "a method without a visual prompt": VISUAL not in method.parts,
+        "a method with a classifier": CLASSIFIER in parts,
+        "a method without settings to choose": not (
+            classifier.name and CLASSIFIERS[classifier.name].grid
+        ),
+        "a method without a text prompt": TEXT not in parts,
+        "a method without a visual prompt": VISUAL not in parts,
         "a method with a frozen image tower": not method.visual,
-        "a method without learned parts": not method.parts,
+        "a method without learned parts": not parts,
+        "dropout of learned weights": WEIGHTS in parts and weights.kind == LORA and weights.dropout,
+        "several texts of a class (template or descriptions)": max(map(len, texts), default=0) > 1,
+        "learned weights of the text tower": learns_texts and TEXT not in parts,
     }
     values = flat(config.to_dict())
 
     def holds(name: str) -> bool:
         if name in facts:
-            return facts[name]
+            return bool(facts[name])
         key, is_one, value = name.partition("=")
         return str(values[key]) == value if is_one else bool(values[key])
 
@@ -223,37 +240,6 @@ def _check_conflicts(config: ConfigDict) -> None:
                 f"{setting} cannot be used with {other} (method={method.name}, dataset.name="
                 f"{data.name}): change one of the two; `dpt-jax settings` explains the keys."
             )
-    if WEIGHTS in method.parts:
-        _check_weights(config)
-
-
-def _check_weights(config: ConfigDict) -> None:
-    """Raise UserError if the settings of the learned weights are impossible."""
-    weights, text = config.weights, config.text_prompt
-    has_text, letters = TEXT in METHODS[config.method].parts, weights.matrices
-    if not letters or len(set(letters)) < len(letters) or set(letters) - set("qkvo"):
-        raise UserError(f"weights.matrices: {letters!r} is not some of the letters q, k, v and o.")
-    if weights.dropout >= 1:
-        raise UserError(f"weights.dropout is {weights.dropout}: it must be below 1.")
-    learns_texts = layer_range(weights, "text_layers") is not None
-    if not learns_texts and layer_range(weights, "image_layers") is None:
-        raise UserError(
-            "weights.image_layers and weights.text_layers are both none, so nothing is learned: "
-            "give one of them layers, or use --config=configs/zeroshot.py."
-        )
-    if has_text and text.conditioned and weights.kind == LORA and weights.dropout:
-        raise UserError(
-            "text_prompt.conditioned gives each image texts of its own, which have no dropout: "
-            "give weights.dropout=0, or turn it off."
-        )
-    key, texts = "template", [templates(config)]
-    if config.dataset.descriptions:
-        key, texts = "descriptions", [*parse_descriptions(config.dataset.descriptions).values()]
-    if learns_texts and not has_text and max(map(len, texts), default=0) > 1:
-        raise UserError(
-            f"dataset.{key} has several texts, but a learned text tower encodes one for each "
-            "class: give one, or weights.text_layers=none."
-        )
 
 
 def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:

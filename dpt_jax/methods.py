@@ -81,7 +81,6 @@ METHODS: dict[str, Method] = {
     )
 }
 
-TRAINED = tuple(name for name in METHODS if name != ZERO_SHOT)
 # The methods that DPT's paper compares.
 OF_THE_PAPER = (ZERO_SHOT, "coop", "vpt", "vlp", "dpt")
 # What a sweep compares by default: those, and classifiers as baselines.

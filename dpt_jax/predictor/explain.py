@@ -28,8 +28,7 @@ class Sight(NamedTuple):
       zero_shot: Their probability in zero-shot CLIP.
       plain: Map of the class token in the last block of frozen CLIP.
       prompted: The same with visual prompts; None for methods without them.
-      class_maps: Map of the class-aware prompt of each of the classes; None for a class that has
-        none.
+      class_maps: Map of the class-aware prompt of each of the classes, None if it has none.
     """
 
     image: np.ndarray
@@ -42,14 +41,8 @@ class Sight(NamedTuple):
 
 
 def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight]:
-    """Return the maps of each image.
-
-    Args:
-      predictor: Trained prompts.
-      images: See Predictor.predict_proba.
-      top: Number of likeliest classes.
-    """
-    grid, prompts = predictor.model.clip_config.grid, predictor.model.config
+    """Return the maps of each image, see `Predictor.predict_proba`, and its `top` classes."""
+    grid, learned = predictor.model.clip_config.grid, predictor.model.config
 
     def patches(attention: np.ndarray) -> np.ndarray:
         """Select the patches: (…, 1 + patches + others) to (…, grid, grid)."""
@@ -65,16 +58,15 @@ def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight
                 last = patches(outputs.class_attention[i, -1])
                 by_class = dict(zip(outputs.zero_shot.indices[i].tolist(), last, strict=True))
                 maps = [by_class.get(c) for c in best.tolist()]
+            own = patches(outputs.attention[i].mean(0)) if learned.learns_images else None
             sights.append(
                 Sight(
-                    image=image,
-                    classes=[predictor.classnames[c] for c in best],
-                    probability=probability[i, best],
-                    zero_shot=zero_shot[i, best],
+                    image,
+                    [predictor.classnames[c] for c in best],
+                    probability[i, best],
+                    zero_shot[i, best],
                     plain=patches(outputs.zero_shot.attention[i].mean(0)),
-                    prompted=patches(outputs.attention[i].mean(0))
-                    if prompts.learns_images
-                    else None,
+                    prompted=own,
                     class_maps=maps,
                 )
             )
@@ -82,13 +74,10 @@ def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight
 
 
 def nearest_words(predictor: Predictor, top: int) -> pd.DataFrame:
-    """Return the `top` nearest words of each context vector of the first layer.
+    """Return a row of text with the `top` nearest words of each context vector of the first layer.
 
     Distances are Euclidean, between embeddings. The last column is the smallest distance, divided
-    by the mean distance between two words.
-
-    Returns:
-      A row of text for each context vector. The class comes first if each has its own.
+    by the mean distance between two words. The class comes first if each has its own context.
 
     Raises:
       UserError: The method learns no context, or the context depends on the image.

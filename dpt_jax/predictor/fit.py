@@ -97,9 +97,9 @@ def fit(
       >>> classifier.encode_text(["two", "three", "four"]).shape
       (3, 128)
     """
-    config, values = keyword_config(
-        method, {**settings, **({"clip.weights": clip} if clip else {})}
-    )
+    if clip:
+        settings["clip.weights"] = clip
+    config, values = keyword_config(method, settings)
     whole = None
     if labels is not None:
         skip_missing = values.get("dataset.on_error") == "skip"
@@ -123,11 +123,9 @@ def fit(
     with contextlib.ExitStack() as stack:
         if not verbose:
             stack.enter_context(quiet())
-        if workdir is None:
-            temporary = tempfile.TemporaryDirectory(prefix="dpt_jax-")
-            folder = as_path(stack.enter_context(temporary))
-        else:
-            folder = as_path(workdir)
+        folder = as_path(
+            workdir or stack.enter_context(tempfile.TemporaryDirectory(prefix="dpt_jax-"))
+        )
         if whole and all(name.isdigit() for name in whole.classnames):
             say("the classes are numbers, which mean little to CLIP: name them with classnames.")
         if (callbacks or validation is not None) and not METHODS[method].in_towers:
@@ -138,9 +136,9 @@ def fit(
             experiment, saved = train_run(config, folder, prepare=own, callbacks=callbacks)
         except Stopped:
             raise KeyboardInterrupt from None
-        if workdir is not None and experiment.dataset.test:
+        if workdir and experiment.dataset.test:
             evaluate(experiment, saved, folder)
-        return Predictor(experiment, saved, source=None if workdir is None else folder)
+        return Predictor(experiment, saved, source=folder if workdir else None)
 
 
 class PromptClassifier:
@@ -176,19 +174,17 @@ class PromptClassifier:
         verbose: bool = False,
         **keywords: Any,
     ) -> None:
-        """Store the parameters, which `fit` checks.
+        """Store the parameters, which `fit` checks, see `dpt_jax.fit`.
 
         Args:
-          method: See `dpt_jax.fit`.
-          clip: CLIP's weights.
+          method: As there.
+          clip: As there.
           classnames: Class names, if labels are indices into them. By default labels are names.
-          verbose: Whether to print lines and show bars.
-          **keywords: Other arguments of `dpt_jax.fit`, such as `epochs`.
+          verbose: As there, but by default false.
+          **keywords: Its other arguments, such as `epochs`.
         """
-        self._parameters = {
-            **{"method": method, "clip": clip, "classnames": classnames, "verbose": verbose},
-            **keywords,
-        }
+        own = {"method": method, "clip": clip, "classnames": classnames, "verbose": verbose}
+        self._parameters = {**own, **keywords}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters; deep has no effect."""
@@ -242,13 +238,3 @@ class PromptClassifier:
             classifier_tags=ClassifierTags(),
             input_tags=InputTags(two_d_array=False, three_d_array=True, string=True),
         )
-
-    def __repr__(self) -> str:
-        """Return the call that makes this classifier, without defaults."""
-        defaults = PromptClassifier().get_params()
-        own = [
-            f"{name}={value!r}"
-            for name, value in self._parameters.items()
-            if name not in defaults or value != defaults[name]
-        ]
-        return f"PromptClassifier({', '.join(own)})"
