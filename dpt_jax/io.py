@@ -41,10 +41,8 @@ STAND_INS = {
 def as_path(name: str | os.PathLike[str]) -> epath.Path:
     """Return a local path, with ~ expanded, or gs://BUCKET/KEY as a path.
 
-    A local one is a pathlib path, which has the methods of epath's and more.
-
-    Raises:
-      UserError: for an empty name, a scheme other than gs://, or gs:// without gcsfs.
+    A local one is a pathlib path, which has the methods of epath's and more. Raise UserError for
+    an empty name, another scheme, or gs:// without gcsfs.
     """
     text = os.fspath(name)
     if not text:
@@ -195,8 +193,7 @@ def local_copy(
 def unpacked(archive: epath.Path) -> epath.Path:
     """Return the folder of a zip or tar archive, which is unpacked to the cache folder once.
 
-    Raises:
-      UserError: if it is not an archive, an entry leads out of the folder, or there is no room.
+    Raise UserError if it is not an archive, an entry leads out of the folder, or there is no room.
     """
     if is_remote(archive):
         folder = local_copy(archive.parent, {archive.name}.__contains__, lambda line: None)
@@ -223,11 +220,7 @@ def size_of(file: epath.Path) -> int:
 
 
 def make_folder(folder: epath.Path, what: str) -> epath.Path:
-    """Make a folder unless it exists, and return it.
-
-    Raises:
-      UserError: that begins with `what`, if it cannot be made.
-    """
+    """Make a folder unless it exists, and return it.  what: begins the sentence if that fails."""
     try:
         if not is_remote(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -253,8 +246,6 @@ def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except OSError as reason:
         file = reason.filename or path
         raise UserError(f"{file} cannot be read: {reason.strerror or short(reason)}.") from reason
-    except MemoryError as reason:
-        raise UserError(f"{path} cannot be read: not enough memory.") from reason
     except Exception as reason:
         _refuse_stand_in(path)
         raise UserError(
@@ -282,11 +273,7 @@ def short(reason: BaseException) -> str:
 
 
 def write_whole(file: epath.Path, content: bytes | str) -> None:
-    """Write bytes, or text in UTF-8, to a file atomically, even if the power fails.
-
-    Raises:
-      UserError: if it cannot be written.
-    """
+    """Write bytes, or text in UTF-8, to a file atomically, even if the power fails."""
     content = content.encode(errors="surrogateescape") if isinstance(content, str) else content
     try:
         if is_remote(file):

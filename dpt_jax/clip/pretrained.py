@@ -49,8 +49,9 @@ from dpt_jax.logging import say
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 ORBAX_FOLDER = "params"
 WEIGHTS = "model.safetensors"
-TORCH_WEIGHTS = "pytorch_model.bin"
-TRANSFORMERS_FILES = (WEIGHTS, f"{WEIGHTS}{INDEX}", TORCH_WEIGHTS, f"{TORCH_WEIGHTS}{INDEX}")
+TRANSFORMERS_FILES = tuple(
+    name + index for name in (WEIGHTS, "pytorch_model.bin") for index in ("", INDEX)
+)
 OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 SMALL_FILES = (CONFIG_FILE, OPEN_CLIP_CONFIG, *PROCESSOR_FILES, *VOCABULARY_FILES)
 # OpenAI's names of its models, and their ids on the hub.
@@ -61,8 +62,6 @@ OPENAI_IDS = {
     "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
 }
 HUB_SECONDS = 20  # until the hub answers
-# Endings of files, which no id on the hub has.
-_FILE_ENDINGS = (".pt", ".pth", ".bin", ".safetensors", ".json", ".ckpt")
 EVERY = 97  # The digest of the weights takes every 97th value of a tensor.
 # Layer norms compute in float32, and exp() of a rounded logarithm is off by percents.
 FLOAT32 = re.compile(r"(.*/ln_\w+/\w+|logit_scale)$")
@@ -124,29 +123,21 @@ def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
 def locate(weights: str) -> epath.Path:
     """Return the local path of a `clip.weights` value; remote files are copied to a cache.
 
-    Raises:
-      UserError: if nothing is found.
+    Raise UserError if nothing is found.
     """
     if re.fullmatch(r"[\w-]+", weights) and (BUNDLED / weights / CONFIG_FILE).exists():
         return cast(epath.Path, BUNDLED / weights)
     path = as_path(weights)
     if is_remote(path):
         return _from_bucket(path)
-    if path.exists():
-        return path
-    repo_id = OPENAI_IDS.get(weights, weights)
-    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id) and not repo_id.startswith(".")
-    if not is_id or repo_id.endswith(_FILE_ENDINGS):
-        raise UserError(
-            f"clip.weights: {weights} is neither a file or folder, nor an id on the Hugging Face "
-            f"hub such as {OPENAI_IDS['ViT-B/16']}."
-        )
-    return cast(epath.Path, _from_hub(repo_id))
+    return path if path.exists() else cast(epath.Path, _from_hub(weights))
 
 
-def _from_hub(repo_id: str) -> pathlib.Path:
+def _from_hub(weights: str) -> pathlib.Path:
     """Return the local snapshot of a hub repository: its weights and small files."""
     import huggingface_hub
+
+    repo_id = OPENAI_IDS.get(weights, weights)
 
     def snapshot(**options: Any) -> pathlib.Path:
         return pathlib.Path(huggingface_hub.snapshot_download(repo_id, **options))
@@ -156,18 +147,18 @@ def _from_hub(repo_id: str) -> pathlib.Path:
         found = huggingface_hub.HfApi().model_info(repo_id, timeout=HUB_SECONDS)
         there = {file.rfilename for file in found.siblings or ()}
         small = snapshot(allow_patterns=SMALL_FILES)
-        weights = next((name for name in _weight_files(small) if name in there), WEIGHTS)
-        return snapshot(allow_patterns=_patterns(weights))
-    except Exception as reason:  # no network, no such repository, a proxy's answer: many types
+        file = next((name for name in _weight_files(small) if name in there), WEIGHTS)
+        return snapshot(allow_patterns=_patterns(file))
+    except Exception as reason:  # no id, no network, a proxy's answer: many types
         try:
             return snapshot(local_files_only=True)
         except Exception:
             raise UserError(
-                f"clip.weights: {repo_id} is not cached and cannot be downloaded from the "
-                f"Hugging Face hub ({type(reason).__name__}: {short(reason)}): check the name and "
-                "the network; or use tiny-clip, which is bundled; or run `hf download "
-                f"{repo_id} --local-dir clip` on a machine with a network, copy that folder here, "
-                "and name it as the weights."
+                f"clip.weights: {weights} is neither a file or folder, nor a cached repository of "
+                f"the Hugging Face hub, nor can it be downloaded ({type(reason).__name__}: "
+                f"{short(reason)}): check the name and the network; or use tiny-clip, which is "
+                f"bundled; or run `hf download {repo_id} --local-dir clip` on a machine with a "
+                "network, copy that folder here, and name it as the weights."
             ) from reason
 
 
@@ -225,20 +216,20 @@ def _describe(file: epath.Path) -> tuple[CLIPConfig, int | None] | None:
 
 
 def recognise(tensors: Tensors, file: epath.Path) -> CLIPConfig:
-    """Return the sizes of one of OpenAI's archives. Raise UserError for other files.
+    """Return the sizes of one of OpenAI's archives.  Raise UserError for other files.
 
     They do not state heads and activation, but store three sizes as tensors. A file without these
     may be a model of the same shapes with another activation.
     """
-    is_archive = {"input_resolution", "context_length", "vocab_size"} <= tensors.keys()
+    shapes = {name: value.shape for name, value in tensors.items()}
+    is_archive = {"input_resolution", "context_length", "vocab_size"} <= shapes.keys()
     for config in OPENAI_MODELS.values() if is_archive else ():
         width, patch = config.vision.width, config.patch_size
-        shapes = {
+        expected = {
             "visual.conv1.weight": (width, 3, patch, patch),
             "visual.positional_embedding": (config.grid**2 + 1, width),
-            "token_embedding.weight": (config.vocab_size, config.text.width),
         }
-        if all(n in tensors and tensors[n].shape == shape for n, shape in shapes.items()):
+        if expected.items() <= shapes.items():
             return config
     raise UserError(
         f"{file.parent / CONFIG_FILE} is missing, and so is {OPEN_CLIP_CONFIG}: {file.name} does "
@@ -254,9 +245,6 @@ def save_clip(clip: Pretrained, folder: epath.Path, layout: str = "transformers"
       clip: the model.
       folder: a new one, local or in a bucket.
       layout: "transformers", "open_clip" or "orbax".
-
-    Raises:
-      UserError: if the folder exists.
     """
     if folder.exists():
         raise UserError(f"{folder} already exists: choose a new folder, or delete it first.")
@@ -284,19 +272,14 @@ def _orbax(checkpoint: epath.Path) -> Iterator[tuple[Any, epath.Path]]:
     """Provide Orbax's checkpointer, and a checkpoint's path as Orbax accepts it."""
     import orbax.checkpoint as ocp
 
-    with (
-        without_wildcards(checkpoint.parent) as folder,
-        ocp.StandardCheckpointer() as checkpointer,
-    ):
+    with without_wildcards(checkpoint.parent) as folder, ocp.StandardCheckpointer() as checkpointer:
         yield checkpointer, folder / checkpoint.name
 
 
 def _read_orbax(checkpoint: epath.Path, config: CLIPConfig) -> Params:
     """Return the parameters in an Orbax checkpoint.  Raise UserError if they are others."""
-    with (
-        reading(checkpoint, "a whole Orbax checkpoint of a CLIP"),
-        _orbax(checkpoint) as (checkpointer, path),
-    ):
+    what = "a whole Orbax checkpoint of a CLIP"
+    with reading(checkpoint, what), _orbax(checkpoint) as (checkpointer, path):
         params = checkpointer.restore(path)
         there, wanted = (
             {(name, x.shape) for name, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
