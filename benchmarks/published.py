@@ -17,8 +17,7 @@ from etils import epath
 
 from benchmarks.random_clip import SIZES, openai_tokenizer, published_settings
 from dpt_jax.clip.blocks import Array, Params
-from dpt_jax.clip.files import Tensors, read_tensors
-from dpt_jax.clip.layouts import params_of
+from dpt_jax.clip.files import Tensors, params_of, read_tensors
 from dpt_jax.clip.packing import pack
 from dpt_jax.config import prompt_config, templates
 from dpt_jax.convert.reference import prompts_from_published

@@ -30,7 +30,7 @@ from PIL import Image
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.config_files import config_to_dict, processor_to_dict
-from dpt_jax.clip.layouts import tensors_of
+from dpt_jax.clip.files import tensors_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import PackedTexts
 from dpt_jax.clip.preprocessing import MEAN, STD

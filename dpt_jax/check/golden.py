@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
-from dpt_jax.clip.layouts import OPENAI, params_of, tensors_of
+from dpt_jax.clip.files import OPENAI, params_of, tensors_of
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.packing import pack
 from dpt_jax.clip.tokenizer import openai_tokenizer

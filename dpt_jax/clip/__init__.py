@@ -1,7 +1,7 @@
 """The frozen CLIP backbone: modules, weights, tokenizer, image preprocessing.
 
 It does not depend on prompts or training, and can be used without them. `pretrained.load_clip`
-finds and reads weights: `files` has their formats, `layouts` their tensor names, `config_files` the
+finds and reads weights: `files` has their formats and tensor names, `config_files` the
 configuration beside them, and `tokenizer` the vocabulary. `model`, `blocks` and `packing` compute
 features; `preprocessing` prepares images.
 """

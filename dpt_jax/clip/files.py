@@ -1,23 +1,31 @@
-"""Weight files of several formats as flat dicts of host arrays.
+"""Weight files: their formats, read into flat dicts of host arrays, and the names of the tensors.
 
 No file runs code: safetensors holds numbers only. In the pickle of a PyTorch file, every class is
-replaced by one without behaviour, so PyTorch need not be installed.
+replaced by one without behaviour, so PyTorch need not be installed. The names are those of
+transformers and of OpenAI's code, which open_clip uses too.
 """
 
 import collections
 import io
+import math
 import os
 import pathlib
 import pickle
+import re
 import zipfile
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from etils import epath
 
-from dpt_jax.clip.config import read_json
+from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.config import CLIPConfig, read_json
+from dpt_jax.clip.model import param_shapes
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading, write_whole
 
@@ -35,6 +43,41 @@ _DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+_VISION, _TEXT = "vision_model.embeddings.", "text_model.embeddings."
+# Our name, transformers', OpenAI's. "." and "_" at the end are followed by weight or bias.
+_NAMES = (
+    ("logit_scale", "logit_scale", "logit_scale"),
+    ("vision/class_embedding", f"{_VISION}class_embedding", "visual.class_embedding"),
+    ("vision/patch_embedding", f"{_VISION}patch_embedding.weight", "visual.conv1.weight"),
+    (
+        "vision/position_embedding",
+        f"{_VISION}position_embedding.weight",
+        "visual.positional_embedding",
+    ),
+    ("vision/ln_pre", "vision_model.pre_layrnorm.", "visual.ln_pre."),
+    ("vision/ln_post", "vision_model.post_layernorm.", "visual.ln_post."),
+    ("vision/projection", "visual_projection.weight", "visual.proj"),
+    ("vision/transformer/blocks", "vision_model.encoder.layers.", "visual.transformer.resblocks."),
+    ("text/token_embedding", f"{_TEXT}token_embedding.weight", "token_embedding.weight"),
+    ("text/position_embedding", f"{_TEXT}position_embedding.weight", "positional_embedding"),
+    ("text/ln_final", "text_model.final_layer_norm.", "ln_final."),
+    ("text/projection", "text_projection.weight", "text_projection"),
+    ("text/transformer/blocks", "text_model.encoder.layers.", "transformer.resblocks."),
+    # Of a block. OpenAI's query, key and value are the thirds of one tensor.
+    ("ln_1", "layer_norm1.", "ln_1."),
+    ("ln_2", "layer_norm2.", "ln_2."),
+    ("query", "self_attn.q_proj.", "attn.in_proj_"),
+    ("key", "self_attn.k_proj.", "attn.in_proj_"),
+    ("value", "self_attn.v_proj.", "attn.in_proj_"),
+    ("out", "self_attn.out_proj.", "attn.out_proj."),
+    ("mlp_in", "mlp.fc1.", "mlp.c_fc."),
+    ("mlp_out", "mlp.fc2.", "mlp.c_proj."),
+)
+TRANSFORMERS = {ours: name for ours, name, _ in _NAMES}
+OPENAI = {ours: name for ours, _, name in _NAMES}
+PREFIX = re.compile(r"(module\.|_orig_mod\.)*")  # from multi-device training and torch.compile
+# Buffers of OpenAI's archives and of older versions of the libraries; not weights.
+BUFFER = re.compile(r"attn_mask|input_resolution|context_length|vocab_size|.*\.position_ids")
 
 
 def read_tensors(file: epath.Path) -> Tensors:
@@ -157,3 +200,130 @@ def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
     rest = dict.fromkeys(("optimizer", "scheduler", "val_result"))
     torch.save({"state_dict": state, "epoch": epoch, **rest}, file)
+
+
+class _Parameter(NamedTuple):
+    """A parameter, and where and how a file stores it.
+
+    Attributes:
+      path: in our tree, with "/".
+      shape: ours.
+      names: its tensor in the file, or one for each layer.
+      third: which third of the tensor it is, None for the whole.
+      stored: shape of a layer in the file.
+      axes: permutation from the file's axes to ours, before `shape` splits and joins them.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    names: list[str]
+    third: int | None
+    stored: tuple[int, ...]
+    axes: tuple[int, ...]
+
+
+def params_of(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Params:
+    """Return the parameters of a weight file in either layout, in the file's type.
+
+    Args:
+      tensors: tensors of the file, under its names.
+      config: sizes of the model.
+      file: for errors.
+
+    Raises:
+      UserError: naming the tensor that is missing, left over, not floating point or of another
+        shape than the sizes ask for.
+    """
+    used, flat = set(), {}
+    prefix, text = _prefixes(tensors)
+    table = OPENAI if any(n.startswith(f"{prefix}visual.") for n in tensors) else TRANSFORMERS
+    for parameter in _parameters(config, table, prefix, text):
+        layers = [_layer(tensors, name, parameter, file) for name in parameter.names]
+        flat[parameter.path] = np.stack(layers).reshape(parameter.shape)
+        used.update(parameter.names)
+    for name in sorted(tensors.keys() - used):
+        if not BUFFER.fullmatch(name.removeprefix(prefix).removeprefix(text)):
+            raise UserError(f"{file}: tensor {name} is not part of a CLIP ViT of these sizes.")
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _layer(tensors: Tensors, name: str, parameter: _Parameter, file: epath.Path) -> np.ndarray:
+    """Return a layer of a parameter with our axes.  Raise UserError if its tensor does not fit."""
+    shape, third = parameter.stored, parameter.third
+    if third is not None:
+        shape = (3 * shape[0], *shape[1:])
+    if name not in tensors:
+        raise UserError(
+            f"{file}: tensor {name} is missing; the file is incomplete or not a CLIP ViT of these "
+            "sizes."
+        )
+    value = tensors[name]
+    fits = value.shape in (shape, shape or (1,))  # a scalar may be stored as a vector of one
+    if not fits or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise UserError(
+            f"{file}: tensor {name} is {value.dtype} {value.shape}, but the configuration asks for "
+            f"floating point {shape}; the two do not belong together."
+        )
+    own = value if third is None else np.split(value, 3)[third]
+    return own.reshape(parameter.stored).transpose(parameter.axes)
+
+
+def tensors_of(params: Params, config: CLIPConfig, table: dict[str, str] = TRANSFORMERS) -> Tensors:
+    """Return the parameters as the state dict of transformers' CLIPModel, or of OPENAI's names."""
+    flat = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
+    found: dict[str, list[np.ndarray]] = {}  # a tensor, or its thirds
+    for parameter in _parameters(config, table):
+        permuted = [parameter.stored[axis] for axis in parameter.axes]
+        layers = flat[parameter.path].reshape(len(parameter.names), *permuted)
+        for name, layer in zip(parameter.names, layers, strict=True):
+            own = found.setdefault(name, [layer] * (1 if parameter.third is None else 3))
+            own[parameter.third or 0] = layer.transpose(np.argsort(parameter.axes))
+    return {
+        name: np.asarray(own[0] if len(own) == 1 else np.concatenate(own), order="C")
+        for name, own in found.items()
+    }
+
+
+def _prefixes(tensors: Tensors) -> tuple[str, str]:
+    """Return the prefix of all names, and the one after it in names of the text tower."""
+    prefix = PREFIX.match(next(iter(tensors), ""))[0]  # type: ignore[index]
+    prefix = prefix if all(name.startswith(prefix) for name in tensors) else ""
+    text = "text." if any(name.startswith(f"{prefix}text.") for name in tensors) else ""
+    return prefix, text
+
+
+def _parameters(
+    config: CLIPConfig, table: dict[str, str], prefix: str = "", text: str = ""
+) -> Iterator[_Parameter]:
+    """Yield the parameters of a model with their places in a file that is named by `table`."""
+    kinds = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+    for path, leaf in flax.traverse_util.flatten_dict(param_shapes(config), sep="/").items():
+        own, third, shape = prefix + (text if path.startswith("text/") else ""), None, leaf.shape
+        module, _, kind = path.rpartition("/")
+        if path in table:
+            names = [own + table[path]]
+        elif module in table:  # a layer norm
+            names = [own + table[module] + kinds[kind]]
+        else:
+            blocks, _, part = module.rpartition("/")
+            names = [f"{own}{table[blocks]}{i}.{table[part]}{kinds[kind]}" for i in range(shape[0])]
+            shape = shape[1:]
+            if table is OPENAI and part in ("query", "key", "value"):
+                third = ("query", "key", "value").index(part)
+        stored, axes = _stored(path, shape, config, table)
+        yield _Parameter(path, leaf.shape, names, third, stored, axes)
+
+
+def _stored(
+    path: str, shape: tuple[int, ...], config: CLIPConfig, table: dict[str, str]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of a parameter in a file, and the permutation of its axes to ours."""
+    if path == "vision/patch_embedding":
+        return (shape[-1], 3, config.patch_size, config.patch_size), (2, 3, 1, 0)
+    if path.endswith("/bias"):  # those of query, key and value are (heads, size) here
+        return (math.prod(shape),), (0,)
+    projection = path.endswith("/projection") and table is TRANSFORMERS
+    if path.endswith("/kernel") or projection:
+        inputs = 2 if "/out/" in path else 1  # axes: heads and their size, or the width
+        return (math.prod(shape[inputs:]), math.prod(shape[:inputs])), (1, 0)
+    return shape, tuple(range(len(shape)))

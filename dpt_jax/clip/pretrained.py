@@ -29,8 +29,15 @@ from dpt_jax.clip.config_files import (
     read_open_clip,
     read_transformers,
 )
-from dpt_jax.clip.files import INDEX, Tensors, read_tensors, write_safetensors
-from dpt_jax.clip.layouts import OPENAI, params_of, tensors_of
+from dpt_jax.clip.files import (
+    INDEX,
+    OPENAI,
+    Tensors,
+    params_of,
+    read_tensors,
+    tensors_of,
+    write_safetensors,
+)
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.tokenizer import TOKENIZER_FILE, VOCABULARY_FILES, Tokenizer, load_tokenizer
 from dpt_jax.errors import UserError

@@ -60,19 +60,17 @@ def load_tokenizer(
       end: id of the token at which the text feature is taken; None for the highest id of a text.
     """
     names = [name for name in VOCABULARY_FILES if (directory / name).exists()]
-    if not names and vocab_size != OPENAI_SIZE:
-        raise UserError(
-            f"{directory} has no vocabulary, and OpenAI's has {OPENAI_SIZE} tokens but the "
-            f"model has {vocab_size}: add its {' and '.join(PLAIN_FILES)}, or its {TOKENIZER_FILE}."
-        )
     tokenizer = _read(directory, names) if names else openai_tokenizer()
-    source = directory / names[0] if names else "OpenAI's vocabulary"
     highest = max(tokenizer.tokenizer.get_vocab().values())
     wanted = vocab_size - 1 if end is None else end
     if highest >= vocab_size or tokenizer.end != wanted:
+        source = (
+            directory / names[0] if names else f"OpenAI's vocabulary, since {directory} has none"
+        )
         raise UserError(
             f"{source}: token ids go up to {highest} and {END} is {tokenizer.end}, but the model "
-            f"has {vocab_size} tokens and takes the text feature at {wanted}."
+            f"has {vocab_size} tokens and takes the text feature at {wanted}: add its "
+            f"{TOKENIZER_FILE}, or its {' and '.join(PLAIN_FILES)}."
         )
     return tokenizer
 

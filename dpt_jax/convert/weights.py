@@ -7,8 +7,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax.clip.files import write_safetensors
-from dpt_jax.clip.layouts import TRANSFORMERS
+from dpt_jax.clip.files import TRANSFORMERS, write_safetensors
 from dpt_jax.clip.pretrained import load_clip, save_clip
 from dpt_jax.config import layer_range
 from dpt_jax.convert.reference import read_run

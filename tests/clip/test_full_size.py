@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from dpt_jax.clip.layouts import params_of
+from dpt_jax.clip.files import params_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import pack_one_a_row
 from tests.golden.make_clip_features import MODELS, SEED, inputs

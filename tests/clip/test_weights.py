@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPModel
 
 from dpt_jax.clip.config import OPENAI_MODELS
-from dpt_jax.clip.layouts import tensors_of
+from dpt_jax.clip.files import tensors_of
 from dpt_jax.clip.pretrained import BUNDLED, load_clip, locate, recognise
 from tests.helpers.commands import refused
 from tests.helpers.weight_files import (

@@ -17,8 +17,7 @@ from dpt_jax.clip.config_files import (
     config_to_dict,
     processor_to_dict,
 )
-from dpt_jax.clip.files import write_safetensors
-from dpt_jax.clip.layouts import params_of, tensors_of
+from dpt_jax.clip.files import params_of, tensors_of, write_safetensors
 
 # Of most golden arrays, and of a CLIP of three and two narrow layers.
 GOLDEN = {"embed": 64, "res": 32, "vl": 4, "vw": 128, "patch": 8, "tw": 128, "th": 2, "tl": 3}
