@@ -15,7 +15,6 @@ from dpt_jax.errors import BUG
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the checks."""
     parser.add_argument("--workdir", metavar="W", default=".", help="folder or gs:// to write to")
     parser.add_argument(
         "--clip",
@@ -32,7 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Print the table."""
     shared.connect_hosts(flags)
     import json
 

@@ -29,17 +29,13 @@ from dpt_jax.errors import UserError
 if TYPE_CHECKING:
     from etils import epath
 
-USAGE = (
-    "use `convert clip SRC DST`, `export W FILE.safetensors`, `serve W DIR`, `onnx W FILE.onnx`, "
-    "`peft W DIR`, `reference CHECKPOINT_DIR --workdir=W` or `reference --reverse W CHECKPOINT_DIR`"
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of all conversions."""
-    parser.usage = f"{parser.prog} clip|export|serve|onnx|peft|reference SRC DST [options]"
-    parser.add_argument("names", nargs="*", metavar="WHAT SRC DST", help="see above")
-    parser.add_argument("--workdir", metavar="W", help="the run to read, or for reference to write")
+    kinds = ("clip", "export", "serve", "onnx", "peft", "reference")
+    parser.add_argument("what", choices=kinds, metavar="WHAT", help=", ".join(kinds))
+    parser.add_argument("source", metavar="SRC", help="see above")
+    parser.add_argument("target", metavar="DST", nargs="?", help="see above")
+    parser.add_argument("--workdir", metavar="W", help="reference: the run to write")
     parser.add_argument(
         "--reverse",
         action="store_true",
@@ -61,39 +57,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Convert what the first argument names."""
     from dpt_jax.io import as_path
 
-    what, *names = flags.names or [""]
-    reads_run = what in ("export", "serve", "onnx") or (what == "reference" and flags.reverse)
-    if reads_run and flags.workdir:
-        names.insert(0, flags.workdir)
-    match [what, *names]:
-        case [("clip" | "export"), source, target] if what == "clip" or flags.merge:
-            from dpt_jax.convert.weights import convert_clip
+    what, given = flags.what, flags.given
+    to_run = what == "reference" and not flags.reverse
+    if (flags.target is None) != to_run or (flags.workdir is not None) != to_run:
+        raise UserError("convert: name SRC and DST, or `reference CHECKPOINT_DIR --workdir=W`.")
+    source, target = as_path(flags.source), as_path(flags.workdir if to_run else flags.target)
+    if to_run:
+        from dpt_jax.convert.reference import convert_reference
 
-            convert_clip(source, as_path(target), flags.clip, flags.layout)
-        case ["peft", source, target]:
-            from dpt_jax.convert.weights import write_peft
+        convert_reference(source, target, given.config, given.overrides)
+    elif what == "reference":
+        from dpt_jax.convert.reference import reverse_reference
 
-            write_peft(as_path(source), as_path(target))
-        case ["export", source, target]:
-            export(as_path(source), as_path(target))
-        case [("serve" | "onnx"), source, target]:
-            compile_program(what, as_path(source), as_path(target), flags.clip)
-        case ["reference", source, target] if flags.reverse:
-            from dpt_jax.convert.reference import reverse_reference
+        reverse_reference(source, target, flags.clip)
+    elif what == "clip" or flags.merge:
+        from dpt_jax.convert.weights import convert_clip
 
-            reverse_reference(as_path(source), as_path(target), flags.clip)
-        case ["reference", directory] if flags.workdir:
-            from dpt_jax.convert.reference import convert_reference
+        convert_clip(flags.source, target, flags.clip, flags.layout)
+    elif what == "peft":
+        from dpt_jax.convert.weights import write_peft
 
-            workdir = as_path(flags.workdir)
-            convert_reference(
-                as_path(directory), workdir, flags.given.config, flags.given.overrides
-            )
-        case _:
-            raise UserError(f"convert: unknown arguments {flags.names}; {USAGE}.")
+        write_peft(source, target)
+    elif what == "export":
+        export(source, target)
+    else:
+        compile_program(what, source, target, flags.clip)
 
 
 def export(source: "epath.Path", target: "epath.Path") -> None:

@@ -9,11 +9,9 @@ nearest word, divided by the mean distance between two words: near 1, the vector
 import argparse
 
 from dpt_jax.cli import flags as shared
-from dpt_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the run and the number of words."""
     shared.add_run(parser)
     parser.add_argument(
         "--top", type=shared.at_least_one, default=3, metavar="N", help="words per vector (3)"
@@ -21,12 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Print the table."""
-    workdir, others = shared.split_run(flags)
-    if others:
-        raise UserError(f"unknown argument {others[0]!r}: the command takes one run.")
+    from dpt_jax.io import as_path
     from dpt_jax.predictor.explain import nearest_words
     from dpt_jax.predictor.predictor import load
     from dpt_jax.report.tables import markdown
 
-    print(markdown(nearest_words(load(workdir, clip=flags.clip, batch_size=1), flags.top)))
+    predictor = load(as_path(flags.workdir), clip=flags.clip, batch_size=1)
+    print(markdown(nearest_words(predictor, flags.top)))

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from etils import epath
     from ml_collections import ConfigDict
 
     from dpt_jax.config import Value
 
 DEFAULT = "dpt"
-RUN_HELP = "the workdir of a run, or a prompt file from `dpt-jax convert export`"
 
 
 class Given(NamedTuple):
@@ -66,14 +64,15 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_run(parser: argparse.ArgumentParser, *others: str) -> None:
-    """Add the run that a command reads, as first argument or as --workdir, and --clip.
-
-    others: what follows the run, for the usage line.
-    """
-    parser.usage = f"{parser.prog} W {' '.join([*others, '[options]'])}"
-    parser.add_argument("names", nargs="*", metavar="W", help=RUN_HELP)
-    parser.add_argument("--workdir", metavar="W", help="the run, instead of the first argument")
+def add_run(parser: argparse.ArgumentParser, images: bool = False) -> None:
+    """Add the run that a command reads, --clip, and perhaps images."""
+    parser.add_argument(
+        "workdir",
+        metavar="W",
+        help="the workdir of a run, or a prompt file from `dpt-jax convert export`",
+    )
+    if images:
+        parser.add_argument("images", nargs="+", metavar="PATH", help="images, or their folders")
     parser.add_argument(
         "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"
     )
@@ -106,26 +105,6 @@ def connect_hosts(flags: argparse.Namespace) -> None:
 
     distributed.connect(flags.coordinator, flags.processes, flags.process, flags.cluster)
     distributed.keep_compiled()
-
-
-def split_run(flags: argparse.Namespace) -> tuple["epath.Path", list[str]]:
-    """Return the run, and the other names.  Raise UserError if no run is named."""
-    from dpt_jax.io import as_path
-
-    names = list(flags.names)
-    if not flags.workdir and not names:
-        raise UserError(f"no run is named: give {RUN_HELP}.")
-    return as_path(flags.workdir or names.pop(0)), names
-
-
-def split_images(flags: argparse.Namespace) -> tuple["epath.Path", list[str]]:
-    """Return the run, and the images that are named.  Raise UserError if one is missing."""
-    workdir, names = split_run(flags)
-    if not names:
-        raise UserError("no image is named: give images or folders after the run.")
-    from dpt_jax.data.folder import find_images
-
-    return workdir, find_images(names)
 
 
 def from_command_line(

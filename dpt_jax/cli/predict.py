@@ -33,8 +33,7 @@ Answer = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the run, and how answers are written."""
-    shared.add_run(parser, "PATH…")
+    shared.add_run(parser, images=True)
     parser.add_argument("--classes", metavar="FILE", help="other class names, one per line")
     parser.add_argument(
         "--top", type=shared.at_least_one, default=5, metavar="N", help="classes per image (5)"
@@ -44,12 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Classify the images that are named."""
     if flags.json and flags.csv:
         raise UserError("give --json or --csv, not both.")
-    workdir, paths = shared.split_images(flags)
+    from dpt_jax.data.folder import class_name, find_images
+
+    paths = find_images(flags.images)
     # Importing JAX takes seconds, so wrong paths are reported before.
-    from dpt_jax.data.folder import class_name
     from dpt_jax.io import as_path
     from dpt_jax.logging import Progress
     from dpt_jax.predictor.predictor import load, read_classnames
@@ -57,7 +56,7 @@ def run(flags: argparse.Namespace) -> None:
     classnames = read_classnames(as_path(flags.classes)) if flags.classes else None
     # A power of two: small for few images, and one compiled program serves many calls.
     rows = min(1 << (len(paths) - 1).bit_length(), BATCH)
-    predictor = load(workdir, classnames, flags.clip, rows)
+    predictor = load(as_path(flags.workdir), classnames, flags.clip, rows)
     answers, hits = [], []
     with contextlib.ExitStack() as stack:
         table = stack.enter_context(as_path(flags.csv).open("wb")) if flags.csv else None
@@ -105,7 +104,8 @@ def _csv(answers: Sequence[Answer]) -> bytes:
 
     rows = []
     for answer in answers:
-        row = {"path": answer["path"], "error": answer.get("error", "")}
+        path = answer["path"].encode(errors="backslashreplace").decode()  # it need not be Unicode
+        row = {"path": path, "error": answer.get("error", "")}
         for place, one in enumerate(answer.get("predictions", ()), 1):
             row |= {f"class_{place}": one["class"], f"probability_{place}": one["probability"]}
         rows.append(row)

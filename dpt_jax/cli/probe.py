@@ -14,14 +14,12 @@ from dpt_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the settings and the workdir."""
     parser.add_argument("--workdir", metavar="W", help="where the results go")
     shared.add_config(parser)
     shared.add_hosts(parser)
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Fit the probe, and print its accuracy."""
     shared.connect_hosts(flags)
     from dpt_jax.config import validate
     from dpt_jax.configs import common

@@ -24,34 +24,23 @@ from dpt_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the folder, and whether to make a page."""
-    parser.add_argument(
-        "folders", nargs="*", metavar="FOLDER", help="a workdir, or a folder of runs"
-    )
-    parser.add_argument("--workdir", metavar="W", help="the run, instead of the first argument")
+    parser.add_argument("folder", metavar="FOLDER", help="a workdir, or a folder of runs")
     parser.add_argument("--html", action="store_true", help="make one page of one run")
     parser.add_argument("--latex", action="store_true", help="write report.tex too")
     parser.add_argument("--beside", metavar="FILE", help="a CSV of published numbers, see above")
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Write the report, and print its tables."""
-    folders = [*([flags.workdir] if flags.workdir else []), *flags.folders]
-    if len(folders) != 1:
-        raise UserError("give one folder: dpt-jax report RUNS.")
     from dpt_jax.evaluation.results import RESULTS_FILE
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
     from dpt_jax.report.one_run import report_run, write_page
     from dpt_jax.report.runs import report_folder
 
-    folder = as_path(folders[0])
+    folder = as_path(flags.folder)
     whole_run = (folder / RESULTS_FILE).exists()
-    for flag in ("beside", "latex"):
-        if getattr(flags, flag) and (flags.html or whole_run):
-            raise UserError(f"--{flag} is for the report over a folder of runs, not of one run.")
-    if flags.html and not whole_run:
-        raise UserError(f"--html is for one run, but {folder} has no {RESULTS_FILE}.")
+    if whole_run and (flags.beside or flags.latex):
+        raise UserError("--beside and --latex are for a folder of runs, not for one run.")
     if flags.html:
         say(f"written: {write_page(folder)}")
         return

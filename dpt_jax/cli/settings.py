@@ -8,11 +8,10 @@ import textwrap
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: the command takes no flags."""
+    pass
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Print the keys, and which of them a resumed run may change."""
     import inspect
 
     from dpt_jax.config import BOUND, FREE

@@ -65,7 +65,6 @@ def part(text: str) -> tuple[int, int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the runs; --config.KEY=VALUE applies to all of them."""
     table = parser.add_mutually_exclusive_group()
     table.add_argument("--preset", choices=("paper",), help="a whole table: paper")
     table.add_argument(
@@ -96,7 +95,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Run what is planned, and report what failed."""
     planned = _planned(flags)
     from dpt_jax.data.dataset import check_root
     from dpt_jax.io import as_path

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of main.py."""
     parser.add_argument(
         "--workdir",
         metavar="W",
@@ -54,7 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Train and evaluate, or with --mode=eval only evaluate."""
     given = flags.given
     shared.connect_hosts(flags)
     from dpt_jax.evaluation import evaluate as evaluation

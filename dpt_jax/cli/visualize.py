@@ -8,6 +8,7 @@ the prompt of each of these classes.
 """
 
 import argparse
+import itertools
 import pathlib
 import sys
 
@@ -19,16 +20,14 @@ TOP, MOST = 4, 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the run, the images and where the pictures go."""
-    shared.add_run(parser, "IMAGE…")
+    shared.add_run(parser, images=True)
     parser.add_argument("--top", type=int, choices=range(1, MOST + 1), default=TOP, metavar="N",
                         help=f"classes per image, 1 to {MOST} ({TOP})")  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="the folder to write to; default W/pictures")
 
 
 def run(flags: argparse.Namespace) -> None:
-    """Draw one picture per image."""
-    workdir, paths = shared.split_images(flags)
+    from dpt_jax.data.folder import find_images
     from dpt_jax.io import as_path, make_folder, write_whole
     from dpt_jax.logging import say
     from dpt_jax.predictor.explain import describe
@@ -36,9 +35,10 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.report.figures import draw_sight
     from dpt_jax.training.checkpoints import folder_of
 
+    workdir, paths = as_path(flags.workdir), find_images(flags.images)
     predictor = load(workdir, clip=flags.clip, batch_size=1)
-    default = folder_of(workdir) / FOLDER
-    folder = make_folder(as_path(flags.out) if flags.out else default, "--out")
+    out = as_path(flags.out) if flags.out else folder_of(workdir) / FOLDER
+    folder = make_folder(out, "--out")
     taken = {as_path(path).resolve() for path in paths}  # no image is overwritten by its picture
     unreadable = 0
     for path in paths:
@@ -48,11 +48,10 @@ def run(flags: argparse.Namespace) -> None:
             unreadable += 1
             say(str(reason), file=sys.stderr)
             continue
-        name, number = pathlib.PurePath(path).stem, 1
-        file = folder / f"{name}.png"
-        while file.resolve() in taken:
-            number += 1
-            file = folder / f"{name}-{number}.png"
+        name = pathlib.PurePath(path).stem
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        files = (folder / f"{name}.png" for name in names)
+        file = next(file for file in files if file.resolve() not in taken)
         taken.add(file.resolve())
         write_whole(file, draw_sight(sight, path, predictor.model.config.method))
         say(str(file))

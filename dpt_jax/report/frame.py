@@ -105,7 +105,7 @@ def _row(one: Results, workdir: epath.Path) -> dict[str, Any]:
         "ece": one["calibration"]["ece"],
         # Not in results.json, which is bit-identical for a resumed run.
         "seconds": newest.meta.get("seconds") if newest else None,
-        "path": str(workdir),
+        "path": str(workdir).encode(errors="backslashreplace").decode(),  # it need not be Unicode
         "excluded": excluded,
         "data": of["data"]["digest"],
         "trained_data": trained_data["digest"],

@@ -5,8 +5,7 @@ The page embeds its pictures and needs no network. Its template is page.html.
 
 import base64
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jinja2
@@ -20,7 +19,7 @@ from dpt_jax.evaluation.metrics import softmax
 from dpt_jax.evaluation.results import Results, read_current
 from dpt_jax.io import write_whole
 from dpt_jax.logging import Progress
-from dpt_jax.methods import METHODS, ROWS, TEXT, ZERO_SHOT
+from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.predictor.explain import describe, nearest_words
 from dpt_jax.predictor.predictor import Predictor
 from dpt_jax.report import figures
@@ -35,7 +34,7 @@ TABLE_FILE, CSV_FILE, PAGE_FILE = "report.md", "report.csv", "report.html"
 FIGURE_FILE, TRAINING_FILE = "report.png", "training.png"
 RELIABILITY_FILE = "reliability.png"
 CONFUSIONS_LISTED = 10
-ANSWERS = 4  # pictures of the correct answers and of the wrong ones
+ANSWERS = 4  # pictures of the correct answers and of the wrong ones, of different classes
 NEAREST = 3  # words
 
 
@@ -78,16 +77,15 @@ def write_page(workdir: epath.Path) -> epath.Path:
     images = min(config.eval.batch_size, len(experiment.dataset.test))
     batch = -(-images // jax.local_device_count())
     predictor = Predictor(experiment, saved_prompts(experiment, source_of(workdir)), batch)
-    answers, before, after = classify(predictor, experiment.dataset)
-    learned, drawn = predictor.model.config, draw(results, workdir)
-    clouds = {"before: zero-shot CLIP": (before, predictor.texts.frozen)}
-    words = None
+    answers = classify(predictor, experiment.dataset)
+    learned, drawn, words = predictor.model.config, draw(results, workdir), None
+    clouds = {"before: zero-shot CLIP": (np.stack(answers.before), predictor.texts.frozen)}
     if not learned.conditioned:  # otherwise each image has its own texts, without common axes
-        clouds[f"after: {ROWS[learned.method].label}"] = (after, predictor.encode_text())
+        after = np.stack(answers.after), predictor.encode_text()
+        clouds[f"after: {ROWS[learned.method].label}"] = after
         words = nearest_words(predictor, NEAREST) if "text" in predictor.prompts else None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent), autoescape=True
-    )
+    templates = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
+    environment = jinja2.Environment(loader=templates, autoescape=True)
     environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
     page = environment.get_template("page.html").render(
         title=title(results),
@@ -145,79 +143,61 @@ def class_table(results: Results) -> pd.DataFrame:
 
 def confused_table(results: Results) -> pd.DataFrame:
     """Return a row for each of the most frequent mistakes."""
-    wrong = [
-        (count, name, other, one["n"])
-        for name, one in results["per_class"].items()
-        for other, count in one["predicted"].items()
-        if other != name
+    counts = confusion(results)
+    pairs = counts.stack()
+    wrong = pairs.index.get_level_values(0) != pairs.index.get_level_values(1)
+    most = pairs[wrong & (pairs > 0)].nlargest(CONFUSIONS_LISTED)
+    rows = [
+        (name, other, f"{count:.0f} of {results['per_class'][name]['n']}")
+        for (name, other), count in most.items()
     ]
-    wrong.sort(key=lambda mistake: -mistake[0])
-    return pd.DataFrame(
-        [(name, other, f"{count} of {n}") for count, name, other, n in wrong[:CONFUSIONS_LISTED]],
-        columns=["true class", "predicted class", "images"],
-    )
+    return pd.DataFrame(rows, columns=["true class", "predicted class", "images"])
 
 
-def confusion_matrix(classes: Mapping[str, Any]) -> np.ndarray:
-    """Return (C, C): the percentage of the images of class i for which class j is predicted."""
+def confusion(results: Results) -> pd.DataFrame:
+    """Return (C, C): the number of images of the row's class that are predicted as the column's."""
+    classes = results["per_class"]
     counts = pd.DataFrame({name: one["predicted"] for name, one in classes.items()}, dtype=float).T
-    images = pd.Series({name: max(one["n"], 1) for name, one in classes.items()})
-    matrix = counts.reindex(index=list(classes), columns=list(classes)).fillna(0)
-    return 100 * matrix.div(images, axis=0).to_numpy()
+    return counts.reindex(index=list(classes), columns=list(classes)).fillna(0)
 
 
 def draw(results: Results, workdir: epath.Path) -> dict[str, bytes]:
-    """Return the figures of a run by file name."""
-    classes, calibrations = results["per_class"], {ZERO_SHOT: results["zero_shot_calibration"]}
+    """Return the figures of a run by file name; there is one of the training from two epochs on."""
+    counts = confusion(results)
+    percent = 100 * counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+    drawn = {FIGURE_FILE: figures.draw_confusion(percent, title(results))}
+    if len(records := read_metrics(workdir)) > 1:
+        drawn[TRAINING_FILE] = figures.draw_training(records)
+    calibrations = {ZERO_SHOT: results["zero_shot_calibration"]}
     calibrations[results["method"]] = results["calibration"]
-    drawn = {
-        FIGURE_FILE: figures.draw_confusion(
-            confusion_matrix(classes), list(classes), title(results)
-        ),
-        TRAINING_FILE: draw_training(workdir),
-        RELIABILITY_FILE: figures.draw_reliability(calibrations),
-    }
-    return {name: png for name, png in drawn.items() if png}
+    return drawn | {RELIABILITY_FILE: figures.draw_reliability(calibrations)}
 
 
-def draw_training(workdir: epath.Path) -> bytes | None:
-    """Draw the training's curves; None if a workdir has fewer than two epochs."""
-    records = read_metrics(workdir)
-    if len(records) < 2:
-        return None
-    config = load_config(workdir)
-    method = METHODS[config.method]
-    # CLIP's guidance is a term of the loss of methods that learn on both sides.
-    guided = method.visual and TEXT in method.parts
-    return figures.draw_training(records, config.loss.guidance_epochs if guided else 0)
-
-
-def classify(predictor: Predictor, dataset: Dataset) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+def classify(predictor: Predictor, dataset: Dataset) -> pd.DataFrame:
     """Classify the readable test images.
 
     Returns:
-        A row for each of N images: path, label, predicted and zero_shot (class indices), and
-        confidence, the probability of the predicted class; the frozen image features (N, E); and
-        the prompted ones (N, E).
+        A row for each image: its index, label, predicted and zero_shot (class indices), confidence,
+        the probability of the predicted class, and its features before and after prompts.
     """
     paths = [example.path for example in dataset.test]
     labels = np.array([example.label for example in dataset.test])
-    rows, before, after = [], [], []
+    rows = []
     with Progress("report", -(-len(paths) // predictor.rows)) as progress:
         for batch, outputs in predictor.answers(paths, dataset.read, skip_unreadable=True):
-            probability, readable = softmax(outputs.logits), batch["weight"] > 0
+            probability = softmax(outputs.logits)
             found = {
-                "path": [paths[i] for i in batch["index"]],
+                "index": batch["index"],
                 "label": labels[batch["index"]],
                 "predicted": probability.argmax(-1),
                 "zero_shot": outputs.zero_shot.logits.argmax(-1),
                 "confidence": probability.max(-1),
+                "before": [*outputs.zero_shot.features],
+                "after": [*outputs.features],
             }
-            rows.append(pd.DataFrame(found)[readable])
-            before.append(outputs.zero_shot.features[readable])
-            after.append(outputs.features[readable])
+            rows.append(pd.DataFrame(found)[batch["weight"] > 0])
             progress.advance()
-    return pd.concat(rows, ignore_index=True), np.concatenate(before), np.concatenate(after)
+    return pd.concat(rows, ignore_index=True)
 
 
 def pictures(
@@ -228,27 +208,21 @@ def pictures(
     With prompts, the correct answers are those that zero-shot CLIP gets wrong.
     """
     learned, names = predictor.model.config, predictor.classnames
-    correct = answers[answers.predicted == answers.label]
-    wrong = answers[answers.predicted != answers.label]
-    heading = "Correct"
+    is_correct, heading = answers.predicted == answers.label, "Correct"
+    shown = is_correct
     if learned.learns:
         heading += " where zero-shot CLIP is wrong"
-        correct = correct[correct.zero_shot != correct.label]
-    for headline, among in ((heading, correct), ("Wrong", wrong)):
-        chosen, drawn = most_confident(among), []
-        sights = describe(predictor, [dataset.read(path) for path in chosen.path])
-        for one, sight in zip(chosen.itertuples(), sights, strict=True):
-            caption = f"{one.path}: {names[one.label]}"
+        shown = is_correct & (answers.zero_shot != answers.label)
+    for headline, among in ((heading, answers[shown]), ("Wrong", answers[~is_correct])):
+        among = among.sort_values("confidence", ascending=False, kind="stable")
+        chosen, drawn = among.drop_duplicates("label").head(ANSWERS), []
+        paths = [dataset.test[index].path for index in chosen["index"]]
+        sights = describe(predictor, [dataset.read(path) for path in paths])
+        for path, one, sight in zip(paths, chosen.itertuples(), sights, strict=True):
+            caption = f"{path}: {names[one.label]}"
             if one.predicted != one.label:
                 caption += f", predicted {names[one.predicted]}"
             elif learned.learns:
                 caption += f", zero-shot CLIP predicts {names[one.zero_shot]}"
-            drawn.append((figures.draw_sight(sight, one.path, learned.method), caption))
+            drawn.append((figures.draw_sight(sight, path, learned.method), caption))
         yield f"{headline}, most confident first", drawn
-
-
-def most_confident(answers: pd.DataFrame) -> pd.DataFrame:
-    """Return the most confident answers, one per class before a second of any."""
-    order = answers.sort_values("confidence", ascending=False, kind="stable")
-    again = order.duplicated("label")
-    return pd.concat([order[~again], order[again]]).head(ANSWERS)

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -48,7 +49,7 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     shutil.copy(files[0], tmp_path / "other")
     out = tmp_path / "out"
     images = [files[0], str(tmp_path / "broken.png"), str(tmp_path / "other")]
-    options = [f"--workdir={trained}", "--top=3", f"--out={out}"]
+    options = [str(trained), "--top=3", f"--out={out}"]
     done = in_process("visualize", *options, *images)
     assert "broken.png cannot be read as an image" in done.stderr
     name = files[0].rpartition("/")[2].removesuffix(".png")
@@ -57,7 +58,7 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     # In the folder of the images themselves: none of them is overwritten.
     before = (tmp_path / "other" / f"{name}.png").read_bytes()
     shutil.copy(files[0], tmp_path / "other" / f"{name}-2.png")
-    options = [f"--workdir={trained}", f"--out={tmp_path / 'other'}", str(tmp_path / "other")]
+    options = [str(trained), f"--out={tmp_path / 'other'}", str(tmp_path / "other")]
     in_process("visualize", *options)
     assert (tmp_path / "other" / f"{name}.png").read_bytes() == before
     assert len(list((tmp_path / "other").iterdir())) == 4
@@ -68,12 +69,12 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
     odd = [r"$\frac$.png", "$x_$.png", os.fsdecode(b"n\xff.png")]
     for name in odd:
         shutil.copy(files[0], tmp_path / name)
-    options = [f"--workdir={trained}", f"--out={tmp_path / 'out'}", str(tmp_path)]
+    options = [str(trained), f"--out={tmp_path / 'out'}", str(tmp_path)]
     done = in_process("visualize", *options)
     assert len(done.stdout.splitlines()) == 3
     assert sorted(os.listdir(tmp_path / "out")) == sorted(odd)
-    matrix, names = np.eye(2), [r"$\frac$", "a\nb\udcff"]
-    assert draw_confusion(matrix, names, r"$\frac$")
+    names = [r"$\frac$", "$x_$"]
+    assert draw_confusion(pd.DataFrame(np.eye(2), columns=names), r"$\frac$")
     assert draw_features({"before": (np.eye(2), np.eye(2))}, np.arange(2), names)
 
 
@@ -92,6 +93,6 @@ def test_words_of_a_context_that_is_words(trained, clip, tmp_path):
 
 
 def test_explain_prints_a_table(trained):
-    lines = in_process("explain", f"--workdir={trained}", "--top=2").stdout.splitlines()
+    lines = in_process("explain", str(trained), "--top=2").stdout.splitlines()
     assert len(lines) == 2 + 4
     assert re.fullmatch(r"\| 1 +\| \S+ \(\d\.\d+\) +\| \S+ \(\d\.\d+\) +\| \d\.\d\d +\|", lines[2])

@@ -127,7 +127,7 @@ def test_a_wrong_file_is_named_with_the_row(text, row, tmp_path):
 
 def test_the_command(runs):
     command_refused("no.csv", "report", runs, f"--beside={runs / 'no.csv'}")
-    says = "--beside is for the report over a folder of runs"
+    says = "--beside and --latex are for a folder of runs"
     command_refused(says, "report", runs / "d", f"--beside={SHIPPED}")
     text = in_process("report", runs, f"--beside={SHIPPED}").stdout
     assert "14 of 14 published numbers have no run here" in text
