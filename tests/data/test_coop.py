@@ -85,7 +85,6 @@ IMAGE = "AnnualCrop/image_0000.jpg"
 @pytest.mark.parametrize(
     ("train", "named"),
     [
-        ([[IMAGE, 0.5, "a"]], "split_zhou"),
         ([[IMAGE, 0]], "split_zhou"),
         ([[IMAGE, 1, "a"]], "number 0"),
         ([[IMAGE, 0, "a"], [IMAGE, -1, "b"]], "split_zhou"),
@@ -109,20 +108,11 @@ def test_a_wrong_split_is_named(train, named, tmp_path):
     ],
 )
 def test_a_damaged_list_is_named(name, file, tmp_path):
-    """Damage by a download, an editor or a copy. Some files are valid even without their end."""
     file = coop_trees.make(name, tmp_path) / file
     whole = file.read_bytes()
-    damages = [whole[: len(whole) * part // 12] for part in range(12)]
-    damages += [b"<!DOCTYPE html><html>404</html>", b"caf\xe9 1\n" + whole, b"\xff\xfe" + whole]
-    refused = 0
-    for damaged in [*damages, b"[1, 2]", b"null"]:
+    for damaged in (b"<html>404</html>", b"\xff\xfe" + whole, b"[1, 2]", whole[: len(whole) // 2]):
         file.write_bytes(damaged)
-        try:
-            read_coop(name, tmp_path)
-        except UserError as reason:
-            assert str(tmp_path) in str(reason)
-            refused += 1
-    assert refused >= 5
+        refused(str(tmp_path), read_coop, name, tmp_path)
 
 
 def test_a_folder_that_one_split_lacks_does_not_shift_the_labels(tmp_path):

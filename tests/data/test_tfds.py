@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import random
 import sys
 
 import numpy as np
@@ -84,28 +83,17 @@ class Without:
             return self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-from dpt_jax.data.dataset import load_dataset
-from configs import dpt
+from dpt_jax.data.tfds import read_tfds
 """
 
 
 @pytest.mark.process
 def test_prepared_data_are_read_without_tensorflow(root):
     code = f"""
-config = dpt.get_config("dtd").dataset
-config.source, config.root, config.shots = "tfds", {str(root)!r}, 2
-found = load_dataset(config, seed=3)
-print(*[example.path for example in found.train], found.read(found.test[0].path).size)
+found = read_tfds("dtd", {str(root)!r})
+print(found.read(found.test[0].path).size)
 """
-    (read,) = command("-c", WITHOUT_TENSORFLOW + code).stdout.splitlines()
-    *paths, width, height = read.split()
-    whole = read_tfds("dtd", str(root))
-    random.seed(3)
-    by_label = {}
-    for example in whole.train:
-        by_label.setdefault(example.label, []).append(example)
-    assert paths == [e.path for own in by_label.values() for e in random.sample(own, 2)]
-    assert (width, height) == ("(12,", "9)")
+    assert command("-c", WITHOUT_TENSORFLOW + code).stdout == "(12, 9)\n"
 
 
 def test_a_preparation_that_fails_names_the_dataset(monkeypatch, tmp_path):
