@@ -153,26 +153,20 @@ def _made_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
 def local_copy(
     folder: epath.Path, wanted: Callable[[str], bool], tell: Callable[[str], object]
 ) -> pathlib.Path:
-    """Copy objects of a bucket to the cache folder, once for each version of them.
+    """Return a folder of the cache with objects of a bucket, each version of which is copied once.
 
-    Args:
-      folder: in a bucket.
-      wanted: whether an object is copied, by its path below the folder.
-      tell: prints a line if something is copied.
-
-    Returns:
-      The local folder.
+    wanted: whether an object is copied, by its path below the folder. tell: prints a line if
+    something is copied.
     """
     gcs, place = file_system(folder), os.fspath(folder).removeprefix(BUCKETS).rstrip("/")
 
     def versions() -> dict[str, str]:
-        found = gcs.find(place, detail=True).items()
-        names = {name.removeprefix(f"{place}/"): about for name, about in found}
-        return {
-            name: str(about.get("generation"))  # changes with each write
-            for name, about in names.items()
-            if name and not name.endswith("/") and wanted(name)
+        every = {
+            path.removeprefix(f"{place}/"): str(about.get("generation"))  # changes with each write
+            for path, about in gcs.find(place, detail=True).items()
+            if not path.endswith("/")
         }
+        return {name: version for name, version in every.items() if wanted(name)}
 
     with reading(folder, "a folder of a bucket"):
         found = versions()
@@ -240,17 +234,15 @@ def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as reason:
-        raise UserError(
-            f"{reason.filename or path} does not exist, or has been removed."
-        ) from reason
+        file = reason.filename or path
+        raise UserError(f"{file} does not exist, or has been removed.") from reason
     except OSError as reason:
         file = reason.filename or path
         raise UserError(f"{file} cannot be read: {reason.strerror or short(reason)}.") from reason
     except Exception as reason:
         _refuse_stand_in(path)
-        raise UserError(
-            f"{path} cannot be read as {what} ({type(reason).__name__}: {short(reason)})."
-        ) from reason
+        why = f"{type(reason).__name__}: {short(reason)}"
+        raise UserError(f"{path} cannot be read as {what} ({why}).") from reason
 
 
 def _refuse_stand_in(path: str | os.PathLike[str]) -> None:
@@ -289,9 +281,8 @@ def write_whole(file: epath.Path, content: bytes | str) -> None:
         finally:
             half.unlink(missing_ok=True)
     except OSError as reason:
-        raise UserError(
-            f"{file} cannot be written: {reason.strerror or short(reason)}."
-        ) from reason
+        why = reason.strerror or short(reason)
+        raise UserError(f"{file} cannot be written: {why}.") from reason
 
 
 @contextlib.contextmanager

@@ -81,10 +81,7 @@ BUFFER = re.compile(r"attn_mask|input_resolution|context_length|vocab_size|.*\.p
 
 
 def read_tensors(file: epath.Path) -> Tensors:
-    """Return the tensors of a weight file, or of all files that an index names.
-
-    Raise UserError if one is of another kind or damaged.
-    """
+    """Return the tensors of a weight file, or of all files that an index names."""
     if file.name.endswith(INDEX):
         with reading(file, "the index of a model's weight files"):
             shards = sorted(set(read_json(file)["weight_map"].values()))
@@ -111,10 +108,8 @@ def read_torch_file(file: epath.Path | pathlib.Path) -> tuple[Tensors, int | Non
         root: Any = _TorchUnpickler(archive).load()
         root = _scripted_tensors(root) if isinstance(root, _Inert) else root
         tensors: Tensors = root.get("state_dict", root)
-        others = [name for name, value in tensors.items() if not isinstance(value, np.ndarray)]
-        if others or not tensors:
-            what = f"{others[0]!r} is not a tensor" if others else "it has no tensors"
-            raise ValueError(f"{what}: save a state dict only")
+        if not tensors or not all(isinstance(value, np.ndarray) for value in tensors.values()):
+            raise ValueError("it holds something else than tensors: save a state dict only")
     epoch = root.get("epoch")
     return dict(tensors), epoch if isinstance(epoch, int) else None
 
@@ -228,11 +223,7 @@ def params_of(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Params:
     Args:
       tensors: tensors of the file, under its names.
       config: sizes of the model.
-      file: for errors.
-
-    Raises:
-      UserError: naming the tensor that is missing, left over, not floating point or of another
-        shape than the sizes ask for.
+      file: for errors, which name a tensor that is missing, left over or does not fit.
     """
     used, flat = set(), {}
     prefix, text = _prefixes(tensors)
@@ -252,12 +243,9 @@ def _layer(tensors: Tensors, name: str, parameter: _Parameter, file: epath.Path)
     shape, third = parameter.stored, parameter.third
     if third is not None:
         shape = (3 * shape[0], *shape[1:])
-    if name not in tensors:
-        raise UserError(
-            f"{file}: tensor {name} is missing; the file is incomplete or not a CLIP ViT of these "
-            "sizes."
-        )
-    value = tensors[name]
+    value = tensors.get(name)
+    if value is None:
+        raise UserError(f"{file}: tensor {name} of a CLIP ViT of these sizes is missing.")
     fits = value.shape in (shape, shape or (1,))  # a scalar may be stored as a vector of one
     if not fits or not jnp.issubdtype(value.dtype, jnp.floating):
         raise UserError(

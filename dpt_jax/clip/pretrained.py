@@ -104,26 +104,23 @@ def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
       UserError: naming the file, and the tensor or key that is missing or does not fit.
     """
     path = locate(weights)
-    if (path / ORBAX_FOLDER).exists():
-        file = path / ORBAX_FOLDER
+    file = path / ORBAX_FOLDER
+    if file.exists():
         config, end = read_transformers(path / CONFIG_FILE)
-        params = _read_orbax(file, config)
+        params = _read_orbax(path, config)
     else:
         file = _find_weights(path) if path.is_dir() else path
-        described = _describe(file)
         tensors = read_tensors(file)
-        config, end = described or (recognise(tensors, file), None)
+        config, end = _describe(file, tensors)
         params = params_of(tensors, config, file)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
+    typed = {}
     for name, value in flat.items():
         if not np.isfinite(np.asarray(value, np.float32)).all():
             raise UserError(f"{file}: {name} has values that are not finite: get the file again.")
-    typed = {
-        name: np.asarray(x, np.float32 if FLOAT32.match(name) else dtype)
-        for name, x in flat.items()
-    }
-    params = flax.traverse_util.unflatten_dict(typed, sep="/")
+        typed[name] = np.asarray(value, np.float32 if FLOAT32.match(name) else dtype)
     tokenizer = load_tokenizer(file.parent, config.vocab_size, end)
+    params = flax.traverse_util.unflatten_dict(typed, sep="/")
     return Pretrained(config, params, tokenizer, _digest(flat))
 
 
@@ -208,8 +205,8 @@ def _find_weights(folder: epath.Path) -> epath.Path:
     return found
 
 
-def _describe(file: epath.Path) -> tuple[CLIPConfig, int | None] | None:
-    """Return what the configuration beside a weight file says, None if missing.
+def _describe(file: epath.Path, tensors: Tensors) -> tuple[CLIPConfig, int | None]:
+    """Return what the configuration beside a weight file says, or OpenAI's if missing.
 
     If there are two, the file's name decides which layout it has.
     """
@@ -219,7 +216,7 @@ def _describe(file: epath.Path) -> tuple[CLIPConfig, int | None] | None:
     for name, read in readers:
         if (file.parent / name).exists():
             return read(file.parent / name)
-    return None
+    return recognise(tensors, file), None
 
 
 def recognise(tensors: Tensors, file: epath.Path) -> CLIPConfig:
@@ -265,7 +262,7 @@ def save_clip(clip: Pretrained, folder: epath.Path, layout: str = "transformers"
         write_safetensors(folder / OPEN_CLIP_FILES[0], tensors_of(clip.params, config, OPENAI))
         described = {OPEN_CLIP_CONFIG: open_clip_to_dict(config)}
     elif layout == "orbax":
-        with _orbax(folder / ORBAX_FOLDER) as (checkpointer, path):
+        with _orbax(folder) as (checkpointer, path):
             checkpointer.save(path, clip.params)
     else:
         write_safetensors(folder / WEIGHTS, tensors_of(clip.params, config))
@@ -275,18 +272,18 @@ def save_clip(clip: Pretrained, folder: epath.Path, layout: str = "transformers"
 
 
 @contextlib.contextmanager
-def _orbax(checkpoint: epath.Path) -> Iterator[tuple[Any, epath.Path]]:
-    """Provide Orbax's checkpointer, and a checkpoint's path as Orbax accepts it."""
+def _orbax(folder: epath.Path) -> Iterator[tuple[Any, epath.Path]]:
+    """Provide Orbax's checkpointer, and the path of a model folder's checkpoint as it takes it."""
     import orbax.checkpoint as ocp
 
-    with without_wildcards(checkpoint.parent) as folder, ocp.StandardCheckpointer() as checkpointer:
-        yield checkpointer, folder / checkpoint.name
+    with without_wildcards(folder) as link, ocp.StandardCheckpointer() as checkpointer:
+        yield checkpointer, link / ORBAX_FOLDER
 
 
-def _read_orbax(checkpoint: epath.Path, config: CLIPConfig) -> Params:
+def _read_orbax(folder: epath.Path, config: CLIPConfig) -> Params:
     """Return the parameters in an Orbax checkpoint.  Raise UserError if they are others."""
     what = "a whole Orbax checkpoint of a CLIP"
-    with reading(checkpoint, what), _orbax(checkpoint) as (checkpointer, path):
+    with reading(folder / ORBAX_FOLDER, what), _orbax(folder) as (checkpointer, path):
         params = checkpointer.restore(path)
         there, wanted = (
             {(name, x.shape) for name, x in flax.traverse_util.flatten_dict(tree, sep="/").items()}
