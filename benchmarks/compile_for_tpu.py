@@ -59,8 +59,9 @@ from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.packing import pack
 from dpt_jax.config import method_config, prompt_config, templates
 from dpt_jax.data.catalogue import imagenet_classnames
+from dpt_jax.distributed import on_devices
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import make_programs
+from dpt_jax.evaluation.evaluate import classify, encode_texts
 from dpt_jax.methods import METHODS
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
@@ -219,12 +220,13 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[Program]:
     }
     batch = stacked(batch, case.chips)
     if not case.train:
-        evaluation: Any = make_programs(case.model, tuple(on))
         given = (case.clip, stacked(prompts, case.chips))
-        texts = jax.eval_shape(evaluation.encode_texts, *given, case.texts)
+        encode = on_devices(encode_texts, case.model, devices=tuple(on))
+        texts = jax.eval_shape(encode, *given, case.texts)
+        program = on_devices(classify, case.model, devices=tuple(on))
         return [
-            Program("classify", evaluation.classify, (*given, texts, batch["image"])),
-            Program("texts", evaluation.encode_texts, (*given, case.texts)),
+            Program("classify", program, (*given, texts, batch["image"])),
+            Program("texts", encode, (*given, case.texts)),
         ]
     plan = make_plan(case.config, case.images)
     state = jax.eval_shape(lambda p: new_state(case.model, plan.step, p, plan.optimizer), prompts)

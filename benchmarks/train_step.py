@@ -33,7 +33,7 @@ from dpt_jax.check.measure import Work, compiled, product_rate, random_batch, ti
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.loader import Batch
 from dpt_jax.data.records import Dataset, Files
-from dpt_jax.evaluation.evaluate import make_programs
+from dpt_jax.evaluation.evaluate import classify, encode_texts, merge
 from dpt_jax.training import flops, setup
 from dpt_jax.training.initial_prompts import initial_prompts
 
@@ -99,15 +99,16 @@ def main(_: list[str]) -> None:
 
 def evaluation(experiment: setup.Experiment, batch: Batch) -> tuple[Work, Work]:
     """Return the work of classifying a batch with known text features, and of encoding texts."""
-    programs, clip = make_programs(experiment.model), experiment.pretrained.params
-    prompts = programs.merge(clip, distributed.replicate(initial_prompts(experiment)))
-    texts = programs.encode_texts(clip, prompts, experiment.texts)
+    model, clip = experiment.model, experiment.pretrained.params
+    prompts = merge(model, clip, distributed.replicate(initial_prompts(experiment)))
+    encode = distributed.on_devices(encode_texts, model)
+    given = clip, prompts, encode(clip, prompts, experiment.texts), batch["image"]
 
     def work(program: Any, *arguments: Any) -> Work:
         return Work(lambda: jax.block_until_ready(program(*arguments)), program, arguments)
 
-    classify = work(programs.classify, clip, prompts, texts, batch["image"])
-    return classify, work(programs.encode_texts, clip, prompts, experiment.texts)
+    of_images = work(distributed.on_devices(classify, model), *given)
+    return of_images, work(encode, clip, prompts, experiment.texts)
 
 
 if __name__ == "__main__":

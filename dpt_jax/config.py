@@ -95,8 +95,8 @@ EXCLUSIVE = (
     ("loss.image_consistency", "a method with a frozen image tower"),
     ("loss.logit_consistency", "a method without learned parts"),
     ("weights.image_layers=none", "weights.text_layers=none"),  # nothing would be learned
-    # Which encodes one text for each class.
-    ("several texts of a class (template or descriptions)", "learned weights of the text tower"),
+    ("several texts a class (dataset.template)", "a learned text tower"),  # which encodes one
+    ("several texts a class (dataset.descriptions)", "a learned text tower"),
 )
 
 # FREE: keys that a resumed run may change, since results do not depend on them. BOUND: keys that it
@@ -207,9 +207,7 @@ def _check_conflicts(config: ConfigDict) -> None:
             raise UserError(f"weights.dropout is {weights.dropout}: it must be below 1.")
         layer_range(weights, "image_layers")
         learns_texts = layer_range(weights, "text_layers") is not None
-    texts = [templates(config)]
-    if data.descriptions:
-        texts = [*parse_descriptions(data.descriptions).values()]
+    described = parse_descriptions(data.descriptions).values() if data.descriptions else ()
     bundled, folder = data.name in common.EMBEDDED, data.source == "folder"
     facts = {
         "a bundled dataset": bundled and folder,
@@ -223,8 +221,9 @@ def _check_conflicts(config: ConfigDict) -> None:
         "a method with a frozen image tower": not method.visual,
         "a method without learned parts": not parts,
         "dropout of learned weights": WEIGHTS in parts and weights.kind == LORA and weights.dropout,
-        "several texts of a class (template or descriptions)": max(map(len, texts), default=0) > 1,
-        "learned weights of the text tower": learns_texts and TEXT not in parts,
+        "several texts a class (dataset.template)": len(templates(config)) > 1 and not described,
+        "several texts a class (dataset.descriptions)": any(len(own) > 1 for own in described),
+        "a learned text tower": learns_texts and TEXT not in parts,
     }
     values = flat(config.to_dict())
 

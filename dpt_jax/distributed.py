@@ -4,13 +4,14 @@ Arrays on devices have a leading axis of this host's devices, as for jax.pmap.
 """
 
 import collections
+import functools
 import hashlib
 import os
 import pathlib
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -127,6 +128,21 @@ def processor() -> str:
     except (OSError, StopIteration):
         kind = platform.processor()
     return f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+
+
+@functools.lru_cache(maxsize=64)  # for runs of a process that differ only in their data
+def on_devices(
+    function: Callable[..., PyTree],
+    model: Hashable,
+    in_axes: int | tuple[int | None, ...] = 0,
+    devices: tuple[jax.Device, ...] | None = None,
+) -> Callable[..., PyTree]:
+    """Return function(model, …), compiled for the local devices or the given ones.
+
+    The other arguments and the results have a leading device axis.
+    """
+    own = functools.partial(function, model)
+    return jax.pmap(own, axis_name=AXIS, in_axes=in_axes, devices=devices)
 
 
 def is_first() -> bool:

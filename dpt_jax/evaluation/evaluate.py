@@ -2,18 +2,16 @@
 
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
-from jax.typing import ArrayLike, DTypeLike
 
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params, PyTree
-from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.data import loader
 from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
@@ -22,85 +20,58 @@ from dpt_jax.evaluation.results import write_results
 from dpt_jax.logging import Progress, quiet
 from dpt_jax.model import Outputs, PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
-from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.training.checkpoints import Saved
-from dpt_jax.training.setup import Experiment, shared_loading
+from dpt_jax.training.setup import Experiment, frozen_clip, shared_loading
 
 # The batches of a test split with the features of frozen CLIP, without images. No prompt changes
 # them, so the runs of a sweep compute them once.
 FeatureCache = dict[Hashable, list[loader.Batch]]
 
 
-class Programs(NamedTuple):
-    """Compiled programs; every argument and result has a leading device axis.
+def merge(model: PromptedCLIP, clip: Params, prompts: Prompts) -> Prompts:
+    """Return replicated prompts with learned weights merged into CLIP's, if there are any."""
+    if not model.config.weights.kind:
+        return prompts
+    return distributed.on_devices(_merge, model)(clip, prompts)
 
-    Attributes:
-      encode_texts: (CLIP's parameters, prompts, texts) -> the texts, encoded.
-      classify: (CLIP's parameters, prompts, encoded texts, images (devices, b, H, W, 3)) ->
-        outputs of the model.
-      encode_images: (CLIP's parameters, images) -> features of frozen CLIP (devices, b, E).
-      logits: (CLIP's parameters, prompts, encoded texts, images, features) -> logits
-        (devices, b, C) of the method and of zero-shot CLIP. Methods that do not change the image
-        tower need no images.
-      merge: (CLIP's parameters, prompts) -> prompts with learned weights merged into CLIP's. The
-        other programs take merged or unmerged ones.
+
+# The following are for `distributed.on_devices`.
+def _merge(model: PromptedCLIP, clip: Params, prompts: Prompts) -> Prompts:
+    return apply(model, clip, prompts, method="merge")
+
+
+def encode_texts(model: PromptedCLIP, clip: Params, prompts: Prompts, texts: Texts) -> Texts:
+    """Return the texts of the classes, encoded."""
+    return apply(model, clip, prompts, texts, distributed.AXIS, method="texts")
+
+
+def encode_images(model: PromptedCLIP, clip: Params, images: jax.Array) -> jax.Array:
+    """Return the features (b, E) of frozen CLIP."""
+    return apply(model, clip, {}, images, method="encode_image")
+
+
+def classify(
+    model: PromptedCLIP, clip: Params, prompts: Prompts, texts: Texts, images: jax.Array
+) -> Outputs:
+    """Return the outputs of the model for images (b, H, W, 3)."""
+    return apply(model, clip, prompts, images, texts)._replace(auxiliary_logits=None)
+
+
+def logits_of(
+    model: PromptedCLIP,
+    clip: Params,
+    prompts: Prompts,
+    texts: Texts,
+    images: jax.Array | None,
+    features: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Return logits (b, C) of the method and of zero-shot CLIP, for images with known features.
+
+    Methods that do not change the image tower need no images.
     """
-
-    encode_texts: Callable[[Params, Prompts, Texts], Texts]
-    classify: Callable[[Params, Prompts, Texts, ArrayLike], Outputs]
-    encode_images: Callable[[Params, ArrayLike], jax.Array]
-    logits: Callable[
-        [Params, Prompts, Texts, ArrayLike | None, jax.Array], tuple[jax.Array, jax.Array]
-    ]
-    merge: Callable[[Params, Prompts], Prompts]
-
-
-@functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
-def make_programs(model: PromptedCLIP, devices: tuple[jax.Device, ...] | None = None) -> Programs:
-    """Return the programs of an evaluation, for the local devices by default."""
-
-    def encode_texts(clip: Params, prompts: Prompts, texts: Texts) -> Texts:
-        return apply(model, clip, prompts, texts, distributed.AXIS, method="texts")
-
-    def classify(clip: Params, prompts: Prompts, texts: Texts, images: jax.Array) -> Outputs:
-        outputs = apply(model, clip, prompts, images, texts)
-        return outputs._replace(auxiliary_logits=None)
-
-    def merge(clip: Params, prompts: Prompts) -> Prompts:
-        return apply(model, clip, prompts, method="merge")
-
-    def logits(
-        clip: Params,
-        prompts: Prompts,
-        texts: Texts,
-        images: jax.Array | None,
-        features: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
-        own = functools.partial(apply, model, clip, prompts)
-        zero_shot = own(features, texts, method="zero_shot_of")
-        return own(images, texts, zero_shot).logits, zero_shot.logits
-
-    pmap = functools.partial(jax.pmap, axis_name=distributed.AXIS, devices=devices)
-    return Programs(
-        pmap(encode_texts),
-        pmap(classify),
-        _make_image_encoder(model.clip_config, jnp.dtype(model.dtype), devices),
-        pmap(logits),
-        pmap(merge) if model.config.weights.kind else lambda _, prompts: prompts,
-    )
-
-
-@functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
-def _make_image_encoder(
-    clip: CLIPConfig, dtype: DTypeLike, devices: tuple[jax.Device, ...] | None
-) -> Callable[[Params, ArrayLike], jax.Array]:
-    """Return one program for all methods."""
-    model = PromptedCLIP(clip, PromptConfig(classes=1), dtype)
-
-    def encode_images(clip: Params, images: jax.Array) -> jax.Array:
-        return apply(model, clip, {}, images, method="encode_image")
-
-    return jax.pmap(encode_images, axis_name=distributed.AXIS, devices=devices)
+    own = functools.partial(apply, model, clip, prompts)
+    zero_shot = own(features, texts, method="zero_shot_of")
+    return own(images, texts, zero_shot).logits, zero_shot.logits
 
 
 def predict(
@@ -114,13 +85,13 @@ def predict(
     if examples is None:
         examples = experiment.dataset.test
     model, clip = experiment.model, experiment.pretrained.params
-    programs = make_programs(model)
-    replicated = programs.merge(clip, distributed.replicate(prompts))
-    texts = programs.encode_texts(clip, replicated, experiment.texts)
+    merged = merge(model, clip, distributed.replicate(prompts))
+    texts = distributed.on_devices(encode_texts, model)(clip, merged, experiment.texts)
+    answer = distributed.on_devices(logits_of, model)
 
     def logits(batch: loader.Batch) -> tuple[jax.Array, jax.Array]:
         images = batch["image"] if model.config.learns_images else None
-        return programs.logits(clip, replicated, texts, images, batch["features"])
+        return answer(clip, merged, texts, images, batch["features"])
 
     (own, zero_shot), label, row = over_images(experiment, examples, logits)
     if not len(label):
@@ -199,12 +170,15 @@ def _with_features(
     if cached and not model.config.learns_images:
         yield from cached
         return
-    encode, clip = make_programs(model).encode_images, experiment.pretrained.params
+    # All methods share one program.
+    encode = distributed.on_devices(encode_images, frozen_clip(model))
     loading = loader.Loading(**shared_loading(experiment), examples=examples, batch_size=rows)
     encoded = []
     for number, batch in enumerate(loader.test_batches(loading)):
         images = loader.shard(batch, rows, jax.local_device_count())["image"]
-        features = cached[number]["features"] if cached else encode(clip, images)
+        features = (
+            cached[number]["features"] if cached else encode(experiment.pretrained.params, images)
+        )
         known = {name: batch[name] for name in ("label", "index", "weight")}
         encoded.append(known | {"features": features})
         yield encoded[-1] | {"image": images}

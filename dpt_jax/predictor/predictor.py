@@ -18,7 +18,7 @@ from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.memory import Images, Labels, as_rgb, check_classnames, image_list, label_indices
 from dpt_jax.data.records import Dataset, Example, Files, Reader
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import check_finite, make_programs
+from dpt_jax.evaluation.evaluate import check_finite, classify, encode_texts, merge
 from dpt_jax.evaluation.metrics import softmax
 from dpt_jax.evaluation.results import RESULTS_FILE, read_current
 from dpt_jax.io import as_path, reading
@@ -77,10 +77,10 @@ class Predictor:
         self.rows = batch_size * jax.local_device_count()
         self.pretrained, self.prompts = experiment.pretrained, saved.prompts
         self._saved, self._source = saved, source
-        self._programs = make_programs(experiment.model)
-        clip = self.pretrained.params
-        self.merged_prompts = self._programs.merge(clip, distributed.replicate(saved.prompts))
-        self._texts = self._programs.encode_texts(clip, self.merged_prompts, experiment.texts)
+        clip, prompts = self.pretrained.params, distributed.replicate(saved.prompts)
+        self.merged_prompts = merge(self.model, clip, prompts)
+        encode = distributed.on_devices(encode_texts, self.model)
+        self._texts = encode(clip, self.merged_prompts, experiment.texts)
         self.texts: PyTree = distributed.to_host(self._texts)
 
     def predict(self, images: Images) -> list[str]:
@@ -210,7 +210,7 @@ class Predictor:
         def compute(batch: loader.Batch) -> Outputs:
             pixels = loader.shard(batch, self.rows, jax.local_device_count())["image"]
             own = self.pretrained.params, self.merged_prompts, self._texts
-            return self._programs.classify(*own, pixels)
+            return distributed.on_devices(classify, self.model)(*own, pixels)
 
         for batch, outputs in distributed.overlapped(batches, compute):
             answers = {

@@ -259,9 +259,11 @@ def encode_support(
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
     start, later = count_views(config, len(dataset.train))
-    encode_texts, encode_images = _make_programs(model)
+    encode_images = distributed.on_devices(_encode_images, model)
     clip, prompts = experiment.pretrained.params, distributed.replicate(prompts)
-    texts, class_texts = encode_texts(clip, prompts, experiment.texts)
+    texts, class_texts = distributed.on_devices(_encode_texts, model)(
+        clip, prompts, experiment.texts
+    )
     hosts, devices = jax.process_count(), jax.local_device_count()
     rows = -(-min(config.eval.batch_size, len(dataset.train)) // hosts)
 
@@ -309,24 +311,16 @@ def count_views(config: ConfigDict, images: int) -> tuple[int, int]:
     return settings.views, -(-steps // per_epoch)
 
 
-@functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
-def _make_programs(
-    model: PromptedCLIP,
-) -> tuple[
-    Callable[[Params, Prompts, Texts], tuple[Texts, ClassTexts]],
-    Callable[[Params, Prompts, Texts, np.ndarray], jax.Array],
-]:
-    """Return the compiled encoders of texts and of images, on devices as in `distributed`."""
+# For `distributed.on_devices`.
+def _encode_texts(
+    model: PromptedCLIP, clip: Params, prompts: Prompts, texts: Texts
+) -> tuple[Texts, ClassTexts]:
+    own = functools.partial(apply, model, clip, prompts)
+    texts = own(texts, distributed.AXIS, method="texts")
+    return texts, own(texts, method="class_texts")
 
-    def encode_texts(clip: Params, prompts: Prompts, texts: Texts) -> tuple[Texts, ClassTexts]:
-        own = functools.partial(apply, model, clip, prompts)
-        texts = own(texts, distributed.AXIS, method="texts")
-        return texts, own(texts, method="class_texts")
 
-    def encode_images(clip: Params, prompts: Prompts, texts: Texts, images: jax.Array) -> jax.Array:
-        return apply(model, clip, prompts, images, texts, method="image_features")
-
-    return (
-        jax.pmap(encode_texts, axis_name=distributed.AXIS),
-        jax.pmap(encode_images, axis_name=distributed.AXIS),
-    )
+def _encode_images(
+    model: PromptedCLIP, clip: Params, prompts: Prompts, texts: Texts, images: jax.Array
+) -> jax.Array:
+    return apply(model, clip, prompts, images, texts, method="image_features")

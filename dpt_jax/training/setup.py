@@ -25,7 +25,7 @@ from dpt_jax.training.texts import (
     encode_texts,
     frozen_features,
     frozen_texts,
-    make_text_encoder,
+    text_encoder,
     tokenized,
     warn_of_duplicates,
 )
@@ -75,7 +75,7 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     warn_of_duplicates(texts, dataset.classnames)
     pretrained = pretrained._replace(params=distributed.replicate(pretrained.params))
     distributed.check_same(lambda: _facts(config, dataset, pretrained))
-    encode = make_text_encoder(frozen_clip(model))  # all methods share one program
+    encode = text_encoder(frozen_clip(model))  # all methods share one program
     features, mean = frozen_features(
         config,
         dataset.classnames,

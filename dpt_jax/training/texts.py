@@ -104,19 +104,18 @@ def frozen_features(
     return jnp.asarray(ensemble), jnp.mean(weighted, 0)
 
 
-@functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
-def make_text_encoder(
-    model: PromptedCLIP,
-) -> Callable[[Params, Prompts, PackedTexts], jax.Array]:
+def text_encoder(model: PromptedCLIP) -> Callable[[Params, Prompts, PackedTexts], jax.Array]:
     """Return (CLIP's parameters, prompts, texts) -> features (devices, C, E), not normalised.
 
     The texts have no device axis; the devices share the work.
     """
+    return distributed.on_devices(_encode_text, model, in_axes=(0, 0, None))
 
-    def encode(clip: Params, prompts: Prompts, texts: PackedTexts) -> jax.Array:
-        return apply(model, clip, prompts, texts, distributed.AXIS, method="encode_text")
 
-    return jax.pmap(encode, distributed.AXIS, in_axes=(0, 0, None))
+def _encode_text(
+    model: PromptedCLIP, clip: Params, prompts: Prompts, texts: PackedTexts
+) -> jax.Array:
+    return apply(model, clip, prompts, texts, distributed.AXIS, method="encode_text")
 
 
 def encode_texts(
@@ -126,7 +125,7 @@ def encode_texts(
 
     The parameters of `pretrained` and the prompts have a leading device axis.
     """
-    encode, longest = make_text_encoder(model), model.clip_config.context_length
+    encode, longest = text_encoder(model), model.clip_config.context_length
     parts = []
     for start in range(0, len(texts), TEXTS[-1]):
         own = texts[start : start + TEXTS[-1]]
