@@ -160,7 +160,7 @@ def test_saved_and_loaded(tmp_path):
     [
         (None, "config.json"),
         ("{", "config.json"),
-        ('{"train": {"speed": 1}}', "train.speed"),
+        ('{"train": {"speed": 1}}', "speed"),
         ('{"seed": "one"}', "seed"),
     ],
 )

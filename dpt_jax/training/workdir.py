@@ -11,14 +11,11 @@ from ml_collections import ConfigDict
 from dpt_jax.config import (
     BOUND,
     FREE,
-    KEYS,
     SECTION_OF,
     UNBOUND,
     Value,
     flat,
-    nearest,
     sections_without_use,
-    set_value,
     validate,
 )
 from dpt_jax.configs import common
@@ -109,29 +106,25 @@ def load_config(source: epath.Path) -> ConfigDict:
     They differ if a run was resumed with other settings (--allow_changes) and ended before its next
     checkpoint. A missing key has the default of common.py.
     """
-    config, file = common.get_config(), source
-    if is_prompt_file(source):
-        saved = flat(read_header(source)["settings"])
-    else:
-        file = source / CONFIG_FILE
-        if not file.exists():
-            raise UserError(f"{source} is not a workdir of a run: it has no {CONFIG_FILE}.")
-        with reading(file, "a configuration"):
+    config = common.get_config().lock()
+    file = source if is_prompt_file(source) else source / CONFIG_FILE
+    if not file.exists():
+        raise UserError(f"{file} does not exist: give the workdir of a run, or a prompt file.")
+    with reading(file, "a configuration"):
+        if file == source:
+            saved = flat(read_header(source)["settings"])
+        else:
             saved = flat(json.loads(file.read_text(encoding="utf-8")))
-        if prompts := newest(source):
-            trained = prompts.meta["settings"].items()
-            saved |= {key: value for key, value in trained if key in UNBOUND}
-        if (source / SPLIT_FILE).exists():
-            saved["dataset.split"] = str(source / SPLIT_FILE)  # the run's own copy
-    try:
-        for key, value in saved.items():
-            if key not in KEYS:
-                raise UserError(f"{key} is not a key{nearest(key)}")
-            set_value(config, key, value)
-        validate(config)
-    except UserError as reason:
-        raise UserError(f"{file}: {reason}") from reason
-    return config
+            trained = prompts.meta["settings"] if (prompts := newest(source)) else {}
+            saved |= {key: value for key, value in trained.items() if key in UNBOUND}
+            if (source / SPLIT_FILE).exists():
+                saved["dataset.split"] = str(source / SPLIT_FILE)  # the run's own copy
+        config.update_from_flattened_dict(saved)
+        try:
+            validate(config)
+        except UserError as reason:
+            raise ValueError(reason) from reason
+    return config.unlock()
 
 
 def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collection[str]) -> str:
