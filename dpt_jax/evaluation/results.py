@@ -18,7 +18,6 @@ from dpt_jax.data.dataset import digest_of_files
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.metrics import Predictions, calibration, class_scores, distinct
 from dpt_jax.io import as_path, make_folder, reading, write_whole
-from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
 from dpt_jax.training.checkpoints import Saved, digest_of_json, newest
 from dpt_jax.training.record import name_of_data, training_meta
@@ -38,10 +37,6 @@ def write_results(
     """Score predictions and write the files, see `evaluate`; return the results."""
     dataset = experiment.dataset
     scores = class_scores(found.logits.argmax(-1), found.label, distinct(dataset.classnames))
-    unread = sorted({example.label for example in dataset.test} - set(found.label.tolist()))
-    if unread:
-        classes = ", ".join(dataset.classnames[label] for label in unread)
-        say(f"no test image of these classes could be read: {classes}.")
     tested = [one for one in scores.values() if one["n"]]
     results = {
         **_describe(experiment, saved),
@@ -148,18 +143,17 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
     That is, if name, classes, and either the images or their folder are the same. If the record of
     the prompts names no dataset, that of the first evaluation counts.
     """
-    config, own = experiment.config, dict(saved.meta)
+    asked, own = experiment.config.dataset, dict(saved.meta)
     if not own.get("data"):
         with contextlib.suppress(UserError):
             results = read_result(workdir / RESULTS_FILE)
-            own |= {key: results[key] for key in ("dataset", "classes")}
-            own["data"] = results["of"]["data"]
-    asked = config.dataset.name, config.dataset.classes
-    if own and (own["dataset"], own["classes"]) != asked:
+            own |= {"data": results["of"]["data"], "dataset": results["dataset"]}
+            own["classes"] = results["classes"]
+    if own and (own["dataset"], own["classes"]) != (asked.name, asked.classes):
         return False
     if not own.get("data") or own["data"]["digest"] == experiment.dataset.digest:
         return True
-    roots = load_config(workdir).dataset.root, config.dataset.root
+    roots = load_config(workdir).dataset.root, asked.root
     return all(roots) and len({as_path(root).resolve() for root in roots}) == 1
 
 

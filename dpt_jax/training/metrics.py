@@ -27,11 +27,10 @@ STEPS_BEFORE_TRACE = 2  # the first step compiles
 
 
 class MetricWriter:
-    """Appends one record per step to metrics.jsonl and TensorBoard.
+    """Appends records to metrics.jsonl and TensorBoard, without those after step `start` so far.
 
-    A resumed run continues after step `start`: records of later steps, written before it was
-    stopped, are dropped. Objects in a bucket cannot be appended to, so files are written locally
-    and copied after each record.
+    Objects in a bucket cannot be appended to, so files are written locally and copied after each
+    record.
     """
 
     def __init__(self, workdir: epath.Path, start: int) -> None:
@@ -58,7 +57,7 @@ class MetricWriter:
             self._closing.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record scalars under names such as "loss"."""
+        """Append scalars by name."""
         if not is_first():
             return
         with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
@@ -126,8 +125,8 @@ class Speed:
     def epoch(self, operations: float) -> dict[str, float]:
         """Return the TIMES of the epoch that has ended, and start the next.
 
-        peak_share, the share of the chip's published bfloat16 rate, is missing for unknown chips.
-        operations: of a step on all devices.
+        operations: of a step on all devices. peak_share, the share of the chip's published bfloat16
+        rate, is missing for unknown chips.
         """
         seconds = time.perf_counter() - self._began
         rate = self._steps * operations / seconds
@@ -145,13 +144,8 @@ def tracing(
 ) -> Iterator[Callable[[int, TrainState], None]]:
     """Provide a function that starts or ends a jax.profiler trace before a step.
 
-    It takes the step and the previous state. A trace goes to WORKDIR/profile, one file per host.
-
-    Args:
-      workdir: Of the run. UserError is raised if it is in a bucket.
-      steps: Steps to trace, 0 for none.
-      start: Step from which the run resumes.
-      last: Last step of the run.
+    It takes the step and the previous state. The trace is of this number of `steps`, and goes to
+    WORKDIR/profile, one file per host. start, last: steps of this part of the run.
     """
     if steps and is_remote(workdir):
         raise UserError(f"--profile needs a local --workdir: {workdir} is in a bucket.")
