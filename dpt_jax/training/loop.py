@@ -19,7 +19,7 @@ from dpt_jax.prompts import Prompts
 from dpt_jax.training import flops
 from dpt_jax.training.checkpoints import Checkpoints, digest
 from dpt_jax.training.classifier import encode_support, fit
-from dpt_jax.training.metrics import MetricWriter, Speed, tracing
+from dpt_jax.training.metrics import Speed, metric_writer, tracing
 from dpt_jax.training.optimizer import learning_rates, rate_of
 from dpt_jax.training.process import Stopped, StopRequest, locked
 from dpt_jax.training.setup import Experiment, consistency_target
@@ -111,7 +111,7 @@ def train(
         stopping = ended = False
         speed, operations = Speed(), 0.0
         with (
-            MetricWriter(workdir, start) as writer,
+            metric_writer(workdir, start) as write,
             Progress("train", plan.steps, start) as progress,
             tracing(workdir, profile, start, plan.steps) as trace_before,
         ):
@@ -149,7 +149,7 @@ def train(
                         values["val_accuracy"] = validate(state.prompts)
                         saver.keep_best(values, state.prompts)
                         speed.restart()
-                    writer.write(step, values)
+                    write(step, values)
                     progress.report(_line(values, plan.epochs), f"loss {values['loss']:.3f}")
                     if callbacks:
                         asked = any([callback({**values}) for callback in callbacks])
@@ -209,10 +209,10 @@ def with_classifier(
     support, class_texts = encode_support(experiment, state.prompts, end_if_asked)
     encoded = time.perf_counter()
     trained = fit(config, support, class_texts)
-    with MetricWriter(workdir, before) as writer:
+    with metric_writer(workdir, before) as write:
         for steps, values in trained.epochs:
             values["epoch"] += plan.epoch(before)
-            writer.write(before + steps, values)
+            write(before + steps, values)
     views, images = support.views.shape[:2]
     say(
         f"{views * images} views encoded in {encoded - began:.1f} s, {steps} steps in "

@@ -26,51 +26,44 @@ TRACES = "profile"  # the folder of traces in a workdir
 STEPS_BEFORE_TRACE = 2  # the first step compiles
 
 
-class MetricWriter:
-    """Appends records to metrics.jsonl and TensorBoard, without those after step `start` so far.
+@contextlib.contextmanager
+def metric_writer(
+    workdir: epath.Path, start: int
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Provide a function that appends the scalars of a step to metrics.jsonl and TensorBoard.
 
-    Objects in a bucket cannot be appended to, so files are written locally and copied after each
-    record.
+    Records of steps after `start`, written before the run was stopped, are dropped.
     """
-
-    def __init__(self, workdir: epath.Path, start: int) -> None:
-        if not is_first():
-            return
-        self._workdir, self._closing = workdir, contextlib.ExitStack()
-        self._folder = pathlib.Path(workdir)
+    if not is_first():
+        yield lambda step, values: None
+        return
+    with contextlib.ExitStack() as closing:
+        # Objects in a bucket cannot be appended to, so they are copies of local files.
+        folder = pathlib.Path(workdir)
         if is_remote(workdir):
             made = tempfile.TemporaryDirectory(prefix="dpt_jax-")
-            self._folder = pathlib.Path(self._closing.enter_context(made))
+            folder = pathlib.Path(closing.enter_context(made))
         kept = [record for record in read_metrics(workdir) if record["step"] <= start]
-        write_whole(as_path(self._folder) / METRICS_FILE, _lines(kept))
-        self._board = _tensorboard().SummaryWriter(
-            str(self._folder), purge_step=start + 1, filename_suffix=f".{start + 1}"
+        write_whole(as_path(folder) / METRICS_FILE, _lines(kept))
+        board = _tensorboard().SummaryWriter(
+            str(folder), purge_step=start + 1, filename_suffix=f".{start + 1}"
         )
-        self._closing.callback(self._upload)
-        self._closing.callback(self._board.close)
 
-    def __enter__(self) -> "MetricWriter":
-        return self
+        def upload() -> None:
+            for written in folder.iterdir() if is_remote(workdir) else ():
+                write_whole(workdir / written.name, written.read_bytes())
 
-    def __exit__(self, *_: object) -> None:
-        if is_first():
-            self._closing.close()
+        def write(step: int, values: Mapping[str, float]) -> None:
+            with (folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(_lines([{"step": step, **values}]))
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
+            board.flush()
+            upload()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append scalars by name."""
-        if not is_first():
-            return
-        with (self._folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(_lines([{"step": step, **values}]))
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
-        self._upload()
-
-    def _upload(self) -> None:
-        if is_remote(self._workdir):
-            for written in self._folder.iterdir():
-                write_whole(self._workdir / written.name, written.read_bytes())
+        closing.callback(upload)
+        closing.callback(board.close)
+        yield write
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:

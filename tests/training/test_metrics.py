@@ -13,8 +13,8 @@ from dpt_jax.training import flops
 from dpt_jax.training.metrics import (
     METRICS_FILE,
     TRACES,
-    MetricWriter,
     Speed,
+    metric_writer,
     read_metrics,
     tracing,
 )
@@ -33,12 +33,12 @@ def events(content):
 
 def test_no_step_is_there_twice(workdir):
     for start, loss in ((0, 1.0), (2, 0.5)):  # killed after step 4, resumed after step 2
-        with MetricWriter(workdir, start) as writer:
+        with metric_writer(workdir, start) as write:
             for step in (start + 1, start + 2):
-                writer.write(step, {"loss": loss})
+                write(step, {"loss": loss})
                 assert read_metrics(workdir)[-1] == {"step": step, "loss": loss}
             if not start:
-                writer.write(3, {"loss": 7.0})
+                write(3, {"loss": 7.0})
     assert [record["loss"] for record in read_metrics(workdir)] == [1.0, 1.0, 0.5, 0.5]
     written = [file for file in workdir.iterdir() if "tfevents" in file.name]
     assert {step for file in written for step in events(file.read_bytes())} == {1, 2, 3, 4}

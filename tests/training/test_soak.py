@@ -26,11 +26,11 @@ from dpt_jax.config import shots_in_words
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation import evaluate as evaluation
 from dpt_jax.evaluation.results import RESULTS_FILE
+from dpt_jax.logging import Progress
 from dpt_jax.report import one_run
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import FOLDER, load_newest
-from dpt_jax.training.metrics import MetricWriter
 from dpt_jax.training.process import EXIT_CODE
 from dpt_jax.training.workdir import CONFIG_FILE
 from tests.helpers.commands import in_process
@@ -69,20 +69,18 @@ def resources():
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd"))
 
 
-def test_a_long_run_keeps_its_memory_and_files(clip_dir, tmp_path, monkeypatch):
+def test_a_long_run_keeps_its_memory_and_files(clip_dir, tmp_path):
     """Epochs of one step with metrics and checkpoints: the steps of sixteen hours of ViT-B/32."""
     config = small_config(clip_dir, dataset__shots=1, text_prompt__length=4, train__batch_size=6,
                           train__epochs=STEPS, checkpoint__every_steps=50)  # fmt: skip
     seen = []
 
-    class Watched(loop.MetricWriter):
-        def write(self, step, values):
-            super().write(step, values)
-            if step % (STEPS // 20) == 0:
-                seen.append(resources())
+    def watch(values):
+        if values["epoch"] % (STEPS // 20) == 0:
+            seen.append(resources())
 
-    monkeypatch.setattr(loop, "MetricWriter", Watched)
-    loop.train(experiments.prepare(config, load_clip(str(clip_dir))), tmp_path / "run")
+    experiment = experiments.prepare(config, load_clip(str(clip_dir)))
+    loop.train(experiment, tmp_path / "run", callbacks=[watch])
     assert load_newest(tmp_path / "run").step == STEPS
     memory, files = zip(*seen, strict=True)
     assert max(memory[10:]) < 1.05 * max(memory[5:10])
@@ -183,14 +181,8 @@ class History:
 
     def train_and_stop(self):
         """With a signal in the first epoch that it trains."""
-        write = MetricWriter.write
-
-        def write_and_stop(writer, step, values):
-            write(writer, step, values)
-            signal.raise_signal(signal.SIGTERM)
-
         with self.monkeypatch.context() as patch:
-            patch.setattr(MetricWriter, "write", write_and_stop)
+            patch.setattr(Progress, "report", lambda *_: signal.raise_signal(signal.SIGTERM))
             self.train()
 
     def evaluate(self):
