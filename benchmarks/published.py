@@ -223,10 +223,9 @@ class Counterpart:
         def total(params: Params, images: Array, labels: Array) -> Array:
             apply: Any = functools.partial(self._model.apply, {"params": params})
             texts = apply(Texts(self._packed, jnp.asarray(frozen), target), method="texts")
-            outputs, rows = apply(images, texts), Rows(labels, jnp.ones(len(labels)))
-            counts = count(outputs.zero_shot.indices, rows)
-            return jnp.asarray(
-                sum(loss(outputs, rows, counts, guidance) for loss in terms.values())
-            )
+            outputs, weights = apply(images, texts), jnp.ones(len(labels))
+            counts = count(outputs.zero_shot.indices, labels, weights)
+            rows = Rows(labels, weights, *counts, guidance)
+            return jnp.asarray(sum(loss(outputs, rows) for loss in terms.values()))
 
         return float(jax.jit(total)(params, images.transpose(0, 2, 3, 1), labels))

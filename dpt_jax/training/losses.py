@@ -11,101 +11,103 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dpt_jax.clip.blocks import Array
 from dpt_jax.model import Outputs
 from dpt_jax.prompts.config import COSINE, PromptConfig
 
-Array = jax.Array
 DUAL_WEIGHT_UNDER_GUIDANCE = 0.1
 
 
-class Counts(NamedTuple):
-    """The counts that the losses divide by (scalars)."""
-
-    images: Array
-    class_prompts: Array  # those of the true class in a layer
-
-
 class Rows(NamedTuple):
-    """The images of one microbatch."""
+    """The images of one microbatch, and counts over all microbatches of all devices."""
 
     labels: Array  # (B,) int
     weights: Array  # (B,) float, 0 for padding, else 1
+    images: Array  # (), their number
+    class_prompts: Array  # (), the class prompts of true classes in a layer
+    guided: Array | bool = False  # (), whether guidance is on
 
 
-# (outputs, rows, counts of all rows on all devices, () bool: whether guidance is on) -> scalar
-Loss = Callable[[Outputs, Rows, Counts, Array | bool], Array]
+Loss = Callable[[Outputs, Rows], Array]  # to a scalar
 
 
 def losses(config: PromptConfig, alpha: float, guidance: bool) -> dict[str, Loss]:
     """Return the terms of a method's loss, weighted; the loss is their sum.
 
     Args:
+      config: the prompts, and the weights of the consistency losses.
       alpha: weight of the auxiliary loss of CAVPT.
       guidance: whether any epoch has guidance. Otherwise its terms are omitted.
     """
+
+    def classify(logits: Array, rows: Rows) -> Array:
+        return mean(cross_entropy(logits, rows.labels), rows)
+
+    weights, terms = config.consistency, dict[str, Loss]()
     # Only a method that learns in both towers has something to guide.
-    guidance = guidance and config.learns_texts and config.learns_images
-    weights = config.consistency
-
-    def logits(outputs: Outputs, rows: Rows, counts: Counts, guided: Array | bool) -> Array:
-        weight = jnp.where(guided, DUAL_WEIGHT_UNDER_GUIDANCE, 1.0) if guidance else 1.0
-        return weight * mean(cross_entropy(outputs.logits, rows.labels), rows, counts)
-
-    def text_logits(outputs: Outputs, rows: Rows, counts: Counts, guided: Array | bool) -> Array:
-        loss = mean(cross_entropy(outputs.text_logits, rows.labels), rows, counts)
-        return jnp.asarray(guided, jnp.float32) * loss
-
-    def image_logits(outputs: Outputs, rows: Rows, counts: Counts, guided: Array | bool) -> Array:
-        loss = mean(cross_entropy(outputs.image_logits, rows.labels), rows, counts)
-        return jnp.asarray(guided, jnp.float32) * loss
-
-    def auxiliary(outputs: Outputs, rows: Rows, counts: Counts, _: Array | bool) -> Array:
-        hits = true_class(outputs.zero_shot.indices, rows)[:, None]  # the same for every layer
-        shape = outputs.auxiliary_logits.shape[:-1]  # (B, layers, K)
-        labels = jnp.broadcast_to(rows.labels[:, None, None], shape)
-        total = (cross_entropy(outputs.auxiliary_logits, labels) * hits).sum()
-        return alpha * total / jnp.maximum(shape[1] * counts.class_prompts, 1)
-
-    def text_consistency(outputs: Outputs, rows: Rows, counts: Counts, _: Array | bool) -> Array:
+    if guidance and config.learns_texts and config.learns_images:
+        terms["text_logits"] = lambda outputs, rows: (
+            jnp.float32(rows.guided) * classify(outputs.text_logits, rows)
+        )
+        terms["image_logits"] = lambda outputs, rows: (
+            jnp.float32(rows.guided) * classify(outputs.image_logits, rows)
+        )
+        terms["logits"] = lambda outputs, rows: (
+            jnp.where(rows.guided, DUAL_WEIGHT_UNDER_GUIDANCE, 1.0) * classify(outputs.logits, rows)
+        )
+    else:
+        terms["logits"] = lambda outputs, rows: classify(outputs.logits, rows)
+    if config.top_k:
+        terms["auxiliary"] = lambda outputs, rows: auxiliary(outputs, rows, alpha)
+    if weights.text:
         # Unless the context depends on the image, all rows have the same value, and each adds its
         # share.
-        each = text_distance(weights.text_distance, outputs.learned_texts, outputs.target_texts)
-        return weights.text * mean(each, rows, counts)
-
-    def image_consistency(outputs: Outputs, rows: Rows, counts: Counts, _: Array | bool) -> Array:
-        each = jnp.abs(outputs.features - outputs.zero_shot.features).mean(-1)
-        return weights.image * mean(each, rows, counts)
-
-    def logit_consistency(outputs: Outputs, rows: Rows, counts: Counts, _: Array | bool) -> Array:
-        each = divergence(outputs.target_logits, outputs.logits)
-        return weights.logits * mean(each, rows, counts)
-
-    terms: dict[str, Loss] = {"text_logits": text_logits, "image_logits": image_logits}
-    terms = terms if guidance else {}
-    terms["logits"] = logits
-    if config.top_k:
-        terms["auxiliary"] = auxiliary
-    if weights.text:
-        terms["text_consistency"] = text_consistency
+        terms["text_consistency"] = lambda outputs, rows: (
+            weights.text
+            * mean(
+                text_distance(weights.text_distance, outputs.learned_texts, outputs.target_texts),
+                rows,
+            )
+        )
     if weights.image:
-        terms["image_consistency"] = image_consistency
+        terms["image_consistency"] = lambda outputs, rows: (
+            weights.image
+            * mean(jnp.abs(outputs.features - outputs.zero_shot.features).mean(-1), rows)
+        )
     if weights.logits:
-        terms["logit_consistency"] = logit_consistency
+        terms["logit_consistency"] = lambda outputs, rows: (
+            weights.logits * mean(divergence(outputs.target_logits, outputs.logits), rows)
+        )
     return terms
 
 
-def count(indices: Array | None, rows: Rows) -> Counts:
-    """Return the counts of some rows, which do not depend on the prompts.
+def count(indices: Array | None, labels: Array, weights: Array) -> tuple[Array, Array]:
+    """Return the numbers of images, and of class prompts of true classes in a layer.
 
     indices: (B, K), the classes of CAVPT, or None.
     """
-    hits = jnp.zeros(()) if indices is None else true_class(indices, rows).sum()
-    return Counts(rows.weights.sum(), hits)
+    hits = jnp.zeros(()) if indices is None else true_class(indices, labels, weights).sum()
+    return weights.sum(), hits
 
 
-def mean(each: Array, rows: Rows, counts: Counts) -> Array:
+def mean(each: Array, rows: Rows) -> Array:
     """Return these rows' contribution to a mean over all rows.  each: (B,), or () for all."""
-    return (each * rows.weights).sum() / jnp.maximum(counts.images, 1)
+    return (each * rows.weights).sum() / jnp.maximum(rows.images, 1)
+
+
+def auxiliary(outputs: Outputs, rows: Rows, alpha: float) -> Array:
+    """Return these rows' contribution to α times the mean over class prompts of true classes."""
+    # The same for every layer.
+    hits = true_class(outputs.zero_shot.indices, rows.labels, rows.weights)[:, None]
+    shape = outputs.auxiliary_logits.shape[:-1]  # (B, layers, K)
+    labels = jnp.broadcast_to(rows.labels[:, None, None], shape)
+    total = (cross_entropy(outputs.auxiliary_logits, labels) * hits).sum()
+    return alpha * total / jnp.maximum(shape[1] * rows.class_prompts, 1)
+
+
+def true_class(indices: Array, labels: Array, weights: Array) -> Array:
+    """Return (B, K) float, 1 for class prompts of the true class, 0 in padding."""
+    return ((indices == labels[:, None]) & (weights[:, None] > 0)).astype(jnp.float32)
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -137,8 +139,3 @@ def text_distance(kind: str, learned: Array, target: Array) -> Array:
     if kind == COSINE:
         return 1 - (learned * target).sum(-1).mean(-1)
     return jnp.abs(learned - target).mean((-2, -1))
-
-
-def true_class(indices: Array, rows: Rows) -> Array:
-    """Return (B, K) float, 1 for class prompts of the true class, 0 in padding."""
-    return ((indices == rows.labels[:, None]) & (rows.weights[:, None] > 0)).astype(jnp.float32)

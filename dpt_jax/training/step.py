@@ -14,7 +14,7 @@ from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.data.loader import Batch
 from dpt_jax.model import PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
-from dpt_jax.training.losses import Counts, Rows, count, losses
+from dpt_jax.training.losses import Rows, count, losses
 from dpt_jax.training.optimizer import Scalar, Schedule, average_epochs, learning_rates
 
 
@@ -103,39 +103,29 @@ def make_step(
         prompts = optax.apply_updates(state.prompts, updates)
         begins = state.step % schedule.steps_per_epoch == 0
         before = jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.totals)
-        updated = state._replace(
-            step=state.step + 1,
-            prompts=prompts,
-            opt_state=opt_state,
-            totals=jax.tree.map(jnp.add, before, sums),
-        )
-        unchanged = state._replace(step=state.step + 1, totals=before)
+        step, totals = state.step + 1, jax.tree.map(jnp.add, before, sums)
+
+        # A step that is not finite only counts. Unless such steps are skipped, the ones after it
+        # change nothing either: the last good prompts stay until the loop checks.
         finite = jax.tree.reduce(
             jnp.logical_and,
             jax.tree.map(lambda x: jnp.isfinite(x).all(), (sums, gradient, prompts)),
         )
-        state = keep_finite(config, finite, updated, unchanged)
+        bad = state.not_finite
+        first = jnp.where(~finite & (bad.steps == 0), step, bad.first)
+        use = finite & (config.skip | (bad.steps == 0))
+        prompts, opt_state, totals = jax.tree.map(
+            lambda new, old: jnp.where(use, new, old),
+            (prompts, opt_state, totals),
+            (state.prompts, state.opt_state, before),
+        )
+        average = state.average
         if schedule.average is not None:
-            prompts, average = average_epochs(schedule, state.step, state.prompts, state.average)
-            state = state._replace(prompts=prompts, average=average)
-        return state
+            prompts, average = average_epochs(schedule, step, prompts, average)
+        not_finite = NotFinite(bad.steps + ~finite, first)
+        return TrainState(step, prompts, opt_state, totals, not_finite, average)
 
     return jax.pmap(step, axis_name=distributed.AXIS, devices=devices, donate_argnums=0)
-
-
-def keep_finite(
-    config: StepConfig, finite: jax.Array, updated: TrainState, unchanged: TrainState
-) -> TrainState:
-    """Return `updated` if the step was finite, else `unchanged`, with the step counted.
-
-    Unless the config skips such a step, nothing changes after it: the last good prompts stay until
-    the loop checks.
-    """
-    before = unchanged.not_finite
-    first = jnp.where(~finite & (before.steps == 0), unchanged.step, before.first)
-    use = finite & (config.skip | (before.steps == 0))
-    state = jax.tree.map(lambda new, old: jnp.where(use, new, old), updated, unchanged)
-    return state._replace(not_finite=NotFinite(before.steps + ~finite, first))
 
 
 def accumulate_gradients(
@@ -169,8 +159,8 @@ def accumulate_gradients(
     zero_shot = own(prompts, batch["image"], texts, method="zero_shot")
     # Only pictures need it, and the scan over microbatches would carry it.
     zero_shot = zero_shot._replace(attention=None)
-    counts: Counts = jax.lax.psum(
-        count(zero_shot.indices, Rows(batch["label"], batch["weight"])), distributed.AXIS
+    counts: tuple[jax.Array, jax.Array] = jax.lax.psum(
+        count(zero_shot.indices, batch["label"], batch["weight"]), distributed.AXIS
     )
 
     def objective(trained: tuple[Prompts, jax.Array], part: PyTree) -> tuple[jax.Array, Totals]:
@@ -181,36 +171,30 @@ def accumulate_gradients(
             keys = jax.vmap(lambda index: jax.random.fold_in(of_images, index))(batch["index"])
         texts_now = texts._replace(learned=learned)
         outputs = own(prompts, batch["image"], texts_now, zero_shot, keys)
-        rows = Rows(batch["label"], batch["weight"])
+        rows = Rows(batch["label"], batch["weight"], *counts, guided)
         # The counts are global, so these are shares of the global losses, and the gradients of all
         # shares add up to the global gradient.
-        values = {
-            f"loss_{name}": loss(outputs, rows, counts, guided) for name, loss in terms.items()
-        }
+        values = {f"loss_{name}": loss(outputs, rows) for name, loss in terms.items()}
         hits = ((outputs.logits.argmax(-1) == rows.labels) * rows.weights).sum()
         return jnp.asarray(sum(values.values())), {"hits": hits, **values}
 
-    differentiate = jax.grad(objective, has_aux=True)
-
-    def add(sums: PyTree, part: PyTree) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, sums, differentiate((prompts, learned), part)), None
-
-    parts = batch, zero_shot
-    size = config.microbatch
+    differentiate = functools.partial(jax.grad(objective, has_aux=True), (prompts, learned))
+    parts, size = (batch, zero_shot), config.microbatch
     if size in (0, len(batch["weight"])):
-        (gradient, to_learned), sums = differentiate((prompts, learned), parts)
+        (gradient, to_learned), sums = differentiate(parts)
     else:
         parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), parts)
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(differentiate, (prompts, learned), first),
-        )
+        shapes = jax.eval_shape(differentiate, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add(sums: PyTree, part: PyTree) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, sums, differentiate(part)), None
+
         ((gradient, to_learned), sums), _ = jax.lax.scan(add, zeros, parts)
     gradient = jax.tree.map(jnp.add, gradient, pull(to_learned)[0])
     # The losses are means over images; the totals are sums.
     scaled = {
-        name: value * counts.images if name.startswith("loss_") else value
+        name: value * counts[0] if name.startswith("loss_") else value
         for name, value in sums.items()
     }
     return gradient, {**scaled, "images": batch["weight"].sum()}

@@ -33,12 +33,12 @@ def frozen_features(model, clip_params, texts, tokenizer):
     return encode(clip_params, {}, plain_layout(texts, tokenizer))
 
 
-def total_loss(model, outputs, labels, weights=None, guided=False, alpha=0.0, guidance=True):
+def total_loss(model, outputs, labels, guided=False, alpha=0.0, guidance=True):
     """The loss of these images as the whole batch."""
-    rows = Rows(labels, jnp.ones(len(labels)) if weights is None else weights)
-    counts = count(outputs.zero_shot.indices, rows)
+    weights = jnp.ones(len(labels))
+    rows = Rows(labels, weights, *count(outputs.zero_shot.indices, labels, weights), guided)
     terms = losses(model.config, alpha, guidance)
-    return sum(loss(outputs, rows, counts, guided) for loss in terms.values())
+    return sum(loss(outputs, rows) for loss in terms.values())
 
 
 def all_outputs(predictor, images):
