@@ -85,18 +85,14 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """One pre-LN transformer block.
+    """One pre-LN transformer block of a tower.
 
-    Attributes:
-      config: sizes of the tower.
-      dtype: compute dtype.
+    The collection "adapters" has low-rank changes: "low_rank" is {"a": (r, D), "b": (D, r)} by
+    the name of a projection. In training, "dropout" has keys (B,) and the rate.
     """
 
     config: TransformerConfig
     dtype: DTypeLike = jnp.float32
-
-    # The collection "adapters" has low-rank changes: "low_rank" is {"a": (r, D), "b": (D, r)} by
-    # the name of a projection. In training, "dropout" has keys (B,) and the rate.
 
     def setup(self) -> None:
         config, dtype = self.config, self.dtype
@@ -196,13 +192,9 @@ class Block(nn.Module):
 
 
 def dropped(x: Array, keys: Array, rate: Array, mask: int) -> Array:
-    """Return x (B, T, D) with dropout; a row's mask depends only on its key.
+    """Return x (B, T, D) with dropout; a row's mask depends only on its key, of keys (B,).
 
-    Args:
-      x: The input.
-      keys: (B,), keys of jax.random.
-      rate: The probability that a value becomes 0.
-      mask: A number. Different numbers give independent masks.
+    mask: A number. Different numbers give independent masks.
     """
     keep = jax.vmap(
         lambda key: jax.random.bernoulli(jax.random.fold_in(key, mask), 1 - rate, x.shape[1:])
@@ -255,17 +247,13 @@ class Transformer(nn.Module):
     def block(self, layer: int | Array) -> Block:
         """Return the block of one layer (0-based), bound to its parameters."""
 
-        def own(stacked: PyTree) -> PyTree:
-            return jax.tree.map(
-                lambda w: checkpoint_name(
-                    jax.lax.dynamic_index_in_dim(w, layer, keepdims=False), WEIGHTS
-                ),
-                stacked,
-            )
+        def own(stacked: Array) -> Array:
+            one = jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
+            return checkpoint_name(one, WEIGHTS)
 
-        variables = {"params": own(self.blocks)}
+        variables: Params = {"params": jax.tree.map(own, self.blocks)}
         if self._low_rank is not None:
-            variables["adapters"] = {"low_rank": own(self._low_rank)}
+            variables["adapters"] = {"low_rank": jax.tree.map(own, self._low_rank)}
             if self._dropout is not None:
                 keys, rate = self._dropout
                 keys = jax.vmap(lambda key: jax.random.fold_in(key, layer))(keys)

@@ -32,12 +32,8 @@ class VisionOutput(NamedTuple):
 class VisionTower(nn.Module):
     """Image tower (ViT): patches, class token first, pre-LN blocks, projection.
 
-    `embed`, `blocks` up to the last layer, then `last_block` make a forward pass.
-
-    Attributes:
-      config: sizes of the CLIP.
-      dtype: compute dtype.
-      remat: what the backward pass saves, a key of blocks.REMAT_POLICIES.
+    `embed`, `blocks` up to the last layer, then `last_block` make a forward pass. Attributes: see
+    `CLIP`.
     """
 
     config: CLIPConfig
@@ -97,10 +93,7 @@ class VisionTower(nn.Module):
 class TextTower(nn.Module):
     """Text tower: token and position embeddings, causal blocks, projection at the end of text.
 
-    Attributes:
-      config: sizes of the CLIP.
-      dtype: compute dtype.
-      remat: what the backward pass saves, a key of blocks.REMAT_POLICIES.
+    Attributes: see `CLIP`.
     """
 
     config: CLIPConfig
@@ -148,15 +141,13 @@ class TextTower(nn.Module):
             # With a context per text, rows are many and none is taken twice.
             gather = deterministic_gather if rows.ndim == 2 else lambda table, i: table[i]
             table = rows.reshape(-1, rows.shape[-1])
-            prefix, own = (
-                jnp.where(i[..., None] >= 0, gather(table, jnp.maximum(i, 0)).astype(x.dtype), x)
-                for x, i in zip(
-                    tokens,
-                    (jnp.asarray(texts.prefix_context)[None], jnp.asarray(texts.context)),
-                    strict=True,
-                )
-            )
-            return prefix, own
+
+            def place(x: Array, i: Array) -> Array:
+                own = gather(table, jnp.maximum(i, 0)).astype(x.dtype)
+                return jnp.where(i[..., None] >= 0, own, x)
+
+            prefix, own = jnp.asarray(texts.prefix_context)[None], jnp.asarray(texts.context)
+            return place(tokens[0], prefix), place(tokens[1], own)
 
         def step(block: Block, tokens: Tokens, rows: Array | None) -> Tokens:
             prefix, own = tokens if rows is None else insert(tokens, rows)
@@ -172,14 +163,13 @@ class TextTower(nn.Module):
             tokens[1] + self._positions(texts.position_ids),
         )
 
-        depth = 1 if context is None else min(context.shape[0], last)
-        start = 0
-        if context is not None and depth > 1:
+        start, depth = 0, 0 if context is None else len(context)
+        if context is not None and min(depth, last) > 1:
+            start = min(depth, last)
             tokens = blocks.scan(step, tokens, 0, 1)
-            tokens = blocks.scan(step, tokens, 1, depth, context[1:depth])
-            start = depth
+            tokens = blocks.scan(step, tokens, 1, start, context[1:start])
         tokens = blocks.scan(step, tokens, start, last)
-        if context is not None and context.shape[0] > last > 0:
+        if context is not None and depth > last > 0:
             tokens = insert(tokens, context[last])
         prefix, own = tokens
         # Only the end-of-text tokens leave the last block, so only their queries are computed.

@@ -42,35 +42,23 @@ class Support(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """One classifier.
+    """One classifier: what it starts from, its logits, and how it is trained."""
 
-    Attributes:
-      start: (support, texts, key of jax.random, config.classifier) -> the initial parameters; for a
-        closed form, the final ones.
-      logits: (parameters, f̂ (B, E), texts) -> (B, C).
-      learned: Names of the parameters that are trained. The others stay as they start.
-      per_class: Names of the parameters whose first axis is the classes.
-      optimizer: A name of training.optimizer.OPTIMIZERS.
-      penalty: Maps parameters and texts to a scalar added to the cross-entropy.
-      rates: Maps support, texts and each step's epoch (steps,) to the learning rates (steps,) of
-        each learned parameter; None for the schedule of config.classifier.
-      pooled: Whether a batch is drawn from all views of all images, instead of being the next
-        images of one view.
-      keeps_partial: Whether an epoch's last, smaller batch is used.
-      epochs: Published pairs (minimum shots, epochs).
-      grid: Candidates for keys of config.classifier under select=support. Those of lr are factors.
-    """
-
+    # (support, texts, key of jax.random, config.classifier) -> the initial parameters; of a closed
+    # form, the final ones.
     start: Callable[[Support, ClassTexts, Array, ConfigDict], Params]
-    logits: Callable[[Params, Array, ClassTexts], Array]
-    learned: tuple[str, ...] = ()
-    per_class: tuple[str, ...] = ()
-    optimizer: str = "sgd"
-    penalty: Callable[[Params, ClassTexts], Array] | None = None
+    logits: Callable[[Params, Array, ClassTexts], Array]  # (parameters, f̂ (B, E), texts) -> (B, C)
+    learned: tuple[str, ...] = ()  # names of the parameters that are trained
+    per_class: tuple[str, ...] = ()  # names of the parameters whose first axis is the classes
+    optimizer: str = "sgd"  # of training.optimizer.OPTIMIZERS
+    penalty: Callable[[Params, ClassTexts], Array] | None = None  # added to the cross-entropy
+    # (support, texts, epoch of each step) -> the rates (steps,) of each learned parameter; None for
+    # the schedule of config.classifier.
     rates: Callable[[Support, ClassTexts, np.ndarray], dict[str, np.ndarray]] | None = None
-    pooled: bool = False
-    keeps_partial: bool = False
-    epochs: tuple[tuple[int, int], ...] = ()
+    pooled: bool = False  # whether a batch is drawn from all views, or the next images of one
+    keeps_partial: bool = False  # whether an epoch's last, smaller batch is used
+    epochs: tuple[tuple[int, int], ...] = ()  # published pairs (minimum shots, epochs)
+    # Candidates for keys of config.classifier under select=support; those of lr are factors.
     grid: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 

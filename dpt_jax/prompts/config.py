@@ -15,86 +15,49 @@ class Consistency(NamedTuple):
     logits: float = 0.0
 
 
-NO_CONSISTENCY = Consistency()
-
 LORA, NORMS, ALL_NORMS = "lora", "norms", "all_norms"
 # The first and the last layer, from 1, with 0 for the tower's last; None for no layer.
 Layers = tuple[int, int] | None
 
 
 class Weights(NamedTuple):
-    """The weights of CLIP that are learned.
+    """The weights of CLIP that are learned."""
 
-    Attributes:
-      kind: LORA, changes of low rank; NORMS, the layer norms of blocks; ALL_NORMS; or "".
-      rank: r of LORA.
-      alpha: α of LORA, which scales the changes by α/√r.
-      matrices: Matrices of LORA, some of q, k, v and o.
-      dropout: Dropout of LORA, on the input of the changes, in training.
-      vision: Layers of the image tower.
-      text: Layers of the text tower.
-    """
-
-    kind: str = ""
-    rank: int = 0
-    alpha: float = 0.0
-    matrices: str = ""
-    dropout: float = 0.0
-    vision: Layers = None
-    text: Layers = None
-
-
-NO_WEIGHTS = Weights()
+    kind: str = ""  # LORA, changes of low rank; NORMS, the layer norms of blocks; ALL_NORMS; or ""
+    rank: int = 0  # r of LORA
+    alpha: float = 0.0  # α of LORA, which scales the changes by α/√r
+    matrices: str = ""  # of LORA, some of q, k, v and o
+    dropout: float = 0.0  # of LORA, on the input of the changes, in training
+    vision: Layers = None  # of the image tower
+    text: Layers = None  # of the text tower
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """Sizes of the learned parts; a part that a method lacks has length 0.
+    """Sizes of the learned parts; a part that a method lacks has length 0."""
 
-    Attributes:
-      classes: Number of classes C.
-      text_length: Context tokens n of a class.
-      text_depth: Text layers J_t with context tokens of their own.
-      class_specific: Whether each class has a context of its own.
-      conditioned: Whether the context depends on the image.
-      visual_length: Visual tokens n_v of a layer.
-      visual_depth: Image layers J_v with visual tokens of their own; those of layer J_v stay in
-        later layers. 0: all layers before CAVPT, and none stay.
-      ln_pre: Whether the first layer's visual tokens pass the layer norm before the first block.
-      coupled: Whether the visual tokens are computed from the context tokens.
-      top_k: Classes K that class-aware prompts are computed for.
-      first_layer: F, the first CAVPT layer, counted from 1.
-      consistency: Weights of the losses against frozen CLIP.
-      weights: The weights of CLIP that are learned.
-      classifier: Name of the classifier on the features, "" for cosines with the texts.
-      method: Name of the method, "" if it has none.
-    """
-
-    classes: int
-    text_length: int = 0
-    text_depth: int = 1
-    class_specific: bool = False
-    conditioned: bool = False
-    visual_length: int = 0
+    classes: int  # C
+    text_length: int = 0  # n, the context tokens of a class
+    text_depth: int = 1  # J_t, the text layers with context tokens of their own
+    class_specific: bool = False  # whether each class has a context of its own
+    conditioned: bool = False  # whether the context depends on the image
+    visual_length: int = 0  # n_v, the visual tokens of a layer
+    # J_v, the image layers with visual tokens of their own; those of layer J_v stay in later
+    # layers. 0: all layers before CAVPT, and none stay.
     visual_depth: int = 0
-    ln_pre: bool = False
-    coupled: bool = False
-    top_k: int = 0
-    first_layer: int = 0
-    consistency: Consistency = NO_CONSISTENCY
-    weights: Weights = NO_WEIGHTS
-    classifier: str = ""
-    method: str = ""
+    ln_pre: bool = False  # whether the first layer's tokens pass the norm before the first block
+    coupled: bool = False  # whether the visual tokens are computed from the context tokens
+    top_k: int = 0  # K, the classes that class-aware prompts are computed for
+    first_layer: int = 0  # F, the first CAVPT layer, counted from 1
+    consistency: Consistency = dataclasses.field(default=Consistency())
+    weights: Weights = dataclasses.field(default=Weights())
+    classifier: str = ""  # name of the classifier on the features, "" for cosines with the texts
+    method: str = ""  # its name, "" if it has none
 
     @property
     def has_consistency(self) -> bool:
         """Whether a loss compares prompted with frozen outputs."""
         return bool(self.consistency.text or self.consistency.image or self.consistency.logits)
-
-    @property
-    def has_prompts(self) -> bool:
-        """Whether anything is learned in the towers."""
-        return self.learns_texts or self.learns_images
 
     @property
     def learns_texts(self) -> bool:
@@ -109,4 +72,4 @@ class PromptConfig:
     @property
     def learns(self) -> bool:
         """Whether anything is learned."""
-        return self.has_prompts or bool(self.classifier)
+        return self.learns_texts or self.learns_images or bool(self.classifier)

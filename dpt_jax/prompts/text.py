@@ -33,18 +33,12 @@ class TextPrompt(nn.Module):
 
     Row 0 enters with the token embeddings; row l replaces the context tokens before layer l
     (0-based).
-
-    Attributes:
-      length: n.
-      depth: text layers with context tokens of their own.
-      width: D_t.
-      classes: C for a context per class, None for one that all share.
     """
 
-    length: int
-    depth: int
-    width: int
-    classes: int | None = None
+    length: int  # n
+    depth: int  # text layers with context tokens of their own
+    width: int  # D_t
+    classes: int | None = None  # C for a context per class, None for one that all share
 
     @nn.compact
     def __call__(self) -> Array:
@@ -96,17 +90,11 @@ def context_tokens(words: str, tokenizer: Tokenizer) -> list[int]:
 
     Raise UserError for a placeholder of the class name or a special token.
     """
-    if "{" in words or "}" in words:
-        raise UserError(
-            f"text_prompt.init: {words!r} has a brace: give only the words of the context; "
-            "text_prompt.class_position places the class name."
-        )
     tokens = tokenizer.encode(text_of_class(words).strip())
-    special = [tokenizer.decode([t]) for t in tokens if t in (tokenizer.start, tokenizer.end)]
-    if special:
+    if {"{", "}"} & {*words} or {tokenizer.start, tokenizer.end} & {*tokens}:
         raise UserError(
-            f"text_prompt.init: {words!r} has the special token {special[0]}, which marks the "
-            "start or end of a text: remove it."
+            f"text_prompt.init: {words!r} has a brace or a special token: give only the words of "
+            "the context; text_prompt.class_position places the class name."
         )
     return tokens
 

@@ -9,31 +9,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
-from dpt_jax.prompts.config import ALL_NORMS, LORA, Layers, Weights
+from dpt_jax.prompts.config import ALL_NORMS, LORA, Weights
 from dpt_jax.prompts.linear import torch_uniform
 
-Array = jax.Array
 # A block's projections, by letters of weights.matrices.
 MATRICES = {"q": "query", "k": "key", "v": "value", "o": "out"}
 BLOCK_NORMS = ("ln_1", "ln_2")
 OTHER_NORMS = {"vision": ("ln_pre", "ln_post"), "text": ("ln_final",)}
 
 
-def layers_of(layers: Layers, tower: TransformerConfig) -> range:
-    """Return the layers (0-based) that a setting selects in a tower."""
-    if layers is None:
-        return range(0)
-    first, last = layers
-    return range(first - 1, last or tower.layers)
-
-
 def towers_of(config: Weights, clip: CLIPConfig) -> Iterator[tuple[str, TransformerConfig, range]]:
-    """Yield the towers with learned weights: name, sizes and layers."""
-    for name, tower in (("vision", clip.vision), ("text", clip.text)):
-        if layers := layers_of(getattr(config, name), tower):
-            yield name, tower, layers
+    """Yield the towers with learned weights: name, sizes and layers (0-based)."""
+    for name, tower, layers in (
+        ("vision", clip.vision, config.vision),
+        ("text", clip.text, config.text),
+    ):
+        if layers:
+            first, last = layers
+            yield name, tower, range(first - 1, last or tower.layers)
 
 
 def init_weights(
@@ -45,12 +40,8 @@ def init_weights(
     {"query": {"a": (l, r, D), "b": (l, D, r)}, …}. Layer norms begin as CLIP's:
     {"ln_1": {"scale": (l, D), "bias": (l, D)}, …}, and those outside of blocks (D,).
 
-    Args:
-      config: What is learned.
-      clip: Sizes of the CLIP.
-      key: A key of jax.random.
-      frozen: The layer norms of CLIP's parameters, see `norms_of`. Without them, norms start as
-        ones and zeros.
+    frozen: The layer norms of CLIP's parameters, see `norms_of`. Without them, norms start as ones
+    and zeros.
     """
     weights: Params = {}
     for name, tower, layers in towers_of(config, clip):
@@ -130,12 +121,7 @@ def adapted(
     A block multiplies by A, then by B. This is cheap, and unlike with `merged`, no gradient of a
     full W is computed.
 
-    Args:
-      config: What is learned.
-      clip: Sizes of the CLIP.
-      frozen: CLIP's parameters.
-      weights: As `init_weights` returns them.
-      keys: Dropout keys of a tower, one for each row of its batch; None for no dropout.
+    keys: Dropout keys of a tower, one for each row of its batch; None for no dropout.
     """
     if config.kind != LORA:
         return {"params": over(frozen, merged(config, clip, frozen, weights))}

@@ -40,11 +40,8 @@ def of(program: Callable[..., Any], *arguments: Any) -> float:
     """Return the operations of one call on one device: two per multiply-add.
 
     Only matrix products count, those in a loop once per iteration. Padding, masked pairs and
-    recomputed activations (`train.remat`) count too, unused results do not.
-
-    Args:
-      program: a JAX function, which is traced but not compiled.
-      arguments: its arguments, or their shapes.
+    recomputed activations (`train.remat`) count too, unused results do not. The program is traced
+    but not compiled; its arguments may be shapes.
     """
     traced = jax.make_jaxpr(program)(*arguments).jaxpr
     used, _ = dce_jaxpr(traced, [True] * len(traced.outvars))
