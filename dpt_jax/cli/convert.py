@@ -4,6 +4,7 @@
     dpt-jax convert clip W DIR
     dpt-jax convert export W FILE.safetensors
     dpt-jax convert peft W DIR
+    dpt-jax convert peft DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert serve W DIR [--clip=WEIGHTS]
     dpt-jax convert onnx W FILE.onnx [--clip=WEIGHTS]
     dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
@@ -11,8 +12,8 @@
 
 `clip` converts any CLIP that `clip.weights` accepts to a folder for transformers or, by --layout,
 for open_clip, or to an Orbax checkpoint. For a run with learned weights (CLIP-LoRA, 2SFS) it writes
-the CLIP with these weights, as `export --merge` does. `peft` writes such weights as PEFT's LoRA
-files. `export` writes the prompts of a workdir to one small file, which replaces the
+the CLIP with these weights, as `export --merge` does. `peft` writes and reads such weights as
+PEFT's LoRA files. `export` writes the prompts of a workdir to one small file, which replaces the
 workdir in predict, --mode=eval, init_from and convert. `serve` compiles the classifier into a file
 that runs without this package, and `onnx` writes it for onnxruntime and the like
 (`pip install 'dpt-jax[onnx]'`). `reference` converts a checkpoint folder of the published PyTorch
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=kinds, metavar="WHAT", help=", ".join(kinds))
     parser.add_argument("source", metavar="SRC", help="see above")
     parser.add_argument("target", metavar="DST", nargs="?", help="see above")
-    parser.add_argument("--workdir", metavar="W", help="reference: the run to write")
+    parser.add_argument("--workdir", metavar="W", help="reference, peft: the run to write")
     parser.add_argument(
         "--reverse",
         action="store_true",
@@ -60,11 +61,19 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.io import as_path
 
     what, given = flags.what, flags.given
-    to_run = what == "reference" and not flags.reverse
-    if (flags.target is None) != to_run or (flags.workdir is not None) != to_run:
-        raise UserError("convert: name SRC and DST, or `reference CHECKPOINT_DIR --workdir=W`.")
+    to_run = flags.target is None
+    may = {"reference": not flags.reverse, "peft": to_run}
+    if to_run != may.get(what, False) or to_run != (flags.workdir is not None):
+        raise UserError(
+            "convert: name SRC and DST, or `reference CHECKPOINT_DIR --workdir=W`, or `peft DIR "
+            "--workdir=W`."
+        )
     source, target = as_path(flags.source), as_path(flags.workdir if to_run else flags.target)
-    if to_run:
+    if to_run and what == "peft":
+        from dpt_jax.convert.weights import read_peft
+
+        read_peft(source, target, given.config)
+    elif to_run:
         from dpt_jax.convert.reference import convert_reference
 
         convert_reference(source, target, given.config, given.overrides)

@@ -18,7 +18,7 @@ from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.initial_prompts import shapes_of
 from dpt_jax.training.setup import make_model
 from tests.helpers.commands import command_refused, in_process
-from tests.helpers.configs import small_config
+from tests.helpers.configs import small_config, small_flags
 from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
@@ -85,7 +85,7 @@ def test_transformers_loads_the_adapted_clip(run, clip_dir, tmp_path):
 
 
 def test_lora_files_of_peft(run, clip_dir, tmp_path):
-    """W + scale · B A in transformers' model."""
+    """W + scale · B A in transformers' model; then back, with zeros for layers without."""
     saved = load_newest(run).prompts["weights"]
     if "ln_1" in saved["vision"]:
         command_refused(run, "convert", "peft", run, tmp_path / "no")
@@ -102,3 +102,28 @@ def test_lora_files_of_peft(run, clip_dir, tmp_path):
         model.get_submodule(module).weight.data += torch.tensor(scale * b @ a)
     assert not tensors
     assert_same_features(model, dpt_jax.load(run))
+
+    flags = small_flags(clip_dir)
+    # As PEFT's default, alpha / r.
+    default = about | {"use_rslora": False, "lora_alpha": 3 * 2**0.5}
+    (folder / "adapter_config.json").write_text(json.dumps(default))
+    back = tmp_path / "back"
+    in_process("convert", "peft", folder, f"--workdir={back}", "--config=twostage:folder", *flags)
+    found = load_newest(back).prompts["weights"]
+    np.testing.assert_array_equal(found["vision"]["query"]["a"], saved["vision"]["query"]["a"])
+    np.testing.assert_array_equal(found["text"]["out"]["b"][1:], saved["text"]["out"]["b"])
+    assert not found["text"]["out"]["b"][0].any()
+    expected = dpt_jax.load(run).predict_proba(THREE)
+    np.testing.assert_allclose(dpt_jax.load(back).predict_proba(THREE), expected, atol=1e-5)
+
+    again = ("convert", "peft", folder, f"--workdir={tmp_path}/no", *flags)
+    for change in ({"use_dora": True}, {"init_lora_weights": "pissa"}, {"r": 3}):
+        (folder / "adapter_config.json").write_text(json.dumps(about | change))
+        command_refused(folder, *again)
+
+    name = "base_model.model.vision_model.encoder.layers.1.self_attn.q_proj.lora_B.weight"
+    tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+    del tensors[name]
+    safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    command_refused(name.removeprefix("base_model.model."), *again)
