@@ -22,7 +22,7 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.io import as_path
     from dpt_jax.predictor.explain import nearest_words
     from dpt_jax.predictor.predictor import load
-    from dpt_jax.report.tables import markdown
+    from dpt_jax.report.frame import markdown
 
     predictor = load(as_path(flags.workdir), clip=flags.clip, batch_size=1)
     print(markdown(nearest_words(predictor, flags.top)))

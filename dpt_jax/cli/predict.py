@@ -100,7 +100,7 @@ def _csv(answers: Sequence[Answer]) -> bytes:
     """Return a row per image: path, error, and the likeliest classes with their probabilities."""
     import pandas as pd
 
-    from dpt_jax.report.tables import csv_of
+    from dpt_jax.report.frame import csv_of
 
     rows = []
     for answer in answers:

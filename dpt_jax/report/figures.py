@@ -183,63 +183,13 @@ def draw_reliability(calibrations: Mapping[str, Mapping[str, Any]]) -> bytes:
     return png(figure)
 
 
-def draw_features(
-    clouds: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    label: np.ndarray,
-    classnames: Sequence[str],
-) -> bytes:
-    """Draw image features (points) and text features (stars) on the images' principal axes.
-
-    Args:
-        clouds: By title of the panel, features of N images (N, E) and of C texts (C, E).
-        label: True class indices (N,) of the images.
-        classnames: Names of the classes. Those with the most images are coloured, others grey.
-    """
-    shown = np.argsort(-np.bincount(label, minlength=len(classnames)), kind="stable")
-    styles = [*zip(shown.tolist(), "osv^DPX<>", strict=False)]
-    rest = ~np.isin(label, shown[: len(styles)])
-    size = (5.2 * len(clouds) + 1.6, 4.6)
-    figure, grid = pyplot().subplots(1, len(clouds), figsize=size, squeeze=False)
-    for axes, (title, features) in zip(grid.flat, clouds.items(), strict=True):
-        images, texts, variance = principal_axes(*features)
-        if rest.any():
-            axes.scatter(*images[rest].T, s=8, color="#CCCCCC", label="images of other classes")
-        for place, (c, marker) in enumerate(styles):
-            colour, name = f"C{place}", printable(classnames[c])
-            axes.scatter(*images[label == c].T, s=18, color=colour, marker=marker, label=name)
-            axes.scatter(*texts[c], s=220, color=colour, marker="*", edgecolors="k", zorder=3)
-        first, second = (f"{100 * share:.0f} %" for share in variance)
-        axes.set(title=title, xlabel=f"first axis ({first} of the images' variance)",
-                 ylabel=f"second axis ({second})", xticks=[], yticks=[])  # fmt: skip
-    last = grid.flat[-1]
-    last.scatter([], [], s=120, color="w", marker="*", edgecolors="k", label="text of a class")
-    last.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return png(figure)
-
-
-def principal_axes(
-    images: np.ndarray, texts: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Project features (N, E) of images and (C, E) of texts onto the images' principal axes.
-
-    Images and texts are centred separately, since CLIP keeps them apart.
-
-    Returns:
-        Images (N, 2), texts (C, 2), and each axis's share (2,) of the images' variance.
-    """
-    centred = images - images.mean(0)
-    variance, axes = np.linalg.eigh(centred.T @ centred)  # ascending
-    two = axes[:, :-3:-1]
-    return centred @ two, (texts - texts.mean(0)) @ two, variance[:-3:-1] / (variance.sum() or 1)
-
-
 def draw_sight(sight: "Sight", title: str, method: str) -> bytes:
     """Draw the image, bars of its classes, and the attention maps, as PNG.
 
     Maps are in percent of their largest patch: on a common scale, a map with one strong patch would
     leave the others black. The titles have the absolute numbers.
     """
-    maps = [("zero-shot CLIP", sight.plain)]
+    maps: list[tuple[str, np.ndarray | None]] = [("zero-shot CLIP", sight.plain)]
     if sight.prompted is not None:
         maps.append((f"with {ROWS[method].label}", sight.prompted))
     names = (f"CAVPT's prompt of “{printable(name, 18)}”" for name in sight.classes)

@@ -1,4 +1,7 @@
-"""Results as pandas DataFrames: a row for each run, and a row for each cell of a table."""
+"""Results as pandas DataFrames: a row for each run, and a row for each cell of a table.
+
+They are written as Markdown, and as CSV files that are safe in a spreadsheet.
+"""
 
 import os
 from typing import Any
@@ -29,6 +32,8 @@ SAME_IN_SEED = ["train_list", "prompts"]
 HALVES, HARMONIC = ("base", "new"), "harmonic mean"
 UNKNOWN = "unknown"  # the training of a checkpoint without a known dataset
 DIGEST = 6  # characters of a digest that are shown
+# First characters that make a spreadsheet read a cell as a formula, full-width forms included.
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def results(runs: str | os.PathLike[str]) -> pd.DataFrame:
@@ -192,30 +197,25 @@ def summarise(runs: pd.DataFrame, by: list[str] = CELL) -> pd.DataFrame:
     accuracy_std is that of the population, as in published tables; `spread` is the same, but NaN
     for one seed, and `error` is the standard error of the mean.
     """
+
+    def std(values: pd.Series) -> float:
+        return values.std(ddof=0)
+
     cells = runs.groupby(by, sort=False, as_index=False).agg(
         images=("n", "first"),
         seeds=("seed", "count"),
         accuracy_mean=("accuracy", "mean"),
-        accuracy_std=("accuracy", population_std),
+        accuracy_std=("accuracy", std),
         error=("accuracy", "sem"),
         macro_f1_mean=("macro_f1", "mean"),
-        macro_f1_std=("macro_f1", population_std),
+        macro_f1_std=("macro_f1", std),
         selection=("selection", "first"),
-        task=("task", "first"),
     )
     return cells.assign(spread=cells.accuracy_std.where(cells.seeds > 1))
 
 
-def population_std(values: pd.Series) -> float:
-    return values.std(ddof=0)
-
-
 def average(cells: pd.DataFrame, by: list[str], datasets: int) -> pd.DataFrame:
-    """Average cells over datasets, if this number of them has run.
-
-    Returns:
-        accuracy_mean, its standard error (NaN with one seed) and seeds, the least number of them.
-    """
+    """Average cells over datasets, if this number of them has run; `seeds` is the least number."""
     found = cells.groupby(by, sort=False, as_index=False).agg(
         accuracy_mean=("accuracy_mean", "mean"),
         error=("error", lambda errors: np.linalg.norm(errors) / len(errors)),
@@ -223,3 +223,24 @@ def average(cells: pd.DataFrame, by: list[str], datasets: int) -> pd.DataFrame:
         datasets=("dataset", "nunique"),
     )
     return found[found.datasets == datasets]
+
+
+def markdown(cells: pd.DataFrame) -> str:
+    """Format a Markdown table with aligned columns."""
+
+    def escaped(cell: str) -> str:
+        return " ".join(cell.split()).replace("|", "\\|")
+
+    cells = cells.map(escaped).rename(columns=escaped)
+    return cells.to_markdown(index=False, tablefmt="github", disable_numparse=True)
+
+
+def csv_of(frame: pd.DataFrame, float_format: str | None = None) -> bytes:
+    """Return a CSV file. Names of folders may have bytes that are not Unicode."""
+    text = frame.map(inert).to_csv(index=False, float_format=float_format)
+    return text.encode(errors="backslashreplace")
+
+
+def inert(cell: Any) -> Any:
+    """Put an apostrophe before text that a spreadsheet would run as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell

@@ -23,7 +23,7 @@ from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.predictor.explain import describe, nearest_words
 from dpt_jax.predictor.predictor import Predictor
 from dpt_jax.report import figures
-from dpt_jax.report.tables import csv_of, markdown
+from dpt_jax.report.frame import csv_of, markdown
 from dpt_jax.training.initial_prompts import saved_prompts
 from dpt_jax.training.metrics import read_metrics
 from dpt_jax.training.record import unfinished
@@ -39,23 +39,15 @@ NEAREST = 3  # words
 
 
 def report_run(workdir: epath.Path) -> tuple[str, list[str]]:
-    """Write the tables and figures of a run into its workdir.
-
-    Returns:
-        The Markdown text and the names of the files.
-
-    Raises:
-        UserError: There are no results, or they are not of the newest prompts.
-    """
+    """Write the report on a run into its workdir; return its Markdown and its file names."""
     results = read_current(workdir)
     text = f"### {title(results)}\n\n{in_words(results)}\n\n{markdown(class_table(results))}\n"
     confused = confused_table(results)
     if len(confused):
         text += f"\nMost often confused:\n\n{markdown(confused)}\n"
-    classes = pd.DataFrame(results["per_class"]).T.reindex(columns=["n", "accuracy", "f1"])
     contents = {
         TABLE_FILE: text.encode(errors="backslashreplace"),
-        CSV_FILE: csv_of(classes.reset_index(names="class").rename(columns={"n": "images"})),
+        CSV_FILE: csv_of(by_class(results)),
         **draw(results, workdir),
     }
     for name, content in contents.items():
@@ -64,11 +56,7 @@ def report_run(workdir: epath.Path) -> tuple[str, list[str]]:
 
 
 def write_page(workdir: epath.Path) -> epath.Path:
-    """Write report.html into a workdir and return its path.
-
-    Raises:
-        UserError: The run has no results, or its data or CLIP cannot be loaded.
-    """
+    """Write report.html into a workdir, and return its path."""
     results = read_current(workdir)
     config, tested = load_config(workdir), results["of"]["settings"]
     # An evaluation may have used others than the training.
@@ -79,11 +67,8 @@ def write_page(workdir: epath.Path) -> epath.Path:
     predictor = Predictor(experiment, saved_prompts(experiment, source_of(workdir)), batch)
     answers = classify(predictor, experiment.dataset)
     learned, drawn, words = predictor.model.config, draw(results, workdir), None
-    clouds = {"before: zero-shot CLIP": (np.stack(answers.before), predictor.texts.frozen)}
-    if not learned.conditioned:  # otherwise each image has its own texts, without common axes
-        after = np.stack(answers.after), predictor.encode_text()
-        clouds[f"after: {ROWS[learned.method].label}"] = after
-        words = nearest_words(predictor, NEAREST) if "text" in predictor.prompts else None
+    if "text" in predictor.prompts and not learned.conditioned:
+        words = nearest_words(predictor, NEAREST)
     templates = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
     environment = jinja2.Environment(loader=templates, autoescape=True)
     environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
@@ -96,7 +81,6 @@ def write_page(workdir: epath.Path) -> epath.Path:
         confused=confused_table(results),
         confusion=drawn[FIGURE_FILE],
         reliability=drawn[RELIABILITY_FILE],
-        features=figures.draw_features(clouds, answers.label.to_numpy(), predictor.classnames),
         words=words,
         conditioned=learned.conditioned,
         settings=pd.DataFrame(flat(config.to_dict()).items(), columns=["key", "value"]),
@@ -127,26 +111,26 @@ def in_words(results: Results) -> str:
     )
 
 
+def by_class(results: Results) -> pd.DataFrame:
+    """Return the scores of each class."""
+    scores = pd.DataFrame.from_dict(results["per_class"], orient="index")
+    scores = scores.reindex(columns=["n", "accuracy", "f1"]).rename(columns={"n": "images"})
+    return scores.reset_index(names="class")
+
+
 def class_table(results: Results) -> pd.DataFrame:
-    """Return a row for each class."""
-    rows = [
-        {
-            "class": name,
-            "images": f"{one['n']:,}",
-            "accuracy (%)": "" if one["accuracy"] is None else f"{100 * one['accuracy']:.1f}",
-            "F1": f"{one['f1']:.3f}",
-        }
-        for name, one in results["per_class"].items()
-    ]
-    return pd.DataFrame(rows, columns=["class", "images", "accuracy (%)", "F1"])
+    """Return the same as text."""
+    scores = by_class(results)
+    accuracy = (100 * scores.accuracy.astype(float)).map("{:.1f}".format).replace("nan", "")
+    shown = {"class": scores["class"], "images": scores.images.map("{:,}".format)}
+    return pd.DataFrame({**shown, "accuracy (%)": accuracy, "F1": scores.f1.map("{:.3f}".format)})
 
 
 def confused_table(results: Results) -> pd.DataFrame:
     """Return a row for each of the most frequent mistakes."""
-    counts = confusion(results)
-    pairs = counts.stack()
-    wrong = pairs.index.get_level_values(0) != pairs.index.get_level_values(1)
-    most = pairs[wrong & (pairs > 0)].nlargest(CONFUSIONS_LISTED)
+    counts = confusion(results).stack()
+    is_wrong = counts.index.get_level_values(0) != counts.index.get_level_values(1)
+    most = counts[is_wrong & (counts > 0)].nlargest(CONFUSIONS_LISTED)
     rows = [
         (name, other, f"{count:.0f} of {results['per_class'][name]['n']}")
         for (name, other), count in most.items()
@@ -174,12 +158,7 @@ def draw(results: Results, workdir: epath.Path) -> dict[str, bytes]:
 
 
 def classify(predictor: Predictor, dataset: Dataset) -> pd.DataFrame:
-    """Classify the readable test images.
-
-    Returns:
-        A row for each image: its index, label, predicted and zero_shot (class indices), confidence,
-        the probability of the predicted class, and its features before and after prompts.
-    """
+    """Return index, label, predicted and zero_shot class, and confidence of the test images."""
     paths = [example.path for example in dataset.test]
     labels = np.array([example.label for example in dataset.test])
     rows = []
@@ -192,8 +171,6 @@ def classify(predictor: Predictor, dataset: Dataset) -> pd.DataFrame:
                 "predicted": probability.argmax(-1),
                 "zero_shot": outputs.zero_shot.logits.argmax(-1),
                 "confidence": probability.max(-1),
-                "before": [*outputs.zero_shot.features],
-                "after": [*outputs.features],
             }
             rows.append(pd.DataFrame(found)[batch["weight"] > 0])
             progress.advance()

@@ -1,10 +1,20 @@
-"""The report on all runs of a folder: tables, CSV files and figures."""
+"""The report on all runs of a folder: tables, CSV files and figures.
+
+Accuracies can be compared with published ones from a CSV file.
+"""
+
+import csv
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pandas as pd
 from etils import epath
+from tabulate import LATEX_ESCAPE_RULES
 
-from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
-from dpt_jax.io import write_whole
+from dpt_jax.config import shots_in_words
+from dpt_jax.data.catalogue import PAPER_DATASETS
+from dpt_jax.errors import UserError
+from dpt_jax.io import reading, write_whole
 from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.report.figures import draw_curves, draw_halves
 from dpt_jax.report.frame import (
@@ -12,18 +22,18 @@ from dpt_jax.report.frame import (
     HALVES,
     HARMONIC,
     average,
+    csv_of,
     in_order,
+    markdown,
     results,
     summarise,
     trained_there,
     with_harmonic_means,
 )
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
-from dpt_jax.report.published import compare, read_published
-from dpt_jax.report.tables import Table, csv_of, table
 
+OF_TARGETS = "average of targets"
 REFERENCES = (ZERO_SHOT, "vpt")  # the methods that gains are measured against
-AVERAGE = "average of targets"
 RUNS_FILE, CLASSES_FILE = "runs.csv", "classes.csv"
 LATEX_FILE, HALVES_FILE = "report.tex", "base_to_new.png"
 DIGITS = "%.5f"  # of accuracies and the like in CSV files, which are from 0 to 1
@@ -34,28 +44,92 @@ RUN_COLUMNS = [
     *("accuracy", "balanced_accuracy", "macro_f1", "zero_shot_accuracy", "ece", "n", "unreadable"),
     *("parameters", "seconds", "selection", "task", "path", "excluded"),
 ]
+AVERAGE = "average"  # over the paper's datasets
+PLACE = ["method", "dataset", "shots", "classes"]  # what identifies an accuracy in the file
+COLUMNS = [*PLACE, "accuracy", "source"]
+# The same here: `place` is a dataset or AVERAGE, whose cells have several datasets.
+KEYS = ["method", "shots", "place", "classes"]
+EXPLAINED = (
+    "Accuracy (%), the difference in points, and the same in standard errors of our mean over "
+    "the seeds."
+)
+
+
+class Table(NamedTuple):
+    """A table of a report, with its title, and words about its numbers."""
+
+    title: str
+    words: str
+    cells: pd.DataFrame
+
+    def markdown(self) -> str:
+        """Return a heading, the words and the table."""
+        return f"### {self.title}\n\n{self.words}\n\n{markdown(self.cells)}"
+
+    def latex(self) -> str:
+        """Return a table environment, which needs the package booktabs."""
+        words = f"{self.title}: {self.words}"
+        caption = "".join(LATEX_ESCAPE_RULES.get(character, character) for character in words)
+        rows = self.cells.to_markdown(index=False, tablefmt="latex_booktabs", disable_numparse=True)
+        text = f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n{rows}\n\\end{{table}}\n"
+        return text.replace("±", "$\\pm$")
+
+
+def table(
+    title: str,
+    words: str,
+    cells: pd.DataFrame,
+    by: str = "shots",
+    columns: Sequence[str] = (),
+    spread: str = "mean ± standard deviation of",
+    more: str = "",
+    sign: str = "",
+) -> Table:
+    """Return a table of methods × shots, or of methods and shots × the `columns` of `by`.
+
+    Args:
+        title: Its title.
+        words: What the numbers are. `spread` and the number of seeds are appended, then `more`.
+        cells: method, shots, `by`, accuracy_mean, perhaps spread, and seeds.
+        sign: "+" to show the sign of positive numbers.
+    """
+    cells = in_order(cells, ["method", "shots"])
+    text = cells.accuracy_mean.map(f"{{:{sign}.1f}}".format)
+    if "spread" in cells:
+        text += cells.spread.map(" ± {:.1f}".format).where(cells.spread.notna(), "")
+    seeds = cells.seeds[cells.method != ZERO_SHOT].astype(int)  # zero-shot CLIP has none
+    if len(seeds) and seeds.max() == 1:
+        words += ", one seed"
+    elif len(seeds):
+        words += f", {spread} {' to '.join(map(str, sorted({seeds.min(), seeds.max()})))} seeds"
+    if by == "shots":
+        columns = [shots_in_words(shots) for shots in in_order(cells, ["shots"]).shots.unique()]
+        cells = cells.assign(shots=cells.shots.map(shots_in_words))
+    else:
+        cells = cells.assign(shots=cells.shots.replace({0: "", -1: "all"}).astype(str))
+    shown = cells.assign(text=text).pivot_table(
+        "text", ["method"] if by == "shots" else ["method", "shots"], by, "first", sort=False
+    )
+    shown = shown.reindex(columns=list(columns)).fillna("").reset_index()
+    shown["method"] = shown.method.map(lambda method: ROWS[method].label)
+    return Table(title, f"{words}.{more}", shown)
 
 
 def report_folder(
     folder: epath.Path, beside: epath.Path | None = None, latex: bool = False
 ) -> tuple[str, list[str]]:
-    """Write the tables, the CSV files and the figures of all runs in a folder.
+    """Write the report on all runs in and below a folder; return its Markdown and its file names.
 
-    Args:
-        folder: All runs in it and below are read.
-        beside: A CSV file of published accuracies to compare with.
-        latex: Whether to write report.tex too.
-
-    Returns:
-        The Markdown text and the names of the files.
+    beside: a CSV file of published accuracies to compare with. latex: whether to write report.tex.
     """
     frame = results(folder)
     # A seed counts once, however often it was evaluated.
     counted = frame[frame.excluded == ""].drop_duplicates([*CELL, "seed"], keep="last")
     runs = counted.assign(accuracy=100 * counted.accuracy)  # tables are in percent
     few_shot, halves = few_shot_runs(runs), base_and_new(runs)
+    cells = few_shot_cells(few_shot)
     tables = [
-        *few_shot_tables(few_shot),
+        *few_shot_tables(cells),
         *gain_tables(few_shot),
         *base_to_new_tables(halves),
         *transfer_tables(runs),
@@ -76,7 +150,9 @@ def report_folder(
     }
     if latex:
         contents[LATEX_FILE] = "\n".join(one.latex() for one in tables)
-    if panels := curves(few_shot):
+    panels = {title: own[own.shots > 0] for title, own in cells.items()}  # not of all images
+    panels = {title: own for title, own in panels.items() if {*own.method} - {ZERO_SHOT}}
+    if panels:
         contents[FIGURE_FILE] = draw_curves(panels)
     if len(halves):
         contents[HALVES_FILE] = draw_halves(halves)
@@ -98,51 +174,43 @@ def by_class(runs: pd.DataFrame) -> pd.DataFrame:
 def few_shot_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs tested on all classes of their training dataset.
 
-    Zero-shot, which has no shots, is repeated for each number of shots. The targets of a transfer
-    are left out unless they have runs of their own.
+    Zero-shot CLIP, which has no shots, is repeated for each number of shots. It does not count on
+    datasets without other runs, such as the targets of a transfer, unless there are no others.
     """
     own = trained_there(runs[runs.classes == "all"])
     is_zero_shot = own.method == ZERO_SHOT
     zero_shot, trained = own[is_zero_shot], own[~is_zero_shot]
-    targets = {*transferred(runs).dataset} - {*trained.dataset}
-    zero_shot = zero_shot[~zero_shot.dataset.isin(targets)]
-    shots = trained.shots.unique() if len(trained) else [0]
-    repeated = pd.concat([*(zero_shot.assign(shots=number) for number in shots), trained])
-    return in_order(repeated, ["dataset", "method", "shots"])
+    if trained.empty:
+        return zero_shot
+    zero_shot = zero_shot[zero_shot.dataset.isin(trained.dataset)]
+    repeated = [zero_shot.assign(shots=number) for number in trained.shots.unique()]
+    return in_order(pd.concat([*repeated, trained]), ["dataset", "method", "shots"])
 
 
-def transferred(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs tested on all classes of a dataset that they were not trained on."""
-    elsewhere = (runs.trained_on != "") & (runs.trained_on != runs.dataset)
-    return runs[elsewhere & (runs.classes == "all")]
-
-
-def few_shot_tables(runs: pd.DataFrame) -> list[Table]:
-    """Return tables of methods × shots: one for each dataset, and their average."""
+def few_shot_cells(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the cells of each dataset by its name, and those of their average by its title."""
     cells = summarise(runs)
-    tables = [
-        table(dataset, f"Accuracy (%) on {own.images.iloc[0]:,} test images", own, more=about(own))
-        for dataset, own in cells.groupby("dataset", sort=False)
-    ]
-    averages = average(cells, ["method", "shots"], len(tables))
-    if len(tables) > 1 and len(averages):
-        title = f"Average over {len(tables)} datasets"
-        words = "Mean of their accuracies (%), where all have run"
-        tables.append(table(title, words, averages, spread="over"))
+    found = dict(iter(cells.groupby("dataset", sort=False)))
+    averages = average(cells, ["method", "shots"], len(found))
+    if len(found) > 1 and len(averages):
+        found[f"Average over {len(found)} datasets"] = averages
+    return found
+
+
+def few_shot_tables(cells: dict[str, pd.DataFrame]) -> list[Table]:
+    """Return a table of methods × shots for each entry of `few_shot_cells`."""
+    tables = []
+    for title, own in cells.items():
+        if "images" not in own:
+            words = "Mean of their accuracies (%), where all have run"
+            tables.append(table(title, words, own, spread="over"))
+            continue
+        words, more = f"Accuracy (%) on {own.images.iloc[0]:,} test images", ""
+        for by, chosen in own[own.selection != "none"].groupby("selection", sort=False):
+            names = ", ".join(ROWS[method].label for method in chosen.method.unique())
+            more += f" Settings chosen by {by}: {names}."
+        tables.append(table(title, words, own, more=more))
     return tables
-
-
-def about(cells: pd.DataFrame) -> str:
-    """Return sentences about a dataset's table: its version, and how settings were chosen."""
-    words, tasks = "", {*cells.task}
-    if len(tasks) == 1 and "" not in tasks:
-        words += f" Task {tasks.pop()}."
-    for by, chosen in cells[cells.selection != "none"].groupby("selection", sort=False):
-        names = ", ".join(ROWS[method].label for method in chosen.method.unique())
-        words += f" Settings chosen by {by}: {names}."
-    if {*cells.dataset} <= {*PAPER_DATASETS, *SHIFTED_IMAGENETS}:
-        words += " The images are public: CLIP may have seen them in its own training."
-    return words
 
 
 def gain_tables(runs: pd.DataFrame) -> list[Table]:
@@ -185,25 +253,19 @@ def base_to_new_tables(halves: pd.DataFrame) -> list[Table]:
 
 def transfer_tables(runs: pd.DataFrame) -> list[Table]:
     """Return a table for each dataset whose prompts were tested on other datasets."""
-    tables = []
-    sources = transferred(runs).groupby(["trained_on", "trained_classes"], sort=False)
-    for (source, half), there in sources:
+    tables, runs = [], runs[runs.classes == "all"]
+    elsewhere = runs[(runs.trained_on != "") & (runs.trained_on != runs.dataset)]
+    for (source, half), there in elsewhere.groupby(["trained_on", "trained_classes"], sort=False):
         targets = [*there.dataset.unique()]
         trained = (runs.trained_on == source) & (runs.trained_classes == half)
-        own = runs[
-            (runs.classes == "all")
-            & runs.dataset.isin([source, *targets])
-            & (trained | (runs.method == ZERO_SHOT))
-        ]
-        # A method that was not tested on a target has no row.
-        on_target = own.dataset.isin(targets)
-        own = own[on_target.groupby([own.method, own.shots]).transform("any")]
-        cells = summarise(own)
+        at_source = trained & (runs.dataset == source) & runs.method.isin(there.method)
+        zero_shot = (runs.method == ZERO_SHOT) & runs.dataset.isin([source, *targets])
+        cells = summarise(pd.concat([there, runs[at_source | zero_shot]]))
         columns, in_source = [f"{source} (source)", *targets], cells.dataset == source
         if len(targets) > 1:
             averages = average(cells[~in_source], ["method", "shots"], len(targets))
-            cells = pd.concat([cells, averages.assign(dataset=AVERAGE)], ignore_index=True)
-            columns.append(AVERAGE)
+            cells = pd.concat([cells, averages.assign(dataset=OF_TARGETS)], ignore_index=True)
+            columns.append(OF_TARGETS)
         cells["dataset"] = cells.dataset.replace({source: columns[0]})
         name = f"{source} ({half} classes)" if half in HALVES else source
         words = f"Prompts trained on {name}, accuracy (%)"
@@ -211,12 +273,90 @@ def transfer_tables(runs: pd.DataFrame) -> list[Table]:
     return tables
 
 
-def curves(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return cells of few-shot runs by title: the average over datasets, then each dataset."""
-    cells = summarise(runs[runs.shots > 0])
-    datasets = cells.dataset[cells.method != ZERO_SHOT].unique()
-    averages = average(cells[cells.dataset.isin(datasets)], ["method", "shots"], len(datasets))
-    panels = {}
-    if len(datasets) > 1 and {*averages.method} - {ZERO_SHOT}:
-        panels[f"average over {len(datasets)} datasets"] = averages
-    return panels | {dataset: cells[cells.dataset == dataset] for dataset in datasets}
+def read_published(file: epath.Path) -> pd.DataFrame:
+    """Read a CSV file of published accuracies, in percent. Shots are 0 for zero-shot."""
+    with reading(file, f"a CSV file with the columns {', '.join(COLUMNS)}"):
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = [line for line in lines if line.strip(" ,;\t") and not line.startswith("#")]
+        header, *rows = ([cell.strip() for cell in row] for row in csv.reader(lines, strict=True))
+        for row in rows:
+            if len(row) != len(header):
+                raise ValueError(f"row {','.join(row)} does not have {len(header)} cells")
+        frame = pd.DataFrame(rows, columns=header)
+        frame = pd.DataFrame({"classes": "", "source": "", **frame})[COLUMNS]
+        frame = frame.replace({"classes": {"": "all"}, "shots": {"": "0"}})
+        frame = frame.astype({"shots": int, "accuracy": float})
+    for wrong, why in (
+        (~frame.accuracy.between(1, 100), "the accuracy is not in percent"),
+        (frame.duplicated(PLACE), "an earlier row has the same method, dataset, shots and classes"),
+    ):
+        if wrong.any():
+            raise UserError(f"{file}, row {_row(frame[wrong])}: {why}.")
+    return frame
+
+
+def _row(frame: pd.DataFrame) -> str:
+    """Return the first row as in the file."""
+    return ",".join(map(str, frame.iloc[0][[*PLACE, "accuracy"]]))
+
+
+def compare(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[Table], str]:
+    """Return tables of accuracies beside published ones, the average last, and what is missing.
+
+    All classes are in one table. Base and new classes and their harmonic mean are in another.
+    """
+    published = published.assign(place=published.dataset, seed=0)
+    theirs = with_harmonic_means(published, ["method", "shots", "place"])
+    both = theirs.merge(_counterparts(runs), "left", on=KEYS)
+    missing = both[both.accuracy_mean.isna() & (both.classes != HARMONIC)]
+    both = both.dropna(subset="accuracy_mean")
+    both["halves"], both["last"] = both.classes != "all", both.place == AVERAGE
+    both = in_order(both, ["halves", "last", "dataset", "method", "shots", "classes"])
+    tables = []
+    for (in_halves, place), own in both.groupby(["halves", "place"], sort=False):
+        title = f"Average over {len(PAPER_DATASETS)} datasets" if place == AVERAGE else place
+        title += f"{', base to new classes' if in_halves else ''}: beside published numbers"
+        sources = "; ".join(source for source in own.source.unique() if source)
+        explained = f"{EXPLAINED} Published: {sources}." if sources else EXPLAINED
+        cells = _cells(own)
+        tables.append(
+            Table(title, explained, cells if in_halves else cells.drop(columns="classes"))
+        )
+    left_out = ""
+    if len(missing):
+        left_out = f"{len(missing)} of {len(published)} published numbers have no run here, such "
+        left_out += f"as {_row(missing)}"
+        if AVERAGE in published.place.values:
+            left_out += f"; an average needs all {len(PAPER_DATASETS)} datasets"
+        left_out += "."
+    return tables, left_out
+
+
+def _counterparts(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return mean, error and seeds by KEYS: of each dataset, and of the paper's together."""
+    runs = trained_there(runs)
+    papers = runs[runs.dataset.isin(PAPER_DATASETS)]
+    runs = pd.concat([runs.assign(place=runs.dataset), papers.assign(place=AVERAGE)])
+    runs = with_harmonic_means(runs, ["method", "shots", "place"])
+    cells = summarise(runs, [*KEYS, "dataset"])
+    whole = cells.place == AVERAGE
+    averages = average(cells[whole], KEYS, len(PAPER_DATASETS))
+    return pd.concat([average(cells[~whole], KEYS, 1), averages])
+
+
+def _cells(own: pd.DataFrame) -> pd.DataFrame:
+    """Return the text of a table of published accuracies and ours."""
+    difference, two_digits = own.accuracy_mean - own.accuracy, "{:.2f}".format
+    errors = difference / own.error.where(own.error > 0)  # seeds may have equal accuracies
+    return pd.DataFrame(
+        {
+            "method": [ROWS[method].label for method in own.method],
+            "shots": own.shots.map(lambda shots: shots_in_words(shots) if shots else ""),
+            "classes": own.classes,
+            "ours": own.accuracy_mean.map(two_digits),
+            "published": own.accuracy.map(two_digits),
+            "difference": difference.map("{:+.2f}".format),
+            "standard errors": errors.map("{:+.1f}".format).replace("+nan", ""),
+            "seeds": own.seeds.astype(int).astype(str).mask(own.method == ZERO_SHOT, ""),
+        }
+    )

@@ -11,7 +11,7 @@ from PIL import Image
 
 import dpt_jax
 from dpt_jax.predictor.explain import describe, nearest_words
-from dpt_jax.report.figures import draw_confusion, draw_features
+from dpt_jax.report.figures import draw_confusion
 from tests.helpers.commands import in_process
 from tests.helpers.models import all_outputs
 
@@ -75,7 +75,6 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == sorted(odd)
     names = [r"$\frac$", "$x_$"]
     assert draw_confusion(pd.DataFrame(np.eye(2), columns=names), r"$\frac$")
-    assert draw_features({"before": (np.eye(2), np.eye(2))}, np.arange(2), names)
 
 
 def test_words_of_a_context_that_is_words(trained, clip, tmp_path):

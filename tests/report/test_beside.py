@@ -5,8 +5,7 @@ import pytest
 
 from dpt_jax.data.catalogue import PAPER_DATASETS
 from dpt_jax.io import as_path
-from dpt_jax.report.published import AVERAGE, read_published
-from dpt_jax.report.runs import report_folder
+from dpt_jax.report.runs import AVERAGE, read_published, report_folder
 from tests.helpers.commands import ROOT, command_refused, in_process, refused
 from tests.helpers.run_results import rows_of, write, write_seeds
 
