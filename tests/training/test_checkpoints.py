@@ -114,10 +114,7 @@ def test_without_a_whole_checkpoint_nothing_is_moved(copied):
     assert files_of(copied) == before
 
 
-@pytest.mark.parametrize(
-    "failure",
-    [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "I/O"), MemoryError()],
-)
+@pytest.mark.parametrize("failure", [PermissionError(errno.EACCES, "denied"), MemoryError()])
 def test_what_is_not_damage_moves_nothing(copied, monkeypatch, failure):
     def fail(*_, **__):
         raise failure
