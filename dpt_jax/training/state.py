@@ -206,16 +206,16 @@ def start_or_resume(
 
     A run that has started no longer needs the prompts of `init_from`.
     """
-    shapes = shapes_of(experiment.model)
-    zeros: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    averages = plan.schedule.average is not None
-    new = new_state(experiment.model, plan.step, zeros, plan.optimizer, averages)
-    keeps_best = experiment.config.train.keep == "best"
-    saved = checkpoints.resume()
+    model, averages = experiment.model, plan.schedule.average is not None
+    keeps_best, saved = experiment.config.train.keep == "best", checkpoints.resume()
     if saved is None:
-        new = new._replace(prompts=initial_prompts(experiment))
-        best = Best(-1.0, 0, new.prompts) if keeps_best else None
-        return new, Saver(experiment, plan, checkpoints, training_meta(experiment), best)
+        fresh = initial_prompts(experiment)
+        best = Best(-1.0, 0, fresh) if keeps_best else None
+        saver = Saver(experiment, plan, checkpoints, training_meta(experiment), best)
+        return new_state(model, plan.step, fresh, plan.optimizer, averages), saver
+    shapes = shapes_of(model)
+    zeros: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    new = new_state(model, plan.step, zeros, plan.optimizer, averages)
     step = saved.step - saved.meta.get(CLASSIFIER_STEPS, 0)
     saved = saved._replace(step=step)
     record = training_meta(experiment, saved)
@@ -271,30 +271,21 @@ def _check_resumable(
         why = "has ended with the prompts of its best epoch (train.keep=best): keep its epochs"
     else:
         if not same_images:
-            say(f"{workdir}: its training images are others now.")
-        if before != now:
-            say(
-                f"{workdir}: an epoch had {before} steps and has {now} now, so its {step} steps "
-                f"count as {step / now:.1f} epochs instead of {step / before:.1f}."
-            )
+            say(f"{workdir} has other training images: epochs of {now} steps, before {before}.")
         return
     raise UserError(f"{workdir} {why}, or use another --workdir.")
 
 
 def _parameters(classifier: str, prompts: Prompts) -> int:
     """Return the number of learned parameters.  Those of a classifier are not all learned."""
-    learned = prompts
     if CLASSIFIER in prompts:
-        names = CLASSIFIERS[classifier].learned
-        learned = prompts | {CLASSIFIER: {name: prompts[CLASSIFIER][name] for name in names}}
-    return sum(x.size for x in jax.tree.leaves(learned))
+        learned = {name: prompts[CLASSIFIER][name] for name in CLASSIFIERS[classifier].learned}
+        prompts = {**prompts, CLASSIFIER: learned}
+    return sum(x.size for x in jax.tree.leaves(prompts))
 
 
 def _training(state: TrainState) -> dict[str, Prompts | Totals]:
     """Return the parts of a state that a checkpoint saves, except the prompts."""
+    momentum = optimizers.state_to_save(state.opt_state)
     average = {} if state.average is None else {"average": state.average}
-    return {
-        "momentum": optimizers.state_to_save(state.opt_state),
-        "totals": state.totals,
-        **average,
-    }
+    return {"momentum": momentum, "totals": state.totals, **average}
