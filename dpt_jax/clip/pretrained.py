@@ -125,10 +125,7 @@ def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
 
 
 def locate(weights: str) -> epath.Path:
-    """Return the local path of a `clip.weights` value; remote files are copied to a cache.
-
-    Raise UserError if nothing is found.
-    """
+    """Return the local path of a `clip.weights` value; remote files are copied to a cache."""
     if re.fullmatch(r"[\w-]+", weights) and (BUNDLED / weights / CONFIG_FILE).exists():
         return cast(epath.Path, BUNDLED / weights)
     path = as_path(weights)
@@ -199,10 +196,10 @@ def _weight_files(folder: epath.Path | pathlib.Path) -> tuple[str, ...]:
 def _find_weights(folder: epath.Path) -> epath.Path:
     """Return the weight file, or the index of several, of a model folder."""
     names = _weight_files(folder)
-    found = next((folder / name for name in names if (folder / name).exists()), None)
-    if found is None:
-        raise UserError(f"{folder} has no CLIP weights; it needs {', '.join(names)}.")
-    return found
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise UserError(f"{folder} has no CLIP weights; it needs {', '.join(names)}.")
 
 
 def _describe(file: epath.Path, tensors: Tensors) -> tuple[CLIPConfig, int | None]:

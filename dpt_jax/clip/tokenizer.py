@@ -22,18 +22,12 @@ VOCABULARY_FILES = (TOKENIZER_FILE, *PLAIN_FILES)
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Encodes text as OpenAI's tokenizer does, without adding special tokens.
+    """Encodes text as OpenAI's tokenizer does, without adding special tokens."""
 
-    Attributes:
-      tokenizer: transformers' CLIPTokenizer.
-      start, end: ids of start-of-text and end-of-text.
-      file: the text of its tokenizer.json.
-    """
-
-    tokenizer: Any
-    start: int
+    tokenizer: Any  # transformers' CLIPTokenizer
+    start: int  # id of start-of-text
     end: int
-    file: str
+    file: str  # the text of its tokenizer.json
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of the text, without start-of-text and end-of-text.

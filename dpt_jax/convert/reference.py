@@ -58,24 +58,20 @@ class Entry(NamedTuple):
     first: str = ""
     number: int = 0
 
-    @property
-    def transposed(self) -> bool:
-        """Whether the tensor is the weight of a torch.nn.Linear, which is (outputs, inputs)."""
-        return self.path.endswith(".kernel")
+    def names(self) -> Iterator[str]:
+        """Return the names of the tensors of all layers that a model might have."""
+        first = [self.first] if self.first else []
+        more = map(self.name.format, itertools.count(self.number)) if self.stacked else [self.name]
+        return itertools.chain(first, more)
 
     @property
     def stacked(self) -> bool:
         """Whether the first axis of the array is that of the layers."""
         return bool(self.first) or "{}" in self.name
 
-    def names(self) -> Iterator[str]:
-        """Yield the names of the tensors of all layers that a model might have."""
-        if self.first:
-            yield self.first
-        if "{}" in self.name:
-            yield from map(self.name.format, itertools.count(self.number))
-        elif self.name:
-            yield self.name
+    def turned(self, array: np.ndarray) -> np.ndarray:
+        """Return a layer as the other side has it: weights of torch.nn.Linear are transposed."""
+        return array.T if self.path.endswith(".kernel") else array
 
 
 def _linear(path: str, name: str) -> tuple[Entry, Entry]:
@@ -188,7 +184,7 @@ def prompts_from_published(
                 raise UserError(f"{directory} holds checkpoints of two methods: keep one of them.")
             if not names and number == 0:
                 raise UserError(f"{directory}: {module} has no tensor {next(entry.names())}.")
-            layers = [tensors[name].T if entry.transposed else tensors[name] for name in names]
+            layers = [entry.turned(tensors[name]) for name in names]
             used.update(names)
             if layers:
                 arrays[entry.path] = np.stack(layers) if entry.stacked else layers[0]
@@ -215,7 +211,7 @@ def module_from_prompts(module: str, prompts: Prompts) -> Tensors:
             array = arrays[entry.path]
             layers = array if entry.stacked else [array]
             for name, layer in zip(entry.names(), layers, strict=False):
-                tensors[name] = np.ascontiguousarray(layer.T if entry.transposed else layer)
+                tensors[name] = np.ascontiguousarray(entry.turned(layer))
     return tensors
 
 

@@ -52,9 +52,6 @@ def convert_clip(source: str, target: epath.Path, clip: str, layout: str) -> Non
       target: A new folder, which is also a value of `clip.weights`.
       clip: Where the run's CLIP is, if it has moved.
       layout: "transformers", "open_clip" or "orbax".
-
-    Raises:
-      UserError: The run has learned no weights, its CLIP is another one, or the folder exists.
     """
     if target.suffix == ".safetensors":
         raise UserError(f"{target} would be a folder: name it without .safetensors.")
@@ -76,11 +73,7 @@ def convert_clip(source: str, target: epath.Path, clip: str, layout: str) -> Non
 
 
 def write_peft(source: epath.Path, target: epath.Path) -> None:
-    """Write the low-rank changes of a run as PEFT's LoRA files, for transformers' CLIPModel.
-
-    Raises:
-      UserError: The run has none.
-    """
+    """Write the low-rank changes of a run as PEFT's LoRA files, for transformers' CLIPModel."""
     config, saved = _read(source)
     weights = config.weights
     if weights.kind != LORA:
