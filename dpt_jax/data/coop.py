@@ -55,8 +55,9 @@ def _read_split(file: epath.Path) -> Lists:
         )
         name_of = {label: name.replace("_", " ") for _, label, name in content["train"]}
         labels = {example.label for example in (*train, *val, *test)}
-        if without := labels.union(range(max(labels) + 1)) - {*name_of}:
-            raise ValueError(f"class number {min(without)} has no training images")
+        named = {label for label, name in name_of.items() if name.strip()}
+        if without := labels.union(range(max(labels) + 1)) - named:
+            raise ValueError(f"class number {min(without)} has no training images or no name")
         return [name_of[label] for label in range(len(name_of))], train, val, test
 
 

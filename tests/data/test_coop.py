@@ -87,6 +87,7 @@ IMAGE = "AnnualCrop/image_0000.jpg"
     [
         ([[IMAGE, 0]], "split_zhou"),
         ([[IMAGE, 1, "a"]], "number 0"),
+        ([[IMAGE, 0, "_"]], "number 0"),
         ([[IMAGE, 0, "a"], [IMAGE, -1, "b"]], "split_zhou"),
         ([["AnnualCrop/none.jpg", 0, "a"]], r"2750/AnnualCrop/none\.jpg"),
         ([], "split_zhou"),
