@@ -23,13 +23,16 @@ from dpt_jax.clip.preprocessing import normalize_pixels
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts
 from dpt_jax.prompts.config import PromptConfig
-from dpt_jax.prompts.text import MetaNet, TextPrompt, add_to_context, images_at_a_time
+from dpt_jax.prompts.text import MetaNet, TextPrompt, add_to_context
 from dpt_jax.prompts.visual import ClassAwarePrompt, ClassPrompts, Coupling, VisualPrompt
 from dpt_jax.prompts.weights import adapted, init_weights, merged, over
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 OptionalArray = Any  # an array, or None for methods without it
+
+# CoCoOp's text tokens encoded at a time: enough to keep a device busy, a small part of its memory.
+TOKENS_AT_A_TIME = 2**15
 
 
 class Texts(NamedTuple):
@@ -176,8 +179,7 @@ class PromptedCLIP(nn.Module):
         if params is not None:
             classifier = CLASSIFIERS[self.config.classifier]
             return classifier.logits(params, features, self.class_texts(texts))
-        own = learned if self.config.learns_texts else texts.frozen
-        return cosines(self.temperature() * features, own)
+        return cosines(self.temperature() * features, learned)
 
     def _learned_texts(self, texts: Texts, features: Array) -> Array:
         """Return t (C, E), or (B, C, E) if the context depends on images with these features."""
@@ -226,10 +228,8 @@ class PromptedCLIP(nn.Module):
 
     def class_texts(self, texts: Texts) -> ClassTexts:
         """Return the texts that a classifier starts from: the learned ones, if there are any."""
-        if self.config.learns_texts:
-            return ClassTexts(normalize(texts.learned), texts.learned, self.temperature())
-        raw = texts.learned if texts.mean is None else texts.mean
-        return ClassTexts(texts.frozen, raw, self.temperature())
+        raw = texts.learned if self.config.learns_texts or texts.mean is None else texts.mean
+        return ClassTexts(normalize(texts.learned), raw, self.temperature())
 
     def temperature(self) -> Array:
         """Return s."""
@@ -263,10 +263,9 @@ class PromptedCLIP(nn.Module):
         def encode(context: Array) -> Array:
             return jnp.asarray(tower.apply(variables, texts, context))
 
-        images = features.shape[0]
-        # In a program exported for any number of images, this is symbolic.
-        part = images_at_a_time(images, texts.tokens.size) if isinstance(images, int) else images
-        if part == images:
+        part = max(1, TOKENS_AT_A_TIME // texts.tokens.size)
+        images = features.shape[0]  # symbolic in a program exported for any number of images
+        if not isinstance(images, int) or images <= part:
             return jax.vmap(encode)(contexts)
         return jax.lax.map(encode, contexts, batch_size=part)
 

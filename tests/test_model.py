@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import dpt_jax
+import dpt_jax.model as dpt_model
 from configs import cocoop
 from dpt_jax.clip import packing
 from dpt_jax.clip.blocks import Block, attention_weights, deterministic_gather
@@ -16,7 +17,6 @@ from dpt_jax.clip.config import TransformerConfig
 from dpt_jax.clip.model import CLIP
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
-from dpt_jax.prompts import text as text_prompt
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.text import MetaNet, plain_layout, prompted_texts
 from dpt_jax.training import setup
@@ -102,11 +102,10 @@ def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer, c
 
 
 def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatch):
-    """DPT with it, one image at a time: as DPT on that image with its own context.
+    """DPT with it, two images at a time: as DPT on one image with its own context.
 
     All images at once are in tests/test_family_parity.py.
     """
-    monkeypatch.setattr(text_prompt, "TOKENS_AT_A_TIME", 1)
     parts = PromptConfig(
         len(FEW), 4, text_depth=2, visual_length=2, top_k=2, first_layer=4, conditioned=True
     )
@@ -117,6 +116,7 @@ def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatc
     )
     images = jax.random.normal(jax.random.key(2), (3, 32, 32, 3))
     packed = packed_prompts(FEW, clip.tokenizer, 4)
+    monkeypatch.setattr(dpt_model, "TOKENS_AT_A_TIME", 2 * packed.tokens.size)
     frozen = frozen_features(model, clip.params, FEW, clip.tokenizer)
 
     def run(model, clip_params, prompts, images):

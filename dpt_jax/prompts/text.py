@@ -24,8 +24,6 @@ from dpt_jax.errors import UserError
 from dpt_jax.prompts.linear import linear
 
 REDUCTION = 16  # the hidden layer of the meta-net has E // 16 units
-# Text tokens encoded at a time: enough to keep a device busy, a small part of its memory.
-TOKENS_AT_A_TIME = 2**15
 
 
 class TextPrompt(nn.Module):
@@ -74,15 +72,6 @@ def add_to_context(context: Array, offset: Array) -> Array:
     first = context[:1] + offset.reshape(-1, *[1] * (context.ndim - 1), offset.shape[-1])
     others = jnp.broadcast_to(context[1:], (offset.shape[0], *context[1:].shape))
     return jnp.concatenate([first, others], axis=1)
-
-
-def images_at_a_time(images: int, tokens: int) -> int:
-    """Return how many images' texts to encode at once, a divisor of the number of images.
-
-    tokens: number of tokens of the texts of one image.
-    """
-    most = max(1, TOKENS_AT_A_TIME // tokens)
-    return next(part for part in range(min(most, images), 0, -1) if images % part == 0)
 
 
 def context_tokens(words: str, tokenizer: Tokenizer) -> list[int]:

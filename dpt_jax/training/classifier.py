@@ -41,18 +41,10 @@ class Trained(NamedTuple):
 
 
 def fit(config: ConfigDict, support: Support, texts: ClassTexts) -> Trained:
-    """Train the classifier of a configuration. The result depends only on the arguments.
+    """Train the classifier of a configuration on what `encode_support` returns.
 
     With classifier.select=support, the settings of the grid that are best on the last image of each
-    class are chosen first.
-
-    Args:
-      config: Its `classifier` section, shots and seed are used.
-      support: Views of the training images, initial ones first, see `encode_support`.
-      texts: Text features of the classes.
-
-    Raises:
-      UserError: The loss or a parameter is not finite.
+    class are chosen first. Raise UserError if the loss or a parameter is not finite.
     """
     if config.classifier.select == "none":
         return train_classifier(config, support, texts)
@@ -189,14 +181,13 @@ def train_on_features(
     """Train a classifier; return its parameters and the metrics of each step.
 
     Args:
-      name: Name of the classifier.
-      params: Initial parameters.
-      features: f̂ (M, E).
-      labels: (M,) int.
-      texts: Texts of the classes.
+      name: a key of CLASSIFIERS.
+      params: the initial parameters.
+      features: f̂ (M, E), with labels (M,).
+      texts: those of the classes.
       batches: (steps, B) int, the rows of `features` that a step takes, -1 for padding.
-      rates: The learning rate (steps,) of each learned parameter.
-      weight_decay: Of the optimizer.
+      rates: the learning rate (steps,) of each learned parameter.
+      weight_decay: that of the optimizer.
     """
     classifier = CLASSIFIERS[name]
     optimizer = OPTIMIZERS[classifier.optimizer](weight_decay)
@@ -242,20 +233,11 @@ def _epochs(
 def encode_support(
     experiment: Experiment, prompts: Prompts, before_batch: Callable[[], object]
 ) -> tuple[Support, ClassTexts]:
-    """Encode the class texts and views of the training images with the method's towers.
+    """Encode views of the training images, and the class texts, with the method's trained towers.
 
-    Args:
-      experiment: What is trained.
-      prompts: The trained parts of the towers.
-      before_batch: Called before each batch, equally often on all hosts; an exception ends
-        encoding.
-
-    Returns:
-      The views that the classifier starts from, followed by those of its epochs if different; and
-      the texts. All hosts have all of these.
-
-    Raises:
-      UserError: An image cannot be read.
+    The views that the classifier starts from are followed by those of its epochs if different. All
+    hosts get all of them. before_batch: called before each batch, equally often on all hosts; an
+    exception ends encoding.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
     start, later = count_views(config, len(dataset.train))

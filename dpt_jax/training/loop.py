@@ -57,17 +57,15 @@ def train(
     Writes checkpoints, metrics and the list of training images to the workdir.
 
     Args:
-      experiment: What is trained.
-      workdir: Folder of the run.
-      allow_changes: Whether a resumed run may train on other images.
-      callbacks: Called after each epoch, in this order.
-      profile: Number of steps to trace.
-      validate: Called after each epoch, if there are validation images.
+      experiment: what is trained.
+      workdir: folder of the run.
+      allow_changes: whether a resumed run may train on other images.
+      callbacks: called after each epoch, in this order.
+      profile: number of steps to trace.
+      validate: called after each epoch, if there are validation images.
 
     Raises:
-      UserError: if there is nothing to train on, another process is training in the workdir, a run
-        resumes with other images (unless `allow_changes`), a checkpoint cannot be written, or a
-        step is not finite.
+      UserError: if the run cannot start, resume or write, or a step is not finite.
       Stopped: after a signal, once the state is saved.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
@@ -99,7 +97,16 @@ def train(
             return with_classifier(state, saver, stop, workdir)
         if start:
             say(f"{workdir}: resuming at step {start} of {plan.steps}.")
-        say(_description(experiment, plan, state))
+        devices, hosts = jax.device_count(), jax.process_count()
+        where = f"{devices} {jax.default_backend()} device{'s' if devices > 1 else ''}"
+        where += f" of {hosts} hosts" if hosts > 1 else ""
+        parameters = sum(x.size for x in jax.tree.leaves(state.prompts))
+        say(
+            f"Training {model.config.method} on {len(dataset.train)} images of "
+            f"{len(dataset.classnames)} classes: {plan.epochs} epochs of "
+            f"{plan.steps_per_epoch} steps, {parameters:,} parameters, {where}, "
+            f"{jnp.dtype(model.dtype).name}."
+        )
 
         clip = experiment.pretrained.params
         texts = experiment.texts._replace(target=consistency_target(experiment))
@@ -173,7 +180,14 @@ def train(
                 "there."
             )
             raise Stopped
-        _say_what_was_left_out(plan, len(unreadable), len(dataset.train), state.not_finite)
+        if count := distributed.sum_over_hosts(len(unreadable)):
+            images = len(dataset.train)
+            say(f"{count} of {images} training images could not be read and were left out.")
+        if (bad := state.not_finite).steps:
+            say(
+                f"{bad.steps} of {plan.steps} steps were not finite and were skipped; the first is "
+                f"step {bad.first}."
+            )
         if model.config.classifier:
             return with_classifier(state, saver, stop, workdir)
     if best := saver.best:
@@ -227,20 +241,6 @@ def with_classifier(
     return prompts
 
 
-def _description(experiment: Experiment, plan: Plan, state: TrainState) -> str:
-    dataset, model = experiment.dataset, experiment.model
-    parameters = sum(x.size for x in jax.tree.leaves(state.prompts))
-    devices, hosts = jax.device_count(), jax.process_count()
-    where = f"{devices} {jax.default_backend()} device{'s' if devices > 1 else ''}"
-    where += f" of {hosts} hosts" if hosts > 1 else ""
-    return (
-        f"Training {model.config.method} on {len(dataset.train)} images of "
-        f"{len(dataset.classnames)} classes: {plan.epochs} epochs of "
-        f"{plan.steps_per_epoch} steps, {parameters:,} parameters, {where}, "
-        f"{jnp.dtype(model.dtype).name}."
-    )
-
-
 def _epoch_values(
     plan: Plan, step: int, totals: Totals, not_finite: NotFinite, prompts: Prompts
 ) -> dict[str, float]:
@@ -278,13 +278,3 @@ def _line(values: dict[str, float], epochs: int) -> str:
         f"{values['images_per_s']:.0f} images/s  {values['tflop_per_s']:.3g} TFLOP/s{share}  "
         f"waiting {values['wait_share']:.0%}"
     )
-
-
-def _say_what_was_left_out(plan: Plan, unreadable: int, images: int, not_finite: NotFinite) -> None:
-    if count := distributed.sum_over_hosts(unreadable):
-        say(f"{count} of {images} training images could not be read and were left out.")
-    if not_finite.steps:
-        say(
-            f"{not_finite.steps} of {plan.steps} steps were not finite and were skipped; the "
-            f"first is step {not_finite.first}."
-        )
