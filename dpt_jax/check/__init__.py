@@ -1,6 +1,8 @@
 """The table of `dpt-jax check`: this machine, its hosts and storage, its numbers and its speed."""
 
 import contextlib
+import dataclasses
+import functools
 import importlib.metadata
 import io
 import os
@@ -14,11 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tabulate
 from etils import epath
 
 from dpt_jax import distributed
@@ -29,13 +31,11 @@ from dpt_jax.data import loader
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.folder import find_images
 from dpt_jax.data.records import Dataset, Files, free_memory
-from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, entries, file_system, is_remote, make_folder, short
 from dpt_jax.logging import say
 from dpt_jax.training import flops
 from dpt_jax.training.checkpoints import Checkpoints, digest, load_newest
 from dpt_jax.training.loop import train
-from dpt_jax.training.metrics import TIMES, read_metrics
 from dpt_jax.training.process import Stopped, is_locked, locked
 from dpt_jax.training.setup import assemble, compute_dtype, prepare
 
@@ -47,47 +47,38 @@ OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision")
 GB = 1e9
 
 
-class Row(NamedTuple):
-    """One line.
-
-    Attributes:
-      group: its group, such as "numbers".
-      name: what was measured.
-      figure: its value with a unit.
-      bound: the bound of the figure, "" if there is none.
-      ok: whether the figure is within the bound, None without one.
-    """
+@dataclasses.dataclass
+class Row:
+    """One line: what was measured, its value with a unit, its bound and whether it is within it."""
 
     group: str
     name: str
     figure: str
     bound: str = ""
-    ok: bool | None = None
+    ok: bool | None = None  # None without a bound
 
 
 @contextlib.contextmanager
-def failing(rows: list[Row], group: str, name: str) -> Iterator[None]:
-    """If the body raises, add a row with the reason, not ok, and continue."""
+def timed(rows: list[Row], group: str, name: str, bound: str) -> Iterator[Row]:
+    """Add a row with the seconds of the body, which may set `ok`; not ok if the body raises."""
+    row, began = Row(group, name, "", bound, True), time.perf_counter()
+    rows.append(row)
     try:
-        yield
+        yield row
+        row.figure = f"{time.perf_counter() - began:.2f} s"
     except Exception as reason:  # of any library
-        why = f"{type(reason).__name__}: {short(reason)}"
-        rows.append(Row(group, name, why, "no error", False))
+        row.figure, row.ok = f"{type(reason).__name__}: {short(reason)}", False
 
 
 def table(rows: Sequence[Row]) -> str:
     """Return the lines in columns, with a last line that counts the failures."""
     status = {True: "ok", False: "NOT OK", None: "-"}
-    cells, group = [("", "", "figure", "bound", "")], ""
-    for row in rows:
-        own = "" if row.group == group else row.group
-        cells.append((own, row.name, row.figure, row.bound, status[row.ok]))
-        group = row.group
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.ljust, cell, widths)).rstrip() for cell in cells]
+    cells = [(row.group, row.name, row.figure, row.bound, status[row.ok]) for row in rows]
+    headers = ("", "", "figure", "bound", "")
+    lines = tabulate.tabulate(cells, headers, tablefmt="plain", disable_numparse=True)
     failed = [f"{row.group}: {row.name}" for row in rows if row.ok is False]
     end = f"{len(failed)} not ok: {'; '.join(failed)}" if failed else "all ok"
-    return "\n".join([*lines, "", end])
+    return f"{lines}\n\n{end}"
 
 
 def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -> list[Row]:
@@ -109,7 +100,7 @@ def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -
     }
     for group, part in parts.items():
         say(f"checking {group} …", file=sys.stderr)
-        with failing(rows, group, "the check itself"):
+        with timed(rows, group, "in all", "no error"):
             rows += part()
     return rows
 
@@ -140,26 +131,17 @@ def machine() -> list[Row]:
 
 
 def hosts(settings: Mapping[str, str]) -> list[Row]:
-    """Compare versions and settings of all hosts, and sum over their devices.
-
-    settings: options of the command, by name.
-    """
+    """Compare versions and settings, those of the command too, of all hosts; sum over devices."""
+    rows: list[Row] = []
     own = {**versions(), **settings}
     own |= {name: os.environ.get(name, "") for name in VARIABLES}
     own |= {name: str(jax.config.values[name]) for name in OPTIONS}
-    figure, same = f"{jax.process_count()} hosts, {len(own)} values", True
-    try:
+    with timed(rows, "hosts", f"{len(own)} versions and settings", "the same"):
         distributed.check_same(lambda: own)
-    except UserError as reason:
-        figure, same = str(reason).partition(":")[0], False
-    rows = [Row("hosts", "versions and settings", figure, "the same", same)]
-    name, devices, local = "sum over devices", jax.device_count(), jax.local_device_count()
-    with failing(rows, "hosts", name):
+    with timed(rows, "hosts", "sum over devices", str(jax.device_count())) as row:
         add = jax.pmap(lambda x: jax.lax.psum(x, distributed.AXIS), distributed.AXIS)
-        began = time.perf_counter()
-        found = float(np.asarray(add(jnp.ones(local)).addressable_shards[0].data)[0])
-        figure = f"{found:.0f}, {time.perf_counter() - began:.2f} s"
-        rows.append(Row("hosts", name, figure, str(devices), found == devices))
+        found = distributed.to_host(add(jnp.ones(jax.local_device_count())))
+        row.ok = int(found) == jax.device_count()
     return rows
 
 
@@ -170,43 +152,35 @@ def storage(workdir: epath.Path) -> list[Row]:
     """
     number = distributed.sum_over_hosts(random.getrandbits(30) if distributed.is_first() else 0)
     folder, rows = workdir / f"check-{number:08x}", list[Row]()
-    file, content = folder / f"file-{jax.process_index()}", os.urandom(2**20)
-
-    @contextlib.contextmanager
-    def timed(name: str, bound: str) -> Iterator[list[bool]]:
-        began, held = time.perf_counter(), [True]
-        with failing(rows, "storage", name):
-            yield held
-            seconds = time.perf_counter() - began
-            rows.append(Row("storage", name, f"{seconds:.2f} s", bound, held[0]))
-
-    with timed("write and read 1 MB", f"in {workdir}") as held:
+    step = functools.partial(timed, rows, "storage")
+    with step("write and read 1 MB", f"in {workdir}") as row:
         make_folder(folder, "--workdir")
+        file, content = folder / f"file-{jax.process_index()}", os.urandom(2**20)
         file.write_bytes(content)
-        held[0] = file.read_bytes() == content
-    if not distributed.on_all_hosts(bool(rows[-1].ok)):  # nothing else can work
+        row.ok = file.read_bytes() == content
+    if not distributed.on_all_hosts(bool(row.ok)):  # nothing else can work
         return rows
-    with timed("list", "the files of all hosts") as held:
+    with step("list", "the files of all hosts") as row:
         every = {f"file-{i}" for i in range(jax.process_count())}
-        held[0] = {name for name, _ in entries(folder)} >= every
-    shared = distributed.on_all_hosts(bool(rows[-1].ok))
+        row.ok = {name for name, _ in entries(folder)} >= every
+    shared = distributed.on_all_hosts(bool(row.ok))
     if shared:  # as hosts lock, save and restore together
-        with timed("lock", "held once") as held, locked(folder):
-            held[0] = is_remote(folder) or is_locked(folder)
-        with timed("checkpoint", "the same bits") as held:
+        with step("lock", "held once") as row, locked(folder):
+            row.ok = is_remote(folder) or is_locked(folder)
+        with step("checkpoint", "the same bits") as row:
             tree = {"prompts": np.arange(1000, dtype=np.float32)}
             with Checkpoints(folder) as checkpoints:
                 checkpoints.save(1, tree, {})
                 checkpoints.wait()
-                held[0] = load_newest(folder).digest == digest(tree)
+                row.ok = load_newest(folder).digest == digest(tree)
         distributed.on_all_hosts(True)  # all have read it
     if distributed.is_first() or not shared:
-        with timed("delete", "nothing left") as held:
+        with step("delete", "nothing left") as row:
             if is_remote(folder):
                 file_system(folder).rm(os.fspath(folder), recursive=True)
             else:
                 shutil.rmtree(folder)
-            held[0] = not folder.exists()
+            row.ok = not folder.exists()
     return rows
 
 
@@ -233,13 +207,6 @@ def same_bits() -> list[Row]:
         if values["epoch"] == 1:
             signal.raise_signal(signal.SIGTERM)
 
-    def end(run: epath.Path) -> tuple[str, list[dict[str, float]]]:
-        metrics = [
-            {key: value for key, value in record.items() if key not in TIMES}
-            for record in read_metrics(run)
-        ]
-        return load_newest(run).digest, metrics
-
     silent = io.StringIO()
     with (
         contextlib.redirect_stdout(silent),
@@ -253,7 +220,7 @@ def same_bits() -> list[Row]:
             train(experiment, stopped, callbacks=[stop])
         before, steps = load_newest(stopped).step, load_newest(whole).step
         train(experiment, stopped)
-        same = end(whole) == end(stopped) and before < steps
+        same = load_newest(whole).digest == load_newest(stopped).digest and before < steps
     name = f"a run of {steps} steps, and one stopped at step {before} and resumed"
     return [Row("same bits", name, "identical" if same else "different", "identical", same)]
 
@@ -276,7 +243,6 @@ def speed(clip: str, data: str, quick: bool) -> list[Row]:
     seconds_to_compile, memory = measure.compiled(work)
     _, seconds = measure.times(work.run, 2 if quick else 10)
     rate = devices * flops.of(work.program, *work.arguments) / seconds
-    product = measure.product_rate(dtype, 2048 if quick else 8192)
     images = each * devices / seconds
     figures = {
         "compiling": f"{seconds_to_compile:.1f} s",
@@ -284,7 +250,6 @@ def speed(clip: str, data: str, quick: bool) -> list[Row]:
         "step": f"{1e3 * seconds:.1f} ms",
         "images/s": f"{images:.1f}",
         "TFLOP/s": f"{rate / 1e12:.3g}",
-        "share of a matrix product": f"{rate / product:.0%} of {product / 1e12:.3g} TFLOP/s",
     }
     if peak := flops.peak(jax.devices()[0].device_kind):
         figures["share of chip peak"] = f"{rate / peak / devices:.0%} of {peak / 1e12:.0f} TFLOP/s"

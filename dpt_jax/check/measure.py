@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from PIL import Image
@@ -124,14 +123,6 @@ def times(step: Callable[[], object], steps: int) -> tuple[float, float]:
 
     first = seconds()
     return first, statistics.median(seconds() for _ in range(max(steps, 1)))
-
-
-def product_rate(dtype: DTypeLike, size: int, steps: int = 5) -> float:
-    """Return the operations per second of a matrix product on all devices at once."""
-    devices, multiply = jax.local_device_count(), jax.pmap(jnp.matmul)
-    a = jax.pmap(lambda x: jnp.full((size, size), x, dtype))(jnp.full(devices, 0.01))
-    seconds = times(lambda: jax.block_until_ready(multiply(a, a)), steps)[1]
-    return 2 * devices * size**3 / seconds
 
 
 def write_jpegs(folder: pathlib.Path, count: int, width: int = 500, height: int = 375) -> None:

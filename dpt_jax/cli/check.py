@@ -8,6 +8,7 @@ ok. The table can be pasted into an issue.
 """
 
 import argparse
+import dataclasses
 import sys
 
 from dpt_jax.cli import flags as shared
@@ -41,7 +42,11 @@ def run(flags: argparse.Namespace) -> None:
 
     clip = flags.clip or ("vit-b-32" if flags.quick else "vit-b-16")
     rows = check(as_path(flags.workdir), clip, flags.data, flags.quick)
-    say(json.dumps([row._asdict() for row in rows], indent=2) if flags.json else table(rows))
+    say(
+        json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
+        if flags.json
+        else table(rows)
+    )
     if not distributed.is_first() and (failed := [row for row in rows if row.ok is False]):
         print(f"Of another host:\n{table(failed)}", file=sys.stderr)
     if not distributed.on_all_hosts(all(row.ok is not False for row in rows)):
