@@ -1,10 +1,8 @@
 """Weights and vocabularies in other formats, and a comparison of two CLIPs."""
 
-import functools
 import io
 import json
 import pathlib
-import tempfile
 
 import jax
 import numpy as np
@@ -52,11 +50,4 @@ def torch_bytes(thing):
 
 def tokenizer_json(folder: pathlib.Path) -> dict:
     """The tokenizer.json that transformers writes for a vocab.json and merges.txt."""
-    return json.loads(_text(folder))
-
-
-@functools.cache
-def _text(folder: pathlib.Path) -> str:
-    with tempfile.TemporaryDirectory() as saved:
-        CLIPTokenizerFast.from_pretrained(folder).save_pretrained(saved)
-        return (pathlib.Path(saved) / "tokenizer.json").read_text(encoding="utf-8")
+    return json.loads(CLIPTokenizerFast.from_pretrained(folder).backend_tokenizer.to_str())
