@@ -18,18 +18,17 @@ from dpt_jax import methods
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.files import Tensors, read_torch_file, write_torch_file
 from dpt_jax.clip.pretrained import Pretrained, load_clip
-from dpt_jax.config import flat, method_config, prompt_config, validate
+from dpt_jax.config import flat, method_config, validate
 from dpt_jax.errors import UserError
 from dpt_jax.io import make_folder, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, ZERO_SHOT
-from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.checkpoints import FOLDER, Checkpoints, Saved, load_newest
 from dpt_jax.training.initial_prompts import check_shapes, shapes_of
 from dpt_jax.training.record import result_settings
-from dpt_jax.training.setup import clip_fingerprint
+from dpt_jax.training.setup import clip_fingerprint, make_model
 from dpt_jax.training.workdir import CONFIG_FILE, load_config, save_config
 
 TEXT = "prompt_learner"
@@ -264,8 +263,8 @@ def _check(
     """Raise UserError if an array is missing, left over or of another shape."""
     context = flat(prompts).get("text.context")
     classes = context.shape[1] if context is not None and context.ndim == 4 else 1
-    parts = prompt_config(config, classes, pretrained.config.vision.layers)
-    check_shapes(prompts, shapes_of(PromptedCLIP(pretrained.config, parts)), str(source))
+    model = make_model(config, ["any"] * classes, pretrained)
+    check_shapes(prompts, shapes_of(model), str(source))
 
 
 def write_run(
