@@ -69,7 +69,7 @@ def digest_of_json(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-class Checkpoints:
+class Checkpoints(contextlib.ExitStack):
     """The newest checkpoints of a workdir, written in the background.
 
     Each has the items `prompts` and `meta`, and in a training run `training`. `meta` has a digest
@@ -78,22 +78,15 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2) -> None:
         """Make the folder of checkpoints.  keep: how many to keep."""
-        self._workdir = as_path(workdir)
-        self.directory = self._workdir / FOLDER
+        super().__init__()
+        self.directory = as_path(workdir) / FOLDER
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
-        self._closing = contextlib.ExitStack()
         with reading(self.directory, "a folder of checkpoints"):
             if distributed.is_first() and not is_remote(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
-            root = self._closing.enter_context(without_wildcards(self.directory))
-            self._manager = ocp.CheckpointManager(epath.Path(root), options=options)
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._closing:
-            self._manager.close()
+            root = self.enter_context(without_wildcards(self.directory))
+            manager = ocp.CheckpointManager(epath.Path(root), options=options)
+            self._manager = self.enter_context(manager)
 
     def save(
         self, step: int, prompts: Prompts, meta: dict[str, Any], training: PyTree = None
@@ -148,7 +141,7 @@ class Checkpoints:
                 "start a run from them with --config.init_from and another --workdir."
             )
         for step, reason in damaged.items() if distributed.is_first() else ():
-            there, aside = self.directory / str(step), self._workdir / DAMAGED / str(step)
+            there, aside = self.directory / str(step), self.directory.parent / DAMAGED / str(step)
             while aside.exists():
                 aside = aside.with_name(f"{aside.name}.again")
             aside.parent.mkdir(parents=True, exist_ok=True)

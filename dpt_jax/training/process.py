@@ -90,10 +90,7 @@ def _locked_on_disk(file: epath.Path, owner: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked_in_bucket(file: epath.Path, owner: str) -> Iterator[None]:
-    """Lock with an object that is written only if it does not exist.
-
-    A killed process leaves it behind. The next one removes it if it runs on the same host.
-    """
+    """Lock with an object, which a killed process leaves behind."""
     if file.exists() and _is_left_behind(file.read_text()):
         file.unlink(missing_ok=True)
     try:
