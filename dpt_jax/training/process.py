@@ -34,16 +34,17 @@ def locked(workdir: epath.Path) -> Iterator[None]:
 
     Raise LockedError on all hosts if another process holds it.
     """
-    owner, refused = f"process {os.getpid()} on {platform.node()}", None
-    lock = _locked_in_bucket if is_remote(workdir) else _locked_on_disk
+    file, holder = workdir / LOCK_FILE, ""
     with contextlib.ExitStack() as held:
         if distributed.is_first():
-            try:
-                held.enter_context(lock(workdir / LOCK_FILE, owner))
-            except LockedError as reason:
-                refused = reason
-        if distributed.first_says(refused is not None):
-            raise refused or LockedError(f"{workdir} is in use by another training process.")
+            lock = _lock_in_bucket if is_remote(workdir) else _lock_on_disk
+            holder = lock(file, f"process {os.getpid()} on {platform.node()}", held)
+        if distributed.first_says(bool(holder)):
+            by_hand = f"; if it was killed, `gcloud storage rm {file}`" if is_remote(file) else ""
+            raise LockedError(
+                f"{workdir} is in use by {holder or 'another training process'}: wait for it, stop "
+                f"it, or use another --workdir{by_hand}."
+            )
         yield
 
 
@@ -62,45 +63,33 @@ def is_locked(workdir: epath.Path) -> bool:
     return False
 
 
-def _refusal(file: epath.Path, owner: str) -> LockedError:
-    by_hand = f"; if it has been killed, `gcloud storage rm {file}`" if is_remote(file) else ""
-    return LockedError(
-        f"{file.parent} is in use by {owner or 'another training process'}: wait for it, stop it, "
-        f"or use another --workdir{by_hand}."
-    )
-
-
-@contextlib.contextmanager
-def _locked_on_disk(file: epath.Path, owner: str) -> Iterator[None]:
-    """Lock with flock, which is always released when the process ends."""
+def _lock_on_disk(file: epath.Path, owner: str, held: contextlib.ExitStack) -> str:
+    """Lock with flock, which ends with the process; return who has the lock, "" if it is ours."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as reason:
-            lock.seek(0)
-            raise _refusal(file, lock.read().strip()) from reason
-        except OSError as reason:  # a file system without locks
-            say(f"{file} cannot be locked ({reason}): make sure that no other process trains here.")
-        lock.truncate(0)
-        lock.write(f"{owner}\n")
-        lock.flush()
-        yield
+    lock = held.enter_context(file.open("a+", encoding="utf-8"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        return lock.read().strip() or "another training process"
+    except OSError as reason:  # a file system without locks
+        say(f"{file} cannot be locked ({reason}): make sure that no other process trains here.")
+    lock.truncate(0)
+    lock.write(f"{owner}\n")
+    lock.flush()
+    return ""
 
 
-@contextlib.contextmanager
-def _locked_in_bucket(file: epath.Path, owner: str) -> Iterator[None]:
-    """Lock with an object, which a killed process leaves behind."""
+def _lock_in_bucket(file: epath.Path, owner: str, held: contextlib.ExitStack) -> str:
+    """Lock with an object, which a killed process leaves behind; return as `_lock_on_disk`."""
     if file.exists() and _is_left_behind(file.read_text()):
         file.unlink(missing_ok=True)
     try:
         file_system(file).pipe_file(os.fspath(file), owner.encode(), mode="create")
-    except FileExistsError as reason:
-        raise _refusal(file, file.read_text()) from reason
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
+    except FileExistsError:
+        return file.read_text()
+    held.callback(file.unlink, missing_ok=True)
+    return ""
 
 
 def _is_left_behind(owner: str) -> bool:
