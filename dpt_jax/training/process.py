@@ -8,7 +8,6 @@ import signal
 import threading
 import types
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from etils import epath
@@ -112,7 +111,7 @@ class Stopped(SystemExit):
         super().__init__(EXIT_CODE)
 
 
-class StopRequest:
+class StopRequest(contextlib.ExitStack):
     """A context in which SIGTERM and SIGINT request a stop; a second SIGINT ends the process.
 
     On several hosts, a SIGTERM to any of them stops all after the same step. JAX's preemption
@@ -120,19 +119,12 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._asked = self._agreed = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
         signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
         # Python allows signal handlers in the main thread only.
         for number in signals if threading.current_thread() is threading.main_thread() else ():
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+            self.callback(signal.signal, number, signal.signal(number, self._ask))
 
     def _ask(self, number: int, _: types.FrameType | None) -> None:
         # The next SIGINT ends the process at once.
