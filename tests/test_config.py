@@ -131,7 +131,7 @@ def test_wrong_settings_are_one_sentence_and_write_nothing(argument, names, tmp_
     ("content", "names"),
     [
         ("x = 1", "get_config"),
-        ("def get_config(): return {}", "ConfigDict"),
+        ("def get_config(): return {}", "get_config"),
         (
             "from ml_collections import ConfigDict\n"
             "def get_config(): return ConfigDict({'train': {'epoch': 3}})",

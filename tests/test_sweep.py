@@ -7,12 +7,12 @@ import shutil
 import jax
 import pytest
 
-from dpt_jax import sweep
+from dpt_jax import runs as sweep
 from dpt_jax.config import prompt_config
 from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS, TEXT
-from dpt_jax.sweep import Runner
+from dpt_jax.runs import Runner
 from dpt_jax.training.process import locked
 from tests.helpers import coop_trees, make_clip
 from tests.helpers.commands import command_refused, in_process, refused

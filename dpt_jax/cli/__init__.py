@@ -42,9 +42,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str | None) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(
-            prog, description=description, formatter_class=formatter, allow_abbrev=False
-        )
+        super().__init__(prog, None, description, formatter_class=formatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].lower()}{message[1:]}: see `{self.prog} --help`.")
@@ -66,9 +64,8 @@ def _dispatch(arguments: list[str], prog: str) -> None:
     parser = Parser(prog, "\n".join(lines))
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "flags", nargs=argparse.REMAINDER, metavar="…", help="--help shows those of a command"
-    )
+    rest = "--help shows those of a command"
+    parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="…", help=rest)
     given = parser.parse_args(arguments)
     prog = f"{prog} {given.command}"
     if given.command == "eval":
@@ -84,9 +81,8 @@ def _run(name: str, arguments: list[str], prog: str) -> None:
     command = importlib.import_module(f"dpt_jax.cli.{name}")
     parser = Parser(prog, command.__doc__)
     command.add_arguments(parser)
-    parser.add_argument(
-        "--debug", action="store_true", help="print a traceback for wrong input too"
-    )
+    traced = "print a traceback for wrong input too"
+    parser.add_argument("--debug", action="store_true", help=traced)
     if {"-h", "--help"} & {*arguments}:
         parser.parse_args(["--help"])
     # Libraries that read absl's flags, and whose logs do not belong on the terminal.

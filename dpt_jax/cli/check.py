@@ -16,18 +16,13 @@ from dpt_jax.errors import BUG
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", metavar="W", default=".", help="folder or gs:// to write to")
-    parser.add_argument(
-        "--clip",
-        metavar="CLIP",
-        help="vit-b-32, vit-b-16, vit-l-14 or small with random weights, or a hub id, folder or "
-        "file of weights; default vit-b-16, with --quick vit-b-32",
-    )
-    parser.add_argument(
-        "--data", metavar="DIR", default="", help="images to load; default: generated ones"
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer checks: a minute on a CPU")
-    parser.add_argument("--json", action="store_true", help="print the lines as JSON")
+    add = parser.add_argument
+    add("--workdir", metavar="W", default=".", help="folder or gs:// to write to")
+    add("--clip", help="vit-b-32, vit-b-16, vit-l-14 or small with random weights, or a hub id, "
+        "folder or file of weights; default vit-b-16, with --quick vit-b-32")  # fmt: skip
+    add("--data", metavar="DIR", default="", help="images to load; default: generated ones")
+    add("--quick", action="store_true", help="fewer checks: a minute on a CPU")
+    add("--json", action="store_true", help="print the lines as JSON")
     shared.add_hosts(parser)
 
 

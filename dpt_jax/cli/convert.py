@@ -32,28 +32,16 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = ("clip", "export", "serve", "onnx", "peft", "reference")
-    parser.add_argument("what", choices=kinds, metavar="WHAT", help=", ".join(kinds))
-    parser.add_argument("source", metavar="SRC", help="see above")
-    parser.add_argument("target", metavar="DST", nargs="?", help="see above")
-    parser.add_argument("--workdir", metavar="W", help="reference, peft: the run to write")
-    parser.add_argument(
-        "--reverse",
-        action="store_true",
-        help="from a workdir to a checkpoint of the published code",
-    )
-    parser.add_argument(
-        "--merge", action="store_true", help="export: learned weights, merged into their CLIP"
-    )
-    parser.add_argument(
-        "--layout",
-        choices=("transformers", "open_clip", "orbax"),
-        default="transformers",
-        help="clip: layout of the folder",
-    )
-    parser.add_argument(
-        "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"
-    )
+    add, kinds = parser.add_argument, ("clip", "export", "serve", "onnx", "peft", "reference")
+    add("what", choices=kinds, metavar="WHAT", help=", ".join(kinds))
+    add("source", metavar="SRC", help="see above")
+    add("target", metavar="DST", nargs="?", help="see above")
+    add("--workdir", metavar="W", help="reference, peft: the run to write")
+    add("--reverse", action="store_true", help="reference: to the published code's format")
+    add("--merge", action="store_true", help="export: learned weights, merged into their CLIP")
+    add("--layout", choices=("transformers", "open_clip", "orbax"), default="transformers",
+        help="clip: layout of the folder")  # fmt: skip
+    shared.add_clip(parser)
     shared.add_config(parser)
 
 

@@ -13,9 +13,7 @@ from dpt_jax.cli import flags as shared
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_run(parser)
-    parser.add_argument(
-        "--top", type=shared.at_least_one, default=3, metavar="N", help="words per vector (3)"
-    )
+    shared.add_top(parser, 3, "words per vector")
 
 
 def run(flags: argparse.Namespace) -> None:

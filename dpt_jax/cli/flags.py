@@ -18,16 +18,10 @@ DEFAULT = "dpt"
 
 
 class Given(NamedTuple):
-    """The configuration of a command line.
+    """The configuration of a command line."""
 
-    Attributes:
-      file: Value of --config, None if missing.
-      config: With the overrides; not validated.
-      overrides: Value of each --config.KEY.
-    """
-
-    file: str | None
-    config: "ConfigDict"
+    file: str | None  # value of --config
+    config: "ConfigDict"  # with the overrides; not validated
     overrides: "dict[str, Value]"
 
     @property
@@ -39,43 +33,37 @@ class Given(NamedTuple):
 def add_config(parser: argparse.ArgumentParser, of_methods: bool = False) -> None:
     """Add --config and --config.KEY, which `parse` reads, and perhaps --config.METHOD.KEY."""
     parser.set_defaults(of_methods=of_methods)
-    group = parser.add_argument_group("settings")
-    group.add_argument(
-        "--config",
-        metavar="FILE[:DATASET[:PROTOCOL]]",
-        help="a method's name, or a file like configs/dpt.py; default dpt",
-    )
-    group.add_argument(
-        "--config.KEY", metavar="VALUE", help="any key that `dpt-jax settings` lists"
-    )
+    add = parser.add_argument_group("settings").add_argument
+    add("--config", metavar="FILE[:DATASET[:PROTOCOL]]", help="a method or a file; default dpt")
+    add("--config.KEY", metavar="VALUE", help="any key that `dpt-jax settings` lists")
 
 
 def add_hosts(parser: argparse.ArgumentParser) -> None:
     """Add --coordinator, --processes, --process and --cluster: one process per host."""
-    group = parser.add_argument_group("several hosts (docs/devices.md)")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    group.add_argument("--processes", type=int, metavar="N", help="number of processes")
-    group.add_argument("--process", type=int, metavar="I", help="number of this process, from 0")
-    group.add_argument(
-        "--cluster",
-        action="store_true",
-        help="take these three from the environment of a TPU pod slice (srun and mpirun need no "
-        "flag)",
-    )
+    add = parser.add_argument_group("several hosts (docs/devices.md)").add_argument
+    add("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    add("--processes", type=int, metavar="N", help="number of processes")
+    add("--process", type=int, metavar="I", help="number of this process, from 0")
+    add("--cluster", action="store_true", help="take these three from a TPU pod slice")
 
 
 def add_run(parser: argparse.ArgumentParser, images: bool = False) -> None:
     """Add the run that a command reads, --clip, and perhaps images."""
-    parser.add_argument(
-        "workdir",
-        metavar="W",
-        help="the workdir of a run, or a prompt file from `dpt-jax convert export`",
-    )
+    add = parser.add_argument
+    add("workdir", metavar="W", help="a workdir, or a prompt file of `dpt-jax convert export`")
     if images:
-        parser.add_argument("images", nargs="+", metavar="PATH", help="images, or their folders")
-    parser.add_argument(
-        "--clip", default="", metavar="WEIGHTS", help="CLIP's weights, if they have moved"
-    )
+        add("images", nargs="+", metavar="PATH", help="images, or their folders")
+    add_clip(parser)
+
+
+def add_clip(parser: argparse.ArgumentParser) -> None:
+    what = "CLIP's weights, if they have moved"
+    parser.add_argument("--clip", default="", metavar="WEIGHTS", help=what)
+
+
+def add_top(parser: argparse.ArgumentParser, default: int, what: str) -> None:
+    what = f"{what} ({default})"
+    parser.add_argument("--top", type=at_least_one, default=default, metavar="N", help=what)
 
 
 def at_least_one(text: str) -> int:
@@ -86,11 +74,7 @@ def at_least_one(text: str) -> int:
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the flags of a command line; `given` is the configuration if the command has one.
-
-    Raises:
-      UserError: A flag, a key or a value is wrong.
-    """
+    """Return the flags of a command line; `given` is the configuration if the command has one."""
     given = None
     if (of_methods := parser.get_default("of_methods")) is not None:
         given, arguments = from_command_line(arguments, of_methods)
@@ -112,13 +96,8 @@ def from_command_line(
 ) -> tuple[Given, list[str]]:
     """Return the configuration of a command line, and the other arguments.
 
-    Args:
-      arguments: --config=FILE[:ARG], a path or a method's name, and --config.KEY=VALUE anywhere
-        among others.
-      of_methods: Whether --config.METHOD.KEY=VALUE is allowed too, an override METHOD.KEY.
-
-    Raises:
-      UserError: A key is unknown, a value has the wrong type, or the file is not a configuration.
+    of_methods: whether --config.METHOD.KEY=VALUE is allowed too, which becomes an override
+    METHOD.KEY.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -177,9 +156,6 @@ def _with_dataset(name: str, arguments: Sequence[str]) -> str:
 
     A method's own file without a dataset gets the one of dataset.name, or "folder", the user's own
     images, if `arguments` only have a dataset.root.
-
-    Raises:
-      UserError: The file does not exist.
     """
     from dpt_jax.configs import common
     from dpt_jax.methods import METHODS
@@ -205,9 +181,10 @@ def _check_keys(config: object, file: str) -> None:
 
     from dpt_jax.config import KEYS, flat, nearest
 
-    advice = "begin with `config = common.get_config()` of dpt_jax.configs, and return it."
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config: {file} does not return a ConfigDict: {advice}")
-    for key in sorted(KEYS.keys() ^ flat(config.to_dict()).keys(), key=KEYS.__contains__):
-        what = "is missing" if key in KEYS else f"is not a key{nearest(key)}"
-        raise UserError(f"{file}: {key} {what}: {advice}")
+    found = flat(config.to_dict()) if isinstance(config, ConfigDict) else {}
+    for key in sorted(KEYS.keys() ^ found.keys(), key=KEYS.__contains__):
+        what = "is missing." if key in KEYS else f"is not a key{nearest(key)}"
+        raise UserError(
+            f"{file}: {key} {what} Its get_config begins with `config = common.get_config()` of "
+            "dpt_jax.configs, and returns it."
+        )

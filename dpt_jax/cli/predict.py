@@ -34,10 +34,8 @@ Answer = dict[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared.add_run(parser, images=True)
+    shared.add_top(parser, 5, "classes per image")
     parser.add_argument("--classes", metavar="FILE", help="other class names, one per line")
-    parser.add_argument(
-        "--top", type=shared.at_least_one, default=5, metavar="N", help="classes per image (5)"
-    )
     parser.add_argument("--json", action="store_true", help="write a JSON list to standard output")
     parser.add_argument("--csv", metavar="FILE", help="write a table to this file")
 

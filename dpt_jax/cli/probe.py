@@ -27,7 +27,7 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
     from dpt_jax.methods import PROBE, ZERO_SHOT
-    from dpt_jax.run import probe
+    from dpt_jax.runs import probe
     from dpt_jax.training.workdir import has_config, run_dir
 
     # Nothing is learned, so the other sections of the method do not apply.

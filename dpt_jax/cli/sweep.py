@@ -33,7 +33,7 @@ from dpt_jax.cli import flags as shared
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from dpt_jax.sweep import Run
+    from dpt_jax.runs import Run
 
 # Keys that a sweep sets itself, and the flag that says how.
 SWEPT = {
@@ -65,31 +65,18 @@ def part(text: str) -> tuple[int, int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    table = parser.add_mutually_exclusive_group()
-    table.add_argument("--preset", choices=("paper",), help="a whole table: paper")
-    table.add_argument(
-        "--protocol",
-        choices=("few-shot", "base-to-new", "cross-dataset", "domain-generalization"),
-        default="few-shot",
-        help="what to train and test on; default few-shot",
-    )
-    parser.add_argument(
-        "--methods", type=names, help="default the five of DPT's paper, SS-Text and ZS-LP"
-    )
-    parser.add_argument("--datasets", type=names, help="what to train on; default the protocol's")
-    parser.add_argument("--targets", type=names, help="what else to test the prompts on")
-    parser.add_argument(
-        "--shots",
-        type=numbers,
-        default="1,2,4,8,16",
-        help="images per class, -1 for all; default 1,2,4,8,16",
-    )
-    parser.add_argument("--seeds", type=numbers, default="1,2,3", help="default 1,2,3")
-    parser.add_argument("--runs", default="runs", help="the folder of the runs; default runs")
-    parser.add_argument(
-        "--part", type=part, metavar="I/N", default="1/1", help="begin with part I of N"
-    )
-    parser.add_argument("--plan", action="store_true", help="print the runs, run nothing")
+    add, add_table = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    protocols = ("few-shot", "base-to-new", "cross-dataset", "domain-generalization")
+    add_table("--preset", choices=("paper",), help="a whole table: paper")
+    add_table("--protocol", choices=protocols, default=protocols[0], help="default few-shot")
+    add("--methods", type=names, help="default the five of DPT's paper, SS-Text and ZS-LP")
+    add("--datasets", type=names, help="what to train on; default the protocol's")
+    add("--targets", type=names, help="what else to test the prompts on")
+    add("--shots", type=numbers, default="1,2,4,8,16", help="-1 for all images; (1,2,4,8,16)")
+    add("--seeds", type=numbers, default="1,2,3", help="default 1,2,3")
+    add("--runs", default="runs", help="the folder of the runs; default runs")
+    add("--part", type=part, metavar="I/N", default="1/1", help="begin with part I of N")
+    add("--plan", action="store_true", help="print the runs, run nothing")
     shared.add_config(parser, of_methods=True)
     shared.add_hosts(parser)
 
@@ -99,7 +86,7 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.data.dataset import check_root
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
-    from dpt_jax.sweep import Runner, state, sweep
+    from dpt_jax.runs import Runner, state, sweep
 
     runs = as_path(flags.runs)
     if flags.plan:
@@ -128,7 +115,7 @@ def _planned(flags: argparse.Namespace) -> "list[Run]":
     from dpt_jax.data.catalogue import PAPER_DATASETS
     from dpt_jax.io import as_path
     from dpt_jax.methods import COMPARED, OF_THE_PAPER, PROBE, ROWS
-    from dpt_jax.sweep import BASE_TO_NEW, FEW_SHOT, PROTOCOLS, in_order_of_part, plan
+    from dpt_jax.runs import BASE_TO_NEW, FEW_SHOT, PROTOCOLS, in_order_of_part, plan
 
     overrides = flags.given.overrides
     if flags.given.file is not None:

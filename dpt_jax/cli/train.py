@@ -22,32 +22,17 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from dpt_jax.cli.flags import Given
-    from dpt_jax.run import Results
+    from dpt_jax.runs import Results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workdir",
-        metavar="W",
-        help="folder of the run; default runs/METHOD/DATASET/SHOTSshot/seedN",
-    )
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--mode", choices=("train", "eval"), default="train", help="default train")
-    group.add_argument(
-        "--plan", action="store_true", help="print a table of the images, and train nothing"
-    )
-    parser.add_argument(
-        "--allow_changes",
-        action="store_true",
-        help="resume with other settings than the run was started with",
-    )
-    parser.add_argument(
-        "--profile",
-        type=shared.at_least_one,
-        default=0,
-        metavar="STEPS",
-        help="write a jax.profiler trace of this number of steps to W/profile",
-    )
+    add, add_mode = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    add("--workdir", metavar="W", help="default runs/METHOD/DATASET/SHOTSshot/seedN")
+    add_mode("--mode", choices=("train", "eval"), default="train", help="default train")
+    add_mode("--plan", action="store_true", help="print a table of the images, and train nothing")
+    add("--allow_changes", action="store_true", help="resume a run with other settings")
+    add("--profile", type=shared.at_least_one, default=0, metavar="STEPS",
+        help="write a jax.profiler trace of this number of steps to W/profile")  # fmt: skip
     shared.add_config(parser)
     shared.add_hosts(parser)
 
@@ -59,24 +44,22 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
-    from dpt_jax.run import train_run
+    from dpt_jax.runs import train_run
     from dpt_jax.training.workdir import run_dir, training_config
 
     is_default = flags.workdir is None
     workdir = run_dir(as_path("runs"), given.config) if is_default else as_path(flags.workdir)
-    trains = flags.mode == "train"
-    if trains:
+    if flags.mode == "eval":
+        results, workdir = evaluate(given, workdir, is_default)
+    else:
         config = training_config(given.config, given.overrides, workdir)
         if flags.plan:
             say(plan(config, workdir))
             return
         trained = train_run(config, workdir, flags.allow_changes, profile=flags.profile)
         results = evaluation.evaluate(*trained, workdir)
-    else:
-        results, workdir = evaluate(given, workdir, is_default)
-    say(summary(results))
-    say(f"results: {workdir / RESULTS_FILE}")
-    if trains:
+    say(f"{summary(results)}\nresults: {workdir / RESULTS_FILE}")
+    if flags.mode == "train":
         say(f"next, a page of the run: dpt-jax report {workdir} --html")
 
 
@@ -84,7 +67,7 @@ def plan(config: "ConfigDict", workdir: "epath.Path") -> str:
     """Return a table of the images that a training would use, and notes about them."""
     from dpt_jax.data.dataset import load_dataset
     from dpt_jax.data.look import check_trainable, look
-    from dpt_jax.run import with_split
+    from dpt_jax.runs import with_split
 
     config = with_split(config, workdir)
     dataset = load_dataset(config.dataset, config.seed)
@@ -95,23 +78,16 @@ def plan(config: "ConfigDict", workdir: "epath.Path") -> str:
 def evaluate(
     given: "Given", workdir: "epath.Path", is_default: bool
 ) -> "tuple[Results, epath.Path]":
-    """Evaluate the prompts of a workdir, a prompt file or init_from.
-
-    Returns:
-      The results, and the folder that they were written to.
-    """
+    """Evaluate the prompts of a workdir, a prompt file or init_from; return results and folder."""
     from dpt_jax.io import as_path
-    from dpt_jax.run import evaluate_run
+    from dpt_jax.runs import evaluate_run
     from dpt_jax.training.checkpoints import is_prompt_file
     from dpt_jax.training.workdir import evaluation_config, has_config, source_of
 
     overrides = dict(given.overrides)
     if is_prompt_file(workdir):
         if "init_from" in overrides:
-            raise UserError(
-                "--workdir is a prompt file and --config.init_from names other prompts: give one "
-                "of the two."
-            )
+            raise UserError("give --config.init_from or a prompt file as --workdir, not both.")
         overrides["init_from"], is_default = str(workdir), True
     config = evaluation_config(given.config, overrides, given.dataset_named, workdir)
     named = config.init_from and ("init_from" in overrides or not has_config(workdir))

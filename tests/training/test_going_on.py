@@ -14,7 +14,7 @@ from dpt_jax import distributed
 from dpt_jax.clip.model import normalize
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import evaluate
-from dpt_jax.run import evaluate_run, train_run, with_dtype
+from dpt_jax.runs import evaluate_run, train_run, with_dtype
 from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments

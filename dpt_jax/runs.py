@@ -1,4 +1,4 @@
-"""Sweeps: the runs of a protocol, and a runner of many runs in one process."""
+"""Runs, from a validated configuration to results: one, or the many of a sweep in one process."""
 
 import itertools
 import time
@@ -7,32 +7,52 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
 from dpt_jax.clip.pretrained import Pretrained, load_clip
-from dpt_jax.config import FREE, Value, method_config, shots_in_words, validate
+from dpt_jax.config import FREE, UNBOUND, Value, method_config, shots_in_words, validate
 from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.data.dataset import digest_of_files, load_dataset
+from dpt_jax.data.look import check_trainable, is_own, look
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import FeatureCache, evaluate
-from dpt_jax.evaluation.results import finished, of_same_sources
-from dpt_jax.logging import say
+from dpt_jax.evaluation.evaluate import FeatureCache, evaluate, validation
+from dpt_jax.evaluation.probe import fit_and_predict
+from dpt_jax.evaluation.results import (
+    RESULTS_FILE,
+    finished,
+    has_own_data,
+    of_same_sources,
+    write_results,
+)
+from dpt_jax.io import is_remote
+from dpt_jax.logging import say, say_once
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
-from dpt_jax.run import evaluate_run, probe, train_run, with_split
-from dpt_jax.training.checkpoints import FOLDER
+from dpt_jax.training.checkpoints import FOLDER, Saved, is_prompt_file
+from dpt_jax.training.initial_prompts import saved_prompts
+from dpt_jax.training.loop import Callback, train
 from dpt_jax.training.process import LockedError, is_locked
+from dpt_jax.training.record import training_meta
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 from dpt_jax.training.workdir import (
+    SPLIT_FILE,
     check_same_run,
     evaluation_config,
     evaluation_dir,
     has_config,
+    load_config,
     run_dir,
+    save_config,
+    write_split,
+    write_train_files,
 )
 
+Results = dict[str, Any]
+# Loads data and backbone; that of a sweep caches the backbone for later runs.
+Prepare = Callable[[ConfigDict], Experiment]
 # For all runs or, with a method's name before the key, for that method: maple.text_prompt.depth.
 Overrides = Mapping[str, Value]
 
@@ -45,6 +65,129 @@ PROTOCOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+def train_run(
+    config: ConfigDict,
+    workdir: epath.Path,
+    allow_changes: bool = False,
+    prepare: Prepare = prepare,
+    callbacks: Sequence[Callback] = (),
+    profile: int = 0,
+) -> tuple[Experiment, Saved]:
+    """Train or resume the run of a workdir; return the experiment and its newest prompts.
+
+    Raises:
+      UserError: The workdir has a run with other settings or images, and `allow_changes` is false
+        or does not cover them, or it is a prompt file.
+    """
+    if is_prompt_file(workdir):
+        raise UserError(
+            f"--workdir: {workdir} is a prompt file: evaluate it with --mode=eval, or start "
+            "from it with --config.init_from and a folder as --workdir."
+        )
+    has_run = has_config(workdir) or (workdir / FOLDER).exists()
+    if (workdir / RESULTS_FILE).exists() and not has_run:
+        raise UserError(f"{workdir} has results of a probe: use another --workdir.")
+    if changed := check_same_run(config, workdir, UNBOUND if allow_changes else FREE):
+        say(f"{workdir}: changed settings: {changed}.")
+    config = with_split(with_dtype(config, workdir), workdir)
+    experiment = prepare(config)
+    if experiment.model.config.learns:
+        validates = experiment.dataset.val and not experiment.model.config.classifier
+        validate = validation(experiment) if validates else None
+        train(experiment, workdir, allow_changes, callbacks, profile, validate)
+    elif not has_own_data(experiment, Saved(0, {}, {}), workdir):
+        raise UserError(
+            f"{workdir} has results of {config.method} on other images: use another --workdir, or "
+            "--mode=eval."
+        )
+    else:
+        save_config(config, workdir)
+        write_split(experiment.dataset, workdir)
+    return experiment, saved_prompts(experiment, workdir)
+
+
+def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -> Results:
+    """Fit a linear probe to the shots of a zero-shot configuration; return its results.
+
+    The workdir gets the list of training images and the results, but no config.json, which would
+    make it a run of zero-shot CLIP.
+    """
+    config = with_split(with_dtype(config, workdir), workdir)
+    experiment = prepare(config)
+    check_trainable(experiment.dataset, config)
+    table = look(experiment.dataset, config)
+    if is_own(config.dataset):
+        say_once(table)
+    found = fit_and_predict(experiment)
+    if distributed.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+    write_train_files(experiment.dataset, workdir)
+    by = f"validation({len(experiment.dataset.val)})"
+    about = training_meta(experiment) | {"method": PROBE.name, "selection": by}
+    return write_results(experiment, found, Saved(0, {}, about), workdir)
+
+
+def evaluate_run(
+    config: ConfigDict,
+    source: epath.Path,
+    workdir: epath.Path | None,
+    prepare: Prepare = prepare,
+) -> tuple[Results, epath.Path]:
+    """Evaluate the newest prompts of `source`, a workdir or a prompt file.
+
+    Args:
+      config: Configuration of the evaluation, validated.
+      source: Where the prompts are.
+      workdir: Where the results go. None means SOURCE/on/DATASET, and so does the source itself if
+        it was trained on another dataset or on other classes.
+
+    Returns:
+      The results, and the folder that they were written to.
+    """
+    config = with_dtype(config, source)
+    experiment = prepare(config)
+    saved = saved_prompts(experiment, source)
+    if workdir is None or (workdir == source and not has_own_data(experiment, saved, workdir)):
+        workdir = evaluation_dir(source, config)
+    elif workdir != source and (workdir / FOLDER).exists():
+        raise UserError(
+            f"--workdir: {workdir} is a run of its own: give another folder for the results of "
+            f"the prompts of {source}."
+        )
+    if workdir != source:
+        config.init_from = str(source if is_remote(source) else source.absolute())
+    if not (workdir / FOLDER).exists():
+        save_config(config, workdir)
+        write_split(experiment.dataset, workdir)
+    return evaluate(experiment, saved, workdir), workdir
+
+
+def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """Return the configuration with dtype=auto replaced by float32 or bfloat16.
+
+    It is the type that the workdir was started with, else the default of this device.
+    """
+    if config.dtype != "auto":
+        return config
+    dtype = jnp.dtype(compute_dtype(config)).name
+    config = config.copy_and_resolve_references()
+    config.dtype = load_config(workdir).dtype if has_config(workdir) else dtype
+    return config
+
+
+def with_split(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """Return the configuration with the split that a workdir was started with.
+
+    Images added since then are not used. A split that the configuration names takes precedence.
+    """
+    own = workdir / SPLIT_FILE
+    if config.dataset.split or config.dataset.source != "folder" or not own.exists():
+        return config
+    config = config.copy_and_resolve_references()
+    config.dataset.split = str(own)
+    return config
+
+
 class Target(NamedTuple):
     """Another dataset, or other classes, to test prompts on: see `evaluation_config`."""
 
@@ -53,19 +196,12 @@ class Target(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One training and its tests; one test for zero-shot CLIP.
+    """One training and its tests; one test for zero-shot CLIP."""
 
-    Attributes:
-      method: One of `dpt_jax.methods.ROWS`.
-      config: Validated.
-      workdir: Where its results go.
-      targets: What else the prompts are tested on.
-    """
-
-    method: str
+    method: str  # of `dpt_jax.methods.ROWS`
     config: ConfigDict
     workdir: epath.Path
-    targets: tuple[Target, ...]
+    targets: tuple[Target, ...]  # what else the prompts are tested on
 
     def __str__(self) -> str:
         data = self.config.dataset
@@ -89,10 +225,7 @@ def plan(
     """Return the runs of a sweep in the folder `runs`, grouped by dataset and method.
 
     Zero-shot CLIP depends on neither shots nor seeds, so it has one run per dataset. Overrides take
-    precedence over published values.
-
-    Raises:
-      UserError: A value is impossible or a dataset unknown, for a run or its targets.
+    precedence over published values. Raise UserError if a value is impossible.
     """
     planned = []
     for dataset, method in itertools.product(datasets, methods):
@@ -189,9 +322,7 @@ class Runner:
     def __call__(self, run: Run) -> int:
         """Compute the missing results of a run; return how many were missing.
 
-        Raises:
-          UserError: As `dpt-jax train` and `dpt-jax eval`, naming all targets that fail.
-          LockedError: Another process trains this run.
+        Raise LockedError if another process trains it.
         """
         if run.method == PROBE.name:  # takes seconds, so it is fitted again each time
             _say_result(probe(run.config, run.workdir, self._prepare))
@@ -251,8 +382,7 @@ def sweep(
 ) -> tuple[list[tuple[Run, str]], list[Run]]:
     """Execute the runs in order; a run that fails does not stop the others.
 
-    Returns:
-      The runs that failed, with reasons, and those that another process trains.
+    Return the runs that failed, with reasons, and those that another process trains.
     """
     failed: list[tuple[Run, str]] = []
     elsewhere: list[Run] = []
@@ -269,12 +399,11 @@ def sweep(
         except Exception as reason:  # a bug in one run must not lose the others
             if jax.process_count() > 1:  # which would wait for this one
                 raise
-            if isinstance(reason, UserError):
-                why = str(reason)
-                say(f"  failed: {why}")
-            else:
+            why = str(reason)
+            if not isinstance(reason, UserError):
                 why = f"{type(reason).__name__}: {reason}"
                 traceback.print_exc()
+            say(f"  failed: {why}")
             failed.append((run, why))
         # Compiled programs fit only one dataset, and hold memory maps, whose number is limited.
         if number < len(planned) and planned[number].config.dataset.name != run.config.dataset.name:
