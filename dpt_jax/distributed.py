@@ -158,17 +158,16 @@ def _sharding() -> jax.sharding.NamedSharding:
 def replicate(tree: PyTree) -> PyTree:
     """Return a copy of every array on each of this host's devices, with a leading device axis.
 
-    The copies have the sharding of pmap's results, so that a program is compiled once for both, and
-    the host makes no stacked copy. Replicated arrays are returned as they are.
+    The copies have the sharding of pmap's results, so that a program is compiled once for both.
+    Replicated arrays are returned as they are.
     """
-    own, devices = _sharding(), jax.local_devices()
+    own, devices = _sharding(), jax.local_device_count()
 
     def copy(x: Any) -> jax.Array:
         if isinstance(x, jax.Array) and x.sharding == own:
             return x
         x = np.asarray(x)
-        copies = [jax.device_put(x[None], device) for device in devices]
-        return jax.make_array_from_single_device_arrays((len(devices), *x.shape), own, copies)
+        return jax.device_put(np.broadcast_to(x, (devices, *x.shape)), own)
 
     return jax.tree.map(copy, tree)
 

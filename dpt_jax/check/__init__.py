@@ -166,7 +166,8 @@ def storage(workdir: epath.Path) -> list[Row]:
     shared = distributed.on_all_hosts(bool(row.ok))
     if shared:  # as hosts lock, save and restore together
         with step("lock", "held once") as row, locked(folder):
-            row.ok = is_remote(folder) or is_locked(folder)
+            # Host 0 holds the lock until all have looked.
+            row.ok = distributed.on_all_hosts(is_remote(folder) or is_locked(folder))
         with step("checkpoint", "the same bits") as row:
             tree = {"prompts": np.arange(1000, dtype=np.float32)}
             with Checkpoints(folder) as checkpoints:

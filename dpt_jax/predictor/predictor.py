@@ -24,7 +24,7 @@ from dpt_jax.evaluation.results import RESULTS_FILE, read_current
 from dpt_jax.io import as_path, reading
 from dpt_jax.logging import say
 from dpt_jax.methods import ZERO_SHOT
-from dpt_jax.model import Outputs, PromptedCLIP
+from dpt_jax.model import PromptedCLIP
 from dpt_jax.training import initial_prompts, setup
 from dpt_jax.training.checkpoints import (
     SUFFIX,
@@ -61,14 +61,9 @@ class Predictor:
         batch_size: int = 0,
         source: epath.Path | None = None,
     ) -> None:
-        """Encode the classes.
+        """Encode the classes of an experiment; `source` is the file or folder of the prompts.
 
-        Args:
-          experiment: A CLIP with classes.
-          saved: The prompts.
-          batch_size: Images that a device takes at a time; 0 for 8 on a CPU and 64 on other
-            devices.
-          source: The workdir or prompt file that the prompts are from.
+        batch_size: Images that a device takes at a time; 0 for 8 on a CPU and 64 elsewhere.
         """
         self.classnames = experiment.dataset.classnames
         self.config: ConfigDict = experiment.config
@@ -100,8 +95,9 @@ class Predictor:
         Raises:
           UserError: An image cannot be read, or the logits are not finite.
         """
+        none = np.zeros((0, len(self.classnames)), np.float32)
         parts = [softmax(outputs.logits) for _, outputs in self.answers(images)]
-        return np.concatenate(parts or [np.zeros((0, len(self.classnames)), np.float32)])
+        return np.concatenate([none, *parts])
 
     def score(self, images: Images, labels: Labels) -> float:
         """Return the accuracy, 0 to 1.
@@ -120,8 +116,7 @@ class Predictor:
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the prompts to a prompt file, which `dpt_jax.load` and all commands read.
 
-        Args:
-          file: Its name ends in .safetensors. CLIP is not in it.
+        Its name ends in .safetensors. CLIP is not in it.
 
         Raises:
           UserError: There are no prompts, they are used with other classes than they were trained
@@ -136,14 +131,10 @@ class Predictor:
         export(self.config, self._saved, self._source, as_path(file))
 
     def encode_image(self, images: Images) -> np.ndarray:
-        """Return the features of images in the prompted tower, (N, E) float32 of unit length.
-
-        images: See `predict_proba`.
-        """
+        """Return the features of images in the prompted tower, (N, E) float32 of unit length."""
+        none = np.zeros((0, self.model.clip_config.embed_dim), np.float32)
         parts = [outputs.features for _, outputs in self.answers(images)]
-        return np.concatenate(
-            parts or [np.zeros((0, self.model.clip_config.embed_dim), np.float32)]
-        )
+        return np.concatenate([none, *parts])
 
     def encode_text(self, classnames: Sequence[str] | None = None) -> np.ndarray:
         """Return the features of class names, in the learned context or in the template.
@@ -196,23 +187,21 @@ class Predictor:
           The batch: image (B, size, size, 3) uint8, index (B,) into `images` and weight (B,); and
           model.Outputs of host arrays.
         """
-        batches = loader.test_batches(
-            loader.Loading(
-                read=read,
-                examples=[Example(image, 0) for image in image_list(images)],
-                size=self.model.clip_config.image_size,
-                preprocessing=self.model.clip_config.preprocessing,
-                batch_size=self.rows,
-                skip_unreadable=skip_unreadable,
-            )
+        loading = loader.Loading(
+            read=read,
+            examples=[Example(image, 0) for image in image_list(images)],
+            size=self.model.clip_config.image_size,
+            preprocessing=self.model.clip_config.preprocessing,
+            batch_size=self.rows,
+            skip_unreadable=skip_unreadable,
         )
+        program = distributed.on_devices(classify, self.model)
 
-        def compute(batch: loader.Batch) -> Outputs:
+        def compute(batch: loader.Batch) -> PyTree:
             pixels = loader.shard(batch, self.rows, jax.local_device_count())["image"]
-            own = self.pretrained.params, self.merged_prompts, self._texts
-            return distributed.on_devices(classify, self.model)(*own, pixels)
+            return program(self.pretrained.params, self.merged_prompts, self._texts, pixels)
 
-        for batch, outputs in distributed.overlapped(batches, compute):
+        for batch, outputs in distributed.overlapped(loader.test_batches(loading), compute):
             answers = {
                 "the logits of zero-shot CLIP": outputs.zero_shot.logits,
                 "the logits": outputs.logits,
@@ -250,12 +239,7 @@ def load(
     names = classnames or (saved.meta.get("classnames") if holder == source else None)
     if names is None:
         # Zero-shot, converted checkpoints and evaluations elsewhere: the dataset has the names.
-        try:
-            names = load_dataset(config.dataset, config.seed).classnames
-        except UserError as reason:
-            raise UserError(
-                f"{source} does not name its classes: give their names ({reason})"
-            ) from reason
+        names = load_dataset(config.dataset, config.seed).classnames
     pretrained = load_clip(config.clip.weights, setup.compute_dtype(config))
     dataset = Dataset(Files(as_path(".")), tuple(names), [], [], [])
     experiment = setup.assemble(config, dataset, pretrained)
