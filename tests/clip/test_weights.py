@@ -14,10 +14,8 @@ import torch
 from etils import epath
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
-from transformers import CLIPModel
 
 from dpt_jax.clip.config import OPENAI_MODELS
-from dpt_jax.clip.files import tensors_of
 from dpt_jax.clip.pretrained import BUNDLED, load_clip, locate, recognise
 from tests.helpers.commands import refused
 from tests.helpers.weight_files import (
@@ -96,16 +94,6 @@ def test_without_a_network_one_attempt_is_made_and_what_helps_is_named(monkeypat
 @pytest.mark.parametrize("name", ["ViT-H-14", "RN50", "hf-hub:laion/some-clip", "no/file.pt", " "])
 def test_name_that_is_neither_a_path_nor_an_id(name):
     refused(rf"{name} is neither", load_clip, name)
-
-
-def test_bundled_model_loads_in_transformers_too():
-    """The tiny CLIP is an ordinary model directory, not one for this project only."""
-    state = CLIPModel.from_pretrained(TINY).state_dict()
-    ours = load_clip("tiny-clip")
-    tensors = tensors_of(ours.params, ours.config)
-    assert sorted(state) == sorted(tensors)
-    for name, value in state.items():
-        np.testing.assert_array_equal(value.float().numpy(), tensors[name])
 
 
 @pytest.mark.parametrize("kind", ["archive", "checkpoint"])
