@@ -144,11 +144,7 @@ def method_config(
 
 
 def validate(config: ConfigDict) -> None:
-    """Check all that can be checked without images and weights.
-
-    Raises:
-      UserError: A value is impossible, or two contradict each other. The message names the key.
-    """
+    """Raise UserError, naming the key, if a value is impossible or two contradict each other."""
     values = flat(config.to_dict())
     for key, value in values.items():
         _check_value(key, value)
@@ -178,33 +174,28 @@ def _check_value(key: str, value: Value) -> None:
 
 def _check_conflicts(config: ConfigDict) -> None:
     """Raise UserError if keys contradict each other or the parts of the method."""
-    data, train, classifier = config.dataset, config.train, config.classifier
+    data, classifier, weights = config.dataset, config.classifier, config.weights
     method = METHODS[config.method]
-    if train.epochs < (least := 0 if CLASSIFIER in method.parts and config.init_from else 1):
-        raise UserError(
-            f"train.epochs is {train.epochs}: it must be at least {least}; 0 is for a classifier "
-            "on the prompts of init_from."
-        )
-    if not 0 < data.test_fraction <= 1:
-        raise UserError(
-            f"dataset.test_fraction is {data.test_fraction}: give a number above 0 and at most 1."
-        )
-    if classifier.name not in method.classifiers:
-        names = " or ".join(map(repr, method.classifiers))
-        raise UserError(
-            f"classifier.name is {classifier.name!r}, but method={method.name} takes {names}: "
-            "choose another method."
-        )
-    weights, parts = config.weights, method.parts
-    learns_texts = False
+    parts, letters, learns_texts = method.parts, weights.matrices, False
+    epochs, least = config.train.epochs, 0 if CLASSIFIER in parts and config.init_from else 1
+    takes = " or ".join(map(repr, method.classifiers))
+    not_letters = not letters or len(set(letters)) < len(letters) or set(letters) - set("qkvo")
+    for is_wrong, sentence in (
+        (epochs < least, f"train.epochs is {epochs}: it must be at least {least}."),
+        (
+            not 0 < data.test_fraction <= 1,
+            f"dataset.test_fraction is {data.test_fraction}: it must be above 0 and at most 1.",
+        ),
+        (
+            classifier.name not in method.classifiers,
+            f"classifier.name is {classifier.name!r}, but method={method.name} takes {takes}.",
+        ),
+        (not_letters, f"weights.matrices: {letters!r} is not some of the letters q, k, v and o."),
+        (weights.dropout >= 1, f"weights.dropout is {weights.dropout}: it must be below 1."),
+    ):
+        if is_wrong:
+            raise UserError(sentence)
     if WEIGHTS in parts:
-        letters = weights.matrices
-        if not letters or len(set(letters)) < len(letters) or set(letters) - set("qkvo"):
-            raise UserError(
-                f"weights.matrices: {letters!r} is not some of the letters q, k, v and o."
-            )
-        if weights.dropout >= 1:
-            raise UserError(f"weights.dropout is {weights.dropout}: it must be below 1.")
         layer_range(weights, "image_layers")
         learns_texts = layer_range(weights, "text_layers") is not None
     described = parse_descriptions(data.descriptions).values() if data.descriptions else ()
@@ -273,11 +264,7 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
 
 
 def layer_range(weights: ConfigDict, key: str) -> Layers:
-    """Return the layers that a key of the weights names.
-
-    Raises:
-      UserError: They are not all, none, or a range.
-    """
+    """Return the layers that a key of the weights names: all, none, or a range such as 1-4."""
     value = weights[key]
     if value in ("all", "none"):
         return (1, 0) if value == "all" else None
@@ -312,17 +299,14 @@ def sections_without_use(method: str) -> tuple[str, ...]:
 def prompt_config(
     config: ConfigDict, classes: int, layers: int, init_tokens: int = 0
 ) -> PromptConfig:
-    """Return the sizes of the learned parts of a configuration.
+    """Return the sizes of the learned parts of a validated configuration.
 
     Args:
-      config: Validated.
+      config: The configuration.
       classes: Number of classes.
       layers: Layers of the image tower.
       init_tokens: Tokens of text_prompt.init, 0 if there are none or they are not known yet. They
         set the length of the context, unless text_prompt.fixed_words keeps some of them fixed.
-
-    Raises:
-      UserError: There are fewer initial tokens than text_prompt.length asks to learn.
     """
     text, visual, cavpt, loss = config.text_prompt, config.visual_prompt, config.cavpt, config.loss
     parts, weights = METHODS[config.method].parts, config.weights

@@ -84,38 +84,29 @@ def test_other_arguments_are_left_alone():
     ("argument", "names"),
     [
         ("--config.train.epoch=3", "did you mean train.epochs?"),
-        ("--config.qqq.zzz=3", "--config.qqq.zzz"),
-        ("--config.train=3", "--config.train"),
         ("--config.train.epochs=many", "--config.train.epochs=many"),
-        ("--config.train.visual_lr=fast", "--config.train.visual_lr=fast"),
-        ("--config.train.augment=perhaps", "--config.train.augment=perhaps"),
         ("--config.seed", "--config.seed"),
         ("--config=nowhere.py", "nowhere.py"),
         ("--config=dpt:imagnet", "'imagnet'"),
-        ("--config=dpt:dtd:few", "'few'"),
         ("--config.text_prompt.length=0", "text_prompt.length"),
         ("--config.visual_prompt.depth=0", "visual_prompt.depth"),
         ("--config.dataset.classes=old", "dataset.classes"),
         ("--config.dataset.template={0.__class__}", "dataset.template"),
         ("--config.text_prompt.init=a\u202eb", "text_prompt.init"),
         ("--config=dpt:digits --config.dataset.root=x", "dataset.root"),
-        ("--config=vpt --config.text_prompt.conditioned", "text_prompt.conditioned"),
         ("--config=coop --config.visual_prompt.coupled", "visual_prompt.coupled"),
         ("--config=vpt --config.loss.text_consistency=8", "loss.text_consistency"),
         ("--config=ivlp --config.text_prompt.class_position=front", "fixed_words"),
         # That do not fit the CLIP.
         ("--config.text_prompt.depth=9", "text_prompt.depth"),
-        ("--config.cavpt.first_layer=9", "cavpt.first_layer"),
         ("--config.visual_prompt.depth=4", "visual_prompt.depth"),
         # What is not there.
         ("--config=dpt:folder --config.dataset.root=/nowhere", "/nowhere"),
-        ("--config=dpt:folder", "dataset.root"),
         (
             "--config=dpt:folder --config.dataset.root=tests --config.dataset.source=coop",
             "'folder'",
         ),
         ("--config.clip.weights=/nowhere", "/nowhere"),
-        ("--config=configs/nothing.py:emoji", "configs/nothing.py"),
         ("--workdir=main.py", "main.py"),
         ("--mode=eval", "run"),
     ],
@@ -158,15 +149,12 @@ def test_saved_and_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("content", "names"),
     [
-        (None, "config.json"),
         ("{", "config.json"),
         ('{"train": {"speed": 1}}', "speed"),
-        ('{"seed": "one"}', "seed"),
     ],
 )
 def test_a_damaged_saved_configuration_is_named(tmp_path, content, names):
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
+    (tmp_path / "config.json").write_text(content)
     refused(f"{tmp_path}.*{names}", workdirs.load_config, tmp_path)
 
 
