@@ -1,7 +1,6 @@
 """Runs, from a validated configuration to results: one, or the many of a sweep in one process."""
 
 import itertools
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -386,10 +385,8 @@ def sweep(
     """
     failed: list[tuple[Run, str]] = []
     elsewhere: list[Run] = []
-    began = time.monotonic()
     for number, run in enumerate(planned, 1):
-        minutes = (time.monotonic() - began) / 60
-        say(f"run {number} of {len(planned)}, {minutes:.0f} min so far: {run}")
+        say(f"run {number} of {len(planned)}: {run}")
         try:
             if not execute(run):
                 say("  finished before")

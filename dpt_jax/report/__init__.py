@@ -1,5 +1,1 @@
-"""Tables, figures and pages of finished runs.
-
-`frame` reads results into a DataFrame. `runs` reports on a folder of runs, `one_run` on a single
-run.
-"""
+"""Tables, figures and pages of finished runs."""

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dpt_jax.config import shots_in_words
 from dpt_jax.methods import ROWS, ZERO_SHOT
-from dpt_jax.report.frame import HARMONIC, in_order
 
 if TYPE_CHECKING:
     from dpt_jax.predictor.explain import Sight
 
 COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name
-HALF_COLOURS = {"base": "#0072B2", "new": "#E69F00", HARMONIC: "#999999"}
 MOST_NAMED_CLASSES = 60  # of a confusion matrix; more do not fit
 IN_A_COLUMN = 14  # methods of a legend
 STYLE: Any = {
@@ -61,25 +58,22 @@ def printable(text: str, longest: int = LONGEST_NAME) -> str:
 def draw_curves(panels: Mapping[str, pd.DataFrame]) -> bytes:
     """Draw a grid of titled panels of accuracy against shots."""
     columns = min(len(panels), COLUMNS)
-    rows = -(-len(panels) // columns)
-    size = (max(3.6 * columns, 5), 3.2 * rows)
+    rows, legend = -(-len(panels) // columns), {}
+    size = (max(3.6 * columns, 5) + 2.5, 3.2 * rows)
     figure, grid = pyplot().subplots(rows, columns, figsize=size, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
     for axes, (title, cells) in zip(grid.flat, panels.items(), strict=False):
         draw_panel(axes, title, cells)
-    for unused in grid.flat[len(panels) :]:
-        unused.set_axis_off()
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    columns = -(-len(labels) // IN_A_COLUMN)
-    figure.set_figwidth(size[0] + 1.7 * columns)
-    figure.legend(handles, labels, loc="outside right center", ncols=columns)
+        handles, labels = axes.get_legend_handles_labels()
+        legend |= zip(labels, handles, strict=True)
+    columns = -(-len(legend) // IN_A_COLUMN)
+    figure.legend(legend.values(), legend, loc="outside right center", ncols=columns)
     return png(figure)
 
 
 def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
-    """Draw curves with bars of one standard deviation; zero-shot is a line.
-
-    cells: method, shots, accuracy_mean and perhaps spread, in percent.
-    """
+    """Draw curves with bars of one standard deviation, in percent; zero-shot is a line."""
     methods = [name for name in ROWS if name in {*cells.method}]
     for i, method in enumerate(methods):
         own, style = cells[cells.method == method].sort_values("shots"), ROWS[method]
@@ -97,32 +91,6 @@ def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
     axes.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
     axes.minorticks_off()
     axes.set(xlabel="shots (training images per class)", ylabel="test accuracy (%)", title=title)
-
-
-def draw_halves(cells: pd.DataFrame) -> bytes:
-    """Draw bars of base classes, new classes and their harmonic mean, one panel a dataset.
-
-    cells: dataset, method, shots, classes, and accuracy_mean in percent.
-    """
-    datasets = cells.dataset.unique()
-    size = (8, 3.2 * len(datasets))
-    figure, grid = pyplot().subplots(len(datasets), 1, figsize=size, squeeze=False)
-    for axes, dataset in zip(grid[:, 0], datasets, strict=True):
-        own = in_order(cells[cells.dataset == dataset], ["method", "shots"])
-        table = own.pivot_table("accuracy_mean", ["method", "shots"], "classes", sort=False)
-        table = table.reindex(columns=[*HALF_COLOURS])
-        table.index = [
-            f"{ROWS[method].label}\n{shots_in_words(shots)}" if shots else ROWS[method].label
-            for method, shots in table.index
-        ]
-        table.plot.bar(ax=axes, color=HALF_COLOURS, width=0.8, rot=0, legend=False, fontsize=8)
-        for name, bars in zip(HALF_COLOURS, axes.containers, strict=True):
-            # No seed may have both halves, and then there is no harmonic mean.
-            labels = table[name].map("{:.0f}".format).replace("nan", "")
-            axes.bar_label(bars, labels, fontsize=7)
-        axes.set(title=f"{dataset}: base to new classes", ylabel="test accuracy (%)")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return png(figure)
 
 
 def draw_confusion(percent: pd.DataFrame, title: str) -> bytes:
