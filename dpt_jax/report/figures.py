@@ -58,7 +58,8 @@ def printable(text: str, longest: int = LONGEST_NAME) -> str:
 def draw_curves(panels: Mapping[str, pd.DataFrame]) -> bytes:
     """Draw a grid of titled panels of accuracy against shots."""
     columns = min(len(panels), COLUMNS)
-    rows, legend = -(-len(panels) // columns), {}
+    rows = -(-len(panels) // columns)
+    legend: dict[str, Any] = {}
     size = (max(3.6 * columns, 5) + 2.5, 3.2 * rows)
     figure, grid = pyplot().subplots(rows, columns, figsize=size, squeeze=False)
     for axes in grid.flat[len(panels) :]:
