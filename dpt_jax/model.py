@@ -23,7 +23,7 @@ from dpt_jax.clip.preprocessing import normalize_pixels
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts
 from dpt_jax.prompts.config import PromptConfig
-from dpt_jax.prompts.text import MetaNet, TextPrompt, add_to_context
+from dpt_jax.prompts.text import MetaNet, TextPrompt
 from dpt_jax.prompts.visual import ClassAwarePrompt, ClassPrompts, Coupling, VisualPrompt
 from dpt_jax.prompts.weights import adapted, init_weights, merged, over
 
@@ -257,17 +257,18 @@ class PromptedCLIP(nn.Module):
 
         features: z (B, E). Images do not interact, so any number is encoded at a time.
         """
-        contexts = add_to_context(self.prompts.text(), self.prompts.meta_net(features))
+        context, offsets = self.prompts.text(), self.prompts.meta_net(features)
         tower, variables = self._towers().text.unbind()
 
-        def encode(context: Array) -> Array:
-            return jnp.asarray(tower.apply(variables, texts, context))
+        def encode(offset: Array) -> Array:
+            own = jnp.concatenate([context[:1] + offset, context[1:]])
+            return jnp.asarray(tower.apply(variables, texts, own))
 
         part = max(1, TOKENS_AT_A_TIME // texts.tokens.size)
         images = features.shape[0]  # symbolic in a program exported for any number of images
         if not isinstance(images, int) or images <= part:
-            return jax.vmap(encode)(contexts)
-        return jax.lax.map(encode, contexts, batch_size=part)
+            return jax.vmap(encode)(offsets)
+        return jax.lax.map(encode, offsets, batch_size=part)
 
     def visual_tokens(self) -> Array:
         """Return P (J_v, n_v, D_v) of a method with a visual prompt, float32, before ln_pre."""

@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from dpt_jax.clip.model import normalize
@@ -16,6 +15,7 @@ from dpt_jax.training.losses import cross_entropy, divergence, text_distance
 from dpt_jax.training.optimizer import (
     Schedule,
     average_epochs,
+    descend,
     epoch_weights,
     learning_rates,
     make_optimizer,
@@ -131,8 +131,7 @@ def test_training_trajectory(case):
         np.testing.assert_allclose([*rates.values()], [*golden["train_lrs"][epoch]] * 2, rtol=1e-6)
         (total, _), gradient = case.step(prompts)
         assert total == pytest.approx(float(golden["train_losses"][epoch]), rel=1e-4)
-        updates, state = optimizer.update(gradient, state, prompts, rates=rates)
-        prompts = optax.apply_updates(prompts, updates)
+        prompts, state = descend(optimizer, gradient, state, prompts, rates)
         if weights:
             averaged, average = average_epochs(schedule, epoch + 1, prompts, average)
             # Training does not depend on it before the last epoch.

@@ -6,7 +6,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from configs import twostage
@@ -19,7 +18,7 @@ from dpt_jax.prompts.text import plain_layout
 from dpt_jax.prompts.weights import MATRICES, norms_of
 from dpt_jax.training.classifier import learning_rates as rates_of_classifier
 from dpt_jax.training.classifier import train_on_features
-from dpt_jax.training.optimizer import Schedule, learning_rates, make_optimizer
+from dpt_jax.training.optimizer import Schedule, descend, learning_rates, make_optimizer
 from tests.helpers.golden import Golden, errors_in_norm, relative_error, worst
 from tests.helpers.models import apply, frozen_features, total_loss
 
@@ -159,8 +158,7 @@ def test_training(case):
         np.testing.assert_allclose(own["weights"], rates[i], rtol=1e-5)
         (loss, _), gradient = case.step(prompts, golden["batches"][i])
         assert loss == pytest.approx(float(expected), rel=1e-5)
-        updates, state = optimizer.update(gradient, state, prompts, rates=own)
-        prompts = optax.apply_updates(prompts, updates)
+        prompts, state = descend(optimizer, gradient, state, prompts, own)
     final = weights_of(golden.tensors("final"))
     moved, published = (jax.tree.map(np.subtract, tree, start) for tree in (prompts, final))
     name = "clip_lora" if case.tested == "test_image" else "two_stage"

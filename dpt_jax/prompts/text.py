@@ -46,9 +46,9 @@ class TextPrompt(nn.Module):
 
 
 class MetaNet(nn.Module):
-    """CoCoOp's offset of the context for each image, in float32: from z (B, E) to π (B, D_t).
+    """CoCoOp's offset of the first layer's context tokens for each image, in float32.
 
-    π = W₂ relu(W₁ z + b₁) + b₂.
+    π = W₂ relu(W₁ z + b₁) + b₂: from z (B, E) to (B, D_t).
     """
 
     embed_dim: int
@@ -60,18 +60,6 @@ class MetaNet(nn.Module):
         down = linear(hidden, self.embed_dim, "linear1", jnp.float32, bias=True)
         up = linear(self.text_width, hidden, "linear2", jnp.float32, bias=True)
         return up(jax.nn.relu(down(features)))
-
-
-def add_to_context(context: Array, offset: Array) -> Array:
-    """Return the contexts of B images, (B, depth, …, n, D_t).
-
-    Args:
-      context: (depth, …, n, D_t).
-      offset: π (B, D_t), added to each token of the first layer.
-    """
-    first = context[:1] + offset.reshape(-1, *[1] * (context.ndim - 1), offset.shape[-1])
-    others = jnp.broadcast_to(context[1:], (offset.shape[0], *context[1:].shape))
-    return jnp.concatenate([first, others], axis=1)
 
 
 def context_tokens(words: str, tokenizer: Tokenizer) -> list[int]:

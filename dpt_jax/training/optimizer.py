@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.data.loader import steps_per_epoch
 from dpt_jax.methods import METHODS
 from dpt_jax.prompts import Prompts
@@ -36,7 +36,7 @@ class Schedule(NamedTuple):
     steps_per_epoch: Scalar
     guidance_epochs: Scalar = 0
     # (epochs,), weights of the average over epochs that replaces the prompts at the end (PromptSRC)
-    average: tuple[float, ...] | np.ndarray | jax.Array | None = None
+    average: tuple[float, ...] | np.ndarray | Array | None = None
     weights_lr: Scalar | None = None  # of weights of CLIP, None if none are learned
     cosine_steps: Scalar | None = None  # length of a cosine by steps, None for the one by epochs
     seed: Scalar = 0  # of dropout
@@ -61,7 +61,7 @@ def run_length(config: ConfigDict, images: int) -> tuple[int, int]:
     return train.steps_per_shot * config.dataset.shots or per_epoch * train.epochs, per_epoch
 
 
-def learning_rates(schedule: Schedule, step: Scalar) -> dict[str, jax.Array]:
+def learning_rates(schedule: Schedule, step: Scalar) -> dict[str, Array]:
     """Return the learning rates of visual prompts, text prompts and weights at a step (from 0).
 
     By epochs a rate is constant within an epoch e: 1e-5 while e < w, then
@@ -69,11 +69,11 @@ def learning_rates(schedule: Schedule, step: Scalar) -> dict[str, jax.Array]:
     reach zero. By steps it falls from base at step 0 to 1e-6 at the end, without warm-up.
     """
 
-    def falling(done: Scalar, total: Scalar) -> jax.Array:
+    def falling(done: Scalar, total: Scalar) -> Array:
         # (1 + cos(π done / total)) / 2, without the cancellation near its end.
         return jnp.sin((total - done) * (jnp.pi / 2 / total)) ** 2
 
-    def rate(base: Scalar, warmup_epochs: Scalar) -> jax.Array:
+    def rate(base: Scalar, warmup_epochs: Scalar) -> Array:
         if schedule.cosine_steps is not None:
             return LAST_LR + (base - LAST_LR) * falling(step, schedule.cosine_steps)
         epoch = jnp.asarray(step) // schedule.steps_per_epoch
@@ -169,33 +169,26 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 @functools.lru_cache  # the same object every time, since `make_step` caches by it
 def make_optimizer(
     name: str = "sgd", weight_decay: float = WEIGHT_DECAY
-) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer of the learned parts, "sgd" or "adamw" of OPTIMIZERS.
-
-    `update` takes the learning rates of the step as `rates`, see `learning_rates`. They follow the
-    run's step count, skipped steps included.
-    """
-    return optax.chain(OPTIMIZERS[name](weight_decay), _scale_by_rates())
+) -> optax.GradientTransformation:
+    """Return the optimizer of the learned parts, "sgd" or "adamw" of OPTIMIZERS."""
+    return OPTIMIZERS[name](weight_decay)
 
 
-def _scale_by_rates() -> optax.GradientTransformationExtraArgs:
-    """Multiply each part by minus its learning rate."""
+def descend(
+    optimizer: optax.GradientTransformation,
+    gradient: Prompts,
+    opt_state: optax.OptState,
+    prompts: Prompts,
+    rates: Mapping[str, Array],
+) -> tuple[Prompts, optax.OptState]:
+    """Return prompts and state after a step, each part at its rate, see `learning_rates`."""
+    steps, opt_state = optimizer.update(gradient, opt_state, prompts)
 
-    def update(
-        updates: Prompts,
-        state: optax.EmptyState,
-        prompts: Prompts | None = None,
-        *,
-        rates: Mapping[str, jax.Array],
-        **_: object,
-    ) -> tuple[Prompts, optax.EmptyState]:
-        def scale(part: str) -> Prompts:
-            rate = -rates[rate_of(part)]
-            return jax.tree.map(lambda x: rate * x, updates[part])
+    def move(part: str) -> Prompts:
+        rate = -rates[rate_of(part)]
+        return jax.tree.map(lambda x, step: x + rate * step, prompts[part], steps[part])
 
-        return {part: scale(part) for part in updates}, state
-
-    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+    return {part: move(part) for part in prompts}, opt_state
 
 
 def state_to_save(opt_state: optax.OptState) -> Prompts:

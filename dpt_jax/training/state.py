@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     steps: int  # of the whole run
     schedule: optimizers.Schedule
     step: StepConfig
-    optimizer: optax.GradientTransformationExtraArgs
+    optimizer: optax.GradientTransformation
 
     @property
     def steps_per_epoch(self) -> int:

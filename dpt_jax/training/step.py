@@ -15,7 +15,13 @@ from dpt_jax.data.loader import Batch
 from dpt_jax.model import PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.training.losses import Rows, count, losses
-from dpt_jax.training.optimizer import Scalar, Schedule, average_epochs, learning_rates
+from dpt_jax.training.optimizer import (
+    Scalar,
+    Schedule,
+    average_epochs,
+    descend,
+    learning_rates,
+)
 
 
 class StepConfig(NamedTuple):
@@ -74,7 +80,7 @@ def new_state(
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
 def make_step(
     model: PromptedCLIP,
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizer: optax.GradientTransformation,
     config: StepConfig,
     devices: tuple[jax.Device, ...] | None = None,
 ) -> Callable[[TrainState, Params, Texts, Batch, Schedule], TrainState]:
@@ -99,8 +105,7 @@ def make_step(
         )
         gradient, sums = jax.lax.psum((gradient, sums), distributed.AXIS)
         rates = learning_rates(schedule, state.step)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.prompts, rates=rates)
-        prompts = optax.apply_updates(state.prompts, updates)
+        prompts, opt_state = descend(optimizer, gradient, state.opt_state, state.prompts, rates)
         begins = state.step % schedule.steps_per_epoch == 0
         before = jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.totals)
         step, totals = state.step + 1, jax.tree.map(jnp.add, before, sums)

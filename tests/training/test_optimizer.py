@@ -29,8 +29,6 @@ def test_first_steps_of_adamw():
         mean = 0.9 * mean + 0.1 * gradient
         square = 0.999 * square + 0.001 * gradient**2
         adam = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
-        updates, state = optimizer.update(
-            {"weights": jnp.float32(gradient)}, state, prompts, rates={"weights": 1.0}
-        )
-        np.testing.assert_allclose(updates["weights"], -(adam + 0.01 * x), rtol=3e-6)
-        x, prompts = x - adam - 0.01 * x, {"weights": prompts["weights"] + updates["weights"]}
+        steps, state = optimizer.update({"weights": jnp.float32(gradient)}, state, prompts)
+        np.testing.assert_allclose(steps["weights"], adam + 0.01 * x, rtol=3e-6)
+        x, prompts = x - adam - 0.01 * x, {"weights": prompts["weights"] - steps["weights"]}
