@@ -8,7 +8,6 @@ Shapes: B batch rows, T tokens, M extra key/value tokens, D width. Parameters ar
 compute dtype; layer norm and softmax run in float32.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -212,19 +211,6 @@ def attention_weights(queries: Array, keys: Array, mask: Array | None = None) ->
     return jax.nn.softmax(scores, where=None if mask is None else mask[:, None])
 
 
-@functools.lru_cache(maxsize=8)
-def _initialiser(config: TransformerConfig, dtype: jnp.dtype) -> Callable[[Array], Params]:
-    """Return key -> parameters of a stack of blocks; cached, since Flax traces it at each call."""
-    block = Block(config, dtype, parent=None)
-
-    def init(key: Array) -> Params:
-        tokens = jnp.zeros((1, 1, config.width))
-        keys = jax.random.split(key, config.layers)
-        return jax.vmap(lambda k: block.init(k, tokens)["params"])(keys)
-
-    return jax.jit(init)
-
-
 class Transformer(nn.Module):
     """A stack of blocks whose parameters are stacked over layers, so that layers can be scanned.
 
@@ -240,9 +226,17 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         self._block = Block(self.config, self.dtype, parent=None)
-        self.blocks = self.param("blocks", _initialiser(self.config, jnp.dtype(self.dtype)))
+        # `param` would trace the initialisation at each call, to check the shapes.
+        self.blocks: Params = self.get_variable("params", "blocks")
+        if self.blocks is None:
+            self.blocks = self.param("blocks", self._init)
         self._low_rank: PyTree = self.get_variable("adapters", "low_rank")
         self._dropout: PyTree = self.get_variable("adapters", "dropout")
+
+    def _init(self, key: Array) -> Params:
+        tokens = jnp.zeros((1, 1, self.config.width))
+        keys = jax.random.split(key, self.config.layers)
+        return jax.vmap(lambda k: self._block.init(k, tokens)["params"])(keys)
 
     def block(self, layer: int | Array) -> Block:
         """Return the block of one layer (0-based), bound to its parameters."""
