@@ -75,7 +75,8 @@ _NAMES = (
 )
 TRANSFORMERS = {ours: name for ours, name, _ in _NAMES}
 OPENAI = {ours: name for ours, _, name in _NAMES}
-PREFIX = re.compile(r"(module\.|_orig_mod\.)*")  # from multi-device training and torch.compile
+# From multi-device training, torch.compile, and open_clip's separate text tower.
+PREFIX = re.compile(r"^(module\.|_orig_mod\.)*(text\.)?")
 # Buffers of OpenAI's archives and of older versions of the libraries; not weights.
 BUFFER = re.compile(r"attn_mask|input_resolution|context_length|vocab_size|.*\.position_ids")
 
@@ -226,14 +227,16 @@ def params_of(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Params:
       file: for errors, which name a tensor that is missing, left over or does not fit.
     """
     used, flat = set(), {}
-    prefix, text = _prefixes(tensors)
-    table = OPENAI if any(n.startswith(f"{prefix}visual.") for n in tensors) else TRANSFORMERS
-    for parameter in _parameters(config, table, prefix, text):
+    count, tensors = len(tensors), {PREFIX.sub("", name): x for name, x in tensors.items()}
+    if len(tensors) < count:
+        raise UserError(f"{file} has tensors of the same name but for {PREFIX.pattern}.")
+    table = OPENAI if any(name.startswith("visual.") for name in tensors) else TRANSFORMERS
+    for parameter in _parameters(config, table):
         layers = [_layer(tensors, name, parameter, file) for name in parameter.names]
         flat[parameter.path] = np.stack(layers).reshape(parameter.shape)
         used.update(parameter.names)
     for name in sorted(tensors.keys() - used):
-        if not BUFFER.fullmatch(name.removeprefix(prefix).removeprefix(text)):
+        if not BUFFER.fullmatch(name):
             raise UserError(f"{file}: tensor {name} is not part of a CLIP ViT of these sizes.")
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
@@ -272,29 +275,19 @@ def tensors_of(params: Params, config: CLIPConfig, table: dict[str, str] = TRANS
     }
 
 
-def _prefixes(tensors: Tensors) -> tuple[str, str]:
-    """Return the prefix of all names, and the one after it in names of the text tower."""
-    prefix = PREFIX.match(next(iter(tensors), ""))[0]  # type: ignore[index]
-    prefix = prefix if all(name.startswith(prefix) for name in tensors) else ""
-    text = "text." if any(name.startswith(f"{prefix}text.") for name in tensors) else ""
-    return prefix, text
-
-
-def _parameters(
-    config: CLIPConfig, table: dict[str, str], prefix: str = "", text: str = ""
-) -> Iterator[_Parameter]:
+def _parameters(config: CLIPConfig, table: dict[str, str]) -> Iterator[_Parameter]:
     """Yield the parameters of a model with their places in a file that is named by `table`."""
     kinds = {"kernel": "weight", "scale": "weight", "bias": "bias"}
     for path, leaf in flax.traverse_util.flatten_dict(param_shapes(config), sep="/").items():
-        own, third, shape = prefix + (text if path.startswith("text/") else ""), None, leaf.shape
+        third, shape = None, leaf.shape
         module, _, kind = path.rpartition("/")
         if path in table:
-            names = [own + table[path]]
+            names = [table[path]]
         elif module in table:  # a layer norm
-            names = [own + table[module] + kinds[kind]]
+            names = [table[module] + kinds[kind]]
         else:
             blocks, _, part = module.rpartition("/")
-            names = [f"{own}{table[blocks]}{i}.{table[part]}{kinds[kind]}" for i in range(shape[0])]
+            names = [f"{table[blocks]}{i}.{table[part]}{kinds[kind]}" for i in range(shape[0])]
             shape = shape[1:]
             if table is OPENAI and part in ("query", "key", "value"):
                 third = ("query", "key", "value").index(part)
