@@ -83,10 +83,7 @@ def fit(experiment: Experiment, saved: Saved, source: str) -> Saved:
 def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
     """Return the saved classifier for the classes of an experiment."""
     if "classifier" not in saved.prompts:
-        raise UserError(
-            f"{source} has no classifier, since its training was stopped before that stage: run "
-            "the training command again."
-        )
+        raise UserError(f"{source} was stopped before its classifier was trained: train it again.")
     params, classifier = saved.prompts["classifier"], CLASSIFIERS[experiment.config.classifier.name]
     classnames, trained = list(experiment.dataset.classnames), saved.meta["classnames"]
     if trained == classnames:
@@ -128,8 +125,8 @@ def _check_classes(saved: Saved, experiment: Experiment, source: str) -> bool:
     same = saved.meta.get("classnames") in (None, list(experiment.dataset.classnames))
     if experiment.model.config.class_specific and not same and "text" in saved.prompts:
         raise UserError(
-            f"{source} has a context for each of its own classes (text_prompt.class_specific): "
-            "train one on these classes, or use a shared context."
+            f"{source} has a context for each of its own classes (text_prompt.class_specific), and "
+            "none for these."
         )
     return same
 

@@ -43,8 +43,8 @@ def metric_writer(
         if is_remote(workdir):
             made = tempfile.TemporaryDirectory(prefix="dpt_jax-")
             folder = pathlib.Path(closing.enter_context(made))
-        kept = [record for record in read_metrics(workdir) if record["step"] <= start]
-        write_whole(as_path(folder) / METRICS_FILE, _lines(kept))
+        kept = [json.dumps(record) for record in read_metrics(workdir) if record["step"] <= start]
+        write_whole(as_path(folder) / METRICS_FILE, "".join(f"{line}\n" for line in kept))
         board = _tensorboard().SummaryWriter(
             str(folder), purge_step=start + 1, filename_suffix=f".{start + 1}"
         )
@@ -55,7 +55,7 @@ def metric_writer(
 
         def write(step: int, values: Mapping[str, float]) -> None:
             with (folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-                file.write(_lines([{"step": step, **values}]))
+                file.write(json.dumps({"step": step, **values}) + "\n")
             for name, value in values.items():
                 board.add_scalar(name, value, step)
             board.flush()
@@ -74,10 +74,6 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
             with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
     return records
-
-
-def _lines(records: list[dict[str, Any]]) -> str:
-    return "".join(f"{json.dumps(record)}\n" for record in records)
 
 
 def _tensorboard() -> Any:
