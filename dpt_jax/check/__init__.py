@@ -256,6 +256,13 @@ def speed(clip: str, data: str, quick: bool) -> list[Row]:
         figures["share of chip peak"] = f"{rate / peak / devices:.0%} of {peak / 1e12:.0f} TFLOP/s"
     if stats := jax.local_devices()[0].memory_stats():
         figures["peak memory of a device"] = f"{stats['peak_bytes_in_use'] / GB:.2f} GB"
+    if not quick:
+        has = stats["bytes_limit"] if stats else free_memory()
+        twice = measure.random_batch(2 * each, classes, pretrained.config.image_size)
+        _, more = measure.compiled(measure.training(experiment, twice))
+        each_takes = (more["together"] - memory["together"]) / each
+        largest = each + int((has - memory["together"]) / each_takes)
+        figures["largest batch of a device, by the compiler"] = f"{largest} images"
     what = f"DPT, {clip}, {classes} classes, {each} images per device, {jnp.dtype(dtype).name}"
     rows = [Row("speed", what, ""), *(Row("speed", *one) for one in figures.items())]
     return rows + _loading(data, images, quick)

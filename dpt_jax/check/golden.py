@@ -18,7 +18,7 @@ from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.packing import pack
 from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.convert.reference import prompts_from_published
-from dpt_jax.data.loader import Batch, shard
+from dpt_jax.data.loader import Batch
 from dpt_jax.distributed import AXIS, replicate, to_host
 from dpt_jax.model import PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
@@ -83,7 +83,7 @@ def clip_params() -> Params:
 
 
 def errors(dtype: str) -> dict[str, float]:
-    """Return the relative errors of logits, loss and gradients of a batch on all local devices."""
+    """Return the relative errors of logits, loss and gradients, if each device has all images."""
     golden, tokenizer = arrays(), openai_tokenizer()
     model = PromptedCLIP(CLIP, PROMPTS, jnp.dtype(dtype))
     encoder = PromptedCLIP(CLIP, PromptConfig(classes=1), jnp.dtype(dtype))
@@ -100,14 +100,14 @@ def errors(dtype: str) -> dict[str, float]:
         return logits, *jax.lax.psum(sums, AXIS)
 
     labels = golden["label"].astype(np.int32)
-    rows, devices = len(labels), jax.local_device_count()
     images = golden["image"].transpose(0, 2, 3, 1)
-    batch = {"image": images, "label": labels, "weight": np.ones(rows, np.float32)}
-    given = replicate((clip_params(), prompts_from_published(golden["param"])))
-    found = jax.pmap(step, axis_name=AXIS)(*given, shard(batch, rows, devices))
-    logits = np.asarray(found[0]).reshape(-1, len(CLASSES))[:rows]
-    gradient, totals = to_host(found[1:])
-    loss = sum(x for name, x in totals.items() if name.startswith("loss_")) / rows
+    batch = {"image": images, "label": labels, "weight": np.ones(len(labels), np.float32)}
+    given = replicate((clip_params(), prompts_from_published(golden["param"]), batch))
+    logits, *sums = jax.pmap(step, axis_name=AXIS)(*given)
+    logits = np.asarray(logits)  # of each device
+    gradient, totals = to_host(sums)
+    loss = sum(x for name, x in totals.items() if name.startswith("loss_"))
+    loss /= len(labels) * jax.device_count()
     gradients = flatten_dict(gradient, sep=".")
     expected = flatten_dict(prompts_from_published(golden["grad"]), sep=".")
     return {

@@ -3,6 +3,7 @@
 Names that begin with a dot are hidden, in training and in predict alike.
 """
 
+import collections
 import contextlib
 import csv
 import functools
@@ -91,8 +92,13 @@ def no_images(folder: epath.Path) -> UserError:
 
 
 def left_out_line(files: Sequence[epath.Path]) -> str:
-    """Return a line that counts unused files."""
-    return f"{len(files)} files are left out, such as {files[0]}: images end in {IMAGE_ENDINGS}."
+    """Return a line that counts unused files by their endings."""
+    count = collections.Counter(file.suffix.lower() or "other" for file in files)
+    kinds = ", ".join(f"{n} {ending}" for ending, n in sorted(count.items()))
+    return (
+        f"{len(files)} files are left out ({kinds}), such as {files[0]}: images end in "
+        f"{IMAGE_ENDINGS}."
+    )
 
 
 class Listed(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent import futures
 
 from ml_collections import ConfigDict
+from PIL import ExifTags
 from tabulate import tabulate
 
 from dpt_jax.data.catalogue import EMBEDDED
@@ -15,6 +16,7 @@ from dpt_jax.io import is_remote
 from dpt_jax.logging import Progress
 from dpt_jax.methods import METHODS
 
+UPRIGHT = 1  # the EXIF orientation of an image that is not rotated
 MOST_ROWS = 20  # of the table of classes
 MOST_DECODED = 2000  # images, those to train on first; of the rest, only headers are read
 
@@ -48,7 +50,7 @@ def look(dataset: Dataset, config: ConfigDict) -> str:
     """
     lines, is_users = [_table(dataset)], is_own(config.dataset)
     if is_users or config.dataset.on_error == "skip":
-        lines += _unreadable(dataset, config.dataset.on_error == "skip")
+        lines += _open_all(dataset, config.dataset.on_error == "skip")
     if is_users:
         tested = {example.label for example in dataset.test}
         untested = [name for label, name in enumerate(dataset.classnames) if label not in tested]
@@ -96,8 +98,8 @@ def _table(dataset: Dataset) -> str:
     return tabulate(rows, ["class", *counts], disable_numparse=[0])
 
 
-def _unreadable(dataset: Dataset, skip: bool) -> list[str]:
-    """Return a line about unreadable images, if there are any, or raise UserError unless `skip`.
+def _open_all(dataset: Dataset, skip: bool) -> list[str]:
+    """Return lines about rotated and unreadable images.  Raise UserError about these unless `skip`.
 
     The first MOST_DECODED images are decoded into the cache. Of others, only headers are read; in
     a bucket, nothing.
@@ -106,25 +108,35 @@ def _unreadable(dataset: Dataset, skip: bool) -> list[str]:
     paths, files = list(dict.fromkeys(example.path for example in examples)), dataset.read
     decoded = {*paths[:MOST_DECODED]}
 
-    def error_of(path: str) -> str:
+    def open_one(path: str) -> tuple[str, bool]:
+        """Return why an image cannot be read, or "", and whether its EXIF tag rotates it."""
+        rotated = False
         try:
+            if type(files) is Files and not is_remote(file := files.file(path)):
+                with opened(file) as image:
+                    orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+                    rotated = files.upright and orientation != UPRIGHT
             if path in decoded:
                 files(path)
-            elif type(files) is Files and not is_remote(file := files.file(path)):
-                with opened(file):
-                    pass
         except UnreadableImageError as reason:
-            return str(reason).removesuffix(".")
-        return ""
+            return str(reason).removesuffix("."), False
+        return "", rotated
 
-    errors = {}
+    errors, rotated = {}, []
     with Progress("images", len(paths)) as progress, futures.ThreadPoolExecutor(threads()) as pool:
-        for path, error in zip(paths, pool.map(error_of, paths), strict=True):
+        for path, (error, is_rotated) in zip(paths, pool.map(open_one, paths), strict=True):
             if error:
                 errors[path] = error
+            if is_rotated:
+                rotated.append(path)
             progress.advance()
+    lines = []
+    if rotated:
+        lines.append(
+            f"images rotated by their EXIF orientation: {len(rotated)}, such as {rotated[0]}"
+        )
     if not errors:
-        return []
+        return lines
     count = f"{len(errors)}, such as {next(iter(errors.values()))}"
     if not skip:
         raise UserError(
@@ -136,7 +148,7 @@ def _unreadable(dataset: Dataset, skip: bool) -> list[str]:
             name = dataset.classnames[own[0].label]
             what = "test images" if own is dataset.test else f"training images of class {name!r}"
             raise UserError(f"none of the {what} can be read, such as {own[0].path}: repair them.")
-    return [f"unreadable images, which are left out: {count}"]
+    return [*lines, f"unreadable images, which are left out: {count}"]
 
 
 def _refuse(config: ConfigDict, what: str, names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dpt_jax.data.catalogue import imagenet_classnames
-from dpt_jax.data.records import Dataset, Example, Source, read_image
+from dpt_jax.data.records import Dataset, Example, Source, by_label, read_image
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, local_copy, reading, write_whole
 from dpt_jax.logging import Progress, say
@@ -64,7 +64,10 @@ def _sun397_name(path: str) -> str:
 
 
 class Use(NamedTuple):
-    """How a dataset of tensorflow-datasets is used: its splits for each purpose, joined by "+"."""
+    """How a dataset of tensorflow-datasets is used: its splits for each purpose, joined by "+".
+
+    Without `test`, train is split by the rule that made the published splits.
+    """
 
     builder: str  # name and config
     classnames: ClassNames = _renamed()
@@ -143,14 +146,28 @@ def read_tfds(name: str, root: str) -> Dataset:
         [Example(f"{split}/{i}", order[x]) for i, x in enumerate(labels[split]) if x in order]
         for split in (use.train, use.val, use.test)
     )
-    if not use.test:  # half to train on, a fifth to validate, the rest to test
-        random.Random(1).shuffle(train)
-        half, rest = round(len(train) * 0.5), round(len(train) * 0.7)
-        train, val, test = train[:half], train[half:rest], train[rest:]
+    if not use.test:
+        train, val, test = published_split(train)
     # Images are stored as bytes. As Text they stay encoded, and are left to PIL.
     parse = tfds.features.FeaturesDict({"image": tfds.features.Text()})
     read = Records(str(builder.data_dir), sources, parse)
     return Dataset(read, tuple(classname_of.values()), train, val, test)
+
+
+def published_split(examples: Sequence[Example]) -> list[list[Example]]:
+    """Return half of each class to train on, a fifth to validate, the rest to test.
+
+    CoOp's splits were made by this rule, with this seed.
+    """
+    generator = random.Random(1)
+    train, val, test = [], [], []
+    for own in by_label(examples):
+        generator.shuffle(own)
+        half, fifth = round(len(own) * 0.5), round(len(own) * 0.2)
+        train += own[:half]
+        val += own[half : half + fifth]
+        test += own[half + fifth :]
+    return [train, val, test]
 
 
 def _prepare(name: str, folder: str) -> None:

@@ -50,9 +50,9 @@ def test_folders_of_classes(tmp_path, capfd):
     assert found.test == [Example(*each) for each in test]
     assert found.train == [Example("train/a/x.png", 0), Example("train/b c/y.png", 1)]
     assert found.val == [Example("val/a/v.png", 0)]
-    assert "5 files are left out" in capfd.readouterr().out
+    assert "5 files are left out (2 .png, 2 .raw, 1 other)" in capfd.readouterr().out
     assert len(find_images([str(tmp_path / "train")])) == 3
-    assert "2 files are left out" in capfd.readouterr().err
+    assert "2 files are left out (2 .raw)" in capfd.readouterr().err
 
 
 def test_folders_that_are_not_a_dataset_are_named(tmp_path):

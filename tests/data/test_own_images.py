@@ -191,13 +191,17 @@ def test_a_root_without_a_name_means_ones_own_images(arguments, name):
     assert (given.config.dataset.name, given.config.dataset.template) == (name, expected)
 
 
-def test_a_look_counts_and_says_what_is_dropped(photos):
+def test_a_look_counts_and_says_what_is_rotated_and_dropped(photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(photos / "cat" / "0.png", np.zeros((12, 16, 3), np.uint8), exif=exif)
     config = config_of(photos, shots=-1)
     config.train.batch_size = 4
     said = look(load_dataset(config.dataset, 1), config)
     rows = [line.split() for line in said.splitlines()]
     assert ["cat", "6", "2", "2"] in rows
     assert ["all", "11", "4", "4"] in rows
+    assert "cat/0.png" in said
     assert "leaves out 3 of 11" in said
 
 
