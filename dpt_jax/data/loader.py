@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ Batch = dict[str, Any]
 
 # Threads that decode images in one process: one per core, but at least 4, since reading blocks.
 LEAST_THREADS, MOST_THREADS = 4, 32
+QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
 ON_DEVICES = 2  # batches whose transfer has started, without the one in use
 
 # Random crops as published: the smallest area, the aspect ratios, and draws before a centre crop.
@@ -215,6 +217,9 @@ def _read(steps: _Steps, transfer: Callable[[Batch], Any] | None = None) -> Iter
     batches = grain.MapDataset.source(steps).to_iter_dataset(options)
     if workers:
         flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, even if absl is not used
+        # Python passes these to its resource tracker, which removes what a killed process leaves.
+        if QUIET_TRACKER not in sys.warnoptions:
+            sys.warnoptions.append(QUIET_TRACKER)
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers),
             functools.partial(_start_worker, records.cache.limit // workers),
@@ -228,6 +233,13 @@ def _read(steps: _Steps, transfer: Callable[[Batch], Any] | None = None) -> Iter
     except UserError as reason:
         # Some versions of Grain append notes on their own traceback to the message.
         raise type(reason)(str(reason).partition("\n")[0]) from reason
+    except RuntimeError as reason:
+        if "terminated unexpectedly" not in str(reason):
+            raise
+        raise UserError(
+            "a loader process was killed, perhaps for lack of memory: run the same command again, "
+            "if need be with fewer processes (--config.dataset.workers)."
+        ) from reason
 
 
 def _start_worker(cached_bytes: int, worker: int, workers: int) -> None:

@@ -1,6 +1,7 @@
 """In which order and shapes images come: the same for the same seed, from any step."""
 
 import itertools
+import multiprocessing
 import signal
 
 import numpy as np
@@ -12,7 +13,7 @@ from dpt_jax.data import loader, records
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Example, Files
 from dpt_jax.errors import UserError
-from tests.helpers.commands import start
+from tests.helpers.commands import refused, start
 from tests.helpers.golden import DATA, IMAGES
 
 
@@ -139,6 +140,14 @@ def test_a_training_image_that_cannot_be_read_is_one_sentence(tmp_path, workers)
 def long_training():
     examples = [Example("0", 0)]
     return batches_of(read=Numbered(), examples=examples, batch_size=1, epochs=10**6, workers=1)
+
+
+def test_a_killed_loader_process_is_one_sentence():
+    batches = long_training()
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    refused("loader process", list, batches)
 
 
 @pytest.mark.process
