@@ -4,12 +4,13 @@ import json
 import runpy
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from configs import common
 from dpt_jax.config import method_config
 from dpt_jax.methods import METHODS, OF_THE_PAPER, ZERO_SHOT
-from tests.helpers.commands import in_process
+from tests.helpers.commands import assert_refused, in_process
 from tests.helpers.configs import small_flags
 from tests.helpers.golden import IMAGES, SMALL
 
@@ -49,7 +50,7 @@ QUICK = {"dptsrc", "cocoop", "maple", "cliplora", "tip_adapter_f"}
     ],
 )
 def test_train_predict_export_and_serve(method, tiny_clip_dir, tmp_path):
-    """The answers are the same by the exported file and by the served program of the run."""
+    """The answers are the same by the exported file and by the served programs of the run."""
     run = tmp_path / "run"
     flags = [*small_flags(tiny_clip_dir, **SHORT), *depths(method), f"--workdir={run}"]
     in_process("train", f"--config={method}:folder", *flags)
@@ -69,7 +70,22 @@ def test_train_predict_export_and_serve(method, tiny_clip_dir, tmp_path):
 
     in_process("convert", "serve", run, tmp_path / "served")
     served = runpy.run_path(str(tmp_path / "served" / "classify.py"))
-    found = served["load_classifier"]()(np.stack([served["load_image"](one) for one in images]))
+    pixels = np.stack([served["load_image"](one) for one in images])
+    found = served["load_classifier"]()(pixels)
     names = served["ABOUT"]["classnames"]
     expected = [[answers[str(image), name] for name in names] for image in images]
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    if method in QUICK - {"cocoop"}:  # the conversion takes long
+        return
+    file = tmp_path / "a.onnx"
+    done = in_process("convert", "onnx", run, file, check=method != "cocoop")
+    if method == "cocoop":  # its texts depend on the image
+        assert_refused(done, "cocoop")
+        return
+    session = onnxruntime.InferenceSession(file)
+    for n in (1, 3):
+        (found,) = session.run(None, {"images": pixels[:n]})
+        np.testing.assert_allclose(found, expected[:n], atol=1e-4)
+    about = session.get_modelmeta().custom_metadata_map
+    assert (json.loads(about["classnames"]), about["image_size"]) == (names, "16")

@@ -1,6 +1,5 @@
 """Classifying images with a trained prompt, from Python and as one compiled program."""
 
-import importlib
 import json
 import pathlib
 import shutil
@@ -8,24 +7,18 @@ import shutil
 import jax
 import jax.export
 import numpy as np
-import onnxruntime
 import pytest
 import scipy.special
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import dpt_jax
-from dpt_jax.config import method_config
 from dpt_jax.errors import UserError
-from dpt_jax.methods import METHODS
 from dpt_jax.predictor import program
 from dpt_jax.predictor.explain import describe
-from dpt_jax.predictor.predictor import Predictor, read_classnames
-from dpt_jax.training import setup
-from dpt_jax.training.checkpoints import Checkpoints, Saved, load_newest
-from dpt_jax.training.initial_prompts import initial_prompts
+from dpt_jax.predictor.predictor import read_classnames
+from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from tests.helpers.commands import command, command_refused, in_process, refused
-from tests.helpers.configs import small_config
 from tests.helpers.golden import IMAGES
 from tests.helpers.models import all_outputs
 
@@ -206,38 +199,3 @@ def test_a_program_needs_nothing_of_this_package(trained, files, tmp_path):
     for line, own in zip(done.stdout.splitlines(), predictor.predict_proba(both), strict=True):
         best = [f"{predictor.classnames[c]} {100 * own[c]:.1f} %" for c in np.argsort(-own)[:3]]
         assert line.split("  ")[1:] == best
-
-
-@pytest.mark.slow
-def test_onnx(trained, files, tmp_path):
-    """Any number of images, answered as by predict; the metadata is in the file."""
-    file = tmp_path / "digits.onnx"
-    done = in_process("convert", "onnx", trained, file)
-    assert "Traceback" not in done.stderr
-    predictor = dpt_jax.load(trained)
-    images = all_outputs(predictor, files)[0]
-    session = onnxruntime.InferenceSession(file)
-    for some in (images, images[:1]):
-        (answers,) = session.run(None, {"images": some})
-        np.testing.assert_allclose(answers, predictor.predict_proba(files)[: len(some)], atol=1e-4)
-    about = session.get_modelmeta().custom_metadata_map
-    assert json.loads(about["classnames"]) == list(predictor.classnames)
-    assert about["image_size"] == "32"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_as_onnx(method, clip, clip_dir, tmp_path):
-    """Untrained; CoCoOp's texts depend on the image, which is refused."""
-    depths = {f"{s}__depth": 2 for s in ("text_prompt", "visual_prompt")
-              if method_config(method, "folder")[s].depth > 1}  # fmt: skip
-    config = small_config(clip_dir, importlib.import_module(f"configs.{method}"), **depths)
-    experiment = setup.prepare(config, clip)
-    predictor = Predictor(experiment, Saved(0, initial_prompts(experiment), {}), 4)
-    if experiment.model.config.conditioned:
-        refused(method, program.write_onnx, predictor, tmp_path / "a.onnx")
-        return
-    program.write_onnx(predictor, tmp_path / "a.onnx")
-    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    (answers,) = onnxruntime.InferenceSession(tmp_path / "a.onnx").run(None, {"images": images})
-    np.testing.assert_allclose(answers, predictor.predict_proba(images), atol=1e-4)
