@@ -174,14 +174,9 @@ class PromptClassifier:
         verbose: bool = False,
         **keywords: Any,
     ) -> None:
-        """Store the parameters, which `fit` checks, see `dpt_jax.fit`.
+        """Store the parameters, those of `dpt_jax.fit`, which `fit` checks.
 
-        Args:
-          method: As there.
-          clip: As there.
-          classnames: Class names, if labels are indices into them. By default labels are names.
-          verbose: As there, but by default false.
-          **keywords: Its other arguments, such as `epochs`.
+        classnames: Class names, if labels are indices into them. By default labels are names.
         """
         own = {"method": method, "clip": clip, "classnames": classnames, "verbose": verbose}
         self._parameters = {**own, **keywords}
@@ -196,11 +191,7 @@ class PromptClassifier:
         return self
 
     def fit(self, X: Images, y: Labels) -> "PromptClassifier":  # noqa: N803
-        """Train on images X with labels y; return the classifier.
-
-        Raises:
-          UserError: See `dpt_jax.fit`.
-        """
+        """Train on images X with labels y, see `dpt_jax.fit`; return the classifier."""
         parameters = self.get_params()
         self.classes_, indices = np.unique(np.asarray(y), return_inverse=True)
         names = [str(label) for label in self.classes_]
@@ -220,11 +211,7 @@ class PromptClassifier:
         return self.predictor_.predict_proba(X)
 
     def score(self, X: Images, y: Labels, sample_weight: Any = None) -> float:  # noqa: N803
-        """Return the accuracy, 0 to 1, perhaps weighted by (N,).
-
-        Raises:
-          UserError: There are not as many labels as images.
-        """
+        """Return the accuracy, 0 to 1, perhaps weighted by (N,)."""
         images, labels = image_list(X), np.asarray(y).ravel()
         check_count(len(labels), len(images))
         return float(np.average(self.predict(images) == labels, weights=sample_weight))
