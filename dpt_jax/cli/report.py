@@ -7,10 +7,11 @@
 
 Over a folder: mean ± standard deviation of the seeds for each method and dataset, as Markdown
 (printed, and report.md), CSV (report.csv) and with --latex LaTeX (report.tex); a row for each run
-(runs.csv) and for each class of each run (classes.csv); accuracy against shots (report.png). Tables
-are in percent, CSV files from 0 to 1. Over one run: accuracy of each class (report.md, report.csv),
-the confusion matrix (report.png), the training (training.png) and the calibration
-(reliability.png); the page (report.html) adds settings, words, and answers with heat maps.
+(runs.csv) and for each class of each run (classes.csv); accuracy against shots (report.png), and on
+base and new classes (base_to_new.png). Tables are in percent, CSV files from 0 to 1. Over one run:
+accuracy of each class (report.md, report.csv), the confusion matrix (report.png), the training
+(training.png) and the calibration (reliability.png); the page (report.html) adds settings, words,
+and answers with heat maps.
 
 FILE.csv has the columns method,dataset,shots,accuracy and may have classes (all, base or new) and
 source; accuracies are in percent, and a dataset may be "average".

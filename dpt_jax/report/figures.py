@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dpt_jax.config import shots_in_words
 from dpt_jax.methods import ROWS, ZERO_SHOT
+from dpt_jax.report.frame import HARMONIC, in_order
 
 if TYPE_CHECKING:
     from dpt_jax.predictor.explain import Sight
 
 COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name
+HALF_COLOURS = {"base": "#0072B2", "new": "#E69F00", HARMONIC: "#999999"}
 MOST_NAMED_CLASSES = 60  # of a confusion matrix; more do not fit
 IN_A_COLUMN = 14  # methods of a legend
 STYLE: Any = {
@@ -92,6 +95,32 @@ def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
     axes.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
     axes.minorticks_off()
     axes.set(xlabel="shots (training images per class)", ylabel="test accuracy (%)", title=title)
+
+
+def draw_halves(cells: pd.DataFrame) -> bytes:
+    """Draw bars of base classes, new classes and their harmonic mean, one panel a dataset.
+
+    cells: dataset, method, shots, classes, and accuracy_mean in percent.
+    """
+    datasets = cells.dataset.unique()
+    size = (8, 3.2 * len(datasets))
+    figure, grid = pyplot().subplots(len(datasets), 1, figsize=size, squeeze=False)
+    for axes, dataset in zip(grid[:, 0], datasets, strict=True):
+        own = in_order(cells[cells.dataset == dataset], ["method", "shots"])
+        table = own.pivot_table("accuracy_mean", ["method", "shots"], "classes", sort=False)
+        table = table.reindex(columns=[*HALF_COLOURS])
+        table.index = [
+            f"{ROWS[method].label}\n{shots_in_words(shots)}" if shots else ROWS[method].label
+            for method, shots in table.index
+        ]
+        table.plot.bar(ax=axes, color=HALF_COLOURS, width=0.8, rot=0, legend=False, fontsize=8)
+        for name, bars in zip(HALF_COLOURS, axes.containers, strict=True):
+            # No seed may have both halves, and then there is no harmonic mean.
+            labels = table[name].map("{:.0f}".format).replace("nan", "")
+            axes.bar_label(bars, labels, fontsize=7)
+        axes.set(title=f"{dataset}: base to new classes", ylabel="test accuracy (%)")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return png(figure)
 
 
 def draw_confusion(percent: pd.DataFrame, title: str) -> bytes:

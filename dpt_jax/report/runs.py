@@ -16,7 +16,7 @@ from dpt_jax.data.catalogue import PAPER_DATASETS
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading, write_whole
 from dpt_jax.methods import ROWS, ZERO_SHOT
-from dpt_jax.report.figures import draw_curves
+from dpt_jax.report.figures import draw_curves, draw_halves
 from dpt_jax.report.frame import (
     CELL,
     HALVES,
@@ -35,7 +35,7 @@ from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
 OF_TARGETS = "average of targets"
 REFERENCES = (ZERO_SHOT, "vpt")  # the methods that gains are measured against
 RUNS_FILE, CLASSES_FILE = "runs.csv", "classes.csv"
-LATEX_FILE = "report.tex"
+LATEX_FILE, HALVES_FILE = "report.tex", "base_to_new.png"
 DIGITS = "%.5f"  # of accuracies and the like in CSV files, which are from 0 to 1
 CELL_COLUMNS = [*CELL, "images", "seeds", "accuracy_mean", "accuracy_std", "macro_f1_mean",
                 "macro_f1_std"]  # fmt: skip
@@ -126,12 +126,12 @@ def report_folder(
     # A seed counts once, however often it was evaluated.
     counted = frame[frame.excluded == ""].drop_duplicates([*CELL, "seed"], keep="last")
     runs = counted.assign(accuracy=100 * counted.accuracy)  # tables are in percent
-    few_shot = few_shot_runs(runs)
+    few_shot, halves = few_shot_runs(runs), base_and_new(runs)
     cells = few_shot_cells(few_shot)
     tables = [
         *few_shot_tables(cells),
         *gain_tables(few_shot),
-        *base_to_new_tables(runs),
+        *base_to_new_tables(halves),
         *transfer_tables(runs),
     ]
     notes = [] if tables else [f"No run here has a counterpart in a table; see {RUNS_FILE}."]
@@ -154,6 +154,8 @@ def report_folder(
     panels = {title: own for title, own in panels.items() if {*own.method} - {ZERO_SHOT}}
     if panels:
         contents[FIGURE_FILE] = draw_curves(panels)
+    if len(halves):
+        contents[HALVES_FILE] = draw_halves(halves)
     for name, content in contents.items():
         write_whole(folder / name, content)
     return text, [*contents]
@@ -232,15 +234,19 @@ def gain_tables(runs: pd.DataFrame) -> list[Table]:
     return tables
 
 
-def base_to_new_tables(runs: pd.DataFrame) -> list[Table]:
-    """Return a table of base classes, new classes and their harmonic mean for each dataset."""
+def base_and_new(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of base classes, of new classes and of their harmonic means."""
     halves = trained_there(runs[runs.classes.isin(HALVES)])
     cells = summarise(with_harmonic_means(halves, ["method", "shots", "dataset"]))
-    cells["spread"] = cells.spread.where(cells.classes != HARMONIC)
+    return cells.assign(spread=cells.spread.where(cells.classes != HARMONIC))
+
+
+def base_to_new_tables(halves: pd.DataFrame) -> list[Table]:
+    """Return a table for each dataset of the cells of `base_and_new`."""
     words = "Trained on the base half of the classes, accuracy (%)"
     return [
         table(f"{dataset}: base to new classes", words, own, "classes", [*HALVES, HARMONIC])
-        for dataset, own in cells.groupby("dataset", sort=False)
+        for dataset, own in halves.groupby("dataset", sort=False)
     ]
 
 
