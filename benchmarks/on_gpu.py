@@ -3,9 +3,9 @@
     python benchmarks/on_gpu.py --out=DIR --minutes=10 [--small]
 
 Check, parity, steps of three backbones in two types beside PyTorch's (bfloat16, eager and by
-torch.compile), attention by cuDNN and by XLA. `dpt-jax check` has a run that is stopped and resumed
-bit for bit. DIR gets NAME.txt of each command and results.jsonl with its exit code and seconds.
---small is for a CPU. Exit code 1 if one failed or did not fit the time.
+torch.compile), attention by cuDNN and by XLA. `dpt-jax check` has the loader, and a run that is
+stopped and resumed bit for bit. DIR gets NAME.txt of each command and results.jsonl with its exit
+code and seconds. --small is for a CPU. Exit code 1 if one failed or did not fit the time.
 """
 
 import argparse

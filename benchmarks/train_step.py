@@ -24,13 +24,12 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
 
 from benchmarks.random_clip import published_settings, random_clip
 from benchmarks.timing import FLAGS, define_flags, print_line
 from dpt_jax import distributed
-from dpt_jax.check.measure import Work, compiled, random_batch, times, training
+from dpt_jax.check.measure import Work, compiled, product_rate, random_batch, times, training
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.loader import Batch
 from dpt_jax.data.records import Dataset, Files
@@ -90,7 +89,7 @@ def main(_: list[str]) -> None:
         if FLAGS.mode == "eval":
             result["text_s"] = round(times(encoding.run, FLAGS.steps)[1], 4)
         rate = needed / median
-        gemm_rate = product_rate(dtype) / 1e9
+        gemm_rate = product_rate(dtype, FLAGS.gemm, max(FLAGS.steps, 5)) / 1e9
         result["gflops_per_s"], result["gemm_gflops_per_s"] = round(rate, 1), round(gemm_rate, 1)
         result["gemm_ratio"] = round(rate / gemm_rate, 3)
     if stats := device.memory_stats():
@@ -110,14 +109,6 @@ def evaluation(experiment: setup.Experiment, batch: Batch) -> tuple[Work, Work]:
 
     of_images = work(distributed.on_devices(classify, model), *given)
     return of_images, work(encode, clip, prompts, experiment.texts)
-
-
-def product_rate(dtype: Any) -> float:
-    """Return the operations per second of a matrix product on all devices at once."""
-    devices, multiply = jax.local_device_count(), jax.pmap(jnp.matmul)
-    a = jax.pmap(lambda x: jnp.full((FLAGS.gemm, FLAGS.gemm), x, dtype))(jnp.full(devices, 0.01))
-    seconds = times(lambda: jax.block_until_ready(multiply(a, a)), max(FLAGS.steps, 5))[1]
-    return 2 * devices * FLAGS.gemm**3 / seconds
 
 
 if __name__ == "__main__":

@@ -102,7 +102,12 @@ def test_the_whole_command(tmp_path):
     done = command("-m", "dpt_jax", "check", "--clip=small", f"--workdir={tmp_path}", devices=2)
     lines = done.stdout.splitlines()
     assert lines[-1] == "all ok"
-    for name in ("logits, float32, 2 devices", "resumed", "memory, by the compiler"):
+    for name in (
+        "logits, float32, 2 devices",
+        "resumed",
+        "memory, by the compiler",
+        "later epochs",
+    ):
         assert any(name in line for line in lines), done.stdout
     assert not list(tmp_path.iterdir())
     bad = command("-m", "dpt_jax", "check", *SMALL, "--workdir=/proc/none", check=False)

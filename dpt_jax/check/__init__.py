@@ -11,6 +11,7 @@ import platform
 import random
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -26,7 +27,9 @@ from dpt_jax import distributed
 from dpt_jax.check import golden, measure
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.config import method_config
+from dpt_jax.data import loader
 from dpt_jax.data.catalogue import imagenet_classnames
+from dpt_jax.data.folder import find_images
 from dpt_jax.data.records import Dataset, Files, free_memory
 from dpt_jax.io import as_path, entries, file_system, is_remote, make_folder, short
 from dpt_jax.logging import say
@@ -78,13 +81,14 @@ def table(rows: Sequence[Row]) -> str:
     return f"{lines}\n\n{end}"
 
 
-def check(workdir: epath.Path, clip: str, quick: bool = False) -> list[Row]:
+def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -> list[Row]:
     """Return all lines of the table.  All hosts must call this together.
 
     Args:
       workdir: where files are written, in a temporary folder.
       clip: the CLIP to time: one of SIZES with random weights, or a `clip.weights`.
-      quick: whether to time fewer steps, images and classes.
+      data: a folder of images to load, "" for generated JPEGs.
+      quick: whether to use fewer steps, images and classes.
     """
     rows = machine()
     parts = {
@@ -92,7 +96,7 @@ def check(workdir: epath.Path, clip: str, quick: bool = False) -> list[Row]:
         "storage": lambda: storage(workdir),
         "numbers": numbers,
         "same bits": same_bits,
-        "speed": lambda: speed(clip, quick),
+        "speed": lambda: speed(clip, data, quick),
     }
     for group, part in parts.items():
         say(f"checking {group} …", file=sys.stderr)
@@ -222,8 +226,8 @@ def same_bits() -> list[Row]:
     return [Row("same bits", name, "identical" if same else "different", "identical", same)]
 
 
-def speed(clip: str, quick: bool) -> list[Row]:
-    """Time a step of DPT on a CLIP."""
+def speed(clip: str, data: str, quick: bool) -> list[Row]:
+    """Time a step of DPT on a CLIP, and the loading of the images that it needs."""
     classes, each = (10, 8) if quick else (100, 32)
     config = method_config("dpt", "imagenet")
     config.text_prompt.init = ""
@@ -240,6 +244,7 @@ def speed(clip: str, quick: bool) -> list[Row]:
     seconds_to_compile, memory = measure.compiled(work)
     _, seconds = measure.times(work.run, 2 if quick else 10)
     rate = devices * flops.of(work.program, *work.arguments) / seconds
+    product = measure.product_rate(dtype, 2048 if quick else 8192)
     images = each * devices / seconds
     figures = {
         "compiling": f"{seconds_to_compile:.1f} s",
@@ -247,6 +252,7 @@ def speed(clip: str, quick: bool) -> list[Row]:
         "step": f"{1e3 * seconds:.1f} ms",
         "images/s": f"{images:.1f}",
         "TFLOP/s": f"{rate / 1e12:.3g}",
+        "share of a matrix product": f"{rate / product:.0%} of {product / 1e12:.3g} TFLOP/s",
     }
     if peak := flops.peak(jax.devices()[0].device_kind):
         figures["share of chip peak"] = f"{rate / peak / devices:.0%} of {peak / 1e12:.0f} TFLOP/s"
@@ -260,4 +266,19 @@ def speed(clip: str, quick: bool) -> list[Row]:
         largest = each + int((has - memory["together"]) / each_takes)
         figures["largest batch of a device, by the compiler"] = f"{largest} images"
     what = f"DPT, {clip}, {classes} classes, {each} images per device, {jnp.dtype(dtype).name}"
-    return [Row("speed", what, ""), *(Row("speed", *one) for one in figures.items())]
+    rows = [Row("speed", what, ""), *(Row("speed", *one) for one in figures.items())]
+    return rows + _loading(data, images, quick)
+
+
+def _loading(data: str, needed: float, quick: bool) -> list[Row]:
+    """Load images from files and from memory, and compare their rate with that of a step."""
+    with tempfile.TemporaryDirectory() as made:
+        count = 4 * measure.BATCH if quick else 16 * measure.BATCH
+        if not data:
+            measure.write_jpegs(pathlib.Path(made), count)
+        first, *later = measure.loading_rates(find_images([data or made])[:count], epochs=4)
+    again, bound = statistics.median(later), f">= {needed:.0f} (the step)"
+    return [
+        Row("input", f"first epoch, {loader.threads()} threads", f"{first:.0f} images/s"),
+        Row("input", "later epochs", f"{again:.0f} images/s", bound, again >= needed),
+    ]

@@ -1,15 +1,18 @@
-"""What is timed, here and by benchmarks/: steps of CLIPs with random weights."""
+"""What is timed, here and by benchmarks/: steps of CLIPs with random weights, and the loader."""
 
 import dataclasses
+import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from PIL import Image
 
 from dpt_jax import distributed
 from dpt_jax.clip.blocks import Params
@@ -17,12 +20,15 @@ from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig, TransformerConfig
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.pretrained import FLOAT32, Pretrained
 from dpt_jax.clip.tokenizer import openai_tokenizer
-from dpt_jax.data import loader
+from dpt_jax.data import loader, records
+from dpt_jax.data.records import Example, Files
+from dpt_jax.io import as_path
 from dpt_jax.training.initial_prompts import initial_prompts
 from dpt_jax.training.setup import Experiment, consistency_target
 from dpt_jax.training.state import make_plan
 from dpt_jax.training.step import make_step, new_state
 
+BATCH = 32  # images that are loaded at a time
 _SMALL = TransformerConfig(64, 4, 1, 256)
 SIZES = {
     "vit-b-32": OPENAI_MODELS["ViT-B/32"],
@@ -118,3 +124,53 @@ def times(step: Callable[[], object], steps: int) -> tuple[float, float]:
 
     first = seconds()
     return first, statistics.median(seconds() for _ in range(max(steps, 1)))
+
+
+def product_rate(dtype: DTypeLike, size: int, steps: int = 5) -> float:
+    """Return the operations per second of a matrix product on all devices at once."""
+    devices, multiply = jax.local_device_count(), jax.pmap(jnp.matmul)
+    a = jax.pmap(lambda x: jnp.full((size, size), x, dtype))(jnp.full(devices, 0.01))
+    seconds = times(lambda: jax.block_until_ready(multiply(a, a)), steps)[1]
+    return 2 * devices * size**3 / seconds
+
+
+def write_jpegs(folder: pathlib.Path, count: int, width: int = 500, height: int = 375) -> None:
+    """Write images that compress about as photographs: smooth random colours with noise."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        colours = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))
+        smooth = np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        noisy = smooth + generator.integers(-12, 13, smooth.shape)
+        image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number:06d}.jpg", quality=90)
+
+
+def loading_rates(files: list[str], epochs: int) -> Iterator[float]:
+    """Yield the images/s of each epoch of a training, with the copies to the devices.
+
+    Decoded images are cached in the first epoch.
+    """
+    devices = jax.local_device_count()
+    loading = loader.Loading(
+        read=Files(as_path("/")),
+        examples=[Example(str(as_path(file).absolute()), 0) for file in files],
+        size=224,
+        batch_size=BATCH,
+        epochs=epochs,
+    )
+
+    def transfer(batch: loader.Batch) -> loader.Batch:
+        placed: loader.Batch = distributed.place(loader.shard(batch, BATCH, devices))
+        return placed
+
+    before, records.cache = records.cache, records.ImageCache()
+    try:
+        batches = loader.train_batches(loading, transfer=transfer)
+        steps = loader.steps_per_epoch(len(files), BATCH)
+        for _ in range(epochs):
+            began = time.perf_counter()
+            for _ in range(steps):
+                jax.block_until_ready(next(batches))
+            yield steps * min(BATCH, len(files)) / (time.perf_counter() - began)
+    finally:
+        records.cache = before

@@ -1,10 +1,10 @@
-"""Check the results, repeatability, storage and speed of this machine.
+"""Check the results, repeatability, loading, storage and speed of this machine.
 
-    dpt-jax check [--workdir=W] [--clip=CLIP] [--quick] [--json]
+    dpt-jax check [--workdir=W] [--clip=CLIP] [--data=DIR] [--quick] [--json]
 
-Prints a table: agreement with the published code, repeatability to the bit, the speed of a step and
-of the folder or bucket W, and agreement of several hosts. Exit code 1 if a line is not ok. The
-table can be pasted into an issue.
+Prints a table: agreement with the published code, repeatability to the bit, the speed of a step, of
+loading and of the folder or bucket W, and agreement of several hosts. Exit code 1 if a line is not
+ok. The table can be pasted into an issue.
 """
 
 import argparse
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workdir", metavar="W", default=".", help="folder or gs:// to write to")
     add("--clip", help="vit-b-32, vit-b-16, vit-l-14 or small with random weights, or a hub id, "
         "folder or file of weights; default vit-b-16, with --quick vit-b-32")  # fmt: skip
+    add("--data", metavar="DIR", default="", help="images to load; default: generated ones")
     add("--quick", action="store_true", help="fewer checks: a minute on a CPU")
     add("--json", action="store_true", help="print the lines as JSON")
     shared.add_hosts(parser)
@@ -35,7 +36,7 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.logging import say
 
     clip = flags.clip or ("vit-b-32" if flags.quick else "vit-b-16")
-    rows = check(as_path(flags.workdir), clip, flags.quick)
+    rows = check(as_path(flags.workdir), clip, flags.data, flags.quick)
     say(
         json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
         if flags.json
