@@ -12,14 +12,7 @@ from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.config import method_config, templates
 from dpt_jax.model import init_prompts
 from dpt_jax.training.losses import cross_entropy, divergence, text_distance
-from dpt_jax.training.optimizer import (
-    Schedule,
-    average_epochs,
-    descend,
-    epoch_weights,
-    learning_rates,
-    make_optimizer,
-)
+from dpt_jax.training.optimizer import Schedule, average_epochs, epoch_weights
 from tests.helpers.golden import Golden, errors_in_norm, relative_error, worst
 from tests.helpers.models import apply, prompt_shapes
 from tests.helpers.published_cases import Case, prompts_of
@@ -40,11 +33,9 @@ def case(request, golden_clip_dir) -> Case:
 
 def test_tokens(case):
     """Learned places, fixed words and names put together are the published token ids."""
-    learned, layout = case.config.text_length, case.packed
+    learned = case.config.text_length
     for c, expected in enumerate(case.golden["tokens"]):
-        own = layout.segment_ids == c
-        ids = np.concatenate([layout.prefix_tokens, layout.tokens[own]])
-        context = np.concatenate([layout.prefix_context, layout.context[own]])
+        ids, context = case.ids(c)
         np.testing.assert_array_equal(context[1 : learned + 1], range(learned))
         np.testing.assert_array_equal(ids[learned + 1 :], expected[learned + 1 : len(ids)])
         assert not expected[len(ids) :].any()
@@ -123,15 +114,9 @@ def test_training_trajectory(case):
     weights = epoch_weights(meta["max_epoch"], meta.get("GPA_MEAN", 0), meta.get("GPA_STD", 0))
     epochs = meta["max_epoch"]
     schedule = Schedule(meta["lr"], meta["lr"], meta["warmup"], epochs, 1, average=weights)
-    optimizer = make_optimizer()
-    prompts, state = case.prompts, optimizer.init(case.prompts)
-    average = jax.tree.map(np.zeros_like, prompts)
-    for epoch in range(epochs):
-        rates = learning_rates(schedule, epoch)
+    average = jax.tree.map(np.zeros_like, case.prompts)
+    for epoch, rates, prompts in case.train(schedule):
         np.testing.assert_allclose([*rates.values()], [*golden["train_lrs"][epoch]] * 2, rtol=1e-6)
-        (total, _), gradient = case.step(prompts)
-        assert total == pytest.approx(float(golden["train_losses"][epoch]), rel=1e-4)
-        prompts, state = descend(optimizer, gradient, state, prompts, rates)
         if weights:
             averaged, average = average_epochs(schedule, epoch + 1, prompts, average)
             # Training does not depend on it before the last epoch.

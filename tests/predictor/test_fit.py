@@ -76,12 +76,14 @@ def test_images_in_memory_are_those_of_the_folder(
 
 
 @pytest.mark.parametrize(
-    ("method", "key"), [("dpt", "loss.alpha"), ("tip_adapter", "classifier.alpha")]
+    ("method", "key"),
+    [
+        *(("dpt", "loss.alpha"), ("tip_adapter", "classifier.alpha")),
+        *(("dpt", "train.epochs"), ("zslp", "classifier.epochs")),
+    ],
 )
 def test_a_keyword_without_its_section_is_a_key_of_the_method(method, key):
-    assert keyword_config(method, {"alpha": 0.5})[1] == {key: 0.5}
-    # ZS-LP has no epochs of its towers.
-    assert keyword_config("zslp", {"epochs": 5})[1] == {"classifier.epochs": 5}
+    assert keyword_config(method, {key.rpartition(".")[2]: 2})[1] == {key: 2}
 
 
 def test_the_record_is_of_the_pixels(memory):
