@@ -321,10 +321,7 @@ def prompt_config(
     learned_weights = Weights()
     if WEIGHTS in parts:
         learned_weights = Weights(
-            kind=weights.kind,
-            rank=weights.rank,
-            alpha=weights.alpha,
-            matrices=weights.matrices,
+            *(weights.kind, weights.rank, weights.alpha, weights.matrices),
             dropout=weights.dropout if weights.kind == LORA else 0.0,
             vision=layer_range(weights, "image_layers"),
             text=layer_range(weights, "text_layers"),

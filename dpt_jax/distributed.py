@@ -43,12 +43,8 @@ def connect(
 ) -> None:
     """Join the processes of a run, before anything else uses JAX.
 
-    coordinator is HOST:PORT of process 0. `cluster` takes these three from the environment of a TPU
-    pod slice. Without any flag, srun and mpirun are recognised by their variables.
-
-    Raises:
-      UserError: Flags contradict each other, another process is missing, or the hosts have
-        different numbers of devices.
+    `cluster` takes the other three from the environment of a TPU pod slice. Without any flag, srun
+    and mpirun are recognised by their variables.
     """
     named = [value is not None for value in (coordinator, processes, process)]
     if any(named) and (not all(named) or cluster):

@@ -15,23 +15,14 @@ WEIGHTS, CLASSIFIER = "weights", "classifier"
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One row.
+    """One row."""
 
-    Attributes:
-      name: As in `config.method` and configs/NAME.py.
-      label: Its name in tables and figures.
-      parts: What it learns.
-      colour: Colour of its curves and bars.
-      marker: Marker of its curves, for readers without colours.
-      classifiers: What config.classifier.name may be; "" if it has no classifier.
-    """
-
-    name: str
-    label: str
+    name: str  # as in config.method and configs/NAME.py
+    label: str  # in tables and figures
     parts: tuple[str, ...]
-    colour: str
-    marker: str
-    classifiers: tuple[str, ...] = ("",)
+    colour: str  # of its curves and bars
+    marker: str  # of its curves, for readers without colours
+    classifiers: tuple[str, ...] = ("",)  # values of classifier.name; "" for no classifier
 
     @property
     def in_towers(self) -> tuple[str, ...]:

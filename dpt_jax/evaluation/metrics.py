@@ -10,19 +10,12 @@ CALIBRATION_BINS = 15
 
 
 class Predictions(NamedTuple):
-    """Predictions for the N readable test images, in the dataset's order.
+    """Predictions for the N readable test images, in the dataset's order."""
 
-    Attributes:
-      logits: (N, C) float32.
-      zero_shot_logits: (N, C) float32.
-      label: (N,), the true class indices.
-      row: (N,), indices into the test split.
-    """
-
-    logits: np.ndarray
-    zero_shot_logits: np.ndarray
-    label: np.ndarray
-    row: np.ndarray
+    logits: np.ndarray  # (N, C) float32
+    zero_shot_logits: np.ndarray  # (N, C) float32
+    label: np.ndarray  # (N,), the true class indices
+    row: np.ndarray  # (N,), indices into the test split
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

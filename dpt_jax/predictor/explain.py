@@ -20,24 +20,15 @@ class Sight(NamedTuple):
     """The likeliest classes of an image, best first, and attention over its patches.
 
     Maps are (grid, grid). Their sum is 1 minus the attention to tokens other than patches.
-
-    Attributes:
-      image: (size, size, 3) uint8.
-      classes: Names of the likeliest classes.
-      probability: Probabilities of these classes.
-      zero_shot: Their probability in zero-shot CLIP.
-      plain: Map of the class token in the last block of frozen CLIP.
-      prompted: The same with visual prompts; None for methods without them.
-      class_maps: Map of the class-aware prompt of each of the classes, None if it has none.
     """
 
-    image: np.ndarray
+    image: np.ndarray  # (size, size, 3) uint8
     classes: Sequence[str]
-    probability: np.ndarray
-    zero_shot: np.ndarray
-    plain: np.ndarray
-    prompted: np.ndarray | None
-    class_maps: Sequence[np.ndarray | None]
+    probability: np.ndarray  # of these classes
+    zero_shot: np.ndarray  # their probability in zero-shot CLIP
+    plain: np.ndarray  # of the class token in the last block of frozen CLIP
+    prompted: np.ndarray | None  # the same with visual prompts, None for methods without them
+    class_maps: Sequence[np.ndarray | None]  # of each class's prompt, None if it has none
 
 
 def describe(predictor: Predictor, images: Images, top: int = TOP) -> list[Sight]:
