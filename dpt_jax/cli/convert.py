@@ -10,15 +10,13 @@
     dpt-jax convert reference CHECKPOINT_DIR --workdir=W [--config=… --config.KEY=VALUE …]
     dpt-jax convert reference --reverse W CHECKPOINT_DIR
 
-`clip` converts any CLIP that `clip.weights` accepts to a folder for transformers or, by --layout,
-for open_clip, or to an Orbax checkpoint. For a run with learned weights (CLIP-LoRA, 2SFS) it writes
-the CLIP with these weights, as `export --merge` does. `peft` writes and reads such weights as
-PEFT's LoRA files. `export` writes the prompts of a workdir to one small file, which replaces the
-workdir in predict, --mode=eval, init_from and convert. `serve` compiles the classifier into a file
-that runs without this package, and `onnx` writes it for onnxruntime and the like
+`clip` converts any CLIP that `clip.weights` accepts, or that of a run with its learned weights, to
+a folder for transformers or, by --layout, for open_clip or Orbax. `peft` writes and reads learned
+weights as PEFT's LoRA files. `export` writes the prompts of a workdir to one small file, which
+replaces the workdir in predict, --mode=eval, init_from and convert. `serve` compiles the classifier
+into a file that runs without this package, and `onnx` for onnxruntime and the like
 (`pip install 'dpt-jax[onnx]'`). `reference` converts a checkpoint folder of the published PyTorch
-code to a workdir for --mode=eval and init_from. The flags give what a checkpoint lacks: backbone,
-dataset, class position, top_k. --reverse converts a workdir to such a folder.
+code to a workdir; the flags give what it lacks: backbone, dataset, class position, top_k.
 """
 
 import argparse

@@ -12,16 +12,13 @@ Protocols:
     cross-dataset          train on ImageNet, test the same prompts on the paper's other datasets
     domain-generalization  train on ImageNet, test the same prompts on its four shifted variants
 
---methods takes the names of configs/ and probe, a linear probe, which is only for few-shot. The
-default is the five methods of DPT's paper, SS-Text and ZS-LP. --datasets and --targets name others
-to train on and to test on. --config.METHOD.KEY=VALUE sets a key for one method, such
-as --config.maple.text_prompt.depth=3 for a CLIP of fewer layers. Finished runs are skipped, and a
-stopped run is resumed. A run that fails does not end the others; it is reported at the end, with
-exit code 1. With --part=I/N a process begins with every Nth run, and then takes runs of other parts
-that are neither finished nor in training. --preset=paper is the table of DPT's paper: its
-five methods on its eleven datasets, at 1, 2, 4, 8 and 16 shots from three seeds; other flags take
-precedence, as in --preset=paper --datasets=dtd,eurosat. --plan runs nothing: it prints each run and
-its state. `dpt-jax report RUNS` makes the tables and the figure.
+--methods takes the names of configs/ and, for few-shot, probe, a linear probe. --datasets and
+--targets name what to train on and to test on. --config.METHOD.KEY=VALUE sets a key for one method,
+such as --config.maple.text_prompt.depth=3 for a CLIP of fewer layers. Finished runs are skipped,
+and a stopped run is resumed. A run that fails does not end the others; it is reported at the end,
+with exit code 1. With --part=I/N a process begins with every Nth run, and then takes runs of other
+parts that are neither finished nor in training. --preset=paper is the table of DPT's paper; other
+flags take precedence. --plan prints each run and its state. `dpt-jax report RUNS` makes the tables.
 """
 
 import argparse
