@@ -257,13 +257,13 @@ def _published(
     method: str, dataset: str, protocol: str, overrides: Overrides
 ) -> tuple[ConfigDict, Overrides]:
     """Return the published configuration with the method's overrides, and these."""
-    of_all = {key: value for key, value in overrides.items() if key.partition(".")[0] not in ROWS}
-    of_method = {
-        key.removeprefix(f"{method}."): value
-        for key, value in overrides.items()
-        if key.startswith(f"{method}.")
-    }
-    own = of_all | of_method
+    own: dict[str, Value] = {}
+    for key, value in overrides.items():
+        whose, _, rest = key.partition(".")
+        if whose == method:
+            own[rest] = value
+        elif whose not in ROWS:
+            own.setdefault(key, value)
     if dataset in EMBEDDED:  # a bundled dataset has no folder
         own.pop("dataset.root", None)
     config = method_config(method, dataset, protocol)
