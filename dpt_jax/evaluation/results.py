@@ -18,6 +18,7 @@ from dpt_jax.data.dataset import digest_of_files
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.metrics import Predictions, calibration, class_scores, distinct
 from dpt_jax.io import as_path, make_folder, reading, write_whole
+from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
 from dpt_jax.training.checkpoints import Saved, digest_of_json, newest
 from dpt_jax.training.record import name_of_data, training_meta
@@ -37,6 +38,9 @@ def write_results(
     """Score predictions and write the files, see `evaluate`; return the results."""
     dataset = experiment.dataset
     scores = class_scores(found.logits.argmax(-1), found.label, distinct(dataset.classnames))
+    if unread := {example.label for example in dataset.test} - set(found.label.tolist()):
+        classes = ", ".join(dataset.classnames[label] for label in sorted(unread))
+        say(f"no test image of these classes could be read: {classes}.")
     tested = [one for one in scores.values() if one["n"]]
     results = {
         **_describe(experiment, saved),

@@ -176,7 +176,7 @@ def _restore_newest(folder: epath.Path, training: bool) -> tuple[Saved | None, d
             is_lost = isinstance(error.__cause__, FileNotFoundError)
             if isinstance(error.__cause__, (OSError, MemoryError)) and not is_lost:
                 raise
-            reason = f"{folder / str(step)} is damaged ({error})"
+            reason = str(error).removesuffix(".")
         if distributed.on_all_hosts(not reason):
             return saved, damaged
         damaged[step] = reason or f"another host cannot read {folder / str(step)}"
