@@ -27,7 +27,7 @@ Batch = dict[str, Any]
 PyTree = Any
 
 AXIS = "batch"  # the axis of pmap: every device of every host
-KEPT_PROGRAMS = 8  # cached per kind, for runs of a sweep that differ only in their data
+KEPT_PROGRAMS = 64  # for runs of a process that differ only in their data
 # The other hosts end this long after a process has ended or hangs.
 HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 20, 60
 CONNECT_SECONDS = 300.0  # how long the processes of a run wait for each other at the start
@@ -126,7 +126,7 @@ def processor() -> str:
     return f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
 
-@functools.lru_cache(maxsize=64)  # for runs of a process that differ only in their data
+@functools.lru_cache(maxsize=KEPT_PROGRAMS)
 def on_devices(
     function: Callable[..., PyTree],
     model: Hashable,

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from dpt_jax import cli, distributed
+from dpt_jax import cli
 from dpt_jax.errors import UserError
 
-distributed.KEPT_PROGRAMS = 64  # runs of many methods reuse each other's programs
 ROOT = pathlib.Path(__file__).parents[2]
 
 # Most of the tests' time is compilation, and none of them measures speed. The first two flags take
