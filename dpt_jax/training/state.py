@@ -270,8 +270,9 @@ def _check_resumable(
     elif step < plan.steps and meta.get("best", {}).get("final"):
         why = "has ended with the prompts of its best epoch (train.keep=best): keep its epochs"
     else:
-        if not same_images:
-            say(f"{workdir} has other training images: epochs of {now} steps, before {before}.")
+        if not same_images or before != now:
+            what = "batches" if same_images else "training images"
+            say(f"{workdir} has other {what} now: epochs of {now} steps, before {before}.")
         return
     raise UserError(f"{workdir} {why}, or use another --workdir.")
 
