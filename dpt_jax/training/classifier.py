@@ -240,7 +240,13 @@ def encode_support(
     exception ends encoding.
     """
     config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    start, later = count_views(config, len(dataset.train))
+    # Augmented views that the classifier starts from, and those that its epochs take.
+    start = later = 0
+    if config.train.augment or config.train.shift:
+        start, later = config.classifier.views, config.classifier.train_views
+        if later < 0:
+            steps, per_epoch = length(config, len(dataset.train))
+            later = -(-steps // per_epoch)
     encode_images = distributed.on_devices(_encode_images, model)
     clip, prompts = experiment.pretrained.params, distributed.replicate(prompts)
     texts, class_texts = distributed.on_devices(_encode_texts, model)(
@@ -280,17 +286,6 @@ def encode_support(
     readable = weights[0] > 0
     support = Support(jnp.asarray(views[:, readable]), jnp.asarray(labels[readable]))
     return support, jax.tree.map(jnp.asarray, distributed.to_host(class_texts))
-
-
-def count_views(config: ConfigDict, images: int) -> tuple[int, int]:
-    """Return how many augmented views a classifier starts from, and how many its epochs take."""
-    settings = config.classifier
-    if not (config.train.augment or config.train.shift):
-        return 0, 0
-    if settings.train_views >= 0:
-        return settings.views, settings.train_views
-    steps, per_epoch = length(config, images)
-    return settings.views, -(-steps // per_epoch)
 
 
 # For `distributed.on_devices`.

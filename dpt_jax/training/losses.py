@@ -40,43 +40,37 @@ def losses(config: PromptConfig, alpha: float, guidance: bool) -> dict[str, Loss
       guidance: whether any epoch has guidance. Otherwise its terms are omitted.
     """
 
-    def classify(logits: Array, rows: Rows) -> Array:
-        return mean(cross_entropy(logits, rows.labels), rows)
+    def classify(logits: Array, rows: Rows, weight: Array | float = 1.0) -> Array:
+        return weight * mean(cross_entropy(logits, rows.labels), rows)
+
+    def weighted(weight: float, each: Callable[[Outputs], Array]) -> Loss:
+        return lambda outputs, rows: weight * mean(each(outputs), rows)
 
     weights, terms = config.consistency, dict[str, Loss]()
     # Only a method that learns in both towers has something to guide.
     if guidance and config.learns_texts and config.learns_images:
-        terms["text_logits"] = lambda outputs, rows: (
-            jnp.float32(rows.guided) * classify(outputs.text_logits, rows)
-        )
-        terms["image_logits"] = lambda outputs, rows: (
-            jnp.float32(rows.guided) * classify(outputs.image_logits, rows)
-        )
-        terms["logits"] = lambda outputs, rows: (
-            jnp.where(rows.guided, DUAL_WEIGHT_UNDER_GUIDANCE, 1.0) * classify(outputs.logits, rows)
+        terms["text_logits"] = lambda o, rows: classify(o.text_logits, rows, rows.guided)
+        terms["image_logits"] = lambda o, rows: classify(o.image_logits, rows, rows.guided)
+        terms["logits"] = lambda o, rows: classify(
+            o.logits, rows, jnp.where(rows.guided, DUAL_WEIGHT_UNDER_GUIDANCE, 1.0)
         )
     else:
-        terms["logits"] = lambda outputs, rows: classify(outputs.logits, rows)
+        terms["logits"] = lambda o, rows: classify(o.logits, rows)
     if config.top_k:
-        terms["auxiliary"] = lambda outputs, rows: auxiliary(outputs, rows, alpha)
+        terms["auxiliary"] = lambda o, rows: auxiliary(o, rows, alpha)
+    # Each row adds its share, also of a distance that is the same for all.
     if weights.text:
-        # Unless the context depends on the image, all rows have the same value, and each adds its
-        # share.
-        terms["text_consistency"] = lambda outputs, rows: (
-            weights.text
-            * mean(
-                text_distance(weights.text_distance, outputs.learned_texts, outputs.target_texts),
-                rows,
-            )
+        terms["text_consistency"] = weighted(
+            weights.text,
+            lambda o: text_distance(weights.text_distance, o.learned_texts, o.target_texts),
         )
     if weights.image:
-        terms["image_consistency"] = lambda outputs, rows: (
-            weights.image
-            * mean(jnp.abs(outputs.features - outputs.zero_shot.features).mean(-1), rows)
+        terms["image_consistency"] = weighted(
+            weights.image, lambda o: jnp.abs(o.features - o.zero_shot.features).mean(-1)
         )
     if weights.logits:
-        terms["logit_consistency"] = lambda outputs, rows: (
-            weights.logits * mean(divergence(outputs.target_logits, outputs.logits), rows)
+        terms["logit_consistency"] = weighted(
+            weights.logits, lambda o: divergence(o.target_logits, o.logits)
         )
     return terms
 
