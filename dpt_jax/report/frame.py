@@ -30,7 +30,6 @@ CELL = ["method", "trained_on", "trained_classes", "shots", "dataset", "classes"
 SAME_IN_CELL = ["n", "test_list", "init_from", "selection", "task"]
 SAME_IN_SEED = ["train_list", "prompts"]
 HALVES, HARMONIC = ("base", "new"), "harmonic mean"
-UNKNOWN = "unknown"  # the training of a checkpoint without a known dataset
 DIGEST = 6  # characters of a digest that are shown
 # First characters that make a spreadsheet read a cell as a formula, full-width forms included.
 FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -87,7 +86,7 @@ def in_order(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 def _row(one: Results, workdir: epath.Path) -> dict[str, Any]:
     """Return one row, without the settings."""
     of, zero_shot, newest = one["of"], one["method"] == ZERO_SHOT, newest_of(one, workdir)
-    unknown = "" if zero_shot else UNKNOWN
+    unknown = "" if zero_shot else "unknown"  # a checkpoint need not say what it was trained on
     trained = one["trained_on"] or {"dataset": unknown, "classes": unknown}
     trained_data = of["trained_on"] or {"name": trained["dataset"], "digest": ""}
     excluded = ""
@@ -236,11 +235,10 @@ def markdown(cells: pd.DataFrame) -> str:
 
 
 def csv_of(frame: pd.DataFrame, float_format: str | None = None) -> bytes:
-    """Return a CSV file. Names of folders may have bytes that are not Unicode."""
+    """Return a CSV file, with an apostrophe before what a spreadsheet would run as a formula."""
+
+    def inert(cell: Any) -> Any:
+        return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
+
     text = frame.map(inert).to_csv(index=False, float_format=float_format)
     return text.encode(errors="backslashreplace")
-
-
-def inert(cell: Any) -> Any:
-    """Put an apostrophe before text that a spreadsheet would run as a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell

@@ -112,7 +112,7 @@ def in_words(results: Results) -> str:
 
 
 def by_class(results: Results) -> pd.DataFrame:
-    """Return the scores of each class."""
+    """Return images, accuracy and F1 of each class."""
     scores = pd.DataFrame.from_dict(results["per_class"], orient="index")
     scores = scores.reindex(columns=["n", "accuracy", "f1"]).rename(columns={"n": "images"})
     return scores.reset_index(names="class")

@@ -49,10 +49,6 @@ PLACE = ["method", "dataset", "shots", "classes"]  # what identifies an accuracy
 COLUMNS = [*PLACE, "accuracy", "source"]
 # The same here: `place` is a dataset or AVERAGE, whose cells have several datasets.
 KEYS = ["method", "shots", "place", "classes"]
-EXPLAINED = (
-    "Accuracy (%), the difference in points, and the same in standard errors of our mean over "
-    "the seeds."
-)
 
 
 class Table(NamedTuple):
@@ -138,10 +134,10 @@ def report_folder(
     if beside:
         compared, missing = compare(runs, read_published(beside))
         tables += compared
-        notes += [missing] if missing else []
-    if excluded := [reason for reason in frame.excluded.unique() if reason]:
-        notes.append("\n".join(["Note:\n", *(f"- {reason}" for reason in excluded)]))
-    text = "\n\n".join([*(one.markdown() for one in tables), *notes]) + "\n"
+        notes.append(missing)
+    if excluded := [f"- {reason}" for reason in frame.excluded.unique() if reason]:
+        notes.append("\n".join(["Note:\n", *excluded]))
+    text = "\n\n".join(filter(None, [*(one.markdown() for one in tables), *notes])) + "\n"
     contents: dict[str, str | bytes] = {
         TABLE_FILE: text,
         CSV_FILE: csv_of(summarise(counted)[CELL_COLUMNS], DIGITS),
@@ -315,17 +311,16 @@ def compare(runs: pd.DataFrame, published: pd.DataFrame) -> tuple[list[Table], s
     for (in_halves, place), own in both.groupby(["halves", "place"], sort=False):
         title = f"Average over {len(PAPER_DATASETS)} datasets" if place == AVERAGE else place
         title += f"{', base to new classes' if in_halves else ''}: beside published numbers"
-        sources = "; ".join(source for source in own.source.unique() if source)
-        explained = f"{EXPLAINED} Published: {sources}." if sources else EXPLAINED
-        cells = _cells(own)
-        tables.append(
-            Table(title, explained, cells if in_halves else cells.drop(columns="classes"))
-        )
-    left_out = ""
-    if len(missing):
-        left_out = f"{len(missing)} of {len(published)} published numbers have no run here, such "
-        left_out += f"as {_row(missing)}."
-    return tables, left_out
+        words = "Accuracy (%), the difference in points, and the same in standard errors of our "
+        words += "mean over the seeds."
+        if sources := "; ".join(source for source in own.source.unique() if source):
+            words += f" Published: {sources}."
+        cells = _cells(own) if in_halves else _cells(own).drop(columns="classes")
+        tables.append(Table(title, words, cells))
+    if missing.empty:
+        return tables, ""
+    count = f"{len(missing)} of {len(published)}"
+    return tables, f"{count} published numbers have no run here, such as {_row(missing)}."
 
 
 def _counterparts(runs: pd.DataFrame) -> pd.DataFrame:
@@ -336,8 +331,8 @@ def _counterparts(runs: pd.DataFrame) -> pd.DataFrame:
     runs = with_harmonic_means(runs, ["method", "shots", "place"])
     cells = summarise(runs, [*KEYS, "dataset"])
     whole = cells.place == AVERAGE
-    averages = average(cells[whole], KEYS, len(PAPER_DATASETS))
-    return pd.concat([average(cells[~whole], KEYS, 1), averages])
+    single, papers = average(cells[~whole], KEYS, 1), cells[whole]
+    return pd.concat([single, average(papers, KEYS, len(PAPER_DATASETS))])
 
 
 def _cells(own: pd.DataFrame) -> pd.DataFrame:
