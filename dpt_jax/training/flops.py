@@ -1,7 +1,7 @@
 """Floating-point operations of a program, counted from its matrix products."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,15 +56,8 @@ def _operations(jaxpr: Any) -> float:
             left = equation.invars[0].aval.shape
             each = math.prod(left[axis] for axis in contracted)
             total += 2.0 * each * math.prod(equation.outvars[0].aval.shape)
-        values = equation.params.values()
-        inner = [_operations(part) for value in values for part in _programs_in(value)]
-        total += equation.params.get("length", 1) * sum(inner)
+        # Programs in its parameters, such as the body of a loop.
+        parts = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(equation.params)]
+        inner = sum(_operations(part) for part in parts if hasattr(part, "eqns"))
+        total += equation.params.get("length", 1) * inner
     return total
-
-
-def _programs_in(value: Any) -> Iterator[Any]:
-    """Yield the jaxprs in a parameter of an equation, such as the body of a loop."""
-    for part in value if isinstance(value, tuple | list) else (value,):
-        part = getattr(part, "jaxpr", part)
-        if hasattr(part, "eqns"):
-            yield part
