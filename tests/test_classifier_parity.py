@@ -84,9 +84,7 @@ class Case:
             "max_epoch", self.meta.get("epochs", self.meta.get("train_epoch"))
         )
         settings = ConfigDict({**self.settings, "lr": self.meta.get("lr", 0.0)})
-        return learning_rates(
-            self.classifier, settings, self.support(), self.texts, len(batches), per_epoch
-        )
+        return learning_rates(settings, self.support(), self.texts, len(batches), per_epoch)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -208,8 +206,8 @@ def test_search_of_the_cache():
 @pytest.mark.parametrize("name", ["clap", "taskres", "tip_adapter_f", "lpplus"])
 def test_batches(name):
     """An epoch has each image at most once, of one view; CLAP draws from all views."""
-    classifier, settings = CLASSIFIERS[name], ConfigDict({"batch_size": 4})
-    batches = draw_batches(classifier, settings, images=10, views=3, steps=7, seed=1)
+    classifier, settings = CLASSIFIERS[name], ConfigDict({"name": name, "batch_size": 4})
+    batches = draw_batches(settings, images=10, views=3, steps=7, seed=1)
     assert batches.shape == (7, 4)
     if classifier.pooled:
         assert all(len(set(batch)) == 4 for batch in batches.tolist())

@@ -198,7 +198,7 @@ def test_second_stage_of_2sfs(case):
     start = classifier.start(None, texts, None, settings)
     assert relative_error(start["weight"], golden["stage2/param/classifier"]) < LOGITS
     losses, rates = golden["stage2/train_losses"], golden["stage2/train_lrs"][:, 0]
-    own = rates_of_classifier(classifier, settings, None, texts, len(losses), 1)
+    own = rates_of_classifier(settings, None, texts, len(losses), 1)
     np.testing.assert_allclose(own["weight"], rates, rtol=1e-5)
     trained, course = train_on_features(
         settings.name,

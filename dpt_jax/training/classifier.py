@@ -18,7 +18,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say
 from dpt_jax.model import PromptedCLIP, Texts, apply, exact_products
 from dpt_jax.prompts import Prompts
-from dpt_jax.prompts.classifiers import CLASSIFIERS, Classifier, ClassTexts, Support
+from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts, Support
 from dpt_jax.training.losses import cross_entropy
 from dpt_jax.training.optimizer import OPTIMIZERS, WARMUP_LR
 from dpt_jax.training.setup import Experiment, shared_loading
@@ -83,8 +83,8 @@ def train_classifier(config: ConfigDict, support: Support, texts: ClassTexts) ->
     rates: dict[str, np.ndarray] = {}
     if classifier.learned:
         pool = later if len(later) else cached.views
-        rates = learning_rates(classifier, settings, cached, texts, steps, per_epoch)
-        batches = draw_batches(classifier, settings, images, len(pool), steps, config.seed)
+        rates = learning_rates(settings, cached, texts, steps, per_epoch)
+        batches = draw_batches(settings, images, len(pool), steps, config.seed)
         features = normalize(pool).reshape(-1, pool.shape[-1])
         labels = jnp.tile(support.labels, len(pool))
         params, course = train_on_features(
@@ -119,19 +119,14 @@ def length(config: ConfigDict, images: int) -> tuple[int, int]:
 
 
 def learning_rates(
-    classifier: Classifier,
-    settings: ConfigDict,
-    support: Support,
-    texts: ClassTexts,
-    steps: int,
-    per_epoch: int,
+    settings: ConfigDict, support: Support, texts: ClassTexts, steps: int, per_epoch: int
 ) -> dict[str, np.ndarray]:
     """Return the learning rates (steps,) of the learned parameters, float64.
 
     By epoch e of E: 1e-5 in the first, then lr (1 + cos(π (e − 1) / E)) / 2. By steps: a
     cosine from lr to last_lr.
     """
-    step = np.arange(steps)
+    classifier, step = CLASSIFIERS[settings.name], np.arange(steps)
     epoch = step // per_epoch
     if classifier.rates:
         return classifier.rates(support, texts, epoch)
@@ -145,14 +140,14 @@ def learning_rates(
 
 
 def draw_batches(
-    classifier: Classifier, settings: ConfigDict, images: int, views: int, steps: int, seed: int
+    settings: ConfigDict, images: int, views: int, steps: int, seed: int
 ) -> np.ndarray:
     """Return the rows of the features (V · N, E) that each step takes: (steps, B), -1 for padding.
 
     Each epoch permutes the images, in the next view. A pooled classifier draws each batch from all
     views of all images.
     """
-    random = np.random.default_rng(seed)
+    classifier, random = CLASSIFIERS[settings.name], np.random.default_rng(seed)
     if classifier.pooled:
         size = min(settings.batch_size or images, views * images)
         draws = [random.choice(views * images, size, replace=False) for _ in range(steps)]
