@@ -194,7 +194,7 @@ def restore(folder: epath.Path, training: bool = True) -> Saved:
     Raise UserError if it cannot be read, or is not what was written.
     """
     # Orbax and TensorStore have errors of their own.
-    with reading(folder, "a checkpoint"):
+    with reading(folder, "a checkpoint"), _refusal_first(folder):
         meta = json.loads(folder.joinpath(*META).read_bytes())
         digests = meta.pop(DIGESTS)
         if not training:
@@ -207,6 +207,24 @@ def restore(folder: epath.Path, training: bool = True) -> Saved:
         if own != digests:
             raise ValueError("the digest of an item does not match")
     return Saved(int(folder.name), trees["prompts"], meta, own["prompts"], trees.get("training"))
+
+
+@contextlib.contextmanager
+def _refusal_first(folder: epath.Path) -> Iterator[None]:
+    """If the body fails, raise the system's refusal to read a file, which may then be intact."""
+
+    def read_all(folder: epath.Path) -> None:
+        for name, is_folder in entries(folder):
+            if is_folder:
+                read_all(folder / name)
+            else:
+                (folder / name).read_bytes()
+
+    try:
+        yield
+    except Exception:
+        read_all(folder)
+        raise
 
 
 def load_newest(source: epath.PathLike) -> Saved:

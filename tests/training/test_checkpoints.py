@@ -127,6 +127,27 @@ def test_what_is_not_damage_moves_nothing(copied, monkeypatch, failure):
     assert files_of(copied) == before
 
 
+def test_files_that_cannot_be_opened_are_not_damage(copied, monkeypatch):
+    """TensorStore's own error does not say whether a file is damaged or the system refused it."""
+    before = files_of(copied)
+    data = next(copied.glob("checkpoints/2/prompts/**/d/*"))
+    read = type(copied).read_bytes
+
+    def refuse(file):
+        if file.name == data.name:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(file)
+
+    def fail(*_, **__):
+        raise ValueError("NOT_FOUND: PERMISSION_DENIED")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(copied), "read_bytes", refuse)
+        refused(str(copied), resume, copied)
+    assert files_of(copied) == before
+
+
 def test_prompts_without_a_training_state_are_not_resumed(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, PROMPTS, {})
