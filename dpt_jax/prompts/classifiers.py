@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.clip.model import normalize
-from dpt_jax.prompts.linear import torch_uniform
+from dpt_jax.prompts import torch_uniform
 
 LEAST_REGULARIZATION = 1e-3  # of SS-Text
 AFFINITY_SCALE = 250.0  # of LP++'s initial α

@@ -21,7 +21,7 @@ from dpt_jax.clip.packing import (
 )
 from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.errors import UserError
-from dpt_jax.prompts.linear import linear
+from dpt_jax.prompts import linear
 
 REDUCTION = 16  # the hidden layer of the meta-net has E // 16 units
 

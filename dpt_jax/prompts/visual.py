@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from dpt_jax.clip.blocks import Array, LayerNorm
-from dpt_jax.prompts.linear import linear, torch_uniform
+from dpt_jax.prompts import linear, torch_uniform
 
 GLOBAL_TOKENS = 10  # G_l: 10 whatever K is, as published
 ATTENTION_WIDTH = 32

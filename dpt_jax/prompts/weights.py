@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.prompts import torch_uniform
 from dpt_jax.prompts.config import ALL_NORMS, LORA, Weights
-from dpt_jax.prompts.linear import torch_uniform
 
 # A block's projections, by letters of weights.matrices.
 MATRICES = {"q": "query", "k": "key", "v": "value", "o": "out"}
@@ -22,13 +22,9 @@ OTHER_NORMS = {"vision": ("ln_pre", "ln_post"), "text": ("ln_final",)}
 
 def towers_of(config: Weights, clip: CLIPConfig) -> Iterator[tuple[str, TransformerConfig, range]]:
     """Yield the towers with learned weights: name, sizes and layers (0-based)."""
-    for name, tower, layers in (
-        ("vision", clip.vision, config.vision),
-        ("text", clip.text, config.text),
-    ):
-        if layers:
-            first, last = layers
-            yield name, tower, range(first - 1, last or tower.layers)
+    for name, tower in (("vision", clip.vision), ("text", clip.text)):
+        if layers := getattr(config, name):
+            yield name, tower, range(layers[0] - 1, layers[1] or tower.layers)
 
 
 def init_weights(
