@@ -240,5 +240,6 @@ def csv_of(frame: pd.DataFrame, float_format: str | None = None) -> bytes:
     def inert(cell: Any) -> Any:
         return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
 
-    text = frame.map(inert).to_csv(index=False, float_format=float_format)
-    return text.encode(errors="backslashreplace")
+    texts = frame.select_dtypes(exclude="number").map(inert)
+    content = frame.assign(**texts).to_csv(index=False, float_format=float_format)
+    return content.encode(errors="backslashreplace")
