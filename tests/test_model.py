@@ -18,7 +18,7 @@ from dpt_jax.clip.model import CLIP
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts.config import PromptConfig
-from dpt_jax.prompts.text import MetaNet, plain_layout, prompted_texts
+from dpt_jax.prompts.text import MetaNet, prompted_texts
 from dpt_jax.training import setup
 from dpt_jax.training.texts import warn_of_duplicates
 from tests.helpers.commands import command_refused, refused
@@ -176,16 +176,6 @@ def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
     )(clip.params)
     expected = plain_text_features(clip, plain_rows(clip, NAMES, length, position), each)
     np.testing.assert_allclose(actual, expected, **CLOSE)
-
-
-def test_prefix_is_as_long_as_it_can_be(clip):
-    """The whole shared context is encoded once, but only if it is the same for all classes."""
-    for arguments, length in ((("end",), 17), (("middle",), 9), (("end", True), 1)):
-        packed = packed_prompts(NAMES, clip.tokenizer, 16, *arguments)
-        assert len(packed.prefix_tokens) == length
-    plain = plain_layout([f"a photo of a {n}." for n in NAMES], clip.tokenizer)
-    assert len(plain.prefix_tokens) == 5
-    assert packed_prompts(["dog"], clip.tokenizer, 4).tokens.shape == (1, 1)
 
 
 def test_classes_of_one_text_are_found(clip, capsys):
