@@ -201,6 +201,7 @@ class Run(NamedTuple):
     config: ConfigDict
     workdir: epath.Path
     targets: tuple[Target, ...]  # what else the prompts are tested on
+    refused: str = ""  # why the settings are impossible; such a run fails in its turn
 
     def __str__(self) -> str:
         data = self.config.dataset
@@ -224,7 +225,7 @@ def plan(
     """Return the runs of a sweep in the folder `runs`, grouped by dataset and method.
 
     Zero-shot CLIP depends on neither shots nor seeds, so it has one run per dataset. Overrides take
-    precedence over published values. Raise UserError if a value is impossible.
+    precedence over published values.
     """
     planned = []
     for dataset, method in itertools.product(datasets, methods):
@@ -239,17 +240,18 @@ def plan(
         for shot, seed in samples[:1] if method == ZERO_SHOT else samples:
             config, _ = _published(method, dataset, protocol, overrides)
             config.dataset.shots, config.dataset.classes, config.seed = shot, classes, seed
-            run = Run(method, config, run_dir(runs, config, method), tuple(elsewhere))
+            refused = ""
             try:
                 validate(config)
             except UserError as reason:
-                raise UserError(f"{run}: {reason}") from reason
+                refused = str(reason)
             if config.text_prompt.class_specific and TEXT in ROWS[method].parts and elsewhere:
-                raise UserError(
-                    f"{run}: text_prompt.class_specific learns a context for each class, which "
-                    f"cannot be tested on other classes: leave it out with --protocol={protocol}."
+                refused = (
+                    "text_prompt.class_specific learns a context for each class, which cannot be "
+                    f"tested on other classes: leave it out with --protocol={protocol}."
                 )
-            planned.append(run)
+            workdir = run_dir(runs, config, method)
+            planned.append(Run(method, config, workdir, tuple(elsewhere), refused))
     return planned
 
 
@@ -279,6 +281,8 @@ def in_order_of_part(planned: Sequence[Run], number: int, parts: int) -> list[Ru
 
 def state(run: Run) -> str:
     """Return the state of a run, by the files of its folder, without reading data or CLIP."""
+    if run.refused:
+        return f"refused: {run.refused}"
     if is_locked(run.workdir):
         return "in training in another process"
     try:
@@ -323,6 +327,8 @@ class Runner:
 
         Raise LockedError if another process trains it.
         """
+        if run.refused:
+            raise UserError(run.refused)
         if run.method == PROBE.name:  # takes seconds, so it is fitted again each time
             _say_result(probe(run.config, run.workdir, self._prepare))
             return 1

@@ -80,12 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     planned = _planned(flags)
-    from dpt_jax.data.dataset import check_root
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
     from dpt_jax.runs import Runner, state, sweep
 
     runs = as_path(flags.runs)
+    _check_one_can_run(planned, with_data=not flags.plan)
     if flags.plan:
         states = {str(one): state(one) for one in planned}
         for name, found in states.items():
@@ -94,8 +94,6 @@ def run(flags: argparse.Namespace) -> None:
         counted = (f"{count} {found}" for found, count in counts.items())
         print(f"\n{len(planned)} runs in {runs}: {', '.join(counted)}.")
         return
-    for one in planned:
-        check_root(one.config.dataset)
     shared.connect_hosts(flags)
     failed, elsewhere = sweep(planned, Runner())
     finished = len(planned) - len(failed) - len(elsewhere)
@@ -105,6 +103,23 @@ def run(flags: argparse.Namespace) -> None:
         say(f"failed: {failure}: {why}")
     if failed:
         sys.exit(1)
+
+
+def _check_one_can_run(planned: "Sequence[Run]", with_data: bool) -> None:
+    """Raise UserError if no run can start. Otherwise, impossible runs fail in their turn."""
+    from dpt_jax.data.dataset import check_root
+
+    reasons = []
+    for one in planned:
+        try:
+            if one.refused:
+                raise UserError(f"{one}: {one.refused}")
+            if with_data:
+                check_root(one.config.dataset)
+            return
+        except UserError as reason:
+            reasons.append(reason)
+    raise reasons[0]
 
 
 def _planned(flags: argparse.Namespace) -> "list[Run]":
