@@ -190,8 +190,12 @@ def test_settings_of_one_method(overrides):
         config = run.config
         assert config.text_prompt.length == length
         assert (config.clip.weights == "tiny-clip") == (method == "coop")
-    says = "coop on digits, 1 shot, seed 1: text_prompt.depth"
-    command_refused(says, "sweep", "--plan", "--config.coop.text_prompt.depth=0")
+    done = in_process("sweep", "--plan", "--methods=zeroshot,coop", "--shots=1",
+                      "--seeds=1", "--config.coop.text_prompt.depth=0")  # fmt: skip
+    assert "zeroshot on digits: to do" in done.stdout
+    assert "coop on digits, 1 shot, seed 1: refused: text_prompt.depth" in done.stdout
+    arguments = ("sweep", "--methods=coop", "--config.coop.text_prompt.depth=0")
+    command_refused("coop on digits, 1 shot, seed 1: text_prompt.depth", *arguments)
 
 
 def test_a_size_holds_for_the_methods_that_have_the_part(overrides):

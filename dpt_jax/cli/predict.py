@@ -55,11 +55,17 @@ def run(flags: argparse.Namespace) -> None:
     # A power of two: small for few images, and one compiled program serves many calls.
     rows = min(1 << (len(paths) - 1).bit_length(), BATCH)
     predictor = load(as_path(flags.workdir), classnames, flags.clip, rows)
-    answers, hits = [], []
+    answers: list[Answer] = []
+    hits: list[bool] = []
     with contextlib.ExitStack() as stack:
-        table = stack.enter_context(as_path(flags.csv).open("wb")) if flags.csv else None
+        # They are written at the end, also if that is an interruption.
+        if flags.json:
+            stack.callback(lambda: print(json.dumps(answers, indent=2), flush=True))
+        if flags.csv:
+            table = stack.enter_context(as_path(flags.csv).open("wb"))
+            stack.callback(lambda: table.write(_csv(answers)))
         bar = None  # lines show the progress too
-        if flags.json or table:
+        if flags.json or flags.csv:
             bar = stack.enter_context(Progress("predict", len(paths), file=sys.stderr))
         for answer in _classify(predictor, paths, flags.top):
             answers.append(answer)
@@ -75,14 +81,10 @@ def run(flags: argparse.Namespace) -> None:
             if not bar:
                 shown = "  ".join(f"{name} {100 * p:.1f} %" for name, p in best)
                 print(f"{answer['path']}  {shown}", flush=True)
-        if table:
-            table.write(_csv(answers))
-    if flags.json:
-        print(json.dumps(answers, indent=2), flush=True)
     failed = sum("error" in answer for answer in answers)
     if failed == len(answers):
         raise UserError(f"none of the {failed} images could be read.")
-    if table:
+    if flags.csv:
         print(f"written to {flags.csv}: {len(answers) - failed} images")
     if failed:
         print(f"{failed} of {len(answers)} images could not be read.", file=sys.stderr)

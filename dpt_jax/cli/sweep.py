@@ -24,6 +24,7 @@ flags take precedence. --plan prints each run and its state. `dpt-jax report RUN
 import argparse
 import collections
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dpt_jax.cli import flags as shared

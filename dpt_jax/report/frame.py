@@ -209,6 +209,7 @@ def summarise(runs: pd.DataFrame, by: list[str] = CELL) -> pd.DataFrame:
         macro_f1_mean=("macro_f1", "mean"),
         macro_f1_std=("macro_f1", std),
         selection=("selection", "first"),
+        task=("task", "first"),
     )
     return cells.assign(spread=cells.accuracy_std.where(cells.seeds > 1))
 

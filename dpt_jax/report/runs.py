@@ -12,7 +12,7 @@ from etils import epath
 from tabulate import LATEX_ESCAPE_RULES
 
 from dpt_jax.config import shots_in_words
-from dpt_jax.data.catalogue import PAPER_DATASETS
+from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading, write_whole
 from dpt_jax.methods import ROWS, ZERO_SHOT
@@ -85,7 +85,8 @@ def table(
 
     Args:
         title: Its title.
-        words: What the numbers are. `spread` and the number of seeds are appended, then `more`.
+        words: What the numbers are. `spread` and the number of seeds are appended, then `more`. If
+            the number differs, each cell shows its n.
         cells: method, shots, `by`, accuracy_mean, perhaps spread, and seeds.
         sign: "+" to show the sign of positive numbers.
     """
@@ -93,11 +94,13 @@ def table(
     text = cells.accuracy_mean.map(f"{{:{sign}.1f}}".format)
     if "spread" in cells:
         text += cells.spread.map(" ± {:.1f}".format).where(cells.spread.notna(), "")
-    seeds = cells.seeds[cells.method != ZERO_SHOT].astype(int)  # zero-shot CLIP has none
-    if len(seeds) and seeds.max() == 1:
+    seeds = cells.seeds[cells.method != ZERO_SHOT].astype(str)  # zero-shot CLIP has none
+    if {*seeds} == {"1"}:
         words += ", one seed"
     elif len(seeds):
-        words += f", {spread} {' to '.join(map(str, sorted({seeds.min(), seeds.max()})))} seeds"
+        words += f", {spread} {seeds.iloc[0] if seeds.nunique() == 1 else 'n'} seeds"
+    if seeds.nunique() > 1:
+        text += (" (n=" + seeds + ")").reindex(text.index).fillna("")
     if by == "shots":
         columns = [shots_in_words(shots) for shots in in_order(cells, ["shots"]).shots.unique()]
         cells = cells.assign(shots=cells.shots.map(shots_in_words))
@@ -201,10 +204,13 @@ def few_shot_tables(cells: dict[str, pd.DataFrame]) -> list[Table]:
             words = "Mean of their accuracies (%), where all have run"
             tables.append(table(title, words, own, spread="over"))
             continue
-        words, more = f"Accuracy (%) on {own.images.iloc[0]:,} test images", ""
+        words, tasks = f"Accuracy (%) on {own.images.iloc[0]:,} test images", own.task.unique()
+        more = f" Task {tasks[0]}." if len(tasks) == 1 else ""
         for by, chosen in own[own.selection != "none"].groupby("selection", sort=False):
             names = ", ".join(ROWS[method].label for method in chosen.method.unique())
             more += f" Settings chosen by {by}: {names}."
+        if title in (*PAPER_DATASETS, *SHIFTED_IMAGENETS):
+            more += " The images are public: CLIP may have seen them in its own training."
         tables.append(table(title, words, own, more=more))
     return tables
 
