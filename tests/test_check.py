@@ -15,8 +15,6 @@ from tests.helpers.commands import command, in_process, start
 from tests.helpers.golden import Golden
 from tests.helpers.hosts import finish, free_port
 
-SMALL = ("--quick", "--clip=small")
-
 
 def not_ok(rows):
     return {row.name for row in rows if row.ok is False}
@@ -100,19 +98,15 @@ def test_exit_code_and_json(ok, monkeypatch, tmp_path):
 def test_the_whole_command(tmp_path):
     """Also what --quick leaves out, and on several devices."""
     done = command("-m", "dpt_jax", "check", "--clip=small", f"--workdir={tmp_path}", devices=2)
-    lines = done.stdout.splitlines()
-    assert lines[-1] == "all ok"
+    assert done.stdout.splitlines()[-1] == "all ok"
     for name in (
         "logits, float32, 2 devices",
         "resumed",
         "memory, by the compiler",
         "later epochs",
     ):
-        assert any(name in line for line in lines), done.stdout
+        assert name in done.stdout
     assert not list(tmp_path.iterdir())
-    bad = command("-m", "dpt_jax", "check", *SMALL, "--workdir=/proc/none", check=False)
-    assert bad.returncode == 1
-    assert "1 not ok: storage: write and read 1 MB" in bad.stdout
 
 
 HOSTS = """
@@ -121,10 +115,10 @@ from dpt_jax import distributed
 from dpt_jax.check import hosts, storage, table
 from dpt_jax.io import as_path
 
-port, number, workdir, apart = sys.argv[1:]
+port, number, folder = sys.argv[1:]
 distributed.connect(f"localhost:{port}", 2, int(number))
-rows = [*hosts({"--clip": "small"}), *storage(as_path(workdir))]
-rows += storage(as_path(f"{apart}{number}"))
+rows = [*hosts({"--clip": "small"}), *storage(as_path(f"{folder}/shared"))]
+rows += storage(as_path(f"{folder}/{number}"))
 rows += hosts({"--clip": "small" if number == "0" else "vit-b-16"})
 print(table(rows))
 """
@@ -134,14 +128,8 @@ print(table(rows))
 @pytest.mark.process
 def test_two_hosts(tmp_path):
     """With equal and different settings, in a folder that they share and in two that differ."""
-    port = free_port()
-    processes = [
-        start(
-            "-c", HOSTS, str(port), str(i), str(tmp_path / "w"), str(tmp_path / "apart"), devices=2
-        )
-        for i in range(2)
-    ]
-    for printed in finish(processes):
+    port = str(free_port())
+    for printed in finish([start("-c", HOSTS, port, i, str(tmp_path), devices=2) for i in "01"]):
         last = printed.splitlines()[-1]
         assert "2 not ok: storage: list; hosts: " in last
         assert "host 1 has a different --clip" in printed

@@ -147,11 +147,7 @@ def test_saved_and_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "names"),
-    [
-        ("{", "config.json"),
-        ('{"train": {"speed": 1}}', "speed"),
-    ],
+    ("content", "names"), [("{", "config.json"), ('{"train": {"speed": 1}}', "speed")]
 )
 def test_a_damaged_saved_configuration_is_named(tmp_path, content, names):
     (tmp_path / "config.json").write_text(content)

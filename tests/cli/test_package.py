@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import pathlib
-import re
 import shutil
 import venv
 
@@ -16,24 +15,21 @@ pytestmark = pytest.mark.process
 
 def needed_distributions() -> set[str]:
     """Return the names of all direct and indirect requirements of requirements.txt."""
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    waiting = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    found: set[str] = set()
-    while waiting:
-        wanted = waiting.pop()
-        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
-            continue
-        name = re.sub(r"[-_.]+", "-", wanted.name).lower()
-        for extra in ("", *wanted.extras):
-            if (key := f"{name}[{extra}]") in found:
-                continue
-            found.add(key)
-            for text in importlib.metadata.requires(name) or []:
-                asked = Requirement(text)
-                if asked.marker is None or asked.marker.evaluate({"extra": extra}):
-                    asked.marker = None
-                    waiting.append(asked)
-    return {key.partition("[")[0] for key in found}
+    found = set()
+
+    def add(requirement: Requirement, of_extra: str = "") -> None:
+        if requirement.marker and not requirement.marker.evaluate({"extra": of_extra}):
+            return
+        for extra in ("", *requirement.extras):
+            if (requirement.name, extra) not in found:
+                found.add((requirement.name, extra))
+                for text in importlib.metadata.requires(requirement.name) or []:
+                    add(Requirement(text), extra)
+
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            add(Requirement(line))
+    return {name for name, _ in found}
 
 
 def link_distributions(names: set[str], packages: pathlib.Path) -> None:
@@ -64,7 +60,6 @@ def installed(tmp_path_factory):
     link_distributions(needed_distributions(), packages)
     (wheel,) = folder.glob("*.whl")
     shutil.unpack_archive(wheel, packages, "zip")
-
     return folder
 
 

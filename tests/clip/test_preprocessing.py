@@ -11,11 +11,7 @@ from etils import epath
 from PIL import Image
 
 from dpt_jax.clip.config_files import processor_to_dict, read_processor
-from dpt_jax.clip.preprocessing import (
-    CLIP_PREPROCESSING,
-    Preprocessing,
-    normalize_pixels,
-)
+from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, Preprocessing, normalize_pixels
 from dpt_jax.clip.preprocessing import test_transform as transform
 from tests.helpers.commands import refused
 

@@ -108,8 +108,7 @@ def test_a_missing_or_damaged_file_is_named(folder, name, damage):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("type", "WordPiece"), ("merges", [["a"]]), ("vocab", [])],
+    ("key", "value"), [("type", "WordPiece"), ("merges", [["a"]]), ("vocab", [])]
 )
 def test_tokenizer_of_another_kind(tmp_path, key, value):
     write_json(tmp_path, lambda raw: raw["model"].update({key: value}))

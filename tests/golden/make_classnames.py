@@ -12,25 +12,16 @@ import json
 import pathlib
 import sys
 
-FILES = {
-    "oxford_pets": "oxford_pets",
-    "stanford_cars": "stanford_cars",
-    "oxford_flowers": "oxford_flowers",
-    "food101": "food101",
-    "sun397": "sun397",
-    "dtd": "dtd",
-    "eurosat": "eurosat",
-    "ucf101": "ucf101",
-}
+ORDERED = ("oxford_pets", "food101", "sun397", "dtd", "eurosat", "ucf101")
 UNORDERED = ("stanford_cars", "oxford_flowers")
 
 
 def main(cafo: str, split: str) -> None:
     golden = {}
-    for name, file in FILES.items():
-        keys = json.loads((pathlib.Path(cafo) / "gpt_file" / f"{file}_prompt.json").read_text())
+    for name in (*ORDERED, *UNORDERED):
+        keys = json.loads((pathlib.Path(cafo) / "gpt_file" / f"{name}_prompt.json").read_text())
         classnames = [key.replace("_", " ") for key in keys]
-        golden[name] = {"ordered": name not in UNORDERED, "classnames": classnames}
+        golden[name] = {"ordered": name in ORDERED, "classnames": classnames}
     lists = json.loads(pathlib.Path(split).read_text())
     name_of = {label: classname for part in lists.values() for _, label, classname in part}
     classnames = [name_of[label].replace("_", " ") for label in range(len(name_of))]

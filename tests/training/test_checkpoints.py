@@ -9,14 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dpt_jax.io import as_path, file_system
-from dpt_jax.training.checkpoints import (
-    DAMAGED,
-    FOLDER,
-    Checkpoints,
-    load_newest,
-    newest,
-    steps_of,
-)
+from dpt_jax.training.checkpoints import DAMAGED, FOLDER, Checkpoints, load_newest, newest, steps_of
 from tests.helpers.commands import refused
 
 PROMPTS = {
