@@ -99,12 +99,7 @@ def test_the_whole_command(tmp_path):
     """Also what --quick leaves out, and on several devices."""
     done = command("-m", "dpt_jax", "check", "--clip=small", f"--workdir={tmp_path}", devices=2)
     assert done.stdout.splitlines()[-1] == "all ok"
-    for name in (
-        "logits, float32, 2 devices",
-        "resumed",
-        "memory, by the compiler",
-        "later epochs",
-    ):
+    for name in ("logits, float32, 2 devices", "resumed", "memory, by", "later epochs"):
         assert name in done.stdout
     assert not list(tmp_path.iterdir())
 

@@ -241,12 +241,10 @@ def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
     ("arguments", "names"),
     [
         (["--methods=coop,tip"], "'tip'"),
-        (["--datasets=imagnet"], "'imagnet'"),
         (["--shots=0"], "dataset.shots"),
         (["--config.seed=3"], "--seeds"),
         (["--config.init_from=somewhere"], "--protocol"),
         (["--config=configs/vpt.py"], "--config=FILE"),
-        (["--config.cavpt.top_k=0"], "cavpt.top_k"),
         (["--workdir=somewhere"], "--workdir"),
         (["--protocol=base-to-new", "--targets=dtd"], "--targets"),
         (
@@ -254,7 +252,6 @@ def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
             "text_prompt.class_specific",
         ),
         (["--config.maple.depth=3"], "there is no such key"),
-        (["--config.maple.seed=3"], "--seeds"),
         (["--methods=probe", "--protocol=base-to-new"], "--methods=probe"),
         (["--preset=paper", "--protocol=base-to-new"], "--protocol"),
         (["--part=3/2"], "--part"),

@@ -2,7 +2,6 @@
 
 import shutil
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -18,11 +17,8 @@ from dpt_jax.convert.reference import (
     VISUAL,
     convert_reference,
     reverse_reference,
-    write_run,
 )
 from dpt_jax.training.checkpoints import load_newest
-from dpt_jax.training.initial_prompts import shapes_of
-from dpt_jax.training.setup import make_model
 from dpt_jax.training.workdir import load_config, save_config
 from tests.helpers.commands import in_process, refused
 from tests.helpers.configs import small_config
@@ -148,16 +144,6 @@ def test_prompts_trained_here_there_and_back(trained, tmp_path):
     assert saved.step == own.meta["epoch"] == 2
     done = in_process(*back, "--reverse", trained, tmp_path / "published", check=False)
     assert done.returncode == 2
-
-
-def test_a_context_from_words_has_their_length(tmp_path, config, clip):
-    config.text_prompt.init = "a drawing of"
-    shapes = shapes_of(make_model(config, ["any"], clip))
-    prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    write_run(config, prompts, clip, tmp_path / "w", "a test")
-    reverse_reference(tmp_path / "w", tmp_path / "out")
-    file = tmp_path / "out" / TEXT / "model.pth.tar-0"
-    assert read_torch_file(file)[0]["ctx"].shape[0] == 3
 
 
 @pytest.mark.parametrize(

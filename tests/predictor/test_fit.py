@@ -17,6 +17,7 @@ from sklearn.preprocessing import FunctionTransformer
 import dpt_jax
 from dpt_jax.config import keyword_config
 from dpt_jax.data.folder import read_folder
+from dpt_jax.data.memory import in_memory
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.commands import refused
@@ -77,18 +78,13 @@ def test_images_in_memory_are_those_of_the_folder(
 
 @pytest.mark.parametrize(
     ("method", "key"),
-    [
-        *(("dpt", "loss.alpha"), ("tip_adapter", "classifier.alpha")),
-        *(("dpt", "train.epochs"), ("zslp", "classifier.epochs")),
-    ],
+    [("dpt", "loss.alpha"), ("tip_adapter", "classifier.alpha")],
 )
 def test_a_keyword_without_its_section_is_a_key_of_the_method(method, key):
     assert keyword_config(method, {key.rpartition(".")[2]: 2})[1] == {key: 2}
 
 
 def test_the_record_is_of_the_pixels(memory):
-    from dpt_jax.data.memory import in_memory
-
     images, names = memory
     paths = [example.path for example in in_memory(images, names, validation=memory).train]
     assert paths[0] == str(images[0])
@@ -98,16 +94,14 @@ def test_the_record_is_of_the_pixels(memory):
     assert [a == b for a, b in zip(paths, changed, strict=True)] == [True] * 11 + [False]
 
 
-def test_a_missing_or_broken_file_is_named_before_training(clip_dir, tmp_path, capsys):
+def test_a_missing_or_broken_file_is_named_before_training(memory, clip_dir, tmp_path, capsys):
     """A missing file even before CLIP is loaded."""
-    whole = read_folder(IMAGES)
-    files = [IMAGES / example.path for example in whole.train]
-    labels = [whole.classnames[example.label] for example in whole.train]
+    images, labels = memory
     missing, broken = tmp_path / "none.png", tmp_path / "broken.png"
-    broken.write_bytes(files[0].read_bytes()[:300])
+    broken.write_bytes(images[0].read_bytes()[:300])
     for file, clip in ((missing, "no-such-clip"), (broken, clip_dir)):
         with pytest.raises(UserError, match=file.name):
-            dpt_jax.fit([*files, file], [*labels, labels[0]], clip=str(clip), **SETTINGS)
+            dpt_jax.fit([*images, file], [*labels, labels[0]], clip=str(clip), **SETTINGS)
         assert "Training" not in capsys.readouterr().out
 
 
@@ -121,11 +115,8 @@ def test_a_missing_or_broken_file_is_named_before_training(clip_dir, tmp_path, c
         ({"root": "photos"}, "dataset.root"),
         ({"labels": None}, "labels"),
         ({"labels": ["dog"]}, "12 and 1"),
-        ({"labels": [3.5] * 12}, "3.5"),
         ({"classnames": ["dog", "cat"]}, "airplane"),
-        ({"labels": "zero one two"}, "zero one two"),
         ({"labels": np.eye(12)}, "array"),
-        ({"images": None}, "None"),
         ({"validation": ([], [])}, "0 and 0"),
         ({"callbacks": print}, "callbacks"),
         ({"workdir": "prompts.safetensors"}, "prompts.safetensors"),

@@ -9,7 +9,6 @@ import pytest
 import dpt_jax
 from dpt_jax.evaluation.results import read_result
 from dpt_jax.methods import ROWS
-from dpt_jax.report import figures
 from dpt_jax.report import one_run as run_report
 from dpt_jax.report import runs as report
 from dpt_jax.report.one_run import in_words
@@ -78,17 +77,6 @@ def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
         ["DPT", "16", "80.0", "20.0", "32.0"],
     ]
     assert (tmp_path / "base_to_new.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_seeds_that_have_one_half_have_no_harmonic_mean(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "png", lambda figure: figure)
-    for seed, classes in ((1, "base"), (2, "new")):
-        write(tmp_path / classes, "coop", 50, classes=classes, seed=seed, shots=-1)
-    runs = dpt_jax.results(tmp_path)
-    cells = report.base_and_new(runs.assign(accuracy=100 * runs.accuracy))
-    (axes,) = figures.draw_halves(cells).axes
-    assert [text.get_text() for text in axes.texts] == ["50", "50", ""]
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["CoOp\nall images"]
 
 
 def test_transfer_table_has_source_targets_and_their_average(tmp_path):
