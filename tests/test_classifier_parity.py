@@ -136,16 +136,11 @@ def test_training(case, prefix):
         assert prefix and case.name != "taskres"
         return
     started = case.given(f"{prefix}param")
+    batches, rates, decay = case.batches(), case.rates(), case.settings.weight_decay
     found, course = train_on_features(
-        case.name,
-        started,
-        *case.rows,
-        case.texts,
-        case.batches(),
-        case.rates(),
-        case.settings.weight_decay,
+        case.name, started, *case.rows, case.texts, batches, rates, decay
     )
-    rate = next(iter(case.rates().values()))
+    rate = next(iter(rates.values()))
     np.testing.assert_allclose(rate, golden["train_lrs"][:, 0], rtol=1e-6)
     np.testing.assert_allclose(course.loss, golden[f"{prefix}train_losses"], rtol=0, atol=2e-5)
     for name, expected in case.params(f"{prefix}final").items():

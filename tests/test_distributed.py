@@ -14,10 +14,10 @@ from dpt_jax import distributed
 from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import load_newest, steps_of
 from dpt_jax.training.process import EXIT_CODE
-from tests.helpers.commands import command, in_process, refused, start
+from tests.helpers.commands import command, in_process, refused
 from tests.helpers.faults import assert_same_end
 from tests.helpers.golden import IMAGES
-from tests.helpers.hosts import SETTINGS, finish, free_port, outputs, start_hosts
+from tests.helpers.hosts import SETTINGS, finish, outputs, start_hosts
 
 pytestmark = pytest.mark.process
 
@@ -142,26 +142,6 @@ def test_hosts_of_different_sizes_end_in_a_sentence(tiny_clip_dir, tmp_path):
     printed = outputs(processes, timeout=120)
     assert "host 0 has 2, host 1 has 1" in printed[0]
     assert processes[0].returncode == 2, printed
-
-
-VERSIONS = """
-import sys
-from dpt_jax import distributed
-from dpt_jax.errors import UserError
-host = int(sys.argv[2])
-distributed.connect(f"localhost:{sys.argv[1]}", 2, host)
-distributed.__version__ = f"{host}.0"
-try:
-    distributed.check_same(lambda: {str(key): "" for key in range(1 + host)})
-except UserError as reason:
-    print(reason)
-"""
-
-
-def test_hosts_of_versions_with_other_settings_end_in_a_sentence():
-    port = str(free_port())
-    for printed in outputs([start("-c", VERSIONS, port, host) for host in "01"], timeout=120):
-        assert "host 1 has a different version of dpt-jax" in printed
 
 
 # A process that waits only briefly for another one.

@@ -200,15 +200,9 @@ def test_second_stage_of_2sfs(case):
     losses, rates = golden["stage2/train_losses"], golden["stage2/train_lrs"][:, 0]
     own = rates_of_classifier(settings, None, texts, len(losses), 1)
     np.testing.assert_allclose(own["weight"], rates, rtol=1e-5)
+    batches, labels = golden["batches"][-len(losses) :], jnp.asarray(case.labels)
     trained, course = train_on_features(
-        settings.name,
-        start,
-        features,
-        jnp.asarray(case.labels),
-        texts,
-        golden["batches"][-len(losses) :],
-        own,
-        settings.weight_decay,
+        settings.name, start, features, labels, texts, batches, own, settings.weight_decay
     )
     np.testing.assert_allclose(course.loss, losses, rtol=1e-5)
     moved = trained["weight"] - start["weight"]

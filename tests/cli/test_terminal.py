@@ -8,7 +8,6 @@ from gcsfs.retry import HttpError
 
 from dpt_jax.cli import ending
 from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
-from dpt_jax.logging import quiet, say_once
 from tests.helpers.commands import assert_refused, command, command_refused, in_process
 
 
@@ -50,12 +49,3 @@ def test_a_bucket_that_is_not_there(key, store, tmp_path):
     arguments = [f"--workdir={tmp_path / 'run'}", f"--{key}=gs://nobody-has-this/run"]
     done = command_refused("nobody-has-this", "main.py", *arguments)
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_a_notice_is_printed_once_and_not_lost_in_a_quiet_run(capsys):
-    with quiet():
-        say_once("a notice of this test")
-    assert not capsys.readouterr().out
-    say_once("a notice of this test")
-    say_once("a notice of this test")
-    assert capsys.readouterr().out == "a notice of this test\n"

@@ -80,11 +80,9 @@ def test_as_transformers_5_and_the_first_version_write_it(tmp_path):
     [
         ("image_processor_type", "SiglipImageProcessor"),
         ("do_center_crop", False),
-        ("do_pad", True),
         ("resample", 9),
         ("rescale_factor", 1 / 127.5),
         ("size", {"height": SIZE, "width": 2 * SIZE}),
-        ("size", {"shortest_edge": SIZE + 4}),
         ("image_mean", [0.5, None, 0.5]),
         ("image_std", [0.5, 0, 0.5]),
     ],

@@ -78,11 +78,13 @@ def test_openais_vocabulary_is_only_for_models_of_its_size(tmp_path):
 
 
 def with_ids(**ids):
-    return lambda text: json.dumps({**json.loads(text), **ids})
+    """Change ids of a vocab.json.  ids: None leaves a token out."""
 
+    def change(text):
+        changed = {**json.loads(text), **ids}
+        return json.dumps({token: x for token, x in changed.items() if x is not None})
 
-def without_id(token):
-    return lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != token})
+    return change
 
 
 @pytest.mark.parametrize(
@@ -90,10 +92,8 @@ def without_id(token):
     [
         *((name, None) for name in PLAIN_FILES),
         ("merges.txt", lambda text: text[: len(text) // 2]),
-        ("merges.txt", lambda text: "\n".join(text.split("\n")[:3000])),
-        ("merges.txt", lambda text: "<html>\n<body>404 not found</body>\n"),
-        ("merges.txt", lambda text: "version https://git-lfs.github.com/spec/v1\n"),
-        *(("vocab.json", without_id(token)) for token in (START, "th")),
+        ("vocab.json", with_ids(**{START: None})),
+        ("vocab.json", with_ids(th=None)),
         ("vocab.json", with_ids(**{START: 4511})),
         ("vocab.json", with_ids(**{"!": 4514})),
         ("vocab.json", with_ids(**{"!": LAST, END: 0})),

@@ -96,18 +96,37 @@ def test_name_that_is_neither_a_path_nor_an_id(name):
     refused(rf"{name} is neither", load_clip, name)
 
 
+def torchscript(tensors, file):
+    """Write an archive as OpenAI does: a program whose modules hold the weights."""
+
+    class Part(torch.nn.Module):
+        pass
+
+    root = Part()
+    for name, value in tensors.items():
+        *path, leaf = name.split(".")
+        node = root
+        for step in path:
+            if step not in dict(node.named_children()):
+                node.add_module(step, Part())
+            node = getattr(node, step)
+        node.register_parameter(leaf, torch.nn.Parameter(value, requires_grad=False))
+    torch.jit.save(torch.jit.script(root), str(file))
+
+
 @pytest.mark.parametrize("kind", ["archive", "checkpoint"])
 def test_sizes_and_activation_are_not_guessed(openai, tiny_clip_dir, tiny_clip, tmp_path, kind):
-    """Only those of OpenAI's own models are known. Other archives and training checkpoints, whose
-    tensors look alike, need their configuration.
+    """Only those of OpenAI's own models are known. Other archives, which are read without running
+    them, and training checkpoints, whose tensors look alike, need their configuration.
     """
-    whole = {**torch_state(openai), **{k: torch.tensor(v) for k, v in MARKS.items()}}
-    if kind == "checkpoint":
-        state = {f"module.{name}": value for name, value in torch_state(openai).items()}
+    file, state = tmp_path / "tiny.pt", torch_state(openai)
+    if kind == "archive":
+        torchscript(state | {k: torch.tensor(v) for k, v in MARKS.items()}, file)
+    else:
+        state = {f"module.{name}": value for name, value in state.items()}
         optimizer = {"state": {}, "param_groups": []}
         whole = {"epoch": 2, "name": "run", "state_dict": state, "optimizer": optimizer}
-    file = tmp_path / "tiny.pt"
-    torch.save(whole, file)
+        torch.save(whole, file)
     refused(file.name, load_clip, str(file))
     shutil.copy(tiny_clip_dir / "config.json", tmp_path)
     assert_same(load_clip(str(file)), tiny_clip)
@@ -133,27 +152,6 @@ def test_openai_archive_is_known_by_its_sizes(name, width, patch, positions):
     config = recognise(tensors, epath.Path("x.pt"))
     assert config == OPENAI_MODELS[name]
     assert config.vision.heads == width // 64
-
-
-def test_openai_archive_is_read_without_running_it(openai, tiny_clip_dir, tiny_clip, tmp_path):
-    """As OpenAI publishes them: a TorchScript program whose modules hold the weights."""
-
-    class Part(torch.nn.Module):
-        pass
-
-    root = Part()
-    for name, value in openai.items():
-        *path, leaf = name.split(".")
-        node = root
-        for step in path:
-            if step not in dict(node.named_children()):
-                node.add_module(step, Part())
-            node = getattr(node, step)
-        node.register_parameter(leaf, torch.nn.Parameter(torch.tensor(value)))
-    file = tmp_path / "tiny.pt"
-    torch.jit.save(torch.jit.script(root), str(file))
-    shutil.copy(tiny_clip_dir / "config.json", tmp_path)
-    assert_same(load_clip(str(file)), tiny_clip)
 
 
 class Trap:

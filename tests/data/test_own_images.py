@@ -156,9 +156,7 @@ def test_a_list_of_paths_and_labels(suffix, split, photos):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "image,class\na.png,cat",
-        "path,label\na.png,",
         "path,label\na.png,cat\na.png,dog",
         "path,label,split\na.png,cat,training",
         "path,label,split\na.png,cat,train\nb.png,cat,",
@@ -177,10 +175,8 @@ def test_a_split_of_other_images_is_named(photos, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        (["--config.dataset.root=photos"], "folder"),
         (["--config=coop", "--config.dataset.root", "photos"], "folder"),
         (["--config=dpt", "--config.dataset.name=dtd", "--config.dataset.root=DATA"], "dtd"),
-        (["--config=dpt:eurosat", "--config.dataset.root=DATA"], "eurosat"),
         (["--config=dpt"], "digits"),
     ],
 )

@@ -68,15 +68,8 @@ def gradient(clip, prompts, remat, microbatch, on):
     }
 
     def step(frozen, prompts, batch):
-        own, _ = accumulate_gradients(
-            model,
-            StepConfig(0.3, microbatch),
-            prompts,
-            *frozen,
-            batch,
-            jnp.array(True),
-            jax.random.key(3),
-        )
+        guided, key, config = jnp.array(True), jax.random.key(3), StepConfig(0.3, microbatch)
+        own, _ = accumulate_gradients(model, config, prompts, *frozen, batch, guided, key)
         return jax.lax.psum(own, distributed.AXIS)
 
     together = jax.vmap(step, (None, None, 0), axis_name=distributed.AXIS)
