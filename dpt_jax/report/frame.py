@@ -153,7 +153,7 @@ def _exclude_mixed(frame: pd.DataFrame, same: list[str]) -> None:
 def _difference(runs: pd.DataFrame, columns: list[str], which: str = "") -> str:
     """Name two runs and the first column in which they differ; "" if there is none."""
     for column in columns:
-        values = runs[column].map("{!s:.12}".format)
+        values = runs[column].map(str)
         first, *others = values.drop_duplicates().index
         if others:
             paths, shown = runs.path, f"{values[first]} and {values[others[0]]}"

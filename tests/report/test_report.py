@@ -182,12 +182,13 @@ def test_damaged_results_are_named(content, tmp_path):
 
 def of(data="a" * 64, trained="", **more):
     """The origin of results on a folder of images; `more` has settings, or replaces entries."""
-    settings = {key: more.pop(key) for key in ("train.epochs", "dtype") if key in more}
+    base = {"train.epochs": 2, "dtype": "float32", "dataset.template": "a photo of a {}."}
+    settings = {key: more.pop(key) for key in base if key in more}
     return {
         **origin("flowers", "flowers", test_list=data, epoch=2, epochs=2),
         "data": {"name": "flowers", "digest": data},
         "trained_on": {"name": "flowers", "digest": trained or data},
-        "settings": {"train.epochs": 2, "dtype": "float32", **settings},
+        "settings": {**base, **settings},
         **more,
     }
 
@@ -237,6 +238,7 @@ def test_a_training_that_had_not_ended_is_no_seed_of_a_result(tmp_path):
     [
         ({"train.epochs": 3}, r"differ in train.epochs \([23] and [23]\)"),
         ({"dtype": "bfloat16"}, "differ in dtype"),
+        ({"dataset.template": "a photo of a {}, a type of pet."}, "differ in dataset.template"),
         ({"init_from": True}, "differ in init_from"),
         ({"n": 51}, "differ in n"),
         ({"seed": 1, "train_list": "u"}, "of one seed, differ in train_list"),
