@@ -280,6 +280,8 @@ def read_published(file: epath.Path) -> pd.DataFrame:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
         lines = [line for line in lines if line.strip(" ,;\t") and not line.startswith("#")]
         header, *rows = ([cell.strip() for cell in row] for row in csv.reader(lines, strict=True))
+        if unknown := {*header} - {*COLUMNS}:
+            raise ValueError(f"{min(unknown)!r} is not one of these")
         for row in rows:
             if len(row) != len(header):
                 raise ValueError(f"row {','.join(row)} does not have {len(header)} cells")

@@ -110,6 +110,7 @@ def test_the_shipped_averages_are_those_of_the_papers():
     ("text", "row"),
     [
         ("method,dataset,shots\ncoop,dtd,1\n", "accuracy"),
+        ("method,dataset,shots,clases,accuracy\ncoop,dtd,1,new,50\n", "clases"),
         ("coop,dtd,1\n", "coop,dtd,1"),
         ("coop,dtd,one,50\n", "one"),
         ("coop,dtd,1,50\n\ncoop,dtd,01,51\n", "coop,dtd,1,all,51"),
