@@ -215,11 +215,15 @@ def summarise(runs: pd.DataFrame, by: list[str] = CELL) -> pd.DataFrame:
 
 
 def average(cells: pd.DataFrame, by: list[str], datasets: int) -> pd.DataFrame:
-    """Average cells over datasets, if this number of them has run; `seeds` is the least number."""
+    """Average cells over datasets, if this number of them has run; `seeds` is a text."""
+
+    def span(numbers: pd.Series) -> str:
+        return " to ".join(dict.fromkeys([str(numbers.min()), str(numbers.max())]))
+
     found = cells.groupby(by, sort=False, as_index=False).agg(
         accuracy_mean=("accuracy_mean", "mean"),
         error=("error", lambda errors: np.linalg.norm(errors) / len(errors)),
-        seeds=("seeds", "min"),
+        seeds=("seeds", span),
         datasets=("dataset", "nunique"),
     )
     return found[found.datasets == datasets]

@@ -173,15 +173,16 @@ def by_class(runs: pd.DataFrame) -> pd.DataFrame:
 def few_shot_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs tested on all classes of their training dataset.
 
-    Zero-shot CLIP, which has no shots, is repeated for each number of shots. It does not count on
-    datasets without other runs, such as the targets of a transfer, unless there are no others.
+    Zero-shot CLIP, which has no shots, is repeated for each number of shots. On the targets of a
+    transfer it does not count.
     """
     own = trained_there(runs[runs.classes == "all"])
     is_zero_shot = own.method == ZERO_SHOT
     zero_shot, trained = own[is_zero_shot], own[~is_zero_shot]
     if trained.empty:
         return zero_shot
-    zero_shot = zero_shot[zero_shot.dataset.isin(trained.dataset)]
+    targets = runs.dataset[(runs.trained_on != "") & (runs.trained_on != runs.dataset)]
+    zero_shot = zero_shot[~zero_shot.dataset.isin({*targets} - {*trained.dataset})]
     repeated = [zero_shot.assign(shots=number) for number in trained.shots.unique()]
     return in_order(pd.concat([*repeated, trained]), ["dataset", "method", "shots"])
 
@@ -356,6 +357,6 @@ def _cells(own: pd.DataFrame) -> pd.DataFrame:
             "published": own.accuracy.map(two_digits),
             "difference": difference.map("{:+.2f}".format),
             "standard errors": errors.map("{:+.1f}".format).replace("+nan", ""),
-            "seeds": own.seeds.astype(int).astype(str).mask(own.method == ZERO_SHOT, ""),
+            "seeds": own.seeds.mask(own.method == ZERO_SHOT, ""),
         }
     )
