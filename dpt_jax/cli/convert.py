@@ -67,7 +67,7 @@ def run(flags: argparse.Namespace) -> None:
         from dpt_jax.convert.reference import reverse_reference
 
         reverse_reference(source, target, flags.clip)
-    elif what == "clip" or flags.merge:
+    elif what == "clip" or (what == "export" and flags.merge):
         from dpt_jax.convert.weights import convert_clip
 
         convert_clip(flags.source, target, flags.clip, flags.layout)

@@ -91,7 +91,7 @@ def test_lora_files_of_peft(run, clip_dir, tmp_path):
         command_refused(run, "convert", "peft", run, tmp_path / "no")
         return
     folder = tmp_path / "peft"
-    in_process("convert", "peft", run, folder)
+    in_process("convert", "peft", run, folder, "--merge")  # which is for export
     about = json.loads((folder / "adapter_config.json").read_text())
     tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
     model = CLIPModel.from_pretrained(clip_dir)
