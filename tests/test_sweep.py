@@ -242,6 +242,8 @@ def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
     [
         (["--methods=coop,tip"], "'tip'"),
         (["--shots=0"], "dataset.shots"),
+        (["--shots="], "--shots"),
+        (["--datasets="], "--datasets"),
         (["--config.seed=3"], "--seeds"),
         (["--config.init_from=somewhere"], "--protocol"),
         (["--config=configs/vpt.py"], "--config=FILE"),

@@ -45,8 +45,11 @@ SWEPT = {
 
 
 def names(text: str) -> list[str]:
-    """Return the names of a flag, without spaces around them."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """Return the names of a flag, without spaces around them; there is at least one."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise ValueError
+    return found
 
 
 def numbers(text: str) -> list[int]:
@@ -88,10 +91,11 @@ def run(flags: argparse.Namespace) -> None:
     runs = as_path(flags.runs)
     _check_one_can_run(planned, with_data=not flags.plan)
     if flags.plan:
-        states = {str(one): state(one) for one in planned}
-        for name, found in states.items():
-            print(f"{name}: {found}")
-        counts = collections.Counter(found.partition(":")[0] for found in states.values())
+        counts = collections.Counter[str]()
+        for one in planned:
+            found = state(one)
+            print(f"{one}: {found}", flush=True)  # in a bucket, each takes a moment
+            counts[found.partition(":")[0]] += 1
         counted = (f"{count} {found}" for found, count in counts.items())
         print(f"\n{len(planned)} runs in {runs}: {', '.join(counted)}.")
         return
