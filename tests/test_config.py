@@ -40,7 +40,7 @@ def test_settings_prints_every_key_with_a_comment():
 def test_each_file_is_its_method_and_valid(method, monkeypatch):
     monkeypatch.chdir(ROOT)
     by_file, _ = read(f"--config=configs/{method}.py:eurosat:base-to-new")
-    by_name, _ = read(f"--config={method}:eurosat:base-to-new")
+    by_name, _ = read(f"-config={method}:eurosat:base-to-new")  # absl takes one dash too
     assert by_file.config.to_dict() == by_name.config.to_dict()
     assert by_file.dataset_named
     config = importlib.import_module(f"configs.{method}").get_config("folder")

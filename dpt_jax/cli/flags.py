@@ -111,6 +111,8 @@ def from_command_line(
     overrides: dict[str, Value] = {}
     left = iter(arguments)
     for argument in left:
+        if argument.startswith("-config"):  # which absl takes too
+            argument = f"-{argument}"
         flag, given, value = argument.partition("=")
         key = flag.lstrip("-").removeprefix("config.")
         method, _, own = key.partition(".")
@@ -182,7 +184,7 @@ def _check_keys(config: object, file: str) -> None:
     from dpt_jax.config import KEYS, flat, nearest
 
     found = flat(config.to_dict()) if isinstance(config, ConfigDict) else {}
-    for key in sorted(KEYS.keys() ^ found.keys(), key=KEYS.__contains__):
+    for key in [key for key in (*found, *KEYS) if (key in KEYS) != (key in found)]:
         what = "is missing." if key in KEYS else f"is not a key{nearest(key)}"
         raise UserError(
             f"{file}: {key} {what} Its get_config begins with `config = common.get_config()` of "
