@@ -1,8 +1,9 @@
 """Runs, from a validated configuration to results: one, or the many of a sweep in one process."""
 
 import itertools
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -289,7 +290,8 @@ def state(run: Run) -> str:
         _check_same_sweep(run)
     except UserError as reason:
         return f"has other settings: {reason}"
-    tests = [(run.workdir, run.config), *(_tests(run) if has_config(run.workdir) else ())]
+    targets = run.targets if has_config(run.workdir) else ()
+    tests = [(run.workdir, run.config), *(_test(run, target) for target in targets)]
     if run.method != PROBE.name and all(finished(*test) for test in tests):
         return "finished"
     return "begun" if (run.workdir / FOLDER).exists() else "to do"
@@ -306,12 +308,11 @@ def _check_same_sweep(run: Run) -> None:
     check_same_run(run.config, run.workdir, {*FREE} - fixed)
 
 
-def _tests(run: Run) -> Iterator[tuple[epath.Path, ConfigDict]]:
-    """Yield folders and configurations of the tests of a run's prompts on its targets."""
-    for target in run.targets:
-        own = {**target.overrides, "init_from": str(run.workdir)}
-        config = evaluation_config(target.config, own, True, run.workdir)
-        yield evaluation_dir(run.workdir, config), config
+def _test(run: Run, target: Target) -> tuple[epath.Path, ConfigDict]:
+    """Return folder and configuration of the test of a run's prompts on a target."""
+    own = {**target.overrides, "init_from": str(run.workdir)}
+    config = evaluation_config(target.config, own, True, run.workdir)
+    return evaluation_dir(run.workdir, config), config
 
 
 class Runner:
@@ -342,13 +343,14 @@ class Runner:
             _say_result(evaluate(*trained, run.workdir))
             made += 1
         failed = []
-        for folder, config in _tests(run):
+        for target in run.targets:
             try:
+                folder, config = _test(run, target)
                 if not distributed.first_says(self._is_finished(folder, config)):
                     _say_result(evaluate_run(config, run.workdir, folder, self._prepare)[0])
                     made += 1
             except UserError as reason:  # the other targets are tested
-                failed.append(f"on {config.dataset.name}: {reason}")
+                failed.append(f"on {target.config.dataset.name}: {reason}")
         if failed:
             raise UserError(" ".join(failed))
         return made
@@ -391,10 +393,17 @@ def sweep(
     """
     failed: list[tuple[Run, str]] = []
     elsewhere: list[Run] = []
+    began, made = time.monotonic(), 0
     for number, run in enumerate(planned, 1):
-        say(f"run {number} of {len(planned)}: {run}")
+        left = ""
+        if made:  # runs that were finished before took no time
+            minutes = (time.monotonic() - began) / made * (len(planned) - number + 1) / 60
+            left = f", at most {minutes:.0f} min left"
+        say(f"run {number} of {len(planned)}{left}: {run}")
         try:
-            if not execute(run):
+            if execute(run):
+                made += 1
+            else:
                 say("  finished before")
         except LockedError as reason:
             say(f"  left to another process: {reason}")

@@ -235,6 +235,11 @@ def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
         assert found["trained_on"] == {"dataset": "imagenet", "classes": "all"}
         saved = json.loads((workdir / "on" / name / "config.json").read_text())
         assert saved["dataset"]["template"] == CATALOGUE[name].template
+    # An impossible target does not end the others.
+    (workdir / "on" / names[2] / "results.json").unlink()
+    wrong = run.targets[0]._replace(overrides={"train.epochs": 0})
+    refused("on dtd: train.epochs", Runner(), run._replace(targets=(wrong, run.targets[1])))
+    assert (workdir / "on" / names[2] / "results.json").exists()
 
 
 @pytest.mark.parametrize(
