@@ -11,6 +11,8 @@ names, one per line.
 
 import argparse
 import contextlib
+import csv
+import io
 import json
 import pathlib
 import sys
@@ -55,61 +57,57 @@ def run(flags: argparse.Namespace) -> None:
     # A power of two: small for few images, and one compiled program serves many calls.
     rows = min(1 << (len(paths) - 1).bit_length(), BATCH)
     predictor = load(as_path(flags.workdir), classnames, flags.clip, rows)
-    answers: list[Answer] = []
-    hits: list[bool] = []
+    top = min(flags.top, len(predictor.classnames))
+    readable, hits = 0, list[bool]()
+    # Answers are written one by one, so that those before a kill are not lost.
     with contextlib.ExitStack() as stack:
-        # They are written at the end, also if that is an interruption.
-        if flags.json:
-            stack.callback(lambda: print(json.dumps(answers, indent=2), flush=True))
+        table, bar = None, None
         if flags.csv:
-            table = stack.enter_context(as_path(flags.csv).open("wb"))
-            stack.callback(lambda: table.write(_csv(answers)))
-        bar = None  # lines show the progress too
-        if flags.json or flags.csv:
+            from dpt_jax.report.frame import inert
+
+            file = stack.enter_context(as_path(flags.csv).open("wb"))
+            # Names of files need not be Unicode.
+            text = io.TextIOWrapper(file, "utf-8", "backslashreplace", "", line_buffering=True)
+            table = csv.writer(stack.enter_context(text))
+            columns = [f"{name}_{i + 1}" for i in range(top) for name in ("class", "probability")]
+            table.writerow(["path", "error", *columns])
+        # On a terminal, lines show the progress.
+        if flags.csv or flags.json or not sys.stdout.isatty():
             bar = stack.enter_context(Progress("predict", len(paths), file=sys.stderr))
-        for answer in _classify(predictor, paths, flags.top):
-            answers.append(answer)
-            if bar:
-                bar.advance()
-            if "error" in answer:
-                print(answer["error"], file=sys.stderr, flush=True)
-                continue
-            best = [(one["class"], one["probability"]) for one in answer["predictions"]]
-            folder = class_name(pathlib.PurePath(answer["path"]).parent.name)
-            if folder in predictor.classnames:
-                hits.append(folder == best[0][0])
-            if not bar:
+        for number, answer in enumerate(_classify(predictor, paths, top)):
+            best = [(one["class"], one["probability"]) for one in answer.get("predictions", ())]
+            if flags.json:
+                before = ",\n  " if number else "[\n  "
+                print(before, json.dumps(answer), sep="", end="", flush=True)
+            elif table:
+                cells = [cell for name, p in best for cell in (name, f"{p:.6f}")]
+                table.writerow(map(inert, [answer["path"], answer.get("error", ""), *cells]))
+            elif best:
                 shown = "  ".join(f"{name} {100 * p:.1f} %" for name, p in best)
                 print(f"{answer['path']}  {shown}", flush=True)
-    failed = sum("error" in answer for answer in answers)
-    if failed == len(answers):
-        raise UserError(f"none of the {failed} images could be read.")
+            if best:
+                readable += 1
+                folder = class_name(pathlib.PurePath(answer["path"]).parent.name)
+                if folder in predictor.classnames:
+                    hits.append(folder == best[0][0])
+            else:
+                print(answer["error"], file=sys.stderr, flush=True)
+            if bar:
+                bar.advance()
+    if flags.json:
+        print("\n]", flush=True)
+    if not readable:
+        raise UserError(f"none of the {len(paths)} images could be read.")
     if flags.csv:
-        print(f"written to {flags.csv}: {len(answers) - failed} images")
-    if failed:
-        print(f"{failed} of {len(answers)} images could not be read.", file=sys.stderr)
+        print(f"written to {flags.csv}: {readable} images")
+    if failed := len(paths) - readable:
+        print(f"{failed} of {len(paths)} images could not be read.", file=sys.stderr)
     if hits:
         print(
             f"{100 * sum(hits) / len(hits):.1f} % of {len(hits)} images in folders named after "
             "classes are right.",
             file=sys.stderr,
         )
-
-
-def _csv(answers: Sequence[Answer]) -> bytes:
-    """Return a row per image: path, error, and the likeliest classes with their probabilities."""
-    import pandas as pd
-
-    from dpt_jax.report.frame import csv_of
-
-    rows = []
-    for answer in answers:
-        path = answer["path"].encode(errors="backslashreplace").decode()  # it need not be Unicode
-        row = {"path": path, "error": answer.get("error", "")}
-        for place, one in enumerate(answer.get("predictions", ()), 1):
-            row |= {f"class_{place}": one["class"], f"probability_{place}": one["probability"]}
-        rows.append(row)
-    return csv_of(pd.DataFrame(rows), "%.6f")
 
 
 def _classify(predictor: "Predictor", paths: Sequence[str], top: int) -> Iterator[Answer]:

@@ -240,11 +240,12 @@ def markdown(cells: pd.DataFrame) -> str:
 
 
 def csv_of(frame: pd.DataFrame, float_format: str | None = None) -> bytes:
-    """Return a CSV file, with an apostrophe before what a spreadsheet would run as a formula."""
-
-    def inert(cell: Any) -> Any:
-        return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell
-
+    """Return a CSV file that is safe in a spreadsheet."""
     texts = frame.select_dtypes(exclude="number").map(inert)
     content = frame.assign(**texts).to_csv(index=False, float_format=float_format)
     return content.encode(errors="backslashreplace")
+
+
+def inert(cell: Any) -> Any:
+    """Put an apostrophe before text that a spreadsheet would run as a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell

@@ -8,7 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
+from dpt_jax.cli import predict
 from dpt_jax.data.folder import find_images
+from dpt_jax.errors import UserError
 from tests.helpers.commands import command_refused, in_process, refused
 from tests.helpers.golden import IMAGES
 
@@ -63,6 +65,20 @@ def test_json(trained, predictor, mixed, files):
         assert [one["class"] for one in found] == [predictor.classnames[c] for c in best]
         probabilities = [one["probability"] for one in found]
         np.testing.assert_allclose(probabilities, own[best], rtol=1e-4)
+
+
+@pytest.mark.parametrize("flag", ["--json", "--csv=out.csv"])
+def test_answers_are_written_one_by_one(trained, monkeypatch, tmp_path, flag):
+    def stopped(*_):
+        yield {"path": "a.png", "error": "why"}
+        raise UserError("stopped half way")
+
+    monkeypatch.setattr(predict, "_classify", stopped)
+    done = in_process("predict", trained, IMAGES, flag, check=False, cwd=tmp_path)
+    if flag == "--json":
+        assert json.loads(f"{done.stdout}]") == [{"path": "a.png", "error": "why"}]
+    else:
+        assert "a.png,why" in (tmp_path / "out.csv").read_text()
 
 
 def test_csv_and_other_classes(trained, mixed, tmp_path):
