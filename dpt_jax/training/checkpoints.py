@@ -280,7 +280,8 @@ def write_prompt_file(
     import safetensors.numpy
 
     name = as_path(settings["init_from"]).name if settings["init_from"] else ""
-    settings = {**settings, "init_from": name, "dataset": {**settings["dataset"], "root": ""}}
+    dataset = {**settings["dataset"], "root": "", "split": ""}
+    settings = {**settings, "init_from": name, "dataset": dataset}
     header = {
         **{"settings": settings, "training": saved.meta, "step": saved.step},
         # The other entries are for people.

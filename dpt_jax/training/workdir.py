@@ -117,8 +117,9 @@ def load_config(source: epath.Path) -> ConfigDict:
             saved = flat(json.loads(file.read_text(encoding="utf-8")))
             trained = prompts.meta["settings"] if (prompts := newest(source)) else {}
             saved |= {key: value for key, value in trained.items() if key in UNBOUND}
-            if (source / SPLIT_FILE).exists():
-                saved["dataset.split"] = str(source / SPLIT_FILE)  # the run's own copy
+        # Only the run's own copy: the list that it names may be on another machine.
+        own = source / SPLIT_FILE
+        saved["dataset.split"] = str(own) if file != source and own.exists() else ""
         config.update_from_flattened_dict(saved)
         try:
             validate(config)

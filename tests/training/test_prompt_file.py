@@ -91,6 +91,13 @@ def test_a_classifier_on_other_prompts_is_exported_too(tmp_path):
     assert load_config(file).init_from == "first"
 
 
+def test_a_file_does_not_name_the_split_of_its_run(trained, tmp_path):
+    settings = load_config(trained).to_dict()
+    settings["dataset"]["split"] = "/private/split.csv"
+    write_prompt_file(tmp_path / "a.safetensors", load_newest(trained), settings, None)
+    assert load_config(tmp_path / "a.safetensors").dataset.split == ""
+
+
 def test_a_file_is_not_trained_in(shared):
     for options, named in (
         ([], "--mode=eval"),
