@@ -147,6 +147,8 @@ def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
     """
     with reading(file, "a train_files.txt, a .jsonl or a .pkl of CoOp's layout (dataset.sample)"):
         listed = _listed(file)
+        if not listed:
+            raise ValueError("it lists no images")
     label_of = {example.path: example.label for example in whole.train}
     sample = []
     for path, label in listed:

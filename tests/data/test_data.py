@@ -146,7 +146,7 @@ def test_each_kind_of_file_gives_its_images_in_its_order(kind, whole, datum, tmp
         (["images/b/9.jpg"], (1,), 1, "images/b/9.jpg"),
         (PATHS[:1], (1,), 1, "label 1"),
         (PATHS, (0, 0, 1), 1, "dataset.shots=2"),
-        ([], (), 1, "sample.pkl"),
+        ([], (), 1, "sample.pkl.*lists no images"),
     ],
 )
 def test_a_sample_that_is_not_of_the_dataset_is_refused(
