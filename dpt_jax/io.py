@@ -12,7 +12,6 @@ import logging
 import os
 import pathlib
 import re
-import shutil
 import tarfile
 import tempfile
 import uuid
@@ -146,7 +145,9 @@ def _made_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
         whole = pathlib.Path(half) / "whole"
         whole.mkdir()
         yield whole
-        shutil.rmtree(target, ignore_errors=True)  # caches lose files that are not used
+        # One that has lost files, or is another process's, which may read it: not file by file.
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(pathlib.Path(half) / "old")
         whole.rename(target)
 
 
