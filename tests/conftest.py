@@ -20,7 +20,7 @@ from tests.helpers import make_clip
 from tests.helpers.commands import COMPILATION, in_process
 from tests.helpers.configs import small_flags
 from tests.helpers.golden import IMAGES
-from tests.helpers.object_store import ObjectStore
+from tests.helpers.object_store import make_bucket, object_store
 
 BUCKETS = itertools.count(1)
 
@@ -78,18 +78,17 @@ def golden_clip_dir(made_once) -> Callable[[dict], pathlib.Path]:
 
 
 @pytest.fixture(scope="session")
-def store() -> Iterator[ObjectStore]:
-    """An object store that this process and its children use in place of Google's."""
-    started = ObjectStore()
-    os.environ |= started.environment
-    yield started
-    started.stop()
+def store() -> Iterator[str]:
+    """The URL of a store that gcsfs and TensorStore use in place of Google's, also in children."""
+    with object_store() as url:
+        os.environ |= {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url}
+        yield url
 
 
 @pytest.fixture
 def bucket(store) -> str:
     """The gs:// name of a new bucket."""
-    return store.bucket(f"bucket-{next(BUCKETS)}")
+    return make_bucket(store, f"bucket-{next(BUCKETS)}")
 
 
 @pytest.fixture(params=["disk", "bucket"])

@@ -140,14 +140,6 @@ def test_a_key_that_is_younger_than_a_run_has_its_default(tmp_path):
     assert (found.seed, found.train.schedule_epochs) == (1, 7)
 
 
-@pytest.mark.parametrize(
-    ("content", "names"), [("{", "config.json"), ('{"train": {"speed": 1}}', "speed")]
-)
-def test_a_damaged_saved_configuration_is_named(tmp_path, content, names):
-    (tmp_path / "config.json").write_text(content)
-    refused(f"{tmp_path}.*{names}", workdirs.load_config, tmp_path)
-
-
 def test_evaluation_uses_the_saved_run_and_the_command_line_takes_precedence(tmp_path):
     saved_run(tmp_path, vlp.get_config("folder"), train__epochs=3, dataset__root="/there")
     overrides = {"dataset.root": "/here", "eval.save_logits": True}

@@ -1,6 +1,7 @@
 """Runs of two processes on loopback, two simulated devices each."""
 
 import functools
+import io
 import json
 import shutil
 import signal
@@ -23,11 +24,6 @@ pytestmark = pytest.mark.process
 
 # Hosts share the texts of the classes, and end with an average of epochs.
 FEATURES = ["--config.train.average_mean=2", "--config.train.average_deviation=1"]
-
-
-def predictions(workdir):
-    with (workdir / "predictions.npz").open("rb") as file:
-        return dict(np.load(file))
 
 
 def stop_at(text, processes):
@@ -69,7 +65,9 @@ def test_two_hosts_that_were_stopped_compute_what_one_does(hosts, tiny_clip_dir,
     in_process("main.py", "--config=configs/coop.py:folder", *arguments, f"--workdir={alone}")
     one, two = load_newest(alone).prompts, load_newest(workdir).prompts
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), two, one)
-    found, expected = predictions(workdir), predictions(alone)
+    found, expected = (
+        np.load(io.BytesIO((run / "predictions.npz").read_bytes())) for run in (workdir, alone)
+    )
     for name in ("label", "path", "classnames"):
         np.testing.assert_array_equal(found[name], expected[name])
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-3)

@@ -35,14 +35,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a"]
 
 
-@pytest.mark.parametrize(
-    "failure", [OSError(errno.EIO, "I/O error"), KeyError("x"), RecursionError(), MemoryError()]
-)
-def test_whatever_a_reader_raises_is_one_sentence(tmp_path, failure):
-    with pytest.raises(UserError, match=str(tmp_path)), reading(tmp_path / "a", "a tokenizer"):
-        raise failure
-
-
 def test_what_is_not_the_file_passes(tmp_path):
     for passes in (KeyboardInterrupt, UserError("another sentence")):
         with pytest.raises((KeyboardInterrupt, UserError)) as raised, reading(tmp_path, "a file"):
@@ -72,10 +64,3 @@ def test_a_copy_is_made_once_for_each_state(bucket, tmp_path, monkeypatch):
     assert (copy() / "train/a/1.png").read_bytes() == b"new"
     with pytest.raises(UserError, match=str(remote)):  # it changes meanwhile
         local_copy(remote, lambda name: "3" in name, lambda _: write_whole(remote / FILES[3], "x"))
-
-
-@pytest.mark.process
-def test_what_a_store_refuses_is_one_sentence(store):
-    refused("gs://no-bucket/a", write_whole, as_path("gs://no-bucket/a"), b"")
-    with pytest.raises(UserError, match="gs://no-bucket/a"), reading("gs://no-bucket/a", "a file"):
-        as_path("gs://no-bucket/a").read_bytes()

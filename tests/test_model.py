@@ -111,10 +111,7 @@ def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatc
     )
     model = PromptedCLIP(clip.config, parts)
     alone = PromptedCLIP(clip.config, dataclasses.replace(parts, conditioned=False))
-    prompts = jax.tree.map(
-        lambda x: 5 * x, jax.jit(lambda key: init_prompts(model, key))(jax.random.key(1))
-    )
-    images = jax.random.normal(jax.random.key(2), (3, 32, 32, 3))
+    prompts, images = random_prompts(model, seed=1), normal(2, 3, 32, 32, 3)
     packed = packed_prompts(FEW, clip.tokenizer, 4)
     monkeypatch.setattr(dpt_model, "TOKENS_AT_A_TIME", 2 * packed.tokens.size)
     frozen = frozen_features(model, clip.params, FEW, clip.tokenizer)
@@ -123,21 +120,14 @@ def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatc
         texts = apply(model, clip_params, prompts, Texts(packed, frozen), method="texts")
         return apply(model, clip_params, prompts, images, texts)
 
-    @jax.jit
-    def together(clip_params, prompts):
-        return run(model, clip_params, prompts, images)
-
-    @jax.jit
-    def one(clip_params, prompts, added, image):
-        context = prompts["text"]["context"]
-        own = {**prompts, "text": {"context": context.at[0].add(added)}}
-        return run(alone, clip_params, own, image[None])
-
+    run = jax.jit(run, static_argnums=0)
     net = MetaNet(clip.config.embed_dim, clip.config.text.width)
     z = jax.jit(lambda p: apply(model, p, {}, images, method="encode_image"))(clip.params)
-    found = together(clip.params, prompts)
+    found = run(model, clip.params, prompts, images)
     for b, added in enumerate(net.apply({"params": prompts["meta_net"]}, z)):
-        expected = one(clip.params, prompts, added, images[b])
+        context = jnp.asarray(prompts["text"]["context"]).at[0].add(added)
+        own = {**prompts, "text": {"context": context}}
+        expected = run(alone, clip.params, own, images[b : b + 1])
         for name in ("logits", "text_logits", "auxiliary_logits", "class_attention"):
             own, theirs = (getattr(x, name) for x in (found, expected))
             np.testing.assert_allclose(own[b], theirs[0], rtol=1e-3, atol=2e-3, err_msg=name)

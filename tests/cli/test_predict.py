@@ -103,13 +103,11 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
     [
         ("predict TRAINED", "PATH"),
         ("predict /nowhere IMAGES", "/nowhere"),
-        ("predict /nowhere/prompt.safetensors IMAGES", "/nowhere/prompt.safetensors"),
         ("predict TRAINED /nowhere/a.png", "/nowhere/a.png does not exist"),
         ("predict TRAINED README.md", "none of the 1 images could be read"),
         ("predict TRAINED IMAGES --json --csv=out.csv", "not both"),
         ("predict TRAINED IMAGES --csv=/nowhere/out.csv", "/nowhere/out.csv"),
         ("predict TRAINED IMAGES --top=0", "top"),
-        ("predict TRAINED IMAGES --top=all", "--top: 'all'"),
         ("visualize TRAINED IMAGES --out=README.md", "--out: README.md cannot be made"),
         ("explain TRAINED x", "x"),
         ("convert export TRAINED", "DST"),

@@ -180,9 +180,7 @@ class Runs:
 
 HOSTILE = {
     "system": pickle.dumps({"train": [Runs(os.system, "touch hacked")]}),
-    "eval": pickle.dumps({"train": Runs(eval, "open('hacked', 'w')")}),
     "cut": pickle.dumps({"train": []})[:-1],
-    "HTML": b"<!DOCTYPE html><html>404</html>",
 }
 
 

@@ -136,15 +136,7 @@ def test_postscript_never_starts_a_program(tmp_path, monkeypatch):
         read_image(file)
 
 
-@pytest.mark.parametrize(
-    "reason",
-    [
-        OSError(errno.EMFILE, "Too many open files"),
-        OSError(errno.ESTALE, "Stale"),
-        OSError(errno.EIO, "Input/output error"),
-        MemoryError(),
-    ],
-)
+@pytest.mark.parametrize("reason", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
 def test_an_error_that_is_not_the_images_is_not_an_unreadable_image(reason, tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise reason

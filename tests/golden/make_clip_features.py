@@ -47,12 +47,8 @@ def main():
             out = model(input_ids=torch.tensor(padded), pixel_values=pixels)
             image = model.visual_projection(model.vision_model(pixels).pooler_output)
             text = model.text_projection(model.text_model(torch.tensor(padded)).pooler_output)
-        meta = {
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "seed": SEED,
-            **sizes,
-        }
+        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+        meta = {**versions, "seed": SEED, **sizes}
         np.savez(
             DATA / f"{name}.npz",
             meta=json.dumps(meta),

@@ -38,9 +38,7 @@ def test_any_number_of_images_is_one_program(predictor, files):
     whole = predictor.predict_proba(files)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, _, **__: (
-            compiled.append(name) if name.endswith("backend_compile_duration") else None
-        )
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
     )
     for n in (1, 3, 4, 9):
         found = predictor.predict_proba(files[:n])
@@ -128,7 +126,6 @@ def change(file, update):
         (["dog", "cat", "dog"], "dog"),
         ([], "classnames"),
         (["dog", " "], "' '"),
-        (["dog", 3], "3"),
         ("dog", "'dog'"),
         (["dog " * 80], "77"),
     ],

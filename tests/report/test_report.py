@@ -244,7 +244,6 @@ def test_a_training_that_had_not_ended_is_no_seed_of_a_result(tmp_path):
         ({"train.epochs": 3}, r"differ in train.epochs \([23] and [23]\)"),
         ({"dtype": "bfloat16"}, "differ in dtype"),
         ({"dataset.template": "a photo of a {}, a type of pet."}, "differ in dataset.template"),
-        ({"init_from": True}, "differ in init_from"),
         ({"n": 51}, "differ in n"),
         ({"seed": 1, "train_list": "u"}, "of one seed, differ in train_list"),
         ({"seed": 1, "prompts": "q"}, "of one seed, differ in prompts"),
