@@ -146,6 +146,11 @@ def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip
 
     assert again() == (0, 0)
     assert again() == (2, 0)
+
+    def rename(old, new):
+        for split in ("train", "test"):
+            (root / split / old).rename(root / split / new)
+
     first, second, *_ = sorted((root / "test").rglob("*.png"))
     shutil.copy(first, first.with_name("more.png"))
     assert again() == (0, 0)
@@ -153,11 +158,9 @@ def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip
     shutil.copy(first, second)
     assert again() == (0, 0)
     assert again() == (2, 0)
-    for split in ("train", "test"):
-        (root / split / "airplane").rename(root / split / "aeroplane")
+    rename("airplane", "aeroplane")
     assert again() == (0, 1)  # the prompts were trained on other names
-    for split in ("train", "test"):
-        (root / split / "aeroplane").rename(root / split / "airplane")
+    rename("aeroplane", "airplane")
     assert again() == (1, 0)
     make_clip.write(weights, seed=5, **make_clip.TINY)
     assert again() == (0, 1)

@@ -5,6 +5,7 @@ import tarfile
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -141,12 +142,12 @@ def test_a_list_of_paths_and_labels(suffix, split, photos):
     whole = read_folder(photos)
     rows = [line.split(",") for line in whole.split.splitlines()[1:]]
     columns = ("path", "label", "split") if split else ("path", "label")
-    lines = [dict(zip(columns, row, strict=False)) for row in rows]
-    text = "\n".join(map(repr, lines)).replace("'", '"')
-    if suffix == ".csv":
-        text = "\n".join([",".join(columns), *(",".join(line.values()) for line in lines)])
+    lists = pd.DataFrame([row[: len(columns)] for row in rows], columns=columns)
+    text = lists.to_csv(index=False)
+    if suffix == ".jsonl":
+        text = lists.to_json(orient="records", lines=True)
     file = photos / f"mine{suffix}"
-    file.write_text(f"\ufeff{text}\n")
+    file.write_text(f"\ufeff{text}")
     found = read_folder(file)
     assert counts(found) == SPLIT
     if split:

@@ -1,7 +1,6 @@
 """What a learned prompt attends to, and the words that are nearest to it."""
 
 import os
-import re
 import shutil
 
 import numpy as np
@@ -48,9 +47,8 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     (tmp_path / "other").mkdir()
     shutil.copy(files[0], tmp_path / "other")
     out = tmp_path / "out"
-    images = [files[0], str(tmp_path / "broken.png"), str(tmp_path / "other")]
-    options = [str(trained), "--top=3", f"--out={out}"]
-    done = in_process("visualize", *options, *images)
+    images = [files[0], tmp_path / "broken.png", tmp_path / "other"]
+    done = in_process("visualize", trained, "--top=3", f"--out={out}", *images)
     assert "broken.png cannot be read as an image" in done.stderr
     name = files[0].rpartition("/")[2].removesuffix(".png")
     assert sorted(file.name for file in out.iterdir()) == [f"{name}-2.png", f"{name}.png"]
@@ -58,8 +56,7 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     # In the folder of the images themselves: none of them is overwritten.
     before = (tmp_path / "other" / f"{name}.png").read_bytes()
     shutil.copy(files[0], tmp_path / "other" / f"{name}-2.png")
-    options = [str(trained), f"--out={tmp_path / 'other'}", str(tmp_path / "other")]
-    in_process("visualize", *options)
+    in_process("visualize", trained, f"--out={tmp_path / 'other'}", tmp_path / "other")
     assert (tmp_path / "other" / f"{name}.png").read_bytes() == before
     assert len(list((tmp_path / "other").iterdir())) == 4
 
@@ -69,9 +66,7 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
     odd = [r"$\frac$.png", "$x_$.png", os.fsdecode(b"n\xff.png")]
     for name in odd:
         shutil.copy(files[0], tmp_path / name)
-    options = [str(trained), f"--out={tmp_path / 'out'}", str(tmp_path)]
-    done = in_process("visualize", *options)
-    assert len(done.stdout.splitlines()) == 3
+    in_process("visualize", trained, f"--out={tmp_path / 'out'}", tmp_path)
     assert sorted(os.listdir(tmp_path / "out")) == sorted(odd)
     names = [r"$\frac$", "$x_$"]
     assert draw_confusion(pd.DataFrame(np.eye(2), columns=names), r"$\frac$")
@@ -89,9 +84,5 @@ def test_words_of_a_context_that_is_words(trained, clip, tmp_path):
     words = ["photo (0.000)", "of (0.000)", "a (0.000)", "zebra (0.000)"]
     assert found[nearest[0]].tolist() == words
     assert not found.iloc[:, 2].str.contains("(0.000)", regex=False).any()
-
-
-def test_explain_prints_a_table(trained):
-    lines = in_process("explain", str(trained), "--top=2").stdout.splitlines()
+    lines = in_process("explain", trained, "--top=2").stdout.splitlines()
     assert len(lines) == 2 + 4
-    assert re.fullmatch(r"\| 1 +\| \S+ \(\d\.\d+\) +\| \S+ \(\d\.\d+\) +\| \d\.\d\d +\|", lines[2])

@@ -54,8 +54,7 @@ def test_every_form_of_an_image(predictor, files, tmp_path):
     opened = Image.open(files[0]).convert("RGB")
     array = np.asarray(opened)
     forms = [pathlib.Path(files[0]), opened, array, array[None], opened.convert("RGBA"), [files[0]]]
-    forms.append(np.array(files[:1]))
-    for form in [*forms, jax.numpy.asarray(array[None])]:
+    for form in [*forms, np.array(files[:1]), jax.numpy.asarray(array[None])]:
         np.testing.assert_array_equal(predictor.predict_proba(form), expected)
     grey = np.asarray(opened.convert("L"))
     expected = predictor.predict_proba(np.stack([grey] * 3, -1))
@@ -69,7 +68,7 @@ def test_every_form_of_an_image(predictor, files, tmp_path):
 
 
 def test_what_is_not_an_image_is_refused(predictor, tmp_path):
-    arrays = [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 7), np.uint8), np.uint8(3)]
+    arrays = [np.zeros((8, 8, 3), np.float32), np.zeros((8, 8, 7), np.uint8)]
     for wrong in (*arrays, np.zeros((0, 0, 3), np.uint8), "none.png"):
         refused(r"an image is a path|none\.png", predictor.predict_proba, [wrong])
     eight = np.zeros((8, 8, 1), np.uint8)  # one image, and not eight

@@ -106,13 +106,8 @@ PLACES = {"all": ".", "base": "on/folder-base"}
 @pytest.fixture
 def quick(monkeypatch):
     """Load the backbone once for all commands, and draw no figures."""
-    monkeypatch.setattr(experiments, "load_clip", _load_once)
+    monkeypatch.setattr(experiments, "load_clip", functools.lru_cache(load_clip))
     monkeypatch.setattr(one_run, "draw", lambda *_: {})
-
-
-@functools.lru_cache(maxsize=1)
-def _load_once(weights, dtype):
-    return load_clip(weights, dtype)
 
 
 class History:
