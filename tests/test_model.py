@@ -76,16 +76,11 @@ def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer, c
 
     So are tokens that stay in the sequence, with and without class prompts, and coupled tokens.
     """
+    visual = {"visual_length": visual_length, "visual_depth": depth, "ln_pre": depth > 0}
+    class_aware = {"top_k": top_k, "first_layer": first_layer}
+    text_depth = 2 if coupled else 1
     config = PromptConfig(
-        len(NAMES),
-        4,
-        visual_length=visual_length,
-        visual_depth=depth,
-        ln_pre=depth > 0,
-        text_depth=2 if coupled else 1,
-        coupled=coupled,
-        top_k=top_k,
-        first_layer=first_layer,
+        len(NAMES), 4, **visual, **class_aware, text_depth=text_depth, coupled=coupled
     )
     model = PromptedCLIP(clip.config, config)
     prompts, images = random_prompts(model, seed=7), normal(8, 3, 32, 32, 3)
@@ -154,11 +149,8 @@ def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
     length, width = 5, clip.config.text.width
     own = (len(NAMES),) if class_specific else ()
     context = jnp.asarray(normal(6, depth, *own, length, width, scale=0.3))
-    each = (
-        context
-        if class_specific
-        else jnp.broadcast_to(context[:, None], (depth, len(NAMES), length, width))
-    )
+    own_context = context if class_specific else context[:, None]
+    each = jnp.broadcast_to(own_context, (depth, len(NAMES), length, width))
     layout = packed_prompts(NAMES, clip.tokenizer, length, position, class_specific)
     model = CLIP(clip.config)
     actual = jax.jit(

@@ -87,7 +87,7 @@ def test_other_folders_have_results_of_their_own(run, prepared, tmp_path):
             (root / "test" / "airplane").rename(root / "test" / "aeroplane")
             (root / "train" / "airplane").rename(root / "train" / "aeroplane")
         in_process("main.py", "--mode=eval", f"--workdir={run}", f"--config.dataset.root={root}")
-        found += [set(file.parent.name for file in (run / "on").rglob("results.json"))]
+        found.append({file.parent.name for file in (run / "on").rglob("results.json")})
     assert found == [{"other", "folder"}, {"other", "folder", "folder-2"}]
     images = [results_of(run / "on" / name)["n"] for name in ("folder", "folder-2")]
     assert images[1] == images[0] - 1
@@ -134,7 +134,6 @@ def test_a_run_is_finished_with_the_results_that_are_asked_for(run, prepared, co
 
 def test_calibration_by_hand():
     """Four answers: two of confidence 90 %, one of them right, and two of 60 %, both right."""
-
     logits = np.log([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
     found = calibration(logits, np.array([0, 1, 0, 0]))
     assert [one["images"] for one in found["bins"]] == [2, 2]

@@ -52,13 +52,9 @@ def config_of(meta):
         own = {"text_length": length, "text_depth": depth, "visual_length": length}
         own |= {"visual_depth": depth, "ln_pre": True, "coupled": True}
     else:
-        own = {
-            "text_length": meta["N_CTX_TEXT"],
-            "text_depth": meta["PROMPT_DEPTH_TEXT"],
-            "visual_length": meta["N_CTX_VISION"],
-            "visual_depth": meta["PROMPT_DEPTH_VISION"],
-            "ln_pre": True,
-        }
+        own = {"text_length": meta["N_CTX_TEXT"], "text_depth": meta["PROMPT_DEPTH_TEXT"]}
+        own |= {"visual_length": meta["N_CTX_VISION"], "visual_depth": meta["PROMPT_DEPTH_VISION"]}
+        own["ln_pre"] = True
     if kind == "PromptSRC":
         text, image = meta["TEXT_LOSS_WEIGHT"], meta["IMAGE_LOSS_WEIGHT"]
         own["consistency"] = Consistency(text, "l1", image, logits=1.0)

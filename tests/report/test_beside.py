@@ -58,13 +58,11 @@ def test_the_average_needs_all_of_the_papers_datasets(runs):
     """Its standard error is that of a mean of eleven independent means."""
     line = f"coop,{AVERAGE},1,60,,"
     beside(runs, [line])
-    text = (runs / "report.md").read_text(encoding="utf-8")
-    assert "1 of 1 published numbers have no run here" in text
+    assert "1 of 1 published numbers have no run here" in (runs / "report.md").read_text()
     for dataset in PAPER_DATASETS:
         write_seeds(runs, "coop", (50, 54, 58), dataset)
     beside(runs, [line])
-    text = (runs / "report.md").read_text(encoding="utf-8")
-    text = text.partition("Average over 11 datasets: beside")[2]
+    text = (runs / "report.md").read_text().partition("Average over 11 datasets: beside")[2]
     error = np.std([50, 54, 58], ddof=1) / np.sqrt(3) / np.sqrt(11)
     assert rows_of(text)[2:] == [
         ["CoOp", "1 shot", "54.00", "60.00", "-6.00", f"{-6 / error:+.1f}", "3"]

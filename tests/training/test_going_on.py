@@ -152,17 +152,12 @@ def test_what_follows_a_step_that_was_left_out(config, clip):
     experiment = experiments.prepare(config, clip)
     # Warm-up is over after the first step.
     schedule = Schedule(0.01, 0.002, 1, 2, steps_per_epoch=1)
-    optimizer = make_optimizer()
-    step = StepConfig(0.3, skip=True)
+    optimizer, step = make_optimizer(), StepConfig(0.3, skip=True)
     take_step = make_step(experiment.model, optimizer, step)
-    size = experiment.model.clip_config.image_size
-    generator = np.random.default_rng(0)
-    batch = {
-        "image": generator.integers(0, 256, (1, 6, size, size, 3), np.uint8),
-        "label": np.arange(6, dtype=np.int32)[None],
-        "weight": np.ones((1, 6), np.float32),
-    }
-    broken = {**batch, "weight": np.full((1, 6), np.nan, np.float32)}
+    image = np.random.default_rng(0).integers(0, 256, (1, 6, 32, 32, 3), np.uint8)
+    label, weight = np.arange(6, dtype=np.int32)[None], np.ones((1, 6), np.float32)
+    batch = {"image": image, "label": label, "weight": weight}
+    broken = {**batch, "weight": np.nan * weight}
     prompts = adoption.initial_prompts(experiment)
 
     def after(*batches, schedule=schedule, momentum=0.0):
