@@ -94,10 +94,8 @@ def read(tmp_path, change=None, **whole):
 
 
 def test_preprocessing_is_the_models_own(tmp_path):
-    config = read(tmp_path, preprocess_cfg=PREPROCESS)[0]
-    assert config.preprocessing == Preprocessing(
-        (0.5, 0.5, 0.5), (0.25, 0.5, 0.75), "bilinear", "squash"
-    )
+    expected = Preprocessing((0.5, 0.5, 0.5), (0.25, 0.5, 0.75), "bilinear", "squash")
+    assert read(tmp_path, preprocess_cfg=PREPROCESS)[0].preprocessing == expected
     assert read(tmp_path)[0].preprocessing == Preprocessing()
     one = read(tmp_path, preprocess_cfg={"mean": 0.5, "std": None})[0].preprocessing
     assert (one.mean, one.std) == ((0.5, 0.5, 0.5), Preprocessing().std)
