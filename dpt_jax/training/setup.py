@@ -167,7 +167,7 @@ def check_fit(clip: CLIPConfig, prompts: PromptConfig) -> None:
         ("weights.text_layers", max(weights.text or (0,)), 0, text),
     ):
         if not first <= layer <= last:
-            raise UserError(f"{key} is {layer}, but the last such layer of this CLIP is {last}.")
+            raise UserError(f"{key} is {layer}: on this CLIP it must be from 1 to {last}.")
     for key, tokens, context in (
         ("length", prompts.visual_length, prompts.text_length),
         ("depth", visual_depth(clip, prompts), prompts.text_depth),
