@@ -25,7 +25,7 @@ from etils import epath
 
 from dpt_jax import distributed
 from dpt_jax.check import golden, measure
-from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.config import method_config
 from dpt_jax.data import loader
 from dpt_jax.data.catalogue import imagenet_classnames
@@ -90,13 +90,17 @@ def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -
       data: a folder of images to load, "" for generated JPEGs.
       quick: whether to use fewer steps, images and classes.
     """
+    # First, since a wrong name is not a fault of the machine.
+    dtype = compute_dtype(method_config("dpt"))
+    random_weights = clip in measure.SIZES
+    pretrained = measure.random_clip(clip, dtype) if random_weights else load_clip(clip, dtype)
     rows = machine()
     parts = {
         "hosts": lambda: hosts({"--clip": clip, "--quick": str(quick)}),
         "storage": lambda: storage(workdir),
         "numbers": numbers,
         "same bits": same_bits,
-        "speed": lambda: speed(clip, data, quick),
+        "speed": lambda: speed(clip, pretrained, data, quick),
     }
     for group, part in parts.items():
         say(f"checking {group} …", file=sys.stderr)
@@ -226,14 +230,12 @@ def same_bits() -> list[Row]:
     return [Row("same bits", name, "identical" if same else "different", "identical", same)]
 
 
-def speed(clip: str, data: str, quick: bool) -> list[Row]:
+def speed(clip: str, pretrained: Pretrained, data: str, quick: bool) -> list[Row]:
     """Time a step of DPT on a CLIP, and the loading of the images that it needs."""
     classes, each = (10, 8) if quick else (100, 32)
     config = method_config("dpt", "imagenet")
     config.text_prompt.init = ""
     dtype = compute_dtype(config)
-    random_weights = clip in measure.SIZES
-    pretrained = measure.random_clip(clip, dtype) if random_weights else load_clip(clip, dtype)
     names = tuple(imagenet_classnames()[:classes])
     dataset = Dataset(Files(as_path(".")), names, train=[], val=[], test=[])
     with contextlib.redirect_stdout(io.StringIO()):

@@ -113,6 +113,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
         ("convert export TRAINED", "DST"),
         ("report", "FOLDER"),
         ("report /nowhere", "is not a folder"),
+        ("check --clip=/nowhere", "/nowhere"),
         ("train --cluster", "could not be connected"),
     ],
 )
