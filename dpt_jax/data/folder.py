@@ -30,6 +30,7 @@ EXTENSIONS |= ({".avif"} if AVIF else set()) | ({".heic", ".heif"} if HEIF else 
 IMAGE_ENDINGS = ", ".join(sorted(EXTENSIONS)) + ("" if HEIF else HEIF_HINT)
 SHOULD_HOLD = "it should hold folders CLASS/, or train/CLASS/ and test/CLASS/"
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {*SPLITS, "training", "valid", "validation", "testing"}  # in small letters
 SPLIT_SEED = 1  # of random splits, the same for all runs
 
 
@@ -160,7 +161,11 @@ def _in_folders(root: epath.Path) -> list[Listed]:
 
     folders = [name for name, is_folder in visible(root) if is_folder]
     # Only a folder with folders in it is a split: a class may have the same name.
-    splits = [x for x in folders if x in SPLITS and any(each[1] for each in visible(root / x))]
+    splits = [
+        x for x in folders if x.lower() in SPLIT_NAMES and any(y for _, y in visible(root / x))
+    ]
+    if misnamed := [name for name in splits if name not in SPLITS]:
+        raise UserError(f"{root / misnamed[0]} looks like a split: name it train, val or test.")
     if splits and (others := {*folders} - {*splits}):
         say(f"{root}: only its folders train, val and test are used, not {min(others)}.")
     images: list[Listed] = []

@@ -96,6 +96,8 @@ def test_a_folder_without_a_test_folder_is_named(photos, tmp_path):
     photos.rename(tmp_path / "data" / "train")
     refused("test/", read_folder, tmp_path / "data")
     assert counts(read_folder(tmp_path / "data" / "train")) == SPLIT
+    (tmp_path / "data" / "valid" / "cat").mkdir(parents=True)
+    refused("valid", read_folder, tmp_path / "data")
     (tmp_path / "data" / "train").rename(tmp_path / "data" / "Training")
     refused("Training", read_folder, tmp_path / "data")
 
