@@ -225,3 +225,8 @@ class PromptClassifier:
             classifier_tags=ClassifierTags(),
             input_tags=InputTags(two_d_array=False, three_d_array=True, string=True),
         )
+
+    def __repr__(self) -> str:
+        """Return the call that makes this classifier, as scikit-learn shows in a pipeline."""
+        own = ", ".join(f"{name}={value!r}" for name, value in self._parameters.items())
+        return f"PromptClassifier({own})"

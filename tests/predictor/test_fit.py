@@ -170,6 +170,7 @@ def test_a_search_within_a_pipeline(arrays, clip_dir):
     classifier = dpt_jax.PromptClassifier(method="zeroshot", clip=str(clip_dir))
     assert is_classifier(classifier)
     assert clone(classifier).get_params() == classifier.get_params()
+    assert "method=" in repr(classifier)
     pipeline = make_pipeline(FunctionTransformer(np.ascontiguousarray), classifier)
     choices = {"promptclassifier__dataset__template": ["{} texture."]}
     search = GridSearchCV(pipeline, choices, cv=2, error_score="raise").fit(images, labels)
