@@ -134,7 +134,7 @@ class Checkpoints(contextlib.ExitStack):
         """
         steps = steps_of(self.directory)
         distributed.check_same(lambda: {"list of checkpoints (workdir)": repr(steps)})
-        saved, damaged = _restore_newest(self.directory, training=True)
+        saved, damaged = _restore_newest(self.directory, steps, training=True)
         if saved and saved.training is None:
             raise UserError(
                 f"{self.directory} has prompts without a training state, so it cannot be resumed: "
@@ -162,13 +162,16 @@ def steps_of(folder: epath.Path) -> list[int]:
     return sorted(steps, reverse=True)
 
 
-def _restore_newest(folder: epath.Path, training: bool) -> tuple[Saved | None, dict[int, str]]:
+def _restore_newest(
+    folder: epath.Path, steps: list[int], training: bool
+) -> tuple[Saved | None, dict[int, str]]:
     """Return the newest intact checkpoint on all hosts, and why newer ones are damaged.
 
-    Raise UserError if none is intact, or if one cannot be read for a reason other than damage.
+    steps: those with a checkpoint, newest first. Raise UserError if none is intact, or if one
+    cannot be read for a reason other than damage.
     """
     damaged: dict[int, str] = {}
-    for step in steps_of(folder):
+    for step in steps:
         reason = ""
         try:
             saved = restore(folder / str(step), training)
@@ -232,7 +235,8 @@ def load_newest(source: epath.PathLike) -> Saved:
     source = as_path(source)
     if is_prompt_file(source):
         return _read_prompt_file(source)
-    saved, damaged = _restore_newest(source / FOLDER, training=False)
+    folder = source / FOLDER
+    saved, damaged = _restore_newest(folder, steps_of(folder), training=False)
     for reason in damaged.values():
         say(f"{reason}: using the previous one.", file=sys.stderr)
     if saved is None:
