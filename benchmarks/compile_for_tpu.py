@@ -61,7 +61,7 @@ from dpt_jax.config import method_config, prompt_config, templates
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.distributed import on_devices
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import classify, encode_texts
+from dpt_jax.evaluation.evaluate import classify, encode_classes
 from dpt_jax.methods import METHODS
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
@@ -221,7 +221,7 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[Program]:
     batch = stacked(batch, case.chips)
     if not case.train:
         given = (case.clip, stacked(prompts, case.chips))
-        encode = on_devices(encode_texts, case.model, devices=tuple(on))
+        encode = on_devices(encode_classes, case.model, devices=tuple(on))
         texts = jax.eval_shape(encode, *given, case.texts)
         program = on_devices(classify, case.model, devices=tuple(on))
         return [

@@ -33,7 +33,7 @@ from dpt_jax.check.measure import Work, compiled, product_rate, random_batch, ti
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.loader import Batch
 from dpt_jax.data.records import Dataset, Files
-from dpt_jax.evaluation.evaluate import classify, encode_texts, merge
+from dpt_jax.evaluation.evaluate import classify, encode_classes, merge
 from dpt_jax.training import flops, setup
 from dpt_jax.training.initial_prompts import initial_prompts
 
@@ -101,7 +101,7 @@ def evaluation(experiment: setup.Experiment, batch: Batch) -> tuple[Work, Work]:
     """Return the work of classifying a batch with known text features, and of encoding texts."""
     model, clip = experiment.model, experiment.pretrained.params
     prompts = merge(model, clip, distributed.replicate(initial_prompts(experiment)))
-    encode = distributed.on_devices(encode_texts, model)
+    encode = distributed.on_devices(encode_classes, model)
     given = clip, prompts, encode(clip, prompts, experiment.texts), batch["image"]
 
     def work(program: Any, *arguments: Any) -> Work:

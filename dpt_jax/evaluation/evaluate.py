@@ -40,7 +40,7 @@ def _merge(model: PromptedCLIP, clip: Params, prompts: Prompts) -> Prompts:
     return apply(model, clip, prompts, method="merge")
 
 
-def encode_texts(model: PromptedCLIP, clip: Params, prompts: Prompts, texts: Texts) -> Texts:
+def encode_classes(model: PromptedCLIP, clip: Params, prompts: Prompts, texts: Texts) -> Texts:
     """Return the texts of the classes, encoded."""
     return apply(model, clip, prompts, texts, distributed.AXIS, method="texts")
 
@@ -86,7 +86,7 @@ def predict(
         examples = experiment.dataset.test
     model, clip = experiment.model, experiment.pretrained.params
     merged = merge(model, clip, distributed.replicate(prompts))
-    texts = distributed.on_devices(encode_texts, model)(clip, merged, experiment.texts)
+    texts = distributed.on_devices(encode_classes, model)(clip, merged, experiment.texts)
     answer = distributed.on_devices(logits_of, model)
 
     def logits(batch: loader.Batch) -> tuple[jax.Array, jax.Array]:

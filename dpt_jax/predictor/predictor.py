@@ -18,7 +18,7 @@ from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.memory import Images, Labels, as_rgb, check_classnames, image_list, label_indices
 from dpt_jax.data.records import Dataset, Example, Files, Reader
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import check_finite, classify, encode_texts, merge
+from dpt_jax.evaluation.evaluate import check_finite, classify, encode_classes, merge
 from dpt_jax.evaluation.metrics import softmax
 from dpt_jax.evaluation.results import RESULTS_FILE, read_current
 from dpt_jax.io import as_path, reading
@@ -74,7 +74,7 @@ class Predictor:
         self._saved, self._source = saved, source
         clip, prompts = self.pretrained.params, distributed.replicate(saved.prompts)
         self.merged_prompts = merge(self.model, clip, prompts)
-        encode = distributed.on_devices(encode_texts, self.model)
+        encode = distributed.on_devices(encode_classes, self.model)
         self._texts = encode(clip, self.merged_prompts, experiment.texts)
         self.texts: PyTree = distributed.to_host(self._texts)
 
