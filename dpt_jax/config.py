@@ -152,7 +152,7 @@ def validate(config: ConfigDict) -> None:
         for text in values[key].split("|") if values[key] or key == "dataset.template" else ():
             if text.count("{}") != 1 or text.count("{") + text.count("}") != 2:
                 raise UserError(f"{key}: {text.strip()!r} must have one {{}}, for the class name.")
-    _check_conflicts(config)
+    _check_conflicts(config, values)
 
 
 def _check_value(key: str, value: Value) -> None:
@@ -172,8 +172,11 @@ def _check_value(key: str, value: Value) -> None:
         raise UserError(f"{key} is {value}: it must be at least {least}{without}.")
 
 
-def _check_conflicts(config: ConfigDict) -> None:
-    """Raise UserError if keys contradict each other or the parts of the method."""
+def _check_conflicts(config: ConfigDict, values: Mapping[str, Value]) -> None:
+    """Raise UserError if keys contradict each other or the parts of the method.
+
+    values: those of the configuration by key.
+    """
     data, classifier, weights = config.dataset, config.classifier, config.weights
     method = METHODS[config.method]
     parts, letters, learns_texts = method.parts, weights.matrices, False
@@ -216,7 +219,6 @@ def _check_conflicts(config: ConfigDict) -> None:
         "several texts a class (dataset.descriptions)": any(len(own) > 1 for own in described),
         "a learned text tower": learns_texts and TEXT not in parts,
     }
-    values = flat(config.to_dict())
 
     def holds(name: str) -> bool:
         if name in facts:
