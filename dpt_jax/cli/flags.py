@@ -54,6 +54,16 @@ def add_run(parser: argparse.ArgumentParser, images: bool = False) -> None:
     if images:
         add("images", nargs="+", metavar="PATH", help="images, or their folders")
     add_clip(parser)
+    refuse_workdir(parser)
+
+
+def refuse_workdir(parser: argparse.ArgumentParser) -> None:
+    """Say where the run goes if it is given by --workdir, as for `train`."""
+
+    def refuse(text: str) -> None:
+        raise argparse.ArgumentTypeError(f"{text} is a run: give it first, without --workdir")
+
+    parser.add_argument("--workdir", dest="_", type=refuse, help=argparse.SUPPRESS)
 
 
 def add_clip(parser: argparse.ArgumentParser) -> None:

@@ -108,6 +108,8 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
         ("predict TRAINED IMAGES --json --csv=out.csv", "not both"),
         ("predict TRAINED IMAGES --csv=/nowhere/out.csv", "/nowhere/out.csv"),
         ("predict TRAINED IMAGES --top=0", "top"),
+        ("predict --workdir=TRAINED IMAGES", "without --workdir"),
+        ("report --workdir=TRAINED", "without --workdir"),
         ("visualize TRAINED IMAGES --out=README.md", "--out: README.md cannot be made"),
         ("explain TRAINED x", "x"),
         ("convert export TRAINED", "DST"),
