@@ -13,7 +13,8 @@ from dpt_jax.io import as_path
 from dpt_jax.training import process
 from tests.helpers.commands import command, in_process, start
 from tests.helpers.golden import Golden
-from tests.helpers.hosts import finish, free_port
+from tests.helpers.object_store import free_port
+from tests.helpers.runs import finish
 
 
 def not_ok(rows):

@@ -16,9 +16,8 @@ from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import load_newest, steps_of
 from dpt_jax.training.process import EXIT_CODE
 from tests.helpers.commands import command, in_process, refused
-from tests.helpers.faults import assert_same_end
 from tests.helpers.golden import IMAGES
-from tests.helpers.hosts import SETTINGS, finish, outputs, start_hosts
+from tests.helpers.runs import OF_HOSTS, assert_same_end, finish, outputs, start_hosts
 
 pytestmark = pytest.mark.process
 
@@ -61,7 +60,7 @@ def test_two_hosts_that_were_stopped_compute_what_one_does(hosts, tiny_clip_dir,
     assert [json.loads(line)["epoch"] for line in lines] == [*range(1, 13)]
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 2
 
-    arguments = [*SETTINGS, *FEATURES, f"--config.clip.weights={tiny_clip_dir}"]
+    arguments = [*OF_HOSTS, *FEATURES, f"--config.clip.weights={tiny_clip_dir}"]
     in_process("main.py", "--config=configs/coop.py:folder", *arguments, f"--workdir={alone}")
     one, two = load_newest(alone).prompts, load_newest(workdir).prompts
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), two, one)
@@ -91,7 +90,7 @@ def test_two_hosts_train_the_classifier_of_one(tiny_clip_dir, tmp_path):
     finish(begin())
     two = load_newest(workdir)
     jax.tree.map(np.testing.assert_array_equal, two.prompts | before.prompts, two.prompts)
-    arguments = [*SETTINGS, *options, f"--config.clip.weights={tiny_clip_dir}"]
+    arguments = [*OF_HOSTS, *options, f"--config.clip.weights={tiny_clip_dir}"]
     in_process("main.py", "--config=configs/dpt_zslp.py:folder", *arguments, f"--workdir={alone}")
     one = load_newest(alone).prompts
     jax.tree.map(

@@ -19,7 +19,7 @@ from dpt_jax.prompts.weights import MATRICES, norms_of
 from dpt_jax.training.classifier import learning_rates as rates_of_classifier
 from dpt_jax.training.classifier import train_on_features
 from dpt_jax.training.optimizer import Schedule, descend, learning_rates, make_optimizer
-from tests.helpers.golden import Golden, errors_in_norm, relative_error, worst
+from tests.helpers.golden import Golden, assert_close_in_norm, relative_error
 from tests.helpers.models import apply, frozen_features, total_loss
 
 pytestmark = pytest.mark.compiles
@@ -123,7 +123,7 @@ def test_start(case):
         if f"{prefix}batch_logits" in golden.arrays:
             assert relative_error(logits, golden[f"{prefix}batch_logits"]) < LOGITS
         expected = weights_of(golden.tensors(f"{prefix}grad"))
-        assert worst(errors_in_norm(gradient, expected)) < GRADIENTS
+        assert_close_in_norm(gradient, expected, GRADIENTS)
     key = "zero_shot_base_logits" if case.tested == "base_image" else "zero_shot_logits"
     prompts = weights_of(golden.tensors("param"))
     assert relative_error(case.test_logits(prompts), golden[key]) < LOGITS
@@ -162,7 +162,7 @@ def test_training(case):
     final = weights_of(golden.tensors("final"))
     moved, published = (jax.tree.map(np.subtract, tree, start) for tree in (prompts, final))
     name = "clip_lora" if case.tested == "test_image" else "two_stage"
-    assert worst(errors_in_norm(moved, published)) < MOVEMENT[name]
+    assert_close_in_norm(moved, published, MOVEMENT[name])
     merged = case.merged(prompts)
     if case.tested == "test_image":
         assert relative_error(case.test_logits(prompts), golden["final_logits"]) < LOGITS

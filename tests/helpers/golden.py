@@ -36,17 +36,15 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())
 
 
-def errors_in_norm(found, expected):
-    """Norm of each difference over that of what is expected, for trees of one structure."""
+def assert_close_in_norm(found, expected, bound: float) -> None:
+    """Assert that the norm of each difference is below a share of that of what is expected, for
+    trees of one structure.
+    """
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    return jax.tree.map(
+    errors = jax.tree.map(
         lambda a, b: np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0), found, expected
     )
-
-
-def worst(errors) -> float:
-    """Return the largest number of a tree."""
-    return max(jax.tree.leaves(errors))
+    assert max(jax.tree.leaves(errors)) < bound, errors
 
 
 def same_bytes(a, b) -> bool:

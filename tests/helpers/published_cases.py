@@ -1,12 +1,14 @@
 """Parts and prompts of the published code's golden files, in the form of this package."""
 
 import functools
+import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
 
-from dpt_jax.clip.pretrained import Pretrained
+from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.convert.reference import CAVPT, COUPLED, JOINT, TEXT, VISUAL, prompts_from_published
 from dpt_jax.model import PromptedCLIP, Texts
 from dpt_jax.prompts.config import Consistency, PromptConfig
@@ -64,9 +66,10 @@ def config_of(meta):
 class Case:
     """One golden file, set up in this package, with one compiled function for all its numbers."""
 
-    def __init__(self, golden: Golden, clip: Pretrained) -> None:
-        self.golden = golden
+    def __init__(self, name: str, clip_dir: Callable[[dict], pathlib.Path]) -> None:
+        self.golden = golden = Golden(name)
         self.meta = meta = golden.meta
+        clip = load_clip(str(clip_dir(meta)))
         self.config = config_of(meta)
         self.model = PromptedCLIP(clip.config, self.config)
         self.clip = clip.params

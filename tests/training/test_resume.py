@@ -14,7 +14,7 @@ from dpt_jax.training.checkpoints import DAMAGED, load_newest
 from dpt_jax.training.process import EXIT_CODE
 from tests.helpers.commands import assert_refused, command, in_process
 from tests.helpers.configs import small_flags
-from tests.helpers.faults import SETTINGS, Run, assert_same_end
+from tests.helpers.runs import SETTINGS, Run, assert_same_end
 
 pytestmark = [pytest.mark.compiles, pytest.mark.process]
 

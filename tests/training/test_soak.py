@@ -29,7 +29,7 @@ from dpt_jax.training.checkpoints import FOLDER, Checkpoints, digest, load_newes
 from dpt_jax.training.process import EXIT_CODE
 from tests.helpers.commands import in_process
 from tests.helpers.configs import small_config, small_flags
-from tests.helpers.faults import SETTINGS, Run, assert_same_end
+from tests.helpers.runs import SETTINGS, Run, assert_same_end
 from tests.training.test_resume import LONG
 
 pytestmark = pytest.mark.slow
