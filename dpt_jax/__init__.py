@@ -17,8 +17,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from dpt_jax.errors import UserError
-
-__version__ = "0.2.0"
+from dpt_jax.version import __version__
 
 if TYPE_CHECKING:
     from dpt_jax.predictor.fit import PromptClassifier, fit

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dpt_jax import __version__
 from dpt_jax.errors import USER_ERROR, UserError
 from dpt_jax.io import cache_folder, short
+from dpt_jax.version import __version__
 
 # Arrays by name, of which `label` has a row for each image.
 Batch = dict[str, Any]
