@@ -20,8 +20,8 @@ from dpt_jax.errors import UserError
 from dpt_jax.version import __version__
 
 if TYPE_CHECKING:
+    from dpt_jax.predictor import Predictor, load
     from dpt_jax.predictor.fit import PromptClassifier, fit
-    from dpt_jax.predictor.predictor import Predictor, load
     from dpt_jax.report.frame import results
 
 __all__ = [
@@ -36,10 +36,10 @@ __all__ = [
 
 # Imported when they are first used: importing JAX takes seconds.
 _MODULES = {
-    "Predictor": "dpt_jax.predictor.predictor",
+    "Predictor": "dpt_jax.predictor",
     "PromptClassifier": "dpt_jax.predictor.fit",
     "fit": "dpt_jax.predictor.fit",
-    "load": "dpt_jax.predictor.predictor",
+    "load": "dpt_jax.predictor",
     "results": "dpt_jax.report.frame",
 }
 

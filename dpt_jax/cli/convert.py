@@ -83,10 +83,10 @@ def run(flags: argparse.Namespace) -> None:
 
 def export(source: "epath.Path", target: "epath.Path") -> None:
     """Write the prompts of a workdir, and its results if they belong to them, to a prompt file."""
+    from dpt_jax import predictor
     from dpt_jax.convert.reference import read_run
     from dpt_jax.io import size_of
     from dpt_jax.logging import say
-    from dpt_jax.predictor import predictor
 
     config, saved = read_run(source)
     predictor.export(config, saved, source, target)
@@ -98,8 +98,7 @@ def compile_program(what: str, source: "epath.Path", target: "epath.Path", clip:
     """Write the classifier of a run as a program of JAX ("serve") or as an ONNX file ("onnx")."""
     from dpt_jax.io import make_folder, size_of
     from dpt_jax.logging import say
-    from dpt_jax.predictor import program
-    from dpt_jax.predictor.predictor import load
+    from dpt_jax.predictor import load, program
 
     if what == "onnx" and target.suffix != ".onnx":
         raise UserError(f"convert onnx: {target} should end in .onnx.")

@@ -18,8 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     from dpt_jax.io import as_path
-    from dpt_jax.predictor.explain import nearest_words
-    from dpt_jax.predictor.predictor import load
+    from dpt_jax.predictor import load, nearest_words
     from dpt_jax.report.frame import markdown
 
     predictor = load(as_path(flags.workdir), clip=flags.clip, batch_size=1)

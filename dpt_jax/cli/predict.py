@@ -25,7 +25,7 @@ from dpt_jax.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from dpt_jax.predictor.predictor import Predictor
+    from dpt_jax.predictor import Predictor
 
 BATCH = 128  # images that a device takes at a time, at most
 
@@ -51,7 +51,7 @@ def run(flags: argparse.Namespace) -> None:
     # Importing JAX takes seconds, so wrong paths are reported before.
     from dpt_jax.io import as_path
     from dpt_jax.logging import Progress
-    from dpt_jax.predictor.predictor import load, read_classnames
+    from dpt_jax.predictor import load, read_classnames
 
     classnames = read_classnames(as_path(flags.classes)) if flags.classes else None
     # A power of two: small for few images, and one compiled program serves many calls.

@@ -30,8 +30,7 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.data.folder import find_images
     from dpt_jax.io import as_path, make_folder, write_whole
     from dpt_jax.logging import say
-    from dpt_jax.predictor.explain import describe
-    from dpt_jax.predictor.predictor import load
+    from dpt_jax.predictor import describe, load
     from dpt_jax.report.figures import draw_sight
     from dpt_jax.training.checkpoints import folder_of
 

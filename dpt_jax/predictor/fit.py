@@ -26,7 +26,7 @@ from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.io import as_path
 from dpt_jax.logging import quiet, say
 from dpt_jax.methods import METHODS
-from dpt_jax.predictor.predictor import Predictor
+from dpt_jax.predictor import Predictor
 from dpt_jax.runs import train_run
 from dpt_jax.training.loop import Callback
 from dpt_jax.training.process import Stopped

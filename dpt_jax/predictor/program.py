@@ -19,7 +19,7 @@ from dpt_jax.io import write_whole
 from dpt_jax.model import Outputs
 
 if TYPE_CHECKING:
-    from dpt_jax.predictor.predictor import Predictor
+    from dpt_jax.predictor import Predictor
 
 PROGRAM, ABOUT, EXAMPLE = "classifier.jax", "classifier.json", "classify.py"
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -15,7 +15,7 @@ from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.report.frame import HARMONIC, in_order
 
 if TYPE_CHECKING:
-    from dpt_jax.predictor.explain import Sight
+    from dpt_jax.predictor import Sight
 
 COLUMNS = 4  # of a grid of panels
 LONGEST_NAME = 30  # letters of a class name

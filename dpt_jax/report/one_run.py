@@ -20,8 +20,7 @@ from dpt_jax.evaluation.results import Results, read_current
 from dpt_jax.io import write_whole
 from dpt_jax.logging import Progress
 from dpt_jax.methods import ROWS, ZERO_SHOT
-from dpt_jax.predictor.explain import describe, nearest_words
-from dpt_jax.predictor.predictor import Predictor
+from dpt_jax.predictor import Predictor, describe, nearest_words
 from dpt_jax.report import figures
 from dpt_jax.report.frame import csv_of, markdown
 from dpt_jax.training.initial_prompts import saved_prompts

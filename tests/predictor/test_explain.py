@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import dpt_jax
-from dpt_jax.predictor.explain import describe, nearest_words
+from dpt_jax.predictor import describe, nearest_words
 from dpt_jax.report.figures import draw_confusion
 from tests.helpers.commands import in_process
 from tests.helpers.models import all_outputs

@@ -14,9 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import dpt_jax
 from dpt_jax.errors import UserError
-from dpt_jax.predictor import program
-from dpt_jax.predictor.explain import describe
-from dpt_jax.predictor.predictor import read_classnames
+from dpt_jax.predictor import describe, program, read_classnames
 from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from tests.helpers.commands import command, command_refused, in_process, refused
 from tests.helpers.golden import IMAGES
