@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpt_jax import check as report
-from dpt_jax.check import Row, golden, table
+from dpt_jax.check import Row, table
 from dpt_jax.io import as_path
 from dpt_jax.training import process
 from tests.helpers.commands import command, in_process, start
@@ -34,7 +34,7 @@ def test_the_table_names_what_is_not_ok():
 
 
 def test_the_golden_case_is_the_published_codes():
-    tests, shipped = Golden("dpt_last_layer"), golden.arrays()
+    tests, shipped = Golden("dpt_last_layer"), report.golden_arrays()
     np.testing.assert_array_equal(shipped["logits"], tests["logits"])
     assert shipped["loss"] == tests["loss_early"]
 
@@ -60,9 +60,9 @@ def with_a_wrong_weight(params):
 @pytest.mark.parametrize("change", [None, rounded, with_a_wrong_weight])
 def test_wrong_numbers_are_found(change, monkeypatch):
     if change:
-        params = change(golden.clip_params())
-        monkeypatch.setattr(golden, "clip_params", lambda: params)
-    monkeypatch.delitem(golden.BOUNDS, "bfloat16")
+        params = change(report.golden_params())
+        monkeypatch.setattr(report, "golden_params", lambda: params)
+    monkeypatch.delitem(report.BOUNDS, "bfloat16")
     rows = [*report.numbers()]
     assert sum(row.name.startswith("gradient") for row in rows) == 13
     assert not_ok(rows) >= {row.name for row in rows[:2]} if change else not not_ok(rows)

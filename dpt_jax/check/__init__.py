@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import importlib.resources
 import io
+import math
 import os
 import pathlib
 import platform
@@ -16,28 +18,42 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tabulate
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dpt_jax import distributed
-from dpt_jax.check import golden, measure
+from dpt_jax.check import measure
+from dpt_jax.clip.blocks import Params
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.files import OPENAI, params_of, tensors_of
+from dpt_jax.clip.model import param_shapes
+from dpt_jax.clip.packing import pack
 from dpt_jax.clip.pretrained import Pretrained, load_clip
+from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.config import method_config
+from dpt_jax.convert.reference import prompts_from_published
 from dpt_jax.data import loader
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.folder import find_images
 from dpt_jax.data.records import Dataset, Files, free_memory
 from dpt_jax.io import as_path, entries, file_system, is_remote, make_folder, short
 from dpt_jax.logging import say
+from dpt_jax.model import PromptedCLIP, Texts, apply
+from dpt_jax.prompts import Prompts
+from dpt_jax.prompts.config import PromptConfig
+from dpt_jax.prompts.text import plain_layout, prompted_texts
 from dpt_jax.training import flops
 from dpt_jax.training.checkpoints import Checkpoints, digest, load_newest
 from dpt_jax.training.loop import train
 from dpt_jax.training.process import Stopped, is_locked, locked
 from dpt_jax.training.setup import assemble, compute_dtype, prepare
+from dpt_jax.training.step import StepConfig, accumulate_gradients
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "dpt-jax")
 DRIVER = pathlib.Path("/proc/driver/nvidia/version")
@@ -45,6 +61,19 @@ DRIVER = pathlib.Path("/proc/driver/nvidia/version")
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision")
 GB = 1e9
+# A case computed by DPT's published code in float32: logits, loss and gradients.
+GOLDEN_CLIP = CLIPConfig(
+    64, 32, 8, TransformerConfig(128, 4, 2, 512), TransformerConfig(128, 3, 2, 512)
+)
+GOLDEN_CLASSES = ("airplane", "sea horse", "dollar bill", "grand piano", "water lilly", "yin yang")
+GOLDEN_PROMPTS = PromptConfig(
+    len(GOLDEN_CLASSES), text_length=4, visual_length=3, top_k=3, first_layer=4
+)
+# Errors relative to the largest logit, the loss, and each gradient's norm.
+BOUNDS = {
+    "float32": {"logits": 1e-4, "loss": 1e-5, "gradient": 1e-3},
+    "bfloat16": {"logits": 5e-2, "loss": 5e-2, "gradient": 1e-1},
+}
 
 
 @dataclasses.dataclass
@@ -193,11 +222,94 @@ def numbers() -> Iterator[Row]:
     """Compare the numbers of a batch on all devices of this host with the published code's."""
     devices = jax.local_devices()
     where = f"{len(devices)} devices" if len(devices) > 1 else str(devices[0])
-    for dtype, bounds in golden.BOUNDS.items():
-        for name, error in golden.errors(dtype).items():
+    for dtype, bounds in BOUNDS.items():
+        for name, error in golden_errors(dtype).items():
             bound = bounds[name.partition(" ")[0]]
             ok = bool(error <= bound)  # NaN is not ok
             yield Row("numbers", f"{name}, {dtype}, {where}", f"{error:.1e}", f"<= {bound:.0e}", ok)
+
+
+def golden_errors(dtype: str) -> dict[str, float]:
+    """Return the relative errors of logits, loss and gradients, if each device has all images."""
+    golden, tokenizer = golden_arrays(), openai_tokenizer()
+    model = PromptedCLIP(GOLDEN_CLIP, GOLDEN_PROMPTS, jnp.dtype(dtype))
+    encoder = PromptedCLIP(GOLDEN_CLIP, PromptConfig(classes=1), jnp.dtype(dtype))
+    packed = pack(prompted_texts(GOLDEN_CLASSES, tokenizer, GOLDEN_PROMPTS.text_length))
+    plain = plain_layout([f"a photo of a {name}." for name in GOLDEN_CLASSES], tokenizer)
+
+    def step(clip: Params, prompts: Prompts, batch: loader.Batch) -> Any:
+        texts = Texts(packed, apply(encoder, clip, {}, plain, method="encode_text"))
+        encoded = apply(model, clip, prompts, texts, method="texts")
+        logits = apply(model, clip, prompts, batch["image"], encoded).logits
+        sums = accumulate_gradients(
+            model, StepConfig(alpha=0.3), prompts, clip, texts, batch, guided=True
+        )
+        return logits, *jax.lax.psum(sums, distributed.AXIS)
+
+    labels = golden["label"].astype(np.int32)
+    images = golden["image"].transpose(0, 2, 3, 1)
+    batch = {"image": images, "label": labels, "weight": np.ones(len(labels), np.float32)}
+    given = distributed.replicate((golden_params(), prompts_from_published(golden["param"]), batch))
+    logits, *sums = jax.pmap(step, axis_name=distributed.AXIS)(*given)
+    logits = np.asarray(logits)  # of each device
+    gradient, totals = distributed.to_host(sums)
+    loss = sum(x for name, x in totals.items() if name.startswith("loss_"))
+    loss /= len(labels) * jax.device_count()
+    gradients = flatten_dict(gradient, sep=".")
+    expected = flatten_dict(prompts_from_published(golden["grad"]), sep=".")
+    return {
+        "logits": np.abs(logits - golden["logits"]).max() / np.abs(golden["logits"]).max(),
+        "loss": abs(loss - golden["loss"]) / golden["loss"],
+        **{
+            f"gradient {name}": np.linalg.norm(gradients[name] - x) / np.linalg.norm(x)
+            for name, x in expected.items()
+        },
+    }
+
+
+def openai_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a CLIP by OpenAI's names."""
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(config))
+    return {name: x.shape for name, x in tensors_of(zeros, config, OPENAI).items()}
+
+
+def seeded(config: CLIPConfig, seed: int) -> dict[str, np.ndarray]:
+    """Return OpenAI's tensors drawn from PCG64(seed) in order of name, scaled by kind."""
+    generator = np.random.default_rng(seed)
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        x = generator.standard_normal(shape, np.float32)
+        if name == "logit_scale":
+            x = np.float32(math.log(100.0)) + 0 * x
+        elif "ln_" in name and name.endswith("weight"):
+            x = 1 + 0.1 * x
+        elif name.endswith("bias"):
+            x = 0.05 * x
+        elif name == "token_embedding.weight":
+            x = 0.3 * x
+        elif name.endswith("_embedding"):
+            x = 0.2 * x
+        elif name == "visual.conv1.weight":
+            x = x * math.prod(shape[1:]) ** -0.5
+        else:
+            x = x * shape[0 if name in ("text_projection", "visual.proj") else -1] ** -0.5
+        return np.asarray(x, np.float32)
+
+    return {name: draw(name, shape) for name, shape in sorted(openai_shapes(config).items())}
+
+
+@functools.cache
+def golden_arrays() -> dict[str, Any]:
+    """Return the published arrays: param and grad by module; image, label, logits and loss."""
+    file = importlib.resources.files("dpt_jax") / "assets" / "golden_dpt.npz"
+    with file.open("rb") as opened:
+        return unflatten_dict(dict(np.load(opened)), sep="/")
+
+
+@functools.cache
+def golden_params() -> Params:
+    """Return the weights of the CLIP that the arrays were computed with."""
+    return params_of(seeded(GOLDEN_CLIP, seed=0), GOLDEN_CLIP, pathlib.Path("the golden CLIP"))
 
 
 def same_bits() -> list[Row]:

@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from dpt_jax.check.golden import openai_shapes
+from dpt_jax.check import openai_shapes
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 
 FILE = pathlib.Path(__file__).parent / "open_clip.npz"

@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from dpt_jax.check.golden import seeded
+from dpt_jax.check import seeded
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.config_files import (
     CONFIG_FILE,
