@@ -19,7 +19,6 @@ from dpt_jax.clip.blocks import Array, Params, PyTree, broadcast, deterministic_
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import PackedTexts
-from dpt_jax.clip.preprocessing import normalize_pixels
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts
 from dpt_jax.prompts.config import PromptConfig
@@ -349,7 +348,7 @@ class PromptedCLIP(nn.Module):
         return jax.jit(module.apply)({"params": params}, x, features)
 
     def _pixels(self, images: Array) -> Array:
-        return normalize_pixels(images, self.clip_config.preprocessing)
+        return self.clip_config.preprocessing.normalize(images)
 
 
 class LearnedPrompts(nn.Module):

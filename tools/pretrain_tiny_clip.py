@@ -28,12 +28,11 @@ from etils import epath
 from PIL import Image
 
 from dpt_jax.clip.blocks import Params
-from dpt_jax.clip.config import CLIPConfig, TransformerConfig
+from dpt_jax.clip.config import MEAN, STD, CLIPConfig, TransformerConfig
 from dpt_jax.clip.config_files import config_to_dict, processor_to_dict
 from dpt_jax.clip.files import tensors_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import PackedTexts
-from dpt_jax.clip.preprocessing import MEAN, STD
 from dpt_jax.clip.tokenizer import Tokenizer, load_tokenizer
 from dpt_jax.clip.vocabulary import END, START, openai_vocabulary
 from tools.emoji_names import Emoji, class_words, read_emoji

@@ -2,8 +2,8 @@
 
 It does not depend on prompts or training, and can be used without them. `pretrained.load_clip`
 finds and reads weights: `files` has their formats and tensor names, `config_files` the
-configuration beside them, and `tokenizer` the vocabulary. `model`, `blocks` and `packing` compute
-features; `preprocessing` prepares images.
+configuration beside them, and `tokenizer` the vocabulary. `config` has the sizes, and prepares
+images. `model`, `blocks` and `packing` compute features.
 """
 
 import os

@@ -11,8 +11,16 @@ from etils import epath
 from PIL import Image
 
 from dpt_jax.clip.blocks import ACTIVATIONS
-from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig, TransformerConfig, read_json
-from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, MEAN, STD, Preprocessing
+from dpt_jax.clip.config import (
+    CLIP_PREPROCESSING,
+    MEAN,
+    OPENAI_MODELS,
+    STD,
+    CLIPConfig,
+    Preprocessing,
+    TransformerConfig,
+    read_json,
+)
 from dpt_jax.io import reading
 
 Fields = dict[str, Any]

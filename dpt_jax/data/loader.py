@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, Preprocessing, test_transform
+from dpt_jax.clip.config import CLIP_PREPROCESSING, Preprocessing
 from dpt_jax.data import records
 from dpt_jax.data.records import Example, Reader, UnreadableImageError
 from dpt_jax.errors import UserError
@@ -120,7 +120,7 @@ class Loading:
             area = self.least_area
             pixels = train_transform(image, self.size, generator, self.preprocessing, area)
         else:
-            pixels = test_transform(image, self.size, self.preprocessing)
+            pixels = self.preprocessing.transform(image, self.size)
         if generator and self.shift:
             pixels = shifted(pixels, self.shift, generator)
         return {

@@ -10,9 +10,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from dpt_jax.clip.config import CLIP_PREPROCESSING, Preprocessing
 from dpt_jax.clip.config_files import processor_to_dict, read_processor
-from dpt_jax.clip.preprocessing import CLIP_PREPROCESSING, Preprocessing, normalize_pixels
-from dpt_jax.clip.preprocessing import test_transform as transform
 from tests.helpers.commands import refused
 
 SIZE = 32
@@ -23,7 +22,7 @@ OWN = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", "squash")
 def test_thin_image_takes_the_memory_of_its_square(size):
     image = Image.new("RGB", size, (200, 10, 10))
     tracemalloc.start()
-    pixels = transform(image, 224)
+    pixels = CLIP_PREPROCESSING.transform(image, 224)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (pixels == (200, 10, 10)).all()
@@ -33,7 +32,7 @@ def test_thin_image_takes_the_memory_of_its_square(size):
 
 def test_mean_and_deviation_are_the_models():
     images = np.full((1, 2, 2, 3), 255, np.uint8)
-    found = normalize_pixels(jnp.asarray(images), OWN)[0, 0, 0]
+    found = OWN.normalize(jnp.asarray(images))[0, 0, 0]
     np.testing.assert_allclose(found, (2.5, 2.0, 1.75), rtol=1e-6)
 
 

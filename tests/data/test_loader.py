@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt_jax.clip.preprocessing import test_transform as evaluation_transform
+from dpt_jax.clip.config import CLIP_PREPROCESSING
 from dpt_jax.data import loader, records
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Example, Files
@@ -165,7 +165,8 @@ def test_pixels_are_torchvisions(monkeypatch):
     golden = np.load(DATA / "torchvision_pixels.npz")
     for name in sorted({key.partition("/")[0] for key in golden.files if "/" in key}):
         image = Image.fromarray(golden[f"{name}/image"])
-        np.testing.assert_array_equal(evaluation_transform(image, 32), golden[f"{name}/test"])
+        found = CLIP_PREPROCESSING.transform(image, 32)
+        np.testing.assert_array_equal(found, golden[f"{name}/test"])
         for box, crops in zip(golden[f"{name}/boxes"], golden[f"{name}/train"], strict=True):
             monkeypatch.setattr(loader, "random_box", lambda *_, box=box: tuple(box.tolist()))
             drawn = {}
