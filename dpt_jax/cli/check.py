@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import sys
 
-from dpt_jax.cli import flags as shared
+from dpt_jax import cli
 from dpt_jax.errors import BUG
 
 
@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="DIR", default="", help="images to load; default: generated ones")
     add("--quick", action="store_true", help="fewer checks: a minute on a CPU")
     add("--json", action="store_true", help="print the lines as JSON")
-    shared.add_hosts(parser)
+    cli.add_hosts(parser)
 
 
 def run(flags: argparse.Namespace) -> None:
-    shared.connect_hosts(flags)
+    cli.connect_hosts(flags)
     import json
 
     from dpt_jax import distributed

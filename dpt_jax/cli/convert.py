@@ -22,7 +22,7 @@ code to a workdir; the flags give what it lacks: backbone, dataset, class positi
 import argparse
 from typing import TYPE_CHECKING
 
-from dpt_jax.cli import flags as shared
+from dpt_jax import cli
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--merge", action="store_true", help="export: learned weights, merged into their CLIP")
     add("--layout", choices=("transformers", "open_clip", "orbax"), default="transformers",
         help="clip: layout of the folder")  # fmt: skip
-    shared.add_clip(parser)
-    shared.add_config(parser)
+    cli.add_clip(parser)
+    cli.add_config(parser)
 
 
 def run(flags: argparse.Namespace) -> None:
@@ -55,43 +55,28 @@ def run(flags: argparse.Namespace) -> None:
             "--workdir=W`."
         )
     source, target = as_path(flags.source), as_path(flags.workdir if to_run else flags.target)
+    from dpt_jax.convert import reference, weights
+
     if to_run and what == "peft":
-        from dpt_jax.convert.weights import read_peft
-
-        read_peft(source, target, given.config)
+        weights.read_peft(source, target, given.config)
     elif to_run:
-        from dpt_jax.convert.reference import convert_reference
-
-        convert_reference(source, target, given.config, given.overrides)
+        reference.convert_reference(source, target, given.config, given.overrides)
     elif what == "reference":
-        from dpt_jax.convert.reference import reverse_reference
-
-        reverse_reference(source, target, flags.clip)
+        reference.reverse_reference(source, target, flags.clip)
     elif what == "clip" or (what == "export" and flags.merge):
-        from dpt_jax.convert.weights import convert_clip
-
-        convert_clip(flags.source, target, flags.clip, flags.layout)
+        weights.convert_clip(flags.source, target, flags.clip, flags.layout)
     elif what == "peft":
-        from dpt_jax.convert.weights import write_peft
-
-        write_peft(source, target)
+        weights.write_peft(source, target)
     elif what == "export":
-        export(source, target)
+        from dpt_jax.io import size_of
+        from dpt_jax.logging import say
+        from dpt_jax.predictor import export
+
+        config, saved = reference.read_run(source)
+        export(config, saved, source, target)
+        say(f"wrote {target}: {config.method} prompts, {size_of(target) / 1024:.0f} kB")
     else:
         compile_program(what, source, target, flags.clip)
-
-
-def export(source: "epath.Path", target: "epath.Path") -> None:
-    """Write the prompts of a workdir, and its results if they belong to them, to a prompt file."""
-    from dpt_jax import predictor
-    from dpt_jax.convert.reference import read_run
-    from dpt_jax.io import size_of
-    from dpt_jax.logging import say
-
-    config, saved = read_run(source)
-    predictor.export(config, saved, source, target)
-    size = size_of(target) / 1024
-    say(f"wrote {target}: {config.method} prompts, {size:.0f} kB")
 
 
 def compile_program(what: str, source: "epath.Path", target: "epath.Path", clip: str) -> None:

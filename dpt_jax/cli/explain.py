@@ -8,12 +8,12 @@ nearest word, divided by the mean distance between two words: near 1, the vector
 
 import argparse
 
-from dpt_jax.cli import flags as shared
+from dpt_jax import cli
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_run(parser)
-    shared.add_top(parser, 3, "words per vector")
+    cli.add_run(parser)
+    cli.add_top(parser, 3, "words per vector")
 
 
 def run(flags: argparse.Namespace) -> None:

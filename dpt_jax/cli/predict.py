@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dpt_jax.cli import flags as shared
+from dpt_jax import cli
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ Answer = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_run(parser, images=True)
-    shared.add_top(parser, 5, "classes per image")
+    cli.add_run(parser, images=True)
+    cli.add_top(parser, 5, "classes per image")
     parser.add_argument("--classes", metavar="FILE", help="other class names, one per line")
     parser.add_argument("--json", action="store_true", help="write a JSON list to standard output")
     parser.add_argument("--csv", metavar="FILE", help="write a table to this file")

@@ -9,18 +9,18 @@ Needs scikit-learn and validation images.
 
 import argparse
 
-from dpt_jax.cli import flags as shared
+from dpt_jax import cli
 from dpt_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", metavar="W", help="where the results go")
-    shared.add_config(parser)
-    shared.add_hosts(parser)
+    cli.add_config(parser)
+    cli.add_hosts(parser)
 
 
 def run(flags: argparse.Namespace) -> None:
-    shared.connect_hosts(flags)
+    cli.connect_hosts(flags)
     from dpt_jax.config import validate
     from dpt_jax.configs import common
     from dpt_jax.evaluation.results import RESULTS_FILE, summary

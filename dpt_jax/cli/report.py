@@ -20,13 +20,13 @@ dpt_jax/assets/published_vit_b16.csv has published averages of ViT-B/16.
 
 import argparse
 
-from dpt_jax.cli import flags as shared
+from dpt_jax import cli
 from dpt_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="a workdir, or a folder of runs")
-    shared.refuse_workdir(parser)
+    cli.refuse_workdir(parser)
     parser.add_argument("--html", action="store_true", help="make one page of one run")
     parser.add_argument("--latex", action="store_true", help="write report.tex too")
     parser.add_argument("--beside", metavar="FILE", help="a CSV of published numbers, see above")

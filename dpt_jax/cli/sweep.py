@@ -27,7 +27,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dpt_jax.cli import flags as shared
+from dpt_jax import cli
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--runs", default="runs", help="the folder of the runs; default runs")
     add("--part", type=part, metavar="I/N", default="1/1", help="begin with part I of N")
     add("--plan", action="store_true", help="print the runs, run nothing")
-    shared.add_config(parser, of_methods=True)
-    shared.add_hosts(parser)
+    cli.add_config(parser, of_methods=True)
+    cli.add_hosts(parser)
 
 
 def run(flags: argparse.Namespace) -> None:
@@ -99,7 +99,7 @@ def run(flags: argparse.Namespace) -> None:
         counted = (f"{count} {found}" for found, count in counts.items())
         print(f"\n{len(planned)} runs in {runs}: {', '.join(counted)}.")
         return
-    shared.connect_hosts(flags)
+    cli.connect_hosts(flags)
     failed, elsewhere = sweep(planned, Runner())
     finished = len(planned) - len(failed) - len(elsewhere)
     left = f", other processes train {len(elsewhere)}" if elsewhere else ""

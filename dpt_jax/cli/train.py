@@ -14,14 +14,13 @@ was anything to save.
 import argparse
 from typing import TYPE_CHECKING
 
-from dpt_jax.cli import flags as shared
+from dpt_jax import cli
 from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from etils import epath
     from ml_collections import ConfigDict
 
-    from dpt_jax.cli.flags import Given
     from dpt_jax.runs import Results
 
 
@@ -31,15 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_mode("--mode", choices=("train", "eval"), default="train", help="default train")
     add_mode("--plan", action="store_true", help="print a table of the images, and train nothing")
     add("--allow_changes", action="store_true", help="resume a run with other settings")
-    add("--profile", type=shared.at_least_one, default=0, metavar="STEPS",
+    add("--profile", type=cli.at_least_one, default=0, metavar="STEPS",
         help="write a jax.profiler trace of this number of steps to W/profile")  # fmt: skip
-    shared.add_config(parser)
-    shared.add_hosts(parser)
+    cli.add_config(parser)
+    cli.add_hosts(parser)
 
 
 def run(flags: argparse.Namespace) -> None:
     given = flags.given
-    shared.connect_hosts(flags)
+    cli.connect_hosts(flags)
     from dpt_jax.evaluation import evaluate as evaluation
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
@@ -76,7 +75,7 @@ def plan(config: "ConfigDict", workdir: "epath.Path") -> str:
 
 
 def evaluate(
-    given: "Given", workdir: "epath.Path", is_default: bool
+    given: cli.Given, workdir: "epath.Path", is_default: bool
 ) -> "tuple[Results, epath.Path]":
     """Evaluate the prompts of a workdir, a prompt file or init_from; return results and folder."""
     from dpt_jax.io import as_path

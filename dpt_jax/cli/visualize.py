@@ -12,7 +12,7 @@ import itertools
 import pathlib
 import sys
 
-from dpt_jax.cli import flags as shared
+from dpt_jax import cli
 from dpt_jax.errors import UserError
 
 FOLDER = "pictures"
@@ -20,7 +20,7 @@ TOP, MOST = 4, 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_run(parser, images=True)
+    cli.add_run(parser, images=True)
     parser.add_argument("--top", type=int, choices=range(1, MOST + 1), default=TOP, metavar="N",
                         help=f"classes per image, 1 to {MOST} ({TOP})")  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="the folder to write to; default W/pictures")

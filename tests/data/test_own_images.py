@@ -11,7 +11,7 @@ from PIL import Image
 
 import dpt_jax
 from configs import coop
-from dpt_jax.cli.flags import from_command_line
+from dpt_jax.cli import from_command_line
 from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.look import check_trainable, look
