@@ -31,7 +31,7 @@ def run(flags: argparse.Namespace) -> None:
     from dpt_jax.io import as_path, make_folder, write_whole
     from dpt_jax.logging import say
     from dpt_jax.predictor import describe, load
-    from dpt_jax.report.figures import draw_sight
+    from dpt_jax.report.one_run import draw_sight
     from dpt_jax.training.checkpoints import folder_of
 
     workdir, paths = as_path(flags.workdir), find_images(flags.images)

@@ -4,8 +4,8 @@ Accuracies can be compared with published ones from a CSV file.
 """
 
 import csv
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 from etils import epath
@@ -16,7 +16,6 @@ from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading, write_whole
 from dpt_jax.methods import ROWS, ZERO_SHOT
-from dpt_jax.report.figures import draw_curves, draw_halves
 from dpt_jax.report.frame import (
     CELL,
     HALVES,
@@ -30,12 +29,14 @@ from dpt_jax.report.frame import (
     trained_there,
     with_harmonic_means,
 )
-from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, TABLE_FILE
+from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, IN_A_ROW, TABLE_FILE, png, pyplot
 
 OF_TARGETS = "average of targets"
 REFERENCES = (ZERO_SHOT, "vpt")  # the methods that gains are measured against
 RUNS_FILE, CLASSES_FILE = "runs.csv", "classes.csv"
 LATEX_FILE, HALVES_FILE = "report.tex", "base_to_new.png"
+HALF_COLOURS = {"base": "#0072B2", "new": "#E69F00", HARMONIC: "#999999"}
+IN_A_COLUMN = 14  # methods of a legend
 DIGITS = "%.5f"  # of accuracies and the like in CSV files, which are from 0 to 1
 CELL_COLUMNS = [*CELL, "images", "seeds", "accuracy_mean", "accuracy_std", "macro_f1_mean",
                 "macro_f1_std"]  # fmt: skip
@@ -360,3 +361,68 @@ def _cells(own: pd.DataFrame) -> pd.DataFrame:
             "seeds": own.seeds.mask(own.method == ZERO_SHOT, ""),
         }
     )
+
+
+def draw_curves(panels: Mapping[str, pd.DataFrame]) -> bytes:
+    """Draw a grid of titled panels of accuracy against shots."""
+    columns = min(len(panels), IN_A_ROW)
+    rows = -(-len(panels) // columns)
+    legend: dict[str, Any] = {}
+    size = (max(3.6 * columns, 5) + 2.5, 3.2 * rows)
+    figure, grid = pyplot().subplots(rows, columns, figsize=size, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, cells) in zip(grid.flat, panels.items(), strict=False):
+        draw_panel(axes, title, cells)
+        handles, labels = axes.get_legend_handles_labels()
+        legend |= zip(labels, handles, strict=True)
+    columns = -(-len(legend) // IN_A_COLUMN)
+    figure.legend(legend.values(), legend, loc="outside right center", ncols=columns)
+    return png(figure)
+
+
+def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
+    """Draw curves with bars of one standard deviation, in percent; zero-shot is a line."""
+    methods = [name for name in ROWS if name in {*cells.method}]
+    for i, method in enumerate(methods):
+        own, style = cells[cells.method == method].sort_values("shots"), ROWS[method]
+        common = {"color": style.colour, "label": style.label}
+        if method == ZERO_SHOT:
+            axes.axhline(own.accuracy_mean.iloc[0], linestyle="--", linewidth=1, **common)
+            continue
+        # A small shift keeps the bars of the methods apart.
+        shots = own.shots * 2 ** (0.05 * (i - len(methods) / 2))
+        axes.errorbar(shots, own.accuracy_mean, own.get("spread"), marker=style.marker,
+                      markersize=4, capsize=2, linewidth=1.2, **common)  # fmt: skip
+    ticks = sorted({*cells.shots})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(shots) for shots in ticks])
+    axes.set_xlim(ticks[0] / 1.3, ticks[-1] * 1.3)
+    axes.minorticks_off()
+    axes.set(xlabel="shots (training images per class)", ylabel="test accuracy (%)", title=title)
+
+
+def draw_halves(cells: pd.DataFrame) -> bytes:
+    """Draw bars of base classes, new classes and their harmonic mean, one panel a dataset.
+
+    cells: dataset, method, shots, classes, and accuracy_mean in percent.
+    """
+    datasets = cells.dataset.unique()
+    size = (8, 3.2 * len(datasets))
+    figure, grid = pyplot().subplots(len(datasets), 1, figsize=size, squeeze=False)
+    for axes, dataset in zip(grid[:, 0], datasets, strict=True):
+        own = in_order(cells[cells.dataset == dataset], ["method", "shots"])
+        table = own.pivot_table("accuracy_mean", ["method", "shots"], "classes", sort=False)
+        table = table.reindex(columns=[*HALF_COLOURS])
+        table.index = [
+            f"{ROWS[method].label}\n{shots_in_words(shots)}" if shots else ROWS[method].label
+            for method, shots in table.index
+        ]
+        table.plot.bar(ax=axes, color=HALF_COLOURS, width=0.8, rot=0, legend=False, fontsize=8)
+        for name, bars in zip(HALF_COLOURS, axes.containers, strict=True):
+            # No seed may have both halves, and then there is no harmonic mean.
+            labels = table[name].map("{:.0f}".format).replace("nan", "")
+            axes.bar_label(bars, labels, fontsize=7)
+        axes.set(title=f"{dataset}: base to new classes", ylabel="test accuracy (%)")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return png(figure)

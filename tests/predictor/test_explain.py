@@ -10,7 +10,7 @@ from PIL import Image
 
 import dpt_jax
 from dpt_jax.predictor import describe, nearest_words
-from dpt_jax.report.figures import draw_confusion
+from dpt_jax.report.one_run import draw_confusion
 from tests.helpers.commands import in_process
 from tests.helpers.models import all_outputs
 
