@@ -16,8 +16,7 @@ from dpt_jax.clip.pretrained import Pretrained, load_clip
 from dpt_jax.config import FREE, UNBOUND, Value, method_config, shots_in_words, validate
 from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW_SHOT
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
-from dpt_jax.data.dataset import digest_of_files, load_dataset
-from dpt_jax.data.look import check_trainable, is_own, look
+from dpt_jax.data.dataset import check_images, check_trainable, digest_of_files, load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import FeatureCache, evaluate, validation
 from dpt_jax.evaluation.probe import fit_and_predict
@@ -29,7 +28,7 @@ from dpt_jax.evaluation.results import (
     write_results,
 )
 from dpt_jax.io import is_remote
-from dpt_jax.logging import say, say_once
+from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
 from dpt_jax.training.checkpoints import FOLDER, Saved, is_prompt_file
 from dpt_jax.training.initial_prompts import saved_prompts
@@ -115,9 +114,7 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
     config = with_split(with_dtype(config, workdir), workdir)
     experiment = prepare(config)
     check_trainable(experiment.dataset, config)
-    table = look(experiment.dataset, config)
-    if is_own(config.dataset):
-        say_once(table)
+    check_images(experiment.dataset, config)
     found = fit_and_predict(experiment)
     if distributed.is_first():
         workdir.mkdir(parents=True, exist_ok=True)

@@ -64,8 +64,7 @@ def run(flags: argparse.Namespace) -> None:
 
 def plan(config: "ConfigDict", workdir: "epath.Path") -> str:
     """Return a table of the images that a training would use, and notes about them."""
-    from dpt_jax.data.dataset import load_dataset
-    from dpt_jax.data.look import check_trainable, look
+    from dpt_jax.data.dataset import check_trainable, load_dataset, look
     from dpt_jax.runs import with_split
 
     config = with_split(config, workdir)

@@ -1,9 +1,11 @@
-"""The published datasets in the directory layout of CoOp's DATASETS.md.
+"""The published datasets in the directory layout of CoOp's DATASETS.md, and lists of samples.
 
 Images are as distributed; `split_zhou_*.json` is used if the data have no split.
 """
 
+import io
 import json
+import pickle
 from collections.abc import Callable, Sequence
 
 from etils import epath
@@ -17,6 +19,8 @@ from dpt_jax.io import as_path, reading
 LAYOUT = (
     "see CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) for where to get it and how to lay it out"
 )
+# Modules with Datum, the class of a sample's records, in CoOp's code and in code derived from it.
+RECORD_MODULES = ("dassl.data.datasets.base_dataset", "dassl.data.datasets", "datasets.utils")
 # Class names; training, validation and test examples, with paths relative to the images' folder.
 Lists = tuple[Sequence[str], list[Example], list[Example], list[Example]]
 
@@ -144,3 +148,31 @@ def _lines(file: epath.Path) -> list[str]:
     with reading(file, "a list of images or classes"):
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]
+
+
+def listed_images(file: epath.Path) -> list[tuple[str, int | None]]:
+    """Return path and label of the images that a file lists, without label in a train_files.txt."""
+    content = file.read_bytes()
+    if file.suffix == ".txt":
+        # As the run wrote them: names may hold any bytes, and begin or end with spaces.
+        lines = content.decode(errors="surrogateescape").split("\n")
+        return [(line.removesuffix("\r"), None) for line in lines if line.strip()]
+    if file.suffix == ".jsonl":
+        lines = content.decode("utf-8-sig").split("\n")
+        records = [json.loads(line) for line in lines if line.strip()]
+    else:
+        records = [vars(record) for record in _Unpickler(io.BytesIO(content)).load()["train"]]
+    return [(str(record["_impath"]), int(record["_label"])) for record in records]
+
+
+class _Record:
+    """Stands for the published class of a record, with its attributes."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles records of the published class, and calls nothing that a file names."""
+
+    def find_class(self, module: str, name: str) -> type[_Record]:
+        if module not in RECORD_MODULES or name != "Datum":
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
+        return _Record

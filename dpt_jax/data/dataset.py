@@ -1,31 +1,45 @@
-"""Datasets from any source, with their few-shot sample: drawn as published or listed by a file."""
+"""Datasets from any source, with their few-shot sample, and the checks before training on them.
+
+The sample is drawn as published, or listed by a file.
+"""
 
 import collections
 import hashlib
-import io
-import json
 import os
 import pathlib
-import pickle
 import random
 from collections.abc import Iterable, Sequence
+from concurrent import futures
 
 from etils import epath
 from ml_collections import ConfigDict
+from PIL import ExifTags
+from tabulate import tabulate
 
 from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED, descriptions_of
-from dpt_jax.data.coop import read_coop
+from dpt_jax.data.coop import listed_images, read_coop
 from dpt_jax.data.folder import read_folder
-from dpt_jax.data.records import Dataset, Example, Files, by_label
+from dpt_jax.data.loader import threads
+from dpt_jax.data.records import (
+    Dataset,
+    Example,
+    Files,
+    UnreadableImageError,
+    by_label,
+    contents,
+    opened,
+)
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, listed_once, reading
-from dpt_jax.logging import say_once
+from dpt_jax.logging import Progress, say_once
+from dpt_jax.methods import METHODS
 
 BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 VALIDATION_SHOTS = 4
-# Modules with Datum, the class of a sample's records, in CoOp's code and in code derived from it.
-RECORD_MODULES = ("dassl.data.datasets.base_dataset", "dassl.data.datasets", "datasets.utils")
+UPRIGHT = 1  # the EXIF orientation of an image that is not rotated
+MOST_ROWS = 20  # of the table of classes
+MOST_DECODED = 2000  # images, those to train on first; of the rest, only headers are read
 
 
 def load_dataset(config: ConfigDict, seed: int, whole: Dataset | None = None) -> Dataset:
@@ -146,7 +160,7 @@ def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
     code writes it, of which nothing is run. Labels and number of shots must be as they are here.
     """
     with reading(file, "a train_files.txt, a .jsonl or a .pkl of CoOp's layout (dataset.sample)"):
-        listed = _listed(file)
+        listed = listed_images(file)
         if not listed:
             raise ValueError("it lists no images")
     label_of = {example.path: example.label for example in whole.train}
@@ -171,29 +185,145 @@ def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
     return sample
 
 
-def _listed(file: epath.Path) -> list[tuple[str, int | None]]:
-    """Return path and label of the images that a file lists, without label in a train_files.txt."""
-    content = file.read_bytes()
-    if file.suffix == ".txt":
-        # As the run wrote them: names may hold any bytes, and begin or end with spaces.
-        lines = content.decode(errors="surrogateescape").split("\n")
-        return [(line.removesuffix("\r"), None) for line in lines if line.strip()]
-    if file.suffix == ".jsonl":
-        lines = content.decode("utf-8-sig").split("\n")
-        records = [json.loads(line) for line in lines if line.strip()]
-    else:
-        records = [vars(record) for record in _Unpickler(io.BytesIO(content)).load()["train"]]
-    return [(str(record["_impath"]), int(record["_label"])) for record in records]
+def check_trainable(dataset: Dataset, config: ConfigDict) -> None:
+    """Raise UserError if a class has too few images to train on."""
+    name = config.dataset.name
+    if not dataset.train:
+        raise UserError(
+            f"{name} has test images only: train on another dataset, and test its prompts here "
+            f"with --config=METHOD:{name} --mode=eval --config.init_from=WORKDIR."
+        )
+    images = collections.Counter(example.label for example in dataset.train)
+    for label, classname in enumerate(dataset.classnames):
+        if not images[label]:
+            raise UserError(
+                f"{name} has no training images of class {classname!r}: add some, or leave it out."
+            )
+        if images[label] == 1 and config.classifier.select == "support":
+            raise UserError(
+                f"classifier.select=support needs two training images per class, but {classname!r} "
+                "has one: add images, or use classifier.select=none."
+            )
 
 
-class _Record:
-    """Stands for the published class of a record, with its attributes."""
+def look(dataset: Dataset, config: ConfigDict) -> str:
+    """Return a table of the classes of a dataset with its sample, and notes about the images.
+
+    Raise UserError about what would make the accuracies of the user's own images wrong. Published
+    and bundled ones are only counted, unless dataset.on_error is skip.
+    """
+    lines, is_users = [_table(dataset)], is_own(config.dataset)
+    if is_users or config.dataset.on_error == "skip":
+        lines += _open_all(dataset, config.dataset.on_error == "skip")
+    if is_users:
+        tested = {example.label for example in dataset.test}
+        untested = [name for label, name in enumerate(dataset.classnames) if label not in tested]
+        if tested and untested:  # a dataset may have no test images at all
+            lines.append(_refuse(config, "classes without test images", untested))
+    if is_users and type(dataset.read) is Files:
+        learned, tested_on = [*dataset.train, *dataset.val], dataset.test
+        found = contents(dataset.read.root, [example.path for example in (*learned, *tested_on)])
+        path_of = {content: e.path for content, e in zip(found, learned, strict=False)}
+        pairs = zip(tested_on, found[len(learned) :], strict=True)
+        if same := [f"{e.path} is {path_of[x]}" for e, x in pairs if x in path_of]:
+            lines.append(_refuse(config, "test images that are also in train or val", same))
+    images, size = len(dataset.train), config.train.batch_size
+    drops = METHODS[config.method].in_towers and not config.train.keep_partial
+    left = images % min(size, images) if drops else 0
+    if left:
+        lines.append(
+            f"each epoch leaves out {left} of {images} training images at random: "
+            f"train.batch_size is {size} and train.keep_partial is off"
+        )
+    return "\n".join(lines)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickles records of the published class, and calls nothing that a file names."""
+def check_images(dataset: Dataset, config: ConfigDict) -> None:
+    """Look at the images that a run trains on, and print `look` once if they are the user's own."""
+    table = look(dataset, config)
+    if is_own(config.dataset):
+        say_once(table)
 
-    def find_class(self, module: str, name: str) -> type[_Record]:
-        if module not in RECORD_MODULES or name != "Datum":
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not run")
-        return _Record
+
+def is_own(config: ConfigDict) -> bool:
+    """Return whether the images of config.dataset are the user's own."""
+    return config.source == "folder" and config.name not in EMBEDDED
+
+
+def _table(dataset: Dataset) -> str:
+    """Return the number of images by class and split, of the smallest classes if there are many."""
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    counts = {
+        split: collections.Counter(example.label for example in examples)
+        for split, examples in splits.items()
+        if examples
+    }
+    rows: list[list[str | int]] = [
+        [name, *(count[label] for count in counts.values())]
+        for label, name in enumerate(dataset.classnames)
+    ]
+    if (more := len(rows) - MOST_ROWS) > 0:
+        rows = sorted(rows, key=lambda row: sum(map(int, row[1:])))[:MOST_ROWS]
+        rows.append([f"… {more} more classes"])
+    rows.append(["all", *(count.total() for count in counts.values())])
+    return tabulate(rows, ["class", *counts], disable_numparse=[0])
+
+
+def _open_all(dataset: Dataset, skip: bool) -> list[str]:
+    """Return lines about rotated and unreadable images.  Raise UserError about these unless `skip`.
+
+    The first MOST_DECODED images are decoded into the cache. Of others, only headers are read; in
+    a bucket, nothing.
+    """
+    examples = (*dataset.train, *dataset.val, *dataset.test)
+    paths, files = list(dict.fromkeys(example.path for example in examples)), dataset.read
+    decoded = {*paths[:MOST_DECODED]}
+
+    def open_one(path: str) -> tuple[str, bool]:
+        """Return why an image cannot be read, or "", and whether its EXIF tag rotates it."""
+        rotated = False
+        try:
+            if type(files) is Files and not is_remote(file := files.file(path)):
+                with opened(file) as image:
+                    orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+                    rotated = files.upright and orientation != UPRIGHT
+            if path in decoded:
+                files(path)
+        except UnreadableImageError as reason:
+            return str(reason).removesuffix("."), False
+        return "", rotated
+
+    with Progress("images", len(paths)) as progress, futures.ThreadPoolExecutor(threads()) as pool:
+        found = [*zip(paths, progress.track(pool.map(open_one, paths)), strict=True)]
+    errors = {path: error for path, (error, _) in found if error}
+    rotated = [path for path, (_, is_rotated) in found if is_rotated]
+    lines = []
+    if rotated:
+        lines.append(
+            f"images rotated by their EXIF orientation: {len(rotated)}, such as {rotated[0]}"
+        )
+    if not errors:
+        return lines
+    count = f"{len(errors)}, such as {next(iter(errors.values()))}"
+    if not skip:
+        raise UserError(
+            f"unreadable images: {count}: repair or remove what is broken, or leave such images "
+            "out with --config.dataset.on_error=skip."
+        )
+    for own in (*by_label(dataset.train), dataset.test):
+        if own and all(example.path in errors for example in own):
+            name = dataset.classnames[own[0].label]
+            what = "test images" if own is dataset.test else f"training images of class {name!r}"
+            raise UserError(f"none of the {what} can be read, such as {own[0].path}: repair them.")
+    return [*lines, f"unreadable images, which are left out: {count}"]
+
+
+def _refuse(config: ConfigDict, what: str, names: Sequence[str]) -> str:
+    """Return the warning about a cause of wrong accuracies, or raise it if dataset.strict is on."""
+    line = f"{what}: {len(names)}, such as {', '.join(names[:3])}"
+    if config.dataset.strict:
+        raise UserError(
+            f"{line}; accuracies would be wrong, so fix this, or train anyway with "
+            "--config.dataset.strict=False."
+        )
+    return f"{line} (dataset.strict is off)"

@@ -30,6 +30,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "JPEG2000", "TGA"
 AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None
 HEIF = importlib.util.find_spec("pillow_heif") is not None
 HEIF_HINT = "; `pip install pillow-heif` makes .heic and .heif readable"
+# Endings of the files that are used as images, and how messages name them.
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
+EXTENSIONS |= ({".avif"} if AVIF else set()) | ({".heic", ".heif"} if HEIF else set())
+IMAGE_ENDINGS = ", ".join(sorted(EXTENSIONS)) + ("" if HEIF else HEIF_HINT)
 # Errors about a file itself; those of Pillow's decoders have no number. Any other, such as too many
 # open files or a stale handle of a network disk, says nothing about the image and ends the run.
 ABOUT_THE_FILE = {None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL}

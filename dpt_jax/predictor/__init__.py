@@ -16,7 +16,7 @@ from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.data import loader
 from dpt_jax.data.dataset import load_dataset
-from dpt_jax.data.memory import Images, Labels, as_rgb, check_classnames, image_list, label_indices
+from dpt_jax.data.folder import Images, Labels, as_rgb, check_classnames, image_list, label_indices
 from dpt_jax.data.records import Dataset, Example, Files, Reader
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import check_finite, classify, encode_classes, merge

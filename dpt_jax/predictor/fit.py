@@ -12,13 +12,13 @@ import numpy as np
 
 from dpt_jax import distributed
 from dpt_jax.config import keyword_config
-from dpt_jax.data.folder import is_image_name
-from dpt_jax.data.memory import (
+from dpt_jax.data.folder import (
     Images,
     Labels,
     check_count,
     image_list,
     in_memory,
+    is_image_name,
     label_indices,
 )
 from dpt_jax.errors import UserError

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from etils import epath
 
 from dpt_jax import distributed
-from dpt_jax.data.look import check_trainable, is_own, look
+from dpt_jax.data.dataset import check_images, check_trainable
 from dpt_jax.errors import UserError
-from dpt_jax.logging import Progress, say, say_once
+from dpt_jax.logging import Progress, say
 from dpt_jax.methods import CLASSIFIER
 from dpt_jax.prompts import Prompts
 from dpt_jax.training import flops
@@ -87,9 +87,7 @@ def train(
         if start == plan.steps and bool(model.config.classifier) == (CLASSIFIER in state.prompts):
             say(f"{workdir}: training is finished (step {start}); evaluating only.")
             return state.prompts
-        table = look(dataset, config)
-        if is_own(config.dataset):
-            say_once(table)
+        check_images(dataset, config)
         # A finished run does not write these, so that they match its training.
         write_train_files(dataset, workdir)
         save_config(config, workdir)

@@ -16,8 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 import dpt_jax
 from dpt_jax.config import keyword_config
-from dpt_jax.data.folder import read_folder
-from dpt_jax.data.memory import in_memory
+from dpt_jax.data.folder import in_memory, read_folder
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.commands import refused
