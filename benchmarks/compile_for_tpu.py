@@ -10,7 +10,7 @@
     fits             whether the program fits the chip's memory; if not, needs_gb is what it needs
     gb               of a chip's memory: arguments (mostly CLIP's weights), temporaries, together
     chip_gb          the memory that a chip has
-    model_gflop      the matrix products of a step on one chip, see dpt_jax/training/flops.py
+    model_gflop      the matrix products of a step on one chip, see dpt_jax/training/metrics.py
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
                      the rate of its memory
@@ -65,7 +65,7 @@ from dpt_jax.evaluation.evaluate import classify, encode_classes
 from dpt_jax.methods import METHODS
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
-from dpt_jax.training import flops
+from dpt_jax.training.metrics import count_operations
 from dpt_jax.training.state import make_plan
 from dpt_jax.training.step import make_step, new_state
 
@@ -139,7 +139,7 @@ def report(options: argparse.Namespace) -> None:
     on = tpu_devices(options.topology)
     case = make_case(options, len(on))
     first, *others = programs(case, on)
-    operations = flops.of(first.function, *first.arguments)
+    operations = count_operations(first.function, *first.arguments)
     line = {
         "topology": options.topology,
         "device": f"{len(on)} x {on[0].device_kind}",

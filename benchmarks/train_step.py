@@ -8,7 +8,7 @@ Weights are random. `--clip=small` runs in seconds. Prints one JSON line:
     step_s             median of the steps; with --mode=eval, of a batch, text features given
     text_s             with --mode=eval: encoding the class texts, once for all batches
     compile_s          how much longer the first step takes than the others
-    model_gflop        a step's matrix products, see dpt_jax/training/flops.py
+    model_gflop        a step's matrix products, see dpt_jax/training/metrics.py
     gemm_gflops_per_s  rate of a large matrix product in the same process and dtype
     gemm_ratio         the step's rate divided by that
     peak_memory_gb     of the process
@@ -34,8 +34,9 @@ from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.loader import Batch
 from dpt_jax.data.records import Dataset, Files
 from dpt_jax.evaluation.evaluate import classify, encode_classes, merge
-from dpt_jax.training import flops, setup
+from dpt_jax.training import setup
 from dpt_jax.training.initial_prompts import initial_prompts
+from dpt_jax.training.metrics import count_operations
 
 define_flags()
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "A training step, or an evaluation batch.")
@@ -68,7 +69,7 @@ def main(_: list[str]) -> None:
         work = training(experiment, batch)
     else:
         work, encoding = evaluation(experiment, batch)
-    needed = jax.local_device_count() * flops.of(work.program, *work.arguments) / 1e9
+    needed = jax.local_device_count() * count_operations(work.program, *work.arguments) / 1e9
     device = jax.local_devices()[0]
     result: dict[str, Any] = {
         "batch": images,

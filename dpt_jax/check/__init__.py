@@ -48,9 +48,9 @@ from dpt_jax.model import PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.text import plain_layout, prompted_texts
-from dpt_jax.training import flops
 from dpt_jax.training.checkpoints import Checkpoints, digest, load_newest
 from dpt_jax.training.loop import train
+from dpt_jax.training.metrics import count_operations, peak_rate
 from dpt_jax.training.process import Stopped, is_locked, locked
 from dpt_jax.training.setup import assemble, compute_dtype, prepare
 from dpt_jax.training.step import StepConfig, accumulate_gradients
@@ -357,7 +357,7 @@ def speed(clip: str, pretrained: Pretrained, data: str, quick: bool) -> list[Row
     work = measure.training(experiment, batch)
     seconds_to_compile, memory = measure.compiled(work)
     _, seconds = measure.times(work.run, 2 if quick else 10)
-    rate = devices * flops.of(work.program, *work.arguments) / seconds
+    rate = devices * count_operations(work.program, *work.arguments) / seconds
     product = measure.product_rate(dtype, 2048 if quick else 8192)
     images = each * devices / seconds
     figures = {
@@ -368,7 +368,7 @@ def speed(clip: str, pretrained: Pretrained, data: str, quick: bool) -> list[Row
         "TFLOP/s": f"{rate / 1e12:.3g}",
         "share of a matrix product": f"{rate / product:.0%} of {product / 1e12:.3g} TFLOP/s",
     }
-    if peak := flops.peak(jax.devices()[0].device_kind):
+    if peak := peak_rate(jax.devices()[0].device_kind):
         figures["share of chip peak"] = f"{rate / peak / devices:.0%} of {peak / 1e12:.0f} TFLOP/s"
     if stats := jax.local_devices()[0].memory_stats():
         figures["peak memory of a device"] = f"{stats['peak_bytes_in_use'] / GB:.2f} GB"

@@ -16,10 +16,9 @@ from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say
 from dpt_jax.methods import CLASSIFIER
 from dpt_jax.prompts import Prompts
-from dpt_jax.training import flops
 from dpt_jax.training.checkpoints import Checkpoints, digest
 from dpt_jax.training.classifier import encode_support, fit
-from dpt_jax.training.metrics import Speed, metric_writer, tracing
+from dpt_jax.training.metrics import Speed, count_operations, metric_writer, tracing
 from dpt_jax.training.optimizer import learning_rates, rate_of
 from dpt_jax.training.process import Stopped, StopRequest, locked
 from dpt_jax.training.setup import Experiment, consistency_target
@@ -146,7 +145,7 @@ def train(
                     totals, not_finite = distributed.to_host((state.totals, state.not_finite))
                     saver.check_finite(not_finite)
                     values = _epoch_values(plan, step, totals, not_finite, state.prompts)
-                    operations = operations or jax.device_count() * flops.of(
+                    operations = operations or jax.device_count() * count_operations(
                         take_step, state, clip, texts, rows, schedule
                     )
                     values |= speed.epoch(operations)

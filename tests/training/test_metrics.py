@@ -9,7 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
-from dpt_jax.training import flops
+from dpt_jax.training import metrics
 from dpt_jax.training.metrics import (
     METRICS_FILE,
     TRACES,
@@ -56,8 +56,8 @@ def test_an_epoch_says_how_fast_it_was(ready, monkeypatch):
     It counts as waiting only if the devices had nothing else to do.
     """
     clock = types.SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr("dpt_jax.training.metrics.time", clock)
-    monkeypatch.setattr(flops, "peak", lambda kind: 1e12)
+    monkeypatch.setattr(metrics, "time", clock)
+    monkeypatch.setattr(metrics, "peak_rate", lambda kind: 1e12)
     speed = Speed()
     step = types.SimpleNamespace(is_ready=lambda: ready)
     with speed.waiting(types.SimpleNamespace(step=step)):
@@ -81,14 +81,14 @@ def test_operations_are_those_of_the_products_whose_result_is_used():
 
     x, w = jnp.ones((4, 8)), jnp.ones((8, 8))
     forward = 4 * 2 * 4 * 8 * 8
-    assert flops.of(program, x, w) == forward
-    assert flops.of(jax.grad(lambda x, w: program(x, w).sum()), x, w) == 2 * forward
+    assert metrics.count_operations(program, x, w) == forward
+    assert metrics.count_operations(jax.grad(lambda x, w: program(x, w).sum()), x, w) == 2 * forward
 
 
 def test_the_peak_is_of_the_chip_that_jax_names():
     known = {"TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12, "cpu": None,
              "TPU7x": 1153.5e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA L4": 121e12}  # fmt: skip
-    assert {kind: flops.peak(kind) for kind in known} == known
+    assert {kind: metrics.peak_rate(kind) for kind in known} == known
 
 
 def test_a_trace_is_of_the_steps_asked_for(tmp_path, capsys):
