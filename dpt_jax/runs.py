@@ -18,8 +18,7 @@ from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.data.dataset import check_images, check_trainable, digest_of_files, load_dataset
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import FeatureCache, evaluate, validation
-from dpt_jax.evaluation.probe import fit_and_predict
+from dpt_jax.evaluation.evaluate import FeatureCache, evaluate, predict_by_probe, validation
 from dpt_jax.evaluation.results import (
     RESULTS_FILE,
     finished,
@@ -115,7 +114,7 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
     experiment = prepare(config)
     check_trainable(experiment.dataset, config)
     check_images(experiment.dataset, config)
-    found = fit_and_predict(experiment)
+    found = predict_by_probe(experiment)
     if distributed.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
     write_train_files(experiment.dataset, workdir)

@@ -115,7 +115,7 @@ def _classify(predictor: "Predictor", paths: Sequence[str], top: int) -> Iterato
     import numpy as np
 
     from dpt_jax.data.records import UnreadableImageError, read_image
-    from dpt_jax.evaluation.metrics import softmax
+    from dpt_jax.evaluation.results import softmax
 
     failed: dict[str, str] = {}
 

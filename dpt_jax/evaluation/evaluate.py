@@ -1,6 +1,7 @@
 """Evaluation: predictions on the whole test split, and the cached features of frozen CLIP."""
 
 import functools
+import operator
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
@@ -15,9 +16,8 @@ from dpt_jax.clip.blocks import Params, PyTree
 from dpt_jax.data import loader
 from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.metrics import Predictions
-from dpt_jax.evaluation.results import write_results
-from dpt_jax.logging import Progress, quiet
+from dpt_jax.evaluation.results import Predictions, write_results
+from dpt_jax.logging import Progress, quiet, say
 from dpt_jax.model import Outputs, PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.training.checkpoints import Saved
@@ -26,6 +26,11 @@ from dpt_jax.training.setup import Experiment, frozen_clip, shared_loading
 # The batches of a test split with the features of frozen CLIP, without images. No prompt changes
 # them, so the runs of a sweep compute them once.
 FeatureCache = dict[Hashable, list[loader.Batch]]
+
+# Inverse strengths of the probe's regularisation, the strongest first. They are large since
+# features have unit length.
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+MOST_ITERATIONS = 5000
 
 
 def merge(model: PromptedCLIP, clip: Params, prompts: Prompts) -> Prompts:
@@ -105,6 +110,59 @@ def predict(
     }
     check_finite(answers, prompts, clip)
     return Predictions(own, zero_shot, label, row)
+
+
+def predict_by_probe(experiment: Experiment) -> Predictions:
+    """Predict the test split with a linear probe, a baseline: what the frozen features separate.
+
+    Of the probes that are fitted to the training images with each of STRENGTHS, the best one has
+    the highest accuracy on the validation images of the sample, at most 4 per class as in few-shot
+    protocols. Ties go to the strongest regularisation. Logits are log-probabilities.
+
+    Raises:
+      UserError: There is no validation split, a class has no readable training image, or
+        scikit-learn is not installed.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as reason:
+        raise UserError("the probe needs scikit-learn: `pip install scikit-learn`.") from reason
+    dataset, name = experiment.dataset, experiment.config.dataset.name
+    if not dataset.val:
+        raise UserError(
+            f"{name} has no validation images, on which the probe chooses its regularisation: "
+            "add a folder val/ next to train/ and test/."
+        )
+    # Zero-shot CLIP and the probe classify the same features.
+    if experiment.features is None:
+        experiment = experiment._replace(features={})
+    found = predict(experiment, {})
+    features = functools.partial(
+        over_images, experiment, compute=operator.itemgetter("features"), title="encode"
+    )
+    train, label, _ = features(dataset.train)
+    val, val_label, _ = features(dataset.val)
+    test, _, _ = features(dataset.test)
+    # The columns of a fitted probe are the classes that it has seen.
+    if unseen := sorted({*range(len(dataset.classnames))} - {*label.tolist()}):
+        raise UserError(
+            f"{name}: no training image of class {dataset.classnames[unseen[0]]!r} can be read: "
+            "repair them or remove the class."
+        )
+    if not len(val_label):
+        raise UserError(f"{name}: none of its {len(dataset.val)} validation images can be read.")
+    fitted = [
+        LogisticRegression(C=strength, max_iter=MOST_ITERATIONS).fit(train, label)
+        for strength in STRENGTHS
+    ]
+    accuracies = [float((one.predict(val) == val_label).mean()) for one in fitted]
+    best = int(np.argmax(accuracies))
+    say(
+        f"probe: fitted to {len(label)} training images; C = {STRENGTHS[best]:g} gets "
+        f"{100 * accuracies[best]:.1f} % of {len(val_label)} validation images right "
+        f"(at most {np.bincount(val_label).max()} per class)."
+    )
+    return found._replace(logits=fitted[best].predict_log_proba(test).astype(np.float32))
 
 
 def validation(experiment: Experiment) -> Callable[[Prompts], float]:

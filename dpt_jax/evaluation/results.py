@@ -1,10 +1,11 @@
-"""Write results.json and predictions.npz, read them, and check whether they are current."""
+"""Results: scores of predictions, the files that hold them, and whether these are current."""
 
+import collections
 import contextlib
 import io
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +17,6 @@ from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.data.catalogue import digest_of_descriptions
 from dpt_jax.data.dataset import digest_of_files
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.metrics import Predictions, calibration, class_scores, distinct
 from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
@@ -29,7 +29,18 @@ RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
 OF_PREDICTIONS = ("step", "prompts", "backbone", "template", "test_list")
 
+CALIBRATION_BINS = 15
+
 Results = Mapping[str, Any]
+
+
+class Predictions(NamedTuple):
+    """Predictions for the N readable test images, in the dataset's order."""
+
+    logits: np.ndarray  # (N, C) float32
+    zero_shot_logits: np.ndarray  # (N, C) float32
+    label: np.ndarray  # (N,), the true class indices
+    row: np.ndarray  # (N,), indices into the test split
 
 
 def write_results(
@@ -132,6 +143,70 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     }
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities of logits (…, C), in their dtype.
+
+    scipy.special has the same function, but importing it adds half a second to every command.
+    """
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def class_scores(
+    predicted: np.ndarray, label: np.ndarray, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Score each class of predicted and true class indices (N,).
+
+    Returns:
+      By name: `n`, the images of the class; `accuracy`, None without images; `f1`, 0 if undefined;
+      `predicted`, how many of its images each class was predicted for, most first.
+    """
+    scores = {}
+    for c, name in enumerate(names):
+        own = predicted[label == c]
+        hits, n, answers = int((own == c).sum()), len(own), int((predicted == c).sum())
+        scores[name] = {
+            "n": n,
+            "accuracy": hits / n if n else None,
+            "f1": 2 * hits / (n + answers) if n + answers else 0.0,
+            "predicted": {
+                names[other]: count
+                for other, count in collections.Counter(own.tolist()).most_common()
+            },
+        }
+    return scores
+
+
+def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any]:
+    """Compare confidence with accuracy (Guo et al. 2017, equation 5) by logits (N, C) and labels.
+
+    Returns:
+      `ece`, the expected calibration error from 0 to 1; `bins`, for each of 15 equal intervals of
+      confidence that is not empty: the number of `images`, mean `confidence` and `accuracy`.
+    """
+    probabilities = softmax(logits.astype(np.float64))
+    confidence, right = probabilities.max(-1), probabilities.argmax(-1) == label
+    numbers = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins = [
+        {
+            "images": int(own.sum()),
+            "confidence": float(confidence[own].mean()),
+            "accuracy": float(right[own].mean()),
+        }
+        for own in (numbers == number for number in np.unique(numbers))
+    ]
+    gaps = [one["images"] * abs(one["accuracy"] - one["confidence"]) for one in bins]
+    return {"ece": sum(gaps) / len(label), "bins": bins}
+
+
+def distinct(classnames: Sequence[str]) -> list[str]:
+    """Add the class index to names that several classes share, such as ImageNet's "missile"."""
+    times = collections.Counter(classnames)
+    return [
+        name if times[name] == 1 else f"{name} (class {i})" for i, name in enumerate(classnames)
+    ]
+
+
 def read_result(file: epath.Path) -> dict[str, Any]:
     """Read one results.json.  Raise UserError if it is missing or damaged."""
     with reading(file, "the results of a run; evaluate the run again with --mode=eval"):
@@ -161,23 +236,20 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
     return all(roots) and len({as_path(root).resolve() for root in roots}) == 1
 
 
-def newest_of(results: Results, workdir: epath.Path) -> Saved | None:
-    """Identify the newest prompts of the run that results are of; None if they cannot be found."""
-    return None if results["method"] == ZERO_SHOT else newest(source_of(workdir))
+def outdated(results: Results, workdir: epath.Path) -> tuple[str, Saved | None]:
+    """Return why results are not of the newest prompts of their run, "" if they are; and these.
 
-
-def outdated(results: Results, workdir: epath.Path, found: Saved | None) -> str:
-    """Return why results are not of the newest prompts of their run, "" if they are.
-
-    found: see `newest_of`.
+    The newest prompts, without arrays, are None if they cannot be found.
     """
-    of = results["of"]
+    of, found = results["of"], None
+    if results["method"] != ZERO_SHOT:
+        found = newest(source_of(workdir))
     if found is None or found.digest == of["prompts"]:
-        return ""
+        return "", found
     return (
         f"{workdir / RESULTS_FILE} is from the prompts of step {of['step']}, but the newest of the "
         f"run are from step {found.step}"
-    )
+    ), found
 
 
 def read_current(workdir: epath.Path) -> dict[str, Any]:
@@ -186,7 +258,8 @@ def read_current(workdir: epath.Path) -> dict[str, Any]:
     Raise UserError if there are none, or if they are not of its newest prompts.
     """
     results = read_result(workdir / RESULTS_FILE)
-    if why := outdated(results, workdir, newest_of(results, workdir)):
+    why, _ = outdated(results, workdir)
+    if why:
         raise UserError(f"{why}: evaluate again with --mode=eval.")
     return results
 

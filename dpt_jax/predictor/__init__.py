@@ -20,8 +20,7 @@ from dpt_jax.data.folder import Images, Labels, as_rgb, check_classnames, image_
 from dpt_jax.data.records import Dataset, Example, Files, Reader
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation.evaluate import check_finite, classify, encode_classes, merge
-from dpt_jax.evaluation.metrics import softmax
-from dpt_jax.evaluation.results import RESULTS_FILE, read_current
+from dpt_jax.evaluation.results import RESULTS_FILE, read_current, softmax
 from dpt_jax.io import as_path, reading
 from dpt_jax.logging import say
 from dpt_jax.methods import ZERO_SHOT

@@ -12,13 +12,7 @@ from etils import epath
 
 from dpt_jax.data.catalogue import PAPER_DATASETS
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.results import (
-    RESULTS_FILE,
-    Results,
-    newest_of,
-    outdated,
-    read_result,
-)
+from dpt_jax.evaluation.results import RESULTS_FILE, Results, outdated, read_result
 from dpt_jax.io import as_path, find_files
 from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.training.record import unfinished
@@ -85,12 +79,13 @@ def in_order(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def _row(one: Results, workdir: epath.Path) -> dict[str, Any]:
     """Return one row, without the settings."""
-    of, zero_shot, newest = one["of"], one["method"] == ZERO_SHOT, newest_of(one, workdir)
+    of, zero_shot = one["of"], one["method"] == ZERO_SHOT
+    why, newest = outdated(one, workdir)
     unknown = "" if zero_shot else "unknown"  # a checkpoint need not say what it was trained on
     trained = one["trained_on"] or {"dataset": unknown, "classes": unknown}
     trained_data = of["trained_on"] or {"name": trained["dataset"], "digest": ""}
     excluded = ""
-    if why := outdated(one, workdir, newest):
+    if why:
         excluded = f"{why}: left out; evaluate again with --mode=eval."
     elif progress := unfinished(of):
         excluded = f"{workdir} is from {progress}: left out; finish its training."

@@ -17,8 +17,7 @@ from etils import epath
 
 from dpt_jax.config import flat, shots_in_words
 from dpt_jax.data.records import Dataset
-from dpt_jax.evaluation.metrics import softmax
-from dpt_jax.evaluation.results import Results, read_current
+from dpt_jax.evaluation.results import Results, read_current, softmax
 from dpt_jax.io import write_whole
 from dpt_jax.logging import Progress
 from dpt_jax.methods import ROWS, ZERO_SHOT

@@ -10,8 +10,7 @@ import dpt_jax
 from configs import coop
 from dpt_jax.cli import convert
 from dpt_jax.evaluation.evaluate import evaluate
-from dpt_jax.evaluation.metrics import calibration, class_scores, distinct
-from dpt_jax.evaluation.results import finished, read_current
+from dpt_jax.evaluation.results import calibration, class_scores, distinct, finished, read_current
 from dpt_jax.report.one_run import report_run
 from dpt_jax.report.runs import report_folder
 from dpt_jax.training import setup
