@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from dpt_jax.prompts.config import COSINE, PromptConfig
+from dpt_jax.prompts import COSINE, PromptConfig
 from dpt_jax.prompts.visual import ATTENTION_WIDTH
 
 

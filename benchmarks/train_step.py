@@ -35,8 +35,8 @@ from dpt_jax.data.loader import Batch
 from dpt_jax.data.records import Dataset, Files
 from dpt_jax.evaluation.evaluate import classify, encode_classes, merge
 from dpt_jax.training import setup
-from dpt_jax.training.initial_prompts import initial_prompts
 from dpt_jax.training.metrics import count_operations
+from dpt_jax.training.saved import initial_prompts
 
 define_flags()
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "A training step, or an evaluation batch.")

@@ -19,8 +19,7 @@ from dpt_jax.configs import common
 from dpt_jax.data.catalogue import parse_descriptions, read_descriptions
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.methods import CLASS_AWARE, CLASSIFIER, METHODS, TEXT, VISUAL, WEIGHTS, ZERO_SHOT
-from dpt_jax.prompts.classifiers import CLASSIFIERS
-from dpt_jax.prompts.config import (
+from dpt_jax.prompts import (
     ALL_NORMS,
     COSINE,
     L1,
@@ -31,6 +30,7 @@ from dpt_jax.prompts.config import (
     PromptConfig,
     Weights,
 )
+from dpt_jax.prompts.classifiers import CLASSIFIERS
 
 Value = int | float | bool | str
 

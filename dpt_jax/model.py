@@ -19,9 +19,8 @@ from dpt_jax.clip.blocks import Array, Params, PyTree, broadcast, deterministic_
 from dpt_jax.clip.config import CLIPConfig
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import PackedTexts
-from dpt_jax.prompts import Prompts
+from dpt_jax.prompts import PromptConfig, Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts
-from dpt_jax.prompts.config import PromptConfig
 from dpt_jax.prompts.text import MetaNet, TextPrompt
 from dpt_jax.prompts.visual import ClassAwarePrompt, ClassPrompts, Coupling, VisualPrompt
 from dpt_jax.prompts.weights import adapted, init_weights, merged, over

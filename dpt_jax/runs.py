@@ -30,14 +30,12 @@ from dpt_jax.io import is_remote
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
 from dpt_jax.training.checkpoints import FOLDER, Saved, is_prompt_file
-from dpt_jax.training.initial_prompts import saved_prompts
 from dpt_jax.training.loop import Callback, train
 from dpt_jax.training.process import LockedError, is_locked
-from dpt_jax.training.record import training_meta
+from dpt_jax.training.saved import check_same_run, saved_prompts, training_meta
 from dpt_jax.training.setup import Experiment, compute_dtype, prepare
 from dpt_jax.training.workdir import (
     SPLIT_FILE,
-    check_same_run,
     evaluation_config,
     evaluation_dir,
     has_config,

@@ -14,6 +14,7 @@ from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS
 from dpt_jax.training import workdir as workdirs
 from dpt_jax.training.checkpoints import Checkpoints
+from dpt_jax.training.saved import check_same_run
 from tests.helpers.commands import ROOT, command_refused, in_process, refused
 
 KEYS = configs.KEYS
@@ -175,10 +176,10 @@ def test_a_resumed_run_may_change_what_its_result_does_not_depend_on(tmp_path):
     saved_run(tmp_path, dpt.get_config("emoji"))
     config = dpt.get_config("emoji")
     config.dataset.workers, config.checkpoint.keep = 3, 9
-    changed = workdirs.check_same_run(config, tmp_path, configs.FREE)
+    changed = check_same_run(config, tmp_path, configs.FREE)
     assert "dataset.workers (0 there, 3 now)" in changed
     config.train.epochs = 61
-    check = workdirs.check_same_run
+    check = check_same_run
     refused(r"train\.epochs .*--allow_changes", check, config, tmp_path, configs.FREE)
     assert "train.epochs" in check(config, tmp_path, configs.UNBOUND)
     config.text_prompt.length = 4

@@ -11,7 +11,7 @@ from hypothesis import settings as tries
 from hypothesis import strategies as st
 
 from dpt_jax.model import Outputs, ZeroShot
-from dpt_jax.prompts.config import Consistency, PromptConfig
+from dpt_jax.prompts import Consistency, PromptConfig
 from dpt_jax.training.losses import Rows, count, losses
 
 pytestmark = pytest.mark.compiles

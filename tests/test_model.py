@@ -17,7 +17,7 @@ from dpt_jax.clip.config import TransformerConfig
 from dpt_jax.clip.model import CLIP
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
-from dpt_jax.prompts.config import PromptConfig
+from dpt_jax.prompts import PromptConfig
 from dpt_jax.prompts.text import MetaNet, prompted_texts
 from dpt_jax.training import setup
 from dpt_jax.training.texts import warn_of_duplicates

@@ -12,8 +12,8 @@ from configs import twostage
 from dpt_jax.clip.model import normalize
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
+from dpt_jax.prompts import PromptConfig, Weights
 from dpt_jax.prompts.classifiers import CLASSIFIERS, for_classes
-from dpt_jax.prompts.config import PromptConfig, Weights
 from dpt_jax.prompts.text import plain_layout
 from dpt_jax.prompts.weights import MATRICES, norms_of
 from dpt_jax.training.classifier import learning_rates as rates_of_classifier

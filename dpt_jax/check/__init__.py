@@ -45,8 +45,7 @@ from dpt_jax.data.records import Dataset, Files, free_memory
 from dpt_jax.io import as_path, entries, file_system, is_remote, make_folder, short
 from dpt_jax.logging import say
 from dpt_jax.model import PromptedCLIP, Texts, apply
-from dpt_jax.prompts import Prompts
-from dpt_jax.prompts.config import PromptConfig
+from dpt_jax.prompts import PromptConfig, Prompts
 from dpt_jax.prompts.text import plain_layout, prompted_texts
 from dpt_jax.training.checkpoints import Checkpoints, digest, load_newest
 from dpt_jax.training.loop import train

@@ -23,7 +23,7 @@ from dpt_jax.clip.tokenizer import openai_tokenizer
 from dpt_jax.data import loader, records
 from dpt_jax.data.records import Example, Files
 from dpt_jax.io import as_path
-from dpt_jax.training.initial_prompts import initial_prompts
+from dpt_jax.training.saved import initial_prompts
 from dpt_jax.training.setup import Experiment, consistency_target
 from dpt_jax.training.state import make_plan
 from dpt_jax.training.step import make_step, new_state

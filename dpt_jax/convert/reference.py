@@ -26,8 +26,7 @@ from dpt_jax.methods import METHODS, ZERO_SHOT
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.checkpoints import FOLDER, Checkpoints, Saved, load_newest
-from dpt_jax.training.initial_prompts import check_shapes, shapes_of
-from dpt_jax.training.record import result_settings
+from dpt_jax.training.saved import check_shapes, result_settings, shapes_of
 from dpt_jax.training.setup import clip_fingerprint, make_model
 from dpt_jax.training.workdir import CONFIG_FILE, load_config, save_config
 

@@ -19,12 +19,10 @@ from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS
-from dpt_jax.prompts import Prompts
-from dpt_jax.prompts.config import LORA
+from dpt_jax.prompts import LORA, Prompts
 from dpt_jax.prompts.weights import MATRICES, merged, over
 from dpt_jax.training.checkpoints import FOLDER, Saved, has_format
-from dpt_jax.training.initial_prompts import check_shapes, shapes_of
-from dpt_jax.training.record import check_same_clip
+from dpt_jax.training.saved import check_same_clip, check_shapes, shapes_of
 from dpt_jax.training.setup import make_model
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 from dpt_jax import distributed
 from dpt_jax.clip.pretrained import Pretrained
 from dpt_jax.data.catalogue import digest_of_descriptions
-from dpt_jax.data.dataset import digest_of_files
+from dpt_jax.data.dataset import digest_of_examples, digest_of_files
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, make_folder, reading, write_whole
 from dpt_jax.logging import say
 from dpt_jax.methods import METHODS, ROWS, ZERO_SHOT
 from dpt_jax.training.checkpoints import Saved, digest_of_json, newest
-from dpt_jax.training.record import name_of_data, training_meta
-from dpt_jax.training.setup import Experiment, clip_fingerprint, fingerprint
+from dpt_jax.training.saved import name_of_data, training_meta
+from dpt_jax.training.setup import Experiment, clip_fingerprint
 from dpt_jax.training.workdir import load_config, source_of
 
 RESULTS_FILE = "results.json"
@@ -90,15 +90,16 @@ def write_results(
 def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     """Return the labels of an evaluation's results, the origin of the prompts under "of".
 
-    Labels of the training come from its record, see training.record. Only those of the test come
+    Labels of the training come from its record, see training.saved. Only those of the test come
     from the settings of the evaluation.
     """
-    config, here = experiment.config, fingerprint(experiment.pretrained, experiment.dataset)
+    config, dataset = experiment.config, experiment.dataset
     record, template = saved.meta or training_meta(experiment), config.dataset.template
     tested = {"dtype": np.dtype(experiment.model.dtype).name, "dataset.template": template}
     version = {
-        **{key: here[key] for key in ("data", "test")},
-        "classnames": list(experiment.dataset.classnames),
+        "data": dataset.digest,
+        "test": digest_of_examples(dataset.test),
+        "classnames": list(dataset.classnames),
         "template": template,
     }
     if texts := config.dataset.descriptions:
@@ -131,11 +132,11 @@ def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
             "step": saved.step,
             **{key: saved.meta.get(key) for key in ("epoch", "epochs", "train_list")},
             "prompts": saved.digest,
-            "backbone": digest_of_json(here["clip"]),
+            "backbone": digest_of_json(clip_fingerprint(experiment.pretrained)),
             "template": template,
-            "test_list": here["test"],
-            "test_files": digest_of_files(experiment.dataset),
-            "data": {"name": name_of_data(config), "digest": here["data"]},
+            "test_list": version["test"],
+            "test_files": digest_of_files(dataset),
+            "data": {"name": name_of_data(config), "digest": dataset.digest},
             "trained_on": saved.meta.get("data"),
             "init_from": bool(saved.meta.get("init_from")),
             "settings": trained | tested,

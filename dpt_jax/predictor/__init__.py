@@ -25,7 +25,7 @@ from dpt_jax.io import as_path, reading
 from dpt_jax.logging import say
 from dpt_jax.methods import ZERO_SHOT
 from dpt_jax.model import PromptedCLIP
-from dpt_jax.training import initial_prompts, setup
+from dpt_jax.training import setup
 from dpt_jax.training.checkpoints import (
     SUFFIX,
     Saved,
@@ -34,6 +34,7 @@ from dpt_jax.training.checkpoints import (
     read_header,
     write_prompt_file,
 )
+from dpt_jax.training.saved import prompts_for
 from dpt_jax.training.texts import encode_names
 from dpt_jax.training.workdir import load_config, source_of
 
@@ -250,7 +251,7 @@ def load(
     dataset = Dataset(Files(as_path(".")), tuple(names), [], [], [])
     experiment = setup.assemble(config, dataset, pretrained)
     if experiment.model.config.learns:
-        saved = initial_prompts.fit(experiment, saved, str(source))
+        saved = prompts_for(experiment, saved, str(source))
     return Predictor(experiment, saved, batch_size, source)
 
 

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 
 from dpt_jax.clip.blocks import Array, Params
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
-from dpt_jax.prompts import torch_uniform
-from dpt_jax.prompts.config import ALL_NORMS, LORA, Weights
+from dpt_jax.prompts import ALL_NORMS, LORA, Weights, torch_uniform
 
 # A block's projections, by letters of weights.matrices.
 MATRICES = {"q": "query", "k": "key", "v": "value", "o": "out"}

@@ -15,7 +15,7 @@ from dpt_jax.errors import UserError
 from dpt_jax.evaluation.results import RESULTS_FILE, Results, outdated, read_result
 from dpt_jax.io import as_path, find_files
 from dpt_jax.methods import ROWS, ZERO_SHOT
-from dpt_jax.training.record import unfinished
+from dpt_jax.training.saved import unfinished
 
 # Runs that agree in these differ only in their seed: they are averaged into one cell of a table.
 CELL = ["method", "trained_on", "trained_classes", "shots", "dataset", "classes"]

@@ -23,9 +23,8 @@ from dpt_jax.logging import Progress
 from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.predictor import Predictor, Sight, describe, nearest_words
 from dpt_jax.report.frame import csv_of, markdown
-from dpt_jax.training.initial_prompts import saved_prompts
 from dpt_jax.training.metrics import read_metrics
-from dpt_jax.training.record import unfinished
+from dpt_jax.training.saved import saved_prompts, unfinished
 from dpt_jax.training.setup import prepare
 from dpt_jax.training.workdir import load_config, source_of
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from dpt_jax.clip.blocks import Array
 from dpt_jax.model import Outputs
-from dpt_jax.prompts.config import COSINE, PromptConfig
+from dpt_jax.prompts import COSINE, PromptConfig
 
 DUAL_WEIGHT_UNDER_GUIDANCE = 0.1
 

@@ -18,7 +18,7 @@ from dpt_jax.data.dataset import digest_of_examples, load_dataset
 from dpt_jax.data.records import Dataset
 from dpt_jax.errors import UserError
 from dpt_jax.model import PromptedCLIP, Texts, visual_depth, visual_layers
-from dpt_jax.prompts.config import PromptConfig
+from dpt_jax.prompts import PromptConfig
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.texts import (
     class_texts,
@@ -102,19 +102,6 @@ def clip_fingerprint(pretrained: Pretrained) -> dict[str, Any]:
     }
 
 
-def fingerprint(pretrained: Pretrained, dataset: Dataset) -> dict[str, Any]:
-    """Return what identifies a CLIP, and the class names and the images of a dataset.
-
-    `data` identifies all images and classes of a dataset, `train` and `test` those in use.
-    """
-    return {
-        "clip": clip_fingerprint(pretrained),
-        "data": dataset.digest,
-        "train": digest_of_examples(dataset.train),
-        "test": digest_of_examples(dataset.test),
-    }
-
-
 def _facts(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> dict[str, str]:
     """Return what all hosts must agree on, see `distributed.check_same`."""
     shared = {
@@ -122,11 +109,11 @@ def _facts(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> dict
         for key, value in flat(config.to_dict()).items()
         if key not in OF_A_HOST
     }
-    found = fingerprint(pretrained, dataset)
+    digests = dataset.digest, digest_of_examples(dataset.train), digest_of_examples(dataset.test)
     return {
         **shared,
-        "CLIP (clip.weights)": repr(found.pop("clip")),
-        "list of images (dataset.root, dataset.sample)": repr(found),
+        "CLIP (clip.weights)": repr(clip_fingerprint(pretrained)),
+        "list of images (dataset.root, dataset.sample)": repr(digests),
     }
 
 

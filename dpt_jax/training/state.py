@@ -21,11 +21,18 @@ from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS
 from dpt_jax.training import optimizer as optimizers
 from dpt_jax.training.checkpoints import Checkpoints, Saved, steps_of
-from dpt_jax.training.initial_prompts import check_shapes, initial_prompts, shapes_of
-from dpt_jax.training.record import Record, check_same_clip, training_meta
+from dpt_jax.training.saved import (
+    Record,
+    check_same_clip,
+    check_same_settings,
+    check_shapes,
+    initial_prompts,
+    shapes_of,
+    training_meta,
+)
 from dpt_jax.training.setup import Experiment, shared_loading
 from dpt_jax.training.step import NotFinite, StepConfig, Totals, TrainState, new_state
-from dpt_jax.training.workdir import TRAIN_FILES, check_same_settings
+from dpt_jax.training.workdir import TRAIN_FILES
 
 # Keys of a checkpoint's metadata: whether a callback has ended the training, and the steps that
 # trained the classifier.

@@ -19,8 +19,7 @@ from dpt_jax.config import templates
 from dpt_jax.data.catalogue import descriptions_of
 from dpt_jax.logging import say_once
 from dpt_jax.model import PromptedCLIP, apply
-from dpt_jax.prompts import Prompts
-from dpt_jax.prompts.config import PromptConfig
+from dpt_jax.prompts import PromptConfig, Prompts
 from dpt_jax.prompts.text import context_tokens, prompted_texts
 
 # `encode_texts` takes these numbers of texts, padded to a multiple of so many tokens. So other

@@ -2,20 +2,16 @@
 
 import itertools
 import json
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax.config import (
-    BOUND,
-    FREE,
     SECTION_OF,
     UNBOUND,
     Value,
     flat,
-    sections_without_use,
     validate,
 )
 from dpt_jax.configs import common
@@ -126,41 +122,6 @@ def load_config(source: epath.Path) -> ConfigDict:
         except UserError as reason:
             raise ValueError(reason) from reason
     return config.unlock()
-
-
-def check_same_run(config: ConfigDict, workdir: epath.Path, may_change: Collection[str]) -> str:
-    """Return, in words, the settings that differ from those of the run in `workdir`, "" if none.
-
-    Keys of parts that the method lacks do not count. dtype=auto is the type that the run was
-    started with. Raise UserError if a key is not in `may_change`.
-    """
-    if not has_config(workdir):
-        return ""
-    old, new = (flat(one.to_dict()) for one in (load_config(workdir), config))
-    if config.dtype == "auto":
-        new["dtype"] = old["dtype"]
-    without_use = sections_without_use(config.method)
-    used = {key: value for key, value in old.items() if not key.startswith(without_use)}
-    return check_same_settings(workdir, used, new, may_change)
-
-
-def check_same_settings(
-    source: object, old: Mapping[str, Any], new: Mapping[str, Any], may_change: Collection[str]
-) -> str:
-    """Return, in words, which settings of a run or prompts differ now, see `check_same_run`."""
-    changed = {
-        key: f"{key} ({value!r:.200} there, {new[key]!r:.200} now)"
-        for key, value in old.items()
-        if new.get(key, value) != value
-    }
-    if refused := [key for key in changed if key not in may_change]:
-        resumes = {*FREE} >= {*may_change} and not {*BOUND}.intersection(refused)
-        allow = ", or `dpt-jax train --allow_changes` to resume it with these" if resumes else ""
-        raise UserError(
-            f"{source} has a run with other settings: "
-            f"{', '.join(changed[key] for key in refused)}; use those, or another --workdir{allow}."
-        )
-    return ", ".join(changed.values())
 
 
 def write_train_files(dataset: Dataset, workdir: epath.Path) -> None:

@@ -15,7 +15,7 @@ from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.convert.reference import write_run
 from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import load_newest
-from dpt_jax.training.initial_prompts import shapes_of
+from dpt_jax.training.saved import shapes_of
 from dpt_jax.training.setup import make_model
 from tests.helpers.commands import command_refused, in_process
 from tests.helpers.configs import small_config, small_flags

@@ -9,8 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import dpt
 from dpt_jax.training.checkpoints import Checkpoints
-from dpt_jax.training.initial_prompts import initial_prompts
-from dpt_jax.training.record import training_meta
+from dpt_jax.training.saved import initial_prompts, training_meta
 from dpt_jax.training.setup import Experiment
 from dpt_jax.training.workdir import save_config
 from tests.helpers.golden import IMAGES

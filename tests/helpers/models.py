@@ -8,7 +8,7 @@ import numpy as np
 
 from dpt_jax.clip.packing import pack
 from dpt_jax.model import init_prompts
-from dpt_jax.prompts.config import PromptConfig
+from dpt_jax.prompts import PromptConfig
 from dpt_jax.prompts.text import plain_layout, prompted_texts
 from dpt_jax.training.losses import Rows, count, losses
 

@@ -11,7 +11,7 @@ import pytest
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.convert.reference import CAVPT, COUPLED, JOINT, TEXT, VISUAL, prompts_from_published
 from dpt_jax.model import PromptedCLIP, Texts
-from dpt_jax.prompts.config import Consistency, PromptConfig
+from dpt_jax.prompts import Consistency, PromptConfig
 from dpt_jax.prompts.text import context_tokens
 from dpt_jax.training.optimizer import descend, learning_rates, make_optimizer
 from tests.helpers.golden import Golden

@@ -8,7 +8,7 @@ import pytest
 from dpt_jax import distributed
 from dpt_jax.clip.packing import pack
 from dpt_jax.model import PromptedCLIP, Texts
-from dpt_jax.prompts.config import L1, Consistency, PromptConfig, Weights
+from dpt_jax.prompts import L1, Consistency, PromptConfig, Weights
 from dpt_jax.prompts.text import prompted_texts
 from dpt_jax.training.step import StepConfig, accumulate_gradients
 from tests.helpers.golden import assert_close_in_norm

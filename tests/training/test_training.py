@@ -10,7 +10,7 @@ import pytest
 import dpt_jax
 from configs import coop, dpt, vlp
 from dpt_jax.data import records
-from dpt_jax.training import initial_prompts as adoption
+from dpt_jax.training import saved as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.loop import train
