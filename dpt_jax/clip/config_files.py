@@ -36,7 +36,7 @@ _TOWER = {
     "layer_norm_eps": "layer_norm_eps",
 }
 # Where a config.json has the fields of CLIPConfig.
-_FIELDS = {
+_TRANSFORMERS = {
     "embed_dim": "projection_dim",
     "image_size": "vision_config.image_size",
     "patch_size": "vision_config.patch_size",
@@ -44,6 +44,22 @@ _FIELDS = {
     "context_length": "text_config.max_position_embeddings",
     **{f"vision.{ours}": f"vision_config.{theirs}" for ours, theirs in _TOWER.items()},
     **{f"text.{ours}": f"text_config.{theirs}" for ours, theirs in _TOWER.items()},
+}
+# Where an open_clip_config.json has those that it has in the same form.
+_VISION, _TEXT = "model_cfg.vision_cfg", "model_cfg.text_cfg"
+_OPEN_CLIP = {
+    "embed_dim": "model_cfg.embed_dim",
+    "image_size": f"{_VISION}.image_size",
+    "patch_size": f"{_VISION}.patch_size",
+    "vision.width": f"{_VISION}.width",
+    "vision.layers": f"{_VISION}.layers",
+    "vision.layer_norm_eps": f"{_VISION}.norm_kwargs.eps",
+    "context_length": f"{_TEXT}.context_length",
+    "vocab_size": f"{_TEXT}.vocab_size",
+    "text.heads": f"{_TEXT}.heads",
+    "text.width": f"{_TEXT}.width",
+    "text.layers": f"{_TEXT}.layers",
+    "text.layer_norm_eps": f"{_TEXT}.norm_kwargs.eps",
 }
 # Early configurations have this end token, but their models take the highest id.
 _OLD_END = 2
@@ -86,15 +102,20 @@ def read_transformers(file: epath.Path) -> tuple[CLIPConfig, int | None]:
         end = raw["text_config"].get("eos_token_id")
         # The defaults of transformers are those of a ViT-B/32.
         found = _flat(config_to_dict(OPENAI_MODELS["ViT-B/32"])) | _flat(raw)
-        own = _nested({ours: _side(found[theirs]) for ours, theirs in _FIELDS.items()})
-        for tower in ("text", "vision"):
-            own[tower] = TransformerConfig(**own[tower])
-            if own[tower].activation not in ACTIVATIONS:
-                raise ValueError(f"hidden_act is {own[tower].activation!r}, which is not supported")
-        config = CLIPConfig(**own)
+        config = _config({ours: _side(found[theirs]) for ours, theirs in _TRANSFORMERS.items()})
+        for sizes in (config.text, config.vision):
+            if sizes.activation not in ACTIVATIONS:
+                raise ValueError(f"hidden_act is {sizes.activation!r}, which is not supported")
     processor = read_processor(file.parent, config.image_size)
     config = dataclasses.replace(config, preprocessing=processor)
     return config, None if end == _OLD_END else end
+
+
+def _config(own: Fields) -> CLIPConfig:
+    """Return the sizes with these values by their names, those of a tower by "text.width"."""
+    fields = _nested(own)
+    towers = {tower: TransformerConfig(**fields[tower]) for tower in ("text", "vision")}
+    return CLIPConfig(**{**fields, **towers})
 
 
 def _flat(nested: Fields) -> Fields:
@@ -160,8 +181,8 @@ def read_open_clip(file: epath.Path) -> tuple[CLIPConfig, int | None]:
         defaults = _flat(open_clip_to_dict(OPENAI_MODELS["ViT-B/16"])) | {
             "model_cfg.embed_dim": None,
             "model_cfg.quick_gelu": False,
-            "model_cfg.text_cfg.pool_type": "argmax",
-            "model_cfg.text_cfg.eos_id": 2,
+            f"{_TEXT}.pool_type": "argmax",
+            f"{_TEXT}.eos_id": 2,
             "preprocess_cfg.size": None,
         }
         given = _flat({key: raw.get(key) or {} for key in ("model_cfg", "preprocess_cfg")})
@@ -170,39 +191,24 @@ def read_open_clip(file: epath.Path) -> tuple[CLIPConfig, int | None]:
             known = key in defaults or name in _WITHOUT_EFFECT
             if value and not (value in _VALUES[name] if name in _VALUES else known):
                 raise ValueError(f"{key} is {value!r}, which is not supported")
-        found = _nested({key: given.get(key, default) for key, default in defaults.items()})
-        model, pixels = found["model_cfg"], found["preprocess_cfg"]
-        vision, text = model["vision_cfg"], model["text_cfg"]
-        heads = {"vision": vision["width"] // vision["head_width"], "text": text["heads"]}
-        towers = {
-            name: TransformerConfig(
-                width=part["width"],
-                layers=part["layers"],
-                heads=heads[name],
-                mlp_width=int(part["width"] * part["mlp_ratio"]),
-                activation="quick_gelu" if model["quick_gelu"] else "gelu",
-                layer_norm_eps=part["norm_kwargs"]["eps"],
-            )
-            for name, part in (("vision", vision), ("text", text))
-        }
-        size = _side(vision["image_size"])
+        found = {key: given.get(key, default) for key, default in defaults.items()}
+        own = {ours: found[theirs] for ours, theirs in _OPEN_CLIP.items()}
+        own |= {side: _side(own[side]) for side in ("image_size", "patch_size")}
+        own["vision.heads"] = own["vision.width"] // found[f"{_VISION}.head_width"]
+        for tower, theirs in (("vision", _VISION), ("text", _TEXT)):
+            own[f"{tower}.mlp_width"] = int(own[f"{tower}.width"] * found[f"{theirs}.mlp_ratio"])
+            own[f"{tower}.activation"] = "quick_gelu" if found["model_cfg.quick_gelu"] else "gelu"
+        pixels, size = _nested(found)["preprocess_cfg"], own["image_size"]
         if _side(pixels["size"] or size) != size:
             raise ValueError(f"the size of preprocess_cfg is not the {size} pixels of vision_cfg")
-        config = CLIPConfig(
-            embed_dim=model["embed_dim"],
-            image_size=size,
-            patch_size=_side(vision["patch_size"]),
-            vocab_size=text["vocab_size"],
-            context_length=text["context_length"],
-            preprocessing=Preprocessing(
-                _channels(pixels["mean"] or MEAN),
-                _channels(pixels["std"] or STD),
-                "bilinear" if pixels["interpolation"] == "bilinear" else "bicubic",
-                "squash" if pixels["resize_mode"] == "squash" else "crop",
-            ),
-            **towers,
+        own["preprocessing"] = Preprocessing(
+            _channels(pixels["mean"] or MEAN),
+            _channels(pixels["std"] or STD),
+            "bilinear" if pixels["interpolation"] == "bilinear" else "bicubic",
+            "squash" if pixels["resize_mode"] == "squash" else "crop",
         )
-    return config, text["eos_id"] if text["pool_type"] == "eos" else None
+        config = _config(own)
+    return config, found[f"{_TEXT}.eos_id"] if found[f"{_TEXT}.pool_type"] == "eos" else None
 
 
 def _side(value: Any) -> Any:
@@ -228,7 +234,7 @@ def config_to_dict(config: CLIPConfig, start: int | None = None, end: int | None
         "model_type": "clip",
         "text_config.model_type": "clip_text_model",
         "vision_config.model_type": "clip_vision_model",
-        **{theirs: own[ours] for ours, theirs in _FIELDS.items()},
+        **{theirs: own[ours] for ours, theirs in _TRANSFORMERS.items()},
         "text_config.projection_dim": config.embed_dim,
         "vision_config.projection_dim": config.embed_dim,
         "text_config.bos_token_id": end - 1 if start is None else start,
@@ -260,38 +266,18 @@ def processor_to_dict(preprocessing: Preprocessing, image_size: int) -> Fields:
 
 def open_clip_to_dict(config: CLIPConfig) -> Fields:
     """Return sizes and preprocessing as an open_clip_config.json."""
-    towers = [
-        {
-            "width": part.width,
-            "layers": part.layers,
-            "mlp_ratio": part.mlp_width / part.width,
-            "norm_kwargs": {"eps": part.layer_norm_eps},
-        }
-        for part in (config.vision, config.text)
-    ]
-    pixels, size = config.preprocessing, config.image_size
-    model = {
-        "embed_dim": config.embed_dim,
-        "quick_gelu": config.vision.activation == "quick_gelu",
-        "vision_cfg": {
-            "image_size": size,
-            "patch_size": config.patch_size,
-            "head_width": config.vision.width // config.vision.heads,
-            **towers[0],
-        },
-        "text_cfg": {
-            "context_length": config.context_length,
-            "vocab_size": config.vocab_size,
-            "heads": config.text.heads,
-            **towers[1],
-        },
+    own, pixels, size = _flat(dataclasses.asdict(config)), config.preprocessing, config.image_size
+    fields = {
+        **{theirs: own[ours] for ours, theirs in _OPEN_CLIP.items()},
+        "model_cfg.quick_gelu": config.vision.activation == "quick_gelu",
+        f"{_VISION}.head_width": config.vision.width // config.vision.heads,
+        f"{_VISION}.mlp_ratio": config.vision.mlp_width / config.vision.width,
+        f"{_TEXT}.mlp_ratio": config.text.mlp_width / config.text.width,
+        "preprocess_cfg.size": [size, size],
+        "preprocess_cfg.mode": "RGB",
+        "preprocess_cfg.mean": list(pixels.mean),
+        "preprocess_cfg.std": list(pixels.std),
+        "preprocess_cfg.interpolation": pixels.interpolation,
+        "preprocess_cfg.resize_mode": "shortest" if pixels.resize == "crop" else "squash",
     }
-    preprocessing = {
-        "size": [size, size],
-        "mode": "RGB",
-        "mean": list(pixels.mean),
-        "std": list(pixels.std),
-        "interpolation": pixels.interpolation,
-        "resize_mode": "shortest" if pixels.resize == "crop" else "squash",
-    }
-    return {"model_cfg": model, "preprocess_cfg": preprocessing}
+    return _nested(fields)
