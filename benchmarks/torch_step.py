@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 from benchmarks.random_clip import SIZES, openai_tokenizer, published_settings
 from benchmarks.timing import FLAGS, STEPPED, define_flags, print_line, torch_times
 from benchmarks.torch_twin import Twin
-from dpt_jax.clip.config_files import config_to_dict
+from dpt_jax.clip.config import config_to_dict
 from dpt_jax.config import prompt_config
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.methods import METHODS, WEIGHTS

@@ -28,8 +28,14 @@ from etils import epath
 from PIL import Image
 
 from dpt_jax.clip.blocks import Params
-from dpt_jax.clip.config import MEAN, STD, CLIPConfig, TransformerConfig
-from dpt_jax.clip.config_files import config_to_dict, processor_to_dict
+from dpt_jax.clip.config import (
+    MEAN,
+    STD,
+    CLIPConfig,
+    TransformerConfig,
+    config_to_dict,
+    processor_to_dict,
+)
 from dpt_jax.clip.files import tensors_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import PackedTexts

@@ -1,9 +1,8 @@
 """The frozen CLIP backbone: modules, weights, tokenizer, image preprocessing.
 
 It does not depend on prompts or training, and can be used without them. `pretrained.load_clip`
-finds and reads weights: `files` has their formats and tensor names, `config_files` the
-configuration beside them, and `tokenizer` the vocabulary. `config` has the sizes, and prepares
-images. `model`, `blocks` and `packing` compute features.
+finds and reads weights: `files` has their formats and tensor names, `config` the sizes and image
+preprocessing, and `tokenizer` the vocabulary. `model`, `blocks` and `packing` compute features.
 """
 
 import os

@@ -17,16 +17,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
-from dpt_jax.clip.config import TransformerConfig
+from dpt_jax.clip.config import ACTIVATIONS, TransformerConfig
 
 Array = jax.Array
 PyTree = Any  # nested dicts, tuples and lists of arrays
 Params = dict[str, Any]  # nested dicts of arrays by name
 Carry = TypeVar("Carry")
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-}
 
 WEIGHTS = "weights"
 # What a block saves for its backward pass in addition to its input, by train.remat.

@@ -18,14 +18,16 @@ import numpy as np
 from etils import epath
 
 from dpt_jax.clip.blocks import Params
-from dpt_jax.clip.config import OPENAI_MODELS, CLIPConfig, read_json
-from dpt_jax.clip.config_files import (
+from dpt_jax.clip.config import (
     CONFIG_FILE,
     OPEN_CLIP_CONFIG,
+    OPENAI_MODELS,
     PROCESSOR_FILES,
+    CLIPConfig,
     config_to_dict,
     open_clip_to_dict,
     processor_to_dict,
+    read_json,
     read_open_clip,
     read_transformers,
 )

@@ -10,8 +10,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from dpt_jax.clip.config import CLIP_PREPROCESSING, Preprocessing
-from dpt_jax.clip.config_files import processor_to_dict, read_processor
+from dpt_jax.clip.config import CLIP_PREPROCESSING, Preprocessing, processor_to_dict, read_processor
 from tests.helpers.commands import refused
 
 SIZE = 32

@@ -10,8 +10,7 @@ import pytest
 from etils import epath
 from transformers import CLIPConfig
 
-from dpt_jax.clip.config import Preprocessing
-from dpt_jax.clip.config_files import read_transformers
+from dpt_jax.clip.config import Preprocessing, read_transformers
 from dpt_jax.clip.pretrained import load_clip, save_clip
 from dpt_jax.io import as_path
 from tests.helpers.commands import refused

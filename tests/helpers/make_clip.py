@@ -10,10 +10,11 @@ import pathlib
 import numpy as np
 
 from dpt_jax.check import seeded
-from dpt_jax.clip.config import CLIPConfig, TransformerConfig
-from dpt_jax.clip.config_files import (
+from dpt_jax.clip.config import (
     CONFIG_FILE,
     PROCESSOR_FILES,
+    CLIPConfig,
+    TransformerConfig,
     config_to_dict,
     processor_to_dict,
 )
