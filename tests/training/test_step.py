@@ -1,19 +1,81 @@
-"""The gradient of a step, with every part that a method may have switched on at once."""
+"""One step: the losses of parts and padding, the gradient, learning rates and AdamW."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as tries
+from hypothesis import strategies as st
 
 from dpt_jax import distributed
 from dpt_jax.clip.packing import pack
-from dpt_jax.model import PromptedCLIP, Texts
-from dpt_jax.prompts import L1, Consistency, PromptConfig, Weights
+from dpt_jax.model import Outputs, PromptedCLIP, Texts, ZeroShot
+from dpt_jax.prompts.config import L1, Consistency, PromptConfig, Weights
 from dpt_jax.prompts.text import prompted_texts
+from dpt_jax.training.losses import Rows, count, losses
+from dpt_jax.training.optimizer import Schedule, learning_rates, make_optimizer
 from dpt_jax.training.step import StepConfig, accumulate_gradients
 from tests.helpers.golden import assert_close_in_norm
 from tests.helpers.models import prompt_shapes
 from tests.helpers.plain_towers import normal, random_like
+
+DPT = PromptConfig(classes=5, text_length=2, visual_length=2, top_k=3, first_layer=2)
+# Features of the learned texts and of those that they are regularised towards.
+TEXTS, TARGETS = (x / np.linalg.norm(x, axis=-1, keepdims=True)
+                  for x in np.random.default_rng(0).standard_normal((2, 5, 8)))  # fmt: skip
+
+
+def outputs_of(seed, rows):
+    """Random outputs for `rows` images of 5 classes, 2 CAVPT layers and 3 top-k classes."""
+    generator = np.random.default_rng(seed)
+    logits, zero_shot, text_logits, image_logits, target_logits = (
+        generator.standard_normal((rows, 5), dtype=np.float32) for _ in range(5)
+    )
+    features, frozen = (generator.standard_normal((rows, 8), dtype=np.float32) for _ in range(2))
+    indices = np.stack([generator.permutation(5)[:3] for _ in range(rows)])
+    auxiliary = generator.standard_normal((rows, 2, 3, 5), dtype=np.float32)
+    outputs = Outputs(logits, text_logits, image_logits, features=features, learned_texts=None,
+                      zero_shot=ZeroShot(frozen, zero_shot, indices, None),
+                      auxiliary_logits=auxiliary, target_logits=target_logits)  # fmt: skip
+    return outputs, generator.integers(0, 5, rows)
+
+
+def total(outputs, rows, kind):
+    config = dataclasses.replace(DPT, consistency=Consistency(25.0, kind, 10.0, 3.0))
+    outputs = outputs._replace(learned_texts=TEXTS, target_texts=TARGETS)
+    terms = losses(config, 0.3, True).values()
+    return float(sum(term(outputs, rows) for term in terms))
+
+
+@pytest.mark.compiles
+@tries(deadline=None, max_examples=20)
+@given(
+    st.integers(0, 1000), st.sampled_from((1, 4)), st.booleans(), st.sampled_from(("l1", "cosine"))
+)
+def test_padding_and_parts_do_not_change_the_loss(seed, rows, guided, kind):
+    """Padded, in two parts that share global counts: gradient accumulation and several devices.
+
+    That it is the published formula is in test_parity.py.
+    """
+    outputs, labels = outputs_of(seed, rows)
+    counts = count(outputs.zero_shot.indices, labels, jnp.ones(rows))
+    expected = total(outputs, Rows(labels, jnp.ones(rows), *counts, guided), kind)
+    assert np.isfinite(expected)  # even if no image has its label among the likeliest classes
+
+    other, other_labels = outputs_of(seed + 1, 4)
+    padded = jax.tree.map(lambda *x: np.concatenate(x), outputs, other)
+    weight = jnp.concatenate([jnp.ones(rows), jnp.zeros(4)])
+    every = np.concatenate([labels, other_labels])
+    counts = count(padded.zero_shot.indices, every, weight)
+    shares = []
+    for part in (slice(None, rows - 1), slice(rows - 1, None)):
+        own = jax.tree.map(lambda x, part=part: x[part], padded)
+        shares.append(total(own, Rows(every[part], weight[part], *counts, guided), kind))
+    assert sum(shares) == pytest.approx(expected, rel=1e-4)
+
 
 NAMES = ["airplane", "sea_horse", "a rather long name"]
 # A context for each image, visual tokens that are computed from it and stay up to the layer of the
@@ -75,3 +137,30 @@ def gradient(clip, prompts, remat, microbatch, on):
     together = jax.vmap(step, (None, None, 0), axis_name=distributed.AXIS)
     found = jax.jit(together)((clip.params, Texts(packed, texts, held)), prompts, batch)
     return jax.tree.map(lambda x: np.asarray(x[0]), found)
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 102, 197, 198, 199])
+def test_learning_rates_to_the_end_of_a_long_run(step):
+    """Near the end of a cosine, 1 + cos cancels."""
+    by_epochs = Schedule(0.01, 0.002, 4, 200, steps_per_epoch=1, weights_lr=2e-4)
+    by_steps = by_epochs._replace(cosine_steps=200)
+    cosine = (1 + np.cos(np.pi * (step - 4) / 200)) / 2
+    rate = learning_rates(by_epochs.as_arrays(), step)["visual"]
+    assert rate == pytest.approx(0.01 * cosine if step >= 4 else 1e-5, rel=1e-6)
+    expected = 1e-6 + (2e-4 - 1e-6) * (1 + np.cos(np.pi * step / 200)) / 2
+    rate = learning_rates(by_steps.as_arrays(), step)["weights"]
+    assert rate == pytest.approx(expected, rel=1e-6)
+
+
+def test_first_steps_of_adamw():
+    """1 − β^t is precise although β is near 1 and t is small."""
+    start, gradients = (np.random.default_rng(0).normal(size=(n, 5)) for n in (1, 3))
+    optimizer, prompts = make_optimizer("adamw", 0.01), {"weights": jnp.float32(start[0])}
+    state, x, mean, square = optimizer.init(prompts), start[0], 0.0, 0.0
+    for step, gradient in enumerate(gradients, 1):
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        adam = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
+        steps, state = optimizer.update({"weights": jnp.float32(gradient)}, state, prompts)
+        np.testing.assert_allclose(steps["weights"], adam + 0.01 * x, rtol=3e-6)
+        x, prompts = x - adam - 0.01 * x, {"weights": prompts["weights"] - steps["weights"]}
