@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 from etils import epath
+from transformers import CLIPTokenizerFast
 
 from dpt_jax.clip.pretrained import BUNDLED, load_clip
 from dpt_jax.clip.tokenizer import PLAIN_FILES, load_tokenizer
 from dpt_jax.clip.vocabulary import END, START
 from tests.helpers.commands import refused
-from tests.helpers.weight_files import tokenizer_json
 
 # Computed by the tokenizer of the published code.
 IDS = {
@@ -53,8 +53,9 @@ def folder(tmp_path):
     return epath.Path(tmp_path)
 
 
-def write_json(folder, change):
-    raw = tokenizer_json(TINY)
+def write_tokenizer_json(folder, change=lambda raw: None):
+    """As transformers writes it for a vocab.json and merges.txt."""
+    raw = json.loads(CLIPTokenizerFast.from_pretrained(TINY).backend_tokenizer.to_str())
     change(raw)
     (folder / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
     return epath.Path(folder)
@@ -66,7 +67,7 @@ def test_tokenizer_json_only(tmp_path):
     def change(raw):
         raw["model"]["merges"] = [" ".join(pair) for pair in raw["model"]["merges"]]
 
-    own = load_tokenizer(write_json(tmp_path, change), SIZE, LAST)
+    own = load_tokenizer(write_tokenizer_json(tmp_path, change), SIZE, LAST)
     assert (own.start, own.end) == (4512, LAST)
     assert own.encode(TEXT) == load_tokenizer(epath.Path(TINY), SIZE).encode(TEXT)
 
@@ -109,7 +110,7 @@ def test_a_missing_or_damaged_file_is_named(folder, name, damage):
     ("key", "value"), [("type", "WordPiece"), ("merges", [["a"]]), ("vocab", [])]
 )
 def test_tokenizer_of_another_kind(tmp_path, key, value):
-    write_json(tmp_path, lambda raw: raw["model"].update({key: value}))
+    write_tokenizer_json(tmp_path, lambda raw: raw["model"].update({key: value}))
     refused(r"tokenizer\.json", load_tokenizer, epath.Path(tmp_path), SIZE)
 
 

@@ -1,5 +1,9 @@
-"""Every format of weights gives the same CLIP; others are refused by name, and none is run."""
+"""Every format of weights gives the same CLIP, also saved, and from a bucket; others are refused by
+name, and none is run.
+"""
 
+import dataclasses
+import io
 import json
 import os
 import re
@@ -11,23 +15,24 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 from etils import epath
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
 from dpt_jax.clip.config import OPENAI_MODELS
-from dpt_jax.clip.pretrained import BUNDLED, load_clip, locate, recognise
+from dpt_jax.clip.config_files import read_transformers
+from dpt_jax.clip.preprocessing import Preprocessing
+from dpt_jax.clip.pretrained import BUNDLED, load_clip, locate, recognise, save_clip
+from dpt_jax.io import as_path
+from tests.clip.test_tokenizer import write_tokenizer_json
+from tests.helpers import make_clip
 from tests.helpers.commands import refused
-from tests.helpers.weight_files import (
-    assert_same,
-    tokenizer_json,
-    torch_bytes,
-    torch_state,
-    write_shards,
-)
+from tests.helpers.object_store import put_folder
 
 TINY = BUNDLED / "tiny-clip"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+SAFE = "model.safetensors"
+WEIGHTS = (SAFE, "pytorch_model.bin")
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
 # What OpenAI's archives hold besides the weights.
 MARKS = {"input_resolution": 16, "context_length": 77, "vocab_size": 49408}
@@ -36,6 +41,56 @@ MARKS = {"input_resolution": 16, "context_length": 77, "vocab_size": 49408}
 @pytest.fixture(scope="session")
 def tensors(tiny_clip_dir):
     return load_file(tiny_clip_dir / "model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def openai():
+    """Weights under OpenAI's names."""
+    return make_clip.openai(seed=3, **make_clip.TINY)
+
+
+@pytest.fixture
+def copy(tiny_clip_dir, tmp_path):
+    """A copy of the model directory without its weights."""
+    ignored = shutil.ignore_patterns("model.safetensors")
+    return shutil.copytree(tiny_clip_dir, tmp_path / "copy", ignore=ignored)
+
+
+def assert_same(clip, expected):
+    assert clip.config == expected.config
+    jax.tree.map(np.testing.assert_array_equal, clip.params, expected.params)
+    assert clip.digest == expected.digest
+    own, other = clip.tokenizer, expected.tokenizer
+    assert (own.start, own.end) == (other.start, other.end)
+    assert own.encode("a sea horse.") == other.encode("a sea horse.")
+
+
+def torch_state(tensors):
+    return {name: torch.tensor(value) for name, value in tensors.items()}
+
+
+def write_shards(folder, tensors, ending="safetensors"):
+    """Write the tensors to two files with an index; return the index."""
+    names = sorted(tensors)
+    places = {}
+    for i, own in enumerate((names[::2], names[1::2])):
+        shard = f"model-0000{i + 1}-of-00002.{ending}"
+        part = {name: tensors[name] for name in own}
+        if ending == "bin":
+            torch.save(torch_state(part), folder / shard)
+        else:
+            save_file(part, folder / shard)
+        places |= dict.fromkeys(own, shard)
+    stem = "pytorch_model" if ending == "bin" else "model"
+    index = folder / f"{stem}.{ending}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+def torch_bytes(thing):
+    buffer = io.BytesIO()
+    torch.save(thing, buffer)
+    return buffer.getvalue()
 
 
 def test_pytorch_file_with_old_index_buffers(copy, tensors, tiny_clip):
@@ -250,10 +305,83 @@ def test_folder_without_weights_or_sizes(copy, tiny_clip_dir, tmp_path):
 def test_value_of_a_configuration_that_is_not_supported_is_named(tmp_path, part, key, value):
     """In a folder with all files that transformers' layout has."""
     shutil.copy(TINY / "preprocessor_config.json", tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json(TINY)), encoding="utf-8")
+    write_tokenizer_json(tmp_path)
     write_shards(tmp_path, load_file(TINY / "model.safetensors"))
     raw = json.loads((TINY / "config.json").read_text())
     (raw[part] if part else raw)[key] = value
     file = tmp_path / "config.json"
     file.write_text(json.dumps(raw))
     refused(rf"{file}.*{re.escape(repr(value))}", load_clip, str(tmp_path))
+
+
+OWN = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear", "squash")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    clip = load_clip("tiny-clip")
+    return clip._replace(config=dataclasses.replace(clip.config, preprocessing=OWN))
+
+
+def test_a_model_saved_into_a_folder_of_open_clip_is_the_one_that_is_read(tiny, tmp_path):
+    older = jax.tree.map(lambda x: 2 * x, tiny.params)
+    save_clip(tiny._replace(params=older), as_path(tmp_path / "older"), "open_clip")
+    save_clip(tiny, as_path(tmp_path / "newer"))
+    shutil.copytree(tmp_path / "newer", tmp_path / "older", dirs_exist_ok=True)
+    assert load_clip(str(tmp_path / "older")).digest == tiny.digest
+
+
+def test_missing_keys_have_the_defaults_of_transformers(tmp_path):
+    file = epath.Path(tmp_path) / "config.json"
+    file.write_text('{"model_type": "clip"}')
+    ours = read_transformers(file)[0]
+    file.write_text(json.dumps(transformers.CLIPConfig().to_dict()))
+    assert read_transformers(file)[0] == ours
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "dpt_jax" / "buckets"
+
+
+def test_what_is_needed_is_copied(bucket, tiny_clip_dir, tiny_clip, tmp_path, cache):
+    """Other files of the folder stay where they are."""
+    folder = shutil.copytree(tiny_clip_dir, tmp_path / "clip")
+    (folder / "tf_model.h5").write_bytes(b"large")
+    put_folder(folder, f"{bucket}/clip")
+    assert_same(load_clip(f"{bucket}/clip"), tiny_clip)
+    assert_same(load_clip(f"{bucket}/clip/{SAFE}"), tiny_clip)
+    copied = {file.name for file in cache.rglob("*") if file.is_file()}
+    assert SAFE in copied
+    assert "tf_model.h5" not in copied
+    (as_path(bucket) / "clip" / SAFE).write_bytes(b"damaged")
+    refused(rf"{cache}.*{SAFE}", load_clip, f"{bucket}/clip")
+
+
+@pytest.mark.parametrize("layout", ["transformers", "open_clip", "orbax"])
+def test_a_saved_folder_is_read(tiny, bucket, tmp_path, cache, layout):
+    """On a disk, where its name looks like a pattern, and in a bucket."""
+    for target in (as_path(tmp_path / "a[b]*?" / "clip"), as_path(f"{bucket}/clip")):
+        save_clip(tiny, target, layout)
+        assert_same(load_clip(str(target)), tiny)
+        refused("clip", save_clip, tiny, target, layout)
+
+
+def test_an_orbax_folder_that_is_not_whole(tiny, tmp_path, monkeypatch):
+    """With a relative path, which Orbax itself does not accept."""
+    monkeypatch.chdir(tmp_path)
+    save_clip(tiny, as_path("clip"), "orbax")
+    assert load_clip("clip").digest == tiny.digest
+    config = json.loads((tmp_path / "clip" / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] += 1
+    (tmp_path / "clip" / "config.json").write_text(json.dumps(config))
+    refused(r"clip/params.*text/", load_clip, "clip")
+    shutil.rmtree(tmp_path / "clip" / "params" / "d")
+    refused("clip/params", load_clip, "clip")
+
+
+@pytest.mark.parametrize("folder", ["empty", "none"])
+def test_no_model_there(bucket, folder, cache):
+    (as_path(bucket) / "empty" / "notes.txt").write_text("nothing")
+    refused(f"{bucket}/{folder}", load_clip, f"{bucket}/{folder}")

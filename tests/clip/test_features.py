@@ -1,4 +1,4 @@
-"""open_clip's layout gives open_clip's features; models other than a standard CLIP are refused."""
+"""Features are those of transformers and open_clip; other models than a plain CLIP are refused."""
 
 import copy
 import functools
@@ -11,14 +11,40 @@ import torch
 from etils import epath
 from safetensors.numpy import save_file
 
-from dpt_jax.clip.config import OPEN_CLIP_CONFIG, Preprocessing, open_clip_to_dict, read_open_clip
-from dpt_jax.clip.files import OPENAI, tensors_of
+from dpt_jax.clip.config_files import OPEN_CLIP_CONFIG, open_clip_to_dict, read_open_clip
+from dpt_jax.clip.files import OPENAI, params_of, tensors_of
 from dpt_jax.clip.model import CLIP, normalize
+from dpt_jax.clip.packing import pack_one_a_row
+from dpt_jax.clip.preprocessing import Preprocessing
 from dpt_jax.clip.pretrained import BUNDLED, load_clip
-from tests.clip.test_full_size import packed
+from tests.golden import make_clip_features as full_size
 from tests.golden import make_open_clip_features as golden
+from tests.helpers import make_clip
 from tests.helpers.commands import refused
-from tests.helpers.golden import relative_error
+from tests.helpers.golden import DATA, relative_error
+
+
+def packed(texts):
+    """Whole texts, one per row."""
+    own = [[(int(token), -1) for token in tokens] for tokens in texts]
+    return pack_one_a_row(own, len(own), max(map(len, own)) - 1)
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize(
+    "name", ["clip_vit_b32", pytest.param("clip_vit_b16", marks=pytest.mark.slow)]
+)
+def test_features_of_full_size(name):
+    expected, (images, texts) = np.load(DATA / f"{name}.npz"), full_size.inputs()
+    sizes = full_size.MODELS[name]
+    config = make_clip.config_of(**sizes)
+    params = params_of(make_clip.openai(full_size.SEED, **sizes), config, epath.Path(name))
+    image, text = jax.jit(CLIP(config).apply)({"params": params}, images, packed(texts))
+    assert relative_error(image, expected["image_features"]) < 1e-4
+    assert relative_error(text, expected["text_features"]) < 1e-4
+    logits = np.exp(params["logit_scale"]) * normalize(image) @ normalize(text).T
+    assert relative_error(logits, expected["logits"]) < 1e-4
+
 
 PREPROCESS = {
     "mean": [0.5, 0.5, 0.5],
