@@ -13,6 +13,7 @@ from dpt_jax.errors import UserError
 from tests.helpers import coop_trees
 from tests.helpers.commands import command_refused, in_process, refused
 from tests.helpers.configs import small_flags
+from tests.helpers.object_store import put_folder
 
 IMAGENET = ("tench", "goldfish", "great white shark")
 CLASSNAMES = {
@@ -39,6 +40,13 @@ def test_every_dataset_is_read(name, tmp_path):
         assert {e.label for e in split} == set(range(len(found.classnames)))
     for example in found.test:
         assert found.read(example.path).size == (12, 9)
+
+
+@pytest.mark.parametrize("name", ["dtd", "imagenet"])
+def test_a_dataset_of_a_bucket(bucket, tmp_path, name):
+    coop_trees.make(name, tmp_path)
+    put_folder(tmp_path, bucket)
+    assert read_coop(name, bucket)[1:] == read_coop(name, tmp_path)[1:]
 
 
 def test_the_published_split_gives_order_and_names(tmp_path):
@@ -127,9 +135,11 @@ def test_a_folder_that_one_split_lacks_does_not_shift_the_labels(tmp_path):
 
 @pytest.mark.compiles
 def test_unreadable_images_end_the_run_or_are_left_out_and_counted(tmp_path, clip_dir):
+    """One for training, and all test images of one class."""
     directory = coop_trees.make("fgvc_aircraft", tmp_path / "data")
-    for name in ("1000000", "3000000"):
-        (directory / "images" / f"{name}.jpg").write_bytes(b"not a picture")
+    broken = [f"images/{number}.jpg" for number in (1000000, 3000000, 3000001, 3000002)]
+    for name in broken:
+        (directory / name).write_bytes(b"not a picture")
     own = {"dataset__root": tmp_path / "data", "dataset__shots": -1, "train__epochs": 1}
     options = ["main.py", "--config=coop:fgvc_aircraft", *small_flags(clip_dir, **own)]
     options += [f"--workdir={tmp_path / 'run'}"]
@@ -138,9 +148,10 @@ def test_unreadable_images_end_the_run_or_are_left_out_and_counted(tmp_path, cli
     options += ["--config.dataset.on_error=skip", "--config.eval.save_logits=True"]
     done = in_process(*options)
     assert "1 of 12 training images could not be read and were left out" in done.stdout
-    assert "(1 more could not be read and were left out)" in done.stdout
+    assert "(3 more could not be read and were left out)" in done.stdout
+    assert "no test image of these classes could be read: 707-320.\n" in done.stdout
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert (results["n"], results["unreadable"]) == (11, 1)
+    assert (results["n"], results["unreadable"]) == (9, 3)
     paths = np.load(tmp_path / "run" / "predictions.npz")["path"]
-    assert len(paths) == 11
-    assert "fgvc_aircraft/images/3000000.jpg" not in paths
+    assert len(paths) == 9
+    assert not {*paths} & {f"fgvc_aircraft/{name}" for name in broken}

@@ -1,7 +1,9 @@
-"""The user's own images: without a split, as archives and lists, and the checks before training."""
+"""The user's own images: folders, archives and lists, their split, and what is checked first."""
 
+import pickle
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -11,12 +13,100 @@ from PIL import Image
 
 import dpt_jax
 from configs import coop
-from dpt_jax.cli import from_command_line
-from dpt_jax.data.dataset import check_trainable, load_dataset, look
-from dpt_jax.data.folder import read_folder
+from dpt_jax.cli.flags import from_command_line
+from dpt_jax.data.dataset import load_dataset
+from dpt_jax.data.folder import find_images, read_folder
+from dpt_jax.data.look import check_trainable, look
+from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
 from tests.helpers.commands import command_refused, in_process, refused
 from tests.helpers.configs import small_flags
+from tests.helpers.object_store import put_folder
+
+
+def images(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(root / name, "PNG")
+
+
+def test_folders_of_classes(tmp_path, capfd):
+    """By their names, with images of any ending. Other files are counted."""
+    images(tmp_path, "test/b_c/2.JPG", "test/b_c/1.png", "test/a/1.webp", "train/a/x.png")
+    images(tmp_path, "train/b c/y.png", "val/a/v.png", "val/other/w.png", ".cache/a/x.png")
+    read_folder(tmp_path)
+    assert "other" in capfd.readouterr().out  # which neither train/ nor test/ has
+    for name in (
+        "train/a/5.raw",
+        "train/a/6.raw",
+        "test/a/notes",
+        "test/a/.hidden",
+        "test/a/._1.webp",
+        "test/a/.DS_Store",
+    ):  # the last two are of macOS
+        (tmp_path / name).touch()
+    images(tmp_path, "test/a/more/deep/3.png", "train/4.png")
+    found = read_folder(tmp_path)
+    assert found.classnames == ("a", "b c")
+    test = [("test/a/1.webp", 0), ("test/b_c/1.png", 1), ("test/b_c/2.JPG", 1)]
+    assert found.test == [Example(*each) for each in test]
+    assert found.train == [Example("train/a/x.png", 0), Example("train/b c/y.png", 1)]
+    assert found.val == [Example("val/a/v.png", 0)]
+    assert "5 files are left out (2 .png, 2 .raw, 1 other)" in capfd.readouterr().out
+    assert len(find_images([str(tmp_path / "train")])) == 3
+    assert len(find_images([str(tmp_path / "test")])) == 4
+    assert "2 files are left out (2 .raw)" in capfd.readouterr().err
+
+
+def test_folders_that_are_not_a_dataset_are_named(tmp_path):
+    for name in ("none", "test", "test/empty"):
+        refused(str(tmp_path), read_folder, tmp_path)
+        (tmp_path / name).mkdir()
+
+
+def test_predict_finds_what_training_finds_also_by_links(tmp_path):
+    """A link that leads back up ends there."""
+    images(tmp_path, "data/test/a/1.png", "elsewhere/b/2.png")
+    (tmp_path / "data" / "test" / "b").symlink_to(tmp_path / "elsewhere" / "b")
+    (tmp_path / "elsewhere" / "b" / "back").symlink_to(tmp_path / "data")
+    tested = [str(tmp_path / "data" / e.path) for e in read_folder(tmp_path / "data").test]
+    assert find_images([str(tmp_path / "data" / "test")]) == tested
+    assert [file[-7:] for file in tested] == ["a/1.png", "b/2.png"]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_unicode_forms_of_one_name_are_one_class(tmp_path, forms):
+    """A Mac writes é as two characters, Linux as one."""
+    train, test = (unicodedata.normalize(form, "café_crème") for form in forms)
+    images(tmp_path, f"train/{train}/1.png", f"test/{test}/2.png", "train/dog/3.png")
+    images(tmp_path, "test/dog/4.png")
+    found = read_folder(tmp_path)
+    assert found.classnames == (unicodedata.normalize("NFC", "café crème"), "dog")
+    assert found.train == [Example(f"train/{train}/1.png", 0), Example("train/dog/3.png", 1)]
+    assert found.read(found.test[0].path).size == (4, 4)
+    images(tmp_path, "test/café crème/5.png")
+    assert [example.label for example in read_folder(tmp_path).test] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["_", " ", "a\nb"])
+def test_a_folder_without_a_name_is_refused(tmp_path, name):
+    images(tmp_path, f"test/{name}/1.png", "test/a/2.png")
+    refused("is not a class name", read_folder, tmp_path)
+
+
+def test_images_of_a_bucket(bucket, tmp_path):
+    images(tmp_path, "train/a/1.png", "test/a/2.png", "test/a/._3.png", "test/a/b/4.png")
+    put_folder(tmp_path, bucket)
+    found = read_folder(bucket)
+    assert found.train == [Example("train/a/1.png", 0)]
+    assert found.test == [Example("test/a/2.png", 0)]
+    for read in (found.read, pickle.loads(pickle.dumps(found.read))):  # as loader processes get it
+        assert read("test/a/2.png").size == (4, 4)
+    below = [f"{bucket}/test/a/2.png", f"{bucket}/test/a/b/4.png"]
+    assert find_images([f"{bucket}/test"]) == find_images([f"{bucket}/test/**/*.png"]) == below
+    refused(rf"{bucket}/none does not exist", find_images, [f"{bucket}/none"])
+    refused("nobody-has-this", find_images, ["gs://nobody-has-this/x"])
+
 
 CLASSES = {"cat": 10, "red_fox": 5, "dog": 4}
 # By class: training, validation and test images, if a fifth of each class is held out.

@@ -1,6 +1,7 @@
-"""Evaluation: its images, and the frozen features that runs of one process share."""
+"""Evaluation: its images, frozen features that runs of one process share, and a linear probe."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -10,11 +11,11 @@ from PIL import Image
 from configs import coop, vpt
 from dpt_jax.data import records
 from dpt_jax.evaluation import evaluate as evaluation
+from dpt_jax.training import initial_prompts
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.loop import train
-from dpt_jax.training.saved import initial_prompts
-from tests.helpers.commands import in_process
-from tests.helpers.configs import small_config, small_flags
+from tests.helpers.commands import assert_refused, command_refused, in_process
+from tests.helpers.configs import small_config, small_flags, small_splits
 from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
@@ -41,19 +42,6 @@ def test_training_and_evaluation_take_images_as_the_model_does(clip, clip_dir, t
         np.testing.assert_array_equal(one, other)
 
 
-def test_classes_without_a_readable_test_image_are_named(clip_dir, tmp_path):
-    shutil.copytree(IMAGES, tmp_path / "images")
-    first, *_ = sorted((tmp_path / "images" / "test").iterdir())
-    for image in first.iterdir():
-        image.write_bytes(b"no picture")
-    own = {"dataset__root": tmp_path / "images", "dataset__on_error": "skip"}
-    flags = ["--config=zeroshot:folder", *small_flags(clip_dir, **own)]
-    done = in_process("main.py", *flags, f"--workdir={tmp_path / 'run'}")
-    name = first.name.replace("_", " ")
-    assert f"no test image of these classes could be read: {name}.\n" in done.stdout
-    assert "(3 more could not be read and were left out)" in done.stdout
-
-
 @pytest.mark.parametrize("method", [coop, vpt])
 def test_caches_of_features_and_images_change_no_bit(method, clip, clip_dir, tmp_path, monkeypatch):
     """And a file that was changed is another image, though its name is the same."""
@@ -66,7 +54,7 @@ def test_caches_of_features_and_images_change_no_bit(method, clip, clip_dir, tmp
 
     def logits(features):
         prepared = experiments.prepare(config, clip)._replace(features=features)
-        return evaluation.predict(prepared, initial_prompts(prepared)).logits
+        return evaluation.predict(prepared, initial_prompts.initial_prompts(prepared)).logits
 
     first = logits(None)
     for given in (features, features, None):
@@ -93,3 +81,50 @@ def test_the_image_cache_keeps_to_its_limit_and_to_the_current_dataset():
         for key in "xyza":
             cache.get(key, "another", decode)
     assert len(decoded) == 5 + 3 + 1 + 1
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """The small images: the training images also for testing, the test images for validation."""
+    root = tmp_path_factory.mktemp("validated")
+    return small_splits(root, train="train", val="test", test="train")
+
+
+def probe(clip_dir, root, workdir, *arguments, check=True):
+    # The test images are those of the training.
+    own = {"dataset__root": root, "dataset__shots": -1, "dataset__strict": False}
+    flags = [*small_flags(clip_dir, **own), f"--workdir={workdir}", *arguments]
+    # The probe has none of the parts of the configured method.
+    return in_process("probe", "--config=dpt_zslp:folder", *flags, check=check)
+
+
+def test_a_probe_separates_what_it_was_fitted_to(clip_dir, validated, tmp_path):
+    done = probe(clip_dir, validated, tmp_path / "run", "--config.eval.save_logits=True")
+    assert "validation images right" in done.stdout
+    assert "%, difference " in done.stdout
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["method"], results["shots"]) == ("probe", -1)
+    assert results["accuracy"] > results["zero_shot_accuracy"]
+    assert results["trained_on"] == {"dataset": "folder", "classes": "all"}
+    with np.load(tmp_path / "run" / "predictions.npz") as found:
+        np.testing.assert_allclose(np.exp(found["logits"]).sum(-1), 1, atol=1e-5)
+    listed = (tmp_path / "run" / "train_files.txt").read_text().split()
+    assert len(listed) == results["n"]
+    assert "linear probe on" in in_process("report", tmp_path / "run").stdout
+    # Nothing takes it for a run whose prompts it could show.
+    command_refused("", "report", tmp_path / "run", "--html")
+    flags = [*small_flags(clip_dir, dataset__root=validated), f"--workdir={tmp_path / 'run'}"]
+    command_refused("probe", "main.py", "--config=zeroshot:folder", *flags)
+
+
+def test_a_probe_chooses_by_as_few_validation_images_as_protocols_have(
+    clip_dir, validated, tmp_path
+):
+    done = probe(clip_dir, validated, tmp_path / "run", "--config.dataset.shots=1")
+    assert "of 6 validation images right (at most 1 per class)" in done.stdout
+
+
+def test_without_validation_images_there_is_no_probe(clip_dir, tmp_path):
+    done = probe(clip_dir, IMAGES, tmp_path / "run", check=False)
+    assert_refused(done, "folder has no validation images")
+    assert not (tmp_path / "run").exists()
