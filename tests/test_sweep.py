@@ -23,13 +23,8 @@ pytestmark = pytest.mark.compiles
 
 @pytest.fixture
 def overrides(tiny_clip_dir):
-    return {
-        "clip.weights": str(tiny_clip_dir),
-        "dataset.root": str(IMAGES),
-        "text_prompt.length": 4,
-        "train.batch_size": 6,
-        "train.epochs": 1,
-    }
+    own = {"clip.weights": str(tiny_clip_dir), "dataset.root": str(IMAGES)}
+    return own | {"text_prompt.length": 4, "train.batch_size": 6, "train.epochs": 1}
 
 
 def results(workdir):
@@ -181,11 +176,9 @@ def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys):
 def test_settings_of_one_method(overrides):
     """They take precedence over those of all; a method that they make impossible is named."""
     overrides |= {"coop.text_prompt.length": 7, "coop.clip.weights": "tiny-clip"}
-    for method, length in (("coop", 7), ("vlp", 4)):
-        (run,) = plan(overrides=overrides, methods=[method])
-        config = run.config
-        assert config.text_prompt.length == length
-        assert (config.clip.weights == "tiny-clip") == (method == "coop")
+    coop, vlp = (run.config for run in plan(overrides=overrides, methods=["coop", "vlp"]))
+    assert (coop.text_prompt.length, coop.clip.weights) == (7, "tiny-clip")
+    assert (vlp.text_prompt.length, vlp.clip.weights) == (4, overrides["clip.weights"])
     done = in_process("sweep", "--plan", "--methods=zeroshot,coop", "--shots=1",
                       "--seeds=1", "--config.coop.text_prompt.depth=0")  # fmt: skip
     assert "zeroshot on digits: to do" in done.stdout
@@ -196,11 +189,9 @@ def test_settings_of_one_method(overrides):
 
 def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
     overrides |= {"visual_prompt.length": 3, "cavpt.top_k": 2}
-    for method in METHODS:
-        (run,) = plan(overrides=overrides, methods=[method])
+    for run in plan(overrides=overrides, methods=METHODS):
         prompts = prompt_config(run.config, 3, 4)
-        assert prompts.method == method
-        assert bool(prompts.text_length) == (TEXT in METHODS[method].parts)
+        assert bool(prompts.text_length) == (TEXT in METHODS[run.config.method].parts)
 
 
 def test_base_to_new(overrides, tmp_path):

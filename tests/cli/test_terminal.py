@@ -32,10 +32,9 @@ def test_exit_codes_and_sentences(error, code, says):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("platform", ["cuda", "none"])
-def test_a_backend_that_is_not_there(platform, tmp_path):
-    done = command("main.py", f"--workdir={tmp_path}", check=False, JAX_PLATFORMS=platform)
-    assert_refused(done, f"JAX_PLATFORMS='{platform}'")
+def test_a_backend_that_is_not_there(tmp_path):
+    done = command("main.py", f"--workdir={tmp_path}", check=False, JAX_PLATFORMS="cuda")
+    assert_refused(done, "JAX_PLATFORMS='cuda'")
     assert "pip install" in done.stderr
 
 

@@ -178,23 +178,21 @@ class Runs:
         return self.function, self.arguments
 
 
-HOSTILE = {
-    "system": pickle.dumps({"train": [Runs(os.system, "touch hacked")]}),
-    "cut": pickle.dumps({"train": []})[:-1],
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pickles_are_refused_and_nothing_of_them_is_run(name, whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("pkl", pickle.dumps({"train": [Runs(os.system, "touch hacked")]})),
+        ("pkl", pickle.dumps({"train": []})[:-1]),
+        ("jsonl", b"{"),
+        ("jsonl", b'{"_impath": 3, "_label": 0}'),
+        ("jsonl", b"\xe9"),
+    ],
+)
+def test_damaged_and_hostile_files_are_refused_and_nothing_of_them_is_run(
+    kind, content, whole, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "shot_1-seed_1.pkl"
-    file.write_bytes(HOSTILE[name])
-    refused(r"shot_1-seed_1\.pkl", read_sample, file, whole, 1)
+    file = tmp_path / f"sample.{kind}"
+    file.write_bytes(content)
+    refused(rf"sample\.{kind}", read_sample, file, whole, 1)
     assert not (tmp_path / "hacked").exists()
-
-
-@pytest.mark.parametrize("line", ["{", '{"_impath": 3, "_label": 0}', "\xe9"])
-def test_a_damaged_line_is_named(line, whole, tmp_path):
-    file = tmp_path / "sample.jsonl"
-    file.write_bytes(line.encode("latin-1"))
-    refused(r"sample\.jsonl", read_sample, file, whole, 1)

@@ -105,26 +105,28 @@ class Numbered:
         return Image.new("RGB", (8, 8), (int(path), 0, 0))
 
 
-def orders(images, batch_size, epochs, start=0):
+def numbered(images, start=0, **settings):
+    """Batches of so many images that no file has."""
     examples = [Example(str(i), 0) for i in range(images)]
-    settings = {"batch_size": batch_size, "epochs": epochs, "seed": 3}
-    batches = batches_of(start, read=Numbered(), examples=examples, size=8, **settings)
-    return [batch["index"].tolist() for batch in batches]
+    return batches_of(start, read=Numbered(), examples=examples, size=8, seed=3, **settings)
 
 
 @pytest.mark.parametrize(("images", "batch_size"), [(23, 5), (5, 8), (8, 4)])
 def test_no_epoch_repeats_another_and_the_remainder_changes(images, batch_size):
     """With some versions of Grain a sliced data set repeated the first epoch."""
+
+    def orders(start=0):
+        batches = numbered(images, start, batch_size=batch_size, epochs=12)
+        return [batch["index"].tolist() for batch in batches]
+
     an_epoch = loader.steps_per_epoch(images, batch_size)
-    steps = orders(images, batch_size, epochs=12)
-    epochs = [
-        list(itertools.chain(*steps[i : i + an_epoch])) for i in range(0, len(steps), an_epoch)
-    ]
+    steps = orders()
+    epochs = [[*itertools.chain(*steps[i : i + an_epoch])] for i in range(0, len(steps), an_epoch)]
     assert len(epochs) == len({tuple(epoch) for epoch in epochs}) == 12
     assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
     assert set(itertools.chain(*epochs)) == set(range(images))
     for first in (1, an_epoch, an_epoch + 1, 12 * an_epoch):
-        assert orders(images, batch_size, 12, first) == steps[first:]
+        assert orders(first) == steps[first:]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -138,8 +140,7 @@ def test_a_training_image_that_cannot_be_read_is_one_sentence(tmp_path, workers)
 
 
 def long_training():
-    examples = [Example("0", 0)]
-    return batches_of(read=Numbered(), examples=examples, batch_size=1, epochs=10**6, workers=1)
+    return numbered(1, batch_size=1, epochs=10**6, workers=1)
 
 
 def test_a_killed_loader_process_is_one_sentence():

@@ -58,12 +58,6 @@ def test_folders_of_classes(tmp_path, capfd):
     assert "2 files are left out (2 .raw)" in capfd.readouterr().err
 
 
-def test_folders_that_are_not_a_dataset_are_named(tmp_path):
-    for name in ("none", "test", "test/empty"):
-        refused(str(tmp_path), read_folder, tmp_path)
-        (tmp_path / name).mkdir()
-
-
 def test_predict_finds_what_training_finds_also_by_links(tmp_path):
     """A link that leads back up ends there."""
     images(tmp_path, "data/test/a/1.png", "elsewhere/b/2.png")
@@ -88,10 +82,14 @@ def test_unicode_forms_of_one_name_are_one_class(tmp_path, forms):
     assert [example.label for example in read_folder(tmp_path).test] == [0, 0, 1]
 
 
-@pytest.mark.parametrize("name", ["_", " ", "a\nb"])
-def test_a_folder_without_a_name_is_refused(tmp_path, name):
-    images(tmp_path, f"test/{name}/1.png", "test/a/2.png")
-    refused("is not a class name", read_folder, tmp_path)
+def test_folders_that_are_not_a_dataset_are_named(tmp_path):
+    for name in ("none", "test", "test/empty"):
+        refused(str(tmp_path), read_folder, tmp_path)
+        (tmp_path / name).mkdir()
+    for name in ("_", " ", "a\nb"):
+        images(tmp_path / "named", f"test/{name}/1.png", "test/a/2.png")
+        refused("is not a class name", read_folder, tmp_path / "named")
+        shutil.rmtree(tmp_path / "named")
 
 
 def test_images_of_a_bucket(bucket, tmp_path):
@@ -175,12 +173,11 @@ def test_copies_of_an_image_are_in_one_split(photos):
     look_at(photos)
 
 
-def test_a_class_of_one_image_cannot_be_split(photos):
+def test_what_cannot_be_split_is_named(photos, tmp_path):
+    """A class of one image, and folders that are misnamed splits."""
     save(photos / "owl" / "1.png", np.zeros((4, 4, 3), np.uint8))
     refused("'owl'", read_folder, photos)
-
-
-def test_a_folder_without_a_test_folder_is_named(photos, tmp_path):
+    shutil.rmtree(photos / "owl")
     (tmp_path / "data").mkdir()
     photos.rename(tmp_path / "data" / "train")
     refused("test/", read_folder, tmp_path / "data")
@@ -245,23 +242,18 @@ def test_a_list_of_paths_and_labels(suffix, split, photos):
         assert found[:5] == whole[:5]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_lists_that_are_none_or_of_other_images_are_named(photos, tmp_path):
+    file = tmp_path / "mine.csv"
+    for text in (
         "image,class\na.png,cat",
         "path,label\na.png,cat\na.png,dog",
         "path,label,split\na.png,cat,training",
         "path,label,split\na.png,cat,train\nb.png,cat,",
-    ],
-)
-def test_a_list_that_is_none_is_named(text, tmp_path):
-    (tmp_path / "mine.csv").write_text(text)
-    refused(r"mine\.csv", read_folder, tmp_path / "mine.csv")
-
-
-def test_a_split_of_other_images_is_named(photos, tmp_path):
-    (tmp_path / "split.csv").write_text("path,label,split\ncat/none.png,cat,test\n")
-    refused(r"cat/none\.png", read_folder, photos, tmp_path / "split.csv")
+    ):
+        file.write_text(text)
+        refused(r"mine\.csv", read_folder, file)
+    file.write_text("path,label,split\ncat/none.png,cat,test\n")
+    refused(r"cat/none\.png", read_folder, photos, file)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from tests.helpers.commands import command, refused
 from tests.helpers.golden import DATA
 from tests.helpers.object_store import put_folder
 
+# Keys of gpt_file/*_prompt.json in github.com/OpenGVLab/CaFo, which works on CoOp's splits, and for
+# Caltech101 the published split. The keys of two datasets are not in the order of the labels.
 GOLDEN = json.loads((DATA / "classnames.json").read_text())
 TWO_CLASSES = tfds_trees.TWO_CLASSES
 

@@ -19,8 +19,8 @@ def small_config(clip_dir: pathlib.Path, method=dpt, **values) -> ConfigDict:
     """Return the configuration of configs/METHOD.py:folder.  values: other keys, __ for dots."""
     config = method.get_config("folder")
     config.clip.weights, config.dataset.root = str(clip_dir), str(IMAGES)
-    for key, value in values.items():
-        config.update_from_flattened_dict({key.replace("__", "."): value})
+    own = {key.replace("__", "."): value for key, value in values.items()}
+    config.update_from_flattened_dict(own)
     return config
 
 

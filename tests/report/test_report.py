@@ -133,17 +133,18 @@ def test_average_is_over_datasets_that_have_all_run(tmp_path):
 
 
 def test_base_to_new_table_has_the_harmonic_mean(tmp_path):
-    for method, base, new in (("zeroshot", 60, 40), ("dpt", 80, 20)):
-        write(tmp_path / method, method, base, classes="base", shots=16)
-        write(tmp_path / method / "on", method, new, classes="new", shots=16)
+    """Of the seeds that have both halves."""
+    for method, halves in {"zeroshot": ((60,), (40,)), "dpt": ((80, 60), (20,))}.items():
+        for classes, accuracies in zip(("base", "new"), halves, strict=True):
+            write_seeds(tmp_path, method, accuracies, classes=classes, shots=16)
     write(tmp_path / "unfinished", "coop", 70, classes="base", shots=16)
     for half in ("base", "new"):  # prompts of another dataset are not in this table
         write(tmp_path / half, "vpt", 99, classes=half, trained="eurosat")
     text = report.report_folder(tmp_path)[0]
     assert rows_of(text)[2:] == [
         ["zero-shot", "", "60.0", "40.0", "48.0"],
-        ["CoOp", "16", "70.0", "", ""],
-        ["DPT", "16", "80.0", "20.0", "32.0"],
+        ["CoOp", "16", "70.0 (n=1)", "", ""],
+        ["DPT", "16", "70.0 ± 10.0 (n=2)", "20.0 (n=1)", "32.0 (n=1)"],
     ]
     assert (tmp_path / "base_to_new.png").read_bytes().startswith(b"\x89PNG")
 
@@ -223,13 +224,6 @@ def test_one_run_is_reported_by_class(tmp_path):
     assert [line["class"] for line in read_csv(tmp_path / "report.csv")] == list(CLASSES)
 
 
-def test_a_harmonic_mean_is_of_the_seeds_with_both_halves(tmp_path):
-    write_seeds(tmp_path, "dpt", (80, 60), classes="base")
-    write_seeds(tmp_path, "dpt", (20,), classes="new")
-    text = report.report_folder(tmp_path)[0]
-    assert rows_of(text)[2:] == [["DPT", "1", "70.0 ± 10.0 (n=2)", "20.0 (n=1)", "32.0 (n=1)"]]
-
-
 def test_figures_are_drawn(tmp_path):
     """Of both kinds, also with more classes than there is room for names."""
     for method in ROWS:
@@ -264,15 +258,6 @@ def of(data="a" * 64, trained="", **more):
 
 def write_folder(folder, accuracy, *, seed=1, n=50, **more):
     write(folder, "dpt", accuracy, dataset="folder", seed=seed, n=n, of=of(**more))
-
-
-def test_a_folder_is_called_by_its_name(tmp_path):
-    write_folder(tmp_path / "a", 90)
-    write_folder(tmp_path / "b", 80, seed=2, train_list="u")
-    text = report.report_folder(tmp_path)[0]
-    assert "### flowers\n" in text
-    assert rows_of(text)[2:] == [["DPT", "85.0 ± 5.0"]]
-    assert "Note:" not in text
 
 
 @pytest.mark.parametrize(
@@ -325,8 +310,13 @@ def test_runs_that_differ_in_more_than_the_seed_are_left_out_by_name(tmp_path, o
 
 
 def test_kinds_of_selection_are_not_mixed_and_versions_are_named(tmp_path):
+    """A folder of images is called by its name."""
     write_folder(tmp_path / "a", 90)
     write_folder(tmp_path / "b", 80, seed=2, train_list="u")
+    text = report.report_folder(tmp_path)[0]
+    assert "### flowers\n" in text
+    assert rows_of(text)[2:] == [["DPT", "85.0 ± 5.0"]]
+    assert "Note:" not in text
     for seed, by in ((1, "support"), (2, "none")):
         own = {"selection": by, "task": "flowers@12345678", "of": of(train_list=str(seed))}
         write(tmp_path / by, "zslp", 70, dataset="folder", seed=seed, **own)

@@ -15,8 +15,7 @@ DIGITS = "dpt_jax/assets/digits"
 SHORTER = {DIGITS: "digits", "epochs=100": "epochs=1", "%pip install --quiet .": "pass"}
 
 
-@pytest.fixture
-def copy(tmp_path):
+def shortened(tmp_path):
     """The notebook, shortened, in a folder that has what it needs."""
     for name in ("dpt_jax", "configs", "main.py"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -45,10 +44,10 @@ def outputs(notebook):
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_the_tutorial_runs_and_shows_what_it_showed(copy):
+def test_the_tutorial_runs_and_shows_what_it_showed(tmp_path):
     """Another processor rounds differently, so numbers may differ, but not the text around them."""
-    notebook = nbformat.read(copy, as_version=4)
-    place = {"metadata": {"path": str(copy.parent)}}
+    file = shortened(tmp_path)
+    notebook, place = nbformat.read(file, as_version=4), {"metadata": {"path": str(file.parent)}}
     nbclient.NotebookClient(notebook, timeout=600, resources=place).execute()
     found, shown = outputs(notebook)
     saved, shown_before = outputs(nbformat.read(NOTEBOOK, as_version=4))

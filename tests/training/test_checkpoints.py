@@ -107,37 +107,32 @@ def test_without_a_whole_checkpoint_nothing_is_moved(copied):
     assert files_of(copied) == before
 
 
-@pytest.mark.parametrize("failure", [PermissionError(errno.EACCES, "denied"), MemoryError()])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        PermissionError(errno.EACCES, "denied"),
+        MemoryError(),
+        # Of TensorStore, which does not say whether a file is damaged or the system refused it.
+        ValueError("NOT_FOUND: PERMISSION_DENIED"),
+    ],
+)
 def test_what_is_not_damage_moves_nothing(copied, monkeypatch, failure):
+    before = files_of(copied)
+    data, read_bytes = next(copied.glob("checkpoints/2/prompts/**/d/*")), type(copied).read_bytes
+
     def fail(*_, **__):
         raise failure
-
-    before = files_of(copied)
-    with Checkpoints(copied) as checkpoints:
-        monkeypatch.setattr(ocp.StandardCheckpointer, "restore", fail)
-        for read in (checkpoints.resume, lambda: load_newest(copied)):
-            refused(str(copied), read)
-    assert files_of(copied) == before
-
-
-def test_files_that_cannot_be_opened_are_not_damage(copied, monkeypatch):
-    """TensorStore's own error does not say whether a file is damaged or the system refused it."""
-    before = files_of(copied)
-    data = next(copied.glob("checkpoints/2/prompts/**/d/*"))
-    read = type(copied).read_bytes
 
     def refuse(file):
         if file.name == data.name:
             raise PermissionError(errno.EACCES, "Permission denied")
-        return read(file)
+        return read_bytes(file)
 
-    def fail(*_, **__):
-        raise ValueError("NOT_FOUND: PERMISSION_DENIED")
-
-    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", fail)
-    with monkeypatch.context() as patch:
+    with Checkpoints(copied) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr(ocp.StandardCheckpointer, "restore", fail)
         patch.setattr(type(copied), "read_bytes", refuse)
-        refused(str(copied), resume, copied)
+        for read in (checkpoints.resume, lambda: load_newest(copied)):
+            refused(str(copied), read)
     assert files_of(copied) == before
 
 

@@ -11,7 +11,6 @@ import safetensors.numpy
 import dpt_jax
 from configs import dpt_clap
 from dpt_jax.cli import convert
-from dpt_jax.data.folder import find_images
 from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import Saved, load_newest, read_header, write_prompt_file
 from dpt_jax.training.workdir import load_config
@@ -34,9 +33,7 @@ def test_a_file_has_the_prompts_to_the_byte_and_says_what_they_are(shared, train
     assert same_bytes(load_newest(shared).prompts, own.prompts)
     assert load_newest(shared).meta == own.meta
     with safetensors.safe_open(shared, "numpy") as opened:
-        header = {
-            key: json.loads(value) for key, value in opened.metadata().items() if key != "format"
-        }
+        header = {k: json.loads(x) for k, x in opened.metadata().items() if k != "format"}
     results = json.loads((trained / "results.json").read_text())
     config = json.loads((trained / "config.json").read_text())
     assert header["classnames"] == own.meta["classnames"]
@@ -49,9 +46,8 @@ def test_a_file_has_the_prompts_to_the_byte_and_says_what_they_are(shared, train
     assert shared.stat().st_size < sum(x.nbytes for x in jax.tree.leaves(own.prompts)) + 10_000
 
 
-def test_a_file_stands_where_a_workdir_does(shared, trained, tmp_path):
+def test_a_file_stands_where_a_workdir_does(shared, trained, files, tmp_path):
     """predict and export in this process; main.py's evaluation and init_from as commands."""
-    files = find_images([str(IMAGES / "test")])
     expected = dpt_jax.load(trained).predict_proba(files)
     np.testing.assert_array_equal(dpt_jax.load(shared).predict_proba(files), expected)
     again = tmp_path / "again.safetensors"
@@ -99,11 +95,9 @@ def test_a_file_does_not_name_the_split_of_its_run(trained, tmp_path):
 
 
 def test_a_file_is_not_trained_in(shared):
-    for options, named in (
-        ([], "--mode=eval"),
-        (["--mode=eval", "--config.init_from=x"], "init_from"),
-    ):
-        command_refused(named, "main.py", f"--workdir={shared}", *options)
+    command = ("main.py", f"--workdir={shared}")
+    command_refused("--mode=eval", *command)
+    command_refused("init_from", *command, "--mode=eval", "--config.init_from=x")
 
 
 def test_files_that_are_no_prompts(shared, tmp_path):
@@ -136,9 +130,7 @@ def test_entries_or_tensors_that_are_missing_or_of_other_kinds(shared, tmp_path,
     if changed := change.get("settings"):
         header["settings"] = json.dumps(json.loads(header["settings"]) | changed)
     tensors = safetensors.numpy.load_file(shared) | change.get("tensors", {})
-    tensors, header = (
-        {key: x for key, x in own.items() if x is not None} for own in (tensors, header)
-    )
+    tensors, header = ({k: x for k, x in y.items() if x is not None} for y in (tensors, header))
     safetensors.numpy.save_file(tensors, tmp_path / "odd.safetensors", header)
     refused(r"odd\.safetensors", dpt_jax.load, tmp_path / "odd.safetensors")
 

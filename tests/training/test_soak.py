@@ -103,13 +103,6 @@ OF_EVALUATION = {
 PLACES = {"all": ".", "base": "on/folder-base"}
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Load the backbone once for all commands, and draw no figures."""
-    monkeypatch.setattr(experiments, "load_clip", functools.lru_cache(load_clip))
-    monkeypatch.setattr(one_run, "draw", lambda *_: {})
-
-
 class History:
     """A run and random commands on it, with a check of all that is shown after each."""
 
@@ -127,9 +120,6 @@ class History:
 
         monkeypatch.setattr(Checkpoints, "save", noted)
 
-    def newest(self):
-        return load_newest(self.run)
-
     def take(self):
         """Run a random action, and check everything shown afterwards."""
         choices = [self.train, self.train, self.train_and_stop]
@@ -138,7 +128,9 @@ class History:
         chosen = self.random.choice(choices)
         self.done.append(chosen.__name__)
         chosen()
-        self.check()
+        for classes, place in PLACES.items():
+            if (self.run / place / RESULTS_FILE).exists():
+                self.check(classes, self.run / place)
 
     def train(self):
         for key, values in OPTIONS.items():
@@ -161,7 +153,7 @@ class History:
 
     def evaluate(self):
         """Perhaps with settings other than the training's, which are refused."""
-        own = self.trained[self.newest().digest]
+        own = self.trained[load_newest(self.run).digest]
         asked = {
             key: self.random.choice(values)
             for key, values in {**OPTIONS, **OF_EVALUATION}.items()
@@ -184,31 +176,27 @@ class History:
         if others:
             shutil.rmtree(self.run / FOLDER / str(step))
 
-    def check(self):
+    def check(self, classes, folder):
         """Compare results with the command that trained their prompts, and reports with the truth.
 
         A report of results of other prompts than the newest is refused.
         """
-        for classes, place in PLACES.items():
-            folder = self.run / place
-            if not (folder / RESULTS_FILE).exists():
-                continue
-            results = json.loads((folder / RESULTS_FILE).read_text())
-            own = dict(self.trained[results["of"]["prompts"]])
-            shots, seed = own.pop("dataset.shots"), own.pop("seed")
-            assert (results["shots"], results["seed"]) == (shots, seed), self.done
-            assert own.items() <= results["of"]["settings"].items(), self.done
-            try:
-                text, _ = one_run.report_run(folder)
-            except UserError as reason:
-                assert "evaluate again" in str(reason), reason
-                continue
-            self.compare(text, classes)
-            assert f"Trained on images, {shots_in_words(shots)}, seed {seed}" in text, self.done
+        results = json.loads((folder / RESULTS_FILE).read_text())
+        own = dict(self.trained[results["of"]["prompts"]])
+        shots, seed = own.pop("dataset.shots"), own.pop("seed")
+        assert (results["shots"], results["seed"]) == (shots, seed), self.done
+        assert own.items() <= results["of"]["settings"].items(), self.done
+        try:
+            text, _ = one_run.report_run(folder)
+        except UserError as reason:
+            assert "evaluate again" in str(reason), reason
+            return
+        self.compare(text, classes)
+        assert f"Trained on images, {shots_in_words(shots)}, seed {seed}" in text, self.done
 
     def compare(self, text, classes="all"):
         """Compare a printed accuracy with that of a fresh evaluation of the newest prompts."""
-        saved = self.newest()
+        saved = load_newest(self.run)
         if (saved.digest, classes) not in self.accuracies:
             config = small_config(self.clip_dir, vlp, dataset__classes=classes, **SIZES)
             found = evaluation.predict(experiments.prepare(config), saved.prompts)
@@ -222,7 +210,10 @@ def flags_of(values):
     return [f"--config.{key}={value}" for key, value in values.items()]
 
 
-def test_two_hundred_histories(tmp_path, clip_dir, quick, monkeypatch, capsys):
+def test_two_hundred_histories(tmp_path, clip_dir, monkeypatch, capsys):
+    """The backbone is loaded once for all commands, and no figures are drawn."""
+    monkeypatch.setattr(experiments, "load_clip", functools.lru_cache(load_clip))
+    monkeypatch.setattr(one_run, "draw", lambda *_: {})
     shown = 0
     for done, seed in enumerate(SOAK):
         folder = tmp_path / str(seed)

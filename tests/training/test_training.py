@@ -45,16 +45,9 @@ def test_initial_words_set_the_length_by_their_tokens(words, prepare, clip):
     np.testing.assert_array_equal(context[0], clip.params["text"]["token_embedding"][ids])
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        ("a photo of a {}.", "has a brace"),
-        ("a <|startoftext|>", "special token"),
-        ("a " * 80, "takes 77"),
-    ],
-)
-def test_initial_words_that_cannot_be_are_refused(words, says, prepare):
-    refused(says, prepare, text_prompt__init=words)
+def test_initial_words_that_cannot_be_are_refused(prepare):
+    for words, says in {"{}.": "brace", "<|startoftext|>": "special", "a " * 80: "77"}.items():
+        refused(says, prepare, text_prompt__init=f"a photo {words}")
 
 
 def test_the_cache_of_one_run_does_not_bind_later_ones(prepare):
@@ -63,14 +56,12 @@ def test_the_cache_of_one_run_does_not_bind_later_ones(prepare):
         assert records.cache.limit == limit
 
 
-def test_every_prompt_is_trained_and_clip_is_not(trained, prepare):
-    before = adoption.initial_prompts(prepare())
+def test_every_prompt_is_trained_from_values_of_the_seed(trained, prepare):
+    before, other = (adoption.initial_prompts(prepare(seed=seed)) for seed in (1, 2))
+    assert (other["text"]["context"] != before["text"]["context"]).any()
     after = load_newest(trained).prompts
-    assert jax.tree.structure(before) == jax.tree.structure(after)
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
     assert all(jax.tree.leaves(changed)), changed
-    other = adoption.initial_prompts(prepare(seed=2))
-    assert (other["text"]["context"] != before["text"]["context"]).any()
 
 
 @pytest.fixture(scope="module")
