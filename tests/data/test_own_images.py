@@ -13,10 +13,9 @@ from PIL import Image
 
 import dpt_jax
 from configs import coop
-from dpt_jax.cli.flags import from_command_line
-from dpt_jax.data.dataset import load_dataset
+from dpt_jax.cli import from_command_line
+from dpt_jax.data.dataset import check_trainable, load_dataset, look
 from dpt_jax.data.folder import find_images, read_folder
-from dpt_jax.data.look import check_trainable, look
 from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
 from tests.helpers.commands import command_refused, in_process, refused

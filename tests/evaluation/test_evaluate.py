@@ -11,9 +11,9 @@ from PIL import Image
 from configs import coop, vpt
 from dpt_jax.data import records
 from dpt_jax.evaluation import evaluate as evaluation
-from dpt_jax.training import initial_prompts
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.loop import train
+from dpt_jax.training.saved import initial_prompts
 from tests.helpers.commands import assert_refused, command_refused, in_process
 from tests.helpers.configs import small_config, small_flags, small_splits
 from tests.helpers.golden import IMAGES
@@ -54,7 +54,7 @@ def test_caches_of_features_and_images_change_no_bit(method, clip, clip_dir, tmp
 
     def logits(features):
         prepared = experiments.prepare(config, clip)._replace(features=features)
-        return evaluation.predict(prepared, initial_prompts.initial_prompts(prepared)).logits
+        return evaluation.predict(prepared, initial_prompts(prepared)).logits
 
     first = logits(None)
     for given in (features, features, None):

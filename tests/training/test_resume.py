@@ -19,8 +19,8 @@ from dpt_jax.clip.model import normalize
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.io import as_path
 from dpt_jax.runs import evaluate_run, train_run, with_dtype
-from dpt_jax.training import initial_prompts as adoption
 from dpt_jax.training import loop
+from dpt_jax.training import saved as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import DAMAGED, FOLDER, Checkpoints, load_newest, newest
 from dpt_jax.training.optimizer import Schedule, learning_rates, make_optimizer

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dpt_jax import distributed
 from dpt_jax.clip.packing import pack
 from dpt_jax.model import Outputs, PromptedCLIP, Texts, ZeroShot
-from dpt_jax.prompts.config import L1, Consistency, PromptConfig, Weights
+from dpt_jax.prompts import L1, Consistency, PromptConfig, Weights
 from dpt_jax.prompts.text import prompted_texts
 from dpt_jax.training.losses import Rows, count, losses
 from dpt_jax.training.optimizer import Schedule, learning_rates, make_optimizer
