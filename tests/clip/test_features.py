@@ -11,8 +11,7 @@ import torch
 from etils import epath
 from safetensors.numpy import save_file
 
-from dpt_jax.clip.config import Preprocessing
-from dpt_jax.clip.config_files import OPEN_CLIP_CONFIG, open_clip_to_dict, read_open_clip
+from dpt_jax.clip.config import OPEN_CLIP_CONFIG, Preprocessing, open_clip_to_dict, read_open_clip
 from dpt_jax.clip.files import OPENAI, params_of, tensors_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import pack_one_a_row

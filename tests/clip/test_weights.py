@@ -20,8 +20,7 @@ from etils import epath
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
-from dpt_jax.clip.config import OPENAI_MODELS, Preprocessing
-from dpt_jax.clip.config_files import read_transformers
+from dpt_jax.clip.config import OPENAI_MODELS, Preprocessing, read_transformers
 from dpt_jax.clip.pretrained import BUNDLED, load_clip, locate, recognise, save_clip
 from dpt_jax.io import as_path
 from tests.clip.test_tokenizer import write_tokenizer_json
