@@ -55,24 +55,24 @@ def run(flags: argparse.Namespace) -> None:
             "--workdir=W`."
         )
     source, target = as_path(flags.source), as_path(flags.workdir if to_run else flags.target)
-    from dpt_jax.convert import reference, weights
+    from dpt_jax import convert
 
     if to_run and what == "peft":
-        weights.read_peft(source, target, given.config)
+        convert.read_peft(source, target, given.config)
     elif to_run:
-        reference.convert_reference(source, target, given.config, given.overrides)
+        convert.convert_reference(source, target, given.config, given.overrides)
     elif what == "reference":
-        reference.reverse_reference(source, target, flags.clip)
+        convert.reverse_reference(source, target, flags.clip)
     elif what == "clip" or (what == "export" and flags.merge):
-        weights.convert_clip(flags.source, target, flags.clip, flags.layout)
+        convert.convert_clip(flags.source, target, flags.clip, flags.layout)
     elif what == "peft":
-        weights.write_peft(source, target)
+        convert.write_peft(source, target)
     elif what == "export":
         from dpt_jax.io import size_of
         from dpt_jax.logging import say
         from dpt_jax.predictor import export
 
-        config, saved = reference.read_run(source)
+        config, saved = convert.read_run(source)
         export(config, saved, source, target)
         say(f"wrote {target}: {config.method} prompts, {size_of(target) / 1024:.0f} kB")
     else:

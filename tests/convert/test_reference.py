@@ -9,15 +9,8 @@ import torch
 from configs import coop
 from dpt_jax.clip.files import read_torch_file
 from dpt_jax.config import method_config
-from dpt_jax.convert.reference import (
-    CAVPT,
-    COUPLED,
-    JOINT,
-    TEXT,
-    VISUAL,
-    convert_reference,
-    reverse_reference,
-)
+from dpt_jax.convert import convert_reference, reverse_reference
+from dpt_jax.convert.reference import CAVPT, COUPLED, JOINT, TEXT, VISUAL
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.workdir import load_config, save_config
 from tests.helpers.commands import in_process, refused

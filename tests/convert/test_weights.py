@@ -12,7 +12,7 @@ from transformers import CLIPModel
 import dpt_jax
 from configs import cliplora
 from dpt_jax.clip.pretrained import load_clip
-from dpt_jax.convert.reference import write_run
+from dpt_jax.convert import write_run
 from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.saved import shapes_of
