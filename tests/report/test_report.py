@@ -6,6 +6,7 @@ Runs on other data or backbones, or with other settings, are not one row.
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from dpt_jax.report import runs as report
 from dpt_jax.report.one_run import in_words
 from dpt_jax.report.runs import AVERAGE, read_published
 from tests.helpers.commands import ROOT, command_refused, in_process, refused
+from tests.helpers.golden import IMAGES
 
 CALIBRATION = {"ece": 0.1, "bins": [{"images": 50, "confidence": 0.6, "accuracy": 0.5}]}
 RESULTS = {"classes": "all", "shots": 1, "seed": 1, "selection": "none", "task": "", "n": 50,
@@ -448,3 +450,44 @@ def test_the_command(runs):
     command_refused(says, "report", runs / "d", f"--beside={SHIPPED}")
     text = in_process("report", runs, f"--beside={SHIPPED}").stdout
     assert "14 of 14 published numbers have no run here" in text
+
+
+@pytest.mark.compiles
+def test_one_page_a_run(trained, tmp_path):
+    """Self-contained, with class names that are markup shown as text; and the figures alone."""
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    text, written = run_report.report_run(workdir)
+    assert written == ["report.md", "report.csv", "report.png", "training.png", "reliability.png"]
+    assert all((workdir / name).is_file() for name in written)
+    assert "expected calibration error" in text
+    results = json.loads((workdir / "results.json").read_text())
+    results["of"]["settings"]["dataset.template"] = "this evaluation's {}"
+    old, evil = next(iter(results["per_class"])), "<script>x</script>"
+    text = json.dumps(results).replace(json.dumps(old), json.dumps(evil))
+    (workdir / "results.json").write_text(text)
+    done = in_process("report", "--html", workdir)
+    assert f"written: {workdir / 'report.html'}" in done.stdout
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;x" in page
+    asked = re.findall(r'(?:src|href)="(.{22})', page)
+    assert {*asked} == {"data:image/png;base64,"}
+    assert len(asked) >= 5
+    parts = ["Training", "Correct where zero-shot CLIP is wrong", "Wrong, most confident first"]
+    for part in (*parts, "Words near the context", "Calibration", "Settings", "train.visual_lr"):
+        assert part in page
+    assert "this evaluation&#39;s {}" in page
+    (workdir / "metrics.jsonl").unlink()
+    assert "training.png" not in run_report.report_run(workdir)[1]
+
+
+@pytest.mark.compiles
+def test_a_page_of_an_evaluation_elsewhere(trained, tmp_path):
+    """WORKDIR/on/DATASET has no prompts of its own, and no training."""
+    workdir = tmp_path / "on"
+    flags = [f"--config.init_from={trained}", f"--config.dataset.root={IMAGES}"]
+    in_process("main.py", "--config=dpt:folder", "--mode=eval", *flags, f"--workdir={workdir}")
+    done = in_process("report", "--html", workdir)
+    assert "report.html" in done.stdout
+    assert "Training" not in (workdir / "report.html").read_text(encoding="utf-8")
+    assert dpt_jax.load(workdir).classnames == dpt_jax.load(trained).classnames
