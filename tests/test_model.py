@@ -20,7 +20,7 @@ from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts import PromptConfig
 from dpt_jax.prompts.text import MetaNet, prompted_texts
 from dpt_jax.training import setup
-from dpt_jax.training.texts import warn_of_duplicates
+from dpt_jax.training.setup import warn_of_duplicates
 from tests.helpers.commands import command_refused, refused
 from tests.helpers.configs import save_run, small_config
 from tests.helpers.models import apply, frozen_features, packed_prompts

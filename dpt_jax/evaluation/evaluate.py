@@ -21,7 +21,7 @@ from dpt_jax.logging import Progress, quiet, say
 from dpt_jax.model import Outputs, PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.training.checkpoints import Saved
-from dpt_jax.training.setup import Experiment, frozen_clip, shared_loading
+from dpt_jax.training.setup import Experiment, frozen_clip, loading
 
 # The batches of a test split with the features of frozen CLIP, without images. No prompt changes
 # them, so the runs of a sweep compute them once.
@@ -230,9 +230,8 @@ def _with_features(
         return
     # All methods share one program.
     encode = distributed.on_devices(encode_images, frozen_clip(model))
-    loading = loader.Loading(**shared_loading(experiment), examples=examples, batch_size=rows)
     encoded = []
-    for number, batch in enumerate(loader.test_batches(loading)):
+    for number, batch in enumerate(loader.test_batches(loading(experiment, examples, rows))):
         images = loader.shard(batch, rows, jax.local_device_count())["image"]
         features = (
             cached[number]["features"] if cached else encode(experiment.pretrained.params, images)

@@ -35,7 +35,7 @@ from dpt_jax.training.checkpoints import (
     write_prompt_file,
 )
 from dpt_jax.training.saved import prompts_for
-from dpt_jax.training.texts import encode_names
+from dpt_jax.training.setup import encode_names
 from dpt_jax.training.workdir import load_config, source_of
 
 if TYPE_CHECKING:

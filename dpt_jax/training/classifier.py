@@ -2,12 +2,14 @@
 
 import functools
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
@@ -16,12 +18,17 @@ from dpt_jax.clip.model import normalize
 from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say
+from dpt_jax.methods import CLASSIFIER
 from dpt_jax.model import PromptedCLIP, Texts, apply, exact_products
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts, Support
 from dpt_jax.training.losses import cross_entropy
+from dpt_jax.training.metrics import metric_writer
 from dpt_jax.training.optimizer import OPTIMIZERS, WARMUP_LR
-from dpt_jax.training.setup import Experiment, shared_loading
+from dpt_jax.training.process import Stopped, StopRequest
+from dpt_jax.training.setup import Experiment, loading
+from dpt_jax.training.state import CLASSIFIER_STEPS, ENDED, Saver
+from dpt_jax.training.step import TrainState
 
 
 class Course(NamedTuple):
@@ -38,6 +45,48 @@ class Trained(NamedTuple):
     params: Params  # host arrays
     epochs: list[tuple[int, dict[str, float]]]  # last step and mean metrics of each
     chosen: dict[str, float]  # the settings chosen on held-out training images, by key
+
+
+def with_classifier(
+    state: TrainState, saver: Saver, stop: StopRequest, workdir: epath.Path
+) -> Prompts:
+    """Return the prompts of a state after the last epoch, with a trained classifier.
+
+    If stopped, the classifier is trained again from the start, with the same result.
+    """
+    experiment, plan = saver.experiment, saver.plan
+    config, dataset = experiment.config, experiment.dataset
+    say(
+        f"Training the classifier {config.classifier.name} on {len(dataset.train)} images of "
+        f"{len(dataset.classnames)} classes."
+    )
+    began, before = time.perf_counter(), int(state.step)
+    batches = itertools.count(before + 1)
+
+    def end_if_asked(when: str = "before") -> None:
+        if stop.after(next(batches)):
+            say(f"stopped {when} the classifier was trained: the same command resumes there.")
+            raise Stopped
+
+    support, class_texts = encode_support(experiment, state.prompts, end_if_asked)
+    encoded = time.perf_counter()
+    trained = fit(config, support, class_texts)
+    with metric_writer(workdir, before) as write:
+        for steps, values in trained.epochs:
+            values["epoch"] += plan.epoch(before)
+            write(before + steps, values)
+    views, images = support.views.shape[:2]
+    say(
+        f"{views * images} views encoded in {encoded - began:.1f} s, {steps} steps in "
+        f"{time.perf_counter() - encoded:.1f} s: loss {values['loss']:.4f}  accuracy "
+        f"{values['accuracy']:.3f}"
+    )
+    prompts = {**state.prompts, CLASSIFIER: trained.params}
+    more = {CLASSIFIER_STEPS: steps, ENDED: before < plan.steps, "chosen": trained.chosen}
+    saver.save(state._replace(prompts=prompts), **more)
+    saver.checkpoints.wait()
+    end_if_asked("after")
+    return prompts
 
 
 def fit(config: ConfigDict, support: Support, texts: ClassTexts) -> Trained:
@@ -262,20 +311,12 @@ def encode_support(
             features, known = distributed.over_all_rows(progress.track(batches), compute, total)
         return features.reshape(views, -1, features.shape[-1]), known["weight"].reshape(views, -1)
 
-    loading = loader.Loading(
-        **shared_loading(experiment),
-        examples=dataset.train,
-        batch_size=rows,
-        seed=config.seed,
-        augment=config.train.augment,
-        least_area=config.classifier.least_area,
-        shift=config.train.shift,
-    )
+    how = loading(experiment, dataset.train, rows, least_area=config.classifier.least_area)
     encoded = []
     if not start:
-        encoded.append(encode(loader.test_batches(loading), 1))
+        encoded.append(encode(loader.test_batches(how), 1))
     if start + later:
-        encoded.append(encode(loader.test_batches(loading, start + later), start + later))
+        encoded.append(encode(loader.test_batches(how, start + later), start + later))
     views, weights = (np.concatenate(x) for x in zip(*encoded, strict=True))
     labels = np.array([example.label for example in dataset.train], np.int32)
     readable = weights[0] > 0

@@ -1,9 +1,6 @@
 """The training loop: from a new or saved state to the last epoch, then the classifier."""
 
-import functools
-import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,22 +14,13 @@ from dpt_jax.logging import Progress, say
 from dpt_jax.methods import CLASSIFIER
 from dpt_jax.prompts import Prompts
 from dpt_jax.training.checkpoints import Checkpoints, digest
-from dpt_jax.training.classifier import encode_support, fit
+from dpt_jax.training.classifier import with_classifier
 from dpt_jax.training.metrics import Speed, count_operations, metric_writer, tracing
 from dpt_jax.training.optimizer import learning_rates, rate_of
 from dpt_jax.training.process import Stopped, StopRequest, locked
 from dpt_jax.training.setup import Experiment, consistency_target
-from dpt_jax.training.state import (
-    CLASSIFIER_STEPS,
-    ENDED,
-    Plan,
-    Saver,
-    make_plan,
-    start_or_resume,
-    to_devices,
-    train_batches,
-)
-from dpt_jax.training.step import NotFinite, Totals, TrainState, make_step
+from dpt_jax.training.state import ENDED, Plan, make_plan, start_or_resume, train_batches
+from dpt_jax.training.step import NotFinite, Totals, make_step
 from dpt_jax.training.workdir import save_config, write_train_files
 
 # From replicated prompts to their accuracy on the validation images.
@@ -110,7 +98,7 @@ def train(
         take_step = make_step(model, plan.optimizer, plan.step)
         state = distributed.replicate(state)
         schedule = distributed.replicate(plan.schedule.as_arrays())
-        batches = train_batches(experiment, plan, start, functools.partial(to_devices, plan))
+        batches = train_batches(experiment, plan, start)
         unreadable: set[int] = set()
         stopping = ended = False
         speed, operations = Speed(), 0.0
@@ -194,48 +182,6 @@ def train(
         )
         return best.prompts
     return state.prompts
-
-
-def with_classifier(
-    state: TrainState, saver: Saver, stop: StopRequest, workdir: epath.Path
-) -> Prompts:
-    """Return the prompts of a state after the last epoch, with a trained classifier.
-
-    If stopped, the classifier is trained again from the start, with the same result.
-    """
-    experiment, plan = saver.experiment, saver.plan
-    config, dataset = experiment.config, experiment.dataset
-    say(
-        f"Training the classifier {config.classifier.name} on {len(dataset.train)} images of "
-        f"{len(dataset.classnames)} classes."
-    )
-    began, before = time.perf_counter(), int(state.step)
-    batches = itertools.count(before + 1)
-
-    def end_if_asked(when: str = "before") -> None:
-        if stop.after(next(batches)):
-            say(f"stopped {when} the classifier was trained: the same command resumes there.")
-            raise Stopped
-
-    support, class_texts = encode_support(experiment, state.prompts, end_if_asked)
-    encoded = time.perf_counter()
-    trained = fit(config, support, class_texts)
-    with metric_writer(workdir, before) as write:
-        for steps, values in trained.epochs:
-            values["epoch"] += plan.epoch(before)
-            write(before + steps, values)
-    views, images = support.views.shape[:2]
-    say(
-        f"{views * images} views encoded in {encoded - began:.1f} s, {steps} steps in "
-        f"{time.perf_counter() - encoded:.1f} s: loss {values['loss']:.4f}  accuracy "
-        f"{values['accuracy']:.3f}"
-    )
-    prompts = {**state.prompts, CLASSIFIER: trained.params}
-    more = {CLASSIFIER_STEPS: steps, ENDED: before < plan.steps, "chosen": trained.chosen}
-    saver.save(state._replace(prompts=prompts), **more)
-    saver.checkpoints.wait()
-    end_if_asked("after")
-    return prompts
 
 
 def _epoch_values(

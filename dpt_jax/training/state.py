@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ from dpt_jax.training.saved import (
     shapes_of,
     training_meta,
 )
-from dpt_jax.training.setup import Experiment, shared_loading
+from dpt_jax.training.setup import Experiment, loading
 from dpt_jax.training.step import NotFinite, StepConfig, Totals, TrainState, new_state
 from dpt_jax.training.workdir import TRAIN_FILES
 
@@ -94,30 +94,17 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
 
 
 def train_batches(
-    experiment: Experiment,
-    plan: Plan,
-    start: int,
-    transfer: Callable[[loader.Batch], Any] | None = None,
-) -> Iterator[Any]:
-    """Yield this host's batches from step `start` on, see `loader.train_batches`."""
-    config, dataset = experiment.config, experiment.dataset
-    loading = loader.Loading(
-        **shared_loading(experiment),
-        examples=dataset.train,
-        batch_size=config.train.batch_size,
-        epochs=plan.epochs,
-        seed=config.seed,
-        augment=config.train.augment,
-        shift=config.train.shift,
-        partial=config.train.keep_partial,
-    )
-    return loader.train_batches(loading, start, transfer)
+    experiment: Experiment, plan: Plan, start: int
+) -> Iterator[tuple[loader.Batch, loader.Batch]]:
+    """Yield this host's batches from step `start` on, each with a copy sharded over its devices."""
 
+    def to_devices(batch: loader.Batch) -> tuple[loader.Batch, loader.Batch]:
+        devices, part = jax.local_device_count(), plan.step.microbatch or 1
+        return batch, distributed.place(loader.shard(batch, plan.images_per_host, devices, part))
 
-def to_devices(plan: Plan, batch: loader.Batch) -> tuple[loader.Batch, loader.Batch]:
-    """Return a batch, and a copy that is sharded over this host's devices."""
-    devices, part = jax.local_device_count(), plan.step.microbatch or 1
-    return batch, distributed.place(loader.shard(batch, plan.images_per_host, devices, part))
+    size, examples = experiment.config.train.batch_size, experiment.dataset.train
+    how = loading(experiment, examples, size, epochs=plan.epochs)
+    return loader.train_batches(how, start, to_devices)
 
 
 class Best(NamedTuple):
@@ -192,7 +179,7 @@ class Saver:
             return
         self.checkpoints.wait()
         good = steps_of(self.checkpoints.directory)
-        batch = next(train_batches(self.experiment, self.plan, first - 1))
+        batch, _ = next(train_batches(self.experiment, self.plan, first - 1))
         images = ", ".join(self.experiment.dataset.train[i].path for i in batch["index"])
         raise UserError(
             f"the loss, its gradient or the prompts are not finite at step {first}; checkpoints in "
