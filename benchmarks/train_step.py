@@ -33,7 +33,7 @@ from dpt_jax.check.measure import Work, compiled, product_rate, random_batch, ti
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.loader import Batch
 from dpt_jax.data.records import Dataset, Files
-from dpt_jax.evaluation.evaluate import classify, encode_classes, merge
+from dpt_jax.evaluation.evaluate import classify, encode_classes, merged_and_encoded
 from dpt_jax.training import setup
 from dpt_jax.training.metrics import count_operations
 from dpt_jax.training.saved import initial_prompts
@@ -101,15 +101,14 @@ def main(_: list[str]) -> None:
 def evaluation(experiment: setup.Experiment, batch: Batch) -> tuple[Work, Work]:
     """Return the work of classifying a batch with known text features, and of encoding texts."""
     model, clip = experiment.model, experiment.pretrained.params
-    prompts = merge(model, clip, distributed.replicate(initial_prompts(experiment)))
-    encode = distributed.on_devices(encode_classes, model)
-    given = clip, prompts, encode(clip, prompts, experiment.texts), batch["image"]
+    prompts, texts = merged_and_encoded(experiment, initial_prompts(experiment))
 
     def work(program: Any, *arguments: Any) -> Work:
         return Work(lambda: jax.block_until_ready(program(*arguments)), program, arguments)
 
-    of_images = work(distributed.on_devices(classify, model), *given)
-    return of_images, work(encode, clip, prompts, experiment.texts)
+    classifying, encoding = (distributed.on_devices(x, model) for x in (classify, encode_classes))
+    of_images = work(classifying, clip, prompts, texts, batch["image"])
+    return of_images, work(encoding, clip, prompts, experiment.texts)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.data.dataset import check_images, check_trainable, digest_of_files, load_dataset
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import FeatureCache, evaluate, predict_by_probe, validation
+from dpt_jax.evaluation.evaluate import evaluate, predict_by_probe, validation
 from dpt_jax.evaluation.results import (
     RESULTS_FILE,
     finished,
@@ -33,7 +33,7 @@ from dpt_jax.training.checkpoints import FOLDER, Saved, is_prompt_file
 from dpt_jax.training.loop import Callback, train
 from dpt_jax.training.process import LockedError, is_locked
 from dpt_jax.training.saved import check_same_run, saved_prompts, training_meta
-from dpt_jax.training.setup import Experiment, compute_dtype, prepare
+from dpt_jax.training.setup import Experiment, FeatureCache, compute_dtype, prepare
 from dpt_jax.training.workdir import (
     SPLIT_FILE,
     evaluation_config,

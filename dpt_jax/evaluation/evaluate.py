@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,25 +23,25 @@ from dpt_jax.prompts import Prompts
 from dpt_jax.training.checkpoints import Saved
 from dpt_jax.training.setup import Experiment, frozen_clip, loading
 
-# The batches of a test split with the features of frozen CLIP, without images. No prompt changes
-# them, so the runs of a sweep compute them once.
-FeatureCache = dict[Hashable, list[loader.Batch]]
-
 # Inverse strengths of the probe's regularisation, the strongest first. They are large since
 # features have unit length.
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 MOST_ITERATIONS = 5000
 
 
-def merge(model: PromptedCLIP, clip: Params, prompts: Prompts) -> Prompts:
-    """Return replicated prompts with learned weights merged into CLIP's, if there are any."""
-    if not model.config.weights.kind:
-        return prompts
-    return distributed.on_devices(_merge, model)(clip, prompts)
+def merged_and_encoded(experiment: Experiment, prompts: Prompts) -> tuple[Prompts, Texts]:
+    """Return replicated prompts, with learned weights merged into CLIP's, and the encoded texts."""
+    model, clip = experiment.model, experiment.pretrained.params
+    prompts = distributed.replicate(prompts)
+    if model.config.weights.kind:
+        prompts = distributed.on_devices(merge, model)(clip, prompts)
+    encode = distributed.on_devices(encode_classes, model)
+    return prompts, encode(clip, prompts, experiment.texts)
 
 
 # The following are for `distributed.on_devices`.
-def _merge(model: PromptedCLIP, clip: Params, prompts: Prompts) -> Prompts:
+def merge(model: PromptedCLIP, clip: Params, prompts: Prompts) -> Prompts:
+    """Return prompts with learned weights merged into CLIP's."""
     return apply(model, clip, prompts, method="merge")
 
 
@@ -90,8 +90,7 @@ def predict(
     if examples is None:
         examples = experiment.dataset.test
     model, clip = experiment.model, experiment.pretrained.params
-    merged = merge(model, clip, distributed.replicate(prompts))
-    texts = distributed.on_devices(encode_classes, model)(clip, merged, experiment.texts)
+    merged, texts = merged_and_encoded(experiment, prompts)
     answer = distributed.on_devices(logits_of, model)
 
     def logits(batch: loader.Batch) -> tuple[jax.Array, jax.Array]:
@@ -133,10 +132,7 @@ def predict_by_probe(experiment: Experiment) -> Predictions:
             f"{name} has no validation images, on which the probe chooses its regularisation: "
             "add a folder val/ next to train/ and test/."
         )
-    # Zero-shot CLIP and the probe classify the same features.
-    if experiment.features is None:
-        experiment = experiment._replace(features={})
-    found = predict(experiment, {})
+    found = predict(experiment, {})  # zero-shot CLIP and the probe classify the same features
     features = functools.partial(
         over_images, experiment, compute=operator.itemgetter("features"), title="encode"
     )
@@ -167,7 +163,6 @@ def predict_by_probe(experiment: Experiment) -> Predictions:
 
 def validation(experiment: Experiment) -> Callable[[Prompts], float]:
     """Return a function from replicated prompts to their accuracy on the validation images."""
-    experiment = experiment._replace(features={})
 
     def accuracy(prompts: Prompts) -> float:
         with quiet():
@@ -222,7 +217,7 @@ def _with_features(
         tuple((read.key(example.path), example.label) for example in examples),
         *(config.dataset.on_error, config.clip.weights, model.dtype, model.clip_config, rows),
     )
-    cache = {} if experiment.features is None else experiment.features
+    cache = experiment.features
     # All hosts encode together or none does.
     cached = cache.get(key) if distributed.on_all_hosts(key in cache) else None
     if cached and not model.config.learns_images:

@@ -19,7 +19,7 @@ from dpt_jax.data.dataset import load_dataset
 from dpt_jax.data.folder import Images, Labels, as_rgb, check_classnames, image_list, label_indices
 from dpt_jax.data.records import Dataset, Example, Files, Reader
 from dpt_jax.errors import UserError
-from dpt_jax.evaluation.evaluate import check_finite, classify, encode_classes, merge
+from dpt_jax.evaluation.evaluate import check_finite, classify, merged_and_encoded
 from dpt_jax.evaluation.results import RESULTS_FILE, read_current, softmax
 from dpt_jax.io import as_path, reading
 from dpt_jax.logging import say
@@ -79,10 +79,7 @@ class Predictor:
         self.rows = batch_size * jax.local_device_count()
         self.pretrained, self.prompts = experiment.pretrained, saved.prompts
         self._saved, self._source = saved, source
-        clip, prompts = self.pretrained.params, distributed.replicate(saved.prompts)
-        self.merged_prompts = merge(self.model, clip, prompts)
-        encode = distributed.on_devices(encode_classes, self.model)
-        self._texts = encode(clip, self.merged_prompts, experiment.texts)
+        self.merged_prompts, self._texts = merged_and_encoded(experiment, saved.prompts)
         self.texts: PyTree = distributed.to_host(self._texts)
 
     def predict(self, images: Images) -> list[str]:

@@ -89,6 +89,71 @@ def with_classifier(
     return prompts
 
 
+def encode_support(
+    experiment: Experiment, prompts: Prompts, before_batch: Callable[[], object]
+) -> tuple[Support, ClassTexts]:
+    """Encode views of the training images, and the class texts, with the method's trained towers.
+
+    The views that the classifier starts from are followed by those of its epochs if different. All
+    hosts get all of them. before_batch: called before each batch, equally often on all hosts; an
+    exception ends encoding.
+    """
+    config, dataset, model = experiment.config, experiment.dataset, experiment.model
+    # Augmented views that the classifier starts from, and those that its epochs take.
+    start = later = 0
+    if config.train.augment or config.train.shift:
+        start, later = config.classifier.views, config.classifier.train_views
+        if later < 0:
+            steps, per_epoch = length(config, len(dataset.train))
+            later = -(-steps // per_epoch)
+    encode_images = distributed.on_devices(_encode_images, model)
+    clip, prompts = experiment.pretrained.params, distributed.replicate(prompts)
+    texts, class_texts = distributed.on_devices(_encode_texts, model)(
+        clip, prompts, experiment.texts
+    )
+    hosts, devices = jax.process_count(), jax.local_device_count()
+    rows = -(-min(config.eval.batch_size, len(dataset.train)) // hosts)
+
+    def compute(batch: loader.Batch) -> jax.Array:
+        before_batch()
+        pixels = loader.shard(batch, rows, devices)["image"]
+        return encode_images(clip, prompts, texts, pixels)
+
+    def encode(batches: Iterator[loader.Batch], views: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return features (views, N, E) and weights (views, N)."""
+        total = views * len(dataset.train)
+        with Progress("encode", -(-total // (rows * hosts))) as progress:
+            features, known = distributed.over_all_rows(progress.track(batches), compute, total)
+        return features.reshape(views, -1, features.shape[-1]), known["weight"].reshape(views, -1)
+
+    how = loading(experiment, dataset.train, rows, least_area=config.classifier.least_area)
+    encoded = []
+    if not start:
+        encoded.append(encode(loader.test_batches(how), 1))
+    if start + later:
+        encoded.append(encode(loader.test_batches(how, start + later), start + later))
+    views, weights = (np.concatenate(x) for x in zip(*encoded, strict=True))
+    labels = np.array([example.label for example in dataset.train], np.int32)
+    readable = weights[0] > 0
+    support = Support(jnp.asarray(views[:, readable]), jnp.asarray(labels[readable]))
+    return support, jax.tree.map(jnp.asarray, distributed.to_host(class_texts))
+
+
+# For `distributed.on_devices`.
+def _encode_texts(
+    model: PromptedCLIP, clip: Params, prompts: Prompts, texts: Texts
+) -> tuple[Texts, ClassTexts]:
+    own = functools.partial(apply, model, clip, prompts)
+    texts = own(texts, distributed.AXIS, method="texts")
+    return texts, own(texts, method="class_texts")
+
+
+def _encode_images(
+    model: PromptedCLIP, clip: Params, prompts: Prompts, texts: Texts, images: jax.Array
+) -> jax.Array:
+    return apply(model, clip, prompts, images, texts, method="image_features")
+
+
 def fit(config: ConfigDict, support: Support, texts: ClassTexts) -> Trained:
     """Train the classifier of a configuration on what `encode_support` returns.
 
@@ -272,68 +337,3 @@ def _epochs(
             "classifier_lr": float(rate[first]),
         }
         yield first + len(loss), values
-
-
-def encode_support(
-    experiment: Experiment, prompts: Prompts, before_batch: Callable[[], object]
-) -> tuple[Support, ClassTexts]:
-    """Encode views of the training images, and the class texts, with the method's trained towers.
-
-    The views that the classifier starts from are followed by those of its epochs if different. All
-    hosts get all of them. before_batch: called before each batch, equally often on all hosts; an
-    exception ends encoding.
-    """
-    config, dataset, model = experiment.config, experiment.dataset, experiment.model
-    # Augmented views that the classifier starts from, and those that its epochs take.
-    start = later = 0
-    if config.train.augment or config.train.shift:
-        start, later = config.classifier.views, config.classifier.train_views
-        if later < 0:
-            steps, per_epoch = length(config, len(dataset.train))
-            later = -(-steps // per_epoch)
-    encode_images = distributed.on_devices(_encode_images, model)
-    clip, prompts = experiment.pretrained.params, distributed.replicate(prompts)
-    texts, class_texts = distributed.on_devices(_encode_texts, model)(
-        clip, prompts, experiment.texts
-    )
-    hosts, devices = jax.process_count(), jax.local_device_count()
-    rows = -(-min(config.eval.batch_size, len(dataset.train)) // hosts)
-
-    def compute(batch: loader.Batch) -> jax.Array:
-        before_batch()
-        pixels = loader.shard(batch, rows, devices)["image"]
-        return encode_images(clip, prompts, texts, pixels)
-
-    def encode(batches: Iterator[loader.Batch], views: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return features (views, N, E) and weights (views, N)."""
-        total = views * len(dataset.train)
-        with Progress("encode", -(-total // (rows * hosts))) as progress:
-            features, known = distributed.over_all_rows(progress.track(batches), compute, total)
-        return features.reshape(views, -1, features.shape[-1]), known["weight"].reshape(views, -1)
-
-    how = loading(experiment, dataset.train, rows, least_area=config.classifier.least_area)
-    encoded = []
-    if not start:
-        encoded.append(encode(loader.test_batches(how), 1))
-    if start + later:
-        encoded.append(encode(loader.test_batches(how, start + later), start + later))
-    views, weights = (np.concatenate(x) for x in zip(*encoded, strict=True))
-    labels = np.array([example.label for example in dataset.train], np.int32)
-    readable = weights[0] > 0
-    support = Support(jnp.asarray(views[:, readable]), jnp.asarray(labels[readable]))
-    return support, jax.tree.map(jnp.asarray, distributed.to_host(class_texts))
-
-
-# For `distributed.on_devices`.
-def _encode_texts(
-    model: PromptedCLIP, clip: Params, prompts: Prompts, texts: Texts
-) -> tuple[Texts, ClassTexts]:
-    own = functools.partial(apply, model, clip, prompts)
-    texts = own(texts, distributed.AXIS, method="texts")
-    return texts, own(texts, method="class_texts")
-
-
-def _encode_images(
-    model: PromptedCLIP, clip: Params, prompts: Prompts, texts: Texts, images: jax.Array
-) -> jax.Array:
-    return apply(model, clip, prompts, images, texts, method="image_features")

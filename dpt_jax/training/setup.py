@@ -39,12 +39,15 @@ TEXTS = (4, 32)
 TOKENS = 16
 
 
+# The batches of a test split with the features of frozen CLIP, without images. No prompt changes
+# them, so the runs of a sweep compute them once.
+FeatureCache = dict[Hashable, list[loader.Batch]]
+
+
 class Experiment(NamedTuple):
     """One configuration, ready to run.
 
     The parameters of `pretrained` and the arrays of `texts` have a leading device axis.
-    features: the cache of frozen features that experiments of this process share
-    (evaluation.evaluate), or None.
     """
 
     config: ConfigDict
@@ -52,7 +55,7 @@ class Experiment(NamedTuple):
     model: PromptedCLIP
     pretrained: Pretrained
     texts: Texts
-    features: dict[Hashable, Any] | None = None
+    features: FeatureCache  # filled by evaluations
 
 
 def prepare(
@@ -86,7 +89,7 @@ def assemble(config: ConfigDict, dataset: Dataset, pretrained: Pretrained) -> Ex
     )
     weights = model.config.weights
     packed = distributed.replicate(pack(texts, share=not (weights.text and weights.dropout)))
-    return Experiment(config, dataset, model, pretrained, Texts(packed, features, mean=mean))
+    return Experiment(config, dataset, model, pretrained, Texts(packed, features, mean=mean), {})
 
 
 def frozen_clip(model: PromptedCLIP) -> PromptedCLIP:

@@ -200,16 +200,15 @@ def start_or_resume(
 
     A run that has started no longer needs the prompts of `init_from`.
     """
-    model, averages = experiment.model, plan.schedule.average is not None
     keeps_best, saved = experiment.config.train.keep == "best", checkpoints.resume()
-    if saved is None:
-        fresh = initial_prompts(experiment)
-        best = Best(-1.0, 0, fresh) if keeps_best else None
-        saver = Saver(experiment, plan, checkpoints, training_meta(experiment), best)
-        return new_state(model, plan.step, fresh, plan.optimizer, averages), saver
-    shapes = shapes_of(model)
+    shapes = shapes_of(experiment.model)
     zeros: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    new = new_state(model, plan.step, zeros, plan.optimizer, averages)
+    fresh = initial_prompts(experiment) if saved is None else zeros
+    averages = plan.schedule.average is not None
+    new = new_state(experiment.model, plan.step, fresh, plan.optimizer, averages)
+    if saved is None:
+        best = Best(-1.0, 0, fresh) if keeps_best else None
+        return new, Saver(experiment, plan, checkpoints, training_meta(experiment), best)
     step = saved.step - saved.meta.get(CLASSIFIER_STEPS, 0)
     saved = saved._replace(step=step)
     record = training_meta(experiment, saved)
