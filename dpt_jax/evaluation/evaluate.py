@@ -85,10 +85,16 @@ def predict(
     """Return logits of the method and of zero-shot CLIP for images, by default the test split.
 
     Raises:
-      UserError: No image can be read, or logits are not finite.
+      UserError: There is no image, none can be read, or logits are not finite.
     """
     if examples is None:
         examples = experiment.dataset.test
+    if not examples:
+        data = experiment.config.dataset
+        raise UserError(
+            f"{data.name} has no test images of the classes to evaluate (dataset.classes="
+            f"{data.classes}): add some to its folder test/, or evaluate other classes."
+        )
     model, clip = experiment.model, experiment.pretrained.params
     merged, texts = merged_and_encoded(experiment, prompts)
     answer = distributed.on_devices(logits_of, model)

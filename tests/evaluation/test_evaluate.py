@@ -14,7 +14,7 @@ from dpt_jax.evaluation import evaluate as evaluation
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.loop import train
 from dpt_jax.training.saved import initial_prompts
-from tests.helpers.commands import assert_refused, command_refused, in_process
+from tests.helpers.commands import assert_refused, command_refused, in_process, refused
 from tests.helpers.configs import small_config, small_flags, small_splits
 from tests.helpers.golden import IMAGES
 
@@ -40,6 +40,11 @@ def test_training_and_evaluation_take_images_as_the_model_does(clip, clip_dir, t
         found.append((prompts["visual"]["tokens"], evaluation.predict(prepared, prompts).logits))
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_classes_without_test_images_are_refused(clip, clip_dir):
+    prepared = experiments.prepare(small_config(clip_dir, coop), clip)
+    refused("no test images.*dataset.classes", evaluation.predict, prepared, {}, examples=[])
 
 
 @pytest.mark.parametrize("method", [coop, vpt])
