@@ -186,12 +186,8 @@ def over_images(
 ) -> tuple[PyTree, np.ndarray, np.ndarray]:
     """Apply `compute` to batches of images, which all devices of all hosts share.
 
-    Args:
-      experiment: Its dataset reads the images.
-      examples: The images.
-      compute: From a batch with `features` (devices, b, E), of frozen CLIP, and for methods with
-        visual prompts `image` (devices, b, H, W, 3), to a tree of arrays (devices, b, …).
-      title: Title of the progress bar.
+    compute: From a batch with `features` (devices, b, E), of frozen CLIP, and for methods with
+    visual prompts `image` (devices, b, H, W, 3), to a tree of arrays (devices, b, …).
 
     Returns:
       The results, arrays (N, …) of the N readable images; their label (N,), and row (N,) in

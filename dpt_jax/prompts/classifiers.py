@@ -146,7 +146,7 @@ def residual_logits(params: Params, features: Array, texts: ClassTexts) -> Array
 # ---- CLIP-Adapter: two layers on the image feature.
 
 
-def start_adapter(texts: ClassTexts, key: Array, ratio: float) -> Params:
+def start_adapter(_: Support, texts: ClassTexts, key: Array, settings: ConfigDict) -> Params:
     """Return W₁ and W₂, U(±1/√fan_in), and r."""
     width = texts.raw.shape[-1]
     narrow = width // REDUCTION
@@ -154,7 +154,7 @@ def start_adapter(texts: ClassTexts, key: Array, ratio: float) -> Params:
     return {
         "down": torch_uniform(width)(down, (narrow, width)),
         "up": torch_uniform(narrow)(up, (width, narrow)),
-        "ratio": jnp.float32(ratio),
+        "ratio": jnp.float32(settings.ratio),
     }
 
 
@@ -276,7 +276,7 @@ CLASSIFIERS: dict[str, Classifier] = {
         grid={"residual_scale": (0.1, 0.5, 1.0, 2.0)},
     ),
     "clip_adapter": Classifier(
-        start=lambda support, texts, key, settings: start_adapter(texts, key, settings.ratio),
+        start=start_adapter,
         logits=adapter_logits,
         learned=("down", "up"),
         epochs=((1, 50), (2, 100), (8, 200)),

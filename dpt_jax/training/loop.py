@@ -39,13 +39,10 @@ def train(
 ) -> Prompts:
     """Train to the last epoch, from the newest checkpoint if there is one; return the prompts.
 
-    A classifier is trained after the last epoch of the other parts.
-
-    Writes checkpoints, metrics and the list of training images to the workdir.
+    A classifier is trained after the last epoch of the other parts. The workdir gets checkpoints,
+    metrics and the list of training images.
 
     Args:
-      experiment: what is trained.
-      workdir: folder of the run.
       allow_changes: whether a resumed run may train on other images.
       callbacks: called after each epoch, in this order.
       profile: number of steps to trace.
