@@ -21,7 +21,7 @@ from dpt_jax.training.saved import unfinished
 CELL = ["method", "trained_on", "trained_classes", "shots", "dataset", "classes"]
 # Runs of one cell must also agree in these columns and in all settings, and those of one seed in
 # the others.
-SAME_IN_CELL = ["n", "test_list", "init_from", "selection", "task"]
+SAME_IN_CELL = ["n", "test_list", "test_files", "init_from", "selection", "task"]
 SAME_IN_SEED = ["train_list", "prompts"]
 HALVES, HARMONIC = ("base", "new"), "harmonic mean"
 DIGEST = 6  # characters of a digest that are shown
@@ -95,6 +95,7 @@ def _row(one: Results, workdir: epath.Path) -> dict[str, Any]:
     return {
         "method": one["method"],
         "dataset": of["data"]["name"],
+        "name": of["data"]["name"],  # without the digest of `_name_datasets`
         "trained_on": trained_data["name"],
         "trained_classes": trained["classes"],
         # Zero-shot CLIP uses no sample.
@@ -109,6 +110,7 @@ def _row(one: Results, workdir: epath.Path) -> dict[str, Any]:
         "data": of["data"]["digest"],
         "trained_data": trained_data["digest"],
         **{key: of[key] for key in digests},
+        "test_files": of.get("test_files", ""),
     }
 
 
@@ -149,10 +151,11 @@ def _difference(runs: pd.DataFrame, columns: list[str], which: str = "") -> str:
     """Name two runs and the first column in which they differ; "" if there is none."""
     for column in columns:
         values = runs[column].map(str)
-        first, *others = values.drop_duplicates().index
-        if others:
-            paths, shown = runs.path, f"{values[first]} and {values[others[0]]}"
-            return f"{paths[first]} and {paths[others[0]]}{which} differ in {column} ({shown})"
+        if column == "test_files":
+            values = values[values != ""]  # of files in a bucket, whose sizes are unknown
+        if len(two := values.drop_duplicates().index[:2]) > 1:
+            paths, shown = " and ".join(runs.path[two]), " and ".join(values[two])
+            return f"{paths}{which} differ in {column} ({shown})"
     return ""
 
 
@@ -205,12 +208,17 @@ def summarise(runs: pd.DataFrame, by: list[str] = CELL) -> pd.DataFrame:
         macro_f1_std=("macro_f1", std),
         selection=("selection", "first"),
         task=("task", "first"),
+        name=("name", "first"),
+        backbone=("backbone", "first"),
     )
     return cells.assign(spread=cells.accuracy_std.where(cells.seeds > 1))
 
 
 def average(cells: pd.DataFrame, by: list[str], datasets: int) -> pd.DataFrame:
-    """Average cells over datasets, if this number of them has run; `seeds` is a text."""
+    """Average cells over datasets, if this number of them has run; `seeds` is a text.
+
+    Versions of one dataset are not averaged, nor are datasets seen by several CLIPs.
+    """
 
     def span(numbers: pd.Series) -> str:
         return " to ".join(dict.fromkeys([str(numbers.min()), str(numbers.max())]))
@@ -219,9 +227,10 @@ def average(cells: pd.DataFrame, by: list[str], datasets: int) -> pd.DataFrame:
         accuracy_mean=("accuracy_mean", "mean"),
         error=("error", lambda errors: np.linalg.norm(errors) / len(errors)),
         seeds=("seeds", span),
-        datasets=("dataset", "nunique"),
+        datasets=("name", "nunique"),
+        backbones=("backbone", "nunique"),
     )
-    return found[found.datasets == datasets]
+    return found[(found.datasets == datasets) & (found.backbones == 1)]
 
 
 def markdown(cells: pd.DataFrame) -> str:
