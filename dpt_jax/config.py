@@ -15,21 +15,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from dpt_jax import prompts
 from dpt_jax.configs import common
 from dpt_jax.data.catalogue import parse_descriptions, read_descriptions
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.methods import CLASS_AWARE, CLASSIFIER, METHODS, TEXT, VISUAL, WEIGHTS, ZERO_SHOT
-from dpt_jax.prompts import (
-    ALL_NORMS,
-    COSINE,
-    L1,
-    LORA,
-    NORMS,
-    Consistency,
-    Layers,
-    PromptConfig,
-    Weights,
-)
 from dpt_jax.prompts.classifiers import CLASSIFIERS
 
 Value = int | float | bool | str
@@ -51,8 +41,8 @@ CHOICES: dict[str, Collection[str]] = {
     "dataset.classes": ("all", "base", "new"),
     "dataset.on_error": ("raise", "skip"),
     "text_prompt.class_position": ("end", "middle", "front"),
-    "loss.text_distance": (COSINE, L1),
-    "weights.kind": (LORA, NORMS, ALL_NORMS),
+    "loss.text_distance": (prompts.COSINE, prompts.L1),
+    "weights.kind": (prompts.LORA, prompts.NORMS, prompts.ALL_NORMS),
     "classifier.name": ("", *CLASSIFIERS),
     "classifier.schedule": ("epochs", "steps"),
     "classifier.select": ("none", "support"),
@@ -120,14 +110,13 @@ BOUND = (
 )
 UNBOUND = tuple(key for key in KEYS if key not in BOUND)
 
-# The section of each part's settings; a classifier's views have two settings of the training too.
+# The section of the settings of each part in the towers.
 SECTION_OF = {
     TEXT: "text_prompt",
     VISUAL: "visual_prompt",
     CLASS_AWARE: "cavpt",
     WEIGHTS: "weights",
 }
-OF_VIEWS = ("train.augment", "train.shift")
 
 
 def method_config(
@@ -203,6 +192,7 @@ def _check_conflicts(config: ConfigDict, values: Mapping[str, Value]) -> None:
         learns_texts = layer_range(weights, "text_layers") is not None
     described = parse_descriptions(data.descriptions).values() if data.descriptions else ()
     bundled, folder = data.name in common.EMBEDDED, data.source == "folder"
+    drops = weights.kind == prompts.LORA and weights.dropout > 0
     facts = {
         "a bundled dataset": bundled and folder,
         "a dataset with a split of its own": bundled or not folder,
@@ -214,7 +204,7 @@ def _check_conflicts(config: ConfigDict, values: Mapping[str, Value]) -> None:
         "a method without a visual prompt": VISUAL not in parts,
         "a method with a frozen image tower": not method.visual,
         "a method without learned parts": not parts,
-        "dropout of learned weights": WEIGHTS in parts and weights.kind == LORA and weights.dropout,
+        "dropout of learned weights": WEIGHTS in parts and drops,
         "several texts a class (dataset.template)": len(templates(config)) > 1 and not described,
         "several texts a class (dataset.descriptions)": any(len(own) > 1 for own in described),
         "a learned text tower": learns_texts and TEXT not in parts,
@@ -255,17 +245,22 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
         if len(keys) > 1 or keys[0] in values:
             also = [key.replace(".", "__") for key in keys]
             raise UserError(f"{keyword}: give {' or '.join(also)}, and only once.")
-        values[keys[0]] = os.fspath(value) if isinstance(value, os.PathLike) else value
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        values[keys[0]] = value.item() if isinstance(value, np.generic) else value
     config = method_config(method, values.get("dataset.name", "folder"))
     if isinstance(file := values.get("dataset.descriptions"), str):
         values["dataset.descriptions"] = read_descriptions(file)
     for key, value in values.items():
-        values[key] = value.item() if isinstance(value, np.generic) else value
-        set_value(config, key, values[key])
+        try:
+            if value is None:  # which ConfigDict takes for any type
+                raise TypeError
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError) as reason:
+            raise UserError(f"{key} cannot be {value!r}.") from reason
     return config, values
 
 
-def layer_range(weights: ConfigDict, key: str) -> Layers:
+def layer_range(weights: ConfigDict, key: str) -> prompts.Layers:
     """Return the layers that a key of the weights names: all, none, or a range such as 1-4."""
     value = weights[key]
     if value in ("all", "none"):
@@ -277,30 +272,21 @@ def layer_range(weights: ConfigDict, key: str) -> Layers:
     return first, last
 
 
-def set_value(config: ConfigDict, key: str, value: Any) -> None:
-    """Set a key.  Raise UserError if the value has the wrong type."""
-    try:
-        if value is None:  # which ConfigDict takes for any type
-            raise TypeError
-        config.update_from_flattened_dict({key: value})
-    except (TypeError, ValueError) as reason:
-        raise UserError(f"{key} cannot be {value!r}.") from reason
-
-
 def sections_without_use(method: str) -> tuple[str, ...]:
     """Return prefixes of the keys that do not affect a method: those of parts that it lacks."""
     parts, sections = METHODS[method].parts, {**SECTION_OF, CLASSIFIER: "classifier"}
     absent = [f"{section}." for part, section in sections.items() if part not in parts]
     if METHODS[method].in_towers:
         return tuple(absent)
-    kept = OF_VIEWS if CLASSIFIER in parts else ()
+    # Two settings of the training also define a classifier's views.
+    kept = ("train.augment", "train.shift") if CLASSIFIER in parts else ()
     train = (key for key in KEYS if key.startswith("train.") and key not in kept)
     return (*absent, "loss.", *train)
 
 
 def prompt_config(
     config: ConfigDict, classes: int, layers: int, init_tokens: int = 0
-) -> PromptConfig:
+) -> prompts.PromptConfig:
     """Return the sizes of the learned parts of a validated configuration.
 
     Args:
@@ -320,15 +306,15 @@ def prompt_config(
             "the length, or give no words."
         )
     first = cavpt.first_layer + layers + 1 if cavpt.first_layer < 0 else cavpt.first_layer
-    learned_weights = Weights()
+    learned_weights = prompts.Weights()
     if WEIGHTS in parts:
-        learned_weights = Weights(
+        learned_weights = prompts.Weights(
             *(weights.kind, weights.rank, weights.alpha, weights.matrices),
-            dropout=weights.dropout if weights.kind == LORA else 0.0,
+            dropout=weights.dropout if weights.kind == prompts.LORA else 0.0,
             vision=layer_range(weights, "image_layers"),
             text=layer_range(weights, "text_layers"),
         )
-    return PromptConfig(
+    return prompts.PromptConfig(
         classes=classes,
         text_length=length if TEXT in parts else 0,
         text_depth=text.depth,
@@ -340,7 +326,7 @@ def prompt_config(
         coupled=visual.coupled,
         top_k=cavpt.top_k if CLASS_AWARE in parts else 0,
         first_layer=first if CLASS_AWARE in parts else 0,
-        consistency=Consistency(
+        consistency=prompts.Consistency(
             text=loss.text_consistency,
             text_distance=loss.text_distance,
             image=loss.image_consistency,

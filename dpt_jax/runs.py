@@ -4,10 +4,9 @@ import itertools
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -18,35 +17,18 @@ from dpt_jax.configs.common import BASE_TO_NEW, CROSS_DATASET, DOMAIN_SHIFT, FEW
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.data.dataset import check_images, check_trainable, digest_of_files, load_dataset
 from dpt_jax.errors import UserError
+from dpt_jax.evaluation import results
 from dpt_jax.evaluation.evaluate import evaluate, predict_by_probe, validation
-from dpt_jax.evaluation.results import (
-    RESULTS_FILE,
-    finished,
-    has_own_data,
-    of_same_sources,
-    write_results,
-)
 from dpt_jax.io import is_remote
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
+from dpt_jax.training import workdir as workdirs
 from dpt_jax.training.checkpoints import FOLDER, Saved, is_prompt_file
 from dpt_jax.training.loop import Callback, train
 from dpt_jax.training.process import LockedError, is_locked
 from dpt_jax.training.saved import check_same_run, saved_prompts, training_meta
 from dpt_jax.training.setup import Experiment, FeatureCache, compute_dtype, prepare
-from dpt_jax.training.workdir import (
-    SPLIT_FILE,
-    evaluation_config,
-    evaluation_dir,
-    has_config,
-    load_config,
-    run_dir,
-    save_config,
-    write_split,
-    write_train_files,
-)
 
-Results = dict[str, Any]
 # Loads data and backbone; that of a sweep caches the backbone for later runs.
 Prepare = Callable[[ConfigDict], Experiment]
 # For all runs or, with a method's name before the key, for that method: maple.text_prompt.depth.
@@ -80,8 +62,8 @@ def train_run(
             f"--workdir: {workdir} is a prompt file: evaluate it with --mode=eval, or start "
             "from it with --config.init_from and a folder as --workdir."
         )
-    has_run = has_config(workdir) or (workdir / FOLDER).exists()
-    if (workdir / RESULTS_FILE).exists() and not has_run:
+    has_run = workdirs.has_config(workdir) or (workdir / FOLDER).exists()
+    if (workdir / results.RESULTS_FILE).exists() and not has_run:
         raise UserError(f"{workdir} has results of a probe: use another --workdir.")
     if changed := check_same_run(config, workdir, UNBOUND if allow_changes else FREE):
         say(f"{workdir}: changed settings: {changed}.")
@@ -91,18 +73,18 @@ def train_run(
         validates = experiment.dataset.val and not experiment.model.config.classifier
         validate = validation(experiment) if validates else None
         train(experiment, workdir, allow_changes, callbacks, profile, validate)
-    elif not has_own_data(experiment, Saved(0, {}, {}), workdir):
+    elif not results.has_own_data(experiment, Saved(0, {}, {}), workdir):
         raise UserError(
             f"{workdir} has results of {config.method} on other images: use another --workdir, or "
             "--mode=eval."
         )
     else:
-        save_config(config, workdir)
-        write_split(experiment.dataset, workdir)
+        workdirs.save_config(config, workdir)
+        workdirs.write_split(experiment.dataset, workdir)
     return experiment, saved_prompts(experiment, workdir)
 
 
-def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -> Results:
+def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -> results.Results:
     """Fit a linear probe to the shots of a zero-shot configuration; return its results.
 
     The workdir gets the list of training images and the results, but no config.json, which would
@@ -115,10 +97,10 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
     found = predict_by_probe(experiment)
     if distributed.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
-    write_train_files(experiment.dataset, workdir)
+    workdirs.write_train_files(experiment.dataset, workdir)
     by = f"validation({len(experiment.dataset.val)})"
     about = training_meta(experiment) | {"method": PROBE.name, "selection": by}
-    return write_results(experiment, found, Saved(0, {}, about), workdir)
+    return results.write_results(experiment, found, Saved(0, {}, about), workdir)
 
 
 def evaluate_run(
@@ -126,7 +108,7 @@ def evaluate_run(
     source: epath.Path,
     workdir: epath.Path | None,
     prepare: Prepare = prepare,
-) -> tuple[Results, epath.Path]:
+) -> tuple[results.Results, epath.Path]:
     """Evaluate the newest prompts of `source`, a workdir or a prompt file.
 
     Args:
@@ -141,8 +123,10 @@ def evaluate_run(
     config = with_dtype(config, source)
     experiment = prepare(config)
     saved = saved_prompts(experiment, source)
-    if workdir is None or (workdir == source and not has_own_data(experiment, saved, workdir)):
-        workdir = evaluation_dir(source, config)
+    if workdir == source and not results.has_own_data(experiment, saved, source):
+        workdir = None
+    if workdir is None:
+        workdir = workdirs.evaluation_dir(source, config)
     elif workdir != source and (workdir / FOLDER).exists():
         raise UserError(
             f"--workdir: {workdir} is a run of its own: give another folder for the results of "
@@ -151,8 +135,8 @@ def evaluate_run(
     if workdir != source:
         config.init_from = str(source if is_remote(source) else source.absolute())
     if not (workdir / FOLDER).exists():
-        save_config(config, workdir)
-        write_split(experiment.dataset, workdir)
+        workdirs.save_config(config, workdir)
+        workdirs.write_split(experiment.dataset, workdir)
     return evaluate(experiment, saved, workdir), workdir
 
 
@@ -161,11 +145,10 @@ def with_dtype(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
 
     It is the type that the workdir was started with, else the default of this device.
     """
-    if config.dtype != "auto":
-        return config
-    dtype = jnp.dtype(compute_dtype(config)).name
-    config = config.copy_and_resolve_references()
-    config.dtype = load_config(workdir).dtype if has_config(workdir) else dtype
+    if config.dtype == "auto":
+        name = compute_dtype(config).name
+        config = config.copy_and_resolve_references()
+        config.dtype = workdirs.load_config(workdir).dtype if workdirs.has_config(workdir) else name
     return config
 
 
@@ -174,11 +157,10 @@ def with_split(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
 
     Images added since then are not used. A split that the configuration names takes precedence.
     """
-    own = workdir / SPLIT_FILE
-    if config.dataset.split or config.dataset.source != "folder" or not own.exists():
-        return config
-    config = config.copy_and_resolve_references()
-    config.dataset.split = str(own)
+    own = workdir / workdirs.SPLIT_FILE
+    if config.dataset.source == "folder" and not config.dataset.split and own.exists():
+        config = config.copy_and_resolve_references()
+        config.dataset.split = str(own)
     return config
 
 
@@ -245,7 +227,7 @@ def plan(
                     "text_prompt.class_specific learns a context for each class, which cannot be "
                     f"tested on other classes: leave it out with --protocol={protocol}."
                 )
-            workdir = run_dir(runs, config, method)
+            workdir = workdirs.run_dir(runs, config, method)
             planned.append(Run(method, config, workdir, tuple(elsewhere), refused))
     return planned
 
@@ -284,9 +266,9 @@ def state(run: Run) -> str:
         _check_same_sweep(run)
     except UserError as reason:
         return f"has other settings: {reason}"
-    targets = run.targets if has_config(run.workdir) else ()
+    targets = run.targets if workdirs.has_config(run.workdir) else ()
     tests = [(run.workdir, run.config), *(_test(run, target) for target in targets)]
-    if run.method != PROBE.name and all(finished(*test) for test in tests):
+    if run.method != PROBE.name and all(results.finished(*test) for test in tests):
         return "finished"
     return "begun" if (run.workdir / FOLDER).exists() else "to do"
 
@@ -305,8 +287,8 @@ def _check_same_sweep(run: Run) -> None:
 def _test(run: Run, target: Target) -> tuple[epath.Path, ConfigDict]:
     """Return folder and configuration of the test of a run's prompts on a target."""
     own = {**target.overrides, "init_from": str(run.workdir)}
-    config = evaluation_config(target.config, own, True, run.workdir)
-    return evaluation_dir(run.workdir, config), config
+    config = workdirs.evaluation_config(target.config, own, True, run.workdir)
+    return workdirs.evaluation_dir(run.workdir, config), config
 
 
 class Runner:
@@ -351,7 +333,7 @@ class Runner:
 
     def _is_finished(self, workdir: epath.Path, config: ConfigDict) -> bool:
         """Return whether a workdir has the results, of the current data and CLIP."""
-        if not finished(workdir, config):
+        if not results.finished(workdir, config):
             return False
         data = with_split(config, workdir).dataset.copy_and_resolve_references()
         data.shots, data.sample = 1, ""  # the whole dataset counts
@@ -359,7 +341,7 @@ class Runner:
         if key not in self._digests:
             dataset = load_dataset(data, config.seed)
             self._digests[key] = dataset.digest, digest_of_files(dataset)
-        return of_same_sources(workdir, self._backbone(config), *self._digests[key])
+        return results.of_same_sources(workdir, self._backbone(config), *self._digests[key])
 
     def _backbone(self, config: ConfigDict) -> Pretrained:
         key = config.clip.weights, compute_dtype(config).name
@@ -372,10 +354,10 @@ class Runner:
         return experiment._replace(features=self._features)
 
 
-def _say_result(results: Mapping[str, Any]) -> None:
-    classes = "" if results["classes"] == "all" else f", {results['classes']} classes"
-    accuracy, images = 100 * results["accuracy"], results["n"]
-    say(f"  {accuracy:.1f} % of {images} test images of {results['dataset']}{classes}")
+def _say_result(found: results.Results) -> None:
+    classes = "" if found["classes"] == "all" else f", {found['classes']} classes"
+    accuracy, images = 100 * found["accuracy"], found["n"]
+    say(f"  {accuracy:.1f} % of {images} test images of {found['dataset']}{classes}")
 
 
 def sweep(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from etils import epath
     from ml_collections import ConfigDict
 
-    from dpt_jax.runs import Results
+    from dpt_jax.evaluation.results import Results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

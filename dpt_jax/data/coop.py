@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from etils import epath
 
 from dpt_jax.data.catalogue import CATALOGUE
-from dpt_jax.data.folder import SPLITS, check_files, is_image_name, no_images, visible
+from dpt_jax.data.folder import SPLITS, check_files, folders_in, is_image_name, no_images, visible
 from dpt_jax.data.records import Dataset, Example, Files
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, reading
@@ -124,8 +124,7 @@ def _names_of(directory: epath.Path, folders: Sequence[str]) -> list[str]:
 
 
 def _folder_names(directory: epath.Path) -> list[str]:
-    found = [name for name, is_folder in visible(directory) if is_folder]
-    if not found:
+    if not (found := folders_in(directory)):
         raise UserError(f"{directory} has no class folders.")
     return found
 

@@ -16,19 +16,12 @@ from ml_collections import ConfigDict
 from PIL import ExifTags
 from tabulate import tabulate
 
+from dpt_jax.data import records
 from dpt_jax.data.catalogue import CATALOGUE, EMBEDDED, descriptions_of
 from dpt_jax.data.coop import listed_images, read_coop
 from dpt_jax.data.folder import read_folder
 from dpt_jax.data.loader import threads
-from dpt_jax.data.records import (
-    Dataset,
-    Example,
-    Files,
-    UnreadableImageError,
-    by_label,
-    contents,
-    opened,
-)
+from dpt_jax.data.records import Dataset, Example, Files, by_label
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path, is_remote, listed_once, reading
@@ -222,7 +215,8 @@ def look(dataset: Dataset, config: ConfigDict) -> str:
             lines.append(_refuse(config, "classes without test images", untested))
     if is_users and type(dataset.read) is Files:
         learned, tested_on = [*dataset.train, *dataset.val], dataset.test
-        found = contents(dataset.read.root, [example.path for example in (*learned, *tested_on)])
+        paths = [example.path for example in (*learned, *tested_on)]
+        found = records.contents(dataset.read.root, paths)
         path_of = {content: e.path for content, e in zip(found, learned, strict=False)}
         pairs = zip(tested_on, found[len(learned) :], strict=True)
         if same := [f"{e.path} is {path_of[x]}" for e, x in pairs if x in path_of]:
@@ -284,12 +278,12 @@ def _open_all(dataset: Dataset, skip: bool) -> list[str]:
         rotated = False
         try:
             if type(files) is Files and not is_remote(file := files.file(path)):
-                with opened(file) as image:
+                with records.opened(file) as image:
                     orientation = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
                     rotated = files.upright and orientation != UPRIGHT
             if path in decoded:
                 files(path)
-        except UnreadableImageError as reason:
+        except records.UnreadableImageError as reason:
             return str(reason).removesuffix("."), False
         return "", rotated
 

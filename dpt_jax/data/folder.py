@@ -25,16 +25,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from dpt_jax.data.records import (
-    EXTENSIONS,
-    IMAGE_ENDINGS,
-    Dataset,
-    Example,
-    Files,
-    contents,
-    read_image,
-    to_rgb,
-)
+from dpt_jax.data import records
+from dpt_jax.data.records import Dataset, Example, Files
 from dpt_jax.errors import UserError, can_be_shown
 from dpt_jax.io import BUCKETS, as_path, entries, file_system, is_remote, reading, unpacked
 
@@ -58,6 +50,11 @@ def visible(folder: epath.Path) -> list[tuple[str, bool]]:
             for name, is_folder in entries(folder)
             if not name.startswith(".") and name != "__MACOSX"
         )
+
+
+def folders_in(folder: epath.Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted."""
+    return [name for name, is_folder in visible(folder) if is_folder]
 
 
 def walk(folder: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[epath.Path]:
@@ -100,12 +97,13 @@ def check_files(files: Files, paths: Iterable[str], listed_by: str) -> None:
 
 def is_image_name(name: str) -> bool:
     """Return whether a name is that of an image, by its ending."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in records.EXTENSIONS
 
 
 def no_images(folder: epath.Path) -> UserError:
     """Return the error for a class folder without images."""
-    return UserError(f"{folder} holds no images ({IMAGE_ENDINGS}); add some or remove the folder.")
+    endings = records.IMAGE_ENDINGS
+    return UserError(f"{folder} holds no images ({endings}); add some or remove the folder.")
 
 
 def left_out_line(files: Sequence[epath.Path]) -> str:
@@ -114,7 +112,7 @@ def left_out_line(files: Sequence[epath.Path]) -> str:
     kinds = ", ".join(f"{n} {ending}" for ending, n in sorted(count.items()))
     return (
         f"{len(files)} files are left out ({kinds}), such as {files[0]}: images end in "
-        f"{IMAGE_ENDINGS}."
+        f"{records.IMAGE_ENDINGS}."
     )
 
 
@@ -166,20 +164,18 @@ def read_folder(
 def _unpacked(archive: epath.Path) -> epath.Path:
     """Return the folder of an archive, or the one folder that all of it is below."""
     root = unpacked(archive)
-    folders = [name for name, is_folder in visible(root) if is_folder]
+    folders = folders_in(root)
     top = root / folders[0] if len(folders) == 1 and folders[0] not in SPLITS else root
-    return top if any(is_folder for _, is_folder in visible(top)) else root
+    return top if folders_in(top) else root
 
 
 def _in_folders(root: epath.Path) -> list[Listed]:
     """Return the images of class folders, and print a line about other files."""
     from dpt_jax.logging import say  # imports JAX, which find_images need not wait for
 
-    folders = [name for name, is_folder in visible(root) if is_folder]
+    folders = folders_in(root)
     # Only a folder with folders in it is a split: a class may have the same name.
-    splits = [
-        x for x in folders if x.lower() in SPLIT_NAMES and any(y for _, y in visible(root / x))
-    ]
+    splits = [x for x in folders if x.lower() in SPLIT_NAMES and folders_in(root / x)]
     if misnamed := [name for name in splits if name not in SPLITS]:
         raise UserError(f"{root / misnamed[0]} looks like a split: name it train, val or test.")
     if splits and (others := {*folders} - {*splits}):
@@ -241,7 +237,7 @@ def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> l
         test = min(max(share, 1), most)
         room = {"test": test, "val": min(share, most - test), "train": len(own)}
         copies: dict[Hashable, list[str]] = {}
-        for path, content in zip(own, contents(root, own), strict=True):
+        for path, content in zip(own, records.contents(root, own), strict=True):
             copies.setdefault(content, []).append(path)
         shuffled = list(copies.values())
         generator.shuffle(shuffled)
@@ -316,7 +312,7 @@ def find_images(paths: Sequence[str]) -> list[str]:
                 else:
                     others.append(file)
     if not found:
-        raise UserError(f"{', '.join(paths)}: no images there ({IMAGE_ENDINGS}).")
+        raise UserError(f"{', '.join(paths)}: no images there ({records.IMAGE_ENDINGS}).")
     if others:
         print(left_out_line(others), file=sys.stderr)
     return list(found)
@@ -354,9 +350,9 @@ def as_rgb(image: Any) -> Image.Image:
     """Return an image of any form as a PIL image.  Raise UserError if it is not an image."""
     try:
         if isinstance(image, str | os.PathLike):
-            return read_image(image)
+            return records.read_image(image)
         if isinstance(image, Image.Image):
-            return to_rgb(image)
+            return records.to_rgb(image)
     except Exception as reason:  # an opened image is decoded only now
         raise UserError(f"{image!r} cannot be read ({str(reason).removesuffix('.')}).") from reason
     array = np.asarray(image)
