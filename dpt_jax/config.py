@@ -1,4 +1,4 @@
-"""Configurations: what is valid, and what a resumed run may change.
+"""Configurations: from a command line or Python, what is valid, what a resumed run may change.
 
 `configs/common.py` has every key. A configuration is a ConfigDict of these keys.
 """
@@ -7,13 +7,16 @@ import difflib
 import importlib
 import math
 import os
+import pathlib
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from absl import flags
 from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from dpt_jax import prompts
 from dpt_jax.configs import common
@@ -222,6 +225,106 @@ def _check_conflicts(config: ConfigDict, values: Mapping[str, Value]) -> None:
                 f"{setting} cannot be used with {other} (method={method.name}, dataset.name="
                 f"{data.name}): change one of the two; `dpt-jax settings` explains the keys."
             )
+
+
+class Given(NamedTuple):
+    """The configuration of a command line."""
+
+    file: str | None  # value of --config
+    config: ConfigDict  # with the overrides; not validated
+    overrides: dict[str, Value]
+
+    @property
+    def dataset_named(self) -> bool:
+        """Whether --config names a dataset."""
+        return self.file is not None and ":" in self.file
+
+
+def from_command_line(
+    arguments: Sequence[str], of_methods: bool = False
+) -> tuple[Given, list[str]]:
+    """Return the configuration of a command line, and the other arguments.
+
+    of_methods: whether --config.METHOD.KEY=VALUE is allowed too, which becomes an override
+    METHOD.KEY.
+    """
+    file: str | None = None
+    others: list[str] = []
+    overrides: dict[str, Value] = {}
+    left = iter(arguments)
+    for argument in left:
+        if argument.startswith("-config"):  # which absl takes too
+            argument = f"-{argument}"
+        flag, given, value = argument.partition("=")
+        key = flag.lstrip("-").removeprefix("config.")
+        method, _, own = key.partition(".")
+        if argument == "--":
+            others += [argument, *left]
+        elif flag == "--config":
+            file = value if given else next(left, "")
+        elif not flag.startswith("--config."):
+            others.append(argument)
+        elif of_methods and method in METHODS:
+            of_one, _ = from_command_line([f"--config={method}", f"--config.{own}={value}"])
+            overrides |= {f"{method}.{name}": one for name, one in of_one.overrides.items()}
+        elif key not in KEYS:
+            raise UserError(f"{flag}: there is no such key{nearest(key)}")
+        else:
+            others.append(argument)
+    name = _with_dataset(common.get_config().method if file is None else file, others)
+    # The flag of the file goes first, since it defines the flags of its keys.
+    argv = ["", f"--config={name}", *others]
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    sys.modules.pop("config_config", None)  # config_flags' name for the file, whatever its path
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv, known_only=True)[1:]
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as reason:
+        *_, cause = (line.strip() for line in str(reason).splitlines() if line.strip())
+        cause = cause.removeprefix("flag ").rstrip(".")
+        where = "" if cause.startswith("--config.") else f"--config={name}: "
+        raise UserError(f"{where}{cause}.") from reason
+    config: Any = values["config"].value
+    _check_keys(config, name)
+    overrides |= config_flags.get_override_values(values["config"])
+    if config.dataset.descriptions:
+        config.dataset.descriptions = read_descriptions(config.dataset.descriptions)
+        if (key := "dataset.descriptions") in overrides:
+            overrides[key] = config.dataset.descriptions
+    return Given(file, config, overrides), rest
+
+
+def _with_dataset(name: str, arguments: Sequence[str]) -> str:
+    """Return PATH[:DATASET[:PROTOCOL]] of a configuration, named by its path or by its method.
+
+    A method's own file without a dataset gets the one of dataset.name, or "folder", the user's own
+    images, if `arguments` only have a dataset.root.
+    """
+    file, colon, arg = name.partition(":")
+    published = pathlib.Path(common.__file__).resolve().parent
+    path = published / f"{file}.py" if file in METHODS else pathlib.Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"--config: {file or 'its value'} is not a file: give a path, or the name of a method "
+            f"({', '.join(METHODS)})."
+        )
+    keys = "\n".join(arguments)
+    given = dict(re.findall(r"^--?config\.dataset\.(name|root)[=\n](.+)$", keys, re.M))
+    if given and not colon and path.resolve().parent == published:
+        colon, arg = ":", given.get("name", "folder")
+    return f"{path}{colon}{arg}"
+
+
+def _check_keys(config: object, file: str) -> None:
+    """Raise UserError if a configuration file does not have exactly the keys of common.py."""
+    found = flat(config.to_dict()) if isinstance(config, ConfigDict) else {}
+    for key in [key for key in (*found, *KEYS) if (key in KEYS) != (key in found)]:
+        what = "is missing." if key in KEYS else f"is not a key{nearest(key)}"
+        raise UserError(
+            f"{file}: {key} {what} Its get_config begins with `config = common.get_config()` of "
+            "dpt_jax.configs, and returns it."
+        )
 
 
 def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 
 from configs import coop, dpt, ivlp, kgcoop, maple, promptsrc, vlp, vpt
 from dpt_jax import config as configs
-from dpt_jax.cli import from_command_line
+from dpt_jax.config import from_command_line
 from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS
 from dpt_jax.training import workdir as workdirs

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from etils import epath
     from ml_collections import ConfigDict
 
+    from dpt_jax.config import Given
     from dpt_jax.evaluation.results import Results
 
 
@@ -74,7 +75,7 @@ def plan(config: "ConfigDict", workdir: "epath.Path") -> str:
 
 
 def evaluate(
-    given: cli.Given, workdir: "epath.Path", is_default: bool
+    given: "Given", workdir: "epath.Path", is_default: bool
 ) -> "tuple[Results, epath.Path]":
     """Evaluate the prompts of a workdir, a prompt file or init_from; return results and folder."""
     from dpt_jax.io import as_path

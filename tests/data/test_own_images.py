@@ -13,7 +13,7 @@ from PIL import Image
 
 import dpt_jax
 from configs import coop
-from dpt_jax.cli import from_command_line
+from dpt_jax.config import from_command_line
 from dpt_jax.data.dataset import check_trainable, load_dataset, look
 from dpt_jax.data.folder import find_images, read_folder
 from dpt_jax.data.records import Example
