@@ -66,8 +66,8 @@ from dpt_jax.methods import METHODS
 from dpt_jax.model import PromptedCLIP, Texts, init_prompts
 from dpt_jax.prompts.text import context_tokens, plain_layout, prompted_texts
 from dpt_jax.training.metrics import count_operations
-from dpt_jax.training.state import make_plan
-from dpt_jax.training.step import make_step, new_state
+from dpt_jax.training.state import make_plan, new_state
+from dpt_jax.training.step import make_step
 
 GB = 1e9
 OUT_OF_MEMORY = re.compile(r"Used ([0-9.]+)([MGT]) of")
@@ -229,8 +229,8 @@ def programs(case: Case, on: Sequence[jax.Device]) -> list[Program]:
             Program("texts", encode, (*given, case.texts)),
         ]
     plan = make_plan(case.config, case.images)
-    state = jax.eval_shape(lambda p: new_state(case.model, plan.step, p, plan.optimizer), prompts)
-    step: Any = make_step(case.model, plan.optimizer, plan.step, tuple(on))
+    state = jax.eval_shape(lambda p: new_state(case.model, plan, p), prompts)
+    step: Any = make_step(case.model, plan.step, tuple(on))
     schedule = stacked(plan.schedule.as_arrays(), case.chips)
     state = stacked(state, case.chips)
     return [Program("step", step, (state, case.clip, case.texts, batch, schedule))]

@@ -25,8 +25,8 @@ from dpt_jax.data.records import Example, Files
 from dpt_jax.io import as_path
 from dpt_jax.training.saved import initial_prompts
 from dpt_jax.training.setup import Experiment, consistency_target
-from dpt_jax.training.state import make_plan
-from dpt_jax.training.step import make_step, new_state
+from dpt_jax.training.state import make_plan, new_state
+from dpt_jax.training.step import make_step
 
 BATCH = 32  # images that are loaded at a time
 _SMALL = TransformerConfig(64, 4, 1, 256)
@@ -79,10 +79,10 @@ def training(experiment: Experiment, batch: loader.Batch) -> Work:
     plan = make_plan(experiment.config, batch["label"].size)
     clip = experiment.pretrained.params
     texts = experiment.texts._replace(target=consistency_target(experiment))
-    step = make_step(experiment.model, plan.optimizer, plan.step)
+    step = make_step(experiment.model, plan.step)
     schedule = distributed.replicate(plan.schedule.as_arrays())
-    prompts = initial_prompts(experiment)
-    state = distributed.replicate(new_state(experiment.model, plan.step, prompts, plan.optimizer))
+    new = new_state(experiment.model, plan, initial_prompts(experiment))
+    state = distributed.replicate(new)
     arguments = state, clip, texts, batch, schedule
 
     def run() -> None:

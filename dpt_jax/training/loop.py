@@ -92,7 +92,7 @@ def train(
 
         clip = experiment.pretrained.params
         texts = experiment.texts._replace(target=consistency_target(experiment))
-        take_step = make_step(model, plan.optimizer, plan.step)
+        take_step = make_step(model, plan.step)
         state = distributed.replicate(state)
         schedule = distributed.replicate(plan.schedule.as_arrays())
         batches = train_batches(experiment, plan, start)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -17,10 +16,12 @@ from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.logging import say
 from dpt_jax.methods import CLASSIFIER, METHODS, WEIGHTS
+from dpt_jax.model import PromptedCLIP
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS
 from dpt_jax.training import optimizer as optimizers
 from dpt_jax.training.checkpoints import Checkpoints, Saved, steps_of
+from dpt_jax.training.losses import losses
 from dpt_jax.training.saved import (
     Record,
     check_same_clip,
@@ -31,7 +32,7 @@ from dpt_jax.training.saved import (
     training_meta,
 )
 from dpt_jax.training.setup import Experiment, loading
-from dpt_jax.training.step import NotFinite, StepConfig, Totals, TrainState, new_state
+from dpt_jax.training.step import NotFinite, StepConfig, Totals, TrainState
 from dpt_jax.training.workdir import TRAIN_FILES
 
 # Keys of a checkpoint's metadata: whether a callback has ended the training, and the steps that
@@ -48,7 +49,6 @@ class Plan(NamedTuple):
     steps: int  # of the whole run
     schedule: optimizers.Schedule
     step: StepConfig
-    optimizer: optax.GradientTransformation
 
     @property
     def steps_per_epoch(self) -> int:
@@ -75,6 +75,7 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
         microbatch=min(train.microbatch, -(-per_host // jax.local_device_count())),
         skip=train.skip_nonfinite,
         guidance=config.loss.guidance_epochs > 0,
+        optimizer=optimizers.make_optimizer(train.optimizer, train.weight_decay),
     )
     steps, per_epoch = optimizers.run_length(config, images)
     schedule = optimizers.Schedule(
@@ -89,8 +90,20 @@ def make_plan(config: ConfigDict, images: int) -> Plan:
         cosine_steps=steps if train.schedule == "steps" else None,
         seed=config.seed,
     )
-    optimizer = optimizers.make_optimizer(train.optimizer, train.weight_decay)
-    return Plan(per_host, steps, schedule, step, optimizer)
+    return Plan(per_host, steps, schedule, step)
+
+
+def new_state(model: PromptedCLIP, plan: Plan, prompts: Prompts) -> TrainState:
+    """Return the initial state, on the host."""
+    zero, step = np.int32(0), plan.step
+    names = ["images", "hits"]
+    names += [f"loss_{name}" for name in losses(model.config, step.alpha, step.guidance)]
+    average = None
+    if plan.schedule.average is not None:
+        average = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), prompts)
+    totals = dict.fromkeys(names, np.float32(0))
+    opt_state = step.optimizer.init(prompts)
+    return TrainState(zero, prompts, opt_state, totals, NotFinite(zero, zero), average)
 
 
 def train_batches(
@@ -204,8 +217,7 @@ def start_or_resume(
     shapes = shapes_of(experiment.model)
     zeros: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     fresh = initial_prompts(experiment) if saved is None else zeros
-    averages = plan.schedule.average is not None
-    new = new_state(experiment.model, plan.step, fresh, plan.optimizer, averages)
+    new = new_state(experiment.model, plan, fresh)
     if saved is None:
         best = Best(-1.0, 0, fresh) if keeps_best else None
         return new, Saver(experiment, plan, checkpoints, training_meta(experiment), best)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from dpt_jax import distributed
@@ -21,6 +20,7 @@ from dpt_jax.training.optimizer import (
     average_epochs,
     descend,
     learning_rates,
+    make_optimizer,
 )
 
 
@@ -32,6 +32,7 @@ class StepConfig(NamedTuple):
     # Whether training continues after a non-finite step, which changes nothing in either case.
     skip: bool = False
     guidance: bool = True  # whether any epoch has guidance; the schedule says which
+    optimizer: optax.GradientTransformation = make_optimizer()
 
 
 # Sums over images: their number, how many are classified right, and each term of the loss.
@@ -56,33 +57,9 @@ class TrainState(NamedTuple):
     average: Prompts | None = None  # weighted sum over the epochs so far, see `average_epochs`
 
 
-def new_state(
-    model: PromptedCLIP,
-    config: StepConfig,
-    prompts: Prompts,
-    optimizer: optax.GradientTransformation,
-    average: bool = False,
-) -> TrainState:
-    """Return the initial state, on the host.  average: whether the run averages its epochs."""
-    zero = np.int32(0)
-    terms = losses(model.config, config.alpha, config.guidance)
-    names = ["images", "hits", *(f"loss_{name}" for name in terms)]
-    return TrainState(
-        zero,
-        prompts,
-        optimizer.init(prompts),
-        dict.fromkeys(names, np.float32(0)),
-        NotFinite(zero, zero),
-        jax.tree.map(np.zeros_like, prompts) if average else None,
-    )
-
-
 @functools.lru_cache(maxsize=distributed.KEPT_PROGRAMS)
 def make_step(
-    model: PromptedCLIP,
-    optimizer: optax.GradientTransformation,
-    config: StepConfig,
-    devices: tuple[jax.Device, ...] | None = None,
+    model: PromptedCLIP, config: StepConfig, devices: tuple[jax.Device, ...] | None = None
 ) -> Callable[[TrainState, Params, Texts, Batch, Schedule], TrainState]:
     """Return the training step, pmapped over this host's devices.
 
@@ -105,7 +82,9 @@ def make_step(
         )
         gradient, sums = jax.lax.psum((gradient, sums), distributed.AXIS)
         rates = learning_rates(schedule, state.step)
-        prompts, opt_state = descend(optimizer, gradient, state.opt_state, state.prompts, rates)
+        prompts, opt_state = descend(
+            config.optimizer, gradient, state.opt_state, state.prompts, rates
+        )
         begins = state.step % schedule.steps_per_epoch == 0
         before = jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.totals)
         step, totals = state.step + 1, jax.tree.map(jnp.add, before, sums)

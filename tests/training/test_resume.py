@@ -23,10 +23,11 @@ from dpt_jax.training import loop
 from dpt_jax.training import saved as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import DAMAGED, FOLDER, Checkpoints, load_newest, newest
-from dpt_jax.training.optimizer import Schedule, learning_rates, make_optimizer
+from dpt_jax.training.optimizer import Schedule, learning_rates
 from dpt_jax.training.process import EXIT_CODE, Stopped
 from dpt_jax.training.setup import consistency_target
-from dpt_jax.training.step import StepConfig, make_step, new_state
+from dpt_jax.training.state import Plan, new_state
+from dpt_jax.training.step import StepConfig, make_step
 from dpt_jax.training.workdir import save_config
 from tests.helpers.commands import assert_refused, command, in_process, refused
 from tests.helpers.configs import small_config, small_flags
@@ -281,8 +282,8 @@ def test_what_follows_a_step_that_was_left_out(config, clip):
     experiment = experiments.prepare(config, clip)
     # Warm-up is over after the first step.
     schedule = Schedule(0.01, 0.002, 1, 2, steps_per_epoch=1)
-    optimizer, step = make_optimizer(), StepConfig(0.3, skip=True)
-    take_step = make_step(experiment.model, optimizer, step)
+    plan = Plan(6, 2, schedule, StepConfig(0.3, skip=True))
+    take_step = make_step(experiment.model, plan.step)
     image = np.random.default_rng(0).integers(0, 256, (1, 6, 32, 32, 3), np.uint8)
     label, weight = np.arange(6, dtype=np.int32)[None], np.ones((1, 6), np.float32)
     batch = {"image": image, "label": label, "weight": weight}
@@ -290,7 +291,7 @@ def test_what_follows_a_step_that_was_left_out(config, clip):
     prompts = adoption.initial_prompts(experiment)
 
     def after(*batches, schedule=schedule, momentum=0.0):
-        state = new_state(experiment.model, step, prompts, optimizer)
+        state = new_state(experiment.model, plan, prompts)
         pushed = jax.tree.map(lambda x: np.full_like(x, momentum), state.opt_state)
         state = distributed.replicate(state._replace(opt_state=pushed))
         for one in batches:
