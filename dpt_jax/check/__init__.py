@@ -110,13 +110,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def check(workdir: epath.Path, clip: str, data: str = "", quick: bool = False) -> list[Row]:
-    """Return all lines of the table.  All hosts must call this together.
+    """Return all lines of the table, see `dpt-jax check --help`.  All hosts call this together.
 
-    Args:
-      workdir: where files are written, in a temporary folder.
-      clip: the CLIP to time: one of SIZES with random weights, or a `clip.weights`.
-      data: a folder of images to load, "" for generated JPEGs.
-      quick: whether to use fewer steps, images and classes.
+    clip: One of measure.SIZES with random weights, or a `clip.weights`. data: "" for generated
+    JPEGs.
     """
     # First, since a wrong name is not a fault of the machine.
     dtype = compute_dtype(method_config("dpt"))
@@ -297,7 +294,6 @@ def seeded(config: CLIPConfig, seed: int) -> dict[str, np.ndarray]:
     return {name: draw(name, shape) for name, shape in sorted(openai_shapes(config).items())}
 
 
-@functools.cache
 def golden_arrays() -> dict[str, Any]:
     """Return the published arrays: param and grad by module; image, label, logits and loss."""
     file = importlib.resources.files("dpt_jax") / "assets" / "golden_dpt.npz"
@@ -305,7 +301,6 @@ def golden_arrays() -> dict[str, Any]:
         return unflatten_dict(dict(np.load(opened)), sep="/")
 
 
-@functools.cache
 def golden_params() -> Params:
     """Return the weights of the CLIP that the arrays were computed with."""
     return params_of(seeded(GOLDEN_CLIP, seed=0), GOLDEN_CLIP, pathlib.Path("the golden CLIP"))

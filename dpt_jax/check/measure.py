@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import statistics
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -116,14 +117,8 @@ def random_batch(images: int, classes: int, size: int) -> loader.Batch:
 
 def times(step: Callable[[], object], steps: int) -> tuple[float, float]:
     """Return the seconds of the first call, and the median of `steps` (at least one) later ones."""
-
-    def seconds() -> float:
-        began = time.perf_counter()
-        step()
-        return time.perf_counter() - began
-
-    first = seconds()
-    return first, statistics.median(seconds() for _ in range(max(steps, 1)))
+    first, *later = timeit.repeat(step, number=1, repeat=1 + max(steps, 1))
+    return first, statistics.median(later)
 
 
 def product_rate(dtype: DTypeLike, size: int, steps: int = 5) -> float:

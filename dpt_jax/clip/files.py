@@ -14,6 +14,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -205,26 +206,23 @@ class _Parameter(NamedTuple):
       path: in our tree, with "/".
       shape: ours.
       names: its tensor in the file, or one for each layer.
-      third: which third of the tensor it is, None for the whole.
-      stored: shape of a layer in the file.
-      axes: permutation from the file's axes to ours, before `shape` splits and joins them.
+      stored: shape of such a tensor.
+      rows: the rows of the tensor that are this parameter.
+      axes: permutation from their axes to ours, before `shape` splits and joins them.
     """
 
     path: str
     shape: tuple[int, ...]
     names: list[str]
-    third: int | None
     stored: tuple[int, ...]
+    rows: slice | EllipsisType
     axes: tuple[int, ...]
 
 
 def params_of(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Params:
     """Return the parameters of a weight file in either layout, in the file's type.
 
-    Args:
-      tensors: tensors of the file, under its names.
-      config: sizes of the model.
-      file: for errors, which name a tensor that is missing, left over or does not fit.
+    Raise UserError naming a tensor that is missing, left over or does not fit.
     """
     used, flat = set(), {}
     count, tensors = len(tensors), {PREFIX.sub("", name): x for name, x in tensors.items()}
@@ -243,10 +241,7 @@ def params_of(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Params:
 
 def _layer(tensors: Tensors, name: str, parameter: _Parameter, file: epath.Path) -> np.ndarray:
     """Return a layer of a parameter with our axes.  Raise UserError if its tensor does not fit."""
-    shape, third = parameter.stored, parameter.third
-    if third is not None:
-        shape = (3 * shape[0], *shape[1:])
-    value = tensors.get(name)
+    value, shape = tensors.get(name), parameter.stored
     if value is None:
         raise UserError(f"{file}: tensor {name} of a CLIP ViT of these sizes is missing.")
     fits = value.shape in (shape, shape or (1,))  # a scalar may be stored as a vector of one
@@ -255,44 +250,43 @@ def _layer(tensors: Tensors, name: str, parameter: _Parameter, file: epath.Path)
             f"{file}: tensor {name} is {value.dtype} {value.shape}, but the configuration asks for "
             f"floating point {shape}; the two do not belong together."
         )
-    own = value if third is None else np.split(value, 3)[third]
-    return own.reshape(parameter.stored).transpose(parameter.axes)
+    return value.reshape(shape)[parameter.rows].transpose(parameter.axes)
 
 
 def tensors_of(params: Params, config: CLIPConfig, table: dict[str, str] = TRANSFORMERS) -> Tensors:
     """Return the parameters as the state dict of transformers' CLIPModel, or of OPENAI's names."""
     flat = flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
-    found: dict[str, list[np.ndarray]] = {}  # a tensor, or its thirds
+    found: Tensors = {}
     for parameter in _parameters(config, table):
-        permuted = [parameter.stored[axis] for axis in parameter.axes]
-        layers = flat[parameter.path].reshape(len(parameter.names), *permuted)
+        layers = flat[parameter.path].reshape(len(parameter.names), -1)
         for name, layer in zip(parameter.names, layers, strict=True):
-            own = found.setdefault(name, [layer] * (1 if parameter.third is None else 3))
-            own[parameter.third or 0] = layer.transpose(np.argsort(parameter.axes))
-    return {
-        name: np.asarray(own[0] if len(own) == 1 else np.concatenate(own), order="C")
-        for name, own in found.items()
-    }
+            tensor = found.setdefault(name, np.empty(parameter.stored, layer.dtype))
+            own = tensor[parameter.rows].transpose(parameter.axes)  # a view
+            own[...] = layer.reshape(own.shape)
+    return found
 
 
 def _parameters(config: CLIPConfig, table: dict[str, str]) -> Iterator[_Parameter]:
     """Yield the parameters of a model with their places in a file that is named by `table`."""
     kinds = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+    thirds = ("query", "key", "value") if table is OPENAI else ()
     for path, leaf in flax.traverse_util.flatten_dict(param_shapes(config), sep="/").items():
-        third, shape = None, leaf.shape
+        shape = leaf.shape
+        rows: slice | EllipsisType = ...
         module, _, kind = path.rpartition("/")
+        blocks, _, part = module.rpartition("/")
         if path in table:
             names = [table[path]]
         elif module in table:  # a layer norm
             names = [table[module] + kinds[kind]]
         else:
-            blocks, _, part = module.rpartition("/")
             names = [f"{table[blocks]}{i}.{table[part]}{kinds[kind]}" for i in range(shape[0])]
             shape = shape[1:]
-            if table is OPENAI and part in ("query", "key", "value"):
-                third = ("query", "key", "value").index(part)
         stored, axes = _stored(path, shape, config, table)
-        yield _Parameter(path, leaf.shape, names, third, stored, axes)
+        if part in thirds:
+            first = thirds.index(part) * stored[0]
+            rows, stored = slice(first, first + stored[0]), (3 * stored[0], *stored[1:])
+        yield _Parameter(path, leaf.shape, names, stored, rows, axes)
 
 
 def _stored(

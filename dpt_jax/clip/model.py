@@ -221,9 +221,7 @@ def normalize(features: Array) -> Array:
 @functools.lru_cache(maxsize=8)  # tracing takes half a second
 def param_shapes(config: CLIPConfig) -> Params:
     """Return the tree of jax.ShapeDtypeStruct that CLIP(config) expects; nothing is computed."""
-    texts = PackedTexts(
-        *(np.zeros(shape, np.int32) for shape in (*[(1,)] * 2, *[(1, 1)] * 5, (1,)))
-    )
+    texts = packing.pack([[(0, -1), (0, -1)]])
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     return jax.eval_shape(
         lambda key, x: CLIP(config).init(key, x, texts)["params"], jax.random.key(0), images

@@ -244,10 +244,7 @@ def recognise(tensors: Tensors, file: epath.Path) -> CLIPConfig:
 def save_clip(clip: Pretrained, folder: epath.Path, layout: str = "transformers") -> None:
     """Write a model folder for load_clip, and transformers or open_clip.
 
-    Args:
-      clip: the model.
-      folder: a new one, local or in a bucket.
-      layout: "transformers", "open_clip" or "orbax".
+    folder: a new one, local or in a bucket. layout: "transformers", "open_clip" or "orbax".
     """
     if folder.exists():
         raise UserError(f"{folder} already exists: choose a new folder, or delete it first.")

@@ -48,10 +48,8 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Return the tokenizer of a model folder, OpenAI's if the folder has none and the size fits.
 
-    Args:
-      directory: the model folder.
-      vocab_size: rows of the model's token embedding.
-      end: id of the token at which the text feature is taken; None for the highest id of a text.
+    vocab_size: rows of the model's token embedding. end: id of the token at which the text feature
+    is taken; None for the highest id of a text.
     """
     names = [name for name in VOCABULARY_FILES if (directory / name).exists()]
     tokenizer = _read(directory, names) if names else openai_tokenizer()

@@ -63,11 +63,8 @@ METHOD_SECTIONS = ("text_prompt.", "visual_prompt.", "cavpt.", "loss.")
 def convert_clip(source: str, target: epath.Path, clip: str, layout: str) -> None:
     """Write a CLIP, or that of a run with its learned weights, in a layout.
 
-    Args:
-      source: A value of `clip.weights`, a workdir or a prompt file.
-      target: A new folder, which is also a value of `clip.weights`.
-      clip: Where the run's CLIP is, if it has moved.
-      layout: "transformers", "open_clip" or "orbax".
+    source: A value of `clip.weights`, a workdir or a prompt file. clip: Where the run's CLIP is, if
+    it has moved. layout: See `save_clip`.
     """
     if target.suffix == ".safetensors":
         raise UserError(f"{target} would be a folder: name it without .safetensors.")
@@ -126,14 +123,8 @@ def write_peft(source: epath.Path, target: epath.Path) -> None:
 def read_peft(source: epath.Path, workdir: epath.Path, config: ConfigDict) -> None:
     """Write a workdir of CLIP-LoRA with the changes in PEFT's LoRA files.
 
-    Args:
-      source: A folder with adapter_config.json and adapter_model.safetensors.
-      workdir: A new one.
-      config: CLIP and dataset of the evaluation. What the files say is set here.
-
-    Raises:
-      UserError: The files hold other changes than those of attention's matrices, or do not fit
-        CLIP.
+    config: CLIP and dataset of the evaluation. What the files say is set here. Raise UserError if
+    they hold other changes than those of attention's matrices, or do not fit CLIP.
     """
     with reading(source / ADAPTER_CONFIG, "a LoRA configuration of PEFT"):
         about = read_json(source / ADAPTER_CONFIG)
@@ -219,11 +210,8 @@ def convert_reference(
 ) -> None:
     """Write a workdir with the prompts of a checkpoint folder of published code.
 
-    Args:
-      directory: The checkpoint, one folder per module.
-      workdir: A new one.
-      config: Everything that a checkpoint does not hold. Its method and sizes are set here.
-      overrides: Those of its values that were given explicitly. The checkpoint may not differ.
+    config: What a checkpoint does not hold. Its method and sizes are set here. overrides: Those of
+    its values that were given explicitly. The checkpoint may not differ.
     """
     epoch, modules = reference.read_published(directory)
     prompts = reference.prompts_from_published(modules, directory)
