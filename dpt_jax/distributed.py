@@ -6,6 +6,7 @@ Arrays on devices have a leading axis of this host's devices, as for jax.pmap.
 import collections
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import platform
@@ -225,20 +226,13 @@ def overlapped(
     the padding.
     """
 
-    def fetch(batch: Batch, results: PyTree) -> tuple[Batch, PyTree]:
-        rows = len(batch["label"])
-        return batch, jax.tree.map(
-            lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:rows], results
-        )
+    def fetch(batch: Batch, x: jax.Array) -> np.ndarray:
+        return np.asarray(x).reshape(-1, *x.shape[2:])[: len(batch["label"])]
 
-    running: tuple[Batch, PyTree] | None = None
-    for batch in batches:
-        started = batch, compute(batch)
-        if running:
-            yield fetch(*running)
-        running = started
-    if running:
-        yield fetch(*running)
+    started = ((batch, compute(batch)) for batch in batches)
+    # In pairs, the next batch has started when one is fetched.
+    for (batch, results), _ in itertools.pairwise(itertools.chain(started, [({}, None)])):
+        yield batch, jax.tree.map(functools.partial(fetch, batch), results)
 
 
 def over_all_rows(
