@@ -360,16 +360,14 @@ def _say_result(found: results.Results) -> None:
     say(f"  {accuracy:.1f} % of {images} test images of {found['dataset']}{classes}")
 
 
-def sweep(
-    planned: Sequence[Run], execute: Callable[[Run], int]
-) -> tuple[list[tuple[Run, str]], list[Run]]:
+def sweep(planned: Sequence[Run]) -> tuple[list[tuple[Run, str]], list[Run]]:
     """Execute the runs in order; a run that fails does not stop the others.
 
     Return the runs that failed, with reasons, and those that another process trains.
     """
     failed: list[tuple[Run, str]] = []
     elsewhere: list[Run] = []
-    began, made = time.monotonic(), 0
+    execute, began, made = Runner(), time.monotonic(), 0
     for number, run in enumerate(planned, 1):
         left = ""
         if made:  # runs that were finished before took no time

@@ -37,11 +37,8 @@ def run(flags: argparse.Namespace) -> None:
 
     clip = flags.clip or ("vit-b-32" if flags.quick else "vit-b-16")
     rows = check(as_path(flags.workdir), clip, flags.data, flags.quick)
-    say(
-        json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
-        if flags.json
-        else table(rows)
-    )
+    as_json = json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
+    say(as_json if flags.json else table(rows))
     if not distributed.is_first() and (failed := [row for row in rows if row.ok is False]):
         print(f"Of another host:\n{table(failed)}", file=sys.stderr)
     if not distributed.on_all_hosts(all(row.ok is not False for row in rows)):

@@ -61,7 +61,7 @@ def run(flags: argparse.Namespace) -> None:
     readable, hits = 0, list[bool]()
     # Answers are written one by one, so that those before a kill are not lost.
     with contextlib.ExitStack() as stack:
-        table, bar = None, None
+        table, answers = None, _classify(predictor, paths, top)
         if flags.csv:
             from dpt_jax.report.frame import inert
 
@@ -74,7 +74,8 @@ def run(flags: argparse.Namespace) -> None:
         # On a terminal, lines show the progress.
         if flags.csv or flags.json or not sys.stdout.isatty():
             bar = stack.enter_context(Progress("predict", len(paths), file=sys.stderr))
-        for number, answer in enumerate(_classify(predictor, paths, top)):
+            answers = bar.track(answers)
+        for number, answer in enumerate(answers):
             best = [(one["class"], one["probability"]) for one in answer.get("predictions", ())]
             if flags.json:
                 before = ",\n  " if number else "[\n  "
@@ -92,8 +93,6 @@ def run(flags: argparse.Namespace) -> None:
                     hits.append(folder == best[0][0])
             else:
                 print(answer["error"], file=sys.stderr, flush=True)
-            if bar:
-                bar.advance()
     if flags.json:
         print("\n]", flush=True)
     if not readable:

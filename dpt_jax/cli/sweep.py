@@ -86,7 +86,7 @@ def run(flags: argparse.Namespace) -> None:
     planned = _planned(flags)
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
-    from dpt_jax.runs import Runner, state, sweep
+    from dpt_jax.runs import state, sweep
 
     runs = as_path(flags.runs)
     _check_one_can_run(planned, with_data=not flags.plan)
@@ -100,7 +100,7 @@ def run(flags: argparse.Namespace) -> None:
         print(f"\n{len(planned)} runs in {runs}: {', '.join(counted)}.")
         return
     cli.connect_hosts(flags)
-    failed, elsewhere = sweep(planned, Runner())
+    failed, elsewhere = sweep(planned)
     finished = len(planned) - len(failed) - len(elsewhere)
     left = f", other processes train {len(elsewhere)}" if elsewhere else ""
     say(f"{finished} of {len(planned)} runs are finished{left}; tables: dpt-jax report {runs}")

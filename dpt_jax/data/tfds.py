@@ -222,9 +222,8 @@ def _labels(builder: Any, split: str, records: Sequence[bytes]) -> np.ndarray:
     only_label = tfds.features.FeaturesDict({"label": builder.info.features["label"]})
     labels = np.zeros(len(records), np.int32)
     with Progress(f"labels of {builder.name}, {split}", len(records)) as progress:
-        for i in range(len(records)):
+        for i in progress.track(range(len(records))):
             labels[i] = only_label.deserialize_example_np(records[i])["label"]
-            progress.advance()
     buffer = io.BytesIO()
     np.save(buffer, labels)
     with contextlib.suppress(UserError):

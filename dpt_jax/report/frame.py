@@ -1,7 +1,4 @@
-"""Results as pandas DataFrames: a row for each run, and a row for each cell of a table.
-
-They are written as Markdown, and as CSV files that are safe in a spreadsheet.
-"""
+"""Results as a pandas DataFrame, a row for each run; DataFrames as Markdown and as safe CSV."""
 
 import os
 from typing import Any
@@ -157,80 +154,6 @@ def _difference(runs: pd.DataFrame, columns: list[str], which: str = "") -> str:
             paths, shown = " and ".join(runs.path[two]), " and ".join(values[two])
             return f"{paths}{which} differ in {column} ({shown})"
     return ""
-
-
-def trained_there(runs: pd.DataFrame) -> pd.DataFrame:
-    """Select runs tested on their training dataset: on all classes, or on halves after the base.
-
-    Zero-shot runs count.
-    """
-    halves = runs.classes.isin(HALVES)
-    trained = runs.trained_classes == np.where(halves, "base", "all")
-    return runs[(runs.method == ZERO_SHOT) | ((runs.trained_on == runs.dataset) & trained)]
-
-
-def with_harmonic_means(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Append rows whose accuracy averages to the harmonic mean of base and new classes.
-
-    It is that of the mean accuracies b and n of the runs with both, over the seeds and then over
-    the datasets: each run has the linearised 2 (n² base + b² new) / (b + n)². So the
-    standard error of the rows is that of the harmonic mean.
-
-    by: the columns of a harmonic mean, without `classes`.
-    """
-    each = [*dict.fromkeys([*by, "dataset"])]
-    base, new = (runs[runs.classes == half] for half in HALVES)
-    both = base.merge(new[[*each, "seed", "accuracy"]], on=[*each, "seed"], suffixes=("", "_new"))
-    means = both.groupby(each)[["accuracy", "accuracy_new"]].mean().groupby(by).mean()
-    both = both.join(means.set_axis(["b_mean", "n_mean"], axis=1), on=by)
-    b, n = both.b_mean, both.n_mean
-    both["accuracy"] = 2 * (n**2 * both.accuracy + b**2 * both.accuracy_new) / (b + n) ** 2
-    return pd.concat([runs, both.assign(classes=HARMONIC)[runs.columns]])
-
-
-def summarise(runs: pd.DataFrame, by: list[str] = CELL) -> pd.DataFrame:
-    """Return a row for each cell, over its seeds.
-
-    accuracy_std is that of the population, as in published tables; `spread` is the same, but NaN
-    for one seed, and `error` is the standard error of the mean.
-    """
-
-    def std(values: pd.Series) -> float:
-        return values.std(ddof=0)
-
-    cells = runs.groupby(by, sort=False, as_index=False).agg(
-        images=("n", "first"),
-        seeds=("seed", "count"),
-        accuracy_mean=("accuracy", "mean"),
-        accuracy_std=("accuracy", std),
-        error=("accuracy", "sem"),
-        macro_f1_mean=("macro_f1", "mean"),
-        macro_f1_std=("macro_f1", std),
-        selection=("selection", "first"),
-        task=("task", "first"),
-        name=("name", "first"),
-        backbone=("backbone", "first"),
-    )
-    return cells.assign(spread=cells.accuracy_std.where(cells.seeds > 1))
-
-
-def average(cells: pd.DataFrame, by: list[str], datasets: int) -> pd.DataFrame:
-    """Average cells over datasets, if this number of them has run; `seeds` is a text.
-
-    Versions of one dataset are not averaged, nor are datasets seen by several CLIPs.
-    """
-
-    def span(numbers: pd.Series) -> str:
-        return " to ".join(dict.fromkeys([str(numbers.min()), str(numbers.max())]))
-
-    found = cells.groupby(by, sort=False, as_index=False).agg(
-        accuracy_mean=("accuracy_mean", "mean"),
-        error=("error", lambda errors: np.linalg.norm(errors) / len(errors)),
-        seeds=("seeds", span),
-        datasets=("name", "nunique"),
-        backbones=("backbone", "nunique"),
-    )
-    return found[(found.datasets == datasets) & (found.backbones == 1)]
 
 
 def markdown(cells: pd.DataFrame) -> str:

@@ -173,7 +173,8 @@ def classify(predictor: Predictor, dataset: Dataset) -> pd.DataFrame:
     labels = np.array([example.label for example in dataset.test])
     rows = []
     with Progress("report", -(-len(paths) // predictor.rows)) as progress:
-        for batch, outputs in predictor.answers(paths, dataset.read, skip_unreadable=True):
+        answers = predictor.answers(paths, dataset.read, skip_unreadable=True)
+        for batch, outputs in progress.track(answers):
             probability = softmax(outputs.logits)
             found = {
                 "index": batch["index"],
@@ -183,7 +184,6 @@ def classify(predictor: Predictor, dataset: Dataset) -> pd.DataFrame:
                 "confidence": probability.max(-1),
             }
             rows.append(pd.DataFrame(found)[batch["weight"] > 0])
-            progress.advance()
     return pd.concat(rows, ignore_index=True)
 
 

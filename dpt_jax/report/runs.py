@@ -7,6 +7,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from etils import epath
 from tabulate import LATEX_ESCAPE_RULES
@@ -16,19 +17,7 @@ from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading, write_whole
 from dpt_jax.methods import ROWS, ZERO_SHOT
-from dpt_jax.report.frame import (
-    CELL,
-    HALVES,
-    HARMONIC,
-    average,
-    csv_of,
-    in_order,
-    markdown,
-    results,
-    summarise,
-    trained_there,
-    with_harmonic_means,
-)
+from dpt_jax.report.frame import CELL, HALVES, HARMONIC, csv_of, in_order, markdown, results
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, IN_A_ROW, TABLE_FILE, png, pyplot
 
 OF_TARGETS = "average of targets"
@@ -361,6 +350,80 @@ def _cells(own: pd.DataFrame) -> pd.DataFrame:
             "seeds": own.seeds.mask(own.method == ZERO_SHOT, ""),
         }
     )
+
+
+def trained_there(runs: pd.DataFrame) -> pd.DataFrame:
+    """Select runs tested on their training dataset: on all classes, or on halves after the base.
+
+    Zero-shot runs count.
+    """
+    halves = runs.classes.isin(HALVES)
+    trained = runs.trained_classes == np.where(halves, "base", "all")
+    return runs[(runs.method == ZERO_SHOT) | ((runs.trained_on == runs.dataset) & trained)]
+
+
+def with_harmonic_means(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Append rows whose accuracy averages to the harmonic mean of base and new classes.
+
+    It is that of the mean accuracies b and n of the runs with both, over the seeds and then over
+    the datasets: each run has the linearised 2 (n² base + b² new) / (b + n)². So the
+    standard error of the rows is that of the harmonic mean.
+
+    by: the columns of a harmonic mean, without `classes`.
+    """
+    each = [*dict.fromkeys([*by, "dataset"])]
+    base, new = (runs[runs.classes == half] for half in HALVES)
+    both = base.merge(new[[*each, "seed", "accuracy"]], on=[*each, "seed"], suffixes=("", "_new"))
+    means = both.groupby(each)[["accuracy", "accuracy_new"]].mean().groupby(by).mean()
+    both = both.join(means.set_axis(["b_mean", "n_mean"], axis=1), on=by)
+    b, n = both.b_mean, both.n_mean
+    both["accuracy"] = 2 * (n**2 * both.accuracy + b**2 * both.accuracy_new) / (b + n) ** 2
+    return pd.concat([runs, both.assign(classes=HARMONIC)[runs.columns]])
+
+
+def summarise(runs: pd.DataFrame, by: list[str] = CELL) -> pd.DataFrame:
+    """Return a row for each cell, over its seeds.
+
+    accuracy_std is that of the population, as in published tables; `spread` is the same, but NaN
+    for one seed, and `error` is the standard error of the mean.
+    """
+
+    def std(values: pd.Series) -> float:
+        return values.std(ddof=0)
+
+    cells = runs.groupby(by, sort=False, as_index=False).agg(
+        images=("n", "first"),
+        seeds=("seed", "count"),
+        accuracy_mean=("accuracy", "mean"),
+        accuracy_std=("accuracy", std),
+        error=("accuracy", "sem"),
+        macro_f1_mean=("macro_f1", "mean"),
+        macro_f1_std=("macro_f1", std),
+        selection=("selection", "first"),
+        task=("task", "first"),
+        name=("name", "first"),
+        backbone=("backbone", "first"),
+    )
+    return cells.assign(spread=cells.accuracy_std.where(cells.seeds > 1))
+
+
+def average(cells: pd.DataFrame, by: list[str], datasets: int) -> pd.DataFrame:
+    """Average cells over datasets, if this number of them has run; `seeds` is a text.
+
+    Versions of one dataset are not averaged, nor are datasets seen by several CLIPs.
+    """
+
+    def span(numbers: pd.Series) -> str:
+        return " to ".join(dict.fromkeys([str(numbers.min()), str(numbers.max())]))
+
+    found = cells.groupby(by, sort=False, as_index=False).agg(
+        accuracy_mean=("accuracy_mean", "mean"),
+        error=("error", lambda errors: np.linalg.norm(errors) / len(errors)),
+        seeds=("seeds", span),
+        datasets=("name", "nunique"),
+        backbones=("backbone", "nunique"),
+    )
+    return found[(found.datasets == datasets) & (found.backbones == 1)]
 
 
 def draw_curves(panels: Mapping[str, pd.DataFrame]) -> bytes:
