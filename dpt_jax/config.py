@@ -165,10 +165,7 @@ def _check_value(key: str, value: Value) -> None:
 
 
 def _check_conflicts(config: ConfigDict, values: Mapping[str, Value]) -> None:
-    """Raise UserError if keys contradict each other or the parts of the method.
-
-    values: those of the configuration by key.
-    """
+    """Raise UserError if keys contradict each other or the parts of the method."""
     data, classifier, weights = config.dataset, config.classifier, config.weights
     method = METHODS[config.method]
     parts, letters, learns_texts = method.parts, weights.matrices, False

@@ -111,14 +111,8 @@ def evaluate_run(
 ) -> tuple[results.Results, epath.Path]:
     """Evaluate the newest prompts of `source`, a workdir or a prompt file.
 
-    Args:
-      config: Configuration of the evaluation, validated.
-      source: Where the prompts are.
-      workdir: Where the results go. None means SOURCE/on/DATASET, and so does the source itself if
-        it was trained on another dataset or on other classes.
-
-    Returns:
-      The results, and the folder that they were written to.
+    Return the results, and their folder: `workdir` or, if that is None, or is the source and was
+    trained on another dataset or on other classes, SOURCE/on/DATASET.
     """
     config = with_dtype(config, source)
     experiment = prepare(config)

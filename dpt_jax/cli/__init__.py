@@ -80,8 +80,8 @@ def _run(name: str, arguments: list[str], prog: str) -> None:
     command = importlib.import_module(f"dpt_jax.cli.{name}")
     parser = Parser(prog, command.__doc__)
     command.add_arguments(parser)
-    wrong = "print a traceback for wrong input too"
-    parser.add_argument("--debug", action="store_true", help=wrong)
+    traced = "print a traceback for wrong input too"
+    parser.add_argument("--debug", action="store_true", help=traced)
     if {"-h", "--help"} & {*arguments}:
         parser.parse_args(["--help"])
     # Libraries that read absl's flags, and whose logs do not belong on the terminal.

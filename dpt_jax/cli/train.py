@@ -19,7 +19,6 @@ from dpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from etils import epath
-    from ml_collections import ConfigDict
 
     from dpt_jax.config import Given
     from dpt_jax.evaluation.results import Results
@@ -40,11 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace) -> None:
     given = flags.given
     cli.connect_hosts(flags)
+    from dpt_jax.data.dataset import check_trainable, load_dataset, look
     from dpt_jax.evaluation import evaluate as evaluation
     from dpt_jax.evaluation.results import RESULTS_FILE, summary
     from dpt_jax.io import as_path
     from dpt_jax.logging import say
-    from dpt_jax.runs import train_run
+    from dpt_jax.runs import train_run, with_split
     from dpt_jax.training.workdir import run_dir, training_config
 
     is_default = flags.workdir is None
@@ -54,24 +54,16 @@ def run(flags: argparse.Namespace) -> None:
     else:
         config = training_config(given.config, given.overrides, workdir)
         if flags.plan:
-            say(plan(config, workdir))
+            config = with_split(config, workdir)
+            dataset = load_dataset(config.dataset, config.seed)
+            check_trainable(dataset, config)
+            say(look(dataset, config))
             return
         trained = train_run(config, workdir, flags.allow_changes, profile=flags.profile)
         results = evaluation.evaluate(*trained, workdir)
     say(f"{summary(results)}\nresults: {workdir / RESULTS_FILE}")
     if flags.mode == "train":
         say(f"next, a page of the run: dpt-jax report {workdir} --html")
-
-
-def plan(config: "ConfigDict", workdir: "epath.Path") -> str:
-    """Return a table of the images that a training would use, and notes about them."""
-    from dpt_jax.data.dataset import check_trainable, load_dataset, look
-    from dpt_jax.runs import with_split
-
-    config = with_split(config, workdir)
-    dataset = load_dataset(config.dataset, config.seed)
-    check_trainable(dataset, config)
-    return look(dataset, config)
 
 
 def evaluate(

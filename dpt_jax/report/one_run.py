@@ -250,10 +250,7 @@ def draw_training(records: Sequence[Mapping[str, float]]) -> bytes:
 
 
 def draw_reliability(calibrations: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """Draw accuracy against confidence, and the number of images at each confidence.
-
-    calibrations: {method: what `metrics.calibration` returns}.
-    """
+    """Draw accuracy against confidence, and the images at each, for `calibration`s by method."""
     methods = len(calibrations)
     figure, grid = pyplot().subplots(
         2, methods, figsize=(4.2 * methods, 4.6), squeeze=False, sharex=True, sharey="row",

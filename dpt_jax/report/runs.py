@@ -73,12 +73,10 @@ def table(
 ) -> Table:
     """Return a table of methods × shots, or of methods and shots × the `columns` of `by`.
 
-    Args:
-        title: Its title.
-        words: What the numbers are. `spread` and the number of seeds are appended, then `more`. If
-            the number differs, each cell shows its n.
-        cells: method, shots, `by`, accuracy_mean, perhaps spread, and seeds.
-        sign: "+" to show the sign of positive numbers.
+    `words` say what the numbers are. `spread` and the number of seeds are appended, then `more`. If
+    the number differs, each cell shows its n. With sign="+", positive numbers have one.
+
+    cells: method, shots, `by`, accuracy_mean, perhaps spread, and seeds.
     """
     cells = in_order(cells, ["method", "shots"])
     text = cells.accuracy_mean.map(f"{{:{sign}.1f}}".format)
@@ -466,10 +464,7 @@ def draw_panel(axes: Any, title: str, cells: pd.DataFrame) -> None:
 
 
 def draw_halves(cells: pd.DataFrame) -> bytes:
-    """Draw bars of base classes, new classes and their harmonic mean, one panel a dataset.
-
-    cells: dataset, method, shots, classes, and accuracy_mean in percent.
-    """
+    """Draw bars of base classes, new classes and their harmonic mean, one panel a dataset."""
     datasets = cells.dataset.unique()
     size = (8, 3.2 * len(datasets))
     figure, grid = pyplot().subplots(len(datasets), 1, figsize=size, squeeze=False)
