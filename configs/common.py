@@ -4,12 +4,11 @@ A method's file begins with `get_config`, sets the method's own values, and ends
 which sets those of a dataset. `dpt-jax settings` prints the keys and comments below.
 """
 
-import importlib.resources
-
 from ml_collections import ConfigDict
 
 from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, settings_of
 from dpt_jax.errors import UserError
+from dpt_jax.io import ASSETS
 
 FEW_SHOT, BASE_TO_NEW = "few-shot", "base-to-new"
 CROSS_DATASET, DOMAIN_SHIFT = "cross-dataset", "domain-generalization"
@@ -322,5 +321,5 @@ def of_photos(config: ConfigDict) -> ConfigDict:
 
 def imagenet_templates() -> str:
     """Return the 60 of OpenAI's ImageNet templates that PromptSRC uses, separated by |."""
-    file = importlib.resources.files("dpt_jax") / "assets" / "imagenet_templates.txt"
-    return "|".join(file.read_text(encoding="utf-8").splitlines())
+    lines = (ASSETS / "imagenet_templates.txt").read_text(encoding="utf-8").splitlines()
+    return "|".join(lines)

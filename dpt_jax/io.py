@@ -24,6 +24,7 @@ from etils.epath import backend
 
 from dpt_jax.errors import UserError
 
+ASSETS = pathlib.Path(__file__).parent / "assets"  # the files that come with the package
 BUCKETS = "gs://"
 EMULATOR = "STORAGE_EMULATOR_HOST"  # a server in place of Google's, without credentials
 # Without these, epath takes TensorFlow's file system wherever TensorFlow is installed, and gcsfs

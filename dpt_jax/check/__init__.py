@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import importlib.resources
 import io
 import math
 import os
@@ -42,7 +41,7 @@ from dpt_jax.data import loader
 from dpt_jax.data.catalogue import imagenet_classnames
 from dpt_jax.data.folder import find_images
 from dpt_jax.data.records import Dataset, Files, free_memory
-from dpt_jax.io import as_path, entries, file_system, is_remote, make_folder, short
+from dpt_jax.io import ASSETS, as_path, entries, file_system, is_remote, make_folder, short
 from dpt_jax.logging import say
 from dpt_jax.model import PromptedCLIP, Texts, apply
 from dpt_jax.prompts import PromptConfig, Prompts
@@ -296,8 +295,7 @@ def seeded(config: CLIPConfig, seed: int) -> dict[str, np.ndarray]:
 
 def golden_arrays() -> dict[str, Any]:
     """Return the published arrays: param and grad by module; image, label, logits and loss."""
-    file = importlib.resources.files("dpt_jax") / "assets" / "golden_dpt.npz"
-    with file.open("rb") as opened:
+    with (ASSETS / "golden_dpt.npz").open("rb") as opened:
         return unflatten_dict(dict(np.load(opened)), sep="/")
 
 

@@ -44,6 +44,7 @@ from dpt_jax.clip.model import param_shapes
 from dpt_jax.clip.tokenizer import TOKENIZER_FILE, VOCABULARY_FILES, Tokenizer, load_tokenizer
 from dpt_jax.errors import UserError
 from dpt_jax.io import (
+    ASSETS,
     as_path,
     is_remote,
     local_copy,
@@ -55,7 +56,6 @@ from dpt_jax.io import (
 )
 from dpt_jax.logging import say
 
-BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 ORBAX_FOLDER = "params"
 WEIGHTS = "model.safetensors"
 TRANSFORMERS_FILES = tuple(
@@ -128,8 +128,8 @@ def load_clip(weights: str, dtype: Any = np.float32) -> Pretrained:
 
 def locate(weights: str) -> epath.Path:
     """Return the local path of a `clip.weights` value; remote files are copied to a cache."""
-    if re.fullmatch(r"[\w-]+", weights) and (BUNDLED / weights / CONFIG_FILE).exists():
-        return cast(epath.Path, BUNDLED / weights)
+    if re.fullmatch(r"[\w-]+", weights) and (ASSETS / weights / CONFIG_FILE).exists():
+        return cast(epath.Path, ASSETS / weights)
     path = as_path(weights)
     if is_remote(path):
         return _from_bucket(path)

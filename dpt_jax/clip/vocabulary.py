@@ -1,7 +1,8 @@
 """The vocabulary of OpenAI's CLIP."""
 
 import gzip
-import importlib.resources
+
+from dpt_jax.io import ASSETS
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 OPENAI_SIZE = 49408
@@ -14,8 +15,8 @@ def openai_vocabulary(merge_count: int = 48894) -> tuple[dict[str, int], list[st
     Its tokens are 256 byte symbols, the same at the end of a word, one per merge, start and end.
     Fewer merges give a smaller vocabulary of the same kind.
     """
-    source = importlib.resources.files("dpt_jax") / "assets" / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.decompress(source.read_bytes()).decode("utf-8").split("\n")
+    content = (ASSETS / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    lines = gzip.decompress(content).decode("utf-8").split("\n")
     merges = lines[1 : 1 + merge_count]
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
     visible += range(ord("®"), ord("ÿ") + 1)

@@ -4,21 +4,19 @@ A configuration holds the content of a descriptions file, so a run needs the fil
 """
 
 import hashlib
-import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, reading
+from dpt_jax.io import ASSETS, as_path, reading
 
 Setting = str | int | float | bool
 
 
 def imagenet_classnames() -> list[str]:
     """Return the 1,000 names of ImageNet's classes, in the order of their WordNet ids."""
-    file = importlib.resources.files("dpt_jax") / "assets" / "imagenet_classnames.txt"
-    return file.read_text(encoding="utf-8").splitlines()
+    return (ASSETS / "imagenet_classnames.txt").read_text(encoding="utf-8").splitlines()
 
 
 class Benchmark(NamedTuple):

@@ -6,7 +6,6 @@ The sample is drawn as published, or listed by a file.
 import collections
 import hashlib
 import os
-import pathlib
 import random
 from collections.abc import Iterable, Sequence
 from concurrent import futures
@@ -24,11 +23,10 @@ from dpt_jax.data.loader import threads
 from dpt_jax.data.records import Dataset, Example, Files, by_label
 from dpt_jax.data.tfds import read_tfds
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, is_remote, listed_once, reading
+from dpt_jax.io import ASSETS, as_path, is_remote, listed_once, reading
 from dpt_jax.logging import Progress, say_once
 from dpt_jax.methods import METHODS
 
-BUNDLED = pathlib.Path(__file__).parent.parent / "assets"
 VALIDATION_SHOTS = 4
 UPRIGHT = 1  # the EXIF orientation of an image that is not rotated
 MOST_ROWS = 20  # of the table of classes
@@ -71,7 +69,7 @@ def read_splits(config: ConfigDict) -> Dataset:
     check_root(config)
     if config.source == "tfds":
         return read_tfds(config.name, config.root)
-    root = as_path(config.root) if config.root else BUNDLED / config.name
+    root = as_path(config.root) if config.root else ASSETS / config.name
     with listed_once(root / CATALOGUE[config.name].directory if config.source == "coop" else root):
         if config.source == "coop":
             return read_coop(config.name, root, skip_missing=config.on_error == "skip")

@@ -1,6 +1,5 @@
 """A trained classifier as one function in a JAX or ONNX file, which runs without this package."""
 
-import importlib.resources
 import json
 import logging
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from jax.typing import DTypeLike
 
 from dpt_jax import distributed
 from dpt_jax.errors import UserError
-from dpt_jax.io import write_whole
+from dpt_jax.io import ASSETS, write_whole
 from dpt_jax.model import Outputs
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
     contents = {
         PROGRAM: bytes(exported.serialize()),
         ABOUT: text.encode(errors="backslashreplace"),
-        EXAMPLE: (importlib.resources.files("dpt_jax") / "assets" / EXAMPLE).read_bytes(),
+        EXAMPLE: (ASSETS / EXAMPLE).read_bytes(),
     }
     for name, content in contents.items():
         write_whole(folder / name, content)

@@ -15,7 +15,8 @@ from dpt_jax.clip.config import OPEN_CLIP_CONFIG, Preprocessing, open_clip_to_di
 from dpt_jax.clip.files import OPENAI, params_of, tensors_of
 from dpt_jax.clip.model import CLIP, normalize
 from dpt_jax.clip.packing import pack_one_a_row
-from dpt_jax.clip.pretrained import BUNDLED, load_clip
+from dpt_jax.clip.pretrained import load_clip
+from dpt_jax.io import ASSETS
 from tests.golden import make_clip_features as full_size
 from tests.golden import make_open_clip_features as golden
 from tests.helpers import make_clip
@@ -60,7 +61,7 @@ def write(folder, model, **config):
     raw = {"model_cfg": golden.MODELS[model], "preprocess_cfg": PREPROCESS, **config}
     (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(raw))
     for name in ("vocab.json", "merges.txt"):
-        (folder / name).write_text((BUNDLED / "tiny-clip" / name).read_text("utf-8"), "utf-8")
+        (folder / name).write_text((ASSETS / "tiny-clip" / name).read_text("utf-8"), "utf-8")
     return folder
 
 

@@ -7,9 +7,10 @@ import pytest
 from etils import epath
 from transformers import CLIPTokenizerFast
 
-from dpt_jax.clip.pretrained import BUNDLED, load_clip
+from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.clip.tokenizer import PLAIN_FILES, load_tokenizer
 from dpt_jax.clip.vocabulary import END, START
+from dpt_jax.io import ASSETS
 from tests.helpers.commands import refused
 
 # Computed by the tokenizer of the published code.
@@ -29,7 +30,7 @@ IDS = {
     "名前": [41673, 235, 161, 231, 491],
     "Ⅳ ½": [158, 227, 367, 33613],
 }
-TINY = BUNDLED / "tiny-clip"
+TINY = ASSETS / "tiny-clip"
 SIZE, LAST = 4514, 4513
 TEXT = "a drawing of a vegetable"
 

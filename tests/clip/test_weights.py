@@ -21,14 +21,14 @@ from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
 
 from dpt_jax.clip.config import OPENAI_MODELS, Preprocessing, read_transformers
-from dpt_jax.clip.pretrained import BUNDLED, load_clip, locate, recognise, save_clip
-from dpt_jax.io import as_path
+from dpt_jax.clip.pretrained import load_clip, locate, recognise, save_clip
+from dpt_jax.io import ASSETS, as_path
 from tests.clip.test_tokenizer import write_tokenizer_json
 from tests.helpers import make_clip
 from tests.helpers.commands import refused
 from tests.helpers.object_store import put_folder
 
-TINY = BUNDLED / "tiny-clip"
+TINY = ASSETS / "tiny-clip"
 SAFE = "model.safetensors"
 WEIGHTS = (SAFE, "pytorch_model.bin")
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
