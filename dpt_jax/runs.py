@@ -25,9 +25,9 @@ from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
 from dpt_jax.training import workdir as workdirs
 from dpt_jax.training.checkpoints import FOLDER, Saved, is_prompt_file
 from dpt_jax.training.loop import Callback, train
-from dpt_jax.training.process import LockedError, is_locked
 from dpt_jax.training.saved import check_same_run, saved_prompts, training_meta
 from dpt_jax.training.setup import Experiment, FeatureCache, compute_dtype, prepare
+from dpt_jax.training.workdir import LockedError, is_locked
 
 # Loads data and backbone; that of a sweep caches the backbone for later runs.
 Prepare = Callable[[ConfigDict], Experiment]

@@ -10,7 +10,7 @@ import pytest
 from dpt_jax import check as report
 from dpt_jax.check import Row, table
 from dpt_jax.io import as_path
-from dpt_jax.training import process
+from dpt_jax.training import workdir as workdirs
 from tests.helpers.commands import command, in_process, start
 from tests.helpers.golden import Golden
 from tests.helpers.object_store import free_port
@@ -81,7 +81,7 @@ def test_storage_that_refuses(tmp_path, store, monkeypatch):
     for workdir in (tmp_path / "file" / "run", as_path("gs://no-such-bucket/run")):
         assert not_ok(report.storage(workdir)) == {"write and read 1 MB"}
     # A file system on which two processes can lock the same file.
-    monkeypatch.setattr(process.fcntl, "flock", lambda *_: None)
+    monkeypatch.setattr(workdirs.fcntl, "flock", lambda *_: None)
     assert not_ok(report.storage(tmp_path / "new")) == {"lock"}
 
 

@@ -13,7 +13,7 @@ from dpt_jax.data.catalogue import CATALOGUE
 from dpt_jax.io import as_path
 from dpt_jax.methods import METHODS, TEXT
 from dpt_jax.runs import Runner
-from dpt_jax.training.process import locked
+from dpt_jax.training.workdir import locked
 from tests.helpers import coop_trees, make_clip
 from tests.helpers.commands import command_refused, in_process, refused
 from tests.helpers.golden import IMAGES

@@ -49,9 +49,10 @@ from dpt_jax.prompts.text import plain_layout, prompted_texts
 from dpt_jax.training.checkpoints import Checkpoints, digest, load_newest
 from dpt_jax.training.loop import train
 from dpt_jax.training.metrics import count_operations, peak_rate
-from dpt_jax.training.process import Stopped, is_locked, locked
 from dpt_jax.training.setup import assemble, compute_dtype, prepare
+from dpt_jax.training.state import Stopped
 from dpt_jax.training.step import StepConfig, accumulate_gradients
+from dpt_jax.training.workdir import is_locked, locked
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "dpt-jax")
 DRIVER = pathlib.Path("/proc/driver/nvidia/version")

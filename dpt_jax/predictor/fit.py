@@ -29,8 +29,8 @@ from dpt_jax.methods import METHODS
 from dpt_jax.predictor import Predictor
 from dpt_jax.runs import train_run
 from dpt_jax.training.loop import Callback
-from dpt_jax.training.process import Stopped
 from dpt_jax.training.setup import prepare
+from dpt_jax.training.state import Stopped
 from dpt_jax.training.workdir import training_config
 
 # Keys that say where images are.

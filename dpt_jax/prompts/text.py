@@ -11,14 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dpt_jax.clip.blocks import Array
-from dpt_jax.clip.packing import (
-    PackedTexts,
-    Text,
-    check_lengths,
-    pack,
-    plain_texts,
-    text_of_class,
-)
+from dpt_jax.clip.packing import PackedTexts, Text, check_lengths, pack, plain_texts, text_of_class
 from dpt_jax.clip.tokenizer import Tokenizer
 from dpt_jax.errors import UserError
 from dpt_jax.prompts import linear

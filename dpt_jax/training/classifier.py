@@ -25,9 +25,8 @@ from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts, Support
 from dpt_jax.training.losses import cross_entropy
 from dpt_jax.training.metrics import metric_writer
 from dpt_jax.training.optimizer import OPTIMIZERS, WARMUP_LR
-from dpt_jax.training.process import Stopped, StopRequest
 from dpt_jax.training.setup import Experiment, loading
-from dpt_jax.training.state import CLASSIFIER_STEPS, ENDED, Saver
+from dpt_jax.training.state import CLASSIFIER_STEPS, ENDED, Saver, Stopped, StopRequest
 from dpt_jax.training.step import TrainState
 
 

@@ -17,11 +17,18 @@ from dpt_jax.training.checkpoints import Checkpoints, digest
 from dpt_jax.training.classifier import with_classifier
 from dpt_jax.training.metrics import Speed, count_operations, metric_writer, tracing
 from dpt_jax.training.optimizer import learning_rates, rate_of
-from dpt_jax.training.process import Stopped, StopRequest, locked
 from dpt_jax.training.setup import Experiment, consistency_target
-from dpt_jax.training.state import ENDED, Plan, make_plan, start_or_resume, train_batches
+from dpt_jax.training.state import (
+    ENDED,
+    Plan,
+    Stopped,
+    StopRequest,
+    make_plan,
+    start_or_resume,
+    train_batches,
+)
 from dpt_jax.training.step import NotFinite, Totals, make_step
-from dpt_jax.training.workdir import save_config, write_train_files
+from dpt_jax.training.workdir import locked, save_config, write_train_files
 
 # From replicated prompts to their accuracy on the validation images.
 Validate = Callable[[Prompts], float]

@@ -1,13 +1,19 @@
-"""The plan of a run, the state in which it starts or resumes, and what it saves."""
+"""The plan of a run, the state in which it starts or resumes, what it saves, and how it stops."""
 
+import contextlib
 import dataclasses
+import os
+import signal
+import threading
 import time
+import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from dpt_jax import distributed
@@ -40,6 +46,8 @@ from dpt_jax.training.workdir import TRAIN_FILES
 ENDED, CLASSIFIER_STEPS = "ended", "classifier_steps"
 # With several hosts, reading host 0's clock is a collective, so it is not done at every step.
 STEPS_BETWEEN_CLOCKS = 20
+# EX_TEMPFAIL of sysexits.h: stopped and saved, and the same command resumes.
+EXIT_CODE = 75
 
 
 class Plan(NamedTuple):
@@ -295,3 +303,48 @@ def _training(state: TrainState) -> dict[str, Prompts | Totals]:
     momentum = optimizers.state_to_save(state.opt_state)
     average = {} if state.average is None else {"average": state.average}
     return {"momentum": momentum, "totals": state.totals, **average}
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop, and has saved."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
+
+
+class StopRequest(contextlib.ExitStack):
+    """A context in which SIGTERM and SIGINT request a stop; a second SIGINT ends the process.
+
+    On several hosts, a SIGTERM to any of them stops all after the same step. JAX's preemption
+    service handles it, and a SIGINT is passed on to that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked = self._agreed = False
+        signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+        # Python allows signal handlers in the main thread only.
+        for number in signals if threading.current_thread() is threading.main_thread() else ():
+            self.callback(signal.signal, number, signal.signal(number, self._ask))
+
+    def _ask(self, number: int, _: types.FrameType | None) -> None:
+        # The next SIGINT ends the process at once.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        self._asked = True
+        name = signal.Signals(number).name
+        # Not by print, which the signal may have interrupted.
+        os.write(2, f"{name}: stopping after this step (Ctrl-C again stops at once).\n".encode())
+
+    def __bool__(self) -> bool:
+        """Return whether this process was asked to stop."""
+        return self._asked
+
+    def after(self, step: int) -> bool:
+        """Return whether the run stops after this step; all hosts must call it after every step."""
+        if jax.process_count() == 1:
+            return self._asked
+        # This is true only once.
+        self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(step)
+        return self._agreed

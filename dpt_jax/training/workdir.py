@@ -1,24 +1,23 @@
-"""The workdir of a run: its path, its settings in config.json, and the lists of its images."""
+"""The workdir of a run: its path, its settings in config.json, its lists of images, its lock."""
 
+import contextlib
+import fcntl
 import itertools
 import json
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Iterator, Mapping
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from dpt_jax.config import (
-    SECTION_OF,
-    UNBOUND,
-    Value,
-    flat,
-    validate,
-)
+from dpt_jax import distributed
+from dpt_jax.config import SECTION_OF, UNBOUND, Value, flat, validate
 from dpt_jax.configs import common
 from dpt_jax.data.records import Dataset
-from dpt_jax.distributed import is_first
 from dpt_jax.errors import UserError
-from dpt_jax.io import as_path, make_folder, reading, size_of, write_whole
+from dpt_jax.io import as_path, file_system, is_remote, make_folder, reading, size_of, write_whole
+from dpt_jax.logging import say
 from dpt_jax.methods import METHODS
 from dpt_jax.training.checkpoints import (
     FOLDER,
@@ -31,6 +30,7 @@ from dpt_jax.training.checkpoints import (
 
 CONFIG_FILE = "config.json"
 TRAIN_FILES = "train_files.txt"  # the images that a run trains on
+LOCK_FILE = ".lock"
 SPLIT_FILE = "split.csv"  # of a run on images whose folders do not say the split
 # A run that starts from another run's prompts takes over the sizes of shared parts, except these
 # keys, which add parameters of their own.
@@ -85,7 +85,7 @@ def _overridden(config: ConfigDict, overrides: Mapping[str, Value]) -> ConfigDic
 
 def save_config(config: ConfigDict, workdir: epath.Path) -> None:
     """Write config.json, on host 0."""
-    if is_first():
+    if distributed.is_first():
         make_folder(workdir, "--workdir")
         write_whole(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
 
@@ -126,7 +126,7 @@ def load_config(source: epath.Path) -> ConfigDict:
 
 def write_train_files(dataset: Dataset, workdir: epath.Path) -> None:
     """Write the list of a run's training images and its split, on host 0."""
-    if is_first():
+    if distributed.is_first():
         paths = "".join(f"{example.path}\n" for example in dataset.train)
         write_whole(workdir / TRAIN_FILES, paths)
     write_split(dataset, workdir)
@@ -134,7 +134,7 @@ def write_train_files(dataset: Dataset, workdir: epath.Path) -> None:
 
 def write_split(dataset: Dataset, workdir: epath.Path) -> None:
     """Write the split of a dataset whose folders do not define it, on host 0."""
-    if dataset.split and is_first():
+    if dataset.split and distributed.is_first():
         write_whole(workdir / SPLIT_FILE, dataset.split)
 
 
@@ -183,3 +183,84 @@ def source_of(workdir: epath.Path) -> epath.Path:
             return file
     named = load_config(workdir).init_from if has_config(workdir) else ""
     return as_path(named) if named else workdir
+
+
+class LockedError(UserError):
+    """Another process is training in the workdir."""
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+    """Create the workdir and lock it against a second training; host 0 holds the lock.
+
+    Raise LockedError on all hosts if another process holds it.
+    """
+    file, holder = workdir / LOCK_FILE, ""
+    with contextlib.ExitStack() as held:
+        if distributed.is_first():
+            lock = _lock_in_bucket if is_remote(workdir) else _lock_on_disk
+            holder = lock(file, f"process {os.getpid()} on {platform.node()}", held)
+        if distributed.first_says(bool(holder)):
+            by_hand = f"; if it was killed, `gcloud storage rm {file}`" if is_remote(file) else ""
+            raise LockedError(
+                f"{workdir} is in use by {holder or 'another training process'}: wait for it, stop "
+                f"it, or use another --workdir{by_hand}."
+            )
+        yield
+
+
+def is_locked(workdir: epath.Path) -> bool:
+    """Return whether another process seems to be training in a workdir."""
+    file = workdir / LOCK_FILE
+    if not file.exists():
+        return False
+    if is_remote(workdir):
+        return not _is_left_behind(file.read_text())
+    with open(file) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as reason:
+            return isinstance(reason, BlockingIOError)  # others: a file system without locks
+    return False
+
+
+def _lock_on_disk(file: epath.Path, owner: str, held: contextlib.ExitStack) -> str:
+    """Lock with flock, which ends with the process; return who has the lock, "" if it is ours."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = held.enter_context(file.open("a+", encoding="utf-8"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        return lock.read().strip() or "another training process"
+    except OSError as reason:  # a file system without locks
+        say(f"{file} cannot be locked ({reason}): make sure that no other process trains here.")
+    lock.truncate(0)
+    lock.write(f"{owner}\n")
+    lock.flush()
+    return ""
+
+
+def _lock_in_bucket(file: epath.Path, owner: str, held: contextlib.ExitStack) -> str:
+    """Lock with an object, which a killed process leaves behind; return as `_lock_on_disk`."""
+    if file.exists() and _is_left_behind(file.read_text()):
+        file.unlink(missing_ok=True)
+    try:
+        file_system(file).pipe_file(os.fspath(file), owner.encode(), mode="create")
+    except FileExistsError:
+        return file.read_text()
+    held.callback(file.unlink, missing_ok=True)
+    return ""
+
+
+def _is_left_behind(owner: str) -> bool:
+    """Return whether a lock is from a process on this host that has ended."""
+    words = owner.split()  # process PID on HOST
+    if words[3:4] != [platform.node()]:
+        return False
+    with contextlib.suppress(PermissionError):  # of another user
+        try:
+            os.kill(int(words[1]), 0)
+        except ProcessLookupError:
+            return True
+    return int(words[1]) == os.getpid()  # from before a container restart, with the same id

@@ -16,7 +16,7 @@ from dpt_jax.logging import Progress
 from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts, Support, for_classes
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.classifier import fit
-from dpt_jax.training.process import EXIT_CODE
+from dpt_jax.training.state import EXIT_CODE
 from tests.helpers.commands import command_refused, in_process
 from tests.helpers.configs import small_flags
 

@@ -24,9 +24,8 @@ from dpt_jax.training import saved as adoption
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import DAMAGED, FOLDER, Checkpoints, load_newest, newest
 from dpt_jax.training.optimizer import Schedule, learning_rates
-from dpt_jax.training.process import EXIT_CODE, Stopped
 from dpt_jax.training.setup import consistency_target
-from dpt_jax.training.state import Plan, new_state
+from dpt_jax.training.state import EXIT_CODE, Plan, Stopped, new_state
 from dpt_jax.training.step import StepConfig, make_step
 from dpt_jax.training.workdir import save_config
 from tests.helpers.commands import assert_refused, command, in_process, refused

@@ -26,7 +26,7 @@ from dpt_jax.report import one_run
 from dpt_jax.training import loop
 from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import FOLDER, Checkpoints, digest, load_newest, steps_of
-from dpt_jax.training.process import EXIT_CODE
+from dpt_jax.training.state import EXIT_CODE
 from tests.helpers.commands import in_process
 from tests.helpers.configs import small_config, small_flags
 from tests.helpers.runs import SETTINGS, Run, assert_same_end

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dpt_jax.io import as_path
-from dpt_jax.training.process import LOCK_FILE, LockedError, is_locked, locked
+from dpt_jax.training.workdir import LOCK_FILE, LockedError, is_locked, locked
 
 
 def test_on_a_disk(tmp_path):
