@@ -22,7 +22,7 @@ from dpt_jax.version import __version__
 if TYPE_CHECKING:
     from dpt_jax.predictor import Predictor, load
     from dpt_jax.predictor.fit import PromptClassifier, fit
-    from dpt_jax.report.frame import results
+    from dpt_jax.report import results
 
 __all__ = [
     "Predictor",
@@ -40,7 +40,7 @@ _MODULES = {
     "PromptClassifier": "dpt_jax.predictor.fit",
     "fit": "dpt_jax.predictor.fit",
     "load": "dpt_jax.predictor",
-    "results": "dpt_jax.report.frame",
+    "results": "dpt_jax.report",
 }
 
 

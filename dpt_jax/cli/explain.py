@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(flags: argparse.Namespace) -> None:
     from dpt_jax.io import as_path
     from dpt_jax.predictor import load, nearest_words
-    from dpt_jax.report.frame import markdown
+    from dpt_jax.report import markdown
 
     predictor = load(as_path(flags.workdir), clip=flags.clip, batch_size=1)
     print(markdown(nearest_words(predictor, flags.top)))

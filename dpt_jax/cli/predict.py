@@ -63,7 +63,7 @@ def run(flags: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         table, answers = None, _classify(predictor, paths, top)
         if flags.csv:
-            from dpt_jax.report.frame import inert
+            from dpt_jax.report import inert
 
             file = stack.enter_context(as_path(flags.csv).open("wb"))
             # Names of files need not be Unicode.

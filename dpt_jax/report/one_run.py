@@ -22,7 +22,7 @@ from dpt_jax.io import write_whole
 from dpt_jax.logging import Progress
 from dpt_jax.methods import ROWS, ZERO_SHOT
 from dpt_jax.predictor import Predictor, Sight, describe, nearest_words
-from dpt_jax.report.frame import csv_of, markdown
+from dpt_jax.report import csv_of, markdown
 from dpt_jax.training.metrics import read_metrics
 from dpt_jax.training.saved import saved_prompts, unfinished
 from dpt_jax.training.setup import prepare

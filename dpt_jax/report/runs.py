@@ -17,7 +17,7 @@ from dpt_jax.data.catalogue import PAPER_DATASETS, SHIFTED_IMAGENETS
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading, write_whole
 from dpt_jax.methods import ROWS, ZERO_SHOT
-from dpt_jax.report.frame import CELL, HALVES, HARMONIC, csv_of, in_order, markdown, results
+from dpt_jax.report import CELL, HALVES, HARMONIC, csv_of, in_order, markdown, results
 from dpt_jax.report.one_run import CSV_FILE, FIGURE_FILE, IN_A_ROW, TABLE_FILE, png, pyplot
 
 OF_TARGETS = "average of targets"
