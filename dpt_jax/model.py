@@ -5,9 +5,7 @@ K likeliest classes, E joint embedding, t̂ and Z learned and frozen text featur
 and frozen image features, s the temperature.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,12 +23,13 @@ from dpt_jax.prompts.text import MetaNet, TextPrompt
 from dpt_jax.prompts.visual import ClassAwarePrompt, ClassPrompts, Coupling, VisualPrompt
 from dpt_jax.prompts.weights import adapted, init_weights, merged, over
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 OptionalArray = Any  # an array, or None for methods without it
 
 # CoCoOp's text tokens encoded at a time: enough to keep a device busy, a small part of its memory.
 TOKENS_AT_A_TIME = 2**15
+# Products of float32 matrices in float32. By default a TPU rounds such matrices to bfloat16 before
+# it multiplies, and a GPU to TF32. Products of bfloat16 matrices are not affected.
+EXACT = "highest"
 
 
 class Texts(NamedTuple):
@@ -91,21 +90,6 @@ class Outputs(NamedTuple):
     target_logits: OptionalArray = None  # (B, C), s z t̄ᵀ
 
 
-def exact_products(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Compute products of float32 matrices in float32.
-
-    By default a TPU rounds such matrices to bfloat16 before it multiplies, and a GPU to TF32.
-    Products of bfloat16 matrices are not affected.
-    """
-
-    @functools.wraps(function)
-    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with jax.default_matmul_precision("highest"):
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
 def apply(
     model: "PromptedCLIP", clip: Params, prompts: Prompts, *args: PyTree, **keywords: PyTree
 ) -> PyTree:
@@ -134,7 +118,7 @@ class PromptedCLIP(nn.Module):
         self.clip = CLIP(self.clip_config, self.dtype, self.remat)
         self.prompts = LearnedPrompts(self.clip_config, self.config)
 
-    @exact_products
+    @jax.default_matmul_precision(EXACT)
     def __call__(
         self,
         images: OptionalArray,
@@ -186,25 +170,25 @@ class PromptedCLIP(nn.Module):
         learned: Array = texts.learned
         return learned
 
-    @exact_products
+    @jax.default_matmul_precision(EXACT)
     def zero_shot(self, images: Array, texts: Texts) -> ZeroShot:
         """Return the outputs of frozen CLIP for images (B, H, W, 3), see `__call__`."""
         features, attention = self.clip.vision(self._pixels(images))
         return self.zero_shot_of(normalize(features), texts)._replace(attention=attention)
 
-    @exact_products
+    @jax.default_matmul_precision(EXACT)
     def zero_shot_of(self, features: Array, texts: Texts) -> ZeroShot:
         """Return the outputs of frozen CLIP for images with known features z (B, E)."""
         logits = self.temperature() * features @ texts.frozen.T
         k = min(self.config.top_k, texts.frozen.shape[0])
         return ZeroShot(features, logits, jax.lax.top_k(logits, k)[1] if k else None)
 
-    @exact_products
+    @jax.default_matmul_precision(EXACT)
     def encode_image(self, images: Array) -> Array:
         """Return the frozen features z (B, E) of images, normalised."""
         return normalize(self.clip.vision(self._pixels(images)).features)
 
-    @exact_products
+    @jax.default_matmul_precision(EXACT)
     def image_features(self, images: Array, texts: Texts) -> Array:
         """Return the features (B, E) of images in the method's image tower, not normalised."""
         if not self.config.learns_images:
@@ -233,7 +217,7 @@ class PromptedCLIP(nn.Module):
         """Return s."""
         return jnp.exp(self.clip.logit_scale.astype(jnp.float32))
 
-    @exact_products
+    @jax.default_matmul_precision(EXACT)
     def encode_text(
         self, texts: PackedTexts, axis: str | None = None, key: Array | None = None
     ) -> Array:
@@ -249,7 +233,7 @@ class PromptedCLIP(nn.Module):
         keys = None if key is None else keys_of_rows(key, texts, axis)
         return self._towers(text=keys).text(texts, context, axis)
 
-    @exact_products
+    @jax.default_matmul_precision(EXACT)
     def encode_text_for_images(self, texts: PackedTexts, features: Array) -> Array:
         """Return features (B, C, E) of texts in the context of each image (CoCoOp).
 

@@ -19,7 +19,7 @@ from dpt_jax.data import loader
 from dpt_jax.errors import UserError
 from dpt_jax.logging import Progress, say
 from dpt_jax.methods import CLASSIFIER
-from dpt_jax.model import PromptedCLIP, Texts, apply, exact_products
+from dpt_jax.model import EXACT, PromptedCLIP, Texts, apply
 from dpt_jax.prompts import Prompts
 from dpt_jax.prompts.classifiers import CLASSIFIERS, ClassTexts, Support
 from dpt_jax.training.losses import cross_entropy
@@ -275,7 +275,7 @@ def draw_batches(
 
 
 @functools.partial(jax.jit, static_argnames=("name", "weight_decay"))
-@exact_products
+@jax.default_matmul_precision(EXACT)
 def train_on_features(
     name: str,
     params: Params,
