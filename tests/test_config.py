@@ -134,15 +134,12 @@ def test_a_key_that_is_younger_than_a_run_has_its_default(tmp_path):
 
 
 def test_evaluation_uses_the_saved_run_and_the_command_line_takes_precedence(tmp_path):
-    saved_run(tmp_path, vlp.get_config("folder"), train__epochs=3, dataset__root="/there")
+    """Also the dataset that it names."""
+    saved_run(tmp_path, vlp.get_config("folder"), dataset__root="/there", dataset__shots=4)
     overrides = {"dataset.root": "/here", "eval.save_logits": True}
     found = workdirs.evaluation_config(dpt.get_config("folder"), overrides, False, tmp_path)
-    assert (found.method, found.train.epochs) == ("vlp", 3)
+    assert (found.method, found.dataset.shots) == ("vlp", 4)
     assert (found.dataset.root, found.eval.save_logits) == ("/here", True)
-
-
-def test_evaluation_on_a_dataset_that_the_command_line_names(tmp_path):
-    saved_run(tmp_path, dpt.get_config("folder"), dataset__root="/there", dataset__shots=4)
     found = workdirs.evaluation_config(dpt.get_config("emoji"), {}, True, tmp_path)
     assert (found.dataset.name, found.dataset.root, found.dataset.shots) == ("emoji", "", 4)
     assert found.clip.weights == "openai/clip-vit-base-patch32"  # of the prompts

@@ -21,24 +21,14 @@ from dpt_jax.prompts import PromptConfig
 from dpt_jax.prompts.text import MetaNet, prompted_texts
 from dpt_jax.training import setup
 from dpt_jax.training.setup import warn_of_duplicates
+from tests.helpers import plain_towers as plain
 from tests.helpers.commands import command_refused, refused
 from tests.helpers.configs import save_run, small_config
 from tests.helpers.models import apply, frozen_features, packed_prompts
-from tests.helpers.plain_towers import (
-    CLOSE,
-    NAMES,
-    normal,
-    plain_prompted_tower,
-    plain_rows,
-    plain_text_features,
-    random_like,
-    random_prompts,
-    triangle,
-)
 
 pytestmark = pytest.mark.compiles
 
-FEW = NAMES[:3]
+FEW = plain.NAMES[:3]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -52,13 +42,13 @@ def forward(model, clip, prompts, images):
     The texts do not depend on the image tower's prompts, so models that differ only in these share
     a program.
     """
-    own = PromptConfig(len(NAMES), 4, text_depth=model.config.text_depth)
+    own = PromptConfig(len(plain.NAMES), 4, text_depth=model.config.text_depth)
     texts = encode(
         PromptedCLIP(clip.config, own, model.dtype),
         clip.params,
         {"text": prompts["text"]},
-        packed_prompts(NAMES, clip.tokenizer, 4),
-        frozen_features(model, clip.params, NAMES, clip.tokenizer),
+        packed_prompts(plain.NAMES, clip.tokenizer, 4),
+        frozen_features(model, clip.params, plain.NAMES, clip.tokenizer),
     )
     run = jax.jit(functools.partial(apply, model))
     return run(clip.params, prompts, images, texts), jax.tree.map(np.asarray, texts)
@@ -80,13 +70,13 @@ def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer, c
     class_aware = {"top_k": top_k, "first_layer": first_layer}
     text_depth = 2 if coupled else 1
     config = PromptConfig(
-        len(NAMES), 4, **visual, **class_aware, text_depth=text_depth, coupled=coupled
+        len(plain.NAMES), 4, **visual, **class_aware, text_depth=text_depth, coupled=coupled
     )
     model = PromptedCLIP(clip.config, config)
-    prompts, images = random_prompts(model, seed=7), normal(8, 3, 32, 32, 3)
+    prompts, images = plain.random_prompts(model, seed=7), plain.normal(8, 3, 32, 32, 3)
     outputs, texts = forward(model, clip, prompts, images)
-    plain = plain_prompted_tower(clip, model, prompts, images, texts)
-    logits, idx, features, attention, of_classes = plain
+    written_out = plain.prompted_tower(clip, model, prompts, images, texts)
+    logits, idx, features, attention, of_classes = written_out
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=2e-3)
     np.testing.assert_allclose(outputs.features, features, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(outputs.attention, attention, rtol=1e-3, atol=1e-5)
@@ -106,7 +96,7 @@ def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatc
     )
     model = PromptedCLIP(clip.config, parts)
     alone = PromptedCLIP(clip.config, dataclasses.replace(parts, conditioned=False))
-    prompts, images = random_prompts(model, seed=1), normal(2, 3, 32, 32, 3)
+    prompts, images = plain.random_prompts(model, seed=1), plain.normal(2, 3, 32, 32, 3)
     packed = packed_prompts(FEW, clip.tokenizer, 4)
     monkeypatch.setattr(dpt_model, "TOKENS_AT_A_TIME", 2 * packed.tokens.size)
     frozen = frozen_features(model, clip.params, FEW, clip.tokenizer)
@@ -147,17 +137,17 @@ def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
     """The shared beginning encoded once, own tokens packed in rows: as the written-out tower."""
     monkeypatch.setattr(packing, "ROW_TOKENS", row)
     length, width = 5, clip.config.text.width
-    own = (len(NAMES),) if class_specific else ()
-    context = jnp.asarray(normal(6, depth, *own, length, width, scale=0.3))
+    own = (len(plain.NAMES),) if class_specific else ()
+    context = jnp.asarray(plain.normal(6, depth, *own, length, width, scale=0.3))
     own_context = context if class_specific else context[:, None]
-    each = jnp.broadcast_to(own_context, (depth, len(NAMES), length, width))
-    layout = packed_prompts(NAMES, clip.tokenizer, length, position, class_specific)
+    each = jnp.broadcast_to(own_context, (depth, len(plain.NAMES), length, width))
+    layout = packed_prompts(plain.NAMES, clip.tokenizer, length, position, class_specific)
     model = CLIP(clip.config)
     actual = jax.jit(
         lambda p: model.apply({"params": p}, method=lambda m: m.text(layout, context))
     )(clip.params)
-    expected = plain_text_features(clip, plain_rows(clip, NAMES, length, position), each)
-    np.testing.assert_allclose(actual, expected, **CLOSE)
+    expected = plain.text_features(clip, plain.rows_of(clip, plain.NAMES, length, position), each)
+    np.testing.assert_allclose(actual, expected, **plain.CLOSE)
 
 
 def test_classes_of_one_text_are_found(clip, capsys):
@@ -183,7 +173,7 @@ CONFIG = TransformerConfig(width=64, layers=1, heads=2, mlp_width=128)
 def block():
     module = Block(CONFIG)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 1, 64)))
-    params = random_like(shapes, seed=0, scale=0.2)
+    params = plain.random_like(shapes, seed=0, scale=0.2)
     return jax.jit(
         lambda *args, **kwargs: module.apply(params, *args, **kwargs), static_argnames="method"
     )
@@ -192,14 +182,14 @@ def block():
 @pytest.mark.parametrize("masked", [True, False])
 def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
     """The weights, applied to values, give the fused result."""
-    query, key, value = normal(6, 2, 5, 2, 32), normal(7, 2, 5, 2, 32), normal(8, 2, 5, 2, 32)
-    mask = triangle(5) if masked else None
+    query, key, value = (plain.normal(seed, 2, 5, 2, 32) for seed in (6, 7, 8))
+    mask = plain.triangle(5) if masked else None
     fused = jax.jit(jax.nn.dot_product_attention)(
         query, key, value, mask=None if mask is None else mask[:, None]
     )
     weights = jax.jit(attention_weights)(query, key, mask)
-    np.testing.assert_allclose(np.einsum("bhqk,bkhd->bqhd", weights, value), fused, **CLOSE)
-    x, memory = normal(1, 2, 5, 64), normal(2, 1, 3, 64)
+    np.testing.assert_allclose(np.einsum("bhqk,bkhd->bqhd", weights, value), fused, **plain.CLOSE)
+    x, memory = plain.normal(1, 2, 5, 64), plain.normal(2, 1, 3, 64)
     shown = block(x, memory, mask=mask, query=np.array([[4]]), method="attention")
     assert shown.shape == (2, 2, 1, 8)
     np.testing.assert_allclose(shown.sum(-1), 1, rtol=1e-5)
@@ -207,20 +197,20 @@ def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
 
 def test_rows_that_are_taken_several_times_have_a_gradient_of_one_order():
     """As indexing and its gradient, but with sums in a fixed order."""
-    table, numbers = jnp.asarray(normal(14, 5, 8)), jnp.array([[0, 3, 3], [3, 1, 0]])
-    weight = normal(15, 2, 3, 8)
+    table, numbers = jnp.asarray(plain.normal(14, 5, 8)), jnp.array([[0, 3, 3], [3, 1, 0]])
+    weight = plain.normal(15, 2, 3, 8)
 
     def gradient(take):
         return jax.jit(jax.grad(lambda table: (take(table, numbers) * weight).sum()))
 
-    def plain(table, numbers):
+    def index(table, numbers):
         return table[numbers]
 
-    np.testing.assert_array_equal(deterministic_gather(table, numbers), plain(table, numbers))
+    np.testing.assert_array_equal(deterministic_gather(table, numbers), index(table, numbers))
     np.testing.assert_allclose(
-        gradient(deterministic_gather)(table), gradient(plain)(table), **CLOSE
+        gradient(deterministic_gather)(table), gradient(index)(table), **plain.CLOSE
     )
-    assert "scatter" in str(jax.make_jaxpr(gradient(plain))(table))
+    assert "scatter" in str(jax.make_jaxpr(gradient(index))(table))
     assert "scatter" not in str(jax.make_jaxpr(gradient(deterministic_gather))(table))
 
 

@@ -8,7 +8,6 @@ import pytest
 
 import dpt_jax
 from configs import coop
-from dpt_jax.cli import convert
 from dpt_jax.evaluation.evaluate import evaluate
 from dpt_jax.evaluation.results import calibration, class_scores, distinct, finished, read_current
 from dpt_jax.report.one_run import report_run
@@ -111,7 +110,7 @@ def test_results_of_other_prompts_are_noticed_by_all_who_read_them(run, prepared
         assert not finished(folder, config)
         refused("step 1", report_run, folder)
     assert "| " not in report_folder(run.parent)[0]
-    convert.export(run, run / "prompts.safetensors")
+    in_process("convert", "export", run, run / "prompts.safetensors")
     assert read_header(run / "prompts.safetensors")["results"] is None
     evaluate(prepared, load_newest(run), run)
     assert finished(run, config)

@@ -10,14 +10,8 @@ import pathlib
 import numpy as np
 
 from dpt_jax.check import seeded
-from dpt_jax.clip.config import (
-    CONFIG_FILE,
-    PROCESSOR_FILES,
-    CLIPConfig,
-    TransformerConfig,
-    config_to_dict,
-    processor_to_dict,
-)
+from dpt_jax.clip import config as clip_config
+from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 from dpt_jax.clip.files import params_of, tensors_of, write_safetensors
 
 # Of most golden arrays, and of a CLIP of three and two narrow layers.
@@ -40,6 +34,6 @@ def write(out: str | pathlib.Path, seed: int = 0, **sizes: int) -> None:
     config = config_of(**sizes)
     params = params_of(openai(seed, **sizes), config, folder)
     write_safetensors(folder / "model.safetensors", tensors_of(params, config))
-    processor = processor_to_dict(config.preprocessing, config.image_size)
-    for name, raw in ((CONFIG_FILE, config_to_dict(config)), (PROCESSOR_FILES[0], processor)):
-        (folder / name).write_text(json.dumps(raw))
+    processor = clip_config.processor_to_dict(config.preprocessing, config.image_size)
+    (folder / clip_config.PROCESSOR_FILES[0]).write_text(json.dumps(processor))
+    (folder / clip_config.CONFIG_FILE).write_text(json.dumps(clip_config.config_to_dict(config)))

@@ -53,7 +53,7 @@ def layer_of(tree, layer):
     return jax.tree.map(lambda w: w[layer], tree)
 
 
-def plain_rows(clip, names, length, position):
+def rows_of(clip, names, length, position):
     """The sequences of docs/method.md: for each text, pairs (token id, context row or -1)."""
     rows = []
     for name in names:
@@ -72,10 +72,10 @@ def plain_rows(clip, names, length, position):
     return rows
 
 
-def plain_text_features(clip, rows, context):
+def text_features(clip, rows, context):
     """The text tower: whole sequences, unscanned blocks, every position.
 
-    rows: those of `plain_rows`; context: (depth, C, n, D_t).
+    rows: those of `rows_of`; context: (depth, C, n, D_t).
     """
     length = max(map(len, rows))
     padded = np.array([row + [(0, -1)] * (length - len(row)) for row in rows])
@@ -120,7 +120,7 @@ def _visual_tokens(model, prompts):
     return apply(model, {}, prompts, method="visual_tokens")
 
 
-def plain_prompted_tower(clip, model, prompts, images, texts):
+def prompted_tower(clip, model, prompts, images, texts):
     """The prompted image tower as the papers write it: prompts are appended, and their outputs are
     dropped, except after the last of `visual_depth` layers.
 
@@ -157,13 +157,8 @@ def plain_prompted_tower(clip, model, prompts, images, texts):
         x = x[:, :tokens]
     features = unit(layer_norm(x[:, 0], weights["ln_post"]) @ weights["projection"])
     logits = np.exp(clip.params["logit_scale"]) * features @ unit(texts.learned).T
-    return (
-        logits,
-        idx,
-        features,
-        attention[:, :, 0],
-        [np.stack(a, 1) for a in (auxiliary, made_of) if a],
-    )
+    of_classes = [np.stack(a, 1) for a in (auxiliary, made_of) if a]
+    return logits, idx, features, attention[:, :, 0], of_classes
 
 
 def _class_prompts(own, x, texts):

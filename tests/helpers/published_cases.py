@@ -37,29 +37,32 @@ def by_module(tensors):
     return modules
 
 
+# Fields of PromptConfig, and what the published codes call them.
+FIELDS = {
+    "text_length": ("n_ctx_text", "N_CTX", "N_CTX_TEXT"),
+    "text_depth": ("PROMPT_DEPTH", "PROMPT_DEPTH_TEXT"),
+    "visual_length": ("n_ctx_visual", "N_CTX_VISION"),
+    "visual_depth": ("PROMPT_DEPTH", "PROMPT_DEPTH_VISION"),
+    "class_specific": ("csc",),
+    "top_k": ("cpn",),
+    "first_layer": ("bottom_limit",),
+}
+
+
 def config_of(meta):
     """Return the parts of a case, by the names that its code has for them."""
     kind = meta["kind"]
-    if kind in ("DPT", "CoOp"):
-        own = {"text_length": meta["n_ctx_text"], "class_specific": meta["csc"]}
-        if kind == "DPT":
-            own |= {"visual_length": meta["n_ctx_visual"], "top_k": meta["cpn"]}
-            own["first_layer"] = meta["bottom_limit"]
-    elif kind == "KgCoOp":
-        own = {"text_length": meta["N_CTX"], "consistency": Consistency(text=meta["W"])}
-    elif kind == "CoCoOp":
-        own = {"text_length": meta["N_CTX"], "conditioned": True}
-    elif kind == "MaPLe":
-        length, depth = meta["N_CTX"], meta["PROMPT_DEPTH"]
-        own = {"text_length": length, "text_depth": depth, "visual_length": length}
-        own |= {"visual_depth": depth, "ln_pre": True, "coupled": True}
-    else:
-        own = {"text_length": meta["N_CTX_TEXT"], "text_depth": meta["PROMPT_DEPTH_TEXT"]}
-        own |= {"visual_length": meta["N_CTX_VISION"], "visual_depth": meta["PROMPT_DEPTH_VISION"]}
-        own["ln_pre"] = True
+    own = {field: meta[name] for field, names in FIELDS.items() for name in names if name in meta}
+    if kind == "CoOp":
+        own = {name: own[name] for name in ("text_length", "class_specific")}
+    if kind == "MaPLe":
+        own |= {"visual_length": own["text_length"], "coupled": True}
     if kind == "PromptSRC":
         text, image = meta["TEXT_LOSS_WEIGHT"], meta["IMAGE_LOSS_WEIGHT"]
         own["consistency"] = Consistency(text, "l1", image, logits=1.0)
+    if kind == "KgCoOp":
+        own["consistency"] = Consistency(text=meta["W"])
+    own |= {"conditioned": kind == "CoCoOp", "ln_pre": "visual_depth" in own}
     return PromptConfig(classes=meta["C"], **own)
 
 

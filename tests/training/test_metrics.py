@@ -10,14 +10,6 @@ from tensorboardX.proto.event_pb2 import Event
 from dpt_jax.errors import UserError
 from dpt_jax.io import as_path
 from dpt_jax.training import metrics
-from dpt_jax.training.metrics import (
-    METRICS_FILE,
-    TRACES,
-    Speed,
-    metric_writer,
-    read_metrics,
-    tracing,
-)
 
 
 def events(content):
@@ -33,20 +25,20 @@ def events(content):
 
 def test_no_step_is_there_twice(workdir):
     for start, loss in ((0, 1.0), (2, 0.5)):  # killed after step 4, resumed after step 2
-        with metric_writer(workdir, start) as write:
+        with metrics.metric_writer(workdir, start) as write:
             for step in (start + 1, start + 2):
                 write(step, {"loss": loss})
-                assert read_metrics(workdir)[-1] == {"step": step, "loss": loss}
+                assert metrics.read_metrics(workdir)[-1] == {"step": step, "loss": loss}
             if not start:
                 write(3, {"loss": 7.0})
-    assert [record["loss"] for record in read_metrics(workdir)] == [1.0, 1.0, 0.5, 0.5]
+    assert [record["loss"] for record in metrics.read_metrics(workdir)] == [1.0, 1.0, 0.5, 0.5]
     written = [file for file in workdir.iterdir() if "tfevents" in file.name]
     assert {step for file in written for step in events(file.read_bytes())} == {1, 2, 3, 4}
 
 
 def test_a_line_that_was_cut_is_left_out(tmp_path):
-    (tmp_path / METRICS_FILE).write_bytes(b'{"step": 1, "loss": 0.5}\n{"step": 2, "lo\xff')
-    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
+    (tmp_path / metrics.METRICS_FILE).write_bytes(b'{"step": 1, "loss": 0.5}\n{"step": 2, "lo\xff')
+    assert metrics.read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
 
 
 @pytest.mark.parametrize("ready", [True, False])
@@ -58,7 +50,7 @@ def test_an_epoch_says_how_fast_it_was(ready, monkeypatch):
     clock = types.SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(metrics, "time", clock)
     monkeypatch.setattr(metrics, "peak_rate", lambda kind: 1e12)
-    speed = Speed()
+    speed = metrics.Speed()
     step = types.SimpleNamespace(is_ready=lambda: ready)
     with speed.waiting(types.SimpleNamespace(step=step)):
         clock.now += 1
@@ -92,11 +84,11 @@ def test_the_peak_is_of_the_chip_that_jax_names():
 
 
 def test_a_trace_is_of_the_steps_asked_for(tmp_path, capsys):
-    with tracing(as_path(tmp_path), 2, start=0, last=9) as before:
+    with metrics.tracing(as_path(tmp_path), 2, start=0, last=9) as before:
         for step in range(1, 9):
             before(step, jnp.zeros(1) + step)
             assert ("trace:" in capsys.readouterr().out) == (step == 5)
-            assert (tmp_path / TRACES).exists() == (step >= 5)
-    assert list((tmp_path / TRACES).rglob("*.xplane.pb"))
-    with pytest.raises(UserError, match="--profile"), tracing("gs://bucket/run", 2, 0, 9):
+            assert (tmp_path / metrics.TRACES).exists() == (step >= 5)
+    assert list((tmp_path / metrics.TRACES).rglob("*.xplane.pb"))
+    with pytest.raises(UserError, match="--profile"), metrics.tracing("gs://bucket/run", 2, 0, 9):
         pass

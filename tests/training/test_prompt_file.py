@@ -10,7 +10,6 @@ import safetensors.numpy
 
 import dpt_jax
 from configs import dpt_clap
-from dpt_jax.cli import convert
 from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import Saved, load_newest, read_header, write_prompt_file
 from dpt_jax.training.workdir import load_config
@@ -51,7 +50,7 @@ def test_a_file_stands_where_a_workdir_does(shared, trained, files, tmp_path):
     expected = dpt_jax.load(trained).predict_proba(files)
     np.testing.assert_array_equal(dpt_jax.load(shared).predict_proba(files), expected)
     again = tmp_path / "again.safetensors"
-    convert.export(shared, again)
+    in_process("convert", "export", shared, again)
     assert same_bytes(load_newest(again).prompts, load_newest(shared).prompts)
     assert read_header(again) == read_header(shared)
     root = f"--config.dataset.root={IMAGES}"
@@ -78,20 +77,15 @@ def test_saving_from_python_is_exporting(shared, trained, predictor, tmp_path):
 
 
 def test_a_classifier_on_other_prompts_is_exported_too(tmp_path):
-    """Its settings have no epochs, which only a run with init_from may have."""
+    """Its settings have no epochs, which only a run with init_from may lack, and name no folder."""
     config = dpt_clap.get_config("folder")
     config.init_from, config.train.epochs = str(tmp_path / "private" / "first"), 0
+    config.dataset.split = "/private/split.csv"
     file = tmp_path / "a.safetensors"
     saved = Saved(1, {"text": {"x": np.zeros(2)}}, {"method": "dpt_clap"})
     write_prompt_file(file, saved, config.to_dict(), None)
-    assert load_config(file).init_from == "first"
-
-
-def test_a_file_does_not_name_the_split_of_its_run(trained, tmp_path):
-    settings = load_config(trained).to_dict()
-    settings["dataset"]["split"] = "/private/split.csv"
-    write_prompt_file(tmp_path / "a.safetensors", load_newest(trained), settings, None)
-    assert load_config(tmp_path / "a.safetensors").dataset.split == ""
+    found = load_config(file)
+    assert (found.init_from, found.dataset.split) == ("first", "")
 
 
 def test_a_file_is_not_trained_in(shared):
@@ -137,4 +131,5 @@ def test_entries_or_tensors_that_are_missing_or_of_other_kinds(shared, tmp_path,
 
 def test_export_says_what_it_cannot_do(trained, tmp_path):
     for source, name in ((trained, "a.bin"), (trained, "no/a.safetensors"), (tmp_path, "")):
-        refused(str(tmp_path / name), convert.export, source, tmp_path / (name or "a.safetensors"))
+        target = tmp_path / (name or "a.safetensors")
+        command_refused(tmp_path / name, "convert", "export", source, target)
