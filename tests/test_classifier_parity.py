@@ -16,20 +16,10 @@ from tests.helpers.golden import Golden, relative_error
 LOGITS = 1e-5  # of the largest entry
 GRADIENTS = 1e-4  # of the norm
 MOVED = 1e-4  # of the norm of final − initial parameters
-CASES = {
-    "zslp": "zslp",
-    "clap": "clap",
-    "taskres": "taskres",
-    "clip_adapter": "clip_adapter",
-    "tip_adapter": "tip_adapter_f",
-    "lpplus": "lpplus",
-}
-NAMES = {
-    "prototypes": "weight",
-    "text_feature_residuals": "residual",
-    "fc.0.weight": "down",
-    "fc.2.weight": "up",
-}
+CASES = {x: x for x in ("zslp", "clap", "taskres", "clip_adapter", "lpplus")}
+CASES["tip_adapter"] = "tip_adapter_f"
+NAMES = {"prototypes": "weight", "text_feature_residuals": "residual"}
+NAMES |= {"fc.0.weight": "down", "fc.2.weight": "up"}
 
 
 class Case:

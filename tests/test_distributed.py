@@ -16,13 +16,14 @@ from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import load_newest, steps_of
 from dpt_jax.training.state import EXIT_CODE
 from tests.helpers.commands import command, in_process, refused
+from tests.helpers.configs import flags_of
 from tests.helpers.golden import IMAGES
 from tests.helpers.runs import OF_HOSTS, assert_same_end, finish, outputs, start_hosts
 
 pytestmark = pytest.mark.process
 
 # Hosts share the texts of the classes, and end with an average of epochs.
-FEATURES = ["--config.train.average_mean=2", "--config.train.average_deviation=1"]
+FEATURES = flags_of(train__average_mean=2, train__average_deviation=1)
 
 
 def stop_at(text, processes):
@@ -34,6 +35,14 @@ def stop_at(text, processes):
     second.terminate()
     printed = outputs(processes)
     assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], printed
+
+
+def assert_as_one_device(method, clip_dir, workdir, alone, *options):
+    """Train the same in this process, and compare the prompts."""
+    flags = [*OF_HOSTS, f"--config.clip.weights={clip_dir}", *options, f"--workdir={alone}"]
+    in_process("main.py", f"--config=configs/{method}.py:folder", *flags)
+    one, two = load_newest(alone).prompts, load_newest(workdir).prompts
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), two, one)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +69,7 @@ def test_two_hosts_that_were_stopped_compute_what_one_does(hosts, tiny_clip_dir,
     assert [json.loads(line)["epoch"] for line in lines] == [*range(1, 13)]
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 2
 
-    arguments = [*OF_HOSTS, *FEATURES, f"--config.clip.weights={tiny_clip_dir}"]
-    in_process("main.py", "--config=configs/coop.py:folder", *arguments, f"--workdir={alone}")
-    one, two = load_newest(alone).prompts, load_newest(workdir).prompts
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), two, one)
+    assert_as_one_device("coop", tiny_clip_dir, workdir, alone, *FEATURES)
     found, expected = (
         np.load(io.BytesIO((run / "predictions.npz").read_bytes())) for run in (workdir, alone)
     )
@@ -90,12 +96,7 @@ def test_two_hosts_train_the_classifier_of_one(tiny_clip_dir, tmp_path):
     finish(begin())
     two = load_newest(workdir)
     jax.tree.map(np.testing.assert_array_equal, two.prompts | before.prompts, two.prompts)
-    arguments = [*OF_HOSTS, *options, f"--config.clip.weights={tiny_clip_dir}"]
-    in_process("main.py", "--config=configs/dpt_zslp.py:folder", *arguments, f"--workdir={alone}")
-    one = load_newest(alone).prompts
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), two.prompts, one
-    )
+    assert_as_one_device("dpt_zslp", tiny_clip_dir, workdir, alone, *options)
 
 
 @pytest.mark.slow

@@ -7,12 +7,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from configs import common
 from dpt_jax.config import method_config
-from dpt_jax.methods import METHODS, OF_THE_PAPER, ZERO_SHOT
+from dpt_jax.methods import METHODS, ZERO_SHOT
 from tests.helpers.commands import assert_refused, in_process
-from tests.helpers.configs import small_flags
-from tests.helpers.golden import IMAGES, SMALL
+from tests.helpers.configs import results_of, small_flags
+from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
 
@@ -28,33 +27,20 @@ def depths(method):
             yield f"--config.{section}.depth=2"
 
 
-def test_the_table_and_the_files():
-    """A method is a row of the table and a file of configs/."""
-    files = {file.stem for file in (SMALL.parents[2] / "configs").glob("*.py")}
-    assert files == {*METHODS, "common", "__init__"}
-    assert {*OF_THE_PAPER} <= {*METHODS}
-    assert len({method.marker for method in METHODS.values()}) == len(METHODS)
-    assert common.get_config().method in METHODS
-
-
 # These cover all parts and losses; the mathematics of others is tested elsewhere.
 QUICK = {"dptsrc", "cocoop", "maple", "cliplora", "tip_adapter_f"}
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
-        for name in METHODS
-        if name != ZERO_SHOT
-    ],
-)
+OTHERS = [pytest.param(x, marks=pytest.mark.slow) for x in METHODS if x not in {*QUICK, ZERO_SHOT}]
+
+
+@pytest.mark.parametrize("method", [*sorted(QUICK), *OTHERS])
 def test_train_predict_export_and_serve(method, tiny_clip_dir, tmp_path):
     """The answers are the same by the exported file and by the served programs of the run."""
     run = tmp_path / "run"
     flags = [*small_flags(tiny_clip_dir, **SHORT), *depths(method), f"--workdir={run}"]
     in_process("train", f"--config={method}:folder", *flags)
-    trained = json.loads((run / "results.json").read_text())
+    trained = results_of(run)
     assert (trained["method"], trained["n"]) == (method, 18)
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite(losses).all()

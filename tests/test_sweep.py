@@ -16,6 +16,7 @@ from dpt_jax.runs import Runner
 from dpt_jax.training.workdir import locked
 from tests.helpers import coop_trees, make_clip
 from tests.helpers.commands import command_refused, in_process, refused
+from tests.helpers.configs import results_of
 from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
@@ -25,10 +26,6 @@ pytestmark = pytest.mark.compiles
 def overrides(tiny_clip_dir):
     own = {"clip.weights": str(tiny_clip_dir), "dataset.root": str(IMAGES)}
     return own | {"text_prompt.length": 4, "train.batch_size": 6, "train.epochs": 1}
-
-
-def results(workdir):
-    return json.loads((workdir / "results.json").read_text())
 
 
 def plan(runs="runs", overrides=(), protocol="few-shot", methods=("coop",), datasets=("folder",),
@@ -71,13 +68,13 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
     load = sweep.load_clip
     monkeypatch.setattr(sweep, "load_clip", lambda *given: loads.append(given) or load(*given))
     planned = plan(tmp_path, overrides, methods=["zeroshot", "coop"])
-    assert sweep.sweep(planned) == ([], [])
+    assert sweep.sweep(planned, Runner()) == ([], [])
     assert len(loads) == 1
     assert {sweep.state(run) for run in planned} == {"finished"}
     (tmp_path / "coop" / "folder" / "1shot" / "seed1" / "results.json").unlink()
     assert sweep.state(planned[1]) == "begun"
     capsys.readouterr()
-    assert sweep.sweep(planned) == ([], [])
+    assert sweep.sweep(planned, Runner()) == ([], [])
     assert capsys.readouterr().out.count("finished before") == 1
     # A finished run of other settings is not taken for one of this sweep. That holds for another
     # backbone or folder too, which main.py may resume with.
@@ -114,9 +111,9 @@ def test_a_run_that_another_process_trains_is_left_to_it(overrides, tmp_path, mo
     with locked(planned[0].workdir):
         assert sweep.state(planned[0]) == "in training in another process"
         monkeypatch.setattr(sweep, "is_locked", lambda workdir: False)
-        assert sweep.sweep(planned) == ([], [planned[0]])
-    assert sweep.sweep(planned) == ([], [])
-    assert results(planned[0].workdir)["method"] == "coop"
+        assert sweep.sweep(planned, Runner()) == ([], [planned[0]])
+    assert sweep.sweep(planned, Runner()) == ([], [])
+    assert results_of(planned[0].workdir)["method"] == "coop"
 
 
 def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip_dir, capsys):
@@ -129,7 +126,7 @@ def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip
     def again():
         """Return how many runs were finished before, and how many failed."""
         capsys.readouterr()
-        failed, _ = sweep.sweep(planned)
+        failed, _ = sweep.sweep(planned, Runner())
         return capsys.readouterr().out.count("finished before"), len(failed)
 
     assert again() == (0, 0)
@@ -142,7 +139,7 @@ def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip
     first, second, *_ = sorted((root / "test").rglob("*.png"))
     shutil.copy(first, first.with_name("more.png"))
     assert again() == (0, 0)
-    assert results(planned[1].workdir)["n"] == 19
+    assert results_of(planned[1].workdir)["n"] == 19
     shutil.copy(first, second)
     assert again() == (0, 0)
     assert again() == (2, 0)
@@ -154,7 +151,7 @@ def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip
     assert again() == (0, 1)
 
 
-def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys, monkeypatch):
+def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys):
     planned = plan(tmp_path, overrides, seeds=[1, 2, 3])
     planned[1].workdir.mkdir(parents=True)
     (planned[1].workdir / "config.json").write_text("{")
@@ -165,8 +162,7 @@ def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys, m
             raise KeyError("a bug")
         return runner(run)
 
-    monkeypatch.setattr(sweep, "Runner", lambda: execute)
-    failed, _ = sweep.sweep(planned)
+    failed, _ = sweep.sweep(planned, execute)
     assert [run for run, _ in failed] == planned[:2]
     assert failed[0][1] == "KeyError: 'a bug'"
     assert "config.json" in failed[1][1]
@@ -199,7 +195,7 @@ def test_base_to_new(overrides, tmp_path):
     (run,) = plan(tmp_path, overrides, "base-to-new", shots=[2])
     assert Runner()(run) == 2
     workdir = tmp_path / "coop" / "folder" / "2shot" / "seed1" / "base"
-    base, new = results(workdir), results(workdir / "on" / "folder-new")
+    base, new = results_of(workdir), results_of(workdir / "on" / "folder-new")
     assert list(base["per_class"]) == ["airplane", "dollar bill", "grand piano"]
     assert list(new["per_class"]) == ["sea horse", "water lilly", "yin yang"]
     assert base["trained_on"] == new["trained_on"] == {"dataset": "folder", "classes": "base"}
@@ -218,7 +214,7 @@ def test_prompts_of_one_dataset_on_others(overrides, tmp_path):
     assert Runner()(run) == 3
     workdir = tmp_path / "runs" / "coop" / "imagenet" / "1shot" / "seed1"
     for name in names[1:]:
-        found = results(workdir / "on" / name)
+        found = results_of(workdir / "on" / name)
         assert (found["dataset"], found["shots"], len(found["per_class"])) == (name, 1, 2)
         assert found["trained_on"] == {"dataset": "imagenet", "classes": "all"}
         saved = json.loads((workdir / "on" / name / "config.json").read_text())

@@ -9,7 +9,7 @@ import dpt_jax
 from dpt_jax.io import as_path, find_files
 from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.commands import command, in_process
-from tests.helpers.configs import small_flags
+from tests.helpers.configs import results_of, small_flags
 from tests.helpers.golden import IMAGES, SMALL, assert_close_in_norm, relative_error
 from tests.helpers.object_store import put_folder
 
@@ -47,7 +47,7 @@ def test_published_checkpoint_evaluates(converted):
     np.testing.assert_array_equal(found["path"], expected["paths"])
     np.testing.assert_array_equal(found["label"], expected["labels"])
     assert list(found["classnames"]) == CASE["classnames"]
-    results = json.loads((converted / "results.json").read_text())
+    results = results_of(converted)
     assert results["n"] == 18
     right = expected["initial_test_logits"].argmax(1) == expected["labels"]
     assert results["accuracy"] == pytest.approx(right.mean(), abs=1e-6)

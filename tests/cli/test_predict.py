@@ -15,6 +15,7 @@ from dpt_jax.cli import ending, predict
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
 from tests.helpers.commands import assert_refused, command, command_refused, in_process, refused
+from tests.helpers.configs import results_of
 from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
@@ -48,7 +49,7 @@ def mixed(tmp_path_factory, files):
 
 def test_the_accuracy_on_folders_that_are_named_as_classes(trained):
     done = in_process("predict", trained, IMAGES / "test", "--json")
-    accuracy = json.loads((trained / "results.json").read_text())["accuracy"]
+    accuracy = results_of(trained)["accuracy"]
     assert f"{100 * accuracy:.1f} % of 18 images" in done.stderr
     assert len(json.loads(done.stdout)) == 18
     done = in_process("predict", trained, IMAGES / "test" / "yin_yang")

@@ -53,13 +53,8 @@ def test_features_of_full_size(name):
     assert relative_error(logits, expected["logits"]) < 1e-4
 
 
-PREPROCESS = {
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.25, 0.5, 0.75],
-    "interpolation": "bilinear",
-    "resize_mode": "squash",
-    "size": [32, 32],
-}
+PREPROCESS = {"mean": [0.5] * 3, "std": [0.25, 0.5, 0.75], "size": [32, 32]}
+PREPROCESS |= {"interpolation": "bilinear", "resize_mode": "squash"}
 
 
 def write(folder, model, **config):

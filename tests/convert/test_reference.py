@@ -24,20 +24,16 @@ EPOCH = 3
 FILES = {"coop": "coop_end", "dpt": "dpt_last_layer", "promptsrc": "family/promptsrc_all"}
 # What the published code saves beside the prompts.
 KGCOOP = ("bias_vectors", "meta_net.linear1.weight", "meta_net.linear1.bias")
-WHOLE_CLIP = (
+WHOLE_CLIP = [
     "logit_scale",
     "prompt_learner.token_prefix",
     "image_encoder.conv1.weight",
+    "text_encoder.text_projection",
     "image_encoder.transformer.resblocks.0.attn.in_proj_weight",
     "text_encoder.transformer.resblocks.2.mlp.c_fc.bias",
-    "text_encoder.text_projection",
-)
-OTHERS = {
-    "kgcoop": KGCOOP,
-    "maple": WHOLE_CLIP,
-    "ivlp": WHOLE_CLIP,
-    "promptsrc": (*WHOLE_CLIP, "prompt_learner.ZS_image_encoder.proj"),
-}
+]
+OTHERS = {"kgcoop": KGCOOP, "maple": WHOLE_CLIP, "ivlp": WHOLE_CLIP}
+OTHERS["promptsrc"] = [*WHOLE_CLIP, "prompt_learner.ZS_image_encoder.proj"]
 
 
 def published(method):

@@ -12,21 +12,17 @@ from dpt_jax.data.records import Example
 from dpt_jax.errors import UserError
 from tests.helpers import coop_trees
 from tests.helpers.commands import command_refused, in_process, refused
-from tests.helpers.configs import small_flags
+from tests.helpers.configs import results_of, small_flags
 from tests.helpers.object_store import put_folder
 
 IMAGENET = ("tench", "goldfish", "great white shark")
 CLASSNAMES = {
     name: tuple(classname.replace("_", " ") for classname in names.values())
     for name, names in coop_trees.SPLITS.items()
-} | {
-    "imagenet": IMAGENET,
-    "fgvc_aircraft": ("707-320", "A340-300", "F/A-18", "Gulfstream IV"),
-    "imagenetv2": IMAGENET,
-    "imagenet_sketch": IMAGENET,
-    "imagenet_a": IMAGENET[1:],
-    "imagenet_r": IMAGENET[1:],
 }
+CLASSNAMES |= dict.fromkeys(("imagenet", "imagenetv2", "imagenet_sketch"), IMAGENET)
+CLASSNAMES |= dict.fromkeys(("imagenet_a", "imagenet_r"), IMAGENET[1:])
+CLASSNAMES["fgvc_aircraft"] = ("707-320", "A340-300", "F/A-18", "Gulfstream IV")
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -150,7 +146,7 @@ def test_unreadable_images_end_the_run_or_are_left_out_and_counted(tmp_path, cli
     assert "1 of 12 training images could not be read and were left out" in done.stdout
     assert "(3 more could not be read and were left out)" in done.stdout
     assert "no test image of these classes could be read: 707-320.\n" in done.stdout
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = results_of(tmp_path / "run")
     assert (results["n"], results["unreadable"]) == (9, 3)
     paths = np.load(tmp_path / "run" / "predictions.npz")["path"]
     assert len(paths) == 9

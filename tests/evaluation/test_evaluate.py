@@ -1,7 +1,6 @@
 """Evaluation: its images, frozen features that runs of one process share, and a linear probe."""
 
 import dataclasses
-import json
 import shutil
 
 import numpy as np
@@ -15,7 +14,7 @@ from dpt_jax.training import setup as experiments
 from dpt_jax.training.loop import train
 from dpt_jax.training.saved import initial_prompts
 from tests.helpers.commands import assert_refused, command_refused, in_process, refused
-from tests.helpers.configs import small_config, small_flags, small_splits
+from tests.helpers.configs import results_of, small_config, small_flags, small_splits
 from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
@@ -107,7 +106,7 @@ def test_a_probe_separates_what_it_was_fitted_to(clip_dir, validated, tmp_path):
     done = probe(clip_dir, validated, tmp_path / "run", "--config.eval.save_logits=True")
     assert "validation images right" in done.stdout
     assert "%, difference " in done.stdout
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = results_of(tmp_path / "run")
     assert (results["method"], results["shots"]) == ("probe", -1)
     assert results["accuracy"] > results["zero_shot_accuracy"]
     assert results["trained_on"] == {"dataset": "folder", "classes": "all"}

@@ -1,6 +1,5 @@
 """Results are labelled by the training and belong to its newest prompts; their scores are right."""
 
-import json
 import shutil
 
 import numpy as np
@@ -15,7 +14,7 @@ from dpt_jax.report.runs import report_folder
 from dpt_jax.training import setup
 from dpt_jax.training.checkpoints import digest, load_newest, read_header
 from tests.helpers.commands import command_refused, in_process, refused
-from tests.helpers.configs import save_run, small_config
+from tests.helpers.configs import results_of, save_run, small_config
 from tests.helpers.golden import IMAGES
 
 
@@ -44,10 +43,6 @@ def evaluated(prepared, tmp_path_factory):
 @pytest.fixture
 def run(evaluated, tmp_path):
     return shutil.copytree(evaluated, tmp_path / "runs" / "base")
-
-
-def results_of(workdir):
-    return json.loads((workdir / "results.json").read_text())
 
 
 def test_results_name_what_they_are_of(run, prepared):

@@ -48,14 +48,9 @@ def main():
             image = model.visual_projection(model.vision_model(pixels).pooler_output)
             text = model.text_projection(model.text_model(torch.tensor(padded)).pooler_output)
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        meta = {**versions, "seed": SEED, **sizes}
-        np.savez(
-            DATA / f"{name}.npz",
-            meta=json.dumps(meta),
-            image_features=image.numpy(),
-            text_features=text.numpy(),
-            logits=out.logits_per_image.numpy(),
-        )
+        arrays = {"image_features": image.numpy(), "text_features": text.numpy()}
+        arrays |= {"meta": json.dumps({**versions, "seed": SEED, **sizes})}
+        np.savez(DATA / f"{name}.npz", logits=out.logits_per_image.numpy(), **arrays)
         print(name, out.logits_per_image.numpy())
 
 

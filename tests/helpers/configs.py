@@ -1,5 +1,6 @@
 """Settings of a method on the small images and the small CLIP, and runs that were never trained."""
 
+import json
 import pathlib
 import shutil
 
@@ -24,11 +25,14 @@ def small_config(clip_dir: pathlib.Path, method=dpt, **values) -> ConfigDict:
     return config
 
 
+def flags_of(**values) -> list[str]:
+    """Return the flags that set keys of a configuration, __ for dots."""
+    return [f"--config.{key.replace('__', '.')}={value}" for key, value in values.items()]
+
+
 def small_flags(clip_dir: object, **values) -> list[str]:
     """Return the same as flags of a command whose --config names the method."""
-    own = {"clip.weights": clip_dir, "dataset.root": IMAGES}
-    own |= {key.replace("__", "."): value for key, value in values.items()}
-    return [f"--config.{key}={value}" for key, value in own.items()]
+    return flags_of(**{"clip__weights": clip_dir, "dataset__root": IMAGES, **values})
 
 
 def small_splits(root: pathlib.Path, **sources: str) -> pathlib.Path:
@@ -48,3 +52,8 @@ def save_run(
         checkpoints.save(step, prompts, {**training_meta(experiment), "epoch": 1})
         checkpoints.wait()
     return workdir
+
+
+def results_of(workdir: pathlib.Path) -> dict:
+    """Return what results.json of a run has."""
+    return json.loads((workdir / "results.json").read_text())

@@ -12,18 +12,14 @@ from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.metrics import TIMES, read_metrics
 from tests.helpers.commands import start
+from tests.helpers.configs import flags_of
 from tests.helpers.golden import IMAGES
 from tests.helpers.object_store import free_port
 
 # Six images per step, two steps per epoch; every sample newly augmented.
-SETTINGS = [
-    "--config=configs/coop.py:folder",
-    f"--config.dataset.root={IMAGES}",
-    "--config.dataset.shots=-1",
-    "--config.text_prompt.length=4",
-    "--config.train.batch_size=6",
-    "--config.train.warmup_epochs=1",
-]
+EVERY = {"dataset__root": IMAGES, "text_prompt__length": 4, "train__batch_size": 6}
+SETTINGS = ["--config=configs/coop.py:folder",
+            *flags_of(**EVERY, dataset__shots=-1, train__warmup_epochs=1)]  # fmt: skip
 
 
 class Run:
@@ -63,15 +59,8 @@ def assert_same_end(workdir: str | pathlib.Path, whole: pathlib.Path) -> None:
     assert records[0] == records[1]
 
 
-OF_HOSTS = [
-    f"--config.dataset.root={IMAGES}",
-    "--config.train.epochs=12",
-    "--config.text_prompt.length=4",
-    "--config.train.batch_size=6",
-    "--config.checkpoint.every_steps=4",
-    "--config.eval.batch_size=8",
-    "--config.eval.save_logits=True",
-]
+OF_HOSTS = flags_of(**EVERY, train__epochs=12, checkpoint__every_steps=4, eval__batch_size=8,
+                    eval__save_logits=True)  # fmt: skip
 
 
 def start_hosts(clip_dir, *arguments, workdir, method="coop", slurm=False, devices=(2, 2)):

@@ -2,7 +2,6 @@
 
 import doctest
 import importlib
-import json
 import sys
 import tempfile
 
@@ -20,6 +19,7 @@ from dpt_jax.data.folder import in_memory, read_folder
 from dpt_jax.errors import UserError
 from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.commands import refused
+from tests.helpers.configs import results_of
 from tests.helpers.golden import IMAGES
 
 SETTINGS = {"shots": -1, "epochs": 2, "top_k": np.int64(3)}
@@ -55,7 +55,7 @@ def test_a_folder_is_a_run_of_the_command_line(trained, clip_dir, tmp_path, file
     assert dpt_jax.load(tmp_path / "prompts.safetensors").predict(files) == expected.predict(files)
     names = {file.name for file in trained.iterdir() if "tfevents" not in file.name}
     assert names - {"predictions.npz"} <= {file.name for file in (tmp_path / "run").iterdir()}
-    results = [json.loads((w / "results.json").read_text()) for w in (trained, tmp_path / "run")]
+    results = [results_of(w) for w in (trained, tmp_path / "run")]
     assert results[0] == results[1]
 
 

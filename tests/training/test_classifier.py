@@ -1,6 +1,5 @@
 """The second stage of training, and its classifier on other classes."""
 
-import json
 import shutil
 import signal
 
@@ -18,7 +17,7 @@ from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.classifier import fit
 from dpt_jax.training.state import EXIT_CODE
 from tests.helpers.commands import command_refused, in_process
-from tests.helpers.configs import small_flags
+from tests.helpers.configs import results_of, small_flags
 
 pytestmark = pytest.mark.compiles
 
@@ -57,7 +56,7 @@ def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path, monkeypatch, capsy
     command = ["main.py", "--config=dpt_clap:folder", f"--workdir={run}"]
     command += small_flags(tiny_clip_dir, **own)
     in_process(*command)
-    of = json.loads((run / "results.json").read_text())["of"]
+    of = results_of(run)["of"]
     metrics = (run / "metrics.jsonl").read_text()
     shutil.rmtree(run / "checkpoints" / str(of["step"]))
     (run / "results.json").unlink()
@@ -67,14 +66,14 @@ def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path, monkeypatch, capsy
         assert in_process(*command, check=False).returncode == EXIT_CODE
     assert not (run / "results.json").exists()
     in_process(*command)
-    again = json.loads((run / "results.json").read_text())["of"]
+    again = results_of(run)["of"]
     assert again["prompts"] == of["prompts"]
     assert (run / "metrics.jsonl").read_text() == metrics
 
     # Learned parameters are those of the training, and λ is not learned.
     in_process("main.py", "--mode=eval", f"--workdir={run}", "--config.dataset.classes=new")
     folders, prompts = (run, run / "on" / "folder-new"), load_newest(run).prompts
-    own, new_classes = (json.loads((f / "results.json").read_text()) for f in folders)
+    own, new_classes = (results_of(f) for f in folders)
     sizes = [x.size for x in jax.tree.leaves(prompts)]
     assert own["parameters"] == sum(sizes) - prompts["classifier"]["penalty"].size
     assert new_classes["parameters"] == own["parameters"]

@@ -14,6 +14,7 @@ from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import Saved, load_newest, read_header, write_prompt_file
 from dpt_jax.training.workdir import load_config
 from tests.helpers.commands import command_refused, in_process, refused
+from tests.helpers.configs import results_of
 from tests.helpers.golden import IMAGES, same_bytes
 
 pytestmark = pytest.mark.compiles
@@ -33,7 +34,7 @@ def test_a_file_has_the_prompts_to_the_byte_and_says_what_they_are(shared, train
     assert load_newest(shared).meta == own.meta
     with safetensors.safe_open(shared, "numpy") as opened:
         header = {k: json.loads(x) for k, x in opened.metadata().items() if k != "format"}
-    results = json.loads((trained / "results.json").read_text())
+    results = results_of(trained)
     config = json.loads((trained / "config.json").read_text())
     assert header["classnames"] == own.meta["classnames"]
     assert (header["method"], header["backbone"]) == ("dpt", config["clip"]["weights"])

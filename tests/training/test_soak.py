@@ -28,7 +28,7 @@ from dpt_jax.training import setup as experiments
 from dpt_jax.training.checkpoints import FOLDER, Checkpoints, digest, load_newest, steps_of
 from dpt_jax.training.state import EXIT_CODE
 from tests.helpers.commands import in_process
-from tests.helpers.configs import small_config, small_flags
+from tests.helpers.configs import flags_of, small_config, small_flags
 from tests.helpers.runs import SETTINGS, Run, assert_same_end
 from tests.training.test_resume import LONG
 
@@ -136,7 +136,7 @@ class History:
         for key, values in OPTIONS.items():
             if self.random.random() < 0.25:
                 self.options[key] = self.random.choice(values)
-        flags = flags_of(self.options) + self.random.choice([[], ["--allow_changes"]])
+        flags = flags_of(**self.options) + self.random.choice([[], ["--allow_changes"]])
         self.done[-1] += f" {' '.join(flags)}"
         flags += [*small_flags(self.clip_dir, **SIZES), "--config.train.warmup_epochs=0"]
         flags += ["--config.train.visual_lr=0.3", f"--workdir={self.run}"]
@@ -160,7 +160,7 @@ class History:
             if self.random.random() < 0.2
         }
         self.done[-1] += f" {asked}"
-        flags = ["--mode=eval", f"--workdir={self.run}", *flags_of(asked)]
+        flags = ["--mode=eval", f"--workdir={self.run}", *flags_of(**asked)]
         done = in_process("main.py", *flags, check=False)
         if any(own.get(key, value) != value for key, value in asked.items()):
             assert done.returncode == 2, self.done
@@ -204,10 +204,6 @@ class History:
             self.accuracies[saved.digest, classes] = f"{100 * right.mean():.1f}", str(len(right))
         assert SHOWN.search(text).groups() == self.accuracies[saved.digest, classes], self.done
         self.shown += 1
-
-
-def flags_of(values):
-    return [f"--config.{key}={value}" for key, value in values.items()]
 
 
 def test_two_hundred_histories(tmp_path, clip_dir, monkeypatch, capsys):

@@ -80,21 +80,13 @@ def test_padding_and_parts_do_not_change_the_loss(seed, rows, guided, kind):
 NAMES = ["airplane", "sea_horse", "a rather long name"]
 # A context for each image, visual tokens that are computed from it and stay up to the layer of the
 # class-aware prompts, and losses that regularise all of them towards frozen CLIP.
+# Dropout has a mask per image or text; some layers learn nothing.
+VISUAL = {"visual_length": 3, "visual_depth": 2, "ln_pre": True, "coupled": True}
 EVERYTHING = PromptConfig(
-    len(NAMES),
-    text_length=3,
-    text_depth=2,
-    conditioned=True,
-    visual_length=3,
-    visual_depth=2,
-    ln_pre=True,
-    coupled=True,
-    top_k=2,
-    first_layer=3,
+    len(NAMES), text_length=3, text_depth=2, conditioned=True, **VISUAL, top_k=2, first_layer=3,
     consistency=Consistency(5.0, L1, 3.0, 2.0),
-    # Dropout with a mask per image or text; some layers learn nothing.
     weights=Weights("lora", 2, 1.0, "qkvo", 0.5, (1, 0), (2, 2)),
-)
+)  # fmt: skip
 
 
 @pytest.mark.compiles

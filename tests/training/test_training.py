@@ -21,7 +21,7 @@ from dpt_jax.training.metrics import TIMES, read_metrics
 from dpt_jax.training.setup import consistency_target
 from dpt_jax.training.workdir import evaluation_config, load_config
 from tests.helpers.commands import assert_refused, command_refused, in_process, refused
-from tests.helpers.configs import save_run, small_config, small_flags, small_splits
+from tests.helpers.configs import results_of, save_run, small_config, small_flags, small_splits
 from tests.helpers.golden import IMAGES
 
 pytestmark = pytest.mark.compiles
@@ -90,7 +90,7 @@ def test_the_best_epoch_is_kept(clip_dir, validated, tmp_path):
 
     run("last", 3)
     accuracies = [record["val_accuracy"] for record in read_metrics(tmp_path / "last")]
-    results = json.loads((tmp_path / "last" / "results.json").read_text())
+    results = results_of(tmp_path / "last")
     assert len(accuracies) == 3
     assert accuracies[-1] == pytest.approx(results["accuracy"])
     assert max(accuracies) > accuracies[-1]
@@ -98,7 +98,7 @@ def test_the_best_epoch_is_kept(clip_dir, validated, tmp_path):
     best = "--config.train.keep=best"
     run("best", 3, best)
     kept = load_newest(tmp_path / "best")
-    results = json.loads((tmp_path / "best" / "results.json").read_text())
+    results = results_of(tmp_path / "best")
     assert results["accuracy"] == max(accuracies)
     assert kept.meta["best"]["epoch"] == 1 + int(np.argmax(accuracies))
     assert [one["val_accuracy"] for one in read_metrics(tmp_path / "best")] == accuracies
@@ -277,7 +277,7 @@ def test_a_run_keeps_the_texts_and_needs_no_file(clip_dir, names, files, tmp_pat
     np.testing.assert_array_equal(loaded.predict_proba(files), expected.predict_proba(files))
     np.testing.assert_array_equal(loaded.texts.frozen, expected.texts.frozen)
     evaluate = ["main.py", "--mode=eval", f"--workdir={run}"]
-    before = json.loads((run / "results.json").read_text())
+    before = results_of(run)
     in_process(*evaluate)
-    assert json.loads((run / "results.json").read_text()) == before
+    assert results_of(run) == before
     refused("'unseen'", dpt_jax.load, prompts, classnames=[*names, "unseen"])
