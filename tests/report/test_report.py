@@ -53,7 +53,7 @@ def origin(name, trained_on, **more):
     """The origin that results record. A dataset has its name as digest."""
     own = {"step": 1, "prompts": "p", "backbone": "b" * 16, "template": "a photo of a {}."}
     own |= {"epoch": None, "epochs": None, "train_list": "t", "init_from": False, "settings": {}}
-    own |= {"test_list": name, "data": {"name": name, "digest": name}}
+    own |= {"test_list": name, "test_files": "", "data": {"name": name, "digest": name}}
     own["trained_on"] = trained_on and {"name": trained_on, "digest": trained_on}
     return own | more
 
@@ -235,7 +235,7 @@ def of(data="a" * 64, trained="", **more):
     base = {"train.epochs": 2, "dtype": "float32", "dataset.template": "a photo of a {}."}
     settings = {key: more.pop(key) for key in base if key in more}
     return {
-        **origin("flowers", "flowers", test_list=data, epoch=2, epochs=2),
+        **origin("flowers", "flowers", test_list=data, test_files="f", epoch=2, epochs=2),
         "data": {"name": "flowers", "digest": data},
         "trained_on": {"name": "flowers", "digest": trained or data},
         "settings": {**base, **settings},
@@ -262,6 +262,22 @@ def test_other_data_and_backbones_have_tables_of_their_own(tmp_path, other, head
     text = report.report_folder(tmp_path)[0]
     assert all(f"### {heading}\n" in text for heading in headings)
     assert ["DPT", "60.0 ± 30.0"] not in rows_of(text)
+    assert "Average over" not in text  # of one dataset twice
+
+
+def test_no_average_over_datasets_seen_by_several_backbones(tmp_path):
+    write(tmp_path / "a", "coop", 50, dataset="dtd")
+    other = origin("eurosat", "eurosat", backbone="d" * 16)
+    write(tmp_path / "b", "coop", 70, dataset="eurosat", of=other)
+    text = report.report_folder(tmp_path)[0]
+    assert "### dtd\n" in text and "### eurosat\n" in text and "Average over" not in text
+
+
+def test_files_of_unknown_size_are_the_same_test_images(tmp_path):
+    for seed, sizes in enumerate(("", "aa"), 1):
+        own = {"train_list": str(seed), "test_files": sizes}
+        write_folder(tmp_path / str(seed), 70 + 2 * seed, seed=seed, **own)
+    assert rows_of(report.report_folder(tmp_path)[0])[2:] == [["DPT", "73.0 ± 1.0"]]
 
 
 def test_a_training_that_had_not_ended_is_no_seed_of_a_result(tmp_path):
@@ -281,6 +297,7 @@ def test_a_training_that_had_not_ended_is_no_seed_of_a_result(tmp_path):
         ({"dtype": "bfloat16"}, "differ in dtype"),
         ({"dataset.template": "a photo of a {}, a type of pet."}, "differ in dataset.template"),
         ({"n": 51}, "differ in n"),
+        ({"test_files": "e"}, "differ in test_files"),
         ({"seed": 1, "train_list": "u"}, "of one seed, differ in train_list"),
         ({"seed": 1, "prompts": "q"}, "of one seed, differ in prompts"),
     ],
