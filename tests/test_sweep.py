@@ -68,13 +68,13 @@ def test_finished_runs_are_skipped_and_the_backbone_is_loaded_once(
     load = sweep.load_clip
     monkeypatch.setattr(sweep, "load_clip", lambda *given: loads.append(given) or load(*given))
     planned = plan(tmp_path, overrides, methods=["zeroshot", "coop"])
-    assert sweep.sweep(planned, Runner()) == ([], [])
+    assert sweep.sweep(planned) == ([], [])
     assert len(loads) == 1
     assert {sweep.state(run) for run in planned} == {"finished"}
     (tmp_path / "coop" / "folder" / "1shot" / "seed1" / "results.json").unlink()
     assert sweep.state(planned[1]) == "begun"
     capsys.readouterr()
-    assert sweep.sweep(planned, Runner()) == ([], [])
+    assert sweep.sweep(planned) == ([], [])
     assert capsys.readouterr().out.count("finished before") == 1
     # A finished run of other settings is not taken for one of this sweep. That holds for another
     # backbone or folder too, which main.py may resume with.
@@ -126,7 +126,7 @@ def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip
     def again():
         """Return how many runs were finished before, and how many failed."""
         capsys.readouterr()
-        failed, _ = sweep.sweep(planned, Runner())
+        failed, _ = sweep.sweep(planned)
         return capsys.readouterr().out.count("finished before"), len(failed)
 
     assert again() == (0, 0)
@@ -151,7 +151,7 @@ def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip
     assert again() == (0, 1)
 
 
-def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys):
+def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys, monkeypatch):
     planned = plan(tmp_path, overrides, seeds=[1, 2, 3])
     planned[1].workdir.mkdir(parents=True)
     (planned[1].workdir / "config.json").write_text("{")
@@ -162,7 +162,8 @@ def test_a_run_that_fails_does_not_end_the_others(overrides, tmp_path, capsys):
             raise KeyError("a bug")
         return runner(run)
 
-    failed, _ = sweep.sweep(planned, execute)
+    monkeypatch.setattr(sweep, "Runner", lambda: execute)
+    failed, _ = sweep.sweep(planned)
     assert [run for run, _ in failed] == planned[:2]
     assert failed[0][1] == "KeyError: 'a bug'"
     assert "config.json" in failed[1][1]
