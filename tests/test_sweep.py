@@ -111,8 +111,8 @@ def test_a_run_that_another_process_trains_is_left_to_it(overrides, tmp_path, mo
     with locked(planned[0].workdir):
         assert sweep.state(planned[0]) == "in training in another process"
         monkeypatch.setattr(sweep, "is_locked", lambda workdir: False)
-        assert sweep.sweep(planned, Runner()) == ([], [planned[0]])
-    assert sweep.sweep(planned, Runner()) == ([], [])
+        assert sweep.sweep(planned) == ([], [planned[0]])
+    assert sweep.sweep(planned) == ([], [])
     assert results_of(planned[0].workdir)["method"] == "coop"
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from dpt_jax.io import as_path, file_system
 from dpt_jax.training.checkpoints import DAMAGED, FOLDER, Checkpoints, load_newest, newest, steps_of
-from dpt_jax.training.process import LOCK_FILE, LockedError, is_locked, locked
+from dpt_jax.training.workdir import LOCK_FILE, LockedError, is_locked, locked
 from tests.helpers.commands import refused
 
 PROMPTS = {

@@ -23,8 +23,8 @@ from dpt_jax.training.checkpoints import load_newest
 from dpt_jax.training.classifier import fit
 from dpt_jax.training.loop import train
 from dpt_jax.training.metrics import TIMES, read_metrics
-from dpt_jax.training.process import EXIT_CODE
 from dpt_jax.training.setup import consistency_target
+from dpt_jax.training.state import EXIT_CODE
 from dpt_jax.training.workdir import evaluation_config, load_config
 from tests.helpers.commands import assert_refused, command_refused, in_process, refused
 from tests.helpers.configs import results_of, save_run, small_config, small_flags, small_splits
