@@ -263,12 +263,6 @@ def golden_errors(dtype: str) -> dict[str, float]:
     }
 
 
-def openai_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor of a CLIP by OpenAI's names."""
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(config))
-    return {name: x.shape for name, x in tensors_of(zeros, config, OPENAI).items()}
-
-
 def seeded(config: CLIPConfig, seed: int) -> dict[str, np.ndarray]:
     """Return OpenAI's tensors drawn from PCG64(seed) in order of name, scaled by kind."""
     generator = np.random.default_rng(seed)
@@ -291,7 +285,9 @@ def seeded(config: CLIPConfig, seed: int) -> dict[str, np.ndarray]:
             x = x * shape[0 if name in ("text_projection", "visual.proj") else -1] ** -0.5
         return np.asarray(x, np.float32)
 
-    return {name: draw(name, shape) for name, shape in sorted(openai_shapes(config).items())}
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(config))
+    tensors = tensors_of(zeros, config, OPENAI)
+    return {name: draw(name, tensors[name].shape) for name in sorted(tensors)}
 
 
 def golden_arrays() -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Sizes and image preprocessing of a CLIP, and the files of transformers and open_clip with them.
+"""Sizes and image preprocessing of a CLIP, and the files in which libraries keep them.
 
-CLIPConfig of transformers imports PyTorch if that is installed, which takes seconds and 200 MB.
+Those of transformers are read here, since its CLIPConfig imports PyTorch if that is installed,
+which takes seconds and 200 MB.
 """
 
 import dataclasses

@@ -93,13 +93,13 @@ def write_peft(source: epath.Path, target: epath.Path) -> None:
         raise UserError(
             f"{source} has learned layer norms, not low-rank changes: use `convert clip`."
         )
-    tensors = {}
+    tensors: Tensors = {}
     for tower, own in saved.prompts["weights"].items():
         first, _ = layer_range(weights, KEYS[tower]) or (1, 0)
         for matrix, factors in own.items():
-            for i, layer in enumerate(range(first - 1, first - 1 + len(factors["a"]))):
-                for factor, name in _names(tower, layer, matrix).items():
-                    tensors[name] = factors[factor][i]
+            for i in range(len(factors["a"])):
+                names = _names(tower, first - 1 + i, matrix)
+                tensors |= {name: factors[factor][i] for factor, name in names.items()}
     about = {
         "peft_type": "LORA",
         "task_type": None,

@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from dpt_jax.check import openai_shapes
+from dpt_jax.check import seeded
 from dpt_jax.clip.config import CLIPConfig, TransformerConfig
 
 FILE = pathlib.Path(__file__).parent / "open_clip.npz"
@@ -47,8 +47,8 @@ def shapes(model):
     config = CLIPConfig(48, SIZE, 8, vision, TransformerConfig(64, 2, 4, 256), VOCAB, CONTEXT)
     first = "text." if "custom_text" in MODELS[model] else ""
     return {
-        name if name.startswith(("visual.", "logit_scale")) else f"{first}{name}": shape
-        for name, shape in openai_shapes(config).items()
+        name if name.startswith(("visual.", "logit_scale")) else f"{first}{name}": x.shape
+        for name, x in seeded(config, 0).items()
     }
 
 
