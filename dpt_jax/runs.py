@@ -1,5 +1,6 @@
 """Runs, from a validated configuration to results: one, or the many of a sweep in one process."""
 
+import functools
 import itertools
 import time
 import traceback
@@ -18,7 +19,7 @@ from dpt_jax.data.catalogue import DEFAULT_DATASET, EMBEDDED, PAPER_DATASETS, SH
 from dpt_jax.data.dataset import check_images, check_trainable, digest_of_files, load_dataset
 from dpt_jax.errors import UserError
 from dpt_jax.evaluation import results
-from dpt_jax.evaluation.evaluate import evaluate, predict_by_probe, validation
+from dpt_jax.evaluation.evaluate import evaluate, predict_by_probe, validation_accuracy
 from dpt_jax.io import is_remote
 from dpt_jax.logging import say
 from dpt_jax.methods import PROBE, ROWS, TEXT, ZERO_SHOT
@@ -71,7 +72,7 @@ def train_run(
     experiment = prepare(config)
     if experiment.model.config.learns:
         validates = experiment.dataset.val and not experiment.model.config.classifier
-        validate = validation(experiment) if validates else None
+        validate = functools.partial(validation_accuracy, experiment) if validates else None
         train(experiment, workdir, allow_changes, callbacks, profile, validate)
     elif not results.has_own_data(experiment, Saved(0, {}, {}), workdir):
         raise UserError(

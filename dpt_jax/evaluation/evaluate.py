@@ -167,15 +167,11 @@ def predict_by_probe(experiment: Experiment) -> Predictions:
     return found._replace(logits=fitted[best].predict_log_proba(test).astype(np.float32))
 
 
-def validation(experiment: Experiment) -> Callable[[Prompts], float]:
-    """Return a function from replicated prompts to their accuracy on the validation images."""
-
-    def accuracy(prompts: Prompts) -> float:
-        with quiet():
-            found = predict(experiment, prompts, experiment.dataset.val)
-        return float((found.logits.argmax(-1) == found.label).mean())
-
-    return accuracy
+def validation_accuracy(experiment: Experiment, prompts: Prompts) -> float:
+    """Return the accuracy of prompts on the validation images."""
+    with quiet():
+        found = predict(experiment, prompts, experiment.dataset.val)
+    return float((found.logits.argmax(-1) == found.label).mean())
 
 
 def over_images(
