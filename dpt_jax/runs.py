@@ -105,10 +105,7 @@ def probe(config: ConfigDict, workdir: epath.Path, prepare: Prepare = prepare) -
 
 
 def evaluate_run(
-    config: ConfigDict,
-    source: epath.Path,
-    workdir: epath.Path | None,
-    prepare: Prepare = prepare,
+    config: ConfigDict, source: epath.Path, workdir: epath.Path | None, prepare: Prepare = prepare
 ) -> tuple[results.Results, epath.Path]:
     """Evaluate the newest prompts of `source`, a workdir or a prompt file.
 

@@ -23,9 +23,6 @@ def run(flags: argparse.Namespace) -> None:
             print(line)
         elif line.startswith("config.") and "ConfigDict" not in line:
             print(f"--{line.replace(' = ', '=', 1)}\n")
-    for says, keys in (
-        ("A resumed run may change", FREE),
-        ("It may never change", BOUND),
-    ):
+    for says, keys in (("A resumed run may change", FREE), ("It may never change", BOUND)):
         print(textwrap.fill(f"{says} {', '.join(keys)}.", 100))
     print("It may change all others with --allow_changes.")
