@@ -154,13 +154,14 @@ class TextTower(nn.Module):
             after = block(prefix, mask=prefix_mask) if prefix.size else prefix
             return after, block(own, prefix, mask=mask)
 
-        tokens = self._embed(texts.prefix_tokens)[None], self._embed(texts.tokens)
+        prefix = self._embed(self.token_embedding, texts.prefix_tokens)[None]
+        tokens = prefix, self._embed(self.token_embedding, texts.tokens)
         if context is not None:
             tokens = insert(tokens, context[0])
         prefix_positions = jnp.arange(len(texts.prefix_tokens))[None]
         tokens = (
-            tokens[0] + self._positions(prefix_positions),
-            tokens[1] + self._positions(texts.position_ids),
+            tokens[0] + self._embed(self.position_embedding, prefix_positions),
+            tokens[1] + self._embed(self.position_embedding, texts.position_ids),
         )
 
         start, depth = 0, 0 if context is None else len(context)
@@ -176,11 +177,8 @@ class TextTower(nn.Module):
         ends = blocks.block(last)(own, prefix, mask=mask, query=jnp.asarray(texts.eot_positions))
         return (self.ln_final(ends) @ self.projection.astype(self.dtype)).astype(jnp.float32)
 
-    def _embed(self, tokens: packing.Array) -> Array:
-        return jnp.take(self.token_embedding, jnp.asarray(tokens), axis=0).astype(self.dtype)
-
-    def _positions(self, positions: packing.Array) -> Array:
-        return jnp.take(self.position_embedding, jnp.asarray(positions), axis=0).astype(self.dtype)
+    def _embed(self, table: Array, ids: packing.Array) -> Array:
+        return jnp.take(table, jnp.asarray(ids), axis=0).astype(self.dtype)
 
 
 def causal_mask(segment_ids: Array) -> Array:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.extend.core
@@ -16,9 +16,7 @@ from dpt_jax import distributed
 from dpt_jax.errors import UserError
 from dpt_jax.io import ASSETS, write_whole
 from dpt_jax.model import Outputs
-
-if TYPE_CHECKING:
-    from dpt_jax.predictor import Predictor
+from dpt_jax.predictor import Predictor
 
 PROGRAM, ABOUT, EXAMPLE = "classifier.jax", "classifier.json", "classify.py"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -29,7 +27,7 @@ _INPUT = {
 
 
 def classifier_of(
-    predictor: "Predictor", dtype: DTypeLike
+    predictor: Predictor, dtype: DTypeLike
 ) -> tuple[Callable[[jax.Array], jax.Array], jax.ShapeDtypeStruct]:
     """Return a function from images to probabilities (b, C) float32, and the images' shape.
 
@@ -52,7 +50,7 @@ def classifier_of(
     return probabilities, jax.ShapeDtypeStruct(shape, jnp.uint8)
 
 
-def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
+def write(predictor: Predictor, folder: epath.Path) -> list[epath.Path]:
     """Write a program for any of PLATFORMS, a description and an example; return the files."""
     probabilities, shape = classifier_of(predictor, predictor.model.dtype)
     exported = jax.export.export(jax.jit(probabilities), platforms=PLATFORMS)(shape)
@@ -73,7 +71,7 @@ def write(predictor: "Predictor", folder: epath.Path) -> list[epath.Path]:
     return [folder / name for name in contents]
 
 
-def write_onnx(predictor: "Predictor", file: epath.Path) -> None:
+def write_onnx(predictor: Predictor, file: epath.Path) -> None:
     """Write `classifier_of` in float32 as an ONNX file, with its description as metadata."""
     if predictor.model.config.conditioned:
         raise UserError(
@@ -98,7 +96,7 @@ def write_onnx(predictor: "Predictor", file: epath.Path) -> None:
     write_whole(file, onnx_ir.to_proto(model).SerializeToString())
 
 
-def describe(predictor: "Predictor", dtype: str) -> dict[str, Any]:
+def describe(predictor: Predictor, dtype: str) -> dict[str, Any]:
     """Return the content of classifier.json, and of the metadata of an ONNX file."""
     preprocessing = predictor.model.clip_config.preprocessing
     return {
