@@ -122,14 +122,17 @@ def test_without_a_whole_checkpoint_nothing_is_moved(copied):
     ],
 )
 def test_what_is_not_damage_moves_nothing(copied, monkeypatch, failure):
-    before = files_of(copied)
-    data, read_bytes = next(copied.glob("checkpoints/2/prompts/**/d/*")), type(copied).read_bytes
+    """Nor is an older checkpoint taken."""
+    before, data = files_of(copied), next(copied.glob("checkpoints/2/prompts/**/d/*"))
+    restore, read_bytes = ocp.StandardCheckpointer.restore, type(copied).read_bytes
 
-    def fail(*_, **__):
-        raise failure
+    def fail(checkpointer, folder, *rest, **options):
+        if folder.parent.name == "2":
+            raise failure
+        return restore(checkpointer, folder, *rest, **options)
 
     def refuse(file):
-        if file.name == data.name:
+        if file == data and isinstance(failure, ValueError):
             raise PermissionError(errno.EACCES, "Permission denied")
         return read_bytes(file)
 
