@@ -29,23 +29,19 @@ def assert_same(found, expected):
             np.testing.assert_array_equal(a[name], b[name])
 
 
-def test_batches_do_not_depend_on_cores_cache_or_transfer(monkeypatch):
+def test_batches_depend_on_the_seed_and_not_on_cores_cache_or_transfer(monkeypatch):
     """Without a cache, with room for some images, and by the thread that copies to devices."""
-    expected = list(batches_of())
+    expected, other = list(batches_of()), list(batches_of(seed=1))
+    assert len(expected) == 3 * loader.steps_per_epoch(12, 5) == 6
+    of_images = {(x["image"].dtype.name, x["image"].shape) for x in expected}
+    assert of_images == {("uint8", (5, 32, 32, 3))}
+    assert any((a["image"] != b["image"]).any() for a, b in zip(expected, other, strict=True))
     for limit, transfer in ((0, None), (4 * 32 * 32 * 5, None), (10**9, lambda batch: batch)):
         monkeypatch.setattr(records, "cache", records.ImageCache(limit))
         assert_same(batches_of(transfer=transfer), expected)
     monkeypatch.setattr(loader, "LEAST_THREADS", 7)
     monkeypatch.setattr(loader, "MOST_THREADS", 7)
     assert_same(batches_of(), expected)
-
-
-def test_batches_depend_on_the_seed_alone():
-    one, same, other = list(batches_of()), list(batches_of()), list(batches_of(seed=1))
-    assert len(one) == 3 * loader.steps_per_epoch(12, 5) == 6
-    assert_same(one, same)
-    assert any((a["image"] != b["image"]).any() for a, b in zip(one, other, strict=True))
-    assert {(b["image"].dtype.name, b["image"].shape) for b in one} == {("uint8", (5, 32, 32, 3))}
 
 
 def test_a_shift_moves_images_and_repeats_their_edge():

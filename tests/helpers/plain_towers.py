@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from dpt_jax.clip.blocks import Block
 from dpt_jax.clip.model import CLIP, causal_mask
@@ -42,11 +43,6 @@ def layer_norm(x, p):
 
 def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def softmax(x):
-    exponentials = np.exp(x - x.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
 
 
 def layer_of(tree, layer):
@@ -167,7 +163,7 @@ def _class_prompts(own, x, texts):
     shared = np.broadcast_to(own["global_tokens"], (len(x), *own["global_tokens"].shape))
     m = np.concatenate([x, shared], axis=1)
     keys = (m @ own["key"]["kernel"]).transpose(0, 2, 1)
-    attended = softmax((c @ own["query"]["kernel"]) @ keys / np.sqrt(np.float32(32)))
+    attended = softmax((c @ own["query"]["kernel"]) @ keys / np.sqrt(np.float32(32)), -1)
     o = attended @ m @ own["value"]["kernel"]
     auxiliary = layer_norm(o, own["ln_classifier"]) @ own["classifier"]["kernel"]
     return auxiliary, attended, layer_norm(o + c, own["ln_prompt"])
