@@ -18,8 +18,7 @@ from dpt_jax.data.folder import find_images
 from dpt_jax.io import as_path
 from tests.helpers import make_clip
 from tests.helpers.commands import COMPILATION, in_process
-from tests.helpers.configs import small_flags
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES, small_flags
 from tests.helpers.object_store import make_bucket, object_store
 
 BUCKETS = itertools.count(1)

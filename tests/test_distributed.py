@@ -16,8 +16,7 @@ from dpt_jax.io import as_path
 from dpt_jax.training.checkpoints import load_newest, steps_of
 from dpt_jax.training.state import EXIT_CODE
 from tests.helpers.commands import command, in_process, refused
-from tests.helpers.configs import flags_of
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES, flags_of
 from tests.helpers.runs import OF_HOSTS, assert_same_end, finish, outputs, start_hosts
 
 pytestmark = pytest.mark.process

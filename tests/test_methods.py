@@ -10,8 +10,8 @@ import pytest
 from dpt_jax.config import method_config
 from dpt_jax.methods import METHODS, ZERO_SHOT
 from tests.helpers.commands import assert_refused, in_process
-from tests.helpers.configs import results_of, small_flags
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES, small_flags
+from tests.helpers.runs import results_of
 
 pytestmark = pytest.mark.compiles
 

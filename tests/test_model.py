@@ -23,8 +23,9 @@ from dpt_jax.training import setup
 from dpt_jax.training.setup import warn_of_duplicates
 from tests.helpers import plain_towers as plain
 from tests.helpers.commands import command_refused, refused
-from tests.helpers.configs import save_run, small_config
+from tests.helpers.configs import small_config
 from tests.helpers.models import apply, frozen_features, packed_prompts
+from tests.helpers.runs import save_run
 
 pytestmark = pytest.mark.compiles
 

@@ -16,8 +16,8 @@ from dpt_jax.runs import Runner
 from dpt_jax.training.workdir import locked
 from tests.helpers import coop_trees, make_clip
 from tests.helpers.commands import command_refused, in_process, refused
-from tests.helpers.configs import results_of
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES
+from tests.helpers.runs import results_of
 
 pytestmark = pytest.mark.compiles
 
@@ -35,8 +35,7 @@ def plan(runs="runs", overrides=(), protocol="few-shot", methods=("coop",), data
     )
 
 
-def test_plan_of_each_protocol():
-    """Few-shot is the preset's, and base-to-new has a test of its own."""
+def test_plan_of_protocols_that_transfer():
     for protocol, others in (("cross-dataset", 10), ("domain-generalization", 4)):
         datasets, targets = sweep.PROTOCOLS[protocol]
         (run,) = plan(protocol=protocol, datasets=datasets, targets=targets)

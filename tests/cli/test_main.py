@@ -9,9 +9,10 @@ import dpt_jax
 from dpt_jax.io import as_path, find_files
 from dpt_jax.training.checkpoints import load_newest
 from tests.helpers.commands import command, in_process
-from tests.helpers.configs import results_of, small_flags
-from tests.helpers.golden import IMAGES, SMALL, assert_close_in_norm, relative_error
+from tests.helpers.configs import IMAGES, small_flags
+from tests.helpers.golden import SMALL, assert_close_in_norm, relative_error
 from tests.helpers.object_store import put_folder
+from tests.helpers.runs import results_of
 
 pytestmark = pytest.mark.compiles
 

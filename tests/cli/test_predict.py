@@ -15,8 +15,8 @@ from dpt_jax.cli import ending, predict
 from dpt_jax.data.folder import find_images
 from dpt_jax.errors import BUG, INTERRUPTED, USER_ERROR, UserError
 from tests.helpers.commands import assert_refused, command, command_refused, in_process, refused
-from tests.helpers.configs import results_of
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES
+from tests.helpers.runs import results_of
 
 pytestmark = pytest.mark.compiles
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from dpt_jax.clip.config import OPENAI_MODELS, Preprocessing, read_transformers
 from dpt_jax.clip.pretrained import load_clip, locate, recognise, save_clip
 from dpt_jax.io import ASSETS, as_path
-from tests.clip.test_tokenizer import write_tokenizer_json
+from tests.clip.test_features import write_tokenizer_json
 from tests.helpers import make_clip
 from tests.helpers.commands import refused
 from tests.helpers.object_store import put_folder

@@ -23,8 +23,8 @@ from dpt_jax.training.saved import shapes_of
 from dpt_jax.training.setup import make_model
 from dpt_jax.training.workdir import load_config, save_config
 from tests.helpers.commands import command_refused, in_process, refused
-from tests.helpers.configs import small_config, small_flags
-from tests.helpers.golden import IMAGES, SMALL, Golden, same_bytes
+from tests.helpers.configs import IMAGES, small_config, small_flags
+from tests.helpers.golden import SMALL, Golden, same_bytes
 from tests.helpers.published_cases import by_module
 
 pytestmark = pytest.mark.compiles

@@ -19,7 +19,7 @@ from dpt_jax.data.loader import LEAST_AREA, RATIO, random_box
 from dpt_jax.data.records import Dataset, Example, Files
 from tests.helpers import coop_trees
 from tests.helpers.commands import refused
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES
 
 
 def examples_of(labels):

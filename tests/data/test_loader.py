@@ -14,7 +14,8 @@ from dpt_jax.data.folder import read_folder
 from dpt_jax.data.records import Example, Files
 from dpt_jax.errors import UserError
 from tests.helpers.commands import refused, start
-from tests.helpers.golden import DATA, IMAGES
+from tests.helpers.configs import IMAGES
+from tests.helpers.golden import DATA
 
 
 def batches_of(start=0, transfer=None, **settings):

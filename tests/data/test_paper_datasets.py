@@ -16,9 +16,10 @@ from dpt_jax.data.tfds import USES, read_tfds
 from dpt_jax.errors import UserError
 from tests.helpers import coop_trees, tfds_trees
 from tests.helpers.commands import command, command_refused, in_process, refused
-from tests.helpers.configs import results_of, small_flags
+from tests.helpers.configs import small_flags
 from tests.helpers.golden import DATA
 from tests.helpers.object_store import put_folder
+from tests.helpers.runs import results_of
 
 IMAGENET = ("tench", "goldfish", "great white shark")
 CLASSNAMES = {
@@ -109,14 +110,11 @@ def test_a_wrong_split_is_named(train, named, tmp_path):
     refused(named, read_coop, "eurosat", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("eurosat", "split_zhou_EuroSAT.json"),
-        ("fgvc_aircraft", "images_variant_train.txt"),
-        ("imagenet", "classnames.txt"),
-    ],
-)
+LISTS = {"eurosat": "split_zhou_EuroSAT.json", "imagenet": "classnames.txt"}
+LISTS["fgvc_aircraft"] = "images_variant_train.txt"
+
+
+@pytest.mark.parametrize(("name", "file"), LISTS.items())
 def test_a_damaged_list_is_named(name, file, tmp_path):
     file = coop_trees.make(name, tmp_path) / file
     whole = file.read_bytes()

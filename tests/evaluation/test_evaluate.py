@@ -21,8 +21,8 @@ from dpt_jax.training.checkpoints import digest, load_newest, read_header
 from dpt_jax.training.loop import train
 from dpt_jax.training.saved import initial_prompts
 from tests.helpers.commands import assert_refused, command_refused, in_process, refused
-from tests.helpers.configs import results_of, save_run, small_config, small_flags, small_splits
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES, small_config, small_flags, small_splits
+from tests.helpers.runs import results_of, save_run
 
 pytestmark = pytest.mark.compiles
 

@@ -1,19 +1,14 @@
-"""Settings of a method on the small images and the small CLIP, and runs that were never trained."""
+"""Settings of a method on the small images and the small CLIP."""
 
-import json
 import pathlib
 import shutil
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from configs import dpt
-from dpt_jax.training.checkpoints import Checkpoints
-from dpt_jax.training.saved import initial_prompts, training_meta
-from dpt_jax.training.setup import Experiment
-from dpt_jax.training.workdir import save_config
-from tests.helpers.golden import IMAGES
+from tests.helpers.golden import SMALL
+
+IMAGES = SMALL / "images"
 
 
 def small_config(clip_dir: pathlib.Path, method=dpt, **values) -> ConfigDict:
@@ -40,20 +35,3 @@ def small_splits(root: pathlib.Path, **sources: str) -> pathlib.Path:
     for split, source in sources.items():
         shutil.copytree(IMAGES / source, root / split)
     return root
-
-
-def save_run(
-    experiment: Experiment, workdir: pathlib.Path, step: int = 1, noise: float = 0.0
-) -> pathlib.Path:
-    """Write a run that ends with its first prompts, moved by some noise."""
-    prompts = jax.tree.map(lambda x: x + np.float32(noise), initial_prompts(experiment))
-    save_config(experiment.config, workdir)
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(step, prompts, {**training_meta(experiment), "epoch": 1})
-        checkpoints.wait()
-    return workdir
-
-
-def results_of(workdir: pathlib.Path) -> dict:
-    """Return what results.json of a run has."""
-    return json.loads((workdir / "results.json").read_text())

@@ -10,7 +10,6 @@ from dpt_jax.training.checkpoints import digest
 
 DATA = pathlib.Path(__file__).parents[1] / "golden"
 SMALL = DATA / "dpt_small"
-IMAGES = SMALL / "images"
 
 
 class Golden:

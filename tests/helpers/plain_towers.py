@@ -132,11 +132,9 @@ def prompted_tower(clip, model, prompts, images, texts):
     auxiliary, made_of, tokens = [], [], x.shape[1]
     for layer in range(clip.config.vision.layers):
         if layer < before_cavpt:
-            added = (
-                visual[layer]
-                if visual is not None and layer < visual_depth(clip.config, config)
-                else np.zeros((0, x.shape[-1]), np.float32)
-            )
+            added = np.zeros((0, x.shape[-1]), np.float32)
+            if visual is not None and layer < visual_depth(clip.config, config):
+                added = visual[layer]
             if config.ln_pre and layer == 0:
                 added = layer_norm(added, weights["ln_pre"])
             added = np.broadcast_to(added, (len(x), *added.shape))

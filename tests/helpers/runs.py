@@ -1,5 +1,6 @@
-"""Runs in processes of their own, which are stopped or killed, also on two hosts."""
+"""Runs that were never trained, and runs in processes of their own, also on two hosts."""
 
+import json
 import os
 import pathlib
 import signal
@@ -9,11 +10,13 @@ import jax
 import numpy as np
 
 from dpt_jax.io import as_path
-from dpt_jax.training.checkpoints import load_newest
+from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from dpt_jax.training.metrics import TIMES, read_metrics
+from dpt_jax.training.saved import initial_prompts, training_meta
+from dpt_jax.training.setup import Experiment
+from dpt_jax.training.workdir import save_config
 from tests.helpers.commands import start
-from tests.helpers.configs import flags_of
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES, flags_of
 from tests.helpers.object_store import free_port
 
 # Six images per step, two steps per epoch; every sample newly augmented.
@@ -97,3 +100,20 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
     printed = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], printed
     return printed
+
+
+def save_run(
+    experiment: Experiment, workdir: pathlib.Path, step: int = 1, noise: float = 0.0
+) -> pathlib.Path:
+    """Write a run that ends with its first prompts, moved by some noise."""
+    prompts = jax.tree.map(lambda x: x + np.float32(noise), initial_prompts(experiment))
+    save_config(experiment.config, workdir)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(step, prompts, {**training_meta(experiment), "epoch": 1})
+        checkpoints.wait()
+    return workdir
+
+
+def results_of(workdir: pathlib.Path) -> dict:
+    """Return what results.json of a run has."""
+    return json.loads((workdir / "results.json").read_text())

@@ -30,9 +30,9 @@ from dpt_jax.predictor import describe, nearest_words, program, read_classnames
 from dpt_jax.report.one_run import draw_confusion
 from dpt_jax.training.checkpoints import Checkpoints, load_newest
 from tests.helpers.commands import command, command_refused, in_process, refused
-from tests.helpers.configs import results_of
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES
 from tests.helpers.models import all_outputs
+from tests.helpers.runs import results_of
 
 pytestmark = pytest.mark.compiles
 

@@ -21,8 +21,8 @@ from dpt_jax.report import runs as report
 from dpt_jax.report.one_run import in_words
 from dpt_jax.report.runs import AVERAGE, read_published
 from tests.helpers.commands import ROOT, command_refused, in_process, refused
-from tests.helpers.configs import results_of
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES
+from tests.helpers.runs import results_of
 
 CALIBRATION = {"ece": 0.1, "bins": [{"images": 50, "confidence": 0.6, "accuracy": 0.5}]}
 RESULTS = {"classes": "all", "shots": 1, "seed": 1, "selection": "none", "task": "", "n": 50,

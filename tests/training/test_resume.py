@@ -29,8 +29,7 @@ from dpt_jax.training.state import EXIT_CODE, Plan, Stopped, new_state
 from dpt_jax.training.step import StepConfig, make_step
 from dpt_jax.training.workdir import save_config
 from tests.helpers.commands import assert_refused, command, in_process, refused
-from tests.helpers.configs import small_config, small_flags
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES, small_config, small_flags
 from tests.helpers.models import frozen_features
 from tests.helpers.runs import SETTINGS, Run, assert_same_end
 

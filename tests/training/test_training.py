@@ -27,8 +27,8 @@ from dpt_jax.training.setup import consistency_target
 from dpt_jax.training.state import EXIT_CODE
 from dpt_jax.training.workdir import evaluation_config, load_config
 from tests.helpers.commands import assert_refused, command_refused, in_process, refused
-from tests.helpers.configs import results_of, save_run, small_config, small_flags, small_splits
-from tests.helpers.golden import IMAGES
+from tests.helpers.configs import IMAGES, small_config, small_flags, small_splits
+from tests.helpers.runs import results_of, save_run
 
 pytestmark = pytest.mark.compiles
 
@@ -207,6 +207,8 @@ def described(clip, method="zeroshot", **dataset):
     config.dataset.update(root=str(IMAGES), shots=-1, **dataset)
     config.text_prompt.update(length=4, depth=1)
     config.visual_prompt.update(length=3, depth=1)
+    if method == "kgcoop":
+        config.loss.template = TEMPLATE
     validate(config)
     return experiments.prepare(config, clip)
 
