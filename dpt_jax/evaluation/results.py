@@ -28,7 +28,6 @@ from dpt_jax.training.workdir import load_config, source_of
 RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.npz"
 OF_PREDICTIONS = ("step", "prompts", "backbone", "template", "test_list")
-
 CALIBRATION_BINS = 15
 
 Results = Mapping[str, Any]
