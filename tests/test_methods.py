@@ -18,19 +18,8 @@ pytestmark = pytest.mark.compiles
 SHORT = {"train__epochs": 1, "train__batch_size": 12, "eval__batch_size": 18}
 SHORT |= {"train__steps_per_shot": 0, "classifier__steps_per_shot": 0}
 
-
-def depths(method):
-    """Published depths are for twelve layers, and the tiny CLIP has two."""
-    config = method_config(method, "folder")
-    for section in ("text_prompt", "visual_prompt"):
-        if config[section].depth > 1:
-            yield f"--config.{section}.depth=2"
-
-
 # These cover all parts and losses; the mathematics of others is tested elsewhere.
 QUICK = {"dptsrc", "cocoop", "maple", "cliplora", "tip_adapter_f"}
-
-
 OTHERS = [pytest.param(x, marks=pytest.mark.slow) for x in METHODS if x not in {*QUICK, ZERO_SHOT}]
 
 
@@ -38,7 +27,11 @@ OTHERS = [pytest.param(x, marks=pytest.mark.slow) for x in METHODS if x not in {
 def test_train_predict_export_and_serve(method, tiny_clip_dir, tmp_path):
     """The answers are the same by the exported file and by the served programs of the run."""
     run = tmp_path / "run"
-    flags = [*small_flags(tiny_clip_dir, **SHORT), *depths(method), f"--workdir={run}"]
+    # Published depths are for twelve layers, and the tiny CLIP has two.
+    config = method_config(method, "folder")
+    deep = [x for x in ("text_prompt", "visual_prompt") if config[x].depth > 1]
+    flags = small_flags(tiny_clip_dir, **SHORT, **{f"{x}__depth": 2 for x in deep})
+    flags.append(f"--workdir={run}")
     in_process("train", f"--config={method}:folder", *flags)
     trained = results_of(run)
     assert (trained["method"], trained["n"]) == (method, 18)

@@ -38,11 +38,7 @@ def encode(model, clip, prompts, packed, frozen):
 
 
 def forward(model, clip, prompts, images):
-    """Outputs and texts of a prompted model.
-
-    The texts do not depend on the image tower's prompts, so models that differ only in these share
-    a program.
-    """
+    """Outputs and texts of a prompted model. One program encodes the texts of several models."""
     own = PromptConfig(len(plain.NAMES), 4, text_depth=model.config.text_depth)
     texts = encode(
         PromptedCLIP(clip.config, own, model.dtype),
@@ -63,10 +59,7 @@ def forward(model, clip, prompts, images):
     ],
 )
 def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer, coupled):
-    """VPT and CAVPT from any first layer on, as the written-out tower.
-
-    So are tokens that stay in the sequence, with and without class prompts, and coupled tokens.
-    """
+    """VPT, CAVPT from any first layer on, tokens that stay in the sequence, and coupled tokens."""
     visual = {"visual_length": visual_length, "visual_depth": depth, "ln_pre": depth > 0}
     class_aware = {"top_k": top_k, "first_layer": first_layer}
     text_depth = 2 if coupled else 1
@@ -88,10 +81,7 @@ def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer, c
 
 
 def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatch):
-    """DPT with it, two images at a time: as DPT on one image with its own context.
-
-    All images at once are in tests/test_family_parity.py.
-    """
+    """DPT with it, two images at a time: as DPT on one image with its own context."""
     parts = PromptConfig(
         len(FEW), 4, text_depth=2, visual_length=2, top_k=2, first_layer=4, conditioned=True
     )

@@ -39,9 +39,7 @@ def products(program):
 def test_matrices_of_float32_are_not_rounded_before_they_are_multiplied(dtype, mode, names):
     """In DPT's training step, its gradients included, and in the two programs of its evaluation.
 
-    They are lowered from shapes; nothing is computed.
-
-    With bfloat16, one product has a float32 matrix: the gradient of attention's scores.
+    They are lowered from shapes. With bfloat16 the gradient of attention's scores is float32.
     """
     options = parse(["--classes=20", "--batch=2", f"--mode={mode}", f"--dtype={dtype}"])
     case = make_case(options, 1)

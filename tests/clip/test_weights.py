@@ -169,9 +169,7 @@ def torchscript(tensors, file):
 
 @pytest.mark.parametrize("kind", ["archive", "checkpoint"])
 def test_sizes_and_activation_are_not_guessed(openai, tiny_clip_dir, tiny_clip, tmp_path, kind):
-    """Only those of OpenAI's own models are known. Other archives, which are read without running
-    them, and training checkpoints, whose tensors look alike, need their configuration.
-    """
+    """Archives (read without running them) and checkpoints look alike: they need a config.json."""
     file, state = tmp_path / "tiny.pt", torch_state(openai)
     if kind == "archive":
         torchscript(state | {k: torch.tensor(v) for k, v in MARKS.items()}, file)

@@ -53,10 +53,6 @@ def published(method):
     return golden, {joined[method]: tensors} if method in joined else by_module(tensors)
 
 
-def of_each_class(tensors):
-    return {"ctx": np.stack([tensors["ctx"]] * 6)}
-
-
 def of_layers(tensors, layers):
     """The class-aware prompts of one layer as those of several."""
     each = {name: x for name, x in tensors.items() if name != "ctx"}
@@ -95,7 +91,7 @@ def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(
     method = name.partition(",")[0]
     golden, modules = published(method)
     if name == "coop, of each class":
-        modules = {TEXT: of_each_class(modules[TEXT])}
+        modules = {TEXT: {"ctx": np.stack([modules[TEXT]["ctx"]] * 6)}}
     elif name == "dpt, all layers":  # the code saves a visual prompt even without layers
         modules[CAVPT] = of_layers(modules[CAVPT], golden.meta["clip"]["vl"])
         modules[VISUAL] = {"ctx": np.zeros((0, 10, 128), np.float32)}

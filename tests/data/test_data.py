@@ -19,7 +19,7 @@ from dpt_jax.data.loader import LEAST_AREA, RATIO, random_box
 from dpt_jax.data.records import Dataset, Example, Files
 from tests.helpers import coop_trees
 from tests.helpers.commands import refused
-from tests.helpers.configs import IMAGES
+from tests.helpers.configs import small_config
 
 
 def examples_of(labels):
@@ -53,16 +53,11 @@ def test_natural_sample_has_every_class_and_the_imbalance_of_the_images():
     assert drawn == few_shot(train, [], 16, 1, natural=True)[0]
 
 
-def config_of(**settings):
-    config = dpt.get_config("folder").dataset
-    config.root = str(IMAGES)
-    config.update(settings)
-    return config
-
-
 def test_base_and_new_share_one_sample():
-    whole = load_dataset(config_of(shots=1), seed=2)
-    base, new = (load_dataset(config_of(shots=1, classes=half), seed=2) for half in ("base", "new"))
+    whole, base, new = (
+        load_dataset(small_config("", dataset__shots=1, dataset__classes=half).dataset, seed=2)
+        for half in ("all", "base", "new")
+    )
     assert base.classnames + new.classnames == whole.classnames == tuple(sorted(whole.classnames))
     for part in ("train", "test"):
         rejoined = getattr(base, part) + [Example(e.path, e.label + 3) for e in getattr(new, part)]

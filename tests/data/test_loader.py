@@ -77,9 +77,7 @@ def test_loader_resumes_from_any_step(start, workers):
 
 @pytest.mark.parametrize(("batch_size", "hosts"), [(5, 5), (4, 2), (32, 5)])
 def test_hosts_share_the_rows_of_every_batch(batch_size, hosts):
-    """Together they have what one host has, augmented alike, whether or not the rows can be shared
-    equally.
-    """
+    """Together they have what one host has, augmented alike, also if some have more rows."""
     alone = list(batches_of(batch_size=batch_size))
     shares = [list(batches_of(batch_size=batch_size, host=h, hosts=hosts)) for h in range(hosts)]
     assert {len(share) for share in shares} == {len(alone)}

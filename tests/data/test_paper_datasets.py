@@ -159,7 +159,6 @@ def test_unreadable_images_end_the_run_or_are_left_out_and_counted(tmp_path, cli
 # Keys of gpt_file/*_prompt.json in github.com/OpenGVLab/CaFo, which works on CoOp's splits, and for
 # Caltech101 the published split. The keys of two datasets are not in the order of the labels.
 GOLDEN = json.loads((DATA / "classnames.json").read_text())
-TWO_CLASSES = tfds_trees.TWO_CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +195,8 @@ def test_every_dataset_is_read_by_position(name, root):
     for example in found.test[:5]:
         # Each label has its own greys, see tfds_trees.
         label = by_tfds[found.classnames[example.label]]
-        names = TWO_CLASSES if name in ("imagenet_a", "imagenet_r") else labels_of(name, root)
+        of_two = name in ("imagenet_a", "imagenet_r")
+        names = tfds_trees.TWO_CLASSES if of_two else labels_of(name, root)
         shades = {(7 * names.index(label) + i) % 250 for i in range(tfds_trees.PER_CLASS)}
         assert int(np.asarray(read(example.path)).mean().round()) in shades
 

@@ -2,8 +2,7 @@
 
     python -m tests.golden.make_clip_features
 
-Needs torch and transformers; the tests that read the files need neither torch
-nor the 600 MB of weights, which both sides draw from the same seed.
+Needs torch and transformers. Tests draw the 600 MB of weights from the same seed.
 """
 
 import json

@@ -2,8 +2,7 @@
 
     python -m tests.golden.make_open_clip_features
 
-Needs torch and open_clip; the tests that read the file need neither, since both
-sides draw the weights from the same seed.
+Needs torch and open_clip. Tests need neither: both sides draw the weights from the same seed.
 """
 
 import json

@@ -72,8 +72,7 @@ def command(
     python: str | pathlib.Path = sys.executable,
     **environment: str,
 ) -> subprocess.CompletedProcess:
-    """`python ARGUMENTS…` on simulated CPU devices, from the root of the repository or with it on
-    the path.
+    """`python ARGUMENTS…` on simulated CPU devices, with the repository on its path.
 
     without: variables to leave out of its environment.
     """

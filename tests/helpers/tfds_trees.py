@@ -2,8 +2,7 @@
 
     python -m tests.helpers.tfds_trees ROOT
 
-A process of its own keeps TensorFlow, which preparing some of them imports, out
-of the tests'.
+A process of its own keeps TensorFlow, which preparing some of them imports, out of the tests'.
 """
 
 import io

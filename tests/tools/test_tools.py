@@ -55,8 +55,10 @@ def fixed_texts(golden, model, clip):
         ("coop_end", False, "_late"),
         ("dpt_last_layer", True, "_early"),
         ("dpt_last_layer", False, "_late"),
-        *((f"family/{name}", False, "") for name in ("cocoop", "ivlp", "kgcoop", "maple")),
-        ("family/promptsrc_all", False, ""),
+        *(
+            (f"family/{x}", False, "")
+            for x in ("cocoop", "ivlp", "kgcoop", "maple", "promptsrc_all")
+        ),
     ],
 )
 def test_loss_and_gradient_are_those_of_the_published_code(

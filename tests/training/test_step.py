@@ -61,10 +61,7 @@ def total(outputs, rows, kind):
     st.integers(0, 1000), st.sampled_from((1, 4)), st.booleans(), st.sampled_from(("l1", "cosine"))
 )
 def test_padding_and_parts_do_not_change_the_loss(seed, rows, guided, kind):
-    """Padded, in two parts that share global counts: gradient accumulation and several devices.
-
-    That it is the published formula is in test_parity.py.
-    """
+    """Padded, in two parts that share global counts: gradient accumulation and several devices."""
     outputs, labels = outputs_of(seed, rows)
     counts = count(outputs.zero_shot.indices, labels, jnp.ones(rows))
     expected = total(outputs, Rows(labels, jnp.ones(rows), *counts, guided), kind)

@@ -316,10 +316,7 @@ def test_new_classes_fall_back_to_their_texts(name):
 
 
 def test_resumes_at_the_second_stage(tiny_clip_dir, tmp_path, monkeypatch, capsys):
-    """A run that was stopped between the stages ends with the same bits.
-
-    So does one that is stopped while the second stage encodes features.
-    """
+    """A run that was stopped between the stages, or in the second, ends with the same bits."""
     run = tmp_path / "run"
     own = {"train__epochs": 1, "train__batch_size": 18, "classifier__views": 3}
     command = ["main.py", "--config=dpt_clap:folder", f"--workdir={run}"]
