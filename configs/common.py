@@ -187,7 +187,7 @@ def get_config() -> ConfigDict:
     config.loss = ConfigDict()
     # Weight of the auxiliary loss of the class-aware prompts.
     config.loss.alpha = 0.3
-    # Epochs in which each tower is also trained against the other's frozen features.
+    # Epochs in which each tower is also trained against the other tower's frozen features.
     config.loss.guidance_epochs = 30
     # Weight of the distance between learned and frozen texts.
     config.loss.text_consistency = 0.0

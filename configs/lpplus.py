@@ -6,7 +6,7 @@ The default, 16 shots of the bundled digits, gets 52.2 ± 1.6 % (five seeds) and
 See docs/measurements.md. The paper's datasets have not been measured.
 
 Values from FereshteShakeri/FewShot-CLIP-Strong-Baseline, which computes its learning rates from the
-features. It reports the best of 300 epochs on validation images; here the last is used.
+features. It reports the best of 300 epochs on validation images; here the last one counts.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ See docs/measurements.md. The paper's datasets have not been measured.
 
 Values from gaopengcuhk/Tip-Adapter, whose code then searches alpha and beta on validation images
 (on test images for ImageNet). Here they are fixed. It reports the best epoch on test images; here
-the last is used.
+the last one counts.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@ The default, 16 shots of the bundled digits, gets 45.4 ± 1.0 % (five seeds) and
 See docs/measurements.md. The paper's datasets have not been measured.
 
 Values from jusiro/CLAP, which has one setting for all datasets. It prints each step's test
-accuracy; here the last is used.
+accuracy; here the last one counts.
 """
 
 from ml_collections import ConfigDict

@@ -182,7 +182,7 @@ def _check_conflicts(config: ConfigDict, values: Mapping[str, Value]) -> None:
             classifier.name not in method.classifiers,
             f"classifier.name is {classifier.name!r}, but method={method.name} takes {takes}.",
         ),
-        (not_letters, f"weights.matrices: {letters!r} is not some of the letters q, k, v and o."),
+        (not_letters, f"weights.matrices: {letters!r} must be some of the letters q, k, v and o."),
         (weights.dropout >= 1, f"weights.dropout is {weights.dropout}: it must be below 1."),
     ):
         if is_wrong:
@@ -336,7 +336,7 @@ def keyword_config(method: str, keywords: Mapping[str, Any]) -> tuple[ConfigDict
     values: dict[str, Any] = {}
     for keyword, value in keywords.items():
         name = keyword.replace("__", ".")
-        # Sections that may be left out first; a full key also if the method does not use it.
+        # Keys of train and dataset come first. The method need not use a full key.
         keys = [name] if name in KEYS else [key for key in used if key.endswith(f".{name}")]
         first = [key for key in (f"train.{name}", f"dataset.{name}") if key in keys]
         keys = first[:1] or keys

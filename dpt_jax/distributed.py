@@ -230,7 +230,7 @@ def overlapped(
         return np.asarray(x).reshape(-1, *x.shape[2:])[: len(batch["label"])]
 
     started = ((batch, compute(batch)) for batch in batches)
-    # In pairs, the next batch has started when one is fetched.
+    # In pairs: the next batch is started before one is fetched.
     for (batch, results), _ in itertools.pairwise(itertools.chain(started, [({}, None)])):
         yield batch, jax.tree.map(functools.partial(fetch, batch), results)
 

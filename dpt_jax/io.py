@@ -28,7 +28,7 @@ ASSETS = pathlib.Path(__file__).parent / "assets"  # the files that come with th
 BUCKETS = "gs://"
 EMULATOR = "STORAGE_EMULATOR_HOST"  # a server in place of Google's, without credentials
 # Without these, epath takes TensorFlow's file system wherever TensorFlow is installed, and gcsfs
-# asks for the type of each bucket with a client of its own. Both are read at the first gs:// path.
+# asks for the type of each bucket with a client of its own. They are read at the first gs:// path.
 os.environ.setdefault("EPATH_USE_TF", "0")
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 # What a server, or Git without its large files, delivers instead of a file.
@@ -146,7 +146,7 @@ def _made_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
         whole = pathlib.Path(half) / "whole"
         whole.mkdir()
         yield whole
-        # One that has lost files, or is another process's, which may read it: not file by file.
+        # An existing folder may lack files, or be read by another process: replace it at once.
         with contextlib.suppress(FileNotFoundError):
             target.rename(pathlib.Path(half) / "old")
         whole.rename(target)
@@ -155,7 +155,7 @@ def _made_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
 def local_copy(
     folder: epath.Path, wanted: Callable[[str], bool], tell: Callable[[str], object]
 ) -> pathlib.Path:
-    """Return a folder of the cache with objects of a bucket, each version of which is copied once.
+    """Return a cached copy of objects in a bucket; each version is copied once.
 
     wanted: whether an object is copied, by its path below the folder. tell: prints a line if
     something is copied.
@@ -216,12 +216,12 @@ def size_of(file: epath.Path) -> int:
 
 
 def make_folder(folder: epath.Path, what: str) -> epath.Path:
-    """Make a folder unless it exists, and return it.  what: begins the sentence if that fails."""
+    """Make a folder unless it exists, and return it.  what: begins the error message."""
     try:
         if not is_remote(folder):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as reason:
-        raise UserError(f"{what}: {folder} cannot be made ({reason}).") from reason
+        raise UserError(f"{what}: {folder} cannot be created ({reason}).") from reason
     return folder
 
 

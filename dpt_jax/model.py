@@ -39,7 +39,7 @@ class Texts(NamedTuple):
       packed: The texts, with the context if the method has one.
       frozen: Z (C, E), of the templates in frozen CLIP.
       target: t̄ (C, E), the target of the consistency losses, in training.
-      mean: u (C, E) of classifiers, never normalised; None if a class has one template.
+      mean: u (C, E) of classifiers, never normalised; None if each class has one text.
       learned: t (C, E), not normalised, once encoded; Z if no text is learned, or if t depends on
         the image.
     """

@@ -30,7 +30,7 @@ from dpt_jax.training.saved import check_same_run, saved_prompts, training_meta
 from dpt_jax.training.setup import Experiment, FeatureCache, compute_dtype, prepare
 from dpt_jax.training.workdir import LockedError, is_locked
 
-# Loads data and backbone; that of a sweep caches the backbone for later runs.
+# Loads data and backbone. In a sweep it caches the backbone for later runs.
 Prepare = Callable[[ConfigDict], Experiment]
 # For all runs or, with a method's name before the key, for that method: maple.text_prompt.depth.
 Overrides = Mapping[str, Value]
@@ -109,8 +109,8 @@ def evaluate_run(
 ) -> tuple[results.Results, epath.Path]:
     """Evaluate the newest prompts of `source`, a workdir or a prompt file.
 
-    Return the results, and their folder: `workdir` or, if that is None, or is the source and was
-    trained on another dataset or on other classes, SOURCE/on/DATASET.
+    Return the results and their folder. It is SOURCE/on/DATASET if `workdir` is None, or if it is
+    the source and was trained on another dataset or on other classes. Otherwise it is `workdir`.
     """
     config = with_dtype(config, source)
     experiment = prepare(config)
@@ -227,7 +227,7 @@ def plan(
 def _published(
     method: str, dataset: str, protocol: str, overrides: Overrides
 ) -> tuple[ConfigDict, Overrides]:
-    """Return the published configuration with the method's overrides, and these."""
+    """Return the published configuration with the method's overrides, and these overrides."""
     own: dict[str, Value] = {}
     for key, value in overrides.items():
         whose, _, rest = key.partition(".")

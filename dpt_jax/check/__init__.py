@@ -77,7 +77,7 @@ BOUNDS = {
 
 @dataclasses.dataclass
 class Row:
-    """One line: what was measured, its value with a unit, its bound and whether it is within it."""
+    """One line: what was measured, its value and unit, a bound, and whether the bound holds."""
 
     group: str
     name: str
@@ -160,7 +160,7 @@ def machine() -> list[Row]:
 
 
 def hosts(settings: Mapping[str, str]) -> list[Row]:
-    """Compare versions and settings, those of the command too, of all hosts; sum over devices."""
+    """Compare versions and settings of all hosts and of their command; sum over devices."""
     rows: list[Row] = []
     own = {**versions(), **settings}
     own |= {name: os.environ.get(name, "") for name in VARIABLES}
@@ -226,7 +226,7 @@ def numbers() -> Iterator[Row]:
 
 
 def golden_errors(dtype: str) -> dict[str, float]:
-    """Return the relative errors of logits, loss and gradients, if each device has all images."""
+    """Return the relative errors of logits, loss and gradients, with all images on each device."""
     golden, tokenizer = golden_arrays(), openai_tokenizer()
     model = PromptedCLIP(GOLDEN_CLIP, GOLDEN_PROMPTS, jnp.dtype(dtype))
     encoder = PromptedCLIP(GOLDEN_CLIP, PromptConfig(classes=1), jnp.dtype(dtype))
@@ -303,7 +303,7 @@ def golden_params() -> Params:
 
 def same_bits() -> list[Row]:
     """Train twice on the bundled CLIP and digits, once stopped by SIGTERM and resumed."""
-    if jax.process_count() > 1:  # their hosts would share a workdir
+    if jax.process_count() > 1:  # the hosts would need a shared workdir
         return []
     config = method_config("dpt", "digits")
     config.clip.weights, config.dataset.shots, config.dtype = "tiny-clip", 1, "float32"

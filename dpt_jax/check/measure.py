@@ -105,7 +105,7 @@ def compiled(work: Work) -> tuple[float, dict[str, int]]:
 
 
 def random_batch(images: int, classes: int, size: int) -> loader.Batch:
-    """Return so many random images of (size, size) pixels for each device."""
+    """Return this number of random images (size, size) for each device."""
     shape, generator = (jax.local_device_count(), images), np.random.default_rng(0)
     return {
         "image": generator.integers(0, 256, (*shape, size, size, 3), np.uint8),
@@ -130,7 +130,7 @@ def product_rate(dtype: DTypeLike, size: int, steps: int = 5) -> float:
 
 
 def write_jpegs(folder: pathlib.Path, count: int, width: int = 500, height: int = 375) -> None:
-    """Write images that compress about as photographs: smooth random colours with noise."""
+    """Write images that compress about as well as photographs: smooth random colours with noise."""
     generator = np.random.default_rng(0)
     for number in range(count):
         colours = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))

@@ -63,7 +63,7 @@ def _dispatch(arguments: list[str], prog: str) -> None:
     parser = Parser(prog, "\n".join(lines))
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    rest = "--help shows those of a command"
+    rest = "flags of the command, see `COMMAND --help`"
     parser.add_argument("flags", nargs=argparse.REMAINDER, metavar="…", help=rest)
     given = parser.parse_args(arguments)
     prog = f"{prog} {given.command}"
@@ -113,7 +113,7 @@ def guard(command: Callable[[list[str]], None], arguments: list[str]) -> None:
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
         code, sentence = ending(error)
-        jax = sys.modules.get("jax")  # not imported: no other host yet
+        jax = sys.modules.get("jax")  # if JAX is not imported, there is one host
         one_of_several = jax is not None and jax.distributed.is_initialized()
         if code == BUG or "--debug" in arguments:
             if not one_of_several:
@@ -198,7 +198,7 @@ def add_run(parser: argparse.ArgumentParser, images: bool = False) -> None:
 
 
 def refuse_workdir(parser: argparse.ArgumentParser) -> None:
-    """Say where the run goes if it is given by --workdir, as for `train`."""
+    """Refuse --workdir, which `train` has: here the run is the first argument."""
 
     def refuse(text: str) -> None:
         raise argparse.ArgumentTypeError(f"{text} is a run: give it first, without --workdir")

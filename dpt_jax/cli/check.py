@@ -40,6 +40,6 @@ def run(flags: argparse.Namespace) -> None:
     as_json = json.dumps([dataclasses.asdict(row) for row in rows], indent=2)
     say(as_json if flags.json else table(rows))
     if not distributed.is_first() and (failed := [row for row in rows if row.ok is False]):
-        print(f"Of another host:\n{table(failed)}", file=sys.stderr)
+        print(f"On another host:\n{table(failed)}", file=sys.stderr)
     if not distributed.on_all_hosts(all(row.ok is not False for row in rows)):
         sys.exit(BUG)

@@ -14,7 +14,7 @@
 a folder for transformers or, by --layout, for open_clip or Orbax. `peft` writes and reads learned
 weights as PEFT's LoRA files. `export` writes the prompts of a workdir to one small file, which
 replaces the workdir in predict, --mode=eval, init_from and convert. `serve` compiles the classifier
-into a file that runs without this package, and `onnx` for onnxruntime and the like
+into a file that runs without this package, and `onnx` into one for onnxruntime and the like
 (`pip install 'dpt-jax[onnx]'`). `reference` converts a checkpoint folder of the published PyTorch
 code to a workdir; the flags give what it lacks: backbone, dataset, class position, top_k.
 """

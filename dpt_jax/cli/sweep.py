@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--methods", type=names, help="default the five of DPT's paper, SS-Text and ZS-LP")
     add("--datasets", type=names, help="what to train on; default the protocol's")
     add("--targets", type=names, help="what else to test the prompts on")
-    add("--shots", type=numbers, default="1,2,4,8,16", help="-1 for all images; (1,2,4,8,16)")
+    add("--shots", type=numbers, default="1,2,4,8,16", help="-1 for all images; default 1,2,4,8,16")
     add("--seeds", type=numbers, default="1,2,3", help="default 1,2,3")
     add("--runs", default="runs", help="the folder of the runs; default runs")
     add("--part", type=part, metavar="I/N", default="1/1", help="begin with part I of N")

@@ -1,7 +1,6 @@
-"""Sizes and image preprocessing of a CLIP, and the files in which libraries keep them.
+"""Sizes and image preprocessing of a CLIP, and the files in which libraries store them.
 
-Those of transformers are read here, since its CLIPConfig imports PyTorch if that is installed,
-which takes seconds and 200 MB.
+transformers' own CLIPConfig is not used: it imports PyTorch if installed (seconds, 200 MB).
 """
 
 import dataclasses
@@ -178,7 +177,7 @@ _TRANSFORMERS = {
     **{f"vision.{ours}": f"vision_config.{theirs}" for ours, theirs in _TOWER.items()},
     **{f"text.{ours}": f"text_config.{theirs}" for ours, theirs in _TOWER.items()},
 }
-# Where an open_clip_config.json has those that it has in the same form.
+# Where an open_clip_config.json has those fields that it stores in the same form.
 _VISION_CFG, _TEXT_CFG = "model_cfg.vision_cfg", "model_cfg.text_cfg"
 _OPEN_CLIP = {
     "embed_dim": "model_cfg.embed_dim",
@@ -254,7 +253,7 @@ def read_transformers(file: epath.Path) -> tuple[CLIPConfig, int | None]:
 
 
 def _config(own: Fields) -> CLIPConfig:
-    """Return the sizes with these values by their names, those of a tower by "text.width"."""
+    """Return the sizes of a flat dict, with the fields of a tower as "text.width"."""
     fields = _nested(own)
     towers = {tower: TransformerConfig(**fields[tower]) for tower in ("text", "vision")}
     return CLIPConfig(**{**fields, **towers})

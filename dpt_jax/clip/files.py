@@ -111,7 +111,7 @@ def read_torch_file(file: epath.Path | pathlib.Path) -> tuple[Tensors, int | Non
         root = _scripted_tensors(root) if isinstance(root, _Inert) else root
         tensors: Tensors = root.get("state_dict", root)
         if not tensors or not all(isinstance(value, np.ndarray) for value in tensors.values()):
-            raise ValueError("it holds something else than tensors: save a state dict only")
+            raise ValueError("it holds something other than tensors: save a state dict only")
     epoch = root.get("epoch")
     return dict(tensors), epoch if isinstance(epoch, int) else None
 
@@ -207,8 +207,8 @@ class _Parameter(NamedTuple):
       shape: ours.
       names: its tensor in the file, or one for each layer.
       stored: shape of such a tensor.
-      rows: the rows of the tensor that are this parameter.
-      axes: permutation from their axes to ours, before `shape` splits and joins them.
+      rows: the rows of such a tensor that belong to this parameter.
+      axes: permutation of the tensor's axes to our order, before it is reshaped to `shape`.
     """
 
     path: str
@@ -227,7 +227,7 @@ def params_of(tensors: Tensors, config: CLIPConfig, file: epath.Path) -> Params:
     used, flat = set(), {}
     count, tensors = len(tensors), {PREFIX.sub("", name): x for name, x in tensors.items()}
     if len(tensors) < count:
-        raise UserError(f"{file} has tensors of the same name but for {PREFIX.pattern}.")
+        raise UserError(f"{file} has tensors whose names differ only in {PREFIX.pattern}.")
     table = OPENAI if any(name.startswith("visual.") for name in tensors) else TRANSFORMERS
     for parameter in _parameters(config, table):
         layers = [_layer(tensors, name, parameter, file) for name in parameter.names]

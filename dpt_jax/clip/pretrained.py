@@ -70,7 +70,7 @@ OPENAI_IDS = {
     "ViT-L/14": "openai/clip-vit-large-patch14",
     "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
 }
-HUB_SECONDS = 20  # until the hub answers
+HUB_SECONDS = 20  # to wait for the hub
 EVERY = 97  # The digest of the weights takes every 97th value of a tensor.
 # Layer norms compute in float32, and exp() of a rounded logarithm is off by percents.
 FLOAT32 = re.compile(r"(.*/ln_\w+/\w+|logit_scale)$")
@@ -157,8 +157,8 @@ def _from_hub(weights: str) -> pathlib.Path:
             return snapshot(local_files_only=True)
         except Exception:
             raise UserError(
-                f"clip.weights: {weights} is neither a file or folder, nor a cached repository of "
-                f"the Hugging Face hub, nor can it be downloaded ({type(reason).__name__}: "
+                f"clip.weights: {weights} is not a file, a folder or a cached repository of the "
+                f"Hugging Face hub, and cannot be downloaded ({type(reason).__name__}: "
                 f"{short(reason)}): check the name and the network; or use tiny-clip, which is "
                 f"bundled; or run `hf download {repo_id} --local-dir clip` on a machine with a "
                 "network, copy that folder here, and name it as the weights."
@@ -185,8 +185,8 @@ def _patterns(weights: str) -> list[str]:
 
 def _weight_files(folder: epath.Path | pathlib.Path) -> tuple[str, ...]:
     """Return the names that a model folder's weight file may have, in order of preference."""
-    # Repositories of timm have an open_clip model beside only the image tower in transformers'
-    # files. A fine-tuned model may have been saved in transformers' layout into such a folder.
+    # In timm's repositories, open_clip's files have the model, transformers' only the image tower.
+    # A fine-tuned model may have been saved in transformers' layout into such a folder.
     config = cast(epath.Path, folder / CONFIG_FILE)
     if (folder / OPEN_CLIP_CONFIG).exists() and not (
         config.exists() and read_json(config).get("model_type") == "clip"
@@ -237,7 +237,7 @@ def recognise(tensors: Tensors, file: epath.Path) -> CLIPConfig:
     raise UserError(
         f"{file.parent / CONFIG_FILE} is missing, and so is {OPEN_CLIP_CONFIG}: {file.name} does "
         "not say the heads and the activation of its model, and is not an archive of OpenAI's "
-        f"{', '.join(OPENAI_MODELS)}. Put one of the two beside it."
+        f"{', '.join(OPENAI_MODELS)}. Put either file beside it."
     )
 
 
@@ -277,7 +277,7 @@ def _orbax(folder: epath.Path) -> Iterator[tuple[Any, epath.Path]]:
 
 
 def _read_orbax(folder: epath.Path, config: CLIPConfig) -> Params:
-    """Return the parameters in an Orbax checkpoint.  Raise UserError if they are others."""
+    """Return the parameters in an Orbax checkpoint.  Raise UserError for other names or shapes."""
     what = "a whole Orbax checkpoint of a CLIP"
     with reading(folder / ORBAX_FOLDER, what), _orbax(folder) as (checkpointer, path):
         params = checkpointer.restore(path)

@@ -14,7 +14,7 @@ from dpt_jax.clip.vocabulary import END, OPENAI_SIZE, START, WORD_END, openai_vo
 from dpt_jax.errors import UserError
 from dpt_jax.io import reading
 
-# transformers 5 writes only the first; earlier versions and OpenAI's conversions, the others.
+# transformers 5 writes only the first. Earlier versions and OpenAI's conversions have the others.
 TOKENIZER_FILE = "tokenizer.json"
 PLAIN_FILES = ("vocab.json", "merges.txt")
 VOCABULARY_FILES = (TOKENIZER_FILE, *PLAIN_FILES)

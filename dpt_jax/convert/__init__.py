@@ -1,6 +1,6 @@
-"""Runs and CLIPs in the layouts of other code, and back.
+"""Conversions of runs and CLIPs to the layouts of other code, and back.
 
-Those are a CLIP with learned weights, PEFT's LoRA files, and checkpoints of the published code.
+Layouts: a CLIP with learned weights, PEFT's LoRA files, and checkpoints of the published code.
 """
 
 import itertools
@@ -123,8 +123,8 @@ def write_peft(source: epath.Path, target: epath.Path) -> None:
 def read_peft(source: epath.Path, workdir: epath.Path, config: ConfigDict) -> None:
     """Write a workdir of CLIP-LoRA with the changes in PEFT's LoRA files.
 
-    config: CLIP and dataset of the evaluation. What the files say is set here. Raise UserError if
-    they hold other changes than those of attention's matrices, or do not fit CLIP.
+    config: CLIP and dataset of the evaluation; its other values come from the files. Raise
+    UserError if they hold other changes than those of attention's matrices, or do not fit CLIP.
     """
     with reading(source / ADAPTER_CONFIG, "a LoRA configuration of PEFT"):
         about = read_json(source / ADAPTER_CONFIG)
@@ -210,8 +210,8 @@ def convert_reference(
 ) -> None:
     """Write a workdir with the prompts of a checkpoint folder of published code.
 
-    config: What a checkpoint does not hold. Its method and sizes are set here. overrides: Those of
-    its values that were given explicitly. The checkpoint may not differ.
+    config: What a checkpoint does not hold. Its method and sizes are set here. overrides: The
+    values on the command line, from which the checkpoint may not differ.
     """
     epoch, modules = reference.read_published(directory)
     prompts = reference.prompts_from_published(modules, directory)

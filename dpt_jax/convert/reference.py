@@ -51,7 +51,7 @@ class Entry(NamedTuple):
         return bool(self.first) or "{}" in self.name
 
     def turned(self, array: np.ndarray) -> np.ndarray:
-        """Return a layer as the other side has it: weights of torch.nn.Linear are transposed."""
+        """Convert a layer to the other layout: weights of torch.nn.Linear are transposed."""
         return array.T if self.path.endswith(".kernel") else array
 
 
@@ -106,7 +106,7 @@ IGNORED = {TEXT: BUFFERS, JOINT: WHOLE_CLIP, COUPLED: WHOLE_CLIP}
 def read_published(directory: pathlib.Path) -> tuple[int, dict[str, Tensors]]:
     """Return the last epoch that all modules of a checkpoint folder have, and their state dicts.
 
-    Without one, it is the best model. Raise UserError if there is no such checkpoint.
+    If they share no epoch, the best model is read. Raise UserError if there is no such checkpoint.
     """
     folders = [directory / name for name in ENTRIES if (directory / name).is_dir()]
     if not folders:

@@ -24,7 +24,7 @@ class Benchmark(NamedTuple):
 
     directory: str  # where CoOp's DATASETS.md puts it below the common root
     images: str = "images"  # the folder that image paths are relative to, below the directory
-    split: str = ""  # of its published split_zhou_….json, "" if the data come with one
+    split: str = ""  # NAME of its split_zhou_NAME.json, "" if the data have a split
     template: str = "a photo of a {}."  # text of a class, for zero-shot CLIP and frozen texts
     differs: Mapping[str, Setting] = {}  # settings of the published scripts, if not the defaults
 

@@ -63,7 +63,7 @@ def read_splits(config: ConfigDict) -> Dataset:
     """Return the whole dataset that config.dataset names, from its source."""
     if config.source != "folder" and config.name not in CATALOGUE:
         raise UserError(
-            f"dataset.source={config.source} knows {', '.join(CATALOGUE)}, not {config.name!r}: "
+            f"dataset.source={config.source} has {', '.join(CATALOGUE)}, not {config.name!r}: "
             "name one of them in --config=METHOD:NAME, or use dataset.source=folder."
         )
     check_root(config)
@@ -147,8 +147,8 @@ def few_shot(
 def read_sample(file: epath.Path, whole: Dataset, shots: int) -> list[Example]:
     """Return the training images that a file lists, in its order, repeated if it repeats them.
 
-    The file is a run's train_files.txt, a .jsonl with one record per line, or a .pkl as CoOp's
-    code writes it, of which nothing is run. Labels and number of shots must be as they are here.
+    The file is a run's train_files.txt, a .jsonl with one record per line, or a .pkl of
+    CoOp's code, read without running any code. Labels and number of shots must match.
     """
     with reading(file, "a train_files.txt, a .jsonl or a .pkl of CoOp's layout (dataset.sample)"):
         listed = listed_images(file)
@@ -231,7 +231,7 @@ def look(dataset: Dataset, config: ConfigDict) -> str:
 
 
 def check_images(dataset: Dataset, config: ConfigDict) -> None:
-    """Look at the images that a run trains on, and print `look` once if they are the user's own."""
+    """Check the images of a run, and print the table of `look` once if they are the user's own."""
     table = look(dataset, config)
     if is_own(config.dataset):
         say_once(table)

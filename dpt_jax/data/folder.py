@@ -43,7 +43,7 @@ Labels = Iterable[str] | Iterable[int] | np.ndarray
 
 
 def visible(folder: epath.Path) -> list[tuple[str, bool]]:
-    """Return (name, is a folder) of a folder's entries, sorted, without a Mac's or hidden ones."""
+    """Return (name, is a folder) of a folder's entries, sorted, without macOS's or hidden ones."""
     with reading(folder, "a folder"):
         return sorted(
             (name, is_folder)
@@ -219,8 +219,8 @@ def read_list(file: epath.Path) -> list[Listed]:
 def draw_split(images: Iterable[Listed], root: epath.Path, fraction: float) -> list[Listed]:
     """Return the images with a random split, the same one for the same images.
 
-    The fraction of a class that is for the test, and again for validation, leaves at least one to
-    test and, unless it is 1, one to train on. Copies of a file in a class are in one split.
+    The fraction of each class is for testing, and the same for validation. At least one image is
+    for testing and, unless it is 1, one for training. Copies of a file in a class are in one split.
     """
     images = sorted(images, key=lambda image: image.label)
     generator = random.Random(SPLIT_SEED)
@@ -290,7 +290,7 @@ def class_name(folder: str) -> str:
 
 def _composed(name: str) -> str:
     """Return a name in Unicode's composed form; macOS may write the decomposed form."""
-    if sys.getfilesystemencoding() != "utf-8":  # then its bytes still are
+    if sys.getfilesystemencoding() != "utf-8":  # but the bytes of names may be
         with contextlib.suppress(UnicodeError):
             name = os.fsencode(name).decode()
     return unicodedata.normalize("NFC", name)
@@ -366,7 +366,7 @@ def as_rgb(image: Any) -> Image.Image:
 
 
 def check_classnames(classnames: Iterable[str], source: str) -> list[str]:
-    """Return class names as a list.  Raise UserError if one is blank or occurs twice, or none."""
+    """Return class names as a list.  Raise UserError for blank, repeated or no names."""
     names = [classnames] if isinstance(classnames, str) else list(classnames)
     for name in names:
         if not isinstance(name, str) or not name.strip() or not can_be_shown(name):

@@ -93,7 +93,7 @@ class Loading:
     preprocessing: Preprocessing = CLIP_PREPROCESSING
     workers: int = 0  # loader processes, 0 for threads of this one
     skip_unreadable: bool = False  # make such images black without weight; do not end the run
-    host: int = 0  # which gets row `host` of every `hosts` rows
+    host: int = 0  # this host gets row `host` of every `hosts` rows
     hosts: int = 1
     epochs: int = 1
     seed: int = 0  # decides the order and the augmentation
@@ -140,8 +140,8 @@ def steps_per_epoch(examples: int, batch_size: int, partial: bool = False) -> in
 class _Steps:
     """This host's batches from step `start` to the last, of `rows` rows on all hosts together.
 
-    The images of a step are computed here, not by slicing and repeating the data set, with which
-    some versions of Grain repeat the first epoch.
+    The images of a step are chosen here: if a data set is sliced and repeated, some versions of
+    Grain repeat its first epoch.
     """
 
     config: Loading
@@ -194,7 +194,7 @@ def train_batches(
 def test_batches(config: Loading, views: int = 0) -> Iterator[Batch]:
     """Return the examples in order, in equally many batches on all hosts; the last may be empty.
 
-    With `views`, return so many augmented views of each, one view of all examples after another.
+    With `views`, return this number of augmented views: one of all examples, then the next.
     """
     # This repeats the list, not the data set: some versions of Grain would repeat the views.
     numbered = list(enumerate(config.examples)) * max(views, 1)

@@ -154,7 +154,7 @@ class Files(Source):
 class Dataset(NamedTuple):
     """Images of C classes: whole splits or, from load_dataset, with the few-shot sample.
 
-    Then `digest` is of all classes and images, not only those taken.
+    From load_dataset, `digest` is of all classes and images, not only those in the sample.
     """
 
     read: Source
@@ -237,7 +237,7 @@ def to_rgb(image: Image.Image, upright: bool = True) -> Image.Image:
     """Return an image of any mode as RGB, without transparency.
 
     16-bit pixels, which PIL would clip at 255, are scaled to 8 bits. `upright` applies a camera's
-    orientation tag, as the published code does not.
+    orientation tag, which the published code ignores.
     """
     # Some versions of PIL return 16-bit greys of PNG and PPM as 32-bit numbers from 0 to 65535.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):

@@ -80,8 +80,8 @@ USES = {
     "imagenet": Use("imagenet2012", _names_of_wordnet_ids, test="validation"),
     "caltech101": Use("caltech101", _caltech101_names),
     "oxford_pets": Use("oxford_iiit_pet", _renamed(str.lower)),
-    # Each split has ten images per class, and sixteen shots need both. One of the names,
-    # "pink-yellow dahlia?", is in doubt.
+    # Each split has ten images per class, and sixteen shots need both. One of the names
+    # ends in a question mark.
     "oxford_flowers": Use(
         "oxford_flowers102", _renamed(lambda label: label.rstrip("?")), "train+validation"
     ),

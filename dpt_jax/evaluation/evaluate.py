@@ -120,9 +120,9 @@ def predict(
 def predict_by_probe(experiment: Experiment) -> Predictions:
     """Predict the test split with a linear probe, a baseline: what the frozen features separate.
 
-    Of the probes that are fitted to the training images with each of STRENGTHS, the best one has
-    the highest accuracy on the validation images of the sample, at most 4 per class as in few-shot
-    protocols. Ties go to the strongest regularisation. Logits are log-probabilities.
+    A probe is fitted to the training images with each of STRENGTHS. The one with the highest
+    accuracy on the validation images (at most 4 per class, as in few-shot protocols) is used. Ties
+    go to the strongest regularisation. Logits are log-probabilities.
 
     Raises:
       UserError: There is no validation split, a class has no readable training image, or

@@ -159,7 +159,7 @@ def class_scores(
 
     Returns:
       By name: `n`, the images of the class; `accuracy`, None without images; `f1`, 0 if undefined;
-      `predicted`, how many of its images each class was predicted for, most first.
+      `predicted`, the number of its images by predicted class, largest first.
     """
     scores = {}
     for c, name in enumerate(names):
@@ -237,9 +237,9 @@ def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> b
 
 
 def outdated(results: Results, workdir: epath.Path) -> tuple[str, Saved | None]:
-    """Return why results are not of the newest prompts of their run, "" if they are; and these.
+    """Return why results are outdated, "" if they are not, and the newest prompts of their run.
 
-    The newest prompts, without arrays, are None if they cannot be found.
+    The prompts are without arrays, or None if they cannot be found.
     """
     of, found = results["of"], None
     if results["method"] != ZERO_SHOT:

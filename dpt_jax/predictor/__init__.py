@@ -129,8 +129,8 @@ class Predictor:
         trained_on = self._saved.meta.get("classnames") or self.classnames
         if list(trained_on) != list(self.classnames):
             raise UserError(
-                f"{file}: the prompts were trained on other classes than these, which a prompt "
-                "file cannot hold: load them without classnames, and save again."
+                f"{file}: a prompt file has the classes of the training, but these are others: "
+                "load the prompts without classnames, and save again."
             )
         export(self.config, self._saved, self._source, as_path(file))
 

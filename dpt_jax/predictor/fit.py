@@ -110,7 +110,7 @@ def fit(
         raise UserError("labels is missing: give a class name or an index for each image.")
     elif classnames is not None or validation is not None:
         raise UserError(
-            f"{images}: a folder has its own classnames and validation images: drop these."
+            f"{images}: a folder has its own classnames and validation images: leave out yours."
         )
     if callable(callbacks) or not all(map(callable, callbacks)):
         raise UserError("callbacks is not a list of functions.")

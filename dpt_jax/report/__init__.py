@@ -19,8 +19,8 @@ from dpt_jax.training.saved import unfinished
 
 # Runs that agree in these differ only in their seed: they are averaged into one cell of a table.
 CELL = ["method", "trained_on", "trained_classes", "shots", "dataset", "classes"]
-# Runs of one cell must also agree in these columns and in all settings, and those of one seed in
-# the others.
+# Runs of one cell must also agree in SAME_IN_CELL and in all settings, and those of one seed in
+# SAME_IN_SEED.
 SAME_IN_CELL = ["n", "test_list", "test_files", "init_from", "selection", "task"]
 SAME_IN_SEED = ["train_list", "prompts"]
 HALVES, HARMONIC = ("base", "new"), "harmonic mean"

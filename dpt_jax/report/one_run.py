@@ -69,7 +69,7 @@ def write_page(workdir: epath.Path) -> epath.Path:
     """Write report.html into a workdir, and return its path."""
     results = read_current(workdir)
     config, tested = load_config(workdir), results["of"]["settings"]
-    # An evaluation may have used others than the training.
+    # The evaluation may have used another type and template than the training.
     config.update(dtype=tested["dtype"], dataset={"template": tested["dataset.template"]})
     experiment = prepare(config)
     images = min(config.eval.batch_size, len(experiment.dataset.test))
@@ -129,7 +129,7 @@ def by_class(results: Results) -> pd.DataFrame:
 
 
 def class_table(results: Results) -> pd.DataFrame:
-    """Return the same as text."""
+    """Return the table of `by_class` as text."""
     scores = by_class(results)
     accuracy = (100 * scores.accuracy.astype(float)).map("{:.1f}".format).replace("nan", "")
     shown = {"class": scores["class"], "images": scores.images.map("{:,}".format)}

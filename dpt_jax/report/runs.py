@@ -37,7 +37,7 @@ RUN_COLUMNS = [
 AVERAGE = "average"  # over the paper's datasets
 PLACE = ["method", "dataset", "shots", "classes"]  # what identifies an accuracy in the file
 COLUMNS = [*PLACE, "accuracy", "source"]
-# The same here: `place` is a dataset or AVERAGE, whose cells have several datasets.
+# The same of runs: `place` is a dataset, or AVERAGE over the cells of several.
 KEYS = ["method", "shots", "place", "classes"]
 
 
@@ -74,7 +74,7 @@ def table(
     """Return a table of methods × shots, or of methods and shots × the `columns` of `by`.
 
     `words` say what the numbers are. `spread` and the number of seeds are appended, then `more`. If
-    the number differs, each cell shows its n. With sign="+", positive numbers have one.
+    the number differs, each cell shows its n. sign="+" shows the sign of positive numbers too.
 
     cells: method, shots, `by`, accuracy_mean, perhaps spread, and seeds.
     """
@@ -121,7 +121,7 @@ def report_folder(
         *base_to_new_tables(halves),
         *transfer_tables(runs),
     ]
-    notes = [] if tables else [f"No run here has a counterpart in a table; see {RUNS_FILE}."]
+    notes = [] if tables else [f"None of these runs is for a table; see {RUNS_FILE}."]
     if beside:
         compared, missing = compare(runs, read_published(beside))
         tables += compared
@@ -190,7 +190,7 @@ def few_shot_tables(cells: dict[str, pd.DataFrame]) -> list[Table]:
     tables = []
     for title, own in cells.items():
         if "images" not in own:
-            words = "Mean of their accuracies (%), where all have run"
+            words = "Mean accuracy (%) of the datasets, if all have run"
             tables.append(table(title, words, own, spread="over"))
             continue
         words, tasks = f"Accuracy (%) on {own.images.iloc[0]:,} test images", own.task.unique()
@@ -351,9 +351,9 @@ def _cells(own: pd.DataFrame) -> pd.DataFrame:
 
 
 def trained_there(runs: pd.DataFrame) -> pd.DataFrame:
-    """Select runs tested on their training dataset: on all classes, or on halves after the base.
+    """Select runs tested on their training dataset: all classes, or halves after training on base.
 
-    Zero-shot runs count.
+    Zero-shot runs are included.
     """
     halves = runs.classes.isin(HALVES)
     trained = runs.trained_classes == np.where(halves, "base", "all")
@@ -363,9 +363,9 @@ def trained_there(runs: pd.DataFrame) -> pd.DataFrame:
 def with_harmonic_means(runs: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Append rows whose accuracy averages to the harmonic mean of base and new classes.
 
-    It is that of the mean accuracies b and n of the runs with both, over the seeds and then over
-    the datasets: each run has the linearised 2 (n² base + b² new) / (b + n)². So the
-    standard error of the rows is that of the harmonic mean.
+    b and n are the mean accuracies of the runs with both halves, over the seeds and then over the
+    datasets. Each run has the linearised harmonic mean, 2 (n² base + b² new) / (b + n)². The
+    standard error of these rows is then that of the harmonic mean.
 
     by: the columns of a harmonic mean, without `classes`.
     """

@@ -93,7 +93,7 @@ class Checkpoints(contextlib.ExitStack):
     ) -> None:
         """Start writing host arrays, which must not change afterwards, as the newest checkpoint.
 
-        Those of this and later steps are removed, such as of a classifier when its run is extended.
+        Others of this and later steps are removed, such as a classifier's in an extended run.
         """
         trees = {"prompts": prompts} | ({} if training is None else {"training": training})
         digests = {name: digest(tree) for name, tree in trees.items()}
@@ -214,7 +214,7 @@ def restore(folder: epath.Path, training: bool = True) -> Saved:
 
 @contextlib.contextmanager
 def _refusal_first(folder: epath.Path) -> Iterator[None]:
-    """If the body fails, raise the system's refusal to read a file, which may then be intact."""
+    """If the body fails and the system refuses to read a file, raise that: it may be intact."""
 
     def read_all(folder: epath.Path) -> None:
         for name, is_folder in entries(folder):

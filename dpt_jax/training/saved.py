@@ -1,7 +1,7 @@
 """Prompts of a run: new ones, or saved ones with their record, if they fit the experiment.
 
-The record of a training is in each of its checkpoints. Only it labels prompts: an evaluation with
-other settings is refused.
+The record of a training is in each of its checkpoints. It alone describes the prompts: an
+evaluation with other settings is refused.
 """
 
 import functools
@@ -143,7 +143,7 @@ def saved_prompts(experiment: Experiment, workdir: epath.Path) -> Saved:
 def prompts_for(experiment: Experiment, saved: Saved, source: str) -> Saved:
     """Return saved prompts for an evaluation, with a warning if their training has not finished.
 
-    Raise UserError if its settings, CLIP, classes or shapes do not fit them.
+    Raise UserError if settings, CLIP, classes or shapes of the experiment do not fit the prompts.
     """
     here = result_settings(experiment.config, experiment.model.config.first_layer)
     check_same_settings(source, saved.meta["settings"], here, OF_EVALUATION)
@@ -232,7 +232,7 @@ def check_shapes(saved: PyTree, wanted: PyTree, source: object) -> None:
         if found != expected:
             raise UserError(
                 f"{source}: {name} is {found}, but these settings and this CLIP need {expected}: "
-                "use those of its training."
+                "use the settings and CLIP of its training."
             )
 
 

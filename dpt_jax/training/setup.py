@@ -33,8 +33,8 @@ OF_A_HOST = (
     *("clip.weights", "dataset.root", "dataset.sample", "dataset.split", "dataset.workers"),
     *("dataset.cache_gb", "init_from"),
 )
-# `encode_texts` takes these numbers of texts, padded to a multiple of so many tokens. So other
-# class names need no other program.
+# `encode_texts` pads texts to one of these numbers, and each to a multiple of TOKENS tokens. So
+# other class names need no other program.
 TEXTS = (4, 32)
 TOKENS = 16
 
@@ -227,7 +227,7 @@ def tokenized(texts: list[list[str]], pretrained: Pretrained) -> Iterator[list[T
 def class_texts(
     config: ConfigDict, prompts: PromptConfig, classnames: Sequence[str], pretrained: Pretrained
 ) -> list[Text]:
-    """Return the class texts in the learned context, or without one frozen CLIP's first texts."""
+    """Return the class texts in the learned context, or frozen CLIP's first texts without one."""
     if not prompts.text_length:
         return next(tokenized(frozen_texts(config, classnames), pretrained))
     tokenizer, length = pretrained.tokenizer, pretrained.config.context_length

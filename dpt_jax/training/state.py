@@ -145,7 +145,7 @@ class Saver:
     checkpoints: Checkpoints
     record: Record  # of the training, see `training_meta`
     best: Best | None  # with train.keep=best
-    step: int = 0  # that was saved last
+    step: int = 0  # the last one that was saved
 
     def __post_init__(self) -> None:
         self._began = self._saved_at = time.monotonic()
@@ -217,7 +217,7 @@ def start_or_resume(
     workdir: epath.Path,
     allow_changes: bool,
 ) -> tuple[TrainState, Saver]:
-    """Return the state of the newest intact checkpoint, or a new one; and the Saver of later ones.
+    """Return the state of the newest intact checkpoint, or a new state; and a Saver.
 
     A run that has started no longer needs the prompts of `init_from`.
     """
@@ -257,9 +257,9 @@ def start_or_resume(
 def _check_resumable(
     plan: Plan, saved: Saved, record: Record, workdir: epath.Path, allow_changes: bool
 ) -> None:
-    """Raise UserError if a run cannot resume with its classes, images, steps and epochs of now.
+    """Raise UserError if a run cannot resume with the present classes, images, steps and epochs.
 
-    saved: with the step of the towers' training. record: as it would resume.
+    saved: with the step of the towers' training. record: of the training as it would resume.
     """
     meta, step, now = saved.meta, saved.step, plan.steps_per_epoch
     before, same_images = meta["steps_per_epoch"], meta["train_list"] == record["train_list"]
@@ -285,7 +285,7 @@ def _check_resumable(
     else:
         if not same_images or before != now:
             what = "batches" if same_images else "training images"
-            say(f"{workdir} has other {what} now: epochs of {now} steps, before {before}.")
+            say(f"{workdir} now has other {what}: {now} steps per epoch (before: {before}).")
         return
     raise UserError(f"{workdir} {why}, or use another --workdir.")
 

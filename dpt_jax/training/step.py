@@ -89,8 +89,8 @@ def make_step(
         before = jax.tree.map(lambda x: jnp.where(begins, 0.0, x), state.totals)
         step, totals = state.step + 1, jax.tree.map(jnp.add, before, sums)
 
-        # A step that is not finite only counts. Unless such steps are skipped, the ones after it
-        # change nothing either: the last good prompts stay until the loop checks.
+        # A non-finite step is only counted. Unless such steps are skipped, the ones after it change
+        # nothing either: the last good prompts stay until the loop checks.
         finite = jax.tree.reduce(
             jnp.logical_and,
             jax.tree.map(lambda x: jnp.isfinite(x).all(), (sums, gradient, prompts)),

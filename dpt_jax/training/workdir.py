@@ -97,7 +97,7 @@ def has_config(workdir: epath.Path) -> bool:
 
 
 def load_config(source: epath.Path) -> ConfigDict:
-    """Return the settings of a workdir or prompt file, of its newest prompts if they differ.
+    """Return the settings of a workdir or prompt file, or if they differ, of its newest prompts.
 
     They differ if a run was resumed with other settings (--allow_changes) and ended before its next
     checkpoint. A missing key has the default of common.py.
@@ -113,7 +113,7 @@ def load_config(source: epath.Path) -> ConfigDict:
             saved = flat(json.loads(file.read_text(encoding="utf-8")))
             trained = prompts.meta["settings"] if (prompts := newest(source)) else {}
             saved |= {key: value for key, value in trained.items() if key in UNBOUND}
-        # Only the run's own copy: the list that it names may be on another machine.
+        # The run's own copy of the split: the list in its settings may be on another machine.
         own = source / SPLIT_FILE
         saved["dataset.split"] = str(own) if file != source and own.exists() else ""
         config.update_from_flattened_dict(saved)

@@ -114,7 +114,7 @@ def test_csv_and_other_classes(trained, mixed, tmp_path):
         ("predict TRAINED IMAGES --top=0", "top"),
         ("predict --workdir=TRAINED IMAGES", "without --workdir"),
         ("report --workdir=TRAINED", "without --workdir"),
-        ("visualize TRAINED IMAGES --out=README.md", "--out: README.md cannot be made"),
+        ("visualize TRAINED IMAGES --out=README.md", "--out: README.md cannot be created"),
         ("explain TRAINED x", "x"),
         ("convert export TRAINED", "DST"),
         ("report", "FOLDER"),

@@ -112,7 +112,7 @@ def test_average_is_over_datasets_that_have_all_run(tmp_path):
     text = report.report_folder(tmp_path)[0]
     average = rows_of(text.partition("Average over 2 datasets")[2])
     assert average[2:4] == [["zero-shot", "50.0"], ["CoOp", "60.0"]]
-    assert "where all have run, over 1 to 2 seeds" in text
+    assert "if all have run, over 1 to 2 seeds" in text
     write(tmp_path / "alone", "zeroshot", 20, dataset="emoji")
     text = report.report_folder(tmp_path)[0]
     assert "### emoji\n" in text and "Average over 3 datasets" in text

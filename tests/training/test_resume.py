@@ -196,7 +196,7 @@ def test_other_images_are_refused_or_reported(config, clip, started, tmp_path, c
     config.train.epochs = 2
     capsys.readouterr()
     train(config, clip, started, allow_changes=True)
-    assert "epochs of 3 steps, before 2" in capsys.readouterr().out
+    assert "3 steps per epoch (before: 2)" in capsys.readouterr().out
     assert len((started / "train_files.txt").read_text().splitlines()) == 18
     # The steps of two epochs are not taken for those of three.
     config.train.epochs, config.train.batch_size = 3, 9
