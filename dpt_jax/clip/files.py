@@ -188,7 +188,7 @@ def write_safetensors(file: epath.Path, tensors: Tensors) -> None:
     write_whole(file, safetensors.numpy.save(own, {"format": "pt"}))
 
 
-def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:
+def write_torch_file(file: epath.Path | pathlib.Path, tensors: Tensors, epoch: int) -> None:
     """Write a state dict as the framework of the published code saves it."""
     try:
         import torch
@@ -196,7 +196,9 @@ def write_torch_file(file: pathlib.Path, tensors: Tensors, epoch: int) -> None:
         raise UserError(f"{file} needs `pip install torch` (a CPU build will do).") from reason
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
     rest = dict.fromkeys(("optimizer", "scheduler", "val_result"))
-    torch.save({"state_dict": state, "epoch": epoch, **rest}, file)
+    content = io.BytesIO()  # torch.save cannot write to a bucket
+    torch.save({"state_dict": state, "epoch": epoch, **rest}, content)
+    write_whole(file, content.getvalue())
 
 
 class _Parameter(NamedTuple):

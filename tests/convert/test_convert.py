@@ -140,6 +140,13 @@ def test_prompts_trained_here_there_and_back(trained, tmp_path):
     assert done.returncode == 2
 
 
+def test_a_published_checkpoint_in_a_bucket(trained, bucket, tmp_path):
+    published = as_path(f"{bucket}/published")
+    reverse_reference(trained, published)
+    convert_reference(published, tmp_path / "back", load_config(trained), {})
+    assert same_bytes(load_newest(tmp_path / "back").prompts, load_newest(trained).prompts)
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("text_prompt.length", 9), ("cavpt.first_layer", 2), ("method", "coop")]
 )
