@@ -14,8 +14,8 @@
     least_ms         two bounds on the time: `flops` is the operations at the chip's peak rate for
                      bfloat16; `memory` is arguments and results once, and temporaries twice, at
                      the rate of its memory
-With --mode=eval these are of classifying a batch, as `dpt-jax predict` does (the evaluation of
-main.py runs its two halves); `texts` has those of encoding the class texts.
+With --mode=eval these are of the classification of a batch, as in `dpt-jax predict` (main.py's
+evaluation runs its two halves); `texts` has the same for encoding the class texts.
 """
 
 import os
@@ -118,13 +118,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--topology", default=CHIPS["v5e"].topology)
     parser.add_argument("--clip", choices=("vit-b-32", "vit-b-16", "vit-l-14"), default="vit-b-32")
     parser.add_argument("--classes", type=int, choices=range(1, 1001), default=100, metavar="N")
-    parser.add_argument("--batch", type=int, default=32, metavar="IMAGES", help="of a chip")
+    parser.add_argument("--batch", type=int, default=32, metavar="IMAGES", help="per chip")
     parser.add_argument("--method", choices=tuple(METHODS), default="dpt")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--remat", choices=("none", "matmuls", "blocks"), default="matmuls")
     parser.add_argument("--mode", choices=("train", "eval"), default="train")
     parser.add_argument(
-        "--vmem-mib", type=int, help="memory of the chip's core for one operation, libtpu's if none"
+        "--vmem-mib", type=int, help="limit of the VMEM of one operation; default libtpu's"
     )
     parser.add_argument("--hlo", help="a file to write the compiled program to")
     options = parser.parse_args(arguments)
@@ -180,7 +180,7 @@ def tpu_devices(topology: str) -> list[Any]:
         return list(found.devices)
     except Exception as reason:  # libtpu raises several types
         first = (str(reason).splitlines() or [""])[0]
-        raise UserError(f"--topology={topology}: libtpu does not take it ({first}).") from reason
+        raise UserError(f"--topology={topology}: libtpu does not support it ({first}).") from reason
 
 
 def make_case(options: argparse.Namespace, chips: int) -> Case:
@@ -279,7 +279,7 @@ def compile_one(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Discard standard error, to which the compiler writes notes."""
+    """Discard the compiler's notes on standard error."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 Registered = TypeVar("Registered")
-# Imported by one of them or by their clip/, and not called in a step. Python 3.13 has no audioop.
+# Imported by a trainer or its clip/, but not called in a step. Python 3.13 has no audioop.
 UNUSED = {
     "torchvision.transforms": ("Compose", "Resize", "CenterCrop", "ToTensor", "Normalize"),
     "turtle": ("forward",),
@@ -57,7 +57,7 @@ class TrainerX:
     def register_model(
         self, name: str, model: nn.Module, optim: torch.optim.Optimizer, sched: object
     ) -> None:
-        """Keep what is trained and its optimizer."""
+        """Register a trained model and its optimizer."""
         self.models[name] = model
         self.optimizers.append(optim)
 
@@ -91,7 +91,7 @@ class TrainerX:
 
 
 def build_optimizer(model: nn.Module, cfg: Any) -> torch.optim.Optimizer:
-    """Return SGD of all parameters of a model, where those without a gradient stay."""
+    """Return SGD of all parameters of a model; those without a gradient stay as they are."""
     return torch.optim.SGD(
         model.parameters(), lr=cfg.LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
@@ -103,7 +103,7 @@ def build_lr_scheduler(optimizer: torch.optim.Optimizer, cfg: Any) -> LambdaLR:
 
 
 def compute_accuracy(output: Tensor, target: Tensor) -> list[Tensor]:
-    """Return the percentage, alone in a list, of logits (B, C) whose largest is the label's."""
+    """Return a list of one: the percentage of logits (B, C) whose largest is the label's."""
     return [100 * (output.argmax(1) == target).float().mean()]
 
 
@@ -116,7 +116,7 @@ def _never(*_: object) -> None:
 
 
 def install() -> None:
-    """Let the published code import this as dassl, and what else it imports in vain."""
+    """Let the published code import this as dassl, and empty modules that it does not use."""
     registry = types.SimpleNamespace(register=_register)
     _put("dassl")
     _put("dassl.engine", TrainerX=TrainerX, TRAINER_REGISTRY=registry)

@@ -1,11 +1,11 @@
-"""Measures what a GPU does, the cheapest first, and writes each result at once.
+"""Measures results and speed on a GPU, cheapest first, and writes each result at once.
 
     python benchmarks/on_gpu.py --out=DIR --minutes=10 [--small]
 
 Check, parity, steps of three backbones in two types beside PyTorch's (bfloat16, eager and by
 torch.compile), attention by cuDNN and by XLA. `dpt-jax check` has the loader, and a run that is
 stopped and resumed bit for bit. DIR gets NAME.txt of each command and results.jsonl with its exit
-code and seconds. --small is for a CPU. Exit code 1 if one failed or did not fit the time.
+code and seconds. --small is for a CPU. Exit code 1 if one failed or ran out of time.
 """
 
 import argparse
@@ -27,7 +27,7 @@ IMAGE_TOKENS, PROMPT_TOKENS, HEADS, WIDTH = 197, 10, 12, 64  # of ViT-B/16's ima
 
 
 def commands(small: bool) -> Iterator[tuple[str, list[str]]]:
-    """Yield a name and the arguments of Python, the dearest last."""
+    """Yield a name and the arguments of Python, the most expensive last."""
     clips = ("small",) if small else ("vit-b-32", "vit-b-16", "vit-l-14")
     batches, classes = ((2,), 5) if small else ((32, 256), 100)
     check = ["--quick", "--clip=small"] if small else []
@@ -49,7 +49,7 @@ def commands(small: bool) -> Iterator[tuple[str, list[str]]]:
 
 
 def measure(out: pathlib.Path, minutes: float, small: bool) -> bool:
-    """Run the commands while there is time; return whether all of them ended well."""
+    """Run the commands while there is time; return whether all succeeded."""
     out.mkdir(parents=True, exist_ok=True)
     deadline, well = time.monotonic() + 60 * minutes, True
     for name, arguments in commands(small):
@@ -102,7 +102,7 @@ def attention(small: bool) -> None:
                 jax.block_until_ready(step(query, key, value))
                 times.append(time.perf_counter() - began)
             result["seconds"] = statistics.median(times)
-        except Exception as reason:  # an odd length is not for every version of cuDNN
+        except Exception as reason:  # not every version of cuDNN takes an odd length
             result["error"] = str(reason)[:200]
         print(json.dumps(result), flush=True)
 

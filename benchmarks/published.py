@@ -1,6 +1,6 @@
-"""The published PyTorch code of each method: where it is, its settings, our loss of its step.
+"""The published PyTorch code of each method: where it is, its settings, and our loss of its step.
 
-That code is not part of this repository; benchmarks/README.md has the commands that clone it.
+That code is not part of this repository; benchmarks/README.md lists the clones and commits.
 """
 
 import functools
@@ -75,7 +75,7 @@ PUBLISHED = {
     "dpt": Published(*_DPT, "trainers.DPT", "DPT", "text_features"),
     "cliplora": Published(*_CLIPLORA, "lora", "run_lora"),
 }
-# The published codes' names of SIZES.
+# Names that the published code has for SIZES.
 BACKBONES = {"vit-b-32": "ViT-B/32", "vit-b-16": "ViT-B/16", "vit-l-14": "ViT-L/14"}
 
 
@@ -124,7 +124,7 @@ class Counterpart:
     """A method of this package with its published settings, on a CLIP of SIZES."""
 
     def __init__(self, method: str, clip: str, names: Sequence[str]) -> None:
-        """Take the names of the classes."""
+        """Set up the method.  names: of the classes."""
         self._clip, self._sizes = clip, SIZES[clip]
         self._config, tokenizer = published_settings(method, clip), openai_tokenizer()
         words = context_tokens(self._config.text_prompt.init, tokenizer)
@@ -139,7 +139,7 @@ class Counterpart:
         self._model = PromptedCLIP(self._sizes, self._prompts)
 
     def configuration(self) -> Branch:
-        """Return the settings under the names of all the published codes, in float32."""
+        """Return the settings under the names of each published code, in float32."""
         config, prompts = self._config, self._prompts
         text, visual, loss = config.text_prompt, config.visual_prompt, config.loss
         train = config.train

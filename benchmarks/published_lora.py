@@ -1,6 +1,6 @@
 """Runs the training loop of CLIP-LoRA's published code, which has no trainer to call step by step.
 
-Its batches note when the loop asks for the next one, and so how long a step takes.
+The time between two requests of the loop for a batch is that of a step.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-# The defaults of its run_utils.py, and one of its lists of layers, which is of all for every ViT.
+# The defaults of its run_utils.py, and one of its lists of layers: it names all layers of any ViT.
 SETTINGS = {
     **{"encoder": "both", "position": "all", "params": ["q", "k", "v"], "r": 2, "alpha": 1},
     **{"dropout_rate": 0.25, "lr": 2e-4, "backbone": "ViT-L/14"},

@@ -6,8 +6,8 @@
 The trainer builds its model and takes its step as published, but in float32 instead of float16,
 with random images and weights. published.py lists the clones; dassl_stand_in.py replaces the
 package that trainers inherit from. CLIP-LoRA has no trainer: see published_lora.py. Prints the line
-of torch_step.py. Raises if this package learns another number of values, or computes another loss
-of the first step. Uses a GPU if there is one.
+of torch_step.py. Raises if the number of learned values or the loss of the first step differs from
+this package's. Uses a GPU if there is one.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ def in_float32(device: torch.device) -> Iterator[None]:
 def imported(
     code: Published, folder: pathlib.Path, weights: pathlib.Path
 ) -> tuple[types.ModuleType, types.ModuleType]:
-    """Return the code's modules of its trainer and its CLIP; it will load this file of weights."""
+    """Return the code's modules of the trainer and of CLIP, which loads this file of weights."""
     dassl_stand_in.install()
     sys.path.insert(0, str(folder))
     try:
@@ -126,7 +126,7 @@ def imported(
     # The code loads this file instead of downloading one.
     vars(clip)["_download"] = lambda url: str(weights)
     vars(clip)["_MODELS"].setdefault(FLAGS.clip, "")
-    # PromptSRC's texts are computed before training: the number of templates costs no step.
+    # PromptSRC's texts are computed before training, so their number does not change a step.
     vars(module)["IMAGENET_TEMPLATES"] = ["a photo of a {}."]
     return module, model
 

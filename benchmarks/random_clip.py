@@ -12,8 +12,8 @@ __all__ = ["SIZES", "clip_shapes", "openai_tokenizer", "published_settings", "ra
 def published_settings(method: str, clip: str) -> ConfigDict:
     """Return the published settings of a method on ImageNet, for a CLIP of SIZES.
 
-    No more layers have tokens of their own than it has. The texts that losses hold to are those of
-    the dataset's template: they are computed before the training, and no step sees how.
+    Depths are at most its number of layers. Targets of the consistency losses have the dataset's
+    template: they are computed before training, so steps take the same time.
     """
     config = method_config(method, "imagenet")
     sizes = SIZES[clip]

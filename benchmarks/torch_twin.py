@@ -3,10 +3,9 @@
 Written from the mathematics of docs/method.md, with the work that the published codes do: prompts
 are tokens among the others, whose outputs are dropped or replaced; each class text has all its 77
 tokens in every step; a context that depends on the image takes one image after the other. What
-depends on nothing learned is computed before: the texts that losses hold to, and the names'
-embeddings.
+does not depend on learned parameters is computed once: target texts and embeddings of the names.
 
-Shapes: B images, C classes, T tokens, D width, E joint embedding, K classes that CAVPT looks at.
+Shapes: B images, C classes, T tokens, D width, E joint embedding, K likeliest classes.
 Prompts are the tree of `dpt_jax.prompts.Prompts`, of torch tensors.
 """
 
@@ -29,22 +28,22 @@ class Twin:
         config: PromptConfig,
         tokens: Tensor,
         frozen: Tensor,
-        held: Tensor | None = None,
+        target: Tensor | None = None,
         alpha: float = 0.0,
         guided: bool = False,
     ) -> None:
-        """Take what a training computes once.
+        """Store the inputs, and compute what does not change in training.
 
-        tokens: (C, 77), with any token in the context's places. frozen: Z (C, E), and held:
-        t̄ (C, E), both of unit length. alpha, guided: see `dpt_jax.training.losses.loss`.
+        tokens: (C, 77), with any token in the context's places. frozen: Z (C, E), and target:
+        t̄ (C, E), both of unit length. alpha, guided: see `dpt_jax.training.losses.losses`.
         """
         self._model, self._config = model, config
         self._text, self._vision = model.text_model, model.vision_model
         self._names = self._text.embeddings.token_embedding(tokens)
-        self._ends = tokens.argmax(-1)  # the end of text has the largest number
+        self._ends = tokens.argmax(-1)  # end-of-text has the largest id
         hidden = torch.full((tokens.shape[1],) * 2, float("-inf"), device=tokens.device)
         self._mask = hidden.triu(1).to(self._names.dtype)[None, None]
-        self._frozen, self._held, self._alpha = frozen, held, alpha
+        self._frozen, self._target, self._alpha = frozen, target, alpha
         self._guided = bool(guided and config.text_length and config.learns_images)
         self._scale = model.logit_scale.exp()
 
@@ -52,7 +51,7 @@ class Twin:
         """Return the training loss of images (B, 3, H, W), normalised, and their labels (B,)."""
         config, scale = self._config, self._scale
         with torch.no_grad():
-            z = self._plain(images) if self._needs_plain else None
+            z = self._frozen_features(images) if self._needs_frozen else None
         if config.conditioned:
             return self._conditioned_loss(prompts, z, labels)
         t = self._texts(prompts["text"]["context"]) if config.text_length else None
@@ -72,13 +71,13 @@ class Twin:
         return total + self._consistency(texts, features, logits, z)
 
     @property
-    def _needs_plain(self) -> bool:
+    def _needs_frozen(self) -> bool:
         config = self._config
         guided = self._guided or config.top_k or config.consistency.image
         return bool(guided or config.consistency.logits or not config.learns_images)
 
     def _conditioned_loss(self, prompts: Any, z: Any, labels: Tensor) -> Tensor:
-        """Return the cross-entropy where each image has a context, and so C texts, of its own."""
+        """Return the cross-entropy if the context, and so each of C texts, depends on the image."""
         net, context = prompts["meta_net"], prompts["text"]["context"]
         hidden = torch.relu(_linear(net["linear1"], z))
         logits = []
@@ -101,11 +100,11 @@ class Twin:
 
     @staticmethod
     def _with_context(x: Tensor, context: Tensor) -> Tensor:
-        """Return texts (C, T, D) with this context behind the start of each."""
+        """Return texts (C, T, D) with this context after the start token of each."""
         n = context.shape[-2]
         return torch.cat([x[:, :1], context.expand(len(x), -1, -1), x[:, 1 + n :]], dim=1)
 
-    def _plain(self, images: Tensor) -> Tensor:
+    def _frozen_features(self, images: Tensor) -> Tensor:
         """Return z (B, E)."""
         x = self._vision.pre_layrnorm(self._vision.embeddings(images))
         for block in self._vision.encoder.layers:
@@ -115,7 +114,7 @@ class Twin:
     def _prompted(
         self, prompts: Any, images: Tensor, z: Tensor | None, t: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return f̂ (B, E), and CAVPT's logits (B, layers, K, C) where there are any."""
+        """Return f̂ (B, E), and CAVPT's logits (B, layers, K, C), None without CAVPT."""
         config, vision = self._config, self._vision
         layers = len(vision.encoder.layers)
         before = config.first_layer - 1 if config.top_k else layers
@@ -138,7 +137,7 @@ class Twin:
         return self._feature(x), torch.stack(auxiliary, dim=1) if auxiliary else None
 
     def _visual_tokens(self, prompts: Any) -> Any:
-        """Return P (J, n_v, D); none where there is no visual prompt."""
+        """Return P (J, n_v, D); empty without a visual prompt."""
         if self._config.coupled:
             coupling, context = prompts["coupling"], prompts["text"]["context"]
             pairs = zip(coupling["kernel"], coupling["bias"], context, strict=True)
@@ -146,7 +145,7 @@ class Twin:
         return prompts["visual"]["tokens"] if "visual" in prompts else []
 
     def _feature(self, x: Tensor) -> Tensor:
-        """Return the features (B, E) of unit length of what leaves the last block."""
+        """Return the features (B, E), of unit length, of the outputs of the last block."""
         pooled = self._vision.post_layernorm(x[:, 0])
         return F.normalize(self._model.visual_projection(pooled), dim=-1)
 
@@ -165,12 +164,12 @@ class Twin:
         return _layer_norm(own["ln_prompt"], o + c), auxiliary
 
     def _classes(self, z: Tensor) -> Tensor:
-        """Return the K likeliest classes (B, K) of plain CLIP."""
+        """Return the K likeliest classes (B, K) of frozen CLIP."""
         logits = z @ self._frozen.T
         return logits.topk(min(self._config.top_k, logits.shape[1])).indices
 
     def _auxiliary_loss(self, auxiliary: Tensor, z: Any, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of the class prompts that were made for the true class."""
+        """Return the cross-entropy of the class prompts of true classes."""
         hits = (self._classes(z) == labels[:, None])[:, None].expand(auxiliary.shape[:-1])
         if not hits.any():
             return torch.zeros(())
@@ -180,19 +179,19 @@ class Twin:
     def _consistency(
         self, texts: Tensor, features: Tensor, logits: Tensor, z: Any
     ) -> Tensor | float:
-        """Return the terms that hold texts, images and logits to plain CLIP's."""
+        """Return the terms that regularise texts, images and logits towards frozen CLIP's."""
         weights, total = self._config.consistency, torch.zeros((), device=logits.device)
         if not self._config.has_consistency:
             return total
-        assert self._held is not None
+        assert self._target is not None
         if weights.text and weights.text_distance == COSINE:
-            total = total + weights.text * (1 - (texts * self._held).sum(-1).mean())
+            total = total + weights.text * (1 - (texts * self._target).sum(-1).mean())
         elif weights.text:
-            total = total + weights.text * F.l1_loss(texts, self._held)
+            total = total + weights.text * F.l1_loss(texts, self._target)
         if weights.image:
             total = total + weights.image * F.l1_loss(features, z)
         if weights.logits:
-            log_q = F.log_softmax(self._scale * z @ self._held.T, dim=-1)
+            log_q = F.log_softmax(self._scale * z @ self._target.T, dim=-1)
             log_p = F.log_softmax(logits, dim=-1)
             divergence = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
             total = total + weights.logits * divergence / logits.numel()

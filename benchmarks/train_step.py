@@ -5,12 +5,12 @@
         [--remat=matmuls] [--memory] [--gemm=4096]
 
 Weights are random. `--clip=small` runs in seconds. Prints one JSON line:
-    step_s             median of the steps; with --mode=eval, of a batch, text features given
+    step_s             median of the steps; with --mode=eval, of a batch with known text features
     text_s             with --mode=eval: encoding the class texts, once for all batches
     compile_s          how much longer the first step takes than the others
     model_gflop        a step's matrix products, see dpt_jax/training/metrics.py
     gemm_gflops_per_s  rate of a large matrix product in the same process and dtype
-    gemm_ratio         the step's rate divided by that
+    gemm_ratio         the step's rate divided by gemm_gflops_per_s
     peak_memory_gb     of the process
     device_peak_memory_gb  of an accelerator
     compiled_gb        with --memory: the compiler's account of the step's memory, where the
@@ -60,7 +60,7 @@ def main(_: list[str]) -> None:
     names = tuple(imagenet_classnames()[: FLAGS.classes])
     dataset = Dataset(Files(pathlib.Path()), names, train=[], val=[], test=[])
     experiment = setup.assemble(config, dataset, random_clip(FLAGS.clip, dtype))
-    # --batch images or a few more, as many on each device.
+    # --batch images, or a few more so that each device has the same number.
     part = jax.local_device_count() * max(FLAGS.microbatch, 1)
     each = -(-FLAGS.batch // part) * max(FLAGS.microbatch, 1)
     batch = random_batch(each, FLAGS.classes, experiment.model.clip_config.image_size)

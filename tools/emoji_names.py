@@ -1,4 +1,4 @@
-"""What the emoji of the npm packages emoji-datasource-* are called, shared by both recipes.
+"""Names of the emoji in the npm packages emoji-datasource-*, shared by both recipes.
 
 The captions of the pre-training and the class folders of the data set take their words from one
 table, so that a class name means the same thing in both.
@@ -32,7 +32,7 @@ DATASET_CLASSES = {
     "tool": "tool",
     "transport-ground": "ground transport",
 }
-# The other subcategories whose own words are in an order or a shorthand that nobody would write.
+# Other subcategories whose names nobody would write in a caption.
 OTHER_WORDS = {
     "alphanum": "letter sign",
     "animal-amphibian": "amphibian",
@@ -118,8 +118,8 @@ def class_words(subcategory: str) -> str:
 def read_emoji(package: str, image_set: str) -> list[Emoji]:
     """Return the emoji that both Noto ("google") and Twemoji ("twitter") have, in Unicode's order.
 
-    package: the unpacked npm package emoji-datasource-{image_set}. Raises UserError where it is
-    not that.
+    package: the unpacked npm package emoji-datasource-{image_set}. Raises UserError for
+    another folder.
     """
     root = pathlib.Path(package)
     images = root / "img" / image_set / "64"

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("target", help="the folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the division into splits")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random splits")
     options = parser.parse_args(arguments)
     from sklearn.datasets import load_digits
 
@@ -65,7 +65,7 @@ def make_dataset(
 ) -> dict[str, int]:
     """Write the folders; return {split: images}.
 
-    scans: (N, 8, 8), ink from 0 to 16. digits: (N,). Raise UserError where the target has images.
+    scans: (N, 8, 8), ink from 0 to 16. digits: (N,). Raise UserError if the target has images.
     """
     if (target / "train").exists():
         raise UserError(

@@ -4,7 +4,7 @@
     python tools/make_emoji_dataset.py node_modules/emoji-datasource-google FOLDER
 
 The result is a folder data set, {train,test}/CLASS/NAME.png, and its NOTICE.md.
-Google's drawings are of the same emoji as Twitter's test drawings, to test on alone.
+Google's drawings, for testing only, are of the same emoji as Twitter's test drawings.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         "package", help="the unpacked npm package emoji-datasource-twitter or -google"
     )
     parser.add_argument("target", help="the folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the division into train and test")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random splits")
     options = parser.parse_args(arguments)
     try:
         counts = make_dataset(options.package, pathlib.Path(options.target), options.seed)
@@ -87,7 +87,7 @@ def make_dataset(package: str, target: pathlib.Path, seed: int) -> dict[str, tup
     for subcategory, words in sorted(DATASET_CLASSES.items(), key=lambda item: item[1]):
         members = [e for e in emoji if e.subcategory == subcategory]
         members = [members[i] for i in generator.permutation(len(members))]
-        # What is not needed for a few shots is better used to measure.
+        # Images that few shots do not need are for testing.
         train = int(np.clip(len(members) - MOST_TEST_IMAGES, LEAST_TRAIN_IMAGES, MOST_TRAIN_IMAGES))
         splits = {"train": members[:train], "test": members[train : train + MOST_TEST_IMAGES]}
         if not splits["test"]:

@@ -118,7 +118,7 @@ def make_corpus(emoji: Sequence[Emoji], tokenizer: Tokenizer) -> Corpus:
     phrases = dict.fromkeys([*classes, *(name for e in emoji for name in e.names)])
     tokens, index = encode_phrases(list(phrases), tokenizer)
     class_phrase = np.array([index[c] for c in classes])
-    # A drawing whose names are all too long is described by its subcategory alone.
+    # A drawing whose names are all too long is described only by its subcategory.
     name_phrases = [
         [index[n] for n in e.names if n in index] or [index[c]]
         for e, c in zip(emoji, classes, strict=True)
@@ -128,7 +128,8 @@ def make_corpus(emoji: Sequence[Emoji], tokenizer: Tokenizer) -> Corpus:
     for row, columns in enumerate(name_phrases):
         fits[row, columns] = True
 
-    # Between one drawing in N and one subcategory in all: 259 flags would drown 16 insects.
+    # A compromise between equal weights of drawings and of subcategories: there are 259 flags, but
+    # 16 insects.
     sizes = np.bincount(class_phrase)[class_phrase]
     weights = sizes**-0.5 / np.sum(sizes**-0.5)
     return Corpus(read_drawings(emoji), tokens, fits, weights, class_phrase, name_phrases)
@@ -261,7 +262,7 @@ def make_optimizer(learning_rate: float, steps: int) -> optax.GradientTransforma
 
 
 def init_params(config: CLIPConfig, key: jax.Array, layout: PackedTexts) -> Params:
-    """Return random parameters, float32.  layout: any, for the shapes alone."""
+    """Return random parameters, float32.  layout: any, only for shapes."""
     pixels = jnp.zeros((1, config.image_size, config.image_size, 3))
     model = CLIP(config, jnp.bfloat16)
     return jax.jit(model.init)(key, pixels, layout)["params"]
@@ -270,9 +271,9 @@ def init_params(config: CLIPConfig, key: jax.Array, layout: PackedTexts) -> Para
 def caption_layout(captions: jax.Array | np.ndarray, start: int) -> PackedTexts:
     """Return the layout of captions (B, T) that all follow one start-of-text token.
 
-    A caption has a row of its own, where `packing.pack` packs several into one: the
-    shapes then depend on B and T alone, and one compiled step serves every batch. The captions are
-    padded with end-of-text; what follows the first end has no effect, since attention is causal.
+    Each caption has its own row, unlike in `packing.pack`. So shapes depend only on B and T, and
+    one compiled step serves every batch. Captions are padded with end-of-text; tokens after the
+    first have no effect, since attention is causal.
     """
     captions = jnp.asarray(captions)
     count, length = captions.shape
