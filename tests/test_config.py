@@ -124,7 +124,7 @@ def test_a_config_file_of_ones_own_is_checked(tmp_path):
     refused("mine.py.*train.epoch .* did you mean train.epochs", read, f"--config={file}")
 
 
-def test_a_key_that_is_younger_than_a_run_has_its_default(tmp_path):
+def test_a_key_newer_than_a_run_has_its_default(tmp_path):
     saved_run(tmp_path, dpt.get_config(), train__schedule_epochs=7)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["seed"]

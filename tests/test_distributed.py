@@ -150,8 +150,8 @@ cli.main_py(sys.argv[1:])
 """
 
 
-def test_processes_that_do_not_come():
-    """A message says what is missing and why, and then the process ends."""
+def test_missing_processes():
+    """Messages name the cause, and then the process ends."""
     variables = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "4"}
     variables |= {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     done = command("-c", ALONE, check=False, **variables)

@@ -1,4 +1,4 @@
-"""DPT's relatives against arrays computed by the published code of each: the tests of DPT."""
+"""The tests of test_parity.py for related methods, against arrays of their published code."""
 
 import pytest
 

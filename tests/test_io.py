@@ -22,7 +22,7 @@ def test_paths(monkeypatch):
         refused(wrong or "empty", as_path, wrong)
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_written_atomically(tmp_path, monkeypatch):
     write_whole(tmp_path / "a", "ü")
     assert (tmp_path / "a").read_bytes() == "ü".encode()
 
@@ -35,7 +35,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_what_is_not_the_file_passes(tmp_path):
+def test_errors_that_are_not_about_the_file_pass(tmp_path):
     for passes in (KeyboardInterrupt, UserError("another sentence")):
         with pytest.raises((KeyboardInterrupt, UserError)) as raised, reading(tmp_path, "a file"):
             raise passes

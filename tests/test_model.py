@@ -1,4 +1,4 @@
-"""The model and its shortcuts against the towers written out, and a context of each image."""
+"""The model against towers without shortcuts, and a context that depends on the image."""
 
 import dataclasses
 import functools
@@ -80,8 +80,8 @@ def test_prompted_vision_tower(clip, visual_length, depth, top_k, first_layer, c
         np.testing.assert_allclose(outputs.class_attention, of_classes[1], rtol=1e-3, atol=1e-5)
 
 
-def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatch):
-    """DPT with it, two images at a time: as DPT on one image with its own context."""
+def test_a_conditioned_context_with_every_other_part(clip, monkeypatch):
+    """DPT with such a context on two images equals DPT on each image with that image's context."""
     parts = PromptConfig(
         len(FEW), 4, text_depth=2, visual_length=2, top_k=2, first_layer=4, conditioned=True
     )
@@ -111,7 +111,7 @@ def test_it_is_the_context_of_each_image_under_every_other_part(clip, monkeypatc
     assert jnp.abs(found.text_logits[0] / found.text_logits[1] - 1).max() > 1e-2
 
 
-def test_it_has_no_words_and_no_texts_of_its_own(clip, clip_dir, tmp_path):
+def test_a_conditioned_context_has_no_words_and_no_texts(clip, clip_dir, tmp_path):
     run = save_run(setup.prepare(small_config(clip_dir, cocoop), clip), tmp_path)
     command_refused("depends on the image, so it has no fixed words to explain", "explain", run)
     refused("a class has no text features of its own", dpt_jax.load(run).encode_text, ["dog"])
@@ -141,7 +141,7 @@ def test_text_tower(clip, position, class_specific, depth, row, monkeypatch):
     np.testing.assert_allclose(actual, expected, **plain.CLOSE)
 
 
-def test_classes_of_one_text_are_found(clip, capsys):
+def test_classes_with_the_same_text_are_found(clip, capsys):
     """CLIP ignores case; with a context of its own, each class has a different text."""
     names = ["A", "b", "a", "sea_horse", "Sea Horse", "ab"]
     for specific in (True, False):
@@ -171,7 +171,7 @@ def block():
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
+def test_shown_attention_is_the_computed_attention(block, masked):
     """The weights, applied to values, give the fused result."""
     query, key, value = (plain.normal(seed, 2, 5, 2, 32) for seed in (6, 7, 8))
     mask = plain.triangle(5) if masked else None
@@ -186,7 +186,7 @@ def test_attention_that_is_shown_is_the_one_that_is_computed(block, masked):
     np.testing.assert_allclose(shown.sum(-1), 1, rtol=1e-5)
 
 
-def test_rows_that_are_taken_several_times_have_a_gradient_of_one_order():
+def test_the_gradient_of_repeated_rows_is_deterministic():
     """As indexing and its gradient, but with sums in a fixed order."""
     table, numbers = jnp.asarray(plain.normal(14, 5, 8)), jnp.array([[0, 3, 3], [3, 1, 0]])
     weight = plain.normal(15, 2, 3, 8)

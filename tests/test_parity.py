@@ -62,7 +62,7 @@ def test_target_texts(case):
         assert own == case.meta["templates"]
 
 
-def test_visual_tokens_that_are_made_of_the_text(case):
+def test_visual_tokens_that_are_computed_from_the_text(case):
     if case.config.coupled:
         tokens = jax.jit(functools.partial(apply, case.model, method="visual_tokens"))
         found = tokens(case.clip, case.prompts)
@@ -106,7 +106,7 @@ def arrays_of(case, outputs, texts):
     return arrays
 
 
-def test_numbers_at_the_start(case):
+def test_numbers_before_training(case):
     """With DPT's guidance and without, if a file has both."""
     golden = case.golden
     phases = {"_early": True, "_late": False} if "loss_early" in golden.arrays else {"": False}

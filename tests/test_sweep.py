@@ -115,7 +115,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(overrides, tmp_path, mo
     assert results_of(planned[0].workdir)["method"] == "coop"
 
 
-def test_what_a_finished_run_stands_on_is_noticed(overrides, tmp_path, tiny_clip_dir, capsys):
+def test_changed_inputs_of_a_finished_run_are_noticed(overrides, tmp_path, tiny_clip_dir, capsys):
     """Added or changed test images, other class names, and other weights."""
     root = shutil.copytree(IMAGES, tmp_path / "images")
     weights = shutil.copytree(tiny_clip_dir, tmp_path / "clip")
@@ -184,7 +184,7 @@ def test_settings_of_one_method(overrides):
     command_refused("coop on digits, 1 shot, seed 1: text_prompt.depth", *arguments)
 
 
-def test_a_size_holds_for_the_methods_that_have_the_part(overrides):
+def test_a_size_applies_to_the_methods_that_have_the_part(overrides):
     overrides |= {"visual_prompt.length": 3, "cavpt.top_k": 2}
     for run in plan(overrides=overrides, methods=METHODS):
         prompts = prompt_config(run.config, 3, 4)

@@ -149,7 +149,7 @@ def test_exit_codes_and_sentences(error, code, says):
 
 
 @pytest.mark.process
-def test_a_backend_that_is_not_there(tmp_path):
+def test_a_missing_backend(tmp_path):
     done = command("main.py", f"--workdir={tmp_path}", check=False, JAX_PLATFORMS="cuda")
     assert_refused(done, "JAX_PLATFORMS='cuda'")
     assert "pip install" in done.stderr
@@ -161,7 +161,7 @@ def test_debug_keeps_the_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["workdir", "config.clip.weights"])
-def test_a_bucket_that_is_not_there(key, store, tmp_path):
+def test_a_missing_bucket(key, store, tmp_path):
     arguments = [f"--workdir={tmp_path / 'run'}", f"--{key}=gs://nobody-has-this/run"]
     done = command_refused("nobody-has-this", "main.py", *arguments)
     assert len(done.stderr.strip().splitlines()) == 1

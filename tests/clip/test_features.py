@@ -151,7 +151,7 @@ def test_the_text_feature_is_taken_at_the_end(tmp_path):
         ("preprocess_cfg.mean", [0.5]),
     ],
 )
-def test_what_is_no_plain_clip_is_named(tmp_path, place, value):
+def test_unsupported_models_of_open_clip_are_named(tmp_path, place, value):
     whole = {"preprocess_cfg": PREPROCESS} if place.startswith("preprocess_cfg") else {}
     key = place.rpartition(".")[2]
     refused(rf"{OPEN_CLIP_CONFIG}.*{key}", read, tmp_path, {place: value}, **whole)

@@ -32,7 +32,7 @@ TINY = ASSETS / "tiny-clip"
 SAFE = "model.safetensors"
 WEIGHTS = (SAFE, "pytorch_model.bin")
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
-# What OpenAI's archives hold besides the weights.
+# Tensors of OpenAI's archives that are not weights.
 MARKS = {"input_resolution": 16, "context_length": 77, "vocab_size": 49408}
 
 
@@ -242,7 +242,7 @@ def test_shards_that_are_not_what_the_index_says(copy, tensors):
     ],
 )
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_file_that_is_another_thing_is_named(copy, name, data, says):
+def test_a_file_of_another_kind_is_named(copy, name, data, says):
     (copy / name).write_bytes(data)
     refused(rf"{copy / name}.*{says}", load_clip, str(copy))
 
@@ -270,7 +270,7 @@ def changed(tensors, name, how):
 
 
 @pytest.mark.parametrize("how", CHANGES)
-def test_tensor_that_does_not_fit_is_named(copy, tiny_clip_dir, tensors, openai, tmp_path, how):
+def test_a_tensor_that_does_not_fit_is_named(copy, tiny_clip_dir, tensors, openai, tmp_path, how):
     save_file(changed(tensors, FC1, how), copy / "model.safetensors")
     named = "mlp_in/kernel" if how == "nan" else FC1
     refused(rf"{copy / 'model.safetensors'}.*{named}", load_clip, str(copy))
@@ -341,7 +341,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "dpt_jax" / "buckets"
 
 
-def test_what_is_needed_is_copied(bucket, tiny_clip_dir, tiny_clip, tmp_path, cache):
+def test_only_needed_files_are_copied(bucket, tiny_clip_dir, tiny_clip, tmp_path, cache):
     """Other files of the folder stay where they are."""
     folder = shutil.copytree(tiny_clip_dir, tmp_path / "clip")
     (folder / "tf_model.h5").write_bytes(b"large")
@@ -378,6 +378,6 @@ def test_an_orbax_folder_that_is_not_whole(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["empty", "none"])
-def test_no_model_there(bucket, folder, cache):
+def test_a_bucket_without_the_model(bucket, folder, cache):
     (as_path(bucket) / "empty" / "notes.txt").write_text("nothing")
     refused(f"{bucket}/{folder}", load_clip, f"{bucket}/{folder}")

@@ -84,7 +84,7 @@ CASES = ("coop", "coop, of each class", "cocoop", "kgcoop", "dpt", "dpt, all lay
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(
+def test_a_published_checkpoint_converts_there_and_back_to_the_same_bytes(
     tmp_path, golden_clip_dir, name
 ):
     """The method and its sizes are those of the tensors, although --config says DPT."""
@@ -114,7 +114,7 @@ def test_a_published_checkpoint_goes_in_and_out_with_the_same_bytes(
         assert (tmp_path / "ours" / module / "checkpoint").read_text().startswith("model.pth.tar-")
 
 
-def test_promptsrc_is_known_by_its_frozen_tower_or_by_the_config(tmp_path, golden_clip_dir):
+def test_promptsrc_is_recognised_by_its_frozen_tower_or_the_config(tmp_path, golden_clip_dir):
     golden, modules = published("promptsrc")
     write(tmp_path / "joint", modules)
     for method, loss in (("promptsrc", 25.0), ("ivlp", 0.0)):
@@ -188,7 +188,7 @@ def zeros(*shape):
         ("ivlp", JOINT, "text_encoder.transformer.resblocks.1.VPT_shallow", None, "VPT_shallow"),
     ],
 )  # fmt: skip
-def test_tensors_that_are_missing_unknown_or_of_other_shapes(
+def test_missing_unknown_or_misshapen_tensors(
     tmp_path, golden_clip_dir, method, module, name, value, named
 ):
     """Nothing is converted in part: CoCoOp's file has all that CoOp's has."""
@@ -208,7 +208,7 @@ def test_tensors_that_are_missing_unknown_or_of_other_shapes(
         {"method": "dpt_zslp", "classifier.name": "zslp"},
     ],
 )
-def test_what_no_published_code_has_is_not_written(trained, tmp_path, values):
+def test_prompts_that_no_published_code_has_are_refused(trained, tmp_path, values):
     config = load_config(trained)
     for key, value in values.items():
         config.update_from_flattened_dict({key: value})

@@ -241,7 +241,7 @@ def test_a_list_of_paths_and_labels(suffix, split, photos):
         assert found[:5] == whole[:5]
 
 
-def test_lists_that_are_none_or_of_other_images_are_named(photos, tmp_path):
+def test_wrong_lists_and_lists_of_other_images_are_named(photos, tmp_path):
     file = tmp_path / "mine.csv"
     for text in (
         "image,class\na.png,cat",
@@ -263,14 +263,14 @@ def test_lists_that_are_none_or_of_other_images_are_named(photos, tmp_path):
         (["--config=dpt"], "digits"),
     ],
 )
-def test_a_root_without_a_name_means_ones_own_images(arguments, name):
+def test_a_root_without_a_dataset_name_means_own_images(arguments, name):
     """With the template and CLIP for folders, not those for the digits."""
     given, _ = from_command_line(arguments)
     expected = coop.get_config(name).dataset.template
     assert (given.config.dataset.name, given.config.dataset.template) == (name, expected)
 
 
-def test_a_look_counts_and_says_what_is_rotated_and_dropped(photos):
+def test_the_table_counts_rotated_and_dropped_images(photos):
     exif = Image.Exif()
     exif[0x0112] = 6
     save(photos / "cat" / "0.png", np.zeros((12, 16, 3), np.uint8), exif=exif)

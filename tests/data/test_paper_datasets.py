@@ -248,5 +248,5 @@ def test_a_dataset_of_one_split_is_divided_by_the_published_rule(root):
 
 
 @pytest.mark.parametrize("name", ["fgvc_aircraft", "ucf101"])
-def test_what_tensorflow_datasets_does_not_have_is_named(name, tmp_path):
+def test_datasets_missing_from_tensorflow_datasets_are_named(name, tmp_path):
     refused(name, read_tfds, name, str(tmp_path))

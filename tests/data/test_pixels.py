@@ -102,7 +102,7 @@ def test_a_photo_of_a_phone_is_turned_upright(kind, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_damaged_tag_is_no_tag():
+def test_a_damaged_exif_tag_is_ignored():
     image = written(Image.new("RGB", (16, 8)), "JPEG", exif=b"Exif\0\0MM\0*nonsense")
     assert read_image(image, "it").size == (16, 8)
 
@@ -137,7 +137,7 @@ def test_postscript_never_starts_a_program(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("reason", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
-def test_an_error_that_is_not_the_images_is_not_an_unreadable_image(reason, tmp_path, monkeypatch):
+def test_a_system_error_is_not_an_unreadable_image(reason, tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise reason
 

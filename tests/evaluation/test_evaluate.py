@@ -76,7 +76,7 @@ def test_caches_of_features_and_images_change_no_bit(method, clip, clip_dir, tmp
     np.testing.assert_array_equal(changed, logits({}))
 
 
-def test_the_image_cache_keeps_to_its_limit_and_to_the_current_dataset():
+def test_the_image_cache_has_a_limit_and_caches_the_current_dataset():
     decoded = []
 
     def decode():
@@ -168,7 +168,7 @@ def run(evaluated, tmp_path):
     return shutil.copytree(evaluated, tmp_path / "runs" / "base")
 
 
-def test_results_name_what_they_are_of(run, prepared):
+def test_results_record_their_origin(run, prepared):
     results, saved = results_of(run), load_newest(run)
     assert (results["shots"], results["seed"]) == (16, 1)
     of = results["of"]
@@ -217,7 +217,7 @@ def test_other_folders_have_results_of_their_own(run, prepared, tmp_path):
     assert results_of(elsewhere)["of"]["prompts"] == own
 
 
-def test_results_of_other_prompts_are_noticed_by_all_who_read_them(run, prepared, config):
+def test_all_readers_notice_results_of_older_prompts(run, prepared, config):
     """After more or new training: the run's own results, and those on other datasets."""
     elsewhere = run / "on" / "other"
     assert finished(run, config)
@@ -269,7 +269,7 @@ def test_class_scores():
     }
 
 
-def test_classes_of_one_name_are_told_apart():
+def test_classes_of_the_same_name_are_distinguished():
     """ImageNet has two classes named missile, and two named sunglasses."""
     found = distinct(["missile", "tench", "missile"])
     assert found == ["missile (class 0)", "tench", "missile (class 2)"]

@@ -36,9 +36,7 @@ def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def assert_close_in_norm(found, expected, bound: float) -> None:
-    """Assert that the norm of each difference is below a share of that of what is expected, for
-    trees of one structure.
-    """
+    """Assert that each array differs from the expected one by less than this share of its norm."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     errors = jax.tree.map(
         lambda a, b: np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0), found, expected

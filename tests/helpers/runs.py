@@ -1,4 +1,4 @@
-"""Runs that were never trained, and runs in processes of their own, also on two hosts."""
+"""Untrained runs, and runs in separate processes, also on two hosts."""
 
 import json
 import os

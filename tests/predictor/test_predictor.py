@@ -233,7 +233,7 @@ def test_sights_are_what_the_model_computed(predictor, files):
     assert unseen == 3 * len(files)  # CAVPT has three of the six classes
 
 
-def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
+def test_visualize_writes_a_picture_per_image(trained, files, tmp_path):
     """Also if two images have one name, and if one cannot be read."""
     (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "other").mkdir()
@@ -253,7 +253,7 @@ def test_visualize_writes_a_picture_an_image(trained, files, tmp_path):
     assert len(list((tmp_path / "other").iterdir())) == 4
 
 
-def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
+def test_names_that_are_formulas_or_not_unicode(trained, files, tmp_path):
     """Names that matplotlib would typeset as mathematics, and one that is not Unicode."""
     odd = [r"$\frac$.png", "$x_$.png", os.fsdecode(b"n\xff.png")]
     for name in odd:
@@ -264,7 +264,7 @@ def test_names_that_are_formulas_or_no_unicode(trained, files, tmp_path):
     assert draw_confusion(pd.DataFrame(np.eye(2), columns=names), r"$\frac$")
 
 
-def test_words_of_a_context_that_is_words(trained, clip, tmp_path):
+def test_nearest_words_of_a_context_of_known_words(trained, clip, tmp_path):
     predictor = dpt_jax.load(trained)
     ids = [clip.tokenizer.encode(word)[0] for word in ("photo", "of", "a", "zebra")]
     embeddings = np.asarray(clip.params["text"]["token_embedding"])

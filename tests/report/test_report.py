@@ -155,7 +155,7 @@ def read_csv(file):
         return list(csv.DictReader(lines))
 
 
-def test_files_with_a_row_a_run_and_a_row_a_class(tmp_path):
+def test_files_with_a_row_per_run_and_a_row_per_class(tmp_path):
     """From 0 to 1, whatever is left out of the tables, and safe in a spreadsheet."""
     classes = {**CLASSES, "=1+1": CLASSES["cat"]}
     more = {"balanced_accuracy": 0.375, "calibration": {"ece": 0.1}}
@@ -280,7 +280,7 @@ def test_files_of_unknown_size_are_the_same_test_images(tmp_path):
     assert rows_of(report.report_folder(tmp_path)[0])[2:] == [["DPT", "73.0 ± 1.0"]]
 
 
-def test_a_training_that_had_not_ended_is_no_seed_of_a_result(tmp_path):
+def test_an_unfinished_training_is_not_a_seed_of_a_result(tmp_path):
     write_folder(tmp_path / "a", 90)
     write_folder(tmp_path / "b", 30, seed=2, train_list="u", epoch=1)
     text = report.report_folder(tmp_path)[0]
@@ -314,7 +314,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_left_out_by_name(tmp_path, o
 
 
 def test_kinds_of_selection_are_not_mixed_and_versions_are_named(tmp_path):
-    """A folder of images is called by its name."""
+    """A folder of images has its own name."""
     write_folder(tmp_path / "a", 90)
     write_folder(tmp_path / "b", 80, seed=2, train_list="u")
     text = report.report_folder(tmp_path)[0]
@@ -449,7 +449,7 @@ def test_the_command(runs):
 
 
 @pytest.mark.compiles
-def test_one_page_a_run(trained, tmp_path):
+def test_one_page_per_run(trained, tmp_path):
     """Self-contained, with class names that are markup shown as text; and the figures alone."""
     workdir = shutil.copytree(trained, tmp_path / "run")
     text, written = run_report.report_run(workdir)

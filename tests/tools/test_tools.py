@@ -1,5 +1,5 @@
-"""The benchmarks run, their PyTorch baseline computes what the published code does, and the
-tutorial runs. Its calls and commands have fast tests of their own.
+"""The benchmarks and the notebook run, and the PyTorch baseline computes what the published code
+does. The notebook's calls and commands have fast tests of their own.
 """
 
 import json

@@ -81,7 +81,7 @@ def files_of(workdir):
     return sorted(path.relative_to(workdir) for path in workdir.rglob("*"))
 
 
-def test_what_is_saved_last_is_the_newest(tmp_path):
+def test_the_last_saved_checkpoint_is_the_newest(tmp_path):
     """Also if a run is extended after its classifier's steps were counted."""
     run = written(tmp_path / "run", steps=(2, 302))
     assert resume(written(run, steps=(3,))) == 3
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_written_again(workdir, capsys):
     assert resume(workdir) == 2
 
 
-def test_half_a_checkpoint_in_a_bucket_is_not_one(bucket):
+def test_an_incomplete_checkpoint_in_a_bucket_is_ignored(bucket):
     """Its upload was interrupted; it is written again."""
     workdir = written(as_path(bucket) / "run")
     (workdir / "checkpoints" / "2" / "commit_success.txt").unlink()
@@ -120,7 +120,7 @@ def test_half_a_checkpoint_in_a_bucket_is_not_one(bucket):
     assert resume(workdir) == 2
 
 
-def test_without_a_whole_checkpoint_nothing_is_moved(copied):
+def test_without_an_intact_checkpoint_nothing_is_moved(copied):
     for step in ("1", "2"):
         (copied / "checkpoints" / step / "meta" / "metadata").write_text("{")
     before = files_of(copied)
@@ -139,8 +139,8 @@ def test_without_a_whole_checkpoint_nothing_is_moved(copied):
         ValueError("NOT_FOUND: PERMISSION_DENIED"),
     ],
 )
-def test_what_is_not_damage_moves_nothing(copied, monkeypatch, failure):
-    """Nor is an older checkpoint taken."""
+def test_errors_other_than_damage_move_nothing(copied, monkeypatch, failure):
+    """And no older checkpoint is used."""
     before, data = files_of(copied), next(copied.glob("checkpoints/2/prompts/**/d/*"))
     restore, read_bytes = ocp.StandardCheckpointer.restore, type(copied).read_bytes
 
@@ -221,7 +221,7 @@ def shared(trained, tmp_path_factory):
     return file
 
 
-def test_a_file_has_the_prompts_to_the_byte_and_says_what_they_are(shared, trained):
+def test_a_prompt_file_has_the_same_bytes_and_a_description(shared, trained):
     own = load_newest(trained)
     assert same_bytes(load_newest(shared).prompts, own.prompts)
     assert load_newest(shared).meta == own.meta
@@ -239,7 +239,7 @@ def test_a_file_has_the_prompts_to_the_byte_and_says_what_they_are(shared, train
     assert shared.stat().st_size < sum(x.nbytes for x in jax.tree.leaves(own.prompts)) + 10_000
 
 
-def test_a_file_stands_where_a_workdir_does(shared, trained, files, tmp_path):
+def test_a_prompt_file_replaces_a_workdir(shared, trained, files, tmp_path):
     """predict and export in this process; main.py's evaluation and init_from as commands."""
     expected = dpt_jax.load(trained).predict_proba(files)
     np.testing.assert_array_equal(dpt_jax.load(shared).predict_proba(files), expected)
@@ -261,7 +261,7 @@ def test_a_file_stands_where_a_workdir_does(shared, trained, files, tmp_path):
     np.testing.assert_allclose(*tokens, atol=1e-3)  # new ones: 0.02
 
 
-def test_saving_from_python_is_exporting(shared, trained, predictor, tmp_path):
+def test_saving_from_python_equals_export(shared, trained, predictor, tmp_path):
     saved = tmp_path / "saved.safetensors"
     predictor.save(saved)
     assert read_header(as_path(saved)) == read_header(as_path(shared))
@@ -282,13 +282,13 @@ def test_a_classifier_on_other_prompts_is_exported_too(tmp_path):
     assert "private" not in json.dumps(read_header(file))
 
 
-def test_a_file_is_not_trained_in(shared):
+def test_a_prompt_file_as_the_workdir_of_a_training_is_refused(shared):
     command = ("main.py", f"--workdir={shared}")
     command_refused("--mode=eval", *command)
     command_refused("init_from", *command, "--mode=eval", "--config.init_from=x")
 
 
-def test_files_that_are_no_prompts(shared, tmp_path):
+def test_files_that_are_not_prompt_files(shared, tmp_path):
     whole, file = shared.read_bytes(), tmp_path / "odd.safetensors"
     for length in (0, 7, 100, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:length])
@@ -311,7 +311,7 @@ def test_files_that_are_no_prompts(shared, tmp_path):
     ],
     ids=str,
 )
-def test_entries_or_tensors_that_are_missing_or_of_other_kinds(shared, tmp_path, change):
+def test_missing_or_wrong_entries_and_tensors(shared, tmp_path, change):
     """Entries that are None are left out."""
     with safetensors.safe_open(shared, "numpy") as opened:
         header = opened.metadata() | change.get("header", {})
@@ -323,7 +323,7 @@ def test_entries_or_tensors_that_are_missing_or_of_other_kinds(shared, tmp_path,
     refused(r"odd\.safetensors", dpt_jax.load, tmp_path / "odd.safetensors")
 
 
-def test_export_says_what_it_cannot_do(trained, tmp_path):
+def test_export_errors(trained, tmp_path):
     for source, name in ((trained, "a.bin"), (trained, "no/a.safetensors"), (tmp_path, "")):
         target = tmp_path / (name or "a.safetensors")
         command_refused(tmp_path / name, "convert", "export", source, target)

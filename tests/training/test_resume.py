@@ -1,5 +1,5 @@
-"""A stopped, killed or damaged run, given the same command again, ends with the same bits; and what
-a run can resume with.
+"""Stopped, killed and damaged runs end with the same bits after the same command; and what a run
+can resume with.
 
 Two hosts are in tests/test_distributed.py.
 """
@@ -254,7 +254,7 @@ def test_what_a_run_cannot_resume_with(config, clip, started):
     assert load_newest(started).step == 4
 
 
-def test_the_dtype_that_is_computed_in_is_saved_and_kept(config, tmp_path):
+def test_dtype_of_the_computation_is_saved_and_resumed(config, tmp_path):
     workdir = tmp_path / "run"
     assert config.dtype == "auto"
     results = evaluate(*train_run(config, workdir), workdir)
@@ -268,7 +268,7 @@ def test_the_dtype_that_is_computed_in_is_saved_and_kept(config, tmp_path):
     assert with_dtype(config, workdir).dtype == "bfloat16"
 
 
-def test_what_follows_a_step_that_was_left_out(config, clip):
+def test_steps_after_a_skipped_step(config, clip):
     """The rate is the reported one; an update too large for float32 is left out as well."""
     experiment = experiments.prepare(config, clip)
     # Warm-up is over after the first step.
@@ -321,8 +321,8 @@ def finished(experiment, tmp_path_factory):
     return workdir, loop.train(experiment, workdir)
 
 
-def test_a_run_that_goes_on_has_the_same_bits(experiment, finished, tmp_path):
-    """The average of its epochs too, which it ends with, if stopped within an epoch."""
+def test_a_resumed_run_has_the_same_bits(experiment, finished, tmp_path):
+    """Also the average of its epochs, if it was stopped within an epoch."""
     workdir, prompts = finished
     again = loop.train(experiment, without(workdir, tmp_path / "run", 4, 5, 6))
     jax.tree.map(np.testing.assert_array_equal, again, prompts)
@@ -341,7 +341,7 @@ def test_an_average_over_other_epochs_is_refused(experiment, finished, tmp_path)
     refused(says, loop.train, other, run, allow_changes=True)
 
 
-def test_texts_to_hold_to_are_the_mean_of_what_comes_out(clip_dir, clip):
+def test_target_texts_are_the_mean_of_unnormalised_features(clip_dir, clip):
     """As published, not normalised before the mean, unlike the ensemble of zero-shot CLIP."""
     config = small_config(clip_dir, promptsrc, loss__template="|".join(TEMPLATES))
     config.text_prompt.depth = config.visual_prompt.depth = 2

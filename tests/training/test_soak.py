@@ -1,4 +1,4 @@
-"""`make soak`: more kills and damages than in the quick tests, a long run, and random histories.
+"""`make soak`: more kills and more damage than in the quick tests, a long run, random histories.
 
 Every accuracy that a history shows is true, and the reported settings are those of the training.
 """

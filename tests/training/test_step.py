@@ -96,7 +96,7 @@ EVERYTHING = PromptConfig(
     ("remat", "microbatch", "devices"),
     [("blocks", 1, 2), pytest.param("matmuls", 2, 2, marks=pytest.mark.slow)],
 )
-def test_neither_what_is_kept_nor_parts_nor_devices_change_a_gradient(
+def test_remat_microbatches_and_devices_do_not_change_a_gradient(
     tiny_clip, remat, microbatch, devices
 ):
     """The gradient of every part, against all images at once without remat."""
@@ -171,7 +171,7 @@ def events(content):
     return found
 
 
-def test_no_step_is_there_twice(workdir):
+def test_no_step_is_recorded_twice(workdir):
     for start, loss in ((0, 1.0), (2, 0.5)):  # killed after step 4, resumed after step 2
         with metrics.metric_writer(workdir, start) as write:
             for step in (start + 1, start + 2):
@@ -184,13 +184,13 @@ def test_no_step_is_there_twice(workdir):
     assert {step for file in written for step in events(file.read_bytes())} == {1, 2, 3, 4}
 
 
-def test_a_line_that_was_cut_is_left_out(tmp_path):
+def test_a_truncated_line_is_ignored(tmp_path):
     (tmp_path / metrics.METRICS_FILE).write_bytes(b'{"step": 1, "loss": 0.5}\n{"step": 2, "lo\xff')
     assert metrics.read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
 
 
 @pytest.mark.parametrize("ready", [True, False])
-def test_an_epoch_says_how_fast_it_was(ready, monkeypatch):
+def test_speed_of_an_epoch(ready, monkeypatch):
     """Two steps of six images in four seconds, one of them waiting for a batch.
 
     It counts as waiting only if the devices had nothing else to do.
@@ -211,7 +211,7 @@ def test_an_epoch_says_how_fast_it_was(ready, monkeypatch):
     assert {key: values[key] for key in expected} == pytest.approx(expected)
 
 
-def test_operations_are_those_of_the_products_whose_result_is_used():
+def test_only_matrix_products_that_are_used_are_counted():
     """A product before a loop of three, each (4, 8) times (8, 8), and an unused one."""
 
     def program(x, w):
@@ -231,7 +231,7 @@ def test_the_peak_is_of_the_chip_that_jax_names():
     assert {kind: metrics.peak_rate(kind) for kind in known} == known
 
 
-def test_a_trace_is_of_the_steps_asked_for(tmp_path, capsys):
+def test_a_trace_has_the_requested_steps(tmp_path, capsys):
     with metrics.tracing(as_path(tmp_path), 2, start=0, last=9) as before:
         for step in range(1, 9):
             before(step, jnp.zeros(1) + step)

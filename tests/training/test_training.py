@@ -55,7 +55,7 @@ def test_initial_words_set_the_length_by_their_tokens(words, prepare, clip):
     np.testing.assert_array_equal(context[0], clip.params["text"]["token_embedding"][ids])
 
 
-def test_initial_words_that_cannot_be_are_refused(prepare):
+def test_impossible_initial_words_are_refused(prepare):
     for words, says in {"{}.": "brace", "<|startoftext|>": "special", "a " * 80: "77"}.items():
         refused(says, prepare, text_prompt__init=f"a photo {words}")
 
@@ -152,7 +152,7 @@ def three_classes(tmp_path):
     return root
 
 
-def test_training_on_other_classes_starts_the_classifier_anew(
+def test_training_on_other_classes_resets_the_auxiliary_classifier(
     trained, prepare, three_classes, capsys
 ):
     experiment = prepare(dataset__root=str(three_classes), init_from=str(trained))
@@ -246,7 +246,7 @@ def test_normalised_features_are_averaged_over_the_texts_of_each_class(clip, nam
         (lambda own, name: [own], "cannot be read"),
     ],
 )
-def test_a_wrong_file_is_refused(clip_dir, names, tmp_path, change, named):
+def test_wrong_descriptions_are_refused(clip_dir, names, tmp_path, change, named):
     own = {name: [name] for name in names}
     file = tmp_path / "texts.json"
     file.write_text(json.dumps(change(own, names[0])))
