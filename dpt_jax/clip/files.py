@@ -28,7 +28,7 @@ from dpt_jax.clip.blocks import Params
 from dpt_jax.clip.config import CLIPConfig, read_json
 from dpt_jax.clip.model import param_shapes
 from dpt_jax.errors import UserError
-from dpt_jax.io import reading, write_whole
+from dpt_jax.io import is_remote, reading, write_whole
 
 Tensors = dict[str, np.ndarray]
 INDEX = ".index.json"
@@ -93,6 +93,8 @@ def read_tensors(file: epath.Path) -> Tensors:
         return {name: value for part in parts for name, value in part.items()}
     if file.suffix == ".safetensors":
         with reading(file, "a .safetensors file of weights"):
+            if is_remote(file):
+                return safetensors.numpy.load(file.read_bytes())
             return safetensors.numpy.load_file(os.fspath(file))
     if file.suffix in (".bin", ".pt", ".pth"):
         return read_torch_file(file)[0]

@@ -12,7 +12,7 @@ from transformers import CLIPModel
 
 import dpt_jax
 from configs import cliplora, coop
-from dpt_jax.clip.files import read_torch_file
+from dpt_jax.clip.files import read_tensors, read_torch_file, write_safetensors
 from dpt_jax.clip.pretrained import load_clip
 from dpt_jax.config import method_config
 from dpt_jax.convert import convert_reference, reverse_reference, write_run
@@ -323,3 +323,9 @@ def test_lora_files_of_peft(run, clip_dir, tmp_path):
     safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(about))
     command_refused(name.removeprefix("base_model.model."), *again)
+
+
+def test_tensors_in_a_bucket(bucket):
+    file, tensors = as_path(f"{bucket}/adapter_model.safetensors"), {"lora_A": zeros(2, 3)}
+    write_safetensors(file, tensors)
+    assert same_bytes(read_tensors(file), tensors)
