@@ -1,1 +1,1 @@
-"""Recipes that make the bundled assets and the pictures of the docs, and what runs the notebook."""
+"""Recipes that make the bundled datasets and the tiny CLIP."""

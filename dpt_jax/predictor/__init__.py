@@ -289,7 +289,7 @@ def export(config: ConfigDict, saved: Saved, source: epath.Path | None, target: 
 class Sight(NamedTuple):
     """The likeliest classes of an image, best first, and attention over its patches.
 
-    Maps are (grid, grid). Their sum is 1 minus the attention to tokens other than patches.
+    Maps are (grid, grid). Each sums to 1 minus the attention to tokens other than patches.
     """
 
     image: np.ndarray  # (size, size, 3) uint8

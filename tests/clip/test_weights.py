@@ -146,7 +146,7 @@ def test_without_a_network_one_attempt_is_made_and_what_helps_is_named(monkeypat
 
 @pytest.mark.parametrize("name", ["ViT-H-14", "RN50", "hf-hub:laion/some-clip", "no/file.pt", " "])
 def test_name_that_is_neither_a_path_nor_an_id(name):
-    refused(rf"{name} is neither", load_clip, name)
+    refused(rf"{name} is not a file", load_clip, name)
 
 
 def torchscript(tensors, file):
