@@ -184,13 +184,19 @@ def _classifier(experiment: Experiment, saved: Saved, source: str) -> Params:
 def merge_pretrained(fresh: Prompts, saved: Saved, experiment: Experiment, source: str) -> Prompts:
     """Return new prompts, initialised from the saved parts.
 
-    The auxiliary classifier belongs to its training classes: for others it starts fresh.
+    The auxiliary classifier belongs to its training classes: for others it starts fresh. Raise
+    UserError if the parts do not fit, or none is shared.
     """
     if other := other_clip(saved, experiment.pretrained):
         say(f"{source} was trained on {other}: its prompts are used for initialisation only.")
     same_classes = _check_classes(saved, experiment, source)
+    if not (shared := fresh.keys() & saved.prompts.keys()):
+        raise UserError(
+            f"init_from: {source} learned {' and '.join(saved.prompts)}, and method="
+            f"{experiment.config.method} has nothing to start from it: choose a method that has."
+        )
     merged = dict(fresh)
-    for part in fresh.keys() & saved.prompts.keys():
+    for part in shared:
         own, theirs = fresh[part], saved.prompts[part]
         check_shapes({part: theirs}, {part: own}, source)
         if part == "cavpt":

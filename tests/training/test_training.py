@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import dpt_jax
-from configs import coop, dpt, vlp
+from configs import coop, dpt, vlp, vpt, zslp
 from dpt_jax.clip.model import normalize
 from dpt_jax.config import keyword_config, method_config, validate
 from dpt_jax.data import records
@@ -181,6 +181,8 @@ def test_a_part_can_be_added_to_a_trained_one(prepare, tmp_path):
     np.testing.assert_array_equal(prompts["text"]["context"], saved.prompts["text"]["context"])
     assert "visual" in prompts
     refused("coop.* method", adoption.saved_prompts, prepare(vlp), first)
+    for other in (vpt, zslp):  # which share no part with it
+        refused("init_from", adoption.initial_prompts, prepare(other, init_from=str(first)))
 
 
 def test_prompts_of_other_sizes_are_refused_by_name(trained, prepare):
