@@ -23,7 +23,7 @@ from dpt_jax.errors import USER_ERROR, UserError
 from dpt_jax.io import cache_folder, short
 from dpt_jax.version import __version__
 
-# Arrays by name, of which `label` has a row for each image.
+# Arrays by name; `label` has a row for each image.
 Batch = dict[str, Any]
 PyTree = Any
 
@@ -50,13 +50,13 @@ def connect(
     named = [value is not None for value in (coordinator, processes, process)]
     if any(named) and (not all(named) or cluster):
         raise UserError(
-            "give --coordinator, --processes and --process together, or --cluster alone."
+            "give --coordinator, --processes and --process together, or only --cluster."
         )
     counts_them = next((name for name in CLUSTERS if int(os.environ.get(name, "1")) > 1), "")
     if all(named):
         cause = f"--processes={processes}"
     elif counts_them:
-        cause = f"{counts_them}={os.environ[counts_them]} (unset it to train in this process alone)"
+        cause = f"{counts_them}={os.environ[counts_them]} (unset it to train only in this process)"
     elif cluster:
         cause = "--cluster"
     else:

@@ -10,7 +10,7 @@ import argparse
 import pathlib
 import sys
 
-# Started as a script, whose import path begins in this folder and not at the repository's root.
+# A script's import path begins in its own folder, not at the repository's root.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import numpy as np

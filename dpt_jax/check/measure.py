@@ -1,4 +1,4 @@
-"""What is timed, here and by benchmarks/: steps of CLIPs with random weights, and the loader."""
+"""What `dpt-jax check` and benchmarks/ time: steps of CLIPs with random weights, and the loader."""
 
 import dataclasses
 import pathlib

@@ -33,7 +33,7 @@ COMMANDS = {
     "settings": "Print every settings key with its default and a comment.",
     "convert": "Convert weights and prompts from and to other formats.",
 }
-STORES = ("gcsfs", "google", "aiohttp")  # packages whose errors are those of a bucket
+STORES = ("gcsfs", "google", "aiohttp")  # packages that raise errors about buckets
 
 
 class Parser(argparse.ArgumentParser):

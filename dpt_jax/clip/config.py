@@ -359,7 +359,7 @@ def _side(value: Any) -> Any:
 
 
 def _channels(value: Any) -> Any:
-    """Return one number a channel; one number stands for all."""
+    """Return one number per channel; a single number applies to all."""
     return tuple(value) if isinstance(value, list | tuple) else (value,) * 3
 
 

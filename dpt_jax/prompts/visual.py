@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from dpt_jax.clip.blocks import Array, LayerNorm
 from dpt_jax.prompts import linear, torch_uniform
 
-GLOBAL_TOKENS = 10  # G_l: 10 whatever K is, as published
+GLOBAL_TOKENS = 10  # G_l: always 10, as published
 ATTENTION_WIDTH = 32
 
 

@@ -31,7 +31,7 @@ from dpt_jax.training.checkpoints import (
 CONFIG_FILE = "config.json"
 TRAIN_FILES = "train_files.txt"  # the images that a run trains on
 LOCK_FILE = ".lock"
-SPLIT_FILE = "split.csv"  # of a run on images whose folders do not say the split
+SPLIT_FILE = "split.csv"  # of a run on images whose folders do not define the split
 # A run that starts from another run's prompts takes over the sizes of shared parts, except these
 # keys, which add parameters of their own.
 OWN = ("coupled", "conditioned")
