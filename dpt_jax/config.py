@@ -242,7 +242,7 @@ def from_command_line(
 ) -> tuple[Given, list[str]]:
     """Return the configuration of a command line, and the other arguments.
 
-    of_methods: whether --config.METHOD.KEY=VALUE is allowed too, which becomes an override
+    of_methods: whether --config.METHOD.KEY=VALUE is allowed too; it becomes the override
     METHOD.KEY.
     """
     file: str | None = None

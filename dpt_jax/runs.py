@@ -170,7 +170,7 @@ class Run(NamedTuple):
     config: ConfigDict
     workdir: epath.Path
     targets: tuple[Target, ...]  # what else the prompts are tested on
-    refused: str = ""  # why the settings are impossible; such a run fails in its turn
+    refused: str = ""  # why the settings are impossible; the run fails when it is reached
 
     def __str__(self) -> str:
         data = self.config.dataset

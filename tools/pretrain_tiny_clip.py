@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-# Started as a script, whose import path begins in this folder and not at the repository's root.
+# A script's import path begins in its own folder, not at the repository's root.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax

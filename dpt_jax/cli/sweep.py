@@ -111,7 +111,7 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def _check_one_can_run(planned: "Sequence[Run]", with_data: bool) -> None:
-    """Raise UserError if no run can start. Otherwise, impossible runs fail in their turn."""
+    """Raise UserError if no run can start. If some can, the others fail when they are reached."""
     from dpt_jax.data.dataset import check_root
 
     reasons = []

@@ -132,7 +132,7 @@ class Loading:
 
 
 def steps_per_epoch(examples: int, batch_size: int, partial: bool = False) -> int:
-    """Return the batches of an epoch: an incomplete one counts if `partial` or if it is alone."""
+    """Return the batches of an epoch; an incomplete one counts if `partial`, or if it is alone."""
     return max(-(-examples // batch_size) if partial else examples // batch_size, 1)
 
 

@@ -148,7 +148,7 @@ def read_tfds(name: str, root: str) -> Dataset:
     )
     if not use.test:
         train, val, test = published_split(train)
-    # Images are stored as bytes. As Text they stay encoded, and are left to PIL.
+    # Read as Text, images stay encoded, so that PIL decodes them.
     parse = tfds.features.FeaturesDict({"image": tfds.features.Text()})
     read = Records(str(builder.data_dir), sources, parse)
     return Dataset(read, tuple(classname_of.values()), train, val, test)

@@ -89,8 +89,8 @@ def write_results(
 def _describe(experiment: Experiment, saved: Saved) -> dict[str, Any]:
     """Return the labels of an evaluation's results, the origin of the prompts under "of".
 
-    Labels of the training come from its record, see training.saved. Only those of the test come
-    from the settings of the evaluation.
+    Labels of the training come from its record, see training.saved. Labels of the test come from
+    the settings of the evaluation.
     """
     config, dataset = experiment.config, experiment.dataset
     record, template = saved.meta or training_meta(experiment), config.dataset.template
@@ -219,8 +219,8 @@ def read_result(file: epath.Path) -> dict[str, Any]:
 def has_own_data(experiment: Experiment, saved: Saved, workdir: epath.Path) -> bool:
     """Return whether an evaluation is on the dataset of the run in a workdir.
 
-    That is, if name, classes, and either the images or their folder are the same. If the record of
-    the prompts names no dataset, that of the first evaluation counts.
+    The name, the classes, and either the images or their folder must be the same. If the record of
+    the prompts names no dataset, the dataset of the first evaluation counts.
     """
     asked, own = experiment.config.dataset, dict(saved.meta)
     if not own.get("data"):

@@ -73,8 +73,8 @@ def table(
 ) -> Table:
     """Return a table of methods × shots, or of methods and shots × the `columns` of `by`.
 
-    `words` say what the numbers are. `spread` and the number of seeds are appended, then `more`. If
-    the number differs, each cell shows its n. sign="+" shows the sign of positive numbers too.
+    `words` describe the numbers. `spread` and the number of seeds are appended, then `more`. If the
+    number of seeds differs, each cell shows its n. sign="+" shows the sign of positive numbers too.
 
     cells: method, shots, `by`, accuracy_mean, perhaps spread, and seeds.
     """
