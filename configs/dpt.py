@@ -2,7 +2,7 @@
 
 python main.py --config=configs/dpt.py
 
-The default, 16 shots of the bundled digits, gets 50 to 54 % (means of five seeds on two processors;
+The default, 16 shots of the bundled digits, gets 49 to 54 % (means of five seeds on two processors;
 zero-shot 12.4 %); emoji at 8 shots 36.7 ± 1.0 % (three seeds; zero-shot 31.4 %). See
 docs/measurements.md. The paper's datasets have not been measured:
 

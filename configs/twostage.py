@@ -2,8 +2,9 @@
 
 python main.py --config=configs/twostage.py
 
-The default, 16 shots of the bundled digits, gets 43.8 % (one seed), and emoji at 4 shots
-35.2 ± 1.7 % (three seeds). See docs/measurements.md. The paper's datasets have not been measured.
+The default, 16 shots of the bundled digits, gets 41.5 ± 1.3 %, and emoji at 4 shots
+34.4 ± 2.1 % (five seeds each). See docs/measurements.md. The paper's datasets have not been
+measured.
 
 Values from FarinaMatteo/rethinking_fewshot_vlms: 300 steps per shot, 60 % for the layer norms, and
 "a photo of a NAME." on every dataset. Its code tunes the layer norms of blocks only;

@@ -2,7 +2,7 @@
 
 python main.py --config=configs/vlp.py
 
-The default, 16 shots of the bundled digits, gets 51.0 ± 5.9 % (five seeds); emoji at 8 shots
+The default, 16 shots of the bundled digits, gets 51.9 ± 4.8 % (five seeds); emoji at 8 shots
 36.9 ± 0.3 % (three seeds). See docs/measurements.md. The paper's datasets have not been measured.
 
 Values from fanrena/DPT.

@@ -2,7 +2,7 @@
 
 python main.py --config=configs/vpt.py
 
-The default, 16 shots of the bundled digits, gets 36.8 ± 5.3 % (five seeds); emoji at 8 shots
+The default, 16 shots of the bundled digits, gets 36.9 ± 4.2 % (five seeds); emoji at 8 shots
 37.4 ± 0.6 % (three seeds). See docs/measurements.md. The paper's datasets have not been measured.
 
 Values from fanrena/DPT, trainers/VPT.py.
