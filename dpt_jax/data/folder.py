@@ -90,7 +90,7 @@ def check_files(files: Files, paths: Iterable[str], listed_by: str) -> None:
     missing = [files.file(path) for path, parent, _, name in split if name not in names_in(parent)]
     if missing:
         raise UserError(
-            f"{listed_by}: {len(missing)} files do not exist, such as {missing[0]}: add them, or "
+            f"{listed_by}: missing files ({len(missing)}), such as {missing[0]}: add them, or "
             "leave missing images out with dataset.on_error=skip."
         )
 
@@ -204,6 +204,8 @@ def read_list(file: epath.Path) -> list[Listed]:
             rows = [json.loads(line) for line in content.split("\n") if line.strip()]
         else:
             rows = list(csv.DictReader(io.StringIO(content, newline="")))
+        if not rows:
+            raise ValueError("it lists no images")
         images: dict[str, Listed] = {}
         known = SPLITS if rows[0].get("split") else ("",)
         for row in rows:

@@ -244,6 +244,7 @@ def test_a_list_of_paths_and_labels(suffix, split, photos):
 def test_wrong_lists_and_lists_of_other_images_are_named(photos, tmp_path):
     file = tmp_path / "mine.csv"
     for text in (
+        "path,label\n",
         "image,class\na.png,cat",
         "path,label\na.png,cat\na.png,dog",
         "path,label,split\na.png,cat,training",
