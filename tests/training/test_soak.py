@@ -49,8 +49,9 @@ def test_kills_at_random_moments(clip_dir, tmp_path, bucket, place):
             run = Run(*arguments)
             run.read_until("Training coop")
             time.sleep(moments.uniform(0, 3))
-            killed += run.process.poll() is None
-            run.send(signal.SIGKILL)
+            if run.process.poll() is None:  # else it has finished
+                run.send(signal.SIGKILL)
+                killed += 1
             run.end()
         in_process("main.py", *SETTINGS, *arguments)
         assert_same_end(workdir, whole)
