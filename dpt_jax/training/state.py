@@ -222,13 +222,14 @@ def start_or_resume(
     A run that has started no longer needs the prompts of `init_from`.
     """
     keeps_best, saved = experiment.config.train.keep == "best", checkpoints.resume()
+    if saved is None:
+        fresh = initial_prompts(experiment)
+        best = Best(-1.0, 0, fresh) if keeps_best else None
+        saver = Saver(experiment, plan, checkpoints, training_meta(experiment), best)
+        return new_state(experiment.model, plan, fresh), saver
     shapes = shapes_of(experiment.model)
     zeros: Prompts = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    fresh = initial_prompts(experiment) if saved is None else zeros
-    new = new_state(experiment.model, plan, fresh)
-    if saved is None:
-        best = Best(-1.0, 0, fresh) if keeps_best else None
-        return new, Saver(experiment, plan, checkpoints, training_meta(experiment), best)
+    new = new_state(experiment.model, plan, zeros)
     step = saved.step - saved.meta.get(CLASSIFIER_STEPS, 0)
     saved = saved._replace(step=step)
     record = training_meta(experiment, saved)
