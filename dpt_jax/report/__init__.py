@@ -21,7 +21,7 @@ from dpt_jax.training.saved import unfinished
 CELL = ["method", "trained_on", "trained_classes", "shots", "dataset", "classes"]
 # Runs of one cell must also agree in SAME_IN_CELL and in all settings, and those of one seed in
 # SAME_IN_SEED.
-SAME_IN_CELL = ["n", "test_list", "test_files", "init_from", "selection", "task"]
+SAME_IN_CELL = ["n", "test_list", "init_from", "selection", "task"]
 SAME_IN_SEED = ["train_list", "prompts"]
 HALVES, HARMONIC = ("base", "new"), "harmonic mean"
 DIGEST = 6  # characters of a digest that are shown
@@ -137,7 +137,8 @@ def _name_datasets(frame: pd.DataFrame) -> None:
 def _exclude_mixed(frame: pd.DataFrame, same: list[str]) -> None:
     """Exclude the cells whose runs differ in more than their seed."""
     for (method, *_, dataset, _), runs in frame[frame.excluded == ""].groupby(CELL, sort=False):
-        why = _difference(runs, same)
+        # The sizes of files in a bucket are unknown.
+        why = _difference(runs, same) or _difference(runs[runs.test_files != ""], ["test_files"])
         for _, of_seed in runs.groupby("seed"):
             why = why or _difference(of_seed, SAME_IN_SEED, ", of one seed,")
         if why:
@@ -151,8 +152,6 @@ def _difference(runs: pd.DataFrame, columns: list[str], which: str = "") -> str:
     """Name two runs and the first column in which they differ; "" if there is none."""
     for column in columns:
         values = runs[column].map(str)
-        if column == "test_files":
-            values = values[values != ""]  # of files in a bucket, whose sizes are unknown
         if len(two := values.drop_duplicates().index[:2]) > 1:
             paths, shown = " and ".join(runs.path[two]), " and ".join(values[two])
             return f"{paths}{which} differ in {column} ({shown})"
